@@ -64,9 +64,9 @@ def texts(length: int, answers: int, seed: int = 0) -> dict[str, Texts]:
         seed: Equal seeds give equal texts.
     """
     tokenizer, rng = TextTokenizer(resolve(DEMO)), np.random.default_rng(seed)
-    asked = needles_task(tokenizer, None, needles=4, lengths=[length], limit=4, seed=seed, wording="recall").questions
+    asked = needles_task(tokenizer, None, needles=4, lengths=[length], limit=4, seed=seed).questions
     digits = OneTokenEach()
-    numbered = needles_task(digits, None, needles=4, lengths=[length], limit=4, seed=seed, wording="english").questions
+    numbered = needles_task(digits, None, needles=4, lengths=[length], limit=4, seed=seed).questions
     example = max(recall.held_out(40, seed), key=lambda each: each.pairs)
     entries = [entry.strip() for entry in example.prompt.rpartition(".")[0].split(",")]
     listed = ", ".join(entries[i] for i in rng.permutation(len(entries)))

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.evaluation.suites.recorded import source_of
+from lucid_deploy.evaluation.suites import BABILONG_LENGTHS, SUITES, SuiteTask, plan
+from lucid_deploy.evaluation.suites.documents import source_of
 from lucid_deploy.evaluation.suites.ruler import SQUAD, SQUAD_AT
-from lucid_deploy.evaluation.suites.settings import BABILONG_LENGTHS, SUITES, SuiteTask, plan
 
 ESSAYS = "baber/paul_graham_essays"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from recall_training.words import SPECIAL
 
 from lucid_deploy.demo import recall
-from lucid_deploy.evaluation.wordings import CITIES
+from lucid_deploy.evaluation.needles import CITIES
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,40 +1,34 @@
-"""lm-evaluation-harness drives a session: the model ``lucid`` of its registry.
+"""A session as a model of lm-evaluation-harness.
 
     import lm_eval
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
     lm_eval.simple_evaluate(model=LucidLM("./artifact"), tasks=["arc_easy"])
 
-Only this module needs lm_eval to be imported.
+Importing this module registers the model under the name ``lucid``. It needs lm_eval.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from lucid_deploy.argument_types import check_arguments
-from lucid_deploy.artifact import open_artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.chat_process import chat_renderer
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.answer_log import AnswerLog
-from lucid_deploy.evaluation.greedy import generate
-from lucid_deploy.evaluation.likelihood import log_likelihoods
-from lucid_deploy.evaluation.lm_eval_arguments import known_options, record_name
-from lucid_deploy.evaluation.lm_eval_requests import cut_at, read_options
+from lucid_deploy.evaluation.batched import generate, log_likelihoods
 from lucid_deploy.evaluation.task import TokenizerLike
-from lucid_deploy.evaluation.truncation import WAYS, Fit, cut, refuse_long
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes.open import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Session
@@ -43,11 +37,12 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 _log = logging.getLogger(__name__)
-_UNLIMITED = 1 << 40  # tokens: where contexts beyond the model's are permitted
 BATCH = 8
-
-_NUMBERS = {"max_length": "int | None", "max_gen_toks": "int"}
-Chat = Callable[[list[dict[str, str]], bool], str]
+TRUNCATIONS = ("left", "middle")
+_UNLIMITED = 1 << 40  # tokens of context where the session has no limit
+_TOP_K = 50  # transformers' default, and so that of lm_eval's HFLM
+_SAMPLING = {"temperature", "top_k", "top_p", "seed"}
+Ids = list[int]
 
 
 @register_model("lucid")
@@ -56,32 +51,27 @@ class LucidLM(TemplateLM):
 
     Requests with the same context run it once. Contexts that are too long are refused unless ``truncate`` is given.
 
-    Attributes:
-        truncated: By task, how many of its requests' contexts were cut.
-
     Args:
-        artifact: An artifact's directory; left out if a session is given.
+        artifact: An artifact or its directory; brings tokenizer and chat template, and the session if none is given.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`.
-        device: As there; None is what ``runtime`` says.
+        device: As there; None: as ``runtime`` says.
         batch_size: Contexts to run at once; None: 8.
-        max_length: Most tokens of a context; None: as many as the session takes, and windows of the model's context.
+        max_length: Most tokens of a context; None: the model's context.
         max_gen_toks: Most tokens to generate where a task does not say.
-        session: An opened session, with its tokenizer.
-        tokenizer: The session's.
-        truncate: What contexts that are too long lose: ``left``, as lm_eval does it, or ``middle``, as LongBench does
-            it. None: they are refused. Windows of a text that is scored as a whole are never cut.
-        progress: Called with (what is done, tokens of prompts done, tokens in all) instead of a bar.
-        answers: Where answers are kept, and taken from.
-        chat: From messages, and whether to go on with the last one, the text of a chat. None: the artifact's template.
-        options: Further fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
+        session: An opened session.
+        tokenizer: The session's, if there is no artifact.
+        truncate: What contexts that are too long lose: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both
+            ends, as LongBench does. None: they are refused. Texts that are scored as a whole are never cut.
+        progress: Called with (description, tokens done, tokens in all) instead of showing a bar.
+        options: More fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
 
     Raises:
-        LucidError: As for opening an artifact; neither artifact nor session, or numbers that make no sense.
+        LucidError: As for opening an artifact; or arguments that do not make sense together.
     """
 
     def __init__(
         self,
-        artifact: str | Path | None = None,
+        artifact: str | Path | Artifact | None = None,
         runtime: str | RuntimeOptions = "auto",
         device: str | None = None,
         batch_size: int | str | None = None,
@@ -92,200 +82,158 @@ class LucidLM(TemplateLM):
         tokenizer: TokenizerLike | None = None,
         truncate: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-        answers: AnswerLog | None = None,
-        chat: Chat | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        if (artifact is None) == (session is None) or (session is None) != (tokenizer is None):
+        if (artifact is None) == (tokenizer is None) or (artifact is None and session is None):
             raise LucidError("Give LucidLM an artifact, or a session together with its tokenizer.")
-        options = known_options(options if device is None else {**options, "device": device})
-        numbers = check_arguments({"max_length": max_length, "max_gen_toks": max_gen_toks}, _NUMBERS)
-        self._directory = None
-        if artifact is not None:
-            opened = open_artifact(artifact)
-            self._directory, tokenizer = opened.directory, TextTokenizer(opened.directory)
-            session = open_session(opened, runtime, **options)
+        self._artifact = open_artifact(artifact) if isinstance(artifact, str | Path) else artifact
+        if self._artifact is not None:
+            tokenizer = TextTokenizer(self._artifact.directory)
+            if session is None:
+                options = options if device is None else {**options, "device": device}
+                try:
+                    session = open_session(self._artifact, runtime, **options)
+                except TypeError as error:
+                    raise LucidError(f"LucidLM does not take these options: {error}.") from error
         assert session is not None and tokenizer is not None
         self.session, self._text = session, tokenizer
         batch_size = BATCH if batch_size is None else batch_size
         if not str(batch_size).isdecimal() or not int(batch_size) or max_batch_size is not None:
-            raise LucidError(f"The batch size must be a number of at least 1, not {batch_size}; none is found for you.")
+            raise LucidError(f"The batch size must be a number of at least 1, not {batch_size}; auto is not supported.")
         self.batch_size = int(batch_size)
         most = session.context_limit or session.config.max_position_embeddings
-        self.max_length = most if max_length is None else numbers["max_length"]
+        self.max_length = most if max_length is None else int(max_length)
         if not 2 <= self.max_length <= most:
             raise LucidError(f"max_length must be 2 to {most}, the model's context, not {max_length}.")
-        # Without a limit only windows of long texts end with the model's context, as they must end somewhere.
+        # Without a limit, only the windows of long texts end with the model's context.
         self._most = _UNLIMITED if max_length is None and session.context_limit is None else self.max_length
-        self.max_gen_toks = numbers["max_gen_toks"]
-        if truncate not in (None, *WAYS):
-            raise LucidError(f"truncate must be {' or '.join(WAYS)}, not {truncate!r}.")
-        self._truncate, self._progress, self._answers, self._chat = truncate, progress, answers, chat
-        self.truncated: Counter[str] = Counter()
-        self._warned, self._name = False, record_name(self._directory if chat is None else None)
+        self.max_gen_toks = int(max_gen_toks)
+        if truncate not in (None, *TRUNCATIONS):
+            raise LucidError(f"truncate must be {' or '.join(TRUNCATIONS)}, not {truncate!r}.")
+        self._truncate, self._progress = truncate, progress
+        self._chat: Callable[[list[dict[str, str]], bool], str] | None = None
+        self._warned = False
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-sequence token of the tokenizer's files, else of the model's configuration, else its first token.
-
-        Raises:
-            LucidError: None of them names a token.
-        """
-        config, named = self.session.config, self._named("eos_token")
-        known = [named, *config.eos_token_ids[:1], config.bos_token_id]
-        return self._first(known)
+        """The tokenizer's ``eos_token``, else the configuration's first end-of-sequence or its bos token."""
+        config = self.session.config
+        return self._first(self._named("eos_token"), *config.eos_token_ids[:1], config.bos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context.
-
-        As in lm_eval's ``HFLM``: the tokenizer's ``bos_token``, else its ``eos_token``. Where its files name neither,
-        the configuration's ``bos_token_id``, else its first ``eos_token_id``.
-
-        Raises:
-            LucidError: None of them names a token.
-        """
+        """The token before a text without context: bos, else eos, of the tokenizer, else of the configuration."""
         config = self.session.config
-        known = [self._named("bos_token"), self._named("eos_token"), config.bos_token_id, *config.eos_token_ids[:1]]
-        return self._first(known)
+        named = self._named("bos_token"), self._named("eos_token")
+        return self._first(*named, config.bos_token_id, *config.eos_token_ids[:1])
 
     def _named(self, name: str) -> int | None:
         return self._text.named_id(name) if isinstance(self._text, TextTokenizer) else None
 
-    def _first(self, known: list[int | None]) -> int:
-        found = next((token for token in known if token is not None), None)
-        if found is None:
-            raise LucidError(
-                "Neither the tokenizer's files name a bos_token or eos_token, nor has the model's configuration a "
-                "bos_token_id or eos_token_id; lm_eval needs one."
-            )
-        return int(found)
+    def _first(self, *candidates: int | None) -> int:
+        for token in candidates:
+            if token is not None:
+                return int(token)
+        raise LucidError(
+            "Neither the tokenizer's files name a bos_token or eos_token, nor has the model's configuration a "
+            "bos_token_id or eos_token_id; lm_eval needs one."
+        )
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
-        """Return the token ids of a text.
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> Ids:
+        """Return token ids, with the tokenizer's special tokens unless the text already begins with the prefix."""
+        if add_special_tokens is None:
+            prefix = self._spelled([self.prefix_token_id])
+            begins = string.startswith(prefix) if prefix else self._encode(string)[:1] == [self.prefix_token_id]
+            add_special_tokens = not begins
+        return self._encode(string, add_special_tokens)
 
-        Those that the tokenizer's template adds are included unless told otherwise or, as in lm_eval's ``HFLM``, the
-        text begins with :attr:`prefix_token_id`, spelled out.
-        """
-        if add_special_tokens is None:  # a rule that RULES counts, as that of prefix_token_id is
-            add_special_tokens = not self._begins_with_prefix(string)
+    def _encode(self, string: str, add_special_tokens: bool = False) -> Ids:
         return self._text.encode(string, add_special_tokens=add_special_tokens)
 
-    def _begins_with_prefix(self, string: str) -> bool:
-        if self._prefix:
-            return string.startswith(self._prefix)
-        # The tokenizer does not spell the token, but may still read it.
-        return self._text.encode(string, add_special_tokens=False)[:1] == [self.prefix_token_id]
-
-    @cached_property
-    def _prefix(self) -> str:
-        return self._spelled([self.prefix_token_id])
-
-    def _spelled(self, ids: list[int]) -> str:
+    def _spelled(self, ids: Ids) -> str:
         """Return a text with its special tokens, where the tokenizer spells them."""
         if isinstance(self._text, TextTokenizer):
             return self._text.decode(ids, skip_special_tokens=False)
         return self._text.decode(ids)
 
-    def tok_decode(self, tokens: list[int], **_kwargs: Any) -> str:
+    def tok_decode(self, tokens: Ids, **_kwargs: Any) -> str:
         """Return the text of token ids, without special tokens."""
         return self._text.decode(tokens)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the results should say about the model."""
+        """Return what lm_eval's results say about the model."""
         return {"model_runtime": self.session.label, "model_dtype": self.session.dtype, "max_length": self.max_length}
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for lm_eval's records of requests, in which chats are texts already: each model has one of its own."""
-        return self._name
+        """The key under which lm_eval may keep rendered chats: different for every model."""
+        return f"lucid-{id(self)}" if self._artifact is None else f"lucid-{self._artifact.identity}"
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a chat as text, opened for an answer or with the last message to be gone on with.
+        """Return a chat as text: opened for an answer, or ending inside the last message.
 
         Raises:
             LucidError: The model has no chat template, or its template refuses the messages.
         """
         if self._chat is None:
-            if self._directory is None:
-                raise LucidError("A session has no chat template: give LucidLM chat, or an artifact with a template.")
-            if (found := chat_renderer(self._directory)) is None:
-                raise LucidError(f"{self._directory} has no chat template: leave apply_chat_template out.")
-            self._chat = found
+            self._chat = None if self._artifact is None else chat_renderer(self._artifact.directory)
+            if self._chat is None:
+                raise LucidError("The model has no chat template: leave apply_chat_template out.")
         return self._chat(chat_history, not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Return nothing: the template lies beside the artifact.
-
-        Raises:
-            LucidError: A template is asked for by name.
-        """
+        """Return nothing, as the template lies beside the artifact; refuse one that is chosen by name."""
         if isinstance(chat_template, str):
             raise LucidError(f"No chat template is chosen by name, not {chat_template!r} either: say True.")
         return None
 
-    def fit(self, request: Instance) -> Fit:
-        """Return how long the context of a request is and may be.
-
-        Raises:
-            LucidError: The task asks for what cannot be generated.
-        """
-        task = str(request.task_name or "")
-        if request.request_type == "generate_until":
-            return Fit(task, len(self._context(request.args[0])), self._room(read_options(request.args[1], self)[1]))
-        context, continuation = request.args
-        pair = self._encode_pair(context, continuation) if context else ([0], self.tok_encode(continuation, False))
-        left, right = pair
-        if not context and not right:
-            raise LucidError("A continuation without a token follows no context: there is nothing to score.")
-        return Fit(task, len(left), self._most + 1 - len(right))
-
-    def _check(self, requests: list[Instance]) -> None:
-        """Refuse contexts that are too long if they may not be cut; count those that will be."""
-        fits = [self.fit(request) for request in requests]
-        if self._truncate is None:
-            refuse_long(fits, self._most)
-        self.truncated.update(fit.task for fit in fits if not fit.fits)
-
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """See lm_eval's class; refuses contexts that are too long first."""
-        self._check(requests)
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return found
+        """Return log p(continuation | context) of each request, and whether greedy decoding would give it."""
+        self._check_room(requests)
+        encoded = [(request.args, *self._pair(*request.args)) for request in requests]
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def _pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
+        if context:
+            pair: tuple[Ids, Ids] = self._encode_pair(context, continuation)
+        else:
+            rest, prefix = self._encode(continuation), self.prefix_token_id
+            pair = (rest[:1], rest[1:]) if rest[:1] == [prefix] else ([prefix], rest)
+        if not pair[1]:
+            raise LucidError(
+                f"The continuation {continuation!r} has no tokens of its own: its tokens merge with those of its "
+                "context."
+            )
+        return pair
 
     def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        **_kwargs: Any,
+        self, requests: Sequence[tuple[Any, Ids, Ids]], disable_tqdm: bool = False, **_kwargs: Any
     ) -> list[tuple[float, bool]]:
-        pairs = [self._fitted(context, continuation, text) for text, context, continuation in requests]
-        if any(len(continuation) > 1 for _, continuation in pairs):
-            self._say_if_slow()
-        known = [self._known("loglikelihood", pair) for pair in pairs]
-        results = [(0.0, False) if row is None else (float(row[0]), bool(row[1])) for row in known]
-        wanted = [number for number, row in enumerate(known) if row is None]
-        with self._bar("Scoring", [sum(map(len, pairs[i])) for i in wanted], disable_tqdm) as advance:
+        pairs = [(cut(context, self._most + 1 - len(rest), self._truncate), rest) for _, context, rest in requests]
+        if any(len(rest) > 1 for _, rest in pairs) and not self.session.gives_all_logits and not self._warned:
+            self._warned = True
+            _log.warning(
+                "This session gives the logits of a run's last token only, so continuations are run token by token. "
+                "An artifact exported with --logits all is faster in onnxruntime."
+            )
+        with self._bar("Scoring", [len(context) + len(rest) for context, rest in pairs], disable_tqdm) as advance:
 
-            def answered(place: int, result: tuple[float, bool]) -> None:
-                results[wanted[place]] = result
-                self._keep("loglikelihood", pairs[wanted[place]], result)
-                advance(place)
+            def answered(number: int, result: tuple[float, bool]) -> None:
+                if requests[number][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
+                advance(number)
 
-            log_likelihoods(self.session, [pairs[i] for i in wanted], self.batch_size, answered=answered)
-        for (text, *_), result in zip(requests, results, strict=True):
-            if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, result)
-        return results
+            return log_likelihoods(self.session, pairs, self.batch_size, answered)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each text, in windows of the model's context, one token overlapping.
+        """Return the log-likelihood of each text, in windows of the model's context that overlap by one token.
 
-        As in lm_eval's ``HFLM``, :attr:`prefix_token_id` stands before a text, and the tokens that the tokenizer adds
-        to it belong to the text: a tokenizer that begins with that token has it twice, and the second one is scored.
+        As in lm_eval's ``HFLM``, :attr:`prefix_token_id` stands before the text, and special tokens that the tokenizer
+        adds belong to the text.
         """
-        pieces, owners = [], []
+        pieces: list[tuple[Any, Ids, Ids]] = []
+        owners = []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
@@ -300,100 +248,120 @@ class LucidLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model goes on with after each context, up to a stop sequence, which is left out."""
-        self._check(requests)
+        """Return the answer to each context, up to a stop sequence, which is left out."""
+        options = [read_options(request.args[1], self.max_gen_toks) for request in requests]
+        self._check_room(requests)
+        prompts = [
+            cut(self._prompt(request.args[0]), self._most - most, self._truncate)
+            for request, (_, most, _) in zip(requests, options, strict=True)
+        ]
         texts = [""] * len(requests)
-        alike: dict[str, list[int]] = {}
-        for number, request in enumerate(requests):
-            known = self._known("generate_until", request.args)
-            if known is None:
-                alike.setdefault(repr(sorted(request.args[1].items())), []).append(number)
-            else:
-                texts[number] = known
+        alike: dict[str, list[int]] = {}  # requests with the same options run together
+        for number, chosen in enumerate(options):
+            alike.setdefault(repr(chosen), []).append(number)
         for numbers in alike.values():
-            self._generate(requests, numbers, texts, disable_tqdm)
+            until, most, sampling = options[numbers[0]]
+            eos = self._named("eos_token")  # ends answers whatever the configuration says, as in HFLM
+            ends = until if eos is None else [*until, self._spelled([eos])]
+            with self._bar("Generating", [len(prompts[i]) + most for i in numbers], disable_tqdm) as advance:
+
+                def answered(place: int, _member: int, ids: Ids, numbers=numbers, ends=ends, advance=advance) -> None:  # type: ignore[no-untyped-def]
+                    number = numbers[place]
+                    texts[number] = cut_at(self._text.decode(ids), ends)
+                    self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
+                    advance(place)
+
+                def stop(ids: Ids, ends: list[str] = ends) -> bool:
+                    text = self._spelled(ids)
+                    return any(end in text for end in ends)
+
+                groups = [[prompts[i]] for i in numbers]
+                generate(self.session, groups, most, self.batch_size, sampling, stop if ends else None, answered)
         return texts
 
-    def _generate(self, requests: list[Instance], numbers: list[int], texts: list[str], disable_tqdm: bool) -> None:
-        """Fill in the texts of the requests of some numbers, which have the same options."""
-        until, most, sampling = read_options(requests[numbers[0]].args[1], self)
-        room = self._room(most)
-        groups = [[cut(self._context(requests[i].args[0]), room, self._truncate or "left")] for i in numbers]
-        eos = self._named("eos_token")  # ends answers of HFLM whatever the configuration says, as a token and spelled
-        if eos is not None:
-            until = [*until, self._spelled([eos])]
-
-        def stop(ids: list[int]) -> bool:
-            text = self._spelled(ids)  # as for HFLM, special tokens end an answer too, though it is cut without them
-            return any(end in text for end in until)
-
-        with self._bar("Generating", [len(prompt) + most for (prompt,) in groups], disable_tqdm) as advance:
-
-            def answered(place: int, _member: int, ids: list[int]) -> None:
-                text, arguments = cut_at(self._text.decode(ids), until), requests[numbers[place]].args
-                texts[numbers[place]] = text
-                self._keep("generate_until", arguments, text)
-                self.cache_hook.add_partial("generate_until", arguments, text)
-                advance(place)
-
-            ends = stop if until else None
-            generate(self.session, groups, most, self.batch_size, sampling, ends, answered=answered)
-
-    def _room(self, most: int) -> int:
-        """Return how many tokens a context may have before so many are generated."""
-        if self._most - most < 1:
-            raise LucidError(
-                f"The task generates up to {most} tokens, which leaves no room for a context: the model's is "
-                f"{self._most}. Set a smaller max_gen_toks for the task."
-            )
-        return self._most - most
-
-    def _known(self, kind: str, arguments: Any) -> Any:
-        return None if self._answers is None else self._answers.get(kind, arguments)
-
-    def _keep(self, kind: str, arguments: Any, answer: Any) -> None:
-        if self._answers is not None:
-            self._answers.add(kind, arguments, answer)
-
-    def _context(self, text: str) -> list[int]:
+    def _prompt(self, text: str) -> Ids:
         return self.tok_encode(text) or [self.prefix_token_id]
 
-    def _fitted(self, context: list[int], continuation: list[int], text: Any) -> tuple[list[int], list[int]]:
-        """Cut a context so that it fits with its continuation, whose last token is not run."""
-        shown = "a window of a text" if text is None else repr(text[1])
-        if not continuation:
-            raise LucidError(
-                f"The continuation {shown} has no tokens of its own: its tokens merge with those of its context."
-            )
-        room = self._most + 1 - len(continuation)
-        if room < 1:
-            raise LucidError(
-                f"The continuation {shown[:80]} has {len(continuation)} tokens, the model's context {self._most}."
-            )
-        return cut(context, room, self._truncate or "left"), continuation
+    def size(self, request: Instance) -> tuple[int, int]:
+        """Return how many tokens the context of a request has, and how many fit."""
+        if request.request_type == "loglikelihood":
+            context, rest = self._pair(*request.args)
+            return len(context), self._most + 1 - len(rest)
+        if request.request_type == "generate_until":
+            return len(self._prompt(request.args[0])), self._most - read_options(request.args[1], self.max_gen_toks)[1]
+        return 0, self._most  # a text that is scored in windows
 
-    def _say_if_slow(self) -> None:
-        if self.session.gives_all_logits or self._warned:
-            return
-        self._warned = True
-        _log.warning(
-            "This session gives the logits of a run's last token only, so continuations are run token by token. An "
-            "artifact exported with --logits all is faster in onnxruntime."
-        )
+    def is_cut(self, request: Instance) -> bool:
+        """Return whether the context of a request has more tokens than fit."""
+        tokens, room = self.size(request)
+        return tokens > room
+
+    def _check_room(self, requests: list[Instance]) -> None:
+        """Refuse contexts with more tokens than fit, unless they may be cut."""
+        sizes = [(str(request.task_name or "this request"), *self.size(request)) for request in requests]
+        if any(room < 1 for _, _, room in sizes):
+            raise LucidError(
+                f"The answers of {min(sizes, key=lambda size: size[2])[0]} leave no room for a context: the model's is "
+                f"{self._most} tokens. Set a smaller max_gen_toks for the task."
+            )
+        over = [size for size in sizes if size[1] > size[2]]
+        if over and self._truncate is None:
+            task, tokens, room = max(over, key=lambda size: size[1])
+            count, of = (sum(size[0] == task for size in some) for some in (over, sizes))
+            raise LucidError(
+                f"{count} of {of} prompts of {task} are too long: one has {tokens} tokens where {room} fit, for "
+                f"the model's context is {self._most} with the answer. Cut them with --truncate left (the end is kept) "
+                "or --truncate middle (both ends are kept); scores are then marked."
+            )
 
     @contextmanager
     def _bar(self, description: str, sizes: list[int], disable: bool) -> Iterator[Callable[[int], None]]:
         """Yield a function that counts a request as done by its size in tokens, so that the rest can be estimated."""
-        done, total = 0, sum(sizes)
-        if self._progress is not None:
-            self._progress(description, 0, total)
-        with tqdm(total=total, desc=description, disable=disable or self._progress is not None, unit="token") as bar:
+        done, report = 0, self._progress
+        with tqdm(total=sum(sizes), desc=description, disable=disable or report is not None, unit="token") as bar:
 
             def advance(place: int) -> None:
                 nonlocal done
                 done += sizes[place]
                 bar.update(sizes[place])
-                if self._progress is not None:
-                    self._progress(description, done, total)
+                if report is not None:
+                    report(description, done, sum(sizes))
 
             yield advance
+
+
+def cut(ids: Ids, room: int, truncate: str | None) -> Ids:
+    """Return the last ``room`` token ids, or with ``middle`` the first and the last half of the room."""
+    if len(ids) <= room:
+        return ids
+    first = room // 2 if truncate == "middle" else 0
+    return [*ids[:first], *ids[first - room :]]
+
+
+def cut_at(text: str, ends: Sequence[str]) -> str:
+    """Return a text up to its stop sequences, cut at each in turn, as lm_eval does."""
+    for end in ends:
+        text = text.split(end)[0]
+    return text
+
+
+def read_options(options: dict[str, Any], max_gen_toks: int) -> tuple[list[str], int, Sampling]:
+    """Return stop sequences, most new tokens and sampling of a request's generation options.
+
+    Raises:
+        LucidError: An option that is not supported, or a value that makes no sense.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        known: dict[str, Any] = {**normalize_gen_kwargs(given, max_gen_toks)}
+    except (TypeError, ValueError) as error:
+        raise LucidError(f"The task's generation options make no sense: {error}.") from error
+    ends, most, sampled = known.pop("until"), known.pop("max_gen_toks"), known.pop("do_sample")
+    if wrong := [end for end in ends if not isinstance(end, str)]:
+        raise LucidError(f"The task's until must be texts that end an answer, not {wrong[0]!r}.")
+    if unknown := sorted(set(known) - _SAMPLING):
+        raise LucidError(f"The task asks for generation options that are not supported: {', '.join(unknown)}.")
+    if sampled and known.get("temperature", 0.0) <= 0:
+        raise LucidError("The task samples (do_sample): its temperature must be above 0.")
+    sampling = Sampling(**{"top_k": _TOP_K, "seed": 0, **known}) if sampled else Sampling()
+    return [end for end in ends if end], most, sampling

@@ -1,23 +1,124 @@
-"""Multi-needle retrieval: several facts hidden at known depths in a text of known length, and asked for at its end.
+"""Multi-needle retrieval: several facts at known depths in a text of known length, asked for at its end.
 
-Length is counted in tokens of the model's own tokenizer. A text is run once, however many of its needles are asked for.
+Length is counted in tokens of the model's own tokenizer. A text is run once for all of its questions.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.run import SPARE
-from lucid_deploy.evaluation.task import Question, Task, TokenizerLike, can_write, check_seed_and_limit
-from lucid_deploy.evaluation.wordings import WORDINGS, Wording
+from lucid_deploy.evaluation.task import SEED, Question, Task, TokenizerLike, can_write, check_seed_and_limit
 
-SEED = 2026
 DEPTHS = 5  # rows of the table
-LONGEST_BY_DEFAULT = 4096  # tokens; longer ones have to be asked for, since they take long
+SPARE = 4  # tokens generated beyond the right answer, so that an answer that is too long shows
+LONGEST_BY_DEFAULT = 4096  # tokens; longer texts take long, so they must be asked for
+
+
+def _words(text: str, between: str = " ") -> tuple[str, ...]:
+    return tuple(text.split(between))
+
+
+CITIES = _words(
+    "Amsterdam Athens Baghdad Bangkok Barcelona Beijing Beirut Belgrade Berlin Bern Bogota Boston Brussels Bucharest "
+    "Budapest Cairo Calgary Caracas Chicago Copenhagen Dakar Dallas Damascus Delhi Denver Dhaka Doha Dubai Dublin "
+    "Edinburgh Florence Frankfurt Geneva Glasgow Hamburg Hanoi Havana Helsinki Houston Istanbul Jakarta Jerusalem "
+    "Kabul Kyiv Lagos Lima Lisbon Liverpool London Lyon Madrid Manila Marseille Melbourne Miami Milan Montreal Moscow "
+    "Munich Nairobi Naples Osaka Oslo Ottawa Oxford Paris Perth Prague Quebec Reykjavik Riga Rome Santiago Seattle "
+    "Seoul Shanghai Singapore Sofia Stockholm Sydney Tallinn Tehran Tokyo Toronto Tripoli Tunis Turin Valencia Vienna "
+    "Vilnius Warsaw Wellington Zagreb Zurich"
+)
+_SUBJECTS = _words(
+    "The old baker|A young sailor|My neighbour|The night porter|Our teacher|The gardener|A tired traveller|The clerk|"
+    "Her brother|The museum guide|A street musician|The last passenger",
+    "|",
+)
+_DEEDS = _words(
+    "walked along the river|read the morning paper|waited for the slow train|painted the kitchen door|"
+    "listened to the rain|looked for a lost umbrella|talked about the harvest|mended a broken chair|"
+    "counted the boats in the harbour|wrote a long letter|slept through the afternoon|opened the window",
+    "|",
+)
+_WHEN = _words(
+    "before the shops opened|after a long silence|while the kettle boiled|in spite of the cold|"
+    "as the bells began to ring|without saying a word|until it grew dark|on the way home",
+    "|",
+)
+
+
+@dataclass(frozen=True)
+class _Wording:
+    """How a text reads: in English, or in the few words that the bundled model knows.
+
+    Attributes:
+        name: ``english`` or ``recall``.
+        keys: What needles can be about; each at most once in a text.
+        needle: The sentence that states a key's value.
+        question: How the prompt ends for a key; the answer follows.
+        value: Draws a value for a key.
+        filler: Draws sentences without end, none of which is about the given keys.
+        join: Between sentences.
+        ends: Where an answer ends, a regular expression.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    needle: Callable[[str, str], str]
+    question: Callable[[str], str]
+    value: Callable[[np.random.Generator, str], str]
+    filler: Callable[[np.random.Generator, list[str]], Iterator[str]]
+    join: str
+    ends: str
+
+
+def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _english_filler(rng: np.random.Generator, _keys: list[str]) -> Iterator[str]:
+    while True:
+        yield f"{_pick(rng, _SUBJECTS)} {_pick(rng, _DEEDS)} {_pick(rng, _WHEN)}."
+
+
+def _recall_filler(rng: np.random.Generator, keys: list[str]) -> Iterator[str]:
+    others = [animal for animal in recall.ANIMALS if animal not in keys]
+    while True:
+        for i in rng.permutation(len(others)):
+            yield f"{others[i]} {recall.VERB} {_held_out_value(rng, others[i])}"
+
+
+def _held_out_value(rng: np.random.Generator, animal: str) -> str:
+    while True:
+        adjective, thing = _pick(rng, recall.ADJECTIVES), _pick(rng, recall.THINGS)
+        if recall.is_held_out(animal, adjective, thing):
+            return f"{adjective} {thing}"
+
+
+_ENGLISH = _Wording(
+    name="english",
+    keys=CITIES,
+    needle=lambda key, value: f"The magic number of {key} is {value}.",
+    question=lambda key: f"\nQuestion: What is the magic number of {key}?\nAnswer: The magic number of {key} is",
+    value=lambda rng, _key: str(int(rng.integers(10000, 100000))),
+    filler=_english_filler,
+    join=" ",
+    ends=r"\D",
+)
+_RECALL = _Wording(
+    name="recall",
+    keys=recall.ANIMALS,
+    needle=lambda key, value: f"{key} {recall.VERB} {value}",
+    question=lambda key: f"{recall.STOP} {key} {recall.VERB}",
+    value=_held_out_value,
+    filler=_recall_filler,
+    join=f"{recall.COMMA} ",
+    ends=r"[.,;\n]",
+)
 
 
 def needles_task(
@@ -29,45 +130,43 @@ def needles_task(
     lengths: Sequence[int] | None = None,
     limit: int = 200,
     seed: int = SEED,
-    wording: str = "auto",
 ) -> Task:
     """Return questions about needles in texts of several lengths.
 
-    In text s of S, needle i of K lies behind the share (i + (s + ½)/S)/K of the filler, so that all depths are covered
-    evenly and each is known.
+    In text s of S, needle i of K is behind the share (i + (s + ½)/S)/K of the filler, so that all depths are covered
+    evenly and each is known. Texts are in English where the tokenizer can write it, else in the bundled model's words.
 
     Args:
         tokenizer: Of the model.
         context: Most tokens the model takes, new ones included; None: any number.
         needles: Needles in a text, K.
         ask: How many of them are asked for, one after the other; None: all.
-        lengths: Tokens of a prompt, question included: as many as fit, at most one filler sentence fewer; None: an
-            eighth, a quarter, a half and all of the context, of at most 4096 tokens of it.
+        lengths: Tokens of a prompt, question included, of which as much as possible is filled; None: an eighth, a
+            quarter, a half and all of the context, of at most 4096 tokens of it.
         limit: Questions for each length.
         seed: Equal seeds give equal texts.
-        wording: ``english``, ``recall`` (the words of the bundled model) or ``auto``: the one the tokenizer can write.
 
     Raises:
         LucidError: Numbers that make no sense, needles that do not fit in a length, a length beyond the context, or a
             tokenizer that cannot write the words.
     """
     check_seed_and_limit(seed, limit)
-    chosen = _wording(tokenizer, wording)
-    if not 1 <= needles <= len(chosen.keys):
-        raise LucidError(f"The number of needles must be 1 to {len(chosen.keys)}, not {needles}.")
+    wording = _wording(tokenizer)
+    if not 1 <= needles <= len(wording.keys):
+        raise LucidError(f"The number of needles must be 1 to {len(wording.keys)}, not {needles}.")
     ask = needles if ask is None else ask
     if not 1 <= ask <= needles:
         raise LucidError(f"Of {needles} needles, 1 to {needles} can be asked for, not {ask}.")
-    lengths = _lengths(tokenizer, context, lengths, chosen)
+    lengths = _lengths(tokenizer, context, lengths, wording)
     texts = -(-limit // ask)
     questions: list[Question] = []
     for length in lengths:
         rng = np.random.default_rng([seed, length])
         of_length: list[Question] = []
         for text in range(texts):
-            maker = _NeedleText(tokenizer, chosen, rng, needles, ask)
             depths = (np.arange(needles) + (text + 0.5) / texts) / needles
-            of_length += maker.questions(length, depths, number=len(questions) + text)
+            maker = _NeedleText(tokenizer, wording, rng, depths, ask)
+            of_length += maker.questions(length, number=len(questions) + text)
         questions += of_length[:limit]
     settings = {
         "needles": needles,
@@ -75,95 +174,78 @@ def needles_task(
         "lengths": list(lengths),
         "limit": limit,
         "seed": seed,
-        "wording": chosen.name,
+        "wording": wording.name,
     }
-    return Task("needles", settings, questions, chosen.ends, rows="depth", columns="length")
+    return Task("needles", settings, questions, wording.ends, rows="depth", columns="length")
 
 
 class _NeedleText:
-    """One text: its needles, and as much filler as a length has room for."""
+    """One text: needles at given shares of the filler, and as much filler as a length has room for."""
 
     def __init__(
-        self, tokenizer: TokenizerLike, wording: Wording, rng: np.random.Generator, needles: int, ask: int
+        self, tokenizer: TokenizerLike, wording: _Wording, rng: np.random.Generator, depths: np.ndarray, ask: int
     ) -> None:
-        self.tokenizer, self.wording = tokenizer, wording
-        keys = [wording.keys[i] for i in rng.permutation(len(wording.keys))[:needles]]
-        self.needles = [(key, wording.value(rng, key)) for key in keys]
-        self.asked = sorted(rng.permutation(needles)[:ask].tolist())
+        self._tokenizer, self._wording, self._depths = tokenizer, wording, depths
+        keys = [wording.keys[i] for i in rng.permutation(len(wording.keys))[: len(depths)]]
+        self._needles = [(key, wording.value(rng, key)) for key in keys]
+        self._asked = sorted(rng.permutation(len(depths))[:ask].tolist())
         self._source, self._filler = wording.filler(rng, keys), list[str]()
 
-    def questions(self, length: int, depths: np.ndarray, number: int) -> list[Question]:
-        """Return one question for each needle that is asked for.
-
-        Args:
-            length: Most tokens of a prompt.
-            depths: Of each needle, as shares of the filler before it.
-            number: Of the text, as :attr:`Question.context`.
-        """
-        filler = self._most_filler(length, depths)
-        labels = [{"length": length, "depth": _range(float(depth))} for depth in depths]
-        return [
-            Question(self._prompt(filler, depths, i), self.needles[i][1], {**labels[i], "at": float(depths[i])}, number)
-            for i in self.asked
-        ]
-
-    def _most_filler(self, length: int, depths: np.ndarray) -> int:
-        """How many sentences of filler fit."""
-        longest = max(self.asked, key=lambda i: self._tokens(0, depths, i))
-        least = self._tokens(0, depths, longest)
-        if least > length:
+    def questions(self, length: int, number: int) -> list[Question]:
+        """Return one question for each needle that is asked for, with prompts of at most ``length`` tokens."""
+        longest = max((self._needles[i][0] for i in self._asked), key=lambda key: self._tokens(0, key))
+        if (least := self._tokens(0, longest)) > length:
             raise LucidError(
-                f"{len(self.needles)} needles and a question take {least} tokens and do not fit in a length of "
-                f"{length}. Ask for longer texts or fewer needles."
+                f"{len(self._needles)} needles and a question take {least} tokens and do not fit in {length}. Ask "
+                "for longer texts or fewer needles."
             )
         high = 1
-        while self._tokens(high, depths, longest) <= length:
+        while self._tokens(high, longest) <= length:
             high *= 2
-        low = high // 2  # fits, or is 0
+        low = high // 2  # so many sentences of filler fit
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._tokens(middle, depths, longest) <= length else (low, middle)
-        return low
+            low, high = (middle, high) if self._tokens(middle, longest) <= length else (low, middle)
+        questions = []
+        for i in self._asked:
+            (key, value), depth = self._needles[i], float(self._depths[i])
+            labels = {"length": length, "depth": _row(depth), "at": depth}
+            questions.append(Question(self._prompt(low, key), value, labels, number))
+        return questions
 
-    def _tokens(self, filler: int, depths: np.ndarray, asked: int) -> int:
-        return len(self.tokenizer.encode(self._prompt(filler, depths, asked)))
+    def _tokens(self, filler: int, asked: str) -> int:
+        return len(self._tokenizer.encode(self._prompt(filler, asked)))
 
-    def _prompt(self, filler: int, depths: np.ndarray, asked: int) -> str:
+    def _prompt(self, filler: int, asked: str) -> str:
         self._filler += itertools.islice(self._source, max(0, filler - len(self._filler)))
         sentences, before = list[str](), 0
-        for depth, needle in zip(depths, self.needles, strict=True):
+        for depth, needle in zip(self._depths, self._needles, strict=True):
             here = round(float(depth) * filler)
-            sentences += [*self._filler[before:here], self.wording.needle(*needle)]
+            sentences += [*self._filler[before:here], self._wording.needle(*needle)]
             before = here
         sentences += self._filler[before:filler]
-        return self.wording.join(sentences) + self.wording.question(self.needles[asked][0])
+        return self._wording.join.join(sentences) + self._wording.question(asked)
 
 
-def _range(depth: float) -> str:
-    """Return which row of the table a depth belongs to, such as ``20-40 %``; in order as text too."""
+def _row(depth: float) -> str:
+    """Return the row of the table that a depth belongs to, such as ``20-40 %``."""
     row, step = int(depth * DEPTHS), 100 // DEPTHS
     return f"{row * step}-{(row + 1) * step} %"
 
 
-def _wording(tokenizer: TokenizerLike, name: str) -> Wording:
-    if name != "auto" and name not in WORDINGS:
-        raise LucidError(f"Wording {name!r} is not known; known are auto, {', '.join(WORDINGS)}.")
-    candidates = list(WORDINGS.values()) if name == "auto" else [WORDINGS[name]]
-    for wording in candidates:
-        rng = np.random.default_rng(0)
-        key = wording.keys[0]
+def _wording(tokenizer: TokenizerLike) -> _Wording:
+    """Return the first wording that the tokenizer can write."""
+    for wording in (_ENGLISH, _RECALL):
+        rng, key = np.random.default_rng(0), wording.keys[0]
         filler = itertools.islice(wording.filler(rng, [key]), 3 * len(wording.keys))
         sample = [*filler, *(wording.needle(key, wording.value(rng, key)) for key in wording.keys)]
-        if can_write(tokenizer, wording.join(sample) + wording.question(key)):
+        if can_write(tokenizer, wording.join.join(sample) + wording.question(key)):
             return wording
-    raise LucidError(
-        f"This model's tokenizer cannot write the texts of wording {' or '.join(w.name for w in candidates)}, so it "
-        "cannot be asked."
-    )
+    raise LucidError("This model's tokenizer cannot write the texts of needles in English, so it cannot be asked.")
 
 
 def _lengths(
-    tokenizer: TokenizerLike, context: int | None, lengths: Sequence[int] | None, wording: Wording
+    tokenizer: TokenizerLike, context: int | None, lengths: Sequence[int] | None, wording: _Wording
 ) -> list[int]:
     """Return the lengths to ask at, checked against the context."""
     rng = np.random.default_rng(0)

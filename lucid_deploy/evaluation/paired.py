@@ -1,18 +1,17 @@
-"""Differences between two models on the same documents, with how sure they are."""
+"""Confidence intervals of scores, and of the difference between two models on the same documents."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lucid_deploy.evaluation.report import wilson
-
 RESAMPLES = 10_000
 _SEED = 0  # of the resamples: the same scores give the same interval
+_Z = 1.959964  # of the normal distribution: 95 % lie within
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Difference:
 
     Attributes:
         value: The difference.
-        low: Of its 95 % interval.
-        high: Of its 95 % interval.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
         method: ``newcombe`` for scores that are 0 or 1, else ``bootstrap``; ``mover`` for a mean over tasks.
         documents: How many both were asked.
         better: Documents on which the first scores higher.
@@ -39,20 +38,25 @@ class Difference:
     worse: int
     p: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return asdict(self)
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a proportion after Wilson (1927), which holds near 0 and 1 too.
+
+    Args:
+        right: Successes, 0 to ``count``.
+        count: Trials, at least 1.
+    """
+    share, z2 = right / count, _Z**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return (0.0 if right == 0 else middle - half), (1.0 if right == count else middle + half)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two models' scores on the same documents.
+    """Compare two models' scores on the same documents, in the same order.
 
-    Scores that are 0 or 1 get Newcombe's interval and McNemar's exact test; the interval has a width even where no
-    score differs. Others get the percentile interval of the paired bootstrap.
-
-    Args:
-        first: A score for each document, at least one.
-        second: The other model's, in the same order.
+    Scores that are 0 or 1 get Newcombe's interval, which has a width even where no score differs, and McNemar's exact
+    test. Others get the percentile interval of the paired bootstrap.
     """
     mine, theirs = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     better, worse = int((mine > theirs).sum()), int((mine < theirs).sum())
@@ -66,13 +70,9 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
 
 
 def average_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:
-    """Compare two models over several tasks of equal weight.
+    """Compare two models over several tasks of equal weight; each pair has a task's scores of both.
 
-    The interval is put together from the tasks' own (MOVER: G. Y. Zou and A. Donner, Construction of confidence limits
-    about effect measures, Statistics in Medicine 27:1693-1702, 2008), so it has a width where those have one.
-
-    Args:
-        pairs: For each task the scores of both, in the same order.
+    The interval is put together from the tasks' own (MOVER: Zou and Donner, Statistics in Medicine 27:1693-1702, 2008).
     """
     parts = [paired_difference(mine, theirs) for mine, theirs in pairs]
     value = sum(part.value for part in parts) / len(parts)
@@ -85,12 +85,7 @@ def average_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]])
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Return the two-sided p value of McNemar's exact test: as many heads in that many throws of a fair coin.
-
-    Args:
-        better: Documents that only the first model has right.
-        worse: Documents that only the second has right.
-    """
+    """Return the two-sided p value of McNemar's exact test, from the documents that only one model has right."""
     count, least = better + worse, min(better, worse)
     tail = sum(math.comb(count, k) for k in range(least + 1)) / 2**count
     return min(1.0, 2 * tail)
@@ -99,8 +94,8 @@ def mcnemar(better: int, worse: int) -> float:
 def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
     """Return the 95 % interval of the difference of two paired proportions: method 10 of Newcombe (1998).
 
-    R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
-    Statistics in Medicine 17:2635-2650.
+    Improved confidence intervals for the difference between binomial proportions based on paired data, Statistics in
+    Medicine 17:2635-2650.
 
     Args:
         both: Documents that both models have right.
@@ -109,34 +104,30 @@ def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, f
         neither: That none has right.
     """
     count = both + first + second + neither
-    one, other = both + first, both + second
-    (low1, high1), (low2, high2) = wilson(one, count), wilson(other, count)
-    share1, share2 = one / count, other / count
+    share1, share2 = (both + first) / count, (both + second) / count
+    (low1, high1), (low2, high2) = wilson(both + first, count), wilson(both + second, count)
     phi = _correlation(both, first, second, neither)
-    below, above = share1 - low1, high2 - share2
-    down = math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-    below, above = high1 - share1, share2 - low2
-    up = math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-    return share1 - share2 - down, share1 - share2 + up
+
+    def half(below: float, above: float) -> float:
+        return math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
+
+    difference = share1 - share2
+    return difference - half(share1 - low1, high2 - share2), difference + half(high1 - share1, share2 - low2)
 
 
 def _correlation(both: int, first: int, second: int, neither: int) -> float:
-    """Return the correlation of two models' answers, nearer to 0 by a continuity correction if it is positive."""
+    """Return the correlation of two models' answers; a positive one with a continuity correction towards 0."""
     product = (both + first) * (second + neither) * (both + second) * (first + neither)
     if product == 0:
         return 0.0
-    cross = both * neither - first * second
+    cross = float(both * neither - first * second)
     if cross > 0:
-        cross = max(0, cross - (both + first + second + neither) / 2)  # type: ignore[assignment]
+        cross = max(0.0, cross - (both + first + second + neither) / 2)
     return cross / math.sqrt(product)
 
 
 def bootstrap(differences: Any) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a mean: documents are drawn again from those that there are.
-
-    Args:
-        differences: Of the scores, ``(documents,)``.
-    """
+    """Return the 95 % percentile interval of a mean of differences ``(documents,)``."""
     count = len(differences)
     random = np.random.default_rng(_SEED)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # (resamples, documents)

@@ -1,16 +1,22 @@
-"""Scores: how many answers are right, how sure that is, and where the wrong ones are."""
+"""Ask a task's questions, score the answers, and compare two models on the same questions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.task import Question, Task
+from lucid_deploy.evaluation.batched import generate
+from lucid_deploy.evaluation.needles import SPARE
+from lucid_deploy.evaluation.paired import wilson
+from lucid_deploy.evaluation.task import Question, Task, TokenizerLike
+from lucid_deploy.runtimes.session import Session
 
-_Z = 1.959964  # of the normal distribution: 95 % lie within
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ROWS = 8  # of a table; more values of a label are shown in ranges
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,8 @@ class Outcome:
 
     Attributes:
         question: The question.
-        given: The generated text, up to where it was stopped.
-        right: Whether it begins with exactly the right answer.
+        given: The generated text.
+        right: Whether the answer in it is exactly the right one.
     """
 
     question: Question
@@ -41,27 +47,15 @@ class Score:
         return self.right / self.count
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON, with its interval."""
+        """Return it for JSON, with its 95 % interval."""
+        interval = [round(bound, 6) for bound in wilson(self.right, self.count)]
+        accuracy = round(self.accuracy, 6)
+        return {"right": self.right, "count": self.count, "accuracy": accuracy, "interval": interval}
+
+    def __str__(self) -> str:
         low, high = wilson(self.right, self.count)
-        return {
-            "right": self.right,
-            "count": self.count,
-            "accuracy": round(self.accuracy, 6),
-            "interval": [round(low, 6), round(high, 6)],
-        }
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion after Wilson (1927), which holds near 0 and 1 too.
-
-    Args:
-        right: Successes, 0 to ``count``.
-        count: Trials, at least 1.
-    """
-    share, z2 = right / count, _Z**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return (0.0 if right == 0 else middle - half), (1.0 if right == count else middle + half)
+        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        return f"{self.right} of {self.count} right, {self.accuracy:.1%} ({interval})"
 
 
 @dataclass(frozen=True)
@@ -95,31 +89,98 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON: ``table`` has one entry for each row and column, ``wrong`` every wrong answer."""
         labels = [label for label in (self.task.rows, self.task.columns) if label is not None]
+        cells = self.by(*labels).items()
         return {
             "task": self.task.name,
             "settings": self.task.settings,
             "runtime": self.runtime,
             "dtype": self.dtype,
             **self.score.to_dict(),
-            "table": [
-                {**dict(zip(labels, key, strict=True)), **score.to_dict()} for key, score in self.by(*labels).items()
-            ],
+            "table": [{**dict(zip(labels, key, strict=True)), **score.to_dict()} for key, score in cells],
             "wrong": [
-                {
-                    "prompt": outcome.question.prompt,
-                    **outcome.question.labels,
-                    "answer": outcome.question.answer,
-                    "given": outcome.given,
-                }
+                {"prompt": q.prompt, **q.labels, "answer": q.answer, "given": outcome.given}
                 for outcome in self.outcomes
-                if not outcome.right
+                if not outcome.right and (q := outcome.question)
             ],
         }
+
+    def table(self) -> Table:
+        """Return the accuracies by rows and columns, or by rows with their intervals if there is one column."""
+        from rich.table import Table
+
+        rows, columns = self.task.rows, self.task.columns
+        title = f"{self.task.name}: right answers by {rows}"
+        if columns is not None:
+            cells, whole = self.by(rows, columns), self.by(columns)
+            table = Table(rows, title=f"{title} and {columns}")
+            for (column,) in whole:
+                table.add_column(str(column), justify="right")
+            for (row,) in self.by(rows):
+                scores = [cells.get((row, column)) for (column,) in whole]
+                table.add_row(str(row), *("" if score is None else f"{score.accuracy:.1%}" for score in scores))
+            table.add_section()
+            table.add_row("all", *(f"{score.accuracy:.1%}" for score in whole.values()))
+            return table
+        scores = list(self.by(rows).items())
+        size = -(-len(scores) // _ROWS)
+        table = Table(rows, title=title)
+        for heading in ("right", "of", "accuracy", "95 % interval"):
+            table.add_column(heading, justify="right")
+        for start in range(0, len(scores), size):
+            group = scores[start : start + size]
+            right, count = sum(score.right for _, score in group), sum(score.count for _, score in group)
+            low, high = wilson(right, count)
+            (first,), (last,) = group[0][0], group[-1][0]
+            label = str(first) if len(group) == 1 else f"{first} to {last}"
+            table.add_row(label, str(right), str(count), f"{right / count:.1%}", f"{100 * low:.1f} to {100 * high:.1f}")
+        return table
+
+
+def evaluate(
+    session: Session[Any],
+    tokenizer: TokenizerLike,
+    task: Task,
+    batch: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Answer every question greedily and score the answers.
+
+    Args:
+        session: What runs the model.
+        tokenizer: Of the model.
+        task: The questions.
+        batch: Most contexts to run at once.
+        progress: Called with (questions done, questions in all).
+
+    Raises:
+        LucidError: A question does not fit in the model's context.
+        CheckFailed: The model gave logits that are not finite.
+    """
+    groups: dict[int, list[Question]] = {}
+    for question in task.questions:
+        groups.setdefault(question.context, []).append(question)
+    prompts = [[tokenizer.encode(question.prompt) for question in group] for group in groups.values()]
+    longest = max(len(tokenizer.encode(question.answer, add_special_tokens=False)) for question in task.questions)
+    done = 0
+
+    def answered(*_answer: Any) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(task.questions))
+
+    answers = generate(session, prompts, longest + SPARE, batch, answered=answered)
+    outcomes = []
+    for group, rows in zip(groups.values(), answers, strict=True):
+        for question, row in zip(group, rows, strict=True):
+            text = tokenizer.decode(row)
+            outcomes.append(Outcome(question, text, task.answer_in(text) == question.answer))
+    return Report(task, session.label, session.dtype, outcomes)
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A question that two models answered differently, as far as being right goes or in the wrong answer."""
+    """A question that two models answered differently."""
 
     prompt: str
     answer: str
@@ -169,22 +230,19 @@ def compare(report: Report, other: Report) -> Comparison:
     """
     if report.task.questions != other.task.questions:
         raise LucidError("Two reports can be compared only if they are about the same questions.")
-    pairs = list(zip(report.outcomes, other.outcomes, strict=True))
+    read, pairs = report.task.answer_in, list(zip(report.outcomes, other.outcomes, strict=True))
+    disagreements = [
+        Disagreement(mine.question.prompt, mine.question.answer, mine.given, theirs.given)
+        for mine, theirs in pairs
+        if read(mine.given) != read(theirs.given)
+    ]
     return Comparison(
         report.score,
         other.score,
         sum(mine.right and not theirs.right for mine, theirs in pairs),
         sum(theirs.right and not mine.right for mine, theirs in pairs),
-        [
-            Disagreement(mine.question.prompt, mine.question.answer, mine.given, theirs.given)
-            for mine, theirs in pairs
-            if _read(report.task, mine) != _read(other.task, theirs)
-        ],
+        disagreements,
     )
-
-
-def _read(task: Task, outcome: Outcome) -> str:
-    return task.answer_in(outcome.given)
 
 
 def _score(outcomes: Iterable[Outcome]) -> Score:

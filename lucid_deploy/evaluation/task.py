@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
 
 MOST_QUESTIONS = 1_000_000
+SEED = 2026  # of the prompts that the bundled model is tested with everywhere
 
 
 class TokenizerLike(Protocol):
@@ -29,8 +31,8 @@ class Question:
 
     Attributes:
         prompt: What the model reads.
-        answer: What it should go on with.
-        labels: What the score is broken down by, such as the length and the depth.
+        answer: What it should continue with.
+        labels: What the score is broken down by, such as length and depth.
         context: Questions with the same number begin with the same text, which is then run once.
     """
 
@@ -65,31 +67,41 @@ class Task:
         return re.split(self.ends, text.strip(), maxsplit=1)[0].strip()
 
 
+def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) -> Task:
+    """Return held-out prompts of the bundled model's task, going through the list lengths in turn.
+
+    An answer is right if it is exactly the two words (see :mod:`lucid_deploy.demo.recall`).
+
+    Args:
+        tokenizer: Of the model.
+        limit: Number of prompts.
+        seed: Equal seeds give equal prompts.
+
+    Raises:
+        LucidError: No prompts, a negative seed, or a tokenizer that lacks the task's words.
+    """
+    check_seed_and_limit(seed, limit)
+    if not can_write(tokenizer, " ".join(recall.vocabulary())):
+        raise LucidError(
+            "This model's tokenizer cannot write the words of the recall task, which is the bundled model's own. "
+            "Choose --task needles, --task lm_eval:NAME, --suite NAME or --text FILE."
+        )
+    questions = [
+        Question(example.prompt, example.answer, {"pairs": example.pairs}, context)
+        for context, example in enumerate(recall.held_out(limit, seed))
+    ]
+    return Task("recall", {"limit": limit, "seed": seed}, questions, ends=r"[.,;\n]", rows="pairs")
+
+
 def can_write(tokenizer: TokenizerLike, text: str) -> bool:
-    """Say whether a text survives the way through token ids and back, spaces and capitals aside."""
-    back = tokenizer.decode(tokenizer.encode(text))
-    return _letters(back) == _letters(text)
+    """Return whether a text survives encoding and decoding, white space and capitals aside."""
+    return _letters(tokenizer.decode(tokenizer.encode(text))) == _letters(text)
 
 
 def check_seed_and_limit(seed: int, limit: int) -> None:
-    """Check what every task takes.
-
-    Raises:
-        LucidError: A negative seed, no questions, or more than are made.
-    """
-    if limit > MOST_QUESTIONS:  # all are made and kept before the first is asked
-        raise LucidError(f"The limit may be at most {MOST_QUESTIONS} prompts, not {limit}.")
-    if limit < 1:
-        raise LucidError(f"The limit must be at least 1 prompt, not {limit}.")
-    check_seed(seed)
-
-
-def check_seed(seed: int) -> None:
-    """Check a seed of random numbers, for Python and NumPy alike.
-
-    Raises:
-        LucidError: It is negative, or does not fit into 32 bits.
-    """
+    """Refuse a seed that NumPy does not take, no questions, and more questions than fit in memory."""
+    if not 1 <= limit <= MOST_QUESTIONS:
+        raise LucidError(f"The limit must be 1 to {MOST_QUESTIONS} prompts, not {limit}.")
     if not 0 <= seed < 1 << 32:
         raise LucidError(f"The seed must be 0 or more, and below 2^32, not {seed}.")
 

@@ -1,8 +1,9 @@
-"""``lucid-deploy eval`` on the bundled model, and on ones that are broken."""
+"""``lucid-deploy eval`` on the bundled model, on a second one, and through lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,23 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
+from lucid_deploy.demo import recall
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import DEMO
+from tests.evaluation.suites.conftest import Pair, data, llama, llama_checkpoint, write_rows  # noqa: F401 (fixtures)
 
 Demo = Callable[..., Artifact]
+LM_EVAL_TASK = """task: local_recall
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/data.json}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["."], max_gen_toks: 8, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
 
 
 def run(*arguments: Any) -> Result:
@@ -46,8 +59,6 @@ def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str
     facts = printed(demo(**options).directory, "--limit", 200, "--batch", 32, "--minimum", 0.99)
     assert (facts["right"], facts["count"], facts["accuracy"], facts["wrong"]) == (200, 200, 1.0, [])
     assert (facts["runtime"], facts["dtype"]) == ("onnxruntime", options.get("dtype", "float32"))
-    assert len(facts["table"]) == 27
-    assert facts["provider"] == "cpu"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
@@ -57,28 +68,29 @@ def test_scores_are_shown_also_if_their_file_cannot_be_written(demo: Demo) -> No
     assert "recall: 2 of 2 right" in result.stdout
 
 
-def test_pytorch_gives_the_same_score(demo: Demo) -> None:
-    facts = printed(demo().directory, "--runtime", "torch", "--limit", 54)
-    assert (facts["runtime"], facts["right"], facts["count"]) == ("torch", 54, 54)
-
-
 def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Path) -> None:
     small = export(DEMO, tmp_path / "small", ExportOptions(quantize=QuantizeOptions("int4"))).directory
+    shown = run(small, "--limit", 2, "--against", demo().directory, "--json", tmp_path / "facts.json").stdout
+    assert "float32, int4, rtn, 5 bits a weight" in shown and f"against {demo().directory}: " in shown
+    facts = json.loads((tmp_path / "facts.json").read_text())
     named = {"scheme": "int4", "method": "rtn", "bits_per_weight": 5.0}
-    facts = printed(demo().directory, "--limit", 2, "--against", small)
-    assert (facts["quantization"], facts["against"]["quantization"]) == (None, named)
-    shown = run(small, "--limit", 2, "--against", demo().directory).stdout
-    assert "float32, int4, rtn, 5 bits a weight" in shown
-    assert f"against {demo().directory}: " in shown
+    assert (facts["quantization"], facts["against"]["quantization"]) == (named, None)
 
 
-def test_a_model_without_the_solve_does_far_worse(demo: Demo, unsolved: Path) -> None:
-    facts = printed(unsolved, "--limit", 108, "--against", demo().directory)
-    assert facts["accuracy"] < 0.5
-    assert facts["against"]["accuracy"] == 1.0
-    assert facts["against"]["relative_accuracy"] == facts["accuracy"]
-    assert facts["against"]["only_right_there"] == len(facts["wrong"]) == len(facts["against"]["disagreements"])
-    assert facts["against"]["only_right_here"] == 0
+def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, unsolved: Path) -> None:
+    """The ablation against an export of the same weights with standard attention; the other model is whole."""
+    options = ["--runtime", "torch", "--limit", 54]
+    ablated = printed(demo().directory, *options, "--ablate", "preconditioner", "--against", demo().directory)
+    expected = printed(unsolved, *options, "--task", "recall", "--against", demo().directory)
+    assert ablated["wrong"] == expected["wrong"] and ablated["ablate"] == "preconditioner"
+    assert ablated["accuracy"] < 0.5 and ablated["against"]["accuracy"] == 1.0
+    assert expected["against"]["relative_accuracy"] == expected["accuracy"]
+    assert (expected["against"]["only_right_there"], expected["against"]["only_right_here"]) == (
+        len(expected["wrong"]),
+        0,
+    )
+    refused = run(demo().directory, "--ablate", "keys")
+    assert refused.exit_code == 2 and "--ablate is for torch" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize("option", ["--minimum", "--minimum-relative"])
@@ -95,38 +107,55 @@ def test_needles_in_a_table_of_depths_and_lengths(demo: Demo) -> None:
     facts = printed(demo().directory, "--task", "needles", "--length", "128,64", "--needles", 5, "--limit", 20)
     assert facts["accuracy"] == 1.0 and facts["count"] == 40
     assert [(row["length"], row["count"]) for row in facts["table"] if row["depth"] == "0-20 %"] == [(64, 4), (128, 4)]
-    assert facts["settings"]["wording"] == "recall"
-    result = run(demo().directory, "--task", "needles", "--length", "64", "--limit", 5)
-    assert result.exit_code == 0
-    assert "80-100 %" in result.stdout and "5 of 5 right" in result.stdout
-    assert result.stderr == ""
+    beyond = [demo().directory, "--task", "needles", "--length", 600, "--limit", 2]
+    result = run(*beyond)
+    assert result.exit_code == 2 and "exceed the model's context of 512" in result.stderr
+    assert printed(*beyond, "--allow-extrapolation")["count"] == 2
 
 
-def test_beyond_the_context_only_on_request(demo: Demo) -> None:
-    options = [demo().directory, "--task", "needles", "--length", 600, "--limit", 2]
-    result = run(*options)
-    assert result.exit_code == 2
-    assert "exceed the model's context of 512" in result.stderr
-    assert printed(*options, "--allow-extrapolation")["count"] == 2
+def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
+    """Of held-out prompts with their right answers; the same as from PyTorch in float64."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{each.prompt} {each.answer}." for each in recall.held_out(60)))
+    found = printed(demo().directory, "--text", text)
+    assert found["window"] == 512 and found["tokens"] > 1000 and found["perplexity"] > 1
+    assert printed(demo().directory, "--text", text, "--runtime", "torch")["perplexity"] == pytest.approx(
+        found["perplexity"], rel=1e-4
+    )
+    assert "perplexity " in run(demo().directory, "--text", text).stdout
+    missing = run(demo().directory, "--text", tmp_path / "nowhere")
+    assert missing.exit_code == 2 and "nowhere cannot be read" in " ".join(missing.stderr.split())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--task", "chess"], "Task 'chess' is not known; known are recall, needles and lm_eval:NAME."),
-        (["--limit", 0], "The limit must be at least 1 prompt, not 0."),
+        (["--limit", 0], "The limit must be 1 to 1000000 prompts, not 0."),
         (["--batch", 0], "at least one row"),
-        (["--seed", -1], "The seed must be 0 or more"),
-        (["--needles", 3], "--needles is for --task needles."),
-        (["--length", "64"], "--length is for --task needles."),
+        (["--needles", 3], "--needles is for --task needles and --suite NAME."),
+        (["--task", "needles", "--needles", "2,3"], "--needles takes one whole number with --task needles"),
         (["--task", "needles", "--length", "64,x"], "--length takes whole numbers"),
-        (["--task", "needles", "--length", ""], "Lengths must be whole numbers of tokens"),
         (["--minimum-relative", 0.9], "name it with --against"),
-        (["--include-path", "."], "--include-path is for tasks of lm-evaluation-harness"),
         (["--minimum", 1.5], "1.5 is not in the range"),
         (["--against", "nowhere"], "There is no artifact at nowhere"),
-        (["--task", "lm_eval:x", "--minimum", 0.5], "--minimum are for the tasks recall and needles"),
-        (["--provider", "cuda", "--runtime", "torch"], "--provider is for onnxruntime"),
+        (["--task", "lm_eval:x", "--minimum", 0.5], "--minimum is for --task recall and --task needles."),
+        (["--text", "x", "--limit", 3], "--limit is for"),
+        (["--truncate", "left"], "--truncate is for --task lm_eval:NAME and --suite NAME."),
+        (["--suite", "ruler", "--task", "recall"], "--task and --suite both say what to run"),
+        (["--suite", "ruler", "--log-samples"], "--log-samples needs --output-path"),
+        (["--suite", "scrolls", "--haystack", "x"], "scrolls hides nothing"),
+        (["--suite", "scrolls", "--data", "nowhere"], "no data at nowhere"),
+        (["--suite", "scrolls", "--num-fewshot", 2], "take neither --gen-kwargs nor --num-fewshot"),
+        (["--suite", "ruler", "--metadata", "x"], "--metadata is not JSON"),
+        (["--suite", "ruler", "--gen-kwargs", "x", "--lengths", 512], "--gen-kwargs takes a JSON object or name=value"),
+        (["--suite", "ruler", "--include-path", "."], "--include-path is for --task lm_eval:NAME"),
+        (["--suite", "mniah", "--metadata", '{"max_seq_lengths": 1}', "--length", 1], "say the same: give one of them"),
+        (["--suite", "mniah", "--lengths", "1k"], "and the model's context is 512: choose --lengths"),
+        (
+            ["--suite", "mniah", "--metadata", '{"max_seq_lengths": [1024], "num_needle_k": 3}'],
+            "niah_multikey_1_n3_1024 asks for 1024 tokens",
+        ),
     ],
 )
 def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
@@ -136,52 +165,17 @@ def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_no_tokenizer(exported: Callable[..., tuple[Path, Artifact]]) -> None:
-    result = run(exported()[1].directory)
-    assert result.exit_code == 2 and "has no tokenizer.json" in result.stderr
-
-
-def test_a_tokenizer_of_other_words(artifact_copy: Path) -> None:
-    from tokenizers import Tokenizer, models
-
-    Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0")).save(
-        str(artifact_copy / "tokenizer.json")
-    )
-    for task in ("recall", "needles"):
-        result = run(artifact_copy, "--task", task)
-        assert result.exit_code == 2 and "tokenizer cannot write" in result.stderr
-
-
-@pytest.fixture
-def other_words(demo: Demo, tmp_path: Path) -> Path:
-    """The bundled model with a tokenizer of another file."""
-    other = shutil.copytree(demo().directory, tmp_path / "other")
-    words = json.loads((other / "tokenizer.json").read_text())
-    (other / "tokenizer.json").write_text(json.dumps(words, indent=1) + "\n")
-    manifest = json.loads((other / "lucid.json").read_text())
-    manifest["files"]["tokenizer.json"]["size"] = (other / "tokenizer.json").stat().st_size
-    (other / "lucid.json").write_text(json.dumps(manifest))
-    return other
-
-
-def test_recall_is_said_to_suit_the_bundled_words(demo: Demo, other_words: Path) -> None:
-    own = demo().directory
-    for models, named in (
-        ([other_words], f"{other_words} was"),
-        ([own, "--against", other_words], f"{other_words} was"),
-        ([other_words, "--against", other_words], f"{other_words} and {other_words} were"),
-    ):
-        said = " ".join(run(*models, "--limit", 2).stderr.split())
-        assert said.count("Note: recall uses the words of the bundled model") == 1 and f"which {named} not" in said
-    assert "recall uses" not in run(own, "--against", own, "--limit", 2).stderr
-
-
-def test_the_other_model_must_be_able_to_write_the_words(demo: Demo, with_tokenizer: Path) -> None:
-    """Before either answers; without a tokenizer it could not even be asked."""
+def test_other_models_must_choose(demo: Demo, llama: Pair, with_tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
+    """recall means nothing to a model that was not trained on its words."""
+    other = llama.artifact.directory
+    result = run(other)
+    assert result.exit_code == 2 and "Choose what to evaluate: --task needles, --task lm_eval:NAME, " in result.stderr
+    asked = run(demo().directory, "--limit", 2, "--against", other)
+    assert f"on which {other} was not trained" in " ".join(asked.stderr.split()) and asked.exit_code == 0
     for remedy in ("tokenizer cannot write the words of the recall task", "has no tokenizer.json"):
         result = run(demo().directory, "--limit", 2, "--against", with_tokenizer)
-        assert result.exit_code == 2 and result.stdout == ""
-        assert str(with_tokenizer) in result.stderr and remedy in " ".join(result.stderr.split())
+        assert result.exit_code == 2 and result.stdout == "" and str(with_tokenizer) in result.stderr
+        assert remedy in " ".join(result.stderr.split())
         (with_tokenizer / "tokenizer.json").unlink(missing_ok=True)
 
 
@@ -193,17 +187,54 @@ def test_a_damaged_artifact(demo: Demo, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "weights.bin" in result.stderr
 
 
-def test_without_the_preconditioner_it_is_the_model_without_the_solve(demo: Demo, unsolved: Path) -> None:
-    """The ablation against an export of the same weights with standard attention."""
-    options = ["--runtime", "torch", "--limit", 54]
-    ablated = printed(demo().directory, *options, "--ablate", "preconditioner", "--against", demo().directory)
-    expected = printed(unsolved, *options)
-    assert ablated["wrong"] == expected["wrong"] and ablated["ablate"] == "preconditioner"
-    assert ablated["against"]["accuracy"] == 1.0  # the other is whole
-    raw = printed(demo().directory, *options, "--ablate", "keys")
-    assert raw["accuracy"] < 1.0 and raw["wrong"] != expected["wrong"]
+@pytest.mark.usefixtures("remembered_tasks")
+def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path / "cache"
+    rows = [{"prompt": e.prompt, "answer": e.answer} for e in recall.held_out(3)]
+    rows.append({"prompt": "fox has red lamp, " * 140 + rows[0]["prompt"], "answer": rows[0]["answer"]})
+    (tmp_path / "data.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(LM_EVAL_TASK.format(folder=tmp_path))
+    options = [demo().directory, "--task", "lm_eval:local_recall", "--include-path", tmp_path]
+    refused = run(*options)
+    assert refused.exit_code == 2 and "1 of 4 prompts of local_recall are too long" in " ".join(refused.stderr.split())
+    target = tmp_path / "out.json"
+    cut = run(*options, "--truncate", "left", "--json", target, "--against", demo().directory)
+    assert cut.exit_code == 0, cut.stderr
+    assert re.search(r"\d\.\d{4}\*", cut.stdout) and "* some prompts were cut" in cut.stdout
+    facts = json.loads(target.read_text())
+    assert facts["tasks"][0]["truncated"] == 1 and facts["against"]["differences"][0]["value"] == 0
+    short = printed(*options, "--limit", 3, "--gen-kwargs", "max_gen_toks=1")
+    assert short["tasks"][0]["metrics"]["exact_match"]["value"] == 0.0
+    assert short["tasks"][0]["documents"] == 3 and short["gen_kwargs"] == {"max_gen_toks": 1}
+    for given, message in (
+        (["--limit", 0], "at least 1 document"),
+        (["--seed", -1], "seed must be 0 or more"),
+        (["--include-path", "nowhere"], "no such directory"),
+        (["--task", "lm_eval:no_such_task"], "has no task 'no_such_task'"),
+    ):
+        result = run(*options, *given)
+        assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
 
-def test_only_pytorch_ablates(demo: Demo) -> None:
-    result = run(demo().directory, "--ablate", "keys")
-    assert result.exit_code == 2 and "--ablate is for torch" in " ".join(result.stderr.split())
+def test_a_suite_and_its_files(demo: Demo, llama: Pair, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    pytest.importorskip("lm_eval")
+    out = tmp_path / "out"
+    options = [llama.artifact.directory, "--suite", "longbench", "--only", "longbench_2wikimqa", "--data", data]
+    kept = [*options, "--limit", 2, "--output-path", out, "--log-samples", "--against", llama.artifact.directory]
+    first = run(*kept)
+    assert first.exit_code == 0, first.stderr
+    assert "longbench_2wikimqa" in first.stdout and "artifact less artifact" in first.stdout
+    facts = json.loads((out / "results.json").read_text())
+    assert facts["suite"] == "longbench" and facts["limit"] == 2 and facts["tasks"][0]["documents"] == 2
+    (difference, _) = facts["against"]["differences"]
+    assert difference["value"] == 0 and difference["better"] == difference["worse"] == 0
+    assert len((out / "samples_longbench_2wikimqa.jsonl").read_text().splitlines()) == 2
+    assert printed(*kept)["tasks"] == facts["tasks"]
+    assert len(list(out.glob("answers-*.db"))) == 1
+    printed(*options, "--limit", 1, "--output-path", out, "--truncate", "left")
+    assert len(list(out.glob("answers-*.db"))) == 2  # answers to other token ids are not mixed with these
+    english = run(demo().directory, *options[1:])
+    assert english.exit_code == 2 and "cannot write the texts of longbench_2wikimqa" in " ".join(english.stderr.split())

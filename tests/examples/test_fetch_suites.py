@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from lucid_deploy.evaluation.suites import plan
-from lucid_deploy.evaluation.suites.haystack import open_haystack
-from lucid_deploy.evaluation.suites.recorded import read_documents
+from lucid_deploy.evaluation.suites.documents import open_haystack, read_documents
 
 pytest.importorskip("datasets")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "fetch_suites.py"

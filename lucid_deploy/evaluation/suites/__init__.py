@@ -1,9 +1,120 @@
 """The evaluations that LUCID's authors report, as named suites over lm_eval's own task definitions.
 
-``settings`` says what a suite runs; ``ruler`` and ``recorded`` bring the documents, ``tasks`` makes lm_eval's tasks of
-them, ``run`` runs them on a session, ``paired`` compares two models. Settings and comparisons need no lm_eval.
+Settings are those of the published scripts, https://github.com/saisuryadv/LUCID at c8b6bb6 (``lucid/evaluation`` and
+``lucid_path/evaluation``), which call lm_eval with ``--seed 0``. RULER leaves out HotpotQA; ``mniah`` is
+``niah_multikey_1`` with 2 to 10 needles. Nothing here needs lm_eval.
 """
 
-from lucid_deploy.evaluation.suites.settings import SUITES, SuiteTask, plan
+from __future__ import annotations
 
-__all__ = ["SUITES", "SuiteTask", "plan"]
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lucid_deploy.errors import LucidError
+
+SEED = 0  # of the published scripts
+BABILONG_LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k")
+_LENGTHS = (2048, 4096, 6144, 8192)
+_MOST_NEEDLES = 40  # lm_eval puts needles at 40 depths, each at most once
+_RULER = (
+    *("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
+    *("niah_multiquery", "niah_multivalue", "ruler_vt", "ruler_cwe", "ruler_fwe", "ruler_qa_squad"),
+)
+_LONGBENCH = ("longbench_2wikimqa", "longbench_hotpotqa", "longbench_multifieldqa_en", "longbench_qasper")
+_BABILONG = tuple(f"babilong_qa{number}" for number in range(1, 11))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is published under one name.
+
+    Attributes:
+        tasks: Names that lm_eval gives its tasks.
+        lengths: Tokens of the prompts and answers together, or BABILong's names for them; empty: texts as they are.
+        needles: Needles in a text; empty: as each task says.
+        limit: Documents of each task; None: all.
+    """
+
+    tasks: tuple[str, ...]
+    lengths: tuple[int | str, ...] = ()
+    needles: tuple[int, ...] = ()
+    limit: int | None = None
+
+
+SUITES = {
+    "ruler": Suite(_RULER, _LENGTHS),
+    "mniah": Suite(("niah_multikey_1",), _LENGTHS, (2, 4, 6, 8, 10)),
+    "longbench": Suite(_LONGBENCH),
+    "scrolls": Suite(("scrolls_qasper", "scrolls_qmsum")),
+    "babilong": Suite(_BABILONG, ("64k",), limit=50),
+}
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One task at one length.
+
+    Attributes:
+        suite: Name of its suite.
+        task: Name of lm_eval's task.
+        length: Tokens of a prompt and its answer together, BABILong's name for it, or None.
+        needles: Needles in a text; None: as the task says.
+    """
+
+    suite: str
+    task: str
+    length: int | str | None = None
+    needles: int | None = None
+
+    @property
+    def name(self) -> str:
+        """A name that no other task of the suite has, such as ``niah_multikey_1_n8_4096``."""
+        parts = [self.task, *([] if self.needles is None else [f"n{self.needles}"])]
+        return "_".join([*parts, *([] if self.length is None else [str(self.length)])])
+
+
+def plan(
+    suite: str, lengths: Sequence[str] = (), needles: Sequence[int] = (), only: Sequence[str] = ()
+) -> list[SuiteTask]:
+    """Return the tasks of a suite.
+
+    Args:
+        suite: Its name.
+        lengths: Instead of the published ones, such as ``4096`` or ``4k``.
+        needles: Instead of the published ones.
+        only: Names of lm_eval's tasks to run; empty: all of the suite.
+
+    Raises:
+        LucidError: A name that is not known, or lengths or needles that the suite does not take.
+    """
+    if suite not in SUITES:
+        raise LucidError(f"Suite {suite!r} is not known; known are {', '.join(SUITES)}.")
+    chosen = SUITES[suite]
+    if unknown := sorted(set(only) - set(chosen.tasks)):
+        raise LucidError(f"The suite {suite} has no task {unknown[0]!r}; it has {', '.join(chosen.tasks)}.")
+    if lengths and not chosen.lengths:
+        raise LucidError(f"The texts of {suite} have fixed lengths: leave --lengths out.")
+    if needles and not chosen.needles:
+        raise LucidError(f"--needles is for the suite mniah, not for {suite}.")
+    if wrong := [count for count in needles if not 1 <= count <= _MOST_NEEDLES]:
+        raise LucidError(f"--needles takes 1 to {_MOST_NEEDLES}, not {wrong[0]}.")
+    counts: Sequence[int | None] = list(dict.fromkeys(needles)) or chosen.needles or [None]
+    sizes: Sequence[int | str | None] = list(dict.fromkeys(_length(suite, item) for item in lengths))
+    tasks = [name for name in chosen.tasks if not only or name in only]
+    return [
+        SuiteTask(suite, task, size, count)
+        for task in tasks
+        for count in counts
+        for size in sizes or chosen.lengths or [None]
+    ]
+
+
+def _length(suite: str, text: str) -> int | str:
+    if suite == "babilong":
+        if text not in BABILONG_LENGTHS:
+            raise LucidError(f"BABILong has the lengths {', '.join(BABILONG_LENGTHS)}, not {text!r}.")
+        return text
+    digits = text.removesuffix("k")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise LucidError(f"A length is a whole number of tokens, such as 4096 or 4k, not {text!r}.")
+    return int(digits) * (1024 if text.endswith("k") else 1)

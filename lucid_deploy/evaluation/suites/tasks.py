@@ -1,23 +1,27 @@
-"""lm_eval's task objects for the tasks of a suite: its own prompts, answers and scores over documents brought here."""
+"""lm_eval's tasks for a suite: its own prompts, answers and scores over documents that are brought here."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
-from collections.abc import Callable, Iterator
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.errors import LucidError, missing_extra
-from lucid_deploy.evaluation.suites.haystack import Haystack
-from lucid_deploy.evaluation.suites.recorded import read_documents
-from lucid_deploy.evaluation.suites.ruler import DOCUMENTS, Generators
-from lucid_deploy.evaluation.suites.scrolls import scrolls_task
-from lucid_deploy.evaluation.suites.settings import SuiteTask
-from lucid_deploy.evaluation.task import TokenizerLike
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
 
-SCORE = "score"  # the metric of RULER's tasks here; lm_eval names it by the length, since it mixes lengths in a task
+from lucid_deploy.errors import LucidError
+from lucid_deploy.evaluation.suites import SuiteTask
+from lucid_deploy.evaluation.suites.documents import Haystack, Row, read_documents
+from lucid_deploy.evaluation.suites.ruler import DOCUMENTS, Generators
+from lucid_deploy.evaluation.task import TokenizerLike, can_write
+
+SCORE = "score"  # the metric of RULER's tasks here; lm_eval names it by the length, since a task of it mixes lengths
+_ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 class TaskMaker:
@@ -42,91 +46,162 @@ class TaskMaker:
         metadata: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        try:
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise missing_extra("lm_eval", "eval", "run a suite") from error
         self._tokenizer, self._open, self._data, self._seed = tokenizer, haystack, data, seed
-        self._new_manager = functools.partial(TaskManager, include_defaults=False, metadata=metadata)
-        self._managers: dict[str, Any] = {}
+        self._metadata = metadata
+        self._managers: dict[str, TaskManager] = {}
         self._generators: Generators | None = None
         self.facts: dict[str, Any] = {}
 
     def make(self, task: SuiteTask, limit: int | None = None) -> Any:
-        """Return lm_eval's task.
-
-        Args:
-            task: Which.
-            limit: Documents that will be asked for at most; of RULER no more are made.
+        """Return lm_eval's task, with at most ``limit`` documents of RULER.
 
         Raises:
-            LucidError: Its documents cannot be had or made, or a package is not installed.
+            LucidError: Its documents cannot be read or made, or the tokenizer cannot write them.
         """
-        try:
-            return self._make(task, limit)
-        except ImportError as error:
-            raise missing_extra(str(error.name or "lm_eval"), "eval", f"run {task.task}") from error
-
-    def _make(self, task: SuiteTask, limit: int | None) -> Any:
         if task.suite == "scrolls":
-            made = scrolls_task(task.task, read_documents(task, self._data))
+            made: Any = ScrollsTask(task.task, read_documents(task, self._data))
         elif task.suite in ("longbench", "babilong"):
             made = self._load(task, read_documents(task, self._data), {})
         else:
             made = self._load(task, self._ruler(task, limit), _ruler_scores(task))
         made.set_config("task", task.name)
+        text = str(made.doc_to_text(made.eval_docs[0]))
+        if text.isascii() and not can_write(self._tokenizer, text):
+            raise LucidError(
+                f"This model's tokenizer cannot write the texts of {task.name}. Suites ask in English; the bundled "
+                "model is asked with --task recall or needles."
+            )
         return made
 
-    def _load(self, task: SuiteTask, rows: list[dict[str, Any]], changes: dict[str, Any]) -> Any:
+    def _load(self, task: SuiteTask, rows: list[Row], changes: dict[str, Any]) -> Any:
+        """Return lm_eval's task with other documents; its parameter ``custom_dataset`` is made for that."""
         import datasets
         import lm_eval.tasks
 
-        def given(**_settings: Any) -> dict[str, datasets.Dataset]:
-            return {split: datasets.Dataset.from_list(rows)}
-
         split = task.task.removeprefix("babilong_") if task.suite == "babilong" else "test"
-        changed = {"task": task.task, "custom_dataset": given, **changes}
+        given = {split: datasets.Dataset.from_list(rows)}
+        changed = {"task": task.task, "custom_dataset": lambda **_settings: given, **changes}
         folder = "ruler" if task.suite == "mniah" else task.suite
         if folder not in self._managers:  # reading all of lm_eval's tasks takes seconds
-            self._managers[folder] = self._new_manager(include_path=str(Path(lm_eval.tasks.__file__).parent / folder))
-        with _without_remarks():
-            return self._managers[folder].load([{"group": f"{folder}s", "task": [changed]}])["tasks"][task.task]
+            path = Path(lm_eval.tasks.__file__).parent / folder
+            self._managers[folder] = TaskManager(
+                include_path=str(path), include_defaults=False, metadata=self._metadata
+            )
+        return self._managers[folder].load([{"group": f"{folder}s", "task": [changed]}])["tasks"][task.task]
 
-    def _ruler(self, task: SuiteTask, limit: int | None) -> list[dict[str, Any]]:
+    def _ruler(self, task: SuiteTask, limit: int | None) -> list[Row]:
         if self._generators is None:
             haystack = self._open()
             self._generators = Generators(self._tokenizer, haystack, self._data, self._seed)
             self.facts = {"haystack": haystack.to_dict(), "sentences": self._generators.sentences, "seed": self._seed}
-        rows = self._generators.documents(task, min(DOCUMENTS, limit or DOCUMENTS))
-        if not rows:
-            raise LucidError(f"{task.name}: none of the documents fits in {task.length} tokens. Take longer --lengths.")
-        return rows
-
-
-@contextlib.contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Leave out what lm_eval remarks on every task that brings its own documents."""
-    log = logging.getLogger("lm_eval")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+        return self._generators.documents(task, min(DOCUMENTS, limit or DOCUMENTS))
 
 
 def _ruler_scores(task: SuiteTask) -> dict[str, Any]:
     """Return the changes that give a task of RULER one metric, ``score``, whatever its length."""
-    from lm_eval.api.metrics import mean
     from lm_eval.tasks.ruler import common_utils
 
     part = task.task.startswith("ruler_qa")
     published = common_utils.process_results_part if part else common_utils.process_results
 
-    def scored(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    def scored(doc: Row, results: list[str]) -> dict[str, float]:
         return {SCORE: published(doc, results)[str(task.length)]}
 
-    return {
-        "process_results": scored,
-        "metric_list": [{"metric": SCORE, "aggregation": mean, "higher_is_better": True}],
-    }
+    metric = {"metric": SCORE, "aggregation": mean, "higher_is_better": True}
+    return {"process_results": scored, "metric_list": [metric]}
+
+
+class ScrollsTask(ConfigurableTask):
+    """A task of SCROLLS as lm_eval asks it, over given documents and with the metric computed here.
+
+    lm_eval's own class needs a module that transformers 5 dropped, and runs a metric that it downloads. What that
+    computes is short: for Qasper the F1 of words after SQuAD's normalization, for QMSum ROUGE without stemming, each
+    the best over the references, times 100 (SCROLLS, arXiv 2201.03533, and ``metrics/`` of tau/scrolls).
+
+    Args:
+        name: ``scrolls_qasper`` or ``scrolls_qmsum``.
+        rows: Documents as published; those with one ``id`` are one question with several answers.
+    """
+
+    VERSION = 2
+
+    def __init__(self, name: str, rows: Sequence[Row]) -> None:
+        import datasets
+
+        answers: dict[str, list[str]] = {}
+        for row in rows:
+            answers.setdefault(row["id"], []).append(row["output"])
+        first = {row["id"]: row for row in reversed(rows)}
+        docs = []
+        for key, outputs in answers.items():
+            question, _, text = first[key]["input"].partition("\n\n")
+            docs.append({"id": key, "question": question, "text": text, "outputs": outputs})
+        self._qasper = name == "scrolls_qasper"
+        given = {"validation": datasets.Dataset.from_list(docs)}
+        super().__init__(
+            config={
+                "task": name,
+                "custom_dataset": lambda **_settings: given,
+                "validation_split": "validation",
+                "output_type": "generate_until",
+                "doc_to_text": "{{text}}\n\nQuestion: {{question}}\nAnswer:",
+                "doc_to_target": "{{' ' + outputs | join(', ')}}",
+                "generation_kwargs": {"until": ["\n"]},
+                "metadata": {"version": self.VERSION},
+            }
+        )
+
+    def _asks_yes_or_no(self, doc: Row) -> bool:
+        return self._qasper and all(normalize_answer(answer) in ("yes", "no") for answer in doc["outputs"])
+
+    def construct_requests(self, doc: Row, ctx: str, **kwargs: Any) -> Any:
+        """Return the requests of a document: Qasper's yes-or-no questions compare two likelihoods."""
+        chat = kwargs.pop("apply_chat_template", False)
+        kwargs.pop("chat_template", None)
+        if not self._asks_yes_or_no(doc):
+            arguments = (ctx, {"until": ["\n"]})
+            return Instance(request_type="generate_until", doc=doc, arguments=arguments, idx=0, **kwargs)
+        words = ("yes", "no") if chat else (" yes", " no")
+        return [
+            Instance(request_type="loglikelihood", doc=doc, arguments=(ctx, word), idx=idx, **kwargs)
+            for idx, word in enumerate(words)
+        ]
+
+    def process_results(self, doc: Row, results: list[Any]) -> dict[str, Any]:
+        """Return the prediction with its references for each metric."""
+        if self._asks_yes_or_no(doc):
+            prediction = " yes" if results[0] > results[1] else " no"
+        else:
+            prediction = results[0] if results[0].strip() or not self._qasper else "Unanswerable"
+        return dict.fromkeys(self.aggregation(), (prediction, doc["outputs"]))
+
+    def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
+        """Return how each metric is computed over documents, 0 to 100."""
+        if self._qasper:
+            return {"f1": lambda items: 100 * mean([max(f1(gold, text) for gold in golds) for text, golds in items])}
+        return {name: lambda items, name=name: _rouge(name, items) for name in _ROUGE}  # type: ignore[misc]
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Return that it is, for each metric."""
+        return dict.fromkeys(self.aggregation(), True)
+
+
+def normalize_answer(text: str) -> str:
+    """Return a text as SQuAD's evaluation compares it: lower case, without punctuation, articles and double blanks."""
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+
+
+def f1(gold: str, text: str) -> float:
+    """Return the F1 of the words of two texts."""
+    wanted, given = normalize_answer(gold).split(), normalize_answer(text).split()
+    same = sum((Counter(wanted) & Counter(given)).values())
+    return 2 * same / (len(wanted) + len(given)) if same else 0.0
+
+
+def _rouge(name: str, items: Sequence[tuple[str, Sequence[str]]]) -> float:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([name], use_stemmer=False)
+    best = [max(scorer.score(gold, text)[name].fmeasure for gold in golds) for text, golds in items]
+    return 100 * float(mean(best))

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.evaluation.suites.haystack import open_haystack
+from lucid_deploy.evaluation.suites.documents import open_haystack
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session

@@ -1,0 +1,243 @@
+"""Generate from many prompts, and score many continuations, in batches, with any session.
+
+Prompts are given in groups; the tokens that a group's prompts begin with are run once. Shapes: B rows, N new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.generation.sampling import Sampler, Sampling
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+LOGITS = 1 << 26  # numbers at most in the logits of one run, a quarter of a GiB
+Ids = list[int]
+
+
+@dataclass
+class Wave:
+    """One prompt of each group, ready to run after the tokens that its group shares.
+
+    Attributes:
+        cache: Holds the shared tokens; this wave may change it.
+        input_ids: The remaining tokens, padded on the left, int64 ``(B, N)``.
+        mask: Bool ``(B, N)``, False at padding.
+        members: For each row its group and its place in the group; None for a row of padding.
+    """
+
+    cache: Cache[Any]
+    input_ids: Array
+    mask: Array
+    members: list[tuple[int, int] | None]
+
+
+def generate(
+    session: Session[Any],
+    groups: Sequence[Sequence[Ids]],
+    max_new_tokens: int,
+    batch: int = 8,
+    sampling: Sampling | None = None,
+    stop: Callable[[Ids], bool] | None = None,
+    answered: Callable[[int, int, Ids], None] | None = None,
+) -> list[list[Ids]]:
+    """Return new tokens for each prompt, up to an end-of-sequence token, ``stop``, or the number of tokens.
+
+    Args:
+        session: What runs the model.
+        groups: Prompts as token ids.
+        max_new_tokens: Most tokens to generate for each.
+        batch: Most groups to run at once.
+        sampling: How tokens are chosen; None: the most likely one.
+        stop: Called with a prompt's new tokens; true ends the answer.
+        answered: Called with group, place in the group and new tokens as soon as an answer is complete.
+
+    Raises:
+        LucidError: An empty prompt or one without room for the new tokens.
+        CheckFailed: The model gave logits that are not finite.
+    """
+    if max_new_tokens < 1:
+        raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    answers: list[list[Ids]] = [[[] for _ in group] for group in groups]
+    choose = Sampler(sampling or Sampling())
+    tails = [[1] * len(group) for group in groups]
+    for wave in _waves(session, groups, tails, batch, room=max_new_tokens):
+        rows = _generate(session, wave, max_new_tokens, choose, stop)
+        for member, row in zip(wave.members, rows, strict=True):
+            if member is not None:
+                answers[member[0]][member[1]] = row
+                if answered is not None:
+                    answered(*member, row)
+    return answers
+
+
+def _generate(
+    session: Session[Any], wave: Wave, max_new_tokens: int, choose: Sampler, stop: Callable[[Ids], bool] | None
+) -> list[Ids]:
+    rows: list[Ids] = [[] for _ in wave.members]
+    running = np.array([member is not None for member in wave.members])  # (B,)
+    logits = session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=session.prefill_chunk)  # (B, 1, vocab)
+    while True:
+        tokens = np.zeros((len(rows), 1), dtype=np.int64)
+        for i in np.flatnonzero(running):
+            token = choose(logits[i, -1])
+            if token in session.config.eos_token_ids:
+                running[i] = False
+                continue
+            tokens[i] = token
+            rows[i].append(token)
+            running[i] = len(rows[i]) < max_new_tokens and not (stop is not None and stop(rows[i]))
+        if not running.any():
+            return rows
+        logits = session.decode(tokens, wave.cache, running[:, None])
+
+
+def log_likelihoods(
+    session: Session[Any],
+    pairs: Sequence[tuple[Ids, Ids]],
+    batch: int = 8,
+    answered: Callable[[int, tuple[float, bool]], None] | None = None,
+) -> list[tuple[float, bool]]:
+    """Return log p(continuation | context) of each pair, and whether greedy decoding would give the continuation.
+
+    A context that several pairs have in common is run once. Sums are float64 over float32 logits.
+
+    Args:
+        session: What runs the model.
+        pairs: Contexts and continuations as token ids, neither empty. Together they may be one token longer than the
+            model's context, since the last token is not run.
+        batch: Most contexts to run at once.
+        answered: Called with a pair's number and its result as soon as it is known.
+
+    Raises:
+        LucidError: An empty context or continuation, or a pair longer than the context.
+        CheckFailed: The model gave logits that are not finite.
+    """
+    same: dict[tuple[int, ...], list[int]] = {}
+    for i, (context, continuation) in enumerate(pairs):
+        if not context or not continuation:
+            raise LucidError("A log-likelihood needs a context and a continuation of at least one token each.")
+        same.setdefault(tuple(context), []).append(i)
+    numbers = list(same.values())
+    groups = [[[*pairs[i][0], *pairs[i][1]][:-1] for i in group] for group in numbers]
+    tails = [[len(pairs[i][1]) for i in group] for group in numbers]
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    for wave in _waves(session, groups, tails, batch):
+        wanted = [[] if member is None else pairs[numbers[member[0]][member[1]]][1] for member in wave.members]
+        for member, result in zip(wave.members, _scores(session, wave, wanted), strict=True):
+            if member is not None:
+                number = numbers[member[0]][member[1]]
+                results[number] = result
+                if answered is not None:
+                    answered(number, result)
+    return results
+
+
+def _scores(session: Session[Any], wave: Wave, wanted: list[Ids]) -> list[tuple[float, bool]]:
+    """Score the tokens wanted of each row: token j of n is predicted by the logits of column N − n + j."""
+    width = wave.input_ids.shape[1]
+    first = width - max(len(row) for row in wanted)  # no logits are wanted before this column
+    sums, greedy = np.zeros(len(wanted)), np.ones(len(wanted), dtype=bool)
+    for start, logits in _logits(session, wave, first):
+        for row, tokens in enumerate(wanted):
+            offset = width - len(tokens)
+            columns = np.arange(max(start, offset), start + logits.shape[1])
+            values = logits[row, columns - start].astype(np.float64)  # (columns, vocab)
+            if not np.isfinite(values).all():
+                raise CheckFailed(
+                    "The model gave logits that are not finite: its weights are damaged, or too large for its type."
+                )
+            if not len(columns):
+                continue
+            targets = np.array(tokens)[columns - offset]
+            peak = values.max(axis=1)
+            chosen = values[np.arange(len(columns)), targets]
+            sums[row] += np.sum(chosen - peak - np.log(np.exp(values - peak[:, None]).sum(axis=1)))
+            greedy[row] &= bool((values.argmax(axis=1) == targets).all())
+    return [(float(total), bool(same)) for total, same in zip(sums, greedy, strict=True)]
+
+
+def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int, Array]]:
+    """Yield the logits of the columns from ``first`` on, in pieces ``(B, n, vocab)`` with their first column."""
+    ids, mask, cache, chunk = wave.input_ids, wave.mask, wave.cache, session.prefill_chunk
+    rows, width = ids.shape
+    if first == width - 1:  # every graph gives the logits of the last token
+        yield first, session.prefill(ids, cache, mask, chunk=chunk)
+        return
+    if first:
+        session.prefill(ids[:, :first], cache, mask[:, :first], chunk=chunk)
+    size = max(1, LOGITS // (rows * session.config.vocab_size))
+    for start in range(first, width, size):
+        part = slice(start, start + size)
+        yield start, session.prefill_all(ids[:, part], cache, mask[:, part])
+
+
+def _waves(
+    session: Session[Any], groups: Sequence[Sequence[Ids]], tails: Sequence[Sequence[int]], batch: int, room: int = 0
+) -> Iterator[Wave]:
+    """Run the tokens that each group shares, and yield the remaining ones wave by wave.
+
+    Args:
+        session: What runs the model.
+        groups: Token ids; no group is empty.
+        tails: For each prompt, how many of its last tokens are not run with the shared ones; at least 1.
+        batch: Most groups at once. Fewer are taken where padding would need more than the context.
+        room: Tokens that will follow each prompt.
+    """
+    if batch < 1:
+        raise LucidError(f"A batch must hold at least one row, not {batch}.")
+    batch = min(batch, session.batch_limit or batch)
+    for ids in (ids for group in groups for ids in group):
+        if not ids:
+            raise LucidError("A prompt is empty: it has no tokens.")
+        session.check_length(len(ids) + room)
+    shared = [_shared_length(group, tail) for group, tail in zip(groups, tails, strict=True)]
+    longest = [max(map(len, group)) for group in groups]
+    # Groups of similar size side by side, the largest first: too little memory shows at once.
+    order = sorted(range(len(groups)), key=lambda g: (-len(groups[g]), -shared[g], -longest[g], g))
+    while order:
+        count = 1
+        while count < min(batch, len(order)) and _fits(session, order[: count + 1], shared, longest, room):
+            count += 1
+        chosen, order = order[:count], order[count:]
+        cache = session.empty_cache(count)
+        if any(shared[g] for g in chosen):
+            input_ids, mask = _padded([groups[g][0][: shared[g]] for g in chosen])
+            session.prefill(input_ids, cache, mask, chunk=session.prefill_chunk)
+        most = max(len(groups[g]) for g in chosen)
+        for place in range(most):
+            members = [(g, place) if place < len(groups[g]) else None for g in chosen]
+            rests = [groups[g][place][shared[g] :] if place < len(groups[g]) else [] for g in chosen]
+            own = session.fork(cache) if place < most - 1 else cache
+            yield Wave(own, *_padded(rests), members)
+
+
+def _shared_length(group: Sequence[Ids], tails: Sequence[int]) -> int:
+    """Return how many tokens a group's prompts share before their tails."""
+    if len(group) == 1 and tails[0] == 1:
+        return 0  # one run does it all
+    length = min(len(ids) - tail for ids, tail in zip(group, tails, strict=True))
+    for ids in group[1:]:
+        length = next((i for i in range(length) if ids[i] != group[0][i]), length)
+    return length
+
+
+def _fits(session: Session[Any], chosen: list[int], shared: list[int], longest: list[int], room: int) -> bool:
+    """Return whether groups can run side by side: padding counts towards the context."""
+    limit = session.context_limit
+    width = max(shared[g] for g in chosen) + max(longest[g] - shared[g] for g in chosen)
+    return limit is None or width + room <= limit
+
+
+def _padded(rows: list[Ids]) -> tuple[Array, Array]:
+    """Return rows padded on the left: token ids int64 ``(B, N)``, and a mask that is False at padding."""
+    width = max(map(len, rows))
+    input_ids, mask = np.zeros((len(rows), width), dtype=np.int64), np.zeros((len(rows), width), dtype=bool)
+    for i, row in enumerate(rows):
+        input_ids[i, width - len(row) :] = row
+        mask[i, width - len(row) :] = True
+    return input_ids, mask
