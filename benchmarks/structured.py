@@ -26,7 +26,7 @@ from lucid_deploy.batching import Batcher, Request
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.constraint import Constraint, from_grammar, from_json_schema, from_regex
 from lucid_deploy.generation.guide import GuideFactory
-from lucid_deploy.generation.token_text import byte_alphabet
+from lucid_deploy.generation.text_stream import byte_alphabet
 from lucid_deploy.runtimes import Session, open_session
 
 ROWS, CONTEXT, ROUNDS = 8, 32, 5

@@ -136,12 +136,12 @@ class Model:
         return self.tokenizer.encode(prompt)
 
     def drafters(self, speculate: str, draft: str | Path | None) -> MakeDrafter | None:
-        """Return what makes drafters, see :func:`~lucid_deploy.generation.drafters.open_drafters`.
+        """Return what makes drafters, see :func:`~lucid_deploy.generation.drafting.open_drafters`.
 
         Raises:
             LucidError: As that function.
         """
-        from lucid_deploy.generation.drafters import open_drafters
+        from lucid_deploy.generation.drafting import open_drafters
 
         self.check_open()
         key = (speculate, str(draft))
@@ -151,7 +151,7 @@ class Model:
 
     def close(self) -> None:
         """Close the session and those of draft models; the model cannot be used afterwards."""
-        from lucid_deploy.generation.draft_model import ModelDrafters
+        from lucid_deploy.generation.drafting import ModelDrafters
 
         self._closed = True
         for made in self._drafters.values():
@@ -189,8 +189,7 @@ class _GenerationRun:
         options: dict[str, Any],
     ) -> None:
         from lucid_deploy.generation.generate import Generation
-        from lucid_deploy.generation.logit_adjustment import bad_word_ids
-        from lucid_deploy.generation.sampling import Sampling
+        from lucid_deploy.generation.sampling import Sampling, bad_word_ids
         from lucid_deploy.generation.text_stream import AnswerText
 
         model.check_open()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from lucid_deploy.batching.choosing import Choosing
-from lucid_deploy.batching.drafts import drop, prefill, propose, propose_with_prompt
 from lucid_deploy.batching.request import Event, Finished, Mark, Request
-from lucid_deploy.batching.row import Row, first_to_end
+from lucid_deploy.batching.row import Chooser, Row, drop, prefill, propose, propose_with_prompt
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MakeDrafter
@@ -20,7 +18,14 @@ from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Session
-from lucid_deploy.shortages import TooLittleMemory, memory_errors_told
+
+# How long a step waits for the masks of constraints that are not there when the model has run. A row whose mask comes
+# later is paused, the others go on. Pausing and resuming copy the row's cache (without a static cache all rows'), so a
+# row that was paused often stays away for a few steps.
+GRACE_SHARE = 0.1  # of the model's step …
+GRACE_SECONDS = 0.002  # … or this, if longer
+ALONE_SECONDS = 0.05  # where nothing else could run
+MOST_STEPS_AWAY = 8
 
 
 class Batcher:
@@ -33,9 +38,9 @@ class Batcher:
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
             one whole prompt a step. Short prompts share a step and are cut where it is full. Where something is rounded
             (:attr:`Session.rounds`) a prompt is cut at multiples of this number only, as it is alone.
-        guides: Holds answers to constraints; None: requests have none.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
+        guides: Makes the guides of constraints; None: requests have none.
         drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
             right; None: every row decodes one.
 
@@ -69,27 +74,28 @@ class Batcher:
         if drafters is not None:
             prepare_speculation(session)
         self.session, self.rows, self.prefill_chunk = session, rows, prefill_chunk
-        self.drafts, self._drafters = DraftCounts(), drafters
-        self._choosing = Choosing(session, self.drafts, self._relieved)
+        self.drafts, self._drafters, self._guides = DraftCounts(), drafters, guides
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
         self.marks: list[Mark] = []
-        # Tokens of one call see each other before the cache rounds them, and other sums in another order, which half
-        # precision and inputs rounded to 8 bits multiply: where a prompt is cut must not depend on those beside it.
-        self._fixed_cuts = session.rounds
+        self._chooser = Chooser(session, self.drafts)
         self._store = PrefixStore(session, prefix_tokens)
-        # Caches that cannot be cut back are kept at set lengths while a prompt runs, which such cuts make.
-        self._fixed_cuts |= prefix_tokens > 0 and any(
-            not tensor.has_tokens for each in session.layout for tensor in each
+        # Where a prompt is cut must not depend on the prompts beside it if that changes numbers: tokens of one call see
+        # each other before the cache rounds them, and sums in another order differ in half precision. Caches that
+        # cannot be cut back are stored at set lengths, which such cuts make.
+        self._fixed_cuts = session.rounds or (
+            prefix_tokens > 0 and any(not tensor.has_tokens for layer in session.layout for tensor in layer)
         )
-        self._guides = guides
-        self._opened: dict[int, Future[Guide]] = {}  # of waiting requests
+        # A request is in one of these four. Filling is the one whose prompt runs.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: Row | None = None
         self._running: dict[int, Row] = {}
-        self._pool = make_rows(session, rows)
+        self._paused: dict[int, Row] = {}
+        self._opened: dict[int, Future[Guide]] = {}  # guides of waiting requests
+        self._pool = make_rows(session, rows)  # caches of the running rows
         self._cancelled: dict[int, None] = {}  # in the order in which it was asked for
         self._next = 0
+        self._steps = 0
 
     @property
     def waiting(self) -> int:
@@ -98,8 +104,8 @@ class Batcher:
 
     @property
     def active(self) -> int:
-        """Requests with a row: those whose prompt runs, and those that decode."""
-        return len(self._running) + (self._filling is not None)
+        """Requests with a row: those whose prompt runs, those that decode and those that are paused."""
+        return len(self._running) + len(self._paused) + (self._filling is not None)
 
     @property
     def idle(self) -> bool:
@@ -109,7 +115,7 @@ class Batcher:
     @property
     def generated_tokens(self) -> int:
         """Tokens chosen so far, over all requests."""
-        return self._choosing.tokens
+        return self._chooser.tokens
 
     @property
     def cached_tokens(self) -> int:
@@ -120,8 +126,7 @@ class Batcher:
         """Queue a request; return its number, which is in everything that comes out for it.
 
         Raises:
-            LucidError: As :meth:`Request.check`, or it has a constraint and there are no guides, or no thread for them.
-                Nothing is queued then.
+            LucidError: As :meth:`Request.check`, or it has a constraint and there are no guides. Nothing is queued.
         """
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
@@ -134,7 +139,7 @@ class Batcher:
 
     def cancel(self, number: int) -> None:
         """End a request in the next step, which frees its row; numbers that are unknown or finished are ignored."""
-        if number in self._waiting or number in self._running or self._is_filling(number):
+        if any(number in place for place in (self._waiting, self._running, self._paused)) or self._is_filling(number):
             self._cancelled[number] = None
 
     def step(self) -> list[Event]:
@@ -142,8 +147,8 @@ class Batcher:
 
         Returns:
             What came out, in order; nothing when idle. A request that fails by itself (logits that are not finite)
-            comes out as finished with ``error``, one whose constraint leaves no token with ``refused``, and one for
-            which there is too little memory with ``memory``; the others go on.
+            comes out as finished with ``error``, one whose constraint leaves no token or takes too long with
+            ``refused``; the others go on.
 
         Raises:
             LucidError: The runtime failed on the whole batch.
@@ -161,20 +166,21 @@ class Batcher:
 
         A prompt's first token comes before the next prompt runs and before the running rows' step. Take all parts
         before anything else is asked of the batcher.
-
-        Raises:
-            LucidError: As :meth:`step`.
         """
         events: list[Event] = []
         self.marks = []
+        self._steps += 1
         for number in self._cancelled:
             self._end(number, Finished(number, "cancelled"), events)
         self._cancelled.clear()
+        self._resume(events)
         for _ in self._run_prompts(events):
             yield list(events)
             events.clear()
             self.marks = []
         self._run_rows(events)
+        if not self._running and self._filling is None and not events:
+            self._wait_for_guides()
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
@@ -191,22 +197,18 @@ class Batcher:
                 if self._fixed_cuts:
                     return
                 part = part[:budget]
+            drafts = self._drafts_with_prompt(row) if done + len(part) == len(prompt) else []
             try:
-                drafts = self._drafts_with_prompt(row) if len(row.ids) + len(part) == len(prompt) else []
-                with memory_errors_told():
-                    logits = prefill(self.session, row.cache, part, drafts)
-            except TooLittleMemory as error:
-                self._end(row.number, self._relieved(row.number, error), events)
-                return  # the next prompt would hardly find more now
+                logits = prefill(self.session, row.cache, part, drafts)
             except LucidError as error:
-                self._end(row.number, Finished.of_error(row.number, error), events)
+                self._end(row.number, Finished(row.number, "error", str(error)), events)
                 continue
             row.ids += part
             self.prompt_tokens_computed += len(part)
             if budget is not None:
                 budget -= len(part)
             if len(row.ids) < len(prompt):
-                self._keep_beginning(row)
+                self._store_beginning(row)
                 return
             self._take_first(row, drafts, logits, events)
             yield
@@ -214,51 +216,37 @@ class Batcher:
                 return
 
     def _start_next(self, events: list[Event]) -> bool:
-        """Give the first waiting request a row, past those that are refused; return whether one has started."""
-        while self._waiting and self.active < self.rows:
-            number, request = next(iter(self._waiting.items()))
+        """Give a row to the first waiting request whose guide is ready, if it has one; return whether one started."""
+        if self.active >= self.rows:
+            return False
+        for number, request in list(self._waiting.items()):
             opened = self._opened.get(number)
-            if opened is not None and self._running and not opened.done():  # the running rows need not wait for it
-                return False
-            try:
-                with memory_errors_told():
-                    guide = None if opened is None else opened.result()
-            except TooLittleMemory as error:
-                self._end(number, self._relieved(number, error), events)
-                return False
-            except LucidError as error:
-                self._end(number, Finished.of_error(number, error, "refused"), events)
+            if opened is not None and not opened.done():
                 continue
             try:
-                row = self._row_of(number, request, guide)
-            except TooLittleMemory as error:
-                self._end(number, self._relieved(number, error), events)
-                return False
+                guide = None if opened is None else opened.result()
+            except LucidError as error:
+                self._end(number, Finished(number, "refused", str(error)), events)
+                continue
+            most = len(request.prompt_ids) - 1  # the last token gives the logits
+            cache = self._store.find(request.prompt_ids, most, request.cache_owner)
+            if cache is None:
+                cache = self.session.empty_cache(1)
+            ids = list(request.prompt_ids[: cache.length])
+            self._filling = Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
             del self._waiting[number]
             self._opened.pop(number, None)
-            self.prompt_tokens_reused += len(row.ids)
-            self.marks.append(Mark(number, "prefill", time.time_ns(), len(row.ids)))
-            self._filling = row
+            self.prompt_tokens_reused += len(ids)
+            self.marks.append(Mark(number, "prefill", time.time_ns(), len(ids)))
             return True
         return False
 
-    @memory_errors_told()
-    def _row_of(self, number: int, request: Request, guide: Guide | None) -> Row:
-        """Return a row for a request, with what is stored of its prompt."""
-        most = len(request.prompt_ids) - 1  # the last token gives the logits
-        cache = self._store.find(request.prompt_ids, most, request.cache_owner)
-        if cache is None:
-            cache = self.session.empty_cache(1)
-        ids = list(request.prompt_ids[: cache.length])
-        return Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
-
-    def _keep_beginning(self, row: Row) -> None:
-        """Keep what has run of a prompt if a longer cache cannot give it: at 1, 2, 4, … chunks."""
+    def _store_beginning(self, row: Row) -> None:
+        """Store what has run of a prompt if a longer cache cannot give it: at 1, 2, 4, … chunks."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
         if not rest and not chunks & (chunks - 1) and not self._store.gives_beginnings(len(row.ids) + 1):
             self._store_row(row)
 
-    @memory_errors_told()
     def _drafts_with_prompt(self, row: Row) -> list[int]:
         """Give a row its drafter, which reads the prompt; return what may run with the prompt's last token."""
         if self._drafters is None:
@@ -267,87 +255,108 @@ class Batcher:
         row.drafter.chunk = self.prefill_chunk
         row.drafter.ends = self.session.config.eos_token_ids if row.request.stop_at_eos else ()
         row.drafter.add(row.request.prompt_ids)
-        return propose_with_prompt(self.session, row, len(row.request.prompt_ids), self.drafts)
+        return propose_with_prompt(self.session, row, self.drafts)
 
     def _take_first(self, row: Row, drafts: list[int], logits: Array, events: list[Event]) -> None:
         """Choose the first tokens of a prompt that has run, with drafts behind it; let the row decode if it goes on."""
         self.marks.append(Mark(row.number, "decode", time.time_ns()))
         row.next = row.ids.pop()
-        kept, end = self._choosing.follow(row, drafts, logits, events)
-        is_whole = True
-        try:
-            with memory_errors_told():
-                assert row.cache is not None
-                drop(self.session, row.cache, kept, logits)
-        except TooLittleMemory as error:
-            is_whole, end = False, end or self._relieved(row.number, error)
-        if is_whole and (end is None or not end.failed):
+        self._set_deadline(0.0)
+        kept, end = self._chooser.follow(row, drafts, logits, events)
+        assert row.cache is not None
+        drop(self.session, row.cache, kept, logits)
+        if end is None or not end.failed:
             self._store_row(row)
         if end is not None:
             self._end(row.number, end, events)
             return
-        try:
+        self._filling = None
+        if row.pending is None:
             self._let_decode(row)
-        except TooLittleMemory as error:
-            self._end(row.number, self._relieved(row.number, error), events)
-            return
-        row.cache, row.is_new, self._filling = None, True, None
-        self._running[row.number] = row
-
-    @memory_errors_told()
-    def _let_decode(self, row: Row) -> None:
-        assert row.cache is not None
-        self._pool.join(row.number, row.cache)
+        else:
+            self._paused[row.number] = row
 
     def _run_rows(self, events: list[Event]) -> None:
+        """Run one token of each running row, with drafts behind it if there are any, and choose the next ones."""
         if not self._running:
             return
         drafts = propose(self._running, self.session.context_limit, self.drafts)
-        several = any(drafts.values())
-        try:
-            with memory_errors_told():
-                if several:
-                    found = self._pool.decode_several({n: [row.next, *drafts[n]] for n, row in self._running.items()})
-                else:
-                    found = self._pool.decode({n: row.next for n, row in self._running.items()})
-        except TooLittleMemory as error:  # the rows are as they were: the next step tries again without one of them
-            prompts = [] if self._filling is None else [self._filling]
-            number = first_to_end([*self._running.values(), *prompts])
-            self._end(number, self._relieved(number, error), events)
-            return
-        for row in self._running.values():
-            row.is_new = False
-        if several:
-            self._follow(drafts, found, events)
-            return
-        for number, logits in found.items():
-            row = self._running[number]
-            row.ids.append(row.next)
-            end = self._choosing.choose(row, logits, events)
-            if end is not None:
-                self._end(number, end, events)
-
-    def _follow(self, drafts: dict[int, list[int]], found: dict[int, Array], events: list[Event]) -> None:
-        """Keep the drafts that are chosen, of those that ran behind the rows' next tokens."""
+        started = time.monotonic()
+        logits = self._decode(drafts)
+        self._set_deadline(time.monotonic() - started)
         kept: dict[int, int] = {}
         ends: dict[int, Finished] = {}
-        for number, logits in found.items():
-            row = self._running[number]
-            row.verified = True
-            kept[number], end = self._choosing.follow(row, drafts[number], logits, events)
+        for number, row in self._running.items():
+            row.verified |= any(drafts.values())
+            kept[number], end = self._chooser.follow(row, drafts[number], logits[number], events)
             if end is not None:
                 ends[number] = end
-        self._pool.keep(kept)
+        if any(drafts.values()):
+            self._pool.keep(kept)
         for number, end in ends.items():
             self._end(number, end, events)
+        for row in [row for row in self._running.values() if row.pending is not None]:
+            self._pause(row)
+
+    def _decode(self, drafts: dict[int, list[int]]) -> dict[int, Array]:
+        """Return for each running row the logits behind its next token and behind each draft."""
+        if any(drafts.values()):
+            return self._pool.decode_several({n: [row.next, *drafts[n]] for n, row in self._running.items()})
+        found = self._pool.decode({n: row.next for n, row in self._running.items()})
+        return {n: logits[None] for n, logits in found.items()}  # (1, vocab) each
+
+    def _set_deadline(self, step_seconds: float) -> None:
+        """Let choices wait for masks: briefly, or a little longer where no other row could run meanwhile."""
+        is_alone = self.active == 1 and not self._waiting
+        seconds = ALONE_SECONDS if is_alone else max(GRACE_SECONDS, GRACE_SHARE * step_seconds)
+        self._chooser.deadline = time.monotonic() + seconds
+
+    def _pause(self, row: Row) -> None:
+        """Take a row whose mask is not there out of the running ones."""
+        row.cache = self._pool.take(row.number)
+        row.pauses += 1
+        row.resume_at = self._steps + min(row.pauses, MOST_STEPS_AWAY)
+        self._pool.leave(row.number)
+        self._paused[row.number] = self._running.pop(row.number)
+
+    def _resume(self, events: list[Event]) -> None:
+        """Let paused rows go on whose masks are there."""
+        self._set_deadline(0.0)
+        for row in list(self._paused.values()):
+            assert row.guide is not None and row.pending is not None
+            if not row.guide.wait(0.0) or (self._running and self._steps < row.resume_at):
+                continue
+            end = self._chooser.choose(row, row.pending, events)
+            if end is not None:
+                self._end(row.number, end, events)
+            else:
+                del self._paused[row.number]
+                self._let_decode(row)
+
+    def _wait_for_guides(self) -> None:
+        """Wait a little for any mask or compiled constraint that a request needs to go on."""
+        needed = [row.guide.mask for row in self._paused.values() if row.guide is not None]
+        needed += [] if self.active >= self.rows else self._opened.values()  # type: ignore[arg-type]
+        if needed:
+            wait(needed, ALONE_SECONDS, FIRST_COMPLETED)
+
+    def _let_decode(self, row: Row) -> None:
+        assert row.cache is not None
+        self._pool.join(row.number, row.cache)
+        row.cache = None
+        self._running[row.number] = row
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
-        """Take a request out of wherever it is, and keep its cache for later prompts if it is sound."""
+        """Take a request out of wherever it is, and store its cache for later prompts if it is sound."""
         if number in self._running:
             row = self._running.pop(number)
             if self._store.budget >= len(row.ids) and not end.failed:
                 self._store_row(row)
             self._pool.leave(number)
+        elif number in self._paused:
+            row = self._paused.pop(number)
+            if not end.failed:
+                self._store_row(row)
         elif self._is_filling(number):
             self._filling = None
         else:
@@ -355,20 +364,9 @@ class Batcher:
             self._opened.pop(number, None)
         events.append(end)
 
-    def _relieved(self, number: int, error: TooLittleMemory) -> Finished:
-        """Return the end of a request for which there is too little memory; give back what others can do without."""
-        self._store.clear()
-        self.session.release_memory()
-        return Finished(number, "memory", str(error))
-
     def _store_row(self, row: Row) -> None:
-        """Keep a row's cache for later prompts, if there is memory for it: they would only be slower without."""
-        try:
-            with memory_errors_told():
-                cache = self._pool.take(row.number) if row.cache is None else row.cache
-                self._store.add(row.ids, cache, row.request.cache_owner)
-        except TooLittleMemory as error:
-            self._relieved(row.number, error)
+        cache = self._pool.take(row.number) if row.cache is None else row.cache
+        self._store.add(row.ids, cache, row.request.cache_owner)
 
     def _is_filling(self, number: int) -> bool:
         return self._filling is not None and self._filling.number == number

@@ -13,18 +13,17 @@ from msgspec import Meta, Struct
 
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import Constraint
-from lucid_deploy.generation.guided_fields import (
+from lucid_deploy.generation.constraint import (
     NAMES,
+    Constraint,
     GuidedChoice,
     GuidedGrammar,
     GuidedJson,
     GuidedRegex,
     constraint_of,
 )
-from lucid_deploy.generation.logit_adjustment import BIASES, bad_word_ids, logit_bias
-from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.generation.stop_strings import check_stops
+from lucid_deploy.generation.sampling import BIASES, Sampling, bad_word_ids, logit_bias
+from lucid_deploy.generation.text_stream import check_stops
 from lucid_deploy.json_fields import FieldError, decode
 
 if TYPE_CHECKING:

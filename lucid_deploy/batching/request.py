@@ -9,7 +9,6 @@ from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.generate import check_prompt
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes.session import Session
-from lucid_deploy.shortages import limit_met
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Token:
             top-p); None if not asked for.
         top: The most likely tokens and their log-probabilities, best first, as many as asked for.
         drafted: Whether it is a draft that was verified. A step may choose tokens behind a stop string, which the
-            batcher does not know: who makes the answer counts those that are part of it.
+            batcher does not know: whoever makes the answer counts those that are part of it.
     """
 
     request: int
@@ -95,28 +94,19 @@ class Finished:
     Attributes:
         request: The request's number.
         reason: ``eos`` (also when a constraint lets nothing follow), ``length`` (max_new_tokens), ``context`` (no room
-            left), ``cancelled``, ``refused`` (constraint and bad words leave no token), ``memory`` (there is too little
-            of it for the request beside the others) or ``error``.
-        error: What went wrong, with ``memory``, ``error`` and ``refused``.
-        limit: With ``error``, what to say of a limit on memory or threads that was met; None: it was none. The request
-            may be run again where it is raised.
+            left), ``cancelled``, ``refused`` (constraint and bad words leave no token, or the constraint takes too
+            long) or ``error``.
+        error: What went wrong, with ``error`` and ``refused``.
     """
 
     request: int
     reason: str
     error: str | None = None
-    limit: str | None = None
-
-    @classmethod
-    def of_error(cls, request: int, error: LucidError, reason: str = "error") -> Finished:
-        """Return the end by an error; a limit that was met is ``error`` whatever the reason is otherwise."""
-        limit = limit_met(error)
-        return cls(request, reason if limit is None else "error", str(error), limit)
 
     @property
     def failed(self) -> bool:
-        """Whether the model failed on it, so that nothing of it is kept."""
-        return self.reason in ("memory", "error")
+        """Whether the model failed on it, so that its cache is not kept."""
+        return self.reason == "error"
 
 
 Event = Token | Finished

@@ -1,32 +1,48 @@
-"""A request that has a row of a batch, and which one goes where there is too little memory for all."""
+"""A request that runs: choosing its tokens from logits, one by one or along drafts, and where it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lucid_deploy.batching.request import Request
-from lucid_deploy.generation.drafting import Drafter
+import numpy as np
+
+from lucid_deploy.batching.request import Event, Finished, Request, Token
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
 from lucid_deploy.generation.guide import Guide
-from lucid_deploy.generation.sampling import Sampler
-from lucid_deploy.runtimes.session import Cache
+from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
+from lucid_deploy.generation.speculation import (
+    DraftCounts,
+    drafts_with_prompt,
+    is_near_tie,
+    near_share,
+    propose_or_drop,
+)
+from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.several import STEP_TOKENS
+from lucid_deploy.runtimes.take_back import pack, take_back
 
 
 @dataclass
 class Row:
-    """A request that has a row.
+    """A request that has a row of the batch.
 
     Attributes:
         number: The request's.
-        cache: While its prompt runs; None once it is among the running rows.
-        ids: Tokens in its cache.
+        choose: Chooses its tokens.
         guide: Follows its constraint, if it has one.
+        cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
+        ids: Tokens in its cache.
         drafter: Guesses its tokens, if the batcher speculates.
         next: The token to run next.
         count: New tokens so far.
-        is_new: Whether it has joined the running rows since their last step.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
+        pending: Logits ``(vocab,)`` to choose from when the guide's mask is there; None: nothing waits.
+        pauses: How often it has waited so.
+        resume_at: Number of the step before which it does not go on.
     """
 
     number: int
@@ -38,24 +54,158 @@ class Row:
     drafter: Drafter | None = None
     next: int = 0
     count: int = 0
-    is_new: bool = False
     verified: bool = False
+    pending: Array | None = None
+    pauses: int = 0
+    resume_at: int = 0
 
     @property
     def left(self) -> int:
         """New tokens that may still come."""
         return self.request.max_new_tokens - self.count
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        return not self.request.sampling.temperature
 
+class Chooser:
+    """Chooses the tokens of rows; what comes out is added to lists of events.
 
-def first_to_end(rows: Iterable[Row]) -> int:
-    """Return the number of the row that ends first where running rows find too little memory for a step.
+    Args:
+        session: Whose logits they are.
+        counts: Gets near ties, and how far drafts were right.
 
-    One that has joined them since their last step, which ran without it; else the one with the most tokens, whose cache
-    takes the most.
+    Attributes:
+        tokens: Chosen so far, over all rows.
+        deadline: Until when a choice may wait for the mask of a constraint, by :func:`time.monotonic`.
     """
-    return max(rows, key=lambda row: (row.is_new, len(row.ids))).number
+
+    def __init__(self, session: Session[Any], counts: DraftCounts) -> None:
+        self._session, self._counts = session, counts
+        self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
+        self.tokens = 0
+        self.deadline = 0.0
+
+    def follow(self, row: Row, drafts: list[int], logits: Array, events: list[Event]) -> tuple[int, Finished | None]:
+        """Choose a row's tokens for as long as its drafts are right.
+
+        Args:
+            row: Gets the tokens that are valid into ``ids``.
+            drafts: What ran behind its next token.
+            logits: Behind that, and behind each draft, ``(1 + drafts, vocab)``.
+            events: Gets the tokens.
+
+        Returns:
+            How many of the tokens that ran are valid, and the end if the row ends.
+        """
+        row.verified |= bool(drafts)
+        right = 0
+        while True:
+            row.ids.append(row.next)
+            draft = drafts[right] if right < len(drafts) else None
+            end = self.choose(row, logits[right], events, draft)
+            if end is not None or row.pending is not None or row.next != draft:
+                break
+            right += 1
+        self._counts.proposed += len(drafts)
+        self._counts.accepted += right
+        if drafts and row.drafter is not None:
+            row.drafter.learn(len(drafts), right)
+        return right + 1, end
+
+    def choose(self, row: Row, logits: Array, events: list[Event], draft: int | None = None) -> Finished | None:
+        """Choose a row's next token; return the end if the row ends with it.
+
+        Where the mask of its constraint is not there in time, nothing is chosen and the logits wait in ``pending``.
+        """
+        row.pending = None
+        if row.guide is not None and not row.guide.wait(max(0.0, self.deadline - time.monotonic())):
+            row.pending = logits.copy()
+            return None
+        try:
+            return self._choose(row, logits, events, draft)
+        except NoTokenLeft as error:
+            return Finished(row.number, "refused", str(error))
+        except LucidError as error:
+            return Finished(row.number, "error", str(error))
+
+    def _choose(self, row: Row, logits: Array, events: list[Event], draft: int | None) -> Finished | None:
+        allowed = None if row.guide is None else row.guide.allowed()
+        if row.guide is not None and allowed is None:  # the text is complete
+            return Finished(row.number, "eos")
+        choose, request = row.choose, row.request
+        token = choose(logits, allowed)
+        if row.verified and not request.sampling.temperature:
+            self._counts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, choose.slopes)
+        if request.stop_at_eos and token in self._session.config.eos_token_ids:
+            return Finished(row.number, "eos")
+        row.next, row.count = token, row.count + 1
+        if row.guide is not None:
+            row.guide.advance(token)  # its mask is computed while the model runs
+        if row.drafter is not None:
+            row.drafter.add([token])
+        self.tokens += 1
+        logprobs = log_probabilities(logits, token, request.top_logprobs)
+        events.append(Token(row.number, token, *logprobs, drafted=token == draft))
+        if row.count == request.max_new_tokens:
+            complete = row.guide is not None and row.guide.complete
+            return Finished(row.number, "eos" if complete else "length")
+        limit = self._session.context_limit
+        return Finished(row.number, "context") if limit is not None and len(row.ids) >= limit else None
+
+
+def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:
+    """Return drafts of each running row, none for many; a step runs as many columns as the longest needs.
+
+    Rows of a growing cache end in the same column, so the longest row decides what the context has room for.
+    """
+    most = min(MOST_DRAFTS, STEP_TOKENS // len(rows) - 1)
+    if context_limit is not None:
+        most = min(most, context_limit - max(len(row.ids) for row in rows.values()) - 1)
+    return {number: _propose(row, max(min(most, row.left - 1), 0), counts) for number, row in rows.items()}
+
+
+def propose_with_prompt(session: Session[Any], row: Row, counts: DraftCounts) -> list[int]:
+    """Return drafts that run with the end of a row's prompt; none where that cannot be."""
+    most = drafts_with_prompt(session, row.drafter, len(row.request.prompt_ids), row.left)
+    return _propose(row, most, counts) if most else []
+
+
+def _propose(row: Row, most: int, counts: DraftCounts) -> list[int]:
+    drafts = None if row.drafter is None else propose_or_drop(row.drafter, most, counts)
+    if drafts is None:
+        row.drafter = None
+    return drafts or []
+
+
+def prefill(session: Session[Any], cache: Cache[Any], tokens: list[int], drafts: list[int]) -> Array:
+    """Run a part of a prompt, with drafts behind it; return logits ``(1 + drafts, vocab)``, the prompt's last first."""
+    ids = np.array([[*tokens, *drafts]], dtype=np.int64)
+    return session.prefill_last(ids, cache, 1 + len(drafts))[0] if drafts else session.prefill(ids, cache)[0]
+
+
+def drop(session: Session[Any], cache: Cache[Any], kept: int, logits: Array) -> None:
+    """Take wrong drafts out of a prompt's cache, without holes, of which the first ``kept`` tokens are valid."""
+    if kept < len(logits):
+        take_back(session, cache, len(logits), np.array([kept]), bool(np.isfinite(logits[kept:]).all()))
+        pack(session, cache)
+
+
+def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Return the log-probability of a token, and the most likely tokens with theirs.
+
+    Args:
+        logits: Float ``(vocab,)``.
+        token: Its id.
+        top: How many of the most likely tokens; None: nothing is wanted, not even that of the token.
+    """
+    if top is None:
+        return None, ()
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    return float(values[token]), tuple((int(index), float(values[index])) for index in largest(values, top))
+
+
+def largest(values: Array, count: int) -> Array:
+    """Return where the largest values are, the largest first; of equal ones the first comes first."""
+    if not 0 < count < len(values):
+        return np.argsort(-values, kind="stable")[:count] if count else np.zeros(0, np.int64)
+    candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])  # sorting a whole vocabulary is slow
+    return np.asarray(candidates[np.argsort(-values[candidates], kind="stable")[:count]])

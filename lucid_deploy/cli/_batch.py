@@ -50,9 +50,8 @@ def run_batch(
         CheckFailed: At the end, if a prompt got an error for an answer.
     """
     from lucid_deploy.artifact import MANIFEST
-    from lucid_deploy.batching.answers import AnswerFile
+    from lucid_deploy.batching.answers import AnswerFile, answer_prompts
     from lucid_deploy.batching.batcher import Batcher
-    from lucid_deploy.batching.offline import answer_prompts
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
     from lucid_deploy.cli._console import console_err, progress, write_json
     from lucid_deploy.cli._sampling import note_greedy

@@ -20,7 +20,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.generation.conversation import Conversation
+    from lucid_deploy.generation.generate import Conversation
 
 HELP = """\
 /help             this list

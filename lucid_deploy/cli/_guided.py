@@ -70,7 +70,7 @@ def open_guides(
 
 def _constraint(chosen: dict[str, Any]) -> Constraint | None:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.generation.guided_fields import constraint_of
+    from lucid_deploy.generation.constraint import constraint_of
     from lucid_deploy.json_fields import FieldError
 
     if not chosen:

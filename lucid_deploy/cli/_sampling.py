@@ -71,7 +71,7 @@ def note_greedy(sampling: Sampling) -> None:
 def _biases(given: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
     """Return pairs of token ids and biases."""
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.generation.logit_adjustment import logit_bias
+    from lucid_deploy.generation.sampling import logit_bias
 
     pairs: dict[str, float] = {}
     for text in given:

@@ -35,8 +35,8 @@ class SpeculationOptions:
     draft: str | None
 
     def open(self, artifact: Artifact, runtime: RuntimeOptions) -> MakeDrafter | None:
-        """See :func:`~lucid_deploy.generation.drafters.open_drafters`."""
-        from lucid_deploy.generation.drafters import open_drafters
+        """See :func:`~lucid_deploy.generation.drafting.open_drafters`."""
+        from lucid_deploy.generation.drafting import open_drafters
 
         return open_drafters(self.mode, artifact, self.draft, runtime)
 
@@ -71,7 +71,7 @@ class SpeculationOptions:
         Raises:
             LucidError: As :meth:`open`, or the artifact's layers cannot go back over rejected tokens.
         """
-        from lucid_deploy.generation.drafters import check_drafters
+        from lucid_deploy.generation.drafting import check_drafters
 
         check_drafters(self.mode, artifact, self.draft)
 

@@ -71,8 +71,8 @@ def command(
     from lucid_deploy.cli._console import note, progress
     from lucid_deploy.cli._sampling import note_greedy
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.generation.conversation import Conversation
-    from lucid_deploy.generation.logit_adjustment import bad_word_ids
+    from lucid_deploy.generation.generate import Conversation
+    from lucid_deploy.generation.sampling import bad_word_ids
 
     opened = open_artifact(artifact)
     if not sampling.temperature:

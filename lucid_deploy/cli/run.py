@@ -113,7 +113,7 @@ def command(
     from lucid_deploy.cli._sampling import note_greedy
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.generation.logit_adjustment import bad_word_ids
+    from lucid_deploy.generation.sampling import bad_word_ids
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 

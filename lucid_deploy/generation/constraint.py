@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+
+from msgspec import Meta
 
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.json_fields import FieldError
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
@@ -32,6 +35,17 @@ _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependen
 _DATA = ("const", "enum", "default", "examples")
 _UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["(.*?)"')
 _WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every spelling of a text in tokens is allowed
+
+# The fields that say what an answer must be, as vLLM names them, in requests and in files of prompts.
+GuidedJson = Annotated[
+    dict[str, Any] | bool | str | None,
+    Meta(description="A JSON schema, or its text, that the answer follows.", extra={"expected": "a JSON schema"}),
+]
+GuidedRegex = Annotated[str | None, Meta(description="A regular expression that the whole answer matches.")]
+GuidedChoice = Annotated[
+    list[str] | None, Meta(description="Texts of which the answer is one.", extra={"expected": "a list of texts"})
+]
+GuidedGrammar = Annotated[str | None, Meta(description="A grammar of the answer, in Lark's syntax or GBNF.")]
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,58 @@ def from_grammar(text: str) -> Constraint:
         raise
     except Exception as error:  # the library raises that
         raise LucidError(f"The grammar is not valid: {_first_line(str(error))}.") from error
+
+
+def schema_of(given: Any) -> Constraint:
+    """Return the constraint of a JSON schema, or of its text.
+
+    Raises:
+        LucidError: It is no schema, or cannot be enforced.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise LucidError(f"The schema is not JSON: {error}.") from error
+    return from_json_schema(given)
+
+
+_MAKE: dict[str, Callable[[Any], Constraint]] = {
+    "guided_json": schema_of,
+    "guided_regex": from_regex,
+    "guided_choice": from_choices,
+    "guided_grammar": from_grammar,
+}
+NAMES = tuple(_MAKE)
+
+
+def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
+    """Return the constraint that fields ask for; None if they ask for none.
+
+    Args:
+        given: Fields by name; those that are None are not there.
+
+    Raises:
+        FieldError: There are several, or it cannot be enforced.
+    """
+    names = [name for name in NAMES if given.get(name) is not None]
+    if len(names) > 1:
+        raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
+    return named(names[0], _MAKE[names[0]], given[names[0]]) if names else None
+
+
+def named(name: str, make: Callable[[Any], Constraint], value: Any) -> Constraint:
+    """Make a constraint from a field's value; errors name the field.
+
+    Raises:
+        FieldError: It cannot be enforced.
+    """
+    try:
+        return make(value)
+    except LucidError as error:
+        raise FieldError(f"{name}: {error}", name, "invalid_value") from error
+    except RecursionError as error:
+        raise FieldError(f"{name} is nested too deeply.", name, "invalid_value") from error
 
 
 def limits() -> LLParserLimits:

@@ -1,14 +1,17 @@
-"""From a constraint to the tokens that may come next. Masks are computed in a thread, beside the model's step."""
+"""From a constraint to the tokens that may come next. Masks are computed in threads, beside the model's step."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +19,21 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, library, limits
 from lucid_deploy.generation.sampling import NoTokenLeft
-from lucid_deploy.generation.token_bytes import token_bytes
+from lucid_deploy.generation.text_stream import byte_alphabet
 from lucid_deploy.runtimes.session import Array
-from lucid_deploy.shortages import limit_met
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _THREADS = 4
 COMPILED = 16  # grammars that are kept; each holds its lexer's states
+# Processor time that the masks of one answer may take. A JSON schema takes 0.01 to 1 ms a token (docs/serving.md); a
+# grammar with many readings of one text takes a time that grows with the square of the text's length.
+MASK_SECONDS = 2.0
+MASK_SECONDS_PER_TOKEN = 0.002
+SLOW_SHARE = 0.1  # of that, beyond which an answer's masks are computed by one thread of low priority
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_TRIALS, _TRIAL_LENGTH = 64, 6  # random texts that the bytes are checked with
 
 
 class Guide:
@@ -33,9 +42,13 @@ class Guide:
     Args:
         matcher: At the beginning.
         vocabulary: The model's tokens, and their ids in the matcher.
-        pool: Where masks are computed.
+        pool: Where masks are computed; llguidance releases the GIL.
+        slow_pool: Where masks of costly constraints are computed.
         may_end: Whether an end-of-sequence token ends the answer.
-        renew: Gives a matcher that shares nothing; None: there is none to try.
+        renew: Makes a matcher that shares nothing; None: there is none to try.
+
+    Attributes:
+        mask: The next mask, bool ``(vocab,)``, and whether nothing but the end may come.
     """
 
     def __init__(
@@ -43,14 +56,19 @@ class Guide:
         matcher: LLMatcher,
         vocabulary: _Vocabulary,
         pool: Executor,
+        slow_pool: Executor,
         may_end: bool,
         renew: Callable[[], LLMatcher] | None = None,
     ) -> None:
-        self._matcher, self._vocabulary, self._pool, self._may_end = matcher, vocabulary, pool, may_end
-        self._renew = renew
+        self._matcher, self._vocabulary, self._may_end, self._renew = matcher, vocabulary, may_end, renew
+        self._pool, self._slow_pool = pool, slow_pool
         self._consumed: list[int] = []  # as the matcher numbers tokens
-        self._started = False
-        self._mask = pool.submit(self._compute)
+        self._seconds = 0.0  # that all masks so far took
+        self.mask: Future[tuple[Array, bool]] = pool.submit(self._next_mask, None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the next mask, at most so long; return whether it is there."""
+        return self.mask.done() or bool(wait([self.mask], seconds).done)
 
     def allowed(self) -> Array | None:
         """Return which tokens may come next, bool ``(vocab,)``; None if the text is complete and nothing may follow.
@@ -58,24 +76,40 @@ class Guide:
         An end-of-sequence token is among them exactly when the text so far is complete. Waits for the mask.
 
         Raises:
-            NoTokenLeft: No token may come next, and the text is not complete.
+            NoTokenLeft: No token may come next and the text is not complete, or the constraint takes too long.
         """
-        mask, complete = self._mask.result()
+        mask, complete = self.mask.result()
         return None if complete else mask
 
     @property
     def complete(self) -> bool:
-        """Whether the text is complete and nothing may follow; waits as :meth:`allowed`."""
+        """Whether the text is complete and nothing may follow; waits for the mask."""
         try:
             return self.allowed() is None
         except NoTokenLeft:
             return False
 
     def advance(self, token: int) -> None:
-        """Add a token that was chosen, and begin to compute the next mask."""
-        self._mask.exception()  # waits: the matcher is one thread's at a time
-        first, self._started = not self._started, True
-        self._mask = self._pool.submit(self._consume, int(self._vocabulary.first[token]) if first else token)
+        """Add a token that was chosen by the mask, and begin to compute the next one."""
+        is_slow = self._seconds > SLOW_SHARE * self._most_seconds
+        pool = self._slow_pool if is_slow else self._pool
+        self.mask = pool.submit(self._next_mask, int(token if self._consumed else self._vocabulary.first[token]))
+
+    @property
+    def _most_seconds(self) -> float:
+        return MASK_SECONDS + MASK_SECONDS_PER_TOKEN * len(self._consumed)
+
+    def _next_mask(self, token: int | None) -> tuple[Array, bool]:
+        """Return the mask behind a token, within the time that all masks of the answer may take."""
+        started = time.thread_time()
+        found = self._compute() if token is None else self._consume(token)
+        self._seconds += time.thread_time() - started
+        if self._seconds > self._most_seconds:
+            raise NoTokenLeft(
+                f"The constraint is too costly: after {len(self._consumed)} tokens it had taken more than "
+                f"{self._most_seconds:.1f} s of processor time. A grammar with fewer ways to read a text takes less."
+            )
+        return found
 
     def _consume(self, token: int) -> tuple[Array, bool]:
         self._consumed.append(token)
@@ -83,27 +117,26 @@ class Guide:
             return self._alone(f"The constraint was left: {_reason(self._matcher)}.")
         return self._compute()
 
-    def _alone(self, said: str) -> tuple[Array, bool]:
-        """Go on with a matcher that shares nothing: copies have one lexer, whose bounds other answers may have used up.
+    def _alone(self, error: str) -> tuple[Array, bool]:
+        """Go on with a matcher of its own: copies share a lexer, whose bounds other answers may have used up.
 
         Raises:
-            NoTokenLeft: There is none, or it comes to the same.
+            NoTokenLeft: There is none, or it fails as well.
         """
         if self._renew is None:
-            raise NoTokenLeft(said)
+            raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
         if not all(map(self._matcher.consume_token, self._consumed)):
             raise NoTokenLeft(f"The constraint was left: {_reason(self._matcher)}.")
         return self._compute()
 
     def _compute(self) -> tuple[Array, bool]:
-        """Return the mask, and whether nothing but the end may come."""
         words, matcher = self._vocabulary, self._matcher
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
             return self._alone(f"The constraint allows no token here: {_reason(matcher)}.")
         found = np.unpackbits(bits, count=len(words.tokens), bitorder="little").view(bool)
-        mask = found[: words.size] if self._started else found[words.first]
+        mask = found[: words.size] if self._consumed else found[words.first]
         mask[words.ends] = False
         complete = matcher.is_accepting()
         if complete and not mask.any():
@@ -145,19 +178,6 @@ class _Vocabulary:
         return []
 
 
-class _Threads(ThreadPoolExecutor):
-    """Starts threads as they are needed; where none can be, that is the fault of one answer."""
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        try:
-            return super().submit(function, *arguments, **named)
-        except RuntimeError as error:
-            limit = limit_met(error)
-            if limit is None:
-                raise
-            raise LucidError(limit) from error
-
-
 class _AtOnce(Executor):
     """Runs what is submitted in the caller's thread."""
 
@@ -177,7 +197,7 @@ class GuideFactory:
         tokenizer: The artifact's.
         vocabulary: Tokens that the model knows.
         ends: The model's end-of-sequence tokens.
-        kept: Most compiled grammars that are kept; each may take much memory.
+        kept: How many compiled grammars are kept; each may take much memory.
 
     Raises:
         LucidError: llguidance is not installed, or tokens have no text of their own.
@@ -186,8 +206,10 @@ class GuideFactory:
     def __init__(self, tokenizer: TextTokenizer, vocabulary: int, ends: Sequence[int], kept: int = COMPILED) -> None:
         self._library, self._kept = library(), kept
         self._tokenizer, self._size, self._ends = tokenizer, vocabulary, list(ends)
-        self._pool = _Threads(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
-        self._lock = Lock()  # over the next three
+        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
+        self._slow_pool = ThreadPoolExecutor(1, "lucid-guide-slow", _lower_priority)
+        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # masks do not wait for what is compiled
+        self._lock = threading.Lock()  # over the next three
         self._vocabulary: _Vocabulary | None = None
         self._tokens: LLTokenizer | None = None
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()  # the most recently used comes last
@@ -198,11 +220,8 @@ class GuideFactory:
         Args:
             constraint: Checked before.
             may_end: Whether an end-of-sequence token may end the answer while more could follow.
-
-        Raises:
-            LucidError: There is no thread for it, and none can be started.
         """
-        return self._pool.submit(self._open, constraint, may_end)
+        return self._compiler.submit(self._open, constraint, may_end)
 
     def check(self, constraint: Constraint) -> None:
         """Compile a constraint here and now, and compute its first mask.
@@ -212,12 +231,13 @@ class GuideFactory:
         """
         with self._lock:
             vocabulary, matcher = self._words(), self._matcher(constraint)
-        Guide(matcher, vocabulary, _AtOnce(), True).allowed()
+        Guide(matcher, vocabulary, _AtOnce(), _AtOnce(), True).allowed()
 
     def _open(self, constraint: Constraint, may_end: bool) -> Guide:
         with self._lock:
             vocabulary, matcher = self._words(), self._matcher(constraint)
-        return Guide(matcher, vocabulary, self._pool, may_end, partial(self._compile_anew, constraint))
+        renew = partial(self._compile_anew, constraint)
+        return Guide(matcher, vocabulary, self._pool, self._slow_pool, may_end, renew)
 
     def _words(self) -> _Vocabulary:
         if self._vocabulary is None:
@@ -228,10 +248,7 @@ class GuideFactory:
         return self._vocabulary
 
     def _matcher(self, constraint: Constraint) -> LLMatcher:
-        """Return a matcher at the beginning of a constraint, compiled once for those that were used last.
-
-        Copies share their lexer: its states, which saves most of the work, and its bounds, see :meth:`Guide._alone`.
-        """
+        """Return a copy of the compiled constraint; copies share a lexer, whose states are most of the work."""
         matcher = self._compiled.pop(constraint, None) or self._compile(constraint)
         self._compiled[constraint] = matcher
         if len(self._compiled) > self._kept:
@@ -251,6 +268,97 @@ class GuideFactory:
         return matcher
 
 
+def _lower_priority() -> None:
+    """Let all other threads run before this one; Linux alone has priorities of threads that anyone may lower."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
 def _reason(matcher: LLMatcher) -> str:
     said = next(iter(matcher.get_error().splitlines()), "no reason is given").rstrip(".")
     return "the vocabulary has none that fits" if said.startswith("NoExtension") else said
+
+
+class TokenBytes(NamedTuple):
+    """What tokens add to a text; empty for special tokens and those without text of their own.
+
+    Attributes:
+        first: Of each token as the first of an answer: many decoders drop a space there.
+        later: Of each token behind others.
+    """
+
+    first: list[bytes]
+    later: list[bytes]
+
+
+def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
+    """Return the bytes of the tokens 0 to ``vocabulary − 1``.
+
+    Raises:
+        LucidError: The decoder changes a text by what follows it, so that tokens have no bytes of their own.
+    """
+    kinds = tokenizer.decoder_kinds
+    alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
+    first, later = [b""] * vocabulary, [b""] * vocabulary
+    by_text = []
+    for token in range(vocabulary):
+        piece = tokenizer.piece(token)
+        if piece is None or tokenizer.is_special(token):
+            continue
+        if "ByteFallback" in kinds and (match := _BYTE.fullmatch(piece)):
+            first[token] = later[token] = bytes([int(match[1], 16)])
+        elif alphabet and not tokenizer.is_added(token) and alphabet.keys() >= set(piece):
+            first[token] = later[token] = bytes(alphabet[letter] for letter in piece)
+        else:
+            by_text.append(token)
+    _by_decoding(tokenizer, by_text, first, later)
+    found = TokenBytes(first, later)
+    _check(tokenizer, found)
+    return found
+
+
+def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[bytes], later: list[bytes]) -> None:
+    """Fill in the bytes of tokens, from their text alone and behind another token."""
+    alone = tokenizer.decode_many([[token] for token in tokens])
+    anchors = [token for token, text in zip(tokens, alone, strict=True) if text.isalpha() and text.isascii()]
+    if not anchors:
+        anchors = [token for token, data in enumerate(later) if data.isalpha()]
+    if not anchors:
+        return
+    anchor = anchors[0]
+    start = tokenizer.decode([anchor])
+    for token, text, pair in zip(tokens, alone, tokenizer.decode_many([[anchor, t] for t in tokens]), strict=True):
+        if pair.startswith(start) and "\ufffd" not in pair and "\ufffd" not in text:
+            first[token], later[token] = text.encode(), pair[len(start) :].encode()
+    _space_by_byte(tokenizer, anchor, first, later)
+
+
+def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], later: list[bytes]) -> None:
+    """Drop the space of a single-byte token at the beginning too, where the decoder does."""
+    spaces = [token for token, data in enumerate(first) if data == b" "]
+    for token, text in zip(spaces, tokenizer.decode_many([[token, anchor] for token in spaces]), strict=True):
+        if text.encode() == later[anchor]:
+            first[token] = b""
+
+
+def _check(tokenizer: TextTokenizer, found: TokenBytes) -> None:
+    """Compare random texts with their bytes."""
+    rng = np.random.default_rng(0)
+    whole = [token for token, data in enumerate(found.later) if data and _is_text(data)]
+    if not whole:
+        return
+    trials = [[int(token) for token in rng.choice(whole, _TRIAL_LENGTH)] for _ in range(_TRIALS)]
+    for ids, text in zip(trials, tokenizer.decode_many(trials), strict=True):
+        if b"".join([found.first[ids[0]], *(found.later[token] for token in ids[1:])]).decode() != text:
+            raise LucidError(
+                "Answers of this model cannot be held to a form: the decoder in its tokenizer.json changes text by "
+                "what follows it, so that tokens have no text of their own."
+            )
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

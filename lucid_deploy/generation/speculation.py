@@ -25,9 +25,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.take_back import make_room, pack, take_back
-from lucid_deploy.shortages import limit_met
 
-MODES = ("off", "lookup", "draft")
 log = logging.getLogger("lucid_deploy.generation")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
 # … and in half precision: in one step the gap of two logits moved by up to 0.0012 in float16, and 0.0081 in bfloat16.
@@ -108,15 +106,14 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | No
 def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[int] | None:
     """Return what a drafter proposes; None where it failed and is to be dropped: no answer depends on drafts.
 
-    The first failure is logged, a bug with its traceback, a limit on memory or threads in a line; all are counted.
+    All failures are counted; the first one is logged, with its traceback if it is a bug.
     """
     try:
         return drafter.propose(most)
     except Exception as error:
         if not counts.failures:
-            limit = limit_met(error)
-            trace = None if limit or isinstance(error, LucidError) else error
-            log.warning("Drafting failed, the answer goes on without: %s", limit or error, exc_info=trace)
+            trace = None if isinstance(error, LucidError) else error
+            log.warning("Drafting failed, the answer goes on without: %s", error, exc_info=trace)
         counts.failures += 1
         return None
 

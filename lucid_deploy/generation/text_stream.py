@@ -5,14 +5,18 @@ The one place where generated tokens become text: ``run``, ``run --batch`` and `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.generation.stop_strings import StopStrings
+from lucid_deploy.errors import LucidError
 
 _CONTEXT = 4  # pieces that are decoded again with what follows them
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
 _HELD = 4 * _LONGEST_CHARACTER  # tokens held back at most
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token that stands for one byte, of tokenizers that fall back to bytes
+_SPACE = "▁"  # U+2581, a space in the vocabularies of SentencePiece
 
 
 class TextStream:
@@ -88,6 +92,77 @@ class TextStream:
         return text
 
 
+class StopStrings:
+    """Looks for stop strings in text that comes in pieces of any size; how it is cut makes no difference.
+
+    Text that may become a stop string is held back. Of several stop strings the one that is complete first counts; of
+    those that end together, the longest.
+
+    Attributes:
+        stopped: Whether one was found.
+
+    Args:
+        stops: The strings; none at all lets everything through.
+
+    Raises:
+        LucidError: One of them is empty.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        check_stops(stops)
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    @property
+    def held(self) -> int:
+        """Characters held back now."""
+        return len(self._held)
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Add text.
+
+        Args:
+            text: What comes next.
+
+        Returns:
+            The text that is safe to show now, and whether a stop string has been found; after that, nothing is.
+        """
+        if self.stopped:
+            return "", True
+        text = self._held + text
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]], True
+        keep = self._possible(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """Return what is held back; call it when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _possible(self, text: str) -> int:
+        """Return the length of the longest end of a text that a stop string begins with."""
+        longest = min(max((len(stop) - 1 for stop in self._stops), default=0), len(text))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[len(text) - length :]) for stop in self._stops):
+                return length
+        return 0
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Check stop strings before anything runs.
+
+    Raises:
+        LucidError: One of them is empty.
+    """
+    if any(not stop for stop in stops):
+        raise LucidError("A stop string must not be empty.")
+
+
 class AnswerText:
     """The text of one generation: tokens in, text that may be shown out. It ends before the first stop string.
 
@@ -141,3 +216,59 @@ class AnswerText:
         safe, _ = self._stops.push(text)
         self.shown += len(safe)
         return safe
+
+
+class TokenTexts:
+    """Gives each token's own text and bytes, which differ where a token is a part of a character.
+
+    Args:
+        tokenizer: Whose tokens they are.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._byte_level = "ByteLevel" in tokenizer.decoder_kinds
+        self._marks_spaces = bool({"Metaspace", _SPACE} & tokenizer.decoder_kinds)
+        self._known: dict[int, tuple[str, bytes | None]] = {}
+
+    def __call__(self, token: int) -> tuple[str, bytes | None]:
+        """Return a token's text and its bytes.
+
+        Half a character is U+FFFD as text. A token that the vocabulary does not have is ``("", None)``: the embedding
+        may be padded to a round number.
+        """
+        if token not in self._known:  # at most one entry per word of the vocabulary
+            self._known[token] = self._look_up(token)
+        return self._known[token]
+
+    def _look_up(self, token: int) -> tuple[str, bytes | None]:
+        piece = self._tokenizer.piece(token)
+        if piece is None:
+            return "", None
+        data = self._bytes(token, piece)
+        if data is not None:
+            return data.decode("utf-8", "replace"), data
+        if _SPACE in piece and self._marks_spaces:
+            text = piece.replace(_SPACE, " ")
+        else:
+            text = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text, text.encode("utf-8", "replace")
+
+    def _bytes(self, token: int, piece: str) -> bytes | None:
+        """Return the bytes of a token that is spelled as bytes."""
+        if match := _BYTE.fullmatch(piece):
+            return bytes([int(match[1], 16)])
+        if not self._byte_level or self._tokenizer.is_added(token):
+            return None
+        alphabet = byte_alphabet()
+        return bytes(alphabet[letter] for letter in piece) if alphabet.keys() >= set(piece) else None
+
+
+@lru_cache(maxsize=1)
+def byte_alphabet() -> dict[str, int]:
+    """Return the letters that byte-level tokenizers write for bytes: printable ones stand for themselves, the others
+    for U+0100 and up in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.text_stream import AnswerText
-from lucid_deploy.generation.token_text import TokenTexts
+from lucid_deploy.generation.text_stream import AnswerText, TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.row_times import RowEvents, TimedRow

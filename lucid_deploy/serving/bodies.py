@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, inspect
 
-from lucid_deploy.generation.guided_fields import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
-from lucid_deploy.generation.logit_adjustment import BIASES
+from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
+from lucid_deploy.generation.sampling import BIASES
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.tool_bodies import Choice, ToolCall, Tools
 

@@ -9,11 +9,16 @@ from importlib.util import find_spec
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import Constraint, OncePerConstraint, from_json_schema
+from lucid_deploy.generation.constraint import (
+    NAMES,
+    Constraint,
+    OncePerConstraint,
+    constraint_of,
+    from_json_schema,
+    named,
+)
 from lucid_deploy.generation.guide import GuideFactory
-from lucid_deploy.generation.guided_fields import NAMES, constraint_of, named
-from lucid_deploy.generation.logit_adjustment import bad_word_ids, logit_bias
-from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.bodies import ResponseFormat, SamplingFields
 

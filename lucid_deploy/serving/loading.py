@@ -46,7 +46,7 @@ class EngineOptions:
         prefill_chunk: Tokens of a prompt that run between two steps of the others.
         prefix_tokens: Tokens of finished prompts kept for reuse; 0: none.
         check: Whether the hashes of all files are compared before the model is loaded.
-        speculate: How drafts are made, see :func:`~lucid_deploy.generation.drafters.open_drafters`.
+        speculate: How drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`.
         draft: Artifact of the draft model, with ``draft``.
     """
 
@@ -143,7 +143,7 @@ def make_engine(options: EngineOptions) -> Engine:
 
     def open_batcher() -> Batcher:
         from lucid_deploy.batching import Batcher
-        from lucid_deploy.generation.drafters import check_drafters, open_drafters
+        from lucid_deploy.generation.drafting import check_drafters, open_drafters
         from lucid_deploy.runtimes import open_session
 
         artifact = open_checked(options.directory)

@@ -12,8 +12,7 @@ import msgspec
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import Constraint, from_json_schema
-from lucid_deploy.generation.guided_fields import named
+from lucid_deploy.generation.constraint import Constraint, from_json_schema, named
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.bodies import ChatRequest, Message, refuse_unsupported
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice

@@ -157,7 +157,7 @@ def test_near_ties_of_plain_steps_count_once_drafts_were_verified(
     session: Session[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a row that was in a step with drafts, greedy choices from there on; before it and without one, none."""
-    monkeypatch.setattr("lucid_deploy.batching.choosing.is_near_tie", lambda *_: True)
+    monkeypatch.setattr("lucid_deploy.batching.row.is_near_tie", lambda *_: True)
     count = 20
     requests = [
         Request([*prompt(12, 0)] * 2, count, Sampling(temperature), stop_at_eos=False) for temperature in (0.0, 1.0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +17,6 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Batcher, Finished, Request, Token
-from lucid_deploy.batching.answers import AnswerFile
-from lucid_deploy.batching.offline import answer_prompts
-from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_json_schema, from_regex
 from lucid_deploy.generation.drafting import Drafter
@@ -98,8 +94,9 @@ def test_each_gets_what_it_gets_alone(setup: Setup) -> None:
     assert tokenizer.decode(found[4][0]) in ("left", "right")
 
 
-def test_drafts_change_no_constrained_answer(setup: Setup) -> None:
+def test_drafts_change_no_constrained_answer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts of what the constraint rules out are wrong; those that it allows end where the text is complete."""
+    monkeypatch.setattr("lucid_deploy.batching.batcher.GRACE_SECONDS", 60.0)  # drafts whose masks are late are dropped
     schema = from_json_schema(SCHEMA)
     requests = [
         Request([*PROMPT, 9], 60, Sampling(), constraint=schema),
@@ -181,26 +178,69 @@ def test_a_waiting_request_can_be_cancelled(setup: Setup) -> None:
     assert Finished(number, "cancelled") in batcher.step()
 
 
-def test_a_thread_that_cannot_be_started_is_the_fault_of_one_request(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
+class SlowMasks:
+    """Holds back the masks of an answer from its third token on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
+        self.go_on, self.waits = Event(), 0
+        compute = Guide._compute
+
+        def slow(guide: Guide) -> Any:
+            if len(guide._consumed) == after:
+                self.waits += 1
+                assert self.go_on.wait(60)
+            return compute(guide)
+
+        monkeypatch.setattr(Guide, "_compute", slow)
+
+
+@pytest.mark.parametrize("speculates", [False, True])
+def test_a_row_without_its_mask_waits_and_the_others_go_on(
+    speculates: bool, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, tokenizer, _ = setup
-    guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)  # has no threads yet
-    batcher = Batcher(session, guides=guides)
-    free, held = request(None, count=5), request(from_choices(["left", "right"]))
-    number = batcher.submit(free)
+    held, free = request(from_json_schema(SCHEMA), 1), request(None, 2, count=40)
+    expected = [alone(setup, each) for each in (held, free)]
+    drafters = (lambda: Known(expected[0][0])) if speculates else None
+    masks = SlowMasks(monkeypatch)
+    batcher = Batcher(setup[0], guides=setup[2], drafters=drafters)
+    numbers = [batcher.submit(each) for each in (held, free)]
+    tokens: dict[int, list[int]] = {number: [] for number in numbers}
+    ends: dict[int, str] = {}
 
-    def refused(thread: Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def step() -> None:
+        for event in batcher.step():
+            if isinstance(event, Token):
+                tokens[event.request].append(event.token)
+            else:
+                ends[event.request] = event.reason
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Thread, "start", refused)
-        with pytest.raises(LucidError, match="No more threads or processes may be started here"):
-            batcher.submit(held)
-    assert batcher.waiting == 1
-    later = batcher.submit(held)
-    tokens, _ = drain(batcher)
-    assert (tokens[number], tokens[later]) == (alone(setup, free)[0], alone(setup, held)[0])
+    while numbers[1] not in ends:
+        step()
+    assert masks.waits == 1 and len(tokens[numbers[0]]) == 2 and (batcher.active, batcher.idle) == (1, False)
+    again = batcher.submit(free)  # a prompt runs as well while all rows wait
+    tokens[again] = []
+    while again not in ends:
+        step()
+    masks.go_on.set()
+    while not batcher.idle:
+        step()
+    assert [(tokens[number], ends[number]) for number in (*numbers, again)] == [*expected, expected[1]]
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_row_that_waits_for_its_mask_can_be_cancelled(
+    after: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = SlowMasks(monkeypatch, after)
+    batcher = Batcher(setup[0], guides=setup[2], rows=1)
+    number = batcher.submit(request(from_json_schema(SCHEMA), 1))
+    while not masks.waits:
+        batcher.step()
+    batcher.step()
+    batcher.cancel(number)
+    assert Finished(number, "cancelled") in batcher.step() and batcher.idle
+    masks.go_on.set()
+    assert together(setup, [request(None, 2, count=5)]) == [alone(setup, request(None, 2, count=5))]
 
 
 def test_a_queue_of_refused_constraints_of_any_length_is_worked_off(setup: Setup) -> None:
@@ -213,52 +253,3 @@ def test_a_queue_of_refused_constraints_of_any_length_is_worked_off(setup: Setup
     last = batcher.submit(request(None, 1, count=3))
     tokens, ends = drain(batcher)
     assert {ends[number].reason for number in numbers} == {"refused"} and len(tokens[last]) == 3
-
-
-@contextmanager
-def one_thread_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Refuse what a pool of two starts behind its first thread."""
-    start, started = Thread.start, list[Thread]()
-
-    def first_only(thread: Thread) -> None:
-        if started:
-            raise RuntimeError("can't start new thread")
-        started.append(thread)
-        start(thread)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Thread, "start", first_only)
-        yield
-
-
-def two_threads(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> Batcher:
-    session, tokenizer, _ = setup
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
-    return Batcher(session, guides=guides)
-
-
-def test_a_thread_that_a_pools_thread_cannot_start_is_no_fault_of_the_constraint(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batcher = two_threads(setup, monkeypatch)
-    with one_thread_starts(monkeypatch):
-        number = batcher.submit(request(from_choices(["left", "right"])))
-        _, ends = drain(batcher)
-    assert ends[number].reason == "error"
-    assert "No more threads or processes may be started here" in (ends[number].error or "")
-
-
-def test_such_a_thread_ends_a_file_of_prompts_and_answers_none(
-    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not for good, as other errors are: where more threads may start, the same command continues with this prompt."""
-    prompt = Prompt(1, None, None, tuple(PROMPT), 20, Sampling(), (), True, (), from_choices(["left", "right"]))
-    file, path = AnswerFile(tmp_path / "answers", {}, {1}), tmp_path / "answers"
-    batcher = two_threads(setup, monkeypatch)
-    with one_thread_starts(monkeypatch), pytest.raises(LucidError, match=r"^No more threads or processes may be"):
-        answer_prompts(batcher, [prompt], file, setup[1])
-    assert path.read_text() == ""
-    answer_prompts(Batcher(setup[0], guides=setup[2]), [prompt], file, setup[1])
-    file.close()
-    assert json.loads(path.read_text())["text"] in ("left", "right")

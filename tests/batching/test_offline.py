@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from lucid_deploy.batching import Finished, Request, Token
-from lucid_deploy.batching.answers import AnswerFile
-from lucid_deploy.batching.offline import AnswerTokens, answer_prompts
+from lucid_deploy.batching.answers import AnswerFile, AnswerTokens, answer_prompts
 from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.shortages import TooLittleMemory
 from tests.generation.sample_tokenizers import byte_ids, make
 
 TEXT = "aé漢b"
@@ -131,11 +127,3 @@ def test_what_is_answered_is_not_run_again(tmp_path: Path) -> None:
     run(tmp_path, [prompt(1), prompt(2)])
     _, batcher, progress = run(tmp_path, [prompt(1), prompt(2)])
     assert (batcher.requests, progress) == ([], [])
-
-
-def test_too_little_memory_ends_the_command_and_answers_nothing(tmp_path: Path) -> None:
-    """Not for good, as other errors are: with fewer rows, the same command continues with this prompt."""
-    with pytest.raises(TooLittleMemory):
-        run(tmp_path, [prompt(1)], b"ab", Finished(0, "memory", "too little"))
-    answers, batcher, _ = run(tmp_path, [prompt(1)], b"ab")
-    assert (answers[1]["text"], answers[1]["error"], len(batcher.requests)) == ("ab", None, 1)

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.conversation import Conversation
-from lucid_deploy.generation.draft_model import ModelDrafter
-from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.drafting import ModelDrafter
+from lucid_deploy.generation.generate import Conversation, Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.session import Session

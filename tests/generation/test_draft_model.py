@@ -10,7 +10,7 @@ import pytest
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.draft_model import ModelDrafter, check_draft
+from lucid_deploy.generation.drafting import ModelDrafter, check_draft
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.runtimes import open_session
 from tests.conftest import MIXED

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.draft_model import ModelDrafter
-from lucid_deploy.generation.drafters import open_drafters
-from lucid_deploy.generation.drafting import LookupDrafter
+from lucid_deploy.generation.drafting import LookupDrafter, ModelDrafter, open_drafters
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
 

@@ -13,9 +13,8 @@ import pytest
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_grammar, from_json_schema, from_regex
-from lucid_deploy.generation.guide import Guide, GuideFactory
+from lucid_deploy.generation.guide import Guide, GuideFactory, token_bytes
 from lucid_deploy.generation.sampling import NoTokenLeft
-from lucid_deploy.generation.token_bytes import token_bytes
 from tests.generation.guided_walks import END, KINDS, SIZE, WORDS, tokenizer_of, walk
 from tests.generation.schema_corpus import SCHEMAS, closed
 

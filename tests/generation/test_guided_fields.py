@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.generation.constraint import from_choices, from_grammar, from_json_schema, from_regex
-from lucid_deploy.generation.guided_fields import NAMES, constraint_of
+from lucid_deploy.generation.constraint import (
+    NAMES,
+    constraint_of,
+    from_choices,
+    from_grammar,
+    from_json_schema,
+    from_regex,
+)
 from lucid_deploy.json_fields import FieldError
 
 

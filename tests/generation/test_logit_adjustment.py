@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.logit_adjustment import LogitAdjustment, bad_word_ids, logit_bias
+from lucid_deploy.generation.sampling import LogitAdjustment, bad_word_ids, logit_bias
 from tests.generation.sample_tokenizers import make
 
 WORDS = 40

@@ -14,7 +14,6 @@ from lucid_deploy.generation.sampling import Sampler, Sampling
 from lucid_deploy.generation.speculation import Lookahead, is_near_tie, near_share, prepare_speculation
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Cache
-from lucid_deploy.shortages import TOO_LITTLE_MEMORY
 from tests.conftest import MIXED
 
 PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
@@ -406,13 +405,6 @@ def test_a_drafter_that_fails_is_dropped_and_said_once(session, caplog, error):
     assert guessed.drafts.failures == 1 and guessed.drafts.accepted > 0
     [record] = [record for record in caplog.records if "Drafting failed" in record.message]
     assert str(error) in record.message and bool(record.exc_info) == isinstance(error, ValueError)
-
-
-def test_a_drafter_that_finds_no_memory_is_one_line_of_the_log(session, caplog):
-    plain = list(generation(session))
-    assert list(generation(session, Failing(plain, MemoryError()))) == plain
-    [record] = [record for record in caplog.records if "Drafting failed" in record.message]
-    assert TOO_LITTLE_MEMORY in record.message and not record.exc_info
 
 
 def test_a_run_that_fails_takes_no_tokens_from_the_cache(session, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.stop_strings import StopStrings
+from lucid_deploy.generation.text_stream import StopStrings
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-import lucid_deploy
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.text_stream import AnswerText, TextStream
 from tests.generation.sample_tokenizers import KINDS, byte_ids, ids_of, make
@@ -181,14 +180,3 @@ def test_without_stop_strings_everything_is_shown(tmp_path: Path) -> None:
     ids = ids_of("byte fallback", tokenizer)
     answer = AnswerText(tokenizer)
     assert "".join(map(answer.push, ids)) + answer.finish() == tokenizer.decode(ids)
-
-
-def test_stop_strings_have_one_home() -> None:
-    """run, run --batch and serve get their text from here."""
-    root = Path(lucid_deploy.__file__).parent
-    users = {
-        str(path.relative_to(root))
-        for path in root.rglob("*.py")
-        if {"StopStrings", "TextStream"} & set(path.read_text().replace("(", " ").replace(":", " ").split())
-    }
-    assert users == {"generation/stop_strings.py", "generation/text_stream.py"}

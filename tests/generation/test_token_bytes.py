@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.token_bytes import token_bytes
+from lucid_deploy.generation.guide import token_bytes
 from tests.generation.sample_tokenizers import KINDS, ids_of, make
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.generation.token_text import TokenTexts
+from lucid_deploy.generation.text_stream import TokenTexts
 from tests.generation.sample_tokenizers import KINDS, TEXT, byte_ids, ids_of, make
 
 

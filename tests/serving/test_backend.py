@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Token
-from lucid_deploy.generation.token_text import TokenTexts
+from lucid_deploy.generation.text_stream import TokenTexts
 from lucid_deploy.serving.backend import LocalBackend, RowText
 from lucid_deploy.serving.engine import EngineFault
 from lucid_deploy.serving.jobs import Job, RowEnd, TextPiece
