@@ -67,25 +67,25 @@ class PackedLayout(Protocol):
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
 
     @property
-    def bits(self) -> int: ...  # noqa: D102
+    def bits(self) -> int: ...
 
     @property
-    def scheme(self) -> str: ...  # noqa: D102
+    def scheme(self) -> str: ...
 
     @property
-    def inputs(self) -> InputRounding | None: ...  # noqa: D102
+    def inputs(self) -> InputRounding | None: ...
 
     @property
-    def required(self) -> tuple[str, ...]: ...  # noqa: D102
+    def required(self) -> tuple[str, ...]: ...
 
     @property
-    def optional(self) -> tuple[str, ...]: ...  # noqa: D102
+    def optional(self) -> tuple[str, ...]: ...
 
     @property
-    def types(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: D102
+    def types(self) -> Mapping[str, tuple[str, ...]]: ...
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         """Return ``(out, in)`` of a weight from the shapes of its parts.
