@@ -44,6 +44,11 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
 @click.option("--max-prompt-tokens", type=click.IntRange(1), help="Longest prompt; the model's context if not given.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; the model's context if not given.")
 @click.option(
+    "--max-choices",
+    type=click.IntRange(1, 1024),
+    help="Most generations of one request, its prompts times n; one less than --rows if not given.",
+)
+@click.option(
     "--max-body", type=click.IntRange(1), default=4 << 20, show_default=True, help="Largest request in bytes."
 )
 @click.option(
@@ -239,6 +244,7 @@ def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
         options["check"],
         options["speculation"].mode,
         options["speculation"].draft,
+        options["timeout"],
     )
 
 
@@ -253,6 +259,7 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
         options["served_model_name"],
         options["max_prompt_tokens"],
         options["max_new_tokens"],
+        options["max_choices"],
         options["max_body"],
         options["timeout"],
         options["readers"],

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from dataclasses import replace
-from typing import Any
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
-from lucid_deploy.serving.http_body import read_body
+from lucid_deploy.serving.errors import ApiError, ClientGone, invalid, queue_full, timed_out, unavailable
+from lucid_deploy.serving.front import read_body
 from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, RowTimes, TextPiece
 from lucid_deploy.serving.metrics import TokenClock
 from lucid_deploy.serving.requests import Kind, PreparedRequest
@@ -22,8 +24,8 @@ from lucid_deploy.serving.responses_api_answer import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.serving.service import Service
 from lucid_deploy.serving.tracing import RequestTrace
-from lucid_deploy.serving.waiting import RequestCancellation
 
+T = TypeVar("T")
 LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does not read gets none
 CACHED_STEP = 128  # tokens: reused ones are counted so, as OpenAI does; exact counts would spell others' prompts out
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -47,8 +49,8 @@ async def answer(service: Service, request: Request, kind: Kind) -> Response:
 
 async def _answer(service: Service, request: Request, kind: Kind, trace: RequestTrace | None) -> Response:
     service.check_ready()
-    prepared, patience = await prepare(service, request, kind)
-    prepared = _for_the_engine(service, request, prepared)
+    async with preparing(service, request, kind) as (prepared, cancellation):
+        prepared = _for_the_engine(service, request, prepared)
     service.check_ready()  # again: the body may have taken its time
     form = ResponseAnswer if kind == "response" else Answer
     whole = form(prepared, service.settings.model, service.settings.fingerprint)
@@ -56,16 +58,19 @@ async def _answer(service: Service, request: Request, kind: Kind, trace: Request
     if trace is not None:
         trace.prepared(prepared)
         trace.answering(whole.id)
-    stream = EventStream(service, whole, TokenClock(service.metrics, request.state.started), patience, trace)
+    stream = EventStream(service, whole, TokenClock(service.metrics, request.state.started), cancellation, trace)
     await stream.begin()  # until the first event, so that a refusal has its own HTTP status
     service.metrics.prompt_tokens.inc(prepared.prompt_tokens)
     return stream if prepared.stream else await stream.whole_answer()
 
 
-async def prepare(service: Service, request: Request, kind: Kind) -> tuple[PreparedRequest, RequestCancellation]:
-    """Take in a request's body and read it.
+@asynccontextmanager
+async def preparing(
+    service: Service, request: Request, kind: Kind
+) -> AsyncGenerator[tuple[PreparedRequest, RequestCancellation], None]:
+    """Receive a request's body and read it; the request counts as busy until the end of the ``async with``.
 
-    Returns:
+    Yields:
         What was read, and what ends further work on it.
 
     Raises:
@@ -73,15 +78,67 @@ async def prepare(service: Service, request: Request, kind: Kind) -> tuple[Prepa
         ClientGone: The client closed the connection.
     """
     limits, started = service.settings.limits, request.state.started
-    patience = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
-    return await _read(service, request, patience, kind), patience
+    cancellation = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
+    with service.body_memory.share() as share:  # a body's memory counts until it is read
+        body = await read_body(request, limits, started, share)
+        service.begin()
+        try:
+            prepared = await cancellation.during(service.readers.read(body, kind))
+        except BaseException:
+            service.end()
+            raise
+    del body
+    try:
+        yield prepared, cancellation
+    finally:
+        service.end()
 
 
-async def _read(service: Service, request: Request, patience: RequestCancellation, kind: Kind) -> PreparedRequest:
-    """Take in a body and read it; its memory counts as held until then."""
-    with service.body_memory.share() as share:
-        body = await read_body(request, service.settings.limits, request.state.started, share)
-        return await patience.during(service.readers.read(body, kind))
+@dataclass(frozen=True)
+class RequestCancellation:
+    """What ends the work for a request: its client disconnects, its time is over, or the server ends.
+
+    Attributes:
+        receive: Says when the client is gone. The request's body must have been received.
+        deadline: When the request's time is over, by :func:`time.perf_counter`.
+        seconds: How long that time was, for the message.
+        ending: Set when the server ends what still runs.
+    """
+
+    receive: Receive
+    deadline: float
+    seconds: float
+    ending: asyncio.Event
+
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work; cancel it when the client disconnects, the time is over or the server ends.
+
+        Raises:
+            ApiError: The time is over, or the server is ending.
+            ClientGone: The client closed the connection.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._until_gone())
+        ending = asyncio.ensure_future(self.ending.wait())
+        everyone: set[asyncio.Future[Any]] = {task, gone, ending}
+        try:
+            left = max(0.0, self.deadline - time.perf_counter())
+            await asyncio.wait(everyone, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise ClientGone
+            if ending.done():
+                raise unavailable("The server is shutting down.", "shutting_down")
+            raise timed_out(self.seconds)
+        finally:
+            for future in everyone:
+                future.cancel()
+            await asyncio.gather(*everyone, return_exceptions=True)
+
+    async def _until_gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
 
 def _begin_trace(service: Service, request: Request, kind: Kind) -> RequestTrace | None:
@@ -112,7 +169,7 @@ class EventStream(StreamingResponse):
         service: The application's state.
         answer: What turns events into JSON.
         clock: Times tokens.
-        patience: What ends it early.
+        cancellation: What ends it early.
         trace: Its spans, if there are any.
     """
 
@@ -121,14 +178,14 @@ class EventStream(StreamingResponse):
         service: Service,
         answer: Answer | ResponseAnswer,
         clock: TokenClock,
-        patience: RequestCancellation,
+        cancellation: RequestCancellation,
         trace: RequestTrace | None = None,
     ) -> None:
         super().__init__(iter(()), headers=SSE_HEADERS, media_type="text/event-stream")
         self._service = service
         self._answer = answer
         self._clock = clock
-        self._patience = patience
+        self._cancellation = cancellation
         self._trace = trace
         self._open = answer.request.job.rows
         self._first: list[Event] = []
@@ -141,9 +198,9 @@ class EventStream(StreamingResponse):
             ApiError: It was refused, or time ran out while it waited.
             ClientGone: The client closed the connection.
         """
-        self._service.busy += 1
+        self._service.begin()
         try:
-            self._first = await self._patience.during(self._next())
+            self._first = await self._cancellation.during(self._next())
         except BaseException:
             await self.close()
             raise
@@ -156,14 +213,14 @@ class EventStream(StreamingResponse):
             ClientGone: The client closed the connection.
         """
         try:
-            await self._patience.during(self._collect())
+            await self._cancellation.during(self._collect())
         finally:
             await self.close()
         return JSONResponse(self._answer.whole())
 
     async def close(self) -> None:
         """Free what the job holds."""
-        self._service.busy -= 1
+        self._service.end()
         await self._events.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,7 +228,7 @@ class EventStream(StreamingResponse):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                await self._patience.during(self._send_all(send))
+                await self._cancellation.during(self._send_all(send))
             except ApiError as error:
                 self._service.metrics.rejected.labels(_error_type(error)).inc()
                 scope["state"]["status"] = error.status  # for the log: the status line was sent long ago

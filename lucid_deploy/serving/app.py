@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.answering import answer
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.guard import METRICS, RequestGuard, error_response
+from lucid_deploy.serving.front import METRICS, RequestGuard, error_response
 from lucid_deploy.serving.openapi import document
 from lucid_deploy.serving.pages import PAGES, page
 from lucid_deploy.serving.service import Service
@@ -68,6 +68,11 @@ def build_app(service: Service) -> FastAPI:
     @app.post("/v1/responses")
     async def responses(request: Request) -> Response:
         return await answer(service, request, "response")
+
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        message = "This server has no embeddings; it answers /v1/completions, /v1/chat/completions and /v1/responses."
+        raise ApiError(404, message, "not_supported")
 
     if service.settings.pages:
 

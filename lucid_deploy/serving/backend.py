@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,10 +30,12 @@ class LocalBackend:
     Args:
         engine: Started or not.
         tokenizer: The artifact's.
+        most_step_seconds: A step of the model that takes longer makes the state ``stuck``.
     """
 
-    def __init__(self, engine: Engine, tokenizer: TextTokenizer) -> None:
+    def __init__(self, engine: Engine, tokenizer: TextTokenizer, most_step_seconds: float = math.inf) -> None:
         self.engine = engine
+        self._most_step_seconds = most_step_seconds
         self._tokenizer = tokenizer
         self._token_texts = TokenTexts(tokenizer)
         self._drafted = 0  # tokens of answers
@@ -40,7 +43,8 @@ class LocalBackend:
     @property
     def state(self) -> str:
         """As :class:`lucid_deploy.serving.jobs.Backend`."""
-        return self.engine.state
+        stuck = self.engine.state == "ready" and self.engine.step_seconds > self._most_step_seconds
+        return "stuck" if stuck else self.engine.state
 
     def gauges(self) -> dict[str, float]:
         """As :class:`lucid_deploy.serving.jobs.Backend`; the engine does not know which tokens answers have."""

@@ -1,270 +1,242 @@
-"""Connections: how many, how long they may be silent or not read, and the answers to those that are not HTTP."""
+"""Connections: how many are open, how long one may wait for its client, and answers to what is not valid HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import time
+from collections.abc import Callable
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.outgoing import Outgoing
+from lucid_deploy.serving.errors import ApiError, unavailable
 
 log = logging.getLogger("lucid_deploy.serving")
-RESERVE = 16  # connections beyond the bound, which get nothing but /healthz
-EVICT_SECONDS = 0.1  # that a connection may be silent before it makes room for another
-FLUSH_SECONDS = 5.0  # without a byte taken, after the end of a connection whose last answer waits to be sent
-PIPELINED_BYTES = 65536  # of further requests behind the one that is being answered
-PROBE_SECONDS = (0.1, 1.0)  # between the first two signs of life to a client that may be gone, and after them
+READ_BYTES = 8 << 10  # parsed at once; then other connections have their turn
+MOST_HEAD = 64 << 10  # bytes
+MOST_FRAMING = 4 << 10  # bytes of chunk sizes and trailers beyond those of the body: chunks of one byte are refused
+MOST_PIPELINED = 16  # further requests behind the one that is being answered
+LINGER_SECONDS = 2.0  # for a client that still sends to read why it was refused
 
 
 class ConnectionTable:
-    """The open connections of a server, those that are silent in the order in which they fell so.
+    """The open connections of a server, in the order in which they began to wait for their clients.
 
-    A silent one has neither a request nor something to be sent. Open are those that have a descriptor.
+    A connection waits for its client until a whole request has arrived, and after the answer. While a request is being
+    answered it does not wait.
 
     Args:
         most: Connections that may be open.
-        reserve: Further ones while all of those have requests.
     """
 
-    def __init__(self, most: int, reserve: int = RESERVE) -> None:
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._reserve = reserve
         self._open: set[Connection] = set()
-        self._silent: dict[Connection, float] = {}  # since when, by time.monotonic
-        self._changed = asyncio.Event()
+        self._waiting: dict[Connection, None] = {}
 
     def __len__(self) -> int:
-        """Connections that are open."""
         return len(self._open)
 
-    def note(self, connection: Connection, silent: bool) -> None:
-        """Note that a connection is open, and whether it is silent."""
+    @property
+    def waiting(self) -> list[Connection]:
+        """Connections that wait for their clients, the longest wait first."""
+        return list(self._waiting)
+
+    def add(self, connection: Connection) -> bool:
+        """Add a connection, in the place of the one that waits longest if there are too many.
+
+        Returns:
+            False if it was not added, because all others have requests that are being answered.
+        """
+        if len(self._open) >= self._most:
+            if not self._waiting:
+                return False
+            longest = next(iter(self._waiting))
+            self.remove(longest)
+            longest.transport.abort()
         self._open.add(connection)
-        self._silent.pop(connection, None)
-        if silent:
-            self._silent[connection] = time.monotonic()
-
-    def forget(self, connection: Connection) -> None:
-        """Note that a connection is lost: its descriptor is closed."""
-        self._open.discard(connection)
-        self._silent.pop(connection, None)
-        self._changed.set()
-
-    async def room(self) -> bool:
-        """Wait a while until one more connection may be accepted; return whether it may.
-
-        The reserve is for when all connections have requests; silent ones make room before.
-        """
-        if not self._has_room():
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):  # one may have been silent for long enough by then
-                async with asyncio.timeout(EVICT_SECONDS):
-                    await self._changed.wait()
-        return self._has_room()
-
-    def admit(self) -> bool:
-        """Say whether the next connection is one of the bound; if there must be, close a silent one for it.
-
-        Otherwise it is one of the reserve.
-        """
-        if len(self._open) < self._most:
-            return True
-        longest = self._evictable()
-        if longest is None:
-            return False
-        del self._silent[longest]
-        longest.close()  # lost in the event loop's next round, as it has nothing to send
+        self._waiting[connection] = None
         return True
 
-    def all_have_requests(self) -> bool:
-        """Say whether every connected client has sent a first request."""
-        return all(connection.answered for connection in self._silent)
+    def set_waiting(self, connection: Connection, waiting: bool) -> None:
+        """Note whether a connection waits for its client, from now on."""
+        self._waiting.pop(connection, None)
+        if waiting and connection in self._open:
+            self._waiting[connection] = None
 
-    def _has_room(self) -> bool:
-        if len(self._open) < self._most or self._evictable() is not None:
-            return True
-        return not self._silent and len(self._open) < self._most + self._reserve
-
-    def _evictable(self) -> Connection | None:
-        """Return the connection that is silent for longest, if it is so for long enough."""
-        longest = next(iter(self._silent), None)
-        ripe = longest is not None and time.monotonic() - self._silent[longest] >= EVICT_SECONDS
-        return longest if ripe else None
+    def remove(self, connection: Connection) -> None:
+        """Remove a connection that was closed."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
 
 
-class Connection(H11Protocol):
-    """uvicorn's protocol, with bounds on silence and unread answers, errors in one shape, answers to the half closed.
+class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]
+    """uvicorn's protocol, with bounds on time and sizes, and errors in the API's format.
 
     Attributes:
         answered: Whether a request was answered.
 
     Args:
-        table: The connections that this one counts among.
-        reserved: Whether it is one of the reserve.
-        idle_seconds: Seconds for a request's head to arrive, from the start or from the answer before; and
-            for a client to take some of an answer.
-        answer_seconds: For a client to take all that waits for it.
-        rest: As uvicorn's.
+        table: The server's connections.
+        idle_seconds: Time for a request's head to arrive, and for a client to read what waits for it.
+        rest: As uvicorn's protocol takes it.
     """
 
-    def __init__(
-        self, table: ConnectionTable, reserved: bool, idle_seconds: float, answer_seconds: float, **rest: Any
-    ) -> None:
-        super().__init__(app_state={"reserved": reserved}, **rest)
+    def __init__(self, table: ConnectionTable, idle_seconds: float, **rest: Any) -> None:
+        super().__init__(**rest)
         self.answered = False
         self._table = table
         self._idle_seconds = idle_seconds
-        self._answer_seconds = answer_seconds
-        self._outgoing: Outgoing | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._probe_timer: asyncio.TimerHandle | None = None
-
-    @property
-    def has_request(self) -> bool:
-        """Whether a request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
+        self._running: RequestResponseCycle | None = None  # of the request that is being answered
+        self._buffer = bytearray(READ_BYTES)
+        self._timer: asyncio.TimerHandle | None = None
+        self._received = self._body = 0  # bytes of the head or body that arrives now, and those of them that are body
+        self._in_head = True
+        self._dropping = False  # after a refusal: what the client still sends is not looked at
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; called by the event loop."""
-        self._outgoing = Outgoing(transport, self._on_waiting)
-        super().connection_made(self._outgoing)  # type: ignore[arg-type]
-        self._fall_silent()
+        """Add the connection to the table, and wait for a request."""
+        super().connection_made(transport)
+        if self._table.add(self):
+            self._start_timer(self._idle_seconds, self._on_silence)
+        else:
+            self._refuse(unavailable("The server has too many connections. Try again.", "too_many_connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; called by the event loop."""
+        """Remove the connection from the table."""
         super().connection_lost(exc)
-        self._table.forget(self)
-        for timer in (self._idle_timer, self._probe_timer):
-            if timer is not None:
-                timer.cancel()
-        if self._outgoing is not None:
-            self._outgoing.stop_watching()
+        self._disconnect()  # uvicorn says it only to the latest request, which may wait behind others
+        self._table.remove(self)
+        self._stop_timer()
 
-    def data_received(self, data: bytes) -> None:
-        """Take in bytes; called by the event loop."""
-        super().data_received(data)
-        if self.has_request and self._idle_timer is not None:
-            self._table.note(self, silent=False)
-            self._idle_timer.cancel()
-            self._idle_timer = None
-        self._bound_pipelining()
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Return where the event loop puts what it receives."""
+        return self._buffer
 
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Take note that the client sends nothing more: it may have disconnected, or wait for its answer.
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parse what was received."""
+        if self._dropping:
+            return
+        self._received += nbytes
+        self.data_received(bytes(self._buffer[:nbytes]))
+        if self._dropping:
+            return
+        if self._in_head and self._received > MOST_HEAD:
+            self._refuse(ApiError(431, "The request's head is too large.", "invalid_request"))
+        elif not self._in_head and self._received > 2 * self._body + MOST_FRAMING:
+            self._refuse(ApiError(400, "The body's chunks are too small. Send it in larger ones.", "invalid_request"))
 
-        TCP does not tell which. Something sent to a client that is gone comes back as an error the next time, so a
-        client of HTTP/1.1 gets interim answers, which it must pass over.
-        """
-        if not self.has_request or self.cycle.more_body:
-            return False
-        self.cycle.keep_alive = False
-        if self._probe_timer is None:
-            self._probe(PROBE_SECONDS[0])
-        return True
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered, or its body is arriving."""
+        return self._running is not None and not self._running.response_complete
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer a request, or queue it behind the one before."""
+        if len(self.pipeline) >= MOST_PIPELINED:
+            raise ValueError("too many requests at once")  # refused as what is not valid HTTP
+        super().on_headers_complete()
+        self._in_head, self._received = False, 0
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Protect the connection while a whole request is being answered."""
+        super().on_message_complete()
+        self._received = self._body = 0
+        self._in_head = True
+        if not self.cycle.response_complete:
+            self._table.set_waiting(self, False)
+            self._stop_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; called when an answer is complete."""
+        """Wait for the next request."""
         self.answered = True
-        super().on_response_complete()
-        self._bound_pipelining()
-        self._fall_silent_if_idle()  # not if the next request had been sent already
+        next_is_whole = bool(self.pipeline) and not self.pipeline[-1][0].more_body
+        super().on_response_complete()  # begins to answer the next request, if there is one
+        if next_is_whole:
+            return
+        self._table.set_waiting(self, True)
+        closing = self.transport.is_closing()  # then what waits to be sent is sent first
+        self._start_timer(self._idle_seconds, self._abort_unread if closing else self._on_silence)
 
-    def _should_upgrade(self) -> bool:
-        """Pass over Upgrade headers, as HTTP allows: Java's client asks for h2c with each connection's first request.
+    def pause_writing(self) -> None:
+        """Give the client time to read what waits for it."""
+        super().pause_writing()
+        self._start_timer(self._idle_seconds, self._abort_unread)
 
-        uvicorn would warn twice, and advise to install a library for web sockets, which are not served.
-        """
-        return False
+    def resume_writing(self) -> None:
+        """Go on, as the client reads."""
+        super().resume_writing()
+        self._stop_timer()
+        if not self.is_answering:
+            self._start_timer(self._idle_seconds, self._on_silence)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Ignore Upgrade headers, as HTTP allows: Java's client asks for h2c with each connection's first request."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Refuse what is not valid HTTP."""
         self._refuse(ApiError(400, "The request is not valid HTTP.", "invalid_request"))
 
     def close(self) -> None:
-        """Close the connection, which is silent."""
-        self.timeout_keep_alive_handler()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close after silence; called by uvicorn, too, which does not know whether an answer waits to be sent."""
-        if not self._waiting:
-            super().timeout_keep_alive_handler()
-
-    @property
-    def _waiting(self) -> bool:
-        return self._outgoing is not None and self._outgoing.waiting
-
-    def _on_waiting(self) -> None:
-        """Cut off a client that does not read; called while something waits to be sent, and once it has been."""
-        outgoing = self._outgoing
-        if outgoing is None or not outgoing.waiting:
-            self._fall_silent_if_idle()
-            return
-        closing = self.transport.is_closing()
-        patience = min(self._idle_seconds, FLUSH_SECONDS) if closing else self._idle_seconds
-        if outgoing.stalled_seconds >= patience:
-            log.warning("A client took nothing of its answer for %g s; its connection was cut.", patience)
-        elif outgoing.behind_seconds >= self._answer_seconds:
-            log.warning("A client did not take its answers within %g s; its connection was cut.", self._answer_seconds)
+        """Close at the server's end, whether the client has sent its request or not."""
+        if self.is_answering:
+            self._refuse(unavailable("The server is shutting down.", "shutting_down"))
         else:
-            return
-        outgoing.stop_watching()
-        self.transport.abort()
-
-    def _bound_pipelining(self) -> None:
-        """Read no more while many requests wait for their turn."""
-        if self._outgoing is not None:
-            behind = self.has_request and not self.cycle.more_body
-            self._outgoing.hold_reading(behind and len(self.conn.trailing_data[0]) > PIPELINED_BYTES)
-
-    def _fall_silent_if_idle(self) -> None:
-        if not (self.has_request or self._waiting or self.transport.is_closing()):
-            self._fall_silent()
-
-    def _fall_silent(self) -> None:
-        self._table.note(self, silent=True)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-        self._idle_timer = self.loop.call_later(self._idle_seconds, self._on_silence)
+            self.transport.close()
 
     def _on_silence(self) -> None:
-        if self.has_request or self._waiting or self.transport.is_closing():
-            return
-        if self.conn.trailing_data[0]:  # the beginning of a head
+        """Close a connection whose client did not send a request in time."""
+        if self.is_answering:
+            return  # reading the body has a time limit of its own
+        if self._received and self._in_head:
             self._refuse(ApiError(408, "The request's head did not arrive in time.", "timeout"))
-        else:
-            self.close()
+            return
+        self.transport.close()
+        self._start_timer(self._idle_seconds, self._abort_unread)
+
+    def _abort_unread(self) -> None:
+        if self.transport.get_write_buffer_size():
+            log.warning("A client did not read its answer for %g s; its connection was cut.", self._idle_seconds)
+        self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer with an error that comes before the application, and close."""
-        body = json.dumps(error.body()).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        reason = STATUS_PHRASES[error.status]
-        try:
-            for event in (
-                h11.Response(status_code=error.status, headers=headers, reason=reason),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:
-            pass  # an answer has begun, and what follows the request is not HTTP
-        self.transport.close()
-
-    def _probe(self, next_seconds: float) -> None:
-        if not self.has_request or self.transport.is_closing():
+        """Answer with an error in front of the application, and end the connection."""
+        self._dropping = True
+        begun = self.is_answering and self._running is not None and self._running.response_started
+        self._disconnect()
+        self.pipeline.clear()
+        if self.transport.is_closing():
             return
-        if not self.cycle.response_started and self.scope["http_version"] == "1.1":
-            event = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
-            self.transport.write(self.conn.send(event) or b"")
-        self._probe_timer = self.loop.call_later(next_seconds, self._probe, PROBE_SECONDS[1])
+        if not begun:
+            body = json.dumps(error.body()).encode()
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+            extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items()).encode()
+            self.transport.write(STATUS_LINE[error.status] + head + extra + b"\r\n" + body)
+        self.flow.resume_reading()
+        self.transport.write_eof()  # and not closed: that resets a connection on which the client still sends
+        self._start_timer(LINGER_SECONDS, self.transport.abort)
+
+    def _disconnect(self) -> None:
+        """Tell the application that nobody waits for its answer any more."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -122,6 +122,7 @@ class Engine:
         self._open_batcher = open_batcher
         self._check = check
         self._checked = 0.0  # when, by time.monotonic
+        self._step_began: float | None = None  # when, by time.monotonic; None between steps
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over state and the count of admitted generations
         self._admitted = 0
@@ -143,8 +144,12 @@ class Engine:
         self._when_loaded = when_loaded
         self._thread.start()
 
-    def stop(self, timeout: float = 10.0) -> None:
-        """End the thread; what still runs gets an error."""
+    def stop(self, timeout: float = 10.0) -> bool:
+        """End the thread; what still runs gets an error.
+
+        Returns:
+            Whether it ended in time; it does not while a step of the model runs.
+        """
         self._commands.put(("stop", None, 0, None))
         for _ in range(1000):  # a signal may have ended start() before the thread runs
             if self._thread.is_alive() or self._thread not in threading.enumerate():
@@ -152,6 +157,13 @@ class Engine:
             time.sleep(0.001)
         if self._thread.is_alive():
             self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step has run that the model runs now; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def capacity(self) -> int:
@@ -224,10 +236,13 @@ class Engine:
             self._when_loaded()
             while self._take_commands(batcher):
                 self._check_now_and_then()
+                self._step_began = time.monotonic()
                 for events in batcher.parts():
                     addressed = self._addressed([*batcher.marks, *events])
                     self._observe(batcher)  # who has an answer finds what it took
                     self._send(addressed)
+                    self._step_began = time.monotonic()
+                self._step_began = None
         except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
             self._die(error)
         else:
@@ -251,7 +266,9 @@ class Engine:
             if kind == "stop":
                 return False
             if kind == "call":
+                self._step_began = time.monotonic()
                 _carry_out(batcher, *request)
+                self._step_began = None
                 continue
             assert stream is not None
             if kind == "cancel":

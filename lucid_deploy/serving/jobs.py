@@ -140,7 +140,7 @@ class Backend(Protocol):
 
     @property
     def state(self) -> str:
-        """``loading``, ``ready`` or ``dead``."""
+        """``loading``, ``ready``, ``stuck`` (a step takes longer than it may) or ``dead``."""
         ...
 
     def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:

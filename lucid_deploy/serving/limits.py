@@ -1,11 +1,17 @@
-"""What requests may ask for, and what reading them may cost."""
+"""What requests may ask for, what reading them may cost, and the memory that their bodies may take together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from lucid_deploy.serving.errors import unavailable
 
 BYTES_PER_BODY_BYTE = 64  # of memory while a body is read: parsed, "[]," is 80 bytes for 3
 LEAST_READING_BYTES = 256 << 20
+FREE_BYTES = 64 << 10  # of each body that do not count: small requests get in whatever large ones take
+BODIES = 16  # as many of the largest bodies may be in memory at once
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Limits:
         prompt_tokens: Tokens of one prompt.
         prompt_characters: Characters of one prompt, or of a chat; checked before anything is tokenized.
         new_tokens: New tokens of one generation.
-        rows: Generations of one request.
+        choices: Generations of one request: prompts times ``n``.
         body_bytes: Size of a request.
         seconds: Time from the request's first byte to the answer's last.
         reading_seconds: Processor time for reading one request: parsing, the chat template, tokenizing.
@@ -29,7 +35,7 @@ class Limits:
     prompt_tokens: int
     prompt_characters: int
     new_tokens: int
-    rows: int
+    choices: int
     body_bytes: int = 4 << 20
     seconds: float = 300.0
     reading_seconds: float = 5.0
@@ -38,3 +44,44 @@ class Limits:
     def reading_bytes(self) -> int:
         """Memory for reading one request, beyond what a reader has anyway."""
         return max(LEAST_READING_BYTES, BYTES_PER_BODY_BYTE * self.body_bytes)
+
+
+class BodyMemory:
+    """The bytes of bodies in memory, over all requests: received and not yet read.
+
+    Args:
+        most: Bytes, beyond the first :data:`FREE_BYTES` of each.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    @contextmanager
+    def share(self) -> Iterator[BodyShare]:
+        """Count the memory of one body until the end of the ``with``."""
+        share = BodyShare(self)
+        try:
+            yield share
+        finally:
+            share.grow(0)
+
+
+class BodyShare:
+    """The memory of one body."""
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self._taken = 0
+
+    def grow(self, size: int) -> None:
+        """Count so many bytes of the body, instead of those before.
+
+        Raises:
+            ApiError: Other bodies take the memory.
+        """
+        more = max(0, size - FREE_BYTES) - self._taken
+        if more > 0 and self._memory.taken + more > self._memory.most:
+            raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
+        self._taken += more
+        self._memory.taken += more

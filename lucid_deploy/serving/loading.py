@@ -48,6 +48,7 @@ class EngineOptions:
         check: Whether the hashes of all files are compared before the model is loaded.
         speculate: How drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`.
         draft: Artifact of the draft model, with ``draft``.
+        most_step_seconds: A step of the model that takes longer fails health checks.
     """
 
     directory: str
@@ -59,6 +60,7 @@ class EngineOptions:
     check: bool = True
     speculate: str = "off"
     draft: str | None = None
+    most_step_seconds: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ApiOptions:
         model: The served name; None: the directory's name.
         max_prompt_tokens: Of one prompt; None: what the context allows.
         max_new_tokens: Of one generation; None: what the context allows.
+        max_choices: Generations of one request; None: one less than run at once.
         max_body_bytes: Size of a request.
         seconds: From a request's first byte to its answer's last.
         readers: Processes that read bodies.
@@ -83,6 +86,7 @@ class ApiOptions:
     model: str | None = None
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
+    max_choices: int | None = None
     max_body_bytes: int = 4 << 20
     seconds: float = 300.0
     readers: int = 2
@@ -179,7 +183,8 @@ def check_and_tell(artifact: Artifact) -> None:
 
 def make_backend(options: EngineOptions) -> LocalBackend:
     """Return a backend in this process, not started."""
-    return LocalBackend(make_engine(options), TextTokenizer(Path(options.directory)))
+    tokenizer = TextTokenizer(Path(options.directory))
+    return LocalBackend(make_engine(options), tokenizer, options.most_step_seconds)
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
@@ -228,7 +233,7 @@ def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions,
         prompt_tokens=tokens,
         prompt_characters=tokens * max(tokenizer.longest_piece + 1, LEAST_CHARACTERS),  # 1: blanks between words
         new_tokens=api.max_new_tokens or context,
-        rows=engine.rows + engine.max_queue,
+        choices=api.max_choices or max(1, engine.rows - 1),
         body_bytes=api.max_body_bytes,
         seconds=api.seconds,
     )

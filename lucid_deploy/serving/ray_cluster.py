@@ -221,8 +221,8 @@ class EngineReplica:
     def check_health(self) -> None:
         """Raise if the engine has ended; Ray then starts another one in its place."""
         engine = self._backend.engine
-        if engine.state != "ready":
-            raise RuntimeError(f"The engine is not running: {engine.error}") from engine.error
+        if self._backend.state != "ready":
+            raise RuntimeError(f"The engine is not running: {engine.error or engine.state}") from engine.error
 
 
 class RayBackend:

@@ -21,6 +21,7 @@ from lucid_deploy.serving.solve_bodies import MOST_SOLVE_TOKENS, SolveRequest
 from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
+MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 _USUAL_ROLES = ("system", "user", "assistant", "tool")
@@ -205,8 +206,8 @@ class RequestReader:
             raise wrong("prompt", PROMPT, "a mixture")
         if isinstance(given[0], int):
             return [[item for item in given if isinstance(item, int)]]
-        if len(given) > self._limits.rows:
-            message = f"{len(given)} prompts are too many; this server takes {self._limits.rows} at once."
+        if len(given) > self._limits.choices:
+            message = f"{len(given)} prompts are too many; this server takes {self._limits.choices} in a request."
             raise FieldError(message, "prompt", "invalid_value")
         return [item for item in given if not isinstance(item, int)]
 
@@ -282,14 +283,20 @@ class RequestReader:
         if body.return_tokens_as_token_ids and top_logprobs is None:
             message = "return_tokens_as_token_ids changes log-probabilities, and none were asked for with logprobs."
             raise FieldError(message, "return_tokens_as_token_ids", "invalid_value")
-        n = _within("n", body.n, limits.rows) or 1
+        n = _within("n", body.n, limits.choices) or 1
         rows = len(prompts) * n
-        if rows > limits.rows:
+        if rows > limits.choices:
             message = (
-                f"{len(prompts)} prompts with n {n} are {rows} generations; this server takes {limits.rows} at once. "
-                "Send several requests."
+                f"{len(prompts)} prompts with n {n} are {rows} generations; this server takes {limits.choices} in a "
+                "request. Send several."
             )
             raise FieldError(message, "n", "invalid_value")
+        if rows * (top_logprobs or 0) > MOST_LOGPROBS_TOGETHER:
+            message = (
+                f"{top_logprobs} log-probabilities for each of {rows} generations are too many; this server reports "
+                f"{MOST_LOGPROBS_TOGETHER} a request. Ask for fewer."
+            )
+            raise FieldError(message, "logprobs", "invalid_value")
         return Job(
             prompts=prompts,
             n=n,

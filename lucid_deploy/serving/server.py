@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.acceptor import Acceptor, reserve_descriptors
 from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.backend import LocalBackend
 from lucid_deploy.serving.connections import Connection, ConnectionTable
@@ -23,6 +26,13 @@ from lucid_deploy.serving.service import Service
 
 log = logging.getLogger("lucid_deploy.serving")
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
+SPARE_FOR_HEALTH = 4  # connections that never have a request which takes long
+READ_AHEAD = 16  # requests that may be read while the queue is full
+BACKLOG = 1024  # connections that wait in the system
+ACCEPTED_AT_ONCE = 64  # then what those sent is read: nobody has to make room before that
+OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
+LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
+STEP_SECONDS = 5.0  # for the step that runs at the end
 
 
 @dataclass
@@ -57,7 +67,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-        opened.listen(1024)  # connections wait here while the model loads
+        opened.listen(BACKLOG)
     except OSError as error:
         opened.close()
         raise LucidError(
@@ -96,6 +106,8 @@ async def _serve(
     engine = backend.engine
     connections = listening.connections or 2 * engine.capacity + SPARE_CONNECTIONS
     reserve_descriptors(connections)
+    # Requests that are read or answered never take all connections, so health checks get in.
+    service.most_busy = max(1, min(engine.capacity + READ_AHEAD, connections - SPARE_FOR_HEALTH))
     server = DrainingServer(service, listening, ConnectionTable(connections))
     loop, loaded = asyncio.get_running_loop(), asyncio.Event()
 
@@ -105,7 +117,7 @@ async def _serve(
     async def announce() -> None:
         await loaded.wait()
         if engine.state != "ready":
-            server.end()
+            server.should_exit = True
             return
         await server.up.wait()  # a signal before that would end the process and not the server
         ready()
@@ -113,23 +125,55 @@ async def _serve(
     announcing = asyncio.ensure_future(announce())
     try:
         engine.start(when_loaded)  # a signal may raise in it, and a thread that loads on keeps the process from ending
-        await server.serve()
+        await server.serve(sockets=[listening.socket])
     finally:
         announcing.cancel()
         failed_to_load = engine.state == "dead" and not server.was_told_to_end
         await service.readers.close()
-        await asyncio.to_thread(engine.stop)
+        stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
         if service.tracing is not None:
             await asyncio.to_thread(service.tracing.close)
+        if not stopped:
+            _end_process()
     if failed_to_load and engine.error is not None:
         raise engine.error
 
 
+def _end_process() -> None:
+    """End the process although a step of the model runs: its thread cannot be stopped, and a normal end would abort."""
+    log.critical("The model still runs a step, or loads. The process ends without waiting for it.")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def reserve_descriptors(connections: int) -> None:
+    """Raise this process's limit of open files so that so many connections fit.
+
+    Raises:
+        LucidError: The system does not allow as many.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = connections + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise LucidError(
+            f"{connections} connections need {needed} open files and the limit is {hard}. Raise it (ulimit -n), or "
+            "give fewer --max-connections."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 class DrainingServer(uvicorn.Server):
-    """uvicorn, except that connections are bounded and a signal first lets requests finish; new ones are told 503.
+    """uvicorn with bounded connections; a signal first lets requests finish while new ones are told 503.
 
     Attributes:
-        up: Set once connections are accepted and signals are heard.
+        up: Set once connections are accepted and signals are handled.
 
     Args:
         service: The application's state.
@@ -138,25 +182,26 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, service: Service, listening: ListenOptions, table: ConnectionTable) -> None:
+        protocol: Any = partial(Connection, table, listening.idle)
         config = uvicorn.Config(
             build_app(service),
-            http="h11",  # the other one takes headers of any size
+            http=protocol,
+            loop="asyncio",
+            backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
             lifespan="off",
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=math.ceil(listening.idle),
+            timeout_keep_alive=math.ceil(listening.idle) + 1,  # Connection's own timer comes first
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
         self.up = asyncio.Event()
         self._service = service
         self._grace = listening.grace
-        self._idle = listening.idle
         self._table = table
-        self._acceptor = Acceptor(listening.socket, table, self._connection)
         self._drain: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -166,30 +211,31 @@ class DrainingServer(uvicorn.Server):
         return self._drain is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections and to read bodies; called by uvicorn.
+        """Begin to accept connections and to read bodies.
 
         Raises:
             LucidError: The tokenizer or the chat template cannot be read.
         """
-        await self.lifespan.startup()
-        self.servers = []  # asyncio's, of which there is none
-        self._acceptor.start()
-        self.started = True
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
         await self._service.readers.start()
         self.up.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer those who have connected, then close; called by uvicorn."""
-        await self._acceptor.close()
-        await super().shutdown()
-
-    def end(self) -> None:
-        """Stop at once."""
-        self.should_exit = True
+        """Let those who have connected send their request and be answered, then close."""
+        for server in self.servers:
+            server.close()
+        end = self._loop.time() + LINGER_SECONDS
+        while self._loop.time() < end and not all(each.answered for each in self._table.waiting):
+            await asyncio.sleep(0.02)
+        for connection in self._table.waiting:
+            connection.close()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Hear signals while the server runs: uvicorn's, and that of a terminal that closes."""
+        """Handle signals while the server runs: uvicorn's, and that of a terminal that closes."""
         with super().capture_signals():
             before = {number: signal.signal(number, self.handle_exit) for number in hangup()}
             try:
@@ -201,10 +247,6 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end at the first signal; end at once at the second."""
         self._loop.call_soon_threadsafe(self._on_signal)
-
-    def _connection(self, reserved: bool) -> Connection:
-        shared = {"config": self.config, "server_state": self.server_state}
-        return Connection(self._table, reserved, self._idle, self._service.settings.limits.seconds, **shared)
 
     def _on_signal(self) -> None:
         if self._drain is not None:

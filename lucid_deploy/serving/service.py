@@ -6,10 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_deploy.serving.errors import no_such_model, unavailable
-from lucid_deploy.serving.http_body import BODIES, BodyMemory
+from lucid_deploy.serving.errors import no_such_model, queue_full, unavailable
 from lucid_deploy.serving.jobs import Backend
-from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.limits import BODIES, BodyMemory, Limits
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool
 from lucid_deploy.serving.security import NO_KEYS, ApiKeys
@@ -49,7 +48,8 @@ class Service:
     Attributes:
         draining: Whether new requests are refused because the server will end.
         ending: Set when grace is over: running requests end with an error.
-        busy: Requests that generate.
+        busy: Requests that are read or answered.
+        most_busy: As many may be at once.
 
     Args:
         settings: What it serves, and to whom.
@@ -70,6 +70,21 @@ class Service:
         self.draining = False
         self.ending = asyncio.Event()
         self.busy = 0
+        self.most_busy = 1000
+
+    def begin(self) -> None:
+        """Count a request that has arrived whole; call :meth:`end` once it is answered.
+
+        Raises:
+            ApiError: There are too many.
+        """
+        if self.busy >= self.most_busy:
+            raise queue_full(1)
+        self.busy += 1
+
+    def end(self) -> None:
+        """Count a request less."""
+        self.busy -= 1
 
     def check_ready(self) -> None:
         """Refuse requests while loading, stopping or broken.
@@ -81,6 +96,8 @@ class Service:
             raise unavailable("The server is shutting down.", "shutting_down")
         if self.backend.state == "loading":
             raise unavailable("The model is still loading.", "loading")
+        if self.backend.state == "stuck":
+            raise unavailable("A step of the model takes longer than --timeout.", "engine_stuck")
         if self.backend.state != "ready":
             raise unavailable("The engine ended by an error; see the server's log.", "engine_down")
 

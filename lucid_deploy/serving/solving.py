@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from lucid_deploy.serving.answering import prepare
+from lucid_deploy.serving.answering import preparing
 from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
 from lucid_deploy.serving.jobs import Refusal
 from lucid_deploy.serving.service import Service
@@ -33,11 +33,11 @@ async def solve(service: Service, request: Request) -> Response:
         ClientGone: The client closed the connection.
     """
     service.check_ready()
-    prepared, patience = await prepare(service, request, "solve")
-    assert prepared.place is not None
-    (ids,) = prepared.job.prompts
-    work = service.backend.solve(list(ids), *prepared.place)
-    return JSONResponse(_checked(await patience.during(work)))
+    async with preparing(service, request, "solve") as (prepared, cancellation):
+        assert prepared.place is not None
+        (ids,) = prepared.job.prompts
+        work = service.backend.solve(list(ids), *prepared.place)
+        return JSONResponse(_checked(await cancellation.during(work)))
 
 
 def _checked(found: Any) -> Any:

@@ -30,17 +30,14 @@ IN_TRITON = (".kernel", ".tile", ".parts", ".parts_float8", ".int8_part", ".powe
 SPEAK = (
     "answering",
     "app",
-    "acceptor",
     "connections",
-    "guard",
-    "http_body",
+    "front",
     "metrics",
     "pages",
     "ray_",
     "server",
     "service",
     "solving",
-    "waiting",
 )
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 

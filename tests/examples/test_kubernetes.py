@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from lucid_deploy.cli.serve import command
-from lucid_deploy.serving.guard import HEALTH
+from lucid_deploy.serving.front import HEALTH
 
 yaml = pytest.importorskip("yaml")
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the extra dev")

@@ -107,7 +107,8 @@ def test_any_await_may_fail(
                 try:
                     await failing.run(made.ask("w5 w7 w5 w7", stream=stream))
                 except BaseException as error:  # noqa: BLE001 (checked)
-                    assert type(error) is type(FAULTS[fault]()), failing.where
+                    # httpx's transport asserts that answers are complete; uvicorn closes the connection otherwise
+                    assert type(error) in (type(FAULTS[fault]()), AssertionError), failing.where
                 try:
                     await made.free()
                     assert await made.text("w9 w9 w9") == wanted["w9 w9 w9"]

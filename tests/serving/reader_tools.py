@@ -25,7 +25,7 @@ def limits(**more: Any) -> Limits:
         "prompt_tokens": 4096,
         "prompt_characters": 1 << 20,
         "new_tokens": 100,
-        "rows": 8,
+        "choices": 8,
         "reading_seconds": 0.4,
     }
     return Limits(**{**fixed, **more})

@@ -32,7 +32,7 @@ def strict(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     keys.chmod(0o600)
     options = ["--max-body", BODY_LIMIT, "--max-prompt-tokens", 100, "--max-new-tokens", 50, "--timeout", 300]
     words = ["serve", str(artifacts["growing"]), "--port", "0", "--served-model-name", MODEL, "--rows", "2"]
-    words += ["--max-queue", "2", "--api-key-file", str(keys)]
+    words += ["--max-queue", "2", "--max-choices", "4", "--api-key-file", str(keys)]
     running = Server(["-m", "lucid_deploy.cli", *words, *map(str, options)])
     yield running
     assert running.stop() == 0

@@ -10,7 +10,8 @@ import pytest
 from starlette.requests import Request
 
 from lucid_deploy.serving.errors import ApiError, ClientGone
-from lucid_deploy.serving.http_body import FREE_BYTES, BodyMemory, read_body
+from lucid_deploy.serving.front import read_body
+from lucid_deploy.serving.limits import FREE_BYTES, BodyMemory
 from tests.serving.reader_tools import limits
 
 JSON = {"content-type": "application/json"}

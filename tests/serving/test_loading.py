@@ -20,11 +20,12 @@ def test_limits_come_from_artifact_tokenizer_and_options(with_tokenizer: Path) -
     engine = EngineOptions(str(with_tokenizer), rows=3, max_queue=4)
     setup = reader_setup(engine, ApiOptions())
     limits = setup.limits
-    assert (limits.context, limits.prompt_tokens, limits.new_tokens, limits.rows) == (512, 512, 512, 7)
+    assert (limits.context, limits.prompt_tokens, limits.new_tokens, limits.choices) == (512, 512, 512, 2)
+    assert reader_setup(engine, ApiOptions(max_choices=7)).limits.choices == 7
     assert (limits.vocabulary, limits.prompt_characters) == (97, 512 * 16)  # words of three letters
     assert limits.reading_seconds == 5.0  # of processor time, which no option changes
     assert setup.model == with_tokenizer.name
-    narrow = reader_setup(engine, ApiOptions("other", 100, 9, 1000, 5.0)).limits
+    narrow = reader_setup(engine, ApiOptions("other", 100, 9, max_body_bytes=1000, seconds=5.0)).limits
     assert (narrow.prompt_tokens, narrow.new_tokens, narrow.prompt_characters) == (100, 9, 1600)
     assert (narrow.body_bytes, narrow.seconds) == (1000, 5.0)
     with pytest.raises(LucidError, match=r"--max-prompt-tokens 513 is more than the context of .*, 512 tokens"):

@@ -160,8 +160,9 @@ def test_a_signal_while_the_thread_of_the_model_starts_ends_it_too(tmp_path: Pat
         def start(self, _: object) -> None:
             raise SystemExit(128 + signal.SIGTERM)  # as the handler does, in threading.Thread.start
 
-        def stop(self) -> None:
+        def stop(self, timeout: float) -> bool:
             self.stopped = True
+            return True
 
     class NoReaders:
         async def close(self) -> None: ...

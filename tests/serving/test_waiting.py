@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from lucid_deploy.serving.answering import RequestCancellation
 from lucid_deploy.serving.errors import ApiError, ClientGone
-from lucid_deploy.serving.waiting import RequestCancellation
 
 
 async def never() -> Any:

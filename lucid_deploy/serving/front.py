@@ -1,18 +1,21 @@
-"""Around every request: who may ask, a line in the log, a count in the metrics, and an answer in any case."""
+"""Around every request: who may ask, how its body arrives, a line in the log, a count in the metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.errors import ApiError, ClientGone, unavailable
+from lucid_deploy.serving.errors import ApiError, ClientGone
+from lucid_deploy.serving.limits import BodyShare, Limits
 from lucid_deploy.serving.pages import PAGES
 from lucid_deploy.serving.security import host_allowed
 from lucid_deploy.serving.service import Service
@@ -21,11 +24,12 @@ from lucid_deploy.shortages import limit_met
 log = logging.getLogger("lucid_deploy.serving")
 HEALTH = ("/healthz", "/health")
 METRICS = "/metrics"
-DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that nobody wants
+DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that is not needed
+BODY_SECONDS = 30.0  # for a body to arrive
 
 
 class RequestGuard:
-    """Middleware.
+    """ASGI middleware: checks host and key, logs and counts requests, and answers if the application fails.
 
     Args:
         app: The application.
@@ -37,7 +41,7 @@ class RequestGuard:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; called by the server."""
+        """Answer a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -58,10 +62,9 @@ class RequestGuard:
                 log.exception("A request failed by a fault of the server: %s", scope["state"]["id"])
             else:
                 log.error("A request failed: %s %s", limit, scope["state"]["id"])
-            if exchange.status != 499:
-                raise
-            error = ApiError(500, limit or "The server failed on this request; see its log.", "internal_error")
-            await error_response(self._service, error)(scope, exchange.receive, exchange.send)
+            if exchange.status == 499:  # no answer has begun
+                error = ApiError(500, limit or "The server failed on this request; see its log.", "internal_error")
+                await error_response(self._service, error)(scope, exchange.receive, exchange.send)
         finally:
             status = scope["state"].get("status", exchange.status)
             if (trace := scope["state"].get("trace")) is not None:
@@ -69,10 +72,6 @@ class RequestGuard:
             self._note(scope, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        if scope["state"].get("reserved") and scope["path"] not in HEALTH:
-            error = unavailable("The server has too many connections. Try again.", "too_many_connections")
-            error.headers["Connection"] = "close"
-            return error
         settings = self._service.settings
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if b"transfer-encoding" in headers and b"content-length" in headers:  # servers differ on which one counts
@@ -97,7 +96,7 @@ class RequestGuard:
             self._service.metrics.whole.observe(seconds)
         client = (scope.get("client") or ("-",))[0]
         ids = " ".join([scope["state"]["id"], *filter(None, [scope["state"].get("answer")])])
-        # Probes come all day, every few seconds; one that fails is news.
+        # Health checks come every few seconds; only one that fails is worth a line.
         level = logging.DEBUG if scope["path"] in HEALTH and status == 200 else logging.INFO
         line = "%s %s %s %d %.0f ms %s"
         log.log(level, line, client, scope["method"], shown(scope["path"]), status, 1e3 * seconds, ids)
@@ -106,8 +105,8 @@ class RequestGuard:
 class HttpExchange:
     """One request and its answer, as they go through.
 
-    An error that comes before the body was taken in waits until a bounded rest of the body has arrived and was
-    dropped: a client that is still sending when the connection closes does not get to read why.
+    An error that comes before the whole body has arrived is sent after a bounded rest of the body was received and
+    dropped: a client that is still sending when the connection closes cannot read the answer.
 
     Attributes:
         status: Of the answer; 499 before there is one, and what is counted if the client disconnects before its end.
@@ -133,8 +132,8 @@ class HttpExchange:
         """Pass on the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status >= 400 and self._body_left:
-                await self._drain()
+            if self.status >= 400 and self._body_left and not self._body_waits:
+                await self._drop_body()
             message["headers"] = [*message["headers"], self._id]
             if self._body_left or self._service.draining:
                 message["headers"].append((b"connection", b"close"))
@@ -143,19 +142,68 @@ class HttpExchange:
         except OSError as error:
             raise ClientGone from error
 
-    async def _drain(self) -> None:
-        if self._body_waits:
-            return
+    async def _drop_body(self) -> None:
         size = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 while self._body_left and size <= DRAIN_BYTES:
                     size += len((await self.receive()).get("body", b""))
         except TimeoutError:
-            return  # _body_left says so
+            return  # _body_left makes the connection close
 
 
 def error_response(service: Service, error: ApiError) -> Response:
     """Return an error as an answer, and count it."""
     service.metrics.rejected.labels(error.code or "invalid_request").inc()
     return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def read_body(request: Request, limits: Limits, started: float, share: BodyShare) -> bytes:
+    """Return a request's body, whatever its headers say of the size.
+
+    Raises:
+        ApiError: It is of another type, too large or too slow, or other bodies take the memory.
+        ClientGone: The client closed the connection.
+    """
+    _check_head(request, limits)
+    left = min(BODY_SECONDS, limits.seconds) - (time.perf_counter() - started)
+    body = bytearray()
+    more = True
+    try:
+        async with asyncio.timeout(max(0.0, left)):
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                body += message.get("body", b"")
+                if len(body) > limits.body_bytes:
+                    raise too_large(limits)
+                share.grow(len(body))
+                more = message.get("more_body", False)
+    except TimeoutError as error:
+        raise ApiError(408, "The body did not arrive in time.", "timeout") from error
+    return bytes(body)
+
+
+def _check_head(request: Request, limits: Limits) -> None:
+    """Refuse a body for what the headers say of it."""
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    if kind.strip() != "application/json":  # a web page cannot send this type to another site without asking first
+        raise _unsupported("Send the body as Content-Type: application/json.")
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
+    if charset is not None and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise _unsupported("Send the body in UTF-8, not in another charset.")
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise _unsupported("Send the body without Content-Encoding: this server does not decompress.")
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > limits.body_bytes:
+        raise too_large(limits)
+
+
+def _unsupported(message: str) -> ApiError:
+    return ApiError(415, message, "unsupported_media_type")
+
+
+def too_large(limits: Limits) -> ApiError:
+    """Return the 413."""
+    return ApiError(413, f"The body is larger than {limits.body_bytes} bytes.", "body_too_large")

@@ -1,0 +1,205 @@
+"""Attacks on the server's front: during each, health and another client's first token come within a second."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.attacks.attack_tools import KEY, OtherClient, completion, connect, error_of, head, many, send_slowly, talk
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, PROMPT, Server
+
+JSON = {"content_type": "application/json"}
+MOST = 2 * (8 + 64) + 100  # connections of a server with default options
+
+
+def test_a_body_in_chunks_of_one_byte(target: Server) -> None:
+    with OtherClient(target):
+        for _ in range(3):
+            answer = talk(target, head(transfer_encoding="chunked", **JSON) + b"1\r\nx\r\n" * 1_283_333 + b"0\r\n\r\n")
+            assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
+
+
+def test_many_bodies_in_chunks_of_one_byte(target: Server) -> None:
+    with OtherClient(target), many(target, 300, head(transfer_encoding="chunked", **JSON)) as connections:
+        send_slowly(connections, b"1\r\nx\r\n" * 2000, 2.0)
+
+
+def test_hundreds_of_slow_bodies(target: Server) -> None:
+    with OtherClient(target), many(target, 300, head(content_length=100_000, **JSON) + b"{") as connections:
+        send_slowly(connections, b" ", 2.0)
+
+
+def test_hundreds_of_heads_that_do_not_end(target: Server) -> None:
+    with OtherClient(target), many(target, 300, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nA: ") as connections:
+        send_slowly(connections, b"b", 1.0)
+
+
+def test_hundreds_of_silent_connections(target: Server) -> None:
+    before = _descriptors(target)
+    with OtherClient(target), many(target, 600, b""):
+        _wait_for_descriptors(target, before + MOST + 5)
+    _wait_for_descriptors(target, before + 5)
+
+
+def test_heads_and_trailers_without_end(target: Server) -> None:
+    with OtherClient(target):
+        answer = talk(target, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 10_000_000)
+        assert not answer or answer.startswith(b"HTTP/1.1 431")
+        line = b"X: " + b"a" * 1000 + b"\r\n"
+        answer = talk(target, b"GET / HTTP/1.1\r\nHost: x\r\n" + line * 5000)
+        assert not answer or answer.startswith(b"HTTP/1.1 431")
+        answer = talk(target, head(transfer_encoding="chunked", **JSON) + b"2\r\n{}\r\n0\r\n" + line * 5000)
+        assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_400_megabytes(target: Server, chunked: bool) -> None:
+    part = b" " * (1 << 20)
+    with OtherClient(target), socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as connection:
+        length = {"transfer_encoding": "chunked"} if chunked else {"content_length": 400 << 20}
+        connection.sendall(head(authorization=f"Bearer {KEY}", **length, **JSON))
+        try:
+            for _ in range(400):
+                connection.sendall(b"100000\r\n" + part + b"\r\n" if chunked else part)
+        except OSError:
+            pass
+        try:
+            answer = connection.recv(4096)
+        except OSError:
+            return
+        assert answer.startswith(b"HTTP/1.1 413")
+    assert _memory(target) < 1500 << 20
+
+
+def test_answers_that_nobody_reads(target: Server) -> None:
+    before = _descriptors(target)
+    request = head("/openapi.json", "GET", authorization=f"Bearer {KEY}")
+    with OtherClient(target):
+        deaf = []
+        for _ in range(60):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", target.port))
+            connection.sendall(10 * request)
+            deaf.append(connection)
+        _wait_for_descriptors(target, before + 5)  # cut after --idle-timeout
+        for connection in deaf:
+            connection.close()
+
+
+def test_thousands_of_pipelined_requests(target: Server) -> None:
+    with OtherClient(target), many(target, 100, b"GET /healthz HTTP/1.1\r\n\r\n" * 5000):
+        time.sleep(1.0)
+    few = head("/healthz", "GET") * 5 + head("/healthz", "GET", connection="close")
+    assert talk(target, few).count(b"HTTP/1.1 200 OK") == 6
+
+
+def test_requests_that_ask_for_everything(target: Server) -> None:
+    """One request may not take all rows and the queue."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": MODEL, "prompt": PROMPT, "n": 72, "logprobs": 20, "max_tokens": 400, "ignore_eos": True}
+    with OtherClient(target):
+        answer = httpx.post(f"{target.url}/v1/completions", json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+        assert "1 to 7" in answer.json()["error"]["message"]
+        prompts = {**body, "n": 2, "prompt": [PROMPT] * 4}
+        answer = httpx.post(f"{target.url}/v1/completions", json=prompts, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+        most = {**body, "n": 7, "max_tokens": 100}
+        answer = httpx.post(f"{target.url}/v1/completions", json=most, headers=headers, timeout=PATIENCE)
+        assert [len(choice["logprobs"]["tokens"]) for choice in answer.json()["choices"]] == [100] * 7
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",  # TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n X: folded\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        head(content_length="5", transfer_encoding="chunked") + b"0\r\n\r\n",
+        head(transfer_encoding="chunked, identity") + b"0\r\n\r\n",
+        head(transfer_encoding="xchunked") + b"0\r\n\r\n",
+        head(content_length="+5") + b"12345",
+        head(content_length="5, 5") + b"12345",
+        head(content_length="-1"),
+        head(content_length="99999999999999999999999"),
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        head(transfer_encoding="chunked") + b"ZZ\r\n",
+        head(transfer_encoding="chunked") + b"-1\r\nx\r\n0\r\n\r\n",
+        head(transfer_encoding="chunked") + b"2\r\nxyz\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_or_ambiguous_is_refused(target: Server, data: bytes) -> None:
+    """A proxy and this server may never see different requests in the same bytes."""
+    answer = talk(target, data + head("/v1/models", "GET"))
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer
+    assert error_of(answer)["code"] in ("invalid_request", "invalid_api_key", "unsupported_media_type")
+
+
+def test_connections_that_are_silent_are_closed(target: Server) -> None:
+    assert talk(target, b"") == b""
+    answer = talk(target, b"GET /healthz HTTP/1.1\r\nHost: local")
+    assert answer.startswith(b"HTTP/1.1 408 ") and error_of(answer)["code"] == "timeout"
+    assert talk(target, head("/healthz", "GET")).endswith(b'{"status":"ok"}')
+
+
+@pytest.mark.parametrize("wanted", ["h2c", "websocket"])
+def test_upgrades_are_ignored_in_silence(target: Server, wanted: str) -> None:
+    before = len(target.errors)
+    with connect(target, head("/healthz", "GET", connection="Upgrade", upgrade=wanted)) as connection:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        connection.sendall(head("/healthz", "GET"))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    assert not [line for line in target.errors[before:] if "WARNING" in line]
+
+
+def test_wrong_keys_are_refused_before_the_body(artifacts: dict[str, Path], target: Server) -> None:
+    if "--api-key-file" not in " ".join(map(str, target.process.args)):  # type: ignore[arg-type]
+        return
+    with OtherClient(target):
+        for key in ("", "Bearer", "Bearer x", f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer \xe9"):
+            began = time.monotonic()
+            lines = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 0\r\n\r\n"
+            assert connect(target, lines.encode("latin-1")).recv(4096).startswith(b"HTTP/1.1 401"), key
+            assert time.monotonic() - began < 1.0
+        answer = connect(target, head(content_length=10, authorization="Bearer x")).recv(4096)
+        assert answer.startswith(b"HTTP/1.1 401")  # the body never comes
+
+
+def test_nothing_of_a_request_makes_lines_in_the_log(target: Server) -> None:
+    before = len(target.errors)
+    for path in ("/a%0d%0aWARNING%20forged", "/\x1b[31m", "/%1b]0;x%07", "/" + "x" * 5000):
+        talk(target, head(path, "GET", connection="close", user_agent="y\tz"))
+    with connect(target, completion()) as connection:
+        connection.recv(4096)
+    lines = target.errors[before:]
+    assert not any("\x1b" in line or line.startswith("WARNING forged") or len(line) > 400 for line in lines), lines
+
+
+def _descriptors(server: Server) -> int:
+    return len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
+def _wait_for_descriptors(server: Server, most: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while _descriptors(server) > most:
+        assert time.monotonic() < end, "connections are not closed"
+        time.sleep(0.05)
+
+
+def _memory(server: Server) -> int:
+    """Return the resident bytes of the server's process."""
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
