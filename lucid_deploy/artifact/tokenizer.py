@@ -81,11 +81,7 @@ class TextTokenizer:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise.
-
-        Raises:
-            LucidError: The tokenizer failed on this text or took too long, or it has half a character in it.
-        """
+        """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise."""
         ids: list[int] = self._encoding(text, add_special_tokens).ids
         return ids
 
@@ -108,9 +104,6 @@ class TextTokenizer:
         """Return the token ids of a text that goes on another one: without the blank that many tokenizers put first.
 
         Where no ids are known to spell the text so, they are those of :meth:`encode` without special tokens.
-
-        Raises:
-            LucidError: The tokenizer failed on this text.
         """
         alone = self.encode(text, add_special_tokens=False)
         for before in _BEFORE:
@@ -128,9 +121,6 @@ class TextTokenizer:
         """Return the parts of a text that the tokenizer has no token for, each once, in their order.
 
         A vocabulary of whole words, such as the bundled model's, reads all of them as one token.
-
-        Raises:
-            LucidError: The tokenizer failed on this text.
         """
         name, unknown = getattr(self._tokenizer.model, "unk_token", None), self.unknown_id
         if unknown is None:
@@ -177,11 +167,7 @@ class TextTokenizer:
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=0)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids, special tokens left out unless told otherwise.
-
-        Raises:
-            LucidError: The tokenizer failed on them.
-        """
+        """Return the text of token ids, special tokens left out unless told otherwise."""
         try:
             text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
@@ -190,11 +176,7 @@ class TextTokenizer:
         return text
 
     def decode_many(self, rows: Sequence[list[int]]) -> list[str]:
-        """Return the text of several lists of token ids, special tokens included.
-
-        Raises:
-            LucidError: The tokenizer failed on them.
-        """
+        """Return the text of several lists of token ids, special tokens included."""
         try:
             texts: list[str] = self._tokenizer.decode_batch(list(rows), skip_special_tokens=False)
         except BaseException as error:

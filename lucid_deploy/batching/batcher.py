@@ -123,11 +123,7 @@ class Batcher:
         return self._store.tokens
 
     def submit(self, request: Request) -> int:
-        """Queue a request; return its number, which is in everything that comes out for it.
-
-        Raises:
-            LucidError: As :meth:`Request.check`, or it has a constraint and there are no guides. Nothing is queued.
-        """
+        """Queue a request; return its number, which is in everything that comes out for it."""
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
             raise LucidError("This batcher was made without guides: it takes no constraints.")

@@ -108,25 +108,21 @@ class MergedRows(Rows):
         self._is_sound = True  # … and whether all its logits are finite
 
     def join(self, key: int, cache: Cache[Any]) -> None:
-        """See :meth:`Rows.join`."""
         self._joined[key] = self._session.fork(cache)
 
     def leave(self, key: int) -> None:
-        """See :meth:`Rows.leave`."""
         if self._joined.pop(key, None) is None:
             self._left.add(key)
         if self._left.issuperset(self._keys):  # nobody is left to wait for
             self._cache, self._keys, self._left = None, [], set()
 
     def take(self, key: int) -> Cache[Any]:
-        """See :meth:`Rows.take`."""
         if key in self._joined:
             return self._session.fork(self._joined[key])
         assert self._cache is not None
         return cache_of_rows(self._session, row_layers(self._session, self._cache, [self._keys.index(key)]))
 
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        """See :meth:`Rows.decode`."""
         if self._joined or self._left:
             self._merge()
         with self._as_it_was() as cache:
@@ -136,7 +132,6 @@ class MergedRows(Rows):
             return {key: logits[row, -1] for row, key in enumerate(self._keys)}
 
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
-        """See :meth:`Rows.decode_several`."""
         if self._joined or self._left:
             self._merge()
         with self._as_it_was() as cache:
@@ -148,7 +143,6 @@ class MergedRows(Rows):
             return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
-        """See :meth:`Rows.keep`."""
         assert self._cache is not None
         take_back(self._session, self._cache, self._ran, np.array([kept[key] for key in self._keys]), self._is_sound)
 
@@ -202,7 +196,6 @@ class StaticRows(Rows):
         return int(self._mask.shape[1])
 
     def join(self, key: int, cache: Cache[Any]) -> None:
-        """See :meth:`Rows.join`."""
         slot = self._slots.index(None) if None in self._slots else len(self._slots)
         self._make_room(cache.length + 1, cache.layers)
         for (tensor, buffer), (_, array) in zip(self._tensors(self._layers), self._tensors(cache.layers), strict=True):
@@ -211,7 +204,6 @@ class StaticRows(Rows):
         self._slots[slot : slot + 1] = [key]
 
     def leave(self, key: int) -> None:
-        """See :meth:`Rows.leave`."""
         slot = self._slots.index(key)
         written = min(int(self._lengths[slot]) + MOST, self.room)  # by a step that failed, too
         for tensor, buffer in self._tensors(self._layers):
@@ -219,7 +211,6 @@ class StaticRows(Rows):
         self._slots[slot] = None
 
     def take(self, key: int) -> Cache[Any]:
-        """See :meth:`Rows.take`."""
         slot = self._slots.index(key)
         length = int(self._lengths[slot])
         layers = [
@@ -229,7 +220,6 @@ class StaticRows(Rows):
         return Cache(np.ones((1, length), dtype=bool), layers)
 
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        """See :meth:`Rows.decode`."""
         self._close_holes()
         count = len(self._slots)
         self._make_room(int(self._lengths[:count].max()) + 1, self._layers)
@@ -252,10 +242,9 @@ class StaticRows(Rows):
         return found
 
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
-        """See :meth:`Rows.decode_several`: what comes behind a row's own tokens is padding that nothing sees."""
         self._close_holes()
         keys = [key for key in self._slots if key is not None]
-        ids, _ = _padded([tokens[key] for key in keys])
+        ids, _ = _padded([tokens[key] for key in keys])  # nothing sees the padding behind a row's own tokens
         count, n = ids.shape
         self._make_room(int(self._lengths[:count].max()) + n, self._layers)
         bound = self._several.get((count, n))
@@ -268,7 +257,6 @@ class StaticRows(Rows):
         return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
-        """See :meth:`Rows.keep`; what is not kept is cleared: what is masked is still multiplied, by zero."""
         for slot, key in enumerate(self._slots):
             if key is None:
                 continue
@@ -278,7 +266,7 @@ class StaticRows(Rows):
             if start < end:
                 for layer in self._layers:
                     for buffer in layer:  # all of rows: nothing else runs several tokens
-                        buffer[slot, :, start:end] = 0
+                        buffer[slot, :, start:end] = 0  # what is masked is still multiplied, by zero
 
     def _run(self, binding: Any) -> Array:
         try:

@@ -34,6 +34,14 @@ class BatchOptions:
     speculate: tuple[str, ...]  # the mode, and which model drafts
     json_target: str | None
 
+    def check(self) -> None:
+        """Refuse a missing output, and a stream in the place of a file."""
+        if not self.output:
+            raise LucidError("--batch needs a file for the answers: --output answers.jsonl")
+        for option, name in (("--batch", self.batch), ("--output", self.output)):
+            if name == "-":
+                raise LucidError(f"{option} cannot be -: an interrupted batch continues from its files. Name a file.")
+
 
 def run_batch(
     options: BatchOptions,
@@ -54,12 +62,11 @@ def run_batch(
     from lucid_deploy.batching.batcher import Batcher
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
     from lucid_deploy.cli._console import console_err, progress, write_json
-    from lucid_deploy.cli._sampling import note_greedy
-    from lucid_deploy.cli._speculation import drafts_text
+    from lucid_deploy.cli._generation_options import drafts_text, note_greedy
     from lucid_deploy.generation.guide import GuideFactory
 
     file = read_prompts(options.batch, defaults)
-    if not defaults.sampling.temperature and not any(prompt.sampling.temperature for prompt in file.prompts):
+    if not any(prompt.sampling.temperature for prompt in file.prompts):
         note_greedy(defaults.sampling)
     with progress("Loading the model"):
         session = open_session()
@@ -128,25 +135,3 @@ def _steps(options: BatchOptions, chunk: int, session: Session[Any]) -> dict[str
         if session.in_place is None:  # rows are padded to the longest
             found["rows"] = options.rows
     return found
-
-
-def batch_options(batch: str, output: str | None, prompts: tuple[str | None, ...], **rest: Any) -> BatchOptions:
-    """Check what goes with ``--batch``.
-
-    Args:
-        batch: The file of prompts.
-        output: The file for the answers.
-        prompts: A single prompt in any of its forms; there must be none.
-        rest: The other fields.
-
-    Raises:
-        LucidError: A prompt beside it, no output, or a stream in the place of a file.
-    """
-    if any(prompt is not None for prompt in prompts):
-        raise LucidError("--batch brings its own prompts; leave out --prompt, --prompt-file and --prompt-ids.")
-    if output is None:
-        raise LucidError("--batch needs a file for the answers: --output answers.jsonl")
-    for option, name in (("--batch", batch), ("--output", output)):
-        if name == "-":
-            raise LucidError(f"{option} - is no file: a batch that was interrupted goes on by its files. Name one.")
-    return BatchOptions(batch, output, **rest)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lucid_deploy.cli._console import note, write_text
-from lucid_deploy.cli._speculation import drafts_text
+from lucid_deploy.cli._generation_options import drafts_text
 from lucid_deploy.errors import CheckFailed, LucidError
 
 if TYPE_CHECKING:
@@ -36,29 +37,9 @@ Ctrl-C            stops the answer; pressed again before it has stopped, it ends
 MULTILINE = '"""'
 
 
-class Turns(Protocol):
-    """What was said so far, in the form that the model takes."""
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Return the token ids of everything so far and a new text of the user's."""
-        ...
-
-    def keep(self, text: str, answer: str, ids: list[int]) -> None:
-        """Add a text and its answer, whose token ids are those of the prompt and of the answer."""
-        ...
-
-    def begin(self, system: str | None) -> None:
-        """Forget everything, and begin with a system message, if there is one."""
-        ...
-
-    def saved(self) -> dict[str, Any]:
-        """Return what was said, for JSON."""
-        ...
-
-
 @dataclass
 class ChatTurns:
-    """Messages, which a chat template makes one text of.
+    """The conversation as messages, which a chat template turns into one text.
 
     Attributes:
         token_ids: From messages to token ids.
@@ -69,42 +50,39 @@ class ChatTurns:
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """As :class:`Turns`."""
+        """Return the token ids of everything so far and a new text of the user's."""
         return self.token_ids([*self.messages, {"role": "user", "content": text}])
 
-    def keep(self, text: str, answer: str, ids: list[int]) -> None:
-        """As :class:`Turns`."""
+    def keep(self, text: str, answer: str, _ids: list[int]) -> None:
+        """Add a text and its answer; the ids are those of the prompt and the answer."""
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
     def begin(self, system: str | None) -> None:
-        """As :class:`Turns`."""
+        """Forget everything, and begin with a system message, if there is one."""
         self.messages = [] if system is None else [{"role": "system", "content": system}]
 
     def saved(self) -> dict[str, Any]:
-        """As :class:`Turns`: as ``/v1/chat/completions`` takes them."""
+        """Return the conversation for JSON, as ``/v1/chat/completions`` takes it."""
         return {"messages": self.messages}
 
 
 @dataclass
 class CompletionTurns:
-    """One text of the user's and the model's turns, for a model without a chat template."""
+    """The conversation as one text of the user's and the model's turns, for a model without a chat template."""
 
     tokenizer: TextTokenizer
     ids: list[int] = field(default_factory=list)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """As :class:`Turns`."""
         ids = [*self.ids, *self.tokenizer.encode_behind(text)] if self.ids else self.tokenizer.encode(text)
         if not ids:
             raise LucidError("The text is empty: it has no tokens.")
         return ids
 
-    def keep(self, text: str, answer: str, ids: list[int]) -> None:
-        """As :class:`Turns`."""
+    def keep(self, _text: str, _answer: str, ids: list[int]) -> None:
         self.ids = ids
 
     def begin(self, system: str | None) -> None:
-        """As :class:`Turns`."""
         if system is not None:
             raise LucidError(
                 "This session continues one text, which has no system message: that takes a model with a chat "
@@ -113,15 +91,14 @@ class CompletionTurns:
         self.ids = []
 
     def saved(self) -> dict[str, Any]:
-        """As :class:`Turns`."""
         return {"text": self.tokenizer.decode(self.ids), "ids": self.ids}
 
 
-class StopSwitch:
-    """What Ctrl-C does in a session: it drops a line that is typed, ends an answer, and else does nothing.
+Turns = ChatTurns | CompletionTurns
 
-    While an answer runs, the first one asks for its end and a second one interrupts.
-    """
+
+class StopSwitch:
+    """Handles Ctrl-C: it drops the line that is typed or stops the answer; a second one during an answer interrupts."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -129,7 +106,7 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Hear Ctrl-C while the block runs."""
+        """Handle Ctrl-C while the block runs."""
         before = signal.signal(signal.SIGINT, self._on_signal)
         try:
             yield
@@ -138,7 +115,7 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """Take Ctrl-C as a wish to end the answer while the block runs, installed or not."""
+        """Let Ctrl-C stop the answer while the block runs, installed or not."""
         with self.installed():
             self.asked, self._mode = False, "answer"
             try:
@@ -148,7 +125,7 @@ class StopSwitch:
 
     @contextlib.contextmanager
     def typing(self) -> Iterator[None]:
-        """Make Ctrl-C a KeyboardInterrupt, once: a second one does not meet what the first one sets off."""
+        """Let the first Ctrl-C raise KeyboardInterrupt; a second one must not interrupt its handling."""
         self._mode = "typing"
         try:
             yield
@@ -167,11 +144,11 @@ class _Stopped(Exception):
 
 
 class ChatSession:
-    """Reads lines and carries them out.
+    """Reads lines and answers them or runs their commands.
 
     Args:
         conversation: Runs the model.
-        turns: What was said.
+        turns: What was said so far.
         tokenizer: The artifact's.
         stops: Texts that end an answer.
         interactive: Whether somebody types: then mistakes do not end the session, and control characters of answers do
@@ -203,7 +180,7 @@ class ChatSession:
         with self._switch.installed() if self._interactive else contextlib.nullcontext():
             while (text := self._read()) is not None and text != "/exit":
                 try:
-                    self._carry_out(text)
+                    self._handle(text)
                 except (LucidError, CheckFailed) as error:
                     if not self._interactive:
                         raise
@@ -246,7 +223,7 @@ class ChatSession:
             raise EOFError
         return line.removesuffix("\n")
 
-    def _carry_out(self, text: str) -> None:
+    def _handle(self, text: str) -> None:
         if not text.strip():
             return
         if not text.startswith("/") or text.startswith("//"):
@@ -290,11 +267,11 @@ class ChatSession:
             raise LucidError(f"The text is not valid UTF-8: {error}.") from error
         prompt = self._turns.prompt_ids(text)
         answer, ids = AnswerText(self._tokenizer, self._stops), list(prompt)
-        said = ""
+        shown = ""
         with self._switch.answering():
             try:
                 for piece in self._pieces(prompt, answer, ids):
-                    said += piece
+                    shown += piece
                     click.echo(printable(piece) if self._interactive else piece, nl=False)
                     sys.stdout.flush()
             except _Stopped:
@@ -303,9 +280,9 @@ class ChatSession:
         click.echo()
         count = len(ids) - len(prompt)
         if answer.stopped:
-            ids = [*prompt, *self._ids_of(said, ids[len(prompt) :])]
-        self._turns.keep(text, said, ids)
-        self._tell(count, answer.stopped)
+            ids = [*prompt, *self._ids_of(shown, ids[len(prompt) :])]
+        self._turns.keep(text, shown, ids)
+        self._note_counts(count, answer.stopped)
 
     def _pieces(self, prompt: list[int], answer: Any, ids: list[int]) -> Iterator[str]:
         """Yield the answer's text, and add its token ids to those of the prompt."""
@@ -322,27 +299,23 @@ class ChatSession:
                     break
         yield answer.finish()
 
-    def _ids_of(self, said: str, ids: list[int]) -> list[int]:
-        """Return the token ids of what an answer said before a stop string: its own, as far as they spell that."""
+    def _ids_of(self, shown: str, ids: list[int]) -> list[int]:
+        """Return token ids of the text before a stop string: the answer's own, as far as they spell it."""
         for count in range(len(ids), 0, -1):
             text = self._tokenizer.decode(ids[:count])
-            if text and said.startswith(text):
-                rest = said[len(text) :]
+            if text and shown.startswith(text):
+                rest = shown[len(text) :]
                 return [*ids[:count], *(self._tokenizer.encode_behind(rest) if rest else [])]
-        return self._tokenizer.encode(said, add_special_tokens=False)
+        return self._tokenizer.encode(shown, add_special_tokens=False)
 
-    def _tell(self, count: int, at_stop: bool) -> None:
-        found = self._conversation
-        reason = "stop" if at_stop else found.finish_reason or "stopped by Ctrl-C"
-        total = found.reused + found.computed
-        drafts = "" if found.drafts is None else f"; {drafts_text(found.drafts)}"
-        note(f"[{count} tokens ({reason}); {found.computed} of {total} prompt tokens were new{drafts}]")
+    def _note_counts(self, count: int, at_stop: bool) -> None:
+        last = self._conversation
+        reason = "stop" if at_stop else last.finish_reason or "stopped by Ctrl-C"
+        total = last.reused + last.computed
+        drafts = "" if last.drafts is None else f"; {drafts_text(last.drafts)}"
+        note(f"[{count} tokens ({reason}); {last.computed} of {total} prompt tokens were new{drafts}]")
 
 
 def printable(text: str) -> str:
     """Return text without the control characters that a terminal obeys; line breaks and tabs stay."""
-    return "".join(letter if letter in "\n\t" or not _is_control(letter) else "\ufffd" for letter in text)
-
-
-def _is_control(letter: str) -> bool:
-    return ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._guided import guided_options, open_guides
+from lucid_deploy.cli._generation_options import (
+    SpeculationOptions,
+    guided_options,
+    open_guides,
+    sampling_options,
+    speculation_options,
+)
 from lucid_deploy.cli._options import artifact_argument, runtime_options
-from lucid_deploy.cli._sampling import sampling_options
-from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.generation.constraint import Constraint
@@ -69,14 +73,13 @@ def command(
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
     from lucid_deploy.cli._console import note, progress
-    from lucid_deploy.cli._sampling import note_greedy
+    from lucid_deploy.cli._generation_options import note_greedy
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Conversation
     from lucid_deploy.generation.sampling import bad_word_ids
 
     opened = open_artifact(artifact)
-    if not sampling.temperature:
-        note_greedy(sampling)
+    note_greedy(sampling)
     tokenizer = TextTokenizer(opened.directory)
     sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

@@ -14,11 +14,16 @@ import click
 from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._guided import guided_options, open_guides
+from lucid_deploy.cli._generation_options import (
+    SpeculationOptions,
+    drafts_text,
+    guided_options,
+    open_guides,
+    sampling_options,
+    speculation_options,
+)
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
-from lucid_deploy.cli._sampling import sampling_options
 from lucid_deploy.cli._sources import is_given, origins
-from lucid_deploy.cli._speculation import SpeculationOptions, drafts_text, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -27,7 +32,6 @@ if TYPE_CHECKING:
     from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes.options import RuntimeOptions
-    from lucid_deploy.runtimes.session import Session
 
 
 _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
@@ -38,7 +42,8 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
     cls=Command,
 )
 @artifact_argument
-@click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
+@click.argument("text", metavar="[PROMPT]", required=False)
+@click.option("-p", "--prompt", help="The prompt, as an option instead; - reads it from stdin.")
 @click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
@@ -73,6 +78,7 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 )
 def command(
     artifact: str,
+    text: str | None,
     prompt: str | None,
     prompt_file: str | None,
     prompt_ids: str | None,
@@ -93,9 +99,9 @@ def command(
     prefix_tokens: int,
     overwrite: bool,
 ) -> None:
-    """Generate text with an exported artifact.
+    """Generate text with an exported artifact: the continuation of PROMPT.
 
-    The new text goes to stdout as it comes, a line of timings to stderr.
+    PROMPT may be - for stdin. The new text goes to stdout as it comes, a line of timings to stderr.
 
     With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and optionally "id",
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty",
@@ -104,50 +110,59 @@ def command(
     Each line of the output is an answer with the number of its "line", in the order in which they are completed. After
     an interruption run the same command again: it continues where it stopped.
 
-    Example: lucid-deploy run ./artifact --prompt "fox has red lamp, owl has blue cup. owl has"
+    Example: lucid-deploy run ./artifact "fox has red lamp, owl has blue cup. owl has"
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.batching.prompts import PromptDefaults
-    from lucid_deploy.cli._batch import batch_options, run_batch
+    from lucid_deploy.cli._batch import BatchOptions, run_batch
     from lucid_deploy.cli._console import progress
-    from lucid_deploy.cli._sampling import note_greedy
+    from lucid_deploy.cli._generation_options import note_greedy
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.generation.sampling import bad_word_ids
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 
+    prompts = [each for each in (text, prompt, prompt_file, prompt_ids) if each is not None]
     opened = open_artifact(artifact)
     if check:
         for each in (opened, *speculation.draft_artifacts()):
             with progress("Checking hashes") as update:
                 check_hashes(each, update)
-
-    def load() -> Session[Any]:
-        return open_session(opened, runtime)
-
     if batch is not None:
-        shared: dict[str, Any] = dict(
-            rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, json_target=json_target
-        )
-        shared["speculate"] = (speculation.mode, *(each.identity for each in speculation.draft_artifacts()))
-        options = batch_options(batch, output, (prompt, prompt_file, prompt_ids), prefill_chunk=prefill_chunk, **shared)
+        if prompts:
+            raise LucidError("--batch brings its own prompts; leave out PROMPT, --prompt, --prompt-file, --prompt-ids.")
+        drafts = (speculation.mode, *(each.identity for each in speculation.draft_artifacts()))
+        options = BatchOptions(batch, output or "", rows, overwrite, prefix_tokens, prefill_chunk, drafts, json_target)
+        options.check()
         defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words, constraint)
         drafters = speculation.open(opened, runtime)
-        run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load, drafters)
+        tokenizer = _tokenizer(opened.directory, required=False)
+        run_batch(options, defaults, opened, tokenizer, lambda: open_session(opened, runtime), drafters)
         return
     if output is not None or overwrite:
         raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
-    source = click.get_current_context().get_parameter_source
-    if ParameterSource.COMMANDLINE in (source("rows"), source("prefix_tokens")):
+    context = click.get_current_context()
+    if ParameterSource.COMMANDLINE in map(context.get_parameter_source, ("rows", "prefix_tokens")):
         raise LucidError("--rows and --prefix-cache-tokens go with --batch; a single prompt runs alone.")
-    if not sampling.temperature:
-        note_greedy(sampling)
+    note_greedy(sampling)
     tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop or bad_words or constraint))
     if tokenizer is not None:
         sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
     stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
-    ids = _prompt_ids(prompt, prompt_file, prompt_ids, tokenizer)
+    if len(prompts) != 1:
+        given = [item for item in context.command.params if item.name in _PROMPTS and is_given(context, item.name)]
+        raise LucidError(
+            "Give the prompt once: PROMPT, --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3."
+            + origins(context, given)
+        )
+    if prompt_ids is not None:
+        ids = _listed_ids(prompt_ids)
+    else:
+        assert tokenizer is not None
+        ids = _encode(_read_prompt(prompts[0], is_file=prompt_file is not None), tokenizer)
+    if not ids:
+        raise LucidError("The prompt is empty: it has no tokens.")
     with progress("Loading the model"):
         session, drafters = speculation.open_session(opened, runtime)
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
@@ -163,32 +178,16 @@ def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
     return TextTokenizer(directory) if required or (directory / "tokenizer.json").is_file() else None
 
 
-def _prompt_ids(
-    prompt: str | None, prompt_file: str | None, prompt_ids: str | None, tokenizer: TextTokenizer | None
-) -> list[int]:
+def _encode(text: str, tokenizer: TextTokenizer) -> list[int]:
     from lucid_deploy.cli._console import note
     from lucid_deploy.errors import LucidError
 
-    if [prompt, prompt_file, prompt_ids].count(None) != 2:
-        context = click.get_current_context()
-        given = [item for item in context.command.params if item.name in _PROMPTS and is_given(context, item.name)]
-        raise LucidError(
-            "Give the prompt once: --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3." + origins(context, given)
-        )
-    if prompt_ids is not None:
-        ids = _listed_ids(prompt_ids)
-    else:
-        assert tokenizer is not None
-        text = _prompt_text(prompt, prompt_file)
-        if not text.strip():
-            raise LucidError("The prompt is empty.")
-        ids = tokenizer.encode(text)
-        if unknown := tokenizer.unknown_words(text):
-            note(
-                f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{' …' if len(unknown) > 8 else ''}."
-            )
-    if not ids:
-        raise LucidError("The prompt is empty: it has no tokens.")
+    if not text.strip():
+        raise LucidError("The prompt is empty.")
+    ids = tokenizer.encode(text)
+    if unknown := tokenizer.unknown_words(text):
+        more = " …" if len(unknown) > 8 else ""
+        note(f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{more}.")
     return ids
 
 
@@ -203,25 +202,19 @@ def _listed_ids(text: str) -> list[int]:
     return [int(item) for item in items]
 
 
-def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
-    """Return the prompt; one from stdin or a file without what shells and editors add.
-
-    That is the line break at its end, and the byte order mark at the beginning of files in Windows.
-    """
+def _read_prompt(prompt: str, is_file: bool) -> str:
+    """Return the prompt; one from stdin or a file without its last line break and Windows' byte order mark."""
     from lucid_deploy.errors import LucidError
 
     try:
-        if prompt_file is not None:
-            text = Path(prompt_file).read_text(encoding="utf-8-sig").removesuffix("\n")
-        elif prompt == "-":
-            text = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
-        else:
-            text = prompt or ""
+        if is_file:
+            return Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n")
+        text = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n") if prompt == "-" else prompt
         text.encode()
     except UnicodeError as error:
         raise LucidError(f"The prompt is not valid UTF-8 text: {error}.") from error
     except OSError as error:
-        raise LucidError(f"--prompt-file {prompt_file} cannot be read: {error.strerror or error}.") from error
+        raise LucidError(f"--prompt-file {prompt} cannot be read: {error.strerror or error}.") from error
     return text
 
 

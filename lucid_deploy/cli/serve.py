@@ -9,9 +9,9 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine
+from lucid_deploy.cli._generation_options import SpeculationOptions, speculation_options
 from lucid_deploy.cli._options import NumberRange, artifact_argument, choice_option, runtime_options
 from lucid_deploy.cli._sources import is_given, long_name, origins
-from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions

@@ -112,7 +112,6 @@ class LookupDrafter(Drafter):
         self._used = 0  # n of the last proposal
 
     def add(self, tokens: Sequence[int]) -> None:
-        """See :meth:`Drafter.add`."""
         end = self._count + len(tokens)
         if end > len(self._room):
             self._room = np.concatenate([self._text, np.zeros(max(len(self._room), end), np.int32)])
@@ -120,7 +119,6 @@ class LookupDrafter(Drafter):
         self._count = end
 
     def propose(self, most: int) -> list[int]:
-        """See :meth:`Drafter.propose`."""
         # One pass finds the places of the last token. An index of n-grams took 7 ms to fill with 8192 tokens, and 100
         # times their memory.
         text, found = self._text, 0
@@ -135,7 +133,6 @@ class LookupDrafter(Drafter):
         return self._copy(int(places[-1]), min(self._lengths[found].now(), most))
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """See :meth:`Drafter.learn`."""
         self._lengths[self._used].learn(proposed, accepted)
 
     @property
@@ -167,12 +164,10 @@ class ModelDrafter(Drafter):
         self._length = DraftLength(_FIRST_LENGTH)
 
     def add(self, tokens: Sequence[int]) -> None:
-        """See :meth:`Drafter.add`."""
         self._ids += tokens
         self._is_lost |= max(tokens, default=0) >= self._session.config.vocab_size
 
     def propose(self, most: int) -> list[int]:
-        """See :meth:`Drafter.propose`: what is likeliest, token by token; nothing until the text has run, in chunks."""
         limit = self._session.context_limit
         room = most if limit is None else limit - len(self._ids)
         count = min(self._length.now(), most, room)
@@ -192,7 +187,6 @@ class ModelDrafter(Drafter):
         return drafts
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """See :meth:`Drafter.learn`."""
         self._length.learn(proposed, accepted)
 
     def _catch_up(self, ahead: int) -> Array:
@@ -294,11 +288,7 @@ def open_drafters(
 
 
 def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = None) -> Artifact | None:
-    """Check what :func:`open_drafters` takes, and that the artifact's layers can go back; return the draft model's.
-
-    Raises:
-        LucidError: As :func:`open_drafters`, or a layer that cannot go back.
-    """
+    """Check what :func:`open_drafters` takes, and that the artifact's layers can go back; return the draft model's."""
     if mode not in MODES:
         raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
     if (draft is not None) != (mode == "draft"):

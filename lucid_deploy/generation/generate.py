@@ -71,12 +71,7 @@ class Generation:
     drafts: DraftCounts = field(default_factory=DraftCounts)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield new token ids.
-
-        Raises:
-            LucidError: As :meth:`Session.prefill`, the guide leaves no token, or there is a drafter and the session
-                cannot verify drafts.
-        """
+        """Yield new token ids."""
         session = self.session
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
@@ -200,9 +195,6 @@ class Conversation:
         Args:
             prompt_ids: The whole text so far.
             progress: Called after each chunk of the new part of the prompt with (tokens done, tokens in all).
-
-        Raises:
-            LucidError: As :class:`Generation`; what was in the cache before still counts.
         """
         guide = None if self._guides is None else self._guides()
         drafter = None if self._drafters is None else self._drafters()

@@ -28,9 +28,6 @@ class PrefixStore:
     Args:
         session: Whose caches they are.
         budget: Most tokens to keep, over all entries; 0 keeps nothing.
-
-    Raises:
-        LucidError: A budget below 0.
     """
 
     def __init__(self, session: Session[Any], budget: int) -> None:

@@ -174,9 +174,6 @@ class Lookahead:
             wanted: Most tokens that may follow.
             chunk: As :meth:`Session.prefill` takes it.
             progress: As :meth:`Session.prefill` takes it.
-
-        Raises:
-            LucidError: As :meth:`Session.prefill`.
         """
         session, cache = self._session, self._cache
         most = drafts_with_prompt(session, self._drafter, int(cache.mask.sum()) + len(prompt), wanted)
@@ -194,9 +191,6 @@ class Lookahead:
         Args:
             token: What was chosen.
             wanted: Most tokens that may follow it.
-
-        Raises:
-            LucidError: As :meth:`Session.decode`.
         """
         if self._drafter is not None:
             self._drafter.add([token])

@@ -44,11 +44,7 @@ class TextStream:
         self._context: list[tuple[list[int], str]] = []  # the last pieces that are out, so that a decoder sees no start
 
     def push(self, token: int) -> str:
-        """Add a token; return the new text, which may be empty.
-
-        Raises:
-            LucidError: The tokenizer failed on it.
-        """
+        """Add a token; return the new text, which may be empty."""
         if self._tokenizer.is_special(token):
             return self.rest() + (self._tokenizer.piece(token) or "") if token in self._shown else ""
         self._held.append(token)
@@ -103,9 +99,6 @@ class StopStrings:
 
     Args:
         stops: The strings; none at all lets everything through.
-
-    Raises:
-        LucidError: One of them is empty.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -154,11 +147,7 @@ class StopStrings:
 
 
 def check_stops(stops: Sequence[str]) -> None:
-    """Check stop strings before anything runs.
-
-    Raises:
-        LucidError: One of them is empty.
-    """
+    """Check stop strings before anything runs."""
     if any(not stop for stop in stops):
         raise LucidError("A stop string must not be empty.")
 
@@ -175,9 +164,6 @@ class AnswerText:
         tokenizer: Whose ids they are.
         stops: Strings that end the text and are not part of it.
         shown: Special tokens that are text all the same.
-
-    Raises:
-        LucidError: A stop string is empty.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = (), shown: Sequence[int] = ()) -> None:
@@ -197,11 +183,7 @@ class AnswerText:
         return self._stops.held
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that may be shown now.
-
-        Raises:
-            LucidError: The tokenizer failed on it.
-        """
+        """Add a token; return the text that may be shown now."""
         return self._through_stops(self._stream.push(token))
 
     def finish(self) -> str:

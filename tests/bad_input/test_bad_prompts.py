@@ -75,7 +75,7 @@ def test_stdin_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
 
 
 def test_an_argument_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
-    assert "is no text in this locale's encoding, utf-8" in refused("run", with_tokenizer, "--prompt", "w1 \udcff")
+    assert "is not text in this locale's encoding, utf-8" in refused("run", with_tokenizer, "--prompt", "w1 \udcff")
 
 
 def test_both_text_and_ids(refused: Refused, with_tokenizer: Path) -> None:

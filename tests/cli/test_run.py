@@ -144,8 +144,13 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(with_tokenizer: Path, tmp_path
         assert json.loads(result.stdout)["prompt_tokens"] == 4 and "does not know" not in result.stderr
 
 
-def test_a_dash_reads_the_prompt_from_stdin(with_tokenizer: Path) -> None:
+def test_the_prompt_is_an_argument_and_a_dash_reads_it_from_stdin(with_tokenizer: Path) -> None:
     text = " ".join(f"w{i}" for i in PROMPT)
+    as_argument = run(with_tokenizer, text, "-n", 5, "--ignore-eos").stdout
+    assert as_argument == run(with_tokenizer, "-", "-n", 5, "--ignore-eos", stdin=text + "\n").stdout
+    assert as_argument == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
+    for more in (["--prompt", "w5"], ["--batch", "x.jsonl", "--output", "y.jsonl"]):
+        assert CliRunner().invoke(main, ["run", str(with_tokenizer), "w5", *more]).exit_code == 2
     from_stdin = run(with_tokenizer, "--prompt", "-", "-n", 5, "--ignore-eos", stdin=text + "\n")
     assert from_stdin.stdout == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
 

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from lucid_deploy.cli._sampling import sampling_options
+from lucid_deploy.cli._generation_options import sampling_options
 from lucid_deploy.generation.sampling import Sampling
 
 seen: list[tuple[Sampling, tuple[str, ...]]] = []

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.cli._speculation import drafts_text
+from lucid_deploy.cli._generation_options import drafts_text
 from lucid_deploy.generation.speculation import DraftCounts
 
 Exported = Callable[..., tuple[Path, Artifact]]
