@@ -38,7 +38,7 @@ def sessions_memory(artifact: str) -> dict[str, float]:
     """Open both graphs in onnxruntime and run each once; return resident memory before and after."""
     import numpy as np
 
-    from lucid_deploy.bench.worker import resident_bytes
+    from lucid_deploy.bench.machine import resident_bytes
     from lucid_deploy.runtimes import open_session
 
     session = open_session(artifact)

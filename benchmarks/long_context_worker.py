@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.bench.worker import reset_peak, resident_bytes
+from lucid_deploy.bench.machine import reset_peak, resident_bytes
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.runtimes import open_session
 

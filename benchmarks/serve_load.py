@@ -8,7 +8,7 @@ and that of all other processes, which should be next to nothing. Needs Linux.
 
 With `--audit SHARE` a third way takes its turns: the batched server, of whose answers that share, chosen at random,
 comes with token ids and log-probabilities. After each of its turns these are computed again, alone, by
-:mod:`lucid_deploy.bench.audit`, and so are answers to one prompt, drawn at random, which are asked for without a clock.
+`audit.py`, and so are answers to one prompt, drawn at random, which are asked for without a clock.
 A wrong answer ends the run, and nothing is reported.
 """
 
@@ -30,10 +30,10 @@ from typing import Any
 import click
 import httpx
 import numpy as np
+from audit import REPEATS, ServedAnswer, audit, repeated
 from common import SHAPES, write_random_checkpoint, write_result
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lucid_deploy.bench.audit import REPEATS, ServedAnswer, audit, repeated
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import Session, open_session
 

@@ -160,7 +160,7 @@ def main(
         options = RuntimeOptions(threads=threads, kernels=kernels)
         contender = Contender(shape, "artifact", str(artifact.directory), options)
         vocabulary = artifact.config.vocab_size
-        with WorkerProcess(contender) as worker:
+        with WorkerProcess(contender, [str(Path(__file__).with_name("speculation_worker.py"))]) as worker:
             facts = worker.ask("open", **asdict(contender))
             verified = verifying(worker, context, rounds, steps)
             for count, ratio in verified["over_decode"].items():

@@ -1,4 +1,4 @@
-"""What can be raced: exported artifacts in a runtime, PyTorch's eager model, transformers' Llama, llama.cpp."""
+"""What can be measured: exported artifacts in a runtime, PyTorch's eager model, transformers' Llama, llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran: without these, a number says nothing."""
+"""Where and with what a benchmark ran, and how much memory this process uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.bench.memory import physical_bytes
+from lucid_deploy.errors import LucidError
 from lucid_deploy.processors import usable_cores
 
 BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
@@ -34,7 +34,7 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, versions and, in a git checkout, the commit (marked if the tree has changes)."""
+    """Return processor, cores, memory, versions and, in a git checkout, the commit."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -133,3 +133,23 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"
+
+
+def physical_bytes() -> int:
+    """Return the memory of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident_bytes(field: str) -> int:
+    """Return ``VmRSS`` (now) or ``VmHWM`` (peak since the last reset) of this process, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise LucidError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
+
+
+def reset_peak() -> None:
+    """Start a new peak, for ``VmHWM`` of :func:`resident_bytes`."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")

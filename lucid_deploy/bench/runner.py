@@ -1,4 +1,4 @@
-"""Races contenders: outputs first, then rounds in which every contender takes every measurement once."""
+"""Measure contenders: compare their outputs, then time them in rounds in which every contender is timed once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -88,15 +87,19 @@ class Measurement:
 class WorkerProcess:
     """A contender's process. Use as a context manager.
 
-    It is killed at the end and removes nothing itself, so its temporary files lie in a folder of ours.
+    It is killed at the end and removes nothing itself, so its temporary files are in a folder of ours.
+
+    Args:
+        contender: What it opens.
+        program: Python's arguments: what answers the commands.
     """
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, program: Sequence[str] = ("-m", "lucid_deploy.bench.worker")) -> None:
         self.contender = contender
         with ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid-bench-"))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lucid_deploy.bench.worker"],
+                [sys.executable, *program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -108,7 +111,7 @@ class WorkerProcess:
     def __enter__(self) -> WorkerProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -130,7 +133,10 @@ class WorkerProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise LucidError(f"The process of {self.contender.name} died in {op} {arguments} (not enough memory?).")
+            raise LucidError(
+                f"The process of {self.contender.name} died in {op} {arguments} (not enough memory?). Take smaller "
+                "--lengths or --batches."
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise LucidError(f"{self.contender.name}, {op}: {answer['error']}")
@@ -142,6 +148,9 @@ def run_plan(
     plan: Plan,
     dtype: str,
     progress: Callable[[str, int, int], None] | None = None,
+    measurements: list[Measurement] | None = None,
+    opened: dict[str, dict[str, Any]] | None = None,
+    prepared: Callable[[str, int], None] | None = None,
 ) -> tuple[list[Measurement], dict[str, dict[str, Any]]]:
     """Check the contenders' outputs, then time them.
 
@@ -150,6 +159,9 @@ def run_plan(
         plan: What to measure.
         dtype: Type of the artifacts, which says how closely outputs must agree.
         progress: Called with (what is being done, measurements done, in all).
+        measurements: Filled as they come, so that those of an interrupted run are kept; None: a new list.
+        opened: Filled alike with what each contender said when it was opened.
+        prepared: Called with name and number of each contender before it is opened.
 
     Returns:
         The measurements, and per contender's name seconds and memory of opening it.
@@ -159,20 +171,20 @@ def run_plan(
         LucidError: A contender cannot be opened or run, or llama.cpp does not do what the plan asks.
     """
     _check_llama_cpp(contenders, plan)
+    measurements, opened = [] if measurements is None else measurements, {} if opened is None else opened
     report = progress or (lambda *_: None)
     points = [(s, b, n) for s in plan.stages for b in plan.batches for n in plan.lengths]
     total = len(points) * (plan.repeats + 1) * len(contenders)
-    workers: list[WorkerProcess] = []
-    try:
-        opened = {}
-        for contender in contenders:
-            report(f"Opening {contender.name}", 0, total)
+    with ExitStack() as stack:
+        workers: list[WorkerProcess] = []
+        for number, contender in enumerate(contenders, 1):
+            if prepared is not None:
+                prepared(contender.name, number)
             contender = replace(contender, longest=plan.longest)
-            worker = WorkerProcess(contender)
-            workers.append(worker)
-            opened[contender.name] = worker.ask("open", **asdict(contender))
+            workers.append(stack.enter_context(WorkerProcess(contender)))
+            opened[contender.name] = workers[-1].ask("open", **asdict(contender))
         _check_outputs(workers, dtype)
-        measurements, done = [], 0
+        done = 0
         for stage, batch, length in points:
             rounds: dict[str, list[dict[str, Any]]] = {worker.contender.name: [] for worker in workers}
             for _ in range(plan.repeats + 1):
@@ -180,15 +192,11 @@ def run_plan(
                     report(f"{stage}, batch {batch}, {length} tokens", done, total)
                     rounds[worker.contender.name].append(_measure(worker, plan, stage, batch, length))
                     done += 1
-            for name, answers in rounds.items():
-                counted = answers[1:]
+            for name, (_warm_up, *counted) in rounds.items():
                 seconds = tuple(answer["seconds"] for answer in counted)
                 peak = max(answer["peak"] for answer in counted)
                 measurements.append(Measurement(name, stage, batch, length, seconds, peak))
-        return measurements, opened
-    finally:
-        for worker in workers:
-            worker.__exit__(None, None, None)
+    return measurements, opened
 
 
 def _check_llama_cpp(contenders: list[Contender], plan: Plan) -> None:
@@ -209,6 +217,7 @@ def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: 
 
 
 def _check_outputs(workers: list[WorkerProcess], dtype: str) -> None:
+    """Compare the logits of all contenders with the same weights."""
     first: dict[str, tuple[str, Any]] = {}
     for worker in workers:
         contender = worker.contender

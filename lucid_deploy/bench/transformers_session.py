@@ -40,11 +40,11 @@ class TransformersSession(Session[torch.Tensor]):
 
     @property
     def prefill_chunk(self) -> int:
-        """See :attr:`Session.prefill_chunk`; all of it, since its attention has no fast form for part of a prompt."""
-        return sys.maxsize
+        """All of a prompt runs at once."""
+        return sys.maxsize  # its attention has no fast form for part of a prompt
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
-        """See :meth:`Session.layer_arrays`."""
+        """Return keys and values of each layer."""
         return [(k.float().numpy(), v.float().numpy()) for k, v in cache.layers]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +11,19 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import choice_option, json_option, runtime_options
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lucid_deploy.bench import Contender
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 CHOICES = {**{kernels: (kernels,) for kernels in KERNELS}, "both": ("library", "functions")}
 STANDARD_IN = {"standard": None, "openvino": "openvino"}  # exported alike, and the runtime if it is another
+_OF_SOLVERS = {"artifacts", "lengths", "repeats", "threads", "json_target", "solvers"}
+QUESTIONS = 40  # of --solvers, about needles at each length, if the tokenizer has the words
 BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.cpp", "openvino")
 
 
@@ -70,7 +72,6 @@ class _Numbers(click.ParamType):
     "with both, side by side; auto takes the library if there is one.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
-@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
 @click.option(
     "--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once; default: 1024."
 )
@@ -78,13 +79,6 @@ class _Numbers(click.ParamType):
     "--solvers",
     is_flag=True,
     help="Instead: compare ways to solve LUCID's system, in three types: error of Y, time, what the model says.",
-)
-@click.option(
-    "--questions",
-    type=click.IntRange(min=1),
-    default=40,
-    show_default=True,
-    help="With --solvers: questions about needles at each length, if the tokenizer has the words.",
 )
 @click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")
 @json_option("results")
@@ -99,10 +93,8 @@ def command(
     runtime: RuntimeOptions,
     kernels: str,
     repeats: int,
-    steps: int,
     prefill_chunk: int | None,
     solvers: bool,
-    questions: int,
     plot_directory: str | None,
     json_target: str | None,
 ) -> None:
@@ -113,39 +105,45 @@ def command(
 
     Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048 --plot ./plots
     """
-    from lucid_deploy.cli._bench_solvers import bench_solvers, refuse_questions
-
     if solvers:
-        return bench_solvers(context, artifacts, lengths, questions, repeats, runtime.threads, json_target)
-    refuse_questions(context)
+        return _compare_solvers(context, artifacts, lengths, repeats, runtime.threads, json_target)
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.bench import Plan, run_plan
+    from lucid_deploy.bench import Measurement, Plan, run_plan
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
     from lucid_deploy.bench.plots import plot
     from lucid_deploy.bench.report import build_report, spread_of
     from lucid_deploy.cli._console import note, progress, shown_after, write_json
-    from lucid_deploy.errors import LucidError
 
     load = load_average()  # before anything of ours runs
     chosen = tuple(stages.split(","))
     if not set(chosen) <= {"prefill", "decode"}:
         raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
-    plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
+    plan = Plan(lengths, batches, chosen, repeats, prefill_chunk)
     first = open_artifact(artifacts[0])
-    _refuse_large(first, plan)
     _note_beyond(first.config.max_position_embeddings, lengths)
-    if baselines:
-        _check_temporary_directory()
     contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
-    with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch, progress("Preparing") as update:
+    measurements, opened = list[Measurement](), dict[str, dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch:
         for name in baselines:
+            if name in STANDARD_IN:
+                note(f"Exporting the baseline {name}")
             contenders += _baseline(name, first, Path(scratch), runtime, kernels)
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
         bandwidth = copy_bandwidth()
-        with _explained():
-            measurements, opened = run_plan(contenders, plan, first.manifest.dtype, update)
+
+        def prepared(name: str, number: int) -> None:
+            note(f"Opening {name}, {number} of {len(names)}")
+
+        stopped = False
+        with progress("Measuring", estimate=True) as update:
+            try:
+                run_plan(contenders, plan, first.manifest.dtype, update, measurements, opened, prepared)
+            except KeyboardInterrupt:
+                stopped = True
+    if stopped and not measurements:
+        raise KeyboardInterrupt
     machine = {**describe_machine(), "copy_bytes_per_second": bandwidth, "load_average_before": load}
     report = build_report(measurements, opened, plan, machine, _bytes(first, plan))
     report["distrust"] = distrust(machine["cores"], load, map(spread_of, report["measurements"]))
@@ -155,6 +153,9 @@ def command(
         if facts.get("remark"):
             note(f"Note: {name}: {facts['remark']}")
     with shown_after(json_target, lambda: _show(report)):
+        if stopped:
+            note("Note: the run was stopped: these are the measurements that were complete.")
+            raise KeyboardInterrupt
         if json_target is not None:
             write_json(report, json_target)
         if plot_directory is not None:
@@ -180,56 +181,6 @@ def _show(report: dict[str, Any]) -> None:
         f"commit {machine['commit']}",
         soft_wrap=True,
     )
-
-
-def _check_temporary_directory() -> None:
-    """Refuse a directory for baselines' files whose name libraries cannot open: Rust's and llama.cpp's take UTF-8."""
-    from lucid_deploy.errors import LucidError
-
-    directory = tempfile.gettempdir()
-    try:
-        directory.encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(directory).decode("utf-8", "backslashreplace")
-        raise LucidError(
-            f"Baselines are written to the temporary directory, and the name of {shown} is no text in UTF-8, which "
-            "their libraries read. Set TMPDIR to another one."
-        ) from error
-
-
-def _refuse_large(artifact: Any, plan: Any) -> None:
-    """Refuse sizes of which the token ids or the caches alone are more than this machine's memory."""
-    from lucid_deploy.bench.memory import TAKE_LESS, physical_bytes
-    from lucid_deploy.cache.layout import layout_bytes
-    from lucid_deploy.cli._console import human_size
-    from lucid_deploy.errors import LucidError
-    from lucid_deploy.model.description import layout_of
-
-    layout, there = layout_of(artifact.manifest.layers), physical_bytes()
-    for batch in plan.batches:
-        for length in plan.lengths:
-            if (needed := batch * max(layout_bytes(layout, length), 8 * length)) > there:
-                raise LucidError(
-                    f"The caches of {batch} x {length} tokens alone take {human_size(needed)}; this machine has "
-                    f"{human_size(there)}. {TAKE_LESS}"
-                )
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Say what to do if a contender had too little memory."""
-    from lucid_deploy.bench.memory import TAKE_LESS
-    from lucid_deploy.errors import LucidError
-    from lucid_deploy.shortages import lacks_memory
-
-    try:
-        yield
-    except LucidError as error:
-        if not lacks_memory(error):
-            raise
-        raise LucidError(
-            f"There is too little memory: {str(error).splitlines()[0].rstrip('.')}. {TAKE_LESS}"
-        ) from error
 
 
 def _note_beyond(made_for: int, lengths: tuple[int, ...]) -> None:
@@ -268,7 +219,6 @@ def _baseline(name: str, artifact: Any, scratch: Path, runtime: RuntimeOptions, 
 
 def _check_inlined(name: str, artifact: Any, options: RuntimeOptions) -> None:
     """Refuse a baseline that its runtime does not take, before it is exported: types and caches are the artifact's."""
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes.open import check_fits
 
     inlined = replace(artifact, manifest=replace(artifact.manifest, inline=True))
@@ -290,3 +240,51 @@ def _bytes(artifact: Any, plan: Any) -> dict[str, int]:
         for batch in plan.batches
         for length in plan.lengths
     }
+
+
+def _compare_solvers(
+    context: click.Context,
+    artifacts: tuple[str, ...],
+    lengths: tuple[int, ...],
+    repeats: int,
+    threads: int | None,
+    json_target: str | None,
+) -> None:
+    """Compare ways to solve one artifact's system, and show a table."""
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.bench.machine import describe_machine
+    from lucid_deploy.cli._console import console_out, progress, shown_after, write_json
+
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
+        if given and option.name not in _OF_SOLVERS:
+            raise LucidError(f"{option.opts[0]} has nothing to do with --solvers; leave one of them out.")
+    if len(artifacts) != 1:
+        raise LucidError(f"--solvers takes one artifact, not {len(artifacts)}.")
+    artifact = open_artifact(artifacts[0])
+    from lucid_deploy.bench.solver_comparison import compare_solvers
+    from lucid_deploy.runtimes.torch.threads import torch_threads
+
+    with progress("Solving") as update, torch_threads(threads):
+        rows = compare_solvers(artifact, lengths, QUESTIONS, repeats, update)
+    with shown_after(json_target, lambda: console_out.print(_solver_table(rows))):
+        if json_target is not None:
+            write_json({"machine": describe_machine(), "questions": QUESTIONS, "rows": rows}, json_target)
+
+
+def _solver_table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    asked = any(row["needles"] is not None for row in rows)
+    table = Table("tokens", "solver", "type", "error of Y", "ms a layer", "best token as in float64")
+    if asked:
+        table.add_column("needles right")
+    for row in rows:
+        error = "not finite" if row["error"] is None else f"{row['error']:.1e}"
+        cells = [str(row["length"]), row["solver"], row["dtype"], error, f"{row['milliseconds']:.2f}"]
+        cells.append(f"{100 * row['same_best']:.1f} %")
+        if asked:
+            needles = row["needles"]
+            cells.append("not asked" if needles is None else f"{needles['right']} of {needles['count']}")
+        table.add_row(*cells)
+    return table

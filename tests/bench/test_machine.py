@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import mmap
 import os
-import subprocess
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
+from lucid_deploy.bench.machine import (
+    copy_bandwidth,
+    describe_machine,
+    distrust,
+    load_average,
+    reset_peak,
+    resident_bytes,
+)
+from lucid_deploy.errors import LucidError
 
 
-def test_versions_and_memory_are_those_that_others_read() -> None:
+def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lucid_deploy.bench.machine.usable_cores", lambda: 3)
     facts = json.loads(json.dumps(describe_machine()))
     for name in ("torch", "onnx", "onnxruntime", "numpy"):
         assert facts["versions"][name] == importlib.metadata.version(name)
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     assert abs(facts["memory_bytes"] - 1024 * int(total.split()[1])) <= 1 << 20
-    assert facts["cores"] >= 1 and facts["processor"] and facts["system"]
-
-
-def test_the_commit_is_gits() -> None:
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    if head.returncode:
-        pytest.skip("not a git checkout")
-    assert head.stdout.startswith(describe_machine()["commit"].removesuffix("-dirty"))
-
-
-def test_without_git_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert facts["cores"] == 3 and facts["processor"] and facts["system"]
+    assert 10**6 < copy_bandwidth(size=1 << 20, repeats=2) < 10**14  # bytes a second
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_machine()["commit"] == "not a git checkout"
 
 
-def test_copying_twice_the_bytes_is_no_faster_than_memory_can_be() -> None:
-    assert 10**6 < copy_bandwidth(size=1 << 20, repeats=2) < 10**14  # bytes a second
-
-
 @pytest.mark.parametrize(
-    ("load", "spreads", "said"),
+    ("load", "spreads", "reasons"),
     [
         (0.1, [0.02, 0.15], []),
         (None, [], []),
@@ -47,22 +45,28 @@ def test_copying_twice_the_bytes_is_no_faster_than_memory_can_be() -> None:
         (0.9, [0.1, 0.5], ["rounds of one measurement differ by up to 50 %"]),
     ],
 )
-def test_reasons(load: float | None, spreads: list[float], said: list[str]) -> None:
-    assert distrust(2, load, spreads) == said
+def test_reasons_to_distrust(load: float | None, spreads: list[float], reasons: list[str]) -> None:
+    assert distrust(2, load, spreads) == reasons
     assert len(distrust(2, 5.0, [1.0])) == 2
 
 
-def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (load_average() or 0.0) >= 0
-
+def test_a_system_without_a_load_average(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError
 
+    assert (load_average() or 0.0) >= 0
     monkeypatch.setattr(os, "getloadavg", fail)
     assert load_average() is None
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's quota is how much of a machine there was to measure."""
-    monkeypatch.setattr("lucid_deploy.bench.machine.usable_cores", lambda: 3)
-    assert describe_machine()["cores"] == 3
+def test_memory_is_the_kernels() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert abs(resident_bytes("VmRSS") - pages * resource.getpagesize()) < 1 << 24 < resident_bytes("VmHWM")
+    with pytest.raises(LucidError, match="has no VmNothing; memory is measured on Linux only"):
+        resident_bytes("VmNothing")
+    size = 1 << 27
+    with mmap.mmap(-1, size) as block:  # of the kernel's: malloc may keep what is freed
+        np.frombuffer(block, np.uint8)[:] = 1
+    peak = resident_bytes("VmHWM")
+    reset_peak()
+    assert resident_bytes("VmHWM") < peak - size // 2

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import errno
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ import pytest
 from lucid_deploy.bench import Measurement, Plan
 from lucid_deploy.bench.plots import plot
 from lucid_deploy.bench.report import build_report
-from lucid_deploy.errors import LucidError
 
 
 def report(*names: str, batches: tuple[int, ...] = (1,)) -> dict[str, Any]:
@@ -81,47 +77,9 @@ def test_no_panel_has_more_than_five_lines_and_each_is_named_at_its_end(tmp_path
             assert all(place.x0 >= axis.bbox.x1 for place in places)
 
 
-def test_batches_are_lines_of_their_own(tmp_path: Path, figures: list[Any]) -> None:
-    plot(report(batches=(1, 4)), tmp_path)
-    (figure,) = figures
-    names = [text.get_text() for text in figure.axes[0].texts]
-    assert names == ["ours, batch 1", "ours, batch 4", "theirs, batch 1", "theirs, batch 4"]
-    markers = [line.lines[0].get_marker() for line in figure.axes[0].containers]
-    assert markers[0] != markers[1]
-
-
 def test_a_single_contender_is_named_with_its_time(tmp_path: Path, figures: list[Any]) -> None:
     plot(report("ours"), tmp_path)
     assert figures[0].get_suptitle() == "Prefill, 2 tokens, batch 1: ours takes 400 ms; a processor, 2 cores"
-
-
-def test_a_plot_that_cannot_be_written_whole_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib.pyplot", reason="pip install matplotlib")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    (path,) = plot(report(), tmp_path)
-    before = path.read_bytes()
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        plot(report(), tmp_path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def refuse(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "matplotlib":
-            raise ImportError(name)
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(LucidError, match="matplotlib"):
-        plot(report(), tmp_path)
 
 
 def test_names_that_are_formulas_or_begin_with_an_underscore(tmp_path: Path, figures: list[Any]) -> None:

@@ -1,86 +1,127 @@
-"""Outputs are checked before anything is timed, and a contender that fails is named."""
+"""Contenders run in processes of their own; outputs are compared before anything is timed; rounds are interleaved."""
 
 from __future__ import annotations
 
+import io
+import json
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.bench import Contender, Plan, run_plan
+from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
+from lucid_deploy.bench import runner as runner_module
+from lucid_deploy.bench.contenders import KINDS, open_contender
 from lucid_deploy.bench.runner import WorkerProcess
+from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.config import parse_config
 from lucid_deploy.runtimes import RuntimeOptions
+from tests.conftest import TINY
 
 Exported = Callable[..., tuple[Path, Artifact]]
+IDS = np.array([[5, 5, 5, 9, 5, 5, 3]])
+
+
+class FakeWorker:
+    """Answers without a process: logits by contender, seconds that count the calls."""
+
+    asked: ClassVar[list[tuple[Any, ...]]] = []
+    logits: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.asked.append((self.contender.name, "closed"))
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        self.asked.append((self.contender.name, op))
+        if op == "logits":
+            return {"logits": [[1.0, self.logits.get(self.contender.name, 2.0)]]}
+        return {"seconds": float(len(self.asked)), "peak": len(self.asked)}
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
+    monkeypatch.setattr(runner_module, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(FakeWorker, "asked", [])
+    return FakeWorker
+
+
+def two(directory: Path, **changes: Any) -> list[Contender]:
+    return [Contender(name, "artifact", str(directory), **changes) for name in ("a", "b")]
+
+
+def test_rounds_are_interleaved_and_the_first_does_not_count(exported: Exported, fake: type[FakeWorker]) -> None:
+    measurements, opened = run_plan(two(exported()[1].directory), Plan((8,), stages=("decode",), repeats=2), "float32")
+    assert fake.asked[:4] == [("a", "open"), ("b", "open"), ("a", "logits"), ("b", "logits")]
+    assert fake.asked[4:10] == [("a", "decode"), ("b", "decode")] * 3
+    assert [(m.contender, m.seconds, m.peak) for m in measurements] == [("a", (7.0, 9.0), 9), ("b", (8.0, 10.0), 10)]
+    assert list(opened) == ["a", "b"] and {"a", "b"} == {name for name, what in fake.asked if what == "closed"}
 
 
 def test_nothing_is_timed_when_outputs_disagree(
-    exported: Exported, tmp_path: Path, preloaded: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
+    monkeypatch.setattr(fake, "logits", {"b": 2.1})
+    contenders = two(exported()[1].directory)
+    with pytest.raises(CheckFailed, match=r"b and a disagree by .* nothing was timed"):
+        run_plan(contenders, Plan((8,), repeats=1), "float32")
+    assert not {"prefill", "decode"} & {what for _, what in fake.asked}
+    monkeypatch.setattr(fake, "logits", {"b": float("nan")})
+    with pytest.raises(CheckFailed, match="disagree"):
+        run_plan(contenders, Plan((8,), repeats=1), "bfloat16")
+    monkeypatch.setattr(fake, "logits", {"b": 2.1})
+    assert len(run_plan(contenders, Plan((8,), repeats=1), "bfloat16")[0]) == 4  # its rounding explains as much
 
-    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
-    _, artifact = exported()
-    other = Path(shutil.copytree(artifact.directory, tmp_path / "other"))
-    weights = np.memmap(other / "weights.bin", np.float32, "r+")
-    weights[: len(weights) // 2] *= 1.5
-    weights.flush()
-    contenders = [
-        Contender("a", "artifact", str(artifact.directory)),
-        Contender("b", "artifact", str(artifact.directory), RuntimeOptions("torch")),
-    ]
-    measurements, _ = run_plan(contenders, Plan((8,), repeats=1, steps=1), "float32")
-    assert len(measurements) == 4
 
-    from lucid_deploy.bench import runner
+def test_an_interrupted_run_keeps_what_was_measured(
+    exported: Exported, fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(what: str, _done: int, _total: int) -> None:
+        if what.startswith("decode"):
+            raise KeyboardInterrupt
 
-    original = runner.WorkerProcess.ask
-
-    def ask(self: runner.WorkerProcess, op: str, **arguments: object) -> dict:
-        if op == "open" and self.contender.name == "b":
-            arguments["artifact"] = str(other)
-        return original(self, op, **arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner.WorkerProcess, "ask", ask)
-        with pytest.raises(CheckFailed, match="b and a disagree"):
-            run_plan(contenders, Plan((8,), repeats=1, steps=1), "float32")
+    measurements: list[Measurement] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(two(exported()[1].directory), Plan((8,), repeats=1), "float32", stop, measurements)
+    assert [(m.contender, m.stage) for m in measurements] == [("a", "prefill"), ("b", "prefill")]
 
 
 @pytest.mark.parametrize(
     ("more", "message"), [({"batches": (1, 2)}, "measures one row"), ({"chunk": 4}, "leave out --prefill-chunk")]
 )
-def test_what_llama_cpp_is_not_measured_at_is_refused_before_anything_is(
-    more: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+def test_llama_cpp_refuses_plans_before_anything_runs(
+    more: dict[str, Any], message: str, fake: type[FakeWorker]
 ) -> None:
-    """It was refused in the middle, and what had been measured was lost."""
-    monkeypatch.delattr("lucid_deploy.bench.runner.WorkerProcess")
     with pytest.raises(LucidError, match=message):
         run_plan([Contender("llama.cpp", "llama.cpp", "none")], Plan((8,), **more), "float32")
+    assert not fake.asked
 
 
-def test_a_model_that_was_made_for_few_tokens_is_measured(exported: Exported) -> None:
-    """Outputs were compared at 150 tokens, which such a model refuses."""
+def test_a_short_model_in_a_process_of_its_own(exported: Exported, tmp_path: Path) -> None:
+    """Outputs are compared at no more tokens than such a model takes; a contender that cannot be opened is named."""
     contender = Contender("short", "artifact", str(exported(max_position_embeddings=40)[1].directory))
-    measurements, _ = run_plan([contender], Plan((8,), repeats=1, steps=1), "float32")
-    assert [found.length for found in measurements] == [8, 8]
-
-
-def test_a_contender_that_cannot_be_opened_is_named(exported: Exported, tmp_path: Path) -> None:
+    measurements, opened = run_plan([contender], Plan((8,), repeats=1, steps=1), "float32")
+    assert [found.length for found in measurements] == [8, 8] and measurements[0].peak > 10**7
+    assert opened["short"]["runtime"] == "onnxruntime" and opened["short"]["seconds"] > 0
     with pytest.raises(LucidError, match=r"ghost, open: .*no such directory"):
         run_plan([Contender("ghost", "artifact", str(tmp_path / "none"))], Plan((8,)), "float32")
 
 
-def test_what_a_killed_contender_wrote_to_the_temporary_folder_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_temporary_files_of_a_killed_contender_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp's weights are a file as large as the artifact's."""
     writes = (
         "import pathlib, sys, tempfile; sys.stdin.readline(); "
@@ -97,3 +138,79 @@ def test_what_a_killed_contender_wrote_to_the_temporary_folder_is_removed(
         name = Path(worker.ask("open")["name"])
         assert name.is_file() and tmp_path / "tmp" in name.parents
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_commands_are_answered_one_by_one(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error is an answer too, and the process continues."""
+    commands = [
+        {"op": "open", **asdict(Contender("x", "artifact", "nowhere"))},
+        {"op": "open", **asdict(Contender("it", "artifact", str(exported(vocab_size=1, eos_token_id=0)[1].directory)))},
+        {"op": "prefill", "batch": 2, "length": 9, "chunk": None},
+        {"op": "decode", "batch": 2, "context": 9, "steps": 2},
+        {"op": "decode", "batch": 2, "context": 9, "steps": 0},
+        {"op": "logits", "seed": 0, "length": 3},
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(each) + "\n" for each in commands)))
+    main()
+    wrong, opened, prefill, decode, fault, after = map(json.loads, capsys.readouterr().out.splitlines())
+    assert wrong["error"].startswith("There is no artifact at nowhere")
+    assert opened["runtime"] == "onnxruntime" and opened["seconds"] > 0 and opened["resident"] > 10**7
+    assert min(prefill["seconds"], decode["seconds"]) > 0 and min(prefill["peak"], decode["peak"]) > 10**7
+    assert fault == {"error": "ZeroDivisionError: float division by zero"} and len(after["logits"]) == 2
+
+
+def test_contenders_of_one_artifact_give_the_same_logits(exported: Exported) -> None:
+    _, artifact = exported()
+    contenders = [Contender(kind, kind, str(artifact.directory)) for kind in KINDS]
+    assert [each.name for each in contenders if not each.runs_artifact] == ["transformers", "llama.cpp"]
+    sessions = [open_contender(each) for each in contenders if each.runs_artifact]
+    first, *others = [session.prefill(IDS, session.empty_cache()) for session in sessions]
+    for logits in others:
+        np.testing.assert_allclose(logits, first, atol=1e-4)
+    assert all(session.context_limit is None for session in sessions), "lengths beyond the model's are measured too"
+    ids = np.random.default_rng(1).integers(0, 97, (1, 12))
+    cache = sessions[1].empty_cache()
+    expected = [sessions[1].prefill(ids[:, :-1], cache)[0, 0], sessions[1].decode(ids[:, -1:], cache)[0, 0]]
+    np.testing.assert_allclose(Worker(contenders[0]).logits(seed=1, length=12)["logits"], expected, atol=1e-4)
+    with pytest.raises(LucidError, match="contender 'vllm'; known are artifact, torch-dense, torch-blocked, transfor"):
+        open_contender(Contender("x", "vllm", str(artifact.directory)))
+
+
+@pytest.mark.parametrize("longest", [512, 513])
+def test_only_contexts_beyond_the_models_are_extrapolated(exported: Exported, longest: int) -> None:
+    """Some sessions compute in another way then."""
+    options = RuntimeOptions("onnxruntime", kernels="functions")
+    directory = str(exported(cache_dtype="int8")[1].directory)
+    session = open_contender(Contender("it", "artifact", directory, options, longest))
+    assert (session.allow_extrapolation, session.reads_stored_cache) == (longest != 512, longest == 512)
+    assert Plan((8, 500), steps=11).longest == 512 and Plan((8, 500), stages=("prefill",)).longest == 500
+
+
+def test_transformers_session_gives_what_transformers_gives() -> None:
+    """With a padded row, and after a fork."""
+    pytest.importorskip("transformers", reason='needs transformers: pip install -e ".[dev]"')
+    from lucid_deploy.bench.transformers_session import TransformersSession
+
+    torch.manual_seed(0)
+    session, ids = TransformersSession(parse_config(TINY, "test"), "float32"), np.arange(28).reshape(2, 14) * 3 % 97
+    with torch.inference_mode():
+        wanted = session.model(torch.from_numpy(ids)).logits.numpy()
+        alone = session.model(torch.from_numpy(ids[1:, 5:])).logits.numpy()
+    cache = session.empty_cache(2)
+    got = [session.prefill(ids[:, :9], cache, chunk=4)]
+    fork = session.fork(cache)
+    got += [session.decode(ids[:, i : i + 1], cache) for i in range(9, 14)]
+    np.testing.assert_allclose(np.concatenate(got, axis=1), wanted[:, 8:], atol=1e-5)
+    np.testing.assert_allclose(session.decode(ids[:, 9:10], fork), wanted[:, 9:10], atol=1e-5)
+    mask = np.ones((2, 14), bool)
+    mask[1, :5] = False
+    np.testing.assert_allclose(session.prefill(ids, session.empty_cache(2), mask)[1], alone[0, -1:], atol=1e-5)
+
+
+def test_without_transformers_the_extra_is_named(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "lucid_deploy.bench.transformers_session", raising=False)
+    with pytest.raises(LucidError, match=r'transformers is needed to .* pip install .*"transformers'):
+        open_contender(Contender("x", "transformers", str(exported()[1].directory)))

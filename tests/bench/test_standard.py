@@ -18,7 +18,6 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
-from tests.model.packed.packing import write_packed
 
 Exported = Callable[..., tuple[Path, Artifact]]
 MakeCheckpoint = Callable[..., Path]
@@ -101,12 +100,6 @@ def test_layers_of_several_kinds(
     assert [Checkpoint(source).config.kinds for source in asked] == [kinds]
 
 
-def test_layers_of_several_kinds_in_an_artifact(exported: Exported, tmp_path: Path) -> None:
-    _, artifact = exported(lucid_layers=[0])
-    assert artifact.config.kinds == ("lucid", "standard")
-    assert open_artifact(export_standard(artifact, tmp_path)).config.kinds == ("standard", "standard")
-
-
 def test_windows_that_the_family_has_with_lucid_only(
     exported: Exported, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
@@ -132,30 +125,14 @@ def test_graphs_have_the_same_form(options: dict[str, Any], exported: Exported, 
         assert len({name in found for found in writers}) == 1
 
 
-def test_states_of_the_same_type(
-    hybrid: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[Path, ExportOptions]] = []
-    monkeypatch.setattr(standard, "export", lambda source, _, options: asked.append((source, options)))
-    artifact = hybrid(short=True, dtype="float16", state_dtype="model")
-    assert artifact.config.has_narrow_states and artifact.config.kinds == ("lucid", "gated_delta")
-    export_standard(artifact, tmp_path)
-    [(source, options)] = asked
-    assert (options.dtype, options.state_dtype) == ("float16", "model")
-    assert Checkpoint(source).config.kinds == ("standard", "gated_delta")
-
-
 @pytest.mark.parametrize(
     ("changes", "options"),
     [
         ({}, QuantizeOptions("int4", block_size=16)),
         ({}, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
-        ({}, QuantizeOptions("int8", embeddings=True, activations="float")),
         ({}, QuantizeOptions("fp8", keep_float=("lm_head",))),
-        ({}, QuantizeOptions("nvfp4")),
         ({"tie_word_embeddings": True}, QuantizeOptions("int8", keep_float=("lm_head",))),
         ({"tie_word_embeddings": True}, QuantizeOptions("int4")),
-        ({"tie_word_embeddings": True}, QuantizeOptions("int4", "qdq")),
     ],
 )
 def test_the_same_weights_are_quantized(
@@ -166,15 +143,6 @@ def test_the_same_weights_are_quantized(
     (tmp_path / "scratch").mkdir()
     made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
     assert made.config.attention_type != artifact.config.attention_type
-    assert made.quantization == artifact.manifest.quantization
-
-
-def test_numbers_that_were_taken_over_are_taken_over_again(tmp_path: Path) -> None:
-    write_packed(tmp_path / "c", "awq")
-    artifact = export(tmp_path / "c", tmp_path / "artifact", ExportOptions(range_scan=False))
-    (tmp_path / "scratch").mkdir()
-    made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
-    assert made.config.attention_type == "llama"
     assert made.quantization == artifact.manifest.quantization
 
 

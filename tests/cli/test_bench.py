@@ -4,82 +4,99 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench import Measurement
 from lucid_deploy.cli import main
 
 BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.cpp", "openvino")
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def test_bench_command_measures_all_contenders(
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, words)])
+
+
+def test_all_contenders_are_measured(
     exported: Exported, tmp_path: Path, preloaded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib", reason='plots need: pip install ".[bench]"')
     monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
-    _, artifact = exported()
-    target = tmp_path / "out.json"
-    arguments = ["bench", str(artifact.directory), "--lengths", "8,40", "--repeats", "2", "--steps", "2"]
-    for baseline in BASELINES:
-        arguments += ["--baseline", baseline]
-    result = CliRunner().invoke(main, [*arguments, "--json", str(target), "--plot", str(tmp_path / "plots")])
+    directory, target = exported()[1].directory, tmp_path / "out.json"
+    baselines = [word for name in BASELINES for word in ("--baseline", name)]
+    outputs = ["--json", target, "--plot", tmp_path / "plots"]
+    result = run(directory, "--lengths", "8,40", "--repeats", 2, *baselines, *outputs)
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
-    names = [
-        artifact.directory.name,
-        "standard",
-        "torch-dense",
-        "torch-blocked",
-        "transformers",
-        "llama.cpp",
-        "openvino",
-    ]
+    names = [directory.name, *BASELINES]
     points = {(row["contender"], row["stage"], row["length"]) for row in report["measurements"]}
     assert points == {(name, stage, n) for name in names for stage in ("prefill", "decode") for n in (8, 40)}
     for row in report["measurements"]:
         assert len(row["seconds"]) == 2 and row["median"] > 0 and row["peak"] > 10**7
     assert ("Note: llama.cpp: " in result.stderr) is (report["opened"]["llama.cpp"]["remark"] is not None)
+    assert f"Opening {directory.name}, 1 of 7" in result.stderr and "Opening openvino, 7 of 7" in result.stderr
     assert report["machine"]["versions"]["onnxruntime"] and report["machine"]["copy_bytes_per_second"] > 0
     plots = {path.name for path in (tmp_path / "plots").iterdir()}
     assert plots == {f"{stage}{number}.png" for stage in ("prefill", "decode") for number in ("", "-2")}
 
 
-def test_a_temporary_directory_that_libraries_cannot_read_is_named(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was said to be a safetensors file, cut or corrupted, and with llama.cpp a traceback's last line."""
-    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/x\udcff")
-    asked = ["bench", str(exported()[1].directory), "--lengths", "8", "--repeats", "1", "--baseline", "standard"]
-    result = CliRunner().invoke(main, asked)
-    assert result.exit_code == 2 and "Set TMPDIR to another one." in result.stderr
-    assert f"the name of {tmp_path}/x\\xff is no text in UTF-8" in result.stderr
+def measured(*stages: str, stop: bool = False) -> Callable[..., Any]:
+    """Return what stands in for ``run_plan``: a measurement of each contender and stage, or an interruption."""
+
+    def run_plan(contenders: Any, plan: Any, dtype: str, progress: Any, measurements: Any, opened: Any, _: Any) -> None:
+        for stage in stages:
+            measurements += [Measurement(each.name, stage, 1, plan.lengths[0], (0.1,), 1) for each in contenders]
+        opened.update({each.name: {"kernels": None} for each in contenders})
+        if stop:
+            raise KeyboardInterrupt
+
+    return run_plan
+
+
+def test_a_stopped_run_shows_what_was_measured(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = exported()[1].directory
+    for stages, shown in ((("prefill",), True), ((), False)):
+        monkeypatch.setattr("lucid_deploy.bench.run_plan", measured(*stages, stop=True))
+        result = run(directory, "--lengths", 8)
+        assert result.exit_code not in (0, 2) and ("prefill" in result.stdout) is shown
+        assert ("the run was stopped" in result.stderr) is shown and "Traceback" not in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
-def test_times_are_shown_also_if_their_file_cannot_be_written(exported: Exported) -> None:
-    asked = ["bench", str(exported()[1].directory), "--lengths", "8", "--repeats", "1", "--steps", "1"]
-    result = CliRunner().invoke(main, [*asked, "--stages", "decode", "--json", "/dev/full"])
+def test_times_are_shown_also_if_their_file_cannot_be_written(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lucid_deploy.bench.run_plan", measured("decode"))
+    result = run(exported()[1].directory, "--lengths", 8, "--json", "/dev/full")
     assert result.exit_code == 2 and "Error: /dev/full cannot be written: No space left on device." in result.stderr
     assert "decode" in result.stdout and "copies" in result.stdout
 
 
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_bench_command_measures_openvino(exported: Exported, cache: str) -> None:
+def test_openvino_as_the_runtime(exported: Exported) -> None:
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
-    small = {"num_hidden_layers": 1, "inline": True, "cache": cache, "opset": 23}
-    asked = ["bench", str(exported(**small)[1].directory), "--runtime", "openvino", "--threads", "1"]
-    result = CliRunner().invoke(main, [*asked, "--lengths", "8", "--repeats", "2", "--steps", "2", "--json", "-"])
+    small = {"num_hidden_layers": 1, "inline": True, "cache": "static", "opset": 23}
+    asked = [exported(**small)[1].directory, "--runtime", "openvino", "--threads", 1, "--lengths", 8, "--repeats", 1]
+    result = run(*asked, "--json", "-")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert {(row["stage"], row["length"]) for row in report["measurements"]} == {("prefill", 8), ("decode", 8)}
     assert all(row["median"] > 0 for row in report["measurements"]) and report["machine"]["versions"]["openvino"]
+
+
+def test_solvers(exported: Exported, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    asked = [exported()[1].directory, "--solvers", "--lengths", "8,20", "--repeats", 1, "--threads", 1]
+    result = run(*asked, "--json", target)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(target.read_text())["rows"]) == 2 * 4 * 3
+    words = " ".join(result.stdout.split())
+    assert all(word in words for word in ("substitution", "powers", "bfloat16", "error of Y", "ms a layer"))
 
 
 @pytest.mark.parametrize(
@@ -89,13 +106,12 @@ def test_bench_command_measures_openvino(exported: Exported, cache: str) -> None
         (["--batches", "0"], "'0' must hold positive numbers"),
         (["--stages", "train"], "--stages takes prefill, decode, or prefill,decode, not 'train'"),
         (["--baseline", "vllm"], "'vllm' is not one of 'standard'"),
-        (["--repeats", "0"], "0 is not in the range"),
-        (["--lengths", "99999999999"], "The caches of 1 x 99999999999 tokens alone take "),
-        (["--batches", "1,9" + 30 * "9"], "Take smaller --lengths or --batches; lucid-deploy inspect ARTIFACT"),
+        (["--solvers", "--baseline", "standard"], "--baseline has nothing to do with --solvers"),
+        (["other", "--solvers"], "--solvers takes one artifact, not 2"),
     ],
 )
-def test_what_makes_no_sense_is_refused(words: list[str], message: str, exported: Exported) -> None:
-    result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), *words])
+def test_bad_usage(words: list[str], message: str, exported: Exported) -> None:
+    result = run(exported()[1].directory, *words)
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
 
@@ -103,47 +119,26 @@ def test_what_makes_no_sense_is_refused(words: list[str], message: str, exported
     ("changes", "reason"),
     [
         ({"cache_dtype": "fp8"}, "and that of {} is in fp8"),
-        ({"dtype": "bfloat16"}, "and {} has bfloat16"),
         (None, "of layer 1 (gated_delta) in {} is of the sort state"),
     ],
-    ids=["cache", "type", "layers"],
+    ids=["cache", "layers"],
 )
-def test_a_baseline_that_openvino_does_not_take_names_the_artifact(
+def test_openvino_refuses_an_artifact_before_anything_is_exported(
     changes: dict[str, Any] | None,
     reason: str,
     exported: Exported,
     hybrid: Callable[..., Artifact],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before anything is exported."""
     monkeypatch.setattr("lucid_deploy.bench.standard.export", lambda *_: pytest.fail("it was exported"))
     artifact = hybrid(short=True) if changes is None else exported(**changes)[1]
-    result = CliRunner().invoke(main, ["bench", str(artifact.directory), "--baseline", "openvino", "--lengths", "8"])
+    result = run(artifact.directory, "--baseline", "openvino", "--lengths", 8)
     assert result.exit_code == 2 and reason.format(artifact.directory) in result.stderr
     assert result.stderr.endswith(". Leave out --baseline openvino.\n")
 
 
-def test_too_little_memory_in_a_contender_s_process_is_one_line(
-    exported: Exported, preloaded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))
-    monkeypatch.setattr("lucid_deploy.bench.memory.physical_bytes", lambda: 1 << 80)
-    beyond = str(1 << 50)  # more than a process can address
-    result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), "--lengths", beyond])
-    (said,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert result.exit_code == 2 and said.startswith("Error: There is too little memory: ")
-    assert "Unable to allocate 8.00 PiB" in said and said.endswith(" says the need.")
-
-
-def test_contenders_need_different_names(exported: Exported) -> None:
-    path = str(exported()[1].directory)
-    result = CliRunner().invoke(main, ["bench", path, path, "--lengths", "8"])
+def test_names_and_long_contexts_are_checked_first(exported: Exported) -> None:
+    path = exported()[1].directory
+    result = run(path, path, "--lengths", "8,513,600")
     assert result.exit_code == 2 and "Contenders need different names; these are called" in result.stderr
-
-
-@pytest.mark.parametrize(("lengths", "note"), [("8,512", None), ("8,513,600", "Note: 513, 600 tokens are more than")])
-def test_lengths_beyond_the_model_s_context_are_named(lengths: str, note: str | None, exported: Exported) -> None:
-    """Of a command that ends before it measures anything."""
-    path = str(exported()[1].directory)
-    shown = CliRunner().invoke(main, ["bench", path, path, "--lengths", lengths]).stderr
-    assert f"{note} the model was made for (512, max_position_embeddings)" in shown if note else "Note" not in shown
+    assert "Note: 513, 600 tokens are more than the model was made for (512, max_position" in result.stderr

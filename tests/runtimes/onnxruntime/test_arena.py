@@ -22,7 +22,7 @@ import json, sys
 import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
-from lucid_deploy.bench.memory import resident_bytes
+from lucid_deploy.bench.machine import resident_bytes
 from lucid_deploy.runtimes.onnxruntime.arena import release_arena, use_arena
 
 def opened():

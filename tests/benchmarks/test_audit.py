@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audit import CHUNK, REPEATS, ServedAnswer, audit, repeated
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.batching.rows import MergedRows, StaticRows
-from lucid_deploy.bench.audit import CHUNK, REPEATS, ServedAnswer, audit, repeated
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
