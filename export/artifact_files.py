@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import MANIFEST, STAGES, WEIGHTS, GraphInfo, Manifest
+from lucid_deploy.artifact import MANIFEST, STAGES, VERIFY, WEIGHTS, GraphInfo, Manifest
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.options import ExportOptions
 from lucid_deploy.export.tokenizer import copy_companions
+from lucid_deploy.model.description import describe, drafts_unsupported_reason
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     options, learned = contents.options, contents.learned
     traced = _trace_stages(contents, progress)
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
-    assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
+    assert len(transposed) == 1, "all graphs must read the shared weights in one layout"
     plan = plan_weights(contents.source.stored_shapes(), set(*transposed), options.dtype, contents.quantization)
     digest = write_weights(
         building / WEIGHTS,
@@ -110,15 +111,16 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
 
 
 def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, Traced]:
-    """Return the graphs of both stages, which read quantized weights where there are some."""
+    """Return the graphs of all stages, which read quantized weights where there are some."""
     from lucid_deploy.export.graph_file import other_names
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
 
     source, options = contents.source, contents.options
     traced: dict[str, Traced] = {}
-    for step, stage in enumerate(STAGES):
-        progress(f"Tracing {stage}", step, len(STAGES))
+    stages = _stages(source, options)
+    for step, stage in enumerate(stages):
+        progress(f"Tracing {stage}", step, len(stages))
         traced[stage] = trace(
             source.config,
             stage,
@@ -129,12 +131,22 @@ def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, T
             float32_head=contents.float32_head,
             opset=options.opset,
         )
-    progress("Tracing", len(STAGES), len(STAGES))
+    progress("Tracing", len(stages), len(stages))
     if contents.quantization is not None:
         for graph in traced.values():
             names = other_names(graph.model, source.stored_shapes())
             quantize_weights(graph.model, contents.quantization, names)
     return traced
+
+
+def _stages(source: Checkpoint, options: ExportOptions) -> tuple[str, ...]:
+    """Return the graphs to export; one that verifies drafts where rejected drafts can be taken back."""
+    from lucid_deploy.export.operators import OPSET_STATIC, opset_of
+
+    opset = options.opset or opset_of(options.cache)
+    writes_rows = options.cache != "static" or opset >= OPSET_STATIC  # else only one row a step
+    reason = drafts_unsupported_reason(describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)))
+    return (*STAGES, VERIFY) if writes_rows and reason is None else STAGES
 
 
 def _manifest(
@@ -172,8 +184,6 @@ def _manifest(
 
 def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:
     """Describe the layers as the graphs have them: inlined ones use no operators of ours."""
-    from lucid_deploy.model.description import describe
-
     layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
     return tuple(dataclasses.replace(layer, operators={}) for layer in layers) if options.inline else layers
 

@@ -26,7 +26,7 @@ DIVIDED = {
 }
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule)}
 OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # bodies without a loop, for graphs whose nodes get one new token
-OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that a session makes to verify drafts
+OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that verify drafts
 OF_STORED_CACHES = {DecodeAttentionInt8.name: DecodeAttentionInt8}  # for decode graphs that a session changes
 
 

@@ -87,7 +87,8 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
     nodes = [node for node in proto.graph.node if node.domain == DOMAIN]
     training = any(attribute.name == DIAGONAL.name for node in nodes for attribute in node.attribute)
     for name in sorted({node.op_type for node in nodes}):
-        proto.functions.append(function_proto(name, opset, training, _of_one_token(proto, name)))
+        one_token = _of_one_token(proto, name)
+        proto.functions.append(function_proto(name, opset, training, one_token, several=not one_token))
 
 
 def _of_one_token(proto: onnx.ModelProto, name: str) -> bool:

@@ -13,7 +13,7 @@ import onnx
 
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
-from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DIAGONALS, TRAINING
+from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8, DIAGONALS, TRAINING
 
 FOLDER = PLUGINS / "decode_attention"
 
@@ -23,7 +23,6 @@ def texts() -> dict[str, str]:
     bodies = {}
     for kind in DIAGONALS:
         training = kind == TRAINING
-        bodies[f"several_{kind}"] = function_proto(DECODE_ATTENTION.name, training_diagonal=training, several=True)
         bodies[f"int8_{kind}"] = function_proto(DECODE_ATTENTION_INT8.name, training_diagonal=training)
     return {f"{name}.onnxtxt": onnx.printer.to_text(body) for name, body in bodies.items()}
 

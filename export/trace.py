@@ -1,11 +1,11 @@
-"""Trace the PyTorch model into the prefill and decode graphs, without weights, so that size is no matter."""
+"""Trace the PyTorch model into the prefill, decode and verify graphs, without weights, so that size is no matter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lucid_deploy.artifact import TensorInfo
+from lucid_deploy.artifact import VERIFY, TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.capture import capture
 from lucid_deploy.export.excerpt import Excerpt, excerpt
@@ -51,8 +51,8 @@ class Traced:
 
 
 def graph_inputs(layers: Layers, stage: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
-    """Return the contract's inputs of a stage, ``prefill`` or ``decode``; only decode differs with a static cache."""
-    new: int | str = "sequence" if stage == "prefill" else 1
+    """Return the contract's inputs of a stage; with a static cache only those of prefill stay the same."""
+    new: int | str = 1 if stage == "decode" else "sequence"
     static = _is_static(stage, cache)
     tokens = "max_context" if static else "past_sequence"
     return (
@@ -68,10 +68,10 @@ def graph_outputs(
     layers: Layers, vocab_size: int, stage: str, logits: str, cache: str = "growing"
 ) -> tuple[TensorInfo, ...]:
     """Return the contract's outputs of a stage."""
-    new: int | str = "sequence" if stage == "prefill" else 1
+    new: int | str = 1 if stage == "decode" else "sequence"
     tokens = "max_context" if _is_static(stage, cache) else f"past_sequence + {new}"
     return (
-        TensorInfo("logits", "float32", ("batch", new if logits == "all" else 1, vocab_size)),
+        TensorInfo("logits", "float32", ("batch", new if logits == "all" or stage == VERIFY else 1, vocab_size)),
         *_cache_infos(layers, "present", tokens, ""),
     )
 
@@ -86,7 +86,7 @@ def _cache_infos(layers: Layers, prefix: str, tokens: str, ring: str) -> list[Te
 
 
 def _is_static(stage: str, cache: str) -> bool:
-    return stage == "decode" and cache == "static"
+    return stage != "prefill" and cache == "static"
 
 
 def trace(
@@ -103,7 +103,7 @@ def trace(
 
     Args:
         config: The model.
-        stage: ``prefill`` or ``decode``.
+        stage: ``prefill``, ``decode`` or ``verify``.
         dtype: Type of the weights.
         logits: ``last`` or ``all`` of the new tokens.
         cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
@@ -206,8 +206,8 @@ def _stage_module(
                 past,
                 attention_mask,
                 position_ids,
-                decode=stage == "decode",
-                last_only=logits == "last",
+                decode=stage != "prefill",
+                last_only=logits == "last" and stage != VERIFY,
                 cache_length=cache_length,
             )
 

@@ -25,7 +25,8 @@ FORMAT, FORMAT_VERSION = "lucid-deploy", 2
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")
-STAGES = ("prefill", "decode")
+STAGES = ("prefill", "decode")  # the graphs that every artifact has
+VERIFY = "verify"  # a third one: a few new tokens over a cache, logits of all of them
 CACHES = ("growing", "static")
 _REMEDY = "Export the model again, or copy the file again if the artifact was copied."
 GRAPH_FORMS = ("functions", "inline")  # our operators as functions of a graph, or their bodies in their places
@@ -68,7 +69,7 @@ class Manifest:
         operators: Version of the operators of domain ``ai.lucid``.
         source: The checkpoint it was exported from, a path or the word ``demo``.
         versions: Versions of lucid-deploy and of the libraries that wrote the artifact.
-        graphs: ``prefill`` and ``decode``.
+        graphs: ``prefill`` and ``decode``, and ``verify`` where drafted tokens can be verified in one step.
         files: Size in bytes and sha256 of every other file of the artifact.
         cache_dtype: Type that K and Y are cached in, the model's or ``float16``, ``int8`` or ``fp8``; empty means the
             model's.
@@ -198,6 +199,8 @@ def _check_text(path: Path, content: bytes) -> None:
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
     file = msgspec.convert(_with_defaults(data), ManifestFile)
     graphs = {stage: _graph_info(getattr(file.graphs, stage)) for stage in STAGES}
+    if isinstance(file.graphs.verify, Graph):
+        graphs[VERIFY] = _graph_info(file.graphs.verify)
     for name in file.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")

@@ -36,10 +36,11 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Graphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The two graphs of an artifact."""
+    """The graphs of an artifact; ``verify`` only where drafted tokens can be verified in one step."""
 
     prefill: Graph
     decode: Graph
+    verify: Graph | msgspec.UnsetType = msgspec.UNSET
 
 
 class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

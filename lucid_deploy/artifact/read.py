@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
-from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
+from lucid_deploy.artifact.manifest import MANIFEST, VERIFY, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization_names import PACKED, PARTS, ROWS
 from lucid_deploy.errors import CheckFailed, in_one_line, reading
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.description import describe
+from lucid_deploy.model.description import describe, drafts_unsupported_reason
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +44,7 @@ class Artifact:
         return self.directory / name
 
     def graph_path(self, stage: str) -> Path:
-        """Return the path of the ``prefill`` or ``decode`` graph."""
+        """Return the path of the ``prefill``, ``decode`` or ``verify`` graph."""
         return self.directory / self.manifest.graphs[stage].file
 
     def graph(self, stage: str) -> onnx.ModelProto:
@@ -61,6 +61,16 @@ class Artifact:
     def writes_in_place(self) -> bool:
         """Whether decode writes rows into a static cache with ``TensorScatter``, as in opset 24."""
         return any(node.op_type == "TensorScatter" for node in self.graph("decode").graph.node)
+
+    @property
+    def drafts_unsupported_reason(self) -> str | None:
+        """Why its graphs cannot verify drafts, as a clause without a full stop; None if they can."""
+        reason = drafts_unsupported_reason(self.manifest.layers)
+        if reason is not None or VERIFY in self.manifest.graphs:
+            return reason
+        if self.manifest.cache == "static" and not self.writes_in_place:
+            return "a static cache of opset 23 takes one new token a step; export without --opset 23"
+        return f"{self.directory} has no graph that verifies drafts, as it is from an earlier version; export it again"
 
     def weights(self, stage: str) -> tuple[StoredWeight, ...]:
         """Return where the weights of a stage's graph lie, in its order."""
@@ -100,7 +110,7 @@ def _check_files(artifact: Artifact) -> None:
                 "Export it again."
             )
     _check_layers(manifest, directory)
-    for stage in STAGES:
+    for stage in manifest.graphs:
         graph = artifact.graph(stage)
         try:
             _check_contract(artifact, stage, graph)
@@ -184,7 +194,7 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
         and cache == wanted
         and info.outputs[0].shape[-1] == artifact.config.vocab_size
         and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
-        and static == (stage == "decode" and artifact.manifest.cache == "static")
+        and static == (stage != "prefill" and artifact.manifest.cache == "static")
     )
     if not fits:
         raise CheckFailed(

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
+import numpy as np
+
 from lucid_deploy.batching.request import Event, Finished, Mark, Request
-from lucid_deploy.batching.row import Chooser, Row, drop, prefill, propose, propose_with_prompt
+from lucid_deploy.batching.row import Chooser, Row, propose
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MakeDrafter
@@ -193,9 +195,10 @@ class Batcher:
                 if self._fixed_cuts:
                     return
                 part = part[:budget]
-            drafts = self._drafts_with_prompt(row) if done + len(part) == len(prompt) else []
+            if done + len(part) == len(prompt):
+                self._start_drafter(row)
             try:
-                logits = prefill(self.session, row.cache, part, drafts)
+                logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)[0]
             except LucidError as error:
                 self._end(row.number, Finished(row.number, "error", str(error)), events)
                 continue
@@ -206,7 +209,7 @@ class Batcher:
             if len(row.ids) < len(prompt):
                 self._store_beginning(row)
                 return
-            self._take_first(row, drafts, logits, events)
+            self._take_first(row, logits, events)
             yield
             if budget is None:
                 return
@@ -243,24 +246,21 @@ class Batcher:
         if not rest and not chunks & (chunks - 1) and not self._store.gives_beginnings(len(row.ids) + 1):
             self._store_row(row)
 
-    def _drafts_with_prompt(self, row: Row) -> list[int]:
-        """Give a row its drafter, which reads the prompt; return what may run with the prompt's last token."""
+    def _start_drafter(self, row: Row) -> None:
+        """Give a row its drafter, which reads the prompt."""
         if self._drafters is None:
-            return []
+            return
         row.drafter = self._drafters()
         row.drafter.chunk = self.prefill_chunk
         row.drafter.ends = self.session.config.eos_token_ids if row.request.stop_at_eos else ()
         row.drafter.add(row.request.prompt_ids)
-        return propose_with_prompt(self.session, row, self.drafts)
 
-    def _take_first(self, row: Row, drafts: list[int], logits: Array, events: list[Event]) -> None:
-        """Choose the first tokens of a prompt that has run, with drafts behind it; let the row decode if it goes on."""
+    def _take_first(self, row: Row, logits: Array, events: list[Event]) -> None:
+        """Choose the first token of a prompt that has run; let the row decode if it goes on."""
         self.marks.append(Mark(row.number, "decode", time.time_ns()))
         row.next = row.ids.pop()
         self._set_deadline(0.0)
-        kept, end = self._chooser.follow(row, drafts, logits, events)
-        assert row.cache is not None
-        drop(self.session, row.cache, kept, logits)
+        _, end = self._chooser.follow(row, [], logits, events)
         if end is None or not end.failed:
             self._store_row(row)
         if end is not None:

@@ -16,14 +16,11 @@ from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
 from lucid_deploy.generation.speculation import (
     DraftCounts,
-    drafts_with_prompt,
     is_near_tie,
     near_share,
     propose_or_drop,
 )
-from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import STEP_TOKENS
-from lucid_deploy.runtimes.take_back import pack, take_back
+from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Cache, Session
 
 
 @dataclass
@@ -162,30 +159,11 @@ def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCou
     return {number: _propose(row, max(min(most, row.left - 1), 0), counts) for number, row in rows.items()}
 
 
-def propose_with_prompt(session: Session[Any], row: Row, counts: DraftCounts) -> list[int]:
-    """Return drafts that run with the end of a row's prompt; none where that cannot be."""
-    most = drafts_with_prompt(session, row.drafter, len(row.request.prompt_ids), row.left)
-    return _propose(row, most, counts) if most else []
-
-
 def _propose(row: Row, most: int, counts: DraftCounts) -> list[int]:
     drafts = None if row.drafter is None else propose_or_drop(row.drafter, most, counts)
     if drafts is None:
         row.drafter = None
     return drafts or []
-
-
-def prefill(session: Session[Any], cache: Cache[Any], tokens: list[int], drafts: list[int]) -> Array:
-    """Run a part of a prompt, with drafts behind it; return logits ``(1 + drafts, vocab)``, the prompt's last first."""
-    ids = np.array([[*tokens, *drafts]], dtype=np.int64)
-    return session.prefill_last(ids, cache, 1 + len(drafts))[0] if drafts else session.prefill(ids, cache)[0]
-
-
-def drop(session: Session[Any], cache: Cache[Any], kept: int, logits: Array) -> None:
-    """Take wrong drafts out of a prompt's cache, without holes, of which the first ``kept`` tokens are valid."""
-    if kept < len(logits):
-        take_back(session, cache, len(logits), np.array([kept]), bool(np.isfinite(logits[kept:]).all()))
-        pack(session, cache)
 
 
 def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:

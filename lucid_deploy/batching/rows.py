@@ -16,11 +16,8 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
-from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, row_layers
-from lucid_deploy.runtimes.in_place import InPlaceDecoding
-from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import MOST
-from lucid_deploy.runtimes.take_back import make_room, take_back
+from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, make_room, row_layers, take_back
+from lucid_deploy.runtimes.session import MOST, Array, Cache, InPlaceDecoding, Session
 
 GRAIN = 256  # tokens; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …
@@ -229,7 +226,7 @@ class StaticRows(Rows):
         self._positions[:, 0] = self._lengths
         binding = self._bindings.get(count)
         if binding is None:
-            binding = self._bindings[count] = self._decoding.bind_decode(
+            binding = self._bindings[count] = self._decoding.bind(
                 [tuple(buffer[:count] for buffer in layer) for layer in self._layers],
                 self._mask[:count],
                 self._ids[:count],
@@ -279,7 +276,7 @@ class StaticRows(Rows):
     def _bind_several(self, count: int, n: int) -> _BoundSeveral:
         ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)
         layers = [tuple(buffer[:count] for buffer in layer) for layer in self._layers]
-        binding = self._decoding.bind_several(layers, self._mask[:count], ids, positions, self._lengths[:count])
+        binding = self._decoding.bind(layers, self._mask[:count], ids, positions, self._lengths[:count])
         return _BoundSeveral(ids, positions, binding)
 
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 from lucid_deploy.runtimes.torch.threads import torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
@@ -51,13 +51,8 @@ class TransformersSession(Session[torch.Tensor]):
         dtype = getattr(torch, self.dtype)
         return [(torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype)) for k, v in layers]
 
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers)
-
-    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers)
-
-    def _run(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+        mask = tokens.mask
         past = DynamicCache()
         for index, (k, v) in enumerate(layers):
             if k.shape[2]:
@@ -65,9 +60,9 @@ class TransformersSession(Session[torch.Tensor]):
         arguments: dict[str, Any] = {} if mask.all() else {"attention_mask": torch.from_numpy(mask.astype("int64"))}
         with torch_threads(self._threads), torch.inference_mode():
             out = self._model(
-                torch.from_numpy(input_ids),
+                torch.from_numpy(tokens.input_ids),
                 past_key_values=past,
-                position_ids=torch.from_numpy(positions.copy()),
+                position_ids=torch.from_numpy(tokens.positions.copy()),
                 logits_to_keep=1,
                 **arguments,
             )

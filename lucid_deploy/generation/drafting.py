@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError, reading
+from lucid_deploy.model.description import drafts_unsupported_reason
+from lucid_deploy.runtimes.cache_rows import make_room, take_back
 from lucid_deploy.runtimes.open import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.session import Array, Session
-from lucid_deploy.runtimes.several import MOST, layers_obstacle
-from lucid_deploy.runtimes.take_back import make_room, take_back
+from lucid_deploy.runtimes.session import MOST, Array, Session
 
 MODES = ("off", "lookup", "draft")
 
@@ -42,13 +42,10 @@ class Drafter(ABC):
     Attributes:
         chunk: Most tokens that one proposal may run through a model of its own; None: any number.
         ends: Tokens that end the answer: a proposal stops before the first of them, behind which nothing is read.
-        reads_at_once: Whether it can propose what comes behind a prompt without delay, so that this runs with the
-            prompt: it has no model that must read the prompt first.
     """
 
     chunk: int | None = None
     ends: Container[int] = ()
-    reads_at_once: bool = False
 
     @abstractmethod
     def add(self, tokens: Sequence[int]) -> None:
@@ -103,8 +100,6 @@ class LookupDrafter(Drafter):
     The longest n-gram of 4 to 1 tokens that was there before counts. Each of the four lengths adapts by itself: what a
     single token is followed by says little in prose, and much in a list that is copied.
     """
-
-    reads_at_once = True
 
     def __init__(self) -> None:
         self._room, self._count = np.zeros(_FIRST_ROOM, np.int32), 0
@@ -244,7 +239,7 @@ def check_draft(artifact: Artifact, draft: Artifact) -> None:
             f"--draft {draft.directory} has a vocabulary of {draft.config.vocab_size} tokens and {artifact.directory} "
             f"one of {artifact.config.vocab_size}, and neither has a tokenizer to compare. Choose another draft model."
         )
-    obstacle = layers_obstacle(draft.manifest.layers)
+    obstacle = drafts_unsupported_reason(draft.manifest.layers)
     if obstacle is not None:
         raise LucidError(f"--draft {draft.directory} cannot draft: {obstacle}. Choose another draft model.")
 
@@ -295,7 +290,7 @@ def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = Non
         raise LucidError("--speculate draft and --draft ARTIFACT go together: give both, or neither.")
     if mode == "off":
         return None
-    obstacle = layers_obstacle(artifact.manifest.layers)
+    obstacle = drafts_unsupported_reason(artifact.manifest.layers)
     if obstacle is not None:
         raise LucidError(f"--speculate cannot be used with {artifact.directory}: {obstacle}. Leave it out.")
     if draft is None:

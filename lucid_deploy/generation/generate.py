@@ -80,16 +80,15 @@ class Generation:
         cache = session.empty_cache(1) if self.cache is None else self.cache
         prompt = self.prompt_ids[cache.length :]
         chunk = session.prefill_chunk if self.prefill_chunk is None else self.prefill_chunk
+        ids = np.array([prompt], dtype=np.int64)
+        logits = session.prefill(ids, cache, chunk=chunk, progress=self.progress)[0, -1]
         if self.drafter is None:
-            ids = np.array([prompt], dtype=np.int64)
-            logits = session.prefill(ids, cache, chunk=chunk, progress=self.progress)[0, -1]
             yield from self._tokens(logits, lambda token, _: session.decode(_column(token), cache)[0, -1])
             return
         self.drafter.chunk, self.drafter.ends = chunk, session.config.eos_token_ids if self.stop_at_eos else ()
         self.drafter.add(self.prompt_ids)
         ahead = Lookahead(session, cache, self.drafter)
         self.drafts = ahead.counts
-        logits = ahead.prefill(prompt, self.max_new_tokens, chunk, self.progress)
         try:
             judge = None if self.sampling.temperature else ahead.judge
             yield from self._tokens(logits, ahead, judge, ahead.accept)

@@ -5,8 +5,6 @@
        logits behind that are there already, and so on.
     3. When another token is chosen, the cache rows of the drafts not used are dropped, which is exact: Y never changes.
 
-Drafts that are there before the first token, which is what lookup finds behind a prompt, run with the prompt's end.
-
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
 random numbers of a seed. For a drafter that proposes x with certainty this is rejection sampling: x is accepted with
 probability p(x), and else the token comes from p without x (arXiv 2211.17192 with q(x) = 1).
@@ -15,7 +13,6 @@ probability p(x), and else the token comes from p without x (arXiv 2211.17192 wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +20,8 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
+from lucid_deploy.runtimes.cache_rows import make_room, pack, take_back
 from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.take_back import make_room, pack, take_back
 
 log = logging.getLogger("lucid_deploy.generation")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
@@ -66,9 +63,9 @@ def prepare_speculation(session: Session[Any]) -> None:
     Raises:
         LucidError: It cannot, with the reason.
     """
-    obstacle = session.several_obstacle
-    if obstacle is not None:
-        raise LucidError(f"--speculate cannot be used: {obstacle}. Leave it out.")
+    reason = session.multi_token_unsupported_reason
+    if reason is not None:
+        raise LucidError(f"--speculate cannot be used: {reason}. Leave it out.")
     session.prepare_several()
 
 
@@ -118,22 +115,6 @@ def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[in
         return None
 
 
-def drafts_with_prompt(session: Session[Any], drafter: Drafter | None, tokens: int, wanted: int) -> int:
-    """Return how many drafts may run with a prompt, behind its last token.
-
-    Args:
-        session: What runs the model.
-        drafter: Is to know the prompt.
-        tokens: Of the prompt.
-        wanted: Most tokens that may follow.
-    """
-    if drafter is None or not drafter.reads_at_once or not session.gives_last_logits:
-        return 0
-    limit = session.context_limit
-    room = MOST_DRAFTS if limit is None else limit - tokens
-    return max(min(MOST_DRAFTS, wanted - 1, room), 0)
-
-
 class Lookahead:
     """Decodes one text in place of :meth:`Session.decode`, a step at a time or several.
 
@@ -159,31 +140,6 @@ class Lookahead:
         self._right = 0  # of these
         self._verified = False  # whether a step has left rounding of its own in the cache
         self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft
-
-    def prefill(
-        self,
-        prompt: list[int],
-        wanted: int,
-        chunk: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Array:
-        """Run a prompt, with drafts behind it where there are some already; return the logits behind it, ``(vocab,)``.
-
-        Args:
-            prompt: Its tokens that are not in the cache yet.
-            wanted: Most tokens that may follow.
-            chunk: As :meth:`Session.prefill` takes it.
-            progress: As :meth:`Session.prefill` takes it.
-        """
-        session, cache = self._session, self._cache
-        most = drafts_with_prompt(session, self._drafter, int(cache.mask.sum()) + len(prompt), wanted)
-        drafts = self._propose(most) if most else []
-        ids = np.array([[*prompt, *drafts]], dtype=np.int64)
-        if not drafts:
-            return np.asarray(session.prefill(ids, cache, chunk=chunk, progress=progress)[0, -1])
-        self._rows = session.prefill_last(ids, cache, 1 + len(drafts), chunk, progress)[0]
-        self._expect(drafts)
-        return np.asarray(self._rows[0])
 
     def __call__(self, token: int, wanted: int) -> Array:
         """Return the logits behind a token, float ``(vocab,)``.

@@ -18,8 +18,9 @@ import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tenso
 from lucid_deploy.model.block import Layer, make_layer
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.model.mixer import LayerCache, layer_steps
+from lucid_deploy.model.mixer import LayerCache
 from lucid_deploy.model.parts import Head, RMSNorm
+from lucid_deploy.model.steps import layer_steps
 
 
 class LucidBody(nn.Module):
@@ -94,7 +95,6 @@ class LucidForCausalLM(nn.Module):
         *,
         decode: bool = False,
         last_only: bool = False,
-        keep: int | None = None,
         cache_length: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerCache]]:
         """Compute logits and the cache of all tokens so far.
@@ -106,12 +106,11 @@ class LucidForCausalLM(nn.Module):
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
             decode: Take the path for one new token or a few, :mod:`~lucid_deploy.plugins.decode_attention`.
             last_only: Compute logits of each row's last token alone.
-            keep: Compute logits of the last so many new tokens alone, of rows without padding; None: of all.
             cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
-                with so many tokens in them, ``attention_mask`` is ``(B, M)``, the new row is written behind the last.
+                with so many tokens in them, ``attention_mask`` is ``(B, M)``, new rows are written behind the last.
 
         Returns:
-            Logits ``(B, N, vocab)``, with ``last_only`` ``(B, 1, vocab)`` and with ``keep`` ``(B, keep, vocab)``,
+            Logits ``(B, N, vocab)``, with ``last_only`` ``(B, 1, vocab)``,
             float32 (float64 in a float64 model), and the present cache, per layer two tensors ``(B, KV, P + N, D)``,
             or their stored form.
         """
@@ -121,7 +120,7 @@ class LucidForCausalLM(nn.Module):
             past = self.empty_cache(batch)
         mask = None if attention_mask is None else attention_mask.bool()
         if cache_length is not None:
-            mask = static_mask(mask, self._columns(past, None if mask is None else mask.shape[1]), cache_length)
+            mask = static_mask(mask, self._columns(past, None if mask is None else mask.shape[1]), cache_length, n)
         x = self.model.embed(input_ids)  # (B, N, C)
         if position_ids is None and self.config.use_rope:
             start = 0 if fresh else self._columns(past, None if mask is None else mask.shape[1] - n)
@@ -133,7 +132,7 @@ class LucidForCausalLM(nn.Module):
             present.append(layer_present)
         if last_only and n > 1:
             x = last_token(x, mask)
-        return self.logits(x if keep is None else x[:, n - keep :]), present
+        return self.logits(x), present
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits ``(…, vocab)`` of what the last layer gives, ``(…, C)``: final norm, head, divisor."""
@@ -154,12 +153,12 @@ class LucidForCausalLM(nn.Module):
         return [layer.mixer.empty_cache(batch, self.model.embed_tokens.weight) for layer in self.layers()]
 
 
-def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor) -> Tensor:
-    """Return which of M rows of a buffer hold a token, and True for the new one: bool ``(B, M + 1)``."""
+def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor, new: int = 1) -> Tensor:
+    """Return which of M rows of a buffer hold a token, and True for the N new ones: bool ``(B, M + N)``."""
     filled = torch.arange(rows, device=cache_length.device) < cache_length[:, None]  # (B, M)
     if mask is not None:
         filled = filled.logical_and(mask)
-    return torch.cat([filled, torch.ones_like(filled[:, :1])], dim=1)
+    return torch.cat([filled, filled.new_ones((filled.shape[0], new))], dim=1)
 
 
 def last_token(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from lucid_deploy.artifact.quantization_method import AWQ, STORED
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.model.description import summarize
+from lucid_deploy.model.summary import summarize
 from lucid_deploy.parity.causes.explain import explain
 from lucid_deploy.parity.estimate import planned_phases
 from lucid_deploy.parity.measure import memory, phases

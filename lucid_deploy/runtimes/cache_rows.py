@@ -1,6 +1,7 @@
-"""Rows of caches: take some out, put some together. Works with every runtime, since it goes through arrays.
+"""Rows of caches: select them, merge them, and take back tokens that a step wrote. Works with every runtime.
 
-What a layer's tensors are, its layout says, see :mod:`lucid_deploy.cache.layout`.
+A row of K or Y depends on nothing behind it and never changes once it is written. So dropping the rows of rejected
+drafts leaves exactly the cache of the tokens that are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from lucid_deploy.cache.layout import LayerLayout, join_rows, row_content
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
+
+_HOLES = 64  # columns without a token in any row that a cache may have …
+_SHARE = 8  # … or one in so many, before it is packed
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,50 @@ def merge_caches(session: Session[Any], caches: Sequence[Cache[Any]]) -> Cache[A
         LucidError: No rows.
     """
     return cache_of_rows(session, [row for cache in caches for row in row_layers(session, cache, range(cache.batch))])
+
+
+def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
+    """Keep the first tokens of the last run of several, as if the others had never been run.
+
+    Where cutting a cache copies all of it, rejected tokens become padding instead, which takes no part in anything, and
+    a cache with many of them is packed.
+
+    Args:
+        session: Whose cache it is.
+        cache: Changed in place.
+        new: Columns of the last run.
+        kept: How many of them each row keeps, ``(B,)``.
+        is_sound: Whether all their logits are finite. What is padding is still multiplied, by zero: numbers that are
+            not finite would spread, and are taken out.
+    """
+    start, most = cache.length - new, int(kept.max())
+    mask = cache.mask.copy()
+    mask[:, start:] &= np.arange(new) < kept[:, None]
+    cache.mask = mask
+    if not is_sound:
+        _take_out(session, cache)
+        return
+    if session.cuts_freely and most < new:
+        session.truncate(cache, start + most)
+    holes = cache.length - int(cache.mask.sum(axis=1).max())
+    if holes > max(_HOLES, cache.length // _SHARE):
+        pack(session, cache)
+
+
+def make_room(session: Session[Any], cache: Cache[Any], new: int) -> None:
+    """Pack a cache if its holes stand in the way of so many new columns."""
+    limit = session.context_limit
+    if limit is not None and cache.length + new > limit:
+        pack(session, cache)
+
+
+def pack(session: Session[Any], cache: Cache[Any]) -> None:
+    """Bring a cache's tokens together, shorter rows padded on the left; nothing is done where there are no holes."""
+    if cache.length == int(cache.mask.sum(axis=1).max()):
+        return
+    _take_out(session, cache)
+
+
+def _take_out(session: Session[Any], cache: Cache[Any]) -> None:
+    packed = select_rows(session, cache, range(cache.batch))
+    cache.mask, cache.layers = packed.mask, packed.layers

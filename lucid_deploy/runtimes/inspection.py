@@ -9,10 +9,11 @@ from typing import Any
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
-from lucid_deploy.model.description import layout_of, summarize
+from lucid_deploy.model.description import layout_of
+from lucid_deploy.model.summary import summarize
 from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
-from lucid_deploy.runtimes.several import MOST, STEP_TOKENS, NoVerifyingGraph, layers_obstacle, verifying_graph
+from lucid_deploy.runtimes.session import MOST, STEP_TOKENS
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
 _SCORE_TENSORS = 4  # scores, their exponentials and what is in between
@@ -57,7 +58,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "compression": compression(artifact),
         "weight_types": weight_types(artifact),
         "kernels": describe_kernels(),
-        "graphs": {stage: _graph(artifact, stage) for stage in STAGES},
+        "graphs": {stage: _graph(artifact, stage) for stage in manifest.graphs},
         "memory": memory,
     }
 
@@ -177,11 +178,7 @@ def memory_of_speculation(artifact: Artifact, batch: int, context: int) -> dict[
         ``weights``, ``workspace``, and ``total``: all that the session needs. None if drafts cannot be verified with
         the artifact.
     """
-    if layers_obstacle(artifact.manifest.layers) is not None:
-        return None
-    try:
-        verifying_graph(artifact)
-    except NoVerifyingGraph:
+    if artifact.drafts_unsupported_reason is not None:
         return None
     tokens = max(batch, min(MOST * batch, STEP_TOKENS))  # of a step; without drafts, one of each row
     weights, workspace = _packed(artifact), _scores(artifact, tokens - batch, context)

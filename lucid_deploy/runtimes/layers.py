@@ -12,34 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
-from lucid_deploy.runtimes.session import Array, empty_arrays
-
-
-@dataclass(frozen=True)
-class NewTokens:
-    """The new tokens of one call.
-
-    Attributes:
-        input_ids: Int64 ``(B, N)``.
-        mask: Bool ``(B, P + N)``, False at padding.
-        positions: Int64 ``(B, N)``.
-    """
-
-    input_ids: Array
-    mask: Array
-    positions: Array
-
-    @staticmethod
-    def after(input_ids: Array, past: int = 0, mask: Array | None = None) -> NewTokens:
-        """Number new tokens ``(B, N)`` behind ``past`` cached ones, as a session does; mask None: no padding."""
-        batch, n = input_ids.shape
-        full = np.ones((batch, past + n), dtype=bool) if mask is None else mask
-        positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, past:]
-        return NewTokens(input_ids, full, positions)
+from lucid_deploy.runtimes.session import Array, NewTokens, empty_arrays
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,107 @@
 """One interface for every runtime: a session prefills and decodes, a cache holds K, Y and what is padding.
 
-Shapes: B batch, N new tokens, T tokens so far, KV key/value heads, D head width.
+Shapes: B batch, N new tokens, P tokens in the cache, KV key/value heads, D head width.
 """
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.argument_types import check_arguments
+from lucid_deploy.artifact import VERIFY
+from lucid_deploy.cache.layout import CacheLayout
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.description import LayerDescription, describe, layout_of
+from lucid_deploy.model.description import LayerDescription, describe, drafts_unsupported_reason, layout_of
 from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
-from lucid_deploy.runtimes.in_place import InPlaceDecoding
-from lucid_deploy.runtimes.run_arguments import checked_chunk, checked_mask
-from lucid_deploy.runtimes.run_result import checked_result
 from lucid_deploy.runtimes.runtime import Capabilities
-from lucid_deploy.runtimes.several import MOST, layers_obstacle
 
-__all__ = ["Array", "Cache", "Session", "Tensor", "empty_arrays"]
+__all__ = ["Array", "Cache", "InPlaceDecoding", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
+MOST = 16  # new tokens of one row in one call of Session.decode_several
+STEP_TOKENS = 32  # of all rows of a batch together: beyond, a step costs as much as the tokens that it runs
 _PREFILL_CHUNK = 1024  # no slower on a CPU than all tokens at once, which take a multiple of its memory
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """The new tokens of one call.
+
+    Attributes:
+        input_ids: Int64 ``(B, N)``.
+        mask: Bool ``(B, P + N)``, False at padding.
+        positions: Int64 ``(B, N)``.
+    """
+
+    input_ids: Array
+    mask: Array
+    positions: Array
+
+    @staticmethod
+    def after(input_ids: Array, past: int = 0, mask: Array | None = None) -> NewTokens:
+        """Number new tokens ``(B, N)`` behind ``past`` cached columns; mask ``(B, P + N)``, None: no padding."""
+        batch, n = input_ids.shape
+        full = np.ones((batch, past + n), dtype=bool) if mask is None else mask
+        positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, past:]
+        return NewTokens(input_ids, full, positions)
+
+    @property
+    def past(self) -> int:
+        """Columns in the cache before these tokens, padding included."""
+        return int(self.mask.shape[1] - self.input_ids.shape[1])
+
+    def last_logits(self, logits: Array) -> Array:
+        """Pick ``(B, 1, vocab)`` of each row's last token that is not padding, where logits are of all N tokens."""
+        n = self.input_ids.shape[1]
+        if n == 1 or logits.shape[1] != n:
+            return logits
+        last = (self.mask[:, self.past :] * np.arange(n)).argmax(axis=1)  # (B,)
+        return np.take_along_axis(logits, last[:, None, None], axis=1)
+
+    def feed(self) -> dict[str, Array]:
+        """Return the graphs' inputs of these names."""
+        return {
+            "input_ids": np.ascontiguousarray(self.input_ids),
+            "attention_mask": self.mask.astype(np.int64),
+            "position_ids": np.ascontiguousarray(self.positions),
+        }
+
+
+class InPlaceDecoding(Protocol):
+    """Decoding in buffers of the caller's, which some sessions can do: no row is copied when a request starts.
+
+    Attributes:
+        layout: What the layers cache.
+    """
+
+    layout: CacheLayout
+
+    def bind(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> Any:
+        """Bind arrays to a step, which reads them and writes each row's N new tokens into its buffers.
+
+        The arrays must outlive the binding. N = 1 is plain decoding; more tokens are those of
+        :meth:`Session.decode_several`. New rows are written from ``length`` on, which must leave room for all N. What
+        lies behind a row's tokens is padding, which nothing sees as long as the next step's length leaves it out.
+
+        Args:
+            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
+            mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
+            input_ids: Int64 ``(B, N)``.
+            positions: Int64 ``(B, N)``.
+            length: Int64 ``(B,)``, tokens in each row before the new ones.
+        """
+        ...
+
+    def run_bound(self, binding: Any) -> Array:
+        """Run one step on what was bound; return logits, float ``(B, N, vocab)``."""
+        ...
 
 
 class Session(CacheOperations[Tensor]):
@@ -91,8 +168,8 @@ class Session(CacheOperations[Tensor]):
         return is_half or self.cache_dtype != self.dtype or self.rounded_inputs is not None
 
     @property
-    def plainer(self) -> str | None:
-        """How to run the same with less code of ours, as the end of a sentence; None if that is not to be had."""
+    def fallback_hint(self) -> str | None:
+        """How to run the same without our kernels, as a clause; None where there is no such way."""
         return None
 
     def facts(self) -> dict[str, Any]:
@@ -106,7 +183,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def in_place(self) -> InPlaceDecoding | None:
-        """Decoding in buffers of the caller's, where each row has a length of its own; None if it is not to be had."""
+        """Decoding in buffers of the caller's, where each row has a length of its own; None if not supported."""
         return None
 
     @property
@@ -140,12 +217,12 @@ class Session(CacheOperations[Tensor]):
         """
         input_ids = self._checked(input_ids, cache)
         n = input_ids.shape[1]
-        mask = checked_mask(mask, input_ids)
-        chunk = checked_chunk(chunk)
+        mask = _checked_mask(mask, input_ids)
+        chunk = _checked_chunk(chunk)
         logits: Array | None = None
         for start in range(0, n, chunk or n):
             part = slice(start, start + (chunk or n))
-            new = self._advance(input_ids[:, part], mask[:, part], cache, self._run_prefill, 1)
+            new = self._advance("prefill", input_ids[:, part], mask[:, part], cache, 1)
             has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
             logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
             if progress is not None:
@@ -170,31 +247,31 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
             raise LucidError(f"Decoding takes one token per row, not {input_ids.shape[1]}; use prefill for several.")
-        return self._advance(input_ids, checked_mask(mask, input_ids), cache, self._run_decode, 1)
+        return self._advance("decode", input_ids, _checked_mask(mask, input_ids), cache, 1)
 
     @property
-    def several_obstacle(self) -> str | None:
-        """Why :meth:`decode_several` is not to be had, as a sentence without an end; None if it is."""
-        return layers_obstacle(self.layers) or f"runtime {self.runtime} decodes one new token at a time"
+    def multi_token_unsupported_reason(self) -> str | None:
+        """Why :meth:`decode_several` is not supported, as a clause without a full stop; None if it is."""
+        return drafts_unsupported_reason(self.layers) or f"runtime {self.runtime} decodes one new token at a time"
 
     def prepare_several(self) -> None:
         """Load what :meth:`decode_several` needs; the first call of it does so otherwise.
 
         Raises:
-            LucidError: The reason of :attr:`several_obstacle`.
+            LucidError: The reason of :attr:`multi_token_unsupported_reason`.
         """
-        obstacle = self.several_obstacle
-        if obstacle is not None:
-            raise LucidError(f"Several tokens cannot be decoded at once: {obstacle}.")
+        reason = self.multi_token_unsupported_reason
+        if reason is not None:
+            raise LucidError(f"Several tokens cannot be decoded at once: {reason}.")
 
     def decode_several(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
         """Run a few new tokens after those in the cache, and add them to it: the step that verifies drafts.
 
         What comes after a token does not change its logits, so those of drafts that turn out wrong are simply not used;
-        :func:`~lucid_deploy.runtimes.take_back.take_back` drops the tokens.
+        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops the tokens.
 
         Args:
-            input_ids: Int64 ``(B, N)``, N at most :data:`~lucid_deploy.runtimes.several.MOST`.
+            input_ids: Int64 ``(B, N)``, N at most :data:`MOST`.
             cache: Changed in place.
             mask: Bool ``(B, N)``, False at padding, which comes behind a row's tokens; None: no padding.
 
@@ -203,67 +280,18 @@ class Session(CacheOperations[Tensor]):
 
         Raises:
             LucidError: As :meth:`prefill`, too many tokens, padding before a token, or the reason of
-                :attr:`several_obstacle`.
+                :attr:`multi_token_unsupported_reason`.
         """
         self.prepare_several()
         input_ids = self._checked(input_ids, cache)
-        mask = checked_mask(mask, input_ids)
+        mask = _checked_mask(mask, input_ids)
         if (mask[:, 1:] & ~mask[:, :-1]).any():
             raise LucidError("The mask has padding before a token; here it may only come behind a row's tokens.")
         if input_ids.shape[1] > MOST:
             raise LucidError(
                 f"Up to {MOST} tokens are decoded at once, not {input_ids.shape[1]}; use prefill for more."
             )
-        return self._advance(input_ids, mask, cache, self._run_several, input_ids.shape[1])
-
-    @property
-    def gives_last_logits(self) -> bool:
-        """Whether :meth:`prefill_last` is to be had."""
-        return False
-
-    def prefill_last(
-        self,
-        input_ids: Array,
-        cache: Cache[Tensor],
-        keep: int,
-        chunk: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Array:
-        """Run new tokens as :meth:`prefill` does, for the logits of the last few: a prompt with drafts behind it.
-
-        Args:
-            input_ids: Int64 ``(1, N)``: one row, without padding.
-            cache: As :meth:`prefill` takes it.
-            keep: How many of the N tokens the logits are of: the prompt's last one and the drafts behind it.
-            chunk: As :meth:`prefill` takes it, of the prompt's tokens; drafts run with the last of them.
-            progress: As :meth:`prefill` takes it, of the prompt's tokens.
-
-        Returns:
-            Logits of these tokens, float ``(1, keep, vocab)``.
-
-        Raises:
-            LucidError: As :meth:`prefill`, several rows, more tokens to keep than there are, or
-                :attr:`gives_last_logits` is false.
-        """
-        if not self.gives_last_logits:
-            raise LucidError(f"Runtime {self.runtime} gives the logits of a prompt's last token alone.")
-        input_ids, chunk = self._checked(input_ids, cache), checked_chunk(chunk)
-        rows, n = input_ids.shape
-        if rows != 1 or not 1 <= keep <= n:
-            raise LucidError(
-                f"The logits of the last {keep} tokens are given of one row that has them, not {rows} of {n}."
-            )
-        prompt = n - keep + 1
-        start = (prompt - 1) // chunk * chunk if chunk else 0
-        if start:
-            told = None if progress is None else (lambda done, _: progress(done, prompt))
-            self.prefill(input_ids[:, :start], cache, chunk=chunk, progress=told)
-        rest = input_ids[:, start:]
-        run = functools.partial(self._run_prefill_last, keep=keep)
-        logits = self._advance(rest, np.ones(rest.shape, dtype=bool), cache, run, keep)
-        if progress is not None:
-            progress(prompt, prompt)
-        return logits
+        return self._advance(VERIFY, input_ids, mask, cache, input_ids.shape[1])
 
     @property
     def gives_all_logits(self) -> bool:
@@ -285,27 +313,32 @@ class Session(CacheOperations[Tensor]):
             LucidError: As :meth:`prefill`.
         """
         input_ids = self._checked(input_ids, cache)
-        mask = checked_mask(mask, input_ids)
+        mask = _checked_mask(mask, input_ids)
         if self.gives_all_logits:
-            return self._advance(input_ids, mask, cache, self._run_prefill_all, input_ids.shape[1])
+            return self._advance("prefill", input_ids, mask, cache, input_ids.shape[1])
         columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
         return np.concatenate([self.decode(input_ids[:, i], cache, mask[:, i]) for i in columns], axis=1)
 
-    def _advance(
-        self,
-        input_ids: Array,
-        mask: Array,
-        cache: Cache[Tensor],
-        run: Callable[[Array, Array, Array, Any], tuple[Array, Any]],
-        kept: int,
-    ) -> Array:
-        """Run new tokens and add them to the cache; ``run`` gives the logits of the last ``kept`` of them."""
+    def _advance(self, stage: str, input_ids: Array, mask: Array, cache: Cache[Tensor], keep: int) -> Array:
+        """Run new tokens with one of the graphs and add them to the cache; return the logits of the last ``keep``."""
         full = np.concatenate([cache.mask, mask], axis=1)
-        positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, cache.length :]
-        found, expected = run(input_ids, full, positions, cache.layers), (len(input_ids), kept, self.config.vocab_size)
-        name = run.func.__name__ if isinstance(run, functools.partial) else run.__name__
-        logits, layers = checked_result(found, expected, len(self.layers), f"{name} of runtime {self.runtime}")
-        cache.mask, cache.layers = full, layers
+        tokens = NewTokens.after(input_ids, cache.length, full)
+        result = self._run(stage, tokens, cache.layers, keep)
+        what = f"{stage} of runtime {self.runtime}"
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise CheckFailed(f"{what} gave {type(result).__name__}, not logits and layers.")
+        logits, layers = result
+        if not isinstance(logits, np.ndarray):
+            raise CheckFailed(f"{what} gave logits that are {type(logits).__name__}, not a numpy array.")
+        if keep == 1 and logits.ndim == 3:
+            logits = tokens.last_logits(logits)
+        expected = (len(input_ids), keep, self.config.vocab_size)
+        if logits.shape != expected:
+            raise CheckFailed(f"{what} gave logits of shape {logits.shape}, not {expected}.")
+        if not isinstance(layers, Sequence) or len(layers) != len(self.layers):
+            found = f"{len(layers)} layers" if isinstance(layers, Sequence) else type(layers).__name__
+            raise CheckFailed(f"{what} gave a cache of {found}, not of the model's {len(self.layers)} layers.")
+        cache.mask, cache.layers = full, list(layers)
         return logits
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
@@ -358,30 +391,37 @@ class Session(CacheOperations[Tensor]):
                 f"{remedy}"
             )
 
-    def _run_prefill_all(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
-    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
-        """As :meth:`_run_prefill`, with the logits of all tokens; to be there where ``gives_all_logits`` is true."""
-        raise NotImplementedError
-
-    def _run_prefill_last(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]], keep: int
-    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
-        """As :meth:`_run_prefill`, with the logits of the last tokens of the one row; see ``gives_last_logits``."""
-        raise NotImplementedError
-
-    def _run_several(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
-    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
-        """As :meth:`_run_prefill_all`; to be there where ``several_obstacle`` can be None."""
-        raise NotImplementedError
-
     @abstractmethod
-    def _run_prefill(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
-    ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
+    def _run(
+        self, stage: str, tokens: NewTokens, layers: list[tuple[Tensor, ...]], keep: int
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
+        """Run new tokens after those in the cache.
 
-    @abstractmethod
-    def _run_decode(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
-    ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
+        Args:
+            stage: ``prefill``, ``decode`` (N = 1), or ``verify``, which is asked for only where
+                ``multi_token_unsupported_reason`` is None.
+            tokens: The new tokens.
+            layers: The cache, as :attr:`Cache.layers`.
+            keep: Whose logits are wanted: 1, of each row's last token that is not padding, or N, of all.
+
+        Returns:
+            Logits float32 ``(B, keep, vocab)``, or of all tokens in any case; and the layers with the new tokens.
+        """
+
+
+def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
+    """Return which of the new tokens are tokens, bool and of their shape; None: all."""
+    if mask is None:
+        return np.ones(input_ids.shape, dtype=bool)
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != input_ids.shape:
+        raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+    return mask
+
+
+def _checked_chunk(chunk: Any) -> int | None:
+    """Return how many tokens of a prompt run at once; None: all."""
+    checked: int | None = check_arguments({"chunk": chunk}, {"chunk": "int | None"})["chunk"]
+    if checked is not None and checked < 1:
+        raise LucidError(f"A prefill chunk must hold at least one token, not {checked}.")
+    return checked

@@ -1,7 +1,7 @@
-"""Bodies of operators that a session puts into graphs in memory, for runtimes without our kernels.
+"""The body of ``DecodeAttentionInt8``, which a session puts into graphs in memory for runtimes without our kernels.
 
-They are read as texts beside their sources, so that no session imports a compiler;
-``python -m lucid_deploy.export.session_bodies`` writes them.
+It is read as text beside its source, so that no session imports a compiler;
+``python -m lucid_deploy.export.session_bodies`` writes it.
 """
 
 from __future__ import annotations

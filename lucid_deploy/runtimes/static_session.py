@@ -15,8 +15,7 @@ import numpy as np
 
 from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffer
 from lucid_deploy.cache.storage import decode_layer, encode_layer
-from lucid_deploy.runtimes.in_place import InPlaceDecoding
-from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.session import Array, Cache, InPlaceDecoding, NewTokens, Session
 
 _GRAIN = 256  # rows; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
@@ -68,27 +67,21 @@ class StaticSession(Session[Any]):
 
     @property
     def in_place(self) -> InPlaceDecoding:
-        """See :attr:`Session.in_place`."""
         return self
 
     @abstractmethod
-    def bind_decode(
+    def bind(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> BoundStep:
-        """See :meth:`InPlaceDecoding.bind_decode`."""
-
-    def bind_several(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> BoundStep:
-        """See :meth:`InPlaceDecoding.bind_several`; to be there where ``several_obstacle`` can be None."""
-        raise NotImplementedError
+    ) -> BoundStep: ...
 
     @abstractmethod
-    def run_bound(self, binding: BoundStep) -> Array:
-        """See :meth:`InPlaceDecoding.run_bound`."""
+    def run_bound(self, binding: BoundStep) -> Array: ...
+
+    @abstractmethod
+    def _run_growing(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        """Run a graph that takes the past's rows alone and gives larger tensors, as prefill's does."""
 
     def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
-        """See :meth:`Session.layer_arrays`."""
         # Copies, since buffers are written in place.
         return [
             decode_layer([held(t, x, cache.length).copy() for t, x in zip(layout, layer, strict=True)], layout)
@@ -96,7 +89,7 @@ class StaticSession(Session[Any]):
         ]
 
     def fork(self, cache: Cache[Any]) -> Cache[Any]:
-        """See :meth:`Session.fork`; buffers are written in place, so they are copied."""
+        # Buffers are written in place.
         return Cache(cache.mask, [tuple(x.copy() for x in layer) for layer in cache.layers])
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> ArrayLayers:
@@ -118,53 +111,42 @@ class StaticSession(Session[Any]):
             for layout, layer in zip(self.layout, layers, strict=True)
         ]
 
-    def _run_decode(
-        self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
-    ) -> tuple[Array, ArrayLayers]:
-        past = mask.shape[1] - 1
-        bound, tokens = self._bound_tokens(input_ids, mask, positions, layers)
-        # The graph masks by cache_length too and counts the new row as a token; its mask holds from the next step on.
-        waiting = np.flatnonzero(~mask[:, past].astype(bool))  # no token of these rows may enter a ring or a state
-        before = [(buffer, buffer[waiting]) for buffer, _ in tokens.step.replaced] if len(waiting) else []
-        logits = self.run_bound(tokens.step)
+    def _run(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        if stage == "prefill":
+            return self._run_growing(stage, tokens, self._held_layers(layers, tokens.past), keep)
+        bound, inputs = self._bound_tokens(tokens, layers)
+        past, mask = tokens.past, tokens.mask
+        # The graph masks by cache_length too and counts new rows as tokens; its mask holds from the next step on.
+        waiting = np.flatnonzero(~mask[:, past:].any(axis=1))  # no token of these rows may enter a ring or a state
+        before = [(buffer, buffer[waiting]) for buffer, _ in inputs.step.replaced] if len(waiting) else []
+        logits = self.run_bound(inputs.step)
         for buffer, kept in before:
             buffer[waiting] = kept
-        bound.mask[:, past] = mask[:, past]
+        bound.mask[:, past : mask.shape[1]] = mask[:, past:]
         return logits, bound.layers
 
     @property
     def cuts_freely(self) -> bool:
-        """See :attr:`Session.cuts_freely`: rows beyond the cache's length are not read."""
+        # Rows beyond the cache's length are not read.
         return all(tensor.sort == "rows" for layer in self.layout for tensor in layer)
 
-    def _run_several(
-        self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
-    ) -> tuple[Array, ArrayLayers]:
-        bound, tokens = self._bound_tokens(input_ids, mask, positions, layers)
-        logits = self.run_bound(tokens.step)
-        past = mask.shape[1] - input_ids.shape[1]
-        bound.mask[:, past : mask.shape[1]] = mask[:, past:]
-        return logits, bound.layers
-
-    def _bound_tokens(
-        self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
-    ) -> tuple[_BoundBuffers, _BoundTokens]:
+    def _bound_tokens(self, tokens: NewTokens, layers: ArrayLayers) -> tuple[_BoundBuffers, _BoundTokens]:
         """Return the buffers, and what is bound to them for new tokens ``(B, N)``, with the tokens in it."""
+        input_ids, mask = tokens.input_ids, tokens.mask
         n, bound = input_ids.shape[1], self._bound
-        past = mask.shape[1] - n
+        past = tokens.past
         if bound is None or bound.layers is not layers or mask.shape[1] > bound.mask.shape[1]:
             bound = self._bound = None  # lets go of the old buffers, whether or not there is memory for all new ones
             bound = self._bound = self._bind(layers, past, n, mask)
         if n not in bound.tokens:
             ids, places = np.zeros(input_ids.shape, np.int64), np.zeros(input_ids.shape, np.int64)
-            bind = self.bind_decode if n == 1 else self.bind_several
-            bound.tokens[n] = _BoundTokens(ids, places, bind(layers, bound.mask, ids, places, bound.length))
-        tokens = bound.tokens[n]
-        tokens.input_ids[:] = input_ids
-        tokens.positions[:] = positions
+            bound.tokens[n] = _BoundTokens(ids, places, self.bind(layers, bound.mask, ids, places, bound.length))
+        inputs = bound.tokens[n]
+        inputs.input_ids[:] = input_ids
+        inputs.positions[:] = tokens.positions
         bound.length[:] = past
         bound.mask[:, :past] = mask[:, :past]  # tokens may have been taken back
-        return bound, tokens
+        return bound, inputs
 
     def _bind(self, layers: ArrayLayers, past: int, new: int, mask: Array) -> _BoundBuffers:
         """Move a cache's rows into buffers with room, to be bound as inputs and outputs at once.

@@ -3,9 +3,6 @@
 Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
 type. Graphs whose nodes get one new token have the body of :mod:`~lucid_deploy.plugins.decode_attention.onnx_body`.
 
-No artifact has it, and sessions import no compiler: they read its text, ``several_unit.onnxtxt`` and
-``several_training.onnxtxt``. After a change: ``python -m lucid_deploy.export.session_bodies``.
-
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new and ``P`` past tokens, ``D`` width.
 """
 # mypy: ignore-errors

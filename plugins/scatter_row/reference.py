@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def scatter_row_reference(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    """Copy the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at ``index`` ``(B,)``."""
-    return cache.scatter(2, index[:, None, None, None].expand_as(row), row)
+    """Copy the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, N, D)`` from ``index`` ``(B,)`` on."""
+    places = index[:, None] + torch.arange(row.shape[2], device=index.device)  # (B, N)
+    return cache.scatter(2, places[:, None, :, None].expand_as(row), row)

@@ -10,18 +10,18 @@ from lucid_deploy.plugins.table import SCATTER_ROW
 
 
 def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    """Return the buffer with one row replaced; ONNX's ``TensorScatter``, which runtimes do in place.
+    """Return the buffer with rows replaced; ONNX's ``TensorScatter``, which runtimes do in place.
 
     Args:
         cache: ``(B, H, M, D)``, M rows of room.
-        row: ``(B, H, 1, D)``.
-        index: Int64 ``(B,)``: where the row goes, below M.
+        row: ``(B, H, N, D)``.
+        index: Int64 ``(B,)``: where the first row goes, at most M − N.
 
     Raises:
         ValueError: Shapes that do not fit.
     """
     batch, heads, _, width = cache.shape
-    if row.shape != (batch, heads, 1, width) or index.shape != (batch,):
+    if (row.shape[0], row.shape[1], row.shape[3]) != (batch, heads, width) or index.shape != (batch,):
         raise ValueError(
             f"cache {tuple(cache.shape)}, row {tuple(row.shape)} and index {tuple(index.shape)} do not fit together"
         )

@@ -93,8 +93,6 @@ class Often(Drafter):
 class WithPrompt(Often):
     """Drafts with the prompt as well, and something wrong then."""
 
-    reads_at_once = True
-
 
 class RightWithPrompt(WithPrompt):
     """The same, but that what it drafts with the prompt is copied."""

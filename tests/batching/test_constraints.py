@@ -117,8 +117,6 @@ def test_drafts_change_no_constrained_answer(setup: Setup, monkeypatch: pytest.M
 class Known(Drafter):
     """Drafts an answer that it knows, and more behind its end; without one, what may never come."""
 
-    reads_at_once = True
-
     def __init__(self, answer: list[int]) -> None:
         self._answer, self._count = answer, -1  # the first addition is the prompt
 

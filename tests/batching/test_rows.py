@@ -125,13 +125,13 @@ def test_a_step_runs_as_many_rows_as_there_are(exported: Exported, monkeypatch: 
 
 def test_a_joined_row_copies_no_other(exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
     session: Any = open_session(exported(cache="static")[1])
-    bind, bound = session.bind_decode, []
+    bind, bound = session.bind, []
 
     def noted(layers: Any, mask: np.ndarray, *rest: Any) -> Any:
         bound.append((len(mask), [[buffer.ctypes.data for buffer in layer] for layer in layers]))
         return bind(layers, mask, *rest)
 
-    monkeypatch.setattr(session, "bind_decode", noted)
+    monkeypatch.setattr(session, "bind", noted)
     driver = Driver(session, make_rows(session, 3))
     driver.join(0)
     driver.step(2)

@@ -66,23 +66,14 @@ class ScriptedSession(Session[Any]):
     def _layers_from_arrays(self, layers: Any) -> Any:
         return layers
 
-    def _run(self, input_ids: Array, mask: Array, layers: Any, last: int) -> tuple[Array, Any]:
-        """Return the logits of the last tokens."""
-        history = np.concatenate([layers[0][0], input_ids], axis=1)
-        self.tokens_run += input_ids.size
+    def _run(self, stage: str, tokens: Any, layers: Any, keep: int) -> tuple[Array, Any]:
+        history = np.concatenate([layers[0][0], tokens.input_ids], axis=1)
+        self.tokens_run += tokens.input_ids.size
         rows = []
-        for ids, seen in zip(history, mask, strict=True):
-            ends = range(history.shape[1] - last + 1, history.shape[1] + 1)
+        for ids, seen in zip(history, tokens.mask, strict=True):  # what is run is padded on the left, if at all
+            ends = range(history.shape[1] - keep + 1, history.shape[1] + 1)
             rows.append([self._logits(ids[:end][seen[:end]].tolist()) for end in ends])
         return np.array(rows), [(history,)]
-
-    def _run_prefill_all(self, input_ids: Array, mask: Array, _positions: Array, layers: Any) -> tuple[Array, Any]:
-        return self._run(input_ids, mask, layers, input_ids.shape[1])
-
-    def _run_prefill(self, input_ids: Array, mask: Array, _positions: Array, layers: Any) -> tuple[Array, Any]:
-        return self._run(input_ids, mask, layers, 1)  # what is run is padded on the left, if at all
-
-    _run_decode = _run_prefill
 
 
 @pytest.fixture(scope="session")

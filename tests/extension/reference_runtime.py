@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.runtimes import Capabilities, Runtime, RuntimeOptions, Session
-from lucid_deploy.runtimes.last_token import last_token_logits
-from lucid_deploy.runtimes.session import Array, Cache
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens
 
 Layers = list[tuple[Array, ...]]
 
@@ -28,18 +26,12 @@ class ReferenceSession(Session[Array]):
     def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
         return list(layers)
 
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run("prefill", input_ids, mask, positions, layers)
-
-    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run("decode", input_ids, mask, positions, layers)
-
-    def _run(self, stage: str, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        feed = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "position_ids": positions}
+    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+        feed = tokens.feed()
         for index, (k, y) in enumerate(layers):
             feed |= {f"past_key_values.{index}.key": k, f"past_key_values.{index}.value": y}
         logits, *present = self._graphs[stage].run(None, feed)
-        return last_token_logits(logits, mask), list(zip(present[::2], present[1::2], strict=True))
+        return logits, list(zip(present[::2], present[1::2], strict=True))
 
 
 class ReferenceRuntime(Runtime):

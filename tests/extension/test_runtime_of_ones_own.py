@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from click.testing import CliRunner, Result
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.runtimes import runtime_names
-from lucid_deploy.runtimes.session import Array
 from tests.extension.reference_runtime import ReferenceSession
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -63,8 +63,8 @@ def test_verification_finds_a_fault_in_it(small: Artifact, monkeypatch: pytest.M
     """Decoded tokens are rotated as if they stood one place further on."""
     run_graph = ReferenceSession._run
 
-    def misplaced(self: ReferenceSession, stage: str, ids: Array, mask: Array, positions: Array, layers: Any) -> Any:
-        return run_graph(self, stage, ids, mask, positions + (stage == "decode"), layers)
+    def misplaced(self: ReferenceSession, stage: str, tokens: Any, *rest: Any) -> Any:
+        return run_graph(self, stage, replace(tokens, positions=tokens.positions + (stage == "decode")), *rest)
 
     monkeypatch.setattr(ReferenceSession, "_run", misplaced)
     run = lucid_deploy("verify", small.directory, "--runtime", "reference", "--steps", "2")

@@ -22,8 +22,8 @@ PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
 class Oracle(Drafter):
     """Knows the answer, but for every third token; its drafts stop at no end."""
 
-    def __init__(self, answer, at_once=False):
-        self._answer, self._said, self.heard, self.reads_at_once = answer, 0, [], at_once
+    def __init__(self, answer):
+        self._answer, self._said, self.heard = answer, 0, []
 
     def add(self, tokens):
         self._said += len(tokens)
@@ -59,21 +59,19 @@ def generation(session, drafter=None, count=24, **fields):
 )
 def test_the_tokens_are_those_of_plain_decoding(session, sampling):
     plain = list(generation(session, sampling=sampling))
-    for at_once in (False, True):
-        oracle = Oracle(plain, at_once)
-        guessed = generation(session, oracle, sampling=sampling)
-        assert list(guessed) == plain
-        assert 0 < guessed.drafts.accepted < guessed.drafts.proposed
-        assert sum(accepted for _, accepted in oracle.heard) <= guessed.drafts.accepted
+    oracle = Oracle(plain)
+    guessed = generation(session, oracle, sampling=sampling)
+    assert list(guessed) == plain
+    assert 0 < guessed.drafts.accepted < guessed.drafts.proposed
+    assert sum(accepted for _, accepted in oracle.heard) <= guessed.drafts.accepted
     assert list(generation(session, LookupDrafter(), sampling=sampling)) == plain
 
 
-@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7, 24])
-def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after, at_once):
+def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after):
     plain = list(generation(session))
     cache = session.empty_cache(1)
-    tokens = iter(generation(session, Oracle(plain, at_once), cache=cache))
+    tokens = iter(generation(session, Oracle(plain), cache=cache))
     assert list(itertools.islice(tokens, stop_after)) == plain[:stop_after]
     tokens.close()
     assert cache.length == len(PROMPT) + stop_after - 1 and cache.mask.all()
@@ -90,62 +88,30 @@ class Right(Oracle):
         return self._answer[done : done + min(most, 5)]
 
 
-@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 2, 6, 7, 8, 20])
-def test_tokens_of_the_answer_alone_are_accepted(session, stop_after, at_once):
+def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
     """Also where somebody stops it with drafts left, as at a stop string."""
     plain = list(generation(session))
-    guessed = generation(session, Right(plain, at_once))
+    guessed = generation(session, Right(plain))
     tokens = iter(guessed)
     assert list(itertools.islice(tokens, stop_after)) == plain[:stop_after]
     tokens.close()
-    assert guessed.drafts.accepted == sum(place % 6 != 5 * at_once for place in range(stop_after))
+    assert guessed.drafts.accepted == sum(place % 6 != 0 for place in range(stop_after))
 
 
-@pytest.mark.parametrize("chunk", [None, 3, 4, 8])
-@pytest.mark.parametrize("logits", ["last", "all"])
-@pytest.mark.parametrize(
-    ("runtime", "cache"), [("onnxruntime", "growing"), ("onnxruntime", "static"), ("torch", "growing")]
-)
-def test_drafts_that_are_right_behind_a_prompt_take_no_step(exported, monkeypatch, runtime, cache, logits, chunk):
-    session = open_session(exported(cache=cache, logits=logits)[1], runtime)
-    plain = list(generation(session, count=6))
-
-    def decode(*_):
-        raise AssertionError("a step was run")
-
-    monkeypatch.setattr(session, "decode", decode)
-    monkeypatch.setattr(session, "decode_several", decode)
-    told = []
-    guessed = generation(
-        session, Right(plain, True), count=6, prefill_chunk=chunk, progress=lambda *of: told.append(of)
-    )
-    assert list(guessed) == plain
-    assert (guessed.drafts.proposed, guessed.drafts.accepted) == (5, 5)
-    assert told[-1] == (8, 8) and len(told) == -(-8 // (chunk or 8))
-
-
-def test_a_prompt_that_copies_is_answered_with_it(session):
-    """The last two tokens were there before, so that lookup knows what came next."""
-    guessed = generation(session, LookupDrafter(), count=4)
-    next(iter(guessed))
-    assert guessed.drafts.proposed == 3  # one less than four tokens
-
-
-@pytest.mark.parametrize(("stop_at_eos", "proposed"), [(True, 1), (False, 4)])
-def test_nothing_is_drafted_from_an_end_of_the_answer_on(session, stop_at_eos, proposed):
-    [end] = session.config.eos_token_ids
-    prompt = [5, 9, 40, end, 7, 5, 9]
-    guessed = Generation(session, prompt, 20, stop_at_eos=stop_at_eos, drafter=LookupDrafter())
-    next(iter(guessed))
-    assert guessed.drafts.proposed == proposed
+@pytest.mark.parametrize(("ends", "proposed"), [((3,), [40]), ((), [40, 3, 7, 5])])
+def test_nothing_is_drafted_from_an_end_of_the_answer_on(ends, proposed):
+    drafter = LookupDrafter()
+    drafter.ends = ends
+    drafter.add([5, 9, 40, 3, 7, 5, 9])
+    assert drafter.propose(4) == proposed
 
 
 def test_it_ends_where_the_context_ends(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     plain = generation(session, count=50)
     tokens = list(plain)
-    for drafter in (Oracle([*tokens, *tokens]), Right([*tokens, *tokens], True), LookupDrafter()):
+    for drafter in (Oracle([*tokens, *tokens]), Right([*tokens, *tokens]), LookupDrafter()):
         guessed = generation(session, drafter, count=50)
         assert list(guessed) == tokens and guessed.finish_reason == plain.finish_reason == "context"
 
@@ -160,7 +126,7 @@ class Markov:
     """A model of five tokens whose next one depends on the last two; a cache of it is a mask and the tokens."""
 
     dtype, cache_dtype, rounded_inputs = "float32", "float32", None
-    several_obstacle, cuts_freely, context_limit = None, True, None
+    multi_token_unsupported_reason, cuts_freely, context_limit = None, True, None
     LOGITS = np.random.default_rng(3).normal(0, 1.5, (5, 5, 5)).astype(np.float32)
 
     def __init__(self):

@@ -128,8 +128,10 @@ def test_wrong_tensors_in_the_cache(model, targets, kind):
 class StaleRow(TorchSession):
     """Decoding writes one layer's new Y row over the row before it as well."""
 
-    def _run_decode(self, *args):
-        logits, present = super()._run_decode(*args)
+    def _run(self, stage, *args):
+        logits, present = super()._run(stage, *args)
+        if stage != "decode":
+            return logits, present
         k, y = present[2]
         y = y.clone()
         y[:, :, -2] = y[:, :, -1]
@@ -144,13 +146,13 @@ def test_a_cache_row_overwritten_in_decode(model, targets):
 
 
 class ShiftedPositions(TorchSession):
-    def _run(self, input_ids, mask, positions, layers, decode):
-        return super()._run(input_ids, mask, positions + 1, layers, decode)
+    def _run(self, stage, tokens, *args):
+        return super()._run(stage, replace(tokens, positions=tokens.positions + 1), *args)
 
 
 class ShiftedDecodePositions(TorchSession):
-    def _run_decode(self, input_ids, mask, positions, layers):
-        return super()._run_decode(input_ids, mask, positions + 1, layers)
+    def _run(self, stage, tokens, *args):
+        return super()._run(stage, replace(tokens, positions=tokens.positions + (stage == "decode")), *args)
 
 
 def test_rope_off_by_one_position(model, targets):
@@ -269,9 +271,10 @@ class Poisoned(TorchSession):
 
 
 class PoisonedLogits(TorchSession):
-    def _run_decode(self, *args):
-        logits, present = super()._run_decode(*args)
-        logits[:, :, 3] = np.nan
+    def _run(self, stage, *args):
+        logits, present = super()._run(stage, *args)
+        if stage == "decode":
+            logits[:, :, 3] = np.nan
         return logits, present
 
 
@@ -301,9 +304,9 @@ class Favourite(TorchSession):
         super().__init__(model)
         self.start, self.token, self.amount = prompt_tokens + 3, token, amount
 
-    def _run_decode(self, input_ids, mask, positions, layers):
-        logits, present = super()._run_decode(input_ids, mask, positions, layers)
-        if mask.shape == (1, self.start):
+    def _run(self, stage, tokens, *args):
+        logits, present = super()._run(stage, tokens, *args)
+        if stage == "decode" and tokens.mask.shape == (1, self.start):
             logits = logits.copy()
             logits[..., self.token] += self.amount
         return logits, present

@@ -50,7 +50,7 @@ def test_steps_in_bound_buffers_are_decoding_steps(exported: Exported) -> None:
     before = [tuple(buffer.copy() for buffer in layer) for layer in buffers]
     length = np.array([cache.length for cache in caches])
     ids, mask = np.array([[7], [5]]), np.ones((2, ROOM), np.int64)
-    binding = decoding.bind_decode(buffers, mask, ids, length[:, None].copy(), length)
+    binding = decoding.bind(buffers, mask, ids, length[:, None].copy(), length)
     logits = decoding.run_bound(binding)
     for row, cache in enumerate(caches):
         steps = [step(checkpoint, dtype, prompts[row], ids[row]) for dtype in (torch.float64, torch.float32)]
@@ -73,7 +73,7 @@ def test_a_binding_does_not_keep_its_logits(exported: Exported) -> None:
     held = session.layer_arrays(session.empty_cache(1))
     buffers = [tuple(np.zeros((1, x.shape[1], ROOM, x.shape[3]), x.dtype) for x in layer) for layer in held]
     places, length = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
-    binding = decoding.bind_decode(buffers, np.ones((1, ROOM), np.int64), ids, places, length)
+    binding = decoding.bind(buffers, np.ones((1, ROOM), np.int64), ids, places, length)
     first = decoding.run_bound(binding)
     assert not binding.binding.get_outputs()[0].has_value()
     assert np.array_equal(decoding.run_bound(binding), first)

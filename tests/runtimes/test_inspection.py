@@ -70,4 +70,4 @@ def test_of_a_large_model_the_third_graph_keeps_the_quantized_weights(
 def test_speculation_that_a_session_refuses_has_no_estimate(exported: Made, options: Any, changes: Any) -> None:
     _, artifact = exported(**options, **changes)
     assert describe(artifact)["memory"]["speculation"] is None
-    assert open_session(artifact, "onnxruntime", kernels="functions").several_obstacle is not None
+    assert open_session(artifact, "onnxruntime", kernels="functions").multi_token_unsupported_reason is not None

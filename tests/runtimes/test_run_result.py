@@ -22,12 +22,12 @@ Exported = Callable[..., tuple[Path, Artifact]]
     ("change", "message"),
     [
         (lambda logits, layers: None, "gave NoneType, not logits and layers"),
-        (lambda logits, layers: (logits[:, 0], layers), r"of shape \(2, 97\), not a numpy array of shape \(2, 1, 97\)"),
+        (lambda logits, layers: (logits[:, 0], layers), r"of shape \(2, 97\), not \(2, 1, 97\)"),
         (
             lambda logits, layers: (logits[..., 1:], layers),
-            r"of shape \(2, 1, 96\), not .* \(2, 1, 97\), those of each",
+            r"of shape \(2, 1, 96\), not \(2, 1, 97\)",
         ),
-        (lambda logits, layers: (logits.repeat(5, 1), layers), r"of shape \(2, 5, 97\), not .* \(2, 1, 97\)"),
+        (lambda logits, layers: (logits.repeat(4, 1), layers), r"of shape \(2, 4, 97\), not \(2, 1, 97\)"),
         (lambda logits, layers: (torch.tensor(logits), layers), "logits that are Tensor, not a numpy array"),
         (lambda logits, layers: (logits, layers[1:]), "gave a cache of 1 layers, not of the model's 2 layers"),
         (lambda logits, layers: (logits, None), "gave a cache of NoneType, not of the model's 2 layers"),
@@ -39,9 +39,9 @@ def test_results_that_no_runtime_may_give_are_refused(
     """Sampling would take the last of several tokens' logits, at padding too, and decode from half a cache."""
 
     class Wrong(TorchSession):
-        def _run_prefill(self, *given: Any) -> Any:
-            return change(*super()._run_prefill(*given))
+        def _run(self, *given: Any) -> Any:
+            return change(*super()._run(*given))
 
     session = Wrong(load_model(exported()[0], torch.float32))
-    with pytest.raises(CheckFailed, match=f"_run_prefill of runtime torch {message}|_run_prefill .*{message}"):
+    with pytest.raises(CheckFailed, match=f"prefill of runtime torch .*{message}"):
         session.prefill(np.full((2, 5), 7), session.empty_cache(2))

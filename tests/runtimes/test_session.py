@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,50 +65,6 @@ def test_schedules_agree(case: tuple[Session[Any], list[Session[Any]]], schedule
         for ours, wanted in zip(session.layer_arrays(cache), reference.layer_arrays(exact_cache), strict=True):
             close(ours[0], wanted[0])
             close(ours[1], wanted[1])
-
-
-@pytest.mark.parametrize("chunk", [None, 5, 36, 200])
-@pytest.mark.parametrize("past", [0, 9])
-@pytest.mark.parametrize("cache", ["growing", "static"])
-@pytest.mark.parametrize("logits", ["last", "all"])
-def test_logits_of_the_last_few_tokens_of_a_prompt(
-    exported: Exported, logits: str, cache: str, past: int, chunk: int | None
-) -> None:
-    """Beside a float64 model's logits of all tokens, behind a cache that has a hole."""
-    checkpoint, artifact = exported(logits=logits, cache=cache)
-    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
-    ids, before, told = tokens(1, 41), tokens(1, past + 1)[:, :past], list[tuple[int, int]]()
-    exact = reference.prefill_all(np.concatenate([before, ids], 1), reference.empty_cache(1))
-    sessions = [open_session(artifact, "onnxruntime")]
-    sessions += [open_session(artifact, "torch")] if cache == "growing" else []
-    for session in sessions:
-        session.prepare_several()
-        held = session.empty_cache(1)
-        if past:
-            session.prefill(np.concatenate([before, before[:, :1]], 1), held)
-            held.mask[:, -1] = False
-        close(session.prefill_last(ids, held, 6, chunk, lambda *of: told.append(of)), exact[:, -6:])
-        assert (held.length, told[-1]) == (past + bool(past) + 41, (36, 36))
-        close(session.decode(np.array([[3]]), held)[0], reference_next(reference, before, ids))
-        close(
-            session.prefill_last(ids[:, :1], session.empty_cache(1), 1),
-            session.prefill(ids[:, :1], session.empty_cache(1)),
-        )
-        for wrong, keep in ((tokens(2, 5), 1), (ids, 0), (ids, 42)):
-            with pytest.raises(LucidError, match="The logits of the last"):
-                session.prefill_last(wrong, session.empty_cache(len(wrong)), keep)
-
-
-def reference_next(reference: TorchSession, *parts: np.ndarray) -> np.ndarray:
-    """Return the logits behind a text and token 3."""
-    return reference.prefill(np.concatenate([*parts, [[3]]], 1), reference.empty_cache(1))[0]
-
-
-def test_more_logits_than_a_graph_gives_are_refused(exported: Exported) -> None:
-    session = open_session(exported()[1], "onnxruntime")
-    assert not session.gives_last_logits  # until it is prepared to verify drafts
-    with pytest.raises(LucidError, match="last token alone"):
-        session.prefill_last(tokens(1, 5), session.empty_cache(1), 2)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -180,11 +135,9 @@ def test_a_batch_without_rows_and_chunks_that_are_no_number_are_refused(exported
     session = open_session(exported()[1])
     with pytest.raises(LucidError, match="There are no tokens to run: the batch has no rows"):
         session.prefill(np.zeros((0, 3), np.int64), session.empty_cache(0))
-    session.prepare_several()
-    for run in (session.prefill, functools.partial(session.prefill_last, keep=2)):
-        for chunk, message in ((1.5, "a whole number"), ("3", "a whole"), (True, "a whole"), (0, "at least one")):
-            with pytest.raises(LucidError, match=message):
-                run(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=chunk)
+    for chunk, message in ((1.5, "a whole number"), ("3", "a whole"), (True, "a whole"), (0, "at least one")):
+        with pytest.raises(LucidError, match=message):
+            session.prefill(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=chunk)
 
 
 def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:

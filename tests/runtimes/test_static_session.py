@@ -22,10 +22,10 @@ class Recorder(StaticSession):
         super().__init__(parse_config({**TINY, **MIXED}, "test"), "float32", "recorder")
         self.bound: list[int] = []
 
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Any) -> Any:
+    def _run_growing(self, stage: str, tokens: Any, layers: Any, keep: int) -> Any:
         raise NotImplementedError
 
-    def bind_decode(self, layers: Any, mask: Array, input_ids: Array, positions: Array, length: Array) -> BoundStep:
+    def bind(self, layers: Any, mask: Array, input_ids: Array, positions: Array, length: Array) -> BoundStep:
         self.bound.append(mask.shape[1])
         pairs = [pair for each in zip(self.layout, layers, strict=True) for pair in zip(*each, strict=True)]
         replaced = [(buffer, np.empty_like(buffer)) for tensor, buffer in pairs if tensor.sort != "rows"]

@@ -13,6 +13,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.model.rope import rotate
+from lucid_deploy.plugins.scatter_row import scatter_row
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
@@ -45,15 +46,17 @@ class GroupedQueryAttention(Mixer):
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
         q, k, v = self.project(x, step)
-        if step.cache_length is not None:
+        if step.cache_length is not None and x.shape[1] == 1:
             o, buffers = self.attend_static(q, k, v, past, step.mask, step.cache_length)
             return self.output(o, x), buffers
         k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, P, D)
         keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
         o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
         present: LayerCache = (keys, values)
-        if not self.codec.exact:
-            stored = zip(past, self.codec.encode(k, v), strict=True)
+        stored = zip(past, self.codec.encode(k, v), strict=True)
+        if step.cache_length is not None:  # drafts: what no token fills is masked, so attention reads whole buffers
+            present = tuple(scatter_row(buffer, rows, step.cache_length) for buffer, rows in stored)
+        elif not self.codec.exact:
             present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each
         return self.output(o, x), present
 
@@ -129,6 +132,7 @@ class GroupedQueryAttention(Mixer):
         return self.codec.empty((batch, self.config.num_key_value_heads, 0, self.config.head_dim), like)
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
+        """See :meth:`Mixer.store_cache_as`."""
         self.codec = codec_for(cache_dtype, dtype)
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
@@ -136,9 +140,11 @@ class GroupedQueryAttention(Mixer):
         return self.codec.decode(stored, dtype)
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:
+        """See :meth:`Mixer.encode_cache`."""
         k, v = decoded
         return self.codec.encode(k, v)
 
     @property
     def value_projection(self) -> nn.Module | None:
+        """See :attr:`Mixer.value_projection`."""
         return self.v_proj

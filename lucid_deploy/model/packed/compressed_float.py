@@ -76,6 +76,7 @@ class CompressedFloatLayout:
 
     @property
     def required(self) -> tuple[str, ...]:
+        """See the protocol."""
         return ("weight", "weight_scale", *([] if self._input_scale is None else [self._input_scale]))
 
     @property
@@ -83,6 +84,7 @@ class CompressedFloatLayout:
         return "input_scale" if self.inputs is not None and self.inputs.kind == "static" else None
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        """See the protocol."""
         rows, width = shapes["weight"]
         high, wide = self._block(rows, width)
         blocks = (count_blocks(rows, high), count_blocks(width, wide))
@@ -97,6 +99,7 @@ class CompressedFloatLayout:
         return rows, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
+        """See the protocol."""
         rows, width = parts["weight"].shape
         return read_float(parts, "weight_scale", self._input_scale, self._block(rows, width))
 

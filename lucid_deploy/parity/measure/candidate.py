@@ -83,7 +83,7 @@ def measure(
         tolerance=targets.tolerance,
         left_out=tuple(targets.extent.left_out()),
         runs_graphs=session.capabilities.runs_graphs,
-        plainer=session.plainer,
+        plainer=session.fallback_hint,
         outside=tuple(dict.fromkeys(item.reference for target in targets.items for item in target.outside)),
         rounded_cache=session.cache_dtype if session.cache_dtype != session.dtype else None,
         rounded_inputs=session.rounded_inputs,

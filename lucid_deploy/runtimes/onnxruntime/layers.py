@@ -11,7 +11,6 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.ort import import_onnxruntime
-from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
@@ -78,7 +77,7 @@ class OrtLayers(Layers):
         values = {name: ort_value(array, _OTHER_TYPES.get(kinds[name])) for name, array in named.items()}
         results = session.run_with_ort_values(names, values)  # an array may be the memory of an input
         found = {name: value.numpy().copy() for name, value in zip(names, results, strict=True)}
-        found["logits"] = last_token_logits(found["logits"], tokens.mask)
+        found["logits"] = tokens.last_logits(found["logits"])
         return self._states(found, slice(cached, None))
 
     def _states(self, found: dict[str, Array], new: slice) -> LayerStates:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact import PACK_LIMIT, STAGES, VERIFY, WEIGHTS, Artifact
 from lucid_deploy.artifact.watch import ArtifactWatch
 from lucid_deploy.cache.layout import CacheTensor, first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DELTA_RULE
-from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.arena import release_arena, use_arena
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
@@ -33,8 +31,7 @@ from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.versions import check_version, has_quantize_linear
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
-from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import NoVerifyingGraph, layers_obstacle, verifying_graph
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 
 if TYPE_CHECKING:
     import onnx
@@ -92,7 +89,6 @@ class OrtSession(Session[Any]):
         self.options = replace(options, kernels=self.kernels or "auto")
         self.limits: Limits | None = None
         self._all_logits = artifact.manifest.logits == "all"
-        self._takes_offsets = False  # whether prefill's graph has the input of last_logits
         self._ort = ort
         # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes onnxruntime's products of
         # few rows (short prompts) up to three times as fast, those of one row no faster; a large model does without.
@@ -106,8 +102,7 @@ class OrtSession(Session[Any]):
         if self.provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
             release_arena()  # of what earlier sessions have left
-        self._prefill = self._load(artifact, "prefill", self._changed_graph(artifact, "prefill"))
-        self._decode = self._load(artifact, "decode", self._changed_graph(artifact, "decode"))
+        self._graphs = {stage: self._load(artifact, stage, self._changed_graph(artifact, stage)) for stage in STAGES}
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
 
     @property
@@ -118,8 +113,7 @@ class OrtSession(Session[Any]):
         return self.runtime if self.provider == "cpu" else f"{self.runtime} ({self.provider})"
 
     @property
-    def plainer(self) -> str | None:
-        """See :attr:`Session.plainer`."""
+    def fallback_hint(self) -> str | None:
         return "--kernels functions runs them without the library of kernels" if self.kernels == "library" else None
 
     def close(self) -> None:
@@ -190,34 +184,30 @@ class OrtSession(Session[Any]):
         is_body = is_body and self._has_decode_attention
         return is_body and self.context_limit is not None and self.context_limit <= MOST_TOKENS_IN_BODY
 
-    def _changed_graph(self, artifact: Artifact, stage: str, more_logits: bool = False) -> bytes | None:
-        """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is.
-
-        With ``more_logits``, prefill's can give those of more tokens than the last.
-        """
+    def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
+        """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
         is_body = self.provider == "cpu" and self._library is None  # the library has a faster kernel
         recurs = is_body and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         recurs = recurs and has_linear_attention(self._ort.__version__)
-        reads = stage == "decode" and (self._has_kernels_for_cache or self._has_body_for_cache)
+        few = stage != "prefill"
+        reads = few and (self._has_kernels_for_cache or (self._has_body_for_cache and stage == "decode"))
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
-        by_library = self._library is not None and (stage == "decode" or self._quantization is not None)
-        if not recurs and not reads and not widens and not by_library and not more_logits:
+        by_library = self._library is not None and (few or self._quantization is not None)
+        if not recurs and not reads and not widens and not by_library:
             return None
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
         from lucid_deploy.runtimes.session_bodies import attach_body
-        from lucid_deploy.runtimes.several_tokens import last_logits
 
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
-        changed = more_logits and last_logits(model)
-        changed |= recurs and use_linear_attention(model)
-        changed |= by_library and self._use_library(model, few=stage == "decode")
+        changed = recurs and use_linear_attention(model)
+        changed |= by_library and self._use_library(model, few)
         if widens:
             retype_fp4(model)
             changed = True
-        if reads and self._read_as_stored(artifact, model):
+        if reads and self._read_as_stored(artifact, stage, model):
             changed = self.reads_stored_cache = True
             if self._library is None:
                 attach_body(model, DECODE_ATTENTION_INT8)
@@ -233,8 +223,8 @@ class OrtSession(Session[Any]):
         changed |= few and use_growing_attention(model)
         return (few and multiplies(self._library) and use_weight_matmul(model)) or changed
 
-    def _read_as_stored(self, artifact: Artifact, model: onnx.ModelProto) -> bool:
-        """Let a decode graph read the stored cache; a warning says why it cannot."""
+    def _read_as_stored(self, artifact: Artifact, stage: str, model: onnx.ModelProto) -> bool:
+        """Let a graph read the stored cache; a warning says why it cannot."""
         from lucid_deploy.runtimes.stored_cache import read_as_stored
 
         obstacles = read_as_stored(model)
@@ -242,69 +232,28 @@ class OrtSession(Session[Any]):
             log.warning(
                 "%s: decoding converts all of its %s cache in every step, which is slow, since the graph is not as "
                 "lucid-deploy export writes it (%s). Export it again to have the cache read as it is stored.",
-                artifact.graph_path("decode"),
+                artifact.graph_path(stage),
                 self.cache_dtype,
                 "; ".join(obstacles),
             )
         return not obstacles
 
     @property
-    def several_obstacle(self) -> str | None:
-        """See :attr:`Session.several_obstacle`."""
-        return layers_obstacle(self.layers) or self._graph_obstacle
-
-    @functools.cached_property
-    def _graph_obstacle(self) -> str | None:
+    def multi_token_unsupported_reason(self) -> str | None:
         if self.provider != "cpu":
             return f"with --provider {self.provider} one new token is decoded at a time"
-        try:
-            self._several_model = verifying_graph(self._artifact)
-        except NoVerifyingGraph as error:
-            return str(error)
-        return None
+        return self._artifact.drafts_unsupported_reason
 
     def prepare_several(self) -> None:
-        """See :meth:`Session.prepare_several`. Prefill's graph is loaded again where it gives one token's logits."""
-        super().prepare_several()
-        _ = self.several
-        if not self.gives_last_logits:
-            self._prefill = self._load(self._artifact, "prefill", self._changed_graph(self._artifact, "prefill", True))
-            self._takes_offsets = True
-
-    @property
-    def gives_last_logits(self) -> bool:
-        """See :attr:`Session.gives_last_logits`: once several tokens can be decoded, or with ``--logits all``."""
-        return self._takes_offsets or self.gives_all_logits
-
-    def _run_prefill_last(
-        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int
-    ) -> tuple[Array, Layers]:
-        logits, present = self._run_prefill_all(input_ids, mask, positions, layers, keep)
-        return logits[:, -keep:], present
-
-    @functools.cached_property
-    def several(self) -> ort.InferenceSession:
-        """What runs :meth:`decode_several`, loaded when it is asked for; a CheckFailed if the files have changed.
+        """Load the graph that verifies drafts; raise a CheckFailed if the files have changed.
 
         It has one more packed copy of what onnxruntime multiplies by: a small model's weights and quantized ones, where
         the library does not multiply by them.
         """
-        assert self.several_obstacle is None
-        self._watch.check()  # its weights of 4 bits would come from the files as they are now
-        model = self._several_model
-        retype_fp4(model)
-        if self._has_kernels_for_cache:
-            self._read_as_stored(self._artifact, model)
-        if self._library is None:
-            from lucid_deploy.runtimes.session_bodies import attach_body
-
-            attach_body(model, DECODE_ATTENTION)
-        else:
-            self._use_library(model, few=True)
-        return self._load(self._artifact, "prefill", model.SerializeToString())
-
-    def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(self.several, input_ids, mask, positions, layers)
+        super().prepare_several()
+        if VERIFY not in self._graphs:
+            self._watch.check()  # its weights of 4 bits would come from the files as they are now
+            self._graphs[VERIFY] = self._load(self._artifact, VERIFY, self._changed_graph(self._artifact, VERIFY))
 
     @property
     def prefill_chunk(self) -> int:
@@ -374,44 +323,13 @@ class OrtSession(Session[Any]):
         """See :attr:`Session.gives_all_logits`: with ``--logits all``, and no provider that limits a run's length."""
         return self._all_logits and self.limits is None
 
-    def _run_prefill_all(
-        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int = 1
-    ) -> tuple[Array, Layers]:
-        """Run prefill's graph, for the logits of all tokens or of the last, as it was exported, or the last few."""
-        more: dict[str, Array] = {}
-        if self._takes_offsets and keep > 1:
-            from lucid_deploy.runtimes.several_tokens import LOGIT_OFFSETS
-
-            more = {LOGIT_OFFSETS: np.arange(1 - keep, 1)}
-        return self._run(self._prefill, input_ids, mask, positions, layers, more)
-
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        logits, present = self._run_prefill_all(input_ids, mask, positions, layers)
-        return last_token_logits(logits, mask), present
-
-    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(self._decode, input_ids, mask, positions, layers)
-
-    def _run(
-        self,
-        session: ort.InferenceSession,
-        input_ids: Array,
-        mask: Array,
-        positions: Array,
-        layers: Layers,
-        more: Mapping[str, Array] | None = None,
-    ) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
         make = self._ort.OrtValue.ortvalue_from_numpy
-        feed = {
-            "input_ids": make(np.ascontiguousarray(input_ids)),
-            "attention_mask": make(mask.astype(np.int64)),
-            "position_ids": make(np.ascontiguousarray(positions)),
-            **{name: make(array) for name, array in (more or {}).items()},
-        }
+        feed = {name: make(array) for name, array in tokens.feed().items()}
         for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
             for tensor, value in zip(layout, layer, strict=True):
                 feed[f"past_key_values.{index}.{tensor.name}"] = value
-        logits, *present = session.run_with_ort_values(self._output_names, feed)
+        logits, *present = self._graphs[stage].run_with_ort_values(self._output_names, feed)
         rest = iter(present)
         return logits.numpy(), [tuple(next(rest) for _ in layout) for layout in self.layout]
 
@@ -433,7 +351,7 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     fp8, fp4 = onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT4E2M1  # which numpy does not know
     made: dict[tuple[int, tuple[int, ...]], Any] = {}
     weights: dict[str, dict[str, Any]] = {}
-    for stage in STAGES:
+    for stage in artifact.manifest.graphs:
         weights[stage] = {}
         for weight in artifact.weights(stage):
             if weight.data_type not in (*kinds, fp8, fp4):  # Python has no integers of 4 bits: each graph loads its own

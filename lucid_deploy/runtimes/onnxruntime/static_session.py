@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
-from lucid_deploy.runtimes.session import Array
-from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from lucid_deploy.artifact import VERIFY
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+from lucid_deploy.runtimes.session import Array, NewTokens
+from lucid_deploy.runtimes.static_session import ArrayLayers, BoundStep, StaticSession
 
 
 class StaticOrtSession(StaticSession, OrtSession):
     """As :class:`OrtSession`, for an artifact exported with ``--cache static``."""
 
-    def _run_prefill_all(
-        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int = 1
-    ) -> tuple[Array, Layers]:
-        make = self._ort.OrtValue.ortvalue_from_numpy
-        held = self._held_layers(layers, mask.shape[1] - input_ids.shape[1])
-        values = [tuple(map(make, layer)) for layer in held]
-        logits, present = super()._run_prefill_all(input_ids, mask, positions, values, keep)
+    def _run_growing(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        values = [tuple(map(self._ort.OrtValue.ortvalue_from_numpy, layer)) for layer in layers]
+        logits, present = OrtSession._run(self, stage, tokens, values, keep)
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
-    def bind_decode(
+    def bind(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
     ) -> BoundStep:
-        """See :meth:`InPlaceDecoding.bind_decode`: inputs of the decode graph, and the buffers of rows its outputs too.
-
-        What is not written in place, a ring or a state, has an output of its own that a step copies back.
-        """
-        return self._bound_step(self._decode, layers, mask, input_ids, positions, length)
-
-    def bind_several(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> BoundStep:
-        """See :meth:`InPlaceDecoding.bind_several`."""
-        return self._bound_step(self.several, layers, mask, input_ids, positions, length)
-
-    def _bound_step(
-        self,
-        graph: ort.InferenceSession,
-        layers: Sequence[tuple[Array, ...]],
-        mask: Array,
-        input_ids: Array,
-        positions: Array,
-        length: Array,
-    ) -> BoundStep:
+        """Bind buffers of rows as inputs and outputs; rings and states have outputs that a step copies back."""
+        graph = self._graphs["decode" if input_ids.shape[1] == 1 else VERIFY]
         binding, make = graph.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         inputs = {
             "input_ids": input_ids,
@@ -72,7 +46,6 @@ class StaticOrtSession(StaticSession, OrtSession):
         return BoundStep(binding, replaced, graph)
 
     def run_bound(self, binding: BoundStep) -> Array:
-        """See :meth:`InPlaceDecoding.run_bound`."""
         binding.graph.run_with_iobinding(binding.binding)
         logits: Array = binding.binding.get_outputs()[0].numpy().copy()
         binding.binding.bind_output("logits")  # lets go of them: a server has a binding for each size of a step

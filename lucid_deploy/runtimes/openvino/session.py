@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.artifact import STAGES, VERIFY, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.openvino.core import core, import_openvino, run_request
 from lucid_deploy.runtimes.openvino.versions import check_operators, check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 
 if TYPE_CHECKING:
     import openvino
@@ -53,7 +52,8 @@ class OpenVinoSession(Session[Array]):
         )
         self.identity = artifact.identity
         self._all_logits = manifest.logits == "all"
-        self._graphs = {stage: _Graph(artifact, stage, options.thread_count) for stage in STAGES}
+        self._artifact, self._threads = artifact, options.thread_count
+        self._graphs = {stage: _Graph(artifact, stage, self._threads) for stage in STAGES}
 
     def layer_arrays(self, cache: Cache[Array]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
@@ -75,22 +75,17 @@ class OpenVinoSession(Session[Array]):
         """See :attr:`Session.gives_all_logits`."""
         return self._all_logits
 
-    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run("prefill", input_ids, mask, positions, layers)
+    @property
+    def multi_token_unsupported_reason(self) -> str | None:
+        return self._artifact.drafts_unsupported_reason
 
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        logits, present = self._run("prefill", input_ids, mask, positions, layers)
-        return last_token_logits(logits, mask), present
+    def prepare_several(self) -> None:
+        super().prepare_several()
+        if VERIFY not in self._graphs:
+            self._graphs[VERIFY] = _Graph(self._artifact, VERIFY, self._threads)
 
-    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run("decode", input_ids, mask, positions, layers)
-
-    def _run(self, stage: str, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        feed = {
-            "input_ids": np.ascontiguousarray(input_ids),
-            "attention_mask": mask.astype(np.int64),
-            "position_ids": np.ascontiguousarray(positions),
-        }
+    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+        feed = tokens.feed()
         for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
             feed |= {f"past_key_values.{index}.{t.name}": array for t, array in zip(layout, layer, strict=True)}
         logits, *present = self._graphs[stage].run(feed)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lucid_deploy.runtimes.openvino.core import import_openvino
-from lucid_deploy.runtimes.openvino.session import Layers, OpenVinoSession
-from lucid_deploy.runtimes.session import Array
-from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
+from lucid_deploy.runtimes.openvino.session import OpenVinoSession
+from lucid_deploy.runtimes.session import Array, NewTokens
+from lucid_deploy.runtimes.static_session import ArrayLayers, BoundStep, StaticSession
 
 if TYPE_CHECKING:
     import openvino
@@ -35,18 +35,12 @@ class _Binding:
 class StaticOpenVinoSession(StaticSession, OpenVinoSession):
     """As :class:`OpenVinoSession`, for an artifact exported with ``--cache static --opset 23``."""
 
-    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        held = self._held_layers(layers, mask.shape[1] - input_ids.shape[1])
-        return super()._run_prefill_all(input_ids, mask, positions, held)
+    def _run_growing(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        return OpenVinoSession._run(self, stage, tokens, layers, keep)
 
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        held = self._held_layers(layers, mask.shape[1] - input_ids.shape[1])
-        return super()._run_prefill(input_ids, mask, positions, held)
-
-    def bind_decode(
+    def bind(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
     ) -> BoundStep:
-        """See :meth:`InPlaceDecoding.bind_decode`."""
         openvino = import_openvino()
         inputs = {
             "input_ids": input_ids,
@@ -71,7 +65,6 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
         return BoundStep(_Binding(request, written, length), replaced)
 
     def run_bound(self, binding: BoundStep) -> Array:
-        """See :meth:`InPlaceDecoding.run_bound`."""
         bound: _Binding = binding.binding
         try:
             self._graphs["decode"].run_request(bound.request, {})

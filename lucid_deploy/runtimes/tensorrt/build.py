@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.artifact import STAGES, VERIFY, Artifact
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import atomic_folders
@@ -28,7 +28,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
     source_hashes,
 )
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, VERIFY
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
 from lucid_deploy.runtimes.tensorrt.prepare import FP8, PreparedGraph, check_artifact, kernel_head_dims, prepare_graph
 from lucid_deploy.version import __version__

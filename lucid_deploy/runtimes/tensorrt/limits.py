@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lucid_deploy.artifact import Artifact, TensorInfo
+from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.several import MOST
-from lucid_deploy.runtimes.tensorrt.operators import VERIFY
+from lucid_deploy.runtimes.session import MOST
 
 DEFAULT_BATCH = 4  # verify runs two rows at once
 DEFAULT_CHUNK = 2048
@@ -108,18 +107,6 @@ def axis_ranges(stage: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def stage_inputs(artifact: Artifact, stage: str) -> tuple[TensorInfo, ...]:
-    """Return the inputs of a stage's graph; that of ``verify`` takes new tokens as prefill does, and decode's cache."""
-    graphs = artifact.manifest.graphs
-    if stage != VERIFY:
-        return graphs[stage].inputs
-    of_prefill = {info.name: info for info in graphs["prefill"].inputs}
-    if artifact.manifest.cache != "static":
-        return graphs["prefill"].inputs
-    tokens = ("input_ids", "position_ids")
-    return tuple(of_prefill[info.name] if info.name in tokens else info for info in graphs["decode"].inputs)
-
-
 def profile_shapes(artifact: Artifact, stage: str, limits: Limits) -> dict[str, Range]:
     """Return the optimization profile of a stage: for every input its least, optimized and largest shape."""
     ranges = axis_ranges(stage, limits)
@@ -129,5 +116,5 @@ def profile_shapes(artifact: Artifact, stage: str, limits: Limits) -> dict[str, 
 
     return {
         info.name: (shape(info.shape, 0), shape(info.shape, 1), shape(info.shape, 2))
-        for info in stage_inputs(artifact, stage)
+        for info in artifact.manifest.graphs[stage].inputs
     }

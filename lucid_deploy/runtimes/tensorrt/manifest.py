@@ -10,11 +10,10 @@ from typing import Any
 
 import msgspec
 
-from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact import STAGES, VERIFY, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS
 from lucid_deploy.runtimes.tensorrt.limits import Limits, Range
-from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 
 FOLDER = "engines"  # in the artifact; one folder per backend below it
 MANIFEST = "engines.json"
@@ -80,7 +79,7 @@ def engine_directory(artifact: Artifact, backend: str) -> Path:
 
 def source_hashes(artifact: Artifact) -> dict[str, str]:
     """Return the sha256 of everything an engine is built from, as the artifact's manifest has them."""
-    names = (*(artifact.manifest.graphs[stage].file for stage in STAGES), WEIGHTS)
+    names = (*(graph.file for graph in artifact.manifest.graphs.values()), WEIGHTS)
     return {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
 
 

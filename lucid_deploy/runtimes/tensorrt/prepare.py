@@ -6,13 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO, NEAREST, STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE, DOMAIN
-from lucid_deploy.runtimes.several import layers_obstacle
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS, VERIFY
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +43,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
 
     Args:
         artifact: The opened artifact.
-        stage: ``prefill``, ``decode``, or ``verify``, whose graph is made of prefill's.
+        stage: ``prefill``, ``decode`` or ``verify``.
         max_context: Length of a static cache's buffers.
         for_onnxruntime: Whether onnxruntime's TensorRT provider reads the graph, instead of TensorRT's parser.
 
@@ -70,7 +69,9 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
             f"{_remedy(record)}"
         )
     static = artifact.manifest.cache == "static"
-    graph = _verifying_graph(artifact, static) if stage == VERIFY else artifact.graph(stage)
+    if stage == VERIFY and (reason := artifact.drafts_unsupported_reason):
+        raise LucidError(f"No engine can verify drafts: {reason}. Or leave out --speculate.")
+    graph = artifact.graph(stage)
     if artifact.manifest.cache_dtype == FP8 and stage != "prefill":
         graph = _reading_fp8(artifact, stage, graph)
     model = ir.serde.deserialize_model(graph)
@@ -103,27 +104,9 @@ def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
     if obstacles := read_as_stored(changed):
-        path = artifact.graph_path("prefill" if stage == VERIFY else stage)
+        path = artifact.graph_path(stage)
         raise LucidError(f"{path} is not as lucid-deploy export writes it ({obstacles[0]}). Export it again.")
     return changed
-
-
-def _verifying_graph(artifact: Artifact, static: bool) -> onnx.ModelProto:
-    """Make the graph that verifies drafts.
-
-    Raises:
-        LucidError: A layer cannot take tokens back, or the prefill graph is not as it is exported.
-    """
-    from lucid_deploy.runtimes.several_tokens import NotAsExported, several_tokens
-
-    obstacle = layers_obstacle(artifact.manifest.layers)
-    if obstacle is not None:
-        raise LucidError(f"No engine can verify drafts: {obstacle}. Leave out --speculate.")
-    try:
-        return several_tokens(artifact.graph("prefill"), static)
-    except NotAsExported as error:
-        path = artifact.graph_path("prefill")
-        raise LucidError(f"{path} is not as lucid-deploy export writes it ({error}). Export it again.") from error
 
 
 def _remedy(record: Quantization) -> str:
@@ -140,7 +123,7 @@ def _remedy(record: Quantization) -> str:
 
 
 def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> None:
-    path = artifact.graph_path("prefill" if stage == VERIFY else stage)
+    path = artifact.graph_path(stage)
     of_layers = "decode" if stage == VERIFY else stage
     if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
         raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")

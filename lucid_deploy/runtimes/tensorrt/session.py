@@ -12,19 +12,17 @@ from functools import partial
 
 import numpy as np
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.last_token import last_token_logits
-from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import layers_obstacle
+from lucid_deploy.model.description import drafts_unsupported_reason
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.decode_step import DecodeStep, StateCopy
 from lucid_deploy.runtimes.tensorrt.device import Device
 from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, Layers
 from lucid_deploy.runtimes.tensorrt.device_memory import DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.engine_contexts import EngineContexts, Engines, Feed
-from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 
 __all__ = ["Engines", "TensorRtSession"]
 
@@ -143,12 +141,11 @@ class TensorRtSession(Session[DeviceTensor]):
         return True
 
     @property
-    def several_obstacle(self) -> str | None:
-        """See :attr:`Session.several_obstacle`."""
+    def multi_token_unsupported_reason(self) -> str | None:
         if VERIFY in self._contexts:
             return None
         again = f"lucid-deploy build {self._artifact.directory} --speculate --overwrite"
-        return layers_obstacle(self.layers) or f"there is no engine that verifies drafts; {again} builds one"
+        return drafts_unsupported_reason(self.layers) or f"there is no engine that verifies drafts; {again} builds one"
 
     @property
     def context_limit(self) -> int | None:
@@ -173,32 +170,18 @@ class TensorRtSession(Session[DeviceTensor]):
         self._check_fits(batch, tokens)
         return self._caches.each(lambda layout, array: self._caches.send(layout, array, batch, tokens), layers)
 
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        logits, present = self._run_growing("prefill", input_ids, mask, positions, layers)
-        return last_token_logits(logits, mask), present
+    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
+        if not self._static or stage == "prefill":
+            return self._run_growing(stage, tokens, layers)
+        return self._run_in_place(tokens, layers) if stage == "decode" else self._verify_in_place(tokens, layers)
 
-    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        if self._static:
-            return self._run_in_place(input_ids, mask, positions, layers)
-        return self._run_growing("decode", input_ids, mask, positions, layers)
-
-    def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        if self._static:
-            return self._verify_in_place(input_ids, mask, positions, layers)
-        return self._run_growing(VERIFY, input_ids, mask, positions, layers)
-
-    def _run_growing(
-        self, stage: str, input_ids: Array, mask: Array, positions: Array, layers: Layers
-    ) -> tuple[Array, Layers]:
+    def _run_growing(self, stage: str, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
         """Run an engine that reads the past and writes the present elsewhere."""
         self._device.activate()
-        batch, new = input_ids.shape
-        total = mask.shape[1]
-        past = total - new
+        batch, new = tokens.input_ids.shape
+        past, total = tokens.past, tokens.past + new
         packed = self._caches.each(lambda layout, tensor: self._caches.packed(layout, tensor, batch, past), layers)
-        feed = self._contexts.upload(
-            stage, {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "position_ids": positions}
-        )
+        feed = self._contexts.upload(stage, tokens.feed())
         feed |= {
             name: (tensor.address, layout.batch_shape(batch, past))
             for name, layout, tensor in self._caches.named("past_key_values", packed)
@@ -213,28 +196,26 @@ class TensorRtSession(Session[DeviceTensor]):
         self._device.download(logits, results["logits"])
         return logits, present
 
-    def _run_in_place(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+    def _run_in_place(self, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
         """Decode into the buffers of a static cache."""
         self._device.activate()
-        batch, past = input_ids.shape[0], mask.shape[1] - 1
+        batch, past, mask = len(tokens.input_ids), tokens.past, tokens.mask
         bound = self._bound_to(layers, mask[:, :past])
         logits = self._logits(batch, 1)  # before a state is changed: memory may be missing
-        self._contexts.upload("decode", _tokens(input_ids, positions, past))
+        self._contexts.upload("decode", _static_feed(tokens))
         bound.step.run(partial(self._contexts.execute, "decode"), mask[:, past])
         self._count_new(bound, mask, past)
         self._device.download(logits, bound.results["logits"])
         return logits, bound.layers
 
-    def _verify_in_place(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+    def _verify_in_place(self, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
         """Run the tokens of a draft into the buffers that decoding is bound to; nothing is recorded."""
         self._device.activate()
-        (batch, new), past = input_ids.shape, mask.shape[1] - input_ids.shape[1]
+        (batch, new), past, mask = tokens.input_ids.shape, tokens.past, tokens.mask
         bound = self._bound_to(layers, mask[:, :past])
         logits = self._logits(batch, new)
         results = bound.results | {"logits": self._contexts.room(f"{VERIFY}.logits", logits.nbytes)}
-        self._contexts.bind(
-            VERIFY, bound.feed | self._contexts.upload(VERIFY, _tokens(input_ids, positions, past)), results
-        )
+        self._contexts.bind(VERIFY, bound.feed | self._contexts.upload(VERIFY, _static_feed(tokens)), results)
         self._contexts.execute(VERIFY)
         self._count_new(bound, mask, past)
         self._device.download(logits, results["logits"])
@@ -300,10 +281,7 @@ class TensorRtSession(Session[DeviceTensor]):
         return np.empty((batch, rows, self.config.vocab_size), np.float32)
 
 
-def _tokens(input_ids: Array, positions: Array, past: int) -> dict[str, Array]:
+def _static_feed(tokens: NewTokens) -> dict[str, Array]:
     """Return the inputs that say which tokens are new, and behind how many."""
-    return {
-        "input_ids": input_ids,
-        "position_ids": positions,
-        "cache_length": np.full((len(input_ids),), past, np.int64),
-    }
+    length = np.full((len(tokens.input_ids),), tokens.past, np.int64)
+    return {"input_ids": tokens.input_ids, "position_ids": tokens.positions, "cache_length": length}

@@ -7,9 +7,9 @@ import torch
 
 from lucid_deploy.cache.layout import CacheTensor, first_of_ring
 from lucid_deploy.cache.storage import SCALED, decoded_layout
+from lucid_deploy.model.description import drafts_unsupported_reason
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import layers_obstacle
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.torch.threads import check_threads_are_here, torch_threads
 
@@ -78,63 +78,30 @@ class TorchSession(Session[torch.Tensor]):
         return torch.float32 if scaled_half else self._dtype
 
     @property
-    def several_obstacle(self) -> str | None:
-        """See :attr:`Session.several_obstacle`."""
-        return layers_obstacle(self.layers)
+    def multi_token_unsupported_reason(self) -> str | None:
+        return drafts_unsupported_reason(self.layers)
 
     @property
     def cuts_freely(self) -> bool:
         """See :attr:`Session.cuts_freely`: what is cut is a view."""
         return True
 
-    def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers, decode=True, last_only=False)
-
     @property
     def gives_all_logits(self) -> bool:
         """See :attr:`Session.gives_all_logits`."""
         return True
 
-    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers, decode=False, last_only=False)
-
-    @property
-    def gives_last_logits(self) -> bool:
-        """See :attr:`Session.gives_last_logits`."""
-        return True
-
-    def _run_prefill_last(
-        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int
-    ) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers, decode=False, last_only=False, keep=keep)
-
-    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers, decode=False)
-
-    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(input_ids, mask, positions, layers, decode=True)
-
-    def _run(
-        self,
-        input_ids: Array,
-        mask: Array,
-        positions: Array,
-        layers: Layers,
-        decode: bool,
-        last_only: bool = True,
-        keep: int | None = None,
-    ) -> tuple[Array, Layers]:
+    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
         with torch_threads(self._threads), torch.inference_mode():
             if self._device.type == "cpu":
                 check_threads_are_here()
             logits, present = self._model(
-                self._tensor(input_ids),
+                self._tensor(tokens.input_ids),
                 layers,
-                None if mask.all() else self._tensor(mask),
-                self._tensor(positions),
-                decode=decode,
-                last_only=last_only,
-                keep=keep,
+                None if tokens.mask.all() else self._tensor(tokens.mask),
+                self._tensor(tokens.positions),
+                decode=stage != "prefill",
+                last_only=keep == 1,
             )
         return _to_numpy(logits), present
 

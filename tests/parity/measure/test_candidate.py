@@ -1,5 +1,7 @@
 """A candidate against its targets: the gate is where it says, and what cannot be compared is said so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,10 +114,10 @@ class ForgetsInDecoding(TorchSession):
 
     last = 0
 
-    def _run_decode(self, input_ids, mask, positions, layers):
-        if positions.max() == self.last:
+    def _run(self, stage, tokens, layers, keep):
+        if stage == "decode" and tokens.positions.max() == self.last:
             layers = [(k.index_fill(2, torch.tensor([0]), 0), y) for k, y in layers]
-        return super()._run_decode(input_ids, mask, positions, layers)
+        return super()._run(stage, tokens, layers, keep)
 
 
 def test_every_way_of_feeding_sees_a_step_that_is_wrong_behind_it():
@@ -137,12 +139,10 @@ class CountsAnswersTwice(TorchSession):
         self.decoded = 0
         return super().empty_cache(batch)
 
-    def _run_decode(self, input_ids, mask, positions, layers):
-        self.decoded += 1
-        return super()._run_decode(input_ids, mask, positions, layers)
-
-    def _run_prefill(self, input_ids, mask, positions, layers):
-        return super()._run_prefill(input_ids, mask, positions + self.decoded, layers)
+    def _run(self, stage, tokens, *args):
+        self.decoded += stage == "decode"
+        moved = self.decoded if stage == "prefill" else 0
+        return super()._run(stage, replace(tokens, positions=tokens.positions + moved), *args)
 
 
 def test_a_second_turn_that_is_wrong_shows_in_turns_alone():

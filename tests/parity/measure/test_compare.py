@@ -94,12 +94,8 @@ def test_a_draft_is_what_the_session_generates_and_is_recorded_so(exact, scenari
 
 def test_logits_of_a_wrong_shape_are_refused(model, scenarios):
     class Narrow(type(session(model))):
-        def _run_decode(self, *arguments):
-            logits, present = super()._run_decode(*arguments)
-            return logits[..., :-1], present
-
-        def _run_prefill(self, *arguments):
-            logits, present = super()._run_prefill(*arguments)
+        def _run(self, *arguments):
+            logits, present = super()._run(*arguments)
             return logits[..., :-1], present
 
     with pytest.raises(CheckFailed, match=f"gave logits of shape .*{VOCAB - 1}"):

@@ -93,9 +93,9 @@ class Contrary(TorchSession):
         super().__init__(model)
         self.steps = steps
 
-    def _run_decode(self, input_ids, mask, positions, layers):
-        logits, present = super()._run_decode(input_ids, mask, positions, layers)
-        if int(mask.sum(axis=1).max()) in self.steps:
+    def _run(self, stage, tokens, *args):
+        logits, present = super()._run(stage, tokens, *args)
+        if stage == "decode" and int(tokens.mask.sum(axis=1).max()) in self.steps:
             best, second = np.argsort(-logits[-1, 0])[:2]
             logits = logits.copy()
             logits[-1, 0, [best, second]] = logits[-1, 0, [second, best]]

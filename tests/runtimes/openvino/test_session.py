@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def test_verification_finds_a_fault_in_it(small: Artifact, monkeypatch: pytest.M
     """Decoded tokens are rotated as if they stood one place further on."""
 
     class Misplaced(OpenVinoSession):
-        def _run_decode(self, ids: Array, mask: Array, positions: Array, layers: Any) -> Any:
-            return super()._run_decode(ids, mask, positions + 1, layers)
+        def _run(self, stage: str, tokens: Any, *rest: Any) -> Any:
+            return super()._run(stage, replace(tokens, positions=tokens.positions + (stage == "decode")), *rest)
 
     monkeypatch.setattr("lucid_deploy.runtimes.openvino.session.OpenVinoSession", Misplaced)
     run = lucid_deploy("verify", small.directory, "--runtime", "openvino", "--quick", "--steps", "2")

@@ -129,13 +129,13 @@ def test_a_step_of_a_batch_that_finds_no_memory(
 ) -> None:
     """One request ends. What was bound is bound anew, to a graph compiled again, and no ring has a token twice."""
     short, long = (Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11))
-    do, bind, bound = getattr(openvino.InferRequest, name), static.bind_decode, []
+    do, bind, bound = getattr(openvino.InferRequest, name), static.bind, []
 
     def binding(layers: Any, mask: np.ndarray, *rest: Any) -> Any:
         bound.append(len(mask))
         return bind(layers, mask, *rest)
 
-    monkeypatch.setattr(static, "bind_decode", binding)
+    monkeypatch.setattr(static, "bind", binding)
     batcher = Batcher(static, 2)
     ((wanted, _),), ((other, _),) = answers(batcher, short), answers(batcher, long)
     assert bound == [1]

@@ -14,10 +14,7 @@ import onnxruntime as ort
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.onnxruntime.values import ort_value
-from lucid_deploy.runtimes.session_bodies import attach_body
-from lucid_deploy.runtimes.several_tokens import several_tokens
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import EngineFile, EngineManifest
 from lucid_deploy.runtimes.tensorrt.operators import VERIFY
@@ -150,11 +147,7 @@ class FakeContext:
 
 
 def _graph(artifact: Artifact, stage: str) -> bytes:
-    if stage != VERIFY:
-        return artifact.graph_path(stage).read_bytes()
-    model = several_tokens(artifact.graph("prefill"), artifact.manifest.cache == "static")
-    attach_body(model, DECODE_ATTENTION)
-    return model.SerializeToString()
+    return artifact.graph_path(stage).read_bytes()
 
 
 def fake_engines(

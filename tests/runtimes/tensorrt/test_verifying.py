@@ -17,8 +17,8 @@ from lucid_deploy.generation.drafting import LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.cache_rows import take_back
 from lucid_deploy.runtimes.session import Session
-from lucid_deploy.runtimes.take_back import take_back
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines

@@ -1,14 +1,20 @@
-"""Several tokens at once against one after the other, and taking them back, in every runtime that can."""
+"""The step that verifies drafts: against decoding one by one, taking tokens back, and what is refused, and why."""
 
 from __future__ import annotations
+
+import json
+import shutil
 
 import numpy as np
 import pytest
 
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import near_share
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.several import MOST
-from lucid_deploy.runtimes.take_back import make_room, pack, take_back
+from lucid_deploy.runtimes.cache_rows import make_room, pack, take_back
+from lucid_deploy.runtimes.session import MOST
+from tests.conftest import MIXED
 
 TWO_KINDS = {"lucid_layers": [0]}  # and a layer of standard attention
 RUNTIMES = [
@@ -21,6 +27,7 @@ RUNTIMES = [
     ("onnxruntime", {"kernels": "functions"}, {"cache_dtype": "int8"}),
     ("torch", {}, {"cache_dtype": "int8"}),
     ("onnxruntime", {"kernels": "library"}, {"cache_dtype": "fp8"}),
+    ("openvino", {}, {"inline": True}),
 ]
 PROMPT, NEW = 40, 9
 RNG = np.random.default_rng(0)
@@ -35,7 +42,7 @@ def close(got, wanted, session):
     assert np.abs(got - wanted).max() <= limit * size
 
 
-@pytest.fixture(params=RUNTIMES, ids=lambda p: "-".join([p[0], *p[1].values(), *p[2].values()]))
+@pytest.fixture(params=RUNTIMES, ids=lambda p: "-".join([p[0], *p[1].values(), *map(str, p[2].values())]))
 def session(request, exported, built_library):
     runtime, options, stored = request.param
     return open_session(exported(**stored, **TWO_KINDS)[1], runtime, **options)
@@ -99,3 +106,42 @@ def test_holes_take_no_room_of_the_context(exported):
         session.decode_several(np.repeat(TOKENS[:1, :1], MOST, axis=1), cache)
         take_back(session, cache, MOST, np.array([1]))
     assert cache.mask.sum() == PROMPT + 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        (np.ones((1, MOST + 1), np.int64), None, f"Up to {MOST} tokens"),
+        (np.ones((1, 3), np.int64), np.array([[True, False, True]]), "padding before a token"),
+        (np.ones((1, 3), np.int64), np.ones((1, 2), bool), "The mask is"),
+    ],
+)
+def test_what_does_not_fit_is_refused(exported, ids, mask, message):
+    session = open_session(exported(**TWO_KINDS)[1], "torch")
+    with pytest.raises(LucidError, match=message):
+        session.decode_several(ids, session.empty_cache(1), mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({}, MIXED, "layer 2 .window. keeps the last 9 tokens only"),
+        ({"cache": "static", "opset": 23}, {}, "export without --opset 23"),
+    ],
+)
+def test_artifacts_without_the_graph_say_why(exported, options, changes, message):
+    session = open_session(exported(**options, **changes)[1], "onnxruntime", kernels="auto")
+    with pytest.raises(LucidError, match=message):
+        session.decode_several(TOKENS[:1], session.empty_cache(1))
+
+
+def test_an_artifact_of_an_earlier_version_runs_without_speculation(exported, tmp_path):
+    shutil.copytree(exported()[1].directory, old := tmp_path / "old")
+    data = json.loads((old / "lucid.json").read_text())
+    del data["graphs"]["verify"], data["files"]["verify.onnx"]
+    (old / "verify.onnx").unlink()
+    (old / "lucid.json").write_text(json.dumps(data))
+    session = open_session(open_artifact(old), "onnxruntime")
+    session.prefill(IDS[:1], session.empty_cache(1))
+    with pytest.raises(LucidError, match=r"has no graph that verifies drafts, .*; export it again"):
+        session.decode_several(TOKENS[:1], session.empty_cache(1))

@@ -1,0 +1,18 @@
+"""The kind ``gated_delta``: described without torch, and made into its module when it is asked to."""
+
+from __future__ import annotations
+
+from tests.model.config_samples import parse
+from tests.model.families.flash_model import MODELS, SMALL
+from tests.model.layers.kinds import assert_imports_no_torch, assert_module_has_the_described_weights
+
+
+def test_describing_it_imports_no_torch() -> None:
+    assert_imports_no_torch("gated_delta")
+
+
+def test_its_description_and_its_module_agree() -> None:
+    for given in MODELS.values():
+        if given["model_type"] == "gated_deltanet":
+            found = assert_module_has_the_described_weights("gated_delta", parse({**SMALL, **given}))
+            assert not found.solves and {tensor.sort for tensor in found.cache} == {"state"}

@@ -1,0 +1,15 @@
+"""The kind ``lucid``: described without torch, and made into its module when it is asked to."""
+
+from __future__ import annotations
+
+from tests.model.config_samples import LUCID, parse
+from tests.model.layers.kinds import assert_imports_no_torch, assert_module_has_the_described_weights
+
+
+def test_describing_it_imports_no_torch() -> None:
+    assert_imports_no_torch("lucid")
+
+
+def test_its_description_and_its_module_agree() -> None:
+    found = assert_module_has_the_described_weights("lucid", parse(LUCID))
+    assert found.solves and {tensor.sort for tensor in found.cache} == {"rows"}
