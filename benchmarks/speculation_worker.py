@@ -11,7 +11,7 @@ import numpy as np
 from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.generation.drafting import LookupDrafter
 from lucid_deploy.generation.speculation import Lookahead
-from lucid_deploy.runtimes.take_back import take_back
+from lucid_deploy.runtimes.cache_rows import take_back
 
 _WANTED = 128  # most tokens that are asked for, wherever the answer ends
 

@@ -7,13 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import near_share
+from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_rows import make_room, pack, take_back
 from lucid_deploy.runtimes.session import MOST
+from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED
 
 TWO_KINDS = {"lucid_layers": [0]}  # and a layer of standard attention
@@ -145,3 +148,21 @@ def test_an_artifact_of_an_earlier_version_runs_without_speculation(exported, tm
     session.prefill(IDS[:1], session.empty_cache(1))
     with pytest.raises(LucidError, match=r"has no graph that verifies drafts, .*; export it again"):
         session.decode_several(TOKENS[:1], session.empty_cache(1))
+
+
+@pytest.mark.parametrize("past", [240, 255, 256])
+def test_drafts_that_reach_beyond_the_buffers_of_a_static_cache(exported, past):
+    """Buffers hold a multiple of 256 rows; one token may still fit where a step's drafts do not."""
+    checkpoint, artifact = exported(cache="static")
+    session = open_session(artifact, "onnxruntime", kernels="functions")
+    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+    ids = np.random.default_rng(past).integers(2, 97, (1, past + MOST + 1))
+    ids[:, past // 2 : past] = 11  # one token repeated: correlated keys
+    exact = reference.prefill_all(ids, reference.empty_cache(1))
+    cache = session.empty_cache(1)
+    session.prefill(ids[:, : past - 9], cache)
+    for place in range(past - 9, past):
+        session.decode(ids[:, place : place + 1], cache)
+    found = [session.decode_several(ids[:, past : past + MOST], cache), session.decode(ids[:, past + MOST :], cache)]
+    got = np.concatenate(found, axis=1)
+    assert np.linalg.norm(got - exact[:, past:]) <= 1e-4 * np.linalg.norm(exact[:, past:])

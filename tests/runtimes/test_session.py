@@ -90,6 +90,28 @@ def test_padded_rows_get_what_they_get_alone(
             close(ours[1:], single, 1e-5)
 
 
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_a_prefill_behind_a_padded_past(exported: Exported, cache: str, logits: str) -> None:
+    """Rows of unequal lengths, in float64 each alone; padding on both sides of the second prefill as well."""
+    checkpoint, artifact = exported(cache=cache, logits=logits)
+    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+    ids = tokens(2, 60)
+    ids[:, 8:20] = 11  # one token repeated: correlated keys
+    first = np.array([[True] * 30, [False] * 9 + [True] * 15 + [False] * 6])
+    second = np.array([[True] * 30, [False] * 4 + [True] * 17 + [False] * 9])
+    mask = np.concatenate([first, second], axis=1)
+    session = open_session(artifact, "onnxruntime")
+    held = session.empty_cache(2)
+    session.prefill(ids[:, :30], held, first)
+    session.decode(ids[:, :1], held, np.array([[False], [False]]))  # both rows wait
+    got = [session.prefill(ids[:, 30:], held, second), session.decode(np.array([[4], [9]]), held)]
+    for row, token in enumerate((4, 9)):
+        own = np.append(ids[row][mask[row]], token)[None]
+        exact = reference.prefill_all(own, reference.empty_cache(1))
+        close(np.concatenate(got, axis=1)[row], exact[0, -2:])
+
+
 def test_a_failed_call_leaves_the_cache_as_it_was(exported: Exported) -> None:
     _, artifact = exported()
     session = open_session(artifact)
@@ -110,14 +132,16 @@ def test_a_failed_call_leaves_the_cache_as_it_was(exported: Exported) -> None:
         (np.array([[0.5]]), "whole numbers"),
         (np.array([1, 2]), "shape"),
         (np.zeros((2, 3), np.int64), "batch 1"),
-        (np.zeros((1, 513), np.int64), "--allow-extrapolation"),
+        (np.zeros((1, 510), np.int64), "--allow-extrapolation"),
     ],
 )
 def test_prefill_refuses(exported: Exported, ids: np.ndarray, message: str) -> None:
     _, artifact = exported()
     session = open_session(artifact)
+    cache = session.empty_cache(1)
+    session.prefill(np.array([[1, 2, 3]]), cache)
     with pytest.raises(LucidError, match=message):
-        session.prefill(ids, session.empty_cache(1))
+        session.prefill(ids, cache)
 
 
 @pytest.mark.parametrize("call", ["prefill", "prefill_all", "decode", "decode_several"])
