@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lucid_deploy.artifact import Artifact, check_hashes
-from lucid_deploy.artifact.quantization import AWQ, STORED
+from lucid_deploy.artifact.quantization_method import AWQ, STORED
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint

@@ -10,17 +10,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from lucid_deploy.serving.answers import Answer, ResponseAnswer
 from lucid_deploy.serving.errors import ApiError, ClientGone, invalid, queue_full, timed_out, unavailable
 from lucid_deploy.serving.front import read_body
 from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, RowTimes, TextPiece
 from lucid_deploy.serving.metrics import TokenClock
 from lucid_deploy.serving.requests import Kind, PreparedRequest
-from lucid_deploy.serving.responses import Answer
-from lucid_deploy.serving.responses_api_answer import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.serving.service import Service
 from lucid_deploy.serving.tracing import RequestTrace
@@ -216,7 +216,7 @@ class EventStream(StreamingResponse):
             await self._cancellation.during(self._collect())
         finally:
             await self.close()
-        return JSONResponse(self._answer.whole())
+        return Response(msgspec.json.encode(self._answer.whole()), media_type="application/json")
 
     async def close(self) -> None:
         """Free what the job holds."""

@@ -10,13 +10,17 @@ from msgspec import Meta, Struct, inspect
 from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.generation.sampling import BIASES
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.tool_bodies import Choice, ToolCall, Tools
+from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoice, ResponseTools, ToolCall, Tools
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
 STOP_LENGTH = 1000  # characters
 MOST_BAD_WORDS = 1000
 SALT_LENGTH = 256  # characters
+LOGPROBS = "message.output_text.logprobs"  # the one thing that include may ask for
+MOST_SOLVE_TOKENS = 256  # the answer grows with their square
+_PART = '"input_text" or "output_text", the only kinds that this server takes'
+_KINDS = '"message", "function_call" or "function_call_output", the only kinds of item here'
 
 StopText = Annotated[str, Meta(min_length=1, max_length=STOP_LENGTH)]
 PromptItem = Annotated[
@@ -70,14 +74,30 @@ class ResponseFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     json_schema: Annotated[JsonSchema | None, Meta(description="With the type json_schema.")] = None
 
 
-class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What completions and chats have in common."""
+class CommonFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What all requests for answers have in common."""
 
     model: Annotated[str, Meta(description="The name of the served model.")]
-    n: Annotated[int, Meta(description="Generations of each prompt; 1 if not given.")] | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
+    seed: Seed | None = None
+    stream: Annotated[bool, Meta(description="Send tokens as they come, by server-sent events.")] | None = None
+    ignore_eos: IgnoreEos | None = None
+    cache_salt: CacheSalt | None = None
+    user: HarmlessText = None
+    metadata: Metadata = None
+    store: Annotated[Any, only(False)] = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    safety_identifier: HarmlessText = None
+    prompt_cache_key: HarmlessText = None
+    prompt_cache_retention: HarmlessText = None
+
+
+class SamplingFields(CommonFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What completions and chats have in common."""
+
+    n: Annotated[int, Meta(description="Generations of each prompt; 1 if not given.")] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1, description=_MIN_P)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description=_PRESENCE)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description=_FREQUENCY)] | None = None
@@ -89,7 +109,6 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
         Annotated[list[StopText], Meta(max_length=MOST_BAD_WORDS)] | None,
         Meta(description="Texts that no answer contains.", extra={"expected": "a list of texts"}),
     ] = None
-    seed: Seed | None = None
     stop: Annotated[
         StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None,
         Meta(
@@ -97,18 +116,8 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
             extra={"expected": f"a text or a list of at most {MOST_STOPS} texts"},
         ),
     ] = None
-    stream: Annotated[bool, Meta(description="Send tokens as they come, by server-sent events.")] | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: IgnoreEos | None = None
     return_tokens_as_token_ids: TokensAsIds | None = None
-    cache_salt: CacheSalt | None = None
-    user: HarmlessText = None
-    metadata: Metadata = None
-    store: Annotated[Any, only(False)] = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
-    safety_identifier: HarmlessText = None
-    prompt_cache_key: HarmlessText = None
-    prompt_cache_retention: HarmlessText = None
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
@@ -177,6 +186,107 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fiel
     reasoning_effort: Annotated[Any, only()] = None
     verbosity: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
+
+
+class InputPart(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A part of a message; what an earlier answer said of its parts is accepted, so that it can be sent back."""
+
+    type: Annotated[Literal["input_text", "output_text"], Meta(extra={"expected": _PART})]
+    text: str
+    annotations: Harmless = None
+    logprobs: Harmless = None
+
+
+class InputItem(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A message, a call that an earlier answer made, or the result of one."""
+
+    type: Annotated[Literal["message", "function_call", "function_call_output"], Meta(extra={"expected": _KINDS})] = (
+        "message"
+    )
+    role: Annotated[str | None, Meta(description="Of a message; developer is the template's system.")] = None
+    content: Annotated[str | list[InputPart] | None, Meta(description="Of a message.")] = None
+    call_id: Annotated[str | None, Meta(description="Of a call and its result.")] = None
+    name: Annotated[FunctionName | None, Meta(description="Of a call.")] = None
+    arguments: Annotated[str | None, Meta(description="Of a call: the text of a JSON object.")] = None
+    output: Annotated[str | list[InputPart] | None, Meta(description="Of a result.")] = None
+    id: Harmless = None
+    status: Harmless = None
+    phase: Harmless = None
+
+
+class ResponseStreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a stream of events is sent."""
+
+    include_obfuscation: Annotated[Any, only(False)] = None
+
+
+class TextFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema: Annotated[
+        dict[str, Any] | bool | None,
+        Meta(description="With the type json_schema.", extra={"expected": "a JSON schema"}),
+    ] = None
+    description: HarmlessText = None
+    strict: Annotated[bool, Meta(description="Accepted: schemas are always enforced.")] | None = None
+
+
+class TextSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the answer's text is like."""
+
+    format: TextFormat | None = None
+    verbosity: Annotated[Any, only()] = None
+
+
+class ResponseRequest(CommonFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/responses``."""
+
+    input: Annotated[
+        str | Annotated[list[InputItem], Meta(min_length=1)],
+        Meta(
+            description="The user's text, or all that was said and called so far.",
+            extra={"expected": "a text, or a list of messages"},
+        ),
+    ]
+    instructions: Annotated[str, Meta(description="A system message in front of the input.")] | None = None
+    max_output_tokens: Annotated[int, Meta(description="Most new tokens; all that fit if not given.")] | None = None
+    stream_options: ResponseStreamOptions | None = None
+    include: (
+        list[Annotated[Literal["message.output_text.logprobs"], Meta(extra={"expected": f'"{LOGPROBS}"'})]] | None
+    ) = None
+    top_logprobs: (
+        Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description=f"With {LOGPROBS}: alternatives of each token.")] | None
+    ) = None
+    text: TextSettings | None = None
+    tools: ResponseTools = None
+    tool_choice: ResponseChoice = None
+    parallel_tool_calls: Annotated[bool, Meta(description="Whether there may be several calls.")] | None = None
+    previous_response_id: Annotated[Any, only()] = None
+    conversation: Annotated[Any, only()] = None
+    prompt: Annotated[Any, only()] = None
+    background: Annotated[Any, only(False)] = None
+    context_management: Annotated[Any, only([])] = None
+    truncation: Annotated[Any, only("disabled")] = None
+    reasoning: Annotated[Any, only({})] = None
+    max_tool_calls: Annotated[Any, only()] = None
+    moderation: Annotated[Any, only()] = None
+
+
+class SolveRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/lucid/solve``."""
+
+    model: Annotated[str, Meta(description="The name of the served model.")]
+    prompt: Annotated[
+        str | list[int],
+        Meta(
+            description=f"A text of at most {MOST_SOLVE_TOKENS} tokens.",
+            extra={"expected": "a text, or a list of token ids"},
+        ),
+    ]
+    layer: Annotated[int, Meta(ge=0, le=2**31, description="A layer that solves a system, counted from 0.")]
+    head: Annotated[int, Meta(ge=0, le=2**31, description="Its key/value head, counted from 0.")]
 
 
 def refuse_unsupported(body: Struct, where: str = "") -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,10 @@ from lucid_deploy.artifact import MANIFEST, Artifact, check_hashes, open_artifac
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.watch import ArtifactWatch
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.serving.backend import LocalBackend
 from lucid_deploy.serving.engine import Engine
-from lucid_deploy.serving.generation_fields import guides_of
 from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.reader_process import ReaderSetup
@@ -159,7 +160,9 @@ def make_engine(options: EngineOptions) -> Engine:
         drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
         session = open_session(artifact, options.runtime)
         tokenizer, config = TextTokenizer(artifact.directory), session.config
-        guides = guides_of(tokenizer, config.vocab_size, list(config.eos_token_ids))
+        guides = None  # without the library for it nothing holds answers to constraints
+        if find_spec("llguidance") is not None:
+            guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
 
     def check() -> None:

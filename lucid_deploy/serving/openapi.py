@@ -7,9 +7,7 @@ from typing import Any
 
 import msgspec
 
-from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
-from lucid_deploy.serving.responses_api_bodies import ResponseRequest
-from lucid_deploy.serving.solve_bodies import SolveRequest
+from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, ResponseRequest, SolveRequest
 from lucid_deploy.version import __version__
 
 ERROR = {

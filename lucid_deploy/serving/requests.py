@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lucid_deploy.artifact.chat import ChatTemplate, ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import (
+    NAMES,
+    Constraint,
+    OncePerConstraint,
+    constraint_of,
+    from_json_schema,
+    named,
+)
+from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
-from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, SamplingFields, refuse_unsupported
+from lucid_deploy.serving.bodies import (
+    MOST_SOLVE_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    ResponseFormat,
+    ResponseRequest,
+    SamplingFields,
+    SolveRequest,
+    refuse_unsupported,
+)
 from lucid_deploy.serving.errors import ApiError, invalid, no_such_model
-from lucid_deploy.serving.generation_fields import ConstraintReader, sampling_of
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.limits import Limits
-from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, in_our_words, repeated
-from lucid_deploy.serving.solve_bodies import MOST_SOLVE_TOKENS, SolveRequest
+from lucid_deploy.serving.responses_api import as_chat, renamed, repeated
 from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
@@ -77,6 +96,12 @@ class RequestReader:
         self._tokenizer = tokenizer
         self._templates = templates
         self._constraints = ConstraintReader(tokenizer, limits.vocabulary)
+        self._kinds: dict[Kind, tuple[Any, Callable[[Any], PreparedRequest]]] = {
+            "completion": (CompletionRequest, self._completion),
+            "chat": (ChatRequest, self._chat),
+            "response": (ResponseRequest, self._response),
+            "solve": (SolveRequest, self._solve),
+        }
 
     @property
     def can_chat(self) -> bool:
@@ -94,67 +119,29 @@ class RequestReader:
             return str(error)
         return None
 
-    def completion(self, data: bytes) -> PreparedRequest:
-        """Read the body of ``/v1/completions``.
-
-        Raises:
-            ApiError: A field is wrong, unknown or not supported.
-        """
-        try:
-            return self._completion(decode(data, CompletionRequest, "body"))
-        except FieldError as error:
-            raise invalid(str(error), error.param, error.code) from error
-
-    def chat(self, data: bytes) -> PreparedRequest:
-        """Read the body of ``/v1/chat/completions``.
-
-        Raises:
-            ApiError: A field is wrong, unknown or not supported, or the model has no chat template.
-        """
-        try:
-            return self._chat(decode(data, ChatRequest, "body"))
-        except FieldError as error:
-            raise invalid(str(error), error.param, error.code) from error
-
-    def response(self, data: bytes) -> PreparedRequest:
-        """Read the body of ``/v1/responses``.
-
-        Raises:
-            ApiError: A field is wrong, unknown or not supported, or the model has no chat template.
-        """
-        body = None
-        try:
-            body = decode(data, ResponseRequest, "body")
-            refuse_unsupported(body)
-            return replace(self._chat(as_chat(body)), response=repeated(body))
-        except FieldError as error:
-            error = in_our_words(error, body)
-            raise invalid(str(error), error.param, error.code) from error
-
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:
         """Read a body of one kind.
 
         Raises:
-            ApiError: As :meth:`completion`, :meth:`chat`, :meth:`response` or :meth:`solve`.
+            ApiError: A field is wrong, unknown or not supported, or the model has no chat template.
         """
-        return getattr(self, kind)(data)
-
-    def solve(self, data: bytes) -> PreparedRequest:
-        """Read the body of ``/v1/lucid/solve``.
-
-        Raises:
-            ApiError: A field is wrong or unknown, or the text is too long.
-        """
+        form, read = self._kinds[kind]
         try:
-            body = decode(data, SolveRequest, "body")
-            if body.model != self._model:
-                raise no_such_model(body.model, self._model)
-            ids = self._prompt(body.prompt)
-            if len(ids) > MOST_SOLVE_TOKENS:
-                message = f"The prompt has {len(ids)} tokens; the solve is shown for {MOST_SOLVE_TOKENS}."
-                raise FieldError(message, "prompt", "context_length_exceeded")
+            return read(decode(data, form, "body"))
         except FieldError as error:
+            error = renamed(error) if kind == "response" else error
             raise invalid(str(error), error.param, error.code) from error
+
+    def _response(self, body: ResponseRequest) -> PreparedRequest:
+        refuse_unsupported(body)
+        return replace(self._chat(as_chat(body)), response=repeated(body))
+
+    def _solve(self, body: SolveRequest) -> PreparedRequest:
+        self._check_model(body)
+        ids = self._prompt(body.prompt)
+        if len(ids) > MOST_SOLVE_TOKENS:
+            message = f"The prompt has {len(ids)} tokens; the solve is shown for {MOST_SOLVE_TOKENS}."
+            raise FieldError(message, "prompt", "context_length_exceeded")
         return PreparedRequest(Job((ids,)), False, False, False, place=(body.layer, body.head))
 
     def _completion(self, body: CompletionRequest) -> PreparedRequest:
@@ -191,7 +178,7 @@ class RequestReader:
         form = None if tools is None else tools.form
         return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
 
-    def _check_model(self, body: SamplingFields) -> None:
+    def _check_model(self, body: SamplingFields | SolveRequest) -> None:
         if body.model != self._model:
             raise no_such_model(body.model, self._model)
         refuse_unsupported(body)
@@ -385,3 +372,108 @@ def _streaming(body: SamplingFields) -> tuple[bool, bool]:
 
 def _unsupported(message: str, name: str) -> ApiError:
     return invalid(message, name, "unsupported_parameter")
+
+
+class ConstraintReader:
+    """Reads what answers must be, and tries whether an answer can begin.
+
+    Args:
+        tokenizer: The artifact's.
+        vocabulary: Tokens that the model knows.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, vocabulary: int) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._guides: GuideFactory | None = None
+        # That an answer can begin, and not what was compiled: what one body left would count as the next one's memory.
+        self._try = OncePerConstraint(self._begin, 1024)
+
+    def read(self, body: SamplingFields) -> Constraint | None:
+        """Return the constraint that a body asks for, or None.
+
+        Raises:
+            FieldError: There are several, or it cannot be enforced.
+        """
+        name, found = "response_format", _formatted(body.response_format)
+        given = {name: getattr(body, name) for name in NAMES}
+        other = next((name for name in NAMES if given[name] is not None), None)
+        if other is not None:
+            if found is not None:
+                raise FieldError(f"{other} cannot be combined with response_format.", other, "invalid_value")
+            name, found = other, constraint_of(given)
+        if found is not None:
+            self.check(name, found)
+        return found
+
+    def check(self, name: str, constraint: Constraint) -> None:
+        """Try whether an answer can begin.
+
+        Args:
+            name: The field that asks for it.
+            constraint: Well-formed.
+
+        Raises:
+            FieldError: It is too costly, or the vocabulary has no token that fits.
+        """
+        with named_field(name):
+            self._try(constraint)
+
+    def _begin(self, constraint: Constraint) -> None:
+        if self._guides is None:
+            self._guides = GuideFactory(self._tokenizer, self._vocabulary, [], kept=0)
+        self._guides.check(constraint)
+
+
+def _formatted(given: ResponseFormat | None) -> Constraint | None:
+    if given is not None and given.type != "json_schema" and given.json_schema is not None:
+        where = "response_format.json_schema"
+        raise FieldError(f"{where} is for the type json_schema.", where, "invalid_value")
+    if given is None or given.type == "text":
+        return None
+    if given.type == "json_object":
+        return from_json_schema({"type": "object"})
+    if given.json_schema is None:
+        raise FieldError(
+            "The field response_format.json_schema is missing.", "response_format.json_schema", "missing_field"
+        )
+    where, schema = "response_format.json_schema.schema", given.json_schema.schema
+    if schema is None:
+        raise FieldError(f"The field {where} is missing.", where, "missing_field")
+    return named(where, from_json_schema, schema)
+
+
+def sampling_of(body: SamplingFields, tokenizer: TextTokenizer, vocabulary: int) -> Sampling:
+    """Return how tokens are chosen.
+
+    Raises:
+        FieldError: A number is out of range, or a token is outside the vocabulary.
+    """
+    with named_field("bad_words"):
+        bad_words = bad_word_ids(body.bad_words or (), tokenizer)
+    sampling = Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=body.top_k or 0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=None if body.seed is None else body.seed % 2**64,  # the generator takes no negative ones
+        min_p=body.min_p or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        bad_words=bad_words,
+    )
+    with named_field("logit_bias"):
+        sampling = replace(sampling, logit_bias=logit_bias(body.logit_bias or {}))
+        sampling.check(vocabulary)
+    return sampling
+
+
+@contextmanager
+def named_field(name: str) -> Iterator[None]:
+    """Say of an error in the body of the ``with`` which field it is about."""
+    try:
+        yield
+    except FieldError:
+        raise
+    except LucidError as error:
+        message = str(error) if str(error).startswith(name) else f"{name}: {error}"
+        raise FieldError(message, name, "invalid_value") from error

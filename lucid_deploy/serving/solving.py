@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from lucid_deploy.serving.answering import preparing
+from lucid_deploy.serving.bodies import MOST_SOLVE_TOKENS
 from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
 from lucid_deploy.serving.jobs import Refusal
 from lucid_deploy.serving.service import Service
-from lucid_deploy.serving.solve_bodies import MOST_SOLVE_TOKENS
 
 
 async def solving_layers(service: Service) -> Response:

@@ -14,10 +14,9 @@ from openai.types.responses import response_create_params as responses
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
+from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, ResponseRequest
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import Kind, RequestReader
-from lucid_deploy.serving.responses_api_bodies import ResponseRequest
 from tests.serving.reader_tools import MODEL, write_setup
 
 USER = [{"role": "user", "content": "w5"}]

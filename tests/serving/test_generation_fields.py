@@ -12,7 +12,7 @@ from lucid_deploy.generation.constraint import from_json_schema, from_regex
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.bodies import CompletionRequest
-from lucid_deploy.serving.generation_fields import ConstraintReader, guides_of, sampling_of
+from lucid_deploy.serving.requests import ConstraintReader, sampling_of
 from tests.generation.guided_walks import SIZE, tokenizer_of
 
 
@@ -66,10 +66,3 @@ def test_sampling_of_bodies(tmp_path: Path) -> None:
         with pytest.raises(FieldError) as caught:
             sampling_of(body(**fields), tokenizer, SIZE)
         assert caught.value.param == param
-
-
-def test_without_the_library_there_are_no_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = tokenizer_of("word level", tmp_path)
-    assert guides_of(tokenizer, SIZE, [0]) is not None
-    monkeypatch.setattr("lucid_deploy.serving.generation_fields.find_spec", lambda name: None)
-    assert guides_of(tokenizer, SIZE, [0]) is None

@@ -10,9 +10,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
+from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, ResponseRequest
 from lucid_deploy.serving.openapi import document
-from lucid_deploy.serving.responses_api_bodies import ResponseRequest
 
 
 def schema(name: str) -> dict[str, Any]:

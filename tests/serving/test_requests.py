@@ -26,7 +26,7 @@ def reader(folder: Path, template: Any = "w1 {{ messages[0].content }}", **more:
 def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> ApiError:
     read = reader(folder, **more)
     with pytest.raises(ApiError) as caught:
-        (read.chat if is_chat else read.completion)(body)
+        read.read("chat" if is_chat else "completion", body)
     return caught.value
 
 
@@ -35,7 +35,7 @@ def test_a_chat_with_tools_is_rendered_with_the_template_for_tools(tmp_path: Pat
     for_tools = "w7 {{ messages[0].content }}{# <tool_call></tool_call> {{ tools }} #}"
     read = reader(tmp_path, [{"name": "default", "template": "w1"}, {"name": "tool_use", "template": for_tools}])
     asked: list[dict[str, Any]] = [{"tools": tools}, {"tools": tools, "tool_choice": "none"}, {"tools": []}, {}]
-    assert [read.chat(chat("w5", **fields)).job.prompts[0] for fields in asked] == [(7, 5), (1,), (1,), (1,)]
+    assert [read.read("chat", chat("w5", **fields)).job.prompts[0] for fields in asked] == [(7, 5), (1,), (1,), (1,)]
     theirs, messages = AutoTokenizer.from_pretrained(str(tmp_path)), [{"role": "user", "content": "w5"}]
     assert theirs.apply_chat_template(messages, tools=tools, tokenize=False) == "w7 w5"
     assert theirs.apply_chat_template(messages, tokenize=False) == "w1"
@@ -44,7 +44,7 @@ def test_a_chat_with_tools_is_rendered_with_the_template_for_tools(tmp_path: Pat
 def test_chats_without_tools_need_a_template_called_default(tmp_path: Path) -> None:
     read = reader(tmp_path, {"tool_use": "{{ tools }}"})
     with pytest.raises(ApiError, match=r"called default; those of the model are called tool_use\.") as caught:
-        read.chat(chat("w5"))
+        read.read("chat", chat("w5"))
     assert (caught.value.status, caught.value.code) == (400, "no_chat_template")
     assert read.can_chat and read.chat_refusal == caught.value.message
 
@@ -59,10 +59,10 @@ def test_messages_of_an_unusual_role_that_the_template_leaves_out_are_refused(tm
     texts = [theirs.apply_chat_template(given, tokenize=False) for given in (messages, [asked])]
     assert texts[0] == texts[1], "transformers says nothing"
     with pytest.raises(ApiError, match='leaves out this message of the role "developer"') as caught:
-        read.chat(json.dumps({"model": "m", "messages": messages}).encode())
+        read.read("chat", json.dumps({"model": "m", "messages": messages}).encode())
     assert caught.value.param == "messages[1].role"
     every = reader(tmp_path, LEAVES_OUT.replace("m.role in ('user', 'system')", "true"))
-    assert every.chat(json.dumps({"model": "m", "messages": messages}).encode()).job.prompts == ((1, 5, 8),)
+    assert every.read("chat", json.dumps({"model": "m", "messages": messages}).encode()).job.prompts == ((1, 5, 8),)
 
 
 # Users have the even places, as in Llama 2's template.
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_refused_where_the_places_of_others_count(
     text = AutoTokenizer.from_pretrained(str(tmp_path)).apply_chat_template(messages, tokenize=False)
     assert messages[place]["content"] not in text, "transformers says nothing"
     with pytest.raises(ApiError, match=f"leaves out this message of the role {json.dumps(roles[place])}") as caught:
-        read.chat(json.dumps({"model": "m", "messages": messages}).encode())
+        read.read("chat", json.dumps({"model": "m", "messages": messages}).encode())
     assert caught.value.param == f"messages[{place}].role"
 
 
@@ -119,13 +119,13 @@ def test_what_a_template_reads_in_its_own_way_is_not_left_out(
     template: str, prompt: tuple[int, ...], tmp_path: Path
 ) -> None:
     messages = [{"role": "control", "content": "w8"}, {"role": "user", "content": "w5"}]
-    found = reader(tmp_path, template).chat(json.dumps({"model": "m", "messages": messages}).encode())
+    found = reader(tmp_path, template).read("chat", json.dumps({"model": "m", "messages": messages}).encode())
     assert found.job.prompts == (prompt,)
 
 
 def test_an_empty_message_has_nothing_to_leave_out(tmp_path: Path) -> None:
     messages = [{"role": "developer", "content": ""}, {"role": "user", "content": "w5"}]
-    found = reader(tmp_path, LEAVES_OUT).chat(json.dumps({"model": "m", "messages": messages}).encode())
+    found = reader(tmp_path, LEAVES_OUT).read("chat", json.dumps({"model": "m", "messages": messages}).encode())
     assert found.job.prompts == ((1, 5),)
 
 
@@ -144,10 +144,10 @@ def test_many_unusual_roles_take_no_rendering_each(
     messages = [*({"role": f"r{i}", "content": "w8"} for i in range(1000)), {"role": "user", "content": "w5"}]
     body = json.dumps({"model": "m", "messages": messages}).encode()
     if shown == "true":
-        assert len(read.chat(body).job.prompts[0]) == 1001
+        assert len(read.read("chat", body).job.prompts[0]) == 1001
     else:
         with pytest.raises(ApiError, match="leaves out this message") as caught:
-            read.chat(body)
+            read.read("chat", body)
         assert caught.value.param == f"messages[{777 if 'r777' in shown else 0}].role"
     assert len(calls) == renders
 
@@ -169,7 +169,7 @@ def test_what_would_be_ignored_is_refused(fields: dict[str, Any], param: str, tm
 
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:
-    assert reader(tmp_path).completion(completion("w3 w4")) == PreparedRequest(
+    assert reader(tmp_path).read("completion", completion("w3 w4")) == PreparedRequest(
         Job(((3, 4),), n=1, max_new_tokens=16, sampling=Sampling(1.0)), stream=False, include_usage=False, chat=False
     )
 
@@ -197,7 +197,7 @@ def test_everything_of_a_completion(tmp_path: Path) -> None:
         "logit_bias": {"7": -100, "8": 2.5},
         "bad_words": ["w3 w4", "w9"],
     }
-    read = reader(tmp_path).completion(completion([[5], [6, 7]], **fields))
+    read = reader(tmp_path).read("completion", completion([[5], [6, 7]], **fields))
     sampling = Sampling(0.0, 3, 0.5, 5, 0.1, -1.0, 2.0, 1.5, ((7, -100.0), (8, 2.5)), ((3, 4), (9,)))
     assert read.job == Job(((5,), (6, 7)), 2, 9, sampling, ("a", "b"), False, 20)
     assert (read.stream, read.include_usage, read.cache_salt, read.prompt_tokens) == (True, True, "s", 3)
@@ -206,35 +206,36 @@ def test_everything_of_a_completion(tmp_path: Path) -> None:
 def test_nulls_are_defaults(tmp_path: Path) -> None:
     names = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "logprobs", "stream", "suffix", "echo")
     read = reader(tmp_path)
-    assert read.completion(completion("w3", **dict.fromkeys(names))) == read.completion(completion("w3"))
+    wanted = read.read("completion", completion("w3"))
+    assert read.read("completion", completion("w3", **dict.fromkeys(names))) == wanted
 
 
 def test_an_echo_is_the_prompt_or_the_text_of_its_tokens(tmp_path: Path) -> None:
     read = reader(tmp_path)
-    assert read.completion(completion(["w3  w4", "w5"], echo=True)).echo == ("w3  w4", "w5")
-    assert read.completion(completion([3, 4], echo=True)).echo == ("w3 w4",)
+    assert read.read("completion", completion(["w3  w4", "w5"], echo=True)).echo == ("w3  w4", "w5")
+    assert read.read("completion", completion([3, 4], echo=True)).echo == ("w3 w4",)
 
 
 def test_a_chat_may_fill_the_context(tmp_path: Path) -> None:
     read = reader(tmp_path, context=50)
-    assert read.chat(chat("w7")).job == Job(((1, 7),), max_new_tokens=48)
-    assert read.chat(chat("w7", max_tokens=5)).job.max_new_tokens == 5
-    assert read.chat(chat("w7", max_tokens=5, max_completion_tokens=6)).job.max_new_tokens == 6
-    assert read.chat(chat("w7", logprobs=True)).job.top_logprobs == 0
-    assert read.chat(chat("w7", logprobs=False)).job.top_logprobs is None
-    assert read.completion(completion("w7", logprobs=0, return_tokens_as_token_ids=True)).job.tokens_as_ids
+    assert read.read("chat", chat("w7")).job == Job(((1, 7),), max_new_tokens=48)
+    assert read.read("chat", chat("w7", max_tokens=5)).job.max_new_tokens == 5
+    assert read.read("chat", chat("w7", max_tokens=5, max_completion_tokens=6)).job.max_new_tokens == 6
+    assert read.read("chat", chat("w7", logprobs=True)).job.top_logprobs == 0
+    assert read.read("chat", chat("w7", logprobs=False)).job.top_logprobs is None
+    assert read.read("completion", completion("w7", logprobs=0, return_tokens_as_token_ids=True)).job.tokens_as_ids
 
 
 def test_parts_of_a_message_become_one_text(tmp_path: Path) -> None:
     content: Any = [{"type": "text", "text": "w"}, {"type": "text", "text": "7"}]
-    assert reader(tmp_path).chat(chat(content)).job.prompts == ((1, 7),)
+    assert reader(tmp_path).read("chat", chat(content)).job.prompts == ((1, 7),)
 
 
 def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role }}{{ m.name if m.name is defined else '' }} {% endfor %}"
     messages = [{"role": "w1", "content": ""}, {"role": "w", "name": "2", "content": "", "refusal": None}]
     body = json.dumps({"model": "m", "messages": messages}).encode()
-    assert reader(tmp_path, template).chat(body).job.prompts == ((1, 2),)
+    assert reader(tmp_path, template).read("chat", body).job.prompts == ((1, 2),)
 
 
 @pytest.mark.parametrize(
@@ -308,4 +309,4 @@ def test_chats_that_do_not_fit(
 
 
 def test_more_logprobs_than_words(tmp_path: Path) -> None:
-    assert reader(tmp_path, vocabulary=10).completion(completion("w1", logprobs=20)).job.top_logprobs == 10
+    assert reader(tmp_path, vocabulary=10).read("completion", completion("w1", logprobs=20)).job.top_logprobs == 10

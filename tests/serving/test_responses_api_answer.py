@@ -8,10 +8,10 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from lucid_deploy.serving.answers import ResponseAnswer
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job, TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
-from lucid_deploy.serving.responses_api_answer import ResponseAnswer
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
 from tests.serving.tool_server import HERMES
 

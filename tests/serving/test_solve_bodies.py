@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.serving.bodies import MOST_SOLVE_TOKENS
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
-from lucid_deploy.serving.solve_bodies import MOST_SOLVE_TOKENS
 from tests.serving.reader_tools import MODEL, write_setup
 
 
@@ -19,7 +19,7 @@ def read(folder: Path, **fields: Any) -> PreparedRequest:
     setup = write_setup(folder)
     reader = RequestReader(MODEL, setup.limits, TextTokenizer(folder), None)
     body = {"model": MODEL, "prompt": "w1 w2", "layer": 1, "head": 0, **fields}
-    return reader.solve(json.dumps({name: value for name, value in body.items() if value is not ...}).encode())
+    return reader.read("solve", json.dumps({name: value for name, value in body.items() if value is not ...}).encode())
 
 
 def test_a_text_and_a_place(tmp_path: Path) -> None:

@@ -13,18 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.folded_scales import read_scales, scaled
-from lucid_deploy.artifact.quantization import (
-    AWQ,
-    LEAST_SCALE,
-    NEAREST,
-    STORED,
-    Quantization,
-    QuantizedTensor,
-    relative_distance,
-)
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_method import AWQ, STORED, relative_distance
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE
 from lucid_deploy.artifact.quantized_bytes import dequantize, spread, unpack
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export.quantize.scales import NARROWEST, WIDEST, number_range
+from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once_together
@@ -142,9 +137,7 @@ def _problem(quantization: Quantization, name: str, parts: list[Array], weight: 
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
     if quantization.is_float:
         return float_difference(quantization, name, parts[0], parts[1], weight.float().numpy())
-    method, tensor = quantization.method, quantization.tensors[name]
-    is_fitted = method.name != NEAREST and not method.tensors  # an installed package's method may clip, too
-    if tensor.zero_points or tensor.offsets or is_fitted:
+    if quantization.tensors[name].zero_points or quantization.tensors[name].offsets:
         return _fitted_difference(quantization, name, parts, weight.float().numpy(), dtype)
     check = _learned_difference if name in quantization.method.tensors else _difference
     return check(quantization, name, parts[0], parts[1], weight.float().numpy(), dtype)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.artifact.quantization import PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
-from lucid_deploy.export.quantize.float_parts import rounded_parts
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import PACKED, SCALES, WHOLE_SCALE
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.export.float_parts import rounded_parts
 from lucid_deploy.parity.measure.float_weights import float_difference
 
 WEIGHT = torch.randn(24, 64, generator=torch.Generator().manual_seed(0)) * 0.05

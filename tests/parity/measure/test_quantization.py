@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import LearnedTensor, Method, Quantization, QuantizedTensor, relative_distance
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_method import LearnedTensor, Method, relative_distance
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export.quantize.pack import pack_numbers
-from lucid_deploy.export.quantize.scales import search_scales
+from lucid_deploy.export.rounding.pack import pack_numbers
+from lucid_deploy.export.rounding.scales import search_scales
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights, measure_cost
 from lucid_deploy.runtimes.torch.artifact_weights import stored_parts

@@ -1,0 +1,1 @@
+"""How weights become whole numbers where data says more than the weights alone."""

@@ -1,0 +1,438 @@
+"""The JSON of answers, whole and as server-sent events: completions, chats, and OpenAI's Responses API."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.jobs import TextPiece, TokenLogprob, TokenText
+from lucid_deploy.serving.requests import PreparedRequest
+from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
+
+Events = list[dict[str, Any]]
+# What this server does not have, or a request did not ask for, as /v1/responses says it.
+_NEUTRAL: dict[str, Any] = {
+    "error": None,
+    "background": False,
+    "parallel_tool_calls": False,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "store": False,
+    "tool_choice": "none",
+    "tools": [],
+    "truncation": "disabled",
+}
+
+
+class Answer:
+    """An answer of ``/v1/completions`` or ``/v1/chat/completions`` in the making.
+
+    Attributes:
+        cached_tokens: Prompt tokens that stored prefixes held, as answers count them.
+        end_of_stream: What comes after the last event.
+
+    Args:
+        request: The request.
+        model: The served name.
+        fingerprint: Names the artifact, so that clients see when seeds stop giving the same tokens.
+    """
+
+    end_of_stream = b"data: [DONE]\n\n"
+
+    def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
+        self.request = request
+        self.new_tokens = self.cached_tokens = 0
+        self.id = ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(16)
+        self._common = {
+            "id": self.id,
+            "object": "",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+        self._choices = [
+            _Choice(request, request.echo[row // request.job.n] if request.echo else "")
+            for row in range(request.job.rows)
+        ]
+
+    def add(self, piece: TextPiece) -> None:
+        """Take a piece into the whole answer."""
+        self.new_tokens += piece.tokens
+        self._choices[piece.row].add(piece)
+
+    def end(self, row: int, reason: str) -> None:
+        """Note why a generation ended."""
+        self._choices[row].reason = reason
+
+    def usage(self) -> dict[str, Any]:
+        """Return the counts of tokens."""
+        prompt = self.request.prompt_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.new_tokens,
+            "total_tokens": prompt + self.new_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer that is not streamed."""
+        kind = "chat.completion" if self.request.chat else "text_completion"
+        choices = [{"index": row, **choice.whole()} for row, choice in enumerate(self._choices)]
+        return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
+
+    def opening(self) -> Events:
+        """Return the chunks before the first token: the role of a chat, the echoed prompt of a completion."""
+        if self.request.chat:
+            return [self._chunk(row, {"role": "assistant", "content": ""}) for row in range(len(self._choices))]
+        return [self._chunk(row, choice.echo) for row, choice in enumerate(self._choices) if choice.echo]
+
+    def chunks(self, piece: TextPiece) -> Events:
+        """Return a piece as a chunk; none if there is nothing to show yet."""
+        self.new_tokens += piece.tokens
+        choice = self._choices[piece.row]
+        content: Any = {"content": piece.text} if self.request.chat else piece.text
+        if choice.parser is not None:
+            content = delta_json(choice.parser.push(piece.text))
+        if not piece.logprobs and not (content if choice.parser is not None else piece.text):
+            return []
+        return [self._chunk(piece.row, content, choice.logprobs_json([_encoded(item) for item in piece.logprobs]))]
+
+    def closing(self, row: int, reason: str) -> Events:
+        """Return the chunk that says why a generation ended."""
+        choice = self._choices[row]
+        content: Any = {} if self.request.chat else ""
+        if choice.parser is not None:
+            content = delta_json(choice.parser.finish())
+        return [self._chunk(row, content, reason=choice.final(reason))]
+
+    def ending(self) -> Events:
+        """Return the chunk after all generations: the counts, if they were asked for."""
+        if not self.request.include_usage:
+            return []
+        return [{**self._common, "object": self._chunk_kind, "choices": [], "usage": self.usage()}]
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """Return the event of an error within a stream."""
+        return error.body()
+
+    def frame(self, event: dict[str, Any]) -> bytes:
+        """Return a chunk as a server-sent event."""
+        return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.request.chat else "text_completion"
+
+    def _chunk(self, row: int, content: Any, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+        name = "delta" if self.request.chat else "text"
+        choice = {"index": row, name: content, "logprobs": logprobs, "finish_reason": reason}
+        chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
+        return {**chunk, "usage": None} if self.request.include_usage else chunk
+
+
+class _Choice:
+    """One generation of an answer.
+
+    Log-probabilities are encoded as they come: all of a long answer's at its end would hold up the event loop.
+    """
+
+    def __init__(self, request: PreparedRequest, echo: str) -> None:
+        self.echo = echo
+        self.reason: str | None = None
+        self.parser = None if request.tools is None else ToolCallParser(request.tools)
+        self._chat = request.chat
+        self._top = request.job.top_logprobs
+        self._texts = [echo]
+        self._logprobs: list[_Encoded] = []
+
+    def add(self, piece: TextPiece) -> None:
+        """Take a piece of the generation."""
+        self._texts.append(piece.text)
+        self._logprobs += map(_encoded, piece.logprobs)
+
+    def whole(self) -> dict[str, Any]:
+        """Return the choice, without its index."""
+        text = "".join(self._texts)
+        choice: dict[str, Any] = {"finish_reason": self.reason, "logprobs": self.logprobs_json(self._logprobs)}
+        if not self._chat:
+            return {**choice, "text": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self.parser is not None:
+            message |= self._read_calls(self.parser, text)
+            choice["finish_reason"] = self.final(self.reason)
+        return {**choice, "message": message}
+
+    def _read_calls(self, parser: ToolCallParser, text: str) -> dict[str, Any]:
+        """Return what a message has beside text: the calls, whole."""
+        deltas = [parser.push(text), parser.finish()]
+        calls: list[dict[str, Any]] = []
+        for part in (part for delta in deltas for part in delta.calls):
+            if part.id is not None:
+                calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
+            calls[part.index]["function"]["arguments"] += part.arguments
+        content = "".join(delta.content for delta in deltas)
+        return {"content": content or None, "tool_calls": calls} if calls else {"content": content}
+
+    def final(self, reason: str | None) -> str | None:
+        """Return why the generation ended, as clients expect it.
+
+        Calls are a reason of their own, unless a stop string has cut one, which nobody should carry out.
+        """
+        whole = self.parser is not None and self.parser.has_whole_calls
+        return "tool_calls" if reason == "stop" and whole else reason
+
+    def logprobs_json(self, items: list[_Encoded]) -> dict[str, Any] | None:
+        """Return log-probabilities, if they were asked for."""
+        if self._top is None:
+            return None
+        if self._chat:
+            return {"content": _list(item.full for item in items), "refusal": None}
+        return {
+            "tokens": [item.text for item in items],
+            "token_logprobs": [item.logprob for item in items],
+            "top_logprobs": _list(item.by_text for item in items) if self._top else None,
+            "text_offset": [item.offset for item in items],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A token's log-probabilities, as JSON where they are long."""
+
+    text: str
+    logprob: float
+    offset: int
+    full: bytes
+    by_text: bytes
+
+
+def _encoded(item: TokenLogprob) -> _Encoded:
+    by_text: dict[str, float] = {}
+    for token in (*item.top, item.chosen):  # of two tokens with one text the more likely counts
+        by_text[token.text] = max(token.logprob, by_text.get(token.text, token.logprob))
+    full = msgspec.json.encode(_logprob_json(item))
+    return _Encoded(item.chosen.text, item.chosen.logprob, item.offset, full, msgspec.json.encode(by_text))
+
+
+def _list(items: Any) -> msgspec.Raw:
+    return msgspec.Raw(b"[" + b",".join(items) + b"]")
+
+
+def _logprob_json(item: TokenLogprob) -> dict[str, Any]:
+    return {**token_json(item.chosen), "top_logprobs": [token_json(token) for token in item.top]}
+
+
+def token_json(token: TokenText) -> dict[str, Any]:
+    """Return a token with its log-probability, as chats and responses have it."""
+    return {
+        "token": token.text,
+        "logprob": token.logprob,
+        "bytes": None if token.data is None else list(token.data),
+    }
+
+
+def delta_json(delta: AnswerDelta) -> dict[str, Any]:
+    """Return what is new of an answer, as a chunk has it."""
+    out: dict[str, Any] = {"content": delta.content} if delta.content else {}
+    calls = []
+    for part in delta.calls:
+        call: dict[str, Any] = {"index": part.index, "function": {"arguments": part.arguments}}
+        if part.id is not None:
+            function = {"name": part.name, "arguments": part.arguments}
+            call = {"index": part.index, "id": part.id, "type": "function", "function": function}
+        calls.append(call)
+    return {**out, "tool_calls": calls} if calls else out
+
+
+class ResponseAnswer:
+    """An answer of ``/v1/responses`` in the making; its methods are those of :class:`Answer`.
+
+    Args:
+        request: The request.
+        model: The served name.
+        fingerprint: Names the artifact.
+    """
+
+    end_of_stream = b""  # the last event says that it is the last
+
+    def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
+        self.request = request
+        self.new_tokens = self.cached_tokens = 0
+        self.id = "resp_" + secrets.token_hex(16)
+        self._common = {
+            "id": self.id,
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+            **_NEUTRAL,
+            **(request.response or {}),
+        }
+        self._parser = None if request.tools is None else ToolCallParser(request.tools)
+        self._items: list[_Item] = []  # all but the last are complete
+        self._status = "in_progress"
+        self._number = -1
+
+    def add(self, piece: TextPiece) -> None:
+        """Take a piece into the whole answer."""
+        self.chunks(piece)
+
+    def end(self, row: int, reason: str) -> None:
+        """Note why the generation ended: an answer that was cut by its length is incomplete."""
+        self.closing(row, reason)
+
+    def whole(self) -> dict[str, Any]:
+        """Return the answer that is not streamed, or the state of one that is."""
+        started = self._status != "in_progress"
+        statuses = ["completed"] * (len(self._items) - 1) + [self._status]
+        return {
+            **self._common,
+            "status": self._status,
+            "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
+            "output": [item.json(status) for item, status in zip(self._items, statuses, strict=True)]
+            if started
+            else [],
+            "usage": self._usage() if started else None,
+        }
+
+    def opening(self) -> Events:
+        """Return the events before the first token. Where calls may come, items begin with what they hold."""
+        begun = [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
+        return begun if self._parser is not None else begun + self._begin(_Item())
+
+    def chunks(self, piece: TextPiece) -> Events:
+        """Return a piece as events; none if there is nothing to show yet."""
+        self.new_tokens += piece.tokens
+        if self._parser is None:
+            return self._add_text(piece.text, [_logprob_json(item) for item in piece.logprobs])
+        return self._take(self._parser.push(piece.text))
+
+    def closing(self, row: int, reason: str) -> Events:
+        """Return the events of the end: of the last item and of the whole."""
+        events = [] if self._parser is None else self._take(self._parser.finish())
+        if not self._items:
+            events += self._begin(_Item())
+        self._status = "incomplete" if reason == "length" else "completed"
+        ended = self._of_last_item(self._items[-1].end(self._status))
+        return [*events, *ended, self._event(f"response.{self._status}", response=self.whole())]
+
+    def ending(self) -> Events:
+        """Return nothing: the last event has the counts."""
+        return []
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """Return the event of an error within a stream; OpenAI's client raises it."""
+        return {**self._event("error"), **error.body()}
+
+    def frame(self, event: dict[str, Any]) -> bytes:
+        """Return an event as a server-sent event, which is named by its type."""
+        return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+
+    def _event(self, kind: str, **more: Any) -> dict[str, Any]:
+        self._number += 1
+        return {"type": kind, "sequence_number": self._number, **more}
+
+    def _take(self, delta: AnswerDelta) -> Events:
+        """Return the events of what is new of text and calls; no text comes after a call."""
+        events = self._add_text(delta.content, [])
+        for part in delta.calls:
+            if part.id is not None:
+                events += self._begin(_Item(part.id, part.name))
+            if part.arguments:
+                events += self._of_last_item(self._items[-1].add(part.arguments, []))
+        return events
+
+    def _add_text(self, text: str, logprobs: Events) -> Events:
+        if not text and not logprobs:
+            return []
+        events = [] if self._items else self._begin(_Item())
+        return events + self._of_last_item(self._items[-1].add(text, logprobs))
+
+    def _begin(self, item: _Item) -> Events:
+        """Begin an item, which ends the one before."""
+        ended = self._of_last_item(self._items[-1].end("completed")) if self._items else []
+        self._items.append(item)
+        return ended + self._of_last_item(item.begin())
+
+    def _of_last_item(self, events: list[tuple[str, dict[str, Any]]]) -> Events:
+        place = len(self._items) - 1
+        return [self._event(f"response.{kind}", output_index=place, **more) for kind, more in events]
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = self.request.prompt_tokens
+        return {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": self.new_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + self.new_tokens,
+        }
+
+
+@dataclass
+class _Item:
+    """An item of an answer of ``/v1/responses``: a message with one part of text, or the call of a function.
+
+    Its methods return events: each its type, without ``response.``, and its fields.
+
+    Attributes:
+        call_id: Names a call in its result; None: it is a message.
+        name: The called function's.
+    """
+
+    call_id: str | None = None
+    name: str | None = None
+    texts: list[str] = field(default_factory=list)
+    logprobs: Events = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.id = ("msg_" if self.call_id is None else "fc_") + secrets.token_hex(16)
+        self._place: dict[str, Any] = {"item_id": self.id}
+        if self.call_id is None:
+            self._place["content_index"] = 0
+
+    def json(self, status: str) -> dict[str, Any]:
+        """Return the item."""
+        text = "".join(self.texts)
+        if self.call_id is not None:
+            call = {"call_id": self.call_id, "name": self.name, "arguments": text}
+            return {"id": self.id, "type": "function_call", "status": status, **call}
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": [*self.logprobs]}
+        return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+
+    def begin(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events before its text or arguments."""
+        item = self.json("in_progress")
+        if self.call_id is not None:
+            return [("output_item.added", {"item": item})]
+        (part,) = item["content"]
+        item["content"] = []
+        return [("output_item.added", {"item": item}), ("content_part.added", {**self._place, "part": part})]
+
+    def add(self, text: str, logprobs: Events) -> list[tuple[str, dict[str, Any]]]:
+        """Add a piece of its text or arguments; return its event."""
+        self.texts.append(text)
+        self.logprobs += logprobs
+        if self.call_id is not None:
+            return [("function_call_arguments.delta", {**self._place, "delta": text})]
+        return [("output_text.delta", {**self._place, "delta": text, "logprobs": logprobs})]
+
+    def end(self, status: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events of its end."""
+        item = self.json(status)
+        done = ("output_item.done", {"item": item})
+        if self.call_id is not None:
+            arguments = {"name": self.name, "arguments": item["arguments"]}
+            return [("function_call_arguments.done", {**self._place, **arguments}), done]
+        (part,) = item["content"]
+        text = {"text": part["text"], "logprobs": part["logprobs"]}
+        return [
+            ("output_text.done", {**self._place, **text}),
+            ("content_part.done", {**self._place, "part": part}),
+            done,
+        ]

@@ -1,0 +1,82 @@
+"""The JSON of answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lucid_deploy.serving.answers import Answer
+from lucid_deploy.serving.jobs import Job, TextPiece, TokenLogprob, TokenText
+from lucid_deploy.serving.requests import PreparedRequest
+
+
+def answer(**more: Any) -> Answer:
+    job = Job(((1, 2), (3,)), n=more.pop("n", 1), top_logprobs=more.pop("top_logprobs", None))
+    fixed: dict[str, Any] = {"stream": False, "include_usage": False, "chat": False}
+    return Answer(PreparedRequest(job, **{**fixed, **more}), "m", "f")
+
+
+def plain(found: Any) -> Any:
+    """Return what a client gets."""
+    return msgspec.json.decode(msgspec.json.encode(found))
+
+
+def logprob(text: str, offset: int, *others: str) -> TokenLogprob:
+    top = tuple(TokenText(other, other.encode(), -1.0) for other in others)
+    return TokenLogprob(TokenText(text, text.encode(), -0.5), top, offset)
+
+
+def test_a_whole_completion() -> None:
+    made = answer(echo=("ab", "c"), n=2)
+    for row, text in ((0, "x"), (3, "y"), (0, "z")):
+        made.add(TextPiece(row, text, 1))
+    made.end(0, "stop")
+    found = plain(made.whole())
+    assert [choice["text"] for choice in found["choices"]] == ["abxz", "ab", "c", "cy"]
+    assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", None, None, None]
+    counts = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert found["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
+    assert (found["object"], found["model"], found["system_fingerprint"]) == ("text_completion", "m", "f")
+
+
+def test_a_whole_chat() -> None:
+    made = answer(chat=True)
+    made.add(TextPiece(0, "hi", 1))
+    found = plain(made.whole())
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
+    assert found["id"].startswith("chatcmpl-") and found["object"] == "chat.completion"
+
+
+def test_chunks_of_a_stream() -> None:
+    made = answer(chat=True, stream=True, include_usage=True)
+    assert [chunk["choices"][0]["delta"]["role"] for chunk in made.opening()] == ["assistant"] * 2
+    assert made.chunks(TextPiece(1, "", 1)) == []  # nothing to show yet, but a token
+    (chunk,) = made.chunks(TextPiece(1, "hi", 1))
+    assert chunk is not None and chunk["choices"][0]["delta"] == {"content": "hi"} and chunk["usage"] is None
+    (closing,) = made.closing(1, "length")
+    assert closing["choices"][0]["finish_reason"] == "length"
+    assert len(made.ending()) == 1
+    (last,) = made.ending()
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 2)
+
+
+def test_an_echo_comes_first_in_a_stream() -> None:
+    assert [chunk["choices"][0]["text"] for chunk in answer(echo=("ab", "c"), stream=True).opening()] == ["ab", "c"]
+    assert answer(stream=True).opening() == []
+
+
+def test_logprobs_of_a_completion() -> None:
+    made = answer(top_logprobs=2)
+    made.add(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
+    found = plain(made.whole())["choices"][0]["logprobs"]
+    assert (found["tokens"], found["text_offset"], found["token_logprobs"]) == (["a", "b"], [0, 1], [-0.5, -0.5])
+    assert found["top_logprobs"] == [{"a": -0.5, "x": -1.0}, {"x": -1.0, "b": -0.5}]
+
+
+def test_logprobs_of_a_chat() -> None:
+    made = answer(top_logprobs=1, chat=True)
+    made.add(TextPiece(0, "é", 1, (logprob("é", 0, "e"),)))
+    (found,) = plain(made.whole())["choices"][0]["logprobs"]["content"]
+    assert (found["token"], found["bytes"]) == ("é", [0xC3, 0xA9])
+    assert found["top_logprobs"] == [{"token": "e", "logprob": -1.0, "bytes": [0x65]}]

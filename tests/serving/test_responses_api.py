@@ -1,0 +1,203 @@
+"""The body of /v1/responses as a chat, and errors with the names that its fields have there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from lucid_deploy.artifact.chat import load_chat_templates
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.serving.bodies import ChatRequest, ResponseFormat, ResponseRequest
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.responses_api import as_chat, repeated
+from tests.serving.reader_tools import MODEL, write_setup
+from tests.serving.tool_server import HERMES
+
+TEMPLATE = (
+    "{% for m in messages %}{{ {'system': 'w1', 'user': 'w2', 'assistant': 'w3'}[m.role] or raise_exception('who?') }}"
+    " {{ m.content }} {% endfor %}"
+)
+
+
+TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c1", "output": "w8"}
+LOGPROBS = ["message.output_text.logprobs"]
+
+
+def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
+    setup = write_setup(folder, template)
+    reader = RequestReader(MODEL, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+    return reader.read("response", json.dumps({"model": MODEL, "input": given, **fields}).encode())
+
+
+def refused(folder: Path, given: Any, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        read(folder, given, **fields)
+    return caught.value
+
+
+def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
+    found = read(tmp_path, "w5 w6", instructions="w9", max_output_tokens=7, temperature=0.5, top_p=0.9, stream=True)
+    assert found.job.prompts == ((1, 9, 2, 5, 6),)
+    assert (found.job.max_new_tokens, found.job.sampling.temperature, found.job.sampling.top_p) == (7, 0.5, 0.9)
+    assert (found.stream, found.include_usage, found.chat) == (True, False, True)
+    assert found.response is not None and found.response["instructions"] == "w9"
+
+
+def test_messages_and_an_earlier_answer(tmp_path: Path) -> None:
+    earlier = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "w6 ", "annotations": [], "logprobs": []}],
+    }
+    parts = [{"type": "input_text", "text": "w7 "}, {"type": "input_text", "text": "w8"}]
+    given = [{"role": "developer", "content": "w4"}, {"role": "user", "content": "w5"}, earlier]
+    found = read(tmp_path, [*given, {"role": "user", "content": parts, "type": "message"}])
+    assert found.job.prompts == ((1, 4, 2, 5, 3, 6, 2, 7, 8),)
+
+
+def test_tools_calls_and_results_are_those_of_a_chat() -> None:
+    given = [{"role": "user", "content": "w5"}, CALL, RESULT]
+    choice = {"type": "function", "name": "f"}
+    fields = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False}
+    body = msgspec.convert({"model": MODEL, "input": given, **fields}, ResponseRequest)
+    chat = {
+        "model": MODEL,
+        "messages": [
+            {"role": "user", "content": "w5"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            },
+            {"role": "tool", "content": "w8", "tool_call_id": "c1"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": TOOL["parameters"]}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": False,
+    }
+    assert as_chat(body) == msgspec.convert(chat, ChatRequest)
+    shown = {**TOOL, "description": None, "strict": True}
+    found = repeated(body)
+    assert (found["tools"], found["tool_choice"], found["parallel_tool_calls"]) == ([shown], choice, False)
+
+
+def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
+    wanted = ["message.output_text.logprobs"]
+    assert read(tmp_path, "w5").job.top_logprobs is None
+    assert read(tmp_path, "w5", include=wanted).job.top_logprobs == 0
+    assert read(tmp_path, "w5", include=wanted, top_logprobs=4).job.top_logprobs == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "message", "param"),
+    [
+        ("w5", {"store": True}, "store is not supported", "store"),
+        ("w5", {"previous_response_id": "resp_1"}, "previous_response_id is not supported", "previous_response_id"),
+        ("w5", {"conversation": "c"}, "conversation is not supported", "conversation"),
+        ("w5", {"background": True}, "background is not supported", "background"),
+        ("w5", {"truncation": "auto"}, "truncation is not supported", "truncation"),
+        ("w5", {"reasoning": {"effort": "low"}}, "reasoning is not supported", "reasoning"),
+        ("w5", {"text": {"verbosity": "low"}}, "text.verbosity is not supported", "text.verbosity"),
+        ("w5", {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing", "text.format.schema"),
+        (
+            "w5",
+            {"text": {"format": {"type": "text", "schema": {}}}},
+            "is for the type json_schema",
+            "text.format.schema",
+        ),
+        *(
+            ("w5", {"text": {"format": {"type": "json_object", name: value}}}, "is for the type", f"text.format.{name}")
+            for name, value in (("strict", True), ("schema", False), ("name", "n"), ("description", ""))
+        ),
+        ("w5", {"service_tier": "priority"}, "service_tier is not supported", "service_tier"),
+        (
+            "w5",
+            {"stream_options": {"include_obfuscation": True}},
+            "not supported",
+            "stream_options.include_obfuscation",
+        ),
+        ("w5", {"text": {"format": {"type": "xml"}}}, "must be", "text.format.type"),
+        (
+            "w5",
+            {
+                "text": {
+                    "format": {"type": "json_schema", "name": "n", "schema": {"type": "array", "uniqueItems": True}}
+                }
+            },
+            "uniqueItems",
+            "text.format.schema",
+        ),
+        ("w5", {"tools": [{"type": "web_search"}]}, "the only kind that this server takes", "tools[0].type"),
+        ("w5", {"tools": [TOOL, TOOL], "template": HERMES}, "tools[1].name: another tool is called f", "tools[1].name"),
+        (
+            "w5",
+            {"tools": [{**TOOL, "parameters": {"type": "array"}}], "template": HERMES},
+            "of the type",
+            "tools[0].parameters",
+        ),
+        ("w5", {"tools": [{**TOOL, "name": "a b"}]}, "1 to 64 of", "tools[0].name"),
+        (
+            "w5",
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}, "template": HERMES},
+            "none of the tools",
+            "tool_choice",
+        ),
+        ("w5", {"tool_choice": "required"}, "tool_choice needs tools", "tool_choice"),
+        ("w5", {"tools": [TOOL], "include": LOGPROBS}, "cannot be combined with tools", "include"),
+        (
+            "w5",
+            {"tools": [TOOL], "text": {"format": {"type": "json_object"}}, "template": HERMES},
+            "text.format cannot be combined with tools",
+            "text.format",
+        ),
+        (
+            [{"role": "user", "content": "w5"}, RESULT],
+            {"instructions": "w9"},
+            "input: no",
+            "input",
+        ),
+        (
+            [{"role": "user", "content": "w5"}, {**CALL, "arguments": "[]"}],
+            {"instructions": "w9"},
+            "input is not the text of a JSON object",
+            "input",
+        ),
+        ("w5", {"include": ["file_search_call.results"]}, "include[0] must be", "include[0]"),
+        ("w5", {"top_logprobs": 2}, "top_logprobs needs include", "top_logprobs"),
+        ("w5", {"stop": "x"}, "Unknown field", "stop"),
+        ("w5", {"max_output_tokens": 101}, "max_output_tokens must be 1 to 100", "max_output_tokens"),
+        ("w5", {"temperature": 3}, "temperature must be 0 to 2", "temperature"),
+        ("", {"template": "{{ messages[0].content }}"}, "prompt is empty", "input"),
+        ([], {}, "input must be", "input"),
+        (5, {}, "input must be a text, or a list of messages", "input"),
+        ([{"role": "user", "content": [{"type": "input_image"}]}], {}, "the only kinds", "input[0].content[0].type"),
+        ([{"type": "reasoning", "summary": []}], {}, "only kinds", "input[0].type"),
+        ([{"type": "function_call_output", "role": "user", "content": "w5"}], {}, "is missing", "input[0].call_id"),
+        ([{"role": "wizard", "content": "w5"}], {}, "template refuses these messages", "input"),
+        ("w5", {"template": None}, "no chat template", None),
+    ],
+)
+def test_what_is_refused(given: Any, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path) -> None:
+    error = refused(tmp_path, given, **fields)
+    assert message in error.message and error.param == param
+
+
+def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
+    neutral = {"store": False, "truncation": "disabled", "tools": [], "text": {"format": {"type": "text"}}}
+    assert read(tmp_path, "w5", **neutral, previous_response_id=None, user="me", metadata={"a": "b"}).response
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+@pytest.mark.parametrize("strict", [False, None])
+def test_other_formats_may_say_that_they_are_not_strict(kind: str, strict: bool | None) -> None:
+    form = {"type": kind, "strict": strict, "schema": None}
+    body = msgspec.convert({"model": "m", "input": "w5", "text": {"format": form}}, ResponseRequest)
+    assert as_chat(body).response_format == ResponseFormat(type=kind)
