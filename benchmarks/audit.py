@@ -6,7 +6,7 @@ served tokens are fed to a session one by one, so that what follows a near-tie i
 Two ways to compute the same logits differ by rounding. How much is measured for each answer, on the same session: its
 prompt in one piece against pieces of :data:`CHUNK` tokens, and against a row of a batch, behind a column of padding.
 The error of one correct computation is at most FACTOR times that of another, as ``verify`` has it
-(:mod:`lucid_deploy.parity.measure.gate`), and what is served is held against one that errs itself. So a served
+(:mod:`lucid_deploy.parity.gate`), and what is served is held against one that errs itself. So a served
 log-probability may be off by FACTOR + 1 times what was measured, but by the two units in the last place of the largest
 logit that ``verify`` allows either computation in any case. A token that is less likely than another by no more than
 twice that is a near-tie.
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT
+from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT
 from lucid_deploy.runtimes.session import Array, Session
 
 CHUNK = 7  # tokens; no divisor of what kernels work in

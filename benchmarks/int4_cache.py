@@ -30,7 +30,7 @@ from position_error import text_of
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cache.codecs import Float8Codec
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
-from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
+from lucid_deploy.parity.metrics import kl_divergence, position_errors
 
 # name: (bits and scales of K, those of Y); None: float32
 Way = tuple[int | str, str] | None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.parity.verification import Verification
+    from lucid_deploy.parity.results import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 

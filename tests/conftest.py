@@ -75,8 +75,7 @@ def _quiet_machine() -> Iterator[None]:
     The tests of such remarks set a load or a clock of their own.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("_console", "_phases"):
-            patch.setattr(f"lucid_deploy.cli.{module}.INTERVAL", float("inf"))
+        patch.setattr("lucid_deploy.cli._console.INTERVAL", float("inf"))
         patch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
         yield
 

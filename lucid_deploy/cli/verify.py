@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
-from lucid_deploy.cli._outside import OutsideOptions, outside_options
 from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
-    from lucid_deploy.parity.verification import Verification
+    from lucid_deploy.parity.results import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 BOTH = "both"
@@ -44,8 +42,8 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    help="Tokens of the prompts that are made up; fewer if the model's context is too short. Thousands show whether an "
-    "error grows with the text. Default: 250, or 140 with --quick.",
+    help="Tokens of the synthetic prompts; fewer if the model's context is too short. Thousands show whether an error "
+    "grows with the text. Default: 250.",
 )
 @click.option(
     "--steps",
@@ -63,10 +61,12 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @click.option(
     "--quick",
     is_flag=True,
-    help="Verify fewer and shorter token sequences, fed in fewer ways, in a fraction of the time. The report says "
-    "what was left out.",
+    help="Verify fewer token sequences with fewer decode steps, fed in fewer ways, in a fraction of the time. The "
+    "report says what was left out.",
 )
-@click.option("--explain", is_flag=True, help="Look for causes too if nothing fails: layer by layer, and in the solve.")
+@click.option(
+    "--explain", is_flag=True, help="Look for causes even if nothing fails: layer by layer, and in the solve."
+)
 @click.option("--text", metavar="FILE", help="Compare the perplexity of a text file too.")
 @click.option(
     "--text-tokens",
@@ -75,7 +75,17 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     show_default=True,
     help="Tokens of the text at most.",
 )
-@outside_options
+@click.option(
+    "--golden",
+    metavar="FILE",
+    help="Compare with what the model's own code recorded too: token ids, logits, perhaps K and Y of layers, in a "
+    "safetensors file that examples/dump_golden.py writes.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["transformers"]),
+    help="Compare with the checkpoint in transformers' own class too, in float64; standard attention only.",
+)
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
 @json_option("all results")
 def command(
@@ -92,20 +102,22 @@ def command(
     explain: bool,
     text: str | None,
     text_tokens: int,
-    outside: OutsideOptions,
+    golden: str | None,
+    against: str | None,
     page: str | None,
     json_target: str | None,
 ) -> None:
     """Prove that an artifact computes what PyTorch computes.
 
-    Compares logits and every layer's K and Y with the PyTorch model in float64: prefill at once, in chunks, padded, in
-    turns with decoding and token by token, teacher-forced decoding and free greedy generation, on random, repeated and
-    correlated tokens. The allowed error is 4 times what PyTorch itself loses in the artifact's precision. The sha256 of
-    every file is checked too. A quantized artifact is held against the model on its dequantized weights, these against
-    the checkpoint's, and what quantization cost is reported. That model is this toolkit's own: --golden and --against
-    add numbers that others computed. Exit status 1 if anything fails; then, and with --explain or --report, every layer
-    is also run on the inputs that the reference has there, which tells its own error from what it inherits. With
-    --kernels both, all of it is done for the library of kernels and for the graph's functions, and both must pass.
+    Compares logits and every layer's cache (K and Y; K and V with standard attention) with the PyTorch model in
+    float64, on random, repeated and correlated tokens: prefill at once, in chunks, padded, in turns with decoding and
+    token by token, drafts verified several at a time, teacher-forced decoding and free greedy generation. The allowed
+    error is 4 times what PyTorch itself loses in the artifact's precision. The sha256 of every file is checked too. A
+    quantized artifact is compared with the model on its dequantized weights, these with the checkpoint's, and the cost
+    of quantization is reported. That model is this toolkit's own: --golden and --against add numbers that others
+    computed. Exit status 1 if anything fails; then, and with --explain or --report, every layer is also run on the
+    inputs that the reference has there, which separates its own error from the inherited one. With --kernels both, all
+    of it is done for the library of kernels and for the graph's functions, and both must pass.
 
     Example: lucid-deploy verify ./artifact --report report.html
     """
@@ -115,16 +127,19 @@ def command(
 
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import write_json, write_text
-    from lucid_deploy.cli._phases import shown_phases
+    from lucid_deploy.cli._console import console_out, progress, write_json, write_text
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.parity.measure.targets import check_tolerance
+    from lucid_deploy.parity.options import check_tolerance
+    from lucid_deploy.parity.terminal import render
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 
     if tolerance is not None:
         check_tolerance(tolerance)
     if page == "-":
         raise LucidError("--report - is no file: name one.")
+    choices = ("library", "functions") if chosen_kernels == BOTH else (chosen_kernels,)
+    if page is not None and len(choices) > 1:
+        raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
     opened = open_artifact(artifact)
     options = VerifyOptions(
         checkpoint=checkpoint,
@@ -137,26 +152,22 @@ def command(
         explain=explain or page is not None,
         text=None if text is None else _read_text(text, text_tokens),
         text_tokens=text_tokens,
-        golden=outside.golden,
-        against=outside.against,
+        golden=golden,
+        against=against,
         quick=quick,
     )
-    _say_if_busy()
-    choices = ("library", "functions") if chosen_kernels == BOTH else (chosen_kernels,)
-    if page is not None and len(choices) > 1:
-        raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
     found: dict[str, Verification] = {}
     for kernels in choices:
-        with shown_phases() as listener:
+        with progress("Verifying") as listener:
             found[kernels] = verify_artifact(
                 opened, replace(options, runtime=replace(runtime, kernels=kernels)), listener
             )
         if json_target != "-":
-            _show(found[kernels])
-    if page is not None and (report := found[chosen_kernels].report) is not None:
-        from lucid_deploy.parity.show.page import render_page
+            console_out.print(render(found[kernels]))
+    if page is not None and found[chosen_kernels].comparisons:
+        from lucid_deploy.parity.page import render_page
 
-        write_text(render_page(report, found[chosen_kernels].facts), page)
+        write_text(render_page(found[chosen_kernels]), page)
     if json_target is not None:
         write_json(_data(found), json_target)
     for verification in found.values():
@@ -171,23 +182,8 @@ def _data(found: dict[str, Verification]) -> dict[str, Any]:
     return {"passed": all(verification.passed for verification in found.values()), "runs": runs}
 
 
-def _say_if_busy() -> None:
-    from lucid_deploy.bench.machine import busy, load_average
-    from lucid_deploy.cli._console import note
-
-    if reason := busy(os.cpu_count() or 1, load_average()):
-        note(
-            f"This machine is busy: {reason}. Do not trust the estimates of the time left, nor times you take of this "
-            "run; what is compared does not depend on it."
-        )
-
-
 def _read_text(name: str, limit: int) -> str:
-    """Return as much of a text file as ``limit`` tokens take.
-
-    Raises:
-        LucidError: It cannot be read, or is no UTF-8 text.
-    """
+    """Return as much of a text file as ``limit`` tokens take; refuse a file that cannot be read or is not UTF-8."""
     from lucid_deploy.errors import LucidError
 
     try:
@@ -197,14 +193,3 @@ def _read_text(name: str, limit: int) -> str:
         raise LucidError(f"{name} is no UTF-8 text (byte {error.start}); --text takes a text file.") from error
     except OSError as error:
         raise LucidError(f"The text {name} cannot be read: {error.strerror or error}.") from error
-
-
-def _show(verification: Verification) -> None:
-    from lucid_deploy.cli._console import console_out
-    from lucid_deploy.parity.show.terminal import check_lines, render
-
-    if verification.report is not None:
-        console_out.print(render(verification.report))
-        return
-    for line in check_lines(verification.checks):
-        console_out.print(line)

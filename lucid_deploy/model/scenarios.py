@@ -21,11 +21,12 @@ from lucid_deploy.model.config import LucidConfig
 # prompt, and by prefills where the tokens before the last FEW_STEPS are fed with it.
 PROMPT_TOKENS = 250
 DECODE_STEPS = 32
-# Decoded where others decode them all: a step is a function of its token and of the cache, and what each way of feeding
-# left in the cache is compared by itself. All steps are decoded token by token, and one-shot in the greedy scenario. 8
-# is what a quick verification decodes, and more than the last tokens after which states are compared.
+# Tokens decoded at the end of most schedules. All steps are decoded "by token", and one-shot in the greedy scenario: a
+# step depends on its token and on the cache alone, and what each schedule left in the cache is compared by itself.
 FEW_STEPS = 8
-PADDING = 5  # padded columns of the padded schedule: not a multiple of anything
+PADDING = 5  # padded columns of the padded schedule, not a multiple of anything; 3 in its first call, 2 in its second
+DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in turn
+REJECTED = 2  # wrong tokens behind those of its first step, which are taken back; at most PADDING, so that they fit
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
 PATTERN_TOKENS = 7  # period of the repeated pattern
 # Without position encoding, one token all the time computes one and the same score everywhere. Its rounding error would
@@ -38,8 +39,8 @@ NEIGHBOURS = 8  # tokens that the correlated scenario draws from
 # Chunk lengths, in turn: one row, two, half a block, sevens across the end of a block of 128, half a block and one
 # more, sevens across 256, a whole block and one more.
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
-# A conversation's turns, each prefilled and answered: tokens decoded from the first on, across 64, across 128, and
-# behind 256; a prefill of a whole block and one more between them.
+# A conversation's turns, (tokens prefilled, tokens decoded): decoding from the first token on, across 64, across 128,
+# and behind 256; a prefill of a whole block and one more between them.
 TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
 EVERY = sys.maxsize  # all tokens that there are
 
@@ -79,19 +80,14 @@ class Scenario:
 
 
 class Part(NamedTuple):
-    """Neighbouring tokens of a prompt that are fed alike.
-
-    Attributes:
-        tokens: Which.
-        decoded: Whether they are decoded one by one; else they are prefilled in one call.
-    """
+    """Neighbouring tokens of a prompt: decoded one by one, or prefilled in one call."""
 
     tokens: slice
     decoded: bool = False
 
     @property
     def calls(self) -> int:
-        """How often feeding it calls a session."""
+        """How many calls of the session it takes."""
         return self.tokens.stop - self.tokens.start if self.decoded else 1
 
 
@@ -103,7 +99,10 @@ class Schedule:
         name: Short name for reports.
         chunks: Lengths of the prefill calls, used in turn; empty: all at once.
         answers: Tokens decoded after each of these calls, used in turn; empty: none.
-        padding: Run two rows at once, one with this many padded columns before the prompt, one with them after it.
+        padding: Run two rows at once in two prefill calls, with this many padded columns in all: one row is padded on
+            the left and then on the right, the other on the right and then on the left.
+        drafts: Feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts;
+            the first group has wrong tokens behind it, which are taken back. Empty: decode them one by one.
         steps: Most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of
             them are decoded.
         greedy_only: Whether the greedy scenario alone is fed in this way.
@@ -113,13 +112,14 @@ class Schedule:
     chunks: tuple[int, ...] = ()
     answers: tuple[int, ...] = ()
     padding: int = 0
+    drafts: tuple[int, ...] = ()
     steps: int | None = None
     greedy_only: bool = False
 
     @property
     def one_shot(self) -> bool:
-        """Whether the whole prompt is one prefill without padding."""
-        return not (self.chunks or self.padding)
+        """Whether the whole prompt is one prefill without padding, and the rest decoding."""
+        return not (self.chunks or self.padding or self.drafts)
 
     @property
     def token_by_token(self) -> bool:
@@ -146,6 +146,9 @@ class Schedule:
 
     def parts(self, tokens: int) -> list[Part]:
         """Return how a prompt of so many tokens is fed, in order."""
+        if self.padding:
+            half = (tokens + 1) // 2
+            return [Part(slice(0, half)), *([Part(slice(half, tokens))] if half < tokens else [])]
         parts: list[Part] = []
         start, call = 0, 0
         while start < tokens:
@@ -159,10 +162,19 @@ class Schedule:
             call += 1
         return parts
 
+    def groups(self, forced: int) -> list[slice]:
+        """Return which of the forced tokens each call takes: one, or several drafts."""
+        groups, start = [], 0
+        while start < forced:
+            length = self.drafts[len(groups) % len(self.drafts)] if self.drafts else 1
+            groups.append(slice(start, min(start + length, forced)))
+            start += length
+        return groups
+
     def calls(self, scenario: Scenario) -> int:
         """Return how often a run calls the session, the unit of progress."""
         scenario = self.fed(scenario)
-        return sum(part.calls for part in self.parts(len(scenario.prompt))) + len(scenario.forced)
+        return sum(part.calls for part in self.parts(len(scenario.prompt))) + len(self.groups(len(scenario.forced)))
 
 
 ONE_SHOT = Schedule("one-shot")
@@ -178,6 +190,7 @@ SCHEDULES = (
         greedy_only=True,
     ),
     Schedule("padded", padding=PADDING, steps=FEW_STEPS),
+    Schedule("drafts", drafts=DRAFTS, steps=FEW_STEPS),
 )
 
 

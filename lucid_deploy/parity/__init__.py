@@ -1,21 +1,20 @@
 """Prove that an artifact, or any session, computes what PyTorch computes.
 
-``measure`` compares, ``causes`` explains, ``show`` reports, and ``verification`` does all of it to an artifact. Each of
-them imports only from those before it. The first three know no runtime: sessions in, numbers out.
+The way of ``verify``: :mod:`.verification` opens session and references, :mod:`.prepare` derives targets with gates,
+:mod:`.compare` runs the session, :mod:`.causes` explains a failure, :mod:`.results` holds everything that was found,
+and :mod:`.terminal`, :mod:`.page` and the JSON show it.
 """
 
-from lucid_deploy.parity.causes.explain import explain
-from lucid_deploy.parity.causes.explanation import Explanation
-from lucid_deploy.parity.measure.derive_targets import prepare
-from lucid_deploy.parity.measure.targets import Targets, explained_scenarios
+from lucid_deploy.parity.causes.explain import Explanation, explain
+from lucid_deploy.parity.compare import check, verify
 from lucid_deploy.parity.options import VerifyOptions
-from lucid_deploy.parity.sessions import check, verify
-from lucid_deploy.parity.show.report import Report
-from lucid_deploy.parity.verification import Verification, verify_artifact
+from lucid_deploy.parity.prepare import prepare
+from lucid_deploy.parity.results import Verification
+from lucid_deploy.parity.targets import Targets, explained_scenarios
+from lucid_deploy.parity.verification import verify_artifact
 
 __all__ = [
     "Explanation",
-    "Report",
     "Targets",
     "Verification",
     "VerifyOptions",

@@ -1,13 +1,77 @@
-"""What a user may ask of a verification."""
+"""What a user may ask of a verification, and how much that runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lucid_deploy.parity.measure.extent import FULL, QUICK, VerificationExtent
+import numpy as np
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, ONE_TOKEN, PROMPT_TOKENS, SCHEDULES, Schedule
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Which token sequences are run, how long they are, and how they are fed.
+
+    Attributes:
+        prompt_tokens: Tokens of every synthetic prompt; fewer where the model's context is short.
+        steps: Decode steps after each prompt; fewer likewise.
+        schedules: Ways to feed a prompt.
+        scenarios: Names of the synthetic sequences; None: all. The greedy one always runs.
+        explained: Most sequences in which causes are looked for.
+    """
+
+    prompt_tokens: int = PROMPT_TOKENS
+    steps: int = DECODE_STEPS
+    schedules: tuple[Schedule, ...] = SCHEDULES
+    scenarios: tuple[str, ...] | None = None
+    explained: int = 3
+
+    @property
+    def has_all_sequences(self) -> bool:
+        """Whether every synthetic sequence is run in its whole length."""
+        return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
+
+    def with_all_steps(self) -> Workload:
+        """Return the same with every forced token decoded in every schedule.
+
+        A cache that rounds needs it: schedules are then different functions, and the gate for the size of decoded rows
+        is the narrower the more rows there are.
+        """
+        return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what a full verification does beyond this one, a sentence each."""
+        if self.prompt_tokens < PROMPT_TOKENS:
+            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}."
+        if self.steps < DECODE_STEPS:
+            yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
+        if self.scenarios is not None:
+            yield f"Of the token sequences, only {', '.join(self.scenarios)} and the greedy one are run."
+        run = [schedule.name for schedule in self.schedules]
+        missing = [schedule.name for schedule in SCHEDULES if schedule.name not in run]
+        if missing:
+            yield f"Prompts are not fed {' or '.join(missing)}."
+        if not any(schedule.token_by_token for schedule in self.schedules):
+            yield f"Decoding is tried after {self.prompt_tokens} tokens and more, not after fewer."
+
+
+FULL = Workload()
+
+# Correlated and repeated tokens are where a wrong solve shows; the greedy sequence has random ones. Prompts are as long
+# as in a full run, so that they cross the same blocks. Left out is what takes many small calls.
+QUICK = Workload(
+    steps=8,
+    schedules=tuple(schedule for schedule in SCHEDULES if schedule.name not in ("by token", "in turns")),
+    scenarios=(ONE_TOKEN, CORRELATED),
+    explained=1,
+)
 
 
 @dataclass(frozen=True)
@@ -15,19 +79,19 @@ class VerifyOptions:
     """Options of a verification.
 
     Attributes:
-        checkpoint: The checkpoint to hold the artifact against; None: the one that its manifest names.
+        checkpoint: The checkpoint to compare the artifact with; None: the one that its manifest names.
         runtime: What runs the artifact, and how.
         steps: Decode steps after each prompt; None: 32, or 8 if it is quick.
-        prompt_tokens: Tokens of every prompt that is made up; None: 250, or 140 if it is quick.
+        prompt_tokens: Tokens of every synthetic prompt; None: 250.
         seed: For the random tokens.
-        prompt: A real prompt, as text or as token ids ``(P,)``, that the reference continues; None: random tokens.
+        prompt: A real prompt, as text or as token ids ``(P,)``, to generate from greedily; None: random tokens.
         tolerance: A gate set by hand for every tensor; None: gates derived from PyTorch.
         explain: Look for causes even if nothing fails.
-        text: A text, or its token ids ``(N,)``, to take the perplexity of.
+        text: A text, or its token ids ``(N,)``, to compute the perplexity of.
         text_tokens: Most tokens of that text.
         golden: A golden file: what the model's own code recorded.
-        against: ``transformers``: hold the artifact against the class of transformers too.
-        quick: Run fewer and shorter sequences, see :data:`~lucid_deploy.parity.measure.extent.QUICK`.
+        against: ``transformers``: compare with the class of transformers too.
+        quick: Run fewer sequences in fewer schedules, see :data:`QUICK`.
     """
 
     checkpoint: str | Path | None = None
@@ -45,9 +109,55 @@ class VerifyOptions:
     quick: bool = False
 
     @property
-    def extent(self) -> VerificationExtent:
-        """How much is run."""
-        extent = QUICK if self.quick else FULL
-        steps = extent.steps if self.steps is None else self.steps
-        prompt_tokens = extent.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
-        return replace(extent, steps=steps, prompt_tokens=prompt_tokens)
+    def workload(self) -> Workload:
+        """What is run."""
+        base = QUICK if self.quick else FULL
+        steps = base.steps if self.steps is None else self.steps
+        prompt_tokens = base.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
+        return replace(base, steps=steps, prompt_tokens=prompt_tokens)
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuse a tolerance that is not above 0 and below 1; at 1, a tensor of zeros would pass."""
+    if not 0 < tolerance < 1:
+        raise LucidError(
+            f"The tolerance is a relative error above 0 and below 1, not {tolerance}: at 1 a tensor of zeros would "
+            "pass."
+        )
+
+
+def prompt_ids(prompt: str | Array | None, artifact: Artifact | None) -> Array | None:
+    """Return a prompt's token ids, int64 ``(P,)``; None if there is none.
+
+    Raises:
+        LucidError: An empty text, or no tokenizer.
+    """
+    if prompt is None or not isinstance(prompt, str):
+        return prompt
+    if not prompt:
+        raise LucidError("The prompt to verify with is empty. Give it some text, or leave --prompt out.")
+    return _encoded(prompt, artifact, "--prompt", "a prompt")
+
+
+def text_ids(text: str | Array | None, artifact: Artifact | None, limit: int) -> Array | None:
+    """Return the first ``limit`` token ids of a text, int64; None if there is none.
+
+    Raises:
+        LucidError: Fewer than two tokens, or no tokenizer.
+    """
+    if text is None:
+        return None
+    ids = (_encoded(text, artifact, "--text", "a text") if isinstance(text, str) else text)[:limit]
+    if len(ids) < 2:
+        raise LucidError(f"The text has {len(ids)} tokens; a perplexity takes at least 2.")
+    return ids
+
+
+def _encoded(text: str, artifact: Artifact | None, option: str, what: str) -> Array:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+
+    if artifact is None:
+        raise LucidError(f"A session alone has no tokenizer for {option}; give token ids.")
+    if not artifact.path("tokenizer.json").is_file():
+        raise LucidError(f"{artifact.directory} has no tokenizer.json to read {option} with; verify without {what}.")
+    return np.array(TextTokenizer(artifact.directory).encode(text), dtype=np.int64)

@@ -19,8 +19,7 @@ from lucid_deploy.artifact.folded_scales import read_scales, scaled
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
-from lucid_deploy.parity.measure import phases
-from lucid_deploy.parity.measure.progress import Progress
+from lucid_deploy.parity.targets import Progress
 from lucid_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class ReferenceModels:
 
         def loading(done: int, total: int) -> None:
             if self.progress is not None:
-                self.progress(phases.loading(dtype), done, total)
+                self.progress(f"Loading the weights in {dtype}", done, total)
 
         if self.artifact is not None and self.quantized:
             model = _quantized_model(self.artifact, self.candidate, dtype)

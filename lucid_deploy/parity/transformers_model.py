@@ -22,8 +22,8 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config_file import read_object
 from lucid_deploy.model.config_keys import CHANGES, NO_EFFECT
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.parity.measure.compare import KINDS, TensorId, TensorRows, Trace
-from lucid_deploy.parity.measure.measurement import Reference
+from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace
+from lucid_deploy.parity.targets import Reference
 from lucid_deploy.runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class TransformersModel:
         tensors: dict[TensorId, TensorRows] = {}
         for index, (layer, kept) in enumerate(zip(self._layers, found.cache.layers, strict=True)):
             for place, tensor in enumerate(decoded_layout(layer.cache)):
-                tensors[TensorId.of(index, place, tensor)] = _kept(kept, tensor, len(ids))
+                tensors[TensorId.of(index, place, tensor, layer)] = _kept(kept, tensor, len(ids))
         tensors[TensorId(len(self._layers), KINDS.index("logits"))] = TensorRows(found.logits.numpy())
         return Trace(tensors)
 

@@ -1,7 +1,6 @@
 """``lucid-deploy verify`` on a real export, run by onnxruntime."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -209,23 +208,6 @@ def test_a_text_needs_a_tokenizer(directory, tmp_path):
 # What a run says while it runs, and how much it does
 
 
-def test_phases_are_announced_with_an_estimate(example):
-    _, artifact = example
-    lines = [line for line in run(artifact).stderr.splitlines() if line.startswith("Phase ")]
-    names = [line.split(": ", 1)[1].split(";")[0] for line in lines]
-    for name in ("Files: sha256", "PyTorch in float64: the reference", "onnxruntime in float32: what is verified"):
-        assert name in names
-    assert all(line.endswith("left in all") for line in lines)
-    assert lines[0].startswith("Phase 1 of ")
-
-
-@pytest.mark.parametrize(("load", "said"), [(0.1, False), (900.0, True)])
-def test_a_busy_machine_is_mentioned(load, said, example, monkeypatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    errors = run(example[1], "--quick").stderr
-    assert ("This machine is busy: the load average was 900.0" in errors) == said
-
-
 def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
     _, artifact = exported(max_position_embeddings=200)
     target, page = tmp_path / "data.json", tmp_path / "page.html"
@@ -234,12 +216,12 @@ def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
     assert result.exit_code == 0, result.stderr
     data = json.loads(target.read_text())
     assert [s["name"] for s in data["scenarios"]] == ["one token", "correlated", "greedy"]
-    assert {s["prompt_tokens"] for s in data["scenarios"]} == {140}
+    assert {s["prompt_tokens"] for s in data["scenarios"]} == {187}
     assert {s["decode_steps"] for s in data["scenarios"]} == {8}
     words = " ".join(result.stdout.split())
-    assert words.index("Parts of a whole verification were left out") < words.index("worst case of each tensor")
+    assert words.index("Parts of a full verification were left out") < words.index("worst case of each tensor")
     assert "Prompts are not fed by token or in turns" in words
-    assert "Prompts are not fed by token or in turns" in page.read_text() and len(data["left_out"]) == 5
+    assert "Prompts are not fed by token or in turns" in page.read_text() and len(data["left_out"]) == 4
 
 
 def test_a_quick_run_finds_a_fault_too(exported, tmp_path):
@@ -280,7 +262,7 @@ def test_both_kernels_in_one_run(example, built_library, monkeypatch):
     monkeypatch.setattr(OrtSession, "prefill", wrong)
     result = run(artifact, "--kernels", "both", "--quick")
     assert result.exit_code == 1
-    assert 0 < result.stdout.index("PASSED onnxruntime (library kernels)") < result.stdout.index("FAILED")
+    assert 0 <= result.stdout.index("PASSED onnxruntime (library kernels)") < result.stdout.index("FAILED")
     assert "logits" in message(result)
 
 

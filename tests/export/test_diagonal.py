@@ -100,7 +100,7 @@ def test_verify_judges_with_the_artifacts_diagonal(make_checkpoint: Any, tmp_pat
         artifact = ld.export(checkpoint, tmp_path / diagonal, diagonal=diagonal)
         assert artifact.verify(quick=True, steps=4, golden=golden[right]).passed
         found = artifact.verify(quick=True, steps=4, golden=golden[wrong])
-        assert found.report.own_failure is None and str(found.report.failure.tensor) == "layer 0 Y"
+        assert found.own_failure is None and str(found.first_failure.tensor) == "layer 0 Y"
 
 
 @pytest.mark.slow

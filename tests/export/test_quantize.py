@@ -19,7 +19,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 
 Made = Callable[..., tuple[Path, Artifact]]

@@ -238,7 +238,7 @@ def test_memory_is_counted_by_sort(artifact):
 def test_verify_passes_and_judges_rings_and_states(artifact):
     verification = verify_artifact(artifact, VerifyOptions(quick=True, explain=True))
     assert verification.passed, verification.failure
-    report = verification.report
+    report = verification
     compared = {str(item.tensor) for item in report.comparisons if item.judged}
     assert {"layer 1 average", "layer 1 recent", "layer 0 K", "layer 2 Y", "logits"} <= compared
     assert {item.layer for item in report.heads} == {0, 2}  # what is solved, and nothing else, has a conditioning
@@ -249,7 +249,7 @@ def test_a_fault_in_the_layer_is_found_there(artifact, tmp_path):
     change_weight(directory, "model.layers.1.toy.u_proj.weight", 1.01)
     verification = verify_artifact(open_artifact(directory), VerifyOptions(quick=True))
     assert not verification.passed
-    assert str(verification.report.failure.tensor).startswith("layer 1 ")
-    first = next(item for item in verification.report.explanation.findings if item.failed)
+    assert str(verification.first_failure.tensor).startswith("layer 1 ")
+    first = next(item for item in verification.explanation.findings if item.failed)
     assert (first.part.layer, first.part.word) == (1, "output")
-    assert "layer of kind toy" in verification.report.cause()
+    assert "layer of kind toy" in verification.cause()

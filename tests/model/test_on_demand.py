@@ -6,7 +6,7 @@ import torch
 
 from lucid_deploy.model.on_demand import float64_on_demand
 from lucid_deploy.model.scenarios import Scenario
-from lucid_deploy.parity.measure.compare import record
+from lucid_deploy.parity.record import record
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession

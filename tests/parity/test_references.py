@@ -5,7 +5,6 @@ import torch
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -37,7 +36,7 @@ def test_each_model_has_its_precision_and_its_cache(models):
 def test_loading_is_reported_where_weights_are_loaded(models):
     models, seen = models
     models.baseline()
-    assert seen and {step[0] for step in seen} == {phases.loading("float32")}
+    assert seen and {step[0] for step in seen} == {"Loading the weights in float32"}
     seen.clear()
     models.reference()  # casts weights while they are used
     assert seen == []

@@ -17,8 +17,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe
 from lucid_deploy.model.scenarios import Scenario
-from lucid_deploy.parity.measure.compare import record_at_once
-from lucid_deploy.parity.measure.outside_trace import shared
+from lucid_deploy.parity.record import record_at_once
+from lucid_deploy.parity.targets import common_positions
 from lucid_deploy.parity.transformers_model import TransformersModel, all_in_float64
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import write_checkpoint
@@ -45,10 +45,10 @@ def change_config(directory: Path, **changes: Any) -> None:
 def check_equal(source: Checkpoint) -> None:
     ids = IDS % source.config.vocab_size
     trace = opened(source).trace(ids)
-    own = record_at_once(TorchSession(load_model(source, torch.float64)), Scenario("some", ids[:30], ids[30:]))
+    (own,) = record_at_once(TorchSession(load_model(source, torch.float64)), [Scenario("some", ids[:30], ids[30:])])
     assert trace.tensors.keys() == own.tensors.keys()
     for tensor, rows in own.tensors.items():
-        found, wanted = shared(trace.tensors[tensor], rows)
+        found, wanted = common_positions(trace.tensors[tensor], rows)
         assert found.values.dtype == np.float64
         assert np.linalg.norm(found.values - wanted.values) <= EXACT * np.linalg.norm(wanted.values), tensor
 

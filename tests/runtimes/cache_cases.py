@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.parity.measure.compare import TensorId
-from lucid_deploy.parity.measure.metrics import position_errors
+from lucid_deploy.parity.metrics import position_errors
+from lucid_deploy.parity.record import TensorId
 from lucid_deploy.runtimes import Session
 from lucid_deploy.runtimes.session import Cache
 

@@ -12,7 +12,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.prefix_store import PrefixStore
-from lucid_deploy.parity.measure.compare import TensorId
+from lucid_deploy.parity.record import TensorId
 from lucid_deploy.runtimes import Session, open_session
 from tests.runtimes.cache_cases import IDS, run, stored, within_the_gate
 

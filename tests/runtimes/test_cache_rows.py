@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.measure.compare import TensorId
+from lucid_deploy.parity.record import TensorId
 from lucid_deploy.runtimes import Session
 from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
 from tests.runtimes.cache_cases import IDS, run, stored, within_the_gate

@@ -23,7 +23,8 @@ from lucid_deploy.demo import recall
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.quantized_activations import round_to_int8
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity import words
+from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.parity.verification import VerifyOptions, verify_against
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 
@@ -56,7 +57,7 @@ def test_the_runtime_computes_the_quantized_model(
     assert max(limits) < (1e-4 if activations == "float" else 0.2), "inputs in float leave the gates of float32"
     found = report.to_dict()["quantization"]
     assert found["scheme"] == scheme and 0 < found["cost"]["weights"]["relative_error"] < 1
-    assert any("weights alone" in line for line in report.quantization_lines())
+    assert any("weights alone" in line for line in words.quantization_lines(report))
 
 
 def test_float16(quantized: Made) -> None:

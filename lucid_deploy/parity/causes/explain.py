@@ -1,8 +1,9 @@
-"""Explain a verification: where an error starts, what the solve adds to it, and what it costs in perplexity."""
+"""Explain a result: where an error starts, what the solve adds to it, and what it costs in perplexity."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 
 from lucid_deploy.cache.layout import LayerLayout
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
-from lucid_deploy.parity.causes.explanation import Explanation
 from lucid_deploy.parity.causes.localise import (
     ErrorSplit,
     OwnErrors,
@@ -26,15 +26,96 @@ from lucid_deploy.parity.causes.localise import (
 )
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, ErrorShares, error_shares
 from lucid_deploy.parity.causes.suspects import hint, solve_tensors
-from lucid_deploy.parity.measure import phases
-from lucid_deploy.parity.measure.perplexity import Perplexity, perplexity, session_logits, surprisals, windows
-from lucid_deploy.parity.measure.progress import CallCounter, Progress
-from lucid_deploy.parity.measure.rounding import round_to
-from lucid_deploy.parity.measure.targets import Target
+from lucid_deploy.parity.metrics import round_to
+from lucid_deploy.parity.perplexity import Perplexity, perplexity, session_logits, surprisals, windows
+from lucid_deploy.parity.targets import CallCounter, Progress, Target
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
 
 Opener = Callable[[], ScoringLayers]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where an error starts, and why.
+
+    Attributes:
+        scenarios: Token sequences that were run again; the first is that of the failure, if there was one.
+        findings: Every part's largest own error in each of them.
+        splits: Own, inherited and total errors of one prefill in each of them.
+        shares: Where the errors in Y come from, in the first of them; empty with standard attention.
+        hint: A likely reason for the first own error beyond its gate; empty if there is none.
+        unavailable: Why the layers could not be run by themselves; None if they could.
+        perplexity: Of the text, if one was given.
+    """
+
+    scenarios: tuple[str, ...]
+    findings: tuple[WorstOwnError, ...] = ()
+    splits: tuple[ErrorSplit, ...] = ()
+    shares: tuple[ErrorShares, ...] = ()
+    hint: str = ""
+    unavailable: str | None = None
+    perplexity: Perplexity | None = None
+
+    @property
+    def origin(self) -> WorstOwnError | None:
+        """The first part, in the order of computation, whose own error is beyond its gate."""
+        return min((item for item in self.findings if item.failed), key=lambda item: item.part, default=None)
+
+    def sentence(self, failed: bool) -> str:
+        """Say where errors start, in one or two sentences; empty if nothing is wrong and nothing failed.
+
+        Args:
+            failed: Whether the verification did.
+        """
+        origin = self.origin
+        if origin is not None:
+            verb = "starts" if failed else "would start"
+            return (
+                f"The error {verb} in {origin.part}: on the reference's own inputs its error is "
+                f"{origin.error:.2g}, its gate {origin.gate.limit:.2g} ({origin.feeding}, {origin.scenario}, position "
+                f"{origin.position}). {self.hint}"
+            )
+        if not failed:
+            return ""
+        if self.unavailable is not None or not self.findings:
+            return self.unavailable or ""
+        judged = sum(item.judged for item in self.findings)
+        every = f"every part that could be judged ({judged} of {len(self.findings)})"
+        return (
+            f"On the reference's own inputs {every if judged < len(self.findings) else 'every layer'} stays within its "
+            "gate. So no layer is wrong by itself: either many small errors add up, or what connects calls (the cache, "
+            "masks, positions) is wrong."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        origin, scores = self.origin, self.perplexity
+        return {
+            "scenarios": self.scenarios,
+            "origin": None if origin is None else _finding_dict(origin),
+            "hint": self.hint,
+            "layers_unavailable": self.unavailable,
+            "own_errors": [_finding_dict(item) for item in self.findings],
+            "own_and_inherited": [{**asdict(item), "part": str(item.part)} for item in self.splits],
+            "error_shares": [{**asdict(item), "excess": item.excess} for item in self.shares],
+            "error_shares_tokens": TOKENS,
+            "perplexity": None if scores is None else {**asdict(scores), "difference": scores.difference},
+        }
+
+
+def _finding_dict(item: WorstOwnError) -> dict[str, Any]:
+    return {
+        "scenario": item.scenario,
+        "part": str(item.part),
+        "feeding": item.feeding,
+        "position": item.position,
+        "error": item.error,
+        "gate": item.gate.limit,
+        "baseline_error": item.gate.baseline,
+        "passed": not item.failed,
+        "judged": item.judged,
+    }
 
 
 def explain(
@@ -49,10 +130,10 @@ def explain(
     text: Array | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Look closer. The reference, the baseline and the candidate's layers run one after the other.
+    """Find where an error starts. The reference, the baseline and the candidate's layers run one after the other.
 
     Args:
-        targets: The scenarios to look at, the most important first.
+        targets: The scenarios to run, the most important first.
         session: The candidate; its perplexity is taken.
         layers: The candidate's layers; None where they cannot be run by themselves.
         baseline: Opens PyTorch in the candidate's precision; sets the gates of own errors.
@@ -60,7 +141,7 @@ def explain(
         unavailable: Why there are no layers.
         tolerance: Gate set by hand, which replaces the derived ones.
         text: Token ids to take the perplexity of.
-        progress: Called with (what runs, calls done, in all).
+        progress: Called with (phase, calls done, calls in all).
     """
     scenarios = tuple(target.scenario.name for target in targets)
     pieces = [] if text is None else windows(text, session.config.max_position_embeddings)
@@ -68,7 +149,7 @@ def explain(
     base, base_text = _baseline(baseline, inside, pieces, progress)
     scores = None
     if pieces:
-        meter = CallCounter(progress, phases.text(session.runtime), len(pieces))
+        meter = CallCounter(progress, f"Perplexity in {session.runtime}", len(pieces))
         candidate_text = surprisals(session_logits(session), pieces, meter.tick)
         scores = perplexity(true_text, base_text, candidate_text, max(map(len, pieces)))
     if layers is None:
@@ -82,7 +163,7 @@ def _reference(
     if not targets and not pieces:
         return [], np.zeros(0)
     model = opener()
-    meter = CallCounter(progress, phases.INSIDE_REFERENCE, len(targets) + len(pieces))
+    meter = CallCounter(progress, "Causes: the reference's layers", len(targets) + len(pieces))
     inside = []
     for target in targets:
         inside.append(look_inside(model, target.scenario, target.reference))
@@ -97,7 +178,7 @@ def _baseline(
         return [], np.zeros(0)
     model = opener()
     total = sum(calls(item.scenario) for item in inside) + len(pieces)
-    meter = CallCounter(progress, phases.inside_baseline(model.dtype), total)
+    meter = CallCounter(progress, f"Causes: PyTorch's layers in {model.dtype}", total)
     own = [own_errors(model, item, meter.tick) for item in inside]
     return own, surprisals(model.logits, pieces, meter.tick)
 
@@ -111,7 +192,7 @@ def _candidate(
     progress: Progress | None,
 ) -> Explanation:
     total = sum(calls(item.scenario) + 2 for item in inside) + inside[0].ids.shape[1]
-    meter = CallCounter(progress, phases.INSIDE_CANDIDATE, total)
+    meter = CallCounter(progress, "Causes: the artifact's layers", total)
     found: list[list[WorstOwnError]] = []
     gaps: list[ErrorSplit] = []
     shares: list[ErrorShares] = []
@@ -134,7 +215,10 @@ def _candidate(
         where = min(failed, key=lambda pair: pair[1].part)[0]
         items = [item for item in found[where] if item.failed]
         words = hint(
-            layers, inside[where], items, CallCounter(progress, phases.HINTS, calls(inside[where].scenario)).tick
+            layers,
+            inside[where],
+            items,
+            CallCounter(progress, "Causes: trying guesses", calls(inside[where].scenario)).tick,
         )
     return Explanation(
         tuple(item.scenario.name for item in inside),

@@ -1,4 +1,4 @@
-"""Tell a layer's own error from the error it was handed.
+"""Separate a layer's own error from the error in its inputs.
 
 Every layer is run on the float64 reference's own inputs: its residual stream, and its K and Y of the tokens before.
 What it gets wrong then is its **own** error. The **inherited** error is how its answer changes when it reads what the
@@ -14,7 +14,7 @@ PyTorch model makes in the same precision, run in the same way on the same input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,14 +24,13 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import PADDING, Scenario
-from lucid_deploy.parity.measure.compare import ROWS, Trace
-from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
+from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
+from lucid_deploy.parity.record import ROWS, Tick, Trace, rows_word
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.session import Array, empty_arrays
 
 OWN_KINDS = ("K", "Y", "output")  # in the order in which a layer computes them
 PREFILL, CONTINUED, PADDED, DECODE = "one prefill", "prefill after a past", "padded prefill", "decode"
-Tick = Callable[[], None]
 
 
 class Part(NamedTuple):
@@ -41,7 +40,7 @@ class Part(NamedTuple):
         layer: Index of the layer; −1 is the embedding, the number of layers the head.
         kind: Index into ``OWN_KINDS``; 2 for embedding and head; beyond, another cached tensor that has rows.
         layers: Number of layers of the model.
-        other: Name of such another tensor.
+        other: Name, where it is another one than in ``OWN_KINDS``, such as ``V``.
     """
 
     layer: int
@@ -57,13 +56,13 @@ class Part(NamedTuple):
 
     @property
     def word(self) -> str:
-        """``K``, ``Y``, ``output``, or the name of another cached tensor."""
+        """``K``, ``Y``, ``V``, ``output``, or the name of another cached tensor."""
         return self.other or OWN_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
 class ReferenceStates:
-    """The reference's insides in one scenario.
+    """What the reference's layers compute in one scenario.
 
     Attributes:
         scenario: The tokens.
@@ -82,7 +81,7 @@ class ReferenceStates:
     @property
     def ids(self) -> Array:
         """All tokens, ``(1, T)``."""
-        return np.concatenate([self.scenario.prompt, self.scenario.forced])[None]
+        return self.scenario.ids[None]
 
     def past(self, length: int) -> Past:
         """Return what is cached after the first ``length`` tokens, such as K and Y."""
@@ -104,7 +103,7 @@ class WorstOwnError:
     Attributes:
         scenario: Name of the scenario.
         part: Which part.
-        feeding: How the tokens were fed when it erred most; or, if it failed, when it failed first.
+        feeding: How the tokens were fed in the worst case; or, if it failed, in the first failure.
         position: Where in the sequence.
         error: Relative L2 error there.
         gate: What is allowed.
@@ -140,18 +139,12 @@ OwnErrors = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: 
 
 
 def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> ReferenceStates:
-    """Run the reference over a scenario and keep everything.
-
-    Args:
-        reference: The model in float64.
-        scenario: The tokens.
-        trace: What the reference recorded in it, for the logits.
-    """
-    ids = np.concatenate([scenario.prompt, scenario.forced])[None]
+    """Run the reference over a scenario and keep everything; its logits are taken from a recorded trace."""
+    ids = scenario.ids[None]
     states = reference.run(NewTokens.after(ids), reference.empty_past())
     only_rows = all(tensor.sort == "rows" for layer in reference.layers for tensor in layer.cache)
     pasts = {} if only_rows else _pasts(reference, ids, len(scenario.prompt))
-    return ReferenceStates(scenario, states, trace.tensors[max(trace.tensors)].values, reference.layers, pasts)
+    return ReferenceStates(scenario, states, trace.logits.values, reference.layers, pasts)
 
 
 def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
@@ -256,7 +249,7 @@ def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -
 
 
 def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[WorstOwnError]:
-    """Hold own errors against their gates, in the order of computation."""
+    """Compare own errors with their gates, in the order of computation."""
     found = []
     for part in sorted(own):
         gate = gates[part]
@@ -268,16 +261,12 @@ def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[
         if beyond:
             feeding, index = beyond[0]
         else:
-            feeding, _ = max(own[part].items(), key=_largest)
+            feeding = max(own[part], key=lambda name: float(own[part][name][1].max()))
             index = int(own[part][feeding][1].argmax())
         positions, errors = own[part][feeding]
         at, error = int(positions[index]), float(errors[index])
         found.append(WorstOwnError(scenario, part, feeding, at, error, gate, bool(beyond)))
     return found
-
-
-def _largest(item: tuple[str, tuple[Array, Array]]) -> float:
-    return float(item[1][1].max())
 
 
 def splits(full: LayerStates, given: LayerStates, inside: ReferenceStates) -> list[ErrorSplit]:
@@ -306,8 +295,9 @@ def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[Pa
     for index, layer in enumerate(layers):
         for place, tensor in enumerate(decoded_layout(layer.cache)):
             if tensor.sort == "rows":
-                kind = OWN_KINDS.index(ROWS[tensor.name]) if tensor.name in ROWS else len(OWN_KINDS) + place
-                other = "" if tensor.name in ROWS else tensor.name
+                is_known = tensor.name in ROWS
+                kind = ROWS[tensor.name] if is_known else len(OWN_KINDS) + place
+                other = rows_word(tensor.name, layer.solves) if is_known else tensor.name
                 parts[Part(index, kind, count, other)] = _rows(states.cached[index][tensor.name])
         parts[Part(index, 2, count)] = states.residuals[index + 1]
     parts[Part(count, 2, count)] = states.logits
@@ -320,6 +310,6 @@ def _rows(heads: Array) -> Array:
 
 
 def _scale(rows: Array, part: Part) -> Array:
-    """What an error at each position is relative to, ``(T,)``; of Y as in ``metrics.position_errors``."""
+    """Return the norms that errors are relative to, ``(T,)``; of Y as in ``metrics.position_errors``."""
     norms = np.linalg.norm(rows[0].astype(np.float64), axis=-1)
     return np.maximum.accumulate(norms) if part.word == "Y" else norms

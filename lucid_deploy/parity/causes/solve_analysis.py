@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.parity.metrics import round_to
 from lucid_deploy.plugins.table import UNIT
 from lucid_deploy.runtimes.session import Array
 
-TOKENS = (
-    512  # of a sequence that are looked at: a head's dense matrices are 2 MiB each, an SVD a few tenths of a second
-)
+TOKENS = 512  # of a sequence that are analysed: a head's dense matrices are 2 MiB each
 EXCESS = 4.0  # multiple of what rounding explains from which on a solve is wrong, as in gates
 
 Rounding = Callable[[Array], Array]

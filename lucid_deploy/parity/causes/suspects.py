@@ -1,4 +1,4 @@
-"""From an error to a cause: try what would give exactly such numbers, and say in plain words what fits."""
+"""From an error to a cause: compute what known mistakes would give, and name the one that fits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 from lucid_deploy.cache.storage import SCALE
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.rope_settings import Rope
-from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, Tick, WorstOwnError, rerun
+from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, WorstOwnError, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, row_factors, substitute
-from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.parity.metrics import round_to
+from lucid_deploy.parity.record import Tick
 from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
@@ -78,7 +79,7 @@ class Evidence:
 
 
 def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], tick: Tick) -> str:
-    """Say in one or two sentences what the first own error looks like.
+    """Name a likely reason for the first own error, in one or two sentences.
 
     Args:
         layers: The candidate.
@@ -102,17 +103,18 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
         ("value", "rows"),
     }:
         return f"It is a layer of kind {described.kind}: no guesses are made about what is wrong in it.{swapped}"
+    values = "Y" if described.solves else "V"
     if part.word == "output":
         where = "its queries, its attention, its output projection or its MLP"
-        return f"Its K and Y are right, so the error arises behind them: {where}.{swapped}"
+        return f"Its K and {values} are right, so the error arises behind them: {where}.{swapped}"
     evidence = gather(layers, inside, first, tick)
     if evidence is None:
         return f"The error appears only after token {TOKENS}; causes are looked for in the tokens before it.{swapped}"
-    if not np.isfinite(evidence.solved if part.word == "Y" else evidence.keys).all():
+    if not np.isfinite(evidence.keys if part.word == "K" else evidence.solved).all():
         before = "" if np.isfinite(evidence.values).all() else " So does V, before the solve."
         return f"It holds NaN or infinity.{before}{swapped}"
     if part.word == "K":
-        return _keys_hint(evidence, config, config.rope(part.layer)) + swapped
+        return _keys_hint(evidence, config, config.rope(part.layer), values) + swapped
     return _solved_hint(evidence, config, described.solves) + swapped
 
 
@@ -153,10 +155,10 @@ def solve_tensors(states: LayerStates, layer: int) -> tuple[Array, Array, Array]
     return rows["key"], rows["value"] if given is None else given, rows["value"]
 
 
-def _keys_hint(evidence: Evidence, config: LucidConfig, rope: Rope | None) -> str:
+def _keys_hint(evidence: Evidence, config: LucidConfig, rope: Rope | None, values: str) -> str:
     wanted = evidence.wanted[0][:, evidence.positions]
     guesses = [
-        ("These are Y: K and Y are swapped in the cache.", evidence.wanted[2][:, evidence.positions]),
+        (f"These are {values}: K and {values} are swapped in the cache.", evidence.wanted[2][:, evidence.positions]),
         (
             "These are normalised keys; the cache must hold the raw ones.",
             normalized(wanted, config.rms_norm_eps),

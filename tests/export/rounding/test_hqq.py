@@ -21,8 +21,8 @@ from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.hqq import hqq_matrix
 from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.measure.gate import FACTOR
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity.gate import FACTOR
+from lucid_deploy.parity.stored_weights import check_weights
 from tests.conftest import write_checkpoint
 
 TENSOR = QuantizedTensor((24, 128), 32, offsets=True)

@@ -19,7 +19,7 @@ from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.k_quant import k_quant_matrix
 from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity.stored_weights import check_weights
 from tests.conftest import write_checkpoint
 
 

@@ -26,7 +26,7 @@ from lucid_deploy.export.rounding.learn import learn_weights
 from lucid_deploy.export.rounding.method import Gptq
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
 from tests.hybrid_artifact import write_hybrid

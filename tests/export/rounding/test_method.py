@@ -26,7 +26,7 @@ from lucid_deploy.export.range_scan import scan
 from lucid_deploy.export.rounding.learn import learn_weights
 from lucid_deploy.export.rounding.method import Awq
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity.stored_weights import check_weights
 from tests.conftest import write_checkpoint
 from tests.hybrid_artifact import write_hybrid
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.errors import LucidError
 from lucid_deploy.parity import check, explain, explained_scenarios, prepare
-from lucid_deploy.runtimes import RuntimeOptions, find_runtime
-from lucid_deploy.runtimes.open_layers import open_layers
+from lucid_deploy.parity.causes.explain import Explanation
+from lucid_deploy.parity.causes.localise import Part, WorstOwnError
+from lucid_deploy.parity.gate import Gate
+from lucid_deploy.parity.perplexity import perplexity, session_logits, surprisals, windows
+from lucid_deploy.parity.record import no_tick
 from tests.parity.small_models import LAYERS, VOCAB, in_dtype, layers, session, small_model
 
 
 def explained(model, broken, targets, **options):
     report = check(session(broken), targets)
-    failing = None if report.failure is None else report.failure.scenario
+    failing = None if report.first_failure is None else report.first_failure.scenario
     found = explain(
         explained_scenarios(targets, failing),
         session(broken),
@@ -78,7 +80,7 @@ def test_a_fault_between_the_layers_is_said_to_be_there(model, targets):
 
     report = check(Forgetful(in_dtype(model, torch.float32)), targets)
     found = explain(
-        explained_scenarios(targets, report.failure.scenario),
+        explained_scenarios(targets, report.first_failure.scenario),
         session(model),
         layers(model),
         lambda: layers(model),
@@ -101,15 +103,6 @@ def test_layers_that_cannot_be_run_are_said_to_be_so(model, targets):
     assert replace(report, explanation=found).cause() == "One piece."
 
 
-@pytest.mark.parametrize(("runtime", "provider"), [("tensorrt", "cpu"), ("onnxruntime", "nv-tensorrt-rtx")])
-def test_runtimes_of_whole_graphs_say_that_they_are(model, runtime, provider):
-    candidate = session(model)
-    candidate.runtime = runtime
-    candidate.capabilities = find_runtime(runtime).capabilities(RuntimeOptions(runtime, provider=provider))
-    with pytest.raises(LucidError, match=f"{runtime}.* runs a graph as one piece"):
-        open_layers(candidate, None)
-
-
 def test_a_worse_model_is_more_perplexed(model, targets):
     text = np.random.default_rng(5).integers(VOCAB, size=60)
     broken = copy.deepcopy(model)
@@ -124,3 +117,59 @@ def test_a_model_with_standard_attention():
     targets = prepare(session(model), session(model, torch.float64), steps=8)
     report = explained(model, model, targets)
     assert report.heads == () and report.explanation.shares == () and report.explanation.origin is None
+
+
+# What it says
+
+
+def finding(layer, kind, failed=False, gate=1e-3):
+    return WorstOwnError(
+        "random", Part(layer, kind, 3), "decode", 7, 0.5 if failed else 1e-5, Gate(gate, gate / 4), failed
+    )
+
+
+def test_the_origin_is_the_first_part_that_is_wrong_by_itself():
+    found = Explanation(("random",), (finding(2, 0, True), finding(1, 1, True), finding(0, 0)), hint="V is wrong.")
+    assert str(found.origin.part) == "layer 1 Y"
+    sentence = found.sentence(failed=True)
+    assert sentence.startswith("The error starts in layer 1 Y") and sentence.endswith("V is wrong.")
+    assert found.sentence(failed=False).startswith("The error would start in layer 1 Y")
+
+
+def test_without_an_origin_the_connections_are_suspected():
+    found = Explanation(("random",), (finding(0, 0), finding(0, 1)))
+    assert "what connects calls" in found.sentence(failed=True)
+    assert "could be judged" not in found.sentence(failed=True)
+    assert found.sentence(failed=False) == ""
+
+
+def test_parts_that_could_not_be_judged_are_not_said_to_be_right():
+    found = Explanation(("random",), (finding(0, 0), finding(1, 1, gate=2.0)))
+    assert "every part that could be judged (1 of 2) stays" in found.sentence(failed=True)
+
+
+@pytest.mark.parametrize("reason", [None, "It is one piece."])
+def test_nothing_is_said_about_layers_that_were_not_looked_at(reason):
+    assert Explanation((), unavailable=reason).sentence(failed=True) == (reason or "")
+
+
+# Perplexity
+
+
+def test_perplexity_is_that_of_the_plain_formula(model):
+    ids = np.random.default_rng(5).integers(VOCAB, size=75)
+    pieces = windows(ids, limit=48)
+    assert [len(piece) for piece in pieces] == [48, 27]
+    scores = []
+    for piece in pieces:
+        logits, _ = in_dtype(model, torch.float64)(torch.from_numpy(piece[None]))
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], torch.from_numpy(piece[1:]), reduction="none")
+        scores.append(loss.detach().numpy())
+    wanted = np.concatenate(scores)
+    one_shot = surprisals(layers(model, torch.float64).logits, pieces, no_tick)
+    by_session = surprisals(session_logits(session(model)), pieces, no_tick)
+    np.testing.assert_allclose(one_shot, wanted, rtol=1e-9)
+    np.testing.assert_allclose(by_session, wanted, rtol=1e-3, atol=1e-4)
+    found = perplexity(wanted, wanted, by_session, 48)
+    assert found.tokens == 73 and found.reference == pytest.approx(math.exp(wanted.mean()))
+    assert abs(found.difference) < 1e-2 * found.reference

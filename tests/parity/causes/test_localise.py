@@ -17,7 +17,7 @@ from lucid_deploy.parity.causes.localise import (
     parts_of,
     splits,
 )
-from lucid_deploy.parity.measure.gate import Gate
+from lucid_deploy.parity.gate import Gate
 from lucid_deploy.runtimes.layers import NewTokens
 from tests.parity.small_models import LAYERS, layers
 

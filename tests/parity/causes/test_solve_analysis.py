@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lucid_deploy.parity.causes.solve_analysis import error_shares, kernel, substitute
-from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.parity.metrics import round_to
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from tests.parity.correlated_keys import EPS, keys
 

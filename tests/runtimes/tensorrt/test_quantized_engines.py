@@ -16,7 +16,7 @@ from lucid_deploy.cli.build import command as build_command
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 from tests.model.packed.floats import write_floats
 from tests.model.packed.packing import change_tensors

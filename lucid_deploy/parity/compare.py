@@ -1,0 +1,202 @@
+"""Run a candidate session through its targets and compare what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.model.scenarios import ONE_SHOT, Schedule, batches
+from lucid_deploy.parity import rounded_cache
+from lucid_deploy.parity.causes.conditioning import conditioning
+from lucid_deploy.parity.gate import Comparison, compare_rows
+from lucid_deploy.parity.options import FULL, Workload
+from lucid_deploy.parity.prepare import prepare
+from lucid_deploy.parity.record import TensorRows, Trace, record, record_together
+from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
+from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
+from lucid_deploy.runtimes.session import Array, Session
+
+
+def verify(
+    candidate: Source,
+    baseline: Source,
+    reference: Source,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    prompt: Array | None = None,
+    embeddings: Array | None = None,
+    rounded: Source | None = None,
+    workload: Workload = FULL,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check that a candidate computes what PyTorch computes.
+
+    Args:
+        candidate: The session under test, or a function that opens it.
+        baseline: As :func:`~.prepare.prepare`, and so are all others.
+
+    Returns:
+        The result; a failed gate is in it, not an exception.
+    """
+    targets = prepare(
+        baseline,
+        reference,
+        steps=steps,
+        seed=seed,
+        prompt=prompt,
+        embeddings=embeddings,
+        rounded=rounded,
+        workload=workload,
+        progress=progress,
+    )
+    return check(candidate, targets, progress=progress)
+
+
+def check(
+    candidate: Source,
+    targets: Targets,
+    *,
+    schedules: Sequence[Schedule] | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run a candidate through all scenarios and schedules, and freely, and compare it with its targets.
+
+    Args:
+        candidate: The session under test, or a function that opens it.
+        targets: What it is compared with.
+        schedules: How to feed the prompts; None: as the targets' workload says.
+        progress: Called with (phase, calls done, calls in all).
+
+    Returns:
+        The result; a failed gate is in it, not an exception.
+
+    Raises:
+        CheckFailed: The candidate's tensors have wrong shapes.
+        ValueError: A session of another precision than the targets'.
+    """
+    session: Session[Any] = opened(candidate)
+    _check_precision(session, targets)
+    schedules = targets.workload.schedules if schedules is None else tuple(schedules)
+    no_drafts = session.multi_token_unsupported_reason or ""
+    if no_drafts:
+        schedules = tuple(schedule for schedule in schedules if not schedule.drafts)
+    scenarios = [target.scenario for target in targets.items]
+    comparisons, free_runs = _run(session, targets, schedules, progress)
+    config = session.config
+    return Verification(
+        comparisons=tuple(comparisons),
+        runtime=session.runtime,
+        label=session.label,
+        dtype=session.dtype,
+        seed=targets.seed,
+        scenarios=tuple(ScenarioInfo(s.name, len(s.prompt), len(s.forced)) for s in scenarios),
+        free_runs=tuple(free_runs),
+        context=config.max_position_embeddings,
+        tolerance=targets.tolerance,
+        left_out=tuple(targets.workload.left_out()),
+        no_drafts=no_drafts,
+        others=tuple(dict.fromkeys(item.reference for target in targets.items for item in target.others)),
+        runs_graphs=session.capabilities.runs_graphs,
+        fallback_hint=session.fallback_hint,
+        rounded_cache=session.cache_dtype if session.cache_dtype != session.dtype else None,
+        rounded_inputs=session.rounded_inputs,
+        environment=environment(session.capabilities.packages),
+        heads=tuple(conditioning(targets, config, session.layers, progress)),
+    )
+
+
+def _check_precision(session: Session[Any], targets: Targets) -> None:
+    if session.dtype != targets.dtype:
+        raise ValueError(f"the gates were derived for {targets.dtype}, the candidate computes in {session.dtype}")
+    if session.cache_dtype != (targets.cache_dtype or targets.dtype):
+        raise ValueError(
+            f"the gates are for a cache in {targets.cache_dtype}, the candidate's is {session.cache_dtype}"
+        )
+
+
+def _run(
+    session: Session[Any], targets: Targets, schedules: Sequence[Schedule], progress: Progress | None
+) -> tuple[list[Comparison], list[FreeRun]]:
+    """Make all comparisons, ordered by scenario."""
+    scenarios = [target.scenario for target in targets.items]
+    one_shot = any(schedule.one_shot for schedule in schedules)
+    alone = [] if one_shot else [scenario for scenario in scenarios if scenario.greedy]
+    groups = [(way, group) for way in schedules for group in batches(scenarios, way, session.batch_limit)]
+    total = sum(schedule.calls(group[0]) for schedule, group in groups) + sum(map(ONE_SHOT.calls, alone))
+    total += sum(rounded_cache.read_calls(session, target.scenario) for target in targets.items if target.answers)
+    meter = CallCounter(progress, f"{session.runtime} in {session.dtype}: what is verified", total)
+    found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
+    forced: dict[str, TensorRows] = {}  # one-shot logits of the greedy scenarios
+    for schedule in schedules:
+        for target, trace in _recorded(session, targets.items, schedule, meter):
+            found[target.scenario.name] += _compare(trace, target, schedule)
+            if schedule.one_shot and target.scenario.greedy:
+                forced[target.scenario.name] = trace.logits
+    forced |= {scenario.name: record(session, scenario, tick=meter.tick).logits for scenario in alone}
+    free_runs = []
+    for target in targets.items:
+        if target.answers:
+            answers = rounded_cache.read_back(session, target.scenario, target.rounded[ONE_SHOT.name], meter.tick)
+            found[target.scenario.name] += rounded_cache.compare_answers(
+                answers, target.answers, target.answer_gates, target.scenario
+            )
+        if target.scenario.greedy:
+            comparison, run = _compare_free_run(forced[target.scenario.name], target)
+            found[target.scenario.name].append(comparison)
+            free_runs.append(run)
+    return [comparison for items in found.values() for comparison in items], free_runs
+
+
+def _recorded(
+    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
+) -> Iterator[tuple[Target, Trace]]:
+    """Run all scenarios in one schedule, some together; yield every target, in their order, with what was computed."""
+    traces: dict[str, Trace] = {}
+    for batch in batches([target.scenario for target in targets], schedule, session.batch_limit):
+        found = record_together(session, batch, schedule, meter.tick)
+        traces.update({scenario.name: trace for scenario, trace in zip(batch, found, strict=True)})
+    for target in targets:
+        if target.scenario.name in traces:
+            yield target, traces.pop(target.scenario.name)
+
+
+def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Comparison]:
+    name, gates = target.scenario.name, target.schedule_gates.get(schedule.name, target.gates)
+    found = [
+        compare_rows(
+            trace.tensors[tensor],
+            # Where fewer tokens are decoded, logits begin later.
+            rows.from_position(trace.tensors[tensor].start) if tensor.is_logits else rows,
+            tensor,
+            gates[tensor],
+            name,
+            schedule.name,
+        )
+        for tensor, rows in target.reference.tensors.items()
+    ]
+    if schedule.name in target.size_gates:
+        sizes, rounded = target.size_gates[schedule.name], target.rounded[schedule.name]
+        found += rounded_cache.compare_sizes(trace, rounded, sizes, target.scenario, schedule)
+    for other in target.others:
+        found += other.compare(trace, gates, name, schedule.name)
+    return found
+
+
+def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, FreeRun]:
+    """Compare the logits of a free run, up to and including the first step whose token is not PyTorch's.
+
+    Behind it the contexts differ and nothing can be compared. Up to there a session that is forced and one that runs
+    freely make the same calls with the same inputs, so the forced run's logits are those of the free one.
+    """
+    scenario, wanted = target.scenario, target.reference.logits
+    differs = np.append(forced.values[0, :-1].argmax(axis=-1) != scenario.forced, True)  # (S + 1,)
+    count = int(differs.argmax()) + 1
+    actual = replace(forced, values=forced.values[:, :count])
+    tensor = max(target.reference.tensors)  # the logits come last
+    rows = TensorRows(wanted.values[:, :count], wanted.start)
+    comparison = compare_rows(actual, rows, tensor, target.gates[tensor], scenario.name, FREE_RUNNING)
+    return comparison, FreeRun(scenario.name, len(scenario.forced), count - 1)

@@ -1,0 +1,246 @@
+"""The pass criterion: derived from what PyTorch itself gets wrong in the same precision, never a loose constant.
+
+**Reference** is the model in float64, **baseline** the PyTorch model in the artifact's precision. Both run a scenario
+one-shot. The baseline's error against the reference is what this model, with these weights and these tokens, loses by
+computing in that precision: it holds the conditioning of the solve, the depth of the model and the type's rounding.
+A correct candidate rounds the same formulas in another order, so its error is of the same size. A wrong one errs by the
+size of its mistake, which has nothing to do with the type.
+
+**The gate** of a tensor in a scenario is ``FACTOR`` times the baseline's largest relative L2 error of any position. The
+largest, because rounding errors of one position are a matter of luck and the baseline's may be near zero. It applies to
+every position of the candidate, in every schedule. Different schedules are the same function: in float64 they agree to
+about 1e-13, so one reference serves them all.
+
+Some scenarios have too few different tokens to derive a gate from: a short greedy prompt, all scenarios of a model with
+a short context, and the one that repeats one token. Their gates are the widest of all scenarios.
+
+**What a gate can judge.** The answer that knows nothing is a tensor of zeros. Its error at a position is
+``‖reference‖ / scale``, which is 1 for K, for logits and for a size, and at most 1 for Y, whose scale is the largest
+row so far. Where the gate is at least that, zeros would pass, hence anything smaller than the reference would: such a
+position is *blind*. A comparison of which every position is blind could only fail on values that are larger than the
+reference or not finite; unless it does, it is **not judged**, which is not the same as passed. Any gate of 1 or more
+makes it so. A size is such a comparison where what was cached cancels to next to nothing (a token repeated without
+position encoding): a factor between two roundings of nothing may be any number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.parity.metrics import (
+    ErrorGrowth,
+    LogitMetrics,
+    TensorMetrics,
+    growth,
+    logit_metrics,
+    position_errors,
+    tensor_metrics,
+    zero_errors,
+)
+from lucid_deploy.parity.record import TensorId, TensorRows, Trace
+from lucid_deploy.runtimes.session import Array
+
+# A different order of summation, fused or not, changes rounding errors by a small factor: 2 to 3 between correct
+# implementations of one matrix product. 4 leaves room for that and for nothing else.
+FACTOR = 4.0
+# Two units in the last place. Where the baseline is exact by luck (a value that is only copied), a correct candidate
+# may still round once before it stores and once when it stores, by at most one unit each.
+FLOOR_UNITS = 2.0
+# Distance from 1 to the next number: one unit in the last place, relative to the value, at most.
+UNIT = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# At a relative error of 1 a tensor of zeros is as good as the candidate: a gate that wide shows nothing.
+VACUOUS = 1.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Largest relative L2 error allowed at a position of one tensor in one scenario.
+
+    Attributes:
+        limit: The gate.
+        baseline: The baseline's largest error, which it was derived from.
+        derived: The derived gate, where ``limit`` was set by hand instead; None: ``limit`` was derived.
+    """
+
+    limit: float
+    baseline: float
+    derived: float | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Whether a tensor of zeros would be beyond it."""
+        return self.limit < VACUOUS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor of the candidate in one scenario and schedule, against the reference.
+
+    Attributes:
+        scenario: Name of the scenario.
+        schedule: Name of the schedule.
+        tensor: Which tensor.
+        gate: What is allowed.
+        metrics: What was measured; positions in it count in the sequence.
+        logits: More about it if it is the logits.
+        failed_at: First position in the sequence beyond the gate, or None.
+        error: Relative L2 error at ``failed_at``, else at the worst position. NaN where a value is NaN.
+        start: Position in the sequence of the first row.
+        errors: Relative L2 error of every row's position, ``(T,)``.
+        blind_positions: How many of them a row of zeros would have passed although the reference is not zero.
+        against: The kind of the reference; empty: our own model.
+    """
+
+    scenario: str
+    schedule: str
+    tensor: TensorId
+    gate: Gate
+    metrics: TensorMetrics
+    logits: LogitMetrics | None
+    failed_at: int | None
+    error: float
+    start: int = 0
+    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    blind_positions: int = 0
+    against: str = ""
+
+    @property
+    def where(self) -> str:
+        """Scenario, schedule, and the reference if it is another than our own model."""
+        return f"{self.scenario}, {self.schedule}" + (f", against {self.against}" if self.against else "")
+
+    @property
+    def judged(self) -> bool:
+        """Whether it could have failed, or did: not every position is blind."""
+        return self.failed_at is not None or self.blind_positions < len(self.errors)
+
+    @property
+    def outcome(self) -> str:
+        """``passed``, ``failed`` or ``not judged``."""
+        if self.failed_at is not None:
+            return "failed"
+        return "passed" if self.judged else "not judged"
+
+    @property
+    def growth(self) -> ErrorGrowth | None:
+        """The trend of the error against position."""
+        return growth(self.errors, self.start)
+
+    @property
+    def within_derived(self) -> bool:
+        """Whether the derived gate holds, also where a tolerance replaced it."""
+        limit = self.gate.limit if self.gate.derived is None else self.gate.derived
+        return bool((self.errors <= limit).all())
+
+    @property
+    def severity(self) -> float:
+        """The worst error in multiples of the gate; infinite for NaN."""
+        error = self.metrics.worst_position_error
+        return math.inf if np.isnan(error) else error / self.gate.limit
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the comparisons could have failed.
+
+    Attributes:
+        total: Comparisons made.
+        judged: Those that an answer of zeros would have failed, and those that did fail.
+        blind_positions: Positions, of all comparisons that were judged, at which zeros would have passed: rows that are
+            next to nothing beside the rows before them.
+        positions: Positions of all comparisons that were judged.
+    """
+
+    total: int
+    judged: int
+    blind_positions: int
+    positions: int
+
+    @classmethod
+    def of(cls, comparisons: Sequence[Comparison]) -> Coverage:
+        """Count."""
+        judged = [item for item in comparisons if item.judged]
+        blind, positions = sum(item.blind_positions for item in judged), sum(len(item.errors) for item in judged)
+        return cls(len(comparisons), len(judged), blind, positions)
+
+    @property
+    def unjudged(self) -> int:
+        """Comparisons that could not fail."""
+        return self.total - self.judged
+
+
+def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId, Gate]:
+    """Return the gate of every tensor of one scenario.
+
+    Args:
+        reference: Recorded in float64.
+        baseline: The same scenario, recorded with PyTorch in the artifact's precision.
+        dtype: That precision, as numpy spells it.
+
+    Raises:
+        LucidError: The float64 model gives values that are not finite: no fault of the artifact.
+        CheckFailed: The baseline does; the model does not fit into this precision.
+    """
+    gates = {}
+    for tensor, rows in reference.tensors.items():
+        if not np.isfinite(rows.values).all():
+            raise LucidError(f"The PyTorch model gives NaN or infinity even in float64 ({tensor}): check its weights.")
+        error = float(position_errors(baseline.tensors[tensor].values, rows.values, tensor.accumulated).max())
+        if not np.isfinite(error):
+            raise CheckFailed(
+                f"The PyTorch model gives NaN or infinity in {dtype} ({tensor}), so nothing can be compared with it: "
+                "it does not fit into the range of this type. Export it in bfloat16 or float32."
+            )
+        gates[tensor] = Gate(max(FACTOR * error, FLOOR_UNITS * UNIT[dtype]), error)
+    return gates
+
+
+def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
+    """Return the widest gate of each tensor, for a scenario whose own positions are too few to derive one from.
+
+    A gate that judges nothing shows that one scenario's numbers are ill-conditioned, and nothing about another
+    scenario: it counts only where no scenario has a better one.
+    """
+    chosen = {}
+    for tensor in gates[0]:
+        every = [scenario[tensor] for scenario in gates]
+        chosen[tensor] = max([gate for gate in every if gate.judges] or every, key=lambda gate: gate.limit)
+    return chosen
+
+
+def compare_rows(
+    actual: TensorRows, reference: TensorRows, tensor: TensorId, gate: Gate, scenario: str, schedule: str
+) -> Comparison:
+    """Compare one tensor with its reference's rows of the same positions; the names are for the report."""
+    metrics, errors = tensor_metrics(actual.values, reference.values, tensor.accumulated)
+    beyond = ~(errors <= gate.limit)  # not "errors > limit": NaN must fail
+    failed = int(beyond.argmax()) if beyond.any() else None
+    logits = logit_metrics(actual.values, reference.values, gate.limit, reference.start) if tensor.is_logits else None
+    zeros = zero_errors(reference.values, tensor.accumulated)
+    return Comparison(
+        scenario=scenario,
+        schedule=schedule,
+        tensor=tensor,
+        gate=gate,
+        metrics=replace(metrics, worst_position=metrics.worst_position + reference.start),
+        logits=logits,
+        failed_at=None if failed is None else failed + reference.start,
+        error=float(errors[failed]) if failed is not None else metrics.worst_position_error,
+        start=reference.start,
+        errors=errors,
+        blind_positions=int(((zeros > 0) & (zeros <= gate.limit)).sum()),
+    )
+
+
+def first_failure(comparisons: Iterable[Comparison]) -> Comparison | None:
+    """Return the failure nearest to its cause: earliest layer, then K, Y, logits, then position; None if all passed.
+
+    Of equal ones, the scenario and schedule that came first.
+    """
+    failed = [comparison for comparison in comparisons if comparison.failed_at is not None]
+    return min(failed, key=lambda item: (item.tensor, item.failed_at), default=None)

@@ -1,0 +1,271 @@
+"""Golden files: what the code that trained a model computed for some tokens, recorded as safetensors.
+
+``docs/verification.md`` has the format. A file is read whole and checked against the model before anything is run: what
+it does not fit is named, with what is expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.errors import LucidError, in_one_line
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.scenarios import MIN_PROMPT, PADDING, Scenario
+from lucid_deploy.parity.gate import UNIT
+from lucid_deploy.parity.options import Workload
+from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace
+from lucid_deploy.parity.targets import Reference
+from lucid_deploy.runtimes.session import Array
+
+KIND = "golden file"
+VERSION = "1"
+IDS, LOGITS = "input_ids", "logits"
+LAYER = re.compile(r"layers\.(\d+)\.(key|value)")
+AGAIN = "Write it again with examples/dump_golden.py."
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by safetensors' name
+INTEGERS = ("I64", "I32", "U32", "I16", "U16", "U8")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden file that fits a model.
+
+    Attributes:
+        path: Where it lies.
+        ids: The tokens, int64 ``(B, T)``.
+        tensors: What was recorded for them, ``(B, T, F)`` each; of a layer over a window, perhaps the last rows only.
+        computed_in: Type that the recording model computed in.
+        stored: Type that each tensor is stored in.
+        model: What the file says about the model, for people; may be empty.
+    """
+
+    path: Path
+    ids: Array
+    tensors: dict[TensorId, TensorRows]
+    computed_in: str
+    stored: dict[TensorId, str]
+    model: str = ""
+
+    def reference(self, tokens: int) -> Reference:
+        """Return what a candidate is held against, when so many tokens of each row are compared."""
+        by, whole = f" by {self.model}" if self.model else "", self.ids.shape[1]
+        words = f"the golden file {self.path}, recorded{by} in {self.computed_in}"
+        cut = "" if tokens == whole else f"Of its {whole:,} tokens in a row, the first {tokens:,} were compared."
+        return Reference(KIND, words, independent=True, left_out=cut)
+
+    def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
+        """Return two scenarios a row: a prompt with decode steps, and decoding from the first token on.
+
+        The first is fed in every way and compares logits from the last token of its prompt on, the second compares the
+        logits of every position. A model is causal, so of rows that are too long the first tokens are as good.
+
+        Args:
+            limit: Tokens of context that the model takes.
+            workload: Whole rows are run, or as many tokens as the synthetic sequences have.
+        """
+        found = []
+        tokens = self.tokens_used(limit, workload)
+        steps = min(workload.steps, max(tokens - MIN_PROMPT, 1))
+        for row, ids in enumerate(self.ids[:, :tokens]):
+            cut = tokens - steps
+            found.append(Scenario(row_name(row), ids[:cut], ids[cut:]))
+            if cut > 1:
+                found.append(Scenario(f"{row_name(row)}, decoded", ids[:1], ids[1:], one_shot_only=True))
+        return found
+
+    def tokens_used(self, limit: int, workload: Workload) -> int:
+        """Return how many tokens of each row are run."""
+        tokens = min(self.ids.shape[1], limit - PADDING)
+        return tokens if workload.has_all_sequences else min(tokens, workload.prompt_tokens + workload.steps)
+
+    def trace(self, scenario: Scenario) -> Trace | None:
+        """Return what was recorded for a scenario; None for one that is not of this file."""
+        for row in range(len(self.ids)):
+            if scenario.name in (row_name(row), f"{row_name(row)}, decoded"):
+                return Trace({name: _part(rows, row, scenario.length) for name, rows in self.tensors.items()})
+        return None
+
+
+def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
+    """Return one batch row of a tensor, as far as it was recorded for the first tokens."""
+    return TensorRows(rows.values[row : row + 1, : max(tokens - rows.start, 0)], rows.start)
+
+
+def row_name(row: int) -> str:
+    """Name the scenario of a row, counted from 0, as reports have it."""
+    return f"golden {row + 1}"
+
+
+def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Golden:
+    """Read a golden file, and check that it is of a model.
+
+    Args:
+        path: The file.
+        config: The model.
+        layers: What its layers are.
+
+    Raises:
+        LucidError: It cannot be read, is cut, of another version, or does not fit the model: names, types, shapes,
+            token ids, layers, numbers that are none.
+    """
+    import torch  # numpy has no bfloat16
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise LucidError(f"There is no golden file {path}. examples/dump_golden.py writes one.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            form = _Form(path, config, layers, file.metadata() or {})
+            form.check_names(list(file.keys()))
+            read: dict[str, Array] = {}
+            types: dict[str, str] = {}
+            for name in form.in_order(file.keys()):
+                header = file.get_slice(name)
+                form.check_shape(name, header.get_dtype(), list(header.get_shape()))
+                x = file.get_tensor(name)
+                read[name] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+                types[name] = header.get_dtype()
+    except (SafetensorError, OSError) as error:
+        raise LucidError(f"{path} is no whole safetensors file ({in_one_line(error)}). {AGAIN}") from error
+    form.check_values(read)
+    stored = {form.tensor(name): STORED[types[name]] for name in read if name != IDS}
+    return Golden(
+        path,
+        read[IDS].astype(np.int64),
+        {form.tensor(name): form.rows(name, x) for name, x in read.items() if name != IDS},
+        form.computed_in(stored.values()),
+        stored,
+        form.metadata.get("model", ""),
+    )
+
+
+class _Form:
+    """What a golden file of a model has to look like; each check says what is wrong, where, and what to do."""
+
+    def __init__(
+        self, path: Path, config: LucidConfig, layers: tuple[LayerDescription, ...], metadata: dict[str, str]
+    ) -> None:
+        self.path, self.config, self.layers, self.metadata = path, config, layers, metadata
+        self.batch = self.tokens = 0
+        version = metadata.get("golden_version")
+        if version is None:
+            raise LucidError(f"{path} has no golden_version in its metadata, so it is no golden file. {AGAIN}")
+        if version != VERSION:
+            raise LucidError(f"{path} has golden_version {version}; this version reads {VERSION}. {AGAIN}")
+
+    def check_names(self, names: list[str]) -> None:
+        """Every tensor must be one that is compared, or nobody would notice that it is not."""
+        for needed in (IDS, LOGITS):
+            if needed not in names:
+                near = difflib.get_close_matches(needed, names, 1, 0.5)
+                hint = f" (it has {near[0]})" if near else ""
+                raise LucidError(f"{self.path} has no tensor {needed}{hint}. {AGAIN}")
+        for name in names:
+            found = LAYER.fullmatch(name)
+            if name in (IDS, LOGITS):
+                continue
+            if found is None:
+                raise LucidError(
+                    f"{self.path} has a tensor {name}, which is none of input_ids, logits, layers.N.key and "
+                    f"layers.N.value. Take it out, or name it so. {AGAIN}"
+                )
+            if int(found[1]) >= len(self.layers):
+                raise LucidError(
+                    f"{self.path} has a tensor {name}; the model has {len(self.layers)} layers, counted from 0. It was "
+                    "recorded with another model."
+                )
+            if not list(self._cached(name)):
+                raise LucidError(f"{self.path} has a tensor {name}; that layer of the model caches none of that name.")
+
+    def in_order(self, names: Any) -> list[str]:
+        """Return names with the tokens first: they say how large the others are."""
+        return sorted(names, key=lambda name: (name != IDS, name))
+
+    def check_shape(self, name: str, dtype: str, shape: list[int]) -> None:
+        """Type and shape, before anything is read."""
+        if name == IDS:
+            if dtype not in INTEGERS:
+                raise LucidError(f"{self.path}: input_ids holds {dtype}; token ids are whole numbers. {AGAIN}")
+            if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+                raise LucidError(
+                    f"{self.path}: input_ids has the shape {shape}; it takes [batch, tokens], with 2 tokens at least, "
+                    "one to prefill and one to decode."
+                )
+            self.batch, self.tokens = shape
+            return
+        if dtype not in STORED:
+            raise LucidError(f"{self.path}: {name} holds {dtype}; it takes one of {', '.join(STORED)}. {AGAIN}")
+        wanted = [self.batch, self.tokens, self.config.vocab_size]
+        layout = "[batch, tokens, vocabulary]"
+        if name != LOGITS:
+            tensor = next(self._cached(name))[1]
+            heads, width = tensor.shape
+            # What a layer over a window has dropped was not recorded: then these are the last rows.
+            rows = (
+                shape[2] if tensor.sort == "ring" and len(shape) == 4 and 0 < shape[2] <= self.tokens else self.tokens
+            )
+            wanted, layout = [self.batch, heads, rows, width], "[batch, key/value heads, tokens, width]"
+        if shape != wanted:
+            raise LucidError(
+                f"{self.path}: {name} has the shape {shape}; with these input_ids and this model it would be {wanted}, "
+                f"{layout}. It was recorded with another model or other tokens."
+            )
+
+    def check_values(self, read: dict[str, Array]) -> None:
+        """Tokens of the vocabulary, and numbers that are numbers."""
+        ids = read[IDS]
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if len(wrong):
+            raise LucidError(
+                f"{self.path}: input_ids holds {wrong[0]}, which is outside the model's vocabulary (0 to "
+                f"{self.config.vocab_size - 1}). It was recorded with another model."
+            )
+        for name in self.in_order(read):
+            bad = np.argwhere(~np.isfinite(read[name]))
+            if len(bad):
+                position = bad[0][1] if name == LOGITS else bad[0][2] + self.tokens - read[name].shape[2]
+                raise LucidError(
+                    f"{self.path}: {name} holds NaN or infinity (first in row {bad[0][0]} at position {position}), so "
+                    "the recording model failed there. Record it in a wider type."
+                )
+
+    def computed_in(self, stored: Any) -> str:
+        """Return the type that the recording model computed in; if the file does not say it, the coarsest stored."""
+        named = self.metadata.get("computed_in")
+        if named is None:
+            return max(stored, key=UNIT.__getitem__)
+        if named not in UNIT:
+            raise LucidError(f"{self.path}: computed_in is {named!r} in its metadata; it is one of {', '.join(UNIT)}.")
+        return named
+
+    def tensor(self, name: str) -> TensorId:
+        """Return which tensor a name is."""
+        if name == LOGITS:
+            return TensorId(len(self.layers), KINDS.index(LOGITS))
+        return next(self._cached(name))[0]
+
+    def rows(self, name: str, x: Array) -> TensorRows:
+        """Return a tensor with a row for each position, ``(B, T, F)``."""
+        if name == LOGITS:
+            return TensorRows(x)
+        return TensorRows(x.transpose(0, 2, 1, 3).reshape(self.batch, x.shape[2], -1), self.tokens - x.shape[2])
+
+    def _cached(self, name: str) -> Iterator[tuple[TensorId, CacheTensor]]:
+        """Yield which cached tensor a name is; nothing if the layer has none."""
+        found = LAYER.fullmatch(name)
+        assert found is not None
+        index = int(found[1])
+        for place, tensor in enumerate(decoded_layout(self.layers[index].cache)):
+            if tensor.name == found[2] and tensor.has_tokens:
+                yield TensorId.of(index, place, tensor, self.layers[index]), tensor

@@ -1,1 +1,0 @@
-"""Numbers: comparisons, gates, and what a verification runs."""

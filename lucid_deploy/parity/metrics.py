@@ -1,0 +1,241 @@
+"""How far a tensor is from its reference. Plain numpy, computed in float64.
+
+Every tensor comes as rows, one per position: ``(B, T, F)``, B batch rows, T positions, F features. A reference has one
+batch row, which is compared with each of the other's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lucid_deploy.runtimes.session import Array
+
+# A trend needs 8 positions, and the last position must be 4 times the first, both counted from 1.
+TREND_POSITIONS, TREND_SPAN = 8, 4.0
+GROWS = 0.25  # exponent from which on an error counts as growing: it more than doubles from position 16 to 400
+
+
+@dataclass(frozen=True)
+class TensorMetrics:
+    """Errors of one tensor; the worst batch row counts.
+
+    Attributes:
+        max_abs: Largest absolute difference of an element.
+        relative_l2: Norm of the difference over the norm of the reference, the whole tensor at once.
+        cosine: Cosine of the angle between tensor and reference, the whole tensor at once.
+        worst_position_error: Largest relative L2 error of a position.
+        worst_position: Index of that position among the rows.
+    """
+
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    worst_position_error: float
+    worst_position: int
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A position at which another token has the largest logit than in the reference.
+
+    Attributes:
+        position: Where in the sequence; the token is the one after it.
+        wanted: The reference's most likely token.
+        chosen: The candidate's.
+        margin: The reference's logit of ``wanted`` less that of ``chosen``.
+        allowed: The largest margin that logits within the gate may overturn.
+        near_tie: Whether the margin is within it, and all logits are finite; otherwise the divergence is real.
+    """
+
+    position: int
+    wanted: int
+    chosen: int
+    margin: float
+    allowed: float
+    near_tie: bool
+
+
+@dataclass(frozen=True)
+class LogitMetrics:
+    """Differences of distributions over the vocabulary.
+
+    Attributes:
+        kl_mean: Kullback-Leibler divergence of the tensor from the reference, in nats, mean over positions.
+        kl_max: The same at the worst position.
+        positions: Positions compared, counting batch rows.
+        agreed: Positions with the same most likely token.
+        near_ties: Positions with another one, too close to the reference's to tell apart within the gate.
+        disagreed: Positions that differ beyond that.
+        divergences: Each position that differs.
+    """
+
+    kl_mean: float
+    kl_max: float
+    positions: int
+    agreed: int
+    near_ties: int
+    disagreed: int
+    divergences: tuple[Divergence, ...] = ()
+
+
+@dataclass(frozen=True)
+class ErrorGrowth:
+    """The trend of an error against position, ``error ≈ c · position^exponent``.
+
+    Attributes:
+        exponent: Least-squares slope of log error over log position, counted from 1; exact positions are left out.
+        ratio: Mean of the last quarter of the positions over that of the first.
+    """
+
+    exponent: float
+    ratio: float
+
+    @property
+    def grows(self) -> bool:
+        """Whether both figures show growth."""
+        return self.exponent > GROWS and self.ratio > 1
+
+
+def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
+    """Return the relative L2 error of every position, ``‖actual − reference‖ / scale``.
+
+    The scale is the norm of the reference at that position. For tensors that are ``accumulated`` it is the largest norm
+    at that position or any before it. Y is such a tensor: ``Y_p = V_p − Σ_{j<p} E_pj Y_j`` with ``0 ≤ E ≤ 1``. Where a
+    token repeats without position encoding this cancels to next to nothing, and what is left of Y_p consists of the
+    rounding errors of V_p and Y_j in every precision, float64 included. Attention reads ``Σ_j p_j Y_j``, to which such
+    a row adds nothing; its error counts by its size beside the other rows.
+
+    Returns:
+        Float64 ``(T,)``, the worst of the batch rows. NaN where a value is NaN; where the scale is zero, 0 if the
+        actual row is zero too, else infinity.
+    """
+    return _errors(actual.astype(np.float64) - reference, reference, accumulated)
+
+
+def _errors(difference: Array, reference: Array, accumulated: bool) -> Array:
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        distance = _norms(difference)  # (B, T)
+        scale = _norms(reference.astype(np.float64))  # (1, T)
+        if accumulated:
+            scale = np.maximum.accumulate(scale, axis=-1)
+        errors = np.where((scale == 0) & (distance == 0), 0.0, distance / scale)
+    return np.asarray(errors.max(axis=0))  # max keeps NaN
+
+
+def _norms(rows: Array) -> Array:
+    """Return the L2 norms of the last axis, without another array of the rows' size."""
+    return np.asarray(np.sqrt(np.einsum("...f,...f->...", rows, rows)))
+
+
+def zero_errors(reference: Array, accumulated: bool = False) -> Array:
+    """Return what :func:`position_errors` gives for a tensor of zeros: float64 ``(T,)``, 0 where zeros are right."""
+    norms = _norms(reference[0].astype(np.float64))  # (T,)
+    scale = np.maximum.accumulate(norms) if accumulated else norms
+    return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
+
+
+def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> tuple[TensorMetrics, Array]:
+    """Return the errors of a tensor, and :func:`position_errors` of the same arguments."""
+    actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+    flat, target = actual.reshape(actual.shape[0], -1), reference.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        off = flat - target
+        difference, norm = _norms(off), _norms(target)
+        relative = np.where((norm == 0) & (difference == 0), 0.0, difference / norm)
+        # Unit vectors first: the product of two large norms may overflow where the cosine does not.
+        cosine = (flat / _norms(flat)[:, None]) @ (target / norm)
+        max_abs = np.abs(off).max()
+    errors = _errors(off.reshape(actual.shape), reference, accumulated)
+    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+    metrics = TensorMetrics(
+        max_abs=float(max_abs),
+        relative_l2=float(relative.max()),
+        cosine=float(cosine.min()),
+        worst_position_error=float(errors[worst]),
+        worst_position=worst,
+    )
+    return metrics, errors
+
+
+def kl_divergence(actual: Array, reference: Array) -> Array:
+    """Return ``Σ p·(log p − log q)`` in nats, p and q the softmax of reference and actual logits; last axis is summed.
+
+    Never below zero: rounding could otherwise give −1e-17 for equal distributions.
+    """
+    log_q, log_p = _log_softmax(actual.astype(np.float64)), _log_softmax(reference.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
+
+
+def _log_softmax(logits: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def tie_margin(reference: Array, gate: float) -> float:
+    """Return the largest difference of two logits ``(vocab,)`` that an error within the gate may overturn.
+
+    If the logits' error e has norm ``‖e‖ ≤ gate·‖reference‖``, it moves the difference of two logits by at most
+    ``|e_a − e_b| ≤ √2·‖e‖``.
+    """
+    return math.sqrt(2.0) * gate * float(np.linalg.norm(reference.astype(np.float64)))
+
+
+def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) -> LogitMetrics:
+    """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``.
+
+    Args:
+        actual: The logits under test.
+        reference: The reference's.
+        gate: Largest allowed relative L2 error of a position.
+        start: Position in the sequence of the first row.
+    """
+    divergence = kl_divergence(actual, reference)  # (B, T)
+    chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)
+    # argmax of logits with NaN points at the NaN, which must not count as a tie.
+    finite = np.all(np.isfinite(actual), axis=(0, 2)).tolist()  # (T,)
+    differing = []
+    for b, t in np.argwhere(np.not_equal(chosen, wanted)):
+        row, first, second = reference[0, t], int(wanted[t]), int(chosen[b, t])
+        margin, allowed = float(row[first]) - float(row[second]), tie_margin(row, gate)
+        is_tie = bool(finite[t]) and margin <= allowed
+        differing.append(Divergence(start + int(t), first, second, margin, allowed, is_tie))
+    ties = sum(item.near_tie for item in differing)
+    return LogitMetrics(
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        positions=int(chosen.size),
+        agreed=int(chosen.size) - len(differing),
+        near_ties=ties,
+        disagreed=len(differing) - ties,
+        divergences=tuple(differing),
+    )
+
+
+def growth(errors: Array, start: int = 0) -> ErrorGrowth | None:
+    """Fit the trend of errors ``(T,)``, the first at position ``start``; None if there are too few positions."""
+    usable = np.isfinite(errors) & (errors > 0)
+    if usable.sum() < TREND_POSITIONS or not np.isfinite(errors).all():
+        return None
+    if start + len(errors) < TREND_SPAN * (start + 1):
+        return None
+    x = np.log(np.arange(start + 1, start + 1 + len(errors))[usable])
+    slope = np.polyfit(x, np.log(errors[usable]), 1)[0]
+    quarter = len(errors) // 4
+    first, last = float(errors[:quarter].mean()), float(errors[-quarter:].mean())
+    return ErrorGrowth(float(slope), last / first if first else math.inf)
+
+
+def round_to(values: Array, dtype: str) -> Array:
+    """Round any float array to nearest, ties to even, in float64, float32, float16 or bfloat16; return float64."""
+    with np.errstate(over="ignore"):
+        if dtype != "bfloat16":
+            return values.astype(dtype).astype(np.float64)
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+        kept = np.where((bits & 0x7FFFFFFF) > 0x7F800000, bits, kept).astype(np.uint32)  # NaN stays NaN
+    return kept.view(np.float32).astype(np.float64)

@@ -1,0 +1,164 @@
+"""Other implementations to compare with: a golden file, and the model of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, equal_lengths
+from lucid_deploy.parity.gate import UNIT
+from lucid_deploy.parity.golden import Golden, read_golden
+from lucid_deploy.parity.options import Workload
+from lucid_deploy.parity.record import TensorId, Trace, record_together
+from lucid_deploy.parity.targets import (
+    CallCounter,
+    OtherTrace,
+    Progress,
+    Target,
+    Targets,
+    own_errors,
+    rounding_of,
+)
+from lucid_deploy.parity.transformers_model import TransformersModel
+from lucid_deploy.runtimes.session import Session
+
+AGAINST = ("transformers",)
+
+
+@dataclass(frozen=True)
+class OtherReferences:
+    """What a candidate is compared with beside our own model: a golden file, the model of transformers, or both."""
+
+    golden: Golden | None = None
+    model: TransformersModel | None = None
+
+    def scenarios(self, config: LucidConfig, workload: Workload) -> list[Scenario]:
+        """Return the token sequences that come with them."""
+        return [] if self.golden is None else self.golden.scenarios(config.max_position_embeddings, workload)
+
+    def add_to(
+        self, targets: Targets, in_precision: Callable[[str], Session[Any]], progress: Progress | None = None
+    ) -> Targets:
+        """Return targets with the numbers of these references for their scenarios.
+
+        Args:
+            targets: Those of our own model, the sequences of :meth:`scenarios` among them.
+            in_precision: Opens our own model in a type, to learn what rounding in it costs.
+            progress: Called with (phase, calls done, calls in all).
+
+        Raises:
+            LucidError: A model that cannot be read by transformers, or not be computed in the type of a golden file.
+        """
+        if self.golden is not None:
+            targets = _with_golden(targets, self.golden, in_precision, progress)
+        return targets if self.model is None else _with_model(targets, self.model, progress)
+
+
+def open_references(
+    golden: str | Path | None,
+    against: str | None,
+    source: Checkpoint,
+    layers: tuple[LayerDescription, ...],
+    artifact: Artifact | None = None,
+) -> OtherReferences:
+    """Open what was asked for, and check that it fits the model, before anything is run.
+
+    Args:
+        golden: A golden file.
+        against: ``transformers``, or None.
+        source: The checkpoint.
+        layers: What the model's layers are.
+        artifact: What is verified, if it is known.
+
+    Raises:
+        LucidError: A golden file that cannot be read or is of another model, a model that transformers does not have,
+            or an artifact that is quantized. Each is named.
+    """
+    if against is not None and against not in AGAINST:
+        raise LucidError(f"An artifact is verified against {' or '.join(AGAINST)}, not {against!r}.")
+    record = None if artifact is None else artifact.manifest.quantization
+    if artifact is not None and record is not None and (golden or against):
+        alone = "verified without --golden and --against, every weight of it against the checkpoint."
+        if record.method.name == STORED:
+            raise LucidError(
+                f"{artifact.directory} holds the numbers of a quantized checkpoint, and is {alone} For a comparison "
+                "with other code, export the checkpoint that it was made from, and verify that."
+            )
+        raise LucidError(
+            f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. "
+            "Export without --quantize and verify that with --golden or --against; the quantized artifact is "
+            f"{alone}"
+        )
+    return OtherReferences(
+        None if golden is None else read_golden(golden, source.config, layers),
+        None if against is None else TransformersModel(source, layers),
+    )
+
+
+def recording_type(golden: Golden) -> str:
+    """Return the type to count a golden file's rounding in.
+
+    Float32 at best: common code casts norms, softmax and rotary angles to float32, whatever the model's type.
+    """
+    return max(golden.computed_in, "float32", key=UNIT.__getitem__)
+
+
+def _with_golden(
+    targets: Targets, golden: Golden, in_precision: Callable[[str], Session[Any]], progress: Progress | None
+) -> Targets:
+    found = {item.scenario.name: trace for item in targets.items if (trace := golden.trace(item.scenario)) is not None}
+    recorded = [item for item in targets.items if item.scenario.name in found]
+    reference = golden.reference(max(item.scenario.length for item in recorded))
+    precision, errors = recording_type(golden), None
+    if UNIT[precision] > UNIT[targets.dtype]:  # recorded more coarsely than the candidate computes
+        errors = _errors_in(precision, recorded, in_precision(precision), progress)
+
+    def other(item: Target) -> OtherTrace:
+        rounding = rounding_of(item.gates, targets.dtype, precision, golden.stored, errors)
+        return OtherTrace(reference, found[item.scenario.name], rounding)
+
+    return _added(targets, ((item, other(item)) for item in recorded))
+
+
+def _errors_in(
+    dtype: str, items: list[Target], session: Session[Any], progress: Progress | None
+) -> dict[TensorId, float]:
+    """Return what rounding in a type costs our own model, the most of any of these scenarios."""
+    groups = equal_lengths([item.scenario for item in items])
+    total = sum(ONE_SHOT.calls(group[0]) for group in groups)
+    meter = CallCounter(progress, f"PyTorch in {dtype}: what recording in it cost", total)
+    traces: dict[str, Trace] = {}
+    for group in groups:
+        made = record_together(session, group, ONE_SHOT, meter.tick)
+        traces.update({scenario.name: trace for scenario, trace in zip(group, made, strict=True)})
+    each = [own_errors(traces[item.scenario.name], item.reference, dtype) for item in items]
+    return {tensor: max(errors[tensor] for errors in each) for tensor in each[0]}
+
+
+def _with_model(targets: Targets, model: TransformersModel, progress: Progress | None) -> Targets:
+    meter = CallCounter(progress, "transformers in float64: the other reference", len(targets.items))
+    made = []
+    for item in targets.items:
+        trace = model.trace(item.scenario.ids)
+        stored = dict.fromkeys(trace.tensors, "float64")
+        rounding = rounding_of(item.gates, targets.dtype, "float64", stored, None)
+        made.append((item, OtherTrace(model.reference, trace, rounding)))
+        meter.tick()
+    return _added(targets, made)
+
+
+def _added(targets: Targets, made: Iterable[tuple[Target, OtherTrace]]) -> Targets:
+    by_name = {item.scenario.name: other for item, other in made}
+    items = [
+        replace(item, others=(*item.others, by_name[item.scenario.name])) if item.scenario.name in by_name else item
+        for item in targets.items
+    ]
+    return replace(targets, items=tuple(items))

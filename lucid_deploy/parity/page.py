@@ -1,0 +1,211 @@
+"""The result as one HTML page that needs no network and no script: ``templates/page.html.j2``, filled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lucid_deploy.parity import words
+from lucid_deploy.parity.causes.conditioning import NORM_BOUND
+from lucid_deploy.parity.causes.explain import Explanation
+from lucid_deploy.parity.causes.localise import OWN_KINDS
+from lucid_deploy.parity.causes.solve_analysis import EXCESS, TOKENS
+from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison
+from lucid_deploy.parity.record import KINDS
+from lucid_deploy.parity.results import Verification, divergence_class
+
+TEMPLATES = Path(__file__).parent / "templates"
+LINES = 5  # layers in one chart
+WIDTH, HEIGHT = 720, 280  # of a chart, in the drawing's own units; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 70, 12, 12, 40  # margins for labels
+GATE_STYLE = 5  # of the style sheet's series s0 … s5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a chart.
+
+    Attributes:
+        name: For the legend.
+        points: (x, y); a y that is not a finite number above zero leaves a gap.
+        style: Which of the style sheet's series.
+        marks: Draw a dot at every point.
+        kind: ``limit`` (dashed) or ``broad`` (wide and pale, to be seen under the others); empty: plain.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    style: int
+    marks: bool = False
+    kind: str = ""
+
+
+def render_page(found: Verification) -> str:
+    """Return the page; ``found`` has comparisons and facts."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["e"] = lambda number: f"{number:.1e}"
+    environment.filters["percent"] = lambda share: f"{share:.0%}"
+    constants = {
+        "FACTOR": FACTOR,
+        "FLOOR_UNITS": FLOOR_UNITS,
+        "FLOOR": FLOOR_UNITS * UNIT[found.dtype],
+        "EXCESS": EXCESS,
+        "TOKENS": TOKENS,
+        "NORM_BOUND": NORM_BOUND,
+    }
+    return environment.get_template("page.html.j2").render(
+        v=found,
+        words=words,
+        used=_used,
+        divergence_class=divergence_class,
+        position_charts=_position_charts(found),
+        layer_chart=_layer_chart(found),
+        own_charts=[] if found.explanation is None else _own_charts(found.explanation),
+        **constants,
+    )
+
+
+def _used(item: Comparison) -> str:
+    """Return the share of the gate that an error takes."""
+    if item.outcome == "not judged":
+        return item.outcome
+    return f"{item.severity:.0%}" if item.severity < 10 else f"{item.severity:.3g}×"
+
+
+def _position_charts(found: Verification) -> list[dict[str, Any]]:
+    charts = []
+    worst = found.worst_by_tensor(along_positions=True)
+    for kind in dict.fromkeys((*KINDS, *(tensor.word for tensor in worst))):
+        items = [item for tensor, item in worst.items() if tensor.word == kind]
+        shown = _spread(items)
+        lines = [
+            Line(f"{c.tensor} ({c.scenario}, {c.schedule})", list(enumerate(c.errors.tolist(), c.start)), i)
+            for i, c in enumerate(shown)
+        ]
+        ends = [x for line in lines for x, _ in line.points] or [0]
+        limits = [item.gate.limit for item in shown]
+        named = {"gate": limits[0]} if len(set(limits)) == 1 else {}
+        if len(set(limits)) > 1:
+            named = {"the narrowest of their gates": min(limits), "the widest": max(limits)}
+        for name, limit in named.items():
+            lines.append(Line(name, [(min(ends), limit), (max(ends), limit)], GATE_STYLE, kind="limit"))
+        description = (
+            f"Relative L2 error of {kind} at every position, each in the run where it is worst; lower is better. "
+            f"{words.growth_line(items)}"
+        )
+        charts += _chart(f"{kind} against position", description.rstrip(), "position in the sequence", lines)
+    return charts
+
+
+def _spread(items: Sequence[Comparison]) -> list[Comparison]:
+    """Return at most ``LINES`` layers: evenly spread, first and last included, and the one nearest to its gate."""
+    if len(items) <= LINES:
+        return list(items)
+    count = LINES - 1
+    places = {round(index * (len(items) - 1) / (count - 1)) for index in range(count)}
+    places.add(max(range(len(items)), key=lambda index: items[index].severity))
+    return [items[index] for index in sorted(places)]
+
+
+def _layer_chart(found: Verification) -> list[dict[str, Any]]:
+    lines: list[Line] = []
+    worst = found.worst_by_tensor()
+    for style, kind in enumerate(word for word in ("K", "Y", "V") if any(t.word == word for t in worst)):
+        items = [item for tensor, item in worst.items() if tensor.word == kind]
+        errors = [(item.tensor.layer, item.metrics.worst_position_error) for item in items]
+        gates = [(item.tensor.layer, item.gate.limit) for item in items]
+        lines += [
+            Line(f"{kind}, worst position", errors, style, marks=True),
+            Line(f"{kind}, gate", gates, style, kind="limit"),
+        ]
+    description = (
+        "The largest relative L2 error of any position, in the run that comes nearest to its gate, and that gate."
+    )
+    return _chart("Errors and gates", description, "layer", lines)
+
+
+def _own_charts(explanation: Explanation) -> list[dict[str, Any]]:
+    charts = []
+    for kind, label in enumerate(OWN_KINDS):
+        splits = [
+            split
+            for split in explanation.splits
+            if split.scenario == explanation.scenarios[0]
+            and split.part.kind == kind
+            and 0 <= split.part.layer < split.part.layers
+        ]
+        label = splits[0].part.word if splits else label
+        lines = [
+            Line(name, [(s.part.layer, getattr(s, name)) for s in splits], style, True, "broad" if style == 0 else "")
+            for style, name in enumerate(("total", "inherited", "own"))
+        ]
+        description = (
+            "Norm of the error over the reference's norm, all positions of one prefill of "
+            f"“{explanation.scenarios[0]}” together."
+        )
+        charts += _chart(f"{label}: own and inherited error", description, "layer", lines)
+    return charts
+
+
+def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return what the template draws as a chart with a logarithmic y axis; nothing if no y is above zero."""
+    drawn = [(x, y) for line in lines for x, y in line.points if math.isfinite(y) and y > 0]
+    if not drawn:
+        return []
+    low = math.floor(math.log10(min(y for _, y in drawn)))
+    high = max(math.ceil(math.log10(max(y for _, y in drawn))), low + 1)
+    first, last = min(x for x, _ in drawn), max(x for x, _ in drawn)
+    span = last - first or 1
+
+    def across(x: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((x - first) / span if last > first else 0.5)
+
+    def down(y: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (math.log10(y) - low) / (high - low))
+
+    paths = []
+    for line in lines:
+        path, dots, pen_down = [], [], False
+        for x, y in line.points:
+            if math.isfinite(y) and y > 0:
+                path.append(f"{'L' if pen_down else 'M'}{across(x):.1f} {down(y):.1f}")
+                dots.append((across(x), down(y)))
+            pen_down = math.isfinite(y) and y > 0
+        style = f"line s{line.style} {line.kind}".strip()
+        paths.append({"name": line.name, "style": style, "d": "".join(path), "dots": dots if line.marks else []})
+    step = max(1, math.ceil((high - low) / 6))
+    return [
+        {
+            "title": title,
+            "description": description,
+            "x_label": x_label,
+            "size": (WIDTH, HEIGHT),
+            "area": (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM),
+            "y_ticks": [(down(10.0**power), f"1e{power}") for power in range(low, high + 1, step)],
+            "x_ticks": [(across(value), f"{value:g}") for value in _ticks(first, last)],
+            "paths": paths,
+        }
+    ]
+
+
+def _ticks(first: float, last: float) -> list[float]:
+    """Return about six whole numbers between two."""
+    if last <= first:
+        return [first]
+    rough = (last - first) / 6
+    base = 10.0 ** math.floor(math.log10(rough))
+    step = max(1.0, next(base * factor for factor in (1, 2, 5, 10) if base * factor >= rough))
+    start = math.ceil(first / step)
+    return [step * index for index in range(start, math.floor(last / step) + 1)]

@@ -1,0 +1,223 @@
+"""Derive targets: what reference and baseline compute in every scenario, and the gates that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.scenarios import (
+    MIN_PROMPT,
+    ONE_SHOT,
+    Scenario,
+    Schedule,
+    equal_lengths,
+    greedy_prompt,
+    synthetic_scenarios,
+)
+from lucid_deploy.parity import rounded_cache
+from lucid_deploy.parity.gate import derive_gates, widest
+from lucid_deploy.parity.options import FULL, Workload
+from lucid_deploy.parity.record import Trace, record_at_once, record_greedy, record_together
+from lucid_deploy.parity.rounded_cache import Gates
+from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
+from lucid_deploy.runtimes.session import Array, Session
+
+
+def prepare(
+    baseline: Source,
+    reference: Source,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    prompt: Array | None = None,
+    embeddings: Array | None = None,
+    rounded: Source | None = None,
+    workload: Workload = FULL,
+    more: Sequence[Scenario] = (),
+    progress: Progress | None = None,
+) -> Targets:
+    """Run baseline and reference through all scenarios, those of equal lengths as rows of one batch.
+
+    Args:
+        baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
+        reference: PyTorch in float64, likewise.
+        steps: Decode steps after each prompt; fewer if the model's context is too short. None: as the workload says.
+        seed: For the scenarios.
+        prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
+        embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
+        rounded: PyTorch in float64 with its cache in the candidate's type; needed where that type rounds.
+        workload: What to run.
+        more: Scenarios beside the synthetic ones.
+        progress: Called with (phase, calls done, calls in all).
+
+    Raises:
+        LucidError: A prompt that is empty or too long, a context too short to verify, or a float64 model with NaN.
+        CheckFailed: The model does not fit the precision.
+        ValueError: Sessions of the wrong precision, or no ``rounded`` for a cache that rounds.
+    """
+    session = opened(baseline)
+    workload = workload if steps is None else replace(workload, steps=steps)
+    workload = workload.with_all_steps() if rounded_cache.rounds(session) else workload
+    if session.multi_token_unsupported_reason is not None:  # states cannot take drafts back, in no runtime
+        workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
+    scenarios = [*_scenarios(session.config, workload, seed, prompt, embeddings), *more]
+    if rounded_cache.rounds(session):  # before anything is computed
+        rounded_cache.refuse_dropped_rows(session, max(scenario.length for scenario in scenarios))
+    scenarios, own = _record_baseline(session, scenarios, progress)
+    exact = _record_reference(reference, scenarios, progress)
+    gates = [derive_gates(exact[scenario.name], own[scenario.name], session.dtype) for scenario in scenarios]
+    items = [
+        Target(scenario, exact[scenario.name], _gates_of(scenario, found, gates, workload))
+        for scenario, found in zip(scenarios, gates, strict=True)
+    ]
+    if rounded_cache.rounds(session):
+        if rounded is None:
+            raise ValueError(f"a cache in {session.cache_dtype} needs a float64 reference that rounds its cache, too")
+        items = _add_rounded(rounded, session.cache_dtype, items, workload.schedules, progress)
+        items = _add_schedule_gates(session, items, own, workload, progress)
+    return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype, workload=workload)
+
+
+def _scenarios(
+    config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
+) -> list[Scenario]:
+    """Return all scenarios; the greedy one's forced tokens are not known yet."""
+    name, ids, steps = greedy_prompt(config, workload.steps, seed, prompt, workload.prompt_tokens)
+    made = synthetic_scenarios(config, workload.steps, seed, embeddings, workload.prompt_tokens)
+    chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
+    forced = np.zeros(steps, dtype=np.int64)
+    return [*chosen, Scenario(name, ids, forced, greedy=True, alone=prompt is None)]
+
+
+def _record_baseline(
+    session: Session[Any], scenarios: list[Scenario], progress: Progress | None
+) -> tuple[list[Scenario], dict[str, Trace]]:
+    """Run the baseline one-shot; return the scenarios, the greedy one with its tokens, and what it computed by name."""
+    groups = equal_lengths(scenarios)
+    total = sum(ONE_SHOT.calls(group[0]) for group in groups)
+    meter = CallCounter(progress, f"PyTorch in {session.dtype}: the gates", total)
+    found = {
+        scenario.name: (scenario, trace)
+        for group in groups
+        for scenario, trace in record_greedy(session, group, meter.tick)
+    }
+    ordered = [found[scenario.name] for scenario in scenarios]
+    return [scenario for scenario, _ in ordered], {scenario.name: trace for scenario, trace in ordered}
+
+
+def _record_reference(reference: Source, scenarios: list[Scenario], progress: Progress | None) -> dict[str, Trace]:
+    """Run the float64 model through all scenarios; return what it computed by name."""
+    session = opened(reference)
+    if session.dtype != "float64":
+        raise ValueError(f"the reference must compute in float64, not {session.dtype}")
+    groups = equal_lengths(scenarios)
+    meter = CallCounter(progress, "PyTorch in float64: the reference", 2 * len(groups))
+    return {
+        scenario.name: trace
+        for group in groups
+        for scenario, trace in zip(group, record_at_once(session, group, meter.tick), strict=True)
+    }
+
+
+def _gates_of(scenario: Scenario, own: Gates, every: Sequence[Gates], workload: Workload) -> Gates:
+    """Return a scenario's gates: its own, or, where it has too few draws for those, the widest of all scenarios.
+
+    The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
+    quick verification's are, share their gates.
+    """
+    few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
+    if workload.has_all_sequences and not few:
+        return own
+    return {tensor: gate if own[tensor].judges else own[tensor] for tensor, gate in widest(every).items()}
+
+
+# A cache that rounds
+
+
+def _add_rounded(
+    source: Source,
+    cache_dtype: str,
+    targets: list[Target],
+    schedules: Sequence[Schedule],
+    progress: Progress | None,
+) -> list[Target]:
+    """Record what float64 computes in each schedule with a cache of the candidate's type."""
+    session = opened(source)
+    if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
+        raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
+    meter = CallCounter(
+        progress, f"PyTorch in float64 with a cache in {cache_dtype}", _calls(session, targets, schedules)
+    )
+    for schedule in schedules:
+        found = _recorded(session, targets, schedule, meter)
+        targets = [
+            replace(
+                item,
+                rounded={**item.rounded, schedule.name: rounded_cache.without_logits(found.pop(item.scenario.name))},
+            )
+            for item in targets
+        ]
+    return [replace(item, answers=_answers(session, item, meter)) for item in targets]
+
+
+def _add_schedule_gates(
+    session: Session[Any],
+    targets: list[Target],
+    one_shot: dict[str, Trace],
+    workload: Workload,
+    progress: Progress | None,
+) -> list[Target]:
+    """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
+    others = [schedule for schedule in workload.schedules if not schedule.one_shot]
+    phase = f"PyTorch in {session.dtype} with a cache in {session.cache_dtype}: the gates"
+    meter = CallCounter(progress, phase, _calls(session, targets, others))
+    for schedule in workload.schedules:
+        traces = one_shot if schedule.one_shot else _recorded(session, targets, schedule, meter)
+        found = [
+            rounded_cache.derive_cache_gates(
+                session,
+                traces[item.scenario.name],
+                item.scenario,
+                schedule,
+                item.reference,
+                item.rounded[schedule.name],
+            )
+            for item in targets
+        ]
+        every = [gates for gates, _ in found]
+        targets = [
+            replace(
+                item,
+                schedule_gates={**item.schedule_gates, schedule.name: _gates_of(item.scenario, gates, every, workload)},
+                size_gates={**item.size_gates, schedule.name: sizes},
+            )
+            for item, (gates, sizes) in zip(targets, found, strict=True)
+        ]
+    answers = [_answers(session, item, meter) for item in targets]
+    answer_gates = rounded_cache.derive_read_gates([item.answers for item in targets], answers, session.dtype)
+    return [replace(item, answer_gates=answer_gates) for item in targets]
+
+
+def _answers(session: Session[Any], item: Target, meter: CallCounter) -> rounded_cache.Answers:
+    return rounded_cache.read_back(session, item.scenario, item.rounded[ONE_SHOT.name], meter.tick)
+
+
+def _calls(session: Session[Any], targets: Sequence[Target], schedules: Sequence[Schedule]) -> int:
+    groups = equal_lengths([item.scenario for item in targets])
+    total = sum(schedule.calls(group[0]) for schedule in schedules for group in groups)
+    return total + sum(rounded_cache.read_calls(session, item.scenario) for item in targets)
+
+
+def _recorded(
+    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
+) -> dict[str, Trace]:
+    """Run all scenarios in one schedule, those of equal lengths together; return what was computed by name."""
+    found: dict[str, Trace] = {}
+    for group in equal_lengths([item.scenario for item in targets]):
+        traces = record_together(session, group, schedule, meter.tick)
+        found.update({scenario.name: trace for scenario, trace in zip(group, traces, strict=True)})
+    return found

@@ -1,0 +1,327 @@
+"""Run a session through a scenario and record what it computed, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lucid_deploy.cache.layout import CacheTensor, row_content
+from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule
+from lucid_deploy.runtimes.cache_rows import take_back
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+Tick = Callable[[], None]
+
+KINDS = ("K", "Y", "logits")  # in the order in which a layer computes them, and failures are named
+ROWS = {"key": 0, "value": 1}  # kinds of the cached tensors that have a row for each token
+STANDARD_VALUES = "V"  # what is cached in the place of Y by a layer without a solve
+
+
+def rows_word(tensor: str, solves: bool) -> str:
+    """Return the name of cached rows where it is another one than in ``KINDS``: V of a layer without a solve."""
+    return STANDARD_VALUES if tensor == "value" and not solves else ""
+
+
+class TensorId(NamedTuple):
+    """Names one tensor. Sorts in the order of computation: layer, K before Y, logits last.
+
+    Attributes:
+        layer: Index of the layer; for the logits, the number of layers.
+        kind: Index into ``KINDS``; beyond it, the place of another cached tensor.
+        other: Name, where it is another one than in ``KINDS``.
+    """
+
+    layer: int
+    kind: int
+    other: str = ""
+
+    @staticmethod
+    def of(index: int, place: int, tensor: CacheTensor, layer: LayerDescription) -> TensorId:
+        """Name the cached tensor at a place of a layer's layout."""
+        if tensor.sort == "rows" and tensor.name in ROWS:
+            return TensorId(index, ROWS[tensor.name], rows_word(tensor.name, layer.solves))
+        return TensorId(index, len(KINDS) + place, tensor.name)
+
+    @property
+    def word(self) -> str:
+        """``K``, ``Y``, ``V``, ``logits``, or the name of another cached tensor."""
+        return self.other or KINDS[self.kind]
+
+    @property
+    def accumulated(self) -> bool:
+        """Whether rows are sums over those before them, which sets the scale of their errors."""
+        return self.word == "Y"
+
+    @property
+    def is_keys(self) -> bool:
+        """Whether these are keys."""
+        return self.word == "K"
+
+    @property
+    def is_logits(self) -> bool:
+        """Whether these are the logits."""
+        return self.word == "logits"
+
+    def __str__(self) -> str:
+        """``layer 3 Y`` or ``logits``."""
+        return "logits" if self.is_logits else f"layer {self.layer} {self.word}"
+
+
+# States are compared after each of so many last tokens. After one alone the gate would rest on a single draw, which was
+# too narrow for a correct candidate (seen: error twice the gate); more would take the memory of a model.
+STATES = 4
+States = dict[tuple[int, int], Array]  # by layer, and place in its layout without scales
+
+
+@dataclass(frozen=True)
+class TensorRows:
+    """One tensor, a row for each position; of a state, its value after each of the last ``STATES`` tokens.
+
+    Attributes:
+        values: ``(B, T, F)``; F is key/value heads times head width, or the vocabulary.
+        start: Position in the sequence (padding not counted) of the first row.
+        is_state: Whether it is a state.
+    """
+
+    values: Array
+    start: int = 0
+    is_state: bool = False
+
+    def from_position(self, position: int) -> TensorRows:
+        """Return the rows from a position of the sequence on, which must be among them."""
+        assert position >= self.start
+        return replace(self, values=self.values[:, position - self.start :], start=position)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a session computed: the cache of every layer at all positions, and logits from the last prompt token on.
+
+    Attributes:
+        tensors: In the order of computation.
+    """
+
+    tensors: dict[TensorId, TensorRows]
+
+    @property
+    def logits(self) -> TensorRows:
+        """The logits, which come last."""
+        return self.tensors[max(self.tensors)]
+
+
+def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_SHOT, tick: Tick | None = None) -> Trace:
+    """Feed one scenario and record everything."""
+    return record_together(session, [scenario], schedule, tick)[0]
+
+
+def record_together(
+    session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
+) -> list[Trace]:
+    """Feed scenarios as rows of one batch, and record everything.
+
+    Args:
+        session: Any runtime.
+        scenarios: The tokens; prompts of one length, and as many forced tokens.
+        schedule: How the prompts are fed, and how many of the forced tokens with them: logits are those behind.
+        tick: Called after every call of the session.
+
+    Raises:
+        CheckFailed: A tensor does not have the shape that the configuration asks for.
+    """
+    scenarios = [schedule.fed(scenario) for scenario in scenarios]
+    fed = _feed(session, scenarios, schedule, tick or no_tick)
+    return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
+
+
+def record_greedy(
+    session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
+) -> list[tuple[Scenario, Trace]]:
+    """Feed scenarios one-shot; greedy ones go on with the session's most likely tokens, which are returned with them.
+
+    Returns:
+        The scenarios, the greedy ones with those tokens as their forced ones, and what was recorded.
+    """
+    fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
+    chosen = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
+    return list(zip(chosen, _traces(session, fed.cache, fed.logits, chosen, fed.states), strict=True))
+
+
+def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> list[Trace]:
+    """Feed all tokens of scenarios of equal lengths in two prefills, the forced ones too, and record everything.
+
+    In float64 that is what every schedule gives, in two calls: a large model's weights are read, and cast, twice. The
+    second call has the tokens whose logits are compared; the head is not applied to the others. Where layers keep
+    states, the last tokens come one by one, since their states are compared too.
+    """
+    tick = tick or no_tick
+    cache = session.empty_cache(len(scenarios))
+    ids = np.stack([scenario.ids for scenario in scenarios])  # (B, T)
+    first = len(scenarios[0].prompt) - 1
+    if first:
+        session.prefill(ids[:, :first], cache)
+    tick()
+    singly = _snapshots(session, len(scenarios[0].forced)) - 1
+    parts = [ids[:, first : ids.shape[1] - singly], *(ids[:, column, None] for column in range(-singly, 0))]
+    logits, states = [], []
+    for part in parts:
+        logits.append(session.prefill_all(part, cache))
+        states.append(_states(session, cache))
+    tick()
+    return _traces(session, cache, np.concatenate(logits, axis=1), scenarios, states)
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """What came of feeding: cache, logits ``(B, S + 1, vocab)``, tokens fed, a row for each scenario, last states."""
+
+    cache: Cache[Any]
+    logits: Array
+    tokens: Array
+    states: list[States]
+
+
+def _snapshots(session: Session[Any], forced: int) -> int:
+    """Return after how many of the last tokens states are compared; 1 where no layer has any."""
+    return min(STATES, forced + 1) if has_states(session) else 1
+
+
+def has_states(session: Session[Any]) -> bool:
+    """Whether a layer keeps a state."""
+    return any(not tensor.has_tokens for layer in session.layout for tensor in layer)
+
+
+def _states(session: Session[Any], cache: Cache[Any]) -> States:
+    """Return the states of a cache by layer and place; nothing where no layer has any."""
+    places = [
+        (index, place)
+        for index, layout in enumerate(session.layout)
+        for place, tensor in enumerate(decoded_layout(layout))
+        if not tensor.has_tokens
+    ]
+    layers = session.layer_arrays(cache) if places else []
+    # A copy: a session may change its states in place.
+    return {(index, place): layers[index][place].copy() for index, place in places}
+
+
+def _feed(
+    session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule, tick: Tick, choose: bool = False
+) -> _Fed:
+    """Feed scenarios as rows of one batch.
+
+    With ``choose``, a greedy scenario's next token is the one with the largest logit.
+    """
+    prompts = np.stack([scenario.prompt for scenario in scenarios])  # (B, P)
+    each = 2 if schedule.padding else 1
+    cache = session.empty_cache(each * len(scenarios))
+    for part, (tokens, decoded) in enumerate(schedule.parts(prompts.shape[1])):
+        if decoded:
+            for token in prompts[:, tokens].T:
+                logits = session.decode(token[:, None], cache)
+                tick()
+        else:
+            ids, mask = prompts[:, tokens], None
+            if schedule.padding:
+                ids, mask = _padded(ids, schedule.padding, part)
+            logits = session.prefill(ids, cache, mask)
+            tick()
+    forced = np.stack([scenario.forced for scenario in scenarios])  # (B, S)
+    free = np.array([choose and scenario.greedy for scenario in scenarios])
+    steps, fed, states = [logits], [], []
+    kept = _snapshots(session, forced.shape[1])
+    if kept > forced.shape[1]:
+        states.append(_states(session, cache))
+    for number, columns in enumerate(schedule.groups(forced.shape[1])):
+        if schedule.drafts:
+            steps.append(_verify(session, forced[:, columns], cache, REJECTED if number == 0 else 0))
+        else:
+            fed.append(np.where(free, steps[-1][::each, -1].argmax(axis=-1), forced[:, columns.start]))
+            steps.append(session.decode(np.repeat(fed[-1], each)[:, None], cache))
+        if columns.stop > forced.shape[1] - kept:
+            states.append(_states(session, cache))
+        tick()
+    chosen = np.stack(fed, axis=1) if fed else forced
+    return _Fed(cache, np.concatenate(steps, axis=1), chosen, states)
+
+
+def _verify(session: Session[Any], drafts: Array, cache: Cache[Any], wrong: int) -> Array:
+    """Run drafts ``(B, n)`` with wrong tokens behind them, take these back, and return the logits of the others."""
+    rows, right = drafts.shape
+    others = (drafts[:, -1:] + np.arange(1, wrong + 1)) % session.config.vocab_size
+    logits = session.decode_several(np.concatenate([drafts, others], axis=1), cache)
+    if wrong:
+        take_back(session, cache, right + wrong, np.full(rows, right), bool(np.isfinite(logits).all()))
+    return logits[:, :right]
+
+
+def _padded(tokens: Array, padding: int, call: int) -> tuple[Array, Array]:
+    """Return two rows and their mask for each row of tokens ``(B, n)``: padded on the left, and on the right.
+
+    In the second call (``call`` 1) the first row of each pair is padded on the right, and with what is left of the
+    padding: both sides occur before an empty and before a padded past.
+    """
+    columns = (padding + 1) // 2 if call == 0 else padding // 2
+    filler = np.repeat(tokens[:, :1], columns, axis=1)  # tokens like any others: only the mask makes them padding
+    left, right = np.concatenate([filler, tokens], axis=1), np.concatenate([tokens, filler], axis=1)
+    left_mask = np.arange(left.shape[1]) >= columns
+    pair, masks = [left, right], [left_mask, left_mask[::-1]]
+    if call:
+        pair, masks = pair[::-1], masks[::-1]
+    ids = np.stack(pair, axis=1).reshape(-1, left.shape[1])  # (2·B, n + columns)
+    return ids, np.tile(np.stack(masks), (len(tokens), 1))
+
+
+def _traces(
+    session: Session[Any],
+    cache: Cache[Any],
+    logits: Array,
+    scenarios: Sequence[Scenario],
+    states: Sequence[States],
+) -> list[Trace]:
+    """Split what a batch computed into the traces of its scenarios: logits ``(B, S + 1, vocab)``, the last states."""
+    config = session.config
+    layers = session.layer_arrays(cache)
+    if len(layers) != config.num_hidden_layers:
+        raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
+    held, fed = cache.mask.sum(axis=1), scenarios[0].length
+    if (held != fed).any():
+        raise CheckFailed(f"The cache holds {held[held != fed][0]} tokens of a row, {fed} were fed.")
+    whole: dict[TensorId, TensorRows] = {}
+    for index, (layer, arrays) in enumerate(zip(session.layers, layers, strict=True)):
+        for place, (tensor, array) in enumerate(zip(decoded_layout(layer.cache), arrays, strict=True)):
+            name, shape = TensorId.of(index, place, tensor, layer), tensor.batch_shape(cache.batch, cache.length)
+            if array.shape != shape:
+                raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
+            if (index, place) in states[-1]:
+                last_ones = np.stack([each[index, place].reshape(cache.batch, -1) for each in states], axis=1)
+                whole[name] = TensorRows(last_ones, int(cache.mask[0].sum()) - len(states), is_state=True)
+            else:
+                whole[name] = _token_rows(tensor, array, cache.mask)
+    last, each = TensorId(len(layers), KINDS.index("logits")), cache.batch // len(scenarios)
+    traces = []
+    for index, scenario in enumerate(scenarios):
+        own = slice(index * each, (index + 1) * each)
+        tensors = {name: replace(rows, values=rows.values[own]) for name, rows in whole.items()}
+        tensors[last] = TensorRows(logits[own], start=len(scenario.prompt) - 1)
+        traces.append(Trace(tensors))
+    return traces
+
+
+def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
+    """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens.
+
+    A ring has rows of the last tokens.
+    """
+    tokens = int(mask[0].sum())
+    held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)
+    rows = held.transpose(0, 2, 1, 3).reshape(len(mask), held.shape[2], -1)
+    return TensorRows(rows, tokens - held.shape[2])
+
+
+def no_tick() -> None:
+    """Count nothing."""

@@ -1,0 +1,258 @@
+"""Gates for a cache that rounds more coarsely than the model computes: of its rows, their size, and reading them.
+
+**Rows.** With such a cache the schedules are no longer one function: rows of one call see each other exactly, later
+ones see what was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from
+a baseline that was fed the same way and keeps its cache in the same type.
+
+**Size.** int8 needs wide gates: 4 times its rounding error is too wide to catch a scale that is 1 % wrong. So the
+*size* of K and Y is compared with a second reference, float64 that is fed the same way and rounds its cache to the same
+type. Both round nearly the same numbers, so nearly all codes are equal. The size is the factor by which the second
+reference is contained in the tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``, of the rows that prefill wrote and of
+those that decode wrote, since two graphs encode them. Errors without a preferred sign do not change a size; a wrong
+scale, or rounding towards zero, does. Its gate is ``FACTOR`` times the largest of: the baseline's own deviation; its
+relative error over the root of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent
+errors give; and the effect of one code of the largest magnitude, for parts so small that the baseline may have moved
+none. Only rows count that zeros would not pass (:mod:`.gate`); if none is left, the size is not judged. A state has no
+size to judge: it is kept in floating point, without scales.
+
+**Reading.** What rounding costs hides a fault in reading that is smaller than it: keys read 1 % too small change no
+size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models go on from the
+same stored rows: those of the float64 run that rounds its cache. A row that was decoded and is encoded again gives the
+same codes, and new rows see each other as they were computed. Nothing rounds to the cache's type between these rows and
+the logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which
+are known after the last tokens alone (:data:`~lucid_deploy.parity.record.STATES`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import E4M3_MAX, LEVELS, decoded_layout
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.scenarios import Scenario, Schedule
+from lucid_deploy.parity.gate import (
+    FACTOR,
+    FLOOR_UNITS,
+    UNIT,
+    VACUOUS,
+    Comparison,
+    Gate,
+    compare_rows,
+    derive_gates,
+    widest,
+)
+from lucid_deploy.parity.metrics import zero_errors
+from lucid_deploy.parity.record import KINDS, STATES, TensorId, TensorRows, Tick, Trace, has_states
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+Gates = dict[TensorId, Gate]
+# More rows do not make a deviation smaller: errors of neighbouring rows are correlated, since Y carries them on.
+# Without this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
+INDEPENDENT = 32
+_STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number to the next, as a share of it
+
+
+@dataclass(frozen=True)
+class SizeGate:
+    """How far from 1 the size of some rows of one tensor may be.
+
+    Attributes:
+        gate: What is allowed.
+        rows: Positions of the rows that count, ``(n,)``; all rows of the part where none can be judged.
+    """
+
+    gate: Gate
+    rows: Array
+
+
+SizeGates = dict[str, dict[TensorId, SizeGate]]  # by what wrote the rows: the names of _written_by
+
+
+def rounds(session: Session[Any]) -> bool:
+    """Whether a session's cache rounds what it computed: rows of another type than the model's, or narrow states."""
+    return session.cache_dtype != session.dtype or session.config.has_narrow_states
+
+
+def refuse_dropped_rows(session: Session[Any], tokens: int) -> None:
+    """Refuse a cache that rounds and drops rows that the comparison needs: of windows shorter than so many tokens."""
+    if any(tensor.sort == "ring" and tensor.forgets(tokens) for layer in session.layout for tensor in layer):
+        raise LucidError(
+            f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it drops rounded rows "
+            "that the comparison needs. Export with --cache-dtype auto to verify the model."
+        )
+
+
+def derive_cache_gates(
+    session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
+) -> tuple[Gates, SizeGates]:
+    """Return the gates of all tensors and of sizes.
+
+    Args:
+        session: The baseline.
+        trace: What it computed.
+        scenario: The tokens.
+        schedule: How they were fed.
+        reference: What float64 computes with a cache that does not round.
+        rounded: K and Y of float64 with a cache that rounds as the baseline's does, see :func:`without_logits`.
+    """
+    judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
+    gates = derive_gates(reference, trace, session.dtype)
+    step = _STEPS[session.cache_dtype] if session.cache_dtype in _STEPS else UNIT[session.cache_dtype]
+    floor = FLOOR_UNITS * UNIT[session.dtype]
+    sizes: SizeGates = {}
+    for part, rows in _written_by(scenario, schedule).items():
+        sizes[part] = {}
+        for tensor, whole in judged.items():
+            seen = zero_errors(reference.tensors[tensor].values, tensor.accumulated) > gates[tensor].limit  # (T,)
+            chosen = rows[seen[rows]]
+            least = floor if len(chosen) else VACUOUS
+            chosen = chosen if len(chosen) else rows
+            target, actual = whole.values[:, chosen], trace.tensors[tensor].values[:, chosen]
+            own = float(np.abs(size_factors(actual, target) - 1).max())
+            expected = _relative_error(actual, target) / math.sqrt(min(len(chosen), INDEPENDENT))
+            limit = FACTOR * max(own, expected, _one_code(target, step))
+            sizes[part][tensor] = SizeGate(Gate(max(limit, least), own), chosen)
+    return gates, sizes
+
+
+def without_logits(trace: Trace) -> Trace:
+    """Return what is cached alone, as float32, to save memory: every schedule has such a trace."""
+    return Trace(
+        {
+            tensor: replace(rows, values=rows.values.astype(np.float32))
+            for tensor, rows in trace.tensors.items()
+            if not tensor.is_logits
+        }
+    )
+
+
+def compare_sizes(
+    trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
+) -> list[Comparison]:
+    """Compare the sizes of K and Y with 1; a failure is noted at the first row that counts, but concerns all rows."""
+    found = []
+    for part in _written_by(scenario, schedule):
+        for tensor, size in gates[part].items():
+            rows, first = size.rows, int(size.rows[0])
+            factors = size_factors(trace.tensors[tensor].values[:, rows], rounded.tensors[tensor].values[:, rows])
+            one, measured = (TensorRows(x, first) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
+            name = f"{schedule.name}, size of {part} rows"
+            found.append(compare_rows(measured, one, tensor, size.gate, scenario.name, name))
+    return found
+
+
+def size_factors(actual: Array, rounded: Array) -> Array:
+    """Return the factor by which each row of a batch ``(B, T, F)`` contains the second reference: 1 if all is well."""
+    flat, target = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, rounded))
+    square = (target * target).sum(1)
+    shares = np.divide((flat * target).sum(1), square, out=np.full(len(flat), np.inf), where=square > 0)
+    return np.where((square == 0) & (flat == 0).all(axis=1), 1.0, shares)
+
+
+def _written_by(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
+    """Return the positions that each graph writes, in order: padding is not counted."""
+    fed = schedule.fed(scenario)
+    last = "drafted" if schedule.drafts else "decoded"
+    writers = np.full(scenario.length, last, dtype=object)
+    for part in schedule.parts(len(fed.prompt)):
+        writers[part.tokens] = "decoded" if part.decoded else "prefilled"
+    parts = {name: np.flatnonzero(writers == name) for name in ("prefilled", "decoded", "drafted")}
+    return {name: rows for name, rows in parts.items() if len(rows)}
+
+
+def _one_code(rounded: Array, step: float) -> float:
+    """Return how much one code of the largest magnitude changes the size."""
+    square = float((rounded.astype(np.float64) ** 2).sum(axis=(1, 2)).min())
+    return step * float(np.abs(rounded).max()) ** 2 / square if square else 0.0
+
+
+def _relative_error(actual: Array, rounded: Array) -> float:
+    norm = np.linalg.norm(rounded.astype(np.float64), axis=(1, 2))
+    difference = np.linalg.norm(actual.astype(np.float64) - rounded, axis=(1, 2))
+    return float(np.divide(difference, norm, out=np.zeros(len(norm)), where=norm > 0).max())
+
+
+# Reading: steps from stored rows
+
+READ_STEPS = 4  # decode steps, each from the stored rows
+Answers = dict[str, Trace]  # the logits, by the graph that read the rows
+
+
+def read_calls(session: Session[Any], scenario: Scenario) -> int:
+    """Return how often :func:`read_back` calls the session."""
+    return 1 + len(_starts(session, scenario))
+
+
+def _starts(session: Session[Any], scenario: Scenario) -> range:
+    """Return how many tokens are stored before each step."""
+    prompt, forced = len(scenario.prompt), len(scenario.forced)
+    if has_states(session):  # known before the last few tokens alone
+        return range(max(prompt, scenario.length - STATES + 1), scenario.length)
+    return range(prompt, prompt + min(READ_STEPS, forced))
+
+
+def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: Tick) -> Answers:
+    """Go on from stored rows by decoding and by a prefill; return the logits.
+
+    Args:
+        session: Any runtime.
+        scenario: The tokens; stored are the rows of the prompt and of the forced tokens before each step.
+        rounded: K and Y of the whole scenario, and its last states, as a cache of the session's type holds them.
+        tick: Called after every call of the session.
+    """
+    starts, steps = _starts(session, scenario), []
+    forced = scenario.forced[None, starts[0] - len(scenario.prompt) :]  # (1, S)
+    for step, start in enumerate(starts):
+        steps.append(session.decode(forced[:, step : step + 1], _stored(session, rounded, start)))  # (1, 1, vocab)
+        tick()
+    prefilled = session.prefill(forced, _stored(session, rounded, starts[0]))  # (1, 1, vocab)
+    tick()
+    name = TensorId(session.config.num_hidden_layers, KINDS.index("logits"))
+    return {
+        "decode from given rows": Trace({name: TensorRows(np.concatenate(steps, axis=1), starts[0])}),
+        "prefill behind given rows": Trace({name: TensorRows(prefilled, scenario.length - 1)}),
+    }
+
+
+def derive_read_gates(reference: Sequence[Answers], baseline: Sequence[Answers], dtype: str) -> dict[str, Gates]:
+    """Return the gates by graph: the widest of all scenarios, since each has few positions."""
+    pairs = list(zip(reference, baseline, strict=True))
+    return {way: widest([derive_gates(exact[way], found[way], dtype) for exact, found in pairs]) for way in pairs[0][0]}
+
+
+def compare_answers(
+    found: Answers, reference: Answers, gates: dict[str, Gates], scenario: Scenario
+) -> list[Comparison]:
+    """Compare a candidate's answers with those of float64."""
+    return [
+        compare_rows(found[way].tensors[tensor], rows, tensor, gates[way][tensor], scenario.name, way)
+        for way, trace in reference.items()
+        for tensor, rows in trace.tensors.items()
+    ]
+
+
+def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
+    """Return a cache of the first tokens: their rows, and the states after them."""
+    layers: list[tuple[Array, ...]] = [
+        tuple(
+            _values(session, rounded.tensors[TensorId.of(index, place, tensor, layer)], tensor, tokens)
+            for place, tensor in enumerate(decoded_layout(layer.cache))
+        )
+        for index, layer in enumerate(session.layers)
+    ]
+    return session.cache_from_arrays(layers, np.ones((1, tokens), dtype=bool))
+
+
+def _values(session: Session[Any], rows: TensorRows, tensor: CacheTensor, tokens: int) -> Array:
+    """Return a state ``(1, …)``, or rows ``(1, T, KV·D)`` as the first tokens of ``(1, KV, T, D)``."""
+    if rows.is_state:
+        return rows.values[:, tokens - 1 - rows.start].reshape(1, *tensor.shape)
+    config = session.config
+    split = rows.values[:, :tokens].reshape(1, tokens, config.num_key_value_heads, config.head_dim)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))

@@ -1,0 +1,374 @@
+"""Checks that an artifact's weights are the checkpoint's, every element.
+
+Comparing what an artifact computes does not answer it: the row of an embedding that no token of the verification reads
+may hold anything, and in half precision so may a row of the head, whose share of the logits is below their gate. And
+the reference of a quantized artifact is the model on the artifact's own, dequantized weights: it would not notice if
+these were another model's.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact import STAGES, WEIGHTS
+from lucid_deploy.artifact.float_formats import E2M1_MAX, E4M3_LEAST, E4M3_MAX, NVFP4_SPAN, spacing
+from lucid_deploy.artifact.folded_scales import Scales, read_scales, scaled
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_method import AWQ, STORED, relative_distance
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE
+from lucid_deploy.artifact.quantized_bytes import dequantize, spread, unpack
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
+from lucid_deploy.runtimes.session import Array
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.artifact.external_data import StoredWeight
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.parity.targets import CallCounter
+
+# Of a step; float32 arithmetic in the quantizer may move a number that lies half way.
+_SLACK = 1e-3
+# Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
+_SCALE_SLACK, _DISTANCE_SLACK = 1 - 2.0**-7, 1e-5
+_FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds a scale of E4M3 or NVFP4 once or twice
+# A scale in half precision is rounded, and every number with it: by this share of it, and by half a unit in the last
+# place of the smallest scales (in float16 those below 2^-14 are multiples of 2^-24).
+_SCALE_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+_SCALE_STEP = {"float16": 2.0**-25}
+
+
+def plain_names(artifact: Artifact, checkpoint: Checkpoint) -> list[str]:
+    """Return the names of the checkpoint's weights that are not quantized in the artifact."""
+    record = artifact.manifest.quantization
+    return [name for name in checkpoint.stored_shapes() if record is None or name not in record.tensors]
+
+
+def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter | None = None) -> str:
+    """Check that an artifact's weights are the checkpoint's; return what was found, for people.
+
+    Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
+    element must be within half a step (the block's scale; of floating-point numbers the distance between neighbours) of
+    the original; one step where it was clipped; and the block's element of largest magnitude must be where the scheme
+    puts it. If data chose its numbers, they need not be the nearest: then its scales must be in the range that is
+    searched, and its distance from the original the recorded one. Numbers of an already quantized checkpoint must be
+    the very same. Where AWQ has put scales into weights, the original is the checkpoint's weight with these scales,
+    which must cancel.
+
+    Raises:
+        CheckFailed: A weight is not.
+    """
+    tick = (lambda: None) if meter is None else meter.tick
+    record = artifact.manifest.quantization
+    if record is None:
+        count = check_plain_weights(artifact, checkpoint, tick=tick)
+        return f"every element of {count} is the checkpoint's in {artifact.manifest.dtype}"
+    from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
+
+    folded = read_scales(artifact.directory)
+    if folded and record.method.name != AWQ:
+        raise CheckFailed(f"{artifact.directory} has scales of AWQ, and its numbers were chosen by another method.")
+    if folded:
+        check_folding(folded, checkpoint)
+    for name, *parts in stored_parts(artifact):
+        weight = scaled(checkpoint.tensor(name), name, folded)
+        problem = _problem(record, name, parts, weight, artifact.manifest.dtype)
+        if problem:
+            raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
+        tick()
+    check_plain_weights(artifact, checkpoint, folded, tick)
+    return _quantized_words(record)
+
+
+def _quantized_words(record: Quantization) -> str:
+    if record.method.name == STORED:
+        return f"{len(record.tensors)} are the checkpoint's numbers exactly, others equal"
+    chosen = len(record.method.tensors)
+    nearest = len(record.tensors) - chosen
+    found = [f"every element of {nearest} quantized weights is within half a step"] if nearest else []
+    if chosen:
+        found.append(f"{chosen} whose numbers {record.method.name} chose are as far off as recorded")
+    others = "others are equal but for inputs' scales" if record.method.name == AWQ else "others are equal"
+    return f"{', '.join(found)}, {others}"
+
+
+# Weights that are not quantized
+
+
+def check_plain_weights(
+    artifact: Artifact, checkpoint: Checkpoint, folded: Scales | None = None, tick: Callable[[], None] = lambda: None
+) -> int:
+    """Compare every element with the checkpoint's, rounded to the artifact's type; return how many weights were.
+
+    Prefill and decode must read them from the same place of the weight file.
+
+    Args:
+        artifact: What was exported.
+        checkpoint: From what.
+        folded: Scales that AWQ has put into weights.
+        tick: Called after each weight.
+
+    Raises:
+        CheckFailed: A weight differs, or a graph does not read it.
+    """
+    places = {stage: {weight.name: weight for weight in artifact.weights(stage)} for stage in STAGES}
+    for name in places["prefill"].keys() & places["decode"].keys():
+        if places["prefill"][name] != places["decode"][name]:
+            raise CheckFailed(f"{artifact.directory}: prefill and decode read {name} from different places.")
+    names = plain_names(artifact, checkpoint)
+    with artifact.path(WEIGHTS).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as buffer:
+        for name in names:
+            # Where embedding and head are one weight, graphs may call it by either name.
+            read = {
+                stage: [at for at in found if checkpoint.stored_name(at) == name] for stage, found in places.items()
+            }
+            for stage in STAGES:
+                if not read[stage]:
+                    raise CheckFailed(f"{artifact.directory}: the {stage} graph does not read {name}.")
+            wanted = scaled(checkpoint.tensor(name), name, folded or {})
+            for at in read["decode"]:
+                problem = _plain_difference(buffer, places["decode"][at], wanted, at in artifact.manifest.transposed)
+                if problem:
+                    raise CheckFailed(
+                        f"{artifact.directory}: {at} is not the checkpoint's weight: {problem}. Export it again, or "
+                        "name the checkpoint that it came from with --checkpoint."
+                    )
+            tick()
+    return len(names)
+
+
+def _plain_difference(buffer: mmap.mmap, place: StoredWeight, wanted: torch.Tensor, transposed: bool) -> str | None:
+    """Say how a stored weight differs from ``wanted``, rounded to its type; None if it does not."""
+    import torch
+
+    types = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}  # by onnx.TensorProto.DataType
+    if place.data_type not in types:
+        return f"it is stored as type {place.data_type} of ONNX"
+    if tuple(wanted.shape) != (place.shape[::-1] if transposed else place.shape):
+        return f"it is {list(place.shape)}{', transposed' if transposed else ''}, not {list(wanted.shape)}"
+    kind = types[place.data_type]
+    # A copy, so that the file can be closed while PyTorch still holds the memory of what was compared.
+    found = torch.frombuffer(buffer, dtype=kind, count=wanted.numel(), offset=place.offset).clone().view(*place.shape)
+    found, wanted = found.mT if transposed else found, wanted.to(kind)
+    if torch.equal(found, wanted):
+        return None
+    other = found != wanted
+    first = tuple(map(int, other.nonzero()[0]))
+    return (
+        f"{int(other.sum()):,} of {other.numel():,} elements differ, the first at {list(first)}, which is "
+        f"{float(found[first]):.6g} and not {float(wanted[first]):.6g}"
+    )
+
+
+# Quantized weights
+
+
+def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.Tensor, dtype: str) -> str | None:
+    """Say what is wrong with a quantized weight, by the way its numbers were chosen; None if it is right."""
+    if record.method.name == STORED:
+        wrong = dequantize(record, name, *parts) != weight.double().numpy()
+        return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
+    original = weight.float().numpy()
+    if record.is_float:
+        return _float_difference(record, name, parts, original)
+    if record.tensors[name].zero_points or record.tensors[name].offsets:
+        return _asymmetric_difference(record, name, parts, original, dtype)
+    check = _learned_difference if name in record.method.tensors else _nearest_difference
+    return check(record, name, parts, original, dtype)
+
+
+def _nearest_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
+    """Check symmetric numbers that are the nearest ones."""
+    tensor = record.tensors[name]
+    numbers, factors = unpack(record, name, *parts)
+    numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
+    high, positive = (1 << (record.bits_of(name) - 1)) - 1, record.has_positive_scales(name)
+    top = high if positive else high + 1  # the largest element's magnitude, as a whole number
+    relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
+    largest = _blocks(np.abs(original), tensor).max(axis=-1)
+    if positive:
+        largest = np.maximum(largest, top * LEAST_SCALE[dtype])
+    misplaced = ~(np.abs(np.abs(factors) * top - largest) <= top * (relative * np.abs(factors) * 1.01 + least) + 1e-30)
+    if misplaced.any():
+        row, block = np.argwhere(misplaced)[0]
+        return (
+            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, the original's largest element "
+            f"{largest[row, block]:.6g} asks for ±{largest[row, block] / top:.6g}"
+        )
+    steps = spread(np.abs(factors), tensor)
+    error = np.abs(numbers * spread(factors, tensor) - original)
+    rounding = np.abs(numbers) * (relative * steps + least)
+    allowed = np.where((numbers == high) & (top > high), 1.0, 0.5 + _SLACK) * steps + rounding + least
+    return _beyond(error, allowed, steps)
+
+
+def _asymmetric_difference(
+    record: Quantization, name: str, parts: list[Array], original: Array, dtype: str
+) -> str | None:
+    """Check numbers with zero points or offsets.
+
+    Within the numbers' range every element is half a step off at most. What lies beyond is clipped: by two steps at
+    most, since the range of a block is fitted to it. In half precision the scale is rounded after the numbers.
+    """
+    tensor, half = record.tensors[name], 1 << (record.bits_of(name) - 1)
+    numbers, factors = unpack(record, name, *parts)
+    stored = unpack(record, name, *parts[:2])[0]
+    steps = spread(np.abs(factors), tensor)
+    relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
+    # Symmetric numbers of a range on one side of zero need scales twice as large as its width asks for, and a fitted
+    # one may be a quarter larger. Blocks of zeros may have any.
+    blocks = _blocks(original, tensor)
+    span = np.maximum(blocks.max(axis=-1), 0) - np.minimum(blocks.min(axis=-1), 0)
+    coarsest = np.where(span > 0, 2.5 * span / (2 * half - 1), np.inf)
+    coarse = np.abs(factors) > coarsest + 2 * LEAST_SCALE[dtype]
+    if coarse.any():
+        row, block = np.argwhere(coarse)[0]
+        return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, coarser than its range asks for"
+    error = np.abs(numbers * spread(factors, tensor) - original)
+    rounding = np.abs(numbers) * (relative * steps + least)
+    clipped = (stored == -half) | (stored == half - 1)
+    return _beyond(error, np.where(clipped, 2.0, 0.5 + _SLACK) * steps + rounding + least, steps)
+
+
+def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
+    """Check numbers that data chose."""
+    tensor, recorded = record.tensors[name], record.method.tensors[name]
+    numbers, factors = unpack(record, name, *parts)
+    low, high = number_range(record.bits_of(name), record.has_positive_scales(name))
+    fits = _blocks(np.abs(original), tensor).max(axis=-1) / max(-low, high)
+    step = _SCALE_STEP.get(dtype, 0.0)
+    within = (np.abs(factors) >= NARROWEST * _SCALE_SLACK * fits - step) & (
+        np.abs(factors) <= np.maximum(WIDEST * fits, LEAST_SCALE[dtype]) / _SCALE_SLACK + step
+    )
+    if not within.all():
+        row, block = np.argwhere(~within)[0]
+        return (
+            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, and the original's largest element "
+            f"asks for {NARROWEST:g} to {WIDEST:g} times ±{fits[row, block]:.6g}"
+        )
+    distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))
+    if not abs(distance - recorded.distance) <= _DISTANCE_SLACK * recorded.distance:
+        return f"it is {distance:.6g} of the original's norm away from it, and {recorded.distance:.6g} is recorded"
+    return None
+
+
+def _float_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
+    """Check numbers in E4M3 or NVFP4: rounded to nearest, with the scales that the format prescribes."""
+    tensor = record.tensors[name]
+    numbers, factors = unpack(record, name, *parts)
+    wanted, off = _float_scales(record, name, np.abs(original).astype(np.float64))
+    misplaced = ~(np.abs(factors - wanted) <= off * wanted + 1e-37)
+    if misplaced.any():
+        row, block = np.argwhere(misplaced)[0]
+        return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, not {wanted[row, block]:.6g}"
+    quotients = original / spread(factors, tensor)
+    most = E4M3_MAX if record.scheme == "fp8" else E2M1_MAX
+    # A rounded scale may put the largest element beyond the largest number, which it then becomes.
+    inside = np.clip(quotients, -most, most)
+    beyond = ~(np.abs(numbers - inside) <= (0.5 + _SLACK) * spacing(inside, record.bits))
+    if beyond.any():
+        row, column = np.argwhere(beyond)[0]
+        return (
+            f"row {row}, column {column} is {numbers[row, column]:g} times its scale, and the original is "
+            f"{quotients[row, column]:.6g} times it"
+        )
+    return None
+
+
+def _float_scales(record: Quantization, name: str, magnitudes: Array) -> tuple[Array, Array | float]:
+    """Return the scales ``(out, blocks)``, and the share by which they may differ."""
+    tensor = record.tensors[name]
+    if record.scheme == "fp8":
+        return np.full((tensor.shape[0], 1), max(magnitudes.max() / E4M3_MAX, 2.0**-126)), _FLOAT_SCALE_SLACK
+    whole = magnitudes.max() / NVFP4_SPAN or 1.0
+    largest = magnitudes.reshape(tensor.shape[0], tensor.blocks, -1).max(axis=-1)
+    factors = np.where(largest == 0, 1.0, largest / (E2M1_MAX * whole)).clip(E4M3_LEAST, E4M3_MAX)
+    half = spacing(factors, 8) / 2 / factors  # a block's scale is rounded to E4M3
+    return factors * whole, half + _FLOAT_SCALE_SLACK
+
+
+def _blocks(weight: Array, tensor: QuantizedTensor) -> Array:
+    """Return a weight ``(out, in)`` as ``(out, blocks, block size)``, the last block filled with zeros."""
+    padded = np.pad(weight, ((0, 0), (0, -weight.shape[1] % tensor.block_size)))
+    return padded.reshape(len(weight), tensor.blocks, -1)
+
+
+def _beyond(error: Array, allowed: Array, steps: Array) -> str | None:
+    """Name the first element with an error that is not allowed; None if there is none."""
+    beyond = ~(error <= allowed)
+    if not beyond.any():
+        return None
+    row, column = np.argwhere(beyond)[0]
+    return (
+        f"row {row}, column {column} is off by {error[row, column]:.3g}, which is "
+        f"{error[row, column] / max(steps[row, column], 1e-300):.2g} steps"
+    )
+
+
+# Scales that AWQ has put into weights
+
+_TOKENS, _REPEATED = 48, 16  # of a prompt whose last tokens repeat the first, so that keys are correlated
+_ROUNDING = 2.0**-24  # of float32, relative: scaled weights are rounded to it
+
+
+def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
+    """Check that scales cancel: a checkpoint with and without them, in float64, gives the same logits and keys.
+
+    The expected weights of an artifact, and the model that its runtime is compared with, have these scales in them. So
+    scales that do not cancel would be taken for right wherever the two are compared. The results may differ by 4 times
+    what rounding every weight to float32 changes, since scaled weights are rounded so. Values may be scaled; keys may
+    not, for LUCID's solve depends on their size.
+
+    Raises:
+        CheckFailed: They change logits or keys.
+    """
+    plain = _logits_and_keys(checkpoint, lambda name: checkpoint.tensor(name))
+    rounded = _logits_and_keys(checkpoint, lambda name: _perturbed(checkpoint.tensor(name), name))
+    folded = _logits_and_keys(checkpoint, lambda name: scaled(checkpoint.tensor(name), name, scales))
+    for what, exact in plain.items():
+        allowed = 4 * np.linalg.norm(rounded[what] - exact)
+        found = np.linalg.norm(folded[what] - exact)
+        if not found <= allowed:
+            raise CheckFailed(
+                f"the scales that AWQ has put into weights do not cancel: without any rounding they change {what} by "
+                f"{found / max(float(np.linalg.norm(exact)), 1e-300):.2g} of their size"
+            )
+
+
+def _logits_and_keys(checkpoint: Checkpoint, load: Callable[[str], Any]) -> dict[str, Array]:
+    import torch
+
+    from lucid_deploy.model.on_demand import float64_on_demand
+    from lucid_deploy.runtimes.torch.session import TorchSession
+
+    session = TorchSession(float64_on_demand(checkpoint.config, lambda name: load(checkpoint.stored_name(name))))
+    length = min(_TOKENS, checkpoint.config.max_position_embeddings)
+    ids = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, length)
+    repeated = min(_REPEATED, length // 2)
+    ids[-repeated:] = ids[:repeated]
+    cache = session.empty_cache(1)
+    with torch.inference_mode():
+        found = {"the logits": np.asarray(session.prefill_all(ids[None], cache), np.float64)}
+    for index, (layer, arrays) in enumerate(zip(session.layout, session.layer_arrays(cache), strict=True)):
+        for tensor, array in zip(layer, arrays, strict=True):
+            if tensor.name == "key":
+                found[f"the keys of layer {index}"] = np.asarray(array, np.float64)
+    return found
+
+
+def _perturbed(weight: torch.Tensor, name: str) -> torch.Tensor:
+    """Return a weight whose elements are off by a rounding of float32, up or down."""
+    import zlib
+
+    import torch
+
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    signs = torch.randint(0, 2, weight.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    return weight.double() * (1 + _ROUNDING * signs)

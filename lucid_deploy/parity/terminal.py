@@ -1,0 +1,201 @@
+"""The result for a terminal of 80 columns: verdict, worst case of every tensor, causes, and what was checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lucid_deploy.parity import words
+from lucid_deploy.parity.causes.explain import Explanation
+from lucid_deploy.parity.causes.localise import WorstOwnError
+from lucid_deploy.parity.causes.solve_analysis import EXCESS, ErrorShares
+from lucid_deploy.parity.gate import Comparison
+from lucid_deploy.parity.results import Check, Verification, divergence_class
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+TABLE_LAYERS = 12  # with more layers, a row of a table stands for several
+DIVERGENCES = 10  # listed one by one; the JSON has all
+COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
+CLASSES = {"near-tie": "a near-tie", "real": "[red]real[/]", "not judged": "[yellow]not judged[/]"}
+
+
+def render(found: Verification) -> RenderableType:
+    """Return the result for people: first the verdict."""
+    from rich.console import Group
+    from rich.text import Text
+
+    verdict = "[bold green]PASSED[/] " if found.passed else "[bold red]FAILED[/] "
+    first = [Text.from_markup(verdict).append(found.verdict())]
+    first += [Text(sentence) for sentence in (found.cause(), found.advice()) if sentence]
+    checks = map(Text, check_lines(found.checks))
+    if not found.comparisons:
+        return Group(*first, *checks)
+    lines = [
+        *words.unjudged_lines(found),
+        *words.other_reference_lines(found),
+        words.top_token_line(found),
+        *map(words.free_run_line, found.free_runs),
+        words.growth_line([item for item in found.against() if not item.tensor.is_logits]),
+        words.conditioning_line(found.heads),
+        *words.quantization_lines(found),
+    ]
+    return Group(
+        *first,
+        Text(words.coverage_line(found)),
+        *map(Text, words.legend(found)),
+        _worst_table(found),
+        *(Text(line) for line in lines if line),
+        *(Text.from_markup(line) for line in _divergence_lines(found)),
+        *([] if found.explanation is None else _explanation_blocks(found.explanation)),
+        *checks,
+    )
+
+
+def check_lines(checks: Sequence[Check]) -> Iterator[str]:
+    """Name the checks that were made, and those that were not with the reason."""
+    yield f"Checked: {', '.join(f'{check.name} ({check.outcome})' for check in checks if check.done)}."
+    missing: dict[str, list[str]] = {}  # names by reason
+    for check in checks:
+        if not check.done:
+            missing.setdefault(check.detail.rstrip("."), []).append(check.name)
+    reasons: dict[str, list[str]] = {}  # by names, so that names with several reasons stand once
+    for reason, names in missing.items():
+        reasons.setdefault(", ".join(dict.fromkeys(names)), []).append(reason)
+    if reasons:
+        parts = (f"{names}: {'. '.join(why)}" for names, why in reasons.items())
+        yield f"Not checked: {'; '.join(parts)}."
+
+
+def _table(title: str, words_first: Sequence[str], numbers: Sequence[str], last: str = "") -> Table:
+    """Return an empty table, narrow enough for 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in words_first:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    if last:
+        table.add_column(last)
+    return table
+
+
+def _worst_table(found: Verification) -> Table:
+    title = f"{found.label}, {found.dtype}, against PyTorch in float64: worst case of each tensor"
+    table = _table(title, ["layer"], ["max abs", "error", "gate", "of gate", "at"], "token sequence, how it was fed")
+    layers = max(item.tensor.layer for item in found.against())  # the logits' layer is their number
+    rows: dict[str, Comparison] = {}
+    for tensor, item in found.worst_by_tensor().items():
+        label = str(tensor) if tensor.is_logits else band_label(tensor.layer, layers, tensor.word)
+        if label not in rows or (item.judged, item.severity) > (rows[label].judged, rows[label].severity):
+            rows[label] = item
+    for label, worst in rows.items():
+        metrics = worst.metrics
+        numbers = (metrics.max_abs, metrics.worst_position_error, worst.gate.limit)
+        table.add_row(
+            label,
+            *(f"{number:.1e}" for number in numbers),
+            f"[{COLOURS[worst.outcome]}]{_percent(worst.severity) if worst.judged else 'unjudged'}[/]",
+            str(metrics.worst_position),
+            f"{worst.scenario}, {worst.schedule}",
+        )
+    return table
+
+
+def band_label(layer: int, layers: int, word: str) -> str:
+    """Return the label of the table row that a tensor belongs to; with few layers, each has its own."""
+    band = math.ceil(layers / TABLE_LAYERS)
+    first = layer // band * band
+    last = min(first + band, layers) - 1
+    number = str(first) if last <= first else f"{first}–{last}"
+    return f"{number} {word}"
+
+
+def _percent(share: float) -> str:
+    """A share of the gate in a few characters, however far beyond it."""
+    return f"{share:.0%}" if share < 10 else f"{share:.0f}×" if share < 1e5 else ">1e5×"
+
+
+def _divergence_lines(found: Verification) -> Iterator[str]:
+    """Name the positions with another most likely token."""
+    every = found.divergences()
+    for comparison, item in every[:DIVERGENCES]:
+        yield (
+            f"Position {item.position} ({comparison.where}): token {item.chosen} in place of "
+            f"{item.wanted}, {CLASSES[divergence_class(comparison, item)]}: the reference's margin is "
+            f"{item.margin:.2g}, up to {item.allowed:.2g} may flip."
+        )
+    if len(every) > DIVERGENCES:
+        yield f"… and {len(every) - DIVERGENCES} more positions; --json lists them all."
+
+
+def _explanation_blocks(explanation: Explanation) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    if explanation.findings:
+        yield _own_error_table(explanation)
+    if explanation.shares:
+        yield _share_table(explanation)
+    if explanation.unavailable:
+        yield Text(explanation.unavailable)
+    if explanation.perplexity is not None:
+        yield Text(words.perplexity_line(explanation.perplexity))
+
+
+def _own_error_table(explanation: Explanation) -> Table:
+    numbers = ["total", "inherited", "own", "worst own", "gate"]
+    table = _table("Own and inherited errors", ["part"], numbers, "token sequence, how it was fed")
+    worst: dict[str, WorstOwnError] = {}
+    for item in sorted(explanation.findings, key=lambda item: item.part):
+        label = _part_label(item)
+        if label not in worst or _used(item) > _used(worst[label]):
+            worst[label] = item
+    splits = {(split.scenario, split.part): split for split in explanation.splits}
+    for label, item in worst.items():
+        split = splits[item.scenario, item.part]
+        colour = "red" if item.failed else "green" if item.judged else "yellow"
+        table.add_row(
+            label,
+            *(f"{number:.1e}" for number in (split.total, split.inherited, split.own)),
+            f"[{colour}]{item.error:.1e}[/]",
+            f"{item.gate.limit:.1e}",
+            f"{item.scenario}, {item.feeding}",
+        )
+    return table
+
+
+def _part_label(item: WorstOwnError) -> str:
+    part = item.part
+    return band_label(part.layer, part.layers, part.word) if 0 <= part.layer < part.layers else str(part)
+
+
+def _used(item: WorstOwnError) -> float:
+    return math.inf if math.isnan(item.error) else item.error / item.gate.limit
+
+
+def _share_table(explanation: Explanation) -> Table:
+    numbers = ["error", "K and V", "E", "Y", "unexplained", "solve/rounding"]
+    table = _table(f"Where errors in Y come from ({explanation.scenarios[0]})", ["layer", "fed"], numbers)
+    for item in _worst_shares(explanation.shares):
+        shares = (item.inputs_share, item.e_share, item.y_share, item.unexplained_share)
+        table.add_row(
+            str(item.layer),
+            item.feeding,
+            f"{item.total:.1e}",
+            *(f"{share:.0%}" for share in shares),
+            f"[{'green' if item.excess <= EXCESS else 'red'}]{item.excess:.1f}×[/]",
+        )
+    return table
+
+
+def _worst_shares(shares: Iterable[ErrorShares]) -> list[ErrorShares]:
+    """Return all, or, of many layers, those whose solve is farthest from what rounding explains."""
+    items = list(shares)
+    if len({item.layer for item in items}) > TABLE_LAYERS:
+        items = sorted(items, key=lambda item: -item.excess)[:TABLE_LAYERS]
+    return sorted(items, key=lambda item: (item.layer, item.feeding))

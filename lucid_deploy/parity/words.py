@@ -1,0 +1,249 @@
+"""The result of a verification in sentences, for the terminal, the page and error messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lucid_deploy.parity.causes.conditioning import NORM_BOUND, HeadStats
+from lucid_deploy.parity.gate import FACTOR, Comparison
+from lucid_deploy.parity.perplexity import Perplexity
+
+if TYPE_CHECKING:
+    from lucid_deploy.parity.results import FreeRun, Verification
+
+MEANINGS = {
+    "K": "the keys that a layer caches",
+    "Y": "its preconditioned values, which solve L Y = V and are cached in place of V",
+    "V": "its values",
+}
+
+
+def verdict(found: Verification) -> str:
+    """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
+    if not found.comparisons:
+        return found.failed_artifact_check
+    failed = _failure(found) or _unproven(found)
+    if not failed and found.failed_artifact_check:
+        failed = f"What was compared is within its gates, but {found.failed_artifact_check}"
+    return _tolerance_note(found) + (failed or _success(found))
+
+
+def _tolerance_note(found: Verification) -> str:
+    if found.tolerance is None:
+        return ""
+    derived = "would have passed" if found.within_derived else "would have failed"
+    return f"The tolerance of {found.tolerance:g} was set by hand; with the gates derived from PyTorch it {derived}. "
+
+
+def _failure(found: Verification) -> str:
+    failure = found.first_failure
+    if failure is None:
+        return ""
+    times = failure.error / failure.gate.limit
+    shown = ""
+    if math.isfinite(times):
+        number = f"{times:.2f}" if times < 10 else f"{times:,.0f}" if times < 1e6 else f"{times:.0e}"
+        shown = f", {number} times that"
+    return (
+        f"{failure.tensor} is beyond its gate at position {failure.failed_at} ({failure.where}): "
+        f"relative error {failure.error:.2g}, allowed {failure.gate.limit:.2g} in {found.dtype}{shown}."
+    )
+
+
+def _unproven(found: Verification) -> str:
+    if not found.unproven:
+        return ""
+    remedies = {}
+    if found.rounded_cache:
+        remedies[f"a cache in {found.rounded_cache}"] = "--cache-dtype auto"
+    if found.rounded_inputs:
+        remedies[f"inputs rounded to {found.rounded_inputs}"] = "--activations float"
+    where = f"In {found.dtype}" + (f", with {' and '.join(remedies)}," if remedies else "")
+    remedy = f"Export with less rounding: {', '.join(remedies.values())}." if remedies else "Use a wider type."
+    names = ", ".join(map(str, found.unproven))
+    return f"{where} PyTorch itself loses {names}: nothing was proven. {remedy}"
+
+
+def _success(found: Verification) -> str:
+    coverage = found.coverage
+    worst = max((item.severity for item in found.comparisons if item.judged), default=0.0)
+    same = "stays within the tolerance of" if found.tolerance is not None else "computes"
+    rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
+    others = ", ".join(reference.kind for reference in found.others)
+    others = f"PyTorch and the other references ({others}) compute" if others else "PyTorch computes"
+    return (
+        f"{found.label} {same} what {others}: {coverage.judged} comparisons in {found.dtype}, the "
+        f"worst error is {worst:.2f} of its gate{rest}."
+    )
+
+
+def advice(found: Verification) -> str:
+    """Say what to do about a failure; empty if no gate failed."""
+    if found.first_failure is None:
+        return ""
+    if found.own_failure is None:
+        return (
+            "What to do: the artifact agrees with this toolkit's own model, so both read the checkpoint differently "
+            "from the code that it is compared with here. Look for what that code does differently: keys of "
+            "config.json, the order of norms and rotation, the diagonal of L. Or the numbers belong to other weights."
+        )
+    weights = "export again, or name the checkpoint it came from with --checkpoint"
+    if not found.runs_graphs:
+        return (
+            f"What to do: {found.runtime} ran the artifact's weights without its graphs, so they are not the "
+            f"checkpoint's; {weights}."
+        )
+    hint = "" if found.fallback_hint is None else f"; {found.fallback_hint}"
+    return (
+        "What to do: verify with --runtime torch, which runs the artifact's weights without its graphs. If that "
+        f"fails too, the weights are not the checkpoint's: {weights}. If it passes, the graphs or what runs them "
+        f"are wrong{hint}."
+    )
+
+
+def coverage_line(found: Verification) -> str:
+    """Say how much was judged, and against what."""
+    parts = [
+        f"{coverage.judged:,} of {coverage.total:,} {'comparisons ' if index == 0 else ''}against {reference.words}"
+        for index, (reference, coverage) in enumerate(found.coverage_by_reference())
+    ]
+    sentence = f"Judged {', and '.join(parts)}."
+    return sentence if not found.left_out else f"{sentence} Parts of a full verification were left out."
+
+
+def cached(found: Verification) -> str:
+    """Name what layers cache: ``K and Y``, or ``K and V`` with standard attention."""
+    *names, last = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
+    return f"{', '.join(names)} and {last}" if names else last
+
+
+def _sorted_caches(found: Verification) -> list[Comparison]:
+    items = [item for item in found.against() if not item.tensor.is_logits]
+    return sorted(items, key=lambda item: (item.tensor.kind, item.tensor.word))
+
+
+def legend(found: Verification) -> Iterator[str]:
+    """Explain what the table shows."""
+    names = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
+    meant = [f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS]
+    yield f"{'. '.join(meant)}. Each is compared at every position, and so are the logits."
+    allowed = (
+        f"{FACTOR:g} times PyTorch's own largest error in {found.dtype}"
+        if found.tolerance is None
+        else "the tolerance that was set by hand"
+    )
+    yield (
+        "Error: the L2 norm of the difference over that of the reference, at the worst position. Gate: the largest "
+        f"error allowed, {allowed}."
+    )
+
+
+def unjudged_lines(found: Verification) -> Iterator[str]:
+    """Say which comparisons, and which positions of the others, could not have failed."""
+    coverage = found.coverage
+    items = [item for item in found.comparisons if not item.judged]
+    if items:
+        worst = max(items, key=lambda item: item.gate.limit)
+        many = f"{len(items)} comparisons were" if len(items) > 1 else "1 comparison was"
+        yield (
+            f"{many} not judged, since a tensor of zeros would have passed: PyTorch itself loses these values in "
+            f"{found.dtype}. The widest gate is that of {worst.tensor} ({worst.where}), "
+            f"{worst.gate.limit:.2g}: {FACTOR:g} times PyTorch's own error of {worst.gate.baseline:.2g}."
+        )
+    if coverage.blind_positions:
+        yield (
+            f"At {coverage.blind_positions:,} of {coverage.positions:,} compared positions zeros would have passed: "
+            "what PyTorch computes there is next to nothing beside the rows before."
+        )
+
+
+def other_reference_lines(found: Verification) -> Iterator[str]:
+    """Say how far the candidate is from each other implementation."""
+    for reference in found.others:
+        items = [item for item in found.against(reference.kind) if item.judged]
+        if items:
+            worst = max(items, key=lambda item: item.severity)
+            yield (
+                f"Against {reference.words}: the worst error is {worst.metrics.worst_position_error:.2g} in "
+                f"{worst.tensor} ({worst.scenario}, {worst.schedule}), {worst.severity:.2f} of its gate of "
+                f"{worst.gate.limit:.2g}."
+            )
+
+
+def top_token_line(found: Verification) -> str:
+    """Say how often the most likely token is the reference's, and how far the distributions are apart."""
+    items = [comparison.logits for comparison in found.against() if comparison.logits is not None]
+    positions, agreed = sum(item.positions for item in items), sum(item.agreed for item in items)
+    ties, other = sum(item.near_ties for item in items), sum(item.disagreed for item in items)
+    divergence = max((item.kl_max for item in items), key=lambda kl: math.inf if math.isnan(kl) else kl)
+    return (
+        f"Most likely token: {agreed} of {positions} positions agree, {ties} differ over a near-tie, {other} differ. "
+        f"KL divergence at most {divergence:.1e} nats."
+    )
+
+
+def free_run_line(run: FreeRun) -> str:
+    """Say for how many tokens a free generation is PyTorch's."""
+    if run.agreed == run.tokens:
+        return f"Generating freely ({run.scenario}): all {run.tokens} tokens are PyTorch's."
+    return (
+        f"Generating freely ({run.scenario}): {run.agreed} of {run.tokens} tokens are PyTorch's before the first other "
+        "one."
+    )
+
+
+def growth_line(items: Sequence[Comparison]) -> str:
+    """Say whether errors grow along the sequence; empty where no trend could be fitted."""
+    fitted = [(trend, item) for item in items if (trend := item.growth) is not None]
+    if not fitted:
+        return ""
+    count = sum(trend.grows for trend, _ in fitted)
+    trend, worst = max(fitted, key=lambda pair: pair[0].exponent)
+    return (
+        f"The error grows along the sequence in {count} of {len(fitted)} comparisons; most in {worst.tensor} "
+        f"({worst.scenario}, {worst.schedule}), about as position^{trend.exponent:.2f}: the mean error over the last "
+        f"quarter of positions is {trend.ratio:.1f} times that over the first quarter."
+    )
+
+
+def conditioning_line(heads: Sequence[HeadStats]) -> str:
+    """Say how well the solves are conditioned; empty with standard attention."""
+    if not heads:
+        return ""
+    largest = max(heads, key=lambda head: head.largest_inverse)
+    norm, condition = max(head.inverse_norm for head in heads), max(head.condition for head in heads)
+    mean, most = max(head.correlation_mean for head in heads), max(head.correlation_max for head in heads)
+    return (
+        f"Conditioning: |L⁻¹| off the diagonal at most {largest.largest_inverse:.2f} (layer {largest.layer}, head "
+        f"{largest.head}, {largest.scenario}), ‖L⁻¹‖₂ at most {norm:.2f} (bound {NORM_BOUND:g}), condition of L at "
+        f"most {condition:.1f}; keys correlate by up to {mean:.2f} on average, {most:.2f} at most (first "
+        f"{max(head.tokens for head in heads)} tokens)."
+    )
+
+
+def quantization_lines(found: Verification) -> list[str]:
+    """Say what quantization cost; nothing if nothing is quantized."""
+    if found.quantization is None or found.cost is None:
+        return []
+    record = found.quantization
+    bits = f"{record.bits_per_weight(found.dtype):.4g} bits a weight"
+    return [
+        f"Cost of quantization ({record.scheme}, {record.method.name}, {bits}, {record.sharing}, {record.inputs}) "
+        "against the original checkpoint in float64; reported, not judged:",
+        *(
+            f"  {what}: logits off by {loss.relative_error:.2%} on average, {loss.relative_error_max:.2%} at most; "
+            f"most likely token the same at {loss.top1_agreement:.1%} of {loss.positions} positions; KL divergence "
+            f"{loss.kl_mean:.1e} nats on average, {loss.kl_max:.1e} at most"
+            for what, loss in (("weights alone", found.cost.weights), ("as run", found.cost.as_run))
+        ),
+    ]
+
+
+def perplexity_line(item: Perplexity) -> str:
+    """One sentence about a text."""
+    return (
+        f"Perplexity of {item.tokens} tokens: {item.candidate:.6g}, PyTorch in float64 {item.reference:.6g}, "
+        f"difference {item.difference:+.2g} (PyTorch in the same precision: {item.baseline - item.reference:+.2g})."
+    )

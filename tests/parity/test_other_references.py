@@ -1,0 +1,368 @@
+"""References that others wrote: they pass what is right, and catch what the toolkit's own model cannot see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lucid_deploy as ld
+from examples.dump_golden import dump_golden
+from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.families import granite, qwen3
+from lucid_deploy.parity import VerifyOptions, verify_artifact
+from lucid_deploy.parity.gate import FACTOR, UNIT, Gate
+from lucid_deploy.parity.golden import read_golden
+from lucid_deploy.parity.other_references import open_references, recording_type
+from lucid_deploy.parity.page import render_page
+from lucid_deploy.parity.record import TensorId, TensorRows, Trace
+from lucid_deploy.parity.targets import OtherTrace, Reference, common_positions, own_errors, rounding_of
+from lucid_deploy.parity.terminal import render
+from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.parity.words import coverage_line
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.model.family_shapes import SHAPES, random_model
+from tests.parity.recording_models import record_lucid
+
+pytestmark = pytest.mark.slow  # exports
+
+FEW: dict[str, Any] = {"quick": True, "steps": 4}
+TOKENS = 40
+
+
+def recorded(directory: Path, family: str, shape: str, dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
+    """Return a random model of transformers as a checkpoint, and a golden file that transformers wrote."""
+    model = random_model(SHAPES[family][shape]()).to(dtype)
+    model.save_pretrained(directory / "checkpoint")
+    dump_golden(model, directory / "golden.safetensors", tokens=TOKENS)
+    return directory / "checkpoint", directory / "golden.safetensors"
+
+
+def in_torch(source: Path, dtype: str = "float32", cache_dtype: str | None = None, **options: Any) -> Any:
+    """Verify our own model in PyTorch, without an export: what it reads wrongly is the same."""
+    model = load_model(source, getattr(torch, dtype))
+    session = TorchSession(model.store_cache_as(cache_dtype or dtype))
+    return verify_against(session, Checkpoint(source), VerifyOptions(**options, **FEW))
+
+
+def outcomes(found: Any) -> dict[str, str]:
+    return {check.name: check.outcome for check in found.checks}
+
+
+def only_own_model_passes(report: Any) -> None:
+    """The seeded fault is on both sides of the toolkit, so its own model agrees, and the others do not."""
+    assert not report.passed and report.own_failure is None and report.first_failure is not None
+    assert outcomes(report)["tensors"] == "passed"
+    assert {outcomes(report)[reference.kind] for reference in report.others} == {"failed"}
+    assert "both read the checkpoint differently" in report.advice()
+    assert f", against {report.first_failure.against}): relative error" in report.verdict()
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[ld.Artifact, Path]:
+    directory = tmp_path_factory.mktemp("right")
+    checkpoint, golden = recorded(directory, "qwen3", "window")
+    return ld.export(checkpoint, directory / "artifact"), golden
+
+
+@pytest.fixture(scope="module")
+def verified(right: tuple[ld.Artifact, Path]) -> Any:
+    artifact, golden = right
+    return artifact.verify(golden=golden, against="transformers", **FEW)
+
+
+def test_a_right_artifact_passes_every_reference(verified: Any):
+    assert verified.passed, verified.failure
+    assert {reference.kind for reference in verified.others} == {"golden file", "transformers"}
+    assert (outcomes(verified)["golden file"], outcomes(verified)["transformers"]) == ("passed", "passed")
+    assert "another implementation" not in outcomes(verified)
+    # Every position's logits, K and V of every layer, fed by a prefill and by decoding.
+    golden = verified.against("golden file")
+    assert {str(item.tensor) for item in golden} == {str(item.tensor) for item in verified.against()}
+    logits = [item for item in golden if item.tensor.is_logits]
+    assert any(item.start == 0 and len(item.errors) == TOKENS for item in logits)
+    assert {"one-shot", "chunks", "padded"} == {item.schedule for item in golden}
+
+
+def test_gates_are_rounding_and_nothing_else(verified: Any):
+    for kind in ("golden file", "transformers"):
+        assert all(item.gate.limit < 3e-5 and item.judged for item in verified.against(kind))
+    own = {(item.tensor, item.scenario): item.gate.limit for item in verified.against()}
+    for item in verified.against("transformers"):  # in float64 it adds next to nothing
+        assert item.gate.limit == pytest.approx(own[item.tensor, item.scenario], rel=1e-6)
+
+
+def test_the_first_line_says_how_much_was_judged_against_which_reference(verified: Any, right: Any):
+    from rich.console import Console
+
+    line = coverage_line(verified)
+    assert line.startswith("Judged 106 of 106 comparisons against this toolkit's own PyTorch model in float64, and ")
+    assert f" of 56 against the golden file {right[1]}, recorded by Qwen3ForCausalLM in float32" in line
+    assert " of 105 against transformers' Qwen3ForCausalLM in float64 with eager attention" in line
+    console = Console(width=1000)
+    with console.capture() as shown:
+        console.print(render(verified))
+    assert line in shown.get()
+    page = render_page(verified)
+    assert "And with" in page and "golden 1, one-shot, against golden file" in page
+
+
+def test_json_says_it_too(verified: Any):
+    data = json.loads(json.dumps(verified.to_dict(), allow_nan=False))
+    found = {item["kind"]: item for item in data["coverage"]["references"]}
+    assert next(iter(found)) == "own model" and found["golden file"]["independent"] is True
+    counted = {kind: sum(item["against"] == kind for item in data["comparisons"]) for kind in found}
+    assert counted == {kind: item["total"] for kind, item in found.items()}
+    assert data["coverage"]["total"] == sum(counted.values())
+
+
+# Faults that the own model shares
+
+
+def let_the_parser_ignore(monkeypatch: pytest.MonkeyPatch, **settings: float) -> None:
+    """Make Granite's parser give these settings, whatever the configuration says."""
+    configure = type(granite.FAMILY).configure
+
+    def ignoring(self: Any, config: Any, keys: Any, where: str) -> Any:
+        return dataclasses.replace(configure(self, config, keys, where), **settings)
+
+    monkeypatch.setattr(type(granite.FAMILY), "configure", ignoring)
+
+
+def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    let_the_parser_ignore(monkeypatch, residual_multiplier=1.0)
+    checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
+    assert in_torch(checkpoint).passed
+    for options in ({"golden": golden}, {"against": "transformers"}):
+        found = in_torch(checkpoint, **options)
+        only_own_model_passes(found)
+        assert str(found.first_failure.tensor) == "layer 1 K"
+
+
+def test_a_key_that_only_the_logits_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    let_the_parser_ignore(monkeypatch, logits_divisor=1.0)
+    checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
+    for options, position in (({"golden": golden}, 0), ({"against": "transformers"}, 190)):  # after prompts of 191
+        found = in_torch(checkpoint, **options)
+        only_own_model_passes(found)
+        assert (str(found.first_failure.tensor), found.first_failure.failed_at) == ("logits", position)
+
+
+def test_norms_after_rotation_in_place_of_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        type(qwen3.FAMILY), "configure", lambda self, config, *_: dataclasses.replace(config, qk_norm="after_rope")
+    )
+    checkpoint, golden = recorded(tmp_path, "qwen3", "wide heads")
+    assert in_torch(checkpoint).passed
+    for options in ({"golden": golden}, {"against": "transformers"}):
+        found = in_torch(checkpoint, **options)
+        only_own_model_passes(found)
+        assert str(found.first_failure.tensor) == "layer 0 K"
+
+
+def test_another_diagonal(exported: Any, tmp_path: Path):
+    checkpoint, artifact = exported(max_position_embeddings=48)
+    assert verify_artifact(artifact, VerifyOptions(**FEW)).passed
+    same = record_lucid(checkpoint, tmp_path / "same.safetensors", tokens=TOKENS)
+    assert verify_artifact(artifact, VerifyOptions(golden=same, **FEW)).passed
+    other = record_lucid(checkpoint, tmp_path / "other.safetensors", "training", tokens=TOKENS)
+    found = verify_artifact(artifact, VerifyOptions(golden=other, **FEW))
+    only_own_model_passes(found)
+    assert str(found.first_failure.tensor) == "layer 0 Y"
+    with pytest.raises(CheckFailed, match=r"is beyond its gate at .*, against "):
+        found.raise_if_failed()
+
+
+def test_without_k_and_y_the_logits_show_the_diagonal(exported: Any, tmp_path: Path):
+    checkpoint, _ = exported(max_position_embeddings=48)
+    path = record_lucid(checkpoint, tmp_path / "whole.safetensors", "training", tokens=TOKENS)
+    whole = load_file(path)
+    few = {name: whole[name] for name in ("input_ids", "logits")}
+    save_file(few, path, {"golden_version": "1", "computed_in": "float64"})
+    found = in_torch(checkpoint, golden=path)
+    only_own_model_passes(found)
+    assert str(found.first_failure.tensor) == "logits"
+
+
+def test_a_fault_in_the_graphs_is_named_against_the_own_model_first(right: Any, tmp_path: Path):
+    """Then the graphs are wrong, not the reading, and causes are looked for."""
+    import shutil
+
+    from lucid_deploy.artifact import open_artifact
+    from tests.parity.faults import change_weight
+
+    artifact, golden = right
+    copy = shutil.copytree(artifact.directory, tmp_path / "artifact")
+    change_weight(copy, "model.layers.1.self_attn.v_proj.weight")
+    found = verify_artifact(open_artifact(copy), VerifyOptions(golden=golden, **FEW))
+    assert found.first_failure is found.own_failure is not None
+    assert outcomes(found)["golden file"] == "failed" and outcomes(found)["causes"] == "reported"
+    assert "--runtime torch" in found.advice()
+
+
+# Precision
+
+
+def test_a_coarse_recording_widens_the_gates_by_what_it_costs_and_still_judges(tmp_path: Path):
+    checkpoint, golden = recorded(tmp_path, "qwen3", "wide heads", torch.bfloat16)
+    found = in_torch(checkpoint, golden=golden)
+    items = found.against("golden file")
+    assert found.passed, found.verdict()
+    assert all(1e-3 < item.gate.limit < 0.5 and item.judged for item in items)
+
+
+def test_a_recording_counts_as_float32_at_best(right: Any):
+    artifact, path = right
+    golden = read_golden(path, artifact.config, artifact.manifest.layers)
+    wide = dataclasses.replace(golden, computed_in="float64")
+    assert (recording_type(wide), recording_type(golden)) == ("float32", "float32")
+    assert recording_type(dataclasses.replace(golden, computed_in="bfloat16")) == "bfloat16"
+
+
+def test_what_cannot_be_judged_is_no_pass(right: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("lucid_deploy.parity.gate", fromlist=["UNIT"]).UNIT, "bfloat16", 2.0)
+    whole = load_file(right[1])
+    tensors = {name: x if x.dtype == torch.int64 else x.bfloat16() for name, x in whole.items()}
+    save_file(tensors, tmp_path / "g.safetensors", {"golden_version": "1", "computed_in": "float32"})
+    found = in_torch(Path(right[0].manifest.source), golden=tmp_path / "g.safetensors")
+    assert not found.passed and outcomes(found)["golden file"] == "failed"
+    assert all(item.outcome == "not judged" for item in found.against("golden file"))
+    assert "Judged 106 of 106" in coverage_line(found) and "0 of 56 against" in coverage_line(found)
+
+
+def test_a_half_precision_model(right: Any):
+    artifact, golden = right
+    found = in_torch(Path(artifact.manifest.source), "bfloat16", golden=golden, against="transformers")
+    assert found.passed, found.verdict()
+
+
+def test_a_cache_that_rounds(exported: Any, tmp_path: Path):
+    checkpoint, _ = exported(max_position_embeddings=48)
+    path = record_lucid(checkpoint, tmp_path / "g.safetensors", tokens=20)
+    found = in_torch(checkpoint, cache_dtype="int8", golden=path)
+    assert found.passed, found.verdict()
+    assert outcomes(found)["golden file"] == "passed"
+
+
+def test_a_tolerance_set_by_hand_counts_there_too(right: Any):
+    artifact, golden = right
+    found = artifact.verify(golden=golden, tolerance=1e-9, **FEW)
+    assert {item.gate.limit for item in found.comparisons} == {1e-9}
+    assert outcomes(found)["golden file"] == "failed" and found.within_derived
+
+
+# What is compared
+
+
+def test_a_row_longer_than_the_context_is_compared_as_far_as_it_goes(exported: Any, tmp_path: Path):
+    checkpoint, artifact = exported(max_position_embeddings=48)
+    path = record_lucid(checkpoint, tmp_path / "g.safetensors", tokens=48)
+    found = verify_artifact(artifact, VerifyOptions(golden=path, **FEW))
+    assert found.passed, found.failure
+    (check,) = [check for check in found.checks if check.name == "all of the golden file"]
+    assert check.detail == "Of its 48 tokens in a row, the first 43 were compared."
+
+
+@pytest.mark.parametrize("tokens", [2, 9])
+def test_few_tokens_are_compared_too(exported: Any, tmp_path: Path, tokens: int):
+    checkpoint, _ = exported(max_position_embeddings=48)
+    path = tmp_path / "g.safetensors"
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 97, (1, tokens)))
+    record_lucid(checkpoint, path, input_ids=ids)
+    found = in_torch(checkpoint, golden=path)
+    assert found.passed and outcomes(found)["golden file"] == "passed", found.verdict()
+
+
+# What is refused
+
+
+def test_lucid_layers_are_refused_against_transformers_by_name(exported: Any):
+    _, artifact = exported(max_position_embeddings=48)
+    with pytest.raises(LucidError, match=r"2 of its 2 layers are of the kind 'lucid'.*--golden"):
+        verify_artifact(artifact, VerifyOptions(against="transformers"))
+
+
+def test_an_unknown_reference_is_refused(right: Any):
+    with pytest.raises(LucidError, match="against transformers, not 'numpy'"):
+        right[0].verify(against="numpy")
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("rtn", "is quantized.*without --quantize"),
+        (STORED, "a quantized checkpoint.*that it was made from"),
+    ],
+)
+def test_quantized_artifacts_are_refused(right: Any, method: str, said: str):
+    """One that has a quantized checkpoint's numbers has them without --quantize too, so that is no remedy."""
+    artifact, golden = right
+    record = SimpleNamespace(method=SimpleNamespace(name=method))
+    small = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, quantization=record))
+    for options in ({"golden": golden}, {"against": "transformers"}):
+        with pytest.raises(LucidError, match=said):
+            verify_artifact(small, VerifyOptions(**options))
+
+
+def test_nothing_is_opened_unless_it_is_asked_for(exported: Any):
+    checkpoint, artifact = exported(max_position_embeddings=48)
+    found = open_references(None, None, Checkpoint(checkpoint), artifact.manifest.layers, artifact)
+    assert found.golden is found.model is None and found.scenarios(artifact.config, VerifyOptions().workload) == []
+
+
+# Rows and gates
+
+K, LOGITS = TensorId(0, 0), TensorId(1, 2)
+
+
+def rows(start: int, stop: int) -> TensorRows:
+    return TensorRows(np.arange(start + 1, stop + 1, dtype=np.float64)[None, :, None], start)
+
+
+def test_only_positions_that_both_have_are_compared():
+    one, other = common_positions(rows(3, 10), rows(0, 8))
+    assert one.start == other.start == 3
+    assert one.values.ravel().tolist() == other.values.ravel().tolist() == [4, 5, 6, 7, 8]
+    assert common_positions(rows(6, 10), rows(0, 4))[0].values.shape[1] == 0
+
+
+def test_a_comparison_names_its_reference_and_has_its_own_gate():
+    reference = Reference("golden file", "the golden file g", independent=True)
+    other = OtherTrace(reference, Trace({LOGITS: rows(0, 8)}), {LOGITS: 0.5e-3})
+    found = Trace({K: rows(0, 8), LOGITS: TensorRows(rows(4, 8).values * (1 + 1e-3), 4)})
+    (item,) = other.compare(found, {LOGITS: Gate(1e-3, 0.25e-3)}, "golden 1", "chunks")
+    assert (item.against, item.where) == ("golden file", "golden 1, chunks, against golden file")
+    assert item.gate.limit == pytest.approx(1.5e-3) and item.failed_at is None and item.start == 4
+    (tight,) = other.compare(found, {LOGITS: Gate(1e-4, 0.25e-4)}, "golden 1", "chunks")
+    assert tight.failed_at == 4
+    (by_hand,) = other.compare(found, {LOGITS: Gate(1e-2, 1e-6, derived=4e-6)}, "golden 1", "chunks")
+    assert (by_hand.gate.limit, by_hand.gate.derived) == (1e-2, pytest.approx(0.5e-3 + 4e-6))
+    apart = OtherTrace(reference, Trace({K: rows(0, 2)}), {K: 0.0})
+    assert apart.compare(Trace({K: rows(5, 8)}), {K: Gate(1.0, 0.1)}, "golden 1", "one-shot") == []
+
+
+def test_rounding_follows_from_types():
+    gates = {K: Gate(4e-6, 1e-6), LOGITS: Gate(4e-6, 1e-6)}
+    same = rounding_of(gates, "float32", "float32", {K: "float32"}, None)
+    assert same[K] == pytest.approx(FACTOR * 1e-6 + UNIT["float32"])
+    finer = rounding_of(gates, "float32", "float64", {K: "float64"}, None)
+    assert finer[K] == pytest.approx(FACTOR * 1e-6 * 2.0**-29 + UNIT["float64"])
+    coarser = rounding_of(gates, "float32", "bfloat16", {K: "bfloat16"}, {K: 3e-3, LOGITS: 1.0})
+    assert coarser == {K: FACTOR * 3e-3 + UNIT["bfloat16"]}
+
+
+def test_own_errors_are_the_worst_positions():
+    exact, near = rows(0, 4), TensorRows(rows(0, 4).values * np.array([1, 1.01, 1, 1.02])[None, :, None])
+    assert own_errors(Trace({K: near}), Trace({K: exact}), "bfloat16") == {K: pytest.approx(0.02)}
+    lost = Trace({K: TensorRows(np.full((1, 4, 1), np.nan))})
+    with pytest.raises(LucidError, match="gives NaN or infinity in float16"):
+        own_errors(lost, Trace({K: exact}), "float16")

@@ -1,0 +1,184 @@
+"""The result: what counts as passed, what was judged, which checks are listed, and the same as JSON."""
+
+import importlib.metadata
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.parity import Verification, check
+from lucid_deploy.parity.gate import Coverage, Gate, compare_rows
+from lucid_deploy.parity.options import QUICK
+from lucid_deploy.parity.record import TensorId, TensorRows
+from lucid_deploy.parity.results import FREE_RUNNING, Check, ScenarioInfo, divergence_class
+from tests.parity.small_models import LAYERS, session
+
+K0, Y0, LOGITS = TensorId(0, 0), TensorId(0, 1), TensorId(2, 2)
+
+
+def comparison(tensor, error=0.0, gate=1e-3, scenario="random", schedule="one-shot", rows=(1.0, 1.0, 1.0)):
+    reference = np.array(rows)[None, :, None]
+    actual = TensorRows(reference * (1 + error))
+    return compare_rows(actual, TensorRows(reference), tensor, Gate(gate, gate / 4), scenario, schedule)
+
+
+def verification(*comparisons):
+    scenarios = (ScenarioInfo("random", 3, 0), ScenarioInfo("greedy", 5, 2))
+    return Verification(comparisons=comparisons, scenarios=scenarios, runtime="torch", label="torch", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def result(model, targets):
+    return replace(check(session(model), targets), left_out=())  # fewer steps are taken to save time
+
+
+# Passed
+
+
+def test_passing_takes_every_gate_and_gates_that_mean_something():
+    good = comparison(K0, 1e-4)
+    assert verification(good).passed
+    assert not verification(good, comparison(Y0, gate=2.0)).passed
+    failed = verification(good, comparison(Y0, 0.5))
+    assert not failed.passed and failed.first_failure.tensor == Y0
+    assert not verification().passed, "nothing was compared"
+
+
+def test_a_failed_check_of_the_artifact_fails_it():
+    files = Check("files", "failed", "sha256 of weights.bin differs")
+    found = replace(verification(comparison(K0)), artifact_checks=(files,))
+    assert not found.passed and not found.to_dict()["passed"]
+    assert files.detail in found.failure and files.detail in found.verdict()
+    with pytest.raises(CheckFailed, match="sha256"):
+        found.raise_if_failed()
+
+
+def test_a_failure_against_another_implementation_fails_it():
+    other = replace(comparison(K0, 0.5), against="golden file")
+    found = verification(comparison(K0), other)
+    assert not found.passed and found.own_failure is None and found.first_failure is other
+
+
+def test_a_tensor_that_every_gate_lets_through_is_unproven():
+    items = [comparison(K0, gate=1.0), comparison(K0, gate=1.0, scenario="correlated"), comparison(Y0, gate=1.0)]
+    found = verification(*items, comparison(Y0, gate=0.5, scenario="correlated"))
+    assert found.unproven == (K0,) and not found.passed
+    assert found.checks[2].outcome == "failed" and "Use a wider type" in found.verdict()
+
+
+def test_each_schedule_must_be_judged_in_some_scenario():
+    items = [comparison(K0, gate=0.5), comparison(K0, gate=2.0, schedule="by token"), comparison(Y0, gate=0.5)]
+    assert verification(*items).unproven == (K0,)
+    assert verification(*items, comparison(K0, gate=0.1, scenario="correlated", schedule="by token")).unproven == ()
+    for schedule in (FREE_RUNNING, "in turns"):  # of a single scenario
+        assert verification(comparison(K0, gate=0.5), comparison(K0, gate=2.0, schedule=schedule)).unproven == ()
+
+
+@pytest.mark.parametrize(
+    ("rounded", "words", "remedy"),
+    [
+        ({"rounded_cache": "int8"}, "with a cache in int8, PyTorch", ": --cache-dtype auto."),
+        ({"rounded_inputs": "int8"}, "with inputs rounded to int8, PyTorch", ": --activations float."),
+    ],
+)
+def test_the_rounding_that_loses_a_tensor_is_named(rounded, words, remedy):
+    verdict = replace(verification(comparison(K0, gate=2.0)), **rounded).verdict()
+    assert words in verdict and f"Export with less rounding{remedy}" in verdict and "wider type" not in verdict
+
+
+# Judged
+
+
+def test_comparisons_that_could_not_fail_are_not_counted_as_judged():
+    items = [comparison(K0), comparison(K0, gate=2.0), comparison(Y0, gate=0.1, rows=(10.0, 0.5, 2.0))]
+    found = Coverage.of(items)
+    assert (found.total, found.judged, found.unjudged) == (3, 2, 1)
+    assert (found.blind_positions, found.positions) == (1, 6)  # of those that were judged
+
+
+def test_the_worst_of_a_tensor_is_judged_and_measured_by_its_gate():
+    judged, vacuous = comparison(K0, 1e-4), comparison(K0, 9e7, gate=1e8, schedule="by token")
+    assert verification(vacuous, judged).worst_by_tensor() == {K0: judged}
+    assert verification(vacuous).worst_by_tensor() == {K0: vacuous}
+    near, far = comparison(K0, 9e-4), comparison(K0, 5e-3, gate=1e-1)
+    assert verification(far, near).worst_by_tensor()[K0] is near
+    size = comparison(K0, 9e-4, rows=(1.0,))
+    assert verification(judged, size).worst_by_tensor(along_positions=True) == {K0: judged}
+
+
+@pytest.mark.parametrize(
+    ("gate", "passed", "outcome", "token"),
+    [(0.1, False, "failed", "real"), (0.9, True, "passed", "near-tie"), (1.5, None, "not judged", "not judged")],
+)
+def test_a_comparison_that_was_not_judged_has_not_passed(gate, passed, outcome, token):
+    reference, actual = np.array([[[2.0, 1.0, 0.0]]]), np.array([[(1.0, 2.0, 0.0)]])
+    item = compare_rows(
+        TensorRows(actual, 7), TensorRows(reference, 7), LOGITS, Gate(gate, gate / 4), "random", "chunks"
+    )
+    data = verification(comparison(K0), item).to_dict()
+    found = data["comparisons"][1]
+    assert (found["passed"], found["outcome"], found["judged"]) == (passed, outcome, passed is not None)
+    assert divergence_class(item, item.logits.divergences[0]) == data["divergences"][0]["class"] == token
+
+
+# JSON
+
+
+def test_the_result_is_plain_data(result):
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert data["passed"] is True and data["first_failure"] is None and data["runtime"] == "torch"
+    assert data["environment"]["versions"]["torch"] == importlib.metadata.version("torch")
+    assert {"lucid-deploy", "python", "numpy"} <= data["environment"]["versions"].keys()
+    assert [s["name"] for s in data["scenarios"]] == ["random", "one token", "pattern", "correlated", "greedy"]
+    first = data["comparisons"][0]
+    assert (first["tensor"], first["layer"], first["schedule"]) == ("layer 0 K", 0, "one-shot")
+    assert first["gate"] >= 4 * first["baseline_error"]
+    names = [*(f"layer {i} {kind}" for i in range(LAYERS) for kind in "KY"), "logits"]
+    for schedule in ("one-shot", "chunks", "by token", "in turns", "padded", "drafts"):
+        scenario = "greedy" if schedule == "in turns" else "correlated"
+        found = [i["tensor"] for i in data["comparisons"] if (i["scenario"], i["schedule"]) == (scenario, schedule)]
+        assert found == names, schedule
+    for key in ("max_abs", "relative_l2", "cosine", "worst_position_error", "worst_position"):
+        assert all(item[key] is not None for item in data["comparisons"])
+
+
+def test_numbers_that_are_not_finite_are_null():
+    data = verification(comparison(K0, float("nan"))).to_dict()
+    json.dumps(data, allow_nan=False)
+    first = data["first_failure"]
+    assert (first["error"], first["passed"], first["failed_at"], data["passed"]) == (None, False, 0, False)
+
+
+def test_json_says_what_the_properties_say(result):
+    for found in (result, replace(result, comparisons=(comparison(K0, 0.5), *result.comparisons))):
+        data = found.to_dict()
+        assert (data["passed"], data["verdict"], data["advice"]) == (found.passed, found.verdict(), found.advice())
+        assert data["coverage"]["judged"] == found.coverage.judged
+        assert [(c["name"], c["outcome"]) for c in data["checks"]] == [(c.name, c.outcome) for c in found.checks]
+
+
+# Checks
+
+
+def test_every_check_is_listed_whether_it_was_made_or_not(result):
+    found = replace(result, left_out=tuple(QUICK.left_out()), no_drafts="runtime x decodes one token at a time")
+    assert list(dict.fromkeys((item.name, item.outcome) for item in found.checks)) == [
+        ("files", "not done"),
+        ("weights", "not done"),
+        ("tensors", "passed"),
+        ("free generation", "reported"),
+        ("causes", "not done"),
+        ("text", "not done"),
+        ("cost of quantization", "not done"),
+        ("full verification", "not done"),
+        ("verification of drafts", "not done"),
+        ("longer contexts", "not done"),
+        ("another implementation", "not done"),
+    ]
+    details = {item.name: item.detail for item in found.checks}
+    assert all(details.values())
+    assert details["longer contexts"] == "the longest sequence had 43 of 48 tokens"
+    missing = [item.detail for item in found.checks if item.name == "full verification"]
+    assert missing == list(QUICK.left_out()) == found.to_dict()["left_out"]
