@@ -237,7 +237,7 @@ def _perplexity(
     import numpy as np
 
     from lucid_deploy.cli._console import console_out, progress
-    from lucid_deploy.parity.measure.perplexity import session_logits, surprisals, windows
+    from lucid_deploy.parity.perplexity import session_logits, surprisals, windows
 
     session, tokenizer = _open(artifact, runtime)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Session
 
 WINDOW = 512  # tokens of context at most: the text is scored window by window, each from an empty cache
@@ -42,7 +43,13 @@ class Perplexity:
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
-    """Cut a text into windows of at most ``WINDOW`` tokens and the model's context ``limit``; the rest counts too."""
+    """Cut a text into windows of at most ``WINDOW`` tokens and the model's context ``limit``; the rest counts too.
+
+    Raises:
+        LucidError: Fewer than two tokens.
+    """
+    if len(ids) < 2:
+        raise LucidError(f"The text for the perplexity has {len(ids)} tokens; it takes at least 2.")
     size = min(WINDOW, limit)
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
     return [piece for piece in pieces if len(piece) > 1]
