@@ -12,13 +12,9 @@ import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
-from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.runtimes import open_session
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -75,41 +71,12 @@ def test_the_bundled_checkpoint_answers_held_out_prompts(wrong_in_torch):
     assert len(wrong_in_torch) <= 2, wrong_in_torch
 
 
-@pytest.fixture(scope="module")
-def demo_artifact(demo):
-    return demo(logits="last")
-
-
-@pytest.mark.parametrize("chunk", [None, 17])
-def test_onnxruntime_gives_the_same_answers(wrong_in_torch, demo_artifact, chunk):
-    """On the same 200 prompts, one after the other, through prefill and decode graphs."""
-    session, text = open_session(demo_artifact, "onnxruntime"), TextTokenizer(demo_artifact.directory)
-    examples = recall.held_out(200)
-    found = []
-    for example in examples:
-        generation = Generation(session, text.encode(example.prompt), max_new_tokens=4, prefill_chunk=chunk)
-        found.append((text.decode(list(generation)), generation.finish_reason))
-    wrong = {e for e, answer in zip(examples, found, strict=True) if answer != (e.answer, "eos")}
-    assert wrong == {example for example, _ in wrong_in_torch}
-
-
-def test_the_demo_passes_verification(demo_artifact):
-    result = CliRunner().invoke(main, ["verify", str(demo_artifact.directory)])
-    assert result.exit_code == 0, result.output
-    assert "PASSED" in result.output
-
-
 def test_the_answers_depend_on_the_preconditioner(tokenizer):
     """Otherwise right answers would say nothing about a solve that is wrong."""
     lucid = load_model(DEMO)
     model = LucidForCausalLM(replace(lucid.config, attention_type="llama"))
     model.load_state_dict(lucid.state_dict())
     assert len(wrong_answers(model, tokenizer, recall.held_out(100))) > 50
-
-
-def test_the_bundled_checkpoint_is_small_and_lucid():
-    assert load_model(DEMO).config.attention_type == "lucid"
-    assert sum(path.stat().st_size for path in resolve(DEMO).iterdir()) <= 8 * 2**20
 
 
 def test_the_tokenizer_reads_every_word_and_writes_readable_text(tokenizer):
@@ -151,12 +118,6 @@ def test_held_out_prompts_share_no_entry_with_training():
     assert all(recall.is_held_out(*entry) for entry in held)
 
 
-@pytest.mark.parametrize(("pairs", "questions"), [(0, 1), (4, 0), (len(recall.ANIMALS) + 1, 1)])
-def test_impossible_lists_are_refused(pairs, questions):
-    with pytest.raises(ValueError, match="pairs"):
-        recall.sample_lists(np.random.default_rng(0), pairs, questions)
-
-
 def test_training_sequences_begin_with_a_prompt_and_label_its_answer(script, tokenizer):
     batch = script.training_batch(np.random.default_rng(0), pairs=5)
     inputs, labels = batch.inputs, batch.labels
@@ -173,12 +134,7 @@ def test_training_sequences_begin_with_a_prompt_and_label_its_answer(script, tok
 
 @pytest.mark.parametrize(
     ("attention", "more", "kinds"),
-    [
-        ("lucid", [], ("lucid",) * 3),
-        ("llama", [], ("standard",) * 3),
-        ("lucid", ["--hybrid"], ("delta", "lucid", "delta")),
-        ("llama", ["--hybrid"], ("delta", "standard", "delta")),
-    ],
+    [("lucid", ["--hybrid"], ("delta", "lucid", "delta")), ("llama", [], ("standard",) * 3)],
 )
 def test_the_training_script_writes_a_checkpoint(script, tmp_path, monkeypatch, attention, more, kinds):
     """With one thread whatever it asks for: on a busy machine two wait for each other, for tens of seconds a case."""
@@ -194,8 +150,3 @@ def test_the_training_script_writes_a_checkpoint(script, tmp_path, monkeypatch, 
     names = {path.name for path in resolve(DEMO).iterdir() if path.suffix in (".json", ".safetensors")}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert model(torch.tensor([[1, 7, 8]]))[0].isfinite().all()
-
-
-def test_the_training_script_is_reproducible(script):
-    first, second = (script.train("lucid", steps=3, seed=5).state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)

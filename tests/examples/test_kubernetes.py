@@ -1,8 +1,4 @@
-"""The manifests in examples/kubernetes: strict schemas, and what the server and the docs promise about probes and ends.
-
-Kubernetes' own kinds are validated by the schemas in kubernetes-validate, the Serve configuration by Ray's. KubeRay's
-fields are held to the schema below, written by hand from the API reference of ray.io/v1 (the parts that are used).
-"""
+"""The manifests in examples/kubernetes: what the server and the docs promise about probes and ends."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jsonschema
 import pytest
 
 from lucid_deploy.cli.serve import command
@@ -20,43 +15,6 @@ yaml = pytest.importorskip("yaml")
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="the extra dev")
 FOLDER = Path(__file__).parents[2] / "examples" / "kubernetes"
 VERSION = "1.37"
-QUANTITY = {"type": "integer", "minimum": 0}
-POD = {
-    "type": "object",
-    "required": ["spec"],
-    "properties": {"metadata": {"type": "object"}, "spec": {"type": "object"}},
-}
-STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
-
-
-def closed(required: list[str], **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
-
-
-HEAD = closed(["template"], rayStartParams=STRINGS, template=POD, serviceType={"type": "string"})
-WORKERS = closed(
-    ["groupName", "template"],
-    groupName={"type": "string"},
-    replicas=QUANTITY,
-    minReplicas=QUANTITY,
-    maxReplicas=QUANTITY,
-    rayStartParams=STRINGS,
-    template=POD,
-)
-CLUSTER = closed(
-    ["headGroupSpec"],
-    rayVersion={"type": "string"},
-    enableInTreeAutoscaling={"type": "boolean"},
-    headGroupSpec=HEAD,
-    workerGroupSpecs={"type": "array", "items": WORKERS},
-)
-RAY_SERVICE = closed(
-    ["apiVersion", "kind", "metadata", "spec"],
-    apiVersion={"const": "ray.io/v1"},
-    kind={"const": "RayService"},
-    metadata=closed(["name"], name={"type": "string"}, labels=STRINGS),
-    spec=closed(["rayClusterConfig"], serveConfigV2={"type": "string"}, rayClusterConfig=CLUSTER),
-)
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -76,24 +34,6 @@ def pod_templates() -> list[dict[str, Any]]:
 
 def options(words: list[str]) -> click.Context:
     return command.make_context("serve", list(words))
-
-
-def test_the_kinds_of_kubernetes_are_valid() -> None:
-    found = documents("deployment.yaml")
-    assert [one["kind"] for one in found] == ["Service", "PodDisruptionBudget", "Deployment"]
-    for one in found:
-        kubernetes_validate.validate(one, VERSION, strict=True)
-    found[2]["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["seconds"] = 5
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(found[2], VERSION, strict=True)
-
-
-def test_the_ray_service_is_valid() -> None:
-    (found,) = documents("rayservice.yaml")
-    jsonschema.validate(found, RAY_SERVICE)
-    for template in pod_templates():
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **template}
-        kubernetes_validate.validate(pod, VERSION, strict=True)
 
 
 def test_labels_and_ports_fit() -> None:

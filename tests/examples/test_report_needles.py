@@ -93,25 +93,3 @@ def test_intervals_are_those_of_the_evaluation(tmp_path):
         "difference": found["values_found"]["difference"],
     }
     assert found["values_found"]["difference"]["value"] == pytest.approx(0.75)
-
-
-def test_pairs_in_the_wrong_order_are_refused(artifacts):
-    lines = run("--pair", str(artifacts["llama"]), str(artifacts["lucid"]), rc=1).splitlines()
-    assert len(lines) == 1 and "a pair is lucid, then llama" in lines[0]
-
-
-@pytest.mark.parametrize(
-    ("more", "rc", "message"),
-    [
-        (["--lengths", "many"], 2, "'many' is not a list of numbers"),
-        (["--task", "other"], 2, "'--task'"),
-        (["--limit", "0"], 2, "'--limit'"),
-        (["--lengths", "30", "--limit", "1"], 1, "30 tokens cannot be made"),
-        (["--lengths", "4096", "--limit", "1"], 1, "context"),
-        (["--runtime", "none"], 1, "none"),
-    ],
-)
-def test_bad_arguments_are_refused_in_one_line(artifacts, more, rc, message):
-    output = run("--pair", str(artifacts["lucid"]), str(artifacts["llama"]), *more, rc=rc)
-    assert "Traceback" not in output
-    assert message in output.splitlines()[-1]

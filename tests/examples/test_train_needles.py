@@ -8,13 +8,13 @@ import pytest
 import torch
 import train_needles
 from click.testing import CliRunner
-from needle_training.data import least_context, sequences, to_batch
+from needle_training.data import to_batch
 from needle_training.state import NAME, Settings
 from needle_training.texts import KINDS, draw
-from needle_training.words import SIGNS, VOCABULARY
+from needle_training.words import VOCABULARY
 from numpy.random import default_rng
 from recall_training.data import IGNORED
-from recall_training.words import EOS, SPECIAL, build_tokenizer
+from recall_training.words import EOS, build_tokenizer
 
 from lucid_deploy.model.checkpoint import load_model
 
@@ -47,20 +47,6 @@ def test_labels_are_the_answers_and_sources_their_words(task):
         assert batch.inputs[row, batch.sources[row]].tolist() == labels[batch.positions].tolist()
         inside = (labels != IGNORED) & (labels != VOCABULARY[EOS])
         assert batch.inputs[row, 1:][inside[:-1]].tolist() == labels[inside].tolist()
-
-
-def test_sequences_depend_on_seed_and_step_alone_and_grow():
-    first, again = (sequences(1, 7, 100, 512, 1024) for _ in range(2))
-    assert torch.equal(first.batch.inputs, again.batch.inputs)
-    other = sequences(2, 7, 100, 512, 1024)
-    assert first.batch.inputs.shape != other.batch.inputs.shape or (first.batch.inputs != other.batch.inputs).any()
-    drawn = [sequences(1, step, 300, 512, 1024) for step in range(300)]
-    assert {each.task for each in drawn[:24]} == {"multi-key"}  # the lookup first
-    assert {each.task for each in drawn[24:]} == set(KINDS)
-    assert drawn[23].longest == 128 < drawn[60].longest < drawn[150].longest == 512
-    assert all(each.batch.inputs.shape[1] <= max(least_context(), each.longest) for each in drawn)
-    assert max(each.batch.inputs.shape[1] for each in drawn) > 480
-    assert all(each.batch.inputs.numel() <= 1024 for each in drawn)
 
 
 @pytest.mark.parametrize("attention", ["lucid", "llama"])
@@ -99,26 +85,6 @@ def test_a_killed_training_goes_on_from_the_last_state(tmp_path, monkeypatch):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_finished_training_is_not_repeated(tmp_path):
-    run(tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
-    assert "step" not in run(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-
-
-def test_the_state_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    run(tmp_path, "--stop-after", "2")
-    before = (tmp_path / NAME).read_bytes()
-
-    def full_disk(_handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lucid_deploy.files.os.fsync", full_disk)
-    assert "No space left" in run(tmp_path, "--stop-after", "2", rc=1)
-    assert (tmp_path / NAME).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
-
-
 def test_both_attentions_have_equal_size_and_data(tmp_path):
     models = [train_needles.new_model(train_needles.model_json(SETTINGS)) for _ in range(2)]
     lucid = {name: value.shape for name, value in models[0].state_dict().items()}
@@ -126,19 +92,6 @@ def test_both_attentions_have_equal_size_and_data(tmp_path):
     other = train_needles.new_model(train_needles.model_json(standard))
     assert lucid == {name: value.shape for name, value in other.state_dict().items()}
     assert (models[0].config.attention_type, other.config.attention_type) == ("lucid", "llama")
-
-
-def test_a_checkpoint_of_the_default_size_is_small():
-    """30 MB are allowed for the checkpoint, the state of the training with it."""
-    raw = train_needles.model_json(Settings("lucid", 1, 1, 512, 4096, 128, False, 1))
-    parameters = sum(parameter.numel() for parameter in train_needles.new_model(raw).parameters())
-    assert 3 * 4 * parameters + 4 * parameters < 30e6  # weights and AdamW's two averages, and the weights again
-    assert raw["max_position_embeddings"] >= 2048 + train_needles.LONGEST_ANSWER
-
-
-def test_signs_come_first_in_the_vocabulary():
-    """The parameters at the start take the first words for those that say nothing."""
-    assert tuple(VOCABULARY)[: len(SPECIAL) + len(SIGNS)] == (*SPECIAL, *SIGNS)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +116,3 @@ def test_the_state_of_another_training_is_refused(tmp_path):
     lines = run(tmp_path, "--seed", "2", rc=1).splitlines()
     assert len(lines) == 1 and "seed 1, not 2" in lines[0]
     assert (tmp_path / NAME).read_bytes() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"no state", None])
-def test_a_damaged_state_is_refused(tmp_path, content):
-    run(tmp_path, "--stop-after", "1")
-    state = tmp_path / NAME
-    state.write_bytes(state.read_bytes()[:-1000] if content is None else content)
-    lines = run(tmp_path, rc=1).splitlines()
-    assert len(lines) == 1 and "is damaged or no state of a training" in lines[0]

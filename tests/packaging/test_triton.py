@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 
@@ -77,17 +76,6 @@ def test_the_packaged_graph_computes_what_the_artifact_does(exported: Exported, 
         feed |= {f"past_key_values.{layer}.key": past, f"past_key_values.{layer}.value": past}
     packaged = ort.InferenceSession(str(prefill / "1" / "model.onnx"))
     np.testing.assert_allclose(packaged.run(["logits"], feed)[0], expected, rtol=0, atol=1e-5)
-
-
-def test_onnx_itself_reads_the_models_with_their_weights(exported: Exported, tmp_path: Path) -> None:
-    """It takes external data with several links for an attack, so each model has a copy."""
-    _, artifact = exported()
-    for folder in package_triton(artifact, tmp_path / "models"):
-        assert {path.stat().st_nlink for path in folder.rglob("*") if path.is_file()} == {1}
-        onnx.checker.check_model(str(folder / "1" / "model.onnx"), full_check=True)
-        weights = onnx.load(folder / "1" / "model.onnx").graph.initializer
-        assert all(onnx.numpy_helper.to_array(weight).size for weight in weights if weight.name.endswith(".weight"))
-    assert artifact.path("weights.bin").stat().st_nlink == 1
 
 
 def with_engines(artifact: Artifact, backend: str = "tensorrt", weightless: bool = False) -> None:
@@ -166,14 +154,6 @@ def test_engines_that_triton_cannot_load(
     assert not (tmp_path / "models").exists()
 
 
-def test_a_cut_engine_is_not_packaged(artifact_copy: Path, tmp_path: Path) -> None:
-    artifact = copied(artifact_copy)
-    with_engines(artifact)
-    (engine_directory(artifact, "tensorrt") / "decode.engine").write_bytes(b"")
-    with pytest.raises(CheckFailed, match="cut or swapped"):
-        package_triton(artifact, tmp_path / "models", GPU)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -224,68 +204,6 @@ def test_other_models_stay_and_own_ones_are_replaced_on_demand(exported: Exporte
     package_triton(artifact, models, TritonOptions(name="lucid", overwrite=True))
     assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill", "other"]
     assert read_config(models / "lucid-decode").name == "lucid-decode"
-
-
-def test_the_states_of_a_hybrid_travel_as_any_cache(hybrid: Callable[..., Artifact], tmp_path: Path) -> None:
-    artifact = hybrid()
-    prefill, decode = package_triton(artifact, tmp_path / "models", TritonOptions(name="hybrid"))
-    own = open_session(artifact)
-    ids, cache = np.arange(2, 12)[None], own.empty_cache()
-    expected = [own.prefill(ids, cache).copy(), own.decode(np.array([[5]]), cache).copy()]
-    config = read_config(decode)
-    shapes = {item.name: list(item.dims) for item in config.input}
-    assert shapes["past_key_values.0.recurrent_state"] == [-1, 8, 16, 16]
-    feed: dict[str, Any] = {}
-    for item in read_config(prefill).input:  # a client knows the configuration alone: empty rows, and states of zeros
-        if item.name.startswith("past_key_values."):
-            heads_first = item.name.endswith(("key", "value"))
-            shape = [1, *(0 if heads_first and size == -1 else size for size in list(item.dims)[1:])]
-            feed[item.name] = np.zeros(shape, np.float32)
-    found = []
-    for folder, new, start in ((prefill, ids, 0), (decode, np.array([[5]]), 10)):
-        length = start + new.shape[1]
-        feed |= {"input_ids": new, "attention_mask": np.ones((1, length), np.int64)}
-        feed["position_ids"] = np.arange(start, length)[None]
-        session = ort.InferenceSession(str(folder / "1" / "model.onnx"))
-        logits, *present = session.run(None, {item.name: feed[item.name] for item in session.get_inputs()})
-        found.append(logits)
-        names = [item.name for item in session.get_outputs()][1:]
-        feed |= {name.replace("present", "past_key_values"): x for name, x in zip(names, present, strict=True)}
-    for actual, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
-
-
-def test_a_disk_that_is_full_leaves_neither_model(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, artifact = exported()
-    copy = shutil.copyfile
-
-    def copyfile(source: Path, target: Path) -> None:
-        if "decode" in str(target):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        copy(source, target)
-
-    monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(LucidError, match="No space left on device"):
-        package_triton(artifact, tmp_path / "models", TritonOptions(name="lucid"))
-    assert not (tmp_path / "models").exists()
-
-
-def test_models_of_a_call_at_the_same_time_stay(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other, copy = tmp_path / "models" / "lucid-decode", shutil.copyfile
-
-    def copyfile(source: Path, target: Path) -> None:
-        other.mkdir(exist_ok=True)
-        (other / "another's").touch()
-        copy(source, target)
-
-    monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(LucidError, match="lucid-decode exists already"):
-        package_triton(exported()[1], tmp_path / "models", TritonOptions(name="lucid"))
-    assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["lucid-decode"]
 
 
 def test_an_artifact_that_is_replaced_meanwhile_is_not_packaged_in_parts(

@@ -7,15 +7,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from needle_training.questions import as_text, needle_questions, values_found
+from needle_training.questions import as_text, needle_questions
 from needle_training.texts import KINDS, SENTENCE, draw
-from needle_training.words import VOCABULARY, WORDS
+from needle_training.words import VOCABULARY
 from recall_training.words import build_tokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation import Report
-from lucid_deploy.evaluation.report import Outcome
 
 LENGTHS = (256, 2048)
 
@@ -91,45 +89,9 @@ def test_needles_lie_everywhere(tokenizer):
     assert max(tenths.values()) < 45
 
 
-def test_other_needles_of_multi_key_resemble_the_one_that_is_asked_for(tokenizer):
-    """They share one of the key's two words with it, and no other needle has its key."""
-    for question in needle_questions(tokenizer, "multi-key", 1024, limit=10).questions:
-        *sentences, asked = question.prompt.split(". ")
-        trait, owner, _ = asked.split()
-        keys = [tuple(sentence.split()[:2]) for sentence in sentences]
-        assert len(set(keys)) == len(keys)
-        assert sum(key[0] == trait or key[1] == owner for key in keys) > 2
-
-
-def test_questions_are_reproducible_and_those_of_other_seeds_and_lengths_differ(tokenizer):
-    first = needle_questions(tokenizer, "single", 256, limit=5)
-    assert first == needle_questions(tokenizer, "single", 256, limit=5)
-    assert first.questions[:3] == needle_questions(tokenizer, "single", 256, limit=3).questions
-    others = (needle_questions(tokenizer, "single", 256, 5, seed=1), needle_questions(tokenizer, "single", 262, 5))
-    assert all(first.questions[0].prompt != other.questions[0].prompt for other in others)
-
-
 @pytest.mark.parametrize(
     ("length", "message"), [(60, r"60 tokens.*10 to 2048 sentences"), (20_000, r"20000 tokens.*10 to 2048 sentences")]
 )
 def test_impossible_lengths_are_refused(tokenizer, length, message):
     with pytest.raises(LucidError, match=message):
         needle_questions(tokenizer, "variables", length, limit=1)
-
-
-def test_another_vocabulary_is_refused(tmp_path):
-    build_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(LucidError, match="cannot write the words"):
-        needle_questions(TextTokenizer(tmp_path), "single", 256, limit=1)
-
-
-def test_values_count_one_by_one_in_any_order_and_as_whole_words(tokenizer):
-    task = needle_questions(tokenizer, "multi-value", 256, limit=1)
-    values = task.questions[0].labels["values"]
-    given = {", ".join(reversed(values)): 1.0, f"{values[2]}, {values[0]}": 0.5, f"c{values[1]}. {values[0]}": 0.0}
-    for text, share in given.items():
-        assert values_found(Report(task, "", "", [Outcome(task.questions[0], text, False)])) == [share]
-
-
-def test_words_have_one_meaning():
-    assert len(set(WORDS)) == len(WORDS)

@@ -12,9 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from lucid_deploy.artifact import STAGES, Artifact
-from lucid_deploy.errors import LucidError
 from lucid_deploy.packaging.tensorrt.graphs import attention_form, stage_graphs
-from lucid_deploy.runtimes.tensorrt import passes
 from tests.runtimes.tensorrt.graphs import inputs
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -51,16 +49,3 @@ def test_the_graph_with_bodies_computes_what_the_artifact_does(stage: str, expor
         ort.InferenceSession(str(tmp_path / "functions.onnx")).run(None, feed), expected, strict=True
     ):
         np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
-
-
-def test_the_form_follows_the_type(exported: Exported) -> None:
-    assert [attention_form(exported(dtype)[1]) for dtype in ("float32", "float16")] == ["explicit", "standard"]
-
-
-def test_attention_of_another_form_is_a_message(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: object) -> bool:
-        raise ValueError("node_7: an Attention of another form")
-
-    monkeypatch.setattr(passes, "explicit_attention", refuse)
-    with pytest.raises(LucidError, match=r"prefill.onnx cannot be packaged for TensorRT: node_7: an Attention"):
-        stage_graphs(exported()[1], "prefill", "explicit")

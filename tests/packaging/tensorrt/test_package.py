@@ -95,17 +95,6 @@ def test_commands_of_the_readme_pass(
         polygraphy(folder, *words)
 
 
-def test_the_readme_tells_reduce_how_far_off_tensors_may_be(package: Path) -> None:
-    [reduce] = [words for words in readme_commands(package) if "reduce" in words]
-    check = reduce[reduce.index("--check") + 1 :]
-    compare = (package / "compare.sh").read_text().replace(" \\\n\t", " ")
-    typing = ["--strongly-typed", "--trt-config-postprocess-script", "no_tf32.py"]
-    assert " ".join(typing) in compare and " ".join(typing) in " ".join(check)
-    largest = max(json.loads((package / "profiles.json").read_text())["absolute_tolerances"]["decode"].values())
-    assert check[check.index("--rtol") + 1] == "0"
-    assert float(check[check.index("--atol") + 1]) == pytest.approx(largest, rel=1e-2)
-
-
 def test_polygraphy_finds_a_wrong_graph(package: Path, run: Run, tmp_path: Path) -> None:
     """The solve left out in one layer: Y is V."""
     copy = shutil.copytree(package, tmp_path / "copy")
@@ -115,21 +104,6 @@ def test_polygraphy_finds_a_wrong_graph(package: Path, run: Run, tmp_path: Path)
     onnx.save(model, str(copy / "prefill.functions.onnx"))
     result = run(copy, "./compare.sh")
     assert result.returncode == 1 and "FAILED | Output: 'present.1.value'" in result.stdout
-
-
-def test_polygraphy_inspects_and_sanitizes(package: Path, polygraphy: Callable[..., str], tmp_path: Path) -> None:
-    said = polygraphy(package, "inspect", "model", "decode.onnx", "--shape-inference", "--show", "layers")
-    assert "logits [dtype=float32, shape=('batch', 1, 97)]" in said
-    assert "present.1.key [dtype=float32, shape=('batch', 2, 'past_sequence + 1', 36)]" in said
-    assert said.count("[Op: DecodeAttention]") == 2
-    polygraphy(package, "surgeon", "sanitize", "prefill.onnx", "--fold-constants", "-o", str(tmp_path / "sane.onnx"))
-    sane = onnx.load(str(tmp_path / "sane.onnx"))
-    assert sum(node.op_type == "Precondition" for node in sane.graph.node) == 2
-
-
-def test_the_data_loader(package: Path, polygraphy: Callable[..., str], tmp_path: Path) -> None:
-    words = ["run", "decode.functions.onnx", "--onnxrt", "--data-loader-script", "data_loader.py:load_decode"]
-    polygraphy(package, *words, "--load-outputs", "decode_outputs.json", "--atol", "1e-3")
 
 
 ALONE = """
@@ -199,19 +173,6 @@ def test_a_plugin_without_kernels_for_the_type(exported: Exported, plugin: Path,
     assert "\n" not in str(raised.value) and not (tmp_path / "package").exists()
 
 
-def test_a_plugin_without_kernels_for_the_width(exported: Exported, plugin: Path, tmp_path: Path) -> None:
-    """As ``plugin build --head-dim 128`` makes; heads of 36 columns take kernels of 64."""
-    content = plugin.read_bytes()
-    for width in (b"32", b"64", b"256"):
-        content = content.replace(b"_float32_d" + width + b"_u", b"_float32_x" + width + b"_u")
-    (tmp_path / "other.so").write_bytes(content)
-    options = TensorRtOptions(plugin=tmp_path / "other.so", **LIMITS)
-    with pytest.raises(LucidError, match=r"no kernels for heads of width 36 in float32; .* take 128 columns") as raised:
-        package_tensorrt(exported()[1], tmp_path / "package", options)
-    assert "--dtype float32 --head-dim 36 --output" in str(raised.value) and "\n" not in str(raised.value)
-    assert not (tmp_path / "package").exists()
-
-
 def test_nothing_is_left_of_what_failed(
     exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,22 +204,6 @@ def test_what_is_there_is_replaced_on_demand(
             package_tensorrt(artifact, ".", replacing)
     package_tensorrt(artifact, target, replacing)
     assert json.loads((target / "profiles.json").read_text())["format_version"] == 1
-
-
-def test_a_package_of_a_call_at_the_same_time_stays(
-    exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, write = tmp_path / "package", packaging.write_recorded
-
-    def written(*arguments: Any) -> None:
-        target.mkdir(exist_ok=True)
-        (target / "another's").touch()
-        write(*arguments)
-
-    monkeypatch.setattr(packaging, "write_recorded", written)
-    with pytest.raises(LucidError, match=r"exists already: another command made it in the meantime"):
-        package_tensorrt(exported()[1], target, TensorRtOptions(plugin=plugin, **LIMITS))
-    assert os.listdir(target) == ["another's"] and os.listdir(tmp_path) == ["package"]
 
 
 @pytest.mark.parametrize("step", ["record", "write_recorded"])

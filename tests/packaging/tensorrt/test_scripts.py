@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -49,12 +48,6 @@ def test_trtexec(tmp_path: Path) -> None:
         "--noTF32",
         "--verbose",
     ]
-
-
-def test_trtexec_with_other_options(tmp_path: Path) -> None:
-    [prefill, _] = told(trtexec_script(PROFILES, None, True), tmp_path, TRTEXEC_OPTIONS="")
-    assert "--decomposableAttentions=*" in prefill
-    assert not [word for word in prefill if "Plugins" in word or "Typed" in word]
 
 
 def test_polygraphy(tmp_path: Path) -> None:
@@ -109,10 +102,3 @@ def test_what_is_not_installed_is_one_line(tmp_path: Path) -> None:
         assert 'Run: pip install "tensorrt-rtx-cu13>=1.7"' in said
     said = refusal(trtexec_script(PROFILES, None, False), tmp_path, TRTEXEC="no-such-trtexec")
     assert "There is no no-such-trtexec. It comes with TensorRT" in said
-
-
-@pytest.mark.parametrize("name", ["run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py"])
-def test_resources_are_python(name: str) -> None:
-    compile(resource(name), name, "exec")
-    assert "lucid_deploy" not in resource(name)
-    json.dumps(resource(name))
