@@ -167,17 +167,7 @@ def instruction_sets(said: str) -> list[str]:
 
 
 def write_gguf(config: LucidConfig, dtype: str, path: Path) -> None:
-    """Write the file.
-
-    Args:
-        config: Whose sizes it has.
-        dtype: Type of its matrices, a key of :data:`TYPES`: int8 and int4 are llama.cpp's Q8_0 and Q4_0, blocks of 32
-            with a scale in float16. Norms are float32.
-        path: Where to write it.
-
-    Raises:
-        LucidError: Rows that cannot be cut into the type's blocks, or a vocabulary of fewer than eight tokens.
-    """
+    """Write the file."""
     if config.vocab_size < 2 * FIRST_WORD:
         raise LucidError(f"llama.cpp needs a vocabulary of more than {config.vocab_size} tokens to be measured.")
     writer = GGUFWriter(path, "llama")

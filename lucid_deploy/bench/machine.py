@@ -61,25 +61,14 @@ def load_average() -> float | None:
 
 
 def busy(cores: int, load: float | None) -> str | None:
-    """Say that a machine was busy before anything of ours ran; None where it was not, or cannot be known.
-
-    Args:
-        cores: Of this machine.
-        load: :func:`load_average` at that time.
-    """
+    """Say that a machine was busy before anything of ours ran; None where it was not, or cannot be known."""
     if load is None or load <= BUSY * cores:
         return None
     return f"the load average was {load:.1f} on {cores} cores before it began"
 
 
 def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[str]:
-    """Return reasons not to trust what was timed; none on a quiet machine.
-
-    Args:
-        cores: Of this machine.
-        load: :func:`load_average` before anything of ours ran.
-        spreads: Of each measurement, the slowest round less the fastest over the median.
-    """
+    """Return reasons not to trust what was timed; none on a quiet machine."""
     reasons = [reason] if (reason := busy(cores, load)) else []
     if (widest := max(spreads, default=0.0)) > UNSTEADY:
         reasons.append(f"rounds of one measurement differ by up to {100 * widest:.0f} %")
@@ -87,12 +76,7 @@ def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[s
 
 
 def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
-    """Measure how fast this machine copies memory with a thread a core, in bytes read plus bytes written a second.
-
-    Args:
-        size: Bytes copied in all, far more than the caches hold.
-        repeats: The best of so many counts.
-    """
+    """Measure how fast this machine copies memory with a thread a core, in bytes read plus bytes written a second."""
     count = usable_cores()
     source = [np.ones(size // count, dtype=np.uint8) for _ in range(count)]
     target = [np.zeros_like(part) for part in source]

@@ -38,14 +38,6 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
     """Draw a PNG for each stage: ``prefill.png``, ``decode.png``; more, such as ``decode-2.png``, for many contenders.
 
     Every picture holds the first contender and at most as many others as make five lines.
-
-    Args:
-        report: From :func:`lucid_deploy.bench.report.build_report`.
-        directory: Where to write them; made if need be.
-
-    Raises:
-        LucidError: matplotlib is not installed.
-        OSError: A plot cannot be written; one that was there is unchanged.
     """
     try:
         import matplotlib

@@ -27,15 +27,7 @@ def build_report(
     machine: dict[str, Any],
     bytes_read: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Return everything as plain data.
-
-    Args:
-        measurements: From :func:`lucid_deploy.bench.run_plan`; the first contender is what others are compared with.
-        opened: From the same.
-        plan: The plan.
-        machine: From :func:`lucid_deploy.bench.machine.describe_machine`.
-        bytes_read: Per (stage, batch, length) as ``decode/1/8192``, the bytes a step must read at least.
-    """
+    """Return everything as plain data; ratios are to the first contender."""
     first = measurements[0].contender
     rows = []
     for item in measurements:
@@ -80,14 +72,7 @@ def exponents(measurements: Sequence[Measurement]) -> dict[str, float]:
 
 
 def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:
-    """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once.
-
-    Args:
-        manifest: Of the artifact.
-        weights: Bytes of its weight file.
-        batch: Rows.
-        context: Tokens that are cached of each.
-    """
+    """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once."""
     config, record = manifest.config, manifest.quantization
     cache = layout_bytes(layout_of(describe(config, manifest.cache_dtype)), context) * batch
     if config.tie_word_embeddings:

@@ -120,11 +120,7 @@ class WorkerProcess:
         self._scratch.close()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Send one command and wait for its answer.
-
-        Raises:
-            LucidError: The command failed, or the process died (killed for memory, most likely).
-        """
+        """Send one command and wait for its answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")

@@ -28,12 +28,7 @@ def entries(k: Tensor, eps: float) -> Tensor:
 
 
 def solve_dense(x: Tensor, v: Tensor) -> Tensor:
-    """Solve with LAPACK's triangular solver: the whole matrix at once.
-
-    Args:
-        x: ``(…, N, N)``.
-        v: ``(…, N, D)`` of the same type.
-    """
+    """Solve with LAPACK's triangular solver: the whole matrix at once."""
     work = compute_dtype(v.dtype)
     return torch.linalg.solve_triangular(x.to(work), v.to(work), upper=False, unitriangular=True).to(v.dtype)
 
@@ -82,14 +77,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 def solve(name: str, dtype: str, x: Tensor, v: Tensor) -> Tensor:
-    """Solve with X and V rounded to a type; the result has V's own type.
-
-    Args:
-        name: Of one of :data:`SOLVERS`.
-        dtype: Such as ``float16``.
-        x: ``(…, N, N)``.
-        v: ``(…, N, D)``.
-    """
+    """Solve with X and V rounded to a type; the result has V's own type."""
     rounded = getattr(torch, dtype)
     return SOLVERS[name](x.to(rounded), v.to(rounded)).to(v.dtype)
 

@@ -83,11 +83,7 @@ def _as_standard(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
-    """Check that nothing but LUCID attention was replaced.
-
-    Raises:
-        LucidError: The family's own code makes other layers, such as none over a window.
-    """
+    """Check that nothing but LUCID attention was replaced."""
     wanted = tuple(STANDARD if kind == LUCID else kind for kind in artifact.config.kinds)
     try:
         found = Checkpoint(checkpoint, tuple(artifact.manifest.assumed_unused)).config.kinds

@@ -79,11 +79,7 @@ class Worker:
 
 
 def make_worker(contender: Contender) -> Worker | LlamaCppWorker:
-    """Open a contender.
-
-    Raises:
-        LucidError: It cannot be opened, or a package that it needs is not installed.
-    """
+    """Open a contender."""
     if contender.kind != LLAMA_CPP:
         return Worker(contender)
     from lucid_deploy.artifact import open_artifact
@@ -96,11 +92,7 @@ def make_worker(contender: Contender) -> Worker | LlamaCppWorker:
 
 
 def main(make: Callable[[Contender], Any] = make_worker) -> None:
-    """Answer commands until stdin ends; an exception is an answer too, with the key ``error``.
-
-    Args:
-        make: Makes the object whose methods are the commands, when it is told to open a contender.
-    """
+    """Answer commands until stdin ends; an exception is an answer too, with the key ``error``."""
     worker: Any = None
     for line in sys.stdin:
         command = json.loads(line)

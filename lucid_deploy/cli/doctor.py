@@ -22,14 +22,12 @@ def command(json_target: str | None) -> None:
 
     from lucid_deploy.cli._console import console_out, progress, write_json
     from lucid_deploy.doctor.diagnosis import CHECKS, run_check
-    from lucid_deploy.doctor.gpu import CHECKS as GPU_CHECKS
     from lucid_deploy.errors import CheckFailed
 
-    checks = (*CHECKS, *GPU_CHECKS)
     findings = []
     with progress("Checking") as update:
-        for done, check in enumerate(checks):
-            update(f"Checking {check.name}", done, len(checks))
+        for done, check in enumerate(CHECKS):
+            update(f"Checking {check.name}", done, len(CHECKS))
             findings.append(run_check(check))
     if json_target is not None:
         write_json([finding.to_dict() for finding in findings], json_target)

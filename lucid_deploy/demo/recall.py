@@ -96,18 +96,7 @@ def is_held_out(animal: str, adjective: str, thing: str) -> bool:
 def sample_lists(
     rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
 ) -> RecallLists:
-    """Draw lists of one length.
-
-    Args:
-        rng: Source of randomness; equal states give equal lists.
-        pairs: Entries in each list, at most ``len(ANIMALS)``.
-        questions: Entries asked for in each.
-        batch: Number of lists.
-        held_out: Draw held-out entries only; otherwise none of them.
-
-    Raises:
-        ValueError: No question, no entry, or more entries than animals.
-    """
+    """Draw lists of one length."""
     if questions < 1 or not 1 <= pairs <= len(ANIMALS):
         raise ValueError(f"need 1 <= pairs <= {len(ANIMALS)} and questions >= 1, not {pairs} and {questions}")
     animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]
@@ -132,13 +121,7 @@ def sample_prompt(rng: np.random.Generator, pairs: int, *, held_out: bool = Fals
 
 
 def held_out(count: int, seed: int = 2026, max_pairs: int = MAX_PAIRS) -> list[Example]:
-    """Return prompts of held-out entries, going through the lengths from ``MIN_PAIRS`` to ``max_pairs`` in turn.
-
-    Args:
-        count: Number of prompts.
-        seed: Equal seeds give equal prompts.
-        max_pairs: Entries in the longest lists.
-    """
+    """Return prompts of held-out entries, going through the lengths from ``MIN_PAIRS`` to ``max_pairs`` in turn."""
     rng = np.random.default_rng(seed)
     lengths = range(MIN_PAIRS, max_pairs + 1)
     return [sample_prompt(rng, lengths[i % len(lengths)], held_out=True) for i in range(count)]

@@ -52,17 +52,7 @@ class _Tokens:
 
 
 def check_layer(library: Path | None = None) -> float:
-    """Run the layer.
-
-    Args:
-        library: The library of CPU kernels; None: the functions of the graph.
-
-    Returns:
-        The largest relative error of a tensor, at most :data:`ALLOWED`.
-
-    Raises:
-        RuntimeError: A result is wrong; which, and by how much.
-    """
+    """Run the layer."""
     tokens = _tokens()
     exact_y, exact_o = _exact(tokens)
     y, start, worst = tokens.v[:, :, :0], 0, 0.0

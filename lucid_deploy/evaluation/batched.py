@@ -179,15 +179,7 @@ def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int
 def _waves(
     session: Session[Any], groups: Sequence[Sequence[Ids]], tails: Sequence[Sequence[int]], batch: int, room: int = 0
 ) -> Iterator[Wave]:
-    """Run the tokens that each group shares, and yield the remaining ones wave by wave.
-
-    Args:
-        session: What runs the model.
-        groups: Token ids; no group is empty.
-        tails: For each prompt, how many of its last tokens are not run with the shared ones; at least 1.
-        batch: Most groups at once. Fewer are taken where padding would need more than the context.
-        room: Tokens that will follow each prompt.
-    """
+    """Run the tokens that each group shares, and yield the remaining ones wave by wave."""
     if batch < 1:
         raise LucidError(f"A batch must hold at least one row, not {batch}.")
     batch = min(batch, session.batch_limit or batch)

@@ -68,7 +68,6 @@ class TaskResult:
 
     @property
     def truncated(self) -> int:
-        """How many documents had prompts that were cut."""
         return sum(sample["truncated"] for sample in self.samples)
 
     def scores(self, metric: str) -> list[float]:
@@ -78,7 +77,6 @@ class TaskResult:
         return [float(item) if isinstance(item, int | float) else float(whole([item])) for item in found]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON, without the samples."""
         metrics = {name: {"value": value, "standard_error": error} for name, (value, error) in self.values.items()}
         return {"name": self.name, "documents": len(self.samples), "truncated": self.truncated, "metrics": metrics}
 
@@ -115,12 +113,7 @@ def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[s
 
 
 def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) -> list[TaskResult]:
-    """Ask a model all documents of some tasks.
-
-    Args:
-        model: The model.
-        tasks: lm_eval's tasks by name, from :func:`load_tasks` or :mod:`lucid_deploy.evaluation.suites`.
-        options: How they are asked.
+    """Ask a model all documents of some tasks, given by name.
 
     Raises:
         LucidError: Prompts are too long and may not be cut, or a task asks for what the model does not support.
@@ -177,9 +170,6 @@ def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> 
     """Return the difference in each task and metric; with several tasks, also of their average, as task ``all``.
 
     A task counts in the average by its first metric.
-
-    Raises:
-        LucidError: The models were not asked the same.
     """
     found: dict[tuple[str, str], Difference] = {}
     main = []
@@ -234,11 +224,7 @@ def differences_to_list(found: dict[tuple[str, str], Difference]) -> list[dict[s
 
 
 def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResult], samples: bool) -> None:
-    """Write ``results.json`` and, if wanted, ``samples_NAME.jsonl`` of each task into a folder.
-
-    Raises:
-        LucidError: They cannot be written.
-    """
+    """Write ``results.json`` and, if wanted, ``samples_NAME.jsonl`` of each task into a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for result in results if samples else ():

@@ -117,13 +117,11 @@ class LucidLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The tokenizer's ``eos_token``, else the configuration's first end-of-sequence or its bos token."""
         config = self.session.config
         return self._first(self._named("eos_token"), *config.eos_token_ids[:1], config.bos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without context: bos, else eos, of the tokenizer, else of the configuration."""
         config = self.session.config
         named = self._named("bos_token"), self._named("eos_token")
         return self._first(*named, config.bos_token_id, *config.eos_token_ids[:1])
@@ -141,8 +139,7 @@ class LucidLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> Ids:
-        """Return token ids, with the tokenizer's special tokens unless the text already begins with the prefix."""
-        if add_special_tokens is None:
+        if add_special_tokens is None:  # as HFLM: none where the text already begins with the prefix token
             prefix = self._spelled([self.prefix_token_id])
             begins = string.startswith(prefix) if prefix else self._encode(string)[:1] == [self.prefix_token_id]
             add_special_tokens = not begins
@@ -158,24 +155,17 @@ class LucidLM(TemplateLM):
         return self._text.decode(ids)
 
     def tok_decode(self, tokens: Ids, **_kwargs: Any) -> str:
-        """Return the text of token ids, without special tokens."""
         return self._text.decode(tokens)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what lm_eval's results say about the model."""
         return {"model_runtime": self.session.label, "model_dtype": self.session.dtype, "max_length": self.max_length}
 
     @property
     def tokenizer_name(self) -> str:
-        """The key under which lm_eval may keep rendered chats: different for every model."""
+        # The key under which lm_eval may keep rendered chats: different for every model.
         return f"lucid-{id(self)}" if self._artifact is None else f"lucid-{self._artifact.identity}"
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a chat as text: opened for an answer, or ending inside the last message.
-
-        Raises:
-            LucidError: The model has no chat template, or its template refuses the messages.
-        """
         if self._chat is None:
             self._chat = None if self._artifact is None else chat_renderer(self._artifact.directory)
             if self._chat is None:
@@ -183,13 +173,11 @@ class LucidLM(TemplateLM):
         return self._chat(chat_history, not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Return nothing, as the template lies beside the artifact; refuse one that is chosen by name."""
         if isinstance(chat_template, str):
             raise LucidError(f"No chat template is chosen by name, not {chat_template!r} either: say True.")
         return None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return log p(continuation | context) of each request, and whether greedy decoding would give it."""
         self._check_room(requests)
         encoded = [(request.args, *self._pair(*request.args)) for request in requests]
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
@@ -227,11 +215,7 @@ class LucidLM(TemplateLM):
             return log_likelihoods(self.session, pairs, self.batch_size, answered)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each text, in windows of the model's context that overlap by one token.
-
-        As in lm_eval's ``HFLM``, :attr:`prefix_token_id` stands before the text, and special tokens that the tokenizer
-        adds belong to the text.
-        """
+        # As HFLM: windows overlap by one token, the prefix token comes first, special tokens belong to the text.
         pieces: list[tuple[Any, Ids, Ids]] = []
         owners = []
         for number, request in enumerate(requests):
@@ -248,7 +232,6 @@ class LucidLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return the answer to each context, up to a stop sequence, which is left out."""
         options = [read_options(request.args[1], self.max_gen_toks) for request in requests]
         self._check_room(requests)
         prompts = [
@@ -346,11 +329,7 @@ def cut_at(text: str, ends: Sequence[str]) -> str:
 
 
 def read_options(options: dict[str, Any], max_gen_toks: int) -> tuple[list[str], int, Sampling]:
-    """Return stop sequences, most new tokens and sampling of a request's generation options.
-
-    Raises:
-        LucidError: An option that is not supported, or a value that makes no sense.
-    """
+    """Return stop sequences, most new tokens and sampling of a request's generation options."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
         known: dict[str, Any] = {**normalize_gen_kwargs(given, max_gen_toks)}

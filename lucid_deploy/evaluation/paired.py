@@ -40,12 +40,7 @@ class Difference:
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a proportion after Wilson (1927), which holds near 0 and 1 too.
-
-    Args:
-        right: Successes, 0 to ``count``.
-        count: Trials, at least 1.
-    """
+    """Return the 95 % confidence interval of a proportion after Wilson (1927), which holds near 0 and 1 too."""
     share, z2 = right / count, _Z**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))

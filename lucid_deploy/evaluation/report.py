@@ -47,7 +47,6 @@ class Score:
         return self.right / self.count
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON, with its 95 % interval."""
         interval = [round(bound, 6) for bound in wilson(self.right, self.count)]
         accuracy = round(self.accuracy, 6)
         return {"right": self.right, "count": self.count, "accuracy": accuracy, "interval": interval}
@@ -76,7 +75,6 @@ class Report:
 
     @property
     def score(self) -> Score:
-        """Of all questions."""
         return _score(self.outcomes)
 
     def by(self, *labels: str) -> dict[tuple[Any, ...], Score]:
@@ -212,7 +210,6 @@ class Comparison:
         return self.score.accuracy / self.other.accuracy if self.other.right else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
         return {
             **self.other.to_dict(),
             "relative_accuracy": None if self.relative is None else round(self.relative, 6),

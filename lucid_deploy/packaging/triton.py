@@ -95,15 +95,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
 
 
 def model_config(artifact: Artifact, stage: str, name: str, options: TritonOptions, plugin: str | None = None) -> str:
-    """Return the text of a model's ``config.pbtxt``, a ``ModelConfig`` of Triton's ``model_config.proto``.
-
-    Args:
-        artifact: The opened artifact.
-        stage: ``prefill`` or ``decode``.
-        name: The models' common name.
-        options: See :class:`TritonOptions`.
-        plugin: Path of the TensorRT plugin library in the repository, which is noted in the parameters.
-    """
+    """Return the text of a model's ``config.pbtxt``, a ``ModelConfig`` of Triton's ``model_config.proto``."""
     graph = artifact.manifest.graphs[stage]
     kind = "KIND_CPU" if options.device == "cpu" else "KIND_GPU"
     parts = [

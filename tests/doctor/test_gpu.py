@@ -6,8 +6,7 @@ import importlib.metadata
 
 import pytest
 
-from lucid_deploy.doctor.diagnosis import run_check
-from lucid_deploy.doctor.gpu import CHECKS, SWITCH
+from lucid_deploy.doctor.diagnosis import CHECKS, SWITCH, run_check
 from lucid_deploy.errors import LucidError
 
 

@@ -58,11 +58,7 @@ def source_of(task: SuiteTask) -> Source:
 
 
 def read_documents(task: SuiteTask, data: Path | None) -> list[Row]:
-    """Return the documents of a task of LongBench, BABILong or SCROLLS in their order.
-
-    Raises:
-        LucidError: They are neither in the directory ``data`` nor on the Hub, or not in the published form.
-    """
+    """Return the documents of a task of LongBench, BABILong or SCROLLS in their order."""
     source = source_of(task)
     path = None if data is None else data / source.file
     if path is not None and path.is_file():
@@ -98,15 +94,7 @@ def _fetch(task: SuiteTask, source: Source) -> list[Row]:
 
 
 def missing_data(what: str, place: str, origin: str, suite: str, cause: Exception) -> LucidError:
-    """Return the error for data that are missing and cannot be downloaded.
-
-    Args:
-        what: Which data, as the beginning of a sentence.
-        place: Where in the directory of ``--data`` they would be.
-        origin: Where they are published.
-        suite: Of which suite.
-        cause: Why they cannot be downloaded.
-    """
+    """Return the error for data that are missing and cannot be downloaded."""
     why = " ".join(str(cause).split())[:120]
     return LucidError(
         f"{what} are neither at {place} in the directory of --data nor available from {origin} ({why}). Where there is "
@@ -137,15 +125,7 @@ class Haystack:
 
 
 def open_haystack(source: str, data: Path | None) -> Haystack:
-    """Return the text that needles are hidden in.
-
-    Args:
-        source: ``bundled``; ``essays``: Paul Graham's, from ``essays/*.txt`` of the data or the Hub; or a file.
-        data: The directory of data; None: the Hub alone.
-
-    Raises:
-        LucidError: It cannot be read, or has no words.
-    """
+    """Return the text that needles are hidden in."""
     if source == ESSAYS:
         text = _essays(data)
     else:

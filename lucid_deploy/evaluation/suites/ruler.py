@@ -72,11 +72,7 @@ class Generators:
         return _Tokens(self._tokenizer.encode(text))
 
     def documents(self, task: SuiteTask, count: int) -> list[Row]:
-        """Return the first ``count`` documents of a task at its length.
-
-        Raises:
-            LucidError: The length leaves no room for the task, or SQuAD cannot be read.
-        """
+        """Return the first ``count`` documents of a task at its length."""
         assert isinstance(task.length, int)
         # lm_eval's generators print, and show bars
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -181,9 +177,6 @@ def prepare_nltk(data: Path | None) -> str:
 
     lm_eval's module would download tables when it is imported. Where there are none, NLTK's algorithm gets empty ones,
     which it understands.
-
-    Raises:
-        LucidError: A package of the extra eval is not installed.
     """
     try:
         import nltk

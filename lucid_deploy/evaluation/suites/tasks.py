@@ -53,11 +53,7 @@ class TaskMaker:
         self.facts: dict[str, Any] = {}
 
     def make(self, task: SuiteTask, limit: int | None = None) -> Any:
-        """Return lm_eval's task, with at most ``limit`` documents of RULER.
-
-        Raises:
-            LucidError: Its documents cannot be read or made, or the tokenizer cannot write them.
-        """
+        """Return lm_eval's task, with at most ``limit`` documents of RULER."""
         if task.suite == "scrolls":
             made: Any = ScrollsTask(task.task, read_documents(task, self._data))
         elif task.suite in ("longbench", "babilong"):
@@ -155,7 +151,7 @@ class ScrollsTask(ConfigurableTask):
         return self._qasper and all(normalize_answer(answer) in ("yes", "no") for answer in doc["outputs"])
 
     def construct_requests(self, doc: Row, ctx: str, **kwargs: Any) -> Any:
-        """Return the requests of a document: Qasper's yes-or-no questions compare two likelihoods."""
+        # Qasper's yes-or-no questions compare two likelihoods.
         chat = kwargs.pop("apply_chat_template", False)
         kwargs.pop("chat_template", None)
         if not self._asks_yes_or_no(doc):
@@ -168,7 +164,6 @@ class ScrollsTask(ConfigurableTask):
         ]
 
     def process_results(self, doc: Row, results: list[Any]) -> dict[str, Any]:
-        """Return the prediction with its references for each metric."""
         if self._asks_yes_or_no(doc):
             prediction = " yes" if results[0] > results[1] else " no"
         else:
@@ -176,13 +171,11 @@ class ScrollsTask(ConfigurableTask):
         return dict.fromkeys(self.aggregation(), (prediction, doc["outputs"]))
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
-        """Return how each metric is computed over documents, 0 to 100."""
         if self._qasper:
             return {"f1": lambda items: 100 * mean([max(f1(gold, text) for gold in golds) for text, golds in items])}
         return {name: lambda items, name=name: _rouge(name, items) for name in _ROUGE}  # type: ignore[misc]
 
     def higher_is_better(self) -> dict[str, bool]:
-        """Return that it is, for each metric."""
         return dict.fromkeys(self.aggregation(), True)
 
 

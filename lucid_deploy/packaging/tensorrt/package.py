@@ -8,14 +8,13 @@ import string
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.artifact.watch import unchanged
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, missing_package
 from lucid_deploy.files import atomic_folders, atomic_write
-from lucid_deploy.packaging.tensorrt.graphs import FORMS, StageGraphs, attention_form, stage_graphs
-from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
-from lucid_deploy.packaging.tensorrt.recorded import Recorded, record
+from lucid_deploy.packaging.tensorrt.recorded import RUNNER, Recorded, record
 from lucid_deploy.packaging.tensorrt.scripts import (
     Profiles,
     compare_script,
@@ -27,12 +26,17 @@ from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_kernel
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build
-from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, kernel_head_dims
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, kernel_head_dims, prepare_graph
 from lucid_deploy.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 PROFILES = "profiles.json"
 FORMAT_VERSION = 1
 _AS_THEY_ARE = ("run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py")
+FORMS = ("explicit", "standard")  # of attention: products and a softmax, or the operator Attention
+LEAST = "0.53.6"  # the first that was tried
 
 
 @dataclass(frozen=True)
@@ -207,3 +211,85 @@ def _readme(artifact: Artifact, name: str, limits: Limits, form: str, tolerances
         memory=memory,
         largest=f"{max(tolerances['decode'].values()):.3g}",
     )
+
+
+@dataclass(frozen=True)
+class StageGraphs:
+    """The graphs of a stage, serialised; their weights lie in ``weights.bin`` beside them.
+
+    Attributes:
+        engine: For TensorRT: plugin nodes without bodies, no loop.
+        functions: The same nodes with their bodies, for onnxruntime; TensorRT takes the plugin in this one too.
+        plugin_nodes: How many nodes of each of the plugin's operators there are.
+    """
+
+    engine: bytes
+    functions: bytes
+    plugin_nodes: dict[str, int]
+
+
+def attention_form(artifact: Artifact) -> str:
+    """Return the form that suits a type: TensorRT has fused kernels for ``Attention`` in the half types only."""
+    return "explicit" if artifact.manifest.dtype == "float32" else "standard"
+
+
+def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
+    """Make both graphs of a stage; ``form`` is that of attention in the engine's."""
+    import onnx
+    import onnx_ir as ir
+
+    from lucid_deploy.runtimes.tensorrt import passes
+
+    prepared = prepare_graph(artifact, stage, artifact.config.max_position_embeddings)
+    functions = ir.serde.deserialize_model(artifact.graph(stage))
+    # Explicit always: onnxruntime refuses the attribute that lets TensorRT take Attention apart.
+    passes.standard_attention(functions)
+    try:
+        passes.explicit_attention(functions)
+    except ValueError as error:
+        raise LucidError(f"{artifact.graph_path(stage)} cannot be packaged for TensorRT: {error}.") from error
+    passes.name_plugins(functions)
+    with_bodies = ir.serde.serialize_model(functions).SerializeToString()
+    if form == "explicit":
+        engine = functions
+        passes.strip_bodies(engine)
+    else:
+        engine = ir.serde.deserialize_model(onnx.load_from_string(prepared.model))
+        passes.decomposable_attention(engine)
+        passes.name_plugins(engine)
+    return StageGraphs(ir.serde.serialize_model(engine).SerializeToString(), with_bodies, prepared.plugin_nodes)
+
+
+def check_polygraphy() -> None:
+    """Check that Polygraphy is there, which writes its own formats."""
+    from packaging.version import Version
+
+    try:
+        import polygraphy
+    except ImportError as error:
+        raise missing_package("polygraphy", f"polygraphy>={LEAST},<1", "package for TensorRT") from error
+    if Version(polygraphy.__version__) < Version(LEAST):
+        raise LucidError(
+            f"Polygraphy {polygraphy.__version__} is older than {LEAST}, the first that writes what the package holds. "
+            f'Run: pip install "polygraphy>={LEAST}"'
+        )
+
+
+def write_recorded(recorded: Recorded, inputs: Path, outputs: Path) -> None:
+    """Write the inputs and the golden outputs of a case."""
+    from polygraphy.comparator import RunResults
+    from polygraphy.json import save_json
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.ERROR):
+        save_json([_arrays(recorded.inputs)], str(inputs), "recorded inputs")
+        results = RunResults()
+        results.add([_arrays(recorded.outputs)], runtime=0.0, runner_name=RUNNER)
+        results.save(str(outputs))
+
+
+def _arrays(call: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Return numpy arrays; what numpy has no type for, bfloat16, stays as it is, and Polygraphy takes that too."""
+    import torch
+
+    return {name: x if x.dtype == torch.bfloat16 else x.numpy() for name, x in call.items()}

@@ -47,19 +47,7 @@ class Recorded:
 
 
 def record(artifact: Artifact, limits: Limits) -> dict[str, Recorded]:
-    """Run the call of each case, within limits.
-
-    Args:
-        artifact: An artifact with a growing cache.
-        limits: The largest sizes of the engines.
-
-    Returns:
-        By case, in the order of :data:`CASES`: what was recorded.
-
-    Raises:
-        LucidError: A context without room for a prompt, what follows it and a decoded token.
-        CheckFailed: The graph lacks a weight of the model.
-    """
+    """Run the call of each case, within limits."""
     import torch
 
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model

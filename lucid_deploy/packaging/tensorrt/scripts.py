@@ -43,13 +43,7 @@ def resource(name: str) -> str:
 
 
 def trtexec_script(profiles: Profiles, plugin: str | None, decomposable: bool) -> str:
-    """Return ``build.sh``, which builds both engines with trtexec.
-
-    Args:
-        profiles: Shapes of the inputs.
-        plugin: File name of the plugin library; None: no stage needs it.
-        decomposable: Whether attention without a fused kernel must be marked.
-    """
+    """Return ``build.sh``, which builds both engines with trtexec."""
     lines = [_START.format(what="Builds both engines with trtexec, on the GPU that is to run them.").rstrip()]
     lines += [
         "# TRTEXEC names another trtexec. TRTEXEC_OPTIONS replaces options on types: TensorRT 11 has one typing only.",
@@ -94,12 +88,7 @@ def polygraphy_script(profiles: Profiles) -> str:
 
 
 def compare_script(profiles: Profiles, tolerances: dict[str, dict[str, float]]) -> str:
-    """Return ``compare.sh``, which holds onnxruntime, or TensorRT too, against the golden outputs.
-
-    Args:
-        profiles: Shapes of the inputs.
-        tolerances: By case and output: the absolute error that is allowed.
-    """
+    """Return ``compare.sh``, which holds onnxruntime, or TensorRT too, against the golden outputs."""
     what = (
         "Compares with the golden outputs: ./compare.sh --onnxrt; on a machine with a GPU ./compare.sh --trt --onnxrt"
     )

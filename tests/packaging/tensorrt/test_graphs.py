@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from lucid_deploy.artifact import STAGES, Artifact
-from lucid_deploy.packaging.tensorrt.graphs import attention_form, stage_graphs
+from lucid_deploy.packaging.tensorrt.package import attention_form, stage_graphs
 from tests.runtimes.tensorrt.graphs import inputs
 
 Exported = Callable[..., tuple[Path, Artifact]]

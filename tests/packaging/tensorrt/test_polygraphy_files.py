@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
+from lucid_deploy.packaging.tensorrt.package import check_polygraphy, write_recorded
 from lucid_deploy.packaging.tensorrt.recorded import RUNNER, Recorded
 
 
