@@ -25,3 +25,14 @@ def test_causal_attention(of_type, n: int, past: int, padded: bool) -> None:
     baseline = error(causal_attention(*arguments, mask), exact)
     (out,) = run(session, **dict(zip(("Q", "K", "Y"), arguments, strict=True)), mask=mask)
     assert error(out, exact) <= 4 * baseline + torch.finfo(k.dtype).eps
+
+
+@pytest.mark.parametrize(("n", "past"), [(1100, 0), (600, 1000)])
+def test_the_edges_of_tiles(n: int, past: int) -> None:
+    """Several blocks of 256 rows, with values on both sides of the edges at 512 and 1,024 tokens."""
+    q, k, y, mask = inputs(past + n, 0.9, True, "float32")
+    arguments = (q[:, :, past:], k, y)
+    exact = causal_attention(*(x.double() for x in arguments), mask)
+    baseline = error(causal_attention(*arguments, mask), exact)
+    (out,) = run(single_operator(CAUSAL_ATTENTION), **dict(zip(("Q", "K", "Y"), arguments, strict=True)), mask=mask)
+    assert error(out, exact) <= 4 * baseline + torch.finfo(k.dtype).eps

@@ -30,3 +30,17 @@ def test_decode_attention(of_type, past: int, correlation: float, padded: bool) 
     got = run(session, **named, mask=mask)
     for ours, plain, wanted in zip(got, baseline, exact, strict=True):
         assert error(ours, wanted) <= 4 * error(plain, wanted) + torch.finfo(k.dtype).eps
+
+
+@pytest.mark.parametrize("past", [511, 1024, 1100])
+def test_long_pasts(past: int) -> None:
+    """Beyond the tiles of 512 and the blocks of 1,024 that other bodies go by."""
+    q, k, v, mask = inputs(past + 1, 0.9, True, "float32")
+    y = precondition(k.double(), v.double(), mask=mask, implementation="reference").to(k.dtype)
+    arguments = (q[:, :, -1:], k[:, :, -1:], v[:, :, -1:], k[:, :, :-1], y[:, :, :-1])
+    exact = decode_attention(*(x.double() for x in arguments), mask, implementation="reference")
+    baseline = decode_attention(*arguments, mask, implementation="reference")
+    named = dict(zip(("Q", "K_new", "V_new", "K", "Y"), arguments, strict=True))
+    got = run(single_operator(DECODE_ATTENTION), **named, mask=mask)
+    for ours, plain, wanted in zip(got, baseline, exact, strict=True):
+        assert error(ours, wanted) <= 4 * error(plain, wanted) + torch.finfo(k.dtype).eps
