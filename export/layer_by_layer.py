@@ -52,7 +52,7 @@ def run_layer(layer: Layer, config: LucidConfig, index: int, x: torch.Tensor) ->
     """Run one layer over whole sequences ``(B, N, C)``; return its output, of the same shape, and its cache."""
     import torch
 
-    from lucid_deploy.model.steps import layer_steps
+    from lucid_deploy.model.mixer import layer_steps
 
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)

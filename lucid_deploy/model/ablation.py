@@ -36,11 +36,9 @@ class RawKeys(LayerKind):
         )
 
     def words(self, config: LucidConfig) -> str:
-        """See :meth:`LayerKind.words`."""
         return "LUCID {} without normalized keys"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """See :meth:`LayerKind.mixer`."""
         from lucid_deploy.model.attention.raw_keys import RawKeyAttention
 
         return RawKeyAttention(config, implementation)

@@ -55,14 +55,12 @@ class SandwichLayer(Layer):
         self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """See :meth:`Layer.forward`."""
         mixed, present = self.mixer(self.input_layernorm(x), step, past)
         x = x + self.post_attention_layernorm(mixed)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), present
 
     @property
     def mlp_norm(self) -> nn.Module:
-        """See :attr:`Layer.mlp_norm`."""
         return self.pre_feedforward_layernorm
 
 

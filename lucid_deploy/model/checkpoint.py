@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, parse_config, read_config
-from lucid_deploy.model.config_check import unknown_keys, value_of
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
+from lucid_deploy.model.config_keys import unknown_keys, value_of
 from lucid_deploy.model.description import describe
 from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, plain_modules, split_layout
-from lucid_deploy.model.tensor_files import find_tensor_files, open_safetensors, refuse_adapter
-from lucid_deploy.model.tensor_names import beginning_advice, other_beginning, unwrapped
+from lucid_deploy.model.tensor_files import (
+    beginning_advice,
+    find_tensor_files,
+    open_safetensors,
+    other_beginning,
+    refuse_adapter,
+    unwrapped,
+)
 from lucid_deploy.model.variants import listed, settle
 from lucid_deploy.plugins.table import UNIT
 

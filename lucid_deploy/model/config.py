@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config_check import check_keys
 from lucid_deploy.model.config_file import ConfigFile, checked, given_or, read_object, token_ids
-from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, check_keys
 from lucid_deploy.model.layer_plan import LARGEST_WINDOW, WINDOW, with_layer_kinds
 from lucid_deploy.model.rope_settings import ROPE_TYPES, Rope, RopeScaling, parse_rope
 from lucid_deploy.plugins.table import DIAGONALS, UNIT

@@ -18,9 +18,8 @@ import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tenso
 from lucid_deploy.model.block import Layer, make_layer
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.model.mixer import LayerCache
+from lucid_deploy.model.mixer import LayerCache, layer_steps
 from lucid_deploy.model.parts import Head, RMSNorm
-from lucid_deploy.model.steps import layer_steps
 
 
 class LucidBody(nn.Module):

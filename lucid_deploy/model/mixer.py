@@ -10,6 +10,10 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.rope import rope_tables
+from lucid_deploy.model.rope_settings import Rope
+
 LayerCache: TypeAlias = tuple[Tensor, ...]  # the tensors of a layer's layout, in order
 _T = TypeVar("_T")
 
@@ -79,3 +83,31 @@ class Mixer(nn.Module):
     def value_projection(self) -> nn.Module | None:
         """The part that makes V, which the solve reads; None if the layer has no solve."""
         return None
+
+
+def layer_steps(
+    config: LucidConfig,
+    positions: Tensor | None,
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+    decode: bool = False,
+    cache_length: Tensor | None = None,
+) -> list[Step]:
+    """Return a step for every layer; layers that rotate by the same angles share their tables, and all what they make.
+
+    Args:
+        config: The model.
+        positions: Of the new tokens, int64 ``(B, N)``; None only in a model that rotates nothing.
+        dtype: Type of the model.
+        mask: See :attr:`Step.mask`.
+        decode: See :attr:`Step.decode`.
+        cache_length: See :attr:`Step.cache_length`.
+    """
+    ropes = [config.rope(index) for index in range(config.num_hidden_layers)]
+    tables: dict[Rope, tuple[Tensor, Tensor]] = {}
+    for rope in ropes:
+        if rope is not None and rope not in tables:
+            assert positions is not None
+            tables[rope] = rope_tables(rope, config.rotated, positions, dtype)
+    made: dict[Hashable, Any] = {}
+    return [Step(mask, decode, None if rope is None else tables[rope], cache_length, made) for rope in ropes]

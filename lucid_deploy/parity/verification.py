@@ -14,7 +14,7 @@ from lucid_deploy.artifact import Artifact, check_hashes
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.model.summary import summarize
+from lucid_deploy.model.description import summarize
 from lucid_deploy.parity.causes.explain import explain
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids

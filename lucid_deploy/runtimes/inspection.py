@@ -9,8 +9,7 @@ from typing import Any
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
-from lucid_deploy.model.description import layout_of
-from lucid_deploy.model.summary import summarize
+from lucid_deploy.model.description import layout_of, summarize
 from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 from lucid_deploy.runtimes.session import MOST, STEP_TOKENS

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.model.config_check import check_keys, unknown_keys, value_of
+from lucid_deploy.model.config_keys import check_keys, unknown_keys, value_of
 from tests.model.config_samples import LLAMA, LUCID, OFFICIAL, parse, refusal
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from lucid_deploy.model.config import LucidConfig, parse_config
-from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.description import LayerDescription, summarize
 from lucid_deploy.model.layers import LayerKind, register_layer_kind
 from lucid_deploy.model.mixer import Mixer
-from lucid_deploy.model.summary import summarize
 from tests.model.config_samples import OFFICIAL
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.tensor_names import other_beginning, unwrapped
+from lucid_deploy.model.tensor_files import other_beginning, unwrapped
 
 MakeCheckpoint = Callable[..., Path]
 

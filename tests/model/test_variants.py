@@ -13,7 +13,7 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, expected_shapes
 from lucid_deploy.model.config import LucidConfig, parse_config
-from lucid_deploy.model.summary import summarize
+from lucid_deploy.model.description import summarize
 from lucid_deploy.model.variants import settle
 from tests.model.config_samples import OFFICIAL
 

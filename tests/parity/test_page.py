@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.cli import main
-from lucid_deploy.model.summary import summarize
+from lucid_deploy.model.description import summarize
 from lucid_deploy.parity import check
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.metrics import Divergence

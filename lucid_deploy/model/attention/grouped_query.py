@@ -132,7 +132,6 @@ class GroupedQueryAttention(Mixer):
         return self.codec.empty((batch, self.config.num_key_value_heads, 0, self.config.head_dim), like)
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
-        """See :meth:`Mixer.store_cache_as`."""
         self.codec = codec_for(cache_dtype, dtype)
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
@@ -140,11 +139,9 @@ class GroupedQueryAttention(Mixer):
         return self.codec.decode(stored, dtype)
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:
-        """See :meth:`Mixer.encode_cache`."""
         k, v = decoded
         return self.codec.encode(k, v)
 
     @property
     def value_projection(self) -> nn.Module | None:
-        """See :attr:`Mixer.value_projection`."""
         return self.v_proj

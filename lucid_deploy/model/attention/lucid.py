@@ -44,7 +44,6 @@ class LucidAttention(GroupedQueryAttention):
     def attend_static(
         self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
     ) -> tuple[Tensor, LayerCache]:
-        """See :meth:`GroupedQueryAttention.attend_static`."""
         keys, values = self.codec.decode(past, q.dtype)  # (B, KV, M, D)
         o, y = decode_attention(q, k, v, keys, values, mask, *self.decode_options)
         stored = zip(past, self.codec.encode(k, y), strict=True)

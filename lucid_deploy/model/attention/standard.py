@@ -19,7 +19,6 @@ class StandardAttention(GroupedQueryAttention):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`GroupedQueryAttention.attend`."""
         values = torch.cat([v_past, v], dim=2)  # (B, KV, T, D)
         attend = attend_from_last if step.decode and q.shape[2] == 1 else causal_attention
         return attend(q, keys, values, step.mask), v, values
@@ -27,7 +26,6 @@ class StandardAttention(GroupedQueryAttention):
     def attend_static(
         self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
     ) -> tuple[Tensor, LayerCache]:
-        """See :meth:`GroupedQueryAttention.attend_static`."""
         assert mask is not None
         keys, values = self.codec.decode(past, q.dtype)  # (B, KV, M, D)
         stored = zip(past, self.codec.encode(k, v), strict=True)

@@ -27,7 +27,6 @@ class _DeltaNet(FlashLinearFamily):
     )
 
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
-        """See :meth:`FlashLinearFamily.settings`."""
         for key, value, supported in (
             ("qk_norm", keys.qk_norm, "l2"),
             ("qk_activation", keys.qk_activation, "silu"),

@@ -85,7 +85,6 @@ class FlashLinearFamily(Family):
     )
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """See :meth:`Family.normalized`."""
         foreign = [key for key in (*_FOREIGN, "head_dim") if raw.get(key) is not None and key not in self.computed]
         if foreign:
             raise LucidError(
@@ -108,7 +107,6 @@ class FlashLinearFamily(Family):
         return plain
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
-        """See :meth:`Family.layer_types`."""
         attention = attention_keys(keys.attn, "attn")
         if attention is None:
             return [LINEAR] * layers
@@ -116,7 +114,6 @@ class FlashLinearFamily(Family):
         return [kind if index in attention.layers else LINEAR for index in range(layers)]
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """See :meth:`Family.configure`."""
         _refuse(keys, where)
         attention = attention_keys(keys.attn, where)
         layers = [] if attention is None else attention.layers
@@ -148,7 +145,6 @@ class FlashLinearFamily(Family):
         """Return the settings of its linear layers, see :class:`~lucid_deploy.model.layers.delta_settings`."""
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
-        """See :meth:`Family.stored`."""
         for ours, theirs in _STORED.items():
             name = name.replace(ours, theirs)
         return StoredParameter(name)

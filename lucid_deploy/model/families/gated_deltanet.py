@@ -28,7 +28,6 @@ class _GatedDeltaNet(FlashLinearFamily):
     about = "flash-linear-attention's layers of the gated delta rule; the layers in attn attend, as in delta_net"
 
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
-        """See :meth:`FlashLinearFamily.settings`."""
         if keys.output_gate_activation not in _GATES:
             raise LucidError(
                 f"{where}: output_gate_activation {keys.output_gate_activation!r} is not supported; supported are "

@@ -23,7 +23,6 @@ class _Qwen35(QwenHybrid):
     about = "Qwen3.5's text model, as Qwen3-Next without experts"
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """See :meth:`Family.normalized`."""
         plain = super().normalized(raw, where)
         for name in ROPE_BLOCKS:
             if isinstance(plain.get(name), dict):
@@ -31,7 +30,6 @@ class _Qwen35(QwenHybrid):
         return plain
 
     def stored_linear(self, name: str, config: LucidConfig) -> StoredParameter:
-        """See :meth:`QwenHybrid.stored_linear`."""
         settings = delta_settings(config, self.linear_kind)
         keys, values = settings.key_channels, settings.value_channels
         places = {"q_proj": (0, keys), "k_proj": (keys, 2 * keys), "v_proj": (2 * keys, 2 * keys + values)}

@@ -69,13 +69,11 @@ class QwenHybrid(Family):
         return plain
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
-        """See :meth:`Family.layer_types`."""
         if keys.layer_types is not None:
             return list(keys.layer_types)
         return [LINEAR if (index + 1) % keys.full_attention_interval else FULL for index in range(layers)]
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """See :meth:`Family.configure`."""
         if keys.partial_rotary_factor > 1:
             raise LucidError(f"{where}: {_FACTOR} is {keys.partial_rotary_factor:g}; a head is rotated once at most.")
         if keys.linear_num_value_heads % keys.linear_num_key_heads:
@@ -174,7 +172,6 @@ class _Qwen3Next(QwenHybrid):
     about = "without experts; layers of the gated delta rule, gated attention that rotates a part of each head"
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """See :meth:`Family.configure`."""
         mixtures = [
             index
             for index in range(config.num_hidden_layers)

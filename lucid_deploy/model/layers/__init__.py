@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from lucid_deploy.model.mixer import Mixer
 
 GROUP = "lucid_deploy.layers"
-_NAMES = ("lucid", "standard", "window", "delta", "gated_delta")
-_BUILT_IN = {name: f"lucid_deploy.model.layers.{name}" for name in _NAMES}
+_BUILT_IN = {  # name: module and object
+    "lucid": ("lucid", "KIND"),
+    "standard": ("standard", "KIND"),
+    "window": ("window", "KIND"),
+    "delta": ("delta", "DELTA"),
+    "gated_delta": ("delta", "GATED_DELTA"),
+}
 _registered: dict[str, LayerKind] = {}
 
 
@@ -85,7 +90,8 @@ def layer_kind(name: str) -> LayerKind:
         LucidError: There is none of that name, two packages bring one, or the package that brings it is broken.
     """
     if name in _BUILT_IN:
-        kind: LayerKind = importlib.import_module(_BUILT_IN[name]).KIND
+        module, attribute = _BUILT_IN[name]
+        kind: LayerKind = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         return kind
     if name not in _registered:
         found = plugged(GROUP, name, LayerKind, "layer kind")  # type: ignore[type-abstract]

@@ -26,7 +26,6 @@ class DeltaKind(LayerKind):
     decays = False
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """See :meth:`LayerKind.describe`."""
         settings = delta_settings(config, self.name)
         return LayerDescription(
             kind=self.name,
@@ -37,14 +36,25 @@ class DeltaKind(LayerKind):
         )
 
     def words(self, config: LucidConfig) -> str:
-        """See :meth:`LayerKind.words`."""
         return "{} of the delta rule"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """See :meth:`LayerKind.mixer`."""
         from lucid_deploy.model.attention.delta_net import DeltaNet
 
         return DeltaNet(config, delta_settings(config, self.name), implementation)
 
 
-KIND = DeltaKind()
+class _GatedDelta(DeltaKind):
+    name = "gated_delta"
+    decays = True
+
+    def words(self, config: LucidConfig) -> str:
+        return "{} of the gated delta rule"
+
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        from lucid_deploy.model.attention.delta_net import GatedDeltaNet
+
+        return GatedDeltaNet(config, delta_settings(config, self.name), implementation)
+
+
+DELTA, GATED_DELTA = DeltaKind(), _GatedDelta()

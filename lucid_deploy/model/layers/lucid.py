@@ -18,7 +18,6 @@ class _Lucid(LayerKind):
     name = "lucid"
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """See :meth:`LayerKind.describe`."""
         return LayerDescription(
             kind=self.name,
             cache=rows_layout(config, cache_dtype),
@@ -31,11 +30,9 @@ class _Lucid(LayerKind):
         )
 
     def words(self, config: LucidConfig) -> str:
-        """See :meth:`LayerKind.words`."""
         return "LUCID {}"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """See :meth:`LayerKind.mixer`."""
         from lucid_deploy.model.attention.lucid import LucidAttention
 
         return LucidAttention(config, implementation)

@@ -18,7 +18,6 @@ class _Standard(LayerKind):
     name = "standard"
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """See :meth:`LayerKind.describe`."""
         return LayerDescription(
             kind=self.name,
             cache=rows_layout(config, cache_dtype),
@@ -28,11 +27,9 @@ class _Standard(LayerKind):
         )
 
     def words(self, config: LucidConfig) -> str:
-        """See :meth:`LayerKind.words`."""
         return "{} of standard attention"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """See :meth:`LayerKind.mixer`."""
         from lucid_deploy.model.attention.standard import StandardAttention
 
         return StandardAttention(config, implementation)

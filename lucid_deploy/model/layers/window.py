@@ -35,7 +35,6 @@ class _Window(LayerKind):
     name = "window"
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """See :meth:`LayerKind.describe`."""
         return LayerDescription(
             kind=self.name,
             cache=ring_layout(config, cache_dtype),
@@ -44,11 +43,9 @@ class _Window(LayerKind):
         )
 
     def words(self, config: LucidConfig) -> str:
-        """See :meth:`LayerKind.words`."""
         return f"{{}} over the last {config.sliding_window} tokens"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """See :meth:`LayerKind.mixer`."""
         from lucid_deploy.model.attention.window import WindowAttention
 
         return WindowAttention(config, implementation)

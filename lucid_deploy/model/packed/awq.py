@@ -77,7 +77,6 @@ class AwqLayout:
         return cls(group)
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
-        """See the protocol."""
         width, words = shapes["qweight"]
         group = group_inputs(width, self.group_size)
         groups = count_groups(width, group)
@@ -86,7 +85,6 @@ class AwqLayout:
         return words * 8, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
-        """See the protocol."""
         codes, zeros = (self._in_order(parts[name]).mT.contiguous() for name in ("qweight", "qzeros"))
         group = group_inputs(codes.shape[1], self.group_size)
         return PackedWeight(codes, zeros, parts["scales"].mT.contiguous(), 4, group)

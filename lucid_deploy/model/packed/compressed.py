@@ -117,7 +117,6 @@ class CompressedLayout:
 
     @property
     def scheme(self) -> str:
-        """See the protocol."""
         return f"int{self.bits}"
 
     @classmethod
@@ -151,14 +150,12 @@ class CompressedLayout:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """See the protocol."""
         numbers = ("weight_packed", "weight_shape") if self.is_packed else ("weight",)
         order = ("weight_g_idx",) if self.ordered else ()
         return (*numbers, "weight_scale", *(() if self.symmetric else ("weight_zero_point",)), *order)
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """See the protocol."""
         return ("weight_g_idx",)
 
     @property
@@ -205,7 +202,6 @@ class CompressedLayout:
         return out, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
-        """See the protocol."""
         import torch
 
         half = 1 << (self.bits - 1)

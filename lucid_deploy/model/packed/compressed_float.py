@@ -76,7 +76,6 @@ class CompressedFloatLayout:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """See the protocol."""
         return ("weight", "weight_scale", *([] if self._input_scale is None else [self._input_scale]))
 
     @property
@@ -84,7 +83,6 @@ class CompressedFloatLayout:
         return "input_scale" if self.inputs is not None and self.inputs.kind == "static" else None
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
-        """See the protocol."""
         rows, width = shapes["weight"]
         high, wide = self._block(rows, width)
         blocks = (count_blocks(rows, high), count_blocks(width, wide))
@@ -99,7 +97,6 @@ class CompressedFloatLayout:
         return rows, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
-        """See the protocol."""
         rows, width = parts["weight"].shape
         return read_float(parts, "weight_scale", self._input_scale, self._block(rows, width))
 

@@ -88,11 +88,9 @@ class Fp8Layout:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """See the protocol."""
         return ("weight", self.scale, *([] if self.input_scale is None else [self.input_scale]))
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
-        """See the protocol."""
         rows, width = shapes["weight"]
         if self.block is None:
             check_scalar(self.scale, shapes[self.scale])
@@ -108,6 +106,5 @@ class Fp8Layout:
         return rows, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
-        """See the protocol."""
         rows, width = parts["weight"].shape
         return read_float(parts, self.scale, self.input_scale, self.block or (rows, width))

@@ -68,12 +68,10 @@ class GptqLayout:
 
     @property
     def scheme(self) -> str:
-        """See the protocol."""
         return f"int{self.bits}"
 
     @property
     def required(self) -> tuple[str, ...]:
-        """See the protocol."""
         return ("qweight", "qzeros", "scales", *(("g_idx",) if self.ordered else ()))
 
     @classmethod
@@ -103,7 +101,6 @@ class GptqLayout:
         return cls(bits, group, form == "gptq", read_switch(settings, "sym", False), ordered and group != -1)
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
-        """See the protocol."""
         packed, out = shapes["qweight"]
         width = packed * 32 // self.bits
         group = self._group(width)
@@ -114,7 +111,6 @@ class GptqLayout:
         return out, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
-        """See the protocol."""
 
         codes = unpack_words(parts["qweight"].mT, self.bits)  # (out, in)
         out, width = codes.shape

@@ -12,7 +12,7 @@ from torch import nn
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM, last_token
-from lucid_deploy.model.steps import layer_steps
+from lucid_deploy.model.mixer import layer_steps
 from lucid_deploy.runtimes.layers import LayerStates, NewTokens, Past, ScoringLayers
 from lucid_deploy.runtimes.session import Array
 

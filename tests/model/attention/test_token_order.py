@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lucid_deploy.model.attention.token_order import take, token_order
+from lucid_deploy.model.attention.delta_net import take, token_order
 
 NEW = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
 
