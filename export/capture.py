@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.export.exporter_shortcuts import shortcuts
 from lucid_deploy.export.operators import OPSET, translation_table
-from lucid_deploy.export.torch_operators import plain_operators
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,7 +37,7 @@ def capture(
     """
     import torch
 
-    with _ONE_CAPTURE, warnings.catch_warnings(), _quiet_logging(), shortcuts():
+    with _ONE_CAPTURE, warnings.catch_warnings(), _quiet_logging():
         warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
         warnings.simplefilter("ignore", DeprecationWarning)
         program = torch.onnx.export(
@@ -52,7 +50,7 @@ def capture(
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=axes,
-            custom_translation_table={**translation_table(), **plain_operators()},
+            custom_translation_table=translation_table(),
         )
     assert program is not None
     return program.model

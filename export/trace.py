@@ -20,7 +20,6 @@ from lucid_deploy.export.passes import (
     store_transposed,
     write_rows,
 )
-from lucid_deploy.export.rewriting import optimize
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
 
@@ -163,11 +162,13 @@ def _repeated(graph: _Graph, shorter: Excerpt, inputs: _Infos, outputs: _Infos) 
 
 
 def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset: int) -> _Graph:
+    import onnxscript.optimizer
+
     arguments, axes = _example(inputs)
     model = capture(module, arguments, axes, [info.name for info in inputs], [info.name for info in outputs])
     write_rows(model, opset)
     weights = _detach_weights(model)
-    optimize(model)
+    onnxscript.optimizer.optimize_ir(model)
     # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
     transposed = store_transposed(model, set(weights))
     name_axes(
