@@ -18,12 +18,11 @@ from common import logit_errors, recall_texts, write_result
 from quantization_methods import SHAPE, SHARED, write_model
 
 from lucid_deploy.artifact.float_formats import decode
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, SCALES, WHOLE_SCALE
+from lucid_deploy.artifact.quantization import PACKED, SCALES, WHOLE_SCALE, Quantization
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.export.float_parts import rounded_parts
-from lucid_deploy.export.quantize import plan_quantization
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.float_parts import rounded_parts
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model
 from lucid_deploy.model.lucid import LucidForCausalLM
 

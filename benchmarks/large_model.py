@@ -19,7 +19,7 @@ MIB = 2**20
 def export_peak(checkpoint: str, output: str, dtype: str, scheme: str | None = None) -> dict[str, float]:
     """Export in this process; return seconds of each part and the peak of resident memory."""
     from lucid_deploy.export import ExportOptions, export
-    from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.export.quantize.options import QuantizeOptions
 
     marks: dict[str, float] = {}
 

@@ -30,7 +30,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.evaluation import compare, evaluate, needles_task
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.session import Array

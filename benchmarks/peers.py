@@ -24,7 +24,7 @@ from lucid_deploy.bench.report import build_report, spread_of, table
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.cli._console import progress
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 PLOTS = Path(__file__).parent.parent / "build" / "plots"

@@ -15,7 +15,7 @@ import click
 from common import SHAPES, in_process, write_random_checkpoint, write_result
 
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 
 MIB = 2**20
 WEIGHTS = {"float32": ExportOptions(), "int4": ExportOptions(quantize=QuantizeOptions("int4"))}

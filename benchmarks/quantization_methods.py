@@ -23,13 +23,12 @@ from lucid_deploy.artifact.folded_scales import scaled
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.export.calibration import calibration_rows
-from lucid_deploy.export.numbers import learning_method
-from lucid_deploy.export.quantize import plan_quantization
-from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.export.rounding.hqq import hqq_matrix
-from lucid_deploy.export.rounding.learn import learn_weights
-from lucid_deploy.export.rounding.method import LearnedWeights
-from lucid_deploy.export.rounding.nearest import quantize_matrix
+from lucid_deploy.export.quantize.hqq import hqq_matrix
+from lucid_deploy.export.quantize.method import LearnedWeights
+from lucid_deploy.export.quantize.nearest import quantize_matrix
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import plan_quantization
+from lucid_deploy.export.quantize.registry import find_method
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -86,7 +85,7 @@ def rounded(checkpoint: Checkpoint, options: QuantizeOptions, text: Path) -> tup
     record, learned = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options), LearnedWeights()
     if options.learns:
         rows = calibration_rows(checkpoint, text, options.calibration_tokens, 1)
-        learned, record = learn_weights(checkpoint, record, rows, learning_method(options), "float32")
+        learned, record = find_method(options.method).learn(checkpoint, record, rows, options, "float32", None)
     model = load_model(checkpoint)
     state = {name: scaled(checkpoint.tensor(name), name, learned.folded).float() for name in model.state_dict()}
     for name, tensor in record.tensors.items():

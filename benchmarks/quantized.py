@@ -21,14 +21,12 @@ import torch
 from common import write_random_checkpoint, write_result
 
 from lucid_deploy.artifact import WEIGHTS, Artifact, open_artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import WHOLE_SCHEMES
+from lucid_deploy.artifact.quantization import WHOLE_SCHEMES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.export.rounding.nearest import quantize_matrix
+from lucid_deploy.export.quantize.nearest import quantize_matrix
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.runtimes import RuntimeOptions
 

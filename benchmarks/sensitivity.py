@@ -19,10 +19,10 @@ from quantization_methods import SHAPE, SHARED, key_correlation, write_model
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.demo.recall import held_out
-from lucid_deploy.export.quantize import plan_quantization
-from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.export.rounding.automatic import nearest_sensitivities
-from lucid_deploy.export.rounding.sensitivity import LogitErrors, by_kind
+from lucid_deploy.export.quantize.automatic import nearest_sensitivities
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import plan_quantization
+from lucid_deploy.export.quantize.sensitivity import LogitErrors, by_kind
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
 
 

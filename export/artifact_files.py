@@ -20,7 +20,7 @@ from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
-    from lucid_deploy.export.rounding.method import LearnedWeights
+    from lucid_deploy.export.quantize.method import LearnedWeights
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.description import LayerDescription

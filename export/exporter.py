@@ -56,8 +56,8 @@ def export(
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.numbers import learned_numbers, plan_numbers, rows_to_learn_from, settle_options
-    from lucid_deploy.export.rounding.folding import with_scales
+    from lucid_deploy.export.quantize.folding import with_scales
+    from lucid_deploy.export.quantize.numbers import learned_numbers, plan_numbers, rows_to_learn_from, settle_options
 
     options = dataclasses.replace(options, quantize=settle_options(source, options.quantize, options.dtype))
     quantization = rows = None

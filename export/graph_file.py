@@ -39,7 +39,7 @@ def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inli
     """
     import onnx_ir as ir
 
-    from lucid_deploy.artifact.quantization_names import PACKED, ROWS
+    from lucid_deploy.artifact.quantization import PACKED, ROWS
 
     types = {"float32": ir.DataType.FLOAT}
     for value in model.graph.initializers.values():

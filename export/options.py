@@ -14,7 +14,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
 if TYPE_CHECKING:
-    from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.hub import HubOptions
 
@@ -82,7 +82,7 @@ def check_request(output: Path, options: ExportOptions) -> None:
             'Float, Half, or BFloat16") and in onnxruntime. Export with --cache growing, or with --cache-dtype auto.'
         )
     if options.quantize is not None:
-        from lucid_deploy.export.quantize_options import check_options
+        from lucid_deploy.export.quantize.options import check_options
 
         check_options(options.quantize, options.dtype)
     _check_output(output, options.overwrite)

@@ -19,7 +19,7 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import read_lines
 from lucid_deploy.export.diagonal import DiagonalEffect
-from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.export.quantize.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.model.layer_plan import LUCID
 
 if TYPE_CHECKING:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import whole_pages
 from lucid_deploy.artifact.folded_scales import Scales, scaled
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import STORED
-from lucid_deploy.artifact.quantization_names import LEAST_SCALE, OFFSETS, PACKED, SCALES, ZEROS
+from lucid_deploy.artifact.quantization import OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
 from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize.registry import find_method
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +165,7 @@ class _TensorBytes:
             yield self._bytes(scaled(self._checkpoint.tensor(tensor.name), tensor.name, self._folded), tensor)
 
     def _float_part(self, tensor: StoredTensor, quantization: Quantization) -> Any:
-        from lucid_deploy.export.float_parts import rounded_parts, stored_parts
+        from lucid_deploy.export.quantize.float_parts import rounded_parts, stored_parts
 
         if tensor.part == PACKED and quantization.method.name == STORED:
             weight = self._checkpoint.packed_weight(tensor.name)
@@ -198,8 +197,7 @@ class _TensorBytes:
 
     def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
         import numpy as np
-
-        from lucid_deploy.export.rounding.nearest import quantize_matrix
+        import torch
 
         if tensor.name in self._chosen:
             yield self._chosen.pop(tensor.name)
@@ -210,31 +208,20 @@ class _TensorBytes:
             return
         weight = self._checkpoint.tensor(tensor.name)
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
-        record = quantization.tensors[tensor.name]
+        method = find_method(quantization.method.name)
+        record, bits = quantization.tensors[tensor.name], quantization.bits_of(tensor.name)
+        positive = quantization.has_positive_scales(tensor.name)
+        rounded = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
         if record.zero_points:
-            from lucid_deploy.export.rounding.k_quant import k_quant_matrix
-
-            packed, scales, self._zeros = k_quant_matrix(
-                weight, record, quantization.bits_of(tensor.name), self._scale_types[tensor.name]
-            )
-            yield packed, scales
-            return
+            self._zeros = np.concatenate([rows.zeros for rows in rounded])
         if record.offsets:
-            from lucid_deploy.export.rounding.hqq import hqq_matrix
-
-            packed, scales, offsets = hqq_matrix(
-                weight, record, quantization.bits_of(tensor.name), self._scale_types[tensor.name]
-            )
-            self._offsets = offsets.mT  # (blocks, out), which a product reads
-            yield packed, scales
-            return
-        least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.has_positive_scales(tensor.name) else None
-        yield from quantize_matrix(weight, record, quantization.bits_of(tensor.name), least)
+            self._offsets = torch.cat([torch.as_tensor(rows.offsets) for rows in rounded]).mT  # (blocks, out)
+        yield from ((rows.packed, rows.scales) for rows in rounded)
 
     def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:
         import numpy as np
 
-        from lucid_deploy.export.stored import taken_over
+        from lucid_deploy.export.quantize.stored import taken_over
 
         weight = self._checkpoint.packed_weight(name)
         assert weight is not None

@@ -13,8 +13,6 @@ The API is loaded when it is used::
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -35,27 +33,6 @@ __all__ = [
     "verify",
 ]
 _LAZY = {"Answer", "Artifact", "Model", "open", "verify"}
-
-
-class _CallablePackage(ModuleType):
-    """The package ``lucid_deploy.export``, which is called as the API's function of that name."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        from lucid_deploy import api
-
-        return api.export(*arguments, **options)
-
-
-class _Package(ModuleType):
-    """This package. ``export`` is a folder of it and a function of its API: the folder is made callable as it loads."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "export" and type(value) is ModuleType:
-            value.__class__ = _CallablePackage
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -252,7 +252,7 @@ def export(
         output: The directory to make.
         progress: Called with (what is being done, steps or bytes done, in all).
         options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,
-            ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize_options.QuantizeOptions`) and others.
+            ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize.options.QuantizeOptions`) and others.
 
     Raises:
         LucidError: A checkpoint that cannot be read or is not computed, an output that exists or an unknown option.

@@ -159,7 +159,7 @@ def quantized(
 
     ``scheme`` None quantizes nothing; ``source`` is a checkpoint instead of the tiny one.
     """
-    from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.export.quantize.options import QuantizeOptions
 
     root = run_folder(tmp_path_factory, "quantized")
 

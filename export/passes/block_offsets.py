@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lucid_deploy.artifact.quantization_names import OFFSETS
+from lucid_deploy.artifact.quantization import OFFSETS
 from lucid_deploy.export.passes.weight_initializers import WeightInitializers
 
 

@@ -13,8 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from lucid_deploy.artifact.float_formats import E4M3_MAX
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import GROUP_FP8, INPUT_SCALE, PACKED, SCALES, STATIC_FP8, WHOLE_SCALE
+from lucid_deploy.artifact.quantization import (
+    GROUP_FP8,
+    INPUT_SCALE,
+    PACKED,
+    SCALES,
+    STATIC_FP8,
+    WHOLE_SCALE,
+    Quantization,
+)
 from lucid_deploy.export.passes.weight_initializers import WeightInitializers
 
 _FP8 = ir.DataType.FLOAT8E4M3FN

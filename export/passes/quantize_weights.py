@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import OFFSETS, PACKED, ROWS, SCALES
+from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization
 from lucid_deploy.export.passes.block_offsets import BlockOffsets
 from lucid_deploy.export.passes.float_weights import RoundedInputs, dequantized_floats
 from lucid_deploy.export.passes.weight_initializers import WeightInitializers

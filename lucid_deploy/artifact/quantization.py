@@ -1,6 +1,6 @@
-"""The manifest's record of a quantized artifact: which tensors, how, in which parts and of what shapes they are stored.
+"""The manifest's record of a quantized artifact: which weights, in which parts, and how their numbers were chosen.
 
-What the parts' bytes mean says :mod:`lucid_deploy.artifact.quantized_bytes`.
+What the bytes of the parts mean is in :mod:`lucid_deploy.artifact.quantized_bytes`.
 """
 
 from __future__ import annotations
@@ -9,28 +9,148 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lucid_deploy.artifact.quantization_method import Method
-from lucid_deploy.artifact.quantization_names import (
-    ACTIVATIONS,
-    FLOAT_SCHEMES,
-    FORMATS,
-    FP8_ACTIVATIONS,
-    GRANULARITIES,
-    GROUP_FP8,
-    INPUT_SCALE,
-    OFFSETS,
-    PACKED,
-    ROWS,
-    SCALES,
-    SCHEMES,
-    STATIC_FP8,
-    TOKEN_FP8,
-    TYPE_BITS,
-    WHOLE_SCALE,
-    WHOLE_SCHEMES,
-    ZEROS,
-)
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+import numpy as np
+from numpy.typing import NDArray
+
+from lucid_deploy.artifact.float_formats import NVFP4_BLOCK
+
+WHOLE_SCHEMES = {"int8": 8, "int4": 4}  # bits of whole numbers
+FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # bits of floating-point numbers
+SCHEMES = {**WHOLE_SCHEMES, **FLOAT_SCHEMES}
+FORMATS = ("matmulnbits", "qdq")
+ACTIVATIONS = ("int8", "float")
+# What a checkpoint in fp8 may say of its products' inputs: see Quantization.activations.
+STATIC_FP8, TOKEN_FP8, GROUP_FP8 = "fp8-static", "fp8-token", "fp8-group"
+FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+GRANULARITIES = ("block", "channel", "tensor")
+# Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
+PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
+ZEROS, OFFSETS = ".zero_points", ".offsets"
+WHOLE_SCALE, INPUT_SCALE = ".whole_scale", ".input_scale"
+PARTS = (PACKED, SCALES, ROWS, ZEROS, OFFSETS, WHOLE_SCALE, INPUT_SCALE)
+TYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "uint8": 8, "int8": 8}
+TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
+# The smallest scale, by its type, where scales must be positive: that of a block of zeros.
+LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+NEAREST, AWQ, AUTO = "rtn", "awq", "auto"  # methods that others ask about
+STORED = "stored"  # taken over from a checkpoint that was quantized already
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One quantized weight.
+
+    Attributes:
+        shape: ``(out, in)``, or for an embedding ``(vocab, hidden)``; the last axis is cut into blocks.
+        block_size: Elements of a block; the last block of a row may be shorter.
+        zero_points: Whether every block has a whole number z too, and the weight is ``(q − z) · s``; only in the format
+            ``matmulnbits``.
+        bits: Of an element; None: the record's.
+        granularity: What shares a scale, in ``fp8``: ``block``; ``channel``, a whole row, and ``block_size`` is its
+            width; ``tensor``, all rows.
+        offsets: Whether every block has a number c of the scales' type too, and the weight is ``q · s + c``.
+    """
+
+    shape: tuple[int, int]
+    block_size: int
+    zero_points: bool = False
+    bits: int | None = None
+    granularity: str = "block"
+    offsets: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.shape[1] // self.block_size)
+
+    @classmethod
+    def from_dict(cls, name: str, data: dict[str, Any], scheme: str, form: str) -> QuantizedTensor:
+        """Read the record of one tensor.
+
+        Args:
+            name: The tensor's, for messages.
+            data: The record.
+            scheme: Of the whole record.
+            form: Its format.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is damaged.
+        """
+        rows, width = data["shape"]
+        shared = data.get("granularity", "block")
+        if shared not in GRANULARITIES or (shared != "block" and scheme != "fp8"):
+            raise ValueError(f"quantization of {name}: granularity {shared!r} in {scheme}")
+        sizes = BLOCK_SIZES if scheme != "nvfp4" else (NVFP4_BLOCK,)
+        if data["block_size"] not in (sizes if shared == "block" else (width,)) or rows < 1 or width < 1:
+            raise ValueError(f"quantization of {name}: {data}")
+        zeros = data.get("zero_points", False)
+        if type(zeros) is not bool or (zeros and form == "qdq"):
+            raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {form}")
+        offsets = data.get("offsets", False)
+        if type(offsets) is not bool or (offsets and (zeros or scheme not in WHOLE_SCHEMES)):
+            raise ValueError(f"quantization of {name}: offsets {offsets!r} in {scheme}")
+        bits = data.get("bits")
+        if bits is not None and (
+            type(bits) is not int or scheme not in WHOLE_SCHEMES or bits not in WHOLE_SCHEMES.values()
+        ):
+            raise ValueError(f"quantization of {name}: {bits!r} bits")
+        return cls((int(rows), int(width)), int(data["block_size"]), zeros, bits, shared, offsets)
+
+
+def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    """Return ‖Ŵ − W‖ / ‖W‖ of Frobenius norms; 0 where both are zero, and infinite where W alone is."""
+    lost, whole = float(np.linalg.norm(rounded - weight)), float(np.linalg.norm(weight))
+    if whole == 0:
+        return 0.0 if lost == 0 else float("inf")
+    return lost / whole
+
+
+@dataclass(frozen=True)
+class LearnedTensor:
+    """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms.
+
+    Attributes:
+        distance: :func:`relative_distance` of the dequantized weight Ŵ; ``verify`` computes it again. With ``awq`` from
+            the weight with its inputs' scales, see :mod:`lucid_deploy.artifact.folded_scales`.
+        output_error: The same of the product's outputs over the calibration rows, against the exact model's; the
+            errors of its inputs are in it.
+        nearest_error: That of the outputs had this weight been rounded to nearest.
+    """
+
+    distance: float
+    output_error: float
+    nearest_error: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """The manifest's record.
+
+    Attributes:
+        name: As ``--method`` took it, or :data:`STORED`.
+        settings: The method's own settings; of numbers taken over, the ``layout`` they were stored in.
+        calibration: Of the text that was learned from: ``file``, ``sha256``, ``tokens``, ``rows``, ``row_tokens``,
+            ``seed``; empty where none was needed.
+        tensors: Weights whose numbers data chose, by the checkpoint's names; others are rounded to nearest.
+    """
+
+    name: str = NEAREST
+    settings: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Method:
+        """Read the record.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is damaged.
+        """
+        if not isinstance(data["name"], str):
+            raise TypeError(f"quantization's method is {data['name']!r}")
+        tensors = {name: LearnedTensor(**entry) for name, entry in data["tensors"].items()}
+        return cls(data["name"], dict(data["settings"]), dict(data["calibration"]), tensors)
 
 
 @dataclass(frozen=True)

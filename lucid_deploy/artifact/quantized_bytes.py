@@ -24,9 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucid_deploy.artifact.float_formats import decode
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import OFFSETS, SCALES
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import OFFSETS, SCALES, Quantization, QuantizedTensor
 
 Bytes = NDArray[np.uint8]
 

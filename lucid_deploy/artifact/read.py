@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, VERIFY, WEIGHTS, Manifest, read_manifest
-from lucid_deploy.artifact.quantization_names import PACKED, PARTS, ROWS
+from lucid_deploy.artifact.quantization import PACKED, PARTS, ROWS
 from lucid_deploy.errors import CheckFailed, in_one_line, reading
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, drafts_unsupported_reason

@@ -11,7 +11,7 @@ import numpy as np
 
 from lucid_deploy.bench.runner import Measurement, Plan
 from lucid_deploy.cache.layout import ITEM_SIZES, layout_bytes
-from lucid_deploy.export.quantize import EMBEDDING
+from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.description import describe, layout_of
 
 if TYPE_CHECKING:

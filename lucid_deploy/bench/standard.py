@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import STORED
-from lucid_deploy.artifact.quantization_names import FLOAT_SCHEMES
+from lucid_deploy.artifact.quantization import FLOAT_SCHEMES, STORED, Quantization
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import EMBEDDING, short_name
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
 from lucid_deploy.model.layer_plan import LUCID, STANDARD, WINDOW
 

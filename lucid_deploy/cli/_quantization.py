@@ -5,11 +5,11 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.quantization_method import AUTO, STORED
+from lucid_deploy.artifact.quantization import AUTO, STORED
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
-    from lucid_deploy.artifact.quantization_method import Method
+    from lucid_deploy.artifact.quantization import Method
 
 
 def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from lucid_deploy.cli._options import choice_option, json_option, type_option
 from lucid_deploy.cli._sources import is_given, long_name, origins
 
 if TYPE_CHECKING:
-    from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.export.quantize.options import QuantizeOptions
 
 
 @click.command("export", cls=Command)
@@ -109,12 +109,15 @@ if TYPE_CHECKING:
     help="Inputs of products with quantized weights. int8: onnxruntime on the CPU rounds them block by block, and is "
     "fast. float: they stay. auto: int8 of int8 and int4, float of fp8 and nvfp4; of a checkpoint in fp8 what it says.",
 )
-@choice_option(
+@click.option(
     "--method",
-    ["rtn", "k_quant", "hqq", "awq", "gptq", "auto"],
+    default="rtn",
+    show_default=True,
+    metavar="NAME",
     help="How numbers are chosen. rtn: the nearest. k_quant: with zero points, of a range fitted to each block. hqq: "
     "so too, with an offset for each block. awq and gptq: by what the layers compute over the --calibration text, "
-    "which costs time and makes int4's error much smaller. auto: gptq, with 8 bits where 4 cost most.",
+    "which costs time and makes int4's error much smaller. auto: gptq, with 8 bits where 4 cost most. Installed "
+    "packages may add others.",
 )
 @click.option(
     "--target-bits",
@@ -233,7 +236,7 @@ def _quantize_options(
     quantize: str | None, quantize_format: str, quantize_embeddings: bool, **others: Any
 ) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.export.quantize.options import QuantizeOptions
 
     if quantize is not None:
         return QuantizeOptions(quantize, format=quantize_format, embeddings=quantize_embeddings, **others)

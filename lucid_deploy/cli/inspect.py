@@ -104,8 +104,7 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _show_quantization(facts: dict[str, Any]) -> None:
-    from lucid_deploy.artifact.quantization import Quantization
-    from lucid_deploy.artifact.quantization_method import Method
+    from lucid_deploy.artifact.quantization import Method, Quantization
     from lucid_deploy.cli._console import console_out
     from lucid_deploy.cli._quantization import method_sentence
 

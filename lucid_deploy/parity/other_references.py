@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization import STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import LucidConfig

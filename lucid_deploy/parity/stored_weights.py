@@ -17,13 +17,18 @@ import numpy as np
 from lucid_deploy.artifact import STAGES, WEIGHTS
 from lucid_deploy.artifact.float_formats import E2M1_MAX, E4M3_LEAST, E4M3_MAX, NVFP4_SPAN, spacing
 from lucid_deploy.artifact.folded_scales import Scales, read_scales, scaled
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import AWQ, STORED, relative_distance
-from lucid_deploy.artifact.quantization_names import LEAST_SCALE
+from lucid_deploy.artifact.quantization import (
+    AWQ,
+    LEAST_SCALE,
+    NEAREST,
+    STORED,
+    Quantization,
+    QuantizedTensor,
+    relative_distance,
+)
 from lucid_deploy.artifact.quantized_bytes import dequantize, spread, unpack
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
+from lucid_deploy.export.quantize.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -178,7 +183,8 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
     original = weight.float().numpy()
     if record.is_float:
         return _float_difference(record, name, parts, original)
-    if record.tensors[name].zero_points or record.tensors[name].offsets:
+    is_fitted = record.method.name != NEAREST and not record.method.tensors  # an installed package's method may clip
+    if record.tensors[name].zero_points or record.tensors[name].offsets or is_fitted:
         return _asymmetric_difference(record, name, parts, original, dtype)
     check = _learned_difference if name in record.method.tensors else _nearest_difference
     return check(record, name, parts, original, dtype)

@@ -13,8 +13,7 @@ import torch
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.artifact.format1 import recorded
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.description import describe
 from lucid_deploy.model.lucid import LucidForCausalLM

@@ -11,8 +11,7 @@ import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.manifest import Manifest, read_manifest
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.description import describe

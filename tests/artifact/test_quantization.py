@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, ROWS
+from lucid_deploy.artifact.quantization import PACKED, PARTS, ROWS, LearnedTensor, Method, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import unpack
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -74,3 +73,77 @@ def test_a_damaged_record_is_refused(change: dict[str, Any]) -> None:
     assert Quantization.from_dict(quantization.to_dict()) == quantization
     with pytest.raises(ValueError, match="quantization"):
         Quantization.from_dict({**quantization.to_dict(), **change})
+
+
+RECORD = Quantization(
+    "int4",
+    4,
+    "matmulnbits",
+    "int8",
+    {"w": QuantizedTensor((4, 64), 32)},
+    (),
+    "a tool",
+    Method("gptq", {"damping": 0.01}, {"file": "text", "tokens": 5}, {"w": LearnedTensor(0.1, 0.02, 0.05)}),
+)
+
+
+def test_the_method_comes_back() -> None:
+    assert Quantization.from_dict(RECORD.to_dict()) == RECORD
+    before = {key: value for key, value in RECORD.to_dict().items() if key != "method"}
+    assert Quantization.from_dict(before) == replace(RECORD, method=Method()), "older manifests: rounded to nearest"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": 3}, {"tensors": {"v": {"distance": 1, "output_error": 1, "nearest_error": 1}}}, {"tensors": 3}],
+    ids=str,
+)
+def test_a_damaged_method_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        Quantization.from_dict({**RECORD.to_dict(), "method": {**asdict(RECORD.method), **change}})
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 256])
+def test_the_last_block_of_a_row_may_be_shorter(width: int) -> None:
+    blocks = QuantizedTensor((3, width), 32).blocks
+    assert 32 * (blocks - 1) < width <= 32 * blocks
+
+
+@pytest.mark.parametrize(
+    ("tensor", "scheme", "form"),
+    [
+        (QuantizedTensor((5, 64), 32, zero_points=True, bits=8), "int4", "matmulnbits"),
+        (QuantizedTensor((5, 64), 64, granularity="channel"), "fp8", "qdq"),
+        (QuantizedTensor((5, 64), 16), "nvfp4", "qdq"),
+    ],
+)
+def test_a_weight_comes_back(tensor: QuantizedTensor, scheme: str, form: str) -> None:
+    assert QuantizedTensor.from_dict("w", asdict(tensor), scheme, form) == tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "scheme", "form"),
+    [
+        ({"block_size": 24}, "int4", "matmulnbits"),
+        ({"block_size": 32}, "nvfp4", "qdq"),
+        ({"shape": [0, 64]}, "int4", "matmulnbits"),
+        ({"granularity": "channel"}, "int4", "qdq"),
+        ({"granularity": "row"}, "fp8", "qdq"),
+        ({"zero_points": True}, "int4", "qdq"),
+        ({"zero_points": 1}, "int4", "matmulnbits"),
+        ({"bits": 3}, "int4", "matmulnbits"),
+        ({"bits": 8.0}, "int4", "matmulnbits"),
+        ({"bits": 8}, "nvfp4", "qdq"),
+    ],
+    ids=str,
+)
+def test_a_damaged_weight_is_refused(change: dict[str, Any], scheme: str, form: str) -> None:
+    plain = {"shape": [5, 64], "block_size": 16}
+    QuantizedTensor.from_dict("w", plain, scheme, form)
+    with pytest.raises(ValueError, match="quantization of w"):
+        QuantizedTensor.from_dict("w", {**plain, **change}, scheme, form)
+
+
+def test_no_part_is_taken_for_another() -> None:
+    """Initializers are told apart by how their names end."""
+    assert not [(a, b) for a in PARTS for b in PARTS if a != b and a.endswith(b)]

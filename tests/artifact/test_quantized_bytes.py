@@ -10,10 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, SCALES
+from lucid_deploy.artifact.quantization import PACKED, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize, unpack
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

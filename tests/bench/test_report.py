@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.bench import Measurement, Plan
 from lucid_deploy.bench.report import build_report, decode_bytes, exponents, paired_ratio, table
-from lucid_deploy.export.quantize import EMBEDDING
+from lucid_deploy.export.quantize.plan import EMBEDDING
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.quantization_method import Method
+from lucid_deploy.artifact.quantization import Method
 from lucid_deploy.bench import standard
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
 
 Exported = Callable[..., tuple[Path, Artifact]]

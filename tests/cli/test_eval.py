@@ -16,7 +16,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import DEMO
 from tests.evaluation.suites.conftest import Pair, data, llama, llama_checkpoint, write_rows  # noqa: F401 (fixtures)
 

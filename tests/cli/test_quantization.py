@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization_method import LearnedTensor, Method
+from lucid_deploy.artifact.quantization import LearnedTensor, Method
 from lucid_deploy.cli._quantization import method_sentence, quantization_facts, quantization_sentence
 
 Made = Callable[..., tuple[Path, Artifact]]

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers.pytorch_utils  # noqa: F401 (the package reads it without importing it)
 
-from lucid_deploy.export.rounding.gptq import column_order, round_columns
+from lucid_deploy.export.quantize.gptq import column_order, round_columns
 from tests.compat.environments import packages_beside
 
 pytestmark = pytest.mark.compat

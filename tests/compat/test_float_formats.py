@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lucid_deploy.artifact.float_formats import E2M1, E4M3
-from lucid_deploy.export.rounding.floats import round_to_fp8, round_to_nvfp4
+from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
 from lucid_deploy.model.packed.compressed_float import CompressedFloatLayout
 from lucid_deploy.model.quantized_activations import round_to_fp8 as round_inputs_to_fp8
 from tests.compat.environments import packages_beside

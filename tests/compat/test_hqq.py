@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
-from lucid_deploy.export.rounding.hqq import hqq_matrix
+from lucid_deploy.export.quantize.hqq import hqq_matrix
 from tests.compat.environments import packages_beside
 
 pytestmark = pytest.mark.compat

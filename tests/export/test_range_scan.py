@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.range_scan import CACHED, LIMIT, MARGIN, RangeScan, sample_prompts, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import Session, open_session

@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lucid_deploy.artifact import ALIGNMENT, Artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, SCALES
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import PACKED, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.weights import plan_weights, write_weights

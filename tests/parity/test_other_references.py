@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import lucid_deploy as ld
 from examples.dump_golden import dump_golden
-from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization import STORED
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.families import granite, qwen3

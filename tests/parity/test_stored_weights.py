@@ -15,14 +15,20 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import STAGES, Artifact, open_artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import LearnedTensor, Method, relative_distance
-from lucid_deploy.artifact.quantization_names import PACKED, SCALES, WHOLE_SCALE
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import (
+    PACKED,
+    SCALES,
+    WHOLE_SCALE,
+    LearnedTensor,
+    Method,
+    Quantization,
+    QuantizedTensor,
+    relative_distance,
+)
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export.float_parts import rounded_parts
-from lucid_deploy.export.rounding.pack import pack_numbers
-from lucid_deploy.export.rounding.scales import search_scales
+from lucid_deploy.export.quantize.float_parts import rounded_parts
+from lucid_deploy.export.quantize.pack import pack_numbers
+from lucid_deploy.export.quantize.scales import search_scales
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.quantization_cost import measure_cost
 from lucid_deploy.parity.stored_weights import (

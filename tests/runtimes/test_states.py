@@ -17,7 +17,7 @@ from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lucid_deploy.artifact import MANIFEST, open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.stored_cache import read_as_stored

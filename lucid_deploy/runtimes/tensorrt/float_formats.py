@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization_names import GROUP_FP8, TOKEN_FP8
+from lucid_deploy.artifact.quantization import GROUP_FP8, TOKEN_FP8
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.tensorrt.backend import dotted
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import VERIFY, Artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import AUTO, NEAREST, STORED
+from lucid_deploy.artifact.quantization import AUTO, NEAREST, STORED, Quantization
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE, DOMAIN
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS

@@ -11,7 +11,7 @@ import torch
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.artifact.external_data import StoredWeight
-from lucid_deploy.artifact.quantization_names import INPUT_SCALE, OFFSETS, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
+from lucid_deploy.artifact.quantization import INPUT_SCALE, OFFSETS, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig

@@ -7,10 +7,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, ROWS, SCALES
+from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.passes import quantize_weights
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, SCALES, WHOLE_SCALE
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
 from lucid_deploy.export.passes.weight_initializers import WeightInitializers
 
 

@@ -13,7 +13,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.providers import CPU
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits

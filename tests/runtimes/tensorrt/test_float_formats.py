@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 

@@ -11,9 +11,7 @@ import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import Method
-from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.artifact.quantization import Method, Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger

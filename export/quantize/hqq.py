@@ -1,0 +1,127 @@
+"""HQQ: half-quadratic quantization, which fits a fraction to every block as its zero point, without any text.
+
+Scales are those at which a block's range just fits the numbers. The zero points z make ‖W − (q − z)/s‖ₚ with p = 0.7
+small, which outliers disturb less than squares: alternately the errors are shrunk to what counts as outliers, and z is
+the mean of what they leave (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
+is the default of the package ``hqq`` 0.2.8, which a test holds this to; the package itself asks for a GPU or whole
+models of transformers. Blocks of one value differ: the package gives those whose range is below 1e-4 the scale 1, so
+that they become zeros. Here the offset is the value, and the numbers are what its rounding leaves: nothing large has to
+cancel where a runtime rounds the inputs of one product and not of the other.
+
+onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
+the graphs have what is equal to them: symmetric numbers, and beside each product one of the blocks' sums with offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact.quantization import QuantizedTensor
+from lucid_deploy.export.quantize.method import QuantizationMethod, Rounded
+from lucid_deploy.export.quantize.nearest import METHOD as NEAREST
+from lucid_deploy.export.quantize.pack import pack_numbers
+
+if TYPE_CHECKING:
+    import torch
+
+NORM, BETA, STEPS = 0.7, 10.0, 20  # as the package has them: p, the weight of the constraint, and steps at most
+_ELEMENTS = 1 << 20  # of a matrix looked at together
+_FLAT_STEP = 2.0**-11  # scale of a block of one value, as a share of it: its numbers are zeros
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def hqq_matrix(
+    weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str = "float32"
+) -> tuple[Array, torch.Tensor, torch.Tensor]:
+    """Quantize a matrix ``(out, in)``.
+
+    Args:
+        weight: Any floating type.
+        tensor: Its shape and blocks, which divide the rows.
+        bits: 4 or 8.
+        dtype: Type that scales and offsets are stored in.
+
+    Returns:
+        Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` of
+        values that ``dtype`` has: the weight is q · scale + offset, with the bytes' numbers q from −2^(bits − 1).
+    """
+    import torch
+
+    blocks = weight.float().unflatten(1, (tensor.blocks, -1))  # (out, blocks, block)
+    inverse, zeros = _fitted(blocks, (1 << bits) - 1)
+    half = 1 << (bits - 1)
+    stored = getattr(torch, dtype)
+    least = torch.finfo(stored).tiny if dtype != "float16" else 2.0**-24
+    scales, offsets = 1 / inverse, (half - zeros) / inverse
+    flat, middle, width = _flat(blocks, (1 << bits) - 1)
+    scales = torch.where(flat, torch.maximum(width, middle.abs() * _FLAT_STEP), scales)
+    offsets = torch.where(flat, middle, offsets).to(stored).float()
+    scales = scales.clamp(min=least).to(stored).float()
+    numbers = torch.empty(weight.shape, dtype=torch.int8)
+    for rows in _slices(blocks):
+        whole = ((blocks[rows] - offsets[rows]) / scales[rows]).round_().clamp_(-half, half - 1)
+        numbers[rows] = whole.flatten(1).to(torch.int8)
+    return pack_numbers(numbers.numpy(), tensor, bits), scales[..., 0], offsets[..., 0]
+
+
+def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return of each block whether it is of one value, for all that scales can tell, then its middle and its width."""
+    least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
+    width = most - least
+    return ~(top / width).isfinite(), least + width / 2, width
+
+
+def _fitted(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inverse scales and zero points, ``(out, blocks, 1)``, for numbers from 0 to ``top``."""
+    import torch
+
+    least = blocks.amin(dim=-1, keepdim=True)
+    flat, _, width = _flat(blocks, top)
+    inverse = torch.where(flat, torch.ones_like(width), top / width)
+    zeros, best = -least * inverse, torch.inf
+    for _ in range(STEPS):
+        following, lost = torch.empty_like(zeros), 0.0
+        for rows in _slices(blocks):
+            plain, scale, zero = blocks[rows], inverse[rows], zeros[rows]
+            numbers = (plain * scale + zero).round_().clamp_(0, top)
+            error = plain - (numbers - zero) / scale
+            lost += float(error.abs().sum(dtype=torch.float64))
+            following[rows] = (numbers - (plain - _shrunk(error)) * scale).mean(dim=-1, keepdim=True)
+        zeros = following
+        if not lost < best:
+            break
+        best = lost
+    return inverse, zeros
+
+
+def _shrunk(error: torch.Tensor) -> torch.Tensor:
+    """Return the errors nearer to zero by |e|^(p − 1) / β, at most to zero; changed in place but for their signs."""
+    magnitude = error.abs()
+    return magnitude.sub_(magnitude.pow(NORM - 1).div_(BETA)).clamp_(min=0).mul_(error.sign())
+
+
+def _slices(blocks: torch.Tensor) -> Iterator[slice]:
+    step = max(_ELEMENTS // blocks[0].numel(), 1)
+    return (slice(start, start + step) for start in range(0, len(blocks), step))
+
+
+class Hqq(QuantizationMethod):
+    """``--method hqq``."""
+
+    name = "hqq"
+    offsets = True
+
+    def round(
+        self, weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
+    ) -> Iterator[Rounded]:
+        if tensor.offsets:
+            packed, scales, offsets = hqq_matrix(weight, tensor, bits, dtype)
+            yield Rounded(packed, scales, offsets=offsets)
+        else:  # the embedding, which is read by an operator without offsets
+            yield from NEAREST.round(weight, tensor, bits, dtype, positive)
+
+
+METHOD = Hqq()

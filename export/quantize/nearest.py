@@ -1,0 +1,111 @@
+"""Round to the nearest whole numbers, with onnxruntime's quantizer, a slice of a tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
+from lucid_deploy.cache.storage import LEVELS
+from lucid_deploy.errors import missing_extra
+from lucid_deploy.export.quantize.method import QuantizationMethod, Rounded
+from lucid_deploy.ort import import_onnxruntime
+
+if TYPE_CHECKING:
+    import torch
+
+_SLICE = 1 << 22  # elements quantized at once
+
+
+def quantize_matrix(
+    weight: torch.Tensor, tensor: QuantizedTensor, bits: int, least_scale: float | None = None
+) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Quantize a matrix ``(out, in)``, some rows at a time.
+
+    Args:
+        weight: Any floating type.
+        tensor: Its shape and blocks.
+        bits: 4 or 8.
+        least_scale: Make every scale positive and at least this, for 8 bits; None: onnxruntime's scheme.
+
+    Yields:
+        Packed bytes ``(rows, blocks, block_size · bits / 8)``, two 4-bit numbers in a byte, lower half first, each with
+        ``2^(bits-1)`` added, and scales, float32 ``(rows, blocks)``.
+    """
+    kernel = nearest_kernel(f"int{bits}")
+    (count, width), blocks, size = tensor.shape, tensor.blocks, tensor.block_size
+    step = max(_SLICE // width, 1)
+    for start in range(0, count, step):
+        rows = weight[start : start + step].float().numpy()
+        if least_scale is not None:
+            yield round_blocks(rows, tensor, least_scale)
+            continue
+        columns = np.zeros((blocks * size, len(rows)), dtype=np.float32)
+        columns[:width] = rows.T
+        packed = np.zeros((len(rows), blocks, size * bits // 8), dtype=np.uint8)
+        scales = np.zeros((len(rows), blocks), dtype=np.float32)
+        unused = np.zeros((len(rows), -(-blocks * bits // 8)), dtype=np.uint8)  # zero points; the scheme is symmetric
+        kernel(packed, columns, scales, unused, size, len(rows), width, True)
+        yield packed, scales
+
+
+def nearest_kernel(scheme: str) -> Any:
+    """Return onnxruntime's quantizer to ``int4`` or ``int8``.
+
+    Raises:
+        LucidError: It is not installed.
+    """
+    try:
+        import_onnxruntime()
+        from onnxruntime.capi import _pybind_state as kernels
+    except ImportError as error:
+        raise missing_extra("onnxruntime", "cpu", "quantize weights") from error
+    # What onnxruntime.quantization.matmul_nbits_quantizer calls; that module itself wants whole models in memory.
+    return kernels.quantize_matmul_8bits if scheme == "int8" else kernels.quantize_matmul_4bits
+
+
+def kernel_tool() -> str:
+    """Return name and version of what makes the nearest numbers, for the manifest."""
+    return f"onnxruntime {import_onnxruntime().__version__}"
+
+
+def round_blocks(
+    rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Round to 8 bits with positive scales, as the format ``qdq`` wants them.
+
+    Args:
+        rows: Float32 ``(n, in)`` of a weight.
+        tensor: Its shape and blocks.
+        least_scale: Of a block of zeros.
+
+    Returns:
+        Whole numbers −127 … 127 plus 128, ``(n, blocks, block_size)``, and scales, float32 ``(n, blocks)``: the largest
+        magnitude of the block / 127.
+    """
+    padded = np.pad(rows, ((0, 0), (0, tensor.blocks * tensor.block_size - rows.shape[1])))
+    blocks = padded.reshape(len(rows), tensor.blocks, tensor.block_size)
+    scales = np.maximum(np.abs(blocks).max(axis=-1) / np.float32(LEVELS), np.float32(least_scale))
+    numbers = np.clip(np.rint(blocks / scales[..., None]), -LEVELS, LEVELS)
+    return (numbers + 128).astype(np.uint8), scales
+
+
+class Nearest(QuantizationMethod):
+    """``--method rtn``."""
+
+    name = "rtn"
+
+    def tool(self) -> str:
+        return kernel_tool()
+
+    def round(
+        self, weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
+    ) -> Iterator[Rounded]:
+        for packed, scales in quantize_matrix(weight, tensor, bits, LEAST_SCALE[dtype] if positive else None):
+            yield Rounded(packed, scales)
+
+
+METHOD = Nearest()

@@ -1,0 +1,108 @@
+"""Which weights are quantized: the plan, by the options and the shapes of a checkpoint."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+
+from lucid_deploy.artifact.float_formats import NVFP4_BLOCK
+from lucid_deploy.artifact.quantization import BLOCK_SIZES, NEAREST, SCHEMES, Method, Quantization, QuantizedTensor
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize.options import DEFAULT_BLOCK, QuantizeOptions, activations_of, format_of
+from lucid_deploy.export.quantize.registry import find_method
+from lucid_deploy.version import __version__
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: QuantizeOptions) -> Quantization:
+    """Choose what is quantized.
+
+    Args:
+        shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
+        tied: Whether the embedding is the head too.
+        options: How to quantize.
+
+    Raises:
+        LucidError: A glob that matches nothing, nothing left to quantize, bits of a weight that is not, or rows that no
+            block divides where the format needs it.
+    """
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    form = format_of(options)
+    candidates = [name for name in matrices if name != EMBEDDING]
+    if form == "matmulnbits" and (tied or options.embeddings):
+        candidates.insert(0, EMBEDDING)
+    chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
+    if not chosen:
+        raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
+    if strangers := sorted(options.bits.keys() - set(chosen)):
+        raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
+    method = find_method(options.method)
+    tensors = {name: _planned(name, shapes[name], options) for name in chosen}
+    return Quantization(
+        scheme=options.scheme,
+        bits=SCHEMES[options.scheme],
+        format=form,
+        activations=activations_of(options),
+        tensors=tensors,
+        kept=tuple(name for name in matrices if name not in tensors),
+        tool=f"lucid-deploy {__version__}" if options.is_float else method.tool(),
+        method=Method(NEAREST if method.learns else method.name),  # learning sets its own
+    )
+
+
+def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions) -> QuantizedTensor:
+    rows, width = shape
+    if options.scheme == "fp8":
+        return QuantizedTensor((rows, width), width, granularity="tensor")
+    if options.scheme == "nvfp4":
+        if width % NVFP4_BLOCK:
+            raise LucidError(
+                f"{short_name(name)} has rows of {width} elements, which blocks of {NVFP4_BLOCK} do not divide, as "
+                f"nvfp4 asks for. Keep it with --keep-float {short_name(name)!r}, or use --quantize fp8."
+            )
+        return QuantizedTensor((rows, width), NVFP4_BLOCK)
+    method, block = find_method(options.method), options.block_size or DEFAULT_BLOCK[options.scheme]
+    offsets = method.offsets and name != EMBEDDING  # whose rows an operator reads that has none
+    whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
+    size = block if whole is None else _dividing(name, width, block, whole)
+    zeros = method.zero_points and name != EMBEDDING  # whose rows an operator without zero points reads
+    return QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name), offsets=offsets)
+
+
+def short_name(name: str) -> str:
+    """Return a weight's name as globs see it: ``layers.0.self_attn.k_proj``, ``lm_head``, ``embed_tokens``."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _kept(candidates: list[str], tied: bool, globs: tuple[str, ...]) -> set[str]:
+    kept = set()
+    for glob in globs:
+        found = {
+            name
+            for name in candidates
+            if any(fnmatch.fnmatchcase(known, glob) for known in _names(name, tied and name == EMBEDDING))
+        }
+        if not found:
+            known = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", short_name(name)) for name in candidates)
+            raise LucidError(f"--keep-float {glob!r} matches no weight that would be quantized: {', '.join(known)}.")
+        kept |= found
+    return kept
+
+
+def _names(name: str, is_head: bool) -> Iterator[str]:
+    for own in (name, HEAD) if is_head else (name,):
+        yield from (own, short_name(own), own.removesuffix(".weight"))
+
+
+def _dividing(name: str, width: int, block: int, needed: str) -> int:
+    """Return the largest block that divides a row, as ``needed`` wants it."""
+    for size in reversed(BLOCK_SIZES):
+        if size <= block and width % size == 0:
+            return size
+    raise LucidError(
+        f"{short_name(name)} has rows of {width} elements, which no block of {BLOCK_SIZES[0]} or more divides; "
+        f"{needed} needs that. Keep it with --keep-float {short_name(name)!r}, or export with --quantize-format "
+        "matmulnbits and another method."
+    )

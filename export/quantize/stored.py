@@ -1,0 +1,189 @@
+"""Take over the numbers, scales and zero points of a checkpoint that another tool has quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact.quantization import BLOCK_SIZES, FLOAT_SCHEMES, STORED, Method, Quantization, QuantizedTensor
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize.options import QuantizeOptions, activations_of, check_kernels, format_of
+from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
+from lucid_deploy.model.packed.float_weight import FloatWeight
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_ADVICE = "Take the checkpoint that it was made from, and quantize that."
+
+
+def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> QuantizeOptions | None:
+    """Decide whether numbers are taken over: those of a quantized checkpoint are, and of no other.
+
+    Raises:
+        LucidError: A quantized checkpoint is to be rounded again, or another one has no numbers to take over.
+    """
+    taken = options is not None and options.scheme == STORED
+    if source.layout is None:
+        if taken:
+            raise LucidError(
+                f"{source.directory} is not quantized, so there are no numbers to take over. Use --quantize int8, "
+                "int4, fp8 or nvfp4."
+            )
+        return options
+    if options is None:
+        options, taken = QuantizeOptions(STORED), True
+    if not taken:
+        raise LucidError(
+            f"{source.directory} is quantized already ({source.layout.name}, {source.layout.bits} bits); rounding it a "
+            "second time would add errors. Use --quantize stored, which takes its numbers over, or the checkpoint that "
+            "it was made from."
+        )
+    return _read_as_floats(source, options) if source.layout.scheme in FLOAT_SCHEMES else options
+
+
+def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOptions:
+    """Return the options for a checkpoint in fp8, whose format is ``qdq`` and whose inputs it says itself.
+
+    Raises:
+        LucidError: Options for whole numbers.
+    """
+    given = [
+        text
+        for text, there in (
+            ("--quantize-format matmulnbits", options.format == "matmulnbits"),
+            ("--activations int8", options.activations == "int8"),
+        )
+        if there
+    ]
+    if given:
+        raise LucidError(
+            f"{source.directory} holds floating-point numbers of 8 bits, which whole numbers' operators do not read: "
+            f"leave out {' and '.join(given)}."
+        )
+    return dataclasses.replace(options, format="qdq")
+
+
+def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
+    """Plan an artifact that has a quantized checkpoint's numbers; every weight is looked at.
+
+    Args:
+        source: The checkpoint.
+        options: With the scheme ``stored``.
+        dtype: Of the artifact.
+
+    Raises:
+        LucidError: A weight that the format or the type does not hold exactly; the message names it.
+    """
+    layout, form = source.layout, format_of(options)
+    assert layout is not None
+    check_kernels(form, dtype)
+    activations, group = _inputs(layout, options)
+    tensors, kept = {}, []
+    for name, shape in source.stored_shapes().items():
+        weight = source.packed_weight(name) if len(shape) == 2 else None
+        if isinstance(weight, FloatWeight):
+            tensors[name] = _planned_float(source, name, weight, group)
+        elif weight is not None:
+            tensors[name] = _planned(source, name, weight, form, dtype)
+        elif len(shape) == 2:
+            kept.append(name)
+    method = Method(STORED, {"layout": layout.name})
+    tool = f"{layout.name}, by the checkpoint's configuration"
+    return Quantization(layout.scheme, layout.bits, form, activations, tensors, tuple(kept), tool, method, group)
+
+
+def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
+    """Return what the inputs of products are rounded to, and how many of them share a scale where groups do."""
+    if layout.scheme not in FLOAT_SCHEMES:
+        return activations_of(options), None
+    if layout.inputs is None or options.activations == "float":
+        return "float", None
+    return f"fp8-{layout.inputs.kind}", layout.inputs.size
+
+
+def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWeight) -> str:
+    """Refuse what is taken over from no layout; return how messages call the weight."""
+    where = f"{source.directory}: {short_name(name)}"
+    if name == EMBEDDING:
+        raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
+    if not weight.scales.isfinite().all():
+        raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
+    return where
+
+
+def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
+    where = _check_weight(source, name, weight)
+    rows, width = weight.codes.shape
+    if (weight.scales < 0).any():  # zeros become other ones, see stored_parts
+        raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
+    if group is not None and width % group:
+        raise LucidError(
+            f"{where} has rows of {width} inputs, which groups of {group} do not divide, so they are not rounded as "
+            "its quantization_config says. Leave them as they are with --quantize stored --activations float."
+        )
+    if weight.scales.numel() == 1:
+        return QuantizedTensor((rows, width), width, granularity="tensor")
+    if weight.scales.shape[1] == 1:
+        return QuantizedTensor((rows, width), width, granularity="channel")
+    fits = [size for size in BLOCK_SIZES if weight.block[1] % size == 0 and width % size == 0]
+    if not fits:
+        raise LucidError(
+            f"{where} has blocks of {weight.block[1]} inputs in rows of {width}, which no blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"
+        )
+    return QuantizedTensor((rows, width), fits[-1])
+
+
+def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dtype: str) -> QuantizedTensor:
+    import torch
+
+    where = _check_weight(source, name, weight)
+    rows, width = weight.codes.shape
+    if not weight.scales.to(getattr(torch, dtype)).to(weight.scales.dtype).equal(weight.scales):
+        stored = str(weight.scales.dtype).removeprefix("torch.")
+        raise LucidError(f"{where} has scales in {stored} that {dtype} would round. Export with --dtype float32.")
+    zeros = not weight.is_symmetric
+    if form == "qdq" and zeros:
+        raise LucidError(f"{where} has zero points, which TensorRT does not take. Use --quantize-format matmulnbits.")
+    if form == "qdq" and weight.bits == 8 and not (weight.scales > 0).all():
+        raise LucidError(f"{where} has scales that are not positive, which TensorRT does not take.")
+    fits = [size for size in BLOCK_SIZES if weight.group % size == 0 and (form != "qdq" or width % size == 0)]
+    block = fits[-1] if fits else None
+    if block is None and weight.group == width and form == "matmulnbits":
+        block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))  # one scale for all of a row
+    if block is None:
+        raise LucidError(
+            f"{where} has groups of {weight.group} inputs in rows of {width}, which no blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"
+        )
+    return QuantizedTensor((rows, width), block, zeros)
+
+
+def taken_over(weight: PackedWeight, tensor: QuantizedTensor) -> tuple[Array, torch.Tensor, Array | None]:
+    """Return a weight's parts in the artifact's layout.
+
+    Returns:
+        Packed bytes ``(out, blocks, block_size · bits / 8)``, scales ``(out, blocks)`` as stored, and the packed zero
+        points ``(out, blocks · bits / 8)``; None without.
+    """
+    half, missing = 1 << (weight.bits - 1), tensor.blocks * tensor.block_size - tensor.shape[1]
+    codes = np.pad(weight.codes.numpy(), ((0, 0), (0, missing)), constant_values=half)
+    repeats = max(weight.group // tensor.block_size, 1) if weight.group % tensor.block_size == 0 else tensor.blocks
+    scales = weight.scales.repeat_interleave(repeats, dim=1)[:, : tensor.blocks]
+    packed = _packed(codes, weight.bits).reshape(len(codes), tensor.blocks, -1)
+    if not tensor.zero_points:
+        return packed, scales, None
+    zeros = weight.zeros.repeat_interleave(repeats, dim=1)[:, : tensor.blocks].numpy()
+    return packed, scales, _packed(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))), weight.bits, tensor.blocks)
+
+
+def _packed(codes: Array, bits: int, count: int | None = None) -> Array:
+    """Put two 4-bit numbers into a byte, the first one low; of 8 bits ``count`` columns are left as they are."""
+    return codes[:, ::2] | (codes[:, 1::2] << 4) if bits == 4 else codes[:, :count]

@@ -1,0 +1,261 @@
+"""GPTQ of a whole checkpoint: nearer to the original than nearest numbers, checked, recorded, and all or nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.quantization import LearnedTensor, Quantization
+from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.cli import main
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.calibration import calibration_rows
+from lucid_deploy.export.quantize.gptq import GptqRule
+from lucid_deploy.export.quantize.learn import learn_weights
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import plan_quantization
+from lucid_deploy.export.weights import plan_weights, write_weights
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+from tests.conftest import write_checkpoint
+from tests.hybrid_artifact import write_hybrid
+from tests.once_per_run import made_once, run_folder
+
+BIASED = {"attention_bias": True, "mlp_bias": True}
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, and token ids like those that it is measured on."""
+
+    def make(folder: Path) -> None:
+        write_checkpoint(folder / "checkpoint", **BIASED)
+        ids = np.random.default_rng(0).integers(0, 97, (24, 128))
+        (folder / "ids.jsonl").write_text("\n".join(str(row.tolist()) for row in ids))
+
+    return made_once(run_folder(tmp_path_factory, "learned"), "source", make)
+
+
+@pytest.fixture(scope="session")
+def learned(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact in int4 by GPTQ."""
+
+    def make(folder: Path) -> None:
+        options = ExportOptions(
+            "float32", quantize=QuantizeOptions("int4", method="gptq"), calibration=source / "ids.jsonl"
+        )
+        export(source / "checkpoint", folder / "artifact", options)
+
+    return open_artifact(made_once(run_folder(tmp_path_factory, "learned"), "gptq", make) / "artifact")
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    ids = torch.from_numpy(np.random.default_rng(9).integers(0, 97, (4, 128)))
+    with torch.inference_mode():
+        found: torch.Tensor = model(ids)[0].double()
+    return found
+
+
+def test_logits_are_nearer_by_two_fifths_at_least(source: Path, learned: Artifact) -> None:
+    """The artifact's weights, on tokens it has not learned from, against nearest numbers of the same blocks."""
+    exact = logits_of(load_model(source / "checkpoint"))
+    checkpoint = Checkpoint(source / "checkpoint")
+    record = learned.manifest.quantization
+    nearest = load_model(source / "checkpoint")
+    for name, parameter in nearest.named_parameters():
+        if name in record.tensors:
+            blocks = checkpoint.tensor(name).unflatten(1, (-1, 16))
+            scale = blocks.abs().amax(-1, keepdim=True) / 8  # finer blocks, and the nearest numbers
+            parameter.data = ((blocks / scale).round().clamp(-8, 7) * scale).flatten(1)
+    ours = (logits_of(load_artifact_model(learned)) - exact).norm()
+    assert ours < 0.6 * (logits_of(nearest) - exact).norm()
+
+
+def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
+    record = learned.manifest.quantization
+    method = record.method
+    assert (method.name, method.settings) == ("gptq", {"damping": 0.01, "activation_order": True})
+    assert method.calibration["file"] == "ids.jsonl" and method.calibration["tokens"] == 24 * 128
+    assert method.tensors.keys() == record.tensors.keys() and record.tool.startswith("lucid-deploy")
+    assert learned.manifest.options["quantize"]["method"] == "gptq"
+    original, model = Checkpoint(source / "checkpoint"), load_artifact_model(learned, dtype="float64").state_dict()
+    for name, found in method.tensors.items():
+        weight = original.tensor(name).double()
+        assert found.distance == pytest.approx(float((model[name] - weight).norm() / weight.norm()), rel=1e-5)
+        assert 0 < found.output_error < found.nearest_error < 0.2
+    shown = CliRunner().invoke(main, ["inspect", str(learned.directory)])
+    assert "were chosen by gptq over 3072 tokens of ids.jsonl" in " ".join(shown.output.split())
+
+
+def test_the_check_finds_another_checkpoint_and_other_records(source: Path, learned: Artifact, tmp_path: Path) -> None:
+    original = Checkpoint(source / "checkpoint")
+    check_weights(learned, original)
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    class Changed(Checkpoint):
+        def tensor(self, wanted: str) -> torch.Tensor:
+            value = super().tensor(wanted)
+            if wanted == name:
+                value = value.clone()
+                value[3, 5] += added[0]
+            return value
+
+    added = [0.0]
+    for added[0], message in ((0.02, "of the original's norm away"), (5.0, "the scale of row 3, block 0")):
+        with pytest.raises(CheckFailed, match=f"{name} is not .*{message}"):
+            check_weights(learned, Changed(source / "checkpoint"))
+    record = learned.manifest.quantization
+    tensors = {**record.method.tensors, name: LearnedTensor(0.2, 0.1, 0.1)}
+    changed = replace(record, method=replace(record.method, tensors=tensors))
+    with pytest.raises(CheckFailed, match=r"and 0\.2 is recorded"):
+        check_weights(Artifact(learned.directory, replace(learned.manifest, quantization=changed)), original)
+
+
+def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["verify", str(learned.directory), "--checkpoint", str(source / "checkpoint"), "--quick"]
+    )
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("scheme", "form", "dtype", "changes"),
+    [
+        ("int8", "qdq", "bfloat16", {}),
+        ("int4", "qdq", "float16", {}),
+        ("int8", "matmulnbits", "float16", {"tie_word_embeddings": True}),
+    ],
+)
+def test_other_forms(scheme: str, form: str, dtype: str, changes: Any, source: Path, tmp_path: Path) -> None:
+    """Without graphs: what is written reads back as what was chosen. A tied table is rounded to nearest."""
+    checkpoint = Checkpoint(write_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, **changes))
+    options = QuantizeOptions(scheme, form, method="gptq")
+    plan = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options)
+    rows = calibration_rows(checkpoint, source / "ids.jsonl", 2048, 1)
+    seen: list[tuple[str, int, int]] = []
+    found, record = learn_weights(checkpoint, plan, rows, GptqRule(), dtype, lambda *step: seen.append(step))
+    assert seen == [("Calibrating", step, 2) for step in range(3)]
+    tied = {"model.embed_tokens.weight"} if checkpoint.tied else set()
+    assert record.tensors.keys() - found.parts.keys() == tied
+    name = "model.layers.0.mlp.down_proj.weight"
+    packed, scales = found.parts[name]
+    stored = plan_weights({name: record.tensors[name].shape}, set(), dtype, record)
+    write_weights(tmp_path / "weights", stored, checkpoint, record, chosen=dict(found.parts))
+    data = (tmp_path / "weights").read_bytes()
+    content = [data[part.offset : part.offset + part.size] for part in stored.values()]
+    factors = torch.frombuffer(bytearray(content[1]), dtype=getattr(torch, dtype)).double()
+    dense = dequantize(record, name, np.frombuffer(content[0], np.uint8), factors.numpy())
+    weight = checkpoint.tensor(name).double().numpy()
+    distance = np.linalg.norm(dense - weight) / np.linalg.norm(weight)
+    assert distance == pytest.approx(record.method.tensors[name].distance, rel=1e-5), "scales were rounded before"
+    assert (scales > 0).all() or not record.has_positive_scales(name)
+    del packed
+
+
+def test_kept_weights_stay_and_later_layers_know_what_came_before(source: Path) -> None:
+    """The second moments of a layer are those behind the rounded layers: another first layer gives others."""
+    checkpoint, rows = Checkpoint(source / "checkpoint"), None
+    found = []
+    for globs in ((), ("layers.0.*",)):
+        plan = plan_quantization(
+            checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq", keep_float=globs)
+        )
+        rows = rows or calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
+        found.append(learn_weights(checkpoint, plan, rows, GptqRule(), "float32")[0])
+    assert not any("layers.0." in name for name in found[1].parts)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert found[0].tensors[name] != found[1].tensors[name]
+
+
+def test_the_same_text_gives_the_same_numbers(source: Path, learned: Artifact) -> None:
+    checkpoint = Checkpoint(source / "checkpoint")
+    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
+    rows = calibration_rows(checkpoint, source / "ids.jsonl", 32768, 1)
+    found, _ = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
+    assert found.tensors == learned.manifest.quantization.method.tensors
+
+
+@pytest.mark.parametrize(
+    ("changes", "calibration", "message"),
+    [
+        ({"method": "gptq"}, None, "learns from text.*--calibration, or use --method rtn"),
+        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, k_quant, hqq, awq, gptq, auto"),
+        ({"method": "gptq", "gptq_damping": 2.0}, "ids.jsonl", "from 0 to 1, not 2"),
+        ({"method": "gptq", "gptq_damping": float("nan")}, "ids.jsonl", "from 0 to 1, not nan"),
+        ({"method": "gptq", "gptq_order": "random"}, "ids.jsonl", "--gptq-order"),
+        ({"method": "gptq", "calibration_tokens": 0}, "ids.jsonl", "--calibration-tokens must be 1 or more"),
+        ({"method": "gptq"}, "short.jsonl", "needs at least 144"),
+        ({}, "ids.jsonl", "leave it out"),
+    ],
+)
+def test_bad_requests_leave_nothing(
+    changes: dict[str, Any], calibration: str | None, message: str, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "short.jsonl").write_text("[1, 2, 3]")
+    path = None if calibration is None else source / calibration
+    if calibration == "short.jsonl":
+        path = tmp_path / calibration
+    options = ExportOptions(quantize=QuantizeOptions("int4", **changes), calibration=path)
+    with pytest.raises(LucidError, match=message):
+        export(source / "checkpoint", tmp_path / "out" / "artifact", options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
+    class Damaged(Checkpoint):
+        def tensor(self, name: str) -> torch.Tensor:
+            value = super().tensor(name)
+            return value * float("nan") if name.endswith("1.mlp.up_proj.weight") else value
+
+    checkpoint = Damaged(source / "checkpoint")
+    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
+    rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
+    with pytest.raises(LucidError, match=r"layers\.1\.mlp\.up_proj\.weight has values that are not finite"):
+        learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
+
+
+def test_options_without_quantize_are_named(source: Path, tmp_path: Path) -> None:
+    arguments = ["export", str(source / "checkpoint"), "-o", str(tmp_path / "a"), "--method", "gptq"]
+    result = CliRunner().invoke(main, [*arguments, "--gptq-damping", "0.1", "--calibration-tokens", "5"])
+    assert result.exit_code == 2
+    assert "--method, --calibration-tokens, --gptq-damping is for quantized weights" in " ".join(result.output.split())
+    result = CliRunner().invoke(main, [*arguments[:-1], "rtn"])  # the default, and yet a wish
+    assert (result.exit_code, "--method is for quantized weights" in result.output) == (2, True)
+
+
+def test_layers_of_other_kinds(tmp_path: Path) -> None:
+    """A hybrid of the delta rule and LUCID: every product is seen, none is worse for it."""
+    checkpoint = Checkpoint(write_hybrid(tmp_path / "c"))
+    (tmp_path / "ids.jsonl").write_text(str(np.random.default_rng(0).integers(0, 61, 1024).tolist()))
+    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
+    rows = calibration_rows(checkpoint, tmp_path / "ids.jsonl", 1024, 1)
+    found, _ = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
+    assert found.parts.keys() == plan.tensors.keys() and any("linear_attn.b_proj" in name for name in found.parts)
+    assert all(part.output_error < part.nearest_error for part in found.tensors.values())
+
+
+def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
+    """As of an adapter that was never trained: their distance is 0, and the manifest can be read again."""
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    class Zeros(Checkpoint):
+        def tensor(self, wanted: str) -> torch.Tensor:
+            return super().tensor(wanted) * (wanted != name)
+
+    checkpoint = Zeros(source / "checkpoint")
+    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
+    rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
+    found, record = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
+    assert found.tensors[name] == LearnedTensor(0.0, 0.0, 0.0)
+    text = replace(learned.manifest, quantization=record).to_json()
+    assert Quantization.from_dict(json.loads(text)["quantization"]) == record
