@@ -70,10 +70,6 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
         building: The directory, empty.
         contents: What it is made of; numbers that were learned are taken out as they are written.
         progress: Called with (what is being done, steps or bytes done, in all).
-
-    Raises:
-        LucidError: A value is not finite in the wanted type.
-        OSError: The disk is full, or another fault of the file system.
     """
     from lucid_deploy.artifact.folded_scales import write_scales
     from lucid_deploy.export import genai

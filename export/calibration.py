@@ -49,10 +49,6 @@ def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
     Args:
         checkpoint: The opened checkpoint; its tokenizer reads the text.
         path: UTF-8 text; or, if its name ends with ``.jsonl``, a list of token ids in each line.
-
-    Raises:
-        LucidError: The file cannot be read, or not twice; it is no UTF-8 text, has no text, or has tokens outside the
-            vocabulary; or the checkpoint has no tokenizer.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise LucidError(
@@ -87,9 +83,6 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) 
         path: As :func:`read_lines`.
         most: Tokens to learn from, at most; of a longer text rows are drawn with :data:`SEED`, and the last one is cut.
         least: Tokens that there must be.
-
-    Raises:
-        LucidError: As :func:`read_lines`; too few tokens; or a text most of whose words the tokenizer does not know.
     """
     joined = np.concatenate(list(read_lines(checkpoint, path)))
     if len(joined) < least:

@@ -99,16 +99,6 @@ def _is_demo(checkpoint: str | Path) -> bool:
     return resolve(checkpoint).resolve() == resolve(DEMO)
 
 
-def _ways_to_read(options: ExportOptions) -> str:
-    """Say what would read a calibration text, first what docs/quantization.md recommends."""
-    form = "--quantize-format qdq " if options.dtype == "bfloat16" else ""  # onnxruntime's operators have no bfloat16
-    learning = {None: f"--quantize int4 {form}--method gptq", "int4": "--method gptq", "int8": "--method gptq"}
-    scheme = None if options.quantize is None else options.quantize.scheme
-    found = [f"{learning[scheme]}, which learns from it"] if scheme in learning else []
-    found += ["--dtype float16, whose range scan runs its lines"] if options.dtype != "float16" else []
-    return f"Add {', or '.join(found)}; or leave it out." if found else "Leave it out."
-
-
 def _scan_ranges(
     source: Checkpoint, options: ExportOptions, quantization: Quantization | None, progress: Progress | None
 ) -> tuple[dict[str, Any] | None, DiagonalEffect | None]:
@@ -122,15 +112,10 @@ def _scan_ranges(
     asked = options.range_scan and options.diagonal == UNIT
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if "float16" not in (options.dtype, stored):
-        if options.calibration is not None and not learns:
-            raise LucidError(f"Nothing reads --calibration {options.calibration}. {_ways_to_read(options)}")
+        _check_calibration_is_read(options, learns)
         return None, measure_diagonal(source, progress) if asked else None
     if not options.range_scan:
-        if options.calibration is not None and not learns:
-            raise LucidError(
-                f"Nothing reads --calibration {options.calibration}: --skip-range-scan leaves the range scan out. "
-                f"{_ways_to_read(options)}"
-            )
+        _check_calibration_is_read(options, learns)
         return {"skipped": True}, None
     from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, scan
 
@@ -144,3 +129,11 @@ def _scan_ranges(
         "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",
     )
     return found.to_dict(), found.diagonal if asked else None
+
+
+def _check_calibration_is_read(options: ExportOptions, learns: bool) -> None:
+    if options.calibration is not None and not learns:
+        raise LucidError(
+            f"Nothing reads --calibration {options.calibration}: methods of --quantize that learn do (awq, gptq, "
+            "auto), and the range scan of --dtype float16. Leave it out, or add one of them."
+        )

@@ -56,11 +56,7 @@ _TOP_K = "top_k 50 (transformers' default)"  # its only default that changes wha
 
 
 def settings_note(directory: Path) -> tuple[str, ...]:
-    """Return a sentence about the settings of a checkpoint that are no defaults here; none if there are none.
-
-    Raises:
-        LucidError: The file cannot be read.
-    """
+    """Return a sentence about the settings of a checkpoint that are no defaults here; none if there are none."""
     path = directory / "generation_config.json"
     settings = read_object(path) if path.is_file() else {}
     known = {**CHANGES, **(SAMPLING if settings.get("do_sample") else {})}

@@ -68,11 +68,7 @@ class ExportOptions:
 
 
 def check_request(output: Path, options: ExportOptions) -> None:
-    """Check what needs no checkpoint.
-
-    Raises:
-        LucidError: Unknown options, such as do not go together, or an output that exists.
-    """
+    """Check what needs no checkpoint."""
     _check_names(options)
     _check_opset(options)
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
@@ -124,11 +120,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def check_target(checkpoint: Path, output: Path) -> None:
-    """Check that an output is beside a checkpoint, not in it nor above it.
-
-    Raises:
-        LucidError: It is not.
-    """
+    """Check that an output is beside a checkpoint, not in it nor above it."""
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
@@ -137,11 +129,7 @@ def check_target(checkpoint: Path, output: Path) -> None:
 
 
 def check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
-    """Refuse keys that need no assumption: a misspelt one would look like a checked one in the manifest.
-
-    Raises:
-        LucidError: Some are such; all of them are named.
-    """
+    """Refuse keys that need no assumption: a misspelt one would look like a checked one in the manifest."""
     needless = [key for key in assume_unused if key not in source.assumed_unused]
     if needless:
         raise LucidError(

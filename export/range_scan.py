@@ -7,7 +7,6 @@ float16 graph keeps in float32 (inside of norms, the solve and softmax) is not l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -102,9 +101,6 @@ class RangeScan:
         Args:
             checkpoint: For the message.
             remedy: What to do, for the message.
-
-        Raises:
-            LucidError: A value is beyond float16, or NaN; layer and tensor that come first are named.
         """
         for layer, tensor, peak in self._checked():
             if not peak <= LIMIT:  # NaN too
@@ -139,9 +135,6 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int =
     Random, repeated and correlated tokens as verification uses them, but for those whose embedding is zero, as
     padding's is: masked in use, they would have the smallest keys of all. For the recall model its prompts; and the
     lines of a text file. Each has ``most`` tokens at most.
-
-    Raises:
-        LucidError: The file cannot be read, is no UTF-8 text or has no text, or the checkpoint has no tokenizer.
     """
     from lucid_deploy.model.scenarios import synthetic_scenarios
 
@@ -189,9 +182,6 @@ def scan(
         calibration: A text file whose lines are prompts too; None: none.
         checked: Names of the tensors that will be float16; None: all.
         progress: Called with (what is being done, layers done, in all).
-
-    Raises:
-        LucidError: As :func:`sample_prompts`.
     """
     import torch
 
@@ -206,17 +196,12 @@ def scan(
     with torch.inference_mode():
         streams = embedded(checkpoint, prompts)
         found.peaks["embedding"] = {"residual stream": _largest(streams)}
-        for index in range(config.num_hidden_layers):
-            if progress is not None:
-                progress("Scanning ranges", index, config.num_hidden_layers)
-            layer, peaks = load_layer(checkpoint, index), _LargestMagnitudes()
-            peaks.watch(layer)
+        for index, layer in _layers(checkpoint, config.num_hidden_layers, "Scanning ranges", progress):
+            peaks = _LargestMagnitudes(layer)
             found.diagonal.watch(layer, index)
             streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
             found.peaks[f"layer {index}"] = peaks.named
         found.peaks["head"] = _run_head(checkpoint, streams)
-        if progress is not None:
-            progress("Scanning ranges", config.num_hidden_layers, config.num_hidden_layers)
     return found
 
 
@@ -234,13 +219,20 @@ def measure_diagonal(checkpoint: Checkpoint, progress: Progress | None = None) -
     prompts = sample_prompts(checkpoint, None, SHORT_PROMPT) if count else []
     with torch.inference_mode():
         streams = embedded(checkpoint, prompts)
-        for index in range(count):
-            if progress is not None:
-                progress("Measuring the diagonal of L", index, count)
-            layer, peaks = load_layer(checkpoint, index), _LargestMagnitudes()
+        for index, layer in _layers(checkpoint, count, "Measuring the diagonal of L", progress):
             found.watch(layer, index)
-            streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
+            streams = [run_layer(layer, config, index, x)[0] for x in streams]
     return found
+
+
+def _layers(checkpoint: Checkpoint, count: int, doing: str, progress: Progress | None) -> Iterator[tuple[int, Layer]]:
+    """Read one layer after the other, so that one is in memory at a time."""
+    for index in range(count):
+        if progress is not None:
+            progress(doing, index, count)
+        yield index, load_layer(checkpoint, index)
+    if progress is not None:
+        progress(doing, count, count)
 
 
 def _run_layer(
@@ -268,15 +260,14 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
 class _LargestMagnitudes:
     """Collects the largest magnitude of every tensor that a layer makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: Layer) -> None:
         self.named = dict.fromkeys(ORDER, 0.0)
+        self._watch(layer)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take a tensor into account."""
-        self.named[name] = _larger(self.named[name], _largest([tensor]))
+        self.named[name] = float(np.maximum(self.named[name], _largest([tensor])))  # keeps NaN
 
-    def watch(self, layer: Layer) -> None:
-        """Look at what goes in and out of a layer's parts."""
+    def _watch(self, layer: Layer) -> None:
         from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 
         mixer, mlp = layer.mixer, layer.mlp
@@ -311,11 +302,7 @@ class _LargestMagnitudes:
 
 
 def _largest(tensors: Sequence[torch.Tensor]) -> float:
-    peak = 0.0
-    for tensor in tensors:
-        peak = _larger(peak, float(tensor.abs().max()))
-    return peak
+    """Return the largest magnitude; NaN if there is one."""
+    import torch
 
-
-def _larger(first: float, second: float) -> float:
-    return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)
+    return float(torch.stack([tensor.abs().max() for tensor in tensors]).max())

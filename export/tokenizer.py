@@ -41,9 +41,6 @@ def check_links(checkpoint: Path) -> None:
 
     The cache of the Hugging Face Hub is made of such links, from ``models--ORG--NAME/snapshots/REVISION/FILE`` to
     ``models--ORG--NAME/blobs/HASH``. Weights may be links to anywhere.
-
-    Raises:
-        LucidError: There is such a link; it names where it leads.
     """
     folder = checkpoint.resolve()
     allowed = [folder]
@@ -60,11 +57,7 @@ def check_links(checkpoint: Path) -> None:
 
 
 def check_tokenizer(checkpoint: Path) -> None:
-    """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text.
-
-    Raises:
-        LucidError: The tokenizer or a file beside it cannot be read, chat templates included.
-    """
+    """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text."""
     if (checkpoint / "tokenizer.json").is_file():
         TextTokenizer(checkpoint)
     elif not (checkpoint / "tokenizer.model").is_file():

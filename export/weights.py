@@ -105,10 +105,6 @@ def write_weights(
 
     Returns:
         The sha256 of the file, in hexadecimal.
-
-    Raises:
-        LucidError: A value is not finite in the wanted type.
-        OSError: The disk is full, or another fault of the file system.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}

@@ -16,9 +16,6 @@ def pair_heads(model: ir.Model) -> None:
 
     Args:
         model: Changed in place.
-
-    Raises:
-        ValueError: A node that is not as required.
     """
     for node in list(model.graph):
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):

@@ -30,9 +30,6 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
         model: The model, changed in place.
         quantization: What is quantized, and how.
         names: The graph's name of a weight where it is not the checkpoint's, by the latter: a tied embedding's.
-
-    Raises:
-        ValueError: A weight is not there, or read by something else.
     """
     inputs, offsets = RoundedInputs(model.graph, quantization), BlockOffsets(model.graph)
     for stored in quantization.tensors:

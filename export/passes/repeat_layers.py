@@ -36,9 +36,6 @@ def repeat_layers(
         sources: For each layer of the whole model, the layer of the shorter one that it equals.
         inputs: Names of the whole model's inputs, in order.
         outputs: Names of its outputs, in order.
-
-    Raises:
-        NotRepeatable: The layers do not join as needed: trace the whole model.
     """
     parts = _parts(model.graph, layers, len(origins))
     graph = _Whole(model.graph, origins, sources)

@@ -74,9 +74,6 @@ def split_rows(rows: CalibrationRows, widest: int) -> tuple[Array, Array]:
     Returns:
         int64 ``(B, N)`` each: rows to learn from, of :data:`SEARCH_TOKENS` or ``widest`` tokens where there are so
         many; rows spread over the text to measure on, :data:`MEASURED` tokens, or a third of a shorter text.
-
-    Raises:
-        LucidError: There are too few for both.
     """
     row, whole = rows.facts["row_tokens"], rows.rows[0]
     spare = len(whole) - -(-widest // row)
@@ -104,9 +101,6 @@ def learn_mixed(
 
     Args:
         target: Bits a quantized weight at most, on average, scales included.
-
-    Raises:
-        LucidError: A target that cannot be met, or as :func:`split_rows` and :func:`learn_weights`.
     """
     kinds = by_kind(list(quantization.tensors), checkpoint.tied)
     budget = budget_of(quantization, kinds, dtype, target)

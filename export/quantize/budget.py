@@ -34,11 +34,7 @@ class Budget:
         return 8 * sum(self.sizes[kind][BITS.index(bits)] for kind, bits in choice.items()) / self.weights
 
     def check(self) -> None:
-        """See that something fits.
-
-        Raises:
-            LucidError: Not even the fewest bits do, or there are too many kinds.
-        """
+        """See that something fits."""
         if len(self.sizes) > _MOST_KINDS:
             raise LucidError(
                 f"--method auto is for models of up to {_MOST_KINDS} kinds of weights; this one has {len(self.sizes)}."

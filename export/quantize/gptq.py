@@ -71,9 +71,6 @@ def column_order(hessian: torch.Tensor, damping: float, by_size: bool) -> Column
         hessian: Float64 ``(in, in)``, symmetric.
         damping: Share of the mean of its diagonal that is added to the diagonal.
         by_size: Round the inputs of largest second moment first ("activation order"); otherwise as they stand.
-
-    Raises:
-        LucidError: It is not positive definite even so.
     """
     import torch
 

@@ -70,9 +70,6 @@ def learn_weights(
 
     Returns:
         The weights, and the record with its method.
-
-    Raises:
-        LucidError: A weight that no linear layer reads, or inputs whose second moments cannot be inverted.
     """
     import torch
 

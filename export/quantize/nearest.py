@@ -53,11 +53,7 @@ def quantize_matrix(
 
 
 def nearest_kernel(scheme: str) -> Any:
-    """Return onnxruntime's quantizer to ``int4`` or ``int8``.
-
-    Raises:
-        LucidError: It is not installed.
-    """
+    """Return onnxruntime's quantizer to ``int4`` or ``int8``."""
     try:
         import_onnxruntime()
         from onnxruntime.capi import _pybind_state as kernels

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def settle_options(source: Checkpoint, options: QuantizeOptions | None, dtype: str) -> QuantizeOptions | None:
-    """Return the options with what a quantized checkpoint makes of them; None: nothing is quantized.
-
-    Raises:
-        LucidError: They do not fit the checkpoint, or each other.
-    """
+    """Return the options with what a quantized checkpoint makes of them; None: nothing is quantized."""
     found = resolve_stored(source, options)
     if found is not None:
         check_options(found, dtype)
@@ -31,11 +27,7 @@ def settle_options(source: Checkpoint, options: QuantizeOptions | None, dtype: s
 
 
 def plan_numbers(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Choose what is quantized.
-
-    Raises:
-        LucidError: As :func:`plan_quantization` and :func:`plan_stored`.
-    """
+    """Choose what is quantized."""
     if options.scheme == STORED:
         return plan_stored(source, options, dtype)
     return plan_quantization(source.stored_shapes(), source.tied, options)
@@ -44,11 +36,7 @@ def plan_numbers(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qu
 def rows_to_learn_from(
     source: Checkpoint, options: QuantizeOptions, quantization: Quantization, calibration: Path | None
 ) -> CalibrationRows | None:
-    """Read the text that weights are learned from; None for a method that does not learn.
-
-    Raises:
-        LucidError: There is no text, or too little.
-    """
+    """Read the text that weights are learned from; None for a method that does not learn."""
     if not options.learns:
         return None
     if calibration is None:

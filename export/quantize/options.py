@@ -71,11 +71,7 @@ class QuantizeOptions:
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
-    """Check what needs no checkpoint.
-
-    Raises:
-        LucidError: Options that are unknown or contradict each other, or onnxruntime is not installed.
-    """
+    """Check what needs no checkpoint."""
     for name, value, known in (
         ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
@@ -113,11 +109,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
 
 
 def check_kernels(form: str, dtype: str) -> None:
-    """Check that onnxruntime multiplies in a type what a format holds.
-
-    Raises:
-        LucidError: It does not.
-    """
+    """Check that onnxruntime multiplies in a type what a format holds."""
     if dtype == "bfloat16" and form != "qdq":
         raise LucidError(
             "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "

@@ -23,10 +23,6 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
         tied: Whether the embedding is the head too.
         options: How to quantize.
-
-    Raises:
-        LucidError: A glob that matches nothing, nothing left to quantize, bits of a weight that is not, or rows that no
-            block divides where the format needs it.
     """
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     form = format_of(options)

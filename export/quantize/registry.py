@@ -29,11 +29,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def find_method(name: str) -> QuantizationMethod:
-    """Return a method by its name.
-
-    Raises:
-        LucidError: There is none, or an installed package's does not load.
-    """
+    """Return a method by its name."""
     from lucid_deploy.export.quantize.method import QuantizationMethod
 
     if name in BUILT_IN:

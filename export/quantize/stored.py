@@ -24,11 +24,7 @@ _ADVICE = "Take the checkpoint that it was made from, and quantize that."
 
 
 def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> QuantizeOptions | None:
-    """Decide whether numbers are taken over: those of a quantized checkpoint are, and of no other.
-
-    Raises:
-        LucidError: A quantized checkpoint is to be rounded again, or another one has no numbers to take over.
-    """
+    """Decide whether numbers are taken over: those of a quantized checkpoint are, and of no other."""
     taken = options is not None and options.scheme == STORED
     if source.layout is None:
         if taken:
@@ -49,11 +45,7 @@ def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> Quant
 
 
 def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOptions:
-    """Return the options for a checkpoint in fp8, whose format is ``qdq`` and whose inputs it says itself.
-
-    Raises:
-        LucidError: Options for whole numbers.
-    """
+    """Return the options for a checkpoint in fp8, whose format is ``qdq`` and whose inputs it says itself."""
     given = [
         text
         for text, there in (
@@ -77,9 +69,6 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
         source: The checkpoint.
         options: With the scheme ``stored``.
         dtype: Of the artifact.
-
-    Raises:
-        LucidError: A weight that the format or the type does not hold exactly; the message names it.
     """
     layout, form = source.layout, format_of(options)
     assert layout is not None

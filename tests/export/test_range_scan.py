@@ -156,29 +156,12 @@ def test_calibration_text_and_its_faults(tmp_path: Path, make_checkpoint: Any) -
         scan(Checkpoint(make_checkpoint()), lines)
 
 
-LEARNS, SCANS = ", which learns from it", "--dtype float16, whose range scan runs its lines"
-
-
-@pytest.mark.parametrize(
-    ("options", "way"),
-    [
-        (ExportOptions(), f"Add --quantize int4 --method gptq{LEARNS}, or {SCANS}; or leave it out."),
-        (ExportOptions("bfloat16"), f"Add --quantize int4 --quantize-format qdq --method gptq{LEARNS}, or {SCANS}; or"),
-        (ExportOptions(quantize=QuantizeOptions("int8")), f"Add --method gptq{LEARNS}, or {SCANS}; or leave it out."),
-        (ExportOptions(quantize=QuantizeOptions("fp8", "qdq")), f"Add {SCANS}; or leave it out."),
-        (
-            ExportOptions("float16", range_scan=False),
-            f": --skip-range-scan leaves the range scan out. Add --quantize int4 --method gptq{LEARNS}; or leave it",
-        ),
-    ],
-)
-def test_a_calibration_text_that_nothing_reads(options: ExportOptions, way: str, tmp_path: Path) -> None:
-    """The recommended way comes first; nothing is made."""
+@pytest.mark.parametrize("options", [ExportOptions(), ExportOptions("float16", range_scan=False)])
+def test_a_calibration_text_that_nothing_reads(options: ExportOptions, tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
     lines.write_text("fox has red lamp.")
-    with pytest.raises(LucidError) as caught:
+    with pytest.raises(LucidError, match="Nothing reads --calibration"):
         export("demo", tmp_path / "artifact", replace(options, calibration=lines))
-    assert str(caught.value).startswith(f"Nothing reads --calibration {lines}") and way in str(caught.value)
     assert not (tmp_path / "artifact").exists()
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export.tokenizer import copy_companions
-from lucid_deploy.export.tokenizer_comparison import AS_IT_IS, SAVE, compare_with_transformers
+from lucid_deploy.export.tokenizer_comparison import SAVE, compare_with_transformers
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CHAT = "{% for m in messages %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}{% endfor %}"
@@ -69,9 +69,6 @@ def exported(source: Path, name: str) -> tuple[Path, tuple[str, ...]]:
 
 REBUILT = {
     "llama": (llama_2, {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
-    "fast llama": (llama_2, {"tokenizer_class": "LlamaTokenizerFast"}),
-    "legacy": (llama_2, {"tokenizer_class": "LlamaTokenizer", "legacy": True}),
-    "gemma": (llama_2, {"tokenizer_class": "GemmaTokenizer"}),
     "qwen2": (lambda: by_bytes(r"\d{1,3}|\w+"), {"tokenizer_class": "PreTrainedTokenizerFast", "model_type": "qwen2"}),
 }
 
@@ -105,35 +102,14 @@ def test_both_encodings_of_the_shortest_text_are_shown(tmp_path: Path) -> None:
     assert "'<s>start' is [<s> ▁ st ar t] (5 tokens) here and [<s> st ar t] (4 tokens) there" in note
 
 
-CHATS = {
-    "endless": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "refusing": "{{ raise_exception('one message only') }}",
-    "broken": "{% for",
-}
-
-
-@pytest.mark.parametrize("template", CHATS)
-def test_a_chat_template_is_not_run(template: str, tmp_path: Path) -> None:
+def test_a_chat_template_is_not_run(tmp_path: Path) -> None:
     """An endless one would end this test at the suite's limit of time."""
-    settings = {"tokenizer_class": "LlamaTokenizer"}
-    notes = [
-        exported(checkpoint(tmp_path / name / "source", llama_2(), **settings, **chat), "artifact")[1]
-        for name, chat in (("with", {"chat_template": CHATS[template]}), ("without", {}))
-    ]
-    assert notes[0] == notes[1] and "texts otherwise" in notes[0][0]
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    source = checkpoint(tmp_path / "source", llama_2(), tokenizer_class="LlamaTokenizer", chat_template=endless)
+    assert "texts otherwise" in exported(source, "artifact")[1][0]
 
 
-def test_a_difference_of_chats_is_one_of_the_texts_too(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source", llama_2(), tokenizer_class="LlamaTokenizer", chat_template=CHAT)
-    theirs = AutoTokenizer.from_pretrained(source)
-    chat = theirs.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
-    ours = TextTokenizer(source).encode(chat, add_special_tokens=False)
-    assert ours != theirs(chat, add_special_tokens=False).input_ids
-    assert len(compare_with_transformers(source, source)) == 1
-
-
-@pytest.mark.parametrize("model_type", AS_IT_IS[1])
-@pytest.mark.parametrize("name", [None, "PreTrainedTokenizerFast", "TokenizersBackend"])
+@pytest.mark.parametrize(("model_type", "name"), [("llama", None), ("mistral", "PreTrainedTokenizerFast")])
 def test_what_transformers_loads_as_it_is_needs_no_comparison(
     model_type: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,22 +131,3 @@ def test_errors_of_transformers_are_said(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "code", llama_2(), tokenizer_class="NotOurs", **code)
     (note,) = compare_with_transformers(source, source)
     assert "nothing was compared" in note and "contains custom code" in note
-
-
-@pytest.mark.parametrize(
-    ("make", "settings", "said"),
-    [
-        (llama_2, {"tokenizer_class": "LlamaTokenizer"}, "Prepend + Replace as normalizer and none as pre-tokenizer"),
-        (llama_2, {"tokenizer_class": "Qwen2Tokenizer"}, "builds others for Qwen2Tokenizer"),
-        (lambda: by_bytes(r"\w+"), {"tokenizer_class": "LlamaTokenizer"}, None),
-        (lambda: by_bytes(r"\w+"), {"tokenizer_class": "Qwen2Tokenizer"}, None),
-        (llama_2, {"tokenizer_class": "SomeTokenizer"}, None),
-    ],
-)
-def test_without_transformers_rules_are_compared_by_type(
-    make: Any, settings: dict[str, Any], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = checkpoint(tmp_path / "source", make(), **settings)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    _, notes = exported(source, "artifact")
-    assert notes == () if said is None else said in "".join(notes)
