@@ -14,7 +14,6 @@ from lucid_deploy.parity import words
 from lucid_deploy.parity.causes.conditioning import NORM_BOUND
 from lucid_deploy.parity.causes.explain import Explanation
 from lucid_deploy.parity.causes.localise import OWN_KINDS
-from lucid_deploy.parity.causes.solve_analysis import EXCESS, TOKENS
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison
 from lucid_deploy.parity.record import KINDS
 from lucid_deploy.parity.results import Verification, divergence_class
@@ -61,8 +60,6 @@ def render_page(found: Verification) -> str:
         "FACTOR": FACTOR,
         "FLOOR_UNITS": FLOOR_UNITS,
         "FLOOR": FLOOR_UNITS * UNIT[found.dtype],
-        "EXCESS": EXCESS,
-        "TOKENS": TOKENS,
         "NORM_BOUND": NORM_BOUND,
     }
     return environment.get_template("page.html.j2").render(

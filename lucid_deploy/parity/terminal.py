@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lucid_deploy.parity import words
 from lucid_deploy.parity.causes.explain import Explanation
 from lucid_deploy.parity.causes.localise import WorstOwnError
-from lucid_deploy.parity.causes.solve_analysis import EXCESS, ErrorShares
 from lucid_deploy.parity.gate import Comparison
 from lucid_deploy.parity.results import Check, Verification, divergence_class
 
@@ -139,8 +138,6 @@ def _explanation_blocks(explanation: Explanation) -> Iterator[RenderableType]:
 
     if explanation.findings:
         yield _own_error_table(explanation)
-    if explanation.shares:
-        yield _share_table(explanation)
     if explanation.unavailable:
         yield Text(explanation.unavailable)
     if explanation.perplexity is not None:
@@ -176,26 +173,3 @@ def _part_label(item: WorstOwnError) -> str:
 
 def _used(item: WorstOwnError) -> float:
     return math.inf if math.isnan(item.error) else item.error / item.gate.limit
-
-
-def _share_table(explanation: Explanation) -> Table:
-    numbers = ["error", "K and V", "E", "Y", "unexplained", "solve/rounding"]
-    table = _table(f"Where errors in Y come from ({explanation.scenarios[0]})", ["layer", "fed"], numbers)
-    for item in _worst_shares(explanation.shares):
-        shares = (item.inputs_share, item.e_share, item.y_share, item.unexplained_share)
-        table.add_row(
-            str(item.layer),
-            item.feeding,
-            f"{item.total:.1e}",
-            *(f"{share:.0%}" for share in shares),
-            f"[{'green' if item.excess <= EXCESS else 'red'}]{item.excess:.1f}×[/]",
-        )
-    return table
-
-
-def _worst_shares(shares: Iterable[ErrorShares]) -> list[ErrorShares]:
-    """Return all, or, of many layers, those whose solve is farthest from what rounding explains."""
-    items = list(shares)
-    if len({item.layer for item in items}) > TABLE_LAYERS:
-        items = sorted(items, key=lambda item: -item.excess)[:TABLE_LAYERS]
-    return sorted(items, key=lambda item: (item.layer, item.feeding))

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lucid_deploy.cache.layout import LayerLayout
-from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.parity.causes.localise import (
     ErrorSplit,
     OwnErrors,
     ReferenceStates,
     WorstOwnError,
     calls,
-    continued,
     findings,
     look_inside,
     own_errors,
     own_gates,
     splits,
 )
-from lucid_deploy.parity.causes.solve_analysis import TOKENS, ErrorShares, error_shares
-from lucid_deploy.parity.causes.suspects import hint, solve_tensors
-from lucid_deploy.parity.metrics import round_to
+from lucid_deploy.parity.causes.suspects import hint
 from lucid_deploy.parity.perplexity import Perplexity, perplexity, session_logits, surprisals, windows
 from lucid_deploy.parity.targets import CallCounter, Progress, Target
-from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, ScoringLayers
+from lucid_deploy.runtimes.layers import Layers, NewTokens, ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
 
 Opener = Callable[[], ScoringLayers]
@@ -43,7 +37,6 @@ class Explanation:
         scenarios: Token sequences that were run again; the first is that of the failure, if there was one.
         findings: Every part's largest own error in each of them.
         splits: Own, inherited and total errors of one prefill in each of them.
-        shares: Where the errors in Y come from, in the first of them; empty with standard attention.
         hint: A likely reason for the first own error beyond its gate; empty if there is none.
         unavailable: Why the layers could not be run by themselves; None if they could.
         perplexity: Of the text, if one was given.
@@ -52,7 +45,6 @@ class Explanation:
     scenarios: tuple[str, ...]
     findings: tuple[WorstOwnError, ...] = ()
     splits: tuple[ErrorSplit, ...] = ()
-    shares: tuple[ErrorShares, ...] = ()
     hint: str = ""
     unavailable: str | None = None
     perplexity: Perplexity | None = None
@@ -98,8 +90,6 @@ class Explanation:
             "layers_unavailable": self.unavailable,
             "own_errors": [_finding_dict(item) for item in self.findings],
             "own_and_inherited": [{**asdict(item), "part": str(item.part)} for item in self.splits],
-            "error_shares": [{**asdict(item), "excess": item.excess} for item in self.shares],
-            "error_shares_tokens": TOKENS,
             "perplexity": None if scores is None else {**asdict(scores), "difference": scores.difference},
         }
 
@@ -191,12 +181,11 @@ def _candidate(
     scores: Perplexity | None,
     progress: Progress | None,
 ) -> Explanation:
-    total = sum(calls(item.scenario) + 2 for item in inside) + inside[0].ids.shape[1]
+    total = sum(calls(item.scenario) + 2 for item in inside)
     meter = CallCounter(progress, "Causes: the artifact's layers", total)
     found: list[list[WorstOwnError]] = []
     gaps: list[ErrorSplit] = []
-    shares: list[ErrorShares] = []
-    for index, (item, own) in enumerate(zip(inside, base, strict=True)):
+    for item, own in zip(inside, base, strict=True):
         gates = own_gates(own, layers.dtype, tolerance)
         found.append(findings(own_errors(layers, item, meter.tick), gates, item.scenario.name))
         tokens = NewTokens.after(item.ids)
@@ -205,10 +194,6 @@ def _candidate(
         meter.tick()
         meter.tick()
         gaps += splits(full, given, item)
-        if index == 0 and any(layer.solves for layer in layers.layers):
-            shares += _shares(item, full, "one prefill", layers, stored_each_row=False)
-            steps = token_by_token(layers, item.ids[:, :TOKENS], meter.tick)
-            shares += _shares(item, steps, "token by token", layers, stored_each_row=True)
     failed = [(index, item) for index, items in enumerate(found) for item in items if item.failed]
     words = ""
     if failed:
@@ -224,61 +209,6 @@ def _candidate(
         tuple(item.scenario.name for item in inside),
         tuple(item for items in found for item in items),
         tuple(gaps),
-        tuple(shares),
         words,
         perplexity=scores,
     )
-
-
-def token_by_token(layers: Layers, ids: Array, tick: Callable[[], None]) -> LayerStates:
-    """Run a sequence ``(1, T)`` one token at a time on the candidate's own cache; return all rows together."""
-    past, steps = layers.empty_past(), []
-    layouts = [decoded_layout(layer.cache) for layer in layers.layers]
-    for position in range(ids.shape[1]):
-        tokens = NewTokens.after(ids[:, position : position + 1], position)
-        states = layers.run(tokens, past, decode=position > 0)
-        past = [
-            tuple(continued(tensor, before, new[tensor.name]) for tensor, before in zip(layout, held, strict=True))
-            for layout, held, new in zip(layouts, past, states.cached, strict=True)
-        ]
-        steps.append(states)
-        tick()
-    given = [
-        np.concatenate([v for v in rows if v is not None], axis=2) if layer.solves else None
-        for layer, rows in zip(layers.layers, zip(*(step.given for step in steps), strict=True), strict=True)
-    ]
-    residuals = [np.concatenate(rows, axis=1) for rows in zip(*(step.residuals for step in steps), strict=True)]
-    cached = [
-        dict(zip([tensor.name for tensor in layout], held, strict=True))
-        for layout, held in zip(layouts, past, strict=True)
-    ]
-    return LayerStates(residuals, cached, given, steps[-1].logits)
-
-
-def _shares(
-    inside: ReferenceStates, actual: LayerStates, feeding: str, layers: Layers, stored_each_row: bool
-) -> list[ErrorShares]:
-    def of(states: LayerStates, layer: int) -> tuple[Array, Array, Array]:
-        return tuple(array[0] for array in solve_tensors(states, layer))
-
-    def store(rows: Array, layout: LayerLayout) -> Array:  # (KV, n, D)
-        rows = round_to(rows, layers.dtype)
-        if layers.cache_dtype == layers.dtype:
-            return rows
-        return decode_layer(encode_layer((rows[None], rows[None]), layout), layout)[1][0].astype(np.float64)
-
-    eps = layers.config.rms_norm_eps
-    return [
-        error_shares(
-            index,
-            feeding,
-            of(inside.states, index),
-            of(actual, index),
-            eps,
-            partial(store, layout=layer.cache),
-            stored_each_row,
-            layer.diagonal,
-        )
-        for index, layer in enumerate(layers.layers)
-        if layer.solves
-    ]

@@ -37,7 +37,6 @@ def test_a_sound_model_has_no_origin(model, targets):
     assert report.passed and report.explanation.origin is None and report.cause() == ""
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert len(data["explanation"]["own_errors"]) == 2 * (3 * LAYERS + 2)  # correlated and greedy
-    assert len(data["explanation"]["error_shares"]) == 2 * LAYERS
     assert len(data["heads"]) == 2 * LAYERS * 2
     assert {item["tensor"] for item in data["error_against_position"]} >= {"layer 0 K", "logits"}
 
@@ -53,7 +52,6 @@ def test_half_precision_has_no_origin_either(model, dtype):
         lambda: layers(model, torch.float64),
     )
     assert found.origin is None
-    assert all(item.excess < 4 for item in found.shares)
 
 
 def test_nan_is_an_own_error(model, targets):
@@ -116,7 +114,7 @@ def test_a_model_with_standard_attention():
     model = small_model(max_position_embeddings=48, attention_type="llama")
     targets = prepare(session(model), session(model, torch.float64), steps=8)
     report = explained(model, model, targets)
-    assert report.heads == () and report.explanation.shares == () and report.explanation.origin is None
+    assert report.heads == () and report.explanation.origin is None
 
 
 # What it says

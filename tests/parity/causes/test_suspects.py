@@ -131,19 +131,14 @@ def test_rope_off_by_one_position_in_decode_only(copy):
 def test_a_diagonal_that_is_not_one(copy):
     directory = copy()
     edit_graphs(directory, broken_operator(1, "Precondition", diagonal(0.9998)))
-    data = localised(directory, "layer 1 Y", "The diagonal of L is 0.9998")
-    rows = [row for row in data["explanation"]["error_shares"] if row["feeding"] == "one prefill"]
-    assert [row["excess"] > 4 for row in rows] == [False, True, False]
+    localised(directory, "layer 1 Y", "The diagonal of L is 0.9998")
 
 
 @pytest.mark.parametrize("operator", ["Precondition", "DecodeAttention"])
 def test_e_in_bfloat16(copy, operator):
     directory = copy()
     edit_graphs(directory, broken_operator(1, operator, low_precision_e))
-    data = localised(directory, "layer 1 Y", "E (the exponentials) is in bfloat16")
-    feeding = "one prefill" if operator == "Precondition" else "token by token"
-    rows = [row for row in data["explanation"]["error_shares"] if row["feeding"] == feeding]
-    assert [row["excess"] > 4 for row in rows] == [False, True, False]
+    localised(directory, "layer 1 Y", "E (the exponentials) is in bfloat16")
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float16"}, {"cache": "static"}, {"cache_dtype": "int8"}], ids=str)
@@ -154,7 +149,6 @@ def test_other_kinds_of_artifact(copy, options):
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
     assert data["explanation"]["origin"] is None
-    assert all(row["excess"] < 4 for row in data["explanation"]["error_shares"])
     kind = np.float16 if options.get("dtype") == "float16" else np.float32
     # One element is less than an int8 cache rounds by, so there a layer's own error shows only if all are changed.
     change_weight(directory, "model.layers.0.self_attn.k_proj.weight", 1.5, kind, whole="cache_dtype" in options)
@@ -165,4 +159,4 @@ def test_standard_attention(copy):
     directory = copy(2, attention_type="llama")
     change_weight(directory, "model.layers.1.self_attn.v_proj.weight")
     data = localised(directory, "layer 1 V", "v_proj")
-    assert data["heads"] == [] and data["explanation"]["error_shares"] == []
+    assert data["heads"] == []
