@@ -43,8 +43,8 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
 
-fuzz: $(VENV)/.dev # random files and bodies, and faults at every call of the system; make test runs a few of each
-	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz tests/faults -n $(WORKERS)
+fuzz: $(VENV)/.dev # random files and bodies, longer attacks, and faults at every call of the system; make test runs a few of each
+	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz tests/faults tests/attacks -n $(WORKERS)
 
 mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; FAULTS="words in names" chooses
 	$(BIN)/python -m tests.mutants $(FAULTS)

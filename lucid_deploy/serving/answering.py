@@ -32,12 +32,7 @@ SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def answer(service: Service, request: Request, kind: Kind) -> Response:
-    """Answer a request for completions, a chat or a response.
-
-    Raises:
-        ApiError: The request is wrong, refused, or took too long.
-        ClientGone: The client closed the connection.
-    """
+    """Answer a request for completions, a chat or a response."""
     trace = _begin_trace(service, request, kind)
     try:
         return await _answer(service, request, kind, trace)
@@ -72,10 +67,6 @@ async def preparing(
 
     Yields:
         What was read, and what ends further work on it.
-
-    Raises:
-        ApiError: It is wrong, refused, or took too long.
-        ClientGone: The client closed the connection.
     """
     limits, started = service.settings.limits, request.state.started
     cancellation = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
@@ -100,23 +91,15 @@ class RequestCancellation:
 
     Attributes:
         receive: Says when the client is gone. The request's body must have been received.
-        deadline: When the request's time is over, by :func:`time.perf_counter`.
-        seconds: How long that time was, for the message.
-        ending: Set when the server ends what still runs.
     """
 
     receive: Receive
-    deadline: float
-    seconds: float
-    ending: asyncio.Event
+    deadline: float  # when the request's time is over, by :func:`time.perf_counter`
+    seconds: float  # how long that time was, for the message
+    ending: asyncio.Event  # set when the server ends what still runs
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do some work; cancel it when the client disconnects, the time is over or the server ends.
-
-        Raises:
-            ApiError: The time is over, or the server is ending.
-            ClientGone: The client closed the connection.
-        """
+        """Do some work; cancel it when the client disconnects, the time is over or the server ends."""
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._until_gone())
         ending = asyncio.ensure_future(self.ending.wait())
@@ -166,11 +149,7 @@ class EventStream(StreamingResponse):
     """An answer by server-sent events, as its form writes them.
 
     Args:
-        service: The application's state.
-        answer: What turns events into JSON.
         clock: Times tokens.
-        cancellation: What ends it early.
-        trace: Its spans, if there are any.
     """
 
     def __init__(
@@ -192,12 +171,7 @@ class EventStream(StreamingResponse):
         self._events: AsyncGenerator[list[Event], None] = service.backend.generate(answer.request.job)
 
     async def begin(self) -> None:
-        """Queue the job and wait for its first event.
-
-        Raises:
-            ApiError: It was refused, or time ran out while it waited.
-            ClientGone: The client closed the connection.
-        """
+        """Queue the job and wait for its first event."""
         self._service.begin()
         try:
             self._first = await self._cancellation.during(self._next())
@@ -206,12 +180,7 @@ class EventStream(StreamingResponse):
             raise
 
     async def whole_answer(self) -> Response:
-        """Return the answer in one piece.
-
-        Raises:
-            ApiError: The engine failed, the time is over, or the server is ending.
-            ClientGone: The client closed the connection.
-        """
+        """Return the answer in one piece."""
         try:
             await self._cancellation.during(self._collect())
         finally:

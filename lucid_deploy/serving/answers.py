@@ -34,11 +34,8 @@ class Answer:
 
     Attributes:
         cached_tokens: Prompt tokens that stored prefixes held, as answers count them.
-        end_of_stream: What comes after the last event.
 
     Args:
-        request: The request.
-        model: The served name.
         fingerprint: Names the artifact, so that clients see when seeds stop giving the same tokens.
     """
 
@@ -250,13 +247,7 @@ def delta_json(delta: AnswerDelta) -> dict[str, Any]:
 
 
 class ResponseAnswer:
-    """An answer of ``/v1/responses`` in the making; its methods are those of :class:`Answer`.
-
-    Args:
-        request: The request.
-        model: The served name.
-        fingerprint: Names the artifact.
-    """
+    """An answer of ``/v1/responses`` in the making; its methods are those of :class:`Answer`."""
 
     end_of_stream = b""  # the last event says that it is the last
 
@@ -379,14 +370,10 @@ class _Item:
     """An item of an answer of ``/v1/responses``: a message with one part of text, or the call of a function.
 
     Its methods return events: each its type, without ``response.``, and its fields.
-
-    Attributes:
-        call_id: Names a call in its result; None: it is a message.
-        name: The called function's.
     """
 
-    call_id: str | None = None
-    name: str | None = None
+    call_id: str | None = None  # names a call in its result; None: it is a message
+    name: str | None = None  # the called function's
     texts: list[str] = field(default_factory=list)
     logprobs: Events = field(default_factory=list)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.answering import answer
-from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.answering import answer, preparing
+from lucid_deploy.serving.bodies import MOST_SOLVE_TOKENS
+from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
 from lucid_deploy.serving.front import METRICS, RequestGuard, error_response
+from lucid_deploy.serving.jobs import Refusal
 from lucid_deploy.serving.openapi import document
 from lucid_deploy.serving.pages import PAGES, page
 from lucid_deploy.serving.service import Service
-from lucid_deploy.serving.solving import solve, solving_layers
 from lucid_deploy.version import __version__
 
 # FastAPI's own spans and logs would have texts of errors in them, and be turned on by environment variables.
@@ -78,11 +81,18 @@ def build_app(service: Service) -> FastAPI:
 
         @app.get("/v1/lucid/solve")
         async def layers() -> Response:
-            return await solving_layers(service)
+            service.check_ready()
+            layers = _found(await service.backend.solving_layers())
+            return JSONResponse({"object": "list", "data": layers, "max_tokens": MOST_SOLVE_TOKENS})
 
         @app.post("/v1/lucid/solve")
         async def weights(request: Request) -> Response:
-            return await solve(service, request)
+            service.check_ready()
+            async with preparing(service, request, "solve") as (prepared, cancellation):
+                assert prepared.place is not None
+                (ids,) = prepared.job.prompts
+                work = service.backend.solve(list(ids), *prepared.place)
+                return JSONResponse(_found(await cancellation.during(work)))
 
         for path in PAGES:
             app.add_api_route(path, page(path), methods=["GET", "HEAD"])
@@ -99,3 +109,16 @@ def build_app(service: Service) -> FastAPI:
 
     app.add_middleware(RequestGuard, service=service)
     return app
+
+
+def _found(found: Any) -> Any:
+    """Return what a backend found."""
+    if not isinstance(found, Refusal):
+        return found
+    if found.kind == "queue_full":
+        raise queue_full(found.retry_after)
+    if found.kind == "unsupported":
+        raise ApiError(501, found.message, "not_supported")
+    if found.kind == "invalid":
+        raise invalid(found.message, found.param, "invalid_value" if found.param else None)
+    raise unavailable(found.message, "engine_down")

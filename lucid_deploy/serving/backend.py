@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,8 +13,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.text_stream import AnswerText, TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
-from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, TextPiece, TokenLogprob, TokenText
-from lucid_deploy.serving.row_times import RowEvents, TimedRow
+from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, RowTimes, TextPiece, TokenLogprob, TokenText
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
@@ -28,8 +28,6 @@ class LocalBackend:
     """The engine of this process.
 
     Args:
-        engine: Started or not.
-        tokenizer: The artifact's.
         most_step_seconds: A step of the model that takes longer makes the state ``stuck``.
     """
 
@@ -42,23 +40,19 @@ class LocalBackend:
 
     @property
     def state(self) -> str:
-        """As :class:`lucid_deploy.serving.jobs.Backend`."""
         stuck = self.engine.state == "ready" and self.engine.step_seconds > self._most_step_seconds
         return "stuck" if stuck else self.engine.state
 
     def gauges(self) -> dict[str, float]:
-        """As :class:`lucid_deploy.serving.jobs.Backend`; the engine does not know which tokens answers have."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
     async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
-        """As :class:`lucid_deploy.serving.jobs.Backend`."""
         from lucid_deploy.runtimes.solve_weights import solving_layers
 
         found = await self._called(lambda batcher: solving_layers(batcher.session))
         return found if isinstance(found, Refusal) else [{"layer": layer, "heads": n} for layer, n in found.items()]
 
     async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
-        """As :class:`lucid_deploy.serving.jobs.Backend`."""
         from lucid_deploy.runtimes.solve_weights import PlaceError, SolveWeights, solve_weights
 
         def weights(batcher: Batcher) -> SolveWeights | Refusal:
@@ -93,7 +87,7 @@ class LocalBackend:
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels what still runs."""
-        rows = {row: self._row(row, job) for row in range(job.rows)}
+        rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         try:
             stream = self.engine.submit(_requests(job), job.timed)
         except QueueFullError as error:
@@ -104,7 +98,7 @@ class LocalBackend:
             return
         try:
             if job.timed:
-                yield [row.times for row in rows.values() if isinstance(row, TimedRow)]
+                yield [row.times for row in rows.values() if row.times is not None]
             while rows:
                 out: list[Event] = []
                 for number, event in await stream.next():
@@ -123,10 +117,6 @@ class LocalBackend:
                     yield out
         finally:
             stream.close()
-
-    def _row(self, row: int, job: Job) -> RowEvents:
-        text = RowText(row, job, self._tokenizer, self._token_texts)
-        return TimedRow(row, text) if job.timed else text
 
 
 def _rounded(row: Array) -> list[float]:
@@ -160,9 +150,6 @@ class RowText:
     """One generation: its text so far and the log-probabilities that wait for their text.
 
     Args:
-        row: Its number in the job.
-        job: What was asked for.
-        tokenizer: The artifact's.
         token_texts: Of the same tokenizer.
     """
 
@@ -174,9 +161,30 @@ class RowText:
         self._as_ids = job.tokens_as_ids
         self._waiting: list[TokenLogprob] = []
         self._reused = 0
+        self.times = RowTimes(row, queued=time.time_ns()) if job.timed else None
 
     def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
+        began = time.time_ns()
+        events, done = self._take(event)
+        if self.times is None:
+            return events, done
+        phase = getattr(event, "phase", None)
+        if phase is not None:
+            times = {"prefill": event.at, "reused": event.reused} if phase == "prefill" else {"decode": event.at}
+            self.times = replace(self.times, **times)
+            return [self.times], False
+        now = time.time_ns()
+        self.times = replace(
+            self.times,
+            ended=now if done else 0,
+            text_began=self.times.text_began or began,
+            text_ended=now,
+            text_spent=self.times.text_spent + now - began,
+        )
+        return ([self.times, *events] if done else events), done
+
+    def _take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
         from lucid_deploy.batching import Mark, Token
 
         if isinstance(event, Mark):

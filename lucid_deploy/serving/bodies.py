@@ -293,11 +293,7 @@ def refuse_unsupported(body: Struct, where: str = "") -> None:
     """Refuse fields that would change the result and are not supported, unless they have a value without effect.
 
     Args:
-        body: A body, or a part of one.
         where: Path of that part, such as ``messages[0].``.
-
-    Raises:
-        FieldError: A field has another value.
     """
     for name, neutral in _unsupported(type(body)).items():
         value = getattr(body, name)

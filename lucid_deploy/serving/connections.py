@@ -25,9 +25,6 @@ class ConnectionTable:
 
     A connection waits for its client until a whole request has arrived, and after the answer. While a request is being
     answered it does not wait.
-
-    Args:
-        most: Connections that may be open.
     """
 
     def __init__(self, most: int) -> None:
@@ -71,16 +68,11 @@ class ConnectionTable:
         self._waiting.pop(connection, None)
 
 
-class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]
+class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     """uvicorn's protocol, with bounds on time and sizes, and errors in the API's format.
 
-    Attributes:
-        answered: Whether a request was answered.
-
     Args:
-        table: The server's connections.
         idle_seconds: Time for a request's head to arrive, and for a client to read what waits for it.
-        rest: As uvicorn's protocol takes it.
     """
 
     def __init__(self, table: ConnectionTable, idle_seconds: float, **rest: Any) -> None:
@@ -96,7 +88,6 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
         self._dropping = False  # after a refusal: what the client still sends is not looked at
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Add the connection to the table, and wait for a request."""
         super().connection_made(transport)
         if self._table.add(self):
             self._start_timer(self._idle_seconds, self._on_silence)
@@ -104,7 +95,6 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
             self._refuse(unavailable("The server has too many connections. Try again.", "too_many_connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remove the connection from the table."""
         super().connection_lost(exc)
         self._disconnect()  # uvicorn says it only to the latest request, which may wait behind others
         self._table.remove(self)
@@ -137,14 +127,12 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
         super()._start_asgi_task(cycle, app)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer a request, or queue it behind the one before."""
         if len(self.pipeline) >= MOST_PIPELINED:
             raise ValueError("too many requests at once")  # refused as what is not valid HTTP
         super().on_headers_complete()
         self._in_head, self._received = False, 0
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body."""
         self._body += len(body)
         super().on_body(body)
 
@@ -158,7 +146,6 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
             self._stop_timer()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
         self.answered = True
         next_is_whole = bool(self.pipeline) and not self.pipeline[-1][0].more_body
         super().on_response_complete()  # begins to answer the next request, if there is one
@@ -169,12 +156,10 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
         self._start_timer(self._idle_seconds, self._abort_unread if closing else self._on_silence)
 
     def pause_writing(self) -> None:
-        """Give the client time to read what waits for it."""
         super().pause_writing()
         self._start_timer(self._idle_seconds, self._abort_unread)
 
     def resume_writing(self) -> None:
-        """Go on, as the client reads."""
         super().resume_writing()
         self._stop_timer()
         if not self.is_answering:
@@ -184,7 +169,6 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
         """Ignore Upgrade headers, as HTTP allows: Java's client asks for h2c with each connection's first request."""
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not valid HTTP."""
         self._refuse(ApiError(400, "The request is not valid HTTP.", "invalid_request"))
 
     def close(self) -> None:
@@ -230,6 +214,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):  # type: ignore[m
         """Tell the application that nobody waits for its answer any more."""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
+            self._running.waiting_for_100_continue = False  # or it would be written behind the end
             self._running.message_event.set()
 
     def _start_timer(self, seconds: float, then: Callable[[], None]) -> None:

@@ -102,8 +102,6 @@ class Engine:
 
     Args:
         open_batcher: Loads the model and returns the batcher; called in the thread.
-        rows: Generations that run at once.
-        max_queue: Generations that may wait beyond them.
         check: Raises if the engine must not go on; called in the thread before steps, at most every
             :data:`CHECK_SECONDS`.
     """
@@ -183,12 +181,7 @@ class Engine:
         """Queue generations, all or none. Call it in an event loop.
 
         Args:
-            requests: What to generate.
             timed: Whether all of the batcher's marks come among the events, and not only those of reused tokens.
-
-        Raises:
-            QueueFullError: There is no room for all of them.
-            EngineDownError: The engine is not running.
         """
         with self._lock:
             if self.state != "ready":
@@ -202,12 +195,7 @@ class Engine:
         return stream
 
     def call(self, function: Callable[[Batcher], T]) -> Future[T]:
-        """Have a function run in the thread, between two steps; at most :data:`MOST_CALLS` wait at once.
-
-        Raises:
-            QueueFullError: So many wait already.
-            EngineDownError: The engine is not running.
-        """
+        """Have a function run in the thread, between two steps; at most :data:`MOST_CALLS` wait at once."""
         future: Future[T] = Future()
         with self._lock:
             if self.state != "ready":

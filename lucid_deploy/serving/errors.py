@@ -11,11 +11,7 @@ class ApiError(Exception):
     """An answer that is an error.
 
     Attributes:
-        status: HTTP status.
-        message: What is wrong and what to do.
         code: A word for programs, such as ``model_not_found``.
-        param: The request's field that is wrong.
-        headers: Further HTTP headers.
     """
 
     def __init__(
@@ -59,11 +55,7 @@ def no_such_model(name: str, served: str) -> ApiError:
 
 
 def queue_full(retry_after: int) -> ApiError:
-    """Return the 429 for a full queue.
-
-    Args:
-        retry_after: Seconds after which a place is likely.
-    """
+    """Return the 429 for a full queue."""
     message = f"The queue is full. Try again in {retry_after} s."
     return ApiError(429, message, "queue_full", headers={"Retry-After": str(retry_after)})
 

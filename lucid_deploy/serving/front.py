@@ -29,12 +29,7 @@ BODY_SECONDS = 30.0  # for a body to arrive
 
 
 class RequestGuard:
-    """ASGI middleware: checks host and key, logs and counts requests, and answers if the application fails.
-
-    Args:
-        app: The application.
-        service: Its state.
-    """
+    """ASGI middleware: checks host and key, logs and counts requests, and answers if the application fails."""
 
     def __init__(self, app: Any, service: Service) -> None:
         self._app = app
@@ -159,12 +154,7 @@ def error_response(service: Service, error: ApiError) -> Response:
 
 
 async def read_body(request: Request, limits: Limits, started: float, share: BodyShare) -> bytes:
-    """Return a request's body, whatever its headers say of the size.
-
-    Raises:
-        ApiError: It is of another type, too large or too slow, or other bodies take the memory.
-        ClientGone: The client closed the connection.
-    """
+    """Return a request's body, whatever its headers say of the size."""
     _check_head(request, limits)
     left = min(BODY_SECONDS, limits.seconds) - (time.perf_counter() - started)
     body = bytearray()

@@ -15,32 +15,22 @@ class Job:
     """One HTTP request's generations: every prompt ``n`` times.
 
     Attributes:
-        prompts: Token ids of each prompt.
-        n: Generations of each.
-        max_new_tokens: Most tokens of each generation.
         sampling: How tokens are chosen. Its seed is that of a prompt's first generation; the next ones count up.
-        stops: Texts that end a generation and are not part of it.
-        stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
-        tokens_as_ids: Whether log-probabilities name tokens as ``token_id:N``, not by their text.
-        cache_owner: Stored prefixes are reused among jobs of one owner only.
-        constraint: What each generation must be.
-        timed: Whether :class:`RowTimes` are among the events.
-        shown_tokens: Special tokens that are text all the same.
     """
 
-    prompts: tuple[tuple[int, ...], ...]
-    n: int = 1
-    max_new_tokens: int = 16
+    prompts: tuple[tuple[int, ...], ...]  # token ids of each prompt
+    n: int = 1  # generations of each
+    max_new_tokens: int = 16  # most tokens of each generation
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
-    stops: tuple[str, ...] = ()
-    stop_at_eos: bool = True
+    stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
+    stop_at_eos: bool = True  # whether an end-of-sequence token ends a generation
     top_logprobs: int | None = None
-    tokens_as_ids: bool = False
-    cache_owner: str = ""
-    constraint: Constraint | None = None
-    timed: bool = False
-    shown_tokens: tuple[int, ...] = ()
+    tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text
+    cache_owner: str = ""  # stored prefixes are reused among jobs of one owner only
+    constraint: Constraint | None = None  # what each generation must be
+    timed: bool = False  # whether :class:`RowTimes` are among the events
+    shown_tokens: tuple[int, ...] = ()  # special tokens that are text all the same
 
     @property
     def rows(self) -> int:
@@ -78,19 +68,12 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class RowEnd:
-    """The end of generation ``row``.
+    """The end of generation ``row``."""
 
-    Attributes:
-        row: The generation.
-        reason: ``stop``, ``length``, or with a message ``error`` or ``invalid``.
-        message: What went wrong.
-        reused: Prompt tokens that a stored prefix held.
-    """
-
-    row: int
-    reason: str
-    message: str = ""
-    reused: int = 0
+    row: int  # the generation
+    reason: str  # ``stop``, ``length``, or with a message ``error`` or ``invalid``
+    message: str = ""  # what went wrong
+    reused: int = 0  # prompt tokens that a stored prefix held
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +83,19 @@ class RowTimes:
     Times are nanoseconds since 1970 by the clock of the engine's machine; 0: not yet.
 
     Attributes:
-        row: The generation.
-        queued: It was given to the engine.
-        prefill: It got a row, and its prompt began to run.
-        decode: Its prompt had run.
-        ended: Its last token was text.
         reused: Prompt tokens that a stored prefix held.
         text_began, text_ended: The first token began to become text, and the last one had.
-        text_spent: Nanoseconds that turning tokens into text took in all.
     """
 
-    row: int
-    queued: int
-    prefill: int = 0
-    decode: int = 0
-    ended: int = 0
+    row: int  # the generation
+    queued: int  # it was given to the engine
+    prefill: int = 0  # it got a row, and its prompt began to run
+    decode: int = 0  # its prompt had run
+    ended: int = 0  # its last token was text
     reused: int = 0
     text_began: int = 0
     text_ended: int = 0
-    text_spent: int = 0
+    text_spent: int = 0  # nanoseconds that turning tokens into text took in all
 
 
 @dataclass(frozen=True, slots=True)

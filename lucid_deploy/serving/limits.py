@@ -16,29 +16,17 @@ BODIES = 16  # as many of the largest bodies may be in memory at once
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """What a request may ask for."""
 
-    Attributes:
-        context: Tokens of prompt and answer together.
-        vocabulary: Words the model knows.
-        prompt_tokens: Tokens of one prompt.
-        prompt_characters: Characters of one prompt, or of a chat; checked before anything is tokenized.
-        new_tokens: New tokens of one generation.
-        choices: Generations of one request: prompts times ``n``.
-        body_bytes: Size of a request.
-        seconds: Time from the request's first byte to the answer's last.
-        reading_seconds: Processor time for reading one request: parsing, the chat template, tokenizing.
-    """
-
-    context: int
-    vocabulary: int
-    prompt_tokens: int
-    prompt_characters: int
-    new_tokens: int
-    choices: int
-    body_bytes: int = 4 << 20
-    seconds: float = 300.0
-    reading_seconds: float = 5.0
+    context: int  # tokens of prompt and answer together
+    vocabulary: int  # words the model knows
+    prompt_tokens: int  # tokens of one prompt
+    prompt_characters: int  # characters of one prompt, or of a chat; checked before anything is tokenized
+    new_tokens: int  # new tokens of one generation
+    choices: int  # generations of one request: prompts times ``n``
+    body_bytes: int = 4 << 20  # size of a request
+    seconds: float = 300.0  # time from the request's first byte to the answer's last
+    reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
 
     @property
     def reading_bytes(self) -> int:
@@ -75,11 +63,7 @@ class BodyShare:
         self._taken = 0
 
     def grow(self, size: int) -> None:
-        """Count so many bytes of the body, instead of those before.
-
-        Raises:
-            ApiError: Other bodies take the memory.
-        """
+        """Count so many bytes of the body, instead of those before."""
         more = max(0, size - FREE_BYTES) - self._taken
         if more > 0 and self._memory.taken + more > self._memory.most:
             raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")

@@ -37,66 +37,37 @@ LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop b
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What runs the model, and how much of it at once.
+    """What runs the model, and how much of it at once."""
 
-    Attributes:
-        directory: The artifact's.
-        runtime: What runs it.
-        rows: Generations that run at once.
-        max_queue: Generations that may wait beyond them.
-        prefill_chunk: Tokens of a prompt that run between two steps of the others.
-        prefix_tokens: Tokens of finished prompts kept for reuse; 0: none.
-        check: Whether the hashes of all files are compared before the model is loaded.
-        speculate: How drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`.
-        draft: Artifact of the draft model, with ``draft``.
-        most_step_seconds: A step of the model that takes longer fails health checks.
-    """
-
-    directory: str
-    runtime: RuntimeOptions = DEFAULTS
-    rows: int = 8
-    max_queue: int = 64
-    prefill_chunk: int = 512
-    prefix_tokens: int = 0
-    check: bool = True
-    speculate: str = "off"
-    draft: str | None = None
-    most_step_seconds: float = 300.0
+    directory: str  # the artifact's
+    runtime: RuntimeOptions = DEFAULTS  # what runs it
+    rows: int = 8  # generations that run at once
+    max_queue: int = 64  # generations that may wait beyond them
+    prefill_chunk: int = 512  # tokens of a prompt that run between two steps of the others
+    prefix_tokens: int = 0  # tokens of finished prompts kept for reuse; 0: none
+    check: bool = True  # whether the hashes of all files are compared before the model is loaded
+    speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
+    draft: str | None = None  # artifact of the draft model, with ``draft``
+    most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks
 
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """What requests may ask for and who may ask.
+    """What requests may ask for and who may ask."""
 
-    Attributes:
-        model: The served name; None: the directory's name.
-        max_prompt_tokens: Of one prompt; None: what the context allows.
-        max_new_tokens: Of one generation; None: what the context allows.
-        max_choices: Generations of one request; None: one less than run at once.
-        max_body_bytes: Size of a request.
-        seconds: From a request's first byte to its answer's last.
-        readers: Processes that read bodies.
-        keys: Who may ask.
-        hosts: Names besides this machine's under which it answers; None: any.
-        metrics_keys: Who may read exact metrics.
-        share_prefixes: Whether stored prefixes are reused among different keys.
-        pages: Whether the pages for browsers are served.
-        otlp_endpoint: URL of the collector that gets spans; None: there are none.
-    """
-
-    model: str | None = None
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int | None = None
-    max_choices: int | None = None
-    max_body_bytes: int = 4 << 20
-    seconds: float = 300.0
-    readers: int = 2
-    keys: ApiKeys = NO_KEYS
-    hosts: frozenset[str] | None = None
-    metrics_keys: ApiKeys = NO_KEYS
-    share_prefixes: bool = False
-    pages: bool = True
-    otlp_endpoint: str | None = None
+    model: str | None = None  # the served name; None: the directory's name
+    max_prompt_tokens: int | None = None  # of one prompt; None: what the context allows
+    max_new_tokens: int | None = None  # of one generation; None: what the context allows
+    max_choices: int | None = None  # generations of one request; None: one less than run at once
+    max_body_bytes: int = 4 << 20  # size of a request
+    seconds: float = 300.0  # from a request's first byte to its answer's last
+    readers: int = 2  # processes that read bodies
+    keys: ApiKeys = NO_KEYS  # who may ask
+    hosts: frozenset[str] | None = None  # names besides this machine's under which it answers; None: any
+    metrics_keys: ApiKeys = NO_KEYS  # who may read exact metrics
+    share_prefixes: bool = False  # whether stored prefixes are reused among different keys
+    pages: bool = True  # whether the pages for browsers are served
+    otlp_endpoint: str | None = None  # uRL of the collector that gets spans; None: there are none
 
 
 def open_checked(directory: str) -> Artifact:
@@ -113,10 +84,6 @@ def open_checked(directory: str) -> Artifact:
 
 def check_runtime(options: EngineOptions, here: bool) -> None:
     """Check, before engines are started elsewhere, that their runtime takes the artifacts.
-
-    Args:
-        options: What they will run.
-        here: Whether on this machine.
 
     Raises:
         LucidError: It does not.

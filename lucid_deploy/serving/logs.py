@@ -16,9 +16,6 @@ class RateLimit(logging.Filter):
     """Lets a warning or error through a few times in a while, and says later how many more there were.
 
     Messages are the same if their text before formatting is. Requests are logged as information, which passes.
-
-    Args:
-        clock: Seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -80,7 +80,6 @@ class TokenClock:
     """Times the tokens of one request.
 
     Args:
-        metrics: Where the times go.
         started: When the request came, by :func:`time.perf_counter`.
     """
 

@@ -56,8 +56,6 @@ def preferred(
     """Return the engine that has the longest prefix of a prompt; None if there is none, or it is too busy.
 
     Args:
-        table: Which engine ran what.
-        names: Of the prompt's blocks.
         loads: Requests of each engine that is there; None: not known.
         imbalance: Requests that the engine may have beyond the least busy one.
     """

@@ -23,17 +23,11 @@ _ROUNDING = 1e-6  # of sums of tenths of processors
 
 @dataclass(frozen=True)
 class Need:
-    """What the application reserves at its start; its front doors reserve nothing.
+    """What the application reserves at its start; its front doors reserve nothing."""
 
-    Attributes:
-        engines: How many.
-        cpus: Processors of each.
-        gpus: GPUs of each: a part of one, or whole ones.
-    """
-
-    engines: int
-    cpus: float
-    gpus: float
+    engines: int  # how many
+    cpus: float  # processors of each
+    gpus: float  # gPUs of each: a part of one, or whole ones
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,6 @@ def wait_for_room(need: Need, own: bool, patience: float = JOINING_SECONDS) -> N
     A cluster with an autoscaler is not waited for: Ray asks it for machines once the application is deployed.
 
     Args:
-        need: What it reserves.
         own: Whether the cluster is this machine, started by this process.
         patience: Seconds that machines may take to join another one.
 

@@ -50,31 +50,18 @@ PROBE_PATIENCE = 3  # probes without answer until the application counts as not 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where and how large.
+    """Where and how large."""
 
-    Attributes:
-        host: Address that the HTTP proxies listen on.
-        port: Their port.
-        address: Of a running cluster; None: one on this machine, for as long as the server runs.
-        low: Engines at least.
-        high: Engines at most; between the two the load decides.
-        cpus: Processors that an engine reserves.
-        gpus: GPUs that an engine reserves.
-        threads: Threads of an engine that is told no other number; None lets its runtime choose.
-        grace: Seconds that running requests get to finish.
-        log_level: Least important message to log.
-    """
-
-    host: str
-    port: int
-    address: str | None
-    low: int
-    high: int
-    cpus: float
-    gpus: float
-    threads: int | None
-    grace: float
-    log_level: str
+    host: str  # address that the HTTP proxies listen on
+    port: int  # their port
+    address: str | None  # of a running cluster; None: one on this machine, for as long as the server runs
+    low: int  # engines at least
+    high: int  # engines at most; between the two the load decides
+    cpus: float  # processors that an engine reserves
+    gpus: float  # gPUs that an engine reserves
+    threads: int | None  # threads of an engine that is told no other number; None lets its runtime choose
+    grace: float  # seconds that running requests get to finish
+    log_level: str  # least important message to log
 
 
 def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
@@ -82,9 +69,6 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
 
     Args:
         engine: What each engine runs; its artifacts must exist on every machine of the cluster.
-        api: What requests may ask for.
-        cluster: Where and how large.
-        ready: Called once all engines have loaded.
 
     Raises:
         LucidError: The port is in use, the cluster cannot be reached or has no room, or an engine cannot be loaded.
@@ -179,7 +163,6 @@ def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
     """Return the options of each engine, which has a working directory of its own, and shares a machine with others.
 
     Args:
-        engine: What the user asked for.
         threads: Of an engine, if the user did not say and its runtime heeds it; None lets the runtime choose.
     """
     runtime = engine.runtime
@@ -191,12 +174,7 @@ def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
 
 
 class EngineReplica:
-    """An engine in a process of its own.
-
-    Args:
-        options: What it runs.
-        log_level: Least important message to log.
-    """
+    """An engine in a process of its own."""
 
     def __init__(self, options: EngineOptions, log_level: str) -> None:
         set_up_logging(log_level)
@@ -231,7 +209,6 @@ class RayBackend:
     A request whose engine ends before anything came from it goes to another one; later, its client gets an error.
 
     Args:
-        handle: Of the engines' deployment.
         to_zero: Whether there may be no engine: requests then wait for the first one, as Ray Serve's users expect, and
             none is asked how it is, since that would start it.
     """
@@ -244,11 +221,9 @@ class RayBackend:
 
     @property
     def state(self) -> str:
-        """As :class:`lucid_deploy.serving.jobs.Backend`."""
         return self._state
 
     def gauges(self) -> dict[str, float]:
-        """Return nothing: each engine has its own, and Ray's metrics say how many requests each has."""
         return {}
 
     async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
@@ -256,7 +231,6 @@ class RayBackend:
         return Refusal("unsupported", "The weights of the solve are not to be had with --engine ray.")
 
     async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
-        """Refuse, as :meth:`solving_layers`."""
         return await self.solving_layers()  # type: ignore[return-value]
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:

@@ -26,8 +26,6 @@ def start_proxies(host: str, port: int, everywhere: bool) -> None:
     """Start Ray Serve and its HTTP proxies.
 
     Args:
-        host: Address that they listen on.
-        port: Their port.
         everywhere: Whether every machine of the cluster has one, or the head node alone.
 
     Raises:
@@ -47,8 +45,6 @@ def run_until_ready(application: serve.Application, name: str, patient: bool) ->
     """Deploy an application at ``/`` and wait until requests reach it. Signals' handlers may end the wait.
 
     Args:
-        application: What to deploy.
-        name: Its name.
         patient: Whether Ray may try again elsewhere after a replica has raised one of our errors.
 
     Raises:
@@ -70,7 +66,6 @@ def delete(name: str, grace: float) -> None:
     """Take an application off the cluster, and wait until its requests are done.
 
     Args:
-        name: Its name.
         grace: Seconds that they may take; Ray Serve ends them then.
     """
     end = time.monotonic() + grace

@@ -27,6 +27,8 @@ from lucid_deploy.serving.requests import Kind, PreparedRequest
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
 LARGE = 64 << 10  # bytes of a body that may not take the last reader
+# Neither may bodies with a form that may have to be compiled, or with escapes that could spell these words.
+COSTLY = (b"guided_", b"schema", b"tools", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish what nobody waits for
 WALL_SECONDS = 60.0  # for a body, however busy the machine is
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
@@ -45,18 +47,14 @@ async def check_setup(setup: ReaderSetup) -> None:
 class ReaderPool:
     """Reads bodies, as many at once as there are processes; others wait in order, and leave the queue when cancelled.
 
-    Large bodies leave one reader to the others, if there are several.
-
-    Args:
-        setup: What is read for.
-        count: Processes.
+    Bodies that may be costly to read leave one reader to the others, if there are several.
     """
 
     def __init__(self, setup: ReaderSetup, count: int) -> None:
         self._readers = [reader_process(setup) for _ in range(count)]
         self._threads = ThreadPoolExecutor(count, "lucid-reader")  # each waits for one process
         self._free: asyncio.Queue[BoundedProcess] = asyncio.Queue()
-        self._large = asyncio.Semaphore(max(1, count - 1))
+        self._costly = asyncio.Semaphore(max(1, count - 1))
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -99,12 +97,9 @@ class ReaderPool:
         self._threads.shutdown()
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
-        """Read a body of one kind.
-
-        Raises:
-            ApiError: It is wrong, or too costly to read.
-        """
-        async with self._large if len(body) >= LARGE else contextlib.nullcontext():
+        """Read a body of one kind."""
+        costly = len(body) >= LARGE or any(word in body for word in COSTLY)
+        async with self._costly if costly else contextlib.nullcontext():
             reader = await self._free.get()
             work = asyncio.ensure_future(self._read(reader, ReadTask(kind, body)))
             try:

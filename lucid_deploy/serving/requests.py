@@ -50,29 +50,17 @@ Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """A request that was read: what to generate and how to answer.
+    """A request that was read: what to generate and how to answer."""
 
-    Attributes:
-        job: What to generate.
-        stream: Whether tokens are sent as they come.
-        include_usage: Whether a stream ends with counts.
-        chat: Whether it is a chat.
-        echo: What each prompt's answers begin with.
-        cache_salt: Chosen by the client; stored prefixes are shared under the same salt only.
-        response: What an answer of ``/v1/responses`` repeats of its request.
-        place: Layer and head of ``/v1/lucid/solve``.
-        tools: How the answer writes calls of tools, if it may.
-    """
-
-    job: Job
-    stream: bool
-    include_usage: bool
-    chat: bool
-    echo: tuple[str, ...] = field(default=())
-    cache_salt: str = ""
-    response: dict[str, Any] | None = None
-    place: tuple[int, int] | None = None
-    tools: ToolFormat | None = None
+    job: Job  # what to generate
+    stream: bool  # whether tokens are sent as they come
+    include_usage: bool  # whether a stream ends with counts
+    chat: bool  # whether it is a chat
+    echo: tuple[str, ...] = field(default=())  # what each prompt's answers begin with
+    cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
+    response: dict[str, Any] | None = None  # what an answer of ``/v1/responses`` repeats of its request
+    place: tuple[int, int] | None = None  # layer and head of ``/v1/lucid/solve``
+    tools: ToolFormat | None = None  # how the answer writes calls of tools, if it may
 
     @property
     def prompt_tokens(self) -> int:
@@ -81,14 +69,7 @@ class PreparedRequest:
 
 
 class RequestReader:
-    """Reads bodies.
-
-    Args:
-        model: The served name.
-        limits: What a request may ask for.
-        tokenizer: The artifact's.
-        templates: The artifact's chat templates, if it has any.
-    """
+    """Reads bodies."""
 
     def __init__(self, model: str, limits: Limits, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
         self._model = model
@@ -120,11 +101,7 @@ class RequestReader:
         return None
 
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:
-        """Read a body of one kind.
-
-        Raises:
-            ApiError: A field is wrong, unknown or not supported, or the model has no chat template.
-        """
+        """Read a body of one kind."""
         form, read = self._kinds[kind]
         try:
             return read(decode(data, form, "body"))
@@ -375,12 +352,7 @@ def _unsupported(message: str, name: str) -> ApiError:
 
 
 class ConstraintReader:
-    """Reads what answers must be, and tries whether an answer can begin.
-
-    Args:
-        tokenizer: The artifact's.
-        vocabulary: Tokens that the model knows.
-    """
+    """Reads what answers must be, and tries whether an answer can begin."""
 
     def __init__(self, tokenizer: TextTokenizer, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
@@ -389,11 +361,7 @@ class ConstraintReader:
         self._try = OncePerConstraint(self._begin, 1024)
 
     def read(self, body: SamplingFields) -> Constraint | None:
-        """Return the constraint that a body asks for, or None.
-
-        Raises:
-            FieldError: There are several, or it cannot be enforced.
-        """
+        """Return the constraint that a body asks for, or None."""
         name, found = "response_format", _formatted(body.response_format)
         given = {name: getattr(body, name) for name in NAMES}
         other = next((name for name in NAMES if given[name] is not None), None)
@@ -406,15 +374,7 @@ class ConstraintReader:
         return found
 
     def check(self, name: str, constraint: Constraint) -> None:
-        """Try whether an answer can begin.
-
-        Args:
-            name: The field that asks for it.
-            constraint: Well-formed.
-
-        Raises:
-            FieldError: It is too costly, or the vocabulary has no token that fits.
-        """
+        """Try whether an answer can begin."""
         with named_field(name):
             self._try(constraint)
 
@@ -443,11 +403,7 @@ def _formatted(given: ResponseFormat | None) -> Constraint | None:
 
 
 def sampling_of(body: SamplingFields, tokenizer: TextTokenizer, vocabulary: int) -> Sampling:
-    """Return how tokens are chosen.
-
-    Raises:
-        FieldError: A number is out of range, or a token is outside the vocabulary.
-    """
+    """Return how tokens are chosen."""
     with named_field("bad_words"):
         bad_words = bad_word_ids(body.bad_words or (), tokenizer)
     sampling = Sampling(

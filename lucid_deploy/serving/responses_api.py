@@ -62,12 +62,7 @@ def renamed(error: FieldError) -> FieldError:
 
 
 def as_chat(body: ResponseRequest) -> ChatRequest:
-    """Return the chat that a request asks for.
-
-    Raises:
-        FieldError: ``top_logprobs`` without the ``include`` that asks for them, that beside tools, a format without its
-            schema, a schema with another format, or an item with fields of another.
-    """
+    """Return the chat that a request asks for."""
     if body.text is not None:
         refuse_unsupported(body.text, "text.")
     if body.stream_options is not None:
@@ -154,11 +149,7 @@ def _chat_tool(tool: ResponseTool) -> Tool:
 
 
 def messages_of(instructions: str | None, given: str | list[InputItem]) -> list[Message]:
-    """Return what a request has so far as the messages of a chat; an assistant's calls stand in one message.
-
-    Raises:
-        FieldError: An item lacks a field of its type, or has one of another.
-    """
+    """Return what a request has so far as the messages of a chat; an assistant's calls stand in one message."""
     out = [] if instructions is None else [Message(role="system", content=instructions)]
     if isinstance(given, str):
         return [*out, Message(role="user", content=given)]

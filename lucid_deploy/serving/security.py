@@ -51,17 +51,12 @@ def cache_owner(key: str, salt: str) -> str:
 
     Args:
         key: As :meth:`ApiKeys.identify`; empty to share among keys.
-        salt: The request's ``cache_salt``.
     """
     return hashlib.sha256(f"{key} {salt}".encode()).hexdigest() if key or salt else ""
 
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
     """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped.
-
-    Args:
-        path: The file.
-        option: Which option names it, for messages.
 
     Raises:
         LucidError: It cannot be read, everyone may read it, it has no keys, or a line is not a key.

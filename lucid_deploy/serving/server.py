@@ -40,16 +40,13 @@ class ListenOptions:
     """Where the server listens, to how many, and how long it waits for them.
 
     Attributes:
-        socket: Where.
-        grace: Seconds that running requests get to finish when the server is told to end.
         connections: Most that are open; None: what the generations that run and wait need, and some to spare.
-        idle: Seconds that a connection may be silent between requests.
     """
 
-    socket: socket.socket
-    grace: float
+    socket: socket.socket  # where
+    grace: float  # seconds that running requests get to finish when the server is told to end
     connections: int | None = None
-    idle: float = 30.0
+    idle: float = 30.0  # seconds that a connection may be silent between requests
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -90,8 +87,6 @@ def serve(
 
     Args:
         make_service: Makes the application's state, in the event loop.
-        listening: Where, and the time to finish.
-        ready: Called once the model is loaded.
 
     Raises:
         LucidError: The model cannot be loaded.
@@ -174,11 +169,6 @@ class DrainingServer(uvicorn.Server):
 
     Attributes:
         up: Set once connections are accepted and signals are handled.
-
-    Args:
-        service: The application's state.
-        listening: Where and how.
-        table: The open connections.
     """
 
     def __init__(self, service: Service, listening: ListenOptions, table: ConnectionTable) -> None:

@@ -17,29 +17,17 @@ from lucid_deploy.serving.tracing import Tracing
 
 @dataclass
 class Settings:
-    """What an application serves, and to whom.
+    """What an application serves, and to whom."""
 
-    Attributes:
-        model: Name that requests must give.
-        fingerprint: Names the artifact.
-        limits: What a request may ask for.
-        keys: Who may ask.
-        hosts: Names besides this machine's under which a server without keys answers; None: any.
-        created: When the artifact was made, seconds since 1970.
-        metrics_keys: Who may read exact metrics; if empty, everyone who may ask reads rounded ones.
-        share_prefixes: Whether stored prefixes are reused among different keys.
-        pages: Whether the pages for browsers are served, and what only they use.
-    """
-
-    model: str
-    fingerprint: str
-    limits: Limits
-    keys: ApiKeys
-    hosts: frozenset[str] | None
-    created: int = 0
-    metrics_keys: ApiKeys = NO_KEYS
-    share_prefixes: bool = False
-    pages: bool = True
+    model: str  # name that requests must give
+    fingerprint: str  # names the artifact
+    limits: Limits  # what a request may ask for
+    keys: ApiKeys  # who may ask
+    hosts: frozenset[str] | None  # names besides this machine's under which a server without keys answers; None: any
+    created: int = 0  # when the artifact was made, seconds since 1970
+    metrics_keys: ApiKeys = NO_KEYS  # who may read exact metrics; if empty, everyone who may ask reads rounded ones
+    share_prefixes: bool = False  # whether stored prefixes are reused among different keys
+    pages: bool = True  # whether the pages for browsers are served, and what only they use
 
 
 class Service:
@@ -48,13 +36,8 @@ class Service:
     Attributes:
         draining: Whether new requests are refused because the server will end.
         ending: Set when grace is over: running requests end with an error.
-        busy: Requests that are read or answered.
-        most_busy: As many may be at once.
 
     Args:
-        settings: What it serves, and to whom.
-        backend: Runs the jobs.
-        readers: Read the bodies.
         tracing: Makes spans; None: there are none.
     """
 
@@ -73,11 +56,7 @@ class Service:
         self.most_busy = 1000
 
     def begin(self) -> None:
-        """Count a request that has arrived whole; call :meth:`end` once it is answered.
-
-        Raises:
-            ApiError: There are too many.
-        """
+        """Count a request that has arrived whole; call :meth:`end` once it is answered."""
         if self.busy >= self.most_busy:
             raise queue_full(1)
         self.busy += 1
@@ -87,11 +66,7 @@ class Service:
         self.busy -= 1
 
     def check_ready(self) -> None:
-        """Refuse requests while loading, stopping or broken.
-
-        Raises:
-            ApiError: 503.
-        """
+        """Refuse requests while loading, stopping or broken."""
         if self.draining:
             raise unavailable("The server is shutting down.", "shutting_down")
         if self.backend.state == "loading":
@@ -102,11 +77,7 @@ class Service:
             raise unavailable("The engine ended by an error; see the server's log.", "engine_down")
 
     def check_model(self, name: str) -> None:
-        """Refuse other models' names.
-
-        Raises:
-            ApiError: 404.
-        """
+        """Refuse other models' names."""
         if name != self.settings.model:
             raise no_such_model(name, self.settings.model)
 

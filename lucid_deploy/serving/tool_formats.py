@@ -14,32 +14,21 @@ class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A way to write calls: ``opening``, then calls with ``between`` between them, then ``closing``.
 
     Attributes:
-        name: The format's.
-        template: Texts that a chat template of this format has, all of them.
-        template_without: Texts that it does not have.
-        trigger: What the first call begins with, ``opening`` included; text of the answer never has it.
-        opening: In front of the first call.
         call: What stands before the name, between name and arguments, and behind the arguments, a JSON object.
-        between: Between two calls.
-        closing: Behind the last call.
-        several: Whether an answer may have several calls.
-        text_before: Whether text may come before the first call; else an answer is calls or text.
-        id_prefix: What ids of calls begin with.
-        id_length: Letters and digits behind that.
     """
 
-    name: str
-    template: tuple[str, ...]
-    template_without: tuple[str, ...]
-    trigger: str
-    opening: str
+    name: str  # the format's
+    template: tuple[str, ...]  # texts that a chat template of this format has, all of them
+    template_without: tuple[str, ...]  # texts that it does not have
+    trigger: str  # what the first call begins with, ``opening`` included; text of the answer never has it
+    opening: str  # in front of the first call
     call: tuple[str, str, str]
-    between: str
-    closing: str
-    several: bool
-    text_before: bool
-    id_prefix: str
-    id_length: int
+    between: str  # between two calls
+    closing: str  # behind the last call
+    several: bool  # whether an answer may have several calls
+    text_before: bool  # whether text may come before the first call; else an answer is calls or text
+    id_prefix: str  # what ids of calls begin with
+    id_length: int  # letters and digits behind that
 
 
 @lru_cache(maxsize=1)

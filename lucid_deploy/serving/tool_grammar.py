@@ -19,10 +19,8 @@ def tool_grammar(
     """Return what an answer must be.
 
     Args:
-        form: How calls are written.
         schemas: The JSON schemas of the arguments, by the tools' names; each is checked.
         must_call: Whether the answer is a call; else it may be text.
-        several: Whether there may be more than one call.
         trigger_token: The special token that the trigger is, in vocabularies that have one.
     """
     first = form.opening + form.call[0]

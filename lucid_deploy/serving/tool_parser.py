@@ -30,14 +30,7 @@ class AnswerDelta:
 
 
 class ToolCallParser:
-    """Reads one answer. A grammar holds answers to the format, so calls are never malformed; they may be cut.
-
-    Attributes:
-        calls: How many calls have begun.
-
-    Args:
-        form: How calls are written.
-    """
+    """Reads one answer. A grammar holds answers to the format, so calls are never malformed; they may be cut."""
 
     def __init__(self, form: ToolFormat) -> None:
         self._form = form

@@ -22,27 +22,16 @@ from lucid_deploy.serving.tool_grammar import tool_grammar
 
 @dataclass(frozen=True)
 class ToolUse:
-    """What the tools of a request mean.
+    """What the tools of a request mean."""
 
-    Attributes:
-        shown: The tools as the template gets them.
-        form: How the answer writes calls.
-        constraint: What the answer must be.
-        trigger_token: The special token that a call begins with, if there is one.
-    """
-
-    shown: list[dict[str, Any]]
-    form: ToolFormat
-    constraint: Constraint
-    trigger_token: int | None
+    shown: list[dict[str, Any]]  # the tools as the template gets them
+    form: ToolFormat  # how the answer writes calls
+    constraint: Constraint  # what the answer must be
+    trigger_token: int | None  # the special token that a call begins with, if there is one
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
-    """Return what the tools of a body mean; None if it has none, or they must not be called.
-
-    Raises:
-        FieldError: A tool is wrong or not there, the template has no tools, or the answer must have another form too.
-    """
+    """Return what the tools of a body mean; None if it has none, or they must not be called."""
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -113,11 +102,7 @@ def _shown(tool: Tool) -> dict[str, Any]:
 
 
 def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as templates expect them: content as one text, arguments of calls as objects.
-
-    Raises:
-        FieldError: A message has no content and no calls, or a tool's result belongs to no call before it.
-    """
+    """Return messages as templates expect them: content as one text, arguments of calls as objects."""
     out: list[dict[str, Any]] = []
     known: set[str] = set()
     for index, message in enumerate(given):

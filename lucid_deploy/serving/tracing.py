@@ -70,11 +70,7 @@ def open_tracing(endpoint: str) -> Tracing:
 
 
 class Tracing:
-    """Begins the spans of requests.
-
-    Args:
-        provider: Of spans, and of where they go.
-    """
+    """Begins the spans of requests."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -84,9 +80,6 @@ class Tracing:
         """Begin a request's span.
 
         Args:
-            headers: The request's.
-            kind: What it asks for.
-            model: The served name.
             started: When it came, by :func:`time.perf_counter`.
         """
         from opentelemetry.trace import SpanKind
@@ -117,8 +110,6 @@ class RequestTrace:
     """The spans of one request.
 
     Args:
-        tracer: Makes them.
-        span: The request's.
         started: When it came, by :func:`time.perf_counter`.
         begun: The same moment, in nanoseconds since 1970.
     """
@@ -161,11 +152,7 @@ class RequestTrace:
         self._error = code
 
     def end(self, status: int) -> None:
-        """End the request's span and make those of its phases.
-
-        Args:
-            status: Of the answer, as the log has it.
-        """
+        """End the request's span and make those of its phases."""
         from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         now = time.time_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -16,6 +17,7 @@ from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, Server, Start
 
 THINGS = ("red lamp", "blue cup", "green key", "old map", "heavy bell", "empty bottle", "red cup", "blue key")
+ROUNDS = 1 + int(os.environ.get("LUCID_FUZZ_EXAMPLES", "0")) // 250  # more with make fuzz
 ANIMALS = ("fox", "owl", "bear", "cat", "swan", "crab", "duck", "wolf")
 
 
@@ -32,7 +34,9 @@ def test_a_step_that_does_not_end_fails_health_and_does_not_keep_the_process(
     server = start(artifacts["growing"], "--timeout", 1, "--grace", 0.2, slow=600)
     answer = httpx.post(f"{server.url}/v1/completions", json=body(0), timeout=PATIENCE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
-    health = httpx.get(f"{server.url}/healthz")
+    end = time.monotonic() + PATIENCE  # the step began later than the request
+    while (health := httpx.get(f"{server.url}/healthz")).status_code == 200 and time.monotonic() < end:
+        time.sleep(0.05)
     assert (health.status_code, health.json()) == (503, {"status": "engine_stuck"})
     answer = httpx.post(f"{server.url}/v1/completions", json=body(0))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stuck")
@@ -65,11 +69,12 @@ def test_clients_that_leave_change_no_answer(target: Server) -> None:
 
     alone = {number: ask(number) for number in range(16)}
     with ThreadPoolExecutor(64) as clients:
-        asked = {number: clients.submit(ask, number % 16) for number in range(64)}
-        left = [clients.submit(leave, number) for number in range(64)]
-        assert {number: each.result() for number, each in asked.items()} == {n: alone[n % 16] for n in range(64)}
-        for each in left:
-            each.result()
+        for _ in range(ROUNDS):
+            asked = {number: clients.submit(ask, number % 16) for number in range(64)}
+            left = [clients.submit(leave, number) for number in range(64)]
+            assert {number: each.result() for number, each in asked.items()} == {n: alone[n % 16] for n in range(64)}
+            for each in left:
+                each.result()
     end = time.monotonic() + PATIENCE
     while "lucid_active_rows 0.0" not in httpx.get(f"{target.url}/metrics", headers=headers).text:
         assert time.monotonic() < end, "rows are not freed"

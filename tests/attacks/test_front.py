@@ -116,6 +116,13 @@ def test_requests_that_ask_for_everything(target: Server) -> None:
         assert [len(choice["logprobs"]["tokens"]) for choice in answer.json()["choices"]] == [100] * 7
 
 
+def test_expressions_that_take_long_to_compile(target: Server) -> None:
+    form = "(owl |has |" + "|".join(f"[a-z]{{1,{i}}}x" for i in range(1, 300)) + ")*"
+    with OtherClient(target), many(target, 24, completion(guided_regex=form, max_tokens=1)) as connections:
+        for connection in connections:
+            assert connection.recv(4096).startswith((b"HTTP/1.1 200", b"HTTP/1.1 429"))
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -137,6 +144,7 @@ def test_requests_that_ask_for_everything(target: Server) -> None:
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12",
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
         head(transfer_encoding="chunked") + b"ZZ\r\n",
+        head(transfer_encoding="chunked", expect="100-continue", **JSON) + b"ZZ\r\n",
         head(transfer_encoding="chunked") + b"-1\r\nx\r\n0\r\n\r\n",
         head(transfer_encoding="chunked") + b"2\r\nxyz\r\n0\r\n\r\n",
     ],

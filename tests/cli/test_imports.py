@@ -37,7 +37,6 @@ SPEAK = (
     "ray_",
     "server",
     "service",
-    "solving",
 )
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Token
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import TokenTexts
-from lucid_deploy.serving.backend import LocalBackend, RowText
+from lucid_deploy.serving.backend import LocalBackend, RowText, _requests
 from lucid_deploy.serving.engine import EngineFault
 from lucid_deploy.serving.jobs import Job, RowEnd, TextPiece
 
@@ -108,3 +110,14 @@ def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byt
     assert "".join(event.text for event in found if isinstance(event, TextPiece)) == "abc"
     assert sum(event.tokens for event in found if isinstance(event, TextPiece)) == 5  # as usage counts them
     assert backend.gauges() == {"rows": 1.0, "draft_tokens_accepted": 4.0}
+
+
+def test_generations_of_a_prompt_have_seeds_of_their_own() -> None:
+    job = Job(((1,), (2,)), n=2, sampling=Sampling(temperature=1.0, seed=5))
+    assert [request.sampling.seed for request in _requests(job)] == [5, 6, 5, 6]
+
+
+def test_a_step_that_takes_too_long_is_a_state(byte_level: TextTokenizer) -> None:
+    for step, state in ((0.0, "ready"), (3.0, "stuck")):
+        engine: Any = SimpleNamespace(state="ready", step_seconds=step)
+        assert LocalBackend(engine, byte_level, most_step_seconds=2.0).state == state

@@ -150,7 +150,7 @@ def test_a_stream_of_several_generations(artifacts: dict[str, Path]) -> None:
         answer = await http.post("/v1/chat/completions", json=body)
         assert answer.text.rstrip().endswith("[DONE]")
 
-    spans = traced(artifacts["growing"], use, rows=1)
+    spans = traced(artifacts["growing"], use, rows=1, max_choices=2)
     request = of_request(spans)
     assert request.name == f"chat {MODEL}"
     assert request.parent is None
