@@ -119,13 +119,13 @@ class Report:
             table.add_section()
             table.add_row("all", *(f"{score.accuracy:.1%}" for score in whole.values()))
             return table
-        scores = list(self.by(rows).items())
-        size = -(-len(scores) // _ROWS)
+        single = list(self.by(rows).items())
+        size = -(-len(single) // _ROWS)
         table = Table(rows, title=title)
         for heading in ("right", "of", "accuracy", "95 % interval"):
             table.add_column(heading, justify="right")
-        for start in range(0, len(scores), size):
-            group = scores[start : start + size]
+        for start in range(0, len(single), size):
+            group = single[start : start + size]
             right, count = sum(score.right for _, score in group), sum(score.count for _, score in group)
             low, high = wilson(right, count)
             (first,), (last,) = group[0][0], group[-1][0]

@@ -36,12 +36,6 @@ def worker(exported: Exported) -> LlamaCppWorker:
     return found
 
 
-def test_it_says_what_it_is(worker: LlamaCppWorker) -> None:
-    facts = worker.open()
-    assert facts["runtime"] == "llama.cpp" and facts["provider"].startswith("xllamacpp 20")
-    assert facts["dtype"] == "float32" and facts["seconds"] > 0 and facts["resident"] > 0 and facts["kernels"] is None
-
-
 SETS = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = {} | REPACK = 1 | "
 
 
@@ -133,20 +127,6 @@ def test_names_and_shapes_of_the_file(tied: bool, tmp_path: Path) -> None:
     values = found["blk.0.ffn_up.weight"].data
     assert abs(float(values.std()) / 0.02 - 1) < 5 / (2 * values.size) ** 0.5  # five times its standard error
     assert (found["output_norm.weight"].data == 1).all()
-
-
-def test_sizes_in_the_file(tmp_path: Path) -> None:
-    config = parse_config(TINY, "test")
-    write_gguf(config, "float32", tmp_path / "shape.gguf")
-    fields = gguf.GGUFReader(tmp_path / "shape.gguf").fields
-    found = {name: fields[f"llama.{name}"].contents() for name in (
-        "embedding_length", "block_count", "feed_forward_length", "vocab_size", "attention.head_count",
-        "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
-    )}  # fmt: skip
-    assert list(found.values()) == [
-        config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.vocab_size,
-        config.num_attention_heads, config.num_key_value_heads, *[config.head_dim] * 3,
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -77,11 +77,6 @@ def test_no_panel_has_more_than_five_lines_and_each_is_named_at_its_end(tmp_path
             assert all(place.x0 >= axis.bbox.x1 for place in places)
 
 
-def test_a_single_contender_is_named_with_its_time(tmp_path: Path, figures: list[Any]) -> None:
-    plot(report("ours"), tmp_path)
-    assert figures[0].get_suptitle() == "Prefill, 2 tokens, batch 1: ours takes 400 ms; a processor, 2 cores"
-
-
 def test_names_that_are_formulas_or_begin_with_an_underscore(tmp_path: Path, figures: list[Any]) -> None:
     """A folder may be called anything: the first was an error of matplotlib's, the second missing from a legend."""
     names = (r"a$\frac{$", "_old")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.quantization import Method
 from lucid_deploy.bench import standard
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
@@ -113,19 +112,6 @@ def test_windows_that_the_family_has_with_lucid_only(
 
 
 @pytest.mark.parametrize(
-    "options", [{"cache": "static", "opset": 23}, {"cache": "static"}, {"inline": True}], ids=lambda given: str(given)
-)
-def test_graphs_have_the_same_form(options: dict[str, Any], exported: Exported, tmp_path: Path) -> None:
-    """A row that is written by another operator takes other time."""
-    _, artifact = exported(**options)
-    made = open_artifact(export_standard(artifact, tmp_path))
-    assert (made.manifest.opset, made.manifest.inline) == (artifact.manifest.opset, artifact.manifest.inline)
-    writers = [{node.op_type for node in opened.graph("decode").graph.node} for opened in (artifact, made)]
-    for name in ("TensorScatter", "ScatterElements"):
-        assert len({name in found for found in writers}) == 1
-
-
-@pytest.mark.parametrize(
     ("changes", "options"),
     [
         ({}, QuantizeOptions("int4", block_size=16)),
@@ -144,20 +130,6 @@ def test_the_same_weights_are_quantized(
     made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
     assert made.config.attention_type != artifact.config.attention_type
     assert made.quantization == artifact.manifest.quantization
-
-
-def test_weights_of_4_and_8_bits_have_the_same_bits(quantized: Exported, tmp_path: Path) -> None:
-    """As --method auto leaves them."""
-    _, artifact = quantized("int4")
-    record = artifact.manifest.quantization
-    tensors = {
-        name: replace(tensor, bits=8 if name.endswith(("k_proj.weight", "lm_head.weight")) else None)
-        for name, tensor in record.tensors.items()
-    }
-    mixed = replace(artifact.manifest, quantization=replace(record, tensors=tensors, method=Method("auto")))
-    made = open_artifact(export_standard(Artifact(artifact.directory, mixed), tmp_path)).manifest
-    assert made.quantization.tensors == tensors
-    assert {made.quantization.bits_of(name) for name in tensors} == {4, 8}
 
 
 @pytest.mark.parametrize("cache", ["growing", "static"])

@@ -92,27 +92,3 @@ def test_both_attentions_have_equal_size_and_data(tmp_path):
     other = train_needles.new_model(train_needles.model_json(standard))
     assert lucid == {name: value.shape for name, value in other.state_dict().items()}
     assert (models[0].config.attention_type, other.config.attention_type) == ("lucid", "llama")
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--steps", "0"], "'--steps'"),
-        (["--seed", "-1"], "'--seed'"),
-        (["--attention", "other"], "'--attention'"),
-        (["--context", "60"], "'--context'"),
-        (["--stop-after", "0"], "'--stop-after'"),
-    ],
-)
-def test_bad_arguments_are_refused(tmp_path, more, message):
-    output = run(tmp_path / "output", *more, rc=2)
-    assert message in output.splitlines()[-1]
-    assert not (tmp_path / "output").exists()
-
-
-def test_the_state_of_another_training_is_refused(tmp_path):
-    run(tmp_path, "--stop-after", "1")
-    before = (tmp_path / NAME).read_bytes()
-    lines = run(tmp_path, "--seed", "2", rc=1).splitlines()
-    assert len(lines) == 1 and "seed 1, not 2" in lines[0]
-    assert (tmp_path / NAME).read_bytes() == before

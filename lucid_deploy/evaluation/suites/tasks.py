@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import string
 from collections import Counter
@@ -83,7 +84,13 @@ class TaskMaker:
             self._managers[folder] = TaskManager(
                 include_path=str(path), include_defaults=False, metadata=self._metadata
             )
-        return self._managers[folder].load([{"group": f"{folder}s", "task": [changed]}])["tasks"][task.task]
+        log = logging.getLogger("lm_eval")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it remarks on every task that brings its own documents
+        try:
+            return self._managers[folder].load([{"group": f"{folder}s", "task": [changed]}])["tasks"][task.task]
+        finally:
+            log.setLevel(level)
 
     def _ruler(self, task: SuiteTask, limit: int | None) -> list[Row]:
         if self._generators is None:

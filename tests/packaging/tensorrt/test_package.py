@@ -161,30 +161,6 @@ def test_what_does_not_fit(
     assert "\n" not in str(raised.value) and not any(tmp_path.iterdir())
 
 
-def test_a_plugin_without_kernels_for_the_type(exported: Exported, plugin: Path, tmp_path: Path) -> None:
-    content = plugin.read_bytes()
-    assert b"_float32_d" in content
-    (tmp_path / "other.so").write_bytes(content.replace(b"_float32_d", b"_float99_d"))
-    options = TensorRtOptions(plugin=tmp_path / "other.so", **LIMITS)
-    with pytest.raises(
-        LucidError, match=r"no kernels for float32; it has them for float16, bfloat16\. Run: "
-    ) as raised:
-        package_tensorrt(exported()[1], tmp_path / "package", options)
-    assert "\n" not in str(raised.value) and not (tmp_path / "package").exists()
-
-
-def test_nothing_is_left_of_what_failed(
-    exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(packaging, "write_recorded", full)
-    with pytest.raises(LucidError, match=r"failed: No space left on device\. Nothing was left behind"):
-        package_tensorrt(exported()[1], tmp_path / "deep" / "package", TensorRtOptions(plugin=plugin, **LIMITS))
-    assert not any(tmp_path.iterdir())
-
-
 def test_what_is_there_is_replaced_on_demand(
     exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
