@@ -28,7 +28,7 @@ from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.layers import LayerKind, layer_kind, register_layer_kind
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
 from lucid_deploy.plugins.table import TRAINING
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from lucid_deploy.runtimes.torch.session import TorchSession

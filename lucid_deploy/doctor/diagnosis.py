@@ -90,7 +90,7 @@ def _processors() -> str:
 def _torch() -> str:
     import torch
 
-    from lucid_deploy.plugins.precondition import precondition
+    from lucid_deploy.plugins.precondition.torch_operator import precondition
 
     k = torch.ones(1, 1, 3, 4)  # equal keys: K̂K̂ᵀ/√d = √d, so every entry of L is 1 and Y = V_i − V_{i−1}
     v = torch.tensor([1.0, 3.0, 6.0]).reshape(1, 1, 3, 1).expand(1, 1, 3, 4)
@@ -118,8 +118,8 @@ def _openvino() -> str:
 
 
 def _cpu_kernels() -> str:
+    from lucid_deploy.plugins.hosts.libraries import origin
     from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
-    from lucid_deploy.plugins.hosts.prebuilt import origin
 
     library = default_ort_library()
     check_ort_library(library)

@@ -6,9 +6,10 @@ Softmax attention of new tokens over a cache: LUCID's when the values are Y, sta
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lucid_deploy.plugins.causal_attention.fused import causal_attention_fused
+from lucid_deploy.plugins.causal_attention.reference import visible_tokens
 from lucid_deploy.plugins.shared.custom_operator import custom_operator
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 
@@ -40,10 +41,19 @@ def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None
 
 @custom_operator(CAUSAL_ATTENTION.torch_name)
 def causal_attention_operator(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    """See :func:`causal_attention`."""
+    """Compute :func:`causal_attention` as one node of a traced graph."""
     return causal_attention_fused(q, k, y, mask).contiguous()
 
 
 @causal_attention_operator.register_fake
 def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     return q.new_empty(q.shape)
+
+
+def causal_attention_fused(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend by PyTorch's fused attention, which makes the causal mask itself if nothing is padded and nothing past."""
+    new, total = q.shape[2], k.shape[2]
+    if mask is None and new == total:
+        return F.scaled_dot_product_attention(q, k, y, is_causal=True, enable_gqa=True)
+    visible = visible_tokens(new, total, mask, q.device)
+    return F.scaled_dot_product_attention(q, k, y, attn_mask=visible, enable_gqa=True)

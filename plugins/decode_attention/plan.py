@@ -91,13 +91,9 @@ def plan_decode_attention(
     """Plan decode attention for Q ``(batch, heads · groups, new, width)`` over ``past`` cached rows.
 
     Args:
-        batch: Sequences.
-        heads: Key/value heads.
         groups: Query heads per key/value head.
-        past: Cached tokens, at least 0.
         width: Head width, 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        epsilon: Added to the mean square of a key.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
         diagonal: 0: L_ii is 1; 1: it is training's.

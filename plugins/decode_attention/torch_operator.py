@@ -77,8 +77,9 @@ def decode_attention_operator(
     implementation: str,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`decode_attention`."""
-    return IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
+    """Compute :func:`decode_attention` as one node of a traced graph."""
+    out, y_new = IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
+    return out.contiguous(), y_new.contiguous()  # a triangular solve gives columns, and tracing expects rows
 
 
 @decode_attention_operator.register_fake

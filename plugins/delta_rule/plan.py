@@ -40,11 +40,7 @@ def plan_delta_rule(
     """Plan the delta rule for ``new`` tokens: one launch for one token, two for more.
 
     Args:
-        batch: Sequences.
-        heads: Heads.
-        new: New tokens, at least 1.
         key_width: 16 to 256.
-        value_width: At least 1.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         scale: What outputs are multiplied by.
         arch: Compute capability, 90 for 9.0.

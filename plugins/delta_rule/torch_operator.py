@@ -83,7 +83,7 @@ def delta_rule_operator(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`delta_rule`."""
+    """Compute :func:`delta_rule` as one node of a traced graph."""
     return compute(query, key, value, log_decay, beta, state, scale, implementation)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import os
 import shutil
@@ -15,14 +14,6 @@ from pathlib import Path
 from lucid_deploy.errors import LucidError, spelled_out
 
 COMPILERS = ("g++", "c++", "clang++")
-# What it writes about where it runs, among pages about what it compiles.
-_LACKING = {
-    os.strerror(errno.ENOSPC): "there is no room on that disk.",
-    os.strerror(errno.EDQUOT): "no more of that disk is allowed to you.",
-    "Killed signal terminated program": "the compiler was killed, mostly for want of memory.",
-    "virtual memory exhausted": "the compiler found too little memory, or a limit was set on it.",
-    "out of memory allocating": "the compiler found too little memory, or a limit was set on it.",
-}
 
 
 def find_compiler() -> str:
@@ -67,12 +58,11 @@ def run_compiler(command: Sequence[str], library: Path) -> None:
         library: What it makes. Its folder takes temporary files, which the compiler leaves if it is killed.
 
     Raises:
-        LucidError: It cannot be run, fails, or writes no library; the message has what it said, or that room or memory
-            was lacking.
+        LucidError: It cannot be run, fails, or writes no library; the message has its output.
     """
     scratch = library.parent.absolute()
     command = [os.path.abspath(command[0]), *command[1:], "-o", library.name]
-    environment = {**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"}  # what it says is read
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     try:
         # A group of their own: the compiler starts others, which do not end with it.
         with subprocess.Popen(
@@ -86,18 +76,11 @@ def run_compiler(command: Sequence[str], library: Path) -> None:
                 raise
     except OSError as error:
         raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
-    if process.returncode != 0 and (lacking := next((why for words, why in _LACKING.items() if words in said), None)):
-        raise LucidError(f"The plugin library could not be compiled in {scratch}: {lacking}")
     if process.returncode != 0:
-        why = said.strip() or f"The compiler said nothing and ended with {_status(process.returncode)}."
+        why = said.strip() or f"The compiler printed nothing and ended with status {process.returncode}."
         raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{why}")
     if not library.is_file():
-        raise LucidError(f"The compiler {command[0]} ended well and wrote no library. Install g++, or set CXX to it.")
-
-
-def _status(code: int) -> str:
-    """Return how a process ended, for people."""
-    return f"status {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+        raise LucidError(f"The compiler {command[0]} succeeded but wrote no library. Install g++, or set CXX to it.")
 
 
 def find_header(header: str, variable: str, places: Sequence[Path], purpose: str) -> Path:

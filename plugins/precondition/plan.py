@@ -46,13 +46,8 @@ def plan_precondition(
     """Plan the solve for K and V ``(batch, heads, new, width)`` after ``past`` tokens.
 
     Args:
-        batch: Sequences.
-        heads: Key/value heads.
-        new: New tokens, at least 1.
-        past: Cached tokens, at least 0.
         width: Head width, 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        epsilon: Added to the mean square of a key.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
         diagonal: 0: L_ii is 1; 1: it is training's.

@@ -92,7 +92,7 @@ def precondition_operator(
     implementation: str,
     training_diagonal: bool = False,
 ) -> Tensor:
-    """See :func:`precondition`."""
+    """Compute :func:`precondition` as one node of a traced graph."""
     return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps, training_diagonal).contiguous()
 
 

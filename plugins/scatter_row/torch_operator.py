@@ -30,7 +30,7 @@ def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
 
 @custom_operator(SCATTER_ROW.torch_name)
 def scatter_row_operator(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    """See :func:`scatter_row`."""
+    """Compute :func:`scatter_row` as one node of a traced graph."""
     return scatter_row_reference(cache, row, index)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from tests.compat.environments import python_with
 from tests.plugins.delta_rule.problems import BETAS, DECAYS, Inputs, in_type, inputs
 from tests.plugins.problems import relative

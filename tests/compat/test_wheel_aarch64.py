@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.plugins.hosts.elf import built_for
+from lucid_deploy.plugins.hosts.libraries import built_for
 from lucid_deploy.plugins.hosts.onnxruntime.build import LIBRARY_NAME, ORT_ABI, file_hash
 from tests.patience import PATIENCE
 

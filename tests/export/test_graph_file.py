@@ -17,7 +17,7 @@ from lucid_deploy.artifact.external_data import check_external_data, stored_weig
 from lucid_deploy.export.graph_file import other_names, write_graph
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.weights import plan_weights
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, PRECONDITION
 from tests.export.passes.graphs import FLOAT, model, weight_of
 from tests.plugins.problems import keys

@@ -23,7 +23,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.layers.delta_settings import DeltaSettings, state_layout
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import RMSNorm, precise_silu
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 L2_EPS = 1e-6  # added to a sum of squares, as transformers and flash-linear-attention do

@@ -13,7 +13,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.model.rope import rotate
-from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 

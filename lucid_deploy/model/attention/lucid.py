@@ -13,10 +13,10 @@ from torch import Tensor
 from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import LayerCache, Step
-from lucid_deploy.plugins.causal_attention import causal_attention
-from lucid_deploy.plugins.decode_attention import decode_attention
-from lucid_deploy.plugins.precondition import precondition
-from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
+from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
+from lucid_deploy.plugins.precondition.torch_operator import precondition
+from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 from lucid_deploy.plugins.table import TRAINING
 
 

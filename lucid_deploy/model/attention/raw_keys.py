@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 from lucid_deploy.model.mixer import LayerCache, Step
-from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
 
 
 class RawKeyAttention(GroupedQueryAttention):

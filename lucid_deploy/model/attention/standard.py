@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 from lucid_deploy.model.mixer import LayerCache, Step
-from lucid_deploy.plugins.causal_attention import causal_attention
-from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
+from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 

@@ -24,7 +24,7 @@ _MAGIC = b"lucid-jit-cache 1 "
 
 def jit_cache_path(engine: EngineFile, backend: Backend, gpu: Device) -> Path:
     """Return where the compiled kernels of an engine are kept."""
-    from lucid_deploy.plugins.hosts.cache_folder import cache_folder
+    from lucid_deploy.plugins.hosts.libraries import cache_folder
 
     facts = "\n".join((engine.sha256, backend.name, backend.version, gpu.name, str(gpu.capability)))
     return cache_folder() / "jit" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.bin"

@@ -17,7 +17,7 @@ _SECONDS = 1.5  # of one core for a kernel, as measured on two cores of 2023
 
 def user_library() -> Path:
     """Return where ``lucid-deploy plugin build`` puts the library."""
-    from lucid_deploy.plugins.hosts.cache_folder import cache_folder
+    from lucid_deploy.plugins.hosts.libraries import cache_folder
     from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
 
     return cache_folder() / LIBRARY_NAME
@@ -25,7 +25,7 @@ def user_library() -> Path:
 
 def default_library() -> Path:
     """Return where commands look for the library: what the wheel brought, else where ``plugin build`` puts it."""
-    from lucid_deploy.plugins.hosts.prebuilt import prebuilt
+    from lucid_deploy.plugins.hosts.libraries import prebuilt
     from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
 
     return prebuilt(LIBRARY_NAME) or user_library()

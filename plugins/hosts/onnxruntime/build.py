@@ -11,10 +11,8 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import temporary_sibling
-from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
-from lucid_deploy.plugins.hosts.elf import obstacle
-from lucid_deploy.plugins.hosts.prebuilt import prebuilt
+from lucid_deploy.plugins.hosts.libraries import cache_folder, load_obstacle, prebuilt
 
 ORT_ABI = 7  # raise it when what the library exports changes, or what the operators mean
 LIBRARY_NAME = "liblucid_onnxruntime.so"
@@ -128,7 +126,7 @@ def has_dots(library: Path) -> bool:
 
 
 def _loaded(library: Path) -> ctypes.CDLL:
-    if wrong := obstacle(library):
+    if wrong := load_obstacle(library):
         raise LucidError(f"{library} is not a usable library of kernels: {wrong}. Run: {BUILD_COMMAND}")
     try:
         loaded = ctypes.CDLL(str(library.absolute()))  # a name without a folder would be looked for elsewhere

@@ -17,7 +17,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     run_compiler,
     system_includes,
 )
-from lucid_deploy.plugins.hosts.elf import obstacle
+from lucid_deploy.plugins.hosts.libraries import load_obstacle
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def plugin_abi(library: Path) -> int:
     Raises:
         LucidError: It cannot be loaded or is not a plugin library of ours.
     """
-    if wrong := obstacle(library):
+    if wrong := load_obstacle(library):
         raise LucidError(f"{library} is not a usable plugin library: {wrong}. Run: lucid-deploy plugin build")
     try:
         function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi

@@ -168,19 +168,13 @@ def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     All that they and their tools write is in a temporary folder that is removed at the end.
 
     Raises:
-        LucidError: The system has no semaphores to make them work together.
-        OSError: The folder cannot be made.
+        OSError: The folder or the processes cannot be made.
     """
-    with tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch:
-        try:
-            pool = ProcessPoolExecutor(jobs, get_context("spawn"), start_compiler, (scratch,))
-        except OSError as error:
-            raise LucidError(
-                f"The processes that compile cannot be started: {error.strerror or error}. They need room in /dev/shm "
-                "that may be written."
-            ) from error
-        with pool:
-            yield pool
+    with (
+        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
+        ProcessPoolExecutor(jobs, get_context("spawn"), start_compiler, (scratch,)) as pool,
+    ):
+        yield pool
 
 
 def start_compiler(scratch: str) -> None:
@@ -197,7 +191,7 @@ def start_compiler(scratch: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool's process waits for work for good if its parent is killed: it holds the queue's other end open itself."""
+    """End this process with its parent: otherwise it waits forever on a queue whose other end it holds open itself."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lucid_deploy.files import atomic_write
-from lucid_deploy.plugins.hosts.cache_folder import cache_folder
+from lucid_deploy.plugins.hosts.libraries import cache_folder
 
 
 @dataclass(frozen=True)

@@ -31,22 +31,14 @@ def precondition(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> Tensor:
-    """Solve ``L Y = V`` with the kernel; the contract of :mod:`lucid_deploy.plugins.precondition`, without derivatives.
+    """Solve ``L Y = V`` with the kernel, without derivatives.
+
+    Arguments as of :func:`lucid_deploy.plugins.precondition.torch_operator.precondition`, and:
 
     Args:
-        k: Raw keys of the new tokens, ``(B, H, N, D)``.
-        v: Their values, ``(B, H, N, D)``.
-        k_past: Raw keys of the cached tokens, ``(B, H, P, D)``; None is P = 0.
-        y_past: Their preconditioned values, ``(B, H, P, D)``.
-        mask: bool ``(B, P + N)``, False at padding; None: no padding.
-        eps: Added to the mean square of a key.
-        training_diagonal: Whether row i is divided by training's L_ii instead of 1.
-        out: Where to write Y, ``(B, H, N, D)``, contiguous; None: new memory.
+        out: Where to write Y, contiguous; None: new memory.
         workspace: Scratch bytes (uint8), at least the plan's; None: new memory.
         tuned: Constants to use instead of the tuned ones.
-
-    Returns:
-        Y ``(B, H, N, D)`` in the type of ``v``.
 
     Raises:
         ValueError: Shapes, types or a device that the kernel does not take.
@@ -81,25 +73,16 @@ def decode_attention(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from 1 to 16 new tokens with the kernels; the contract of :mod:`lucid_deploy.plugins.decode_attention`.
+    """Attend from 1 to 16 new tokens with the kernels.
+
+    Arguments as of :func:`lucid_deploy.plugins.decode_attention.torch_operator.decode_attention`, and:
 
     Args:
-        q: Queries, ``(B, H·G, N, D)``.
-        k_new: The new tokens' raw keys, ``(B, H, N, D)``.
-        v_new: Their values, ``(B, H, N, D)``.
-        k: Cached raw keys, ``(B, H, P, D)``.
-        y: Cached preconditioned values, ``(B, H, P, D)``. Rows that the mask hides may hold anything, NaN included.
-        mask: bool ``(B, P + N)``; None: no padding.
-        eps: Added to the mean square of a key.
-        training_diagonal: Whether row i is divided by training's L_ii instead of 1.
         scales: Of a cache in ``float8_e4m3fn``: float32 ``(B, H, P, 1)`` for K and for Y; a row stands for itself times
-            its scale. None: the cache is of the type of ``q``.
+            its scale. None: the cache has the type of ``q``.
         out: Where to write O and Y_new; None: new memory.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
-
-    Returns:
-        O ``(B, H·G, N, D)`` and Y_new ``(B, H, N, D)``, in the type of ``q``.
 
     Raises:
         ValueError: Shapes, types or a device that the kernels do not take.
@@ -141,22 +124,14 @@ def delta_rule(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Go through new tokens with the kernels; the contract of :mod:`lucid_deploy.plugins.delta_rule`.
+    """Apply the delta rule to new tokens with the kernels.
+
+    Arguments as of :func:`lucid_deploy.plugins.delta_rule.torch_operator.delta_rule`, and:
 
     Args:
-        query: ``(B, H, N, D)``, N at least 1.
-        key: ``(B, H, N, D)``.
-        value: ``(B, H, N, E)``.
-        log_decay: float32 ``(B, H, N)``.
-        beta: ``(B, H, N)``.
-        state: float32 ``(B, H, D, E)``.
-        scale: What outputs are multiplied by.
         out: Where to write the outputs and the new state; None: new memory.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
-
-    Returns:
-        The outputs ``(B, H, N, E)`` in the type of ``value``, and the new state, float32 ``(B, H, D, E)``.
 
     Raises:
         ValueError: Types or a device that the kernels do not take.

@@ -14,7 +14,7 @@ import torch
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.export.exporter import export
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.runtimes import Session
 from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention, use_linear_attention
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession

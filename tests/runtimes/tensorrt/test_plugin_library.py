@@ -101,7 +101,7 @@ def test_the_usual_library_comes_first_and_the_wheels_before_it(
     usual.parent.mkdir()
     usual.touch()
     assert ask("float32", (64,), (), True) == (usual, [])
-    monkeypatch.setattr("lucid_deploy.plugins.hosts.prebuilt.FOLDER", tmp_path / "wheel")
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.libraries.PREBUILT", tmp_path / "wheel")
     (tmp_path / "wheel").mkdir()
     (tmp_path / "wheel" / usual.name).touch()
     assert ask("float32", (64,), (), True) == (tmp_path / "wheel" / usual.name, []) and built == []
