@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -21,10 +20,7 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from tools.ptx.tensor_cores import toward_zero
-
-STEP = 8  # columns that one instruction of a tensor core sums: 8 of tf32 …
-HALF_STEP = 16  # … and 16 of the half types
+STEP = 8  # columns of tf32 that one instruction of a tensor core sums
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -68,39 +64,6 @@ def multiply(left: np.ndarray, right: np.ndarray, precision: Any) -> np.ndarray:
         )
         return product(low_left, high_right) + product(high_left, low_right) + product(high_left, high_right)
     return product(left, right)
-
-
-def add_tf32_product(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Return ``total + left @ right``: factors are cut off, and so is the sum after each step."""
-    return add_product(to_tf32(left), to_tf32(right), total, STEP)
-
-
-def add_product(left: np.ndarray, right: np.ndarray, total: np.ndarray, step: int) -> np.ndarray:
-    """Return ``total + left @ right``, the sum cut off after each step."""
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    for k in range(0, left.shape[-1], step):
-        total = toward_zero(total + left[..., k : k + step] @ right[..., k : k + step, :])
-    return total
-
-
-@contextmanager
-def sums_cut_off() -> Iterator[None]:
-    """Cut off the sums of products of tf32 and float16, as tensor cores do; without, they are rounded."""
-    builder = interpreter.InterpreterBuilder
-    rounding = builder.create_dot
-
-    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
-        if a.dtype.scalar == tl.float32 and input_precision == ir.INPUT_PRECISION.TF32:
-            return interpreter.TensorHandle(add_tf32_product(a.data, b.data, d.data), d.dtype.scalar)
-        if a.dtype.scalar == tl.float16:
-            return interpreter.TensorHandle(add_product(a.data, b.data, d.data, HALF_STEP), d.dtype.scalar)
-        return rounding(self, a, b, d, input_precision, max_num_imprecise_acc)
-
-    builder.create_dot = create_dot
-    try:
-        yield
-    finally:
-        builder.create_dot = rounding
 
 
 _OF_BFLOAT16: dict[str, Callable[..., Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lucid_deploy.cache.storage import cache_tensors, encode_layer
-from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
 from tests.plugins.cpu_sessions import keys
 
 

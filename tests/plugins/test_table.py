@@ -64,7 +64,7 @@ def test_names_and_places_are_what_artifacts_have() -> None:
 def test_pytorchs_operators_have_the_tables_tensors(operator: Operator) -> None:
     """In lower case, as is PyTorch's habit; arguments that are no tensors follow."""
     namespace, name = operator.torch_name.split("::")
-    importlib.import_module(f"lucid_deploy.plugins.{name}")  # which registers it
+    importlib.import_module(f"lucid_deploy.plugins.{name}.torch_operator")  # which registers it
     found = getattr(getattr(torch.ops, namespace), name).default._schema
     tensors = [each.name for each in found.arguments if "Tensor" in str(each.type)]
     assert tensors == [each.lower() for each in operator.input_names]

@@ -16,22 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 from tests.plugins import cpu_sessions, onnx_bodies
 from tests.plugins.cpu_sessions import check, error, keys
 
 EPS = 1e-5
 H, G, D = 2, 3, 68
-KEYS = [
-    (0.03, 0.9),
-    (0.03, 0.99),
-    (0.03, 1.0),
-    (0.003, 0.95),
-    (1.0, 0.99),
-]  # RMS, correlation (1.0: four keys repeated)
+KEYS = [(0.03, 1.0), (0.003, 0.95), (1.0, 0.99)]  # RMS, correlation (1.0: four keys repeated)
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ def dense(k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def problem(scale: float, correlation: float, tokens: int = 230, batch: int = 1, dtype: str = "float32"):
+def problem(scale: float, correlation: float, tokens: int = 140, batch: int = 1, dtype: str = "float32"):
     generator = torch.Generator().manual_seed(3)
     k = scale * keys(generator, batch, H, tokens, D, correlation)
     v = torch.randn(batch, H, tokens, D, generator=generator)
@@ -111,14 +105,14 @@ def test_whole_chunks_and_tokens_agree_with_a_dense_solve(library, fastest, scal
     exact, plain = dense(k, v, mask), precondition(k, v, None, None, mask, EPS, "reference", True)
     gap = error(precondition(k.double(), v.double(), eps=EPS), exact)
     assert gap > 1e-5, "with 1 on the diagonal the result is another"
-    for sizes in ([tokens], [1, 7, 64, 65, 1, 92], [1] * tokens):
+    for sizes in ([tokens], [1, 7, 64, 65, 1, 2], [100, *[1] * 40]):
         for name, made in implementations(library).items():
             found = fed(made, q, k, v, mask, sizes)
             check(found, plain, exact)
             assert error(found, exact) < 0.1 * gap, f"{name} is no better than 1 on the diagonal"
     for name in cpu_sessions.runnable(library):
         kernels_name(library, name)
-        check(fed(in_library(library), q, k, v, mask, [100, 1, 129]), plain, exact)
+        check(fed(in_library(library), q, k, v, mask, [100, 1, 39]), plain, exact)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

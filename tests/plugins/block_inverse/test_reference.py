@@ -10,8 +10,8 @@ from tests.plugins.block_inverse.blocks import blocks, exact_inverse
 from tests.plugins.problems import relative
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize("size", [1, 2, 16, 64, 128])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 64])
 def test_the_inverse_is_that_of_a_solve(size: int, correlation: float) -> None:
     x = blocks(size, correlation)
     torch.testing.assert_close(invert_unit_lower(x), exact_inverse(x), rtol=1e-9, atol=1e-11)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 from tests.plugins.cpu_sessions import attention_problem as problem
 from tests.plugins.cpu_sessions import check, poison, run, runnable, session
 
 
-@pytest.mark.parametrize("past", [0, 1, 100])
-@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 127, 200, 257, 1000])
+@pytest.mark.parametrize(("tokens", "past"), [(1, 0), (1, 100), (63, 1), (129, 100), (1000, 0)])
 def test_prompt_sizes(library, fastest, tokens, past):
     q, k, y = problem(tokens, past, 64, 2)
     mask = torch.ones(1, past + tokens, dtype=torch.bool)
@@ -25,7 +24,7 @@ def test_prompt_sizes(library, fastest, tokens, past):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("width", "groups"), [(16, 1), (36, 3), (64, 4), (68, 8), (80, 1), (128, 2), (256, 1)])
+@pytest.mark.parametrize(("width", "groups"), [(16, 1), (36, 3), (68, 8), (256, 1)])
 def test_prompt_widths_groups_and_padding(library, fastest, width, groups, dtype):
     tokens, past = 150, 110
     q, k, y = problem(tokens, past, width, groups, batch=2, dtype=getattr(torch, dtype))

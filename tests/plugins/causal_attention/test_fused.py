@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.causal_attention.fused import causal_attention_fused
 from lucid_deploy.plugins.causal_attention.reference import causal_attention_reference
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention_fused
 from tests.plugins.problems import keys
 
 

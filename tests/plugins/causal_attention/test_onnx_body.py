@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 from tests.plugins.onnx_bodies import error, inputs, run, single_operator
 
@@ -15,8 +15,19 @@ def of_type(request: pytest.FixtureRequest):
     return request.param, single_operator(CAUSAL_ATTENTION, request.param)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize(("n", "past"), [(1, 0), (1, 300), (2, 0), (255, 0), (256, 1), (257, 40), (600, 0)])
+# Query rows come in blocks of 256, and of fewer beyond 8192 tokens.
+@pytest.mark.parametrize(
+    ("n", "past", "padded"),
+    [
+        (1, 0, True),
+        (1, 300, False),
+        (63, 0, True),
+        (256, 1, False),
+        (257, 40, True),
+        (600, 513, True),
+        (260, 8900, False),
+    ],
+)
 def test_causal_attention(of_type, n: int, past: int, padded: bool) -> None:
     dtype, session = of_type
     q, k, y, mask = inputs(past + n, 0.9, padded, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING
 from tests.plugins.cpu_sessions import attention_problem, check, poison, run, runnable, session
@@ -17,8 +17,7 @@ def token_problem(past, width, groups, batch=1, dtype=torch.float32, correlation
     return q[:, :, past:], k[:, :, past:], v_new, k[:, :, :past], y[:, :, :past]
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize("past", [0, 1, 63, 64, 65, 127, 200, 257, 1000, 1024, 2500])
+@pytest.mark.parametrize(("past", "correlation"), [(0, 0.9), (1, 0.99), (63, 1.0), (129, 0.9), (1030, 1.0)])
 def test_token_sizes(library, fastest, past, correlation):
     inputs = token_problem(past, 64, 4, correlation=correlation)
     mask = torch.ones(1, past + 1, dtype=torch.bool)
@@ -34,9 +33,7 @@ def test_token_sizes(library, fastest, past, correlation):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(
-    ("width", "groups"), [(16, 1), (36, 3), (64, 4), (68, 8), (80, 15), (128, 16), (128, 40), (256, 5)]
-)
+@pytest.mark.parametrize(("width", "groups"), [(16, 1), (36, 3), (68, 8), (128, 40), (256, 5)])
 def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype):
     past = 1300
     q, k_new, v_new, k, y = token_problem(past, width, groups, batch=3, dtype=getattr(torch, dtype))
@@ -65,8 +62,8 @@ def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype)
 @pytest.mark.parametrize(
     ("n", "past", "width", "groups"),
     [
-        *((2, 0, 64, 4), (5, 1300, 36, 3), (8, 200, 64, 2), (16, 65, 12, 1)),
-        *((8, 1300, 64, 4), (16, 200, 36, 3), (16, 97, 128, 1)),  # so many rows that keys are turned
+        *((2, 0, 64, 4), (5, 1300, 36, 3), (16, 65, 12, 1)),
+        *((8, 1300, 64, 4), (16, 97, 128, 1)),  # so many rows that keys are turned
     ],
 )
 def test_several_tokens(library, fastest, n, past, width, groups, diagonal, dtype):
@@ -92,10 +89,7 @@ def test_several_tokens(library, fastest, n, past, width, groups, diagonal, dtyp
     ("n", "past", "width", "groups"),
     [
         (1, 0, 64, 4),
-        (1, 1, 12, 1),
-        (1, 2500, 64, 4),
         (1, 1300, 36, 3),
-        (2, 1024, 20, 2),
         (5, 1090, 128, 1),
         (16, 97, 68, 1),
     ],

@@ -10,7 +10,7 @@ import torch
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT16, DECODE_ATTENTION_INT8
-from tests.plugins.cpu_sessions import check, error, keys, poison, run, runnable, session
+from tests.plugins.cpu_sessions import check, keys, poison, run, runnable, session
 from tests.plugins.stored_caches import padded_mask, paths, problem, scaled, store
 
 OPERATORS = {"float16": DECODE_ATTENTION_FLOAT16, "int8": DECODE_ATTENTION_INT8}
@@ -33,9 +33,9 @@ def check_all(library, new, stored, mask):
 
 
 @pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
 def test_sizes_and_correlations(library, fastest, correlation, dtype, cache_dtype):
-    for past in (0, 1, 15, 17, 63, 96, 97, 200, 1000, 1024, 2500):
+    for past in (0, 1, 63, 129, 1030):
         # The error of a few rows, or of few distinct keys, is a matter of luck, the dense path's too.
         batch = 12 if past < 20 else 4 if correlation == 1.0 else 1
         new, k, y = problem(past, 64, 4, batch, dtype, correlation)
@@ -45,7 +45,7 @@ def test_sizes_and_correlations(library, fastest, correlation, dtype, cache_dtyp
 @pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
 @pytest.mark.parametrize(
     ("width", "groups"),
-    [(2, 1), (8, 3), (16, 1), (36, 3), (64, 4), (68, 8), (128, 2), (128, 16), (256, 5), (68, 32)],  # at last 33 rows
+    [(2, 1), (36, 3), (68, 8), (256, 5), (68, 32)],  # at last 33 rows
 )
 def test_widths_groups_and_padding(library, fastest, width, groups, dtype, cache_dtype):
     past = 1300
@@ -81,7 +81,7 @@ def one_by_one(new, stored, mask, y_new):
 
 
 @pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
-@pytest.mark.parametrize(("past", "width", "count"), [(0, 32, 3), (70, 64, 2), (1100, 32, 3)])
+@pytest.mark.parametrize(("past", "width", "count"), [(0, 32, 3), (70, 64, 2)])
 def test_several_tokens_see_each_other_as_they_will_be_stored(library, fastest, past, width, count, cache_dtype):
     batch = 64  # the error of a few rows is a matter of luck
     generator, mask = torch.Generator().manual_seed(0), torch.ones(batch, past + count, dtype=torch.bool)
@@ -97,7 +97,7 @@ def test_several_tokens_see_each_other_as_they_will_be_stored(library, fastest, 
             check(got, dense, true)
 
 
-@pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-3.0, -3.0), (-30.0, 30.0), (0.5, -30.0), (-40.0, -40.0)])
+@pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-30.0, 30.0)])
 def test_sizes_of_rows_far_apart(library, fastest, of_k, of_y):
     new, k, y = scaled(500, of_k, of_y)
     check_all(library, new, store(k, y, "int8"), torch.ones(2, 501, dtype=torch.bool))
@@ -143,14 +143,3 @@ def test_shapes_that_do_not_fit(library, change, message):
     new, k, y = problem(20, 64, 4)
     with pytest.raises(Exception, match=message):
         decode(library, new, change(*store(k, y, "int8")), torch.ones(1, 21, dtype=torch.bool))
-
-
-def test_the_gate_would_see_one_scale_for_another(library):
-    """A scale of the row beside it, or K's in the place of Y's, is far beyond every gate above."""
-    new, k, y = scaled(500, 1.0, 1.0)
-    stored, mask = store(k, y, "int8"), torch.ones(2, 501, dtype=torch.bool)
-    exact, plain = paths(new, stored, mask)
-    numbers, values, k_scale, y_scale = stored
-    for wrong in ((k_scale.roll(1, 2), y_scale), (k_scale, y_scale.roll(1, 2)), (y_scale, k_scale)):
-        o, _ = decode(library, new, (numbers, values, *wrong), mask)
-        assert error(o, exact[0]) > 1000 * error(plain[0], exact[0])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.causal_attention import causal_attention
-from lucid_deploy.plugins.decode_attention import decode_attention
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
+from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from tests.plugins.problems import keys
 
 

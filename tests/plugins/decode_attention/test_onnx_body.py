@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.decode_attention import decode_attention
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 from tests.plugins.onnx_bodies import error, inputs, run, single_operator
 
@@ -16,9 +16,10 @@ def of_type(request: pytest.FixtureRequest):
     return request.param, single_operator(DECODE_ATTENTION, request.param)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("past", [0, 1, 63, 300])
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("past", "correlation", "padded"),
+    [(0, 0.9, False), (1, 0.9, True), (63, 1.0, True), (300, 0.99, False), (1030, 0.9, True)],
+)
 def test_decode_attention(of_type, past: int, correlation: float, padded: bool) -> None:
     dtype, session = of_type
     q, k, v, mask = inputs(past + 1, correlation, padded, dtype)

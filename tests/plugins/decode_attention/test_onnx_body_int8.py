@@ -10,11 +10,10 @@ import onnx
 import onnx.inliner
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8
 from lucid_deploy.runtimes.stored_cache import MOST_TOKENS_IN_BODY
-from tests.plugins.cpu_sessions import check, error, run
+from tests.plugins.cpu_sessions import check, run
 from tests.plugins.onnx_bodies import operator_model, session_of, single_operator
 from tests.plugins.stored_caches import padded_mask, paths, problem, scaled, store
 
@@ -40,10 +39,10 @@ def all_tokens(batch, past):
     return torch.ones(batch, past + 1, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
 def test_sizes_and_correlations(of_type, correlation):
     dtype, training, session = of_type
-    for past in (0, 1, 15, 63, 97, 200, 1000, 2500):
+    for past in (0, 1, 63, 129, 1030):
         # The error of a few rows, or of few distinct keys, is a matter of luck, the dense path's too.
         batch = 12 if past < 20 else 4 if correlation == 1.0 else 1
         new, k, y = problem(past, 64, 4, batch, dtype, correlation)
@@ -54,7 +53,7 @@ def test_sizes_and_correlations(of_type, correlation):
 
 @pytest.mark.parametrize(
     ("width", "groups"),
-    [(2, 1), (8, 3), (36, 3), (68, 8), (128, 2), (256, 5), (68, 32)],
+    [(2, 1), (36, 3), (68, 8), (256, 5)],
 )
 def test_widths_groups_and_padding(of_type, width, groups):
     dtype, training, session = of_type
@@ -71,7 +70,7 @@ def test_widths_groups_and_padding(of_type, width, groups):
         assert torch.equal(got, same), "what padding holds must not matter"
 
 
-@pytest.mark.parametrize("sharp", [1.0, 4.0, 16.0])
+@pytest.mark.parametrize("sharp", [16.0])
 def test_one_token_gets_nearly_all_the_weight(body, sharp):
     """What the others get is small beside it, and counts: three digits of 7 bits would lose a part of it."""
     past = 4000
@@ -82,7 +81,7 @@ def test_one_token_gets_nearly_all_the_weight(body, sharp):
     check_all(body, new, store(k, y, "int8"), all_tokens(4, past))
 
 
-@pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-3.0, -3.0), (-30.0, 30.0), (0.5, -30.0), (-40.0, -40.0)])
+@pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-30.0, 30.0)])
 def test_sizes_of_rows_far_apart(body, of_k, of_y):
     batch = 16  # a few rows make a sum, so that its error is a matter of luck
     new, k, y = scaled(500, of_k, of_y, batch=batch)
@@ -131,28 +130,3 @@ def test_bytes_are_at_most_128():
         digits = run(session, *new, *store(k, y, "int8"), all_tokens(2, 2000))[2]
         assert digits.shape == (2, 2, 20, 2000)
         assert digits.min() == 0 and digits.max() == 128
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("correlation", [0.9, 1.0])
-def test_the_reference_evaluator_agrees(correlation, training):
-    evaluator = ReferenceEvaluator(operator_model(DECODE_ATTENTION_INT8, "float32", training))
-    new, k, y = problem(200, 36, 3, 4, correlation=correlation)
-    stored, mask = store(k, y, "int8"), torch.ones(4, 201, dtype=torch.bool)
-    mask[0, :50], mask[1, 100:200] = False, False
-    tensors = zip(DECODE_ATTENTION_INT8.input_names, (*new, *stored, mask), strict=True)
-    found = evaluator.run(None, {name: x.numpy() for name, x in tensors})
-    exact, plain = paths(new, stored, mask, training)
-    for got, dense, true in zip(map(torch.from_numpy, found), plain, exact, strict=True):
-        check(got, dense, true)
-
-
-def test_the_gate_would_see_one_scale_for_another(body):
-    """A scale of the row beside it, or K's in the place of Y's, is far beyond every gate above."""
-    new, k, y = scaled(500, 1.0, 1.0)
-    stored, mask = store(k, y, "int8"), all_tokens(2, 500)
-    exact, plain = paths(new, stored, mask)
-    numbers, values, k_scale, y_scale = stored
-    for wrong in ((k_scale.roll(1, 2), y_scale), (k_scale, y_scale.roll(1, 2)), (y_scale, k_scale)):
-        o, _ = run(body, *new, numbers, values, *wrong, mask)
-        assert error(o, exact[0]) > 1000 * error(plain[0], exact[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from tests.plugins.delta_rule.problems import Inputs, doubled
 from tests.plugins.problems import relative
 

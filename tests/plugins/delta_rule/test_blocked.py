@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from tests.plugins.delta_rule.oracles import FACTOR, errors_by_chunks, finite
 from tests.plugins.delta_rule.problems import BETAS, DECAYS, doubled, in_type, inputs
 from tests.plugins.problems import relative
@@ -13,10 +13,9 @@ from tests.plugins.problems import relative
 EPS = torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 127, 200])
+@pytest.mark.parametrize(("tokens", "correlation"), [(1, 0.9), (63, 1.0), (129, 0.9)])
 def test_chunks_are_the_recurrence(tokens: int, correlation: float, beta: str, decay: str) -> None:
     """In float64 the worst of these is off by 4e-14: β near 2 and one key repeated."""
     given = inputs(tokens, correlation, beta, decay)
@@ -24,10 +23,10 @@ def test_chunks_are_the_recurrence(tokens: int, correlation: float, beta: str, d
         assert relative(ours, exact) < 1e-12
 
 
-@pytest.mark.parametrize("correlation", [0.9, 1.0])
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("tokens", [65, 1000])
+@pytest.mark.parametrize(
+    ("tokens", "correlation", "beta", "decay"),
+    [(65, 1.0, "two", "none"), (200, 0.9, "open", "reset"), (1000, 0.9, "open", "slow")],
+)
 def test_float32_is_as_exact_as_transformers_chunks(tokens: int, correlation: float, beta: str, decay: str) -> None:
     given = finite(in_type(inputs(tokens, correlation, beta, decay), torch.float32))
     exact = delta_rule(*doubled(given), 0.3, "reference")
@@ -35,7 +34,7 @@ def test_float32_is_as_exact_as_transformers_chunks(tokens: int, correlation: fl
         assert relative(ours, wanted) <= FACTOR * max(theirs, EPS / 2)
 
 
-@pytest.mark.parametrize("decay", ["none", "reset"])
+@pytest.mark.parametrize("decay", ["reset"])
 def test_many_chunks_do_not_drift(decay: str) -> None:
     """4096 tokens in float64, and cut in two at an odd place."""
     given = inputs(4096, 0.9, "open", decay, (1, 1), (8, 8))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import DELTA_RULE
 from tests.plugins.cpu_sessions import run, runnable, session
 from tests.plugins.delta_rule.oracles import FACTOR, errors_by_chunks, finite
-from tests.plugins.delta_rule.problems import BETAS, DECAYS, Inputs, doubled, in_type, inputs
+from tests.plugins.delta_rule.problems import Inputs, doubled, in_type, inputs
 from tests.plugins.problems import relative
 
 SCALE = 0.25
@@ -35,33 +35,22 @@ def check(library: Path, given: Inputs, threads: int = 2) -> None:
             assert relative(ours, wanted) <= FACTOR * max(theirs, EPS), name
 
 
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("beta", "decay"), [("open", "slow"), ("two", "none"), ("one", "reset"), ("small", "gone")])
 def test_gates(library: Path, fastest: None, beta: str, decay: str) -> None:
-    for tokens in (1, 2, 47, 48, 49, 150):
+    for tokens in (1, 48, 49, 129):
         for correlation in (0.9, 1.0):
             check(library, in_type(inputs(tokens, correlation, beta, decay), torch.float32))
 
 
-@pytest.mark.parametrize("widths", [(128, 128), (64, 64), (128, 256), (6, 17), (1, 1), (33, 100), (256, 80), (13, 15)])
+@pytest.mark.parametrize("widths", [(64, 64), (128, 256), (1, 1), (33, 100), (13, 15)])
 def test_widths(library: Path, fastest: None, widths: tuple[int, int]) -> None:
     for tokens in (1, 100):
         check(library, in_type(inputs(tokens, 0.9, decay="fast", widths=widths), torch.float32), threads=1)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
 def test_many_tokens(library: Path, fastest: None, correlation: float) -> None:
     check(library, in_type(inputs(1000, correlation, "two", shape=(1, 3)), torch.float32))
-
-
-def test_4096_tokens(library: Path) -> None:
-    """Errors do not grow: those of the last tokens are as those of the first."""
-    given = in_type(inputs(4096, 0.9, shape=(1, 2), widths=(32, 32)), torch.float32)
-    exact = reference(given)[0]
-    (found, _) = run(session(DELTA_RULE, library), *given)
-    first, last = slice(0, 512), slice(-512, None)
-    early, late = (relative(found[:, :, part], exact[:, :, part]) for part in (first, last))
-    assert late <= 2 * max(early, EPS)
 
 
 @pytest.mark.parametrize("tokens", [1, 70])
@@ -123,12 +112,6 @@ def test_padding_changes_nothing(library: Path) -> None:
     output, state = run(kernel, *padded)
     alone = part(given, token, given[5])  # type: ignore[arg-type]
     agree((output[:, :, token], state), run(kernel, *alone), alone)
-
-
-def test_no_tokens(library: Path) -> None:
-    given = in_type(inputs(3), torch.float32)
-    output, state = run(session(DELTA_RULE, library), *part(given, slice(0, 0), given[5]))
-    assert output.shape == (2, 2, 0, 24) and torch.equal(state, given[5])
 
 
 @pytest.mark.parametrize(

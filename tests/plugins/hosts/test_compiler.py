@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +17,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     check_gcc,
     find_compiler,
     find_header,
-    package_folders,
     run_compiler,
-    system_includes,
 )
 from tests.patience import PATIENCE
 
@@ -80,43 +77,6 @@ def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
         run_compiler([str(tmp_path / "none")], library)
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("exit 3", r"does not compile\. .*\nThe compiler said nothing and ended with status 3\.$"),
-        ("kill -SEGV $$", r"does not compile\. .*\nThe compiler said nothing and ended with signal SIGSEGV\.$"),
-        ("exit 0", r"The compiler .*bad ended well and wrote no library\. Install g\+\+, or set CXX to it\.$"),
-    ],
-)
-def test_a_compiler_that_says_nothing(text: str, why: str, tmp_path: Path) -> None:
-    with pytest.raises(LucidError, match=why):
-        run_compiler([str(program(tmp_path / "bin", "bad", f"#!/bin/sh\n{text}\n"))], tmp_path / "lib.so")
-
-
-def test_a_compiler_is_named_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path / "bin", "good", "#!/bin/sh\ntouch $2\n")
-    (tmp_path / "deep").mkdir()
-    monkeypatch.chdir(tmp_path)
-    run_compiler(["bin/good"], Path("deep/lib.so"))
-    assert Path("deep/lib.so").is_file()
-
-
-@pytest.mark.parametrize(
-    ("said", "why"),
-    [
-        ("x.inl:4:1: fatal error: error writing to /t/cc.s: No space left on device", "there is no room on that disk"),
-        ("g++: fatal error: Killed signal terminated program cc1plus", "was killed, mostly for want of memory"),
-        ("cc1plus: out of memory allocating 65536 bytes after a total of 405504 bytes", "too little memory"),
-    ],
-)
-def test_a_compiler_that_lacks_room_or_memory_is_one_line(said: str, why: str, tmp_path: Path) -> None:
-    page = f"x.cpp: \\377\\n{said}\\ncompilation terminated.\\n"
-    text = f"#!/bin/sh\n[ $LC_ALL = C ] || exit 0\nprintf '{page}' >&2\nexit 1\n"
-    with pytest.raises(LucidError, match=f"could not be compiled in .*{why}") as raised:
-        run_compiler([str(program(tmp_path / "bin", "bad", text))], tmp_path / "lib.so")
-    assert "\n" not in str(raised.value)
-
-
 def test_a_signal_ends_what_the_compiler_has_started(tmp_path: Path) -> None:
     """g++ leaves its compiling to other programs, which do not end with it, and temporary files where it is told."""
     slow = "#!/bin/sh\nsleep 1000 &\necho $! > $TMPDIR/child.new\nmv $TMPDIR/child.new $TMPDIR/child\nwait\n"
@@ -172,13 +132,3 @@ def test_a_header_is_found_in_the_first_place_that_has_it(tmp_path: Path, monkey
     monkeypatch.delenv("SOME_ROOT")
     with pytest.raises(LucidError, match=r"needs its headers \(some\.h\), which were not found\. Set SOME_ROOT"):
         find_header("some.h", "SOME_ROOT", places[:1], "its headers")
-
-
-def test_folders_of_a_package_are_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "with_headers").mkdir()
-    (tmp_path / "with_headers" / "__init__.py").write_text("raise ImportError('needs a GPU')")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert package_folders("with_headers") == [tmp_path / "with_headers"]
-    assert "with_headers" not in sys.modules
-    assert package_folders("no_such_package") == []
-    assert all(folder.is_absolute() for folder in system_includes())

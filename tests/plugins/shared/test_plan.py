@@ -12,11 +12,6 @@ from lucid_deploy.plugins.table import FLOATS
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 
-@pytest.mark.parametrize(("width", "padded"), [(16, 32), (32, 32), (36, 64), (68, 128), (128, 128), (255, 256)])
-def test_widths_are_padded_to_a_power_of_two(width, padded):
-    assert plan.padded_width(width) == padded
-
-
 @pytest.mark.parametrize("width", [0, 15, 257])
 def test_other_widths_are_refused(width):
     with pytest.raises(ValueError, match=f"head width {width} is not supported: the kernels take 16 to 256"):
@@ -44,8 +39,3 @@ def test_a_device_takes_the_choices_of_the_next_older_one():
     assert plan.choice(DECODE_TUNED, 121, "float16", 64) == plan.choice(DECODE_TUNED, 120, "float16", 64)
     with pytest.raises(ValueError, match=r"compute capability 7\.5 is too old: the oldest supported is 8\.0"):
         plan.choice(DECODE_TUNED, 75, "float16", 64)
-
-
-def test_sizes_below_one_are_named():
-    with pytest.raises(ValueError, match="new must be at least 1, not 0"):
-        plan.check_sizes(batch=1, new=0)

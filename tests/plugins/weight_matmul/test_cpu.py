@@ -50,8 +50,8 @@ def lying(kind: str, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 17, 33])
-@pytest.mark.parametrize("shape", [(1, 1), (64, 48), (65, 129), (130, 7), (200, 900), (36, 2000), (700, 401)])
+@pytest.mark.parametrize("rows", [1, 5, 8, 17])
+@pytest.mark.parametrize("shape", [(1, 1), (65, 129), (36, 2000), (700, 401)])
 def test_rows_and_sizes(library, fastest, kind, rows, shape):
     x, w = problem(rows, *shape, kind)
     exact, dense = x.double() @ w.double(), (x.float() @ w.float()).to(x.dtype)
@@ -63,23 +63,17 @@ def test_rows_and_sizes(library, fastest, kind, rows, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("depth", "columns"), [(20, 1500), (700, 401), (200, 1500)])
+@pytest.mark.parametrize(("depth", "columns"), [(20, 1500), (700, 401)])
 def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, kind, depth, columns):
     x, w = problem(40, depth, columns, kind)
     w = lying(kind, w)
     for name in runnable(library):
         kernels_name(library, name)
         whole = run(product(library, kind, 3), x, w)[0]
-        for rows in (1, 2, 3, 5, 8, 9, 13, 40):
+        for rows in (1, 5, 9, 40):
             for threads in (1, 2):
                 got = run(product(library, kind, threads), x[-rows:], w)[0]
                 assert torch.equal(got, whole[-rows:]), f"{rows} rows, {threads} threads"
-
-
-def test_leading_axes_stay(library):
-    x, w = problem(6, 40, 50, "float32")
-    (got,) = run(session(WEIGHT_MATMUL, library, 1, "float32", rank=3), x.reshape(2, 3, 40), w)
-    assert torch.equal(got, run(product(library, "float32"), x, w)[0].reshape(2, 3, 50))
 
 
 @pytest.mark.parametrize("depth", [0, 5])

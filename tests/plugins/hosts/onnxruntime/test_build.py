@@ -39,12 +39,6 @@ def test_the_fastest_kernels_that_can_run_are_chosen(library, fastest):
         build.kernels_name(library, "avx1024")
 
 
-def test_a_library_in_the_current_folder(copy, monkeypatch):
-    """``plugin build -o kernels.so`` built it, and could not load it: a name alone is looked for among the system's."""
-    monkeypatch.chdir(copy.parent)
-    assert build.kernels_name(Path(copy.name)) == build.kernels_name(copy)
-
-
 def test_a_missing_library(tmp_path):
     with pytest.raises(LucidError, match=r"no library of kernels .*plugin build --target onnxruntime"):
         build.check_ort_library(tmp_path / "none.so")
@@ -112,22 +106,6 @@ def test_something_else_that_loads(tmp_path):
         build.kernels_name(other)
 
 
-def test_clang_is_refused_before_it_compiles(tmp_path):
-    clang = tmp_path / "clang++"
-    clang.write_text("#!/bin/sh\necho '#define __clang__ 1'\n")
-    clang.chmod(0o755)
-    with pytest.raises(LucidError, match="compiles with GCC only"):
-        build.build_ort_library(tmp_path / "made.so", compiler=str(clang))
-    assert list(tmp_path.iterdir()) == [clang]
-
-
-def test_no_compiler(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(LucidError, match="CXX=no-such-compiler"):
-        build.build_ort_library(tmp_path / "library.so")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_failed_build_leaves_the_one_before(tmp_path, monkeypatch):
     (tmp_path / "library.so").write_text("the one before")
     monkeypatch.setattr(build, "FLAGS", ("-no-such-flag",))
@@ -144,12 +122,6 @@ def test_the_header_that_is_named_is_the_one_that_is_used(tmp_path, monkeypatch)
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / build.HEADER).touch()
     assert build.find_ort_headers() == tmp_path / "include"
-
-
-def test_without_a_header_its_own_declarations_do(monkeypatch):
-    monkeypatch.delenv("ONNXRUNTIME_ROOT", raising=False)
-    monkeypatch.setattr(build, "system_includes", list)
-    assert build.find_ort_headers() is None
 
 
 CHECK = """

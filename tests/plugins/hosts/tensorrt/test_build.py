@@ -50,43 +50,6 @@ def test_chips_that_run_kernels_over_e4m3(of_one_chip):
         build.check_kernels(of_one_chip, "float16", (64,), True, (86, 89))
 
 
-def test_an_output_named_from_the_working_folder(kernels, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert build.build_plugin(build.Path("plugin.so"), kernels) == build.Path("plugin.so")
-    build.check_plugin(build.Path("plugin.so"))
-    assert [path.name for path in tmp_path.iterdir()] == ["plugin.so"]
-
-
-@pytest.mark.parametrize("name", ['inch "', "line\nbreak", "with, comma", "größe 3", "back\\slash"])
-def test_an_output_in_a_folder_of_any_name(name, kernels, tmp_path):
-    (tmp_path / name).mkdir()
-    build.check_plugin(build.build_plugin(tmp_path / name / "plugin.so", kernels))
-
-
-def test_no_compiler(kernels, tmp_path, monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LucidError, match=r"needs a C\+\+17 compiler and none was found .* Install g\+\+"):
-        build.build_plugin(tmp_path / "plugin.so", kernels)
-
-
-def test_a_compiler_that_does_not_exist(kernels, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(LucidError, match="CXX=no-such-compiler"):
-        build.build_plugin(tmp_path / "plugin.so", kernels)
-
-
-@pytest.mark.parametrize("find", [build.find_tensorrt_headers, build.find_cuda_headers])
-def test_no_headers(find, monkeypatch):
-    for name in ("TENSORRT_ROOT", "CUDA_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(build, "system_includes", list)
-    monkeypatch.setattr(build, "package_folders", lambda name: [])
-    monkeypatch.setattr(build, "CUDA_TOOLKIT", build.Path("/nowhere"))
-    with pytest.raises(LucidError, match=r'were not found\. Set \w+, or run: pip install .*"kernel-lens'):
-        find()
-
-
 @pytest.mark.parametrize(
     ("find", "variable", "header"),
     [

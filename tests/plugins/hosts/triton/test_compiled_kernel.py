@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, load, save, total_size
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, load, save
 
 CODE = CompiledKernel(
     variant="precondition_float16_d64_u8",
@@ -53,13 +53,6 @@ def test_a_changed_byte_of_code_is_none(tmp_path: Path, place: int) -> None:
     assert load(path) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"[]\n", b"{}\n", b'{"sha256": 1, "kernels": []}\n', b"\xff\n", b"null\n"])
-def test_something_else_is_none(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "entry").write_bytes(content)
-    assert load(tmp_path / "entry") is None
-    assert load(tmp_path / "none") is None and load(tmp_path) is None
-
-
 def test_a_disk_that_takes_nothing_loses_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -67,9 +60,3 @@ def test_a_disk_that_takes_nothing_loses_the_cache_only(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "replace", full)
     save(tmp_path / "entry", KERNELS)
     assert load(tmp_path / "entry") is None and list(tmp_path.iterdir()) == []
-
-
-def test_sizes_are_those_of_all_images() -> None:
-    size, compressed = total_size(KERNELS)
-    assert size == sum(len(kernel.image) for kernel in KERNELS)
-    assert 256 < compressed < size / 4, "the same 256 bytes over and over"
