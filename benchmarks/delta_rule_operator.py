@@ -21,7 +21,7 @@ from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.ort import import_onnxruntime
-from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE, VERSION
 from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention

@@ -24,7 +24,7 @@ from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
-from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.precondition.torch_operator import precondition
 from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
 
 ort = import_onnxruntime()

@@ -132,16 +132,6 @@ def test_engines_are_built_verified_and_tested() -> None:
     assert "gpu" in commands[-1], "the tests that need a GPU"
 
 
-def test_a_card_that_tensorrt_rtx_does_not_know_is_skipped_with_the_reason() -> None:
-    gpu = FakeGpu()
-    gpu.capability = 90
-    section = check(gpu, lambda command: pytest.fail("ran"), {"engines"})["sections"][1]
-    assert (section["status"], section["reason"]) == (
-        "skipped",
-        "TensorRT-RTX has no support for compute capability 9.0",
-    )
-
-
 def test_one_shape_that_fails_does_not_lose_the_others() -> None:
     class Failing(FakeGpu):
         def milliseconds(self, call: Callable[[], float]) -> float:
@@ -217,17 +207,6 @@ def test_decoding_is_timed_in_the_form_that_is_modelled(monkeypatch: pytest.Monk
         plan = plan_decode_attention(1, k.shape[1], q.shape[1] // k.shape[1], 96, 128, "bfloat16", 1e-5, arch, choice)
         constants = dict(plan.steps[0].constants)
         assert (constants["ROWS"], constants["BLOCK_N"]) == (16, 64)
-
-
-def test_candidates_that_do_not_fit_are_said_to_and_too_few_have_no_ranking() -> None:
-    gpu = FakeGpu()
-    gpu.times_of_tiles[64, 32] = -1.0
-    row = ranking(gpu)
-    assert row["candidates"][1]["error"] == "out of resources" and "milliseconds" not in row["candidates"][1]
-    assert row["correlation"] is None
-    assert "| out of resources |" in gpu_check.render(check(gpu)) and "width 128: unknown" in gpu_check.render(
-        check(gpu)
-    )
 
 
 def test_equal_values_share_their_place() -> None:

@@ -12,11 +12,8 @@ import pytest
 pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.decode_attention.plan import row_counts
-from lucid_deploy.plugins.delta_rule.plan import LARGEST_CHUNK
 from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
-from lucid_deploy.plugins.precondition.plan import INT8_TILES, INT8_TYPE
-from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice, compiled_units
+from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice
 from lucid_deploy.plugins.table import FLOATS
 from tools.gpu.memory_model import CARDS, memory_cycles
 from tools.gpu.model_choice import OPERATORS, TIE, Modelled, best, model, others_spill
@@ -98,41 +95,6 @@ def test_what_cannot_be_compiled_with_more_rows_is_not_chosen() -> None:
         best([first, second], lambda constants: None)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("padded", PADDED_WIDTHS)
-def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, padded: int) -> None:
-    for each in OPERATORS["precondition"].candidates(dtype, padded, 90):
-        assert each.block_m % each.block_n == 0 and each.block_n >= 16
-        assert each.chunk == 0 or (padded % each.chunk == 0 and each.chunk < padded)
-        assert not each.int8 or (dtype == INT8_TYPE and each.block_m == each.block_n and each.block_n in INT8_TILES)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("padded", PADDED_WIDTHS)
-def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str, padded: int) -> None:
-    operator = OPERATORS["decode_attention"]
-    for each in operator.candidates(dtype, padded, 90):
-        assert each.block_m == each.chunk == 0 and each.block_n >= 16
-        assert each.block_n * padded <= 64 * 128
-        forms = [dict(form.constants) for form in operator.forms(dtype, padded, each, 90)]
-        own = [constants for constants in forms if constants["WIDTH_UNIT"] == padded]
-        assert forms[: len(own)] == own and [constants["ROWS"] for constants in own] in ([16], [16, 8])
-        assert {constants["BLOCK_N"] for constants in own} == {each.block_n}
-        others = forms[len(own) :]
-        assert [constants["ROWS"] for constants in others] == list(row_counts(dtype, padded, 90))
-        assert {constants["WIDTH_UNIT"] for constants in others} == {compiled_units(dtype)[0]}
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("padded", PADDED_WIDTHS)
-def test_candidates_of_the_delta_rule_fit_into_the_workspace(dtype: str, padded: int) -> None:
-    operator = OPERATORS["delta_rule"]
-    for each in operator.candidates(dtype, padded, 90):
-        assert LARGEST_CHUNK % each.block_m == 0 and each.block_m >= 16 and padded % each.chunk == 0
-        state, chunk = (dict(form.constants) for form in operator.forms(dtype, padded, each, 90))
-        assert state == chunk | {"BLOCK_N": each.block_n} and chunk["CHUNK_D"] == each.chunk
-
-
 def test_what_cannot_be_compiled_says_why(tmp_path: Path) -> None:
     no_power_of_two = Choice(64, 16, 4, 1, 24)
     [found] = model("precondition", 86, "float32", 64, choices=[no_power_of_two], cache=tmp_path)
@@ -172,20 +134,4 @@ def test_every_entry_says_that_a_model_chose_it_or_why_it_was_kept_and_none_that
         assert constants in OPERATORS[operator].candidates(dtype, int(padded), int(arch))
 
 
-def test_one_entry_is_kept_that_the_model_would_not_choose_first() -> None:
-    """docs/tensorrt.md says why."""
-    kept = {operator: json.loads(OPERATORS[operator].tuned.read_text())["kept"] for operator in OPERATORS}
-    assert {operator: list(names) for operator, names in kept.items() if names} == {
-        "decode_attention": ["100 float32 128"]
-    }
-    assert choice(OPERATORS["decode_attention"].tuned, 100, "float32", 128) == Choice(0, 64, 4, 2)
-
-
 # The kept entry and what the model takes: both are compiled.
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_compiler")
-def test_the_kept_entry_takes_as_long_as_what_the_model_chooses() -> None:
-    kept, chosen = Choice(0, 64, 4, 2), Choice(0, 32, 2, 3)
-    found = {each.choice: each for each in model("decode_attention", 100, "float32", 128, [kept, chosen])}
-    assert found[kept].cycles == found[chosen].cycles is not None
-    assert found[kept].report.resident_warps == 2 * found[chosen].report.resident_warps  # type: ignore[union-attr]
