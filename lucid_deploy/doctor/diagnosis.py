@@ -156,7 +156,7 @@ def _backend(name: str) -> str:
 
 
 def _plugin_library() -> str:
-    from lucid_deploy.plugins.hosts.prebuilt import origin
+    from lucid_deploy.plugins.hosts.libraries import origin
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI, check_plugin
     from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
