@@ -32,9 +32,6 @@ class ChatTemplate:
         source: The template's text.
         special_tokens: Such as ``{"bos_token": "<s>"}``.
         origin: Where it comes from, for messages.
-
-    Raises:
-        LucidError: It is not a valid template.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str], origin: str) -> None:
@@ -56,10 +53,6 @@ class ChatTemplate:
             messages: Of the chat.
             tools: That may be called; None if there are none.
             go_on: The last message is the beginning of the answer: the text ends where that ends.
-
-        Raises:
-            LucidError: The template refuses the messages (most say which roles may follow which), fails on them, or
-                writes half a character.
         """
         import jinja2
 
@@ -108,9 +101,6 @@ class ChatTemplates:
     Args:
         texts: The templates by name.
         special_tokens: Such as ``{"bos_token": "<s>"}``.
-
-    Raises:
-        LucidError: One that chats may be rendered with is not a valid template.
     """
 
     def __init__(self, texts: dict[str, TemplateText], special_tokens: dict[str, str]) -> None:
@@ -122,11 +112,7 @@ class ChatTemplates:
         }
 
     def chosen(self, tools: bool = False) -> ChatTemplate:
-        """Return the template for chats with or without tools: ``tool_use`` for the former if there is one.
-
-        Raises:
-            LucidError: There is none of the right name.
-        """
+        """Return the template for chats with or without tools: ``tool_use`` for the former if there is one."""
         names = (WITH_TOOLS, DEFAULT) if tools else (DEFAULT,)
         for name in names:
             if name in self._templates:
@@ -143,9 +129,6 @@ def load_chat_templates(directory: Path) -> ChatTemplates | None:
 
     Which files count says :mod:`~lucid_deploy.artifact.chat_templates`. Their special tokens are those that
     ``tokenizer_config.json`` and ``special_tokens_map.json`` name, as transformers reads them.
-
-    Raises:
-        LucidError: One is not valid, a file names tokens that are none, or jinja2 is not installed.
     """
     texts = read_chat_templates(directory)
     if texts is None:

@@ -26,11 +26,7 @@ class TemplateText:
 
 
 def read_chat_templates(directory: Path) -> dict[str, TemplateText] | None:
-    """Return the templates of a checkpoint or an artifact by name; None if it has none.
-
-    Raises:
-        LucidError: A file cannot be read, or what it has is no template.
-    """
+    """Return the templates of a checkpoint or an artifact by name; None if it has none."""
     named = named_templates(directory)
     if "file" in named:
         raise LucidError(

@@ -44,9 +44,6 @@ class TextTokenizer:
         directory: Where it lies.
         bound_time: Whether encoding a text fails after 30 s, and 1 s more for each 100,000 characters: a tokenizer's
             regular expressions may take any time. False in a process that has a limit of its own.
-
-    Raises:
-        LucidError: There is none, it or a file beside it cannot be read, or its rules multiply text.
     """
 
     def __init__(self, directory: str | Path, bound_time: bool = True) -> None:
@@ -59,6 +56,8 @@ class TextTokenizer:
             raise LucidError(f"{advice(Path(directory))} Prompts can be token ids: --prompt-ids 1,2,3")
         settings = read_settings(Path(directory))
         try:
+            content = json.loads(path.read_bytes())
+            check_rules(content, 0, path)  # before the library applies them to added tokens
             self._tokenizer = Tokenizer.from_file(str(path))
             before = self._tokenizer.get_added_tokens_decoder()
             settings.complete(self._tokenizer)
@@ -72,8 +71,8 @@ class TextTokenizer:
             special = {token.content for token in (*before.values(), *added.values()) if token.special}
             self._special = frozenset(index for index, token in added.items() if token.content in special)
             self._added = frozenset(added)
-            content = json.loads(self._tokenizer.to_str())
-            self.decoder_kinds = _decoder_kinds(content.get("decoder") or {})
+            decoder = self._tokenizer.decoder
+            self.decoder_kinds = _decoder_kinds({} if decoder is None else json.loads(decoder.__getstate__()))
             check_rules(content, self.longest_piece, path)
         except LucidError:
             raise
@@ -212,11 +211,7 @@ def _decoder_kinds(decoder: dict[str, Any]) -> frozenset[str]:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Call a function in a thread and return its result; the thread is left behind when the time is over.
-
-    Raises:
-        LucidError: The time is over.
-    """
+    """Call a function in a thread and return its result; the thread is left behind when the time is over."""
     result: list[Any] = []
     errors: list[BaseException] = []
 

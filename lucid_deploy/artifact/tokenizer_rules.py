@@ -28,8 +28,8 @@ def check_rules(content: dict[str, Any], longest_piece: int, path: Path) -> None
     """Check the normalizer, decoder and post-processor of a tokenizer.
 
     Args:
-        content: The whole file, as the tokenizers library writes it.
-        longest_piece: Characters of the longest token.
+        content: The whole file.
+        longest_piece: Characters of the longest token; 0: not known yet.
         path: The file, for messages.
 
     Raises:
@@ -44,7 +44,7 @@ def check_rules(content: dict[str, Any], longest_piece: int, path: Path) -> None
                 f"{path}: the {len(rules)} rules of its {part} may make a text {growth[part]:.3g} times as long; "
                 f"supported are {MOST_RULES} rules and {MOST_GROWTH:g} times."
             )
-        if part == "decoder" and any("Regex" in (rule.get("pattern") or {}) for rule in rules):
+        if part == "decoder" and any("Regex" in (rule.get("pattern") or ()) for rule in rules):
             raise LucidError(
                 f"{path}: its decoder replaces a regular expression, which may take any time. Replace fixed texts."
             )
@@ -59,32 +59,35 @@ def _rules(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
     """Yield the rules of a part, those of its sequences one by one."""
     if part is None:
         return
-    if part.get("type") != "Sequence":
+    if key not in part:
         yield part
     for each in part.get(key) or ():
         yield from _rules(each, key)
 
 
 def _growth(rule: dict[str, Any]) -> float:
-    """Return how many characters (of a post-processor: tokens) one may become at most."""
-    kind = rule.get("type")
-    if kind == "Replace":
+    """Return how many characters (of a post-processor: tokens) one may become at most.
+
+    Rules are told by their fields: the library reads rules of old files, which have no type, in the same way.
+    """
+    if "pattern" in rule and "content" in rule:  # Replace
         pattern, content = rule["pattern"], len(rule["content"])
-        if "String" in pattern:
-            return max(1.0, content / len(pattern["String"])) if pattern["String"] else content + 1
+        text = pattern if isinstance(pattern, str) else pattern.get("String")
+        if text is not None:
+            return max(1.0, content / len(text)) if text else content + 1
         return content + 1 if _may_match_nothing(pattern["Regex"]) else max(1, content)
-    if kind == "Prepend":
+    if "prepend" in rule:
         return 1 + len(rule["prepend"])
-    if kind == "ByteLevel":
-        return 2 if "add_prefix_space" not in rule else 1  # the normalizer of that name
-    if kind == "Precompiled":
+    if "precompiled_charsmap" in rule:
         charsmap = base64.b64decode(rule["precompiled_charsmap"] or "")
         texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]  # behind a trie, whose size comes first
         return max(1, *map(len, texts.split(b"\0")))
-    if kind in ("BPEDecoder", "CTC"):
-        return 1 if rule.get("suffix", rule.get("word_delimiter_token")) else 2
-    if kind == "TemplateProcessing":
+    if "single" in rule:  # the template of a post-processor
         return max(1, sum("Sequence" in item for item in rule["single"]))
+    if rule.get("type") == "ByteLevel":
+        return 2 if "add_prefix_space" not in rule else 1  # the normalizer of that name
+    if "suffix" in rule or "word_delimiter_token" in rule:  # decoders that replace these by a space
+        return 1 if rule.get("suffix", rule.get("word_delimiter_token")) else 2
     return 1
 
 

@@ -120,11 +120,7 @@ class TokenizerSettings:
 
 
 def read_settings(directory: Path) -> TokenizerSettings:
-    """Return what the files beside a ``tokenizer.json`` say; they may be missing.
-
-    Raises:
-        LucidError: A file cannot be read, or says what transformers would not take either.
-    """
+    """Return what the files beside a ``tokenizer.json`` say; they may be missing."""
     path = directory / CONFIG
     settings = read_tokenizer_file(path)
     _refuse_other_files(settings, path)
@@ -174,11 +170,7 @@ def _refuse_other_files(settings: dict[str, Any], path: Path) -> None:
 
 
 def padding_token(directory: Path) -> str | None:
-    """Return the ``pad_token`` of the padding that ``tokenizer.json`` describes: transformers' default for the name.
-
-    Raises:
-        LucidError: The file cannot be read.
-    """
+    """Return the ``pad_token`` of the padding that ``tokenizer.json`` describes: transformers' default for the name."""
     padding = read_tokenizer_file(directory / "tokenizer.json").get("padding")
     found = padding.get("pad_token") if isinstance(padding, dict) else None
     return found if isinstance(found, str) else None
@@ -288,11 +280,7 @@ def _same(left: AddedToken, right: AddedToken) -> bool:
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file; empty without the file.
-
-    Raises:
-        LucidError: It cannot be read, or is no object.
-    """
+    """Return the object of a JSON file; empty without the file."""
     if not path.is_file():
         return {}
     try:

@@ -38,7 +38,6 @@ class AnswerFile:
         failed: How many of these are errors.
 
     Args:
-        path: The file.
         facts: What the answers depend on.
         lines: Line numbers of all prompts.
         overwrite: Start anew, and replace what the file holds.
@@ -69,15 +68,11 @@ class AnswerFile:
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._handle)
 
     def write(self, answers: list[dict[str, Any]]) -> None:
-        """Add answers, each with the field ``line``; they are on the disk when this returns.
-
-        Raises:
-            LucidError: The file cannot be written.
-        """
+        """Add answers, each with the field ``line``; they are on the disk when this returns."""
         text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         data = memoryview(text.encode("utf-8", "replace"))
         try:
@@ -220,18 +215,12 @@ def answer_prompts(
     """Answer the prompts that have no answer yet; write each answer when it is complete.
 
     Args:
-        batcher: An idle batcher.
-        prompts: All prompts, checked.
         answers: Where answers go, in the order in which they are completed; the field ``line`` says whose each is.
         tokenizer: For prompts and answers as text; None with token ids alone.
         progress: Called with (answers so far, those of earlier runs included, prompts in all).
 
     Returns:
         How many tokens the answers have; none behind a stop string.
-
-    Raises:
-        LucidError: The runtime fails as a whole, or the answers cannot be written. A prompt that fails alone gets an
-            answer with ``error``.
     """
     todo = deque(prompt for prompt in prompts if prompt.line not in answers.answered)
     running: dict[int, _RunningAnswer] = {}

@@ -34,25 +34,19 @@ class Batcher:
     """Runs many requests at once. Not thread-safe: one thread calls it.
 
     Args:
-        session: Any runtime. Best is onnxruntime with a static cache, which copies no other rows when a request
-            starts or finishes.
+        session: Any runtime. With a static cache, no other rows are copied when a request starts or finishes.
         rows: Most requests that run at once; the others wait in order of arrival.
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
             one whole prompt a step. Short prompts share a step and are cut where it is full. Where something is rounded
             (:attr:`Session.rounds`) a prompt is cut at multiples of this number only, as it is alone.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
-        guides: Makes the guides of constraints; None: requests have none.
         drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
             right; None: every row decodes one.
 
     Attributes:
         marks: The phases that requests entered in the last step, or in the last of its :meth:`parts`.
-        drafts: How far drafts were right, over all requests. ``accepted`` counts tokens behind stop strings too; who
-            makes the answers counts those with :attr:`Token.drafted`.
-
-    Raises:
-        LucidError: Numbers out of range, or more rows than the session can run.
+        drafts: How far drafts were right, over all requests, tokens behind stop strings included.
     """
 
     def __init__(
@@ -147,9 +141,6 @@ class Batcher:
             What came out, in order; nothing when idle. A request that fails by itself (logits that are not finite)
             comes out as finished with ``error``, one whose constraint leaves no token or takes too long with
             ``refused``; the others go on.
-
-        Raises:
-            LucidError: The runtime failed on the whole batch.
         """
         events: list[Event] = []
         marks: list[Mark] = []
@@ -160,10 +151,10 @@ class Batcher:
         return events
 
     def parts(self) -> Iterator[list[Event]]:
-        """Do a piece of work as :meth:`step` does, and give what comes out as soon as it is known.
+        """Do a piece of work as :meth:`step` does, and yield events as soon as they are known.
 
         A prompt's first token comes before the next prompt runs and before the running rows' step. Take all parts
-        before anything else is asked of the batcher.
+        before calling anything else.
         """
         events: list[Event] = []
         self.marks = []

@@ -64,16 +64,7 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class PromptDefaults:
-    """What holds for prompts that do not say otherwise.
-
-    Attributes:
-        max_new_tokens: Most tokens to generate.
-        sampling: How tokens are chosen.
-        stop: Strings that end an answer.
-        stop_at_eos: Whether an end-of-sequence token ends an answer; for all prompts.
-        bad_words: Texts that no answer contains.
-        constraint: What answers must be.
-    """
+    """The values of fields that a line leaves out; ``stop_at_eos`` is for all prompts."""
 
     max_new_tokens: int
     sampling: Sampling
@@ -117,7 +108,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """What :func:`read_prompts` has read: the prompts, and the sha256 of the file."""
+    """The prompts of a file, and its sha256."""
 
     path: Path
     prompts: list[Prompt]
@@ -125,11 +116,7 @@ class PromptFile:
 
 
 def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
-    """Read a file of prompts; blank lines are left out, but counted.
-
-    Raises:
-        LucidError: There is no such file, it has no prompts, or lines are wrong: they are named by number.
-    """
+    """Read a file of prompts; blank lines are left out, but counted."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -153,11 +140,7 @@ def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
 
 
 def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokenizer | None) -> None:
-    """Check every prompt against the model: its tokens, its length.
-
-    Raises:
-        LucidError: Prompts that cannot be run; they are named by line.
-    """
+    """Check every prompt against the model: its tokens, its length."""
 
     def check(prompt: Prompt) -> None:
         if tokenizer is None and (prompt.text is not None or prompt.stop or prompt.bad_words or prompt.constraint):
@@ -170,7 +153,7 @@ def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokeni
 
 
 def _all(path: Path, steps: Iterator[tuple[int, Callable[[], Any]]]) -> list[Any]:
-    """Do something for every line; collect the faults of all of them into one error."""
+    """Call a function for every line; collect the errors of all of them into one."""
     done, faults, count = [], [], 0
     for number, step in steps:
         try:

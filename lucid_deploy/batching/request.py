@@ -16,8 +16,6 @@ class Request:
     """One prompt to continue.
 
     Attributes:
-        prompt_ids: Its token ids.
-        max_new_tokens: Upper bound of new tokens.
         sampling: How tokens are chosen. A seed gives the tokens that it gives alone, regardless of the other requests
             in the batch.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
@@ -36,12 +34,7 @@ class Request:
     constraint: Constraint | None = None
 
     def check(self, session: Session) -> None:
-        """Compare the request with what a session can run.
-
-        Raises:
-            LucidError: An empty prompt, a token id outside the vocabulary (in biases and bad words too), a prompt
-                longer than the context, or a number out of its range.
-        """
+        """Compare the request with what a session can run."""
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         vocabulary = session.config.vocab_size
         self.sampling.check(vocabulary)
@@ -55,12 +48,10 @@ class Token:
 
     Attributes:
         request: The request's number.
-        token: The token's id.
         logprob: Natural logarithm of its probability, by the softmax of the raw logits (before temperature, top-k and
             top-p); None if not asked for.
-        top: The most likely tokens and their log-probabilities, best first, as many as asked for.
-        drafted: Whether it is a draft that was verified. A step may choose tokens behind a stop string, which the
-            batcher does not know: whoever makes the answer counts those that are part of it.
+        top: The most likely tokens and their log-probabilities, best first.
+        drafted: Whether it is a draft that was verified.
     """
 
     request: int

@@ -28,12 +28,8 @@ class Row:
     """A request that has a row of the batch.
 
     Attributes:
-        number: The request's.
-        choose: Chooses its tokens.
-        guide: Follows its constraint, if it has one.
         cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
         ids: Tokens in its cache.
-        drafter: Guesses its tokens, if the batcher speculates.
         next: The token to run next.
         count: New tokens so far.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
@@ -65,10 +61,6 @@ class Row:
 class Chooser:
     """Chooses the tokens of rows; what comes out is added to lists of events.
 
-    Args:
-        session: Whose logits they are.
-        counts: Gets near ties, and how far drafts were right.
-
     Attributes:
         tokens: Chosen so far, over all rows.
         deadline: Until when a choice may wait for the mask of a constraint, by :func:`time.monotonic`.
@@ -84,10 +76,8 @@ class Chooser:
         """Choose a row's tokens for as long as its drafts are right.
 
         Args:
-            row: Gets the tokens that are valid into ``ids``.
             drafts: What ran behind its next token.
             logits: Behind that, and behind each draft, ``(1 + drafts, vocab)``.
-            events: Gets the tokens.
 
         Returns:
             How many of the tokens that ran are valid, and the end if the row ends.
@@ -167,13 +157,7 @@ def _propose(row: Row, most: int, counts: DraftCounts) -> list[int]:
 
 
 def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    """Return the log-probability of a token, and the most likely tokens with theirs.
-
-    Args:
-        logits: Float ``(vocab,)``.
-        token: Its id.
-        top: How many of the most likely tokens; None: nothing is wanted, not even that of the token.
-    """
+    """Return the log-probability of a token, and the most likely tokens with theirs; nothing where ``top`` is None."""
     if top is None:
         return None, ()
     shifted = logits.astype(np.float64) - logits.max()

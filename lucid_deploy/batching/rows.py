@@ -8,8 +8,6 @@ merges the rows into one left-padded cache whenever membership changes, which co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +23,7 @@ _SHRINK = 2  # … and are made shorter when they are this many times too long: 
 
 
 class Rows(ABC):
-    """Running rows; a key, given by the caller, names each.
-
-    Where memory is missing, what fails leaves the rows as they were, but for :meth:`keep`; :meth:`leave` takes none.
-    """
+    """Running rows; the caller names each by a key."""
 
     @abstractmethod
     def join(self, key: int, cache: Cache[Any]) -> None:
@@ -44,21 +39,11 @@ class Rows(ABC):
 
     @abstractmethod
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        """Run one token of each row, all rows together.
-
-        Args:
-            tokens: A token for every row.
-
-        Returns:
-            Logits of each row, float ``(vocab,)``.
-        """
+        """Run one token of every row, all rows together; return the logits of each, float ``(vocab,)``."""
 
     @abstractmethod
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
-        """Run a few tokens of each row, all rows together; :meth:`keep` is to be called next.
-
-        Args:
-            tokens: One or more tokens for every row, not as many for each.
+        """Run one or more tokens of every row, all rows together; :meth:`keep` is to be called next.
 
         Returns:
             Logits behind each of a row's tokens, float ``(tokens, vocab)``.
@@ -122,38 +107,26 @@ class MergedRows(Rows):
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
         if self._joined or self._left:
             self._merge()
-        with self._as_it_was() as cache:
-            column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
-            make_room(self._session, cache, 1)
-            logits = self._session.decode(column, cache)
-            return {key: logits[row, -1] for row, key in enumerate(self._keys)}
+        assert self._cache is not None
+        column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
+        make_room(self._session, self._cache, 1)
+        logits = self._session.decode(column, self._cache)
+        return {key: logits[row, -1] for row, key in enumerate(self._keys)}
 
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
         if self._joined or self._left:
             self._merge()
-        with self._as_it_was() as cache:
-            ids, mask = _padded([tokens[key] for key in self._keys])
-            make_room(self._session, cache, ids.shape[1])
-            self._ran = ids.shape[1]
-            logits = self._session.decode_several(ids, cache, mask)
-            self._is_sound = bool(np.isfinite(logits[mask]).all())
-            return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
+        assert self._cache is not None
+        ids, mask = _padded([tokens[key] for key in self._keys])
+        make_room(self._session, self._cache, ids.shape[1])
+        self._ran = ids.shape[1]
+        logits = self._session.decode_several(ids, self._cache, mask)
+        self._is_sound = bool(np.isfinite(logits[mask]).all())
+        return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
         assert self._cache is not None
         take_back(self._session, self._cache, self._ran, np.array([kept[key] for key in self._keys]), self._is_sound)
-
-    @contextmanager
-    def _as_it_was(self) -> Iterator[Cache[Any]]:
-        """Yield the cache of all rows; it stays as it was if anything fails, the model's step or what follows."""
-        cache = self._cache
-        assert cache is not None
-        before = cache.mask, cache.layers
-        try:
-            yield cache
-        except BaseException:
-            cache.mask, cache.layers = before
-            raise
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
@@ -202,7 +175,7 @@ class StaticRows(Rows):
 
     def leave(self, key: int) -> None:
         slot = self._slots.index(key)
-        written = min(int(self._lengths[slot]) + MOST, self.room)  # by a step that failed, too
+        written = min(int(self._lengths[slot]) + MOST, self.room)  # by drafts too
         for tensor, buffer in self._tensors(self._layers):
             held(tensor, buffer[slot : slot + 1], written)[:] = 0  # what is masked is still multiplied, by zero
         self._slots[slot] = None
@@ -233,7 +206,7 @@ class StaticRows(Rows):
                 self._positions[:count],
                 self._lengths[:count],
             )
-        logits = self._run(binding)
+        logits = self._decoding.run_bound(binding)
         found = {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
         self._lengths[:count] += 1
         return found
@@ -249,7 +222,7 @@ class StaticRows(Rows):
             bound = self._several[count, n] = self._bind_several(count, n)
         bound.ids[:] = ids
         bound.positions[:] = self._lengths[:count, None] + np.arange(n)
-        logits = self._run(bound.binding)
+        logits = self._decoding.run_bound(bound.binding)
         self._ran = n
         return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
 
@@ -264,14 +237,6 @@ class StaticRows(Rows):
                 for layer in self._layers:
                     for buffer in layer:  # all of rows: nothing else runs several tokens
                         buffer[slot, :, start:end] = 0  # what is masked is still multiplied, by zero
-
-    def _run(self, binding: Any) -> Array:
-        try:
-            return self._decoding.run_bound(binding)
-        except Exception:  # a runtime may not run again what has failed
-            self._bindings.clear()
-            self._several.clear()
-            raise
 
     def _bind_several(self, count: int, n: int) -> _BoundSeveral:
         ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)
@@ -307,7 +272,6 @@ class StaticRows(Rows):
             return
         self._bindings.clear()
         self._several.clear()
-        self._mask = np.ones((self._rows, 0), np.int64)  # if memory is missing on the way, the rest is moved next time
         for index, (layout, layer) in enumerate(zip(self._decoding.layout, like, strict=True)):
             made = []  # layer by layer: only one is in memory twice
             for place, (tensor, array) in enumerate(zip(layout, layer, strict=True)):

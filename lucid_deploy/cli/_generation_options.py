@@ -148,9 +148,6 @@ def open_guides(
         session: Runs the model.
         tokenizer: The artifact's; to be there with a constraint.
         may_end: Whether an end-of-sequence token ends an answer.
-
-    Raises:
-        LucidError: llguidance is not installed, the constraint is too costly, or no token can begin an answer.
     """
     from lucid_deploy.generation.guide import GuideFactory
 

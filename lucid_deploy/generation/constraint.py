@@ -1,4 +1,4 @@
-"""What an answer must be: a JSON schema, a regular expression, one of some texts or a grammar, checked before it runs.
+"""Constraints of an answer: a JSON schema, a regular expression, a list of texts or a grammar, checked before it runs.
 
 llguidance (extra ``guided``) compiles them. It was chosen over xgrammar, which needs transformers, Triton and pydantic:
 llguidance is one library without dependencies, and says of each JSON schema which keywords it cannot enforce.
@@ -50,12 +50,7 @@ GuidedGrammar = Annotated[str | None, Meta(description="A grammar of the answer,
 
 @dataclass(frozen=True)
 class Constraint:
-    """A grammar that answers follow. Plain data; the functions below make it.
-
-    Attributes:
-        grammar: In llguidance's language, Lark with extensions, or a JSON schema.
-        is_schema: Whether it is a JSON schema.
-    """
+    """A grammar that answers follow: Lark with llguidance's extensions, or a JSON schema."""
 
     grammar: str
     is_schema: bool = False
@@ -75,32 +70,25 @@ class Constraint:
         return sha256(f"{self.is_schema} {self.grammar}".encode("utf-8", "surrogatepass")).digest()
 
     def check(self) -> None:
-        """Compile it, within llguidance's bounds.
-
-        Raises:
-            LucidError: It is not valid, asks for something that cannot be enforced, or is too large.
-        """
-        if said := _complaint(self):
-            raise LucidError(_explained(said))
+        """Compile it, within llguidance's bounds."""
+        if error := _error_of(self):
+            raise LucidError(_message(error))
 
 
 class OncePerConstraint(Generic[T]):
-    """Finds something out about constraints and remembers it by their digests: a grammar may have a million characters.
-
-    Thread-safe.
+    """Caches a function of constraints by their digests, as grammars may have a million characters. Thread-safe.
 
     Args:
-        find: What is remembered; not if it raises.
-        most: Constraints that are remembered, the latest.
+        find: The function; what it raises is not cached.
+        most: Constraints that are cached, the latest.
     """
 
     def __init__(self, find: Callable[[Constraint], T], most: int) -> None:
         self._find, self._most = find, most
         self._found: OrderedDict[bytes, T] = OrderedDict()
-        self._lock = Lock()  # over what was found
+        self._lock = Lock()  # over the results
 
     def __call__(self, constraint: Constraint) -> T:
-        """Return what was found."""
         key = constraint.digest
         with self._lock:
             if key in self._found:
@@ -115,11 +103,7 @@ class OncePerConstraint(Generic[T]):
 
 
 def from_json_schema(schema: Any) -> Constraint:
-    """Return the constraint of a JSON schema: an object or a boolean.
-
-    Raises:
-        LucidError: It is no schema, or uses what cannot be enforced.
-    """
+    """Return the constraint of a JSON schema: an object or a boolean."""
     if not isinstance(schema, dict | bool):
         raise LucidError("A JSON schema must be an object or a boolean.")
     _check_keywords(schema)
@@ -129,11 +113,7 @@ def from_json_schema(schema: Any) -> Constraint:
 
 
 def from_regex(expression: str) -> Constraint:
-    """Return the constraint of a regular expression that the whole answer matches (Rust's syntax, no look-around).
-
-    Raises:
-        LucidError: It is empty, or not valid.
-    """
+    """Return the constraint of a regular expression that the whole answer matches (Rust's syntax, no look-around)."""
     _check_size(len(expression))
     if not expression:
         raise LucidError("The regular expression is empty.")
@@ -144,11 +124,7 @@ def from_regex(expression: str) -> Constraint:
 
 
 def from_choices(choices: Sequence[str]) -> Constraint:
-    """Return the constraint of an answer that is one of some texts.
-
-    Raises:
-        LucidError: There are none, one is empty, or there are too many.
-    """
+    """Return the constraint of an answer that is one of some texts."""
     if not choices:
         raise LucidError("There must be at least one choice.")
     if len(choices) > MOST_CHOICES:
@@ -162,11 +138,7 @@ def from_choices(choices: Sequence[str]) -> Constraint:
 
 
 def from_grammar(text: str) -> Constraint:
-    """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF.
-
-    Raises:
-        LucidError: It is not valid, or names special tokens.
-    """
+    """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF."""
     _check_size(len(text))
     library()
     from llguidance.gbnf_to_lark import any_to_lark
@@ -180,11 +152,7 @@ def from_grammar(text: str) -> Constraint:
 
 
 def schema_of(given: Any) -> Constraint:
-    """Return the constraint of a JSON schema, or of its text.
-
-    Raises:
-        LucidError: It is no schema, or cannot be enforced.
-    """
+    """Return the constraint of a JSON schema, or of its text."""
     if isinstance(given, str):
         try:
             given = json.loads(given)
@@ -203,14 +171,7 @@ NAMES = tuple(_MAKE)
 
 
 def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
-    """Return the constraint that fields ask for; None if they ask for none.
-
-    Args:
-        given: Fields by name; those that are None are not there.
-
-    Raises:
-        FieldError: There are several, or it cannot be enforced.
-    """
+    """Return the constraint that fields ask for; None if they ask for none."""
     names = [name for name in NAMES if given.get(name) is not None]
     if len(names) > 1:
         raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
@@ -218,11 +179,7 @@ def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
 
 
 def named(name: str, make: Callable[[Any], Constraint], value: Any) -> Constraint:
-    """Make a constraint from a field's value; errors name the field.
-
-    Raises:
-        FieldError: It cannot be enforced.
-    """
+    """Make a constraint from a field's value; errors name the field."""
     try:
         return make(value)
     except LucidError as error:
@@ -237,22 +194,18 @@ def limits() -> LLParserLimits:
     return bounds
 
 
-def _said_against(constraint: Constraint) -> str:
-    """Return what llguidance says against a grammar, its warnings included; empty if nothing."""
+def _library_error(constraint: Constraint) -> str:
+    """Return the first error or warning of llguidance about a grammar; empty if there is none."""
     matcher = library().LLMatcher
-    _, said = matcher.validate_grammar_with_warnings(constraint.compiled(), None, limits=limits())
-    return said[0] if said else ""
+    _, error = matcher.validate_grammar_with_warnings(constraint.compiled(), None, limits=limits())
+    return error[0] if error else ""
 
 
-_complaint = OncePerConstraint(_said_against, 64)  # files of prompts repeat one schema on every line
+_error_of = OncePerConstraint(_library_error, 64)  # files of prompts repeat one schema on every line
 
 
 def library() -> Any:
-    """Return llguidance.
-
-    Raises:
-        LucidError: It is not installed.
-    """
+    """Return llguidance."""
     try:
         import llguidance
     except ImportError as error:
@@ -313,19 +266,19 @@ def _cannot(keyword: str, more: str = "") -> str:
     return f"The schema's keyword {keyword} cannot be enforced{more}."
 
 
-def _explained(said: str) -> str:
-    """Return what llguidance says, in one line."""
-    if match := _UNIMPLEMENTED.search(said):
+def _message(error: str) -> str:
+    """Turn an error of llguidance into one line for users."""
+    if match := _UNIMPLEMENTED.search(error):
         return _cannot(match[1])
-    if "oneOf constraints are not supported" in said:
+    if "oneOf constraints are not supported" in error:
         return _cannot("oneOf", " unless its schemas exclude each other")
-    if "can't validate <" in said:
+    if "can't validate <" in error:
         return "A grammar must not name special tokens."
-    return f"It cannot be enforced: {_first_line(said)}."
+    return f"It cannot be enforced: {_first_line(error)}."
 
 
-def _first_line(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _first_line(error: str) -> str:
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
     reason = next((line for line in lines if line.startswith("error: ")), "")
     text = lines[0] if lines else "no reason is given"
     text = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", text)

@@ -144,9 +144,7 @@ class LookupDrafter(Drafter):
 class ModelDrafter(Drafter):
     """Runs a model of its own beside the one that answers, one token after the other, over a cache of its own.
 
-    Args:
-        session: What runs it; several drafters may share one.
-        vocabulary: Tokens that the answering model knows.
+    Several drafters may share a session; ``vocabulary`` is how many tokens the answering model knows.
     """
 
     def __init__(self, session: Session[Any], vocabulary: int) -> None:
@@ -204,12 +202,7 @@ class ModelDrafter(Drafter):
 
 
 class ModelDrafters:
-    """Makes drafters that share a session.
-
-    Args:
-        session: See :class:`ModelDrafter`, as the next.
-        vocabulary: As there.
-    """
+    """Makes drafters that share a session."""
 
     def __init__(self, session: Session[Any], vocabulary: int) -> None:
         self.session, self._vocabulary = session, vocabulary
@@ -224,11 +217,7 @@ class ModelDrafters:
 
 
 def check_draft(artifact: Artifact, draft: Artifact) -> None:
-    """Check that an artifact can draft for another one: token ids must mean the same.
-
-    Raises:
-        LucidError: They have different tokenizers, or the draft's layers cannot go back over rejected tokens.
-    """
+    """Check that an artifact can draft for another one: token ids must mean the same."""
     if _tokens(artifact) != _tokens(draft):
         raise LucidError(
             f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so that its token ids mean "
@@ -262,15 +251,7 @@ def open_drafters(
 ) -> MakeDrafter | None:
     """Return what makes a drafter for each text; None without speculation.
 
-    Args:
-        mode: One of :data:`MODES`.
-        artifact: The one that answers.
-        draft: Artifact of the draft model, with ``draft`` alone.
-        options: How the draft model is run; an ablation is the other model's alone.
-
-    Raises:
-        LucidError: An unknown mode, a draft model without the mode or the other way round, or one that does not fit or
-            cannot be opened.
+    ``draft`` is the artifact of the draft model, with the mode of that name; an ablation in ``options`` does not apply.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:

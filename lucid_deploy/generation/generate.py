@@ -1,4 +1,4 @@
-"""Autoregressive generation over any session: prefill once, then one token after the other."""
+"""Generation of one text over any session: prefill once, then decode; and conversations over one cache."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
-    """Check what is asked of a session before anything runs.
-
-    Raises:
-        LucidError: An empty prompt, a token id outside the vocabulary, a prompt longer than the context, or no new
-            tokens asked for.
-    """
+    """Check what is asked of a session before anything runs."""
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     if not prompt_ids:
@@ -42,15 +37,10 @@ class Generation:
     """A running generation of one prompt. Iterate over it for the tokens.
 
     Attributes:
-        session: What runs the model.
-        prompt_ids: The prompt's token ids.
-        max_new_tokens: Upper bound of new tokens.
-        sampling: How tokens are chosen.
         prefill_chunk: Tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token is not yielded).
         finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
             ``context`` (no room left).
-        guide: What the answer must be; None: anything.
         progress: Called while the prompt runs, with (tokens done, tokens in all).
         cache: Holds the first tokens of the prompt already, and gets the others; None: a new one.
         drafter: Guesses tokens, of which the model verifies several in one step; None: it runs one at a time.
@@ -142,8 +132,8 @@ def _column(token: int) -> Array:
 class Conversation:
     """Answers prompts of which each mostly begins like the one before with its answer.
 
-    Layers that keep one row per token go back to where two texts begin to differ. Layers that cannot go back (a state,
-    or a ring that has dropped rows) start from the end of the last prompt, or anew.
+    Caches are cut back to where two texts begin to differ. Those that cannot be cut (a state, or a window that has
+    dropped rows) start from the end of the last prompt, or anew.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.
@@ -151,14 +141,8 @@ class Conversation:
         finish_reason: Why the last answer ended, as :attr:`Generation.finish_reason`; empty if it was stopped.
         drafts: How far the drafts of the last answer were right; None without drafters.
 
-    Args:
-        session: What runs the model.
-        max_new_tokens: Most tokens of an answer.
-        sampling: How tokens are chosen. Answer number i uses the seed + i.
-        prefill_chunk: Tokens of a prompt that run at once; None: as :class:`Generation`.
-        stop_at_eos: Whether an end-of-sequence token of the model ends an answer.
-        guides: Makes what each answer is held to; None: answers may be anything.
-        drafters: Makes a drafter for each answer, which reads the whole text anew; None: one token is run at a time.
+    The arguments are those of :class:`Generation`; answer number i uses the seed + i, and ``guides`` and ``drafters``
+    make a guide and a drafter for each answer.
     """
 
     def __init__(
@@ -189,10 +173,9 @@ class Conversation:
         self._cache, self._ids, self._prompt, self._turn = None, [], None, 0
 
     def answer(self, prompt_ids: list[int], progress: Callable[[int, int], None] | None = None) -> Iterator[int]:
-        """Yield the new token ids behind a prompt. Close the iterator to end the answer early.
+        """Yield the new token ids behind a prompt, the whole text so far. Close the iterator to end the answer early.
 
         Args:
-            prompt_ids: The whole text so far.
             progress: Called after each chunk of the new part of the prompt with (tokens done, tokens in all).
         """
         guide = None if self._guides is None else self._guides()

@@ -39,13 +39,8 @@ _TRIALS, _TRIAL_LENGTH = 64, 6  # random texts that the bytes are checked with
 class Guide:
     """Follows one answer through its constraint.
 
-    Args:
-        matcher: At the beginning.
-        vocabulary: The model's tokens, and their ids in the matcher.
-        pool: Where masks are computed; llguidance releases the GIL.
-        slow_pool: Where masks of costly constraints are computed.
-        may_end: Whether an end-of-sequence token ends the answer.
-        renew: Makes a matcher that shares nothing; None: there is none to try.
+    Masks are computed in a pool (llguidance releases the GIL), those of costly constraints in another one. ``renew``
+    makes a matcher that shares nothing; None: there is none to try.
 
     Attributes:
         mask: The next mask, bool ``(vocab,)``, and whether nothing but the end may come.
@@ -73,10 +68,8 @@ class Guide:
     def allowed(self) -> Array | None:
         """Return which tokens may come next, bool ``(vocab,)``; None if the text is complete and nothing may follow.
 
-        An end-of-sequence token is among them exactly when the text so far is complete. Waits for the mask.
-
-        Raises:
-            NoTokenLeft: No token may come next and the text is not complete, or the constraint takes too long.
+        An end-of-sequence token is among them exactly when the text so far is complete. Waits for the mask; raises
+        NoTokenLeft if no token may come or the constraint is too costly.
         """
         mask, complete = self.mask.result()
         return None if complete else mask
@@ -91,6 +84,7 @@ class Guide:
 
     def advance(self, token: int) -> None:
         """Add a token that was chosen by the mask, and begin to compute the next one."""
+        self.mask.exception()  # waits: the matcher is used by one thread at a time
         is_slow = self._seconds > SLOW_SHARE * self._most_seconds
         pool = self._slow_pool if is_slow else self._pool
         self.mask = pool.submit(self._next_mask, int(token if self._consumed else self._vocabulary.first[token]))
@@ -118,11 +112,7 @@ class Guide:
         return self._compute()
 
     def _alone(self, error: str) -> tuple[Array, bool]:
-        """Go on with a matcher of its own: copies share a lexer, whose bounds other answers may have used up.
-
-        Raises:
-            NoTokenLeft: There is none, or it fails as well.
-        """
+        """Go on with a matcher of its own: copies share a lexer, whose bounds other answers may have used up."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -194,13 +184,9 @@ class GuideFactory:
     """Makes guides for one tokenizer, of any number of answers at once. Thread-safe.
 
     Args:
-        tokenizer: The artifact's.
         vocabulary: Tokens that the model knows.
         ends: The model's end-of-sequence tokens.
         kept: How many compiled grammars are kept; each may take much memory.
-
-    Raises:
-        LucidError: llguidance is not installed, or tokens have no text of their own.
     """
 
     def __init__(self, tokenizer: TextTokenizer, vocabulary: int, ends: Sequence[int], kept: int = COMPILED) -> None:
@@ -217,18 +203,12 @@ class GuideFactory:
     def open(self, constraint: Constraint, may_end: bool = True) -> Future[Guide]:
         """Begin to compile a constraint; the future gives a guide of one answer, or raises a LucidError.
 
-        Args:
-            constraint: Checked before.
-            may_end: Whether an end-of-sequence token may end the answer while more could follow.
+        ``may_end``: whether an end-of-sequence token may end the answer while more could follow.
         """
         return self._compiler.submit(self._open, constraint, may_end)
 
     def check(self, constraint: Constraint) -> None:
-        """Compile a constraint here and now, and compute its first mask.
-
-        Raises:
-            NoTokenLeft: It is too costly, or no token can begin an answer.
-        """
+        """Compile a constraint in this thread, and compute its first mask; raise NoTokenLeft if that fails."""
         with self._lock:
             vocabulary, matcher = self._words(), self._matcher(constraint)
         Guide(matcher, vocabulary, _AtOnce(), _AtOnce(), True).allowed()
@@ -292,11 +272,7 @@ class TokenBytes(NamedTuple):
 
 
 def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
-    """Return the bytes of the tokens 0 to ``vocabulary − 1``.
-
-    Raises:
-        LucidError: The decoder changes a text by what follows it, so that tokens have no bytes of their own.
-    """
+    """Return the bytes of the tokens 0 to ``vocabulary − 1``."""
     kinds = tokenizer.decoder_kinds
     alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
     first, later = [b""] * vocabulary, [b""] * vocabulary

@@ -25,9 +25,7 @@ class PrefixStore:
     Entries have owners, who share the budget and nothing else: whether a text is found, and so how long it takes, must
     not depend on what others have run.
 
-    Args:
-        session: Whose caches they are.
-        budget: Most tokens to keep, over all entries; 0 keeps nothing.
+    ``budget`` is the most tokens to keep, over all entries; 0 keeps nothing.
     """
 
     def __init__(self, session: Session[Any], budget: int) -> None:
@@ -47,15 +45,9 @@ class PrefixStore:
         return len(self._entries)
 
     def add(self, ids: Sequence[int], cache: Cache[Any], owner: str = "") -> None:
-        """Keep a cache, unless it is larger than the budget or its text is the beginning of one that is kept.
+        """Keep a fork of a text's cache (one row without padding) for its owner.
 
-        Args:
-            ids: Token ids of its text.
-            cache: One row without padding; a fork of it is kept.
-            owner: Who may find it.
-
-        Raises:
-            LucidError: The cache does not hold as many tokens as there are ids, or has several rows or padding.
+        Not if it is larger than the budget, or the text is the beginning of one that is kept.
         """
         new = np.asarray(ids, dtype=np.int64)
         if cache.batch != 1 or not cache.mask.all() or cache.length != len(new):
@@ -79,10 +71,7 @@ class PrefixStore:
     def find(self, ids: Sequence[int], most: int | None = None, owner: str = "") -> Cache[Any] | None:
         """Return a cache of the longest beginning of a text that its owner has run, to go on from; None if nothing is.
 
-        Args:
-            ids: Token ids of the text.
-            most: Most tokens to return; None: all of the text.
-            owner: Whose entries are searched.
+        At most ``most`` tokens are returned; None: all of the text.
         """
         wanted = np.asarray(ids, dtype=np.int64)[: len(ids) if most is None else most]
         common = ((_common(old, wanted), key, old) for key, old in self._of(owner))

@@ -1,4 +1,4 @@
-"""From logits to a token: what is taken off or ruled out, temperature, and the likeliest tokens to draw from."""
+"""From logits to a token: penalties, biases and bad words, then temperature, min-p, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond, logits overflow soone
 
 
 class NoTokenLeft(LucidError):
-    """What was asked of an answer rules out every token that could come next."""
+    """Constraint and bad words leave no token that could come next, or the constraint is too costly."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Sampling:
         top_p: Sample among the most likely tokens whose probabilities reach this sum; 1 is all.
         seed: Of the random generator; None draws one.
         min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
-        presence_penalty: Taken off the logit of every token that was generated before.
-        frequency_penalty: Taken off for each time that it was.
+        presence_penalty: Subtracted from the logit of every token that was generated before.
+        frequency_penalty: Subtracted once for each time that it was generated.
         repetition_penalty: Tokens of prompt and answer have positive logits divided by it and others multiplied, 0.01
             to 100; 1 is none.
         logit_bias: Pairs (token id, what is added to its logit).
@@ -81,11 +81,7 @@ class Sampling:
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 
     def check(self, vocabulary: int) -> None:
-        """Compare token ids with a vocabulary of so many tokens.
-
-        Raises:
-            LucidError: A bias or a bad word names a token outside it.
-        """
+        """Compare token ids with a vocabulary of so many tokens."""
         for name, tokens in (
             ("logit_bias", [token for token, _ in self.logit_bias]),
             ("bad_words", [token for word in self.bad_words for token in word]),
@@ -105,13 +101,7 @@ class LogitAdjustment:
         x ← x / repetition where x > 0 and seen;            x ← x · repetition where x ≤ 0 and seen
         x ← x − frequency · c − presence · (c > 0)
 
-    Args:
-        prompt_ids: The prompt's token ids.
-        presence: See above, like the next two.
-        frequency: See above.
-        repetition: See above.
-        bias: Pairs (token id, what is added).
-        bad_words: Sequences of token ids. The prompt's tokens are no beginning of one.
+    The prompt's tokens do not begin a bad word.
 
     Attributes:
         slopes: By how much the last adjusted logits change with the model's, float64 ``(vocab,)``: repetition scales
@@ -174,10 +164,6 @@ class LogitAdjustment:
 
 class Sampler:
     """Draws the tokens of one answer from logits, reproducibly for a given seed.
-
-    Args:
-        sampling: How.
-        prompt_ids: The prompt's token ids, which the repetition penalty counts.
 
     Attributes:
         chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ where no token was allowed.
@@ -256,11 +242,7 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
 
 
 def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return biases by token id, from an object of JSON, whose names are texts.
-
-    Raises:
-        LucidError: A name is no token id, or two are the same one.
-    """
+    """Return biases by token id, from an object of JSON, whose names are texts."""
     found: dict[int, float] = {}
     for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 20):
@@ -272,11 +254,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the token sequences that spell some words, at the beginning of a text and, as vLLM does, behind a space.
-
-    Raises:
-        LucidError: A word has no tokens, or the tokenizer does not know it.
-    """
+    """Return the token sequences that spell words, at the beginning of a text and, as vLLM does, behind a space."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

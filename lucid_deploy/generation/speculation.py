@@ -58,11 +58,7 @@ class DraftCounts:
 
 
 def prepare_speculation(session: Session[Any]) -> None:
-    """Let a session load what verifies drafts.
-
-    Raises:
-        LucidError: It cannot, with the reason.
-    """
+    """Let a session load what verifies drafts."""
     reason = session.multi_token_unsupported_reason
     if reason is not None:
         raise LucidError(f"--speculate cannot be used: {reason}. Leave it out.")
@@ -72,11 +68,8 @@ def prepare_speculation(session: Session[Any]) -> None:
 def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
     """Return how far verifying steps may move the gap of two logits, as a share of the largest magnitude of all.
 
-    Args:
-        dtype: Of the model: sums are in another order.
-        cache_dtype: Of its cache. Where that rounds, new tokens may see each other as they were before, and a number
-            may fall to the other side of a half.
-        rounded_inputs: As :attr:`~lucid_deploy.runtimes.session.Session.rounded_inputs`.
+    Sums are in another order. Where the cache rounds, new tokens may see each other as they were before, and a number
+    may fall to the other side of a half; so may inputs of products that are rounded to 8 bits.
     """
     shares = [_NEAR.get(dtype, _NEAR["bfloat16"]), _INPUTS.get(rounded_inputs or "", 0.0)]
     if cache_dtype != dtype:
@@ -85,13 +78,10 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
 
 
 def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | None = None) -> bool:
-    """Whether another token is as good as equal to the likeliest one.
+    """Whether another token is as good as equal to the likeliest one in what a token is chosen from.
 
-    Args:
-        adjusted: What the token is chosen from, ``(vocab,)``: −∞ where none may come.
-        logits: Of the model, of which these were made.
-        share: See :func:`near_share`.
-        slopes: By how much ``adjusted`` changes with ``logits``, ``(vocab,)``; None: by as much.
+    ``adjusted`` was made of the model's ``logits``, both ``(vocab,)``, and changes with them by ``slopes`` (None: by as
+    much); ``share`` is what :func:`near_share` returns.
     """
     first = int(adjusted.argmax())
     near = share * max(logits.max(), -logits.min())
@@ -118,16 +108,7 @@ def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[in
 class Lookahead:
     """Decodes one text in place of :meth:`Session.decode`, a step at a time or several.
 
-    Args:
-        session: What runs the model.
-        cache: One row that holds the text so far, without the token that comes next.
-        drafter: Knows the text so far.
-
-    Attributes:
-        counts: See :class:`DraftCounts`.
-
-    Raises:
-        LucidError: The session cannot verify drafts.
+    The cache holds one row, the text so far without the token that comes next; the drafter knows that text.
     """
 
     def __init__(self, session: Session[Any], cache: Cache[Any], drafter: Drafter) -> None:
@@ -142,12 +123,7 @@ class Lookahead:
         self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft
 
     def __call__(self, token: int, wanted: int) -> Array:
-        """Return the logits behind a token, float ``(vocab,)``.
-
-        Args:
-            token: What was chosen.
-            wanted: Most tokens that may follow it.
-        """
+        """Return the logits behind a token that was chosen, float ``(vocab,)``; at most ``wanted`` more may follow."""
         if self._drafter is not None:
             self._drafter.add([token])
         if self._right < len(self._drafts) and token == self._drafts[self._right]:

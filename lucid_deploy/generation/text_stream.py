@@ -1,7 +1,4 @@
-"""From tokens to text, as they come: whole characters, stop strings, and how much is held back.
-
-The one place where generated tokens become text: ``run``, ``run --batch`` and ``serve`` use :class:`AnswerText`.
-"""
+"""From tokens to text, as they come: whole characters, stop strings, and how much is held back."""
 
 from __future__ import annotations
 
@@ -30,9 +27,7 @@ class TextStream:
     decoded again, and those of the last pieces before them. Bytes that never become a character come out as U+FFFD,
     one each; decoders count them in their own ways.
 
-    Args:
-        tokenizer: Whose ids they are.
-        shown: Special tokens that come out as they are spelled; others have no text.
+    Special tokens come out as they are spelled if they are among those ``shown``; others have no text.
     """
 
     def __init__(self, tokenizer: TextTokenizer, shown: Sequence[int] = ()) -> None:
@@ -96,9 +91,6 @@ class StopStrings:
 
     Attributes:
         stopped: Whether one was found.
-
-    Args:
-        stops: The strings; none at all lets everything through.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -113,14 +105,7 @@ class StopStrings:
         return len(self._held)
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Add text.
-
-        Args:
-            text: What comes next.
-
-        Returns:
-            The text that is safe to show now, and whether a stop string has been found; after that, nothing is.
-        """
+        """Add text; return what is safe to show now, and whether a stop string has been found."""
         if self.stopped:
             return "", True
         text = self._held + text
@@ -161,7 +146,6 @@ class AnswerText:
         stopped: Whether a stop string has ended the text; tokens after that change nothing.
 
     Args:
-        tokenizer: Whose ids they are.
         stops: Strings that end the text and are not part of it.
         shown: Special tokens that are text all the same.
     """
@@ -201,11 +185,7 @@ class AnswerText:
 
 
 class TokenTexts:
-    """Gives each token's own text and bytes, which differ where a token is a part of a character.
-
-    Args:
-        tokenizer: Whose tokens they are.
-    """
+    """Gives each token's own text and bytes, which differ where a token is a part of a character."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer

@@ -60,6 +60,18 @@ def test_rules_that_multiply_text_are_refused(name: str, tmp_path: Path) -> None
         TextTokenizer(tmp_path)
 
 
+def test_rules_are_checked_before_the_library_applies_them(tmp_path: Path) -> None:
+    """It normalizes added tokens while it loads; rules without a type are those of old files."""
+    content = json.loads(tokenizer(normalizer=repeated(normalizers.Replace("a", "a" * 20))).to_str())
+    content["added_tokens"] = [dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)]
+    content["added_tokens"][0] |= {"id": 97, "content": "aaaa", "normalized": True}
+    for rule in content["normalizer"]["normalizers"]:
+        del rule["type"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(LucidError, match=r"rules of its normalizer may make a text 2\.05e\+14 times as long"):
+        TextTokenizer(tmp_path)
+
+
 def test_a_decoder_with_an_expression_or_huge_tokens_is_refused(tmp_path: Path) -> None:
     tokenizer(decoder=decoders.Replace(Regex("(w+)+$"), "w")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(LucidError, match="its decoder replaces a regular expression"):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +39,6 @@ def test_a_file_goes_on_where_it_was(begun: Path) -> None:
     assert (file.answered, file.failed) == ({1, 2, 3}, 1)
     file.close()
     assert [json.loads(line)["line"] for line in begun.read_text().splitlines()] == [2, 1, 3]
-
-
-@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
-def test_permissions_are_those_of_any_new_file(mask: int, tmp_path: Path) -> None:
-    before = os.umask(mask)
-    try:
-        opened(tmp_path / "answers").close()
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "answers").stat().st_mode) == 0o666 & ~mask
 
 
 @pytest.mark.parametrize("torn", [b'{"line": 3', b"\0" * 20, b'{"line": 3, "text": "\xc3', b"\0" * 20 + b"\n"])
@@ -115,17 +101,6 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         opened(tmp_path / "answers")
     file.close()
     opened(tmp_path / "answers").close()
-
-
-def test_a_file_system_without_locks_takes_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(handle: int, how: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    file = opened(tmp_path / "answers")
-    file.write([answer(1)])
-    file.close()
-    assert opened(tmp_path / "answers").answered == {1}
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

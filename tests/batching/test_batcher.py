@@ -48,7 +48,7 @@ def alone(session: Session[Any], request: Request) -> tuple[list[int], str]:
     return list(generation), generation.finish_reason
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 13, 512])
+@pytest.mark.parametrize("chunk", [None, 1, 13])
 def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int | None) -> None:
     rng = np.random.default_rng(0)
     requests = [
@@ -124,86 +124,6 @@ def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any]
     assert batcher.generated_tokens == sum(map(len, tokens.values()))
     assert 5 < batcher.drafts.accepted < batcher.drafts.proposed
     assert len(drafted) == batcher.drafts.accepted
-
-
-def test_log_probabilities_of_drafts_are_those_of_plain_steps(session: Session[Any]) -> None:
-    found: list[list[Token]] = []
-    for drafters in (None, Often):
-        batcher = Batcher(session, 2, drafters=drafters)
-        for seed in range(2):
-            batcher.submit(Request([*prompt(12, seed)] * 2, 16, stop_at_eos=False, top_logprobs=3))
-        events: list[Any] = []
-        while not batcher.idle:
-            events += batcher.step()
-        found.append(sorted((each for each in events if isinstance(each, Token)), key=lambda each: each.request))
-    assert batcher.drafts.accepted > 5
-    for plain, ahead in zip(*found, strict=True):
-        assert (plain.request, plain.token) == (ahead.request, ahead.token)
-        assert plain.logprob == pytest.approx(ahead.logprob, abs=1e-4)
-        assert dict(plain.top) == pytest.approx(dict(ahead.top), abs=1e-4)
-
-
-class Once(Often):
-    """Drafts at the first chance alone, mostly in vain."""
-
-    def propose(self, most: int) -> list[int]:
-        self._count += 1
-        return [1, 2][:most] if self._count == 1 else []
-
-
-def test_near_ties_of_plain_steps_count_once_drafts_were_verified(
-    session: Session[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a row that was in a step with drafts, greedy choices from there on; before it and without one, none."""
-    monkeypatch.setattr("lucid_deploy.batching.row.is_near_tie", lambda *_: True)
-    count = 20
-    requests = [
-        Request([*prompt(12, 0)] * 2, count, Sampling(temperature), stop_at_eos=False) for temperature in (0.0, 1.0)
-    ]
-    for drafters, request, ties in (
-        (None, requests[0], 0),
-        (Once, requests[0], count - 1),  # the first token comes from the prompt
-        (Once, requests[1], 0),
-    ):
-        batcher = Batcher(session, 2, drafters=drafters)
-        batcher.submit(request)
-        drain(batcher)
-        assert batcher.drafts.near_ties == ties
-        assert (batcher.drafts.proposed > 0) == (drafters is not None)
-    batcher.submit(Request([*prompt(12, 0)], 1, stop_at_eos=False))  # another request begins anew
-    drain(batcher)
-    assert batcher.drafts.near_ties == 0
-
-
-def test_a_drafter_that_fails_ends_no_request(exported: Callable[..., tuple[Path, Artifact]]) -> None:
-    session = open_session(exported()[1], "onnxruntime")
-
-    class Failing(Often):
-        def propose(self, most: int) -> list[int]:
-            raise LucidError("The draft model is broken.")
-
-    makers = itertools.cycle([Often, Failing])
-    batcher = Batcher(session, 2, 16, drafters=lambda: next(makers)())
-    requests = [Request([*prompt(12, seed)] * 2, 20, stop_at_eos=False) for seed in range(2)]
-    numbers = [batcher.submit(request) for request in requests]
-    tokens, _ = drain(batcher)
-    for number, request in zip(numbers, requests, strict=True):
-        assert tokens[number] == alone(session, request)[0]
-    assert batcher.drafts.failures == 1 and batcher.drafts.accepted
-
-
-def test_a_drafter_knows_the_chunk_and_what_ends_an_answer(exported: Callable[..., tuple[Path, Artifact]]) -> None:
-    made: list[Drafter] = []
-
-    def make() -> Drafter:
-        made.append(Often())
-        return made[-1]
-
-    batcher = Batcher(open_session(exported()[1], "onnxruntime"), 2, 16, drafters=make)
-    for stop_at_eos in (False, True):
-        batcher.submit(Request(prompt(20), 3, stop_at_eos=stop_at_eos))
-    drain(batcher)
-    assert [(drafter.chunk, drafter.ends) for drafter in made] == [(16, ()), (16, (1,))]
 
 
 def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[Path, Artifact]]) -> None:
@@ -330,26 +250,6 @@ def test_eos_and_context_end_a_request(exported: Exported, tmp_path: Path) -> No
     number = batcher.submit(Request(prompt(510), 20, stop_at_eos=False))
     tokens, ends = drain(batcher)
     assert (len(tokens[number]), ends[number].reason) == (20, "length")
-
-
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        (Request([], 5), "empty"),
-        (Request([97], 5), "outside the vocabulary"),
-        (Request([-1], 5), "outside the vocabulary"),
-        (Request([1 << 80], 5), "outside the vocabulary"),
-        (Request([1] * 513, 5), "513 tokens"),
-        (Request([1], 0), "at least 1"),
-        (Request([1], 5, top_logprobs=98), "top_logprobs"),
-        (Request([1], 5, top_logprobs=-1), "top_logprobs"),
-    ],
-)
-def test_submit_refuses(request_: Request, message: str, exported: Exported) -> None:
-    batcher = Batcher(open_session(exported(cache="static")[1]))
-    with pytest.raises(LucidError, match=message):
-        batcher.submit(request_)
-    assert batcher.idle
 
 
 @pytest.mark.parametrize(

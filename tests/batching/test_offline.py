@@ -108,11 +108,6 @@ def test_stop_strings_end_an_answer_and_free_its_row(tmp_path: Path) -> None:
     assert batcher.tokens == AnswerTokens(sum(map(len, ids)), drafted)
 
 
-def test_what_is_held_back_comes_at_the_end(tmp_path: Path) -> None:
-    answers, _, _ = run(tmp_path, [prompt(1, "bc")], TEXT.encode() + b"\xf0\x9f")
-    assert answers[1]["text"].startswith(TEXT) and set(answers[1]["text"][len(TEXT) :]) == {"\ufffd"}
-
-
 def test_a_prompt_that_fails_has_its_reason(tmp_path: Path) -> None:
     answers, _, _ = run(tmp_path, [prompt(1)], b"ab", Finished(0, "error", "not finite"))
     assert (answers[1]["error"], answers[1]["finish_reason"], answers[1]["text"]) == ("not finite", "error", "ab")

@@ -103,26 +103,6 @@ def test_buffers_grow_and_shrink_with_the_longest_row(
     assert rows.room == 16
 
 
-def test_a_step_runs_as_many_rows_as_there_are(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = open_session(exported(cache="static")[1])
-    driver = Driver(session, make_rows(session, 4))
-    run, counts = session.run_bound, []
-
-    def counted(binding: Any) -> np.ndarray:
-        logits = run(binding)
-        counts.append(len(logits))
-        return logits
-
-    monkeypatch.setattr(session, "run_bound", counted)
-    for key in (0, 1, 2):
-        driver.join(key)
-        driver.step()
-    driver.rows.leave(0)
-    del driver.logits[0]
-    driver.step()
-    assert counts == [1, 2, 3, 2]
-
-
 def test_a_joined_row_copies_no_other(exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
     session: Any = open_session(exported(cache="static")[1])
     bind, bound = session.bind, []

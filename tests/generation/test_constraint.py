@@ -9,19 +9,33 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import (
+    NAMES,
     Constraint,
     OncePerConstraint,
+    constraint_of,
     from_choices,
     from_grammar,
     from_json_schema,
     from_regex,
 )
-from tests.generation.schema_corpus import REFUSED, SCHEMAS
+from lucid_deploy.json_fields import FieldError
 
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_schemas_of_every_keyword_are_taken(name: str) -> None:
-    assert from_json_schema(SCHEMAS[name]).is_schema
+REFUSED: dict[str, Any] = {
+    "not": {"not": {"type": "string"}},
+    "if": {"if": {"type": "string"}, "then": {"type": "integer"}},
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "contains": {"contains": {"type": "string"}},
+    "propertyNames": {"propertyNames": {"maxLength": 3}},
+    "dependentRequired": {"dependentRequired": {"a": ["b"]}},
+    "dependentSchemas": {"dependentSchemas": {"a": {"type": "integer"}}},
+    "unevaluatedProperties": {"unevaluatedProperties": False},
+    "unevaluatedItems": {"unevaluatedItems": False},
+    "minProperties": {"type": "object", "minProperties": 2},
+    "dependencies": {"dependencies": {"a": ["b"]}},
+    "oneOf": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    "x-guidance": {"x-guidance": {"lenient": True}, "not": {"type": "string"}},
+    "format": {"type": "string", "format": "unheard-of"},
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -135,3 +149,31 @@ def test_what_was_found_of_a_constraint_is_remembered_for_the_latest_ones() -> N
         with pytest.raises(LucidError):
             remembered(Constraint("bad"))
     assert asked == ["a", "a", "b", "a", "bad", "bad"]
+
+
+def test_each_field_makes_its_constraint() -> None:
+    assert constraint_of({}) is None and constraint_of(dict.fromkeys(NAMES)) is None
+    assert constraint_of({"guided_json": {"type": "null"}}) == from_json_schema({"type": "null"})
+    assert constraint_of({"guided_json": '{"type": "null"}'}) == from_json_schema({"type": "null"})
+    assert constraint_of({"guided_regex": "a+"}) == from_regex("a+")
+    assert constraint_of({"guided_choice": ["a", "b"]}) == from_choices(["a", "b"])
+    assert constraint_of({"guided_grammar": 'start: "a"'}) == from_grammar('start: "a"')
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "said"),
+    [
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "cannot be combined with guided_regex"),
+        ({"guided_json": "{"}, "guided_json", "The schema is not JSON"),
+        ({"guided_json": "[" * 100_000}, "guided_json", "The schema is not JSON"),
+        ({"guided_json": {"not": {}}}, "guided_json", "keyword not"),
+        ({"guided_json": "5"}, "guided_json", "an object or a boolean"),
+        ({"guided_choice": []}, "guided_choice", "at least one choice"),
+        ({"guided_regex": ""}, "guided_regex", "empty"),
+        ({"guided_grammar": "x"}, "guided_grammar", "not valid"),
+    ],
+)
+def test_wrong_fields_are_named(fields: dict[str, Any], name: str, said: str) -> None:
+    with pytest.raises(FieldError, match=said) as caught:
+        constraint_of(fields)
+    assert caught.value.param == name and str(caught.value).startswith(name)

@@ -1,13 +1,28 @@
-"""Drafts from what a text repeats, and how their length adapts."""
+"""Drafts from what a text repeats and from a second model, and what the modes of speculation need."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
 
-from lucid_deploy.generation.drafting import MOST_DRAFTS, DraftLength, LookupDrafter
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import (
+    MOST_DRAFTS,
+    DraftLength,
+    LookupDrafter,
+    ModelDrafter,
+    check_draft,
+    open_drafters,
+)
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.options import RuntimeOptions
+from tests.conftest import MIXED
 
 
 def drafter_of(ids):
@@ -66,14 +81,6 @@ def test_a_text_may_grow_to_any_length():
     assert drafter.propose(3) == ids[504:507]
 
 
-def test_a_text_told_token_by_token_is_the_text_told_at_once():
-    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 3, 1, 4, 1]
-    slow = drafter_of([])
-    for token in ids:
-        slow.add([token])
-    assert slow.propose(9) == drafter_of(ids).propose(9) == [5, 9, 2, 6, 5, 3, 5, 3]
-
-
 def test_the_length_follows_what_is_accepted():
     length = DraftLength(4)
     found = []
@@ -119,3 +126,152 @@ def test_little_is_drafted_where_nothing_is_copied():
             proposed += len(drafts)
             drafter.learn(len(drafts), int(drafts[0] == following))
     assert 0.15 * proposed <= 0.03 * 2000
+
+
+PROMPT = [5, 17, 80, 5, 17, 33, 2, 9]
+
+
+@pytest.fixture(params=["growing", "static"])
+def session(request, exported):
+    return open_session(exported(cache=request.param)[1], "onnxruntime", kernels="functions")
+
+
+def greedy(session, ids, count):
+    return list(Generation(session, ids, count, stop_at_eos=False))
+
+
+def test_it_drafts_what_it_would_answer(session):
+    drafter, text = ModelDrafter(session, 97), list(PROMPT)
+    drafter.add(text)
+    for right, other in ((4, 50), (0, 51), (2, 52), (1, 53), (3, 54)):
+        drafts = drafter.propose(9)
+        while not drafts:  # it pauses where nothing was accepted
+            drafts = drafter.propose(9)
+        assert drafts == greedy(session, text, len(drafts))
+        right = min(right, len(drafts))
+        drafter.learn(len(drafts), right)
+        added = [*drafts[:right], other]
+        for token in added:
+            drafter.add([token])
+        text += added
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_it_stops_before_what_ends_the_answer(session, monkeypatch, place):
+    ran, decode = [], session.decode
+    answer = greedy(session, PROMPT, 2)
+    assert answer[0] != answer[1]
+    monkeypatch.setattr(session, "decode", lambda ids, cache: ran.append(int(ids[0, 0])) or decode(ids, cache))
+    drafter = ModelDrafter(session, 97)
+    drafter.ends = (answer[place], 96)
+    drafter.add(PROMPT)
+    assert drafter.propose(9) == ran == answer[:place]
+
+
+def test_it_stops_at_the_end_of_its_context_and_of_its_vocabulary(exported):
+    session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
+    drafter = ModelDrafter(session, 97)
+    drafter.add(list(range(5, 23)))
+    assert len(drafter.propose(9)) == 2
+    drafter.add([9, 9, 9])
+    assert drafter.propose(9) == []
+    drafter = ModelDrafter(session, 200)
+    drafter.add([5, 150])  # the answering model knows more tokens
+    assert drafter.propose(9) == []
+
+
+def test_a_token_it_does_not_know_is_seen_behind_rejected_drafts(exported):
+    session = open_session(exported()[1], "onnxruntime", kernels="functions")
+    drafter = ModelDrafter(session, 200)
+    drafter.add(PROMPT)
+    assert len(drafter.propose(9)) == 4
+    drafter.learn(4, 2)
+    drafter.add([150])  # where the cache holds a draft
+    assert drafter.propose(9) == []
+    drafter.add([5])
+    assert drafter.propose(9) == []
+
+
+def test_a_long_text_runs_in_chunks_one_at_each_chance(session, monkeypatch):
+    ran, prefill = [], session.prefill
+    monkeypatch.setattr(session, "prefill", lambda ids, cache: ran.append(ids.shape[1]) or prefill(ids, cache))
+    drafter, text = ModelDrafter(session, 97), [*PROMPT, *PROMPT, *PROMPT]
+    drafter.chunk = 10
+    drafter.add(text)
+    for token in (9, 41):
+        assert drafter.propose(9) == []
+        drafter.add([token])
+        text.append(token)
+    assert ran == [10, 10]
+    drafts = drafter.propose(9)
+    assert ran == [10, 10, 6]
+    monkeypatch.undo()
+    assert drafts == greedy(session, text, 4)
+
+
+def with_tokenizer(artifact, folder, **content):
+    shutil.copytree(artifact.directory, folder)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return open_artifact(folder)
+
+
+def test_tokenizers_are_compared(exported, tmp_path):
+    artifact = exported()[1]
+    one = with_tokenizer(artifact, tmp_path / "one", model={"vocab": {"a": 1}}, truncation=None)
+    same = with_tokenizer(artifact, tmp_path / "same", model={"vocab": {"a": 1}}, truncation={"max_length": 9})
+    other = with_tokenizer(artifact, tmp_path / "other", model={"vocab": {"b": 1}})
+    check_draft(one, same)
+    check_draft(artifact, artifact)
+    for draft in (other, artifact):
+        with pytest.raises(LucidError, match=f"--draft {draft.directory} has another tokenizer"):
+            check_draft(one, draft)
+    (tmp_path / "other" / "tokenizer.json").write_text("[")
+    with pytest.raises(LucidError, match="is not a tokenizer"):
+        check_draft(one, other)
+
+
+def test_layers_that_cannot_go_back_cannot_draft(exported):
+    with pytest.raises(LucidError, match=r"cannot draft: layer 2 .window. keeps the last 9 tokens only"):
+        check_draft(exported()[1], exported(**MIXED)[1])
+
+
+def test_every_mode_has_its_drafter(exported):
+    artifact = exported()[1]
+    assert open_drafters("off", artifact) is None
+    lookup = open_drafters("lookup", artifact)
+    assert isinstance(lookup(), LookupDrafter) and lookup() is not lookup()
+    draft = open_drafters("draft", artifact, artifact.directory)
+    assert isinstance(draft(), ModelDrafter) and draft() is not draft()
+
+
+def test_the_draft_model_runs_whole_and_is_closed(exported, monkeypatch):
+    artifact, closed = exported()[1], []
+    made = open_drafters("draft", artifact, artifact.directory, RuntimeOptions("torch", ablate="preconditioner"))
+    plain, logits = open_session(artifact, "torch"), []
+    for session in (made.session, plain):
+        logits.append(session.prefill(np.array([[5, 6, 5, 7]]), session.empty_cache(1)))
+    assert np.array_equal(*logits)
+    monkeypatch.setattr(made.session, "close", lambda: closed.append(True))
+    made.close()
+    assert closed == [True]
+
+
+def test_errors_say_that_the_draft_model_cannot_be_opened(exported):
+    artifact = exported()[1]
+    with pytest.raises(LucidError, match=f"--draft {artifact.directory} cannot be opened: .*kernels"):
+        open_drafters("draft", artifact, artifact.directory, RuntimeOptions("torch", kernels="library"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "draft", "message"),
+    [
+        ("always", None, "speculate must be off, lookup, draft, not 'always'"),
+        ("draft", None, "go together"),
+        ("lookup", "x", "go together"),
+        ("off", "x", "go together"),
+        ("draft", "nowhere", "There is no artifact at nowhere"),
+    ],
+)
+def test_what_does_not_go(exported, mode, draft, message):
+    with pytest.raises(LucidError, match=message):
+        open_drafters(mode, exported()[1], draft)

@@ -1,4 +1,4 @@
-"""Checks before a generation, and that a generation follows its sampling."""
+"""A generation follows its sampling, and long prompts run in pieces."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cli import main
-from lucid_deploy.errors import LucidError
 from lucid_deploy.export import export
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
@@ -60,12 +57,6 @@ def test_long_prompts_run_in_pieces(
     assert seen == [(piece, ids) for piece in pieces]
 
 
-@pytest.mark.parametrize("command", ["run", "bench"])
-def test_the_help_says_how_many_tokens_run_at_once(command: str, session: Session) -> None:
-    found = " ".join(CliRunner().invoke(main, [command, "--help"]).stdout.split())
-    assert f"default: {session.prefill_chunk}" in found
-
-
 @pytest.mark.parametrize("window", [100, 1500])
 def test_pieces_are_what_transformers_computes_at_once(window: int, tmp_path: Path) -> None:
     """Windows that reach a few tokens into the piece before, and over one and a half."""
@@ -84,22 +75,3 @@ def test_pieces_are_what_transformers_computes_at_once(window: int, tmp_path: Pa
     session = open_session(export(tmp_path / "checkpoint", tmp_path / "artifact"))
     found = session.prefill(ids, session.empty_cache(1), chunk=session.prefill_chunk)[0, -1]
     assert torch.dist(torch.from_numpy(found), exact) <= 4 * torch.dist(rounded, exact)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "count", "sampling", "said"),
-    [
-        ([], 1, Sampling(), "The prompt is empty"),
-        ([1], 0, Sampling(), "max_new_tokens must be at least 1"),
-        ([1, 97], 1, Sampling(), "Token id 97 is outside the vocabulary"),
-        ([10**30], 1, Sampling(), "outside the vocabulary"),
-        ([1] * 513, 1, Sampling(), "512"),
-        ([1], 1, Sampling(logit_bias=((97, 1.0),)), "logit_bias: token id 97 is outside"),
-        ([1], 1, Sampling(bad_words=((97,),)), "bad_words: token id 97 is outside"),
-    ],
-)
-def test_what_cannot_be_generated(
-    prompt: list[int], count: int, sampling: Sampling, said: str, session: Session
-) -> None:
-    with pytest.raises(LucidError, match=said):
-        list(Generation(session, prompt, count, sampling))

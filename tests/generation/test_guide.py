@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
@@ -16,7 +19,8 @@ from lucid_deploy.generation.constraint import Constraint, from_choices, from_gr
 from lucid_deploy.generation.guide import Guide, GuideFactory, token_bytes
 from lucid_deploy.generation.sampling import NoTokenLeft
 from tests.generation.guided_walks import END, KINDS, SIZE, WORDS, tokenizer_of, walk
-from tests.generation.schema_corpus import SCHEMAS, closed
+from tests.generation.sample_tokenizers import KINDS as ALL_KINDS
+from tests.generation.sample_tokenizers import ids_of, make
 
 SEEDS = 5
 NUMBERS = "[0-9]{1,2}( [0-9]{1,2}){2,5}"
@@ -24,7 +28,20 @@ CHOICES, SIGNS = ["true", "true false", "null", "{ }"], [" two  spaces", "漢字
 NESTED = 'start: "[" " "? x " "? "]"\nx: "1" | "5" | "[" " "? x " "? "]"'
 Setup = tuple[TextTokenizer, GuideFactory]
 # A vocabulary of words has no token for every text that a schema may need; such an answer ends with an error.
-WITH_WORDS = ("type: integer", "type: object", "type: several", "enum", "anyOf", "$defs", "$ref: recursion")
+INTEGER: dict[str, Any] = {"type": "integer"}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+WITH_WORDS: dict[str, Any] = {
+    "integer": INTEGER,
+    "object": {"type": "object"},
+    "enum": {"enum": ["red", 5, None, True, {"a": [1, "x"]}, 'quo"te']},
+    "anyOf": {"anyOf": [INTEGER, closed(a={"type": "string"}), {"type": "null"}]},
+    "$ref": {"type": "object", "properties": {"leaf": INTEGER, "next": {"$ref": "#"}}, "additionalProperties": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,32 +57,18 @@ def setups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setup]:
     return get
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_every_finished_answer_follows_its_schema(name: str, kind: str, setups: Callable[[str], Setup]) -> None:
-    tokenizer, guides = setups(kind)
-    schema = SCHEMAS[name]
-    finished = 0
-    for seed in range(SEEDS):
-        text, complete = walk(guides, tokenizer, from_json_schema(schema), seed)
-        finished += complete
-        if complete:
-            jsonschema.Draft202012Validator(schema).validate(json.loads(text))
-    assert finished, "no answer ends, so that nothing was validated"
-
-
 @pytest.mark.parametrize("name", WITH_WORDS)
 def test_answers_of_words_follow_their_schema(name: str, setups: Callable[[str], Setup]) -> None:
     tokenizer, guides = setups("word level")
     finished = 0
     for seed in range(8):
         try:
-            text, complete = walk(guides, tokenizer, from_json_schema(SCHEMAS[name]), seed)
+            text, complete = walk(guides, tokenizer, from_json_schema(WITH_WORDS[name]), seed)
         except NoTokenLeft:
             continue
         finished += complete
         if complete:
-            jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(text))
+            jsonschema.Draft202012Validator(WITH_WORDS[name]).validate(json.loads(text))
     assert finished >= 3
 
 
@@ -140,7 +143,7 @@ def test_a_vocabulary_without_the_tokens_is_refused(setups: Callable[[str], Setu
     assert not guide.complete
 
 
-HARMFUL = ["(a+)+b", "(a|a)*b", "(.*a){30}b", "(a?){200}a{200}", "(x+x+)+y", "a{1000000}", "((a{1000}){1000}){1000}"]
+HARMFUL = ["(a|a)*b", "(.*a){30}b", "(a?){200}a{200}", "((a{1000}){1000}){1000}"]
 
 
 @pytest.mark.parametrize("expression", HARMFUL)
@@ -216,3 +219,25 @@ def test_any_number_of_choices_allows_what_one_of_them_goes_on_with(count: int, 
             text += spelled[token]
             guide.advance(token)
         assert text in written
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_bytes_together_are_the_text(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    found = token_bytes(tokenizer, 340)
+    assert len(found.first) == len(found.later) == 340 and found.later[339] == b""
+    ids = [token for token in ids_of(kind, tokenizer) if not tokenizer.is_special(token)]
+    for start in range(0, len(ids), 7):
+        part = ids[start:]
+        data = b"".join([found.first[part[0]], *(found.later[token] for token in part[1:])])
+        text = tokenizer.decode(part)
+        if "\ufffd" not in text and b"\xff" not in data:
+            assert data.decode("utf-8", "replace") == text
+
+
+def test_a_decoder_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"fox</w>": 0, "red</w>": 1, "un": 2}, unk_token="un"))
+    tokenizer.decoder = decoders.BPEDecoder()  # a space behind every word but the last
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(LucidError, match="cannot be held to a form"):
+        token_bytes(TextTokenizer(tmp_path), 3)

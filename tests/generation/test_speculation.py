@@ -11,10 +11,9 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampler, Sampling
-from lucid_deploy.generation.speculation import Lookahead, is_near_tie, near_share, prepare_speculation
+from lucid_deploy.generation.speculation import Lookahead, is_near_tie, near_share
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Cache
-from tests.conftest import MIXED
 
 PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
 
@@ -67,7 +66,7 @@ def test_the_tokens_are_those_of_plain_decoding(session, sampling):
     assert list(generation(session, LookupDrafter(), sampling=sampling)) == plain
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7, 24])
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 24])
 def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after):
     plain = list(generation(session))
     cache = session.empty_cache(1)
@@ -88,7 +87,7 @@ class Right(Oracle):
         return self._answer[done : done + min(most, 5)]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 6, 7, 8, 20])
+@pytest.mark.parametrize("stop_after", [1, 6, 8])
 def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
     """Also where somebody stops it with drafts left, as at a stop string."""
     plain = list(generation(session))
@@ -114,12 +113,6 @@ def test_it_ends_where_the_context_ends(exported):
     for drafter in (Oracle([*tokens, *tokens]), Right([*tokens, *tokens]), LookupDrafter()):
         guessed = generation(session, drafter, count=50)
         assert list(guessed) == tokens and guessed.finish_reason == plain.finish_reason == "context"
-
-
-def test_layers_that_cannot_go_back_are_refused_with_the_reason(exported):
-    session = open_session(exported(**MIXED)[1], "torch")
-    with pytest.raises(LucidError, match=r"--speculate cannot be used: layer 2 .window. keeps the last 9 tokens"):
-        list(generation(session, LookupDrafter()))
 
 
 class Markov:
@@ -207,41 +200,13 @@ def test_sampled_tokens_have_the_distribution_of_plain_sampling():
         (9.89, "float16", "float16", False),
         (9.72, "bfloat16", "bfloat16", True),  # an answer differed at 9.897
         (9.68, "bfloat16", "bfloat16", False),
-        (9.995, "float32", "float16", True),
-        (9.98, "float32", "float16", False),
         (9.7, "float32", "int8", True),  # answers differed first at such gaps
         (9.68, "float32", "int8", False),
-        (9.7, "float16", "int8", True),
     ],
 )
 def test_near_ties_are_within_the_rounding_of_the_model_and_of_its_cache(second, dtype, cache_dtype, expected):
     for logits in (np.array([1.0, 10.0, second]), np.array([second, 10.0, -2.0])):
         assert is_near_tie(logits, logits, near_share(dtype, cache_dtype)) is expected
-
-
-@pytest.mark.parametrize(
-    ("second", "cache_dtype", "inputs", "expected"),
-    [(9.42, "float32", "int8", True), (9.36, "int8", "int8", False), (9.3, "float16", "fp8", True)],
-)
-def test_near_ties_are_within_the_rounding_of_inputs(second, cache_dtype, inputs, expected):
-    logits = np.array([1.0, 10.0, second])
-    assert is_near_tie(logits, logits, near_share("float32", cache_dtype, inputs)) is expected
-
-
-def test_a_verifying_step_moves_gaps_by_less_than_a_near_tie_where_inputs_are_rounded(quantized):
-    """Sums of a step of six tokens and of six steps put inputs on different sides of a half."""
-    session, rng = open_session(quantized("int8", source="demo")[1], threads=1), np.random.default_rng(5)
-    share = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
-    prepare_speculation(session)
-    for length in rng.integers(4, 40, 12):
-        text, cache = rng.integers(3, session.config.vocab_size, length), session.empty_cache()
-        session.prefill(np.tile(text, (1, 2)), cache)
-        fork, tokens = session.fork(cache), rng.integers(3, session.config.vocab_size, (1, 24))
-        parts = [session.decode_several(tokens[:, i : i + 6], fork)[0] for i in range(0, 24, 6)]
-        singly = np.array([session.decode(tokens[:, i : i + 1], cache)[0, -1] for i in range(24)])
-        at = np.arange(24), np.argsort(-singly)[:, 0], np.argsort(-singly)[:, 1]
-        gaps = [each[at[0], at[1]] - each[at[0], at[2]] for each in (singly, np.concatenate(parts))]
-        assert (np.abs(gaps[0] - gaps[1]) <= share * np.abs(singly).max(axis=1)).all()
 
 
 @pytest.mark.parametrize(
@@ -265,88 +230,6 @@ def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache
         logits = session.prefill(np.array([prompt + plain[:at]]), session.empty_cache())[0, -1]
         assert is_near_tie(logits, logits, share) and guessed.drafts.near_ties > 0
     assert equal >= 4  # else near ties alone were tested
-
-
-def test_near_ties_are_between_tokens_that_may_be_chosen():
-    logits, share = np.array([1.0, 10.0, 9.9999]), near_share("float32", "float32")
-    assert not is_near_tie(np.array([1.0, 10.0, -np.inf]), logits, share)
-    assert not is_near_tie(np.array([-np.inf, 10.0, -np.inf]), logits, share)
-    assert is_near_tie(np.array([1.0, 1.0002, -np.inf]), logits, share)  # errors are as large as the model's logits
-
-
-def test_near_ties_are_as_wide_as_the_repetition_penalty_makes_rounding():
-    """It divides the logits of tokens that came before, and what they are off by."""
-    logits, share = np.array([10.0, 9.9995, 5.0, -1.0, -1.0002]), near_share("float32", "float32")
-    for penalty, seen, expected in ((1.0, [0, 1], True), (0.1, [0, 1], True), (0.1, [0], False), (100.0, [3, 4], True)):
-        choose = Sampler(Sampling(repetition_penalty=penalty, bad_words=((2,),)), seen)
-        allowed = np.isin(np.arange(5), seen) if penalty > 1 else None
-        choose(logits, allowed)
-        assert is_near_tie(choose.chosen_from, logits, share, choose.slopes) is expected
-    assert not is_near_tie(choose.chosen_from, logits, share)  # of the last: a hundred times as far apart
-
-
-@pytest.mark.parametrize(("sampling", "ties"), [(Sampling(), 24), (Sampling(logit_bias=((7, 50.0),)), 0)])
-def test_near_ties_are_judged_where_the_token_is_chosen(session, monkeypatch, sampling, ties):
-    """A model of which all logits are as good as equal, and a bias that leaves no doubt."""
-    for name in ("decode", "decode_several"):
-        run = getattr(session, name)
-        flat = lambda ids, cache, run=run: np.array(run(ids, cache) * 0 + np.eye(97)[7] * 1e-6 - 1)  # noqa: E731
-        monkeypatch.setattr(session, name, flat)
-    first = int(session.prefill(np.array([PROMPT]), session.empty_cache(1))[0, -1].argmax())
-    if sampling.logit_bias:
-        first = 7
-    guessed = generation(session, Oracle([first, *[7] * 40]), 25, sampling=sampling)
-    assert list(guessed) == [first, *[7] * 24]
-    assert (guessed.drafts.near_ties, guessed.drafts.accepted > 9) == (ties, True)
-
-
-def test_near_ties_count_behind_a_repetition_penalty(session, monkeypatch):
-    """Two tokens of the prompt, whose logits it multiplies by ten."""
-    both = 10 * np.eye(97, dtype=np.float32)[5] + 9.9995 * np.eye(97, dtype=np.float32)[9]
-    for name in ("decode", "decode_several"):
-        run = getattr(session, name)
-        monkeypatch.setattr(session, name, lambda ids, cache, run=run: run(ids, cache) * 0 + both)
-    sampling = Sampling(repetition_penalty=0.1)
-    first = next(iter(generation(session, count=1, sampling=sampling)))
-    guessed = generation(session, Oracle([first, *[5] * 40]), 25, sampling=sampling)
-    assert list(guessed) == [first, *[5] * 24] and guessed.drafts.near_ties == 24
-
-
-class Once(Oracle):
-    """Drafts at the first chance alone, or at none."""
-
-    def __init__(self, answer, chances=1):
-        super().__init__(answer)
-        self._chances = chances
-
-    def propose(self, most):
-        self._chances -= 1
-        return super().propose(most) if self._chances >= 0 else []
-
-
-def test_near_ties_of_plain_steps_count_once_drafts_were_verified(session, monkeypatch):
-    """A step with drafts writes K and Y as it rounds them; a plain one much later finds two tokens in another order."""
-    wrote, run = [], {name: getattr(session, name) for name in ("decode", "decode_several")}
-
-    def several(ids, cache):
-        wrote.append(True)
-        return run["decode_several"](ids, cache) * 0 + 10 * np.eye(97, dtype=np.float32)[7]
-
-    def one(ids, cache):
-        tie = 9.9999 if cache.mask.sum() == 30 else -1.0
-        logits = run["decode"](ids, cache) * 0 + 10 * np.eye(97, dtype=np.float32)[7]
-        logits[..., 8] = tie + 0.0002 * bool(wrote)
-        return logits
-
-    monkeypatch.setattr(session, "decode", one)
-    monkeypatch.setattr(session, "decode_several", several)
-    plain, (first, *_) = list(generation(session, count=40)), list(generation(session, count=1))
-    silent = generation(session, Once([first, *[7] * 40], chances=0), count=40)
-    assert list(silent) == plain and silent.drafts.near_ties == 0
-    guessed = generation(session, Once([first, *[7] * 40]), count=40)
-    found = list(guessed)
-    assert [place for place, (one, other) in enumerate(zip(plain, found, strict=True)) if one != other] == [23]
-    assert guessed.drafts.near_ties == 1 and guessed.drafts.proposed
 
 
 class Failing(Oracle):

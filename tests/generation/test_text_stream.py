@@ -1,7 +1,8 @@
-"""A stream of tokens gives the text of all of them decoded at once, up to a stop string; work does not grow."""
+"""A stream of tokens gives the text of all of them, up to a stop string; single tokens have texts and bytes."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.generation.text_stream import AnswerText, TextStream
-from tests.generation.sample_tokenizers import KINDS, byte_ids, ids_of, make
+from lucid_deploy.generation.text_stream import AnswerText, StopStrings, TextStream, TokenTexts
+from tests.generation.sample_tokenizers import KINDS, TEXT, byte_ids, ids_of, make
 
 BY_BYTES = ["bytes alone", "byte fallback"]
 
@@ -46,20 +47,6 @@ def test_an_end_within_a_character_shows_the_rest(kind: str, tmp_path: Path) -> 
     assert "".join(map(stream.push, ids)) == "a"
     rest = stream.rest()
     assert rest and set(rest) == {"\ufffd"}
-
-
-def test_bytes_that_are_no_characters_do_not_hold_back_for_ever(tmp_path: Path) -> None:
-    tokenizer = make("bytes alone", tmp_path)
-    good = ids_of("bytes alone", tokenizer)
-    rng = np.random.default_rng(1)
-    ids = [*rng.integers(256, size=300).tolist(), *good, *rng.integers(256, size=300).tolist(), *good]
-    stream = TextStream(tokenizer)
-    shown, longest = "", 0
-    for count, token in enumerate(ids, start=1):
-        shown += stream.push(token)
-        longest = max(longest, len(tokenizer.decode(ids[:count])) - len(shown))
-    assert shown + stream.rest() == tokenizer.decode(ids)
-    assert longest <= 16
 
 
 @pytest.mark.parametrize(("kind", "between"), [("bytes alone", []), ("byte fallback", [266])])
@@ -150,18 +137,6 @@ def test_a_stop_string_across_tokens_within_characters(kind: str, tmp_path: Path
             assert (answer.stopped, answer.shown, answer.held) == (True, len(shown), 0)
 
 
-@pytest.mark.parametrize("kind", ["word level", "word piece"])
-def test_a_stop_string_across_words(kind: str, tmp_path: Path) -> None:
-    tokenizer = make(kind, tmp_path)
-    ids = [1, 2, 4, 1, 2, 3, 1]
-    text = tokenizer.decode(ids)
-    for start in range(len(text)):
-        stop = text[start : start + 5]
-        answer = AnswerText(tokenizer, [stop])
-        assert "".join(map(answer.push, ids)) + answer.finish() == text[: text.index(stop)]
-        assert answer.stopped
-
-
 def test_what_is_held_back_is_counted(tmp_path: Path) -> None:
     tokenizer = make("bytes alone", tmp_path)
     answer = AnswerText(tokenizer, ["é漢x"])
@@ -175,8 +150,70 @@ def test_what_is_held_back_is_counted(tmp_path: Path) -> None:
     assert (answer.decoded, answer.shown, answer.held, answer.stopped) == (5, 5, 0, False)
 
 
-def test_without_stop_strings_everything_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stops", "text", "shown", "stopped"),
+    [
+        ([], "anything", "anything", False),
+        (["STOP"], "no end here ST", "no end here ST", False),
+        (["STOP"], "one STOP two", "one ", True),
+        (["STOP"], "SSTSTOSTOP!", "SSTSTO", True),
+        (["aab"], "aaab", "a", True),
+        (["abcd", "bc"], "xabcd", "xa", True),
+        (["bc", "abc"], "xabc", "x", True),
+        (["\n\n", "🦊"], "a\nb🦊c\n\n", "a\nb", True),
+    ],
+)
+def test_stop_strings_in_pieces_of_any_size(stops: list[str], text: str, shown: str, stopped: bool) -> None:
+    for size in range(1, len(text) + 1):
+        matcher, out, found = StopStrings(stops), "", False
+        for start in range(0, len(text), size):
+            piece, found = matcher.push(text[start : start + size])
+            out += piece
+            assert shown.startswith(out)
+            if found:
+                break
+        out += matcher.flush()
+        assert (out, found, matcher.stopped) == (shown, stopped, stopped)
+
+
+def test_text_is_held_back_no_longer_than_needed() -> None:
+    matcher = StopStrings(["STOP"])
+    assert [matcher.push(piece)[0] for piece in ("a S", "TO", "ST", "x")] == ["a ", "", "STO", "STx"]
+    assert matcher.flush() == ""
+
+
+def test_random_text_against_a_plain_search() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        text = "".join(rng.choice(list("ab"), size=20))
+        stops = ["".join(rng.choice(list("ab"), size=rng.integers(1, 6))) for _ in range(rng.integers(1, 4))]
+        end = min((text[:n] for n in range(21) if text[:n].endswith(tuple(stops))), key=len, default=None)
+        expected = text if end is None else end[: min(len(end) - len(s) for s in stops if end.endswith(s))]
+        matcher, out = StopStrings(stops), ""
+        for first, second in itertools.pairwise([0, *sorted(rng.integers(0, 21, 4).tolist()), 20]):
+            out += matcher.push(text[first:second])[0]
+        assert out + matcher.flush() == expected
+
+
+@pytest.mark.parametrize("kind", ["byte-level bpe", "bytes alone"])
+def test_bytes_of_byte_level_tokens(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    texts = TokenTexts(tokenizer)
+    assert b"".join(texts(token)[1] or b"" for token in ids_of(kind, tokenizer)).decode().startswith(TEXT)
+
+
+def test_every_byte_has_a_token(tmp_path: Path) -> None:
+    tokenizer = make("bytes alone", tmp_path)
+    texts = TokenTexts(tokenizer)
+    for byte in range(256):
+        assert texts(byte_ids(tokenizer, bytes([byte]))[0])[1] == bytes([byte])
+    assert texts(byte_ids(tokenizer, "é".encode())[0]) == ("\ufffd", b"\xc3")
+
+
+def test_tokens_that_fall_back_to_bytes(tmp_path: Path) -> None:
     tokenizer = make("byte fallback", tmp_path)
-    ids = ids_of("byte fallback", tokenizer)
-    answer = AnswerText(tokenizer)
-    assert "".join(map(answer.push, ids)) + answer.finish() == tokenizer.decode(ids)
+    texts = TokenTexts(tokenizer)
+    assert texts(258) == (" The", b" The")
+    assert texts(267) == ("漢", "漢".encode())
+    assert [texts(token)[1] for token in byte_ids(tokenizer, "🦊".encode())] == [b"\xf0", b"\x9f", b"\xa6", b"\x8a"]
+    assert texts(0) == ("<s>", b"<s>")
