@@ -182,8 +182,12 @@ def command(artifact: str, json_target: str | None, runtime: RuntimeOptions, **g
             *most, last = (shown for name, shown in CHOICES.items() if name != "recall")
             raise LucidError(f"Choose what to evaluate: {', '.join(most)}, or {last} for the perplexity of a text.")
         kind = "recall"
-    run = {"text": _perplexity, "recall": _questions, "needles": _questions}.get(kind, _harness)
-    run(kind, opened, other, options, runtime, json_target)
+    if kind == "text":
+        _perplexity(opened, options, runtime, json_target)
+    elif kind in _QUESTIONS:
+        _questions(kind, opened, other, options, runtime, json_target)
+    else:
+        _harness(kind, opened, other, options, runtime, json_target)
 
 
 def _kind(options: Options) -> str | None:
@@ -230,9 +234,7 @@ def _write(facts: dict[str, Any], json_target: str | None, show: Callable[[], No
             write_json(facts, json_target)
 
 
-def _perplexity(
-    _kind: str, artifact: Artifact, _other: None, options: Options, runtime: RuntimeOptions, json_target: str | None
-) -> None:
+def _perplexity(artifact: Artifact, options: Options, runtime: RuntimeOptions, json_target: str | None) -> None:
     """Measure the perplexity of ``--text``."""
     import numpy as np
 
