@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.answering import answer, preparing
 from lucid_deploy.serving.bodies import MOST_SOLVE_TOKENS
-from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
+from lucid_deploy.serving.errors import ApiError, invalid, queue_full, timed_out, unavailable
 from lucid_deploy.serving.front import METRICS, RequestGuard, error_response
 from lucid_deploy.serving.jobs import Refusal
 from lucid_deploy.serving.openapi import document
@@ -82,7 +83,11 @@ def build_app(service: Service) -> FastAPI:
         @app.get("/v1/lucid/solve")
         async def layers() -> Response:
             service.check_ready()
-            layers = _found(await service.backend.solving_layers())
+            try:
+                async with asyncio.timeout(service.settings.limits.seconds):
+                    layers = _found(await service.backend.solving_layers())
+            except TimeoutError as error:  # a step of the model does not end
+                raise timed_out(service.settings.limits.seconds) from error
             return JSONResponse({"object": "list", "data": layers, "max_tokens": MOST_SOLVE_TOKENS})
 
         @app.post("/v1/lucid/solve")
