@@ -35,7 +35,7 @@ def find_method(name: str) -> QuantizationMethod:
     if name in BUILT_IN:
         built_in: QuantizationMethod = importlib.import_module(f"lucid_deploy.export.quantize.{BUILT_IN[name]}").METHOD
         return built_in
-    found = plugged(GROUP, name, QuantizationMethod, "quantization method")  # type: ignore[type-abstract]
+    found = plugged(GROUP, name, QuantizationMethod, "quantization method")
     if found is None:
         raise LucidError(f"--method must be one of {', '.join(method_names())}, not {name!r}.")
     return found
