@@ -79,3 +79,12 @@ def test_a_part_that_is_lost_to_pytorch_too_is_not_judged():
 
 def test_a_failure_beyond_a_vacuous_gate_is_judged():
     assert WorstOwnError("x", Part(0, 0, 1), "decode", 0, 9.0, Gate(8.0, 2.0), failed=True).judged
+
+
+def test_only_the_broken_layer_has_an_own_error(model, inside):
+    """The layers behind it are handed its error, and add none."""
+    broken = copy.deepcopy(model)
+    broken.model.layers[0].mlp.down_proj.weight.mul_(1.05)
+    gates = own_gates(own_errors(layers(model), inside, nothing), "float32")
+    found = findings(own_errors(layers(broken), inside, nothing), gates, "random")
+    assert [str(item.part) for item in found if item.failed] == ["layer 0 output"]
