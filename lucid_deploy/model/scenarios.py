@@ -164,7 +164,8 @@ class Schedule:
 
     def groups(self, forced: int) -> list[slice]:
         """Return which of the forced tokens each call takes: one, or several drafts."""
-        groups, start = [], 0
+        groups: list[slice] = []
+        start = 0
         while start < forced:
             length = self.drafts[len(groups) % len(self.drafts)] if self.drafts else 1
             groups.append(slice(start, min(start + length, forced)))
