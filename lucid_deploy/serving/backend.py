@@ -165,13 +165,15 @@ class RowText:
 
     def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
+        from lucid_deploy.batching import Mark
+
         began = time.time_ns()
         events, done = self._take(event)
         if self.times is None:
             return events, done
-        phase = getattr(event, "phase", None)
-        if phase is not None:
-            times = {"prefill": event.at, "reused": event.reused} if phase == "prefill" else {"decode": event.at}
+        if isinstance(event, Mark):
+            prefill = event.phase == "prefill"
+            times = {"prefill": event.at, "reused": event.reused} if prefill else {"decode": event.at}
             self.times = replace(self.times, **times)
             return [self.times], False
         now = time.time_ns()

@@ -114,7 +114,7 @@ class ReaderPool:
         try:
             async with asyncio.timeout(WALL_SECONDS):
                 reply = await self._in_thread(reader.ask, msgspec.msgpack.encode(task))
-            return msgspec.msgpack.decode(reply, type=BodyPrepared | BodyRefused)  # type: ignore[arg-type,no-any-return]
+            return msgspec.msgpack.decode(reply, type=BodyPrepared | BodyRefused)
         except TimeoutError:
             reader.kill()
             return BodyRefused(400, f"{WHAT} took more than {WALL_SECONDS:g} s. Shorten it.", "too_costly", None)
