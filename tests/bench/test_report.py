@@ -22,6 +22,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
 def test_ratios_are_paired_by_round() -> None:
     # A machine that becomes ten times slower halfway must not change the ratio.
     assert paired_ratio([2, 2, 20, 20], [1, 1, 10, 10]) == {"median": 2, "min": 2, "max": 2}
+    assert paired_ratio([2, 2, 20, 50], [1, 1, 10, 10]) == {"median": 2, "min": 2, "max": 5}
 
 
 def test_exponent_of_a_known_curve() -> None:
