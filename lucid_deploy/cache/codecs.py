@@ -43,11 +43,9 @@ class Float16Codec(CacheCodec):
     exact = False
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
-        """See :meth:`CacheCodec.encode`."""
         return k.to(torch.float16), y.to(torch.float16)
 
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """See :meth:`CacheCodec.decode`."""
         k, y = stored
         return k.to(dtype), y.to(dtype)
 
@@ -59,12 +57,11 @@ class ScaledCodec(CacheCodec):
     largest: float  # number that is used
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
-        """See :meth:`CacheCodec.encode`; ``(B, KV, N, D)`` twice, then the scales ``(B, KV, N, 1)`` twice."""
+        # ``(B, KV, N, D)`` twice, then the scales ``(B, KV, N, 1)`` twice
         (k_numbers, k_scale), (y_numbers, y_scale) = self._scaled(k), self._scaled(y)
         return k_numbers, y_numbers, k_scale, y_scale
 
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """See :meth:`CacheCodec.decode`."""
         k, y, k_scale, y_scale = stored
         work = torch.float64 if dtype == torch.float64 else torch.float32
         return (k.to(work) * k_scale).to(dtype), (y.to(work) * y_scale).to(dtype)
@@ -94,7 +91,7 @@ class Float8Codec(ScaledCodec):
     largest = E4M3_MAX
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        """See :meth:`CacheCodec.join`; by way of float16, which holds every number of E4M3: ONNX joins no FP8."""
+        # By way of float16, which holds every number of E4M3: ONNX joins no FP8
         if past.dtype != torch.float8_e4m3fn:
             return super().join(past, new)
         return super().join(past.to(torch.float16), new.to(torch.float16)).to(torch.float8_e4m3fn)

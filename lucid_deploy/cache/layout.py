@@ -84,12 +84,7 @@ class CacheTensor:
         return (batch, heads, self.held(tokens), width)
 
     def axes(self, tokens: int | str, prefix: str = "") -> tuple[int | str, ...]:
-        """Return the shape with names of dynamic axes, as graphs declare it.
-
-        Args:
-            tokens: Length or name of the token axis of rows.
-            prefix: Put before the name of a ring's axis: ``past_`` of what a call is given.
-        """
+        """Return the shape with names of dynamic axes, as graphs declare it."""
         if not self.has_tokens:
             return ("batch", *self.shape)
         heads, width = self.shape
@@ -145,13 +140,7 @@ def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Arr
 
 
 def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Array:
-    """Put contents of single rows together as a batch, shorter ones padded on the left with zeros.
-
-    Args:
-        tensor: Its description.
-        contents: As :func:`row_content` gives them.
-        tokens: Columns of the batch: the most tokens of any row.
-    """
+    """Put contents of single rows together as a batch, shorter ones padded on the left with zeros."""
     if not tensor.has_tokens:
         return np.stack(contents)
     heads, _, width = contents[0].shape
@@ -168,16 +157,7 @@ def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
 
 
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
-    """Check that a cache can be cut back exactly.
-
-    Args:
-        layout: What it is made of.
-        length: Columns to keep.
-        tokens: Columns it holds.
-
-    Raises:
-        LucidError: A tensor of it cannot be cut back; the first one is named, with the reason.
-    """
+    """Check that a cache can be cut back exactly."""
     if length == tokens:
         return
     for index, layer in enumerate(layout):

@@ -33,13 +33,7 @@ SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
 
 
 def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
-    """Return the tensors of an attention layer, in order.
-
-    Args:
-        cache_dtype: ``int8``, ``fp8``, or the float type that keys and values are stored in.
-        heads: Key/value heads.
-        width: Head width.
-    """
+    """Return the tensors of an attention layer, in order."""
     names = ("key", "value")
     rows = tuple(CacheTensor(name, SCALED.get(cache_dtype, cache_dtype), (heads, width)) for name in names)
     if cache_dtype not in SCALED:
@@ -54,17 +48,7 @@ def decoded_layout(layer: LayerLayout) -> LayerLayout:
 
 
 def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: int, tokens: int) -> None:
-    """Check that arrays are a cache of a layout.
-
-    Args:
-        arrays: Per layer the tensors of its layout without scales.
-        layout: What each layer keeps.
-        batch: Rows.
-        tokens: Columns, padding included.
-
-    Raises:
-        LucidError: Other layers, other tensors, or another shape; the first one is named.
-    """
+    """Check that arrays are a cache of a layout."""
     if len(arrays) != len(layout):
         raise LucidError(f"The given cache has {len(arrays)} layers, this model {len(layout)}: it is of another model.")
     for index, (given, layer) in enumerate(zip(arrays, map(decoded_layout, layout), strict=True)):
@@ -83,15 +67,7 @@ def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: 
 
 
 def resolve_cache_dtype(requested: str, dtype: str) -> str:
-    """Return the type that K and Y are stored in.
-
-    Args:
-        requested: One of :data:`CACHE_DTYPES`.
-        dtype: The model's type.
-
-    Raises:
-        LucidError: An unknown type, or one that does not go with the model's.
-    """
+    """Return the type that K and Y are stored in."""
     if requested not in CACHE_DTYPES:
         raise LucidError(f"cache dtype must be {', '.join(CACHE_DTYPES)}, not {requested!r}.")
     if requested not in ("auto", "fp8") and dtype == "bfloat16":
@@ -103,12 +79,7 @@ def resolve_cache_dtype(requested: str, dtype: str) -> str:
 
 
 def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Bring a layer's tensors into the form of the cache; bfloat16, unknown to numpy, stays float32.
-
-    Args:
-        arrays: As :func:`decode_layer` gives them.
-        layer: Their layout.
-    """
+    """Bring a layer's tensors into the form of the cache; bfloat16, unknown to numpy, stays float32."""
     stored: dict[str, Array] = {}
     names = {tensor.name for tensor in layer}
     for tensor, array in zip(decoded_layout(layer), arrays, strict=True):
@@ -122,12 +93,7 @@ def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
 
 
 def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Return what a layer in the form of the cache means: its tensors without scales, float32, or wider if they are.
-
-    Args:
-        stored: The tensors of the layout, in order.
-        layer: The layout.
-    """
+    """Return what a layer in the form of the cache means: its tensors without scales, float32, or wider if they are."""
     named = {tensor.name: array for tensor, array in zip(layer, stored, strict=True)}
     return tuple(_decoded(named, tensor.name) for tensor in decoded_layout(layer))
 

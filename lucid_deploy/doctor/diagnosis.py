@@ -110,8 +110,7 @@ def _onnxruntime() -> str:
 
 
 def _openvino() -> str:
-    from lucid_deploy.runtimes.openvino.core import import_openvino
-    from lucid_deploy.runtimes.openvino.versions import check_version
+    from lucid_deploy.runtimes.openvino.core import check_version, import_openvino
 
     check_version(import_openvino().__version__)
     return "imports; runs what export --inline writes"

@@ -54,7 +54,7 @@ def verify_artifact(
 
 def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | None) -> Verification:
     from lucid_deploy.runtimes import open_session
-    from lucid_deploy.runtimes.open_layers import open_layers
+    from lucid_deploy.runtimes.layers import open_layers
 
     started = time.monotonic()
     if options.seed < 0:

@@ -19,17 +19,7 @@ _FORMAT, _VERSION = "lucid-deploy cache", "1"
 
 
 def save_cache(session: Session[Any], cache: Cache[Any], path: str | Path, ids: Sequence[int] | None = None) -> None:
-    """Write a cache to a file, whole or not at all. Any runtime can load it again.
-
-    Args:
-        session: Whose cache it is.
-        cache: With any number of rows, padded or not.
-        path: The file; an existing one is replaced.
-        ids: Token ids of the text, for a cache of one row without padding; they come back when it is loaded.
-
-    Raises:
-        LucidError: The session's model comes from no artifact, the ids do not fit, or the file cannot be written.
-    """
+    """Write a cache to a file, whole or not at all. Any runtime can load it again."""
     from safetensors.numpy import save
 
     if session.identity is None:
@@ -59,16 +49,8 @@ def save_cache(session: Session[Any], cache: Cache[Any], path: str | Path, ids: 
 def load_cache(session: Session[Any], path: str | Path) -> tuple[Cache[Any], list[int] | None]:
     """Read a cache from a file.
 
-    Args:
-        session: What is to go on from it: any runtime of the same artifact, or of one with the same weights.
-        path: The file.
-
     Returns:
         The cache, and the token ids of its text if they were stored.
-
-    Raises:
-        LucidError: There is no such file, it is no cache, or it is another model's or of another type.
-        CheckFailed: It is cut or damaged.
     """
     path = Path(path)
     metadata, tensors = _read(path)

@@ -57,11 +57,7 @@ class CacheOperations(ABC, Generic[Tensor]):
     layout: CacheLayout
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
-        """Return the cache before the first token.
-
-        Raises:
-            LucidError: A batch that is no whole number of rows.
-        """
+        """Return the cache before the first token."""
         batch = check_arguments({"batch": batch}, {"batch": "int"})["batch"]
         if batch < 0:
             raise LucidError(f"A batch cannot have {batch} rows.")
@@ -74,9 +70,6 @@ class CacheOperations(ABC, Generic[Tensor]):
             layers: Per layer the tensors of its layout without scales, such as raw keys K and preconditioned values Y,
                 float32 ``(B, KV, T, D)``.
             mask: Bool ``(B, T)``, False at padding.
-
-        Raises:
-            LucidError: Tensors of other shapes than this model keeps.
         """
         check_arrays(layers, self.layout, *mask.shape)
         return Cache(mask, self._layers_from_arrays(layers))
@@ -86,17 +79,10 @@ class CacheOperations(ABC, Generic[Tensor]):
         return Cache(cache.mask, list(cache.layers))
 
     def truncate(self, cache: Cache[Tensor], length: int) -> None:
-        """Take a cache back to an earlier length, as if the later tokens had never been run.
+        """Keep the first ``length`` columns, padding included, as if the later tokens had never been run.
 
-        This is exact: rows of a token, such as K and Y, depend on nothing behind it and never change once written.
-
-        Args:
-            cache: Changed in place.
-            length: Tokens to keep in every row, padding included.
-
-        Raises:
-            LucidError: A length that is no whole number, below 0 or beyond the cache's, or a layer that cannot go back
-                (a state, or a ring that has dropped rows), with the reason.
+        This is exact: rows of a token, such as K and Y, depend on nothing behind it and never change once written. A
+        layer that cannot go back (a state, or a ring that has dropped rows) is refused.
         """
         length = check_arguments({"length": length}, {"length": "int"})["length"]
         if not 0 <= length <= cache.length:
@@ -107,11 +93,7 @@ class CacheOperations(ABC, Generic[Tensor]):
             cache.mask = cache.mask[:, :length]
 
     def evict(self, cache: Cache[Tensor], tokens: int) -> None:
-        """Refuse to drop the oldest tokens of a cache (a sliding window).
-
-        Raises:
-            LucidError: Always, with the reason.
-        """
+        """Refuse to drop the oldest tokens of a cache (a sliding window)."""
         raise LucidError(
             f"The oldest {tokens} tokens cannot be dropped from a cache: {self.layers[0].eviction}. Run the shortened "
             "text again from an empty cache, or go back to an earlier length with truncate, which is exact."

@@ -40,11 +40,7 @@ def _layouts(session: Session[Any]) -> list[LayerLayout]:
 
 
 def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> list[CacheRow]:
-    """Return the content of some rows of a cache, padding left out.
-
-    Raises:
-        LucidError: There is no such row.
-    """
+    """Return the content of some rows of a cache, padding left out."""
     for row in rows:
         if not 0 <= row < cache.batch:
             raise LucidError(f"The cache has rows 0 to {cache.batch - 1}, not {row}.")
@@ -59,11 +55,7 @@ def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) ->
 
 
 def cache_of_rows(session: Session[Any], rows: Sequence[CacheRow]) -> Cache[Any]:
-    """Return a cache of rows of unequal length, the shorter ones padded on the left with zeros.
-
-    Raises:
-        LucidError: No rows.
-    """
+    """Return a cache of rows of unequal length, the shorter ones padded on the left with zeros."""
     if not rows:
         raise LucidError("A cache needs at least one row.")
     lengths = [row.tokens for row in rows]
@@ -80,20 +72,12 @@ def cache_of_rows(session: Session[Any], rows: Sequence[CacheRow]) -> Cache[Any]
 
 
 def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> Cache[Any]:
-    """Return a new cache of some rows of another, in the given order; a row may come more than once.
-
-    Raises:
-        LucidError: No rows, or rows that are not there.
-    """
+    """Return a new cache of some rows of another, in the given order; a row may come more than once."""
     return cache_of_rows(session, row_layers(session, cache, rows))
 
 
 def merge_caches(session: Session[Any], caches: Sequence[Cache[Any]]) -> Cache[Any]:
-    """Return one cache with all rows of several, padded on the left.
-
-    Raises:
-        LucidError: No rows.
-    """
+    """Return one cache with all rows of several, padded on the left."""
     return cache_of_rows(session, [row for cache in caches for row in row_layers(session, cache, range(cache.batch))])
 
 

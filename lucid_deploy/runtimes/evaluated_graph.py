@@ -19,16 +19,8 @@ Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 def evaluated_graph(model: onnx.ModelProto, operators: Mapping[str, Callable[..., tuple[Array, ...]]]) -> Graph:
     """Return what runs a graph once.
 
-    Args:
-        model: The graph; its weights are in it.
-        operators: What computes our operators, by name: it takes the inputs in order and the attributes by name. An
-            operator that is left out is computed by the function of the model, if it has one.
-
     Returns:
         From inputs by name to outputs by name.
-
-    Raises:
-        NotImplementedError: A node that the evaluator does not know; also when the graph runs.
     """
     from onnx.reference import ReferenceEvaluator
 

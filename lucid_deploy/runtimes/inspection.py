@@ -20,13 +20,7 @@ _DECODED = 4  # K and Y of a layer in float32, before and after their scales
 
 
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
-    """Describe an artifact as plain data.
-
-    Args:
-        artifact: The opened artifact.
-        batch: Rows the memory is computed for.
-        context: Tokens per row the memory is computed for; None is ``max_position_embeddings``.
-    """
+    """Describe an artifact as plain data."""
     manifest = artifact.manifest
     context = context or manifest.config.max_position_embeddings
     memory = {
@@ -130,11 +124,6 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     exists twice while a token is computed, the past of all layers and their present. A static one exists once, and one
     layer twice while rows move into larger buffers. One in another type than the model's is brought to float32 one
     layer at a time.
-
-    Args:
-        artifact: The opened artifact.
-        batch: Rows.
-        context: Tokens per row.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)
@@ -167,11 +156,6 @@ def memory_of_speculation(artifact: Artifact, batch: int, context: int) -> dict[
     Its third graph keeps one more packed copy of the weights, as each graph does; with the library of kernels none of
     floats, nor of quantized weights with AVX-512 VNNI, which is not counted off. A step computes up to 16 tokens of a
     row and 32 of a batch, and holds the scores of them all. A draft model is an artifact of its own: not counted.
-
-    Args:
-        artifact: The opened artifact.
-        batch: Rows.
-        context: Tokens per row.
 
     Returns:
         ``weights``, ``workspace``, and ``total``: all that the session needs. None if drafts cannot be verified with

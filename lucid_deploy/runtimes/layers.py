@@ -11,10 +11,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
-from lucid_deploy.runtimes.session import Array, NewTokens, empty_arrays
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.registry import built_in_runtimes, find_runtime
+from lucid_deploy.runtimes.session import Array, NewTokens, Session, empty_arrays
+
+
+def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
+    """Return the layers behind a session."""
+    if session.capabilities.reads_layers:
+        return find_runtime(session.runtime).open_layers(session, artifact)
+    able = [item.name for item in built_in_runtimes() if item.capabilities(RuntimeOptions()).reads_layers]
+    raise LucidError(
+        f"{session.label} runs a graph as one piece, so that no layer can be run by itself: own and inherited errors, "
+        f"and what the solve adds, are not known. Verify the artifact with --runtime {' or '.join(able)} for them."
+    )
 
 
 @dataclass(frozen=True)

@@ -51,18 +51,7 @@ def solving_layers(session: Session[Any]) -> dict[int, int]:
 
 
 def solve_weights(session: Session[Any], ids: list[int], layer: int, head: int) -> SolveWeights:
-    """Run a text and return what one head of one layer solves over it.
-
-    Args:
-        session: What runs it; its caches in use are not touched.
-        ids: Token ids. Time and memory grow with the square of their number.
-        layer: Counted from 0.
-        head: Key/value head, counted from 0.
-
-    Raises:
-        PlaceError: There is no such layer or head, or the layer solves no system.
-        LucidError: As :meth:`Session.prefill`.
-    """
+    """Run a text and return what one head of one layer solves over it."""
     heads = solving_layers(session)
     if layer not in heads:
         raise PlaceError(_no_such_layer(session, layer, list(heads)), "layer")

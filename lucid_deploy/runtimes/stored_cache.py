@@ -22,14 +22,43 @@ from dataclasses import dataclass
 
 import onnx
 
+from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
 from lucid_deploy.plugins.table import (
     DECODE_ATTENTION,
     DECODE_ATTENTION_FLOAT8,
     DECODE_ATTENTION_FLOAT16,
     DECODE_ATTENTION_INT8,
+    DIAGONAL,
     DOMAIN,
+    TRAINING,
+    UNIT,
     Operator,
 )
+
+_TEXTS = {DECODE_ATTENTION: "several", DECODE_ATTENTION_INT8: "int8"}
+
+
+def attach_body(model: onnx.ModelProto, operator: Operator) -> None:
+    """Give a graph that was made or changed in memory the body of an operator in it.
+
+    Requires: nodes of the operator, if there are any, all have the attribute ``diagonal`` or none.
+    Result: the graph has the body, unless there is no such node; bodies of ``ai.lucid`` that no node reads are gone.
+    """
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    own = [node for node in nodes if node.op_type == operator.name]
+    if not own:
+        return
+    opset = next(item.version for item in model.opset_import if item.domain == "")
+    training = any(attribute.name == DIAGONAL.name for node in own for attribute in node.attribute)
+    text = PLUGINS / "decode_attention" / f"{_TEXTS[operator]}_{TRAINING if training else UNIT}.onnxtxt"
+    body = onnx.parser.parse_function(text.read_text())
+    for item in body.opset_import:
+        item.version = opset  # a runtime inlines only a function of the same version
+    read = {node.op_type for node in nodes} - {operator.name}
+    kept = [each for each in model.functions if each.domain != DOMAIN or each.name in read]
+    del model.functions[:]
+    model.functions.extend([*kept, body])
+
 
 _K, _Y, _MASK = map(DECODE_ATTENTION.place, ("K", "Y", "mask"))
 _FLOAT, _FLOAT16, _BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
@@ -57,9 +86,6 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
     Result: every ``DecodeAttention`` is changed, or none and the graph is as it was. The new operators compute the
     same, except that an int8 row's values, and an fp8 row's of K, are not rounded to the model's type in between.
     Conversions that something else reads stay.
-
-    Args:
-        model: Changed in place.
 
     Returns:
         Why nothing was changed, a line for each place that is not as expected; empty when the graph was changed.

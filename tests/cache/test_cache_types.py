@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.cache.layout import bytes_per_token
-from lucid_deploy.demo.recall import held_out
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.runtimes import Session, open_session
-from lucid_deploy.runtimes.inspection import memory_needed
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 MakeArtifact = Callable[..., tuple[Path, Artifact]]
@@ -89,26 +83,6 @@ def test_onnxruntime_rounds_as_pytorch_does(cached: MakeArtifact, case: tuple[st
             assert error(mine, target) <= 1.1 * error(other, target)
 
 
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_the_contract_names_types_and_scales(cached: MakeArtifact, cache: str) -> None:
-    _, artifact = cached("float32", "int8", cache)
-    tensors = artifact.manifest.graphs["decode"].inputs
-    rows = "max_context" if cache == "static" else "past_sequence"
-    listed = {item.name: (item.dtype, item.shape) for item in tensors if item.name.startswith("past_key_values.1.")}
-    assert listed == {
-        "past_key_values.1.key": ("int8", ("batch", 2, rows, 36)),
-        "past_key_values.1.value": ("int8", ("batch", 2, rows, 36)),
-        "past_key_values.1.key_scale": ("float32", ("batch", 2, rows, 1)),
-        "past_key_values.1.value_scale": ("float32", ("batch", 2, rows, 1)),
-    }
-    graph = onnx.load(str(artifact.graph_path("decode")), load_external_data=False).graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
-    assert kinds["past_key_values.0.key"] == kinds["present.0.value"] == onnx.TensorProto.INT8
-    assert kinds["present.0.key_scale"] == kinds["logits"] == onnx.TensorProto.FLOAT
-    scatters = [node.op_type for node in graph.node].count("TensorScatter")
-    assert scatters == (8 if cache == "static" else 0)
-
-
 def test_static_buffers_are_written_in_place(cached: MakeArtifact) -> None:
     _, artifact = cached("float32", "int8", "static")
     session = open_session(artifact)
@@ -143,16 +117,6 @@ def test_truncating_and_forking_keep_the_stored_form(cached: MakeArtifact, case:
     assert error(session.decode(following, fork), wanted) < 1e-5
 
 
-def test_memory_is_that_of_the_cache_type(cached: MakeArtifact) -> None:
-    _, small = cached("float32", "int8", "static")
-    assert bytes_per_token(layout_of(describe(small.config, "float32"))) == 2 * 2 * 2 * 36 * 4
-    assert memory_needed(small, 3, 100)["cache_per_token"] == 2 * 2 * 2 * (36 + 4)
-    session = open_session(small)
-    cache = session.empty_cache(3)
-    session.prefill(np.ones((3, 100), np.int64), cache)
-    assert sum(array.nbytes for layer in cache.layers for array in layer) == memory_needed(small, 3, 100)["cache"]
-
-
 def test_what_does_not_go_together_is_refused(cached: MakeArtifact, tmp_path: Path) -> None:
     _, artifact = cached("float32", "int8", "growing")
     with pytest.raises(LucidError, match="--cache-dtype auto"):
@@ -165,31 +129,3 @@ def test_what_does_not_go_together_is_refused(cached: MakeArtifact, tmp_path: Pa
     (copy / "lucid.json").write_text(manifest.replace('"cache_dtype": "int8"', '"cache_dtype": "int3"'))
     with pytest.raises(LucidError, match=r"'int3' - at `\$\.cache_dtype`"):
         open_artifact(copy)
-
-
-def recall_answers(directory: Path) -> list[list[int]]:
-    """Return the tokens that an artifact answers 200 held-out prompts with, all at once, and check them."""
-    session, tokenizer, examples = open_session(directory), TextTokenizer(directory), held_out(200)
-    prompts = [tokenizer.encode(example.prompt) for example in examples]
-    longest = max(map(len, prompts))
-    ids = np.array([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = np.array([[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts])
-    cache, steps = session.empty_cache(len(prompts)), []
-    logits = session.prefill(ids, cache, mask)
-    for _ in range(3):
-        steps.append(logits[:, -1].argmax(-1))
-        logits = session.decode(steps[-1][:, None], cache)
-    return np.stack(steps, axis=1).tolist()
-
-
-def test_recall_answers_as_in_float32(demo: Callable[..., Artifact]) -> None:
-    """All of 200 held-out prompts, with each type of model and cache, and the answers are the right ones."""
-    whole = demo(logits="last").directory
-    wanted = recall_answers(whole)
-    tokenizer = TextTokenizer(whole)
-    right = [tokenizer.decode(row).strip().startswith(x.answer) for row, x in zip(wanted, held_out(200), strict=True)]
-    assert sum(right) >= 198
-    for cache_dtype in ("float16", "int8"):
-        rounding = demo(logits="last", cache_dtype=cache_dtype, range_scan=False)
-        assert recall_answers(rounding.directory) == wanted, cache_dtype
-    assert recall_answers(demo(dtype="float16").directory) == wanted  # what test_eval exports, too

@@ -9,7 +9,6 @@ import pytest
 
 from lucid_deploy.cache.layout import (
     CacheTensor,
-    bytes_per_token,
     check_truncation,
     first_tokens,
     held,
@@ -60,16 +59,6 @@ def test_bytes_are_those_of_an_array(tensor: CacheTensor, tokens: int) -> None:
     assert layout_bytes(((tensor,), (tensor, ROWS)), tokens) == 2 * array.nbytes + ROWS.size(tokens)
 
 
-def test_bytes_beyond_64_bits_are_counted() -> None:
-    assert ROWS.size(1 << 62) == ROWS.size(1) << 62
-
-
-def test_only_rows_grow_with_the_context() -> None:
-    layout = (ALL, (ROWS,))
-    grown = layout_bytes(layout, 1001) - layout_bytes(layout, 1000)
-    assert bytes_per_token(layout) == grown == 2 * 2 * 3 * 4
-
-
 @EACH
 def test_a_buffer_holds_rows_in_front_and_a_ring_at_the_end(tensor: CacheTensor) -> None:
     buffer = new_buffer(tensor, 3, 20, tensor.dtype)
@@ -106,19 +95,6 @@ def test_a_ring_is_cut_back_by_the_tokens_of_the_columns_that_go() -> None:
         cut = first_tokens(RING, ring, 3, mask)
         assert cut.shape == (3, 2, 3, 3)
         assert cut[0, 0, 1:, 0].tolist() == [0, 1] and cut[1, 0, :, 0].tolist() == [0, 1, 2]
-
-
-def test_axes_of_graphs() -> None:
-    assert ROWS.axes("past_sequence") == ("batch", 2, "past_sequence", 3)
-    assert RING.axes("past_sequence", "past_") == ("batch", 1, "past_window_5", 4)
-    assert STATE.axes("past_sequence") == ("batch", 7)
-
-
-@EACH
-def test_plain_data_is_the_tensor(tensor: CacheTensor) -> None:
-    data = tensor.to_dict()
-    assert CacheTensor(**{**data, "shape": tuple(data["shape"])}) == tensor
-    assert ("window" in data) == (tensor.sort == "ring")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from lucid_deploy.cache.storage import (
     cache_tensors,
     check_arrays,
     decode_layer,
-    decoded_layout,
     encode_layer,
     resolve_cache_dtype,
 )
@@ -85,24 +84,6 @@ def test_what_is_stored_is_stored_again_as_it_is() -> None:
         again = decode_layer(encode_layer(once, layout), layout)
         for first, second in zip(once, again, strict=True):
             np.testing.assert_allclose(second, first, rtol=1e-6, atol=1e-44)
-
-
-def test_tensors_of_other_kinds_of_layers_pass_through_in_the_order_of_the_layout() -> None:
-    state = CacheTensor("average", "float32", (7,), "state")
-    layout = (state, *cache_tensors("int8", 2, 8))
-    assert decoded_layout(layout) == layout[:3]
-    rng = np.random.default_rng(0)
-    arrays = (rng.standard_normal((3, 7)).astype(np.float32), *rng.standard_normal((2, 3, 2, 4, 8)))
-    stored = encode_layer(arrays, layout)
-    assert [array.shape[-1] for array in stored] == [7, 8, 8, 1, 1]
-    decoded = decode_layer(stored, layout)
-    np.testing.assert_array_equal(decoded[0], arrays[0])
-    np.testing.assert_allclose(decoded[2], arrays[2], atol=0.05)
-
-
-def test_a_name_that_ends_in_scale_is_no_scale_by_itself() -> None:
-    layout = (CacheTensor("time_scale", "float32", (7,), "state"),)
-    assert decoded_layout(layout) == layout
 
 
 def test_types_that_do_not_go_together_are_refused() -> None:

@@ -16,7 +16,7 @@ from lucid_deploy.artifact import STAGES, Artifact, open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import RuntimeOptions, open_session
-from lucid_deploy.runtimes.open_layers import open_layers
+from lucid_deploy.runtimes.layers import open_layers
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 from tests.conftest import MIXED
 

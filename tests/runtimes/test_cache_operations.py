@@ -64,19 +64,6 @@ def test_truncate_refuses(session: Session[Any], length: int) -> None:
         session.truncate(run(session, IDS), length)
 
 
-def test_lengths_and_batches_are_whole_numbers(session: Session[Any]) -> None:
-    cache = run(session, IDS[:3])
-    for length in (1.5, "2", True):
-        with pytest.raises(LucidError, match="length must be a whole number"):
-            session.truncate(cache, length)  # type: ignore[arg-type]
-    assert cache.length == 3
-    for batch in (1.0, "1", True):
-        with pytest.raises(LucidError, match="batch must be a whole number"):
-            session.empty_cache(batch)  # type: ignore[arg-type]
-    with pytest.raises(LucidError, match="A batch cannot have -1 rows"):
-        session.empty_cache(-1)
-
-
 def test_eviction_is_refused_with_the_reason(session: Session[Any], exported: Exported) -> None:
     cache = run(session, IDS)
     with pytest.raises(LucidError, match="Y of every later token was computed from"):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
@@ -63,22 +62,3 @@ def test_steps_in_bound_buffers_are_decoding_steps(exported: Exported) -> None:
                 assert np.linalg.norm(buffer[row, :, : cache.length] - rows[i][j]) <= allowed
                 assert np.array_equal(buffer[row, :, cache.length :], then[row, :, cache.length :])
                 assert np.array_equal(buffer[row, :, : cache.length - 1], then[row, :, : cache.length - 1])
-
-
-def test_a_binding_does_not_keep_its_logits(exported: Exported) -> None:
-    """Their memory is a vocabulary for each token of a step, in each of the bindings that a server has."""
-    session = open_session(exported(cache="static")[1])
-    decoding, ids = session.in_place, np.array([[7]])
-    assert decoding is not None
-    held = session.layer_arrays(session.empty_cache(1))
-    buffers = [tuple(np.zeros((1, x.shape[1], ROOM, x.shape[3]), x.dtype) for x in layer) for layer in held]
-    places, length = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
-    binding = decoding.bind(buffers, np.ones((1, ROOM), np.int64), ids, places, length)
-    first = decoding.run_bound(binding)
-    assert not binding.binding.get_outputs()[0].has_value()
-    assert np.array_equal(decoding.run_bound(binding), first)
-
-
-@pytest.mark.parametrize(("cache", "runtime"), [("growing", "onnxruntime"), ("static", "torch")])
-def test_others_have_none(cache: str, runtime: str, exported: Exported) -> None:
-    assert open_session(exported(cache=cache)[1], runtime).in_place is None

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Capabilities, RuntimeOptions, open_session, unregister_runtime
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -69,54 +67,10 @@ def test_what_it_cannot_do_is_refused_before_it_is_opened(
     assert runtime.opened == []
 
 
-def test_a_cache_type_is_refused_unless_declared(registered: Any, exported: Exported) -> None:
-    runtime, artifact = registered(), exported(cache_dtype="int8")[1]
-    with pytest.raises(LucidError, match=r"keeps the cache in the model's type, and that of .* is in int8"):
-        open_session(artifact, "recording")
-    runtime.can = Capabilities(cache_dtypes=("int8",))
-    with pytest.raises(LucidError, match="That was all"):
-        open_session(artifact, "recording")
-
-
 def test_sorts_of_cached_tensors_are_refused_unless_declared(registered: Any, exported: Exported) -> None:
     registered(Capabilities(cache_sorts=("state",)))
     with pytest.raises(LucidError, match=r"of the sort state; key of layer 0 \(\w+\) in .* is of the sort rows"):
         open_session(exported()[1], "recording")
-
-
-def test_a_runtime_without_a_cpu_takes_the_default_as_its_own(registered: Any, exported: Exported) -> None:
-    runtime = registered(Capabilities(devices=("npu",)))
-    with pytest.raises(LucidError, match="That was all"):
-        open_session(exported()[1], "recording")
-    assert runtime.opened[0].device == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("activations", "runtime", "inputs"),
-    [("auto", "onnxruntime", "int8"), ("float", "onnxruntime", None), ("auto", "torch", None)],
-)
-def test_a_session_says_what_inputs_are_rounded_to(
-    activations: str, runtime: str, inputs: str | None, quantized: Exported
-) -> None:
-    session = open_session(quantized("int4", activations=activations)[1], runtime)
-    assert (session.rounded_inputs, session.rounds) == (inputs, inputs is not None)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "cache_dtype", "rounds"),
-    [
-        ("float32", None, False),
-        ("float64", None, False),
-        ("float32", "int8", True),
-        ("float16", None, True),
-        ("bfloat16", None, True),
-    ],
-)
-def test_where_sums_in_another_order_change_more_than_float32s_last_bits(
-    make_checkpoint: Callable[..., Path], dtype: str, cache_dtype: str | None, rounds: bool
-) -> None:
-    model = load_model(make_checkpoint(num_hidden_layers=1), getattr(torch, dtype))
-    assert TorchSession(model if cache_dtype is None else model.store_cache_as(cache_dtype)).rounds == rounds
 
 
 def test_what_does_not_fit_is_told_without_opening(registered: Any, exported: Exported) -> None:

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from lucid_deploy.runtimes.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +17,6 @@ CHOICES = {"runtime", "provider", "kernels"}  # of a session or of options
 # Other programs' names for other things: Triton's backends, and the hosts that a library of operators is built for.
 OTHER_NAMES = {"backend", "target"}
 DECLARING = {RUNTIMES / "options.py"}  # holds a name against those that there are
-# What a folder imports from the others: onnxruntime's TensorRT providers take profiles and graphs from tensorrt.
-MAY_IMPORT = {"torch": set(), "openvino": set(), "tensorrt": set(), "onnxruntime": {"tensorrt"}}
 
 
 def called(node: ast.expr) -> str:
@@ -60,41 +56,6 @@ def test_nothing_asks_which_runtime_it_is() -> None:
         for line in asks_which(ast.parse(path.read_text()))
     ]
     assert found == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        'x = session.runtime == "torch"',
-        'x = name in ("torch", "onnxruntime")',
-        'x = session.provider in (None, "cpu")',
-        "x = options.kernels != FAST",
-        "x = isinstance(session, OrtSession)",
-        "x = isinstance(session, (int, ort.StaticOrtSession))",
-        "match session:\n    case TorchSession(): ...",
-    ],
-)
-def test_the_search_finds(line: str) -> None:
-    assert list(asks_which(ast.parse(line)))
-
-
-@pytest.mark.parametrize(
-    "line", ['x = options.backend == "tensorrt"', "x = provider is not None", "x = isinstance(runtime, Runtime)"]
-)
-def test_the_search_leaves_alone(line: str) -> None:
-    assert not list(asks_which(ast.parse(line)))
-
-
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_folders_import_one_way(name: str) -> None:
-    others = {
-        other
-        for path in sorted((RUNTIMES / name).rglob("*.py"))
-        for module in imported(ast.parse(path.read_text()))
-        for other in BUILT_IN
-        if module.startswith(f"lucid_deploy.runtimes.{other}") and other != name
-    }
-    assert others == MAY_IMPORT[name]
 
 
 def test_what_all_runtimes_share_imports_none_of_them() -> None:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.cli.verify import command as verify_command
-from lucid_deploy.demo import recall
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.parity import words
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.parity.verification import VerifyOptions, verify_against
-from lucid_deploy.runtimes import RuntimeOptions, open_session
+from lucid_deploy.runtimes import open_session
 
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 Made = Callable[..., tuple[Path, Artifact]]
@@ -60,11 +54,6 @@ def test_the_runtime_computes_the_quantized_model(
     assert any("weights alone" in line for line in words.quantization_lines(report))
 
 
-def test_float16(quantized: Made) -> None:
-    checkpoint, artifact = quantized("int4", dtype="float16")
-    assert verified(artifact, checkpoint).passed
-
-
 def damaged(artifact: Artifact, target: Path, name: str, factor: float) -> Artifact:
     """Copy an artifact, change one scale, and bring the hash in line."""
     import onnx
@@ -95,49 +84,3 @@ def test_weights_of_another_checkpoint_are_found(quantized: Made, make_checkpoin
     _, artifact = quantized("int4")
     with pytest.raises(CheckFailed, match="not the checkpoint's weight"):
         check_weights(artifact, Checkpoint(make_checkpoint("other", seed=1)))
-
-
-def test_the_emulated_inputs_are_what_onnxruntime_rounds() -> None:
-    x = torch.tensor([[1.0, -2.0, 0.4, 127.0] * 4 + [0.0] * 16 + [3.0]])
-    rounded = round_to_int8(x, 16)
-    assert torch.equal(rounded[0, :16], torch.tensor([1.0, -2.0, 0.0, 127.0] * 4))
-    assert (rounded[0, 16:32] == 0).all() and rounded[0, 32] == 3 and rounded.shape == x.shape
-
-
-def test_contenders_accept_quantized_artifacts(
-    quantized: Made, preloaded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
-    path = str(quantized("int8")[1].directory)
-    one = RuntimeOptions(threads=1)
-    contenders = [Contender("ort", "artifact", path, one), Contender("torch", "torch-blocked", path, one)]
-    measurements, _ = run_plan(contenders, Plan((16,), stages=("decode",), repeats=1, steps=1), "float32")
-    assert len(measurements) == 2
-
-
-def answers(artifact: Artifact, examples: list[recall.Example]) -> int:
-    """How many prompts are answered right, the end included."""
-    session, tokenizer = open_session(artifact, threads=1), TextTokenizer(artifact.directory)
-    groups: dict[int, list[recall.Example]] = {}
-    for example in examples:
-        groups.setdefault(example.pairs, []).append(example)
-    right = 0
-    for group in groups.values():
-        cache, tokens = session.empty_cache(len(group)), []
-        logits = session.prefill(np.array([tokenizer.encode(example.prompt) for example in group]), cache)
-        for step in range(3):
-            tokens.append(logits[:, -1].argmax(axis=-1)[:, None])
-            if step < 2:
-                logits = session.decode(tokens[-1], cache)
-        ends = session.config.eos_token_ids
-        for example, row in zip(group, np.concatenate(tokens, axis=1).tolist(), strict=True):
-            right += tokenizer.decode(row[:2]).strip() == example.answer and row[2] in ends
-    return right
-
-
-def test_the_bundled_model_keeps_its_accuracy(quantized: Made) -> None:
-    examples = recall.held_out(200)
-    plain = answers(quantized(None, source="demo")[1], examples)
-    assert plain >= 190
-    for scheme, share in (("int8", 0.99), ("int4", 0.97)):
-        assert answers(quantized(scheme, source="demo")[1], examples) >= share * plain

@@ -45,15 +45,6 @@ def test_built_in_runtimes() -> None:
         assert can.packages and can.install and can.dtypes and can.devices
 
 
-@pytest.mark.parametrize("name", ["auto", *BUILT_IN, "recording"])
-def test_names_are_taken_once(name: str, registered: Any) -> None:
-    registered()
-    runtime = Recording()
-    runtime.name = name
-    with pytest.raises(LucidError, match=f"There is a runtime {name} already"):
-        register_runtime(runtime)
-
-
 FOUND = """
 from lucid_deploy.runtimes import Capabilities, Runtime
 
@@ -116,13 +107,6 @@ def test_what_a_runtime_says_of_itself_is_checked(attributes: dict[str, Any], me
         register_runtime(runtime)
     with pytest.raises(LucidError, match="an object of a subclass of Runtime, not the class Recording"):
         register_runtime(Recording)
-
-
-def test_two_packages_with_one_name(package: Any) -> None:
-    package("found", "brings:RUNTIME", FOUND)
-    package("found", "too:RUNTIME", FOUND, package="too")
-    with pytest.raises(LucidError, match=r"Several packages bring a runtime found: .*too \(too:RUNTIME\)"):
-        find_runtime("found")
 
 
 def test_no_package_replaces_a_built_in_runtime(package: Any) -> None:

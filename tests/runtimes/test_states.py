@@ -16,8 +16,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export import export
 from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
@@ -25,9 +24,6 @@ from lucid_deploy.runtimes.session import Session
 from tests.hybrid_artifact import write_hybrid
 from tests.model.packed.packing import change_tensors
 from tests.parity.faults import change_weight
-
-STATES = 2 * 4 * ((2 * 64 + 128) * 3 + 8 * 16 * 16)  # two layers: inputs of the convolutions, and eight heads
-ROW = 2 * 16 * 4  # the layer of attention: a key and a value of one head
 
 
 @pytest.fixture(scope="module")
@@ -103,30 +99,6 @@ def collect(batcher: Batcher, found: dict[int, list[int]]) -> None:
             found[event.request].append(event.token)
 
 
-def test_rows_of_a_batch_join_and_leave(session: Session[Any]) -> None:
-    prompts = [tokens(n, seed=n)[0].tolist() for n in (5, 17, 2, 9)]
-    alone = [answers(session, [prompt], 1)[0][0] for prompt in prompts]
-    assert answers(session, prompts, 2)[0] == alone
-
-
-def test_beginnings_of_prompts_are_kept_at_doubling_lengths(session: Session[Any]) -> None:
-    system = tokens(40, seed=3)[0].tolist()
-    prompts = [[*system, 5, 6], [*system[:33], 9, 9], [*system, 5, 6, 7, 8]]
-    plain = [answers(session, [prompt], 1)[0][0] for prompt in prompts]
-    found, reused = answers(session, prompts, 1, prefill_chunk=8, prefix_tokens=400)
-    # The second finds the 32 tokens that the first kept after four chunks; the third all of the first prompt.
-    assert (found, reused) == (plain, 32 + 42)
-
-
-def test_its_states_do_not_grow(artifact: Artifact) -> None:
-    shown = json.loads(lucid_deploy("inspect", artifact.directory, "--json").stdout)
-    assert shown["memory"]["cache_per_token"] == ROW
-    assert shown["memory"]["states"] == STATES
-    assert shown["memory"]["cache"] == STATES + 200 * ROW
-    said = lucid_deploy("inspect", artifact.directory).stdout
-    assert f"({ROW} bytes a token, and states of {STATES / 1024:.1f} KiB that do not grow)" in " ".join(said.split())
-
-
 def test_what_cannot_take_states_refuses_by_name(artifact: Artifact) -> None:
     with pytest.raises(LucidError, match="layer 0 is of kind gated_delta, which caches conv_state in another form"):
         LucidForGeneration.from_checkpoint(artifact.manifest.source)
@@ -142,52 +114,3 @@ def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifa
     change_weight(broken, "model.layers.0.linear_attn.A_log", 1.01)
     failed = lucid_deploy("verify", broken, "--quick")
     assert failed.exit_code == 1 and "layer 0 recurrent_state is beyond its gate" in " ".join(failed.stderr.split())
-
-
-@pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
-def test_verify_judges_rows_that_round_beside_states_that_do_not(
-    hybrid: Callable[..., Artifact], tmp_path: Path, cache_dtype: str
-) -> None:
-    rounding = hybrid(short=True, cache_dtype=cache_dtype)
-    layers = json.loads((rounding.directory / "lucid.json").read_text())["layers"]
-    types = {tensor["name"]: tensor["dtype"] for layer in layers for tensor in layer["cache"]}
-    assert types["key"] == cache_dtype and types["recurrent_state"] == "float32"
-    passed = lucid_deploy("verify", rounding.directory, "--quick", "--json", "-")
-    assert passed.exit_code == 0, passed.stderr
-    found = json.loads(passed.stdout)["comparisons"]
-    assert {"one-shot", "chunks"} <= {item["schedule"] for item in found if "recurrent_state" in item["tensor"]}
-    assert any("size of decoded rows" in item["schedule"] for item in found)
-    # Behind a layer whose cache rounds, gates are wide: what shows 1 % there are the steps from a given cache.
-    broken = Path(shutil.copytree(rounding.directory, tmp_path / "broken"))
-    change_weight(broken, "model.layers.1.linear_attn.A_log", 1.01, whole=True)
-    failed = lucid_deploy("verify", broken, "--quick", "--json", "-")
-    outcomes = {(item["schedule"], item["passed"]) for item in json.loads(failed.stdout)["comparisons"]}
-    assert failed.exit_code == 1 and ("decode from given rows", False) in outcomes
-
-
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_quantized_weights_beside_states(hybrid: Callable[..., Artifact], scheme: str) -> None:
-    quantized = hybrid(quantize=QuantizeOptions(scheme))
-    record = quantized.manifest.quantization
-    assert record is not None and any("linear_attn" in name for name in record.tensors)
-    passed = lucid_deploy("verify", quantized.directory, "--quick", "--json", "-")
-    assert passed.exit_code == 0, passed.stderr
-    assert {"layer 0 recurrent_state", "logits"} <= {
-        item["tensor"] for item in json.loads(passed.stdout)["comparisons"]
-    }
-
-
-def test_states_in_the_models_own_type_are_recorded_and_verified(
-    hybrid: Callable[..., Artifact], tmp_path: Path
-) -> None:
-    narrow = hybrid(short=True, dtype="float16", state_dtype="model")
-    assert (narrow.config.state_dtype, narrow.manifest.options["state_dtype"]) == ("float16", "model")
-    assert {tensor.dtype for layer in narrow.manifest.layers for tensor in layer.cache} == {"float16"}
-    # Each schedule rounds states at other places: without gates of its own, token by token is beyond those of one shot.
-    passed = lucid_deploy("verify", narrow.directory, "--quick", "--json", "-")
-    assert passed.exit_code == 0, passed.stderr
-    assert "prefill behind given rows" in {item["schedule"] for item in json.loads(passed.stdout)["comparisons"]}
-    refused = lucid_deploy("export", "demo", "--output", tmp_path / "demo", "--state-dtype", "model")
-    assert refused.exit_code == 2 and "keeps a state, so there is no type to choose" in " ".join(refused.stderr.split())
-    with pytest.raises(LucidError, match="state_dtype must be float32 or model, not 'int8'"):
-        export("demo", tmp_path / "demo", ExportOptions(state_dtype="int8"))

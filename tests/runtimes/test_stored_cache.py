@@ -11,13 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from lucid_deploy.artifact import MANIFEST, open_artifact
-from lucid_deploy.cli import main
-from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.stored_cache import read_as_stored
@@ -32,7 +28,6 @@ CASES = [
     ("float16", "fp8", "growing"),
 ]
 KERNELS = [case for case in CASES if case[1] != "fp8"]  # of onnxruntime's library
-EXTRAPOLATE = {"allow_extrapolation": True}
 TOKENS = ("--prompt-tokens", "140", "--steps", "6")  # prompts end inside the second block of 128
 OPERATOR = {"float16": "DecodeAttentionFloat16", "int8": "DecodeAttentionInt8", "fp8": "DecodeAttentionFloat8"}
 
@@ -90,12 +85,6 @@ def coarser_read(model):
     model.graph.node.insert(place, helper.make_node("Mul", [node.input[1], "wrong_factor"], ["wrong_scale"]))
     conversion_of_rows = model.graph.node[place + 1]
     conversion_of_rows.input[1] = "wrong_scale"
-
-
-def swapped_read(model):
-    """K is multiplied by the scales of Y, and the other way round: strange, but as well known as the right way."""
-    key, value = conversion(model), conversion(model, "value")
-    key.input[1], value.input[1] = value.input[1], key.input[1]
 
 
 def other_type(model):
@@ -168,19 +157,6 @@ def test_the_library_computes_what_the_functions_compute(artifact_of, built_libr
     assert np.linalg.norm(found["library"] - exact) <= 1.1 * cost
 
 
-@pytest.mark.parametrize(
-    ("kernels", "case"),
-    [("library", case) for case in KERNELS] + [("functions", case) for case in KERNELS if case[1] == "int8"],
-    ids=lambda each: each if isinstance(each, str) else "-".join(each),
-)
-def test_verify(artifact_of, built_library, case, kernels):
-    checkpoint, artifact = artifact_of(*case)
-    arguments = ["verify", str(artifact.directory), "--checkpoint", str(checkpoint), "--kernels", kernels]
-    result = CliRunner().invoke(main, [*arguments, *TOKENS, "--json", "-"])
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["kernels"] == kernels
-
-
 @pytest.mark.parametrize("case", [case for case in KERNELS if case[1] == "int8"], ids="-".join)
 def test_the_body_that_reads_int8_computes_what_conversions_do(artifact_of, monkeypatch, case):
     """A number on the edge between two codes may fall differently, so the gate is a part of what rounding costs."""
@@ -196,35 +172,6 @@ def test_the_body_that_reads_int8_computes_what_conversions_do(artifact_of, monk
     share = 1.0 if case[0] == "float16" else 0.25  # float16 arithmetic moves many codes
     assert np.linalg.norm(ours - theirs) <= share * cost
     assert np.linalg.norm(ours - exact) <= 1.1 * cost
-
-
-@pytest.mark.parametrize(("shorter", "options", "reads"), [(0, {}, True), (1, {}, False), (0, EXTRAPOLATE, False)])
-def test_contexts_that_int32_cannot_sum_are_converted(artifact_of, monkeypatch, caplog, shorter, options, reads):
-    _, artifact = artifact_of("float32", "int8", "growing")
-    caplog.clear()  # what exporting said
-    most = artifact.config.max_position_embeddings - shorter
-    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_TOKENS_IN_BODY", most)
-    with caplog.at_level(logging.WARNING):
-        session = open_session(artifact, kernels="functions", **options)
-    assert session.reads_stored_cache == reads and caplog.text == ""
-    assert np.isfinite(run(session, steps=2)[0]).all()
-
-
-def test_inlined_graphs_have_nothing_to_put_a_body_into(exported, caplog):
-    _, artifact = exported(cache_dtype="int8", inline=True)
-    caplog.clear()  # what exporting said
-    with caplog.at_level(logging.WARNING):
-        assert not open_session(artifact, kernels="functions").reads_stored_cache
-    assert caplog.text == ""
-
-
-def test_the_first_token_may_be_decoded(artifact_of):
-    """Over no past at all, where a product of whole numbers is undefined in onnxruntime."""
-    checkpoint, artifact = artifact_of("float32", "int8", "growing")
-    exact = TorchSession(load_model(Checkpoint(checkpoint), torch.float64))
-    session = open_session(artifact, kernels="functions")
-    found, wanted = (each.decode(np.array([[3], [9]]), each.empty_cache(2)) for each in (session, exact))
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.fixture
@@ -258,49 +205,3 @@ def test_a_graph_that_is_not_changed_is_told_of_and_run_as_it_is(artifact_of, da
     wrong, _ = run(session)
     same, _ = run(open_session(directory, kernels="functions"))
     np.testing.assert_allclose(wrong, same, atol=2e-4 * np.abs(same).max())
-
-
-@pytest.mark.parametrize("edit", [coarser_read, swapped_read])
-def test_a_fault_in_reading_is_not_mended_but_found(damaged, built_library, edit):
-    directory = damaged(edit, "growing")
-    result = CliRunner().invoke(main, ["verify", str(directory), "--kernels", "library", *TOKENS])
-    assert result.exit_code == 1, result.output
-
-
-def test_other_sessions_load_the_file_as_it_is(artifact_of, exported, built_library, caplog):
-    """Nothing to read in another way: the cache has the model's type, or attention is the standard one."""
-    with caplog.at_level(logging.WARNING):
-        assert open_session(exported()[1]).reads_stored_cache
-        plain = exported(cache="static", cache_dtype="int8", attention_type="llama")[1]
-        session = open_session(plain)
-        session.prepare_several()  # of drafts
-        assert not session.reads_stored_cache and session.kernels == "library"
-    assert caplog.text == ""
-
-
-def test_static_buffers_are_written_in_place(artifact_of, built_library):
-    session = open_session(artifact_of("float32", "int8", "static")[1])
-    cache = session.empty_cache(1)
-    session.prefill(np.arange(10)[None], cache)
-    session.decode(np.array([[3]]), cache)
-    places = [[array.ctypes.data for array in layer] for layer in cache.layers]
-    contents = [[array.copy() for array in layer] for layer in cache.layers]
-    for _ in range(5):
-        session.decode(np.array([[4]]), cache)
-    assert [[array.ctypes.data for array in layer] for layer in cache.layers] == places
-    for now, then in zip(cache.layers, contents, strict=True):
-        for array, old in zip(now, then, strict=True):
-            assert np.flatnonzero((array != old).any(axis=(0, 1, 3))).tolist() == list(range(11, 16))
-
-
-def test_quantized_weights_of_four_bits_are_found_beside_the_file(exported, built_library, tmp_path):
-    """onnxruntime loads them itself, from the folder of a graph that it was given as bytes."""
-    checkpoint, _ = exported()
-    options = ExportOptions(cache="static", cache_dtype="int8", quantize=QuantizeOptions("int4", "qdq"))
-    artifact = export(checkpoint, tmp_path / "int4", options)
-    found = {}
-    for kernels in ("functions", "library"):
-        session = open_session(artifact, kernels=kernels)
-        found[kernels], _ = run(session)
-    assert session.reads_stored_cache
-    np.testing.assert_allclose(found["library"], found["functions"], atol=0.02 * np.abs(found["functions"]).max())

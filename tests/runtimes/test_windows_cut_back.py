@@ -26,7 +26,6 @@ from tests.model.test_families import GATE, logits_of
 pytestmark = pytest.mark.slow  # exports
 
 WINDOW = 8
-Opener = Callable[[Path], Session[Any]]
 
 
 @pytest.fixture(scope="module")

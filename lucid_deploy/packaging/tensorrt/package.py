@@ -24,9 +24,8 @@ from lucid_deploy.packaging.tensorrt.scripts import (
 )
 from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_kernels, check_plugin
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build
-from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, kernel_head_dims, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import PLUGIN_OPERATORS, check_artifact, kernel_head_dims, prepare_graph
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:

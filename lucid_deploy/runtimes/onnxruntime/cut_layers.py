@@ -27,14 +27,6 @@ def cut_layers(model: onnx.ModelProto, layers: int, cut: bool) -> None:
     the residual stream as its other input, directly or through a cast; a layer's residual stream is one tensor of the
     main graph. ``values.i`` is made where the graph has the preconditioner's operators; standard attention has none.
     Modifies the graph in place; types and weights stay.
-
-    Args:
-        model: A stage of an artifact; its weights need not be loaded.
-        layers: How many layers the model has.
-        cut: Whether each layer reads its residual from outside.
-
-    Raises:
-        CheckFailed: The residual stream of a layer is not to be found.
     """
     graph = model.graph
     streams = _residual_streams(graph, layers)

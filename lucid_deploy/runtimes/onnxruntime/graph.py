@@ -11,7 +11,6 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.evaluated_graph import Graph
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
-from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -20,8 +19,23 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def ort_value(array: Array, dtype: str | None = None) -> Any:
+    """Return a tensor on the CPU that keeps an array, or a contiguous copy of it, and shares its memory.
+
+    What ``numpy()`` of the tensor gives is that memory too: it must not outlive the tensor.
+    """
+    import onnx
+
+    ort = import_onnxruntime()
+    array = np.ascontiguousarray(array)
+    if (dtype or array.dtype.name) == "float8_e4m3fn":
+        kind = onnx.TensorProto.FLOAT8E4M3FN
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), kind)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
 def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """See :meth:`~lucid_deploy.runtimes.runtime.Runtime.open_graph`."""
+    """Return what runs a graph in onnxruntime on the CPU."""
     ort = import_onnxruntime()
     if options.provider != "cpu":
         raise LucidError("A single graph runs in onnxruntime on the CPU; leave --provider out.")

@@ -15,12 +15,23 @@ in the file                                            in memory
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import onnx
 from onnx import helper
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING, DOMAIN
-from lucid_deploy.runtimes.onnxruntime.read_names import read_names
+
+
+def read_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield every name that a graph reads or gives, once for each time, those inside of its branches and loops too."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from read_names(attribute.g)
+
 
 _TOKENS = 2  # the axis of a cache
 
@@ -31,9 +42,6 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
     Requires: weights need not be loaded.
     Result: nodes are changed where the new rows go into the cache as they are, and nowhere else; caches that are static
     or stored in another type stay as they were.
-
-    Args:
-        model: Changed in place; what the library computes.
 
     Returns:
         Whether it was changed.

@@ -13,17 +13,7 @@ _MULTIPLIES = ("avx512", "avx2")  # instructions whose products were compared wi
 
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
-    """Return the library to register with a session, None where the graph's functions are to run.
-
-    Args:
-        kernels: As in :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
-        provider: The execution provider; the library is for ``cpu``.
-        inline: Whether the graphs have the operators' bodies in their places, so that none is left to compute.
-
-    Raises:
-        LucidError: ``library`` without one, with another provider or with inlined graphs; a library that is damaged or
-            belongs to another version, which is never passed over in silence.
-    """
+    """Return the library to register with a session, None where the graph's functions are to run."""
     if provider != "cpu":
         if kernels == "library":
             raise LucidError("--kernels library is for onnxruntime on the CPU; leave it out here.")

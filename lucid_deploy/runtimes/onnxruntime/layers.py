@@ -12,9 +12,9 @@ from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_laye
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
+from lucid_deploy.runtimes.onnxruntime.graph import ort_value
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
-from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import retype_fp4
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array
@@ -57,7 +57,6 @@ class OrtLayers(Layers):
     def run(
         self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
     ) -> LayerStates:
-        """See :meth:`Layers.run`."""
         session = self._session("decode" if decode else "prefill", cut=residuals is not None)
         kinds = {item.name: item.type for item in session.get_inputs()}
         cached = tokens.mask.shape[1] - tokens.input_ids.shape[1]

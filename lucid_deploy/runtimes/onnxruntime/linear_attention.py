@@ -29,9 +29,6 @@ def use_linear_attention(model: onnx.ModelProto) -> bool:
     Requires: a graph as export writes it; weights need not be loaded.
     Result: the body is onnxruntime's operator between changes of layout, or the graph is as it was.
 
-    Args:
-        model: Changed in place.
-
     Returns:
         Whether it was changed: not where there is no such function, or where nodes have several numbers of heads or an
         unknown one, which the operator needs as a number.
@@ -56,13 +53,7 @@ def use_linear_attention(model: onnx.ModelProto) -> bool:
 
 
 def linear_attention_body(heads: int, one_token: bool, opset: int) -> onnx.FunctionProto:
-    """Return the body of ``DeltaRule`` in which onnxruntime's operator computes.
-
-    Args:
-        heads: Of all nodes.
-        one_token: Whether all nodes get one token, which is the same bytes in both layouts: nothing is transposed.
-        opset: Of the standard operators.
-    """
+    """Return the body of ``DeltaRule`` in which onnxruntime's operator computes."""
     nodes = [
         *_packed("query", one_token),
         *_packed("key", one_token),

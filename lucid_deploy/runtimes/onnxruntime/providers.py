@@ -5,16 +5,83 @@ onnxruntime goes on with the CPU when a provider does not start. Here that is an
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import json
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.errors import LucidError, spelled_out
-from lucid_deploy.runtimes.onnxruntime.provider_graphs import plugin_graph, profile_options, provider_folder
-from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits
+from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
+from lucid_deploy.runtimes.tensorrt.manifest import FOLDER, file_facts, source_hashes
+from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
+
+
+def provider_folder(artifact: Artifact, provider: str, library: Path | None = None) -> Path:
+    """Return the folder of a provider's files, made if it is not there."""
+    facts = {**source_hashes(artifact), "plugin": file_facts(library)["sha256"] if library is not None else None}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = artifact.directory / FOLDER / f"onnxruntime-{provider}" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -> Path:
+    """Write the copy of a stage's graph in which TensorRT finds our plugins; a copy that is there is replaced.
+
+    Left as it is, the graph's functions are inlined before a provider sees them, loops included. The weight file is
+    linked beside the copy: onnxruntime and TensorRT read external data from the folder of the graph only.
+
+    Returns:
+        The copy.
+    """
+    graph = prepare_graph(artifact, stage, limits.max_context, for_onnxruntime=True)
+    path = folder / f"{stage}.onnx"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".lucid-", dir=folder) as scratch:
+            made = Path(scratch, path.name)
+            made.write_bytes(graph.model)
+            os.replace(made, path)
+            if not _is_own_file(folder / WEIGHTS):
+                made = Path(scratch, WEIGHTS)
+                shutil.copyfile(artifact.path(WEIGHTS), made)
+                os.replace(made, folder / WEIGHTS)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return path
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether weights are there under this name alone: ONNX refuses external data with several links, or behind one."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
+
+
+def _unwritable(folder: Path, error: OSError) -> LucidError:
+    return LucidError(
+        f"onnxruntime's TensorRT providers keep graphs and engines in {folder}, which cannot be written "
+        f"({error.strerror or error}). Copy the artifact to where you may write, or run with --provider cuda."
+    )
+
+
+def profile_options(artifact: Artifact, stage: str, limits: Limits, prefix: str) -> dict[str, str]:
+    """Return the optimization profile of a stage as provider options, ``name:1x4x0x64,…`` for all dynamic inputs."""
+    shapes = profile_shapes(artifact, stage, limits)
+    return {
+        f"{prefix}_profile_{which}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, ranges[index]))}" for name, ranges in shapes.items()
+        )
+        for index, which in enumerate(("min", "opt", "max"))
+    }
+
 
 _CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -53,16 +120,6 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Prov
     is copied with our plugin's nodes under the names that onnxruntime expects, and the library is brought into
     TensorRT's registry: onnxruntime opens the library, and only ever logs it if that fails; our plugins do not register
     themselves when they are opened.
-
-    Args:
-        artifact: The artifact that is to run, with a growing cache.
-        name: One of :data:`~lucid_deploy.runtimes.options.PROVIDERS`.
-        index: Number of the GPU.
-        stage: ``prefill`` or ``decode``.
-
-    Raises:
-        LucidError: ``tensorrt`` without a plugin library or without the package tensorrt, or an artifact that cannot
-            be written to.
     """
     graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
     if name in ("cpu", "cuda"):
@@ -71,7 +128,7 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Prov
     if name == "nv-tensorrt-rtx":
         options["nv_runtime_cache_path"] = str(provider_folder(artifact, name))
         return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
-    from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
+    from lucid_deploy.runtimes.tensorrt.prepare import PLUGIN_OPERATORS
 
     library = _plugin_library() if artifact.manifest.uses(PLUGIN_OPERATORS) else None
     folder = provider_folder(artifact, name, library)
@@ -113,17 +170,6 @@ def choose_provider(
 
     Nodes that the chosen provider leaves go to the CPU, those that ``tensorrt`` leaves to CUDA before. A provider that
     comes as a package of its own is added to ``options`` instead, and the list is empty.
-
-    Args:
-        ort: The module onnxruntime.
-        options: The session options.
-        artifact: The artifact that is to run.
-        name: One of :data:`~lucid_deploy.runtimes.options.PROVIDERS`.
-        index: Number of the GPU.
-        plan: From :func:`plan_provider`; None for a graph that is none of the artifact's stages.
-
-    Raises:
-        LucidError: This onnxruntime does not have the provider, or it finds no such GPU.
     """
     if name == "cpu":
         return [CPU]
@@ -140,11 +186,7 @@ def choose_provider(
 
 
 def check_available(ort: Any, name: str) -> None:
-    """Check that this onnxruntime has a provider, or that the provider's own package is installed.
-
-    Raises:
-        LucidError: It has not.
-    """
+    """Check that this onnxruntime has a provider, or that the provider's own package is installed."""
     provider, install = _KNOWN[name][0], spelled_out(_KNOWN[name][1])
     available = ort.get_available_providers()
     packaged = name == "nv-tensorrt-rtx" and importlib.util.find_spec(_RTX_MODULE) is not None
@@ -172,11 +214,7 @@ def _rtx_device(ort: Any, index: int) -> Any:
 
 
 def check_chosen(ort: Any, session: Any, name: str) -> None:
-    """Check that a session runs with its provider.
-
-    Raises:
-        LucidError: It does not.
-    """
+    """Check that a session runs with its provider."""
     provider = _KNOWN[name][0]
     if provider not in session.get_providers():
         raise LucidError(

@@ -35,9 +35,6 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor an
     attribute that is unknown here; others stay.
 
-    Args:
-        model: Changed in place.
-
     Returns:
         Whether it was changed.
     """

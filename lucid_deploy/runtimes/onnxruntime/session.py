@@ -19,6 +19,7 @@ from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DELTA_RULE
 from lucid_deploy.runtimes.onnxruntime.arena import release_arena, use_arena
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
+from lucid_deploy.runtimes.onnxruntime.graph import ort_value
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention
 from lucid_deploy.runtimes.onnxruntime.providers import (
@@ -27,7 +28,6 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
     choose_provider,
     plan_provider,
 )
-from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.versions import check_version, has_quantize_linear
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
@@ -107,7 +107,6 @@ class OrtSession(Session[Any]):
 
     @property
     def label(self) -> str:
-        """See :attr:`Session.label`."""
         if self.kernels == "library":
             return f"{self.runtime} (library kernels)"
         return self.runtime if self.provider == "cpu" else f"{self.runtime} ({self.provider})"
@@ -117,11 +116,9 @@ class OrtSession(Session[Any]):
         return "--kernels functions runs them without the library of kernels" if self.kernels == "library" else None
 
     def close(self) -> None:
-        """See :meth:`Session.close`."""
         self.release_memory()
 
     def release_memory(self) -> None:
-        """See :meth:`Session.release_memory`."""
         if self.provider == "cpu":
             release_arena()
 
@@ -198,7 +195,7 @@ class OrtSession(Session[Any]):
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
-        from lucid_deploy.runtimes.session_bodies import attach_body
+        from lucid_deploy.runtimes.stored_cache import attach_body
 
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
@@ -257,7 +254,7 @@ class OrtSession(Session[Any]):
 
     @property
     def prefill_chunk(self) -> int:
-        """See :attr:`Session.prefill_chunk`; as many as a provider's optimization profile accepts."""
+        # As many as a provider's optimization profile accepts
         return super().prefill_chunk if self.limits is None else self.limits.prefill_chunk
 
     def prefill(
@@ -268,20 +265,19 @@ class OrtSession(Session[Any]):
         chunk: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Array:
-        """See :meth:`Session.prefill`; no chunk is longer than a provider's optimization profile accepts."""
+        # No chunk is longer than a provider's optimization profile accepts
         if self.limits is not None:
             chunk = min(chunk if chunk is not None else self.limits.prefill_chunk, self.limits.prefill_chunk)
         return super().prefill(input_ids, cache, mask, chunk, progress)
 
     @property
     def context_limit(self) -> int | None:
-        """See :attr:`Session.context_limit`; a provider's optimization profile holds in any case."""
+        # A provider's optimization profile holds in any case
         limit = super().context_limit
         return limit if self.limits is None else min(limit or self.limits.max_context, self.limits.max_context)
 
     @property
     def batch_limit(self) -> int | None:
-        """See :attr:`Session.batch_limit`."""
         return None if self.limits is None else self.limits.max_batch
 
     def _checked(self, input_ids: Array, cache: Cache[Any]) -> Array:
@@ -300,7 +296,6 @@ class OrtSession(Session[Any]):
         return input_ids
 
     def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
-        """See :meth:`Session.layer_arrays`."""
         pairs = zip(self.layout, cache.layers, strict=True)
         return [decode_layer([x.numpy() for x in layer], layout) for layout, layer in pairs]
 
@@ -320,7 +315,7 @@ class OrtSession(Session[Any]):
 
     @property
     def gives_all_logits(self) -> bool:
-        """See :attr:`Session.gives_all_logits`: with ``--logits all``, and no provider that limits a run's length."""
+        # With ``--logits all``, and no provider that limits a run's length
         return self._all_logits and self.limits is None
 
     def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:

@@ -21,15 +21,7 @@ def has_quantize_linear(version: str) -> bool:
 
 
 def check_version(version: str, artifact: Artifact) -> None:
-    """Check that a version of onnxruntime computes an artifact rightly.
-
-    Args:
-        version: As ``onnxruntime.__version__`` has it.
-        artifact: What is to run.
-
-    Raises:
-        LucidError: It does not; the remedy is named.
-    """
+    """Check that a version of onnxruntime computes an artifact rightly."""
     if _numbers(version) < _FIRST:
         raise LucidError(
             f"onnxruntime {version} is too old for {artifact.directory}: it does not know opset 23. Install another "

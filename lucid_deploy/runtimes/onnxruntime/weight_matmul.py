@@ -30,7 +30,7 @@ from lucid_deploy.plugins.table import (
     WEIGHT_MATMUL_TRANSPOSED,
     WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
 )
-from lucid_deploy.runtimes.onnxruntime.read_names import read_names
+from lucid_deploy.runtimes.onnxruntime.growing_attention import read_names
 
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _BY = {  # what takes an operator's place: by a weight of its type, and by one in float16
@@ -44,9 +44,6 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
 
     Requires: weights need not be loaded.
     Result: such products in float32 and float16 are changed; casts of weights that nothing else reads are gone.
-
-    Args:
-        model: Changed in place.
 
     Returns:
         Whether it was changed.

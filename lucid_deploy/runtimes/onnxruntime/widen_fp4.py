@@ -30,12 +30,7 @@ def has_fp4(model: onnx.ModelProto) -> bool:
 
 
 def retype_fp4(model: onnx.ModelProto, weights: Path | None = None) -> None:
-    """Declare weights in E2M1 as E4M3, changing a graph in place.
-
-    Args:
-        model: The graph.
-        weights: The weight file, to put the numbers into the graph; None: the session is given them beside it.
-    """
+    """Declare weights in E2M1 as E4M3, changing a graph in place."""
     import onnx
 
     places = {weight.name: weight for weight in stored_weights(model)}

@@ -39,7 +39,7 @@ class OpenVinoRuntime(Runtime):
 
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
         """See :meth:`Runtime.open_graph`."""
-        from lucid_deploy.runtimes.openvino.graph import open_openvino_graph
+        from lucid_deploy.runtimes.openvino.session import open_openvino_graph
 
         return open_openvino_graph(model, options)
 

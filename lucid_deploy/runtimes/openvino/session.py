@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,31 @@ from lucid_deploy.artifact import STAGES, VERIFY, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.runtimes.evaluated_graph import Graph
 from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.openvino.core import core, import_openvino, run_request
-from lucid_deploy.runtimes.openvino.versions import check_operators, check_version
+from lucid_deploy.runtimes.openvino.core import check_operators, check_version, core, import_openvino, run_request
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 
 if TYPE_CHECKING:
+    import onnx
     import openvino
+
+
+def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+    """Return what runs a graph without functions in OpenVINO on the CPU."""
+    openvino = import_openvino()
+    check_version(openvino.__version__)
+    read = core().read_model(model.SerializeToString())
+    request = core().compile_model(read, DEVICE, compile_settings(options.thread_count)).create_infer_request()
+    names = [output.name for output in model.graph.output]
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        run_request(request, {name: np.ascontiguousarray(array) for name, array in feed.items()})
+        return {name: np.array(request.get_tensor(name).data) for name in names}
+
+    return run
+
 
 Layers = list[tuple[Array, ...]]
 DEVICE = "CPU"
@@ -56,7 +74,6 @@ class OpenVinoSession(Session[Array]):
         self._graphs = {stage: _Graph(artifact, stage, self._threads) for stage in STAGES}
 
     def layer_arrays(self, cache: Cache[Array]) -> list[tuple[Array, ...]]:
-        """See :meth:`Session.layer_arrays`."""
         return [decode_layer(layer, layout) for layout, layer in zip(self.layout, cache.layers, strict=True)]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
@@ -72,7 +89,6 @@ class OpenVinoSession(Session[Array]):
 
     @property
     def gives_all_logits(self) -> bool:
-        """See :attr:`Session.gives_all_logits`."""
         return self._all_logits
 
     @property
@@ -137,7 +153,7 @@ class _Graph:
         return self._compiled.create_infer_request()
 
     def run_request(self, request: openvino.InferRequest, feed: dict[str, Array]) -> None:
-        """See :func:`run_request`. After a failure requests have to be made anew: the graph is compiled again."""
+        # After a failure requests have to be made anew: the graph is compiled again
         try:
             run_request(request, feed)
         except RuntimeError:

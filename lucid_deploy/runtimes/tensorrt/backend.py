@@ -51,14 +51,7 @@ class Backend:
         return self.name == "tensorrt"
 
     def check_version(self, static_cache: bool = False) -> None:
-        """Check that the backend is not older than what engines need.
-
-        Args:
-            static_cache: Whether decoding writes into a static cache.
-
-        Raises:
-            LucidError: It is older.
-        """
+        """Check that the backend is not older than what engines need."""
         from packaging.version import InvalidVersion, Version
 
         for least, what in ((LEAST, "engines"), (LEAST_STATIC, "engines with a static cache"))[: 1 + static_cache]:
@@ -75,11 +68,7 @@ class Backend:
                 )
 
     def check_dtype(self, dtype: str) -> None:
-        """Check that the backend has a type.
-
-        Raises:
-            LucidError: It has not.
-        """
+        """Check that the backend has a type."""
         if dtype not in _TYPES or not hasattr(self.trt.DataType, _TYPES[dtype]):
             known = [name for name, kind in _TYPES.items() if hasattr(self.trt.DataType, kind)]
             raise LucidError(
@@ -87,16 +76,7 @@ class Backend:
             )
 
     def capabilities(self, wanted: tuple[str, ...], dtype: str, with_plugin: bool) -> tuple[int, ...]:
-        """Read the compute capabilities to build for, such as ``8.6`` or ``86``; () lets the backend choose.
-
-        Args:
-            wanted: As the user wrote them.
-            dtype: Type of the artifact.
-            with_plugin: Whether the engine needs the plugin library's kernels.
-
-        Raises:
-            LucidError: One that the backend cannot build for, or that lacks the type or the kernels.
-        """
+        """Read the compute capabilities to build for, such as ``8.6`` or ``86``; () lets the backend choose."""
         if not wanted:
             return ()
         kinds = getattr(self.trt, "ComputeCapability", None)
@@ -129,14 +109,7 @@ def _number(text: str) -> int:
 
 
 def load_backend(name: str | None = None) -> Backend:
-    """Import a backend.
-
-    Args:
-        name: ``tensorrt-rtx`` or ``tensorrt``; None: TensorRT-RTX where it is installed, else TensorRT.
-
-    Raises:
-        LucidError: An unknown name, or a package that is not installed or does not load.
-    """
+    """Import a backend."""
     if name is not None and name not in _KNOWN:
         raise LucidError(f"Backend {name!r} is not known; known are {', '.join(BACKENDS)}.")
     if name is None:

@@ -16,7 +16,6 @@ from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
-from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import (
     MANIFEST,
@@ -28,9 +27,16 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
     source_hashes,
 )
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
-from lucid_deploy.runtimes.tensorrt.prepare import FP8, PreparedGraph, check_artifact, kernel_head_dims, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import (
+    FP8,
+    PLUGIN_OPERATORS,
+    PreparedGraph,
+    check_artifact,
+    check_float_formats,
+    kernel_head_dims,
+    prepare_graph,
+)
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -100,18 +106,6 @@ def build_engines(
     """Build the prefill and the decode engine of an artifact, and one that verifies drafts if it is asked for.
 
     Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
-
-    Args:
-        artifact: The opened artifact.
-        options: See :class:`BuildOptions`.
-        progress: Called with (what is being done, done, in all).
-        announce: Called with one line where something takes long that was not asked for: building the plugin library.
-
-    Raises:
-        LucidError: A package that is missing or too old, no plugin library, options that contradict each other or the
-            model, a type, a head width or a compute capability that is not supported, an artifact without the custom
-            operators, layers that cannot take drafts back, or TensorRT refusing a graph.
-        CheckFailed: The artifact is replaced meanwhile.
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)

@@ -61,14 +61,7 @@ class Device(Protocol):
 
 
 def open_device(index: int = 0) -> Device:
-    """Open a GPU.
-
-    Args:
-        index: Its number.
-
-    Raises:
-        LucidError: cuda-bindings is not installed, there is no driver, or no such GPU.
-    """
+    """Open a GPU."""
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -133,36 +126,30 @@ class CudaDevice:
         raise RuntimeError(f"{name} failed: {status.name}")
 
     def activate(self) -> None:
-        """See :meth:`Device.activate`."""
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
-        """See :meth:`Device.allocate`."""
         return int(self._call("cuMemAllocAsync", size, self._stream))
 
     def free(self, address: int) -> None:
-        """See :meth:`Device.free`."""
         self._call("cuMemFreeAsync", address, self._stream)
 
     def fill_zero(self, address: int, size: int) -> None:
-        """See :meth:`Device.fill_zero`."""
         self._call("cuMemsetD8Async", address, 0, size, self._stream)
 
     def upload(self, address: int, array: Array) -> None:
-        """See :meth:`Device.upload`. Pageable memory is staged by the driver before the call returns."""
+        # Pageable memory is staged by the driver before the call returns
         assert array.flags.c_contiguous
         if array.nbytes:
             self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
 
     def download(self, array: Array, address: int) -> None:
-        """See :meth:`Device.download`."""
         assert array.flags.c_contiguous
         if array.nbytes:
             self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
         self._call("cuStreamSynchronize", self._stream)
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
-        """See :meth:`Device.copy_rows`."""
         if not width or not rows:
             return
         copy = self._cu.CUDA_MEMCPY2D()
@@ -173,7 +160,6 @@ class CudaDevice:
         self._call("cuMemcpy2DAsync", copy, self._stream)
 
     def record(self, work: Callable[[], None]) -> Any:
-        """See :meth:`Device.record`."""
         # Thread-local: what other threads do with the GPU does not spoil the recording.
         self._call(
             "cuStreamBeginCapture", self._stream, self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -190,11 +176,9 @@ class CudaDevice:
             self._call("cuGraphDestroy", graph)
 
     def replay(self, graph: Any) -> None:
-        """See :meth:`Device.replay`."""
         self._call("cuGraphLaunch", graph, self._stream)
 
     def drop(self, graph: Any) -> None:
-        """See :meth:`Device.drop`."""
         self._call("cuGraphExecDestroy", graph)
 
 

@@ -3,18 +3,87 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.cache_operations import Array
+from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.tensorrt.callbacks import explain
 from lucid_deploy.runtimes.tensorrt.device import Device
-from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, MemoryPool
+from lucid_deploy.runtimes.tensorrt.device_cache import DeviceBlock, MemoryPool
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
+
+
+@dataclass(frozen=True)
+class StateCopy:
+    """Where a state is read and where the next one is written: an engine cannot write it over the one it reads.
+
+    Attributes:
+        read: Address of what the engine reads, ``(B, …)``.
+        written: Address of what it writes, of the same shape.
+        size: Bytes of one row of the batch.
+    """
+
+    read: int
+    written: int
+    size: int
+
+
+class DecodeStep:
+    """Runs the decode engine on buffers that stay where they are; new states then go where the next step reads them.
+
+    The engine counts the new column of every row as a token. For rows of K and Y the next step's mask corrects that,
+    for a state nothing does, so the states of rows that wait are not copied. A recorded graph copies those of all rows:
+    where a row waits, the engine runs without it.
+
+    Args:
+        device: The GPU.
+        batch: Rows.
+        states: The cache's states.
+    """
+
+    def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:
+        self._device, self._batch, self._states = device, batch, states
+        self._graph: Any = None
+        self._has_run = False
+
+    def run(self, execute: Callable[[], None], tokens: Array) -> None:
+        """Queue the step.
+
+        Args:
+            execute: Queues the engine, always the same.
+            tokens: Bool ``(B,)``, False for rows that only wait for others.
+        """
+
+        def queue() -> None:
+            execute()
+            self._copy_states(tokens)
+
+        if not self._has_run or (self._states and not tokens.all()):
+            queue()  # TensorRT settles what depends on shapes in the first run, which cannot be recorded
+        else:
+            if self._graph is None:
+                self._graph = self._device.record(queue)
+            self._device.replay(self._graph)
+        self._has_run = True
+
+    def drop(self) -> None:
+        """Forget the recorded graph."""
+        if self._graph is not None:
+            self._device.drop(self._graph)
+        self._graph = None
+
+    def _copy_states(self, tokens: Array) -> None:
+        """Queue the copies of the rows with a token; of all of them in one copy a state."""
+        parts = [(0, self._batch)] if tokens.all() else [(int(row), 1) for row in tokens.nonzero()[0]]
+        for state in self._states:
+            for first, count in parts:
+                start, size = first * state.size, count * state.size
+                self._device.copy_rows(state.read + start, size, state.written + start, size, size, 1)
+
 
 Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
 
@@ -67,16 +136,7 @@ class EngineContexts:
         self._end()
 
     def bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
-        """Say where a stage reads and writes.
-
-        Args:
-            stage: Which one.
-            feed: Its inputs; one that the engine does not read is passed over.
-            results: Addresses of its outputs.
-
-        Raises:
-            LucidError: The engine refuses a shape.
-        """
+        """Say where a stage reads and writes."""
         context, known = self._contexts[stage], self._engines.tensors[stage]
         for name, (address, shape) in feed.items():
             if name not in known:
@@ -88,11 +148,7 @@ class EngineContexts:
             context.set_tensor_address(name, address)
 
     def execute(self, stage: str) -> None:
-        """Queue a stage on the device's stream.
-
-        Raises:
-            LucidError: It fails, with what TensorRT has said.
-        """
+        """Queue a stage on the device's stream."""
         if not self._contexts[stage].execute_async_v3(self._device.stream):
             raise self._failed(stage, "fails")
 

@@ -35,17 +35,7 @@ class Limits:
 def choose_limits(
     artifact: Artifact, max_batch: int | None = None, max_context: int | None = None, prefill_chunk: int | None = None
 ) -> Limits:
-    """Fill in what was not given, and check that the whole can be built.
-
-    Args:
-        artifact: The artifact.
-        max_batch: None: 4.
-        max_context: None: the model's ``max_position_embeddings``.
-        prefill_chunk: None: 2048, or less if the context is shorter.
-
-    Raises:
-        LucidError: Limits below their least, beyond the model's, that contradict each other, or too large for a tensor.
-    """
+    """Fill in what was not given, and check that the whole can be built."""
     most = artifact.config.max_position_embeddings
     batch = DEFAULT_BATCH if max_batch is None else max_batch
     context = most if max_context is None else max_context

@@ -3,33 +3,94 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.files import atomic_write
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS, Backend, dotted, load_backend
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger, without_collection
 from lucid_deploy.runtimes.tensorrt.device import Device, open_device
-from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
-from lucid_deploy.runtimes.tensorrt.jit_cache import JitCache, jit_cache_path
-from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineManifest, engine_directory, open_engines
+from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineFile, EngineManifest, engine_directory, open_engines
 from lucid_deploy.runtimes.tensorrt.plugin_library import register
-from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import check_float_formats, prepare_graph
 from lucid_deploy.runtimes.tensorrt.session import Engines, TensorRtSession
+
+log = logging.getLogger("lucid_deploy.jit_cache")
+
+_MAGIC = b"lucid-jit-cache 1 "
+
+
+def jit_cache_path(engine: EngineFile, backend: Backend, gpu: Device) -> Path:
+    """Return where the compiled kernels of an engine are kept."""
+    from lucid_deploy.plugins.hosts.libraries import cache_folder
+
+    facts = "\n".join((engine.sha256, backend.name, backend.version, gpu.name, str(gpu.capability)))
+    return cache_folder() / "jit" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.bin"
+
+
+class JitCache:
+    """The compiled kernels of one engine, shared by all its contexts. Contexts must be gone before it is.
+
+    Args:
+        path: The file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._cache: Any = None
+        self._saved = b""
+
+    def attach(self, config: Any) -> None:
+        """Let a context that is made with a runtime configuration use the cache; the first call reads the file."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            content = self._read()
+            if content and not self._cache.deserialize(content):
+                self._say("was made by another driver or on another GPU")
+                content = b""
+            self._saved = content
+        if not config.set_runtime_cache(self._cache):
+            log.warning("TensorRT-RTX does not take its runtime cache; every start compiles anew.")
+
+    def save(self) -> None:
+        """Write what was compiled since, whole or not at all. A full or read-only disk costs the next start only."""
+        if self._cache is None:
+            return
+        content = bytes(self._cache.serialize())
+        if content == self._saved:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            head = _MAGIC + hashlib.sha256(content).hexdigest().encode()
+            atomic_write(self.path, head + b"\n" + content, mode=0o600)
+        except OSError as error:
+            log.warning("Compiled kernels were not kept for the next start: %s: %s", self.path, error.strerror or error)
+        else:
+            self._saved = content
+
+    def _read(self) -> bytes:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            self._say(f"cannot be read ({error.strerror or error})")
+            return b""
+        head, _, content = data.partition(b"\n")
+        if head != _MAGIC + hashlib.sha256(content).hexdigest().encode():
+            self._say("is damaged")
+            return b""
+        return content
+
+    def _say(self, what: str) -> None:
+        log.warning("The cache of compiled kernels %s %s: they are compiled anew.", self.path, what)
 
 
 def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool = False) -> TensorRtSession:
-    """Open an artifact's engines on a GPU.
-
-    Args:
-        artifact: The opened artifact.
-        index: Number of the GPU.
-        allow_extrapolation: As for :class:`~lucid_deploy.runtimes.session.Session`.
-
-    Raises:
-        LucidError: A missing package, no engines or such as cannot be used here, no GPU or driver.
-        CheckFailed: A file was cut or changed.
-    """
+    """Open an artifact's engines on a GPU."""
     backend = _backend(artifact)
     manifest = open_engines(artifact, backend.name, backend.version)
     gpu = open_device(index)
@@ -44,11 +105,7 @@ def _backend(artifact: Artifact) -> Backend:
 
 
 def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) -> None:
-    """Check that the engines were built for a GPU.
-
-    Raises:
-        LucidError: They were not, or the GPU lacks the type of the weights.
-    """
+    """Check that the engines were built for a GPU."""
     check_float_formats(artifact, (gpu.capability,))
     if manifest.capabilities and gpu.capability not in manifest.capabilities:
         built_for = ", ".join(map(dotted, manifest.capabilities))
@@ -60,18 +117,7 @@ def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) 
 
 @without_collection()
 def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend, gpu: Device | None = None) -> Engines:
-    """Let TensorRT read the engines. The GPU must have been opened.
-
-    Args:
-        artifact: The opened artifact.
-        manifest: From :func:`~lucid_deploy.runtimes.tensorrt.manifest.open_engines`.
-        backend: TensorRT.
-        gpu: For which GPU compiled kernels are kept, with TensorRT-RTX; None: they are not kept.
-
-    Raises:
-        LucidError: The plugin library cannot be used.
-        CheckFailed: An engine was changed, or TensorRT does not read it.
-    """
+    """Let TensorRT read the engines. The GPU must have been opened."""
     trt, failure = backend.trt, CallbackFailure()
     folder = engine_directory(artifact, backend.name)
     logger = make_logger(trt, failure)

@@ -91,17 +91,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def open_engines(artifact: Artifact, backend: str, backend_version: str) -> EngineManifest:
-    """Read the manifest of the engines, and check that they can be loaded for this artifact by this TensorRT.
-
-    Args:
-        artifact: The opened artifact.
-        backend: The backend that is going to load them.
-        backend_version: Its version.
-
-    Raises:
-        LucidError: There are none, or they are of another version, another plugin ABI or another model.
-        CheckFailed: A file is missing, or was cut or swapped.
-    """
+    """Read the manifest of the engines, and check that they can be loaded for this artifact by this TensorRT."""
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 
     folder = engine_directory(artifact, backend)

@@ -75,19 +75,7 @@ def build_engine(
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> BuiltEngine:
-    """Build one engine. The plugin library must be registered already if the graph needs it.
-
-    Args:
-        backend: TensorRT.
-        graph: From :func:`~lucid_deploy.runtimes.tensorrt.prepare.prepare_graph`.
-        directory: Where the graph's weight file is.
-        profile: Shapes of every input.
-        settings: See :class:`Settings`.
-        progress: Called with (done, in all).
-
-    Raises:
-        LucidError: The parser or the builder refuses the graph, or a plugin node ended up as something else.
-    """
+    """Build one engine. The plugin library must be registered already if the graph needs it."""
     started, trt, failure = time.perf_counter(), backend.trt, CallbackFailure()
     logger = make_logger(trt, failure)
     with failure.of_signals():
@@ -133,11 +121,7 @@ def _strongly_typed(trt: Any) -> int:
 
 
 def check_plugin_layers(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, list[str]]:
-    """Check that the plugin library took all its nodes, and that no loop is left; return its layers by operator.
-
-    Raises:
-        LucidError: A node was taken by something else.
-    """
+    """Check that the plugin library took all its nodes, and that no loop is left; return its layers by operator."""
     taken: dict[str, list[str]] = {}
     loops = []
     for index in range(network.num_layers):
@@ -158,11 +142,7 @@ def check_plugin_layers(trt: Any, network: Any, graph: PreparedGraph) -> dict[st
 
 
 def check_in_place(trt: Any, network: Any, graph: PreparedGraph) -> None:
-    """Check that every update of a static cache is TensorRT's in-place one.
-
-    Raises:
-        LucidError: Some are not.
-    """
+    """Check that every update of a static cache is TensorRT's in-place one."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     found = sum(layer.type == getattr(trt.LayerType, "KV_CACHE_UPDATE", None) for layer in layers)
     if found != graph.cache_updates:

@@ -41,19 +41,8 @@ def build_library(
 ) -> list[CompiledKernel]:
     """Compile the kernels and the library.
 
-    Args:
-        output: The library to write.
-        archs: Compute capabilities, 90 for 9.0; (): all.
-        dtypes: Types of artifacts; (): all.
-        progress: Called with (done, in all, name of the last kernel).
-        head_dims: Head widths of artifacts; (): all that kernels are written for.
-        jobs: Kernels that are compiled at the same time; None: two.
-
     Returns:
         The kernels in it.
-
-    Raises:
-        LucidError: No compiler, headers or Triton, a compiler fails, or a head width that no kernel is written for.
     """
     from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS, compile_kernels
@@ -80,11 +69,7 @@ def build_library(
 
 
 def check_tools() -> None:
-    """Check that everything is there that compiling the library takes, before the minutes that it takes.
-
-    Raises:
-        LucidError: No compiler, headers or Triton.
-    """
+    """Check that everything is there that compiling the library takes, before the minutes that it takes."""
     from lucid_deploy.plugins.hosts.compiler import find_compiler
     from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers, find_tensorrt_headers
     from lucid_deploy.plugins.hosts.triton.aot import triton_version
@@ -100,19 +85,7 @@ def find_or_build(
     announce: Callable[[str], None],
     progress: Callable[[int, int, str], None],
 ) -> Path:
-    """Return the library for engines of an artifact; one with the kernels that it needs is built if there is none.
-
-    Args:
-        dtype: The artifact's type.
-        head_dims: Head widths that its kernels compute with, 16 to 256.
-        capabilities: Compute capabilities that the engines are for, 86 for 8.6; (): all.
-        may_build: Whether a library may be built.
-        announce: Called with one line before it is built, which takes minutes.
-        progress: As for :func:`build_library`.
-
-    Raises:
-        LucidError: There is none and it may or can not be built.
-    """
+    """Return the library for engines of an artifact; one with the kernels that it needs is built if there is none."""
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, PTX_ARCHITECTURE, variants
     from lucid_deploy.plugins.shared.plan import padded_width
 
@@ -144,11 +117,7 @@ def find_or_build(
 
 
 def register(library: Path, trt: Any) -> None:
-    """Bring the library's operators into TensorRT; afterwards its ONNX parser can meet their nodes safely.
-
-    Raises:
-        LucidError: It is missing, has another ABI or does not register, or the parser could not find its own library.
-    """
+    """Bring the library's operators into TensorRT; afterwards its ONNX parser can meet their nodes safely."""
     from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 
     register_plugins(library, trt)

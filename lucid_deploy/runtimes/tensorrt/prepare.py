@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import VERIFY, Artifact
-from lucid_deploy.artifact.quantization import AUTO, NEAREST, STORED, Quantization
+from lucid_deploy.artifact.quantization import AUTO, GROUP_FP8, NEAREST, STORED, TOKEN_FP8, Quantization
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE, DOMAIN
+from lucid_deploy.plugins.table import (
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_FLOAT8,
+    DELTA_RULE,
+    DOMAIN,
+)
+from lucid_deploy.runtimes.tensorrt.backend import dotted
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
 
 if TYPE_CHECKING:
     import onnx
+
+# The least compute capability by scheme. TensorRT-RTX 1.7 compiles for no lower one: "HW-specific datatypes".
+LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
+
+
+def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None:
+    """Check that an artifact's weights and its cache are of a type that GPUs have."""
+    capabilities = tuple(capabilities)
+    if artifact.manifest.cache_dtype == "fp8":
+        _check_capabilities(artifact, capabilities, "fp8", "cache", "Export with --cache-dtype auto")
+    record = artifact.manifest.quantization
+    if record is None or not record.is_float:
+        return
+    if record.activations in (TOKEN_FP8, GROUP_FP8):
+        raise LucidError(
+            f"The graphs of {artifact.directory} round inputs to fp8 with scales that follow from the inputs, as the "
+            "checkpoint says, and TensorRT has no layer for that. Run them with onnxruntime, or export the checkpoint "
+            "with --quantize stored --activations float, which leaves the inputs as they are."
+        )
+    instead = "Export with --quantize int8 or int4 --quantize-format qdq"
+    _check_capabilities(artifact, capabilities, record.scheme, "weights", instead)
+
+
+def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind: str, what: str, instead: str) -> None:
+    least = LEAST_CAPABILITY[kind]
+    if lacking := sorted(number for number in capabilities if number < least):
+        raise LucidError(
+            f"GPUs of compute capability {', '.join(map(dotted, lacking))} have no {kind}, in which the {what} of "
+            f"{artifact.directory} {'is' if what == 'cache' else 'are'}; {dotted(least)} and newer have. {instead} for "
+            "them."
+        )
+
 
 FP8 = "fp8"  # type of a cache
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
@@ -38,18 +77,7 @@ class PreparedGraph:
 
 
 def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxruntime: bool = False) -> PreparedGraph:
-    """Load a stage's graph and run the passes that TensorRT needs.
-
-    Args:
-        artifact: The opened artifact.
-        stage: ``prefill``, ``decode`` or ``verify``.
-        max_context: Length of a static cache's buffers.
-        for_onnxruntime: Whether onnxruntime's TensorRT provider reads the graph, instead of TensorRT's parser.
-
-    Raises:
-        LucidError: The graph lacks the custom operators, or has others that the plugin library does not have, or is
-            quantized for onnxruntime; or drafts cannot be verified with it.
-    """
+    """Load a stage's graph and run the passes that TensorRT needs."""
     import onnx_ir as ir
 
     from lucid_deploy.runtimes.tensorrt.passes import (
@@ -89,11 +117,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
 
 
 def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the plugin that reads an FP8 cache as it is stored, if it has layers for it.
-
-    Raises:
-        LucidError: The graph is not as it is exported.
-    """
+    """Return the graph with the plugin that reads an FP8 cache as it is stored, if it has layers for it."""
     import onnx
 
     from lucid_deploy.runtimes.stored_cache import read_as_stored
@@ -139,12 +163,7 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
 
 
 def check_artifact(artifact: Artifact) -> None:
-    """Check that an artifact is of the kind that TensorRT's graphs are made from.
-
-    Raises:
-        LucidError: Its cache has a type that engines do not keep, its graphs are inlined, or its layers cache something
-            that engines do not keep, or have heads that the plugin's kernels do not take.
-    """
+    """Check that an artifact is of the kind that TensorRT's graphs are made from."""
     manifest = artifact.manifest
     if manifest.cache_dtype not in (manifest.dtype, FP8):
         raise LucidError(
@@ -172,11 +191,7 @@ def check_artifact(artifact: Artifact) -> None:
 
 
 def check_head_width(artifact: Artifact) -> None:
-    """Check that the plugin's kernels can compute with the model's heads.
-
-    Raises:
-        LucidError: They cannot.
-    """
+    """Check that the plugin's kernels can compute with the model's heads."""
     width, manifest = artifact.config.head_dim, artifact.manifest
     unit = _FP8_WIDTH_UNIT if manifest.cache_dtype == FP8 else _WIDTH_UNIT
     fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % unit == 0
@@ -198,11 +213,7 @@ def check_head_width(artifact: Artifact) -> None:
 
 
 def kernel_head_dims(artifact: Artifact) -> tuple[int, ...]:
-    """Return the head widths that the plugin's kernels compute with, ascending; of the delta rule those of keys.
-
-    Args:
-        artifact: One that :func:`check_head_width` accepts.
-    """
+    """Return the head widths that the plugin's kernels compute with, ascending; of the delta rule those of keys."""
     manifest, found = artifact.manifest, set()
     if manifest.uses(tuple(name for name in PLUGIN_OPERATORS if name != DELTA_RULE.name)):
         found.add(artifact.config.head_dim)
@@ -213,11 +224,7 @@ def kernel_head_dims(artifact: Artifact) -> tuple[int, ...]:
 
 
 def check_layout(artifact: Artifact) -> None:
-    """Check that engines can keep what the model caches: rows and states.
-
-    Raises:
-        LucidError: A layer caches something else; it is named.
-    """
+    """Check that engines can keep what the model caches: rows and states."""
     for index, layer in enumerate(artifact.manifest.layers):
         kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
         sorts = {tensor.sort for tensor in layer.cache}

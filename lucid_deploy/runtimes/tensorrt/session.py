@@ -18,11 +18,9 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.description import drafts_unsupported_reason
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.tensorrt.decode_step import DecodeStep, StateCopy
 from lucid_deploy.runtimes.tensorrt.device import Device
-from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, Layers
-from lucid_deploy.runtimes.tensorrt.device_memory import DeviceTensor, MemoryPool
-from lucid_deploy.runtimes.tensorrt.engine_contexts import EngineContexts, Engines, Feed
+from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, DeviceTensor, Layers, MemoryPool
+from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, EngineContexts, Engines, Feed, StateCopy
 
 __all__ = ["Engines", "TensorRtSession"]
 
@@ -69,18 +67,14 @@ class TensorRtSession(Session[DeviceTensor]):
         self._contexts.close()
 
     def share(self, device: Device) -> TensorRtSession:
-        """Return a second session on the same engines: contexts, stream and memory of its own, weights in common.
-
-        Args:
-            device: The same GPU, with another stream.
-        """
+        """Return a second session on the same engines: contexts, stream and memory of its own, weights in common."""
         second = TensorRtSession(self._artifact, self._engines, device, self.allow_extrapolation)
         second.rounded_inputs = self.rounded_inputs
         return second
 
     @property
     def prefill_chunk(self) -> int:
-        """See :attr:`Session.prefill_chunk`; as many as the engine was built for."""
+        # As many as the engine was built for
         return self.limits.prefill_chunk
 
     def prefill(
@@ -91,7 +85,7 @@ class TensorRtSession(Session[DeviceTensor]):
         chunk: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Array:
-        """See :meth:`Session.prefill`; no chunk is longer than the engine accepts."""
+        # No chunk is longer than the engine accepts
         most = self.limits.prefill_chunk
         return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most), progress)
 
@@ -114,7 +108,6 @@ class TensorRtSession(Session[DeviceTensor]):
                 )
 
     def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, ...]]:
-        """See :meth:`Session.layer_arrays`."""
         self._device.activate()
         stored = self._caches.each(
             lambda layout, tensor: self._caches.fetch(layout, tensor, cache.batch, cache.length), cache.layers
@@ -122,7 +115,7 @@ class TensorRtSession(Session[DeviceTensor]):
         return [decode_layer(layer, layout) for layout, layer in zip(self.layout, stored, strict=True)]
 
     def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
-        """See :meth:`Session.fork`; buffers that decoding writes into are copied."""
+        # Buffers that decoding writes into are copied
         if not self._static:
             return super().fork(cache)
         self._device.activate()
@@ -137,7 +130,7 @@ class TensorRtSession(Session[DeviceTensor]):
 
     @property
     def cuts_freely(self) -> bool:
-        """See :attr:`Session.cuts_freely`; the next step with a growing cache copies the rows that are left, once."""
+        # The next step with a growing cache copies the rows that are left, once
         return True
 
     @property
@@ -149,12 +142,11 @@ class TensorRtSession(Session[DeviceTensor]):
 
     @property
     def context_limit(self) -> int | None:
-        """See :attr:`Session.context_limit`; what the engines were built for holds in any case."""
+        # What the engines were built for holds in any case
         return min(super().context_limit or self.limits.max_context, self.limits.max_context)
 
     @property
     def batch_limit(self) -> int | None:
-        """See :attr:`Session.batch_limit`."""
         return self.limits.max_batch
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:

@@ -29,16 +29,6 @@ def load_artifact_model(
     """Build the PyTorch model on the weights of an artifact. Quantized ones are dequantized.
 
     Where the graphs round inputs to E4M3, the model does so too; in float64 it is exact, and rounds nothing.
-
-    Args:
-        artifact: The opened artifact.
-        device: Where the parameters go. On the CPU they are mapped from the file, not copied, where the layout allows.
-        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
-        dtype: Type of the parameters, such as ``float64``; None: the artifact's.
-        config: A configuration with the same weights in the place of the artifact's.
-
-    Raises:
-        CheckFailed: The graph lacks a weight of the model, or has it in another shape.
     """
     stored = getattr(torch, artifact.manifest.dtype)
     wanted_type = stored if dtype is None else getattr(torch, dtype)

@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def open_torch_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """See :meth:`~lucid_deploy.runtimes.runtime.Runtime.open_graph`."""
+    """Return what runs a graph with PyTorch's operators."""
     import torch
 
     if options.device.startswith("cuda") and not torch.cuda.is_available():

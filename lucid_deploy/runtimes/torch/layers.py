@@ -32,7 +32,6 @@ class TorchLayers(ScoringLayers):
     def run(
         self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
     ) -> LayerStates:
-        """See :meth:`~lucid_deploy.runtimes.layers.Layers.run`."""
         body, config = self._model.model, self.config
         mask = None if tokens.mask.all() else torch.from_numpy(tokens.mask).to(self._device)
         positions = torch.from_numpy(np.ascontiguousarray(tokens.positions)).to(self._device)
@@ -61,7 +60,6 @@ class TorchLayers(ScoringLayers):
         return LayerStates(states.residuals, states.cached, states.given, _to_numpy(logits))
 
     def logits(self, input_ids: Array) -> Iterator[Array]:
-        """See :meth:`ScoringLayers.logits`."""
         states = self.run(NewTokens.after(input_ids[None]), self.empty_past())
         x = self._tensor(states.residuals[-1][0])  # (N, C)
         for piece in x.split(LOGIT_ROWS):

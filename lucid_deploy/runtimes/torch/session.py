@@ -44,7 +44,6 @@ class TorchSession(Session[torch.Tensor]):
         return self._model
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
-        """See :meth:`Session.layer_arrays`."""
         pairs = zip(self._model.layers(), cache.layers, strict=True)
         return [tuple(map(_to_numpy, layer.mixer.decode_cache(stored, self._row_type))) for layer, stored in pairs]
 
@@ -83,12 +82,11 @@ class TorchSession(Session[torch.Tensor]):
 
     @property
     def cuts_freely(self) -> bool:
-        """See :attr:`Session.cuts_freely`: what is cut is a view."""
+        # What is cut is a view
         return True
 
     @property
     def gives_all_logits(self) -> bool:
-        """See :attr:`Session.gives_all_logits`."""
         return True
 
     def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:

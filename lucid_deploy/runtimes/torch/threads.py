@@ -38,9 +38,6 @@ def check_threads_are_here() -> None:
 
     A fork copies the memory that says there are threads, and none of them: the first operator that hands work to them
     would wait for ever.
-
-    Raises:
-        LucidError: A model has run with several threads before this process was forked, and this one would too.
     """
     global _process
     if torch.get_num_threads() == 1:

@@ -23,7 +23,7 @@ from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.packed.weight import PackedWeight
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
+from lucid_deploy.runtimes.tensorrt.prepare import check_float_formats
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
 from tests.model.packed.floats import GROUP, compressed_float, write_floats

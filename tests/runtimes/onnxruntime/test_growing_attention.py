@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import helper
 
-from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING, DECODE_ATTENTION_INT8
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING
 from lucid_deploy.runtimes import RuntimeOptions
 from lucid_deploy.runtimes.onnxruntime.growing_attention import use_growing_attention
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
@@ -46,49 +45,6 @@ def test_what_others_read_stays(exported) -> None:
         model.graph.node.append(helper.make_node("Identity", [read], ["seen"]))
         assert use_growing_attention(model)
         assert operators(model)[GROWING] == operators(model)[PLAIN] == 1  # the other layer's alone
-
-
-def test_one_of_two_that_share_a_cache_gives_it(exported) -> None:
-    """As in a graph that was changed by others: two nodes read the same keys, which one Concat grows."""
-    model = copied(exported()[1])
-    first, second = (node for node in model.graph.node if node.op_type == PLAIN)
-    joined = next(node for node in model.graph.node if node.output[0] == "present.1.key")
-    of_both = next(node for node in model.graph.node if node.output[0] == "present.0.key")
-    second.input[1], second.input[3] = first.input[1], first.input[3]
-    model.graph.node.remove(joined)
-    del model.graph.output[[output.name for output in model.graph.output].index("present.1.key")]
-    assert use_growing_attention(model)
-    made = [name for node in model.graph.node for name in node.output]
-    assert made.count(of_both.output[0]) == 1 and len(made) == len(set(made))
-    assert operators(model)[GROWING] == operators(model)[PLAIN] == 1
-
-
-@pytest.mark.parametrize("axis", [1, 3])
-def test_other_joins_stay(exported, axis: int) -> None:
-    model = copied(exported()[1])
-    for node in model.graph.node:
-        if node.op_type == "Concat" and node.output[0].startswith("present."):
-            del node.attribute[:]
-            node.attribute.append(helper.make_attribute("axis", axis))
-    assert not use_growing_attention(model)
-
-
-def test_decoding_and_verifying_grow_so_and_nothing_else(
-    exported, built_library: Path, loaded: list[Counter[str]]
-) -> None:
-    def found() -> list[tuple[int, int]]:
-        counts = [(each[PLAIN], each[GROWING]) for each in loaded]
-        loaded.clear()
-        return counts
-
-    artifact = exported()[1]
-    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
-    session.prepare_several()
-    assert found() == [(0, 0), (0, 2), (0, 2), (0, 0)]  # prefill, decode, several, prefill with more logits
-    OrtSession(artifact, RuntimeOptions(kernels="functions"))
-    assert found() == [(0, 0), (2, 0)]
-    OrtSession(exported(cache_dtype="int8")[1], RuntimeOptions(kernels="library"))
-    assert [(each[GROWING], each[DECODE_ATTENTION_INT8.name]) for each in loaded] == [(0, 0), (0, 2)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -59,22 +59,6 @@ def test_it_is_as_exact_as_the_recurrence(tokens: int, beta: str, decay: str) ->
         assert relative(ours, wanted) <= 2 * max(relative(baseline, wanted), EPS / 2)
 
 
-@needed
-@pytest.mark.parametrize("one_token", [False, True])
-def test_float16_graphs_compute_in_float32(one_token: bool) -> None:
-    given = in_type(inputs(1 if one_token else 70, decay="fast"), torch.float16)
-    output, state = run(session(changed("float16", one_token)), given)
-    exact = delta_rule(*doubled(given), SCALE, "reference")
-    assert output.dtype == torch.float16 and relative(output, exact[0]) < torch.finfo(torch.float16).eps / 2
-    assert relative(state, exact[1]) < 16 * EPS
-
-
-def test_one_token_is_not_transposed() -> None:
-    kinds = {stage: [node.op_type for node in changed(one_token=stage).functions[0].node] for stage in (False, True)}
-    assert kinds[False].count("Transpose") == 4 + kinds[True].count("Transpose") == 6
-    assert "Loop" not in kinds[False] and "LinearAttention" in kinds[True]
-
-
 def test_graphs_without_the_body_or_the_heads_stay_as_they_are() -> None:
     unknown, inlined = one_node(scale=SCALE), with_heads()
     del inlined.functions[:]
@@ -91,21 +75,6 @@ def test_graphs_without_the_body_or_the_heads_stay_as_they_are() -> None:
     for model in (unknown, inlined, mixed):
         before = model.SerializeToString()
         assert not use_linear_attention(model) and model.SerializeToString() == before
-
-
-@pytest.mark.parametrize(
-    ("version", "has"),
-    [
-        ("1.24.4", False),
-        ("1.25.0", False),  # loading such a graph fails there
-        ("1.25.0.dev20260417008", False),
-        ("1.25.1", True),
-        ("1.32.0+x", True),
-        ("2.0.0", True),
-    ],
-)
-def test_versions(version: str, has: bool) -> None:
-    assert has_linear_attention(version) == has
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +96,6 @@ def logits(opened: Session[Any]) -> np.ndarray:
 
 def functions(artifact: Artifact) -> OrtSession:
     return OrtSession(artifact, RuntimeOptions(kernels="functions"))
-
-
-def test_the_library_computes_instead_of_it(
-    saved: tuple[Path, Artifact], built_library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint, artifact = saved
-    body = logits(functions(artifact))
-    monkeypatch.setattr(
-        "lucid_deploy.runtimes.onnxruntime.linear_attention.use_linear_attention",
-        lambda model: pytest.fail("the graph was changed beside the library's kernel"),
-    )
-    found = logits(OrtSession(artifact, RuntimeOptions(kernels="library")))
-    assert not np.array_equal(found, body), "the kernel did not run"
-    assert_close(checkpoint, found, body)
 
 
 def assert_close(checkpoint: Path, *logits_of: np.ndarray) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.providers import plan_provider
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
@@ -59,29 +55,3 @@ def test_the_copy_for_tensorrt(stage: str, fake: FakeOrt, artifact: Artifact) ->
     [model_inputs, others] = [[info.name for info in artifact.manifest.graphs[stage].inputs], model.graph.input]
     assert [value.name for value in others] == model_inputs
     open_artifact(artifact.directory)
-
-
-def test_another_library_has_caches_of_its_own(
-    fake: FakeOrt, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    before = plan_provider(artifact, "tensorrt", 0, "decode").graph.parent
-    (tmp_path / "plugin.so").write_bytes(b"another")
-    assert plan_provider(artifact, "tensorrt", 0, "decode").graph.parent != before
-
-
-def test_an_artifact_that_cannot_be_written_to(
-    fake: FakeOrt, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (artifact.directory / "engines").write_text("a file where the folder should be")
-    for provider in ("tensorrt", "nv-tensorrt-rtx"):
-        with pytest.raises(LucidError, match=r"keep graphs and engines in .* cannot be written .*--provider cuda"):
-            open_session(artifact, provider=provider)
-    assert fake.asked == []
-
-
-def test_weights_that_an_older_version_linked_are_copied(fake: FakeOrt, artifact: Artifact) -> None:
-    weights = plan_provider(artifact, "tensorrt", 0, "decode").graph.parent / "weights.bin"
-    weights.unlink()
-    os.link(artifact.path("weights.bin"), weights)
-    plan_provider(artifact, "tensorrt", 0, "decode")
-    assert weights.stat().st_nlink == 1 and weights.read_bytes() == artifact.path("weights.bin").read_bytes()

@@ -5,11 +5,10 @@ No GPU is used: a stand-in for onnxruntime has the providers, records what it is
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import onnxruntime as real
 import pytest
@@ -19,7 +18,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.onnxruntime.providers import CPU, choose_provider, plan_provider
+from lucid_deploy.runtimes.onnxruntime.providers import CPU, plan_provider
 from lucid_deploy.runtimes.options import PROVIDERS
 from tests.phase_lines import error_line
 from tests.runtimes.onnxruntime.fake_onnxruntime import NAMES, FakeOrt, copy_of, use_library
@@ -57,17 +56,6 @@ def test_options(
         assert name == NAMES[provider]
         assert {key: value for key, value in options.items() if "_profile_" not in key} == expected
         assert sum("_profile_" in key for key in options) == (0 if provider == "cuda" else 3)
-
-
-def test_a_graph_that_is_none_of_the_stages_has_no_profile(fake: FakeOrt, artifact: Artifact) -> None:
-    chosen = choose_provider(fake, None, artifact, "tensorrt", 0)
-    assert chosen == [
-        (NAMES["tensorrt"], {"device_id": "0"}),
-        (NAMES["cuda"], {"device_id": "0", "use_tf32": "0"}),
-        CPU,
-    ]
-    fake.available.remove(NAMES["cuda"])
-    assert choose_provider(fake, None, artifact, "tensorrt", 0)[1:] == [CPU]
 
 
 def test_tensorrt_gets_the_plugin_library_registered(
@@ -129,21 +117,6 @@ def test_a_provider_that_is_not_there_is_one_line(
     )
 
 
-def test_tensorrt_rtx_from_its_package(fake: FakeOrt, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake.available = [CPU]
-    name, package = NAMES["nv-tensorrt-rtx"], ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
-    package.__spec__ = SimpleNamespace()  # type: ignore[assignment]
-    package.get_ep_name, package.get_library_path = lambda: name, lambda: "/ep.so"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, package.__name__, package)
-    with pytest.raises(LucidError, match=f"{name} finds 0 GPUs that it can use here; number 0 is not among them"):
-        open_session(artifact, provider="nv-tensorrt-rtx")
-    fake.devices.append(SimpleNamespace(ep_name=name))
-    fake.registered.clear()
-    assert open_session(artifact, provider="nv-tensorrt-rtx").provider == "nv-tensorrt-rtx"
-    assert fake.registered == [(name, "/ep.so")]
-    assert [options.chosen for options in fake.options] == [[name]] * 2
-
-
 def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
     _, artifact = exported()
     with pytest.raises(LucidError, match="Provider 'rocm' is not known; known are " + ", ".join(PROVIDERS)):
@@ -154,30 +127,3 @@ def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
         open_session(exported(dtype="bfloat16")[1], provider="cuda")
     with pytest.raises(LucidError, match=r"cuda runs caches that are growing, and .* Export with --cache growing"):
         open_session(exported(cache="static")[1], provider="cuda")
-
-
-@pytest.mark.parametrize(("provider", "named"), [("cpu", "onnxruntime"), ("cuda", "onnxruntime (cuda)")])
-def test_verify_says_what_ran(provider: str, named: str, fake: FakeOrt, exported: Exported) -> None:
-    checkpoint, artifact = exported()
-    arguments = [str(artifact.directory), "--checkpoint", str(checkpoint), "--steps", "1", "--provider", provider]
-    result = CliRunner().invoke(main, ["verify", *arguments])
-    assert result.exit_code == 0, result.stderr
-    assert f"{named}, float32, against PyTorch" in result.stdout and f"{named} computes what PyTorch" in result.stdout
-
-
-@pytest.mark.parametrize(("provider", "named"), [("cpu", "onnxruntime"), ("cuda", "onnxruntime (cuda)")])
-def test_run_says_what_ran(provider: str, named: str, fake: FakeOrt, exported: Exported) -> None:
-    arguments = ["run", str(exported()[1].directory), "--prompt-ids", "5,7", "-n", "3", "--provider", provider]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr.endswith(f"; {named}, float32\n")
-    facts = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
-    assert (facts["runtime"], facts["provider"]) == ("onnxruntime", provider)
-
-
-@pytest.mark.parametrize("name", ["run", "verify"])
-def test_the_command_line_knows_the_same_providers(name: str) -> None:
-    command = main.get_command(None, name)  # type: ignore[arg-type]
-    assert command is not None
-    (option,) = [each for each in command.params if each.name == "provider"]
-    assert tuple(option.type.choices) == PROVIDERS  # type: ignore[attr-defined]

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper
 
 from lucid_deploy.plugins.table import DOMAIN, QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_POINTS
 from lucid_deploy.runtimes.layers import NewTokens
-from lucid_deploy.runtimes.onnxruntime.kernels import multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_matmul
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
@@ -98,24 +97,6 @@ def test_others_stay(inputs: list[str], changes: dict[str, Any]) -> None:
     before = model.SerializeToString()
     assert not use_quantized_matmul(model)
     assert model.SerializeToString() == before
-
-
-@pytest.mark.parametrize("has", [True, False])
-def test_only_where_the_processor_has_instructions_for_it(monkeypatch, has: bool) -> None:
-    monkeypatch.setattr(HAS_DOTS, lambda library: has)
-    assert multiplies_in_blocks(Path("library.so")) == has
-    assert not multiplies_in_blocks(None)
-
-
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
-def test_all_products_of_both_graphs_are_replaced(quantized, scheme: str) -> None:
-    artifact = quantized(scheme)[1]
-    for stage in ("prefill", "decode"):
-        model = copied(artifact, stage)
-        before = operators(model)
-        assert use_quantized_matmul(model)
-        after = operators(model)
-        assert after[QUANTIZED_MATMUL.name] == 6 and after["MatMulNBits"] == before["MatMulNBits"] - 6 == 2
 
 
 def test_sessions_and_layers_load_graphs_so(

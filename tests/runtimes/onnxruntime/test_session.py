@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,6 @@ def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exporte
     assert all(options.entries == entries for options in fake.options)
 
 
-def test_other_runtimes_have_no_provider(exported: Exported) -> None:
-    _, artifact = exported()
-    assert open_session(artifact, "torch").provider is None
-    with pytest.raises(LucidError, match="--provider is for onnxruntime; runtime torch has none"):
-        open_session(artifact, "torch", provider="cuda")
-
-
 def test_the_step_that_verifies_drafts_is_not_made_of_the_files_of_a_newer_export(
     make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -102,18 +94,3 @@ def test_what_is_cut_back_lies_in_memory_of_its_own(exported: Exported, heads: i
             assert not np.shares_memory(old.numpy(), new.numpy())
     for found, wanted in zip(sum(session.layer_arrays(cache), ()), sum(expected, ()), strict=True):
         np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
-
-
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_a_run_that_fails_says_so_once(
-    cache: str, exported: Exported, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """onnxruntime wrote to stderr what it raises, too."""
-    session = open_session(exported(cache=cache)[1])
-    held = session.empty_cache()
-    session.prefill(np.array([[5]]), held)
-    monkeypatch.setattr(session, "config", replace(session.config, vocab_size=1000))
-    for call in (lambda: session.prefill(np.array([[500]]), held), lambda: session.decode(np.array([[500]]), held)):
-        with pytest.raises(Exception, match="indices element out of data bounds"):
-            call()
-    assert capfd.readouterr().err == ""

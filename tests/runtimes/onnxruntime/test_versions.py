@@ -31,15 +31,6 @@ def test_1_23_0_is_refused_for_grouped_heads(exported: Exported, monkeypatch: py
     )
 
 
-@pytest.mark.parametrize("heads", [1, 4])
-def test_1_23_0_runs_what_it_computes_rightly(heads: int, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one key/value head, or as many as query heads, there is one way to pair them."""
-    monkeypatch.setattr("onnxruntime.__version__", "1.23.0")
-    artifact = exported()[1]
-    config = replace(artifact.config, num_key_value_heads=heads)
-    open_session(Artifact(artifact.directory, replace(artifact.manifest, config=config)))
-
-
 def test_older_ones_are_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
     with pytest.raises(LucidError, match=r'onnxruntime 1\.22\.1 is too old for .* opset 23.*"onnxruntime>=1\.23\.1"$'):
@@ -77,16 +68,3 @@ def test_int8_caches_are_read_as_they_are_from_1_25_on(
     monkeypatch.setattr("onnxruntime.__version__", version)
     session = open_session(artifact, kernels="functions")
     assert session.reads_stored_cache == reads  # type: ignore[attr-defined]
-
-
-def test_static_caches_of_opset_23_run_on_older_versions(exported: Exported) -> None:
-    check_version("1.23.1", exported(cache="static", opset=23)[1])
-
-
-@pytest.mark.parametrize("version", ["1.25.0", "1.32.0", "2.0.0", "1.25.0.dev20260417008"])
-def test_other_versions_pass(version: str, exported: Exported) -> None:
-    check_version(version, exported(cache="static")[1])
-
-
-def test_growing_caches_run_on_older_versions(exported: Exported) -> None:
-    check_version("1.24.4", exported()[1])

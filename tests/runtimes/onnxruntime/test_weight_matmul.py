@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,16 +15,11 @@ from onnx.reference import ReferenceEvaluator
 from transformers import AutoModelForCausalLM
 
 from lucid_deploy.plugins.table import (
-    DOMAIN,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
-    WEIGHT_MATMUL_TRANSPOSED,
-    WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
-    Operator,
 )
 from lucid_deploy.runtimes import RuntimeOptions
 from lucid_deploy.runtimes.layers import NewTokens
-from lucid_deploy.runtimes.onnxruntime.kernels import multiplies
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
@@ -81,69 +75,6 @@ def test_products_of_two_results_and_by_other_shapes_stay() -> None:
     assert model.SerializeToString() == before
 
 
-def test_the_domain_is_imported_where_a_graph_has_none_of_ours() -> None:
-    model = graph(helper.make_node("MatMul", ["x", "w"], ["o"]), w=W)
-    assert use_weight_matmul(model)
-    assert [item.domain for item in model.opset_import] == ["", DOMAIN]
-
-
-def test_a_cast_that_is_read_elsewhere_stays() -> None:
-    model = graph(
-        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["x", "wide"], ["o"]),
-        outputs=("o", "wide"),
-        w=W.astype(np.float16),
-    )
-    assert use_weight_matmul(model)
-    assert operators(model) == {"Cast": 1, WEIGHT_MATMUL_FLOAT16.name: 1}
-
-
-def test_weights_in_float64_stay() -> None:
-    model = graph(
-        helper.make_node("Cast", ["x"], ["double"], to=TensorProto.DOUBLE),
-        helper.make_node("MatMul", ["double", "w"], ["o"]),
-        w=W.astype(np.float64),
-    )
-    assert not use_weight_matmul(model)
-
-
-@pytest.mark.parametrize("instructions", ["avx512", "avx2", "portable"])
-def test_only_kernels_that_were_compared_multiply(monkeypatch, instructions: str) -> None:
-    monkeypatch.setattr("lucid_deploy.plugins.hosts.onnxruntime.build.kernels_name", lambda library: instructions)
-    assert multiplies(Path("library.so")) == (instructions != "portable")
-    assert not multiplies(None)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "operator"), [("float32", WEIGHT_MATMUL_TRANSPOSED), ("float16", WEIGHT_MATMUL_TRANSPOSED_FLOAT16)]
-)
-def test_a_tied_head_is_multiplied_as_the_embedding_lies(exported, dtype: str, operator: Operator) -> None:
-    artifact = exported(dtype=dtype, tie_word_embeddings=True)[1]
-    model = copied(artifact, "decode")
-    before = operators(model)
-    assert use_weight_matmul(model)
-    after = operators(model)
-    assert (after[operator.name], after[WEIGHT_MATMUL.name], after["Gemm"], after["MatMul"]) == (1, 14, 0, 0)
-    assert after["Cast"] == before["Cast"] - (dtype == "float16")
-
-
-@pytest.mark.parametrize(
-    ("inputs", "attributes"),
-    [
-        (["x", "w"], {}),
-        (["x", "w"], {"transB": 1, "transA": 1}),
-        (["x", "w"], {"transB": 1, "alpha": 2.0}),
-        (["x", "w", "c"], {"transB": 1}),
-        (["w", "w"], {"transB": 1}),
-    ],
-)
-def test_other_forms_of_gemm_stay(inputs: list[str], attributes: dict[str, Any]) -> None:
-    model = graph(helper.make_node("Gemm", inputs, ["o"], **attributes), w=W, c=np.ones(4, dtype=np.float32))
-    before = model.SerializeToString()
-    assert not use_weight_matmul(model)
-    assert model.SerializeToString() == before
-
-
 @pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("depth", "columns"), [(4, 70), (900, 301)])  # the second weight's sums have four parts
@@ -163,25 +94,6 @@ def test_onnx_itself_agrees(built_library: Path, operator: str, dtype: type, dep
     (got,) = onnxruntime.InferenceSession(model.SerializeToString(), settings).run(None, {"x": x})
     # As many products as the depth, and their sums, in each of the two, in any order.
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2 * depth * np.finfo(np.float32).eps * np.abs(wanted).max())
-
-
-def test_a_cast_that_a_branch_reads_stays() -> None:
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["wide"], ["inner"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
-    )
-    model = graph(
-        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["x", "wide"], ["o"]),
-        helper.make_node("If", ["yes"], ["p"], then_branch=branch, else_branch=branch),
-        outputs=("o", "p"),
-        w=W.astype(np.float16),
-        yes=np.array(True),
-    )
-    assert use_weight_matmul(model)
-    assert operators(model) == {"Cast": 1, "If": 1, WEIGHT_MATMUL_FLOAT16.name: 1}
 
 
 def test_what_decodes_multiplies_so_and_prefill_does_not(

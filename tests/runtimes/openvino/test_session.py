@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,14 +18,13 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.errors import CheckFailed, LucidError, spelled_out
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.runtimes import RuntimeOptions, open_session
+from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.openvino.session import OpenVinoSession
-from lucid_deploy.runtimes.session import Array, Cache
+from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED
-from tests.patience import PATIENCE
 
 pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -97,34 +94,6 @@ def test_threads_take_turns(exported: Exported, options: dict[str, Any]) -> None
         np.testing.assert_array_equal(found, alone[number % 6])
 
 
-def test_a_run_that_failed_spoils_no_other(exported: Exported) -> None:
-    """OpenVINO keeps shapes of a run that failed: later ones failed too, with right inputs."""
-    session = open_session(exported(inline=True, **SMALL)[1], "openvino", threads=1)
-    ids = np.random.default_rng(5).integers(0, 97, (3, 20))
-
-    def answered() -> Array:
-        cache = session.empty_cache()
-        return np.concatenate([session.prefill(ids[:1], cache), session.decode(ids[:1, :1], cache)], axis=1)
-
-    alone, wide = answered(), session.empty_cache(3)
-    session.prefill(ids, wide)
-    with pytest.raises(RuntimeError, match="Exception from"):
-        session.decode(ids[:1, :1], Cache(np.ones((1, 20), bool), wide.layers))  # rows of another batch
-    np.testing.assert_array_equal(answered(), alone)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
-def test_too_little_memory_is_an_error_and_spoils_no_other_run(exported: Exported) -> None:
-    """OpenVINO's ``infer`` says nothing then: a session answered with an earlier prompt's numbers."""
-    artifact = exported(inline=True, **SMALL)[1]
-    script = Path(__file__).with_name("little_memory.py")
-    command = [sys.executable, str(script), str(artifact.directory)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout)
-    assert said and not [text for text in said if "gave logits" in text]
-
-
 def test_it_answers_as_onnxruntime_does(small: Artifact) -> None:
     asked = ["run", small.directory, "--prompt-ids", "5,9,9,9,40,3", "-n", "12", "--ignore-eos", "--json"]
     ours = json.loads(lucid_deploy(*asked, "--runtime", "openvino", "--threads", 1).stdout)
@@ -151,19 +120,6 @@ def test_types(exported: Exported, options: dict[str, str]) -> None:
     assert 0 < ours <= 4 * other
 
 
-def test_a_forked_cache_goes_on_by_itself(small: Artifact) -> None:
-    """Results are memory of their own, not OpenVINO's, which the next run writes over."""
-    session = open_session(small, "openvino")
-    cache = session.empty_cache()
-    session.prefill(np.array([[5, 9, 9, 40]]), cache)
-    fork = session.fork(cache)
-    first = session.decode(np.array([[3]]), cache)
-    kept = first.copy()
-    session.decode(np.array([[70]]), cache)
-    np.testing.assert_array_equal(session.decode(np.array([[3]]), fork), kept)
-    np.testing.assert_array_equal(first, kept)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -176,26 +132,6 @@ def test_what_it_cannot_run_is_refused(small: Artifact, changes: dict[str, Any],
     other = dataclasses.replace(small, manifest=dataclasses.replace(small.manifest, **changes))
     with pytest.raises(LucidError, match=message):
         open_session(other, "openvino")
-
-
-def test_options_of_others_are_refused(small: Artifact) -> None:
-    for options in (RuntimeOptions("openvino", provider="cuda"), RuntimeOptions("openvino", kernels="library")):
-        with pytest.raises(LucidError, match="is for onnxruntime; runtime openvino has none"):
-            open_session(small, options)
-    with pytest.raises(LucidError, match="Runtime openvino runs on cpu, not on 'cuda'"):
-        open_session(small, "openvino", device="cuda")
-
-
-def test_without_the_package(small: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    run = lucid_deploy("run", small.directory, "--prompt-ids", "5", "--runtime", "openvino")
-    assert (run.exit_code, run.stdout) == (2, "")
-    assert run.stderr == (
-        "Error: The package openvino is needed to run an exported artifact and is not installed. Run: "
-        + spelled_out('pip install "lucid-deploy[openvino]"')
-        + "\n"
-    )
-    assert "lucid-deploy[" not in run.stderr
 
 
 def test_a_graph_that_it_cannot_load_is_one_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,37 +74,6 @@ def test_it_agrees_with_float64(small: tuple[Path, Artifact], static: Session[An
         assert ours[0].shape == theirs[0].shape
 
 
-def test_buffers_stay_where_they_are(static: Session[Any]) -> None:
-    cache = static.empty_cache()
-    static.prefill(np.array([[5, 9, 9, 40]]), cache)
-    static.decode(np.array([[3]]), cache)
-    fork = static.fork(cache)
-    before = [[array.ctypes.data for array in layer] for layer in cache.layers]
-    logits = static.decode(np.array([[7]]), cache)
-    for token in (4, 8, 8):
-        static.decode(np.array([[token]]), cache)
-    assert [[array.ctypes.data for array in layer] for layer in cache.layers] == before
-    np.testing.assert_array_equal(static.decode(np.array([[7]]), fork), logits)
-
-
-@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
-def test_other_types_are_stored_as_onnxruntime_stores_them(exported: Exported, cache_dtype: str) -> None:
-    """Both runtimes round in float32, so each may be as far from float64 as PyTorch's float32 with the same cache."""
-    checkpoint, artifact = exported(inline=True, cache="static", opset=23, cache_dtype=cache_dtype)
-    sessions = [open_session(artifact, runtime, threads=1) for runtime in ("openvino", "onnxruntime")]
-    sessions += [
-        TorchSession(load_model(checkpoint, dtype, implementation="reference").store_cache_as(cache_dtype))
-        for dtype in (torch.float32, torch.float64)
-    ]
-    found = []
-    for session in sessions:
-        cache = session.empty_cache()
-        session.prefill(np.array([[5, 9, 9, 40, 5, 9]]), cache)
-        found.append(np.concatenate([session.decode(np.array([[token]]), cache) for token in (9, 9, 40)], axis=1))
-    assert sessions[0].cache_dtype == sessions[1].cache_dtype == cache_dtype
-    close(found[0], found[1], 2 * float(np.linalg.norm(found[2] - found[3])))
-
-
 def test_a_batch_answers_as_each_alone(static: Session[Any]) -> None:
     """Requests of other lengths share the buffers, which batching binds."""
     requests = [Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11, [3, 4])]
@@ -114,43 +82,6 @@ def test_a_batch_answers_as_each_alone(static: Session[Any]) -> None:
     tokens, _ = drain(batcher)
     for number, request in zip(numbers, requests, strict=True):
         assert tokens[number] == list(Generation(static, request.prompt_ids, 6, request.sampling, stop_at_eos=False))
-
-
-def answers(batcher: Batcher, *requests: Request) -> list[tuple[list[int], str]]:
-    """Return each request's tokens, and how it ended."""
-    numbers = [batcher.submit(request) for request in requests]
-    tokens, ends = drain(batcher)
-    return [(tokens.get(number, []), ends[number].reason) for number in numbers]
-
-
-@pytest.mark.parametrize(("name", "arguments"), [("wait", ()), ("get_tensor", ("logits",))])
-def test_a_step_of_a_batch_that_finds_no_memory(
-    static: Any, monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[str, ...]
-) -> None:
-    """One request ends. What was bound is bound anew, to a graph compiled again, and no ring has a token twice."""
-    short, long = (Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11))
-    do, bind, bound = getattr(openvino.InferRequest, name), static.bind, []
-
-    def binding(layers: Any, mask: np.ndarray, *rest: Any) -> Any:
-        bound.append(len(mask))
-        return bind(layers, mask, *rest)
-
-    monkeypatch.setattr(static, "bind", binding)
-    batcher = Batcher(static, 2)
-    ((wanted, _),), ((other, _),) = answers(batcher, short), answers(batcher, long)
-    assert bound == [1]
-    calls = itertools.count()
-
-    def failing(request: Any, *given: Any) -> Any:
-        found = do(request, *given)
-        if given == arguments and next(calls) == 4:  # two prompts, then steps
-            raise RuntimeError("bad allocation")
-        return found
-
-    monkeypatch.setattr(openvino.InferRequest, name, failing)
-    kept, (tokens, end) = answers(batcher, short, long)
-    assert (kept, end) == ((wanted, "length"), "memory") and 0 < len(tokens) < 6 and tokens == other[: len(tokens)]
-    assert bound == [1, 2, 1]
 
 
 def test_it_is_verified(small: tuple[Path, Artifact]) -> None:

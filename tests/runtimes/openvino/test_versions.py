@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.openvino.versions import check_version
+from lucid_deploy.runtimes.openvino.core import check_version
 
 
 @pytest.mark.parametrize("version", ["2025.4.1-1-abc", "2026.3.1-22451-8a17657b995-releases/2026/3"])

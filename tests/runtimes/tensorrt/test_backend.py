@@ -10,9 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.tensorrt.backend import Backend, load_backend
-
-Install = Callable[[str, str], None]
+from lucid_deploy.runtimes.tensorrt.backend import Backend
 
 
 @pytest.fixture
@@ -29,39 +27,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return install
 
 
-def test_a_backend_that_does_not_load(package: Install) -> None:
-    package("tensorrt_rtx", "raise OSError('libtensorrt.so: cannot open shared object file')")
-    with pytest.raises(LucidError, match=r"TensorRT-RTX is installed but does not load: libtensorrt\.so"):
-        load_backend()
-
-
-def test_tensorrt_is_taken_where_tensorrt_rtx_is_not(package: Install) -> None:
-    package("tensorrt", "__version__ = '11'")
-    found = load_backend()
-    assert (found.name, found.version, found.trt.__name__) == ("tensorrt", "11", "tensorrt")
-    with pytest.raises(LucidError, match=r'tensorrt_rtx is needed .* pip install "tensorrt-rtx-cu13'):
-        load_backend("tensorrt-rtx")
-    with pytest.raises(LucidError, match="'cuda' is not known; known are tensorrt-rtx, tensorrt"):
-        load_backend("cuda")
-
-
-def test_tensorrt_rtx_is_taken_where_both_are(package: Install) -> None:
-    package("tensorrt", "__version__ = '11'")
-    package("tensorrt_rtx", "__version__ = '1'")
-    assert load_backend().name == "tensorrt-rtx" and load_backend("tensorrt").name == "tensorrt"
-
-
 def test_a_type_that_the_backend_lacks() -> None:
     trt = SimpleNamespace(DataType=SimpleNamespace(FLOAT=0, HALF=1))
     with pytest.raises(
         LucidError, match=r"TensorRT 8 has no type bfloat16\. Export again with --dtype float32 or float16"
     ):
         Backend("tensorrt", "TensorRT", trt, "8").check_dtype("bfloat16")
-
-
-def test_compute_capabilities_are_for_tensorrt_rtx() -> None:
-    with pytest.raises(LucidError, match="builds for the GPU of the building machine"):
-        Backend("tensorrt", "TensorRT", SimpleNamespace(), "11").capabilities(("8.6",), "float16", True)
 
 
 @pytest.mark.parametrize(

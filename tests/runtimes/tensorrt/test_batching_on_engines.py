@@ -10,7 +10,6 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
-from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
@@ -49,11 +48,6 @@ def test_requests_give_the_tokens_of_lone_generations(sessions: tuple[Session, S
     assert len(tokens[numbers[-1]]) == 3
 
 
-def test_more_rows_than_the_engines_take_are_refused(sessions: tuple[Session, Session]) -> None:
-    with pytest.raises(LucidError, match="up to 3 rows, not 4"):
-        Batcher(sessions[0], rows=4)
-
-
 def test_truncate_is_exact(sessions: tuple[Session, Session]) -> None:
     session, plain = sessions
     ids = np.random.default_rng(2).integers(0, 97, (1, 60))
@@ -75,28 +69,3 @@ def test_truncate_is_exact(sessions: tuple[Session, Session]) -> None:
     plain.truncate(exact, 10)
     got = session.prefill(ids[:, 10:40], cache)
     np.testing.assert_allclose(got, plain.prefill(ids[:, 10:40], exact), atol=1e-4)
-
-
-def test_a_step_that_finds_no_memory_for_its_logits_changes_no_state(
-    hybrid: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact, device = hybrid(cache="static"), FakeDevice()
-    engines, _ = fake_engines(artifact, device, max_batch=3, max_context=128, prefill_chunk=32)
-    session = TensorRtSession(artifact, engines, device)
-    cache, ids, empty = session.empty_cache(1), np.array([[5, 9, 9, 40, 5]]), np.empty
-    session.prefill(ids[:, :3], cache)
-    session.decode(ids[:, 3:4], cache)
-
-    def failing(shape: tuple[int, ...], *rest: object) -> np.ndarray:
-        if shape == (1, 1, session.config.vocab_size):
-            raise MemoryError
-        return empty(shape, *rest)
-
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(np, "empty", failing)
-        session.decode(ids[:, 4:], cache)
-    again = session.decode(ids[:, 4:], cache)
-    fresh = session.empty_cache(1)
-    session.prefill(ids[:, :3], fresh)
-    session.decode(ids[:, 3:4], fresh)
-    np.testing.assert_array_equal(again, session.decode(ids[:, 4:], fresh))

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import shutil
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.cli.build import command as build_command
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.tensorrt import build
-from lucid_deploy.runtimes.tensorrt.backend import Backend
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
 from tests.runtimes.tensorrt.engine_copies import SMALL, copy_of
-from tests.runtimes.tensorrt.fake_gpu import FakeDevice, has_gpu
 
 trt = pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -98,21 +90,6 @@ def test_the_report_and_the_folder(built_engines: Any) -> None:
     open_artifact(artifact.directory)
 
 
-def test_json_on_stdout_is_all_there_is(artifact: Artifact, plugin: Path) -> None:
-    arguments = [str(artifact.directory), "--plugin", str(plugin), "--max-batch", "1", "--max-context", "32"]
-    arguments += ["--compute-capability", "8.6,120", "--workspace", "1GiB", "--json", "-"]
-    result = CliRunner().invoke(build_command, arguments, catch_exceptions=False)
-    facts = json.loads(result.stdout)
-    assert facts["limits"] == {"max_batch": 1, "max_context": 32, "prefill_chunk": 32}
-    assert facts["capabilities"] == [86, 120]
-
-
-def test_the_table_says_what_the_plugin_took(artifact: Artifact, plugin: Path) -> None:
-    arguments = [str(artifact.directory), "--plugin", str(plugin), "--max-context", "32"]
-    result = CliRunner().invoke(build_command, arguments, catch_exceptions=False)
-    assert "2 Precondition" in result.stdout and "2 DecodeAttention" in result.stdout
-
-
 def test_engines_are_not_replaced_unless_asked_to(damaged: tuple[Artifact, Path], plugin: Path) -> None:
     artifact, folder = damaged
     with pytest.raises(LucidError, match=r"exists already\. Pass --overwrite"):
@@ -121,75 +98,6 @@ def test_engines_are_not_replaced_unless_asked_to(damaged: tuple[Artifact, Path]
     build_engines(artifact, BuildOptions(plugin=plugin, overwrite=True, **SMALL))
     open_engines(artifact, "tensorrt-rtx", trt.__version__)
     assert os.listdir(folder.parent) == ["tensorrt-rtx"]
-
-
-@pytest.mark.parametrize("kind", ["file", "dangling link"])
-def test_what_is_no_folder_where_engines_go_is_named(artifact: Artifact, kind: str) -> None:
-    """Before a plugin library is built or a graph read."""
-    there = artifact.directory / "engines"
-    there.symlink_to("nowhere") if kind == "dangling link" else there.touch()
-    with pytest.raises(LucidError, match=r"engines, where engines go, is no folder\. Move it away\."):
-        build_engines(artifact, BuildOptions(plugin=artifact.directory / "missing.so", **SMALL))
-
-
-def test_engines_of_a_build_at_the_same_time_stay(artifact: Artifact, plugin: Path) -> None:
-    other = artifact.directory / "engines" / "tensorrt-rtx"
-
-    def finish_the_other(text: str, done: int, total: int) -> None:
-        other.mkdir(exist_ok=True)
-        (other / "another's").touch()
-
-    with pytest.raises(LucidError, match=r"exists already: another command made it in the meantime"):
-        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), finish_the_other)
-    assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["tensorrt-rtx"]
-
-
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_an_artifact_that_is_replaced_meanwhile_has_no_engines_of_parts(
-    stage: str, exported: Exported, artifact: Artifact, plugin: Path, tmp_path: Path
-) -> None:
-    def replace(text: str, done: int, total: int) -> None:
-        if stage in text and not (tmp_path / "older").exists():
-            artifact.directory.rename(tmp_path / "older")
-            shutil.copytree(exported(hidden_size=96)[1].directory, artifact.directory)
-
-    with pytest.raises(CheckFailed, match="changed while it was in use"):
-        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), replace)
-    assert not (artifact.directory / "engines").exists()
-
-
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_build_leaves_nothing(artifact: Artifact, plugin: Path, raised: type[BaseException]) -> None:
-    def interrupt(text: str, done: int, total: int) -> None:
-        assert not (done and gc.isenabled()), "garbage that is found here may be an older builder, whose end would wait"
-        if "decode" in text and done > total // 3:
-            raise raised
-
-    with pytest.raises(raised):
-        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), interrupt)
-    assert not (artifact.directory / "engines").exists() and gc.isenabled()
-
-
-def test_a_signal_while_tensorrt_works_ends_the_build(artifact: Artifact, plugin: Path) -> None:
-    """It comes where TensorRT's own code runs, whose bindings print what handlers raise, and go on."""
-
-    def unwind(*_: Any) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    def later(text: str, done: int, total: int) -> None:
-        if "prefill engine" in text and not senders:
-            senders.append(threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)))
-            senders[0].start()
-
-    senders: list[threading.Timer] = []
-    before = signal.signal(signal.SIGTERM, unwind)
-    try:
-        with pytest.raises(SystemExit):
-            build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), later)
-            senders[0].join()  # a machine that stood still
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert not (artifact.directory / "engines").exists()
 
 
 def test_a_failed_build_keeps_the_engines_that_are_there(damaged: tuple[Artifact, Path], plugin: Path) -> None:
@@ -249,36 +157,3 @@ def test_bad_options_are_refused_before_the_build(
     monkeypatch.setattr(build, "build_engine", lambda *_: pytest.fail("the build began"))
     with pytest.raises(LucidError, match=message):
         build_engines(artifact, BuildOptions(**{"plugin": plugin, **options}))
-
-
-def test_weightless_without_a_gpu(artifact: Artifact, plugin: Path) -> None:
-    pytest.importorskip("cuda.bindings", reason='needs cuda-bindings: pip install -e ".[rtx]"')
-    if has_gpu():
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(LucidError, match=r"--weightless compiles on the GPU.*No CUDA driver.*leave out --weightless"):
-        build_engines(artifact, BuildOptions(plugin=plugin, weightless=True))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorRT-RTX, whose timing caches stay empty
-def test_tensorrt_measures_on_the_gpu_and_keeps_its_times(
-    artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TensorRT's own path, with TensorRT-RTX's module in its place."""
-    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, "10.15.1"))
-    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", FakeDevice)
-    options = BuildOptions(plugin=plugin, overwrite=True, **SMALL)
-    report = build_engines(artifact, options)
-    assert report.directory.name == "tensorrt" and report.manifest.capabilities == (86,)
-    assert report.built["decode"]["timings"] == {"reused": 0, "new": 0}
-    assert (report.directory / "timing.cache").stat().st_size > 0
-    build_engines(artifact, options)
-
-
-def test_tensorrt_without_a_gpu(artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> None:
-        raise LucidError("No CUDA driver was found.")
-
-    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, "10.15.1"))
-    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", none)
-    with pytest.raises(LucidError, match=r"TensorRT measures on the GPU .*No CUDA driver.*--backend tensorrt-rtx"):
-        build_engines(artifact, BuildOptions(plugin=plugin))

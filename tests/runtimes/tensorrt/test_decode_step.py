@@ -14,7 +14,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
-from lucid_deploy.runtimes.tensorrt.decode_step import DecodeStep, StateCopy
+from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, StateCopy
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines
@@ -84,17 +84,6 @@ def test_a_row_that_waits_keeps_its_states(kind: str, steps: list[tuple[bool, bo
     device = check(hybrid(cache=kind), lambda session: waiting(session, steps))
     replays = sum(has_token == BOTH for has_token in steps[1:]) if kind == "static" else 0
     assert (device.recorded, device.replayed) == (min(replays, 1), replays)
-
-
-@pytest.mark.parametrize("kind", ["growing", "static"])
-def test_all_logits_of_a_padded_batch(kind: str, hybrid: Hybrid) -> None:
-    check(hybrid(cache=kind), padded)
-
-
-def test_without_states_a_step_with_a_row_that_waits_is_replayed(exported: Exported) -> None:
-    session, device = tensorrt(exported(cache="static")[1])
-    waiting(session, [BOTH, FIRST, BOTH, SECOND])
-    assert (device.recorded, device.replayed) == (1, 3)
 
 
 def test_states_of_rows_with_a_token_are_copied_and_no_others() -> None:

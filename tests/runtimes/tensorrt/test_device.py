@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lucid_deploy.errors import LucidError
@@ -66,11 +65,6 @@ def test_no_gpu(answers: dict[str, Any], message: str) -> None:
         CudaDevice(FakeDriver(**answers), 1)
 
 
-def test_what_the_device_says_about_itself() -> None:
-    device = CudaDevice(FakeDriver(), 1)
-    assert (device.name, device.capability, device.stream) == ("Test GPU", 121, 7)
-
-
 def test_full_memory_and_failed_calls() -> None:
     device = CudaDevice(
         FakeDriver(cuMemAllocAsync="CUDA_ERROR_OUT_OF_MEMORY", cuGraphLaunch="CUDA_ERROR_LAUNCH_FAILED")
@@ -79,30 +73,3 @@ def test_full_memory_and_failed_calls() -> None:
         device.allocate(10)
     with pytest.raises(RuntimeError, match="cuGraphLaunch failed: CUDA_ERROR_LAUNCH_FAILED"):
         device.replay(1)
-
-
-def test_recording_ends_even_if_the_work_fails() -> None:
-    driver = FakeDriver()
-    device = CudaDevice(driver)
-    with pytest.raises(ValueError, match="work"):
-        device.record(lambda: (_ for _ in ()).throw(ValueError("work")))
-    assert driver.names()[-2:] == ["cuStreamBeginCapture", "cuStreamEndCapture"]
-    assert device.record(lambda: None) == 7
-    assert driver.names()[-2:] == ["cuGraphInstantiate", "cuGraphDestroy"]
-
-
-def test_copies_name_their_sizes_and_wait_where_they_must() -> None:
-    driver = FakeDriver()
-    device, array = CudaDevice(driver), np.arange(6, dtype=np.int64)
-    device.upload(100, array)
-    assert driver.calls[-1] == ("cuMemcpyHtoDAsync", 100, array.ctypes.data, 48, 7)
-    device.download(array, 100)
-    assert driver.names()[-2:] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
-    device.copy_rows(1, 20, 2, 10, 8, 3)
-    copy = driver.calls[-1][1]
-    assert (copy.dstDevice, copy.dstPitch, copy.srcDevice, copy.srcPitch) == (1, 20, 2, 10)
-    assert (copy.WidthInBytes, copy.Height) == (8, 3)
-    before = len(driver.calls)
-    device.copy_rows(1, 20, 2, 10, 0, 3)  # an empty cache
-    device.upload(1, np.zeros(0, np.int64))
-    assert len(driver.calls) == before

@@ -11,7 +11,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
+from lucid_deploy.runtimes.tensorrt.prepare import check_float_formats
 
 
 @pytest.mark.parametrize(

@@ -44,22 +44,6 @@ def command(blocked: tuple[str, ...], *arguments: Any) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.parametrize("arguments", [["build"], ["run", "--runtime", "tensorrt", "--prompt-ids", "5"]], ids=str)
-def test_without_tensorrt_the_extra_is_named(arguments: list[str], exported: Exported) -> None:
-    result = command(("tensorrt", "tensorrt_rtx"), *arguments, exported()[1].directory)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == (
-        "Error: The package tensorrt_rtx is needed to build and run TensorRT engines and is not installed. "
-        'Run: pip install "tensorrt-rtx-cu13<2,>=1.7" "cuda-bindings<14,>=13" "polygraphy<1,>=0.53.6" '
-        '"onnx-graphsurgeon<1,>=0.6.1"\n'
-    )
-
-
-def test_an_unknown_device(exported: Exported) -> None:
-    with pytest.raises(LucidError, match="Runtime tensorrt runs on cuda, not on 'tpu'"):
-        open_session(exported()[1], "tensorrt", device="tpu")
-
-
 def test_engines_for_other_gpus(exported: Exported) -> None:
     artifact, device = exported()[1], FakeDevice()
     manifest = fake_engines(artifact, device)[0].manifest
@@ -144,13 +128,6 @@ def test_without_a_gpu_there_is_one_message(name: str, built: Artifact) -> None:
         "Error: No CUDA driver was found on this machine. Running TensorRT engines needs an NVIDIA GPU and its driver "
         "(libcuda.so.1).\n"
     )
-
-
-def test_without_cuda_bindings_the_extra_is_named(built: Artifact) -> None:
-    result = command(("cuda",), "run", built.directory, "--runtime", "tensorrt", "--prompt-ids", "5")
-    assert result.returncode == 2
-    assert "The package cuda-bindings is needed to run TensorRT engines and is not installed." in result.stderr
-    assert 'Run: pip install "tensorrt-rtx-cu13<2,>=1.7" "cuda-bindings' in result.stderr
 
 
 @pytest.mark.gpu

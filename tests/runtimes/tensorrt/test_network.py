@@ -39,11 +39,6 @@ def graph(updates: int = 0, **nodes: int) -> PreparedGraph:
     return PreparedGraph("decode", b"", nodes, updates)
 
 
-def test_layers_of_the_plugin_are_named_by_operator() -> None:
-    layers = [plugin("Solve", "a"), SimpleNamespace(type="OTHER", name="b"), plugin("Solve", "c")]
-    assert check_plugin_layers(TRT, network(*layers), graph(Solve=2)) == {"Solve": ["a", "c"]}
-
-
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -94,31 +89,3 @@ def test_a_small_graph_is_built(build: Callable[..., Any]) -> None:
     assert len(bytes(engine.content)) > 1000 and engine.layers >= 1
     assert (engine.plugin_layers, engine.timings, engine.timing_cache) == ({}, None, None)
     assert seen == sorted(seen) and seen
-
-
-def test_a_graph_that_cannot_be_read(build: Callable[..., Any]) -> None:
-    with pytest.raises(LucidError, match="TensorRT-RTX cannot read the prefill graph: "):
-        build(b"not a graph")
-
-
-def test_the_reason_is_told_with_the_node(build: Callable[..., Any]) -> None:
-    """The parser says it after the node that it stands at."""
-    parts = [
-        helper.make_tensor("w", TensorProto.INT8, [8], [1] * 8),
-        helper.make_tensor("scale", TensorProto.FLOAT, [], [-1.0]),
-    ]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
-    nodes = [helper.make_node("DequantizeLinear", ["w", "scale"], ["v"]), helper.make_node("Mul", ["x", "v"], ["y"])]
-    opset = [helper.make_opsetid("", 20)]
-    made = helper.make_model(helper.make_graph(nodes, "small", [x], [y], parts), opset_imports=opset, ir_version=10)
-    with pytest.raises(LucidError, match=r'DequantizeLinear -> "v".*Scale coefficients must all be positive') as caught:
-        build(made.SerializeToString())
-    assert "\n" not in str(caught.value)
-
-
-def test_ctrl_c_ends_the_build(build: Callable[..., Any]) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        build(progress=interrupt)

@@ -11,22 +11,14 @@ import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Method, Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
-from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, kernel_head_dims, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, prepare_graph
 from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
 FLOAT8 = onnx.TensorProto.FLOAT8E4M3FN
-
-
-def test_weights_stay_in_their_file(exported: Exported) -> None:
-    artifact = exported()[1]
-    graph = prepare_graph(artifact, "prefill", 64)
-    assert graph.plugin_nodes == {"Precondition": 2}
-    assert len(graph.model) < artifact.path("prefill.onnx").stat().st_size
 
 
 def test_an_artifact_without_the_custom_operators(artifact_copy: Path) -> None:
@@ -43,17 +35,6 @@ def test_an_artifact_without_the_custom_operators(artifact_copy: Path) -> None:
             prepare_graph(Artifact(artifact.directory, artifact.manifest), stage, 64)
 
 
-def test_an_operator_nobody_knows(artifact_copy: Path) -> None:
-    from lucid_deploy.artifact import open_artifact
-
-    artifact = open_artifact(artifact_copy)
-    model = onnx.load(str(artifact.graph_path("prefill")), load_external_data=False)
-    next(node for node in model.graph.node if node.op_type == "Precondition").op_type = "Postcondition"
-    onnx.save(model, str(artifact.graph_path("prefill")))
-    with pytest.raises(LucidError, match="operators that the plugin library does not have: Postcondition"):
-        prepare_graph(Artifact(artifact.directory, artifact.manifest), "prefill", 64)
-
-
 @pytest.mark.parametrize("width", [12, 66, 260])
 def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
     artifact = exported()[1]
@@ -61,31 +42,6 @@ def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
     changed = Artifact(artifact.directory, replace(artifact.manifest, config=config))
     with pytest.raises(LucidError, match=f"head_dim is {width}; the TensorRT plugin takes multiples of 4"):
         check_head_width(changed)
-
-
-@pytest.mark.parametrize(("keys", "values"), [(12, 16), (18, 16), (16, 6), (260, 16)])
-def test_widths_of_the_delta_rule_that_the_kernels_lack(
-    keys: int, values: int, hybrid: Callable[..., Artifact]
-) -> None:
-    artifact = hybrid()
-    check_head_width(artifact)
-    layer = artifact.manifest.layers[2]
-    cache = (layer.cache[0], replace(layer.cache[1], shape=(8, keys, values)))
-    layers = (*artifact.manifest.layers[:2], replace(layer, cache=cache))
-    changed = Artifact(artifact.directory, replace(artifact.manifest, layers=layers))
-    with pytest.raises(LucidError, match=f"layer 2 have keys of width {keys} and values of width {values}"):
-        check_head_width(changed)
-
-
-def test_head_widths_that_kernels_must_have(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
-    assert kernel_head_dims(exported()[1]) == (36,)
-    assert kernel_head_dims(exported(attention_type="llama")[1]) == (), "no kernels at all"
-    artifact = hybrid()
-    layer = artifact.manifest.layers[2]
-    wider = replace(layer, cache=(layer.cache[0], replace(layer.cache[1], shape=(8, 64, 32))))
-    layers = (*artifact.manifest.layers[:2], wider, *artifact.manifest.layers[3:])
-    changed = Artifact(artifact.directory, replace(artifact.manifest, layers=layers))
-    assert kernel_head_dims(changed) == (artifact.config.head_dim, 64), "LUCID's heads, and keys of the delta rule"
 
 
 def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
@@ -156,22 +112,3 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
         node.attribute.extend(kept)
     network = trt.Builder(logger).create_network(0)
     assert not trt.OnnxParser(network, logger).parse(model.SerializeToString(), path)
-
-
-@pytest.mark.parametrize(
-    ("method", "zeros", "message"),
-    [
-        (Method(), False, r"Export it for TensorRT with --quantize int4 --quantize-format qdq\."),
-        (Method("gptq"), False, "with --quantize int4 --method gptq --quantize-format qdq"),
-        (Method("auto", {"target_bits": 6.0}), False, "--method auto --target-bits 6 --quantize-format qdq"),
-        (Method("stored", {"layout": "gptq"}), False, "with --quantize stored --quantize-format qdq"),
-        (Method("stored", {"layout": "awq"}), True, "have zero points, .* export that with --quantize int4"),
-    ],
-)
-def test_what_to_do_with_onnxruntime_s_numbers(method: Method, zeros: bool, message: str, exported: Exported) -> None:
-    artifact = exported()[1]
-    tensors = {"lm_head.weight": QuantizedTensor((97, 64), 32, zeros)}
-    record = Quantization("int4", 4, "matmulnbits", "int8", tensors, (), "a test", method)
-    changed = Artifact(artifact.directory, replace(artifact.manifest, quantization=record))
-    with pytest.raises(LucidError, match=message):
-        prepare_graph(changed, "prefill", 64)

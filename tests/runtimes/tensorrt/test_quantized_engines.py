@@ -14,12 +14,9 @@ from safetensors.torch import load_file, save_file
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli.build import command as build_command
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
-from tests.model.packed.floats import write_floats
-from tests.model.packed.packing import change_tensors
 
 pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
 
@@ -65,14 +62,3 @@ def test_onnxruntime_s_own_operators_are_refused(quantized: Made) -> None:
     assert isinstance(result.exception, LucidError) and result.exception.exit_code == 2
     assert "Export it for TensorRT with --quantize int8 --quantize-format qdq" in str(result.exception)
     assert not (artifact.directory / "engines").exists()
-
-
-def test_a_checkpoint_in_fp8(plugin: Path, tmp_path: Path) -> None:
-    """With inputs that are rounded by stored scales, and a weight whose scale is zero; refused for older GPUs."""
-    write_floats(tmp_path / "c", "static", attention_type="llama", **WIDTH)
-    change_tensors(tmp_path / "c", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight_scale"].zero_())
-    artifact = export(tmp_path / "c", tmp_path / "a", ExportOptions("float16", range_scan=False))
-    with pytest.raises(LucidError, match=r"compute capability 8\.6 have no fp8"):
-        build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6", "8.9"), **SMALL))
-    report = build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.9",), **SMALL))
-    assert set(report.manifest.engines) == {"prefill", "decode"}

@@ -14,7 +14,6 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity.verification import VerifyOptions, verify_against
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -113,14 +112,6 @@ def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(kind: str, hybrid
         session.truncate(cache, 5)
 
 
-def test_verify_asks_for_no_more_than_the_engines_take(exported: Exported) -> None:
-    made = Fixture(exported)
-    source = Checkpoint(exported()[0])
-    report = verify_against(made.session, source, VerifyOptions(steps=4))
-    assert report.passed, report.verdict()
-    assert made.session.prefill_chunk == LIMITS["prefill_chunk"]
-
-
 def test_half_precision_caches_keep_their_bytes(exported: Exported) -> None:
     made = Fixture(exported, **VARIANTS[3])
     layers = [(np.full((1, 2, 3, 36), 0.25 + i), np.full((1, 2, 3, 36), -1.5)) for i in range(2)]
@@ -141,17 +132,6 @@ def test_caches_of_fp8_keep_their_codes(exported: Exported) -> None:
         np.testing.assert_allclose(layer, wanted, rtol=1e-6)
     with pytest.raises(LucidError, match="built for up to 2 rows"):
         made.session.cache_from_arrays([(np.zeros((3, 2, 1, 36)),) * 2] * 2, np.ones((3, 1), bool))
-
-
-def test_decoding_allocates_nothing_after_its_first_steps(fixture: Fixture) -> None:
-    session, cache = fixture.session, fixture.session.empty_cache(1)
-    session.prefill(tokens(20)[:1], cache)
-    for _ in range(13):  # up to 33 tokens: the mask's memory has room for 64
-        session.decode(np.array([[3]]), cache)
-    before = fixture.device.allocated
-    for _ in range(25):
-        session.decode(np.array([[4]]), cache)
-    assert fixture.device.allocated == before
 
 
 def test_a_static_cache_stays_where_it_is(static: Fixture) -> None:
@@ -181,20 +161,6 @@ def test_decoding_is_recorded_once_and_replayed(static: Fixture) -> None:
     assert static.contexts["decode"][0].runs == 12
 
 
-def test_another_cache_needs_another_recording(static: Fixture) -> None:
-    ids, session = tokens(60)[1:], static.session
-    first, second, exact = session.empty_cache(1), session.empty_cache(1), static.reference.empty_cache(1)
-    session.prefill(ids[:, :20], first)
-    session.prefill(ids[:, 20:40], second)
-    static.reference.prefill(ids[:, :20], exact)
-    for position in range(40, 60):
-        part = ids[:, position : position + 1]
-        for _ in range(2 if position == 50 else 0):
-            session.decode(part, second)
-        close(session.decode(part, first), static.reference.decode(part, exact))
-    assert (static.device.recorded, static.device.dropped) == (3, 2)  # for the first, the second, the first again
-
-
 def test_a_fork_goes_on_alone(fixture: Fixture) -> None:
     session, reference = fixture.session, fixture.reference
     cache, exact = session.empty_cache(1), reference.empty_cache(1)
@@ -206,38 +172,6 @@ def test_a_fork_goes_on_alone(fixture: Fixture) -> None:
         close(session.decode(np.array([[token]]), cache), reference.decode(np.array([[token]]), exact))
     close(session.decode(np.array([[9]]), fork), reference.decode(np.array([[9]]), exact_fork))
     close(session.decode(np.array([[3]]), cache), reference.decode(np.array([[3]]), exact))
-
-
-def test_memory_of_dropped_caches_is_used_again(fixture: Fixture) -> None:
-    session = fixture.session
-
-    def generate() -> None:
-        cache = session.empty_cache(1)
-        session.prefill(tokens(20)[:1], cache)
-        for _ in range(3):
-            session.decode(np.array([[3]]), cache)
-
-    generate()
-    generate()
-    before = fixture.device.allocated
-    generate()
-    assert fixture.device.allocated == before
-
-
-def test_sessions_that_share_engines_have_contexts_of_their_own(fixture: Fixture) -> None:
-    fixture.session.rounded_inputs = "fp8"  # as artifacts may say whose products round their inputs
-    other = fixture.session.share(fixture.device)
-    assert other.rounded_inputs == "fp8" and other.rounds
-    first, second, exact = fixture.session.empty_cache(1), other.empty_cache(1), fixture.reference.empty_cache(1)
-    ids = tokens(30)[:1]
-    for session, cache in ((fixture.session, first), (other, second), (fixture.reference, exact)):
-        session.prefill(ids[:, :20], cache)
-    for position in range(20, 30):
-        part = ids[:, position : position + 1]
-        expected = fixture.reference.decode(part, exact)
-        close(fixture.session.decode(part, first), expected)
-        close(other.decode(part, second), expected)
-    assert [len(made) for made in fixture.contexts.values()] == [2, 2]
 
 
 def test_more_rows_than_the_engines_take(fixture: Fixture) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.torch.runtime import CAPABILITIES
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]

@@ -80,27 +80,6 @@ def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported, kind: str
     assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2), "run"
 
 
-def test_the_number_is_restored_when_a_run_fails(exported: Exported) -> None:
-    session: Any = open_session(exported()[1], "torch", threads=3)
-
-    def fail(*_: Any) -> None:
-        raise MemoryError
-
-    session.model.register_forward_pre_hook(fail)
-    with pytest.raises(MemoryError):
-        session.prefill(PROMPT, session.empty_cache())
-    assert torch.get_num_threads() == 1
-
-
-def test_without_a_number_a_session_uses_the_process_s(exported: Exported) -> None:
-    session: Any = open_session(exported()[1], "torch")
-    seen: list[int] = []
-    watch(session, seen)
-    torch.set_num_threads(2)
-    run(session)
-    assert seen == [2, 2] and torch.get_num_threads() == 2
-
-
 def test_sessions_in_two_threads_run_with_a_number_each(exported: Exported) -> None:
     both_run, both_ready = threading.Barrier(2, timeout=PATIENCE), threading.Barrier(2, timeout=PATIENCE)
     seen: dict[int, int] = {}

@@ -18,14 +18,8 @@ def explicit_attention(model: ir.Model) -> bool:
     output, and no attribute that is not zero. A row that sees no token gives NaN, so a mask must let every row see one.
     Result: no such node is left.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         Whether there was one.
-
-    Raises:
-        ValueError: A node that is not as required.
     """
     nodes = [node for node in model.graph if node.op_type == "Attention" and node.domain in ("", "ai.onnx")]
     for node in nodes:

@@ -13,11 +13,6 @@ def fix_axis(model: ir.Model, axis: str, size: int) -> bool:
     Result: no input or output has the axis; what the tracer noted about values in between is forgotten, since it may
     name the axis, and readers of the graph infer it again.
 
-    Args:
-        model: The model, changed in place.
-        axis: Name of the axis, such as ``max_context``.
-        size: Its size from now on.
-
     Returns:
         Whether an input or output had it.
     """

@@ -16,9 +16,6 @@ def float8_cache(model: ir.Model) -> bool:
     Requires: what is cast to E4M3 is float32, except in a join; nothing lies beyond 448.
     Result: no ``Cast`` has E4M3 on either side; every number is as it was.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         Whether there was such a cast.
     """

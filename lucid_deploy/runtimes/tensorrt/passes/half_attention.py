@@ -15,9 +15,6 @@ def half_attention(model: ir.Model) -> bool:
     Requires: nothing; attention without such casts is left alone.
     Result: no ``Attention`` lies between casts from and to one half type.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         Whether there was such a node.
     """

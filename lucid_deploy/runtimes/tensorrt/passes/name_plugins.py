@@ -17,9 +17,6 @@ def name_plugins(model: ir.Model) -> int:
     Requires: nothing.
     Result: every node that the plugin library computes has both.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         How many nodes there are.
     """
@@ -36,9 +33,6 @@ def decomposable_attention(model: ir.Model) -> int:
     ONNX does not know the attribute: its checker and onnxruntime refuse the graph from then on.
     Requires: nothing.
     Result: every ``Attention`` of the graph has it.
-
-    Args:
-        model: The model, changed in place.
 
     Returns:
         How many nodes there are.

@@ -19,14 +19,8 @@ def plugin_domain(model: ir.Model) -> bool:
     Requires: the bodies are gone (``strip_bodies``), and every output of these nodes has a type.
     Result: no node of ``ai.lucid`` that the plugin computes is left, nor the domain if nothing else uses it.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         Whether there was such a node.
-
-    Raises:
-        ValueError: An output without a type.
     """
     nodes = [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in PLUGIN_OPERATORS]
     for node in nodes:

@@ -14,9 +14,6 @@ def standard_attention(model: ir.Model) -> bool:
     Requires: nodes that share a mask have the same number of new tokens, as all layers of a graph do.
     Result: no ``CausalAttention`` node or function is left; a bool mask ``(B, 1, N, T)`` is made once for all layers.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         Whether there was such a node.
     """

@@ -15,9 +15,6 @@ def strip_bodies(model: ir.Model) -> bool:
     Requires: nothing.
     Result: no function of ``Precondition`` or ``DecodeAttention`` is left; their nodes are untouched.
 
-    Args:
-        model: The model, changed in place.
-
     Returns:
         Whether there was one.
     """

@@ -72,11 +72,3 @@ def test_every_number_is_as_it_was(past: int) -> None:
 def test_a_join_that_something_else_reads_stays_in_float16() -> None:
     after = changed(graph(read_elsewhere=True))
     assert "Cast" not in kinds(after) and kinds(after).count("DequantizeLinear") == 3
-
-
-def test_a_graph_without_fp8_is_left_alone() -> None:
-    node = helper.make_node("Cast", ["x"], ["y"], to=HALF)
-    values = [helper.make_tensor_value_info(name, kind, [2]) for name, kind in (("x", FLOAT), ("y", HALF))]
-    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]), ir_version=10)
-    loaded = ir.serde.deserialize_model(model)
-    assert not float8_cache(loaded) and kinds(ir.serde.serialize_model(loaded)) == ["Cast"]

@@ -53,13 +53,3 @@ def test_a_cast_that_something_else_reads_stays() -> None:
     model = graph((HALF, HALF, HALF), HALF, shared=True)
     assert half_attention(model) and sorted(kinds(model)) == ["Attention", "Cast", "Neg", "Neg"]
     onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
-
-
-@pytest.mark.parametrize(
-    ("sources", "target"),
-    [((HALF, HALF, HALF), BFLOAT), ((HALF, BFLOAT, HALF), HALF), ((TensorProto.DOUBLE,) * 3, TensorProto.DOUBLE)],
-)
-def test_other_types_are_left_alone(sources: tuple[int, int, int], target: int) -> None:
-    model = graph(sources, target)
-    before = kinds(model)
-    assert not half_attention(model) and kinds(model) == before
