@@ -45,7 +45,7 @@ def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
 def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Exported, tmp_path: Path) -> None:
     other = copy_of(exported(cache="static")[1], tmp_path / "other")
     shutil.copytree(damaged[1].parent, other.directory / "engines")
-    with pytest.raises(LucidError, match=r"built from another model: decode\.onnx differ.*lucid-deploy build"):
+    with pytest.raises(LucidError, match=r"another model: decode\.onnx, verify\.onnx differ.*lucid-deploy build"):
         open_engines(other, "tensorrt-rtx", trt.__version__)
 
 
