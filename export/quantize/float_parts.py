@@ -13,7 +13,7 @@ from lucid_deploy.artifact.quantized_bytes import to_qdq
 if TYPE_CHECKING:
     import torch
 
-    from lucid_deploy.model.packed.float_weight import FloatWeight
+    from lucid_deploy.model.packed.weight import FloatWeight
 
 Parts = dict[str, NDArray[np.uint8]]  # flat
 

@@ -11,7 +11,7 @@ from lucid_deploy.artifact.quantization import BLOCK_SIZES, FLOAT_SCHEMES, STORE
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.options import QuantizeOptions, activations_of, check_kernels, format_of
 from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
-from lucid_deploy.model.packed.float_weight import FloatWeight
+from lucid_deploy.model.packed.weight import FloatWeight
 
 if TYPE_CHECKING:
     import torch

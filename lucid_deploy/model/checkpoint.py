@@ -14,7 +14,7 @@ from lucid_deploy.model.config_keys import unknown_keys, value_of
 from lucid_deploy.model.description import describe
 from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
-from lucid_deploy.model.packed.read import PackedParts, find_parts, plain_modules, split_layout
+from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
     beginning_advice,
     find_tensor_files,
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.lucid import LucidForCausalLM
-    from lucid_deploy.model.packed.float_weight import FloatWeight
-    from lucid_deploy.model.packed.weight import PackedWeight
+    from lucid_deploy.model.packed.weight import FloatWeight, PackedWeight
 
 DEMO = "demo"
 # Buffers that old Llama checkpoints carry; they follow from the configuration.
@@ -82,8 +81,7 @@ class Checkpoint:
     ) -> None:
         self.directory = resolve(checkpoint)
         refuse_adapter(self.directory)
-        whole = read_config(self.directory)
-        raw, self.layout = split_layout(whole, self.directory)
+        raw, self.layout = split_layout(read_config(self.directory), self.directory)
         where = str(self.directory / "config.json")
         config = parse_config(raw, where, assume_unused)
         self._family = family_named(config.family)
@@ -93,7 +91,7 @@ class Checkpoint:
         self._handles: dict[Path, Any] = {}
         self._named, wrappers = unwrapped(self._file_of, str(self.directory))
         self._part_of: dict[str, str] = {}
-        self.packed = self._find_packed(plain_modules(whole))
+        self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
         config, of_tokens = _with_generation_eos(config, self.directory)
         config = _with_diagonal(config, diagonal, str(self.directory))
@@ -155,7 +153,7 @@ class Checkpoint:
             )
         return self.packed[place.name].read(self._stored_tensor, self.directory)
 
-    def _find_packed(self, plain: Collection[str]) -> dict[str, PackedParts]:
+    def _find_packed(self) -> dict[str, PackedParts]:
         """Put quantized weights in the place of their parts."""
         if self.layout is None:
             return {}
@@ -165,7 +163,6 @@ class Checkpoint:
             lambda name: tuple(self._header(name).get_shape()),
             self.directory,
             lambda name: str(self._header(name).get_dtype()),
-            plain,
         )
         self._part_of = {name: self._named.pop(name) for parts in found.values() for name in parts.names.values()}
         for name, parts in found.items():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lucid_deploy.artifact.float_formats import E2M1, E4M3
 from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
-from lucid_deploy.model.packed.compressed_float import CompressedFloatLayout
+from lucid_deploy.model.packed.compressed import compressed_layout
 from lucid_deploy.model.quantized_activations import round_to_fp8 as round_inputs_to_fp8
 from tests.compat.environments import packages_beside
 from tests.model.packed.floats import GROUP, STATIC, TOKEN, compressed_float
@@ -73,7 +73,7 @@ found = {{**parts, "whole": compressor.decompress(parts, scheme)["weight"]}}
     )
     given = scale.reshape(1) if strategy == "tensor" else scale
     theirs = computed(COMPRESSED, code, {"weight": WEIGHT, "scale": given}, tmp_path)
-    layout = CompressedFloatLayout.from_settings(compressed_float(strategy, None, block))
+    layout = compressed_layout(compressed_float(strategy, None, block))
     parts = {name: theirs[name] for name in ("weight", "weight_scale")}
     assert layout.shape({name: tuple(part.shape) for name, part in parts.items()}) == (80, 128)
     assert layout.read(parts).dequantize().float().equal(theirs["whole"])

@@ -8,7 +8,9 @@ AutoAWQ's ``awq/utils/packing_utils.py``. The method's own factors of inputs are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import msgspec
 
 from lucid_deploy.model.packed import gptq
 from lucid_deploy.model.packed.weight import (
@@ -16,27 +18,42 @@ from lucid_deploy.model.packed.weight import (
     WORD_TYPES,
     PackedWeight,
     Shape,
-    check_keys,
-    check_method,
-    check_shape,
-    count_groups,
+    check_group_size,
+    check_shapes,
+    count_blocks,
     group_inputs,
-    read_bits,
-    read_switch,
+    read_settings,
     unpack_words,
 )
 
 if TYPE_CHECKING:
     import torch
 
-# GPTQModel writes both methods with the same keys, and transformers has them too; the others are AutoAWQ's.
-_KEYS = gptq.KEYS | {"do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse", "q_group_size", "w_bit", "zero_point"}
+# gptqmodel writes both methods with the same keys, and transformers has them too; the others are AutoAWQ's.
+_WITHOUT_EFFECT = (gptq.WITHOUT_EFFECT - {"backend", "version"}) | {
+    *("do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse"),
+    *("desc_act", "pack_dtype", "static_groups", "sym"),
+}
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the number of each of eight outputs lies
+
+
+class _Settings(msgspec.Struct, kw_only=True, frozen=True):
+    bits: Literal[4] | None = None
+    w_bit: Literal[4] | None = None  # older name
+    group_size: int | None = None
+    q_group_size: int | None = None  # older name
+    version: str = "gemm"
+    format: str = "gemm"
+    checkpoint_format: str = "gemm"
+    backend: str = ""
+    method: Literal["awq"] = "awq"
+    zero_point: bool = True
+    dynamic: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class AwqLayout:
-    """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
+    """Weights of AutoAWQ, see :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
 
     Attributes:
         group_size: Inputs of a group; −1: a whole row.
@@ -53,35 +70,26 @@ class AwqLayout:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> AwqLayout:
-        """Read ``quantization_config``.
-
-        Raises:
-            ValueError: Settings that are not computed here.
-        """
-        check_keys(settings, _KEYS)
-        check_method(settings, cls.name)
-        if settings.get("backend") == "llm-awq":  # then transformers takes its layout, whatever the version says
-            raise ValueError("its backend is 'llm-awq', whose layout is not read; AutoAWQ's gemm is")
-        for key in ("version", "format", "checkpoint_format"):
-            version = str(settings.get(key) or "gemm").lower()
-            if version != "gemm":
-                raise ValueError(f"its {key} is {version!r}; gemm is read")
-        if settings.get("dynamic"):
-            raise ValueError("its key dynamic gives layers settings of their own, which are not read")
-        read_bits(_either(settings, "bits", "w_bit"), (4,))
-        if not read_switch(settings, "zero_point", True):
-            raise ValueError("its zero_point is false, for which the layout gemm has no tensors")
-        group = _either(settings, "group_size", "q_group_size")
-        if type(group) is not int or (group < 1 and group != -1):
-            raise ValueError(f"its group_size is {group!r}")
-        return cls(group)
+        """Read ``quantization_config``; raise ValueError where it is not supported."""
+        given = read_settings(settings, _Settings, _WITHOUT_EFFECT)
+        if given.backend == "llm-awq":  # then transformers reads another layout, whatever the version
+            raise ValueError("backend llm-awq is not supported; AutoAWQ's gemm is")
+        for version in (given.version, given.format, given.checkpoint_format):
+            if version.lower() != "gemm":
+                raise ValueError(f"version {version!r} is not supported; gemm is")
+        if given.dynamic:
+            raise ValueError("dynamic, which gives layers settings of their own, is not supported")
+        if not given.zero_point:
+            raise ValueError("zero_point is false, for which the layout gemm has no tensors")
+        sizes = {size for size in (given.group_size, given.q_group_size) if size is not None}
+        if (given.bits or given.w_bit) is None or len(sizes) != 1:
+            raise ValueError("bits or group_size is missing, or group_size and q_group_size differ")
+        return cls(check_group_size(sizes.pop()))
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         width, words = shapes["qweight"]
-        group = group_inputs(width, self.group_size)
-        groups = count_groups(width, group)
-        check_shape("scales", shapes["scales"], (groups, words * 8), group)
-        check_shape("qzeros", shapes["qzeros"], (groups, words), group)
+        groups = count_blocks(width, group_inputs(width, self.group_size))
+        check_shapes(shapes, {"scales": [(groups, words * 8)], "qzeros": [(groups, words)]})
         return words * 8, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
@@ -93,15 +101,3 @@ class AwqLayout:
     def _in_order(words: torch.Tensor) -> torch.Tensor:
         """``(rows, out/8)`` to uint8 ``(rows, out)``."""
         return unpack_words(words, 4).unflatten(-1, (-1, 8))[..., list(_PLACES)].flatten(-2)
-
-
-def _either(settings: dict[str, Any], key: str, older: str) -> Any:
-    """Return a setting that has two names, of which one may be left out.
-
-    Raises:
-        ValueError: They differ.
-    """
-    value, other = settings.get(key), settings.get(older)
-    if value is not None and other is not None and value != other:
-        raise ValueError(f"its {key} is {value!r} and its {older} {other!r}, which mean the same")
-    return other if value is None else value

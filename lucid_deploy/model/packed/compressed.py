@@ -1,109 +1,173 @@
-"""The layouts of compressed-tensors with whole numbers: ``pack-quantized`` and ``int-quantized``.
+"""The layouts of compressed-tensors: ``pack-quantized``, ``int-quantized`` and ``float-quantized``.
 
 ``pack-quantized``: ``weight_packed`` int32 ``(out, in·bits/32)``, each number with 2^(bits−1) added, lowest bits
 first; ``weight_scale`` ``(out, groups)``; ``weight_shape`` ``[out, in]``; ``weight_zero_point`` int32
 ``(out·bits/32, groups)``, packed along the outputs, where weights are not symmetric. ``int-quantized``: ``weight`` int8
-``(out, in)``, and scale and zero point as int8. Published in compressed-tensors' ``compressors/``.
+``(out, in)``, and scale and zero point as int8. ``float-quantized``, which llm-compressor writes and vLLM reads:
+``weight`` float8_e4m3fn ``(out, in)``; ``weight_scale`` one number, ``(out, 1)``, or ``(⌈out/rows⌉, ⌈in/inputs⌉)``;
+``input_scale``, one number, where inputs are rounded with it. Published in compressed-tensors' ``compressors/`` and
+``quantization/lifecycle/forward.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
+from lucid_deploy.model.packed.fp8 import Block, FloatLayout, refuse_dequantize
 from lucid_deploy.model.packed.weight import (
     INDEX_TYPES,
+    SCALARS,
     SCALE_TYPES,
     WORD_TYPES,
+    InputRounding,
+    PackedLayout,
     PackedWeight,
     Shape,
-    check_keys,
     check_order,
-    count_groups,
+    check_shapes,
+    count_blocks,
     group_inputs,
-    read_switch,
+    read_settings,
     unpack_words,
 )
 
 if TYPE_CHECKING:
     import torch
 
-_FORMATS = ("pack-quantized", "int-quantized")
-_STRATEGIES = ("group", "channel", "tensor")
-# Keys that are read here, or say how numbers were found or are to be computed.
-_KEYS = frozenset(
-    """
-    config_groups dequantize format global_compression_ratio ignore kv_cache_scheme quant_method quantization_status
-    run_compressed sparsity_config transform_config use_optimized_inference version
-    """.split()  # noqa: SIM905 (a table)
-)
-_GROUP_KEYS = frozenset({"targets", "weights", "input_activations", "output_activations", "format"})
-WEIGHT_KEYS = frozenset(
-    """
-    actorder block_structure dynamic group_size num_bits observer observer_kwargs scale_dtype strategy symmetric type
-    zp_dtype
-    """.split()  # noqa: SIM905 (a table)
+_WITHOUT_EFFECT = frozenset(
+    ("global_compression_ratio", "ignore", "quant_method", "quantization_status", "use_optimized_inference", "version")
 )
 
 
-def read_group(settings: dict[str, Any], forms: tuple[str, ...]) -> dict[str, Any]:
-    """Return the one group of ``quantization_config``, whose format is one of those given.
-
-    Raises:
-        ValueError: Settings that are not computed here.
-    """
-    form, groups = settings.get("format"), settings.get("config_groups") or {}
-    check_keys(settings, _KEYS)
-    if form not in forms:
-        raise ValueError(f"its format is {form!r}; {' and '.join(forms)} are read")
-    if settings.get("kv_cache_scheme"):
-        raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
-    if settings.get("transform_config") not in (None, {}, {"config_groups": {}}):
-        raise ValueError("its transform_config turns weights and inputs, which is not computed so here")
-    sparsity = settings.get("sparsity_config") or {}
-    if not isinstance(sparsity, dict):
-        raise ValueError(f"its sparsity_config is {sparsity!r}; an object is read")
-    if sparsity.get("format", "dense") != "dense":
-        raise ValueError("its sparsity_config stores weights with zeros left out, which is not read")
-    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
-        raise ValueError(f"its config_groups are {groups!r}; an object with one group, an object too, is read")
-    if len(groups) != 1:
-        raise ValueError(f"it has {len(groups)} config_groups; one is read")
-    group: dict[str, Any]
-    (group,) = groups.values()
-    check_keys(group, _GROUP_KEYS, "config_groups'")
-    for part in ("weights", "input_activations"):
-        if not isinstance(group.get(part) or {}, dict):
-            raise ValueError(f"its config_groups' {part} are {group[part]!r}; an object is read")
-    if group.get("format") not in (None, form):
-        raise ValueError(f"its format is {form!r}, and that of its config_groups {group['format']!r}")
-    return group
+class _Settings(msgspec.Struct, kw_only=True, frozen=True):
+    format: Literal["pack-quantized", "int-quantized", "float-quantized"]
+    config_groups: dict[str, dict[str, Any]]
+    kv_cache_scheme: Any = None
+    transform_config: dict[str, Any] = {}
+    sparsity_config: dict[str, Any] = {}
+    dequantize: bool = False
+    run_compressed: bool = True
 
 
-def _is_ordered(actorder: Any) -> bool:
-    """Say whether groups are those of ``weight_g_idx``: so with group, also called dynamic and true.
+class _Group(msgspec.Struct, kw_only=True, frozen=True):
+    weights: dict[str, Any]
+    input_activations: dict[str, Any] = {}
+    output_activations: dict[str, Any] = {}
+    format: str | None = None
 
-    Raises:
-        ValueError: Another order than these, and weight or static, with which groups are of neighbours.
-    """
-    if actorder in ("group", "dynamic") or actorder is True:
-        return True
-    if actorder not in (None, "weight", "static") and actorder is not False:
-        raise ValueError(f"its actorder is {actorder!r}; weight and static are read")
-    return False
+
+class _Numbers(msgspec.Struct, kw_only=True, frozen=True):
+    """How weights or inputs are quantized: an entry of a group."""
+
+    type: Literal["int", "float"]
+    num_bits: Literal[4, 8]
+    strategy: Literal["group", "channel", "tensor", "block", "token"]
+    symmetric: bool = True
+    dynamic: bool = False
+    group_size: int | None = None
+    block_structure: Block | None = None
+    actorder: Literal["group", "dynamic", "weight", "static"] | bool | None = None
+    scale_dtype: Literal["torch.float32", "torch.bfloat16", "torch.float16"] | None = None
+
+
+def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
+    """Read ``quantization_config`` of compressed-tensors; raise ValueError where it is not supported."""
+    given = read_settings(settings, _Settings, _WITHOUT_EFFECT)
+    if given.kv_cache_scheme:
+        raise ValueError("kv_cache_scheme, which rounds the cache, is not supported")
+    if given.transform_config.get("config_groups", given.transform_config):
+        raise ValueError("transform_config, which rotates weights and inputs, is not supported")
+    if given.sparsity_config.get("format", "dense") != "dense":
+        raise ValueError("sparsity_config stores weights with zeros left out, which is not supported")
+    if len(given.config_groups) != 1:
+        raise ValueError(f"it has {len(given.config_groups)} config_groups; only one is supported")
+    group = read_settings(next(iter(given.config_groups.values())), _Group, ("targets",), "config_groups")
+    if group.format not in (None, given.format):
+        raise ValueError(f"format is {given.format!r}, and that of config_groups {group.format!r}")
+    if group.output_activations:
+        raise ValueError("output_activations, which rounds the outputs of layers, is not supported")
+    weights = _numbers(group.weights, "weights")
+    if weights.dynamic:
+        raise ValueError("the weights' dynamic is true; only stored scales are supported")
+    if given.format == "float-quantized":
+        return _float_layout(settings, weights, group.input_activations)
+    if group.input_activations:
+        raise ValueError(
+            "input_activations, which rounds the inputs of integer layers, is not supported. Checkpoints with "
+            "quantized weights alone (W4A16, W8A16) are"
+        )
+    return _int_layout(given.format, weights)
+
+
+def _numbers(settings: dict[str, Any], where: str) -> _Numbers:
+    return read_settings(settings, _Numbers, ("observer", "observer_kwargs", "zp_dtype"), where)
+
+
+def _int_layout(form: str, weights: _Numbers) -> CompressedLayout:
+    if weights.type != "int" or (form == "int-quantized" and weights.num_bits != 8):
+        raise ValueError(f"{form} weights of type {weights.type} with {weights.num_bits} bits are not supported")
+    if weights.strategy not in ("group", "channel", "tensor"):
+        raise ValueError(f"the strategy {weights.strategy!r} is not supported; group, channel and tensor are")
+    size = (weights.group_size or 0) if weights.strategy == "group" else -1
+    if weights.strategy == "group" and size < 1:
+        raise ValueError(f"group_size is {weights.group_size}, and must be positive")
+    # "group", also spelled "dynamic" and true: weight_g_idx says which inputs share a group. Otherwise neighbours do.
+    ordered = weights.strategy == "group" and weights.actorder in ("group", "dynamic", True)
+    return CompressedLayout(
+        weights.num_bits, weights.strategy, size, form == "pack-quantized", weights.symmetric, ordered
+    )
+
+
+def _float_layout(settings: dict[str, Any], weights: _Numbers, activations: dict[str, Any]) -> FloatLayout:
+    size = weights.block_structure
+    blocks: dict[str, tuple[int | None, int | None]] = {"tensor": (None, None), "channel": (1, None)}
+    if size is not None:
+        blocks["block"] = size[0], size[1]
+    block = blocks.get(weights.strategy)
+    if block is None:
+        raise ValueError(f"the strategy {weights.strategy!r} with block_structure {weights.block_structure}")
+    inputs = None
+    if activations:
+        rounding = _numbers(activations, "input_activations")
+        _check_float(rounding, "input_activations")
+        group = rounding.group_size
+        if (rounding.strategy, rounding.dynamic) == ("tensor", False):
+            inputs = InputRounding("static")
+        elif (rounding.strategy, rounding.dynamic) == ("token", True):
+            inputs = InputRounding("token")
+        elif (rounding.strategy, rounding.dynamic) == ("group", True) and (group or 0) > 0:
+            inputs = InputRounding("group", group)
+        else:
+            raise ValueError(
+                f"input_activations with strategy {rounding.strategy!r}, dynamic {rounding.dynamic} and group_size "
+                f"{group} are not supported; static per tensor, and dynamic per token and per group, are"
+            )
+    _check_float(weights, "weights")
+    refuse_dequantize(settings, inputs)
+    static = inputs is not None and inputs.kind == "static"
+    return FloatLayout("compressed-tensors", block, "weight_scale", "input_scale" if static else None, inputs)
+
+
+def _check_float(numbers: _Numbers, where: str) -> None:
+    if (numbers.type, numbers.num_bits, numbers.symmetric) != ("float", 8, True):
+        points = "" if numbers.symmetric else " and zero points"
+        raise ValueError(f"{where} of type {numbers.type} with {numbers.num_bits} bits{points}; only E4M3 is supported")
 
 
 @dataclass(frozen=True)
 class CompressedLayout:
-    """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
+    """Integer weights of compressed-tensors, see :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
 
     Attributes:
-        bits: Of an element.
-        strategy: ``group``, ``channel`` or ``tensor``: what shares a scale.
-        group_size: Inputs of a group, for ``group``.
-        is_packed: Whether numbers are in words of int32.
+        bits: Bits of an element.
+        strategy: What shares a scale: ``group``, ``channel`` or ``tensor``.
+        group_size: Inputs of a group; −1 for the other strategies.
+        is_packed: Whether numbers are packed into words of int32.
         symmetric: Whether there are no zero points.
-        ordered: Whether the groups of inputs are those that ``weight_g_idx`` says alone.
+        ordered: Whether only ``weight_g_idx`` says which inputs share a group.
     """
 
     bits: int
@@ -114,39 +178,11 @@ class CompressedLayout:
     ordered: bool = False
     name = "compressed-tensors"
     inputs = None
+    optional = ("weight_g_idx",)
 
     @property
     def scheme(self) -> str:
         return f"int{self.bits}"
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> CompressedLayout:
-        """Read ``quantization_config``.
-
-        Raises:
-            ValueError: Settings that are not computed here.
-        """
-        form, group = settings.get("format"), read_group(settings, _FORMATS)
-        if group.get("input_activations") or group.get("output_activations"):
-            raise ValueError(
-                "it rounds inputs or outputs of layers too (input_activations), which is not computed as it says. "
-                "Checkpoints with quantized weights alone (W4A16, W8A16) are read"
-            )
-        weights = group.get("weights") or {}
-        check_keys(weights, WEIGHT_KEYS, "weights'")
-        bits, strategy = weights.get("num_bits"), weights.get("strategy")
-        known = (8,) if form == "int-quantized" else (4, 8)
-        if weights.get("type") != "int" or type(bits) is not int or bits not in known:  # 4.0 and True are no bits
-            raise ValueError(f"its weights are {weights.get('type')!r} of {bits!r} bits; int of 4 and 8 bits are read")
-        if strategy not in _STRATEGIES:
-            raise ValueError(f"its strategy is {strategy!r}; {', '.join(_STRATEGIES)} are read")
-        if weights.get("dynamic"):
-            raise ValueError(f"its weights' dynamic is {weights['dynamic']!r}; false is read")
-        size = weights.get("group_size") if strategy == "group" else -1
-        if type(size) is not int or (strategy == "group" and size < 1):
-            raise ValueError(f"its group_size is {size!r}")
-        ordered = strategy == "group" and _is_ordered(weights.get("actorder"))
-        return cls(bits, strategy, size, form == "pack-quantized", read_switch(weights, "symmetric", True), ordered)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -155,89 +191,78 @@ class CompressedLayout:
         return (*numbers, "weight_scale", *(() if self.symmetric else ("weight_zero_point",)), *order)
 
     @property
-    def optional(self) -> tuple[str, ...]:
-        return ("weight_g_idx",)
-
-    @property
     def types(self) -> dict[str, tuple[str, ...]]:
-        """See the protocol; zero points are packed in int32, or numbers of int8 as those of int-quantized are."""
         return {
             "weight": ("I8",),
             "weight_packed": WORD_TYPES,
             "weight_shape": INDEX_TYPES,
             "weight_scale": SCALE_TYPES,
-            "weight_zero_point": ("I8", *WORD_TYPES) if self.is_packed and self.strategy != "tensor" else ("I8",),
+            "weight_zero_point": ("I8", *WORD_TYPES) if self._packs_zeros else ("I8",),
             "weight_g_idx": INDEX_TYPES,
         }
 
+    @property
+    def _packs_zeros(self) -> bool:
+        """Whether zero points may be packed; older versions stored them as int8."""
+        return self.is_packed and self.strategy != "tensor"
+
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
-        """See the protocol; of packed numbers the width is that of their words."""
         if self.is_packed:
             out, words = shapes["weight_packed"]
             width = words * 32 // self.bits
         else:
             out, width = shapes["weight"]
-        groups = count_groups(width, self._group(width))
+        groups = count_blocks(width, group_inputs(width, self.group_size))
         by_strategy: dict[str, list[Shape]] = {
             "group": [(out, groups)],
             "channel": [(out, 1), (out,)],
-            "tensor": [(), (1,), (1, 1)],
+            "tensor": SCALARS,
         }
         scales = by_strategy[self.strategy]
-        packed: list[Shape] = (
-            [(-(-out * self.bits // 32), groups)] if self.is_packed and self.strategy != "tensor" else []
+        packed: list[Shape] = [(count_blocks(out * self.bits, 32), groups)] if self._packs_zeros else []
+        check_shapes(
+            shapes,
+            {
+                "weight_scale": scales,
+                "weight_zero_point": [*packed, *scales],
+                "weight_shape": [(2,)],
+                "weight_g_idx": [(width,)],
+            },
         )
-        allowed: dict[str, list[Shape]] = {
-            "weight_scale": scales,
-            "weight_zero_point": [*packed, *scales],
-            "weight_shape": [(2,)],
-            "weight_g_idx": [(width,)],
-        }
-        for part, wanted in allowed.items():
-            if part in shapes and tuple(shapes[part]) not in wanted:
-                raise ValueError(
-                    f"{part} has the shape {list(shapes[part])}, and the strategy {self.strategy} asks for "
-                    f"{' or '.join(str(list(shape)) for shape in wanted)}"
-                )
         return out, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
         import torch
 
-        half = 1 << (self.bits - 1)
         if self.is_packed:
             out, width = (int(size) for size in parts["weight_shape"])
-            codes = unpack_words(parts["weight_packed"], self.bits)
+            codes = unpack_words(parts["weight_packed"], self.bits)  # (out, in)
             if codes.shape != (out, width):
-                raise ValueError(f"its weight_shape is [{out}, {width}], and its numbers are {list(codes.shape)}")
+                raise ValueError(f"weight_shape is [{out}, {width}], but weight_packed holds {list(codes.shape)}")
         else:
-            codes = (parts["weight"].to(torch.int16) + half).to(torch.uint8)
+            codes = (parts["weight"].to(torch.int16) + 128).to(torch.uint8)
             out, width = codes.shape
-        group = self._group(width)
-        cause, remedy = "actorder group, weight_g_idx", "actorder static or none"
-        check_order(parts.get("weight_g_idx"), width, group, cause, remedy)
-        groups = count_groups(width, group)
+        group = group_inputs(width, self.group_size)
+        check_order(parts.get("weight_g_idx"), width, group, "actorder static or none")
+        groups = count_blocks(width, group)
         scales = parts["weight_scale"].reshape(-1, groups).expand(out, groups).contiguous()
         return PackedWeight(codes, self._zeros(parts, out, groups), scales, self.bits, group)
 
     def _zeros(self, parts: dict[str, torch.Tensor], out: int, groups: int) -> torch.Tensor:
-        """Return the zero points, as numbers are: uint8 ``(out, groups)``, with half the range added."""
+        """Return the zero points with half the range added, as codes have it: uint8 ``(out, groups)``."""
         import torch
 
         half = 1 << (self.bits - 1)
         if self.symmetric:
             return torch.full((out, groups), half, dtype=torch.uint8)
         stored = parts["weight_zero_point"]
-        if self.is_packed and self.strategy != "tensor" and stored.dtype == torch.int32:
-            if len(stored) != -(-out * self.bits // 32):
-                raise ValueError(f"its weight_zero_point has {len(stored)} rows of words for {out} outputs")
+        if stored.dtype == torch.int32:
+            if len(stored) != count_blocks(out * self.bits, 32):
+                raise ValueError(f"weight_zero_point has {len(stored)} rows of words for {out} outputs")
             return unpack_words(stored.mT.contiguous(), self.bits)[:, :out].mT.contiguous()
         moved = stored.reshape(-1, groups).to(torch.int16)  # int8 does not hold half of its range
         if len(moved) not in (1, out):
-            raise ValueError(f"its weight_zero_point has {len(moved)} rows for {out} outputs")
+            raise ValueError(f"weight_zero_point has {len(moved)} rows for {out} outputs")
         if ((moved < -half) | (moved >= half)).any():
-            raise ValueError(f"its weight_zero_point has numbers outside {-half} to {half - 1}, the range of its bits")
+            raise ValueError(f"weight_zero_point has numbers outside {-half} to {half - 1}, the range of its bits")
         return (moved + half).to(torch.uint8).expand(out, groups).contiguous()
-
-    def _group(self, width: int) -> int:
-        return group_inputs(width, self.group_size)

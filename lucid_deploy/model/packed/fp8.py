@@ -1,4 +1,4 @@
-"""The layouts of ``quant_method`` ``fp8``: weights in E4M3 as DeepSeek, Qwen and transformers store them, and AutoFP8.
+"""Weights in E4M3, and their layouts with ``quant_method`` ``fp8``: DeepSeek, Qwen and transformers, and AutoFP8.
 
 ``weight`` float8_e4m3fn ``(out, in)``. With the key ``weight_block_size`` (transformers' ``FineGrainedFP8Config``):
 ``weight_scale_inv`` ``(⌈out/rows⌉, ⌈in/inputs⌉)``, or one number where the key is null, which in spite of its name is
@@ -9,82 +9,69 @@ what a number is multiplied by; ``activation_scale``, one number, where inputs a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from lucid_deploy.model.packed.float_weight import (
-    FLOAT_TYPES,
+import msgspec
+
+from lucid_deploy.model.packed.weight import (
+    FP8,
+    SCALARS,
+    SCALE_TYPES,
     FloatWeight,
     InputRounding,
-    check_dequantized,
-    check_scalar,
+    Shape,
+    check_shapes,
     count_blocks,
-    read_float,
+    read_settings,
 )
-from lucid_deploy.model.packed.weight import Shape, check_keys
 
 if TYPE_CHECKING:
     import torch
 
-# Keys that are read here, or that say which layers are quantized, which the tensors say too.
-_KEYS = frozenset(
-    """
-    activation_scheme dequantize expert_dtype fmt ignored_layers kv_cache_scheme modules_to_convert
-    modules_to_not_convert quant_method scale_fmt weight_block_size
-    """.split()  # noqa: SIM905 (a table)
-)
+# Keys that say which layers are quantized, which the tensors' types say too.
+_WITHOUT_EFFECT = frozenset(("ignored_layers", "modules_to_convert", "modules_to_not_convert", "quant_method"))
 _BLOCK_KEY = "weight_block_size"
+_Side = Annotated[int, msgspec.Meta(gt=0)]
+Block = Annotated[
+    list[_Side],
+    msgspec.Meta(min_length=2, max_length=2, extra={"expected": "two positive whole numbers, such as [128, 128]"}),
+]
+
+
+class _Settings(msgspec.Struct, kw_only=True, frozen=True):
+    activation_scheme: Literal["dynamic", "static"] = "dynamic"
+    weight_block_size: Block | None = None
+    fmt: Literal["e4m3"] = "e4m3"
+    scale_fmt: Literal["float"] = "float"
+    expert_dtype: Literal["fp8"] = "fp8"
+    kv_cache_scheme: Any = None
+    dequantize: bool = False
 
 
 @dataclass(frozen=True)
-class Fp8Layout:
-    """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
+class FloatLayout:
+    """Weights in E4M3, see :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
 
     Attributes:
-        block: Rows and inputs that share a scale; None: all of a weight.
-        scale: The name of the scale's part.
-        input_scale: The name of the inputs' scale; None: it is not stored.
-        inputs: How inputs are rounded.
+        name: The ``quant_method``.
+        block: Rows and inputs that share a scale; None for one of them: all.
+        scale: The part's name for the weight's scales.
+        input_scale: The part's name for the inputs' scale; None: it is not stored.
+        inputs: How inputs are rounded; None: not at all.
     """
 
-    block: tuple[int, int] | None
+    name: str
+    block: tuple[int | None, int | None]
     scale: str
     input_scale: str | None
-    inputs: InputRounding
-    name = "fp8"
+    inputs: InputRounding | None
     bits = 8
     scheme = "fp8"
     optional = ()
-    types: ClassVar = FLOAT_TYPES
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Fp8Layout:
-        """Read ``quantization_config``.
-
-        Raises:
-            ValueError: Settings that are not computed here.
-        """
-        check_keys(settings, _KEYS)
-        for key, known in (("fmt", "e4m3"), ("scale_fmt", "float"), ("expert_dtype", "fp8")):
-            if settings.get(key, known) != known:
-                raise ValueError(f"its {key} is {settings[key]!r}; {known} is read")
-        if settings.get("kv_cache_scheme"):
-            raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
-        scheme = settings.get("activation_scheme", "dynamic")
-        if scheme not in ("dynamic", "static"):
-            raise ValueError(f"its activation_scheme is {scheme!r}; dynamic and static are read")
-        size = settings.get(_BLOCK_KEY)
-        if size is not None and not (
-            isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-        ):
-            raise ValueError(f"its {_BLOCK_KEY} is {size!r}; two numbers such as [128, 128] are read")
-        names = ("weight_scale_inv", "activation_scale") if _BLOCK_KEY in settings else ("weight_scale", "input_scale")
-        if scheme == "static":
-            inputs = InputRounding("static")
-        else:
-            inputs = InputRounding("token") if size is None else InputRounding("group", size[1])
-        check_dequantized(settings, inputs)
-        stored = names[1] if scheme == "static" else None
-        return cls(None if size is None else (size[0], size[1]), names[0], stored, inputs)
+    types: ClassVar = {
+        "weight": (FP8,),
+        **dict.fromkeys(("weight_scale", "weight_scale_inv", "input_scale", "activation_scale"), SCALE_TYPES),
+    }
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -92,19 +79,68 @@ class Fp8Layout:
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         rows, width = shapes["weight"]
-        if self.block is None:
-            check_scalar(self.scale, shapes[self.scale])
-        else:
-            wanted = (count_blocks(rows, self.block[0]), count_blocks(width, self.block[1]))
-            if tuple(shapes[self.scale]) != wanted:
-                raise ValueError(
-                    f"{self.scale} has the shape {list(shapes[self.scale])}, and blocks of {list(self.block)} ask for "
-                    f"{list(wanted)}"
-                )
+        scales: list[Shape] = [self._blocks(rows, width)]
+        if self.block == (None, None):
+            scales = SCALARS
+        elif self.block == (1, None):
+            scales.append((rows,))
+        expected = {self.scale: scales}
         if self.input_scale is not None:
-            check_scalar(self.input_scale, shapes[self.input_scale])
+            expected[self.input_scale] = SCALARS
+        check_shapes(shapes, expected)
         return rows, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
-        rows, width = parts["weight"].shape
-        return read_float(parts, self.scale, self.input_scale, self.block or (rows, width))
+        import torch
+
+        weight = parts["weight"]
+        if weight.float().isnan().any():
+            raise ValueError("the weight contains NaN: the checkpoint is damaged")
+        rows, width = weight.shape
+        inputs = None
+        if self.input_scale is not None:
+            inputs = parts[self.input_scale].reshape(())
+            if not (inputs.isfinite() and inputs > 0):
+                raise ValueError(f"{self.input_scale} is {inputs.item():g}, and must be positive")
+        high, wide = self.block
+        block = min(high or rows, rows), min(wide or width, width)
+        scales = parts[self.scale].reshape(self._blocks(rows, width))
+        return FloatWeight(weight.view(torch.uint8), scales, block, inputs)
+
+    def _blocks(self, rows: int, width: int) -> tuple[int, int]:
+        """Return how many blocks a weight has along either axis."""
+        high, wide = self.block
+        return count_blocks(rows, high or rows), count_blocks(width, wide or width)
+
+
+def fp8_layout(settings: dict[str, Any]) -> FloatLayout:
+    """Read ``quantization_config`` of the method ``fp8``; raise ValueError where it is not supported."""
+    given = read_settings(settings, _Settings, _WITHOUT_EFFECT)
+    if given.kv_cache_scheme:
+        raise ValueError("kv_cache_scheme, which rounds the cache, is not supported")
+    size = given.weight_block_size
+    fine_grained = _BLOCK_KEY in settings
+    scale = "weight_scale_inv" if fine_grained else "weight_scale"
+    input_scale = "activation_scale" if fine_grained else "input_scale"
+    if given.activation_scheme == "static":
+        inputs = InputRounding("static")
+    else:
+        inputs = InputRounding("token") if size is None else InputRounding("group", size[1])
+    refuse_dequantize(settings, inputs)
+    stored = input_scale if inputs.kind == "static" else None
+    block = (None, None) if size is None else (size[0], size[1])
+    return FloatLayout("fp8", block, scale, stored, inputs)
+
+
+def refuse_dequantize(settings: dict[str, Any], inputs: InputRounding | None) -> None:
+    """Refuse rounded inputs with a key that makes transformers load plain weights; other programs ignore that key.
+
+    Raises:
+        ValueError: Both are there.
+    """
+    key = "dequantize is true" if settings.get("dequantize") else "run_compressed is false"
+    if inputs is not None and (settings.get("dequantize") or settings.get("run_compressed") is False):
+        raise ValueError(
+            f"{key}: transformers then leaves the inputs of layers as they are, other programs round them. Remove the "
+            "key; --quantize stored --activations float leaves inputs as they are"
+        )

@@ -1,24 +1,30 @@
-"""A weight as a quantized checkpoint means it, whatever the layout it is stored in."""
+"""Weights of quantized checkpoints, whatever layout they are stored in, and what the layouts' readers share."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
+
+from lucid_deploy.json_fields import FieldError, decode
 
 if TYPE_CHECKING:
     import torch
 
-    from lucid_deploy.model.packed.float_weight import FloatWeight, InputRounding
-
 Shape = tuple[int, ...]
-# Types of parts that layouts have in common, as safetensors spells them.
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+SCALARS: list[Shape] = [(), (1,), (1, 1)]  # the shapes in which tools store a single number
+# Tensor types, as safetensors spells them.
 WORD_TYPES, INDEX_TYPES, SCALE_TYPES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
+FP8 = "F8_E4M3"
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """Whole numbers, zero points and scales: an element is (code − zero) · scale, of the group its input is in.
+    """A weight in integers: an element is (code − zero) · scale, with zero and scale of its group of inputs.
 
     Attributes:
         codes: Uint8 ``(out, in)``, 0 to 2^bits − 1.
@@ -44,26 +50,68 @@ class PackedWeight:
 
         A difference has 9 bits at most and a scale of half precision 11, so their product is exact in float32.
         """
-        import torch
-
-        wide = torch.float32 if self.scales.dtype in (torch.float16, torch.bfloat16) else torch.float64
+        wide = _exact_dtype(self.scales)
         width = self.codes.shape[1]
-        scales = self.scales.to(wide).repeat_interleave(self.group, dim=1)[:, :width]
+        scales = self.scales.to(wide).repeat_interleave(self.group, dim=1)[:, :width]  # (out, in)
         zeros = self.zeros.to(wide).repeat_interleave(self.group, dim=1)[:, :width]
         return (self.codes.to(wide) - zeros) * scales
 
 
-class PackedLayout(Protocol):
-    """How one tool stores weights.
+@dataclass(frozen=True)
+class InputRounding:
+    """How the inputs of quantized products are rounded to E4M3 before they are multiplied.
 
     Attributes:
-        name: As ``quant_method`` says it.
-        bits: Of an element.
-        scheme: How an artifact with these numbers calls them: ``int4``, ``int8`` or ``fp8``.
+        kind: ``static``: with a scale that the checkpoint stores for each weight; ``token``: the largest magnitude of a
+            token's inputs / 448; ``group``: that of each ``size`` neighbouring inputs of a token.
+        size: Inputs of a group; None otherwise.
+    """
+
+    kind: str
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """A weight in E4M3: an element is number · scale, with the scale of its block of rows and inputs.
+
+    Attributes:
+        codes: Uint8 ``(out, in)``, the bytes of the numbers.
+        scales: ``(blocks of rows, blocks of inputs)``, as stored.
+        block: Rows and inputs of a block; the last ones may be smaller.
+        input_scale: What inputs are divided by before they are rounded, a scalar; None: nothing is stored.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    block: tuple[int, int]
+    input_scale: torch.Tensor | None = None
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the weight ``(out, in)``: float32, or float64 where float32 would round (scales of float32).
+
+        A number has 4 bits and a scale of half precision 11, so their product is exact in float32.
+        """
+        import torch
+
+        dtype = _exact_dtype(self.scales)
+        (rows, width), (high, wide) = self.codes.shape, self.block
+        scales = self.scales.to(dtype).repeat_interleave(high, dim=0)[:rows]
+        scales = scales.repeat_interleave(wide, dim=1)[:, :width]  # (out, in)
+        return self.codes.view(torch.float8_e4m3fn).to(dtype) * scales
+
+
+class PackedLayout(Protocol):
+    """How one tool stores quantized weights.
+
+    Attributes:
+        name: The ``quant_method`` of ``config.json``.
+        bits: Bits of an element.
+        scheme: The artifact's name for such weights: ``int4``, ``int8`` or ``fp8``.
         inputs: How the inputs of products are rounded; None: not at all.
-        required: What a weight is stored in, by the last part of the names of tensors: ``qweight``, ``scales``, …
-        optional: What may lie beside that.
-        types: In which types each of them is read, as safetensors spells them.
+        required: The parts of a weight, by the last component of their tensors' names: ``qweight``, ``scales``, …
+        optional: Parts that may be missing.
+        types: The supported types of each part, as safetensors spells them.
     """
 
     @property
@@ -91,15 +139,39 @@ class PackedLayout(Protocol):
         """Return ``(out, in)`` of a weight from the shapes of its parts.
 
         Raises:
-            ValueError: They do not fit each other or the settings; the text says which.
+            ValueError: They do not fit each other or the settings.
         """
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight | FloatWeight:
         """Return a weight from its parts.
 
         Raises:
-            ValueError: What they say is not computed here; the text says why.
+            ValueError: Their values are not supported.
         """
+
+
+def read_settings(
+    settings: dict[str, Any], form: type[Settings], ignored: Collection[str] = (), where: str = "quantization_config"
+) -> Settings:
+    """Check settings against a struct. Null counts as absent; unknown keys might change the numbers' meaning.
+
+    Args:
+        settings: A JSON object.
+        form: The keys that are read, with their types.
+        ignored: Keys that do not change what the numbers mean.
+        where: What the settings are in, for messages.
+
+    Raises:
+        ValueError: A key is unknown, missing or of another type or value.
+    """
+    given = {key: value for key, value in settings.items() if value is not None and key not in ignored}
+    unknown = sorted(given.keys() - set(form.__struct_fields__))
+    if unknown:
+        raise ValueError(f"{where} has the unknown key {unknown[0]!r}, which may change what the numbers mean")
+    try:
+        return decode(json.dumps(given).encode(), form, where)
+    except FieldError as error:
+        raise ValueError(f"in {where}: {str(error).rstrip('.')}") from error
 
 
 def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
@@ -110,126 +182,54 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
 
 
-def count_groups(width: int, group: int) -> int:
-    """Return how many groups a row of ``width`` inputs has."""
-    return -(-width // group)
+def count_blocks(size: int, block: int) -> int:
+    """Return how many blocks or groups an axis has; the last one may be smaller."""
+    return -(-size // block)
 
 
 def group_inputs(width: int, size: int) -> int:
-    """Return how many neighbouring inputs of a row share a scale; with a size of −1 or above the row's, all of it."""
+    """Return the inputs of a group in a row of ``width``; −1, and a size above the row's, mean the whole row."""
     return width if size == -1 else min(size, width)
 
 
-def check_order(index: torch.Tensor | None, width: int, group: int, name: str, remedy: str) -> None:
+def check_group_size(size: int) -> int:
+    """Return a group size if it is positive or −1; raise ValueError otherwise."""
+    if size < 1 and size != -1:
+        raise ValueError(f"group_size is {size}, and must be positive, or -1 for whole rows")
+    return size
+
+
+def check_shapes(shapes: dict[str, Shape], expected: dict[str, list[Shape]]) -> None:
+    """Compare the shapes of parts with those that the settings allow; parts may be missing.
+
+    Raises:
+        ValueError: One differs.
+    """
+    for part, allowed in expected.items():
+        if part in shapes and tuple(shapes[part]) not in allowed:
+            wanted = " or ".join(str(list(shape)) for shape in allowed)
+            raise ValueError(f"{part} has the shape {list(shapes[part])}, but the settings require {wanted}")
+
+
+def check_order(index: torch.Tensor | None, width: int, group: int, remedy: str) -> None:
     """Refuse groups that are not of neighbouring inputs.
 
     Args:
-        index: Of each input its group, ``(width,)``; None: they are as they stand.
+        index: The group of each input, ``(width,)``; None: neighbours share a group.
         width: Inputs of the layer.
         group: Inputs that share a scale.
-        name: What makes such an index, for the message.
-        remedy: How to quantize without.
+        remedy: The setting that avoids such groups.
 
     Raises:
-        ValueError: They are in another order.
+        ValueError: Inputs are grouped in another order.
     """
     import torch
 
     if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
-        raise ValueError(
-            f"its inputs are in groups in another order ({name}), which no operator here reads. Quantize it with "
-            f"{remedy}"
-        )
+        raise ValueError(f"groups of reordered inputs (activation order) are not supported. Quantize with {remedy}")
 
 
-def check_keys(settings: dict[str, Any], known: Collection[str], where: str = "") -> None:
-    """Refuse settings whose meaning is not known here: they may change what the numbers mean.
+def _exact_dtype(scales: torch.Tensor) -> torch.dtype:
+    import torch
 
-    Args:
-        settings: Keys and values; None is no value.
-        known: Keys that are read, or that change nothing.
-        where: What they are in, for the message, such as ``config_groups'``.
-
-    Raises:
-        ValueError: There are some; the text names them.
-    """
-    unknown = [key for key, value in settings.items() if key not in known and value is not None]
-    if unknown:
-        raise ValueError(
-            f"its {where and where + ' '}{', '.join(map(repr, unknown))} is not known here, and may change what its "
-            "numbers mean"
-        )
-
-
-def check_method(settings: dict[str, Any], name: str) -> None:
-    """Refuse ``method``, as gptqmodel calls ``quant_method`` too, where it names another one.
-
-    Raises:
-        ValueError: It does.
-    """
-    if settings.get("method") not in (None, name):
-        raise ValueError(f"its method is {settings['method']!r}, and its quant_method {name}; one method is read")
-
-
-def read_bits(value: object, known: tuple[int, ...]) -> int:
-    """Return the bits of an element that settings name.
-
-    Raises:
-        ValueError: They are no whole number, or one that is not read.
-    """
-    if type(value) is not int or value not in known:  # True and 4.0 are equal to numbers and count no bits
-        raise ValueError(f"its bits are {value!r}; {_read(known)}")
-    return value
-
-
-def _read(known: tuple[Any, ...]) -> str:
-    """Say which of a setting's values, or of a part's types, are read."""
-    *others, last = map(str, known)
-    return f"{', '.join(others)} and {last} are read" if others else f"{last} is read"
-
-
-def read_switch(settings: dict[str, Any], key: str, absent: bool) -> bool:
-    """Return a setting that is true or false, and what it is where it is absent or null.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    value = settings.get(key)
-    if value is None:
-        return absent
-    if not isinstance(value, bool):
-        raise ValueError(f"its {key} is {value!r}; true and false are read")
-    return value
-
-
-def check_part(name: str, found: str, known: tuple[str, ...]) -> None:
-    """Refuse a part in a type that its layout does not store it in: read as another one, it would mean other numbers.
-
-    Raises:
-        ValueError: It is of another type.
-    """
-    if found not in known:
-        raise ValueError(
-            f"its {name} is {found}, and {_read(known)}. "
-            "Save it as its tool writes it, or take the checkpoint that it was made from"
-        )
-
-
-def check_numbers(name: str, shape: Shape) -> None:
-    """Refuse numbers of a weight that are no table of rows and columns.
-
-    Raises:
-        ValueError: They have another number of axes, or are empty.
-    """
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"{name} has the shape {list(shape)}, and two axes that are not empty are read")
-
-
-def check_shape(name: str, found: Shape | None, wanted: Shape, group: int) -> None:
-    """Compare a part's shape with what the settings ask for.
-
-    Raises:
-        ValueError: It differs.
-    """
-    if found is not None and tuple(found) != wanted:
-        raise ValueError(f"{name} has the shape {list(found)}, and groups of {group} inputs ask for {list(wanted)}")
+    return torch.float32 if scales.dtype in (torch.float16, torch.bfloat16) else torch.float64

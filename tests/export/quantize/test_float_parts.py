@@ -11,7 +11,7 @@ from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, SCALES, WHOL
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.export.quantize.float_parts import rounded_parts, stored_parts
 from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
-from lucid_deploy.model.packed.float_weight import FloatWeight
+from lucid_deploy.model.packed.weight import FloatWeight
 from tests.model.packed.floats import blocks, meaning
 
 WEIGHT = torch.randn(24, 48, generator=torch.Generator().manual_seed(0))
