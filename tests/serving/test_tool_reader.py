@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.serving.test_tool_bodies import read
 
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.chat_templates import TemplateText
@@ -13,7 +14,6 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.tool_reader import messages_of, tool_use_of
 from tests.generation.guided_walks import tokenizer_of
-from tests.serving.test_tool_bodies import read
 from tests.serving.tool_examples import TEMPLATES, TIME, WEATHER
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
