@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.model.layers.delta_settings import check_kernel, delta_settings, state_layout, weight_names
+from lucid_deploy.model.layers.delta_settings import delta_settings, state_layout
 from tests.model.config_samples import LLAMA, parse
 
 SETTINGS: dict[str, Any] = {"key_heads": 2, "value_heads": 4, "key_width": 8, "value_width": 12, "kernel": 4}
@@ -20,22 +19,10 @@ def settings(**changes: Any) -> Any:
     return delta_settings(parse(LLAMA, layer_settings={"delta": {**SETTINGS, **changes}}), "delta")
 
 
-@pytest.mark.parametrize(("dtype", "inputs", "state"), [("float32",) * 3, ("int8", "float32", "float32")])
-def test_the_cache_is_inputs_and_a_state(dtype: str, inputs: str, state: str) -> None:
-    convolved, recurrent = state_layout(settings(), "float32", dtype)
-    assert (convolved.name, convolved.shape, convolved.dtype) == ("conv_state", (2 * 16 + 48, 3), inputs)
-    assert (recurrent.name, recurrent.shape, recurrent.dtype) == ("recurrent_state", (4, 8, 12), state)
-
-
 def test_the_state_is_wide_whatever_rows_are() -> None:
     for dtype, wide in (("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")):
         assert [tensor.dtype for tensor in state_layout(settings(), "float32", dtype)] == [dtype, wide]
     assert [tensor.dtype for tensor in state_layout(settings(), "bfloat16", "bfloat16")] == ["bfloat16"] * 2
-
-
-def test_without_convolutions_the_state_is_all() -> None:
-    assert [tensor.name for tensor in state_layout(settings(kernel=0), "float32", "float32")] == ["recurrent_state"]
-    assert not any("conv1d" in name for name in weight_names(settings(kernel=0), "linear_attn", True))
 
 
 def test_a_cache_of_such_layers_does_not_grow() -> None:
@@ -62,11 +49,3 @@ def test_settings_that_no_layer_can_have_are_refused(changes: dict[str, Any], sa
     with pytest.raises(LucidError) as caught:
         settings(**changes)
     assert said in str(caught.value) and str(caught.value).startswith("layer_settings.delta")
-
-
-def test_settings_must_be_there() -> None:
-    config = parse(LLAMA)
-    for given in ({}, {"delta": 3}):
-        with pytest.raises(LucidError, match=r"layer_settings.delta is missing: layers of kind delta need key_heads"):
-            delta_settings(dataclasses.replace(config, layer_settings=given), "delta")
-    check_kernel(2, "kernel", "here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import expected_shapes
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.mixer import layer_steps
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
 from tests.model.config_samples import GEMMA, LLAMA, LUCID, parse
 
@@ -69,3 +72,21 @@ def test_two_tensors_of_one_name_are_refused() -> None:
     key = CacheTensor("key", "float32", (2, 3))
     with pytest.raises(ValueError, match="a layer of kind 'own' caches two tensors of one name"):
         LayerDescription("own", (key, key))
+
+
+def test_describing_layers_imports_no_torch() -> None:
+    code = "import sys; from lucid_deploy.model.layers import layer_kind\n"
+    code += "[layer_kind(name) for name in ('lucid', 'standard', 'window', 'delta', 'gated_delta')]\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_each_layer_gets_its_own_rotary_tables() -> None:
+    mixed = ["full_attention", "sliding_attention", "full_attention"]
+    config = parse(GEMMA, num_hidden_layers=3, layer_types=mixed, sliding_window=5, rope_local_base_freq=100.0)
+    first, local, last = (step.rope for step in layer_steps(config, torch.tensor([[0, 1, 7]]), torch.float32))
+    assert first is not None and local is not None and last is not None
+    assert first[0] is last[0] and not torch.equal(first[0], local[0])
+    bare = parse({**LLAMA, "model_type": "smollm3"}, num_hidden_layers=3, no_rope_layers=[1, 0, 1])
+    steps = layer_steps(bare, torch.tensor([[0, 1, 7]]), torch.float32)
+    assert [step.rope is None for step in steps] == [False, True, False]

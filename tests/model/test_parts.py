@@ -6,11 +6,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lucid_deploy.model.parts import MLP, Head, RMSNorm, precise_silu
-from tests.model.config_samples import GEMMA, LLAMA, parse
+from tests.model.config_samples import parse
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -26,11 +25,6 @@ def test_the_norm_is_transformers(dtype: torch.dtype) -> None:
     assert got.dtype == dtype
     # transformers rounds once more, between the norm and its weight
     torch.testing.assert_close(got.float(), theirs(x).float(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-
-
-def test_the_norm_of_large_half_precision_numbers_does_not_overflow() -> None:
-    x = torch.full((1, 48), 6e4, dtype=torch.float16)
-    torch.testing.assert_close(RMSNorm(48, 1e-5).half()(x), torch.ones_like(x))
 
 
 def test_the_smallest_results_of_silu_are_as_exact_as_others() -> None:
@@ -59,19 +53,6 @@ def test_graphs_of_it_are_exact_in_onnxruntime_where_those_of_silu_are_not() -> 
     )
     assert precise.max() < 4 * 2.0**-23
     assert plain.max() > 1e-3  # else onnxruntime has mended its Sigmoid, and this function can go
-
-
-@pytest.mark.parametrize(
-    ("base", "activation", "bias"),
-    [(LLAMA, "silu", False), (LLAMA, "silu", True), (GEMMA, "gelu_pytorch_tanh", False)],
-)
-def test_the_feed_forward_layer_is_transformers(base: dict, activation: str, bias: bool) -> None:
-    torch.manual_seed(0)
-    ours = MLP(parse(base, mlp_bias=bias)).double()
-    theirs = LlamaMLP(LlamaConfig(**LLAMA, mlp_bias=bias, hidden_act=activation)).double()
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(2, 5, 48).double()
-    torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_a_half_precision_layer_multiplies_in_float32() -> None:

@@ -77,12 +77,6 @@ def test_lengths_that_cannot_be(limit, steps):
         fit_lengths(limit, steps)
 
 
-def test_a_real_prompt_takes_what_room_there_is():
-    config = small_config(max_position_embeddings=20)
-    name, ids, steps = greedy_prompt(config, 32, seed=0, prompt=np.arange(10))
-    assert (name, len(ids), steps) == ("prompt", 10, 5)
-
-
 @pytest.mark.parametrize("length", [0, 15, 400])
 def test_a_real_prompt_that_does_not_fit(length):
     with pytest.raises(LucidError, match="prompt"):
@@ -95,11 +89,6 @@ def test_parts_cover_every_token_once(schedule, tokens):
     parts = schedule.parts(tokens)
     assert [i for part in parts for i in range(tokens)[part.tokens]] == list(range(tokens))
     assert not parts[0].decoded and all(part.calls for part in parts)
-
-
-def test_chunk_sizes_take_turns():
-    parts = Schedule("", chunks=(1, 7, 64)).parts(100)
-    assert [part.tokens.stop - part.tokens.start for part in parts] == [1, 7, 64, 1, 7, 20]
 
 
 def test_turns_are_prefilled_and_answered():
@@ -115,11 +104,6 @@ def test_turns_are_prefilled_and_answered():
 
 def named(name):
     return next(schedule for schedule in SCHEDULES if schedule.name == name)
-
-
-def test_token_by_token_every_token_but_the_first_is_decoded():
-    assert [(part.calls, part.decoded) for part in named("by token").parts(300)] == [(1, False), (299, True)]
-    assert [schedule.name for schedule in SCHEDULES if schedule.token_by_token] == ["by token"]
 
 
 def feeds(schedule, greedy):
@@ -152,15 +136,6 @@ def test_the_greedy_scenario_alone_is_fed_in_turns():
     assert taken.pop("one-shot") == [True, True, True, True]
     assert taken.pop("in turns") == [True, True, False, False]
     assert set(map(tuple, taken.values())) == {(True, False, True, False)}
-
-
-@pytest.mark.parametrize(("steps", "decoded"), [(20, 8), (8, 8), (3, 3)])
-def test_tokens_that_are_not_decoded_are_fed_with_the_prompt(steps, decoded):
-    scenario = Scenario("x", np.arange(10), np.arange(10, 10 + steps))
-    fed = Schedule("", chunks=(7,), steps=8).fed(scenario)
-    assert len(fed.forced) == decoded
-    np.testing.assert_array_equal(fed.ids, scenario.ids)
-    assert Schedule("", chunks=(7,), steps=8).calls(scenario) == -(-(10 + steps - decoded) // 7) + decoded
 
 
 def test_all_steps_are_decoded_token_by_token_and_one_shot_where_they_are_read_off_it():

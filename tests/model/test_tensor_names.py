@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,31 +53,9 @@ def test_names_of_a_compiled_model_are_read(make_checkpoint: MakeCheckpoint) -> 
     assert set(unwrapped(names, "checkpoint")[0]) == set(load_file(checkpoint / "model.safetensors"))
 
 
-def test_a_prefix_of_shards_is_taken_off(make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = make_checkpoint()
-    stored = load_file(checkpoint / "model.safetensors")
-    tensors = {f"module.{name}": value.bfloat16() for name, value in stored.items()}
-    (checkpoint / "model.safetensors").unlink()
-    weight_map = {}
-    for number, name in enumerate(tensors):
-        file = f"model-{number % 3 + 1:05d}-of-00003.safetensors"
-        weight_map[name] = file
-    for file in set(weight_map.values()):
-        save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, checkpoint / file)
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    loaded = load_model(checkpoint).state_dict()
-    assert all(torch.equal(loaded[name], tensors[f"module.{name}"].float()) for name in loaded)
-
-
 def test_two_names_that_become_one_are_refused() -> None:
     with pytest.raises(LucidError, match=r"holds a\.b twice, as a\.b and module\.a\.b"):
         unwrapped(["a.b", "module.a.b"], "checkpoint")
-
-
-def test_names_without_wrappers_stay_as_they_are() -> None:
-    names = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
-    assert unwrapped(names, "checkpoint") == ({name: name for name in names}, ())
 
 
 @pytest.mark.parametrize(
