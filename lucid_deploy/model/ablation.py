@@ -1,6 +1,6 @@
-"""Ablations: the same weights in a model of which one part was taken out.
+"""Ablations: the same weights in a model without one of its parts.
 
-An ablated model is another configuration, whose layers are of other kinds; only the PyTorch runtime runs it.
+An ablated model is another configuration, with layers of other kinds; only the PyTorch runtime runs it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.layers import LayerKind, register_layer_kind
-from lucid_deploy.model.layers.rows import projection_names, rows_layout
+from lucid_deploy.model.layers.attention import projection_names, rows_layout
 
 if TYPE_CHECKING:
     from lucid_deploy.model.mixer import Mixer
@@ -22,13 +22,12 @@ ABLATIONS = {"preconditioner": STANDARD, "keys": RAW_KEYS}
 
 
 class RawKeys(LayerKind):
-    """LUCID attention whose solve takes the keys as they are: see :mod:`lucid_deploy.model.attention.raw_keys`."""
+    """LUCID attention whose solve uses keys without normalization, see :mod:`lucid_deploy.model.attention.raw_keys`."""
 
     name = RAW_KEYS
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """See :meth:`LayerKind.describe`. Its system is not LUCID's, so nothing checks it as such."""
-        return LayerDescription(
+        return LayerDescription(  # solves stays False: its system is not LUCID's
             kind=self.name,
             cache=rows_layout(config, cache_dtype),
             weights=projection_names(config, self.attribute),

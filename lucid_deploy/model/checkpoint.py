@@ -16,10 +16,10 @@ from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
-    beginning_advice,
     find_tensor_files,
     open_safetensors,
-    other_beginning,
+    other_prefix,
+    prefix_advice,
     refuse_adapter,
     unwrapped,
 )
@@ -223,8 +223,8 @@ class Checkpoint:
         }
         if self.tied:
             self._check_tied_head(found)
-        if (beginning := other_beginning(wanted.keys() - found.keys(), found.keys() - wanted.keys())) is not None:
-            raise LucidError(f"The tensors of {self.directory} have names {beginning_advice(beginning)}")
+        if (prefix := other_prefix(wanted.keys() - found.keys(), found.keys() - wanted.keys())) is not None:
+            raise LucidError(f"The tensors of {self.directory} have names {prefix_advice(prefix)}")
         problems = [f"missing: {listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
         if found.keys() - wanted.keys():
             problems.append(f"unexpected: {listed(sorted(found.keys() - wanted.keys()))}")

@@ -1,7 +1,7 @@
-"""Checkpoints of the Hugging Face Hub: which files are fetched, where they lie then, and what can go wrong.
+"""Download checkpoints from the Hugging Face Hub.
 
-Files go through huggingface_hub into its own cache, so what other programs downloaded is there already. The token and
-the place of the cache are those of huggingface_hub too, unless they are given.
+huggingface_hub downloads into its own cache, which is shared with other programs, and provides token and cache folder
+unless these are given.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import DEMO
 from lucid_deploy.model.config import parse_config, read_config
 from lucid_deploy.model.packed.read import MODELOPT_FILE, OLDER_FILE, split_layout
-from lucid_deploy.model.tensor_files import ADAPTER, adapter_words
+from lucid_deploy.model.tensor_files import ADAPTER, adapter_error
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_SETTINGS = ("config.json", OLDER_FILE, MODELOPT_FILE)  # what is read before any weights are asked for
+_SETTINGS = ("config.json", OLDER_FILE, MODELOPT_FILE)  # read before any weights are downloaded
 _FILES = (*_SETTINGS, "model.safetensors", "model.safetensors.index.json")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
@@ -37,8 +37,8 @@ class HubOptions:
         revision: Branch, tag or commit; None: ``main``.
         token: For private and gated models; None: the one that huggingface_hub is logged in with, if any.
         cache: Directory of downloads; None: huggingface_hub's own.
-        offline: Take what was downloaded before, and ask nobody.
-        endpoint: Address of the Hub; None: huggingface_hub's own. Another one gets no token unless one is given here.
+        offline: Use the cache only, without network access.
+        endpoint: Address of the Hub; None: huggingface_hub's own. A stored token is not sent to another one.
     """
 
     revision: str | None = None
@@ -49,19 +49,19 @@ class HubOptions:
 
 
 def is_on_hub(checkpoint: str | Path, options: HubOptions) -> bool:
-    """Say whether a checkpoint is to be fetched: it is named ``org/name``, and nothing here has that name.
+    """Return whether to download a checkpoint: its name is ``org/name``, and no local path has that name.
 
-    A missing directory inside one that exists is a slip in a path, unless options for the Hub are given.
+    A missing directory inside an existing one counts as a mistyped path, unless options for the Hub are given.
 
     Raises:
-        LucidError: Options for the Hub, and a checkpoint that is not there.
+        LucidError: Options for the Hub are given for a local checkpoint, or for a name that is not a repository's.
     """
     name = str(checkpoint)
     here = name == DEMO or Path(name).exists()
     if not here and _NAME.fullmatch(name) and (options != HubOptions() or not Path(name).parent.exists()):
         return True
     if options != HubOptions():
-        what = "is on this machine" if here else "is no name of a model there, such as org/name"
+        what = "is on this machine" if here else "is not a name of a model there, such as org/name"
         raise LucidError(f"The options for the Hugging Face Hub are not for {name}, which {what}. Leave them out.")
     return False
 
@@ -69,35 +69,34 @@ def is_on_hub(checkpoint: str | Path, options: HubOptions) -> bool:
 def fetch(
     name: str, options: HubOptions, assume_unused: Collection[str] = (), progress: Progress | None = None
 ) -> tuple[Path, dict[str, str]]:
-    """Bring a checkpoint of the Hub onto this machine: ``config.json``, tokenizer and safetensors, nothing else.
+    """Download ``config.json``, tokenizer and safetensors of a checkpoint, nothing else.
 
-    The configuration comes first, with what it says of quantized weights, and is checked before any weights are asked
-    for.
+    The configuration, including quantization settings, is downloaded and checked before any weights.
 
     Args:
         name: The repository, ``org/name``.
-        options: See :class:`HubOptions`.
+        options: Revision, token, cache and endpoint.
         assume_unused: As :func:`~lucid_deploy.model.config.parse_config`.
-        progress: Called with (what is being done, bytes done, bytes in all).
+        progress: Called with (description, bytes done, bytes in total).
 
     Returns:
         The directory in the cache, and repository, revision and commit for the manifest.
 
     Raises:
-        LucidError: No such model or revision, no access, no network, a download that broke off, a checkpoint without
-            safetensors, or a configuration that is not computed.
+        LucidError: No such model or revision, no access, no network, an interrupted download, no safetensors, or an
+            unsupported configuration.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     revision, token = options.revision or "main", _token(options)
-    with _explained(name, options), _quiet():
+    with _translate_errors(name, options), _quiet():
         if options.offline:
             config = hf_hub_download(
                 name, "config.json", revision=revision, cache_dir=options.cache, local_files_only=True
             )
             return Path(config).parent, _record(name, revision, Path(config).parent)
         info = HfApi(options.endpoint, token=token).model_info(name, revision=revision)
-        files = _wanted([item.rfilename for item in info.siblings or []], f"{name} at {revision}")
+        files = _select_files([item.rfilename for item in info.siblings or []], f"{name} at {revision}")
         settings = [file for file in files if file in _SETTINGS]
         _check_settings(_download(name, settings, options, progress), assume_unused)
         directory = _download(name, files, options, progress)
@@ -119,7 +118,7 @@ def _download(name: str, files: list[str], options: HubOptions, progress: Progre
             name,
             revision=options.revision or "main",
             cache_dir=options.cache,
-            allow_patterns=[escape(file) for file in files],  # they are read as patterns
+            allow_patterns=[escape(file) for file in files],  # the argument takes patterns
             token=_token(options),
             endpoint=options.endpoint,
             tqdm_class=_bar(name, progress),
@@ -138,39 +137,39 @@ def _token(options: HubOptions) -> str | bool | None:
     return options.token
 
 
-def _wanted(files: list[str], where: str) -> list[str]:
-    """Choose the files of a checkpoint in the published layout.
+def _select_files(files: list[str], where: str) -> list[str]:
+    """Choose the files to download.
 
     Raises:
         LucidError: No configuration, no safetensors or two sets of them, or an adapter.
     """
     if ADAPTER in files:
-        raise LucidError(adapter_words(f"{where} on the Hub"))
-    found = [file for file in files if file in _FILES or _SHARD.fullmatch(file) or is_tokenizer_file(file)]
-    if "config.json" not in found:
-        raise LucidError(f"{where} has no config.json on the Hub: it is no checkpoint.")
-    if "model.safetensors.index.json" not in found:
-        found = [file for file in found if not _SHARD.fullmatch(file)]
-        if "model.safetensors" not in found:
+        raise LucidError(adapter_error(f"{where} on the Hub"))
+    chosen = [file for file in files if file in _FILES or _SHARD.fullmatch(file) or is_tokenizer_file(file)]
+    if "config.json" not in chosen:
+        raise LucidError(f"{where} has no config.json on the Hub: it is not a checkpoint.")
+    if "model.safetensors.index.json" not in chosen:
+        chosen = [file for file in chosen if not _SHARD.fullmatch(file)]
+        if "model.safetensors" not in chosen:
             weights = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))]
             beside = f" It has {', '.join(weights[:3])}." if weights else ""
             raise LucidError(
                 f"{where} has neither model.safetensors nor model.safetensors.index.json on the Hub.{beside}"
             )
-        return found
-    shards = [file for file in found if _SHARD.fullmatch(file)]
-    if "model.safetensors" in found and shards:
+        return chosen
+    shards = [file for file in chosen if _SHARD.fullmatch(file)]
+    if "model.safetensors" in chosen and shards:
         raise LucidError(
             f"{where} has model.safetensors and shards, {shards[0]} and so on, on the Hub. transformers reads the "
             "first and other programs the shards, which may be another model. Download it, remove one of them, and "
             "export the folder."
         )
-    return found
+    return chosen
 
 
 @contextmanager
-def _explained(name: str, options: HubOptions) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence with a remedy."""
+def _translate_errors(name: str, options: HubOptions) -> Iterator[None]:
+    """Convert errors of huggingface_hub into one-line errors with a remedy."""
     from huggingface_hub import constants, errors
 
     hub = options.endpoint or constants.ENDPOINT
@@ -194,7 +193,7 @@ def _explained(name: str, options: HubOptions) -> Iterator[None]:
         status = error.response.status_code
         remedy = login if status in (401, 403) else "Try again later."
         raise LucidError(f"{hub} answered {status} when it was asked for {name}. {remedy}") from error
-    except (errors.HTTPError, OSError) as error:  # connections, files that came short, and a full disk
+    except (errors.HTTPError, OSError) as error:  # connections, truncated files, and a full disk
         raise LucidError(
             f"{name} could not be downloaded from {hub}: {_first_line(error)}. Check the network and run the command "
             "again, which continues where it broke off; --offline uses what was downloaded before."
@@ -218,7 +217,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep huggingface_hub's warnings about attempts that it repeats off stderr: their end is an error, or none."""
+    """Silence huggingface_hub's warnings about retries; a failed last attempt raises an error."""
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
@@ -230,7 +229,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _bar(name: str, progress: Progress | None) -> type:
-    """Return a progress bar that shows nothing itself and reports bytes."""
+    """Return a class of progress bars that print nothing and report bytes."""
     from tqdm.auto import tqdm
 
     class DownloadProgress(tqdm):

@@ -1,4 +1,4 @@
-"""The files of a checkpoint's tensors: single or sharded safetensors, and what is said where there are none."""
+"""Find the tensors of a checkpoint in single or sharded safetensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def find_tensor_files(directory: Path) -> dict[str, Path]:
     """Map every tensor to the file that holds it.
 
     Raises:
-        LucidError: No safetensors, an index that cannot be read or leads elsewhere, a shard or tensor that is missing,
-            or tensors that are there twice.
+        LucidError: No safetensors, an unreadable index, an index with paths outside the folder, a missing shard or
+            tensor, or tensors that are stored twice.
     """
     index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
@@ -32,17 +32,13 @@ def find_tensor_files(directory: Path) -> dict[str, Path]:
 
 
 def refuse_adapter(directory: Path) -> None:
-    """Refuse an adapter, or a folder that has one beside its weights: transformers adds it to them.
-
-    Raises:
-        LucidError: There is one.
-    """
+    """Refuse a folder with an adapter, which transformers would add to the weights."""
     if (directory / ADAPTER).is_file():
-        raise LucidError(adapter_words(str(directory)))
+        raise LucidError(adapter_error(str(directory)))
 
 
-def adapter_words(where: str) -> str:
-    """Say what to do with an adapter."""
+def adapter_error(where: str) -> str:
+    """Return the error for a checkpoint with an adapter."""
     return (
         f"{where} has an adapter, such as LoRA ({ADAPTER}), which is not added to the weights here; the answers would "
         "be those of the model without it. Merge it, "
@@ -91,7 +87,7 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
 
 
 def _without_safetensors(directory: Path) -> str:
-    """Say what a directory without safetensors is, and what to do with it."""
+    """Return the error for a directory without safetensors, with how to make them."""
     if (directory / "lucid.json").is_file():
         return f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from."
     beside = "and put config.json and the tokenizer beside them."
@@ -117,10 +113,10 @@ def _without_safetensors(directory: Path) -> str:
 
 
 def open_safetensors(path: Path) -> Any:
-    """Open a file of safetensors, whose tensors are read when asked for.
+    """Open a safetensors file for reading single tensors.
 
     Raises:
-        LucidError: Not a readable one.
+        LucidError: The file cannot be read.
     """
     import safetensors
 
@@ -129,7 +125,7 @@ def open_safetensors(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise missing_package("torch", "torch", "read a checkpoint") from error
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # the last is PyTorch's, which opens it too
-        if isinstance(error, OSError) and error.errno is not None:  # the system's: nothing is known of the content
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the file system, not of the content
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         said = in_one_line(error)
         raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {said}") from error
@@ -137,62 +133,61 @@ def open_safetensors(path: Path) -> Any:
 
 # DistributedDataParallel and DeepSpeed; torch.compile; FSDP; activation checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_HELD = "model."  # a model kept as an attribute of this name, as training modules of PyTorch Lightning do
+_PREFIX = "model."  # doubled where PyTorch Lightning's module has the model as its attribute of this name
 
 
 def unwrapped(names: Iterable[str], where: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Map names as a model has them to the names that are stored.
+    """Map the model's names of tensors to the stored names.
 
     Args:
         names: The stored names.
         where: The checkpoint, for messages.
 
     Returns:
-        Stored name by name, and the parts that were taken off; none for a checkpoint without wrappers.
+        Stored names by the model's names, and the prefixes of wrappers that were removed.
 
     Raises:
-        LucidError: Two stored names become the same.
+        LucidError: Two stored names become equal without their prefixes.
     """
     bare = {stored: ".".join(part for part in stored.split(".") if part not in _WRAPPERS) for stored in names}
     parts = {part for stored in bare for part in stored.split(".") if part in _WRAPPERS}
-    if any(name.startswith(2 * _HELD) for name in bare.values()):
-        bare = {stored: name.removeprefix(_HELD) if _is_held(name) else name for stored, name in bare.items()}
-        parts.add(_HELD.removesuffix("."))
-    found: dict[str, str] = {}
+    if any(name.startswith(2 * _PREFIX) for name in bare.values()):
+        wrapped = (2 * _PREFIX, f"{_PREFIX}lm_head.")
+        bare = {
+            stored: name.removeprefix(_PREFIX) if name.startswith(wrapped) else name for stored, name in bare.items()
+        }
+        parts.add(_PREFIX.removesuffix("."))
+    stored_names: dict[str, str] = {}
     for stored, name in bare.items():
-        if name in found:
-            raise LucidError(f"{where} holds {name} twice, as {found[name]} and {stored}. Remove one of them.")
-        found[name] = stored
-    return found, tuple(sorted(f"{part}." for part in parts))
+        if name in stored_names:
+            raise LucidError(f"{where} holds {name} twice, as {stored_names[name]} and {stored}. Remove one of them.")
+        stored_names[name] = stored
+    return stored_names, tuple(sorted(f"{part}." for part in parts))
 
 
-def _is_held(name: str) -> bool:
-    return name.startswith((2 * _HELD, f"{_HELD}lm_head."))
-
-
-def other_beginning(missing: Collection[str], unexpected: Collection[str]) -> str | None:
-    """Return what stored names begin with in the place of ``model.``; None if that is not what is wrong with them.
+def other_prefix(missing: Collection[str], unexpected: Collection[str]) -> str | None:
+    """Return the prefix that stored names have instead of ``model.``; None if that does not explain the mismatch.
 
     Args:
-        missing: Names that a model wants and a checkpoint lacks.
-        unexpected: Names that it has and the model does not want.
+        missing: Names that the model needs and the checkpoint lacks.
+        unexpected: Names that only the checkpoint has.
     """
-    wanted = [name.removeprefix(_HELD) for name in missing if name.startswith(_HELD)]
+    wanted = [name.removeprefix(_PREFIX) for name in missing if name.startswith(_PREFIX)]
     for name in unexpected:
-        beginning = name.removesuffix(wanted[0]) if wanted else name
-        if beginning != name and all(beginning + rest in unexpected for rest in wanted):
-            return beginning
+        prefix = name.removesuffix(wanted[0]) if wanted else name
+        if prefix != name and all(prefix + rest in unexpected for rest in wanted):
+            return prefix
     return None
 
 
-def beginning_advice(beginning: str) -> str:
-    """Return what is to be done about names of :func:`other_beginning`, as the end of a sentence about them."""
-    if not beginning:
+def prefix_advice(prefix: str) -> str:
+    """Return the advice for names with the prefix of :func:`other_prefix`, as the end of a sentence."""
+    if not prefix:
         return (
             "without model. in front, as transformers' classes without a head write them. Save the checkpoint from the "
             "class for causal language models."
         )
     return (
-        f"that begin with {beginning} where model. is expected, as those of a language model inside of another one do. "
+        f"that begin with {prefix} where model. is expected, as those of a language model inside of another one do. "
         "Write a checkpoint of this part alone, with model. in its place."
     )

@@ -20,7 +20,7 @@ _FILES = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Say whether a file is one of them.
+    """Return whether a file belongs to a tokenizer.
 
     Args:
         name: Its path in the checkpoint, with ``/``.
@@ -30,12 +30,12 @@ def is_tokenizer_file(name: str) -> bool:
 
 
 def named_templates(directory: Path) -> dict[str, Path]:
-    """Return the chat templates of the folder for further ones, by the names that their files give them."""
+    """Return the additional chat templates, by their file names without suffix."""
     found = sorted(path for path in (directory / TEMPLATE_FOLDER).glob(f"*{_SUFFIX}") if path.is_file())
     return {path.name.removesuffix(_SUFFIX): path for path in found}
 
 
 def tokenizer_files(directory: Path) -> list[str]:
-    """Return those that a directory has, by their paths in it, with ``/``."""
+    """Return the tokenizer files of a directory, as relative paths with ``/``."""
     named = [f"{TEMPLATE_FOLDER}/{path.name}" for path in named_templates(directory).values()]
     return [name for name in _FILES if (directory / name).is_file()] + named

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.tensor_files import other_beginning, unwrapped
+from lucid_deploy.model.tensor_files import other_prefix, unwrapped
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -80,7 +80,7 @@ def test_names_of_a_model_inside_of_another_are_told_by_their_beginning(
     assert "layers.0" not in str(raised.value), "no lists of names"
 
 
-def test_other_names_that_do_not_fit_are_no_other_beginning() -> None:
-    assert other_beginning(["model.a.weight", "model.b.weight"], ["inner.a.weight"]) is None
-    assert other_beginning(["lm_head.weight"], ["inner.lm_head.weight"]) is None
-    assert other_beginning([], ["extra"]) is None
+def test_other_names_that_do_not_fit_are_no_other_prefix() -> None:
+    assert other_prefix(["model.a.weight", "model.b.weight"], ["inner.a.weight"]) is None
+    assert other_prefix(["lm_head.weight"], ["inner.lm_head.weight"]) is None
+    assert other_prefix([], ["extra"]) is None

@@ -1,1 +1,1 @@
-"""Attention in PyTorch: the modules that the kinds of layers make, a file each."""
+"""The PyTorch modules of the kinds of layers."""

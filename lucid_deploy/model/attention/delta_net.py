@@ -31,7 +31,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch
 
 
 class ShortConvolution(nn.Module):
-    """The weight of a causal convolution, a channel by itself, ``(channels, 1, K)``; the newest token's is the last."""
+    """The weight of a depthwise causal convolution, ``(channels, 1, K)``; the last tap is the newest token's."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ShortConvolution(nn.Module):
 
 
 class DeltaNet(Mixer):
-    """A layer of the plain delta rule: nothing decays.
+    """A layer of the plain delta rule, without decay.
 
     The cache is the last K − 1 inputs of the convolutions, ``(B, W, K − 1)``, where the layer has any, and the state
     ``(B, H, D, E)``.
@@ -76,16 +76,16 @@ class DeltaNet(Mixer):
     def mix(
         self, x: Tensor, past: LayerCache, valid: Tensor | None, order: TokenOrder | None
     ) -> tuple[Tensor, LayerCache]:
-        """Mix tokens that stand in front of the padding.
+        """Mix tokens that stand before the padding.
 
         Args:
             x: ``(B, N, C)``.
             past: The cache.
             valid: Which columns hold a token, bool ``(B, N)``; None: all.
-            order: How many tokens a row has; None: N, or N is 1.
+            order: The number of tokens of each row; None: all have N, or N is 1.
 
         Returns:
-            ``(B, N, C)``, with anything at padding, and the cache with the tokens.
+            ``(B, N, C)``, undefined at padding, and the cache with the new tokens.
         """
         batch, n, _ = x.shape
         settings = self.settings
@@ -95,7 +95,7 @@ class DeltaNet(Mixer):
             mixed, inputs = self.convolve(mixed, past[0], valid, order)
             present = (inputs,)
         work = compute_dtype(x.dtype)
-        mixed = precise_silu(mixed.to(work))  # heads of it are normed, however small they are
+        mixed = precise_silu(mixed.to(work))  # precise, because heads are normed however small they are
         q, k, v = mixed.split([settings.key_channels, settings.key_channels, settings.value_channels], dim=2)
         query, key = (self._key_heads(each, settings).to(x.dtype) for each in (q, k))  # (B, H, N, D)
         value = v.view(batch, n, settings.value_heads, settings.value_width).transpose(1, 2).to(x.dtype)
@@ -133,7 +133,7 @@ class DeltaNet(Mixer):
             last = take(rows, order.count + torch.arange(kept, device=rows.device))  # (B, K − 1, W)
         else:
             last = rows[:, rows.shape[1] - kept :]
-            if valid is not None:  # one column, a token or none
+            if valid is not None:  # one column, which may be padding
                 last = torch.where(valid[:, :, None], last, rows[:, :kept])
         return convolved, last.transpose(1, 2).to(past.dtype)
 
@@ -151,27 +151,25 @@ class DeltaNet(Mixer):
     def beta(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return β of tokens ``(B, N, C)``, ``(B, N, H)``."""
         if not self.settings.has_beta:
-            found = torch.ones_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
+            beta = torch.ones_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
         else:
-            found = self.b_proj(x).to(dtype).sigmoid()
-        return found * 2 if self.settings.negative_eigenvalues else found
+            beta = self.b_proj(x).to(dtype).sigmoid()
+        return beta * 2 if self.settings.negative_eigenvalues else beta
 
     def log_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return log α of tokens ``(B, N, C)``, ``(B, N, H)``: 0."""
         return torch.zeros_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
 
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
-        """See :meth:`Mixer.empty_cache`: zeros."""
         layout = state_layout(self.settings, self.state_dtype, self._cache_dtype or _name(like.dtype))
         return tuple(like.new_zeros((batch, *each.shape), dtype=getattr(torch, each.dtype)) for each in layout)
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
-        """See :meth:`Mixer.store_cache_as`: of the inputs of the convolutions."""
         self._cache_dtype = _name(dtype) if cache_dtype == "auto" else cache_dtype
 
 
 class GatedDeltaNet(DeltaNet):
-    """A layer of the gated delta rule: every head's state decays by what the token says."""
+    """A layer of the gated delta rule: every head's state decays by a factor computed from the token."""
 
     def __init__(self, config: LucidConfig, settings: DeltaSettings, implementation: str) -> None:
         super().__init__(config, settings, implementation)
@@ -190,13 +188,13 @@ def _name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class TokenOrder:
-    """Where the columns of a call go. B batch, N columns.
+    """The permutation that moves padding behind the tokens. B batch, N columns.
 
     Attributes:
-        place: Where each column goes, int64 ``(B, N)``: tokens in front in their order, padding behind them.
-        source: Which column comes to each place, int64 ``(B, N)``: the inverse.
-        count: How many tokens a row has, int64 ``(B, 1)``.
-        valid: Which places hold a token, bool ``(B, N)``.
+        place: The new position of each column, int64 ``(B, N)``: tokens first, in order, then padding.
+        source: The inverse: the column at each new position, int64 ``(B, N)``.
+        count: The number of tokens of each row, int64 ``(B, 1)``.
+        valid: Which new positions hold a token, bool ``(B, N)``.
     """
 
     place: Tensor
@@ -208,7 +206,7 @@ class TokenOrder:
 def last_columns(mask: Tensor, count: int) -> Tensor:
     """Return the last columns of a mask ``(B, T)``, ``(B, count)``.
 
-    They are picked by number: of a slice from T − N to T, TensorRT expects up to T columns.
+    Selected by index, because TensorRT expects up to T columns of a slice from T − N to T.
     """
     return mask.index_select(1, mask.shape[1] - count + torch.arange(count, device=mask.device))
 
@@ -226,8 +224,8 @@ def token_order(new: Tensor) -> TokenOrder:
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """Pick rows of each batch row: ``(B, R, C)`` and int64 ``(B, M)`` to ``(B, M, C)``."""
-    batch, held, width = rows.shape
+    batch, count, width = rows.shape
     # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
-    first = torch.arange(batch, device=rows.device)[:, None] * held
-    matrix, places = rows.reshape(batch * held, width), (first + index).reshape(batch * index.shape[1])
+    first = torch.arange(batch, device=rows.device)[:, None] * count
+    matrix, places = rows.reshape(batch * count, width), (first + index).reshape(batch * index.shape[1])
     return matrix.index_select(0, places).reshape(batch, index.shape[1], width)

@@ -18,7 +18,7 @@ from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 class GroupedQueryAttention(Mixer):
-    """Grouped-query attention over cached keys and values; what the values are, a kind of its own says.
+    """Grouped-query attention over cached keys and values; subclasses define which values are cached.
 
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
     width.
@@ -54,14 +54,14 @@ class GroupedQueryAttention(Mixer):
         o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
         present: LayerCache = (keys, values)
         stored = zip(past, self.codec.encode(k, v), strict=True)
-        if step.cache_length is not None:  # drafts: what no token fills is masked, so attention reads whole buffers
+        if step.cache_length is not None:  # drafts: unused rows are masked, so attention reads whole buffers
             present = tuple(scatter_row(buffer, rows, step.cache_length) for buffer, rows in stored)
         elif not self.codec.exact:
             present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each
         return self.output(o, x), present
 
     def output(self, attended: Tensor, x: Tensor) -> Tensor:
-        """Return what the layer gives, ``(B, N, C)``, of its heads ``(B, H, N, D)`` and its input ``(B, N, C)``."""
+        """Merge heads ``(B, H, N, D)``, gate them by the input ``(B, N, C)``, and project to ``(B, N, C)``."""
         o = attended.transpose(1, 2).reshape(*x.shape[:2], -1)  # (B, N, H·D)
         if self.config.attention_gate:
             work = compute_dtype(x.dtype)
@@ -128,14 +128,12 @@ class GroupedQueryAttention(Mixer):
         """
 
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
-        """See :meth:`Mixer.empty_cache`: no rows, ``(B, KV, 0, ·)``."""
         return self.codec.empty((batch, self.config.num_key_value_heads, 0, self.config.head_dim), like)
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
         self.codec = codec_for(cache_dtype, dtype)
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
-        """See :meth:`Mixer.decode_cache`: keys and values ``(B, KV, T, D)``."""
         return self.codec.decode(stored, dtype)
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:

@@ -32,7 +32,6 @@ class LucidAttention(GroupedQueryAttention):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`GroupedQueryAttention.attend`; values are Y."""
         mask = step.mask
         if step.decode:
             o, y = decode_attention(q, k, v, k_past, v_past, mask, *self.decode_options)

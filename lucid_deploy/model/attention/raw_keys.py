@@ -1,9 +1,9 @@
-"""LUCID attention without the normalization of keys, for ablations: readable and dense, growing caches only.
+"""LUCID attention without the normalization of keys, for ablations: dense formulas, growing caches only.
 
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L_ij = exp((k_i·k_j − k_i·k_i)/√d),  j ≤ i
 
-That is tril(exp(K Kᵀ/√d)) with each row divided by its diagonal, so that a token alone keeps its value. With keys of
-mean square 1 it is LUCID's system. Keys of unequal length have entries above 1: ‖L⁻¹‖ has no bound.
+That is tril(exp(K Kᵀ/√d)) with each row divided by its diagonal entry, so that a single token keeps its value. With
+keys of mean square 1 it is LUCID's system. Keys of unequal length have entries above 1: ‖L⁻¹‖ has no bound.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from lucid_deploy.plugins.causal_attention.torch_operator import causal_attentio
 
 
 class RawKeyAttention(GroupedQueryAttention):
-    """Grouped-query attention whose values are preconditioned by keys as they are."""
+    """Grouped-query attention whose values are preconditioned by keys without normalization."""
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`GroupedQueryAttention.attend`; values are Y."""
         y = solve_with_raw_keys(k, v, k_past, v_past, step.mask)
         values = torch.cat([v_past, y], dim=2)  # (B, KV, T, D)
         return causal_attention(q, keys, values, step.mask), y, values
@@ -32,7 +31,6 @@ class RawKeyAttention(GroupedQueryAttention):
     def attend_static(
         self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
     ) -> tuple[Tensor, LayerCache]:
-        """Not there: an ablated model is not exported."""
         raise NotImplementedError("ablated layers have growing caches only")
 
 

@@ -40,8 +40,12 @@ class StandardAttention(GroupedQueryAttention):
 
 def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Attend with one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
-    mask = None if visible is None else visible[:, None, None, :]  # (B, 1, 1, T)
+    return masked_attention(q, k, v, None if visible is None else visible[:, None, None, :])
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with ``(B, H, N, D)`` over ``(B, KV, T, D)``; mask ``(B, 1, N, T)`` or None: all. In float32 at least."""
     work = compute_dtype(q.dtype)
-    grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter refuses heads that are said to be grouped and are not
+    grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter rejects enable_gqa where heads are not grouped
     attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
     return attended.to(q.dtype)

@@ -1,7 +1,7 @@
 """Standard attention over the last W tokens, whose cache is a ring of W rows: it does not grow with the context.
 
-A token sees itself and the W − 1 tokens before it. Tokens are counted, not columns: padding takes no part and pushes
-nothing out, so every row of a batch gets what it would get alone.
+A token sees itself and the W − 1 tokens before it. Tokens are counted, not columns: padding does not push tokens out of
+the ring, so every row of a batch gets the result that it would get alone.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lucid_deploy.model.attention.standard import StandardAttention
+from lucid_deploy.model.attention.standard import StandardAttention, masked_attention
 from lucid_deploy.model.mixer import LayerCache, Step
-from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenColumns:
-    """Where the tokens of one call stand. R rows of the ring, N new columns.
+    """The positions of the tokens of one call. R rows of the ring, N new columns.
 
     Attributes:
-        counts: Which token each column is, int64 ``(B, R + N)``: 0 is the newest of the ring, 1 the first new one;
-            padding repeats the number before it.
+        counts: The number of the token in each column, int64 ``(B, R + N)``: 0 is the ring's newest, 1 the first new
+            one; padding repeats the number before it.
         valid: Which columns hold a token, bool ``(B, R + N)``.
     """
 
@@ -31,25 +29,25 @@ class TokenColumns:
     valid: Tensor
 
 
-def places(mask: Tensor | None, batch: int, held: int, n: int, window: int, device: torch.device) -> TokenColumns:
-    """Count the tokens of a call.
+def places(mask: Tensor | None, batch: int, rows: int, n: int, window: int, device: torch.device) -> TokenColumns:
+    """Number the tokens of a call.
 
     Args:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding.
         batch: B.
-        held: R, the rows of the ring: the columns so far, or W of them.
+        rows: R, the rows of the ring: the columns so far, or W of them.
         n: N, the new columns.
         window: W.
-        device: Where the result goes.
+        device: The device of the result.
     """
-    ring = torch.arange(held, device=device) - held + 1  # (R,): … −1, 0
+    ring = torch.arange(rows, device=device) - rows + 1  # (R,): … −1, 0
     if mask is None:
-        counts = torch.cat([ring, torch.arange(n, device=device) + 1]).expand(batch, held + n)
+        counts = torch.cat([ring, torch.arange(n, device=device) + 1]).expand(batch, rows + n)
         return TokenColumns(counts, torch.ones_like(counts, dtype=torch.bool))
     new = mask[:, mask.shape[1] - n :]  # (B, N)
     before = mask[:, : mask.shape[1] - n].to(torch.int64).sum(1, keepdim=True)  # (B, 1): tokens so far
     filled = ring > -before.clamp(max=window)  # (B, R)
-    counts = torch.cat([ring.expand(batch, held), new.to(torch.int64).cumsum(1)], 1)  # (B, R + N)
+    counts = torch.cat([ring.expand(batch, rows), new.to(torch.int64).cumsum(1)], 1)  # (B, R + N)
     return TokenColumns(counts, torch.cat([filled, new], 1))
 
 
@@ -73,7 +71,7 @@ def kept(rows: Tensor, source: Tensor) -> Tensor:
 
     Args:
         rows: The ring's rows and the new ones, ``(B, KV, R + N, ·)``.
-        source: Which of them stay, ``(B, R')``, see :func:`newest`.
+        source: The columns that stay, ``(B, R')``, see :func:`newest`.
     """
     batch, heads, total, width = rows.shape
     # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
@@ -83,7 +81,7 @@ def kept(rows: Tensor, source: Tensor) -> Tensor:
 
 
 def shifted(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
-    """Return the ring after one column: the new row at its end, or nothing but padding.
+    """Return the ring after one new column; padding leaves it as it is.
 
     Args:
         ring: ``(B, KV, R, ·)``.
@@ -102,7 +100,7 @@ class WindowAttention(StandardAttention):
     """Grouped-query softmax attention over the last W tokens, itself included."""
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """See :meth:`GroupedQueryAttention.forward`; the cache is a ring, growing and static caches alike."""
+        """Attend; the cache is a ring, whether other layers have growing or static caches."""
         batch, n, _ = x.shape
         window = self.config.sliding_window
         assert window is not None
@@ -112,14 +110,14 @@ class WindowAttention(StandardAttention):
         at = step.once(("places", window), lambda: places(step.mask, batch, rows, n, window, x.device))
         seen = step.once(("visible", window), lambda: visible(at, n, window))
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
-        o = _attend(q, keys, values, seen)
+        o = masked_attention(q, keys, values, seen[:, None])
         pairs = zip(past, self.codec.encode(k, v), strict=True)  # the ring's rows and the new ones
         if step.decode or step.cache_length is not None:
             new = None if step.mask is None else at.valid[:, -1:]
-            present = tuple(shifted(held, row, new, window) for held, row in pairs)
+            present = tuple(shifted(old, row, new, window) for old, row in pairs)
         else:
             source = step.once(("newest", window), lambda: newest(at.valid, window))
-            present = tuple(kept(torch.cat([held, row], dim=2), source) for held, row in pairs)
+            present = tuple(kept(torch.cat([old, row], dim=2), source) for old, row in pairs)
         return self.output(o, x), present
 
 
@@ -131,11 +129,3 @@ def visible(at: TokenColumns, n: int, window: int) -> Tensor:
     own = column[total - n :, None] == column  # (N, R + N)
     within = (distance >= 0).logical_and(distance < window)
     return at.valid[:, None].logical_and(within).logical_or(own)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    work = compute_dtype(q.dtype)
-    mask = seen[:, None]  # (B, 1, N, R + N)
-    grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter refuses heads that are said to be grouped and are not
-    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
-    return attended.to(q.dtype)

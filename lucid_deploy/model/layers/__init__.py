@@ -1,9 +1,9 @@
-"""Kinds of layers: one file each, with its cache and everything else that only it knows.
+"""Kinds of layers: the cache of each, its operators and weights, and its PyTorch module.
 
-Describing a layer imports no torch: a kind imports its PyTorch module (:mod:`lucid_deploy.model.attention` has ours)
-when it is asked to make one.
+Describing a layer imports no torch: a kind imports its PyTorch module from :mod:`lucid_deploy.model.attention` in
+:meth:`LayerKind.mixer`.
 
-A kind of one's own is a :class:`LayerKind` handed to :func:`register_layer_kind`, or named by an installed package
+To add a kind, pass a :class:`LayerKind` to :func:`register_layer_kind`, or name it in an installed package
 under the entry point group ``lucid_deploy.layers``.
 """
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 GROUP = "lucid_deploy.layers"
 _BUILT_IN = {  # name: module and object
-    "lucid": ("lucid", "KIND"),
-    "standard": ("standard", "KIND"),
-    "window": ("window", "KIND"),
+    "lucid": ("attention", "LUCID"),
+    "standard": ("attention", "STANDARD"),
+    "window": ("attention", "WINDOW"),
     "delta": ("delta", "DELTA"),
     "gated_delta": ("delta", "GATED_DELTA"),
 }
@@ -33,11 +33,11 @@ _registered: dict[str, LayerKind] = {}
 
 
 class LayerKind(ABC):
-    """A kind of layer: what stands between the norm and the residual in place of attention.
+    """A kind of layer: the module between the norm and the residual, such as attention.
 
     Attributes:
-        name: What configurations call it.
-        attribute: Name of the mixer within its layer, the beginning of its weights' names: ``self_attn``.
+        name: Its name in configurations.
+        attribute: Name of the mixer within its layer, the prefix of its weights' names: ``self_attn``.
     """
 
     name: str
@@ -54,7 +54,7 @@ class LayerKind(ABC):
         """
 
     def words(self, config: LucidConfig) -> str:
-        """Say for people what such layers are, ``{}`` in the place of ``layers`` or ``layer``: ``{} of kind delta``."""
+        """Describe such layers for people, with ``{}`` for ``layers`` or ``layer``: ``{} of kind delta``."""
         return f"{{}} of kind {self.name}"
 
     @abstractmethod
@@ -69,10 +69,10 @@ class LayerKind(ABC):
 
 
 def register_layer_kind(kind: LayerKind) -> None:
-    """Make a kind of layer known by its name; a second one of that name takes its place.
+    """Register a kind of layer by its name; a second one of that name replaces the first.
 
     Raises:
-        LucidError: The name is that of a kind that comes with the toolkit, or it is no object of a kind's class.
+        LucidError: The name is that of a built-in kind, or the object is not a LayerKind.
     """
     if not isinstance(kind, LayerKind):
         raise LucidError(f"A layer kind is an object of a subclass of LayerKind, not {kind!r}.")
@@ -87,7 +87,7 @@ def layer_kind(name: str) -> LayerKind:
     """Return a kind of layer by its name.
 
     Raises:
-        LucidError: There is none of that name, two packages bring one, or the package that brings it is broken.
+        LucidError: No package or two packages define that name, or the package cannot be imported.
     """
     if name in _BUILT_IN:
         module, attribute = _BUILT_IN[name]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lucid_deploy.model.layers.rows import projection_names, rows_layout
+from lucid_deploy.model.layers.attention import projection_names, rows_layout
 from lucid_deploy.model.mixer import Step
 from lucid_deploy.model.rope import rope_tables
 from tests.model.attention.dense import make, tokens

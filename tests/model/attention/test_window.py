@@ -10,7 +10,7 @@ from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.attention.window import kept, newest, places, shifted, visible
 from lucid_deploy.model.description import layout_of
-from lucid_deploy.model.layers.window import ring_layout
+from lucid_deploy.model.layers.attention import ring_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.mixer import Step
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -85,5 +85,5 @@ def test_a_window_does_not_grow() -> None:
 
 
 def test_a_ring_in_fp8_is_refused() -> None:
-    with pytest.raises(LucidError, match=r"over a window of tokens keep no cache in fp8\. Choose --cache-dtype int8"):
+    with pytest.raises(LucidError, match=r"do not support a cache in fp8\. Choose --cache-dtype int8"):
         ring_layout(make("window", sliding_window=5).config, "fp8")

@@ -1,0 +1,127 @@
+"""Kinds of layers with queries, keys and values: LUCID, standard attention, and attention over a window."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from lucid_deploy.cache.layout import LayerLayout
+from lucid_deploy.cache.storage import cache_tensors
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.layers import LayerKind
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.mixer import Mixer
+
+_QKV, _OUTPUT = ("q_proj", "k_proj", "v_proj"), "o_proj"
+
+
+def rows_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
+    """Return the cache of an attention layer: a row of ``key`` and ``value`` for every token and key/value head."""
+    return cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim)
+
+
+def ring_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
+    """Return the cache of an attention layer over a window: a ring of the rows of the last W tokens.
+
+    Raises:
+        LucidError: The type is not supported for rings.
+    """
+    if cache_dtype == "fp8":  # ONNX's Where, with which a ring moves, takes no E4M3
+        raise LucidError(
+            "Layers over a window of tokens do not support a cache in fp8. Choose --cache-dtype int8, or auto, the "
+            "model's type."
+        )
+    rows = rows_layout(config, cache_dtype)
+    return tuple(dataclasses.replace(tensor, sort="ring", window=config.sliding_window) for tensor in rows)
+
+
+def projection_names(config: LucidConfig, attribute: str) -> tuple[str, ...]:
+    """Return the names of weights within a layer: projections, gate, and norms of queries and keys."""
+    gate = ("g_proj",) if config.attention_gate else ()
+    biased = {*((*_QKV, *gate) if config.attention_bias else ()), *((_OUTPUT,) if config.has_output_bias else ())}
+    names = [
+        f"{name}.{part}"
+        for name in (*_QKV, _OUTPUT, *gate)
+        for part in ("weight", "bias")
+        if part == "weight" or name in biased
+    ]
+    norms = ["q_norm.weight", "k_norm.weight"] if config.qk_norm != "none" else []
+    return tuple(f"{attribute}.{name}" for name in (*names, *norms))
+
+
+class _Lucid(LayerKind):
+    """LUCID attention: the cache holds raw keys and preconditioned values."""
+
+    name = "lucid"
+
+    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        return LayerDescription(
+            kind=self.name,
+            cache=rows_layout(config, cache_dtype),
+            operators={"prefill": (PRECONDITION.name, CAUSAL_ATTENTION.name), "decode": (DECODE_ATTENTION.name,)},
+            weights=projection_names(config, self.attribute),
+            solves=True,
+            diagonal=config.diagonal,
+            eviction="with LUCID attention, Y of every later token was computed from their keys and values, so the "
+            "rest would not be the cache of the remaining text",
+        )
+
+    def words(self, config: LucidConfig) -> str:
+        return "LUCID {}"
+
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        from lucid_deploy.model.attention.lucid import LucidAttention
+
+        return LucidAttention(config, implementation)
+
+
+class _Standard(LayerKind):
+    """Standard softmax attention: the cache holds keys and values."""
+
+    name = "standard"
+
+    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        return LayerDescription(
+            kind=self.name,
+            cache=rows_layout(config, cache_dtype),
+            operators={"prefill": (CAUSAL_ATTENTION.name,)},
+            weights=projection_names(config, self.attribute),
+            eviction="keys and values of the later tokens were computed from them",
+        )
+
+    def words(self, config: LucidConfig) -> str:
+        return "{} of standard attention"
+
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        from lucid_deploy.model.attention.standard import StandardAttention
+
+        return StandardAttention(config, implementation)
+
+
+class _Window(LayerKind):
+    """Standard attention over the last W tokens: the cache is a ring of W rows."""
+
+    name = "window"
+
+    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        return LayerDescription(
+            kind=self.name,
+            cache=ring_layout(config, cache_dtype),
+            weights=projection_names(config, self.attribute),
+            eviction="what lies before its window is dropped already",
+        )
+
+    def words(self, config: LucidConfig) -> str:
+        return f"{{}} over the last {config.sliding_window} tokens"
+
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        from lucid_deploy.model.attention.window import WindowAttention
+
+        return WindowAttention(config, implementation)
+
+
+LUCID, STANDARD, WINDOW = _Lucid(), _Standard(), _Window()
