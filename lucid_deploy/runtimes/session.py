@@ -338,7 +338,8 @@ class Session(CacheOperations[Tensor]):
         if not isinstance(layers, Sequence) or len(layers) != len(self.layers):
             found = f"{len(layers)} layers" if isinstance(layers, Sequence) else type(layers).__name__
             raise CheckFailed(f"{what} gave a cache of {found}, not of the model's {len(self.layers)} layers.")
-        cache.mask, cache.layers = full, list(layers)
+        cache.mask = full
+        cache.layers = layers if isinstance(layers, list) else list(layers)  # a list stays itself: it may be bound
         return logits
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
