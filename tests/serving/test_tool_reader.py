@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving.test_tool_bodies import read
 
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.chat_templates import TemplateText
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.json_fields import FieldError
+from lucid_deploy.json_fields import FieldError, decode
+from lucid_deploy.serving.bodies import ChatRequest
 from lucid_deploy.serving.tool_reader import messages_of, tool_use_of
 from tests.generation.guided_walks import tokenizer_of
 from tests.serving.tool_examples import TEMPLATES, TIME, WEATHER
@@ -20,6 +21,11 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arg
 ASKED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "warm"}
 NAMED = {"type": "function", "function": {"name": "time-now"}}
+USER = [{"role": "user", "content": "x"}]
+
+
+def read(**fields: Any) -> ChatRequest:
+    return decode(json.dumps({"model": "m", "messages": USER, **fields}).encode(), ChatRequest, "body")
 
 
 @pytest.fixture
