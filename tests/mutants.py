@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tests" / "mutants.toml"
 MAPPED = ("export", "plugins", "conformance")  # top-level folders that are packages inside lucid_deploy
+# Exports import nothing of these packages: runs over faults in them have their traces in common.
+NOT_IN_EXPORTS = re.compile("lucid_deploy/(batching|bench|cli|doctor|evaluation|generation|parity|runtimes|serving)/")
 NOTHING_COLLECTED = (4, 5)  # pytest's exit statuses for a wrong path and for no tests
 
 
@@ -74,15 +77,16 @@ def copy_sources(target: Path) -> None:
         (target / "lucid_deploy" / name).symlink_to(Path("..") / name)
 
 
-def run_tests(folder: Path, tests: str, workers: int) -> int:
-    """Run pytest in a copy until the first failure; return its exit status."""
+def run_tests(folder: Path, tests: str, workers: int, traces: Path | None) -> int:
+    """Run pytest in a copy until the first failure; return its exit status. ``traces`` are kept between runs."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"LUCID_TESTS_TRACES": str(traces)} if traces else {}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not compat", "-p", "no:cacheprovider", *tests.split()]
     command += ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
-def kill(fault: Fault, whole_suite: bool) -> tuple[str, float]:
+def kill(fault: Fault, whole_suite: bool, traces: Path) -> tuple[str, float]:
     """Apply one fault to a copy of its own and run its tests; return the verdict and the seconds that it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
@@ -93,9 +97,10 @@ def kill(fault: Fault, whole_suite: bool) -> tuple[str, float]:
         if path.suffix == ".py":
             compile(source, fault.file, "exec")  # a fault that does not even parse would be killed by anything
         path.write_text(source, encoding="utf-8")
-        status = run_tests(folder, fault.tests, workers=1)
+        common = traces if NOT_IN_EXPORTS.match(fault.file) else None
+        status = run_tests(folder, fault.tests, 1, common)
         if status == 0 and whole_suite:
-            status = run_tests(folder, "tests", workers=3)
+            status = run_tests(folder, "tests", 3, common)
             return ("killed only by the whole suite" if status else "SURVIVED"), time.monotonic() - start
     if status in NOTHING_COLLECTED:
         return "NO TESTS RAN", time.monotonic() - start
@@ -115,8 +120,11 @@ def main() -> None:
         if not given.names or any(word in fault.name or word in fault.file for word in given.names)
     ]
     start, alive = time.monotonic(), []
-    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        runs = {pool.submit(kill, fault, given.whole_suite): fault for fault in faults}
+    with (
+        tempfile.TemporaryDirectory(prefix="traces-") as traces,
+        concurrent.futures.ThreadPoolExecutor(given.jobs) as pool,
+    ):
+        runs = {pool.submit(kill, fault, given.whole_suite, Path(traces)): fault for fault in faults}
         for run in concurrent.futures.as_completed(runs):
             fault, (verdict, seconds) = runs[run], run.result()
             print(f"{verdict:10} {seconds:5.0f} s  {fault.name} ({fault.tests})", flush=True)

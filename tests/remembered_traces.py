@@ -21,6 +21,7 @@ from lucid_deploy.export.operators import opset_of
 from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
 
+KEPT = "LUCID_TESTS_TRACES"  # an environment variable: a folder of traces that several runs have in common
 # What sessions are told of a model, and its graphs do not say.
 NOT_IN_GRAPHS: dict[str, Any] = {"max_position_embeddings": 1, "bos_token_id": None, "eos_token_ids": ()}
 
@@ -67,7 +68,7 @@ def asked_for(*arguments: Any, **options: Any) -> str:
 @pytest.fixture(scope="session", autouse=True)
 def _remembered_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exports of this run, in whichever worker, trace each model once."""
-    folder = run_folder(tmp_path_factory, "traces")
+    folder = Path(os.environ.get(KEPT) or run_folder(tmp_path_factory, "traces"))
     original = tracing.trace
 
     @functools.wraps(original)
