@@ -1,4 +1,4 @@
-"""One transformer layer: where the norms and residuals stand around a mixer and an MLP."""
+"""A transformer layer: norms and residuals around a mixer and an MLP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lucid_deploy.model.parts import MLP, RMSNorm
 
 
 class Layer(nn.Module):
-    """One transformer layer: a mixer (attention) and an MLP, each after a norm and beside a residual."""
+    """A transformer layer: a mixer (attention) and an MLP, each with a norm before it and a residual."""
 
     def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
         super().__init__()
@@ -25,19 +25,19 @@ class Layer(nn.Module):
 
     @property
     def mixer(self) -> Mixer:
-        """What mixes tokens: attention, or what stands in its place."""
+        """The module that mixes tokens, such as attention."""
         mixer = self.get_submodule(self._attribute)
         assert isinstance(mixer, Mixer)
         return mixer
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """``(B, N, C)`` and the layer's cache to the same with the new tokens, see :class:`Mixer`."""
+        """``(B, N, C)`` and the layer's cache to the output ``(B, N, C)`` and the extended cache."""
         mixed, present = self.mixer(self.input_layernorm(x), step, past)
         x = x + self.scaled(mixed)
         return x + self.scaled(self.mlp(self.post_attention_layernorm(x))), present
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Return what is added to the residual stream, by the family's multiplier; same shape."""
+        """Multiply what is added to the residual stream by the residual multiplier; same shape."""
         return x if self._multiplier == 1 else x * self._multiplier
 
     @property
@@ -47,7 +47,7 @@ class Layer(nn.Module):
 
 
 class SandwichLayer(Layer):
-    """Norms before and after attention and MLP alike, as in Gemma 2 and 3."""
+    """Norms before and after both attention and MLP, as in Gemma 2 and 3."""
 
     def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
         super().__init__(config, index, implementation)
@@ -65,6 +65,6 @@ class SandwichLayer(Layer):
 
 
 def make_layer(config: LucidConfig, index: int, implementation: str) -> Layer:
-    """Make one layer as the model's family has it; arguments as :meth:`Family.layer`."""
+    """Make a layer of the model's family; arguments as :meth:`Family.layer`."""
     own = family_named(config.family).layer(config, index, implementation)
     return Layer(config, index, implementation) if own is None else own

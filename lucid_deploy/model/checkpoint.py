@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DEMO = "demo"
 # Buffers that old Llama checkpoints carry; they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
-# Types of stored tensors, as safetensors spells them; others are quantized, and mean nothing without their scales.
+# Supported types of tensors, as safetensors spells them; others are quantized, and meaningless without scales.
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -48,28 +48,28 @@ def resolve(checkpoint: str | Path) -> Path:
 
 
 class Checkpoint:
-    """An opened checkpoint: its configuration, and its tensors on demand, one at a time.
+    """An opened checkpoint: its configuration, and its tensors, which are read one at a time.
 
-    Opening reads headers only, and compares every tensor's name and shape with what the configuration asks for.
+    Opening reads headers only, and compares the names and shapes of all tensors with the configuration.
 
     Args:
         checkpoint: A directory, or the word ``demo``.
-        assume_unused: Keys of ``config.json`` that are not known here and that the user says change nothing.
+        assume_unused: Unknown keys of ``config.json`` that the user declares to have no effect.
         diagonal: See :attr:`LucidConfig.diagonal`.
         state_dtype: See :attr:`LucidConfig.state_dtype`; None: float32.
 
     Attributes:
-        directory: Where it lies.
+        directory: Its folder.
         config: Its configuration.
         tied: Whether ``lm_head.weight`` is the embedding.
-        notes: Sentences for the user about what was decided and no key says.
-        assumed_unused: Key and value of what was passed over, because the user said so.
-        layout: How its weights are stored, if a tool has quantized them; None: as they are.
-        packed: Those weights' parts, by the names that the weights have in the file.
+        notes: Notes for the user about what was decided without a key.
+        assumed_unused: The unknown keys that the user declared unused, with their values.
+        layout: How its quantized weights are stored; None: it is not quantized.
+        packed: The parts of quantized weights, by the weights' names in the file.
 
     Raises:
-        LucidError: Missing or broken files, a configuration that is not computed, or tensors that do not fit it (one
-            error names them all).
+        LucidError: Missing or broken files, an unsupported configuration, or tensors that do not fit it (one error
+            names them all).
     """
 
     def __init__(
@@ -101,23 +101,23 @@ class Checkpoint:
         self._check_tensors()
 
     def stored_name(self, name: str) -> str:
-        """Return the name under which a weight of the model is stored: a tied head is the embedding."""
+        """Return the model's name of the stored weight: a tied head is stored as the embedding."""
         return _EMBEDDING if self.tied and name == _HEAD else name
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor that is stored, by its name."""
+        """Return the shape of every weight of the model but a tied head, by its name."""
         return {name: shape for name, shape in expected_shapes(self.config).items() if self.stored_name(name) == name}
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor of the model, in the type it is stored in; float64 where its family adds something to it.
+        """Read one tensor of the model, in its stored type; float64 where the family adds an offset.
 
-        A weight that is stored in whole numbers is dequantized, exactly: in float32, or in float64 where need be.
+        Quantized weights are dequantized without rounding, to float32 or, where necessary, float64.
 
         Args:
-            name: As the model has it; its family says where it is stored.
+            name: The model's name of the tensor.
 
         Raises:
-            LucidError: The file broke since it was opened.
+            LucidError: The file cannot be read.
         """
         import safetensors
 
@@ -135,13 +135,13 @@ class Checkpoint:
         return data.double() + place.plus if place.plus else data
 
     def packed_weight(self, name: str) -> PackedWeight | FloatWeight | None:
-        """Read a weight of the model as the numbers of few bits that it is stored in; None if it is not.
+        """Read a weight without dequantizing it; None if it is not quantized.
 
         Args:
-            name: As the model has it.
+            name: The model's name of the weight.
 
         Raises:
-            LucidError: It is stored so, but as a part of another tensor, or to be added to; or it is not computed here.
+            LucidError: It is stored fused with other weights, with an offset, or in an unsupported way.
         """
         place = self._family.stored(name, self.config)
         if place.name not in self.packed:
@@ -149,12 +149,12 @@ class Checkpoint:
         if place.rows is not None or place.plus:
             raise LucidError(
                 f"{self.directory}: {place.name} holds several weights of the model in one quantized tensor, which is "
-                "not taken over. Take the checkpoint that it was made from."
+                "not supported. Use the checkpoint that it was made from."
             )
         return self.packed[place.name].read(self._stored_tensor, self.directory)
 
     def _find_packed(self) -> dict[str, PackedParts]:
-        """Put quantized weights in the place of their parts."""
+        """Find the quantized weights, and list each by its name instead of its parts."""
         if self.layout is None:
             return {}
         found = find_parts(
@@ -186,18 +186,18 @@ class Checkpoint:
         return self._handles[path]
 
     def _header(self, name: str) -> Any:
-        """Return what a file says of a tensor: its shape and type."""
+        """Return the slice object of a tensor, which has its shape and type."""
         stored = self._named[name]
         return self._open(self._file_of[stored]).get_slice(stored)
 
     def _share_head(self) -> tuple[str, ...]:
-        """Take the head for the embedding where they are one and only the head was stored, as accelerate does."""
+        """Use a tied head as the embedding where only the head is stored, as accelerate does."""
         embedding, head = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
         if self.tied and self.layout is not None and head in self.packed:
             raise LucidError(
                 f"{self.directory}: {head} is quantized by {self.layout.name}, and tie_word_embeddings is true, so it "
-                "would be the embedding too, which is not taken over. If both are stored, set tie_word_embeddings to "
-                "false; otherwise take the checkpoint that it was made from."
+                "would be the embedding too, which is not supported. If both are stored, set tie_word_embeddings to "
+                "false; otherwise use the checkpoint that it was made from."
             )
         if not self.tied or embedding in self._named or head not in self._named:
             return ()
@@ -205,7 +205,7 @@ class Checkpoint:
         return (f"{head} is stored and {embedding} is not: tied, it is both.",)
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of the file that the model reads, by its name there."""
+        """Return the expected shape of every tensor in the file, by its stored name."""
         wanted: dict[str, tuple[int, ...]] = {}
         for name, shape in self.stored_shapes().items():
             place = self._family.stored(name, self.config)
@@ -246,7 +246,7 @@ class Checkpoint:
             )
 
     def _check_tied_head(self, found: dict[str, tuple[int, ...]]) -> None:
-        """A tied checkpoint may store its head too, if it is the embedding."""
+        """Allow a stored head beside a tied embedding only if they are equal."""
         import torch
 
         embedding, named = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
@@ -263,14 +263,14 @@ class Checkpoint:
 
 
 def _rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
-    """Cut a parameter out of the tensor in which it lies."""
+    """Select the rows of a parameter from a fused tensor."""
     if place.rows is None:
         return whole
     return whole.unflatten(0, (place.groups, -1))[:, slice(*place.rows)].flatten(0, 1)
 
 
 def _placed(file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
-    """Read a parameter from the tensor in which it lies."""
+    """Read a parameter, which may be some rows of a fused tensor."""
     if place.rows is None:
         whole: torch.Tensor = file.get_tensor(stored)
         return whole
@@ -304,7 +304,7 @@ def _with_states(config: LucidConfig, state_dtype: str | None, where: str) -> Lu
 def _with_generation_eos(config: LucidConfig, directory: Path) -> tuple[LucidConfig, tuple[str, ...]]:
     """Add the end tokens of ``generation_config.json``: instruction-tuned models often name theirs only there.
 
-    transformers takes those alone where there is the file, so a sentence says which others end a text here.
+    transformers uses only those if the file exists, so a note names the others that end a text here.
     """
     path = directory / "generation_config.json"
     if not path.is_file():

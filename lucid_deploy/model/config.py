@@ -36,10 +36,10 @@ _LARGEST = {
     "max_position_embeddings": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
-# Keys for which null says something else than a missing key, where a family has a default of its own: no window, a head
-# for each query head, heads that share the width, no tie.
-_NULL_SAYS = frozenset(("sliding_window", "num_key_value_heads", "head_dim", "tie_word_embeddings"))
-# Fields that artifacts of earlier versions lack; their defaults are what those did.
+# Keys whose null has a meaning of its own even where a family has a default: no window, as many key/value heads as
+# query heads, heads that share the width, untied embeddings.
+_MEANINGFUL_NULLS = frozenset(("sliding_window", "num_key_value_heads", "head_dim", "tie_word_embeddings"))
+# Fields that artifacts of earlier versions lack; the defaults are the earlier behaviour.
 _ADDED = frozenset(
     (
         "qk_norm",
@@ -72,26 +72,26 @@ class LucidConfig:
         head_dim: Width of one head; need not be ``hidden_size / num_attention_heads``.
         use_rope: Whether queries and keys are rotated. LUCID models exist without any position encoding.
         eos_token_ids: Tokens that end a generation; may be empty.
-        layer_kinds: The kind of every layer; empty: all are what ``attention_type`` says.
-        layer_settings: What kinds of layers need beyond Llama's settings, plain data by name.
+        layer_kinds: The kind of every layer; empty: ``attention_type`` applies to all.
+        layer_settings: Settings of kinds of layers beyond Llama's, plain data by kind.
         qk_norm: ``none``, or ``after_rope`` or ``before_rope``: queries and keys go through RMS norms with weights of
             width ``head_dim``, ``q_norm`` and ``k_norm``, after rotation or before it. The cache holds the normed keys.
-        family: Whose code the model follows, see :mod:`lucid_deploy.model.families`.
+        family: The model family, see :mod:`lucid_deploy.model.families`.
         hidden_act: The MLPs' activation, ``silu`` or ``gelu_pytorch_tanh``.
-        attention_output_bias: Whether ``o_proj`` has a bias; None: if the other projections have.
-        attention_scale: What attention scores are multiplied by; None: 1/√head_dim. LUCID's solve keeps √head_dim.
-        embedding_multiplier: What embeddings are multiplied by.
-        residual_multiplier: What attention and MLP are multiplied by before they are added to the residual stream.
-        logits_divisor: What logits are divided by.
-        sliding_window: How many tokens, itself included, a token of a layer over a window sees.
-        window_rope_theta: The rotary base of layers over a window, without scaling; None: that of all.
+        attention_output_bias: Whether ``o_proj`` has a bias; None: as the other projections.
+        attention_scale: Factor of attention scores; None: 1/√head_dim. LUCID's solve keeps √head_dim.
+        embedding_multiplier: Factor of embeddings.
+        residual_multiplier: Factor of attention and MLP outputs before they are added to the residual stream.
+        logits_divisor: Divisor of logits.
+        sliding_window: How many tokens, itself included, a token sees in window layers.
+        window_rope_theta: The rotary base of window layers, without scaling; None: the same as other layers.
         rope_layers: Which layers rotate; empty: all.
-        diagonal: What LUCID layers divide row i of the solve by: ``unit`` is 1, ``training`` what the formula gives,
-            exp(√d(m/(m + eps) − 1)) with m the mean square of key i. No key of ``config.json`` says it.
-        rotary_width: How much of each head is rotated, its first elements; None: all of it.
-        attention_gate: Whether attention's heads are multiplied by the sigmoid of a projection, ``g_proj``.
+        diagonal: The diagonal entry of row i of the solve: ``unit`` is 1, ``training`` follows the formula,
+            exp(√d(m/(m + eps) − 1)) with m the mean square of key i. Not a key of ``config.json``.
+        rotary_width: How many of the first elements of each head are rotated; None: all.
+        attention_gate: Whether the output of attention is multiplied by the sigmoid of a projection, ``g_proj``.
         state_dtype: Type of recurrent states in a cache, ``float32`` or the exported model's; float64 in a float64
-            model. No key of ``config.json`` says it.
+            model. Not a key of ``config.json``.
     """
 
     vocab_size: int
@@ -131,7 +131,7 @@ class LucidConfig:
     state_dtype: str = "float32"
 
     def rope(self, index: int) -> Rope | None:
-        """Return how a layer rotates; None: not at all."""
+        """Return the rotary settings of a layer; None: no rotation."""
         if not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
             return None
         if self.kinds[index] == WINDOW and self.window_rope_theta is not None:
@@ -140,12 +140,12 @@ class LucidConfig:
 
     @property
     def has_narrow_states(self) -> bool:
-        """Whether recurrent states are rounded between calls; they are computed in float32 at least."""
+        """Whether recurrent states are rounded between calls; they are computed in at least float32."""
         return self.state_dtype != "float32"
 
     @property
     def rotated(self) -> int:
-        """How many elements of each head are rotated, where a layer rotates."""
+        """How many elements of each head are rotated in layers with rotary positions."""
         return self.head_dim if self.rotary_width is None else self.rotary_width
 
     @property
@@ -169,7 +169,7 @@ class LucidConfig:
         return self.num_attention_heads // self.num_key_value_heads
 
     def llama_sizes(self) -> dict[str, Any]:
-        """Return the shape for a model of transformers, by the names of its ``LlamaConfig``."""
+        """Return the sizes by the names of transformers' ``LlamaConfig``."""
         return {name: getattr(self, name) for name in _SIZES}
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class LucidConfig:
 
     @classmethod
     def added_defaults(cls) -> dict[str, Any]:
-        """Return the fields that artifacts of earlier versions lack, with what those did."""
+        """Return the fields that artifacts of earlier versions lack, with the defaults for them."""
         return {name: getattr(cls, name, {}) for name in _ADDED}
 
     @classmethod
@@ -254,20 +254,20 @@ def read_config(directory: Path) -> dict[str, Any]:
 def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
     """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
 
-    What only the tensors say is left for :func:`lucid_deploy.model.variants.settle`.
+    What only the tensors show is decided by :func:`lucid_deploy.model.variants.settle`.
 
     Args:
         raw: The parsed JSON object.
         where: Name of the file, for messages.
-        assume_unused: Keys that are not known here and that the user says change nothing.
+        assume_unused: Unknown keys that the user declares to have no effect.
 
     Raises:
-        LucidError: Another kind of model, a key that is not known or not computed, a missing or impossible value.
+        LucidError: An unsupported model, an unknown or unsupported key, a missing or impossible value.
     """
     family = check_keys(raw, where, assume_unused)
     raw = family.normalized(raw, where)
-    unsaid = [key for key in family.defaults if key not in raw or (raw[key] is None and key not in _NULL_SAYS)]
-    given = {**raw, **{key: family.defaults[key] for key in unsaid}}
+    absent = [key for key in family.defaults if key not in raw or (raw[key] is None and key not in _MEANINGFUL_NULLS)]
+    given = {**raw, **{key: family.defaults[key] for key in absent}}
     file = checked(given, ConfigFile, where)
     _refuse_variants(file, where)
     theta, scaling = parse_rope(file, where)

@@ -1,4 +1,4 @@
-"""The form of ``config.json``: which keys are computed, of what type and range, read strictly (true is no number)."""
+"""The keys of ``config.json`` that are read, with types and ranges, checked strictly (true is not a number)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.json_fields import finite
 
-# Sizes above the largest are mistakes, and would only show as exhausted memory or overflow later.
+# Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
 Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
 Whole = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number")]
 Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
@@ -30,7 +30,7 @@ Tokens = Annotated[_Token | list[_Token], Meta(description="a token id or a list
 
 
 class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
-    """The keys of ``config.json`` that are computed. What a Llama leaves out is what transformers fills in."""
+    """The supported keys of ``config.json``, with the defaults of transformers' ``LlamaConfig``."""
 
     vocab_size: Size
     hidden_size: Size
@@ -81,7 +81,7 @@ class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):
-    """What is read of ``generation_config.json``: the tokens that end a text."""
+    """The supported key of ``generation_config.json``: the tokens that end a text."""
 
     eos_token_id: Tokens = []
 
@@ -107,11 +107,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def checked(values: dict[str, Any], form: type[_Form], where: str) -> _Form:
-    """Return the values in their form. A null is the same as nothing; keys that the form lacks are passed over.
+    """Convert values to a struct. Null counts as absent; keys that the struct lacks are left out.
 
     Args:
         values: A parsed JSON object.
-        form: What it has to look like.
+        form: The struct.
         where: Name of the file, for messages.
 
     Raises:
@@ -134,14 +134,14 @@ def token_ids(tokens: int | list[int]) -> tuple[int, ...]:
     return tuple(tokens) if isinstance(tokens, list) else (tokens,)
 
 
-def _reason(said: str, values: dict[str, Any], form: type) -> str:
-    """Say in our words what msgspec found: it names the field, and its type says what it should be."""
-    missing = re.search(r"missing required field `(\w+)`", said)
+def _reason(message: str, values: dict[str, Any], form: type) -> str:
+    """Rephrase msgspec's message, which names the field, with the description of the field's type."""
+    missing = re.search(r"missing required field `(\w+)`", message)
     if missing:
         return f"{missing[1]} is missing."
-    key = re.search(r"`\$\.(\w+)", said)[1]  # type: ignore[index]
+    key = re.search(r"`\$\.(\w+)", message)[1]  # type: ignore[index]
     value, metas = values[key], list(_metas(get_type_hints(form, include_extras=True)[key]))
-    expected = re.search(r"Expected `([^`]+)`", said)  # a family's key may have no words for its type
+    expected = re.search(r"Expected `([^`]+)`", message)  # a family's key may have no description
     wanted = next((meta.description for meta in metas if meta.description), f"of type {expected and expected[1]}")
     largest = next((meta.le for meta in metas if meta.le), None)
     if type(value) is int and largest is not None and value > largest:

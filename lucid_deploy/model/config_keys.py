@@ -1,7 +1,7 @@
-"""What every key of ``config.json`` means for the numbers: computed, of no effect, or refused by name.
+"""Tables of all known keys of ``config.json``: supported, without effect, or refused by name.
 
-A key that nobody looks at is how a model exports, answers otherwise than its own code, and still passes a comparison
-with itself. So a configuration is taken only if each of its keys is in one of the tables here.
+An ignored key could change what the model computes, and no comparison of the export with our own reference would show
+it. So a configuration is accepted only if each of its keys is in one of the tables here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from lucid_deploy.model.families import Family, families, family_named, family_o
 
 LUCID_TYPES = ("lucid", "oglucid")
 ATTENTION_TYPES = (*LUCID_TYPES, "llama")
-# Without attention_type, what LUCID's own keys ask for is open: the authors' code refuses such a configuration too.
+# Without attention_type the meaning of LUCID's own keys is unclear: the authors' code refuses such a configuration too.
 LUCID_KEYS = ("which_rmsnorm", "use_rope", "use_beta", "use_qknorm", "use_forget_gate", "use_token_grad_clip")
 
 COMPUTED = frozenset(ConfigFile.__struct_fields__)
-# Keys that change no logits of a model in evaluation, whatever their value.
+# Keys that change no logits in evaluation mode, whatever their value.
 _NO_EFFECT = {
     "describes the file": "_commit_hash _name_or_path dtype torch_dtype transformers_version unsloth_fixed "
     "unsloth_version",
@@ -49,7 +49,7 @@ Harmless = Callable[[Any], bool]
 
 
 def _off(value: Any) -> bool:
-    """Null, false, zero and an empty value ask for no computation."""
+    """Return whether a value is null, false, zero or empty."""
     return not value
 
 
@@ -69,7 +69,7 @@ def _all_are(wanted: Any) -> Harmless:
     return lambda value: value is None or (isinstance(value, list) and all(item == wanted for item in value))
 
 
-# Keys that are known to change the numbers: what they do, for which values they do nothing, and the keys.
+# Keys known to change the numbers: their effect, a test for values without effect, and the keys.
 _CHANGES: tuple[tuple[str, Harmless, str], ...] = (
     ("It scales the embeddings", _one, "emb_scale embedding_multiplier embedding_scale scale_emb"),
     ("It scales the embeddings", _off, "mup_enabled normalize_embedding scale_embedding use_mup"),
@@ -148,14 +148,14 @@ _CHANGES: tuple[tuple[str, Harmless, str], ...] = (
     ("It describes a model inside of another", _off, "audio_config text_config vision_config"),
     ("A file of code that comes with the checkpoint computes it", _off, "auto_map"),
     ("It adds heads that predict further tokens", _off, "num_mtp_layers num_nextn_predict_layers"),
-    # LUCID's: what these would do is written down nowhere.
+    # LUCID's; the effect of these is not published.
     ("It is a variant of LUCID with tensors of its own", _off, "use_forget_gate"),
     ("It is a variant of LUCID whose code is not published", _zero, "key_scaling_exp"),
 )
 CHANGES: dict[str, tuple[str, Harmless]] = {key: (does, off) for does, off, keys in _CHANGES for key in keys.split()}
-# LUCID's own way to say which layers are LUCID: refused without attention_type, and by families without windows.
+# How a LUCID configuration names its LUCID layers; refused without attention_type, and by families without windows.
 LAYER_KEYS = ("layer_types", "lucid_layers", "sliding_window")
-# These say nothing without another key, which is looked at.
+# These have a meaning only together with another key, which is checked.
 WITH_OTHERS = frozenset(
     ("architectures", "max_window_layers", "model_type", "original_max_position_embeddings", "use_sliding_window")
 )
@@ -170,10 +170,10 @@ ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
-# Why other types are refused, where transformers has them.
+# Why other types of transformers are refused.
 ROPE_REASONS = dict.fromkeys(
     ("longrope", "su"),  # its first name
-    " It has two sets of angles, and changes between them with the length of a text, which cached keys cannot.",
+    " It switches between two sets of angles with the length of a text, which cached keys cannot follow.",
 )
 ROPE_ALWAYS = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 _ROPE_CHANGES = (
@@ -187,15 +187,16 @@ _SIMILAR = 0.8  # of difflib's ratio: one or two letters of a key's name
 
 
 def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> Family:
-    """Refuse a configuration unless each of its keys is known, and is computed or does nothing; return its family.
+    """Refuse a configuration unless each of its keys is supported or without effect; return its family.
 
     Args:
         raw: The content of ``config.json``.
         where: Name of the file, for messages.
-        assume_unused: Unknown keys that the user says change nothing; those of a rope block as ``rope_scaling.key``.
+        assume_unused: Unknown keys that the user declares to have no effect; in a rope block
+            ``rope_scaling.key``.
 
     Raises:
-        LucidError: Another kind of model, keys that change what is not computed, or unknown ones. One error names all.
+        LucidError: An unsupported model, or unsupported or unknown keys; one error names all of them.
     """
     family = _check_family(raw, where)
     _check_assumed(where, assume_unused, family)
@@ -214,13 +215,13 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
 
 
 def unknown_keys(raw: dict[str, Any]) -> set[str]:
-    """Return the keys that no table lists; those inside a rope block as ``rope_scaling.key``."""
+    """Return the keys that are in no table; those inside a rope block as ``rope_scaling.key``."""
     inside = {f"{name}.{key}" for name, block in _rope_blocks(raw).items() for key in block if key not in _ROPE_KNOWN}
     return {*(raw.keys() - _known(raw)), *inside}
 
 
 def _known(raw: dict[str, Any]) -> frozenset[str]:
-    """Return the keys that some table lists: those of all families, and those of the configuration's own."""
+    """Return the keys in the tables of all families and of the configuration's own family."""
     family = family_of(raw)
     return KNOWN if family is None else KNOWN | family.computed | family.ignored | family.refused.keys()
 
@@ -261,7 +262,7 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
     family = family_of(raw)
     if family is None:
         of = f" ({', '.join(named)})" if named else ""
-        also = "".join(f" {said}" for said in _refused(raw, family_named("llama")))
+        also = "".join(f" {refusal}" for refusal in _refused(raw, family_named("llama")))
         raise LucidError(
             f"{where}: model_type {kind!r}{of} is not supported; supported are {', '.join(families())}. Its own code "
             f"may compute something else from the same tensors.{also} If it is Llama in all but name, set model_type "
@@ -279,7 +280,7 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
 
 
 def _check_lucid_keys(raw: dict[str, Any], where: str, family: Family) -> None:
-    """Refuse another attention, and LUCID's keys without the one that says which it is, as the authors' code does."""
+    """Refuse unknown attention types, and LUCID's keys without ``attention_type``, as the authors' code does."""
     attention = raw.get("attention_type")
     if attention is not None and attention not in ATTENTION_TYPES:
         raise LucidError(
@@ -299,24 +300,24 @@ def _refused(raw: dict[str, Any], family: Family) -> list[str]:
     found = []
     own = {*family.computed, *family.ignored, *_layer_keys(raw)}
     for key, value in {**family.defaults, **raw}.items():
-        if key in CHANGES and key not in own and not _does_nothing(raw, key, value):
-            said = f"{key} is {_shown(value)}" if key in raw else f"{key} is missing, which means {value}"
-            found.append(f"{said}. {CHANGES[key][0]}, which is not supported.")
+        if key in CHANGES and key not in own and not _has_no_effect(raw, key, value):
+            state = f"{key} is {_shown(value)}" if key in raw else f"{key} is missing, which means {value}"
+            found.append(f"{state}. {CHANGES[key][0]}, which is not supported.")
     return found + [
-        f"{key} is {_shown(raw[key])}. {said}, so it is not supported."
-        for key, said in family.refused.items()
+        f"{key} is {_shown(raw[key])}. {reason}, so it is not supported."
+        for key, reason in family.refused.items()
         if raw.get(key)
     ]
 
 
 def _layer_keys(raw: dict[str, Any]) -> tuple[str, ...]:
-    """Return the keys that say which layers are LUCID: with LUCID they are computed in every family."""
+    """Return the keys that say which layers are LUCID; with LUCID every family supports them."""
     if raw.get("attention_type") not in LUCID_TYPES:
         return ()
     return LAYER_KEYS if raw.get("layer_types") else ("lucid_layers",)
 
 
-def _does_nothing(raw: dict[str, Any], key: str, value: Any) -> bool:
+def _has_no_effect(raw: dict[str, Any], key: str, value: Any) -> bool:
     unused = key == "sliding_window" and raw.get("use_sliding_window") is False
     return unused or CHANGES[key][1](value)
 
@@ -339,8 +340,8 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
             ]
         if kind == "yarn" and block.get("truncate", True) is None:
             found.append(
-                f"{name}.truncate is null, which transformers takes for false in some families and for true, as where "
-                "it is missing, in others. Say true or false."
+                f"{name}.truncate is null, which transformers reads as false in some families and as true in others. "
+                "Set it to true or false."
             )
         does, harmless = CHANGES["partial_rotary_factor"]
         if not harmless(block.get("partial_rotary_factor")):
@@ -366,7 +367,7 @@ def _unknown_message(raw: dict[str, Any], where: str, unknown: list[str]) -> str
 
 
 def _likely(key: str, known: frozenset[str]) -> str:
-    """Name the key that an unknown one is probably meant to be."""
+    """Return a hint with the known key that is spelled alike."""
     outer, _, inner = key.partition(".")
     inside = outer in ROPE_BLOCKS and inner
     near = difflib.get_close_matches(inner if inside else key, _ROPE_KNOWN if inside else known, 1, _SIMILAR)

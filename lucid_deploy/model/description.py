@@ -1,8 +1,7 @@
-"""One description a layer: its kind, the operators and weights it uses, and what it caches. Imports no torch.
+"""Descriptions of layers: kind, operators, weights, and cached tensors. Imports no torch.
 
-A configuration becomes a list of these, see :func:`describe`; the manifest of an artifact records it. Whatever goes
-over layers (graphs, sessions, batches, files, verification) goes over the descriptions; only the file of a layer's kind
-under :mod:`lucid_deploy.model.layers` knows more.
+:func:`describe` makes them from a configuration; the manifest of an artifact records them. Graphs, sessions, batches,
+files and verification use only these descriptions; the rest is in :mod:`lucid_deploy.model.layers`.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ STAGES = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class LayerDescription:
-    """What is known about one layer without running it.
+    """The properties of one layer that are known without running it.
 
     Attributes:
-        kind: Name of its kind, such as ``lucid``.
+        kind: The name of its kind, such as ``lucid``.
         cache: The tensors it keeps between calls, in the order of the graphs' inputs.
         operators: By stage, the operators of the domain ``ai.lucid`` that its graph uses.
         weights: Names of the weights its mixer reads, without the layer's prefix: ``self_attn.k_proj.weight``.
@@ -80,7 +79,7 @@ def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, .
 def drafts_unsupported_reason(layers: tuple[LayerDescription, ...]) -> str | None:
     """Return why drafts cannot be verified with such layers, as a clause without a full stop; None if they can.
 
-    A step that verifies drafts writes all of them into the cache, and rejected ones have to come out again.
+    Verifying drafts writes all of them into the cache, from which rejected ones must be removed.
     """
     for index, layer in enumerate(layers):
         for tensor in layer.cache:
@@ -103,7 +102,7 @@ def layout_of(layers: tuple[LayerDescription, ...]) -> CacheLayout:
 
 
 def summarize(config: LucidConfig) -> str:
-    """Return attention, layers and positions in words, such as ``22 LUCID layers, no rotary positions``."""
+    """Summarize attention, layers and positions, such as ``22 LUCID layers, no rotary positions``."""
     counts = Counter(config.kinds)
     layers = " and ".join(_layers(kind, counts[kind], config) for kind in dict.fromkeys(config.kinds))
     parts = [layers, _positions(config)]

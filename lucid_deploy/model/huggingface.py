@@ -1,9 +1,9 @@
 """The PyTorch model behind transformers' ``generate``: sampling, beam search, assisted decoding, streamers.
 
 A checkpoint of LUCID calls itself ``llama``, so ``AutoModelForCausalLM`` loads it without complaint as standard
-attention and answers wrongly. :class:`LucidForGeneration` is the class to load it with. The cache is transformers' own:
-what it keeps as keys and values of a layer are raw keys K and preconditioned values Y. Rows of Y never change, so
-everything that generate does to caches (reordering beams, cropping rejected tokens) is exact.
+attention and answers wrongly. :class:`LucidForGeneration` is the class to load it with. The cache is transformers' own,
+with raw keys K and preconditioned values Y in place of keys and values. Rows of Y never change, so everything that
+generate does to caches (reordering beams, cropping rejected tokens) is exact.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
     """A LUCID model with the methods of transformers' models. Make one with :meth:`from_checkpoint`.
 
     Args:
-        config: Its configuration, for what generate reads of it.
-        model: The model itself, a :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+        config: The configuration for generate.
+        model: The model, a :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
     """
 
     config_class = LucidGenerationConfig
@@ -62,8 +62,8 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
         Args:
             checkpoint: Its directory, or the word ``demo``.
             dtype: Type of parameters and cache; None is float32.
-            device: Where they go.
-            assume_unused: Keys of its configuration that are not known here, and change nothing.
+            device: Their device.
+            assume_unused: Unknown keys of its configuration that have no effect.
 
         Raises:
             LucidError: As :class:`~lucid_deploy.model.checkpoint.Checkpoint`, or layers with windows or states.
@@ -141,7 +141,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
 
 
 def _check_caches(source: Checkpoint) -> None:
-    """Refuse layers that cache something else than rows of keys and values, which is all that is handed on here."""
+    """Refuse layers whose cache does not consist of rows of keys and values."""
     for index, layer in enumerate(describe(source.config, "float32")):
         other = [tensor.name for tensor in layer.cache if tensor.sort != "rows"]
         if other:
@@ -156,7 +156,7 @@ def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _generation_config(source: Checkpoint, config: LucidGenerationConfig) -> GenerationConfig:
-    """Return the checkpoint's settings for sampling, or those that follow from its configuration."""
+    """Return the checkpoint's generation_config.json, or defaults from its configuration."""
     if (source.directory / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(str(source.directory))
     return GenerationConfig.from_model_config(config)

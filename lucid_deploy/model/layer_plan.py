@@ -1,4 +1,4 @@
-"""Which layers of a model are LUCID, which attend to all tokens and which over a window."""
+"""Decide the kind of every layer: LUCID, standard attention, attention over a window, or a linear kind."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class _Keys(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family, where: str) -> LucidConfig:
-    """Complete a configuration by the kind of every layer.
+    """Add the kind of every layer to a configuration.
 
-    ``layer_types`` says which layers attend over a window. With ``attention_type: lucid`` the others are LUCID, or
-    those of them that ``lucid_layers`` names.
+    ``layer_types`` names the layers that attend over a window. With ``attention_type: lucid`` the others are LUCID, or
+    only those that ``lucid_layers`` lists.
 
     Args:
-        config: As its other keys say.
+        config: The configuration from the other keys.
         given: The keys of ``config.json`` and the family's defaults.
         family: The model's.
         where: Name of the file, for messages.
 
     Raises:
-        LucidError: Names of layers that do not fit the model, or each other.
+        LucidError: Keys that do not fit the model, or each other.
     """
     keys = checked(given, _Keys, where)
     named = keys.layer_types is not None or keys.lucid_layers is not None
     if config.layer_kinds:
         if named:
-            raise LucidError(f"{where}: layer_kinds and layer_types or lucid_layers say the same; keep one of them.")
+            raise LucidError(f"{where}: layer_kinds and layer_types or lucid_layers exclude each other.")
         return dataclasses.replace(config, sliding_window=keys.sliding_window if WINDOW in config.layer_kinds else None)
     types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
     known = (FULL, SLIDING, LINEAR) if family.linear_kind else (FULL, SLIDING)
@@ -53,8 +53,8 @@ def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family,
     listed = keys.layer_types if keys.layer_types is not None and "layer_types" not in family.computed else types
     listed = listed_types(listed, config.num_hidden_layers, window, where, known)
     if listed != types and not config.is_lucid:
-        raise LucidError(_passed_over(listed, types, family, where))
-    types = listed  # LUCID's way to say it, where the family has none
+        raise LucidError(_ignored_layer_types(listed, types, family, where))
+    types = listed  # with LUCID, layer_types counts even where the family's code ignores it
     if config.is_lucid and SLIDING in types:
         _check_switch(given, family, where)
     full = _full_kinds(config, keys, types, where)
@@ -62,16 +62,12 @@ def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family,
     kinds = tuple(others.get(kind, full[index]) for index, kind in enumerate(types))
     window = window if WINDOW in kinds else None
     if set(types) == {FULL} and len(set(kinds)) == 1 and keys.lucid_layers is None:
-        return config  # all are what attention_type says
+        return config  # attention_type applies to all layers
     return dataclasses.replace(config, layer_kinds=kinds, sliding_window=window)
 
 
 def _check_switch(given: dict[str, Any], family: Family, where: str) -> None:
-    """Refuse windows that a configuration names and switches off, where no code of the family says which counts.
-
-    Raises:
-        LucidError: ``use_sliding_window`` is false.
-    """
+    """Refuse window layers with ``use_sliding_window: false``, where the family does not define which counts."""
     if given.get("use_sliding_window") is False and "use_sliding_window" not in family.computed | family.ignored:
         raise LucidError(
             f"{where}: layer_types names {SLIDING}, and use_sliding_window is false. Remove use_sliding_window if the "
@@ -80,7 +76,7 @@ def _check_switch(given: dict[str, Any], family: Family, where: str) -> None:
 
 
 def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) -> list[str]:
-    """Return what each layer is if it attends to all tokens."""
+    """Return the kind of each layer in case it attends to all tokens."""
     if not config.is_lucid:
         return [STANDARD] * len(types)
     if keys.lucid_layers is None:
@@ -107,13 +103,13 @@ def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) 
     return [LUCID if index in chosen else STANDARD for index in range(len(types))]
 
 
-def _passed_over(listed: list[str], types: list[str], family: Family, where: str) -> str:
-    """Say that a family's own code does not read ``layer_types``, and makes other layers than it names."""
+def _ignored_layer_types(listed: list[str], types: list[str], family: Family, where: str) -> str:
+    """Return the error for a family whose own code ignores ``layer_types`` and makes other layers."""
     index = next(index for index, kind in enumerate(types) if listed[index] != kind)
     windowed = types[index] == SLIDING
     return (
-        f"{where}: layer_types names layer {index} {listed[index]}, and the code of {family.model_type}, which passes "
-        f"over layer_types, makes it {types[index]}. "
+        f"{where}: layer_types names layer {index} {listed[index]}, and the code of {family.model_type}, which ignores "
+        f"layer_types, makes it {types[index]}. "
         + (
             "If the model was trained with windows, remove layer_types; if not, set sliding_window to null."
             if windowed

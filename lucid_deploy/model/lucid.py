@@ -3,8 +3,8 @@
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))        (arXiv 2602.10410)
 
 The rest is Llama. Parameter names are those of Hugging Face's ``LlamaForCausalLM``, so its checkpoints load as is.
-What a layer has in the place of attention, and what it caches, is the file of its kind under
-:mod:`lucid_deploy.model.layers`: ``lucid`` caches raw keys K and preconditioned values Y, ``standard`` keys and values.
+What a layer caches is described in :mod:`lucid_deploy.model.layers`: ``lucid`` layers cache raw keys K and
+preconditioned values Y, ``standard`` layers keys and values.
 
 Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden.
 """
@@ -35,13 +35,13 @@ class LucidBody(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Int64 ``(B, N)`` to what the first layer is given, ``(B, N, C)``."""
+        """Int64 ``(B, N)`` to the input of the first layer, ``(B, N, C)``."""
         x = self.embed_tokens(input_ids)  # (B, N, C)
         return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Return an embedding of random values; on the meta device of none, for which PyTorch imports its compiler."""
+    """Return a random embedding. On the meta device it is not initialized, which would import PyTorch's compiler."""
     table = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
     if not table.weight.is_meta:
         table.reset_parameters()
@@ -55,7 +55,7 @@ class LucidForCausalLM(nn.Module):
         config: Its shape and variant.
         implementation: ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
 
-    The cache holds K and Y as they are; :meth:`store_cache_as` changes that.
+    The cache has the model's type unless :meth:`store_cache_as` changes it.
     """
 
     def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
@@ -66,15 +66,15 @@ class LucidForCausalLM(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the head's weight the embedding, if the configuration says so; again after weights were assigned."""
+        """Share the embedding with the head if they are tied; call it again after assigning weights."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def store_cache_as(self, cache_dtype: str) -> LucidForCausalLM:
-        """Keep K and Y in another type than the model's, see :mod:`lucid_deploy.cache.storage`; return the model.
+        """Store the cache in another type than the model's, see :mod:`lucid_deploy.cache.storage`; return the model.
 
         Args:
-            cache_dtype: ``float16``, ``int8`` or ``fp8``; the model's own type and ``auto`` store them as they are.
+            cache_dtype: ``float16``, ``int8`` or ``fp8``; ``auto`` or the model's own type: no conversion.
         """
         self.cache_dtype = cache_dtype
         for layer in self.layers():
@@ -100,13 +100,13 @@ class LucidForCausalLM(nn.Module):
 
         Args:
             input_ids: New tokens, int64 ``(B, N)``.
-            past: Per layer K and Y of the tokens before, each ``(B, KV, P, D)``, or their stored form; None is P = 0.
+            past: Per layer K and Y of the previous tokens, each ``(B, KV, P, D)``, or their stored form; None is P = 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
-            decode: Take the path for one new token or a few, :mod:`~lucid_deploy.plugins.decode_attention`.
-            last_only: Compute logits of each row's last token alone.
-            cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
-                with so many tokens in them, ``attention_mask`` is ``(B, M)``, new rows are written behind the last.
+            decode: Use the path for one or a few new tokens, :mod:`~lucid_deploy.plugins.decode_attention`.
+            last_only: Compute only the logits of each row's last token.
+            cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` are buffers ``(B, KV, M, D)``
+                with that many tokens, ``attention_mask`` is ``(B, M)``, new rows are appended.
 
         Returns:
             Logits ``(B, N, vocab)``, with ``last_only`` ``(B, 1, vocab)``,
@@ -134,18 +134,18 @@ class LucidForCausalLM(nn.Module):
         return self.logits(x), present
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits ``(…, vocab)`` of what the last layer gives, ``(…, C)``: final norm, head, divisor."""
+        """Apply final norm, head and divisor to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
         logits = self.lm_head(self.model.norm(x))
         return logits if self.config.logits_divisor == 1 else logits / self.config.logits_divisor
 
     def _columns(self, past: list[LayerCache], masked: int | None) -> int:
-        """Return how many columns a cache holds: as many as a tensor with a row for each, else as the mask says."""
+        """Return the number of cached columns, from a tensor with a row for each, or else from the mask."""
         layout = layout_of(describe(self.config, self.cache_dtype if self.cache_dtype != "auto" else "float32"))
         pairs = (pair for layer, stored in zip(layout, past, strict=True) for pair in zip(layer, stored, strict=True))
-        found = next((stored for tensor, stored in pairs if tensor.sort == "rows"), None)
-        if found is None and masked is None:
+        rows = next((stored for tensor, stored in pairs if tensor.sort == "rows"), None)
+        if rows is None and masked is None:
             raise ValueError("No layer caches a row for every token, so a mask must be given.")
-        return masked if found is None else found.shape[2]  # type: ignore[return-value]
+        return masked if rows is None else rows.shape[2]  # type: ignore[return-value]
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
         """Return the cache before the first token: per layer the tensors of its layout, without rows."""
@@ -153,7 +153,7 @@ class LucidForCausalLM(nn.Module):
 
 
 def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor, new: int = 1) -> Tensor:
-    """Return which of M rows of a buffer hold a token, and True for the N new ones: bool ``(B, M + N)``."""
+    """Return which of M rows of a buffer are tokens, with True for the N new ones: bool ``(B, M + N)``."""
     filled = torch.arange(rows, device=cache_length.device) < cache_length[:, None]  # (B, M)
     if mask is not None:
         filled = filled.logical_and(mask)
@@ -166,5 +166,5 @@ def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x[:, n - 1 :]
     index = (mask[:, mask.shape[1] - n :] * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
-    # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
+    # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
     return x.reshape(batch * n, x.shape[2]).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]

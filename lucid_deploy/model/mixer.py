@@ -1,4 +1,4 @@
-"""What every layer's mixer (attention or what stands in its place) is given, and what it gives back."""
+"""The base class of mixers, such as attention, and what the layers of one call share."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Step:
-    """What all layers of one call share.
+    """Arguments that all layers of one call share.
 
     Shapes: B batch, N new tokens, P cached columns, M rows of a static cache's buffers, D head width.
 
     Attributes:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding. With a static cache ``(B, M + 1)``, the last
             column for the new token.
-        decode: Whether to take the path for one new token, or a few.
+        decode: Whether to use the path for one or a few new tokens.
         rope: Cosine and sine of the new tokens' rotary angles, ``(B, 1, N, D/2)`` each; None: no rotary positions.
-        cache_length: Int64 ``(B,)``, with a static cache: how many rows of each buffer hold a token.
-        made: What layers have made of the above, for the layers behind them, see :meth:`once`.
+        cache_length: Int64 ``(B,)``, with a static cache: how many rows of each buffer are filled.
+        computed: Values derived from the above and shared by layers, see :meth:`once`.
     """
 
     mask: Tensor | None = None
     decode: bool = False
     rope: tuple[Tensor, Tensor] | None = None
     cache_length: Tensor | None = None
-    made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    computed: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """Return what ``make`` gives, made by the first layer of the call that asks for it.
+        """Return the value of ``make``, which is called once per key and call of the model.
 
         Args:
-            key: Names it; the same for all layers for which it is the same.
-            make: Makes it of what all layers share, and of no layer's own numbers.
+            key: The value's name; equal for layers with equal values.
+            make: Computes the value from what all layers share.
         """
-        if key not in self.made:
-            self.made[key] = make()
-        found: _T = self.made[key]
-        return found
+        if key not in self.computed:
+            self.computed[key] = make()
+        value: _T = self.computed[key]
+        return value
 
 
 class Mixer(nn.Module):
-    """Mixes tokens of a sequence with those before them."""
+    """A module that mixes tokens of a sequence with those before them."""
 
     @abstractmethod
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Mix new tokens ``(B, N, C)``; return the output, of the same shape, and the cache with them in it."""
+        """Mix new tokens ``(B, N, C)``; return the output, of the same shape, and the extended cache."""
 
     @abstractmethod
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
-        """Return the cache before the first token, on the device and in the type of ``like`` where stored so."""
+        """Return the cache before the first token, on the device of ``like`` and by default in its type."""
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
-        """Keep cached rows in another type than the model's, see :mod:`lucid_deploy.cache.storage`.
+        """Store cached rows in another type than the model's, see :mod:`lucid_deploy.cache.storage`.
 
         Args:
             cache_dtype: ``auto``, ``float16``, ``int8``, ``fp8`` or the model's type.
@@ -72,16 +72,16 @@ class Mixer(nn.Module):
         """
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
-        """Return what a stored cache means, without scales, in a type."""
+        """Convert a stored cache to a floating-point type, without scales."""
         return stored
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:
-        """Bring what :meth:`decode_cache` returns into the stored form."""
+        """Convert a cache from :meth:`decode_cache` to its stored form."""
         return decoded
 
     @property
     def value_projection(self) -> nn.Module | None:
-        """The part that makes V, which the solve reads; None if the layer has no solve."""
+        """The projection of V; None if the layer has none."""
         return None
 
 
@@ -93,11 +93,11 @@ def layer_steps(
     decode: bool = False,
     cache_length: Tensor | None = None,
 ) -> list[Step]:
-    """Return a step for every layer; layers that rotate by the same angles share their tables, and all what they make.
+    """Return a step for every layer; layers with equal rotary settings share tables.
 
     Args:
         config: The model.
-        positions: Of the new tokens, int64 ``(B, N)``; None only in a model that rotates nothing.
+        positions: Positions of the new tokens, int64 ``(B, N)``; None only in a model without rotary positions.
         dtype: Type of the model.
         mask: See :attr:`Step.mask`.
         decode: See :attr:`Step.decode`.
@@ -109,5 +109,5 @@ def layer_steps(
         if rope is not None and rope not in tables:
             assert positions is not None
             tables[rope] = rope_tables(rope, config.rotated, positions, dtype)
-    made: dict[Hashable, Any] = {}
-    return [Step(mask, decode, None if rope is None else tables[rope], cache_length, made) for rope in ropes]
+    computed: dict[Hashable, Any] = {}
+    return [Step(mask, decode, None if rope is None else tables[rope], cache_length, computed) for rope in ropes]

@@ -1,7 +1,7 @@
-"""The PyTorch model in float64 without its weights in float64: each is cast while it is used.
+"""The PyTorch model in float64, with weights that are cast only while they are used.
 
-A reference runs few calls of many tokens, so casting costs little beside the products, and a model of 1.1 billion
-parameters takes no 8.8 GB. Weights of safetensors stay in their mapped files.
+This saves memory: 1.1 billion parameters in float64 take 8.8 GB. A reference runs few calls of many tokens, so casting
+costs little beside the products. Weights stay in their memory-mapped safetensors files.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
 
-Load = Callable[[str], Tensor]  # a parameter's name to its value, of any float type
-ELEMENTS = 1 << 23  # of a weight that are cast at once: 64 MiB
+Load = Callable[[str], Tensor]  # from a parameter's name to its value, of any float type
+ELEMENTS = 1 << 23  # of a weight that are cast at a time: 64 MiB
 
 
 def float64_on_demand(config: LucidConfig, load: Load) -> LucidForCausalLM:
-    """Return the model in float64. What it computes is what a float64 model on the same weights does.
+    """Return the model, which computes exactly as a float64 model with the same weights.
 
     Args:
         config: Its shape and variant.
-        load: Gives a weight by its name, ``lm_head.weight`` of a tied model included; called whenever one is used.
+        load: Returns a weight by its name, also ``lm_head.weight`` of a tied model; called at each use.
     """
     with torch.device("meta"):
         model = LucidForCausalLM(config)
@@ -38,7 +38,7 @@ def float64_on_demand(config: LucidConfig, load: Load) -> LucidForCausalLM:
         elif isinstance(getattr(module, "weight", None), nn.Parameter):  # a norm: small
             module.weight = nn.Parameter(load(f"{name}.weight").double())
     for name, parameter in list(model.named_parameters()):
-        if parameter.is_meta and parameter.numel():  # one of a layer's own: as small
+        if parameter.is_meta and parameter.numel():  # a parameter of a layer itself: also small
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Parameter(load(name).double()))
     return model.eval().requires_grad_(False)
@@ -60,7 +60,7 @@ class _Linear(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """A table of which the rows that are used are read; its ``weight`` holds none, and says what type they become."""
+    """An embedding that reads its weight when it runs; its own ``weight`` is empty and only has the type."""
 
     def __init__(self, load: Load, name: str, width: int) -> None:
         super().__init__()

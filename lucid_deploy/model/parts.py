@@ -30,9 +30,9 @@ class RMSNorm(nn.Module):
 
 
 def precise_silu(x: Tensor) -> Tensor:
-    """x / (1 + exp(−x)), float32 or float64, for values whose smallest are scaled up afterwards.
+    """x / (1 + exp(−x)), float32 or float64, for values whose smallest ones are scaled up afterwards.
 
-    Graphs of F.silu have Sigmoid, and onnxruntime's on the CPU is made for results near 1: at −8 its relative error is
+    Graphs of F.silu have Sigmoid, and onnxruntime's CPU kernel is precise only near 1: at −8 its relative error is
     2e-4, at −12 1e-2, below −18 it is constant. Exp has 1e-7 everywhere.
     """
     return x / (1 + (-x).clamp_max(_LARGEST_EXPONENT).exp())
@@ -64,12 +64,12 @@ class MLP(nn.Module):
 
 
 class Head(nn.Linear):
-    """The product with the vocabulary: logits in float32, or in float64 in a float64 model.
+    """The output projection to the vocabulary: logits in float32, or in float64 in a float64 model.
 
     Attributes:
         in_float32: Whether the product of a half-precision model is taken in float32. Its logits are 10 or more in
-            magnitude, so rounded to bfloat16 they are 1/16 apart, and the best ones tie. A quantized head has a
-            product of the model's type, whose result is cast.
+            magnitude, so rounded to bfloat16 they are 1/16 apart, and the best ones tie. A quantized
+            head multiplies in the model's type, and casts the result.
     """
 
     def __init__(self, width: int, vocab_size: int) -> None:

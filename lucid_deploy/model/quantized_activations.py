@@ -1,6 +1,6 @@
 """Round the inputs of linear layers to 8 bits.
 
-To whole numbers, as onnxruntime's ``MatMulNBits`` does at accuracy level 4; or to E4M3, as checkpoints in fp8 say.
+To integers, as onnxruntime's ``MatMulNBits`` does at accuracy level 4; or to E4M3, for checkpoints in fp8.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def round_to_int8(x: Tensor, block_size: int) -> Tensor:
 
 
 def quantize_activations(model: LucidForCausalLM, block_sizes: Mapping[str, int]) -> LucidForCausalLM:
-    """Make linear layers round their inputs; the model itself is changed and returned.
+    """Make linear layers round their inputs to int8; changes and returns the model.
 
     Args:
-        model: Any type.
-        block_sizes: For the names of weights; those of no linear layer (an embedding's) do not matter.
+        model: A model of any type.
+        block_sizes: Block sizes by the names of weights; weights of other modules are left out.
     """
     for name, module in model.named_modules():
         size = block_sizes.get(f"{name}.weight")
@@ -55,7 +55,7 @@ def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
 
     Args:
         x: Any shape.
-        scale: What is divided by; None: the largest magnitude / 448 of what shares one.
+        scale: The divisor; None: the largest magnitude / 448 of the numbers that share it.
         size: Neighbours on the last axis that share a scale; None: all of them.
     """
     groups = x.float().unflatten(-1, (-1, size or x.shape[-1]))  # (…, groups, size)
@@ -70,13 +70,13 @@ def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
 def round_inputs(
     model: LucidForCausalLM, names: Collection[str], size: int | None, scales: Mapping[str, float]
 ) -> LucidForCausalLM:
-    """Make linear layers round their inputs to E4M3; the model itself is changed and returned.
+    """Make linear layers round their inputs to E4M3; changes and returns the model.
 
     Args:
         model: Any type.
-        names: Of their weights.
+        names: The weights of these layers.
         size: See :func:`round_to_fp8`.
-        scales: By weights' names; of others it follows from the inputs.
+        scales: Static scales by weights' names; other layers compute theirs from the inputs.
     """
 
     def hook(scale: float | None) -> Any:

@@ -1,4 +1,4 @@
-"""How positions are rotated: the settings of rotary embeddings, and how configurations spell them."""
+"""The settings of rotary embeddings, and both ways in which ``config.json`` spells them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class RopeScaling:
     Attributes:
         rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
             divided, high ones kept, a ramp between), ``dynamic`` (unchanged up to ``max_position_embeddings``; beyond,
-            all would change with the length of the text, so that sessions never go there).
-        factor: The divisor; of ``dynamic`` without effect up to ``max_position_embeddings``.
+            all would change with the length of the text, so sessions do not allow it).
+        factor: The divisor; without effect for ``dynamic``.
         low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
         high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
         original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
-        attention_factor: ``yarn`` only: what cosines and sines are multiplied by.
+        attention_factor: ``yarn`` only: factor of cosines and sines.
         beta_fast: ``yarn`` only: frequencies that turn more often over the original context are kept.
         beta_slow: ``yarn`` only: frequencies that turn less often over it are divided.
         truncate: ``yarn`` only: whether the ramp begins and ends at whole indices of frequencies.
@@ -45,7 +45,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Rope:
-    """How a layer rotates queries and keys: the base of its frequencies, and their scaling."""
+    """The rotary settings of a layer: the base of its frequencies, and their scaling."""
 
     theta: float
     scaling: RopeScaling

@@ -1,4 +1,4 @@
-"""What a configuration alone does not say: which variant the tensors of a checkpoint belong to."""
+"""Decide by a checkpoint's tensors what its configuration leaves open, and refuse unsupported variants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.families import family_named
 
-# Tensors of variants that are refused, by a part of their name. What they do in the result is published nowhere.
+# Parts of the names of tensors of refused variants, whose effect is not published.
 _VARIANT_TENSORS = {
     "beta": "use_beta",
     "forget_gate": "use_forget_gate",
@@ -23,7 +23,7 @@ _QK_NORMS = (".self_attn.q_norm.", ".self_attn.k_norm.")
 def settle(
     config: LucidConfig, raw: dict[str, Any], names: Collection[str], where: str
 ) -> tuple[LucidConfig, tuple[str, ...]]:
-    """Complete a configuration by what the checkpoint holds.
+    """Complete a configuration by the names of the checkpoint's tensors.
 
     Args:
         config: As parsed from ``raw``.
@@ -32,10 +32,10 @@ def settle(
         where: The checkpoint, for messages.
 
     Returns:
-        The configuration, and sentences for the user: each says what was decided that no key says.
+        The configuration, and notes for the user about what was decided.
 
     Raises:
-        LucidError: Tensors of a variant that is not computed.
+        LucidError: The tensors belong to an unsupported variant.
     """
     _refuse_variants(names, where)
     notes = []
@@ -44,7 +44,7 @@ def settle(
             "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
             "published code does."
         )
-    if config.qk_norm != "none":  # the family says it
+    if config.qk_norm != "none":  # set by the family
         return config, tuple(notes)
     norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)
     return dataclasses.replace(config, qk_norm=norm), (*notes, *([note] if note else []))
@@ -61,7 +61,7 @@ def _refuse_variants(names: Collection[str], where: str) -> None:
 
 
 def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: str) -> tuple[str, str]:
-    """Decide whether queries and keys are normed; return the word for it, and a sentence if no key says so.
+    """Decide whether queries and keys are normed; return ``qk_norm``, and a note if no key says so.
 
     The authors' code makes the norms for ``attention_type: llama`` unless ``use_qknorm`` is false, and never for LUCID.
     """
@@ -84,6 +84,6 @@ def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: 
 
 
 def listed(names: list[str], limit: int = 20) -> str:
-    """Return names with commas between; of many, the first ones and how many more there are."""
+    """Join names by commas; after ``limit`` names, say how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

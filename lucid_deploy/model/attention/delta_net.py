@@ -225,7 +225,7 @@ def token_order(new: Tensor) -> TokenOrder:
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """Pick rows of each batch row: ``(B, R, C)`` and int64 ``(B, M)`` to ``(B, M, C)``."""
     batch, count, width = rows.shape
-    # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
+    # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
     first = torch.arange(batch, device=rows.device)[:, None] * count
     matrix, places = rows.reshape(batch * count, width), (first + index).reshape(batch * index.shape[1])
     return matrix.index_select(0, places).reshape(batch, index.shape[1], width)

@@ -74,7 +74,7 @@ def kept(rows: Tensor, source: Tensor) -> Tensor:
         source: The columns that stay, ``(B, R')``, see :func:`newest`.
     """
     batch, heads, total, width = rows.shape
-    # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
+    # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
     picked = rows.reshape(batch * heads * total, width).index_select(0, (first + source[:, None]).reshape(-1))
     return picked.reshape(batch, heads, source.shape[1], width)

@@ -1,7 +1,7 @@
-"""Families of models: one file each, with what its ``config.json``, its tensors and its layers have of their own.
+"""Families of models: one file each, with the differences of its ``config.json``, tensors and layers from Llama's.
 
-A family of one's own is a :class:`Family` handed to :func:`register_family`, or named by an installed package under the
-entry point group ``lucid_deploy.families`` with the ``model_type`` it reads. Everything a family leaves out is Llama's.
+To add a family, pass a :class:`Family` to :func:`register_family`, or name it in an installed package under the entry
+point group ``lucid_deploy.families`` by its ``model_type``.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _registered: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Make a family known by its ``model_type``; a second one of that name takes its place.
+    """Register a family by its ``model_type``; a second one of that name replaces the first.
 
     Raises:
-        LucidError: The name is that of a family that comes with the toolkit, or it is no object of a family's class.
+        LucidError: The name is that of a built-in family, or the object is not a Family.
     """
     if not isinstance(family, Family):
         raise LucidError(f"A family is an object of a subclass of Family, not {family!r}.")
@@ -59,7 +59,7 @@ def register_family(family: Family) -> None:
 
 
 def family_named(model_type: str) -> Family:
-    """Return the family that reads a ``model_type``.
+    """Return the family of a ``model_type``.
 
     Raises:
         LucidError: There is none.
@@ -74,14 +74,14 @@ def family_named(model_type: str) -> Family:
 
 
 def families() -> tuple[str, ...]:
-    """Return the ``model_type`` of every family, those that come with the toolkit first. Loads none."""
+    """Return the ``model_type`` of every family, built-in ones first, without importing them."""
     return tuple(dict.fromkeys((*BUILT_IN, *_registered, *sorted(entry_points(GROUP)))))
 
 
 def family_of(raw: dict[str, Any]) -> Family | None:
-    """Return the family of a ``config.json``; None for a ``model_type`` that nobody reads.
+    """Return the family of a ``config.json``; None for an unknown ``model_type``.
 
-    Without ``model_type`` the class in ``architectures`` says it, and without both it is Llama.
+    Without ``model_type`` it is the family of the class in ``architectures``, and without both it is Llama.
     """
     kind = raw.get("model_type")
     if kind is not None:

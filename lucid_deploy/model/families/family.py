@@ -1,4 +1,4 @@
-"""What a family says of itself. The defaults are Llama's."""
+"""The base class of families, whose defaults are Llama's."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 
 
 class NoKeys(msgspec.Struct, kw_only=True, frozen=True):
-    """The keys of a family that computes none beyond Llama's."""
+    """The keys of a family without keys beyond Llama's."""
 
 
 @dataclass(frozen=True)
 class StoredParameter:
-    """Where a parameter of the model lies in a checkpoint.
+    """Where a parameter of the model is stored in a checkpoint.
 
     Attributes:
         name: The stored tensor.
-        rows: First row and the one behind the last, of a tensor in which several parameters lie fused; None: all.
-        groups: In how many equal parts, one behind the other, the tensor lies; ``rows`` are then those of each part.
-        plus: What is added to the stored numbers: 1 for norms that scale by 1 + w.
+        rows: First and end row of the parameter in a tensor of several fused parameters; None: all rows.
+        groups: Number of equal parts of the tensor, to each of which ``rows`` applies.
+        plus: An offset that is added to the stored numbers: 1 for norms that scale by 1 + w.
     """
 
     name: str
@@ -42,15 +42,15 @@ class Family:
     """A family of models. Subclass it, and override what differs from Llama.
 
     Attributes:
-        model_type: Of the ``config.json`` that it reads.
-        architectures: Classes that may stand in ``architectures``.
-        defaults: What the family's own code takes for keys that are left out, where Llama's takes something else.
-        keys: The keys that it computes beyond Llama's: a msgspec structure, with types and defaults.
-        refused: Llama's keys that its code does not use, by the sentence that refuses values other than false.
+        model_type: The ``model_type`` in ``config.json``.
+        architectures: The permitted classes in ``architectures``.
+        defaults: Defaults of the family's own code that differ from Llama's.
+        keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
+        refused: Llama's keys that its code does not use, with the reason to refuse values other than false.
         ignored: Keys of other families that its code does not use; any value is accepted.
         linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
-        unused_tensors: Beginnings of names of stored tensors that its code passes over.
-        about: One line for the table of supported models: what it has that Llama lacks.
+        unused_tensors: Prefixes of the names of stored tensors that its code ignores.
+        about: One line for the table of supported models: the difference from Llama.
     """
 
     model_type: ClassVar[str]
@@ -65,18 +65,18 @@ class Family:
 
     @property
     def computed(self) -> frozenset[str]:
-        """The keys that it computes beyond Llama's."""
+        """The supported keys beyond Llama's."""
         return frozenset(self.keys.__struct_fields__)
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return ``config.json`` in Llama's spelling, where the family has another for the same.
+        """Return ``config.json`` with the family's names of keys replaced by Llama's.
 
         Args:
             raw: The content of the file.
             where: Its name, for messages.
 
         Raises:
-            LucidError: It says something that Llama's spelling cannot.
+            LucidError: A value has no equivalent in Llama's keys.
         """
         return raw
 
@@ -90,10 +90,10 @@ class Family:
         return [FULL] * layers
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """Complete a configuration by what the family's own keys say.
+        """Complete a configuration by the family's own keys.
 
         Args:
-            config: As Llama's keys say it.
+            config: The configuration from Llama's keys.
             keys: The family's own keys, an instance of :attr:`keys`.
             where: Name of the file, for messages.
 
@@ -103,16 +103,16 @@ class Family:
         return config
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
-        """Return where a parameter of the model lies in a checkpoint.
+        """Return where a parameter of the model is stored in a checkpoint.
 
         Args:
-            name: As the model has it: ``model.layers.0.self_attn.q_proj.weight``.
+            name: The model's name of it: ``model.layers.0.self_attn.q_proj.weight``.
             config: The model.
         """
         return StoredParameter(name)
 
     def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer | None:
-        """Make the PyTorch module of one layer, which says where norms and residuals are; None: it is Llama's.
+        """Make the PyTorch module of one layer, with its norms and residuals; None: as Llama's.
 
         Args:
             config: The model.
@@ -131,12 +131,12 @@ def listed_types(
     Args:
         given: The key's value.
         layers: How many layers there are.
-        window: What ``sliding_attention`` attends over; None: nothing says it.
+        window: The window of ``sliding_attention``; None: not given.
         where: Name of the file, for messages.
         known: The types that there may be.
 
     Raises:
-        LucidError: Another number of entries, a type that is not computed, or windows of no size.
+        LucidError: Another number of entries, an unsupported type, or windows without a size.
     """
     if len(given) != layers:
         raise LucidError(f"{where}: layer_types names {len(given)} layers, num_hidden_layers is {layers}.")
