@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,23 +38,104 @@ def capture(
     """
     import torch
 
-    with _ONE_CAPTURE, warnings.catch_warnings(), _quiet_logging():
+    with (
+        _ONE_CAPTURE,
+        warnings.catch_warnings(),
+        _quiet_logging(),
+        torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined] # sizes may be 0
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # with symbolic sizes it costs more than it saves
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
         warnings.simplefilter("ignore", DeprecationWarning)
+        captured = torch.export.export(module, arguments, dynamic_shapes=axes, strict=False)
+        _decompose_if_needed(captured)
         program = torch.onnx.export(
-            module,
-            arguments,
+            captured,
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=axes,
-            custom_translation_table=translation_table(),
+            custom_translation_table={**translation_table(), **_plain_translations()},
         )
     assert program is not None
     return program.model
+
+
+def _decompose_if_needed(program: torch.export.ExportedProgram) -> None:
+    """Make the exporter's decomposition of a program return it as it is, where every operator has a translation.
+
+    ``torch.onnx.export`` decomposes each program, which traces all of it again: two fifths of the time of an export.
+    Programs of our layers have nothing to decompose. A layer of your own may use any operator.
+    """
+    decompose = program.run_decompositions
+
+    def run_decompositions(table: Any = None, **options: Any) -> torch.export.ExportedProgram:
+        if table is None or any(_must_decompose(operator, table) for operator in _operators(program)):
+            return decompose(table, **options)
+        for module in _graph_modules(program):
+            module.graph.eliminate_dead_code()
+        return program
+
+    program.run_decompositions = run_decompositions  # type: ignore[method-assign]
+
+
+def _must_decompose(operator: Any, table: Collection[Any]) -> bool:
+    """Say whether an operator has no translation, writes in place, or is a composite view such as ``flatten``.
+
+    Translations of the last are hardly ever reached, and wrong where a size is 0.
+    """
+    import torch
+
+    if operator in _plain_translations():
+        return False
+    if operator in table or not isinstance(operator, torch._ops.OpOverload):
+        return operator in table
+    schema = operator._schema
+    is_view = any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
+    is_composite = operator.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return bool(schema.is_mutable) or (is_view and is_composite)
+
+
+def _operators(program: torch.export.ExportedProgram) -> set[Any]:
+    nodes = (node for module in _graph_modules(program) for node in module.graph.nodes)
+    return {node.target for node in nodes if node.op == "call_function"}
+
+
+def _graph_modules(program: torch.export.ExportedProgram) -> list[torch.fx.GraphModule]:
+    import torch
+
+    return [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+
+
+@functools.cache
+def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return translations of operators that every model has and that would else be decomposed."""
+    import torch
+    from onnxscript import opset18 as op  # the exporter's own: later ones have attributes that it would write down
+    from onnxscript.onnx_types import INT64
+
+    # The exporter reads these signatures.
+    def to_dtype(self, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: str = ""):  # type: ignore[no-untyped-def]
+        return op.Cast(self, to=dtype)
+
+    def to_device(  # type: ignore[no-untyped-def]
+        self, device: str, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: str = ""
+    ):
+        return op.Cast(self, to=dtype)
+
+    def reshape(self, shape: Sequence[INT64]):  # type: ignore[no-untyped-def]
+        def sizes() -> Any:
+            for size in shape:
+                constant = isinstance(size, int)
+                yield op.Constant(value_ints=[size]) if constant else op.Reshape(size, op.Constant(value_ints=[-1]))
+
+        # The exporter's own translation has no allowzero: it takes a size of 0 for "as it was".
+        return op.Reshape(self, op.Concat(*sizes(), axis=0), allowzero=True)
+
+    aten = torch.ops.aten
+    return {aten.to.dtype: to_dtype, aten.to.device: to_device, aten.reshape.default: reshape}
 
 
 @contextmanager

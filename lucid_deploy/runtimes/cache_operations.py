@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.cache.layout import CacheLayout, check_truncation, first_tokens
 from lucid_deploy.cache.storage import check_arrays, decoded_layout
 from lucid_deploy.errors import LucidError
@@ -58,7 +57,6 @@ class CacheOperations(ABC, Generic[Tensor]):
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
         """Return the cache before the first token."""
-        batch = check_arguments({"batch": batch}, {"batch": "int"})["batch"]
         if batch < 0:
             raise LucidError(f"A batch cannot have {batch} rows.")
         return self.cache_from_arrays(empty_arrays(self.layers, batch), np.ones((batch, 0), dtype=bool))
@@ -84,7 +82,6 @@ class CacheOperations(ABC, Generic[Tensor]):
         This is exact: rows of a token, such as K and Y, depend on nothing behind it and never change once written. A
         layer that cannot go back (a state, or a ring that has dropped rows) is refused.
         """
-        length = check_arguments({"length": length}, {"length": "int"})["length"]
         if not 0 <= length <= cache.length:
             raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
         check_truncation(self.layout, length, cache.length)

@@ -5,6 +5,7 @@ Shapes: B batch, N new tokens, P tokens in the cache, KV key/value heads, D head
 
 from __future__ import annotations
 
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.artifact import VERIFY
 from lucid_deploy.cache.layout import CacheLayout
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -422,7 +422,7 @@ def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
 
 def _checked_chunk(chunk: Any) -> int | None:
     """Return how many tokens of a prompt run at once; None: all."""
-    checked: int | None = check_arguments({"chunk": chunk}, {"chunk": "int | None"})["chunk"]
+    checked = None if chunk is None else operator.index(chunk)
     if checked is not None and checked < 1:
         raise LucidError(f"A prefill chunk must hold at least one token, not {checked}.")
     return checked

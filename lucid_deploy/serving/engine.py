@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.shortages import limit_met
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
@@ -267,8 +266,7 @@ class Engine:
                 number = batcher.submit(request)
             except LucidError as error:
                 self._release(1)
-                kind = "down" if limit_met(error) else "invalid"
-                self._send([(stream, row, EngineFault(kind, str(error)))])
+                self._send([(stream, row, EngineFault("invalid", str(error)))])
                 continue
             self._running[number] = (stream, row, time.monotonic(), len(request.prompt_ids))
             self._numbers[stream, row] = number
@@ -296,8 +294,6 @@ class Engine:
                     out.append((stream, row, event))
                 continue
             if isinstance(event, Finished):
-                if event.reason == "memory":
-                    log.error("A generation ended, the others go on: %s", event.error)
                 del self._running[event.request], self._numbers[stream, row]
                 self._cached.pop(event.request, None)
                 self._release(1)
@@ -359,9 +355,8 @@ class Engine:
         for future in unanswered:
             future.set_exception(EngineDownError("The engine ended."))
         message = "The server is shutting down."
-        reason = None if error is None else limit_met(error)
-        if reason is not None or isinstance(error, LucidError):
-            message = f"The engine ended: {reason or error}"
+        if isinstance(error, LucidError):
+            message = f"The engine ended: {error}"
             if not loading:  # else the command says it
                 log.critical("%s", message)
         elif error is not None:

@@ -19,7 +19,6 @@ from lucid_deploy.serving.limits import BodyShare, Limits
 from lucid_deploy.serving.pages import PAGES
 from lucid_deploy.serving.security import host_allowed
 from lucid_deploy.serving.service import Service
-from lucid_deploy.shortages import limit_met
 
 log = logging.getLogger("lucid_deploy.serving")
 HEALTH = ("/healthz", "/health")
@@ -51,14 +50,10 @@ class RequestGuard:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientGone:
             exchange.status = 499
-        except Exception as fault:
-            limit = limit_met(fault)
-            if limit is None:
-                log.exception("A request failed by a fault of the server: %s", scope["state"]["id"])
-            else:
-                log.error("A request failed: %s %s", limit, scope["state"]["id"])
+        except Exception:
+            log.exception("A request failed by a fault of the server: %s", scope["state"]["id"])
             if exchange.status == 499:  # no answer has begun
-                error = ApiError(500, limit or "The server failed on this request; see its log.", "internal_error")
+                error = ApiError(500, "The server failed on this request; see its log.", "internal_error")
                 await error_response(self._service, error)(scope, exchange.receive, exchange.send)
         finally:
             status = scope["state"].get("status", exchange.status)

@@ -19,11 +19,9 @@ FOLDERS = {
 ORDER = (
     "errors",
     "version",
-    "shortages",
     "files",
     "json_fields",
     "bounded_process",
-    "argument_types",
     "plug",
     "ort",
     "processors",

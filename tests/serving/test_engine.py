@@ -13,7 +13,6 @@ from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.serving.engine import MOST_CALLS, Engine, EngineDownError, EngineFault, QueueFullError
-from lucid_deploy.shortages import TOO_LITTLE_MEMORY
 from tests.patience import PATIENCE
 
 
@@ -206,44 +205,6 @@ def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPa
         assert engine.state == "dead"
 
     with_engine(test, check=check)
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer")], ids=repr
-)
-def test_too_little_memory_for_a_step_is_one_line(error: Exception, serving_log: pytest.LogCaptureFixture) -> None:
-    """It was a traceback in the log, and clients were sent to the log."""
-
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        batcher.held.clear()
-        batcher.fault = error
-        stream = engine.submit([Request([1], 5)])
-        batcher.held.set()
-        ((_, fault),) = await everything(stream, 1)
-        assert isinstance(fault, EngineFault) and fault.kind == "down"
-        assert fault.message == f"The engine ended: {TOO_LITTLE_MEMORY}"
-        (record,) = [record for record in serving_log.records if record.levelname == "CRITICAL"]
-        assert record.getMessage() == fault.message and record.exc_info is None
-
-    with_engine(test)
-
-
-def test_a_request_that_finds_no_memory_is_one_line_and_the_engine_goes_on(
-    serving_log: pytest.LogCaptureFixture,
-) -> None:
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        batcher.held.clear()
-        batcher.ends[0] = Finished(0, "memory", TOO_LITTLE_MEMORY)
-        stream = engine.submit([Request([1], 5)])
-        batcher.held.set()
-        assert (await everything(stream, 1))[-1] == (0, Finished(0, "memory", TOO_LITTLE_MEMORY))
-        (record,) = [record for record in serving_log.records if record.levelname == "ERROR"]
-        assert record.getMessage() == f"A generation ended, the others go on: {TOO_LITTLE_MEMORY}"
-        batcher.ends.clear()
-        assert (await everything(engine.submit([Request([1], 5)]), 1))[-1] == (0, Finished(0, "length"))
-        assert (engine.state, engine.admitted) == ("ready", 0)
-
-    with_engine(test)
 
 
 def test_why_a_model_does_not_load_is_said_once(serving_log: pytest.LogCaptureFixture) -> None:

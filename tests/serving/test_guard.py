@@ -10,7 +10,6 @@ import pytest
 
 from lucid_deploy.serving.front import DRAIN_BYTES, RequestGuard
 from lucid_deploy.serving.security import ApiKeys
-from lucid_deploy.shortages import TOO_LITTLE_MEMORY
 from tests.serving.stand_ins import ScriptedBackend, service
 
 Sent = list[dict[str, Any]]
@@ -149,16 +148,6 @@ def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, serving_log: pytest.
     sent, _ = run(tmp_path, app)
     assert sent[0]["status"] == 500
     assert b"internal_error" in sent[1]["body"] and b"secret" not in sent[1]["body"]
-
-
-def test_too_little_memory_for_an_answer_is_one_line(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
-    async def app(*_: Any) -> None:
-        raise MemoryError
-
-    sent, _ = run(tmp_path, app)
-    assert sent[0]["status"] == 500 and TOO_LITTLE_MEMORY.encode() in sent[1]["body"]
-    (record,) = [record for record in serving_log.records if record.levelname == "ERROR"]
-    assert record.getMessage().startswith(f"A request failed: {TOO_LITTLE_MEMORY} req_") and record.exc_info is None
 
 
 def test_a_fault_within_an_answer_ends_it(tmp_path: Path) -> None:
