@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -50,14 +50,14 @@ class Cell:
             "length": self.length,
             "lucid": self.score(0).to_dict(),
             "standard": self.score(1).to_dict(),
-            "difference": self.difference().to_dict(),
+            "difference": asdict(self.difference()),
             "values_found": {
                 "lucid": _mean(shares, 0),
                 "standard": _mean(shares, 1),
-                "difference": average_difference(shares).to_dict(),
+                "difference": asdict(average_difference(shares)),
             },
             "pairs": [
-                {"lucid": lucid.score.to_dict(), "standard": standard.score.to_dict(), "difference": part.to_dict()}
+                {"lucid": lucid.score.to_dict(), "standard": standard.score.to_dict(), "difference": asdict(part)}
                 for (lucid, standard), part in zip(self.pairs, self.differences(), strict=True)
             ],
         }

@@ -39,7 +39,10 @@ class Lone:
         got: dict[TensorId, np.ndarray] = {}
         for layer, pair in enumerate(row_layers(session, cache, [row])[0].layers):
             for kind, array in enumerate(pair):  # (KV, T, D)
-                got[TensorId(layer, kind)] = array.transpose(1, 0, 2).reshape(1, array.shape[1], -1)
+                is_v = kind == 1 and not session.layers[layer].solves
+                got[TensorId(layer, kind, "V" if is_v else "")] = array.transpose(1, 0, 2).reshape(
+                    1, array.shape[1], -1
+                )
         got[TensorId(len(got) // 2, 2)] = np.array(logits)[None]
         for tensor, values in got.items():
             exact = self.traces[text].tensors[tensor].values

@@ -148,6 +148,7 @@ def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported:
 def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
     """A step of several tokens writes behind a row's length, where the next row of that place must find no NaN."""
     session = open_session(exported(cache=case[0])[1], case[1])
+    session.prepare_several()
     driver = Driver(session, make_rows(session, 2))
     driver.join(1)
     broken = session.empty_cache(1)

@@ -53,12 +53,6 @@ def test_names_of_tensors_are_whole_in_80_columns(exported: Exported, monkeypatc
         assert f" past_key_values.{{0..1}}.{kind} " in printed
 
 
-def test_what_cannot_speculate_has_no_estimate_of_it(exported: Exported) -> None:
-    result = run(exported(inline=True)[1].directory)
-    assert result.exit_code == 0 and "Memory to decode at batch 1" in result.stdout
-    assert "--speculate" not in result.stdout
-
-
 def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
     assert "Files (sha256 checked)" in run(artifact_copy, "--check").stdout
     with (artifact_copy / "weights.bin").open("r+b") as file:

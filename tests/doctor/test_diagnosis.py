@@ -35,7 +35,7 @@ def test_what_works_is_tried_and_not_only_found() -> None:
 
 
 def test_a_solve_that_is_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucid_deploy.plugins.precondition.precondition", lambda k, v, eps: v)
+    monkeypatch.setattr("lucid_deploy.plugins.precondition.torch_operator.precondition", lambda k, v, eps: v)
     [check] = [each for each in CHECKS if each.name == "torch"]
     found = run_check(check)
     assert (found.status, found.required) == ("broken", True)

@@ -91,7 +91,9 @@ def with_engines(artifact: Artifact, backend: str = "tensorrt", weightless: bool
     (folder / "liblucid.so").write_bytes(b"library")
     plugin = PluginFile(**file_facts(folder / "liblucid.so"), abi=PLUGIN_ABI)
     sources = {
-        name: str(artifact.manifest.files[name]["sha256"]) for name in ("prefill.onnx", "decode.onnx", "weights.bin")
+        name: str(facts["sha256"])
+        for name, facts in artifact.manifest.files.items()
+        if name.endswith(".onnx") or name == "weights.bin"
     }
     manifest = EngineManifest(backend, "10.14", "0", (90,), limits, weightless, sources, plugin, engines)
     (folder / "engines.json").write_text(manifest.to_json())

@@ -39,9 +39,7 @@ def test_speculation_takes_a_third_copy_of_the_weights_and_the_scores_of_a_step(
     assert found["total"] == plain["total"] + found["weights"] + found["workspace"]
 
 
-@pytest.mark.parametrize(
-    ("options", "changes"), [({}, MIXED), ({"inline": True}, {}), ({"cache": "static", "opset": 23}, {})]
-)
+@pytest.mark.parametrize(("options", "changes"), [({}, MIXED), ({"cache": "static", "opset": 23}, {})])
 def test_speculation_that_a_session_refuses_has_no_estimate(exported: Made, options: Any, changes: Any) -> None:
     _, artifact = exported(**options, **changes)
     assert describe(artifact)["memory"]["speculation"] is None

@@ -155,13 +155,12 @@ def test_a_mask_of_another_shape_is_refused(exported: Exported, call: str, mask:
     assert cache.length == 2
 
 
-def test_a_batch_without_rows_and_chunks_that_are_no_number_are_refused(exported: Exported) -> None:
+def test_a_batch_without_rows_and_empty_chunks_are_refused(exported: Exported) -> None:
     session = open_session(exported()[1])
     with pytest.raises(LucidError, match="There are no tokens to run: the batch has no rows"):
         session.prefill(np.zeros((0, 3), np.int64), session.empty_cache(0))
-    for chunk, message in ((1.5, "a whole number"), ("3", "a whole"), (True, "a whole"), (0, "at least one")):
-        with pytest.raises(LucidError, match=message):
-            session.prefill(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=chunk)
+    with pytest.raises(LucidError, match="at least one"):
+        session.prefill(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=0)
 
 
 def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:

@@ -157,20 +157,6 @@ def test_what_the_batcher_refuses() -> None:
     with_engine(test, rows=1, max_queue=0)
 
 
-def test_what_a_limit_refuses_is_no_fault_of_the_request() -> None:
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        def refuse(request: Request) -> int:
-            raise LucidError("No more threads.") from RuntimeError("can't start new thread")
-
-        submit, batcher.submit = batcher.submit, refuse  # type: ignore[method-assign]
-        found = await everything(engine.submit([Request([1], 5)]), 1)
-        assert found == [(0, EngineFault("down", "No more threads."))]
-        batcher.submit = submit  # type: ignore[method-assign]
-        await everything(engine.submit([Request([1], 5)]), 1)
-
-    with_engine(test, rows=1, max_queue=0)
-
-
 def test_a_fault_ends_everything_and_everyone_hears_of_it(serving_log: pytest.LogCaptureFixture) -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()

@@ -195,7 +195,7 @@ def test_the_same_text_gives_the_same_numbers(source: Path, learned: Artifact) -
         ({"method": "gptq", "gptq_order": "random"}, "ids.jsonl", "--gptq-order"),
         ({"method": "gptq", "calibration_tokens": 0}, "ids.jsonl", "--calibration-tokens must be 1 or more"),
         ({"method": "gptq"}, "short.jsonl", "needs at least 144"),
-        ({}, "ids.jsonl", "leave it out"),
+        ({}, "ids.jsonl", "Leave it out"),
     ],
 )
 def test_bad_requests_leave_nothing(

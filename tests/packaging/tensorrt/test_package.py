@@ -176,7 +176,7 @@ def test_what_is_there_is_replaced_on_demand(
     (target / "precious").rename(target / "profiles.json")
     with monkeypatch.context() as within:
         within.chdir(target)
-        with pytest.raises(LucidError, match=r"^\. is or holds the current folder, which cannot be replaced"):
+        with pytest.raises(LucidError, match=r"^\. is or holds the current folder"):
             package_tensorrt(artifact, ".", replacing)
     package_tensorrt(artifact, target, replacing)
     assert json.loads((target / "profiles.json").read_text())["format_version"] == 1

@@ -73,7 +73,7 @@ def test_engines_of_a_hybrid_take_and_give_its_states(
 def test_what_cannot_take_drafts_back_has_no_engine_that_verifies_them(
     hybrid: Callable[..., Artifact], plugin: Path
 ) -> None:
-    message = r"No engine can verify drafts: layer 0 .* keeps a state.*Leave out --speculate"
+    message = r"No engine can verify drafts: layer 0 .* keeps a state.*leave out --speculate"
     with pytest.raises(LucidError, match=message):
         build_engines(hybrid(), BuildOptions(plugin=plugin, speculate=True, **SMALL))
 

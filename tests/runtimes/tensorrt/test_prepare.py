@@ -86,6 +86,7 @@ def test_decoding_and_verifying_read_a_cache_of_fp8_as_it_is_stored(exported: Ex
         model = onnx.load_model_from_string(graph.model)
         assert not [node for node in model.graph.node if node.op_type == "Cast" and node.attribute[0].i == FLOAT8]
         rows = {node.op_type for node in model.graph.node if "past_key_values.1.value" in node.input}
+        rows.discard("Shape")
         assert rows == {"prefill": {"Concat", "DequantizeLinear"}}.get(stage, {"Concat", operator})
 
 
