@@ -113,8 +113,11 @@ def _paths(given: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Path]:
 
 def _checkpoint_of(artifact: Path) -> Path | None:
     """Return the checkpoint that an artifact was exported from, if it is here. A damaged manifest is reported later."""
+    manifest = artifact / "lucid.json"
+    if not manifest.is_file():  # nor a pipe or a device, which reading could wait for
+        return None
     try:
-        source = Path(json.loads((artifact / "lucid.json").read_text(encoding="utf-8"))["source"])
+        source = Path(json.loads(manifest.read_text(encoding="utf-8"))["source"])
         return source if source.is_absolute() and source.is_dir() else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

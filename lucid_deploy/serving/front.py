@@ -67,6 +67,11 @@ class RequestGuard:
         if b"transfer-encoding" in headers and b"content-length" in headers:  # servers differ on which one counts
             message = "Send Content-Length or Transfer-Encoding, not both."
             return ApiError(400, message, "invalid_request", headers={"Connection": "close"})
+        if headers.get(b"transfer-encoding", "chunked").strip().lower() != "chunked":
+            message = "The only Transfer-Encoding that is read is chunked."
+            return ApiError(400, message, "invalid_request", headers={"Connection": "close"})
+        if sum(name.lower() == b"host" for name, _ in scope["headers"]) > 1:
+            return ApiError(400, "Send one Host header.", "invalid_request", headers={"Connection": "close"})
         if settings.hosts is not None and not host_allowed(headers.get(b"host"), settings.hosts):
             message = "This server answers under the name of its own machine only; see --allow-host."
             return ApiError(403, message, "host_not_allowed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -136,3 +137,12 @@ main(sys.argv[1:])
     done = subprocess.run([sys.executable, "-c", code, command, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].endswith('is not installed. Run: pip install "torch"')
+
+
+def test_a_pipe_in_place_of_a_manifest_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lucid.json")
+    result = run("inspect", tmp_path, "--json", tmp_path / "out" / "facts.json")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    (tmp_path / "lucid.json").unlink()
+    (tmp_path / "lucid.json").symlink_to("/dev/zero")
+    assert "it has no lucid.json" in run("inspect", tmp_path).stderr

@@ -137,6 +137,8 @@ def test_expressions_that_take_long_to_compile(target: Server) -> None:
         head(content_length="5", transfer_encoding="chunked") + b"0\r\n\r\n",
         head(transfer_encoding="chunked, identity") + b"0\r\n\r\n",
         head(transfer_encoding="xchunked") + b"0\r\n\r\n",
+        head(transfer_encoding="gzip, chunked") + b"0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nHost: b\r\nContent-Length: 2\r\n\r\n{}",
         head(content_length="+5") + b"12345",
         head(content_length="5, 5") + b"12345",
         head(content_length="-1"),

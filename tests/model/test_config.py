@@ -141,9 +141,9 @@ def test_a_configuration_survives_to_dict_and_back() -> None:
 
 
 def test_from_dict_refuses_a_value_of_another_type() -> None:
-    with pytest.raises(ValueError, match=r"Expected `int`, got `str` - at `\$\.vocab_size`"):
+    with pytest.raises(ValueError, match="vocab_size"):
         LucidConfig.from_dict({**parse().to_dict(), "vocab_size": "97"})
-    with pytest.raises(ValueError, match=r"Expected `int`, got `bool` - at `\$\.eos_token_ids\[0\]`"):
+    with pytest.raises(ValueError, match="eos_token_ids"):
         LucidConfig.from_dict({**parse().to_dict(), "eos_token_ids": [True]})
 
 
