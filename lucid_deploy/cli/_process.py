@@ -53,13 +53,16 @@ def check_encoding(arguments: Sequence[str]) -> None:
 def raise_on_termination() -> Iterator[None]:
     """Make SIGTERM and SIGHUP exceptions in a block, so that temporary files are removed as they are after Ctrl-C.
 
-    A signal that is ignored (nohup), or that somebody else handles, stays so.
+    A signal that is ignored (nohup), or that somebody else handles, stays so. Code in C, such as PyTorch's, may replace
+    the exception by one of its own, so an error after a signal counts as that signal.
 
     Raises:
         SystemExit: With status 128 + the signal's number.
     """
+    came: list[int] = []
 
     def leave(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
         raise SystemExit(128 + number)
 
     names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
@@ -69,6 +72,10 @@ def raise_on_termination() -> Iterator[None]:
         signal.signal(number, leave)
     try:
         yield
+    except Exception as error:
+        if not came:
+            raise
+        raise SystemExit(128 + came[0]) from error
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
