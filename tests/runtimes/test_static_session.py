@@ -79,6 +79,17 @@ def test_a_fork_has_memory_of_its_own(session: Recorder) -> None:
     assert keys == [[5, 6], [5, 7]]
 
 
+def test_a_fork_keeps_tokens_that_are_cut_from_the_other(session: Recorder) -> None:
+    session.layout, session.layers = session.layout[:2], session.layers[:2]  # without rings nothing moves
+    cache = session.empty_cache()
+    session.decode(np.array([[5]]), cache)
+    fork = session.fork(cache)
+    session.truncate(cache, 0)
+    session.decode(np.array([[6]]), cache)
+    keys = [session.layer_arrays(each)[0][0][0, 0, :, 0].tolist() for each in (cache, fork)]
+    assert keys == [[6], [5]]
+
+
 def test_going_back_moves_nothing_without_rings(session: Recorder) -> None:
     session.layout = session.layout[:2]
     session.layers = session.layers[:2]
