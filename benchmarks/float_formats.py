@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from common import logit_errors, recall_texts, write_result
 
-from lucid_deploy.artifact.float_formats import decode
 from lucid_deploy.artifact.quantization import PACKED, SCALES, WHOLE_SCALE, Quantization
-from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.export.quantize.float_parts import rounded_parts
+from lucid_deploy.artifact.quantized_bytes import decode, dequantize
+from lucid_deploy.export.quantize.floats import rounded_parts
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model

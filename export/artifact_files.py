@@ -1,4 +1,4 @@
-"""The files of an artifact: graphs, weights, tokenizer and manifest, from a checkpoint and what was decided."""
+"""Write the files of an artifact: graphs, weights, tokenizer and manifest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import MANIFEST, STAGES, VERIFY, WEIGHTS, GraphInfo, Manifest
 from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.export.companions import copy_companions
 from lucid_deploy.export.options import ExportOptions
-from lucid_deploy.export.tokenizer import copy_companions
 from lucid_deploy.model.description import describe, drafts_unsupported_reason
 from lucid_deploy.version import __version__
 
@@ -30,50 +30,33 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ArtifactContents:
-    """What an artifact is made of.
-
-    Attributes:
-        source: The opened checkpoint.
-        name: What it was called.
-        options: What was asked for.
-        ranges: What the manifest says of the range scan; None where nothing is float16.
-        quantization: What is quantized, and how; None: nothing.
-        hub: Where the checkpoint was downloaded from; None: it was here.
-        notes: Sentences for the manifest, beside the checkpoint's own.
-        learned: Numbers that were learned; None: none were.
-    """
+    """Everything that decides the content of an artifact."""
 
     source: Checkpoint
-    name: str
+    name: str  # what it was called
     options: ExportOptions
-    ranges: dict[str, Any] | None = None
-    quantization: Quantization | None = None
-    hub: dict[str, str] | None = None
-    notes: tuple[str, ...] = ()
-    learned: LearnedWeights | None = None
+    ranges: dict[str, Any] | None = None  # what the manifest says of the range scan; None where nothing is float16
+    quantization: Quantization | None = None  # what is quantized, and how; None: nothing
+    hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it was here
+    notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
+    learned: LearnedWeights | None = None  # numbers that were learned; None: none were
 
     @property
     def float32_head(self) -> bool:
-        """Whether the product that makes the logits is taken in float32."""
+        """Whether the logits are computed by a float32 product."""
         return has_float32_head(self.source, self.quantization)
 
 
 def has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
-    """Return whether the head is not quantized: then its product is taken in float32 in a model of another type."""
+    """Whether the head is not quantized, so that its product is computed in float32 whatever the model's type."""
     return quantization is None or source.stored_name("lm_head.weight") not in quantization.tensors
 
 
 def write_artifact(building: Path, contents: ArtifactContents, progress: Progress) -> None:
-    """Fill a directory with the artifact's files.
-
-    Args:
-        building: The directory, empty.
-        contents: What it is made of; numbers that were learned are taken out as they are written.
-        progress: Called with (what is being done, steps or bytes done, in all).
-    """
+    """Fill a directory with the artifact's files."""
     from lucid_deploy.artifact.folded_scales import write_scales
     from lucid_deploy.export import genai
-    from lucid_deploy.export.generation_settings import settings_note
+    from lucid_deploy.export.companions import settings_note
     from lucid_deploy.export.graph_file import write_graph
     from lucid_deploy.export.weights import plan_weights, write_weights
 
@@ -107,7 +90,7 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
 
 
 def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, Traced]:
-    """Return the graphs of all stages, which read quantized weights where there are some."""
+    """Trace all stages; let the graphs read quantized weights if there are any."""
     from lucid_deploy.export.graph_file import other_names
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
@@ -136,7 +119,7 @@ def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, T
 
 
 def _stages(source: Checkpoint, options: ExportOptions) -> tuple[str, ...]:
-    """Return the graphs to export; one that verifies drafts where rejected drafts can be taken back."""
+    """Return the stages to export; ``verify`` only if rejected draft tokens can be removed from the cache."""
     from lucid_deploy.export.operators import OPSET_STATIC, opset_of
 
     opset = options.opset or opset_of(options.cache)
@@ -148,7 +131,7 @@ def _stages(source: Checkpoint, options: ExportOptions) -> tuple[str, ...]:
 def _manifest(
     contents: ArtifactContents, graphs: dict[str, GraphInfo], transposed: set[str], notes: tuple[str, ...]
 ) -> Manifest:
-    """Return the manifest but for the files' sizes and hashes."""
+    """Return the manifest without the files' sizes and hashes."""
     from lucid_deploy.export.operators import opset_of
     from lucid_deploy.model.checkpoint import DEMO
     from lucid_deploy.plugins.table import VERSION
@@ -179,7 +162,7 @@ def _manifest(
 
 
 def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:
-    """Describe the layers as the graphs have them: inlined ones use no operators of ours."""
+    """Describe the layers; those of inlined graphs use no operators of ours."""
     layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
     return tuple(dataclasses.replace(layer, operators={}) for layer in layers) if options.inline else layers
 

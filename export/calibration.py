@@ -1,4 +1,4 @@
-"""The text that an export learns from: read with the checkpoint's tokenizer, checked, and cut into rows."""
+"""Read the calibration text with the checkpoint's tokenizer, check it, and cut it into rows."""
 
 from __future__ import annotations
 
@@ -27,15 +27,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class CalibrationRows:
-    """What is learned from.
+    """The token rows to learn from."""
 
-    Attributes:
-        rows: Token ids, int64 ``(B, N)`` each, of the rows of one length.
-        facts: For the manifest: ``file``, ``sha256``, ``tokens``, ``rows``, ``row_tokens``, ``seed``.
-    """
-
-    rows: list[Array]
-    facts: dict[str, Any]
+    rows: list[Array]  # token ids, int64 (B, N) each, of the rows of one length
+    facts: dict[str, Any]  # for the manifest: file, sha256, tokens, rows, row_tokens, seed
 
     @property
     def tokens(self) -> int:
@@ -44,10 +39,9 @@ class CalibrationRows:
 
 
 def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
-    """Read the lines of a calibration file that have tokens, int64 ``(N,)`` each.
+    """Yield the lines of a calibration file that have tokens, int64 ``(N,)`` each.
 
     Args:
-        checkpoint: The opened checkpoint; its tokenizer reads the text.
         path: UTF-8 text; or, if its name ends with ``.jsonl``, a list of token ids in each line.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -76,13 +70,11 @@ def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
 
 
 def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) -> CalibrationRows:
-    """Join the lines of a calibration file, cut them into rows, and choose as many as are wanted.
+    """Join the lines of a calibration file, cut them into rows, and draw as many as needed.
 
     Args:
-        checkpoint: The opened checkpoint.
-        path: As :func:`read_lines`.
-        most: Tokens to learn from, at most; of a longer text rows are drawn with :data:`SEED`, and the last one is cut.
-        least: Tokens that there must be.
+        most: Tokens to use at most; rows of a longer text are drawn with a fixed seed, and the last one is cut.
+        least: Tokens that the text must have.
     """
     joined = np.concatenate(list(read_lines(checkpoint, path)))
     if len(joined) < least:
@@ -154,7 +146,7 @@ def _check_vocabulary(checkpoint: Checkpoint, row: Array, path: Path, number: in
 
 
 def _check_known(checkpoint: Checkpoint, joined: Array, path: Path) -> None:
-    """Refuse a text that the tokenizer reads as the token for unknown words."""
+    """Refuse a text whose words are mostly unknown to the tokenizer."""
     unknown = _tokenizer(checkpoint).unknown_id
     share = 0.0 if unknown is None else float((joined == unknown).mean())
     if share > UNKNOWN_SHARE:

@@ -1,7 +1,13 @@
-"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file."""
+"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file.
+
+Sessions read the bodies that no artifact has from files, without a compiler. After a change to their sources, write
+these files again with ``python -m lucid_deploy.export.functions``.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,10 +19,12 @@ from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
 from lucid_deploy.plugins.decode_attention.onnx_body_int8 import DecodeAttentionInt8
 from lucid_deploy.plugins.decode_attention.onnx_body_several import DecodeAttentionSeveral
 from lucid_deploy.plugins.delta_rule.onnx_body import DeltaRule, DeltaRuleOneToken
+from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
 from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
+from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8, DIAGONALS, TRAINING
 
-# Where training's diagonal comes in. The solve takes its root on both sides, rows of V, and rows and columns of E, so
+# Where training's diagonal applies. The solve divides by its root on both sides (rows of V, rows and columns of E), so
 # that E becomes exp(−|K̂_i − K̂_j|²/(2√d)), which has 1 on the diagonal.
 DIVIDED = {
     Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
@@ -25,7 +33,7 @@ DIVIDED = {
     DecodeAttentionSeveral.name: DividedRows("K_new", 1.0, {"weights": 0, "within": 0, "rhs": 0}),
 }
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule)}
-OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # bodies without a loop, for graphs whose nodes get one new token
+OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # without a loop, for graphs whose nodes get one new token
 OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that verify drafts
 OF_STORED_CACHES = {DecodeAttentionInt8.name: DecodeAttentionInt8}  # for decode graphs that a session changes
 
@@ -33,14 +41,14 @@ OF_STORED_CACHES = {DecodeAttentionInt8.name: DecodeAttentionInt8}  # for decode
 def function_proto(
     name: str, opset: int = OPSET, training_diagonal: bool = False, one_token: bool = False, several: bool = False
 ) -> onnx.FunctionProto:
-    """Return an operator's body as it stands in a graph's file, or in a graph that a session changes.
+    """Return an operator's body for a graph's file, or for a graph that a session changes.
 
     Args:
         name: The operator.
-        opset: Version of the standard operators in the graph: a runtime inlines only a function of the same version.
-        training_diagonal: Whether its nodes have the attribute ``diagonal``, as all of a graph have or none.
-        one_token: Whether all of its nodes get one new token, so that a body of one token does, where there is one.
-        several: Whether its nodes get more than the one new token that its body is for, where it is for one.
+        opset: That of the graph: a runtime inlines only functions of the same opset.
+        training_diagonal: Whether the graph's nodes have the attribute ``diagonal``: all have it, or none.
+        one_token: Whether all nodes get one new token; use the body for one token if there is one.
+        several: Whether nodes may get several new tokens; use the body for several if there is one.
     """
     body = {**FUNCTIONS, **OF_STORED_CACHES}[name]
     body = OF_ONE_TOKEN.get(name, body) if one_token else body
@@ -57,9 +65,9 @@ def function_proto(
 
 
 def _state_loop_conditions(nodes: Any) -> None:
-    """Give every loop without a condition a true one, in subgraphs too.
+    """Add the condition ``true`` to every loop without one, in subgraphs too.
 
-    The standard lets it out where only the count ends a loop; ONNX's ReferenceEvaluator runs such a loop zero times.
+    The standard allows to omit it; ONNX's ReferenceEvaluator runs such a loop zero times.
     """
     stated = []
     for node in nodes:
@@ -73,3 +81,27 @@ def _state_loop_conditions(nodes: Any) -> None:
         stated.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del nodes[:]
     nodes.extend(stated)
+
+
+FOLDER = PLUGINS / "decode_attention"
+
+
+def texts() -> dict[str, str]:
+    """Return the files and what is to be in them, in ONNX's textual form."""
+    bodies = {}
+    for kind in DIAGONALS:
+        training = kind == TRAINING
+        bodies[f"int8_{kind}"] = function_proto(DECODE_ATTENTION_INT8.name, training_diagonal=training)
+    return {f"{name}.onnxtxt": onnx.printer.to_text(body) for name, body in bodies.items()}
+
+
+def main() -> None:
+    """Write the files, in a process whose order of names is always the same: the compiler's depends on it."""
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, "PYTHONHASHSEED": "0"})
+    for name, text in texts().items():
+        (FOLDER / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

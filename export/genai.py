@@ -1,11 +1,11 @@
-"""``genai_config.json``: what onnxruntime-genai needs to run an artifact.
+"""Write ``genai_config.json``, with which onnxruntime-genai runs an artifact.
 
 The format is onnxruntime-genai's ("Config reference" in its documentation). A ``decoder-pipeline`` model runs the stage
 marked ``run_on_prompt`` for the prompt and the one marked ``run_on_token_gen`` for every further token, and hands each
 ``present`` tensor to the next step as the ``past_key_values`` tensor of the same layer.
 
-A pipeline hands on no states. A ``decoder``, which is one graph, does: it finds inputs that are called ``conv_state``
-and ``recurrent_state`` by itself. So a hybrid is one: its prefill graph runs single tokens too.
+A pipeline does not pass on states. A ``decoder``, which is one graph, does: it finds inputs called ``conv_state`` and
+``recurrent_state`` by itself. So a hybrid becomes a ``decoder`` with its prefill graph, which runs single tokens too.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lucid_deploy.artifact import STAGES, Manifest
 FILE = "genai_config.json"
 _ROWS = {("key", "rows"), ("value", "rows")}
 _STATES = {("conv_state", "state"), ("recurrent_state", "state")}
-_DOES = {"prefill": "run_on_prompt", "decode": "run_on_token_gen"}
+_FLAGS = {"prefill": "run_on_prompt", "decode": "run_on_token_gen"}
 
 
 def is_supported(manifest: Manifest) -> bool:
-    """Whether onnxruntime-genai can run this artifact: it grows caches, and knows keys, values and states.
+    """Whether onnxruntime-genai can run this artifact: growing caches of keys, values and states.
 
-    Its static caches (``past_present_share_buffer``) take no ``cache_length``, so a static artifact is not for it. It
-    takes a ``recurrent_state`` only beside a ``conv_state``, and keeps a cache in the model's type.
+    Its static caches (``past_present_share_buffer``) take no ``cache_length``, it takes a ``recurrent_state`` only
+    together with a ``conv_state``, and it keeps the cache in the model's type.
     """
     layers = [{(tensor.name, tensor.sort) for tensor in layer.cache} for layer in manifest.layers]
     same_type = manifest.cache_dtype == manifest.dtype
@@ -34,12 +34,7 @@ def is_supported(manifest: Manifest) -> bool:
 
 
 def genai_config(manifest: Manifest, directory: Path) -> dict[str, Any]:
-    """Return the content of ``genai_config.json``.
-
-    Args:
-        manifest: Of an artifact for which :func:`is_supported` holds.
-        directory: Where ``generation_config.json`` may lie; its sampling settings become the defaults of the search.
-    """
+    """Return the content of ``genai_config.json``."""
     config, generation = manifest.config, _generation_config(directory)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -85,7 +80,7 @@ def _stage(manifest: Manifest, stage: str) -> dict[str, Any]:
         "filename": graph.file,
         "inputs": [info.name for info in graph.inputs],
         "outputs": [info.name for info in graph.outputs],
-        **{flag: stage == name for name, flag in _DOES.items()},
+        **{flag: stage == name for name, flag in _FLAGS.items()},
     }
 
 
@@ -106,7 +101,7 @@ def _known(items: dict[str, Any]) -> dict[str, Any]:
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
-    """Return the checkpoint's generation settings; {} if it has none. The checkpoint's reader refused broken ones."""
+    """Return the checkpoint's generation settings; {} if it has none. Broken files were refused before."""
     path = directory / "generation_config.json"
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""A traced graph's file: weights pointed into the shared file, bodies of the operators attached."""
+"""Write a traced graph: weights refer to the shared file, operators get their bodies."""
 
 from __future__ import annotations
 
@@ -24,18 +24,15 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the graph's names of stored weights where they differ: a tied embedding may be named after the head."""
+    """Return the graph's name of each stored weight that has another name there: a tied embedding may be the head."""
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 
 def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inline: bool = False) -> None:
-    """Write a graph whose weights lie in the artifact's weight file, and check it.
+    """Write a graph beside its weight file, and check it with ONNX's checker.
 
     Args:
-        path: The file, beside the weights.
-        model: The graph; weights are initializers without data. They get their places.
-        plan: Where each weight lies.
-        inline: Put the operators' bodies in their places, rather than attach them as functions.
+        inline: Replace operators by their bodies instead of attaching the bodies as functions.
     """
     import onnx_ir as ir
 
@@ -78,7 +75,7 @@ def _check(path: Path) -> None:
 
 
 def _stored_name(name: str, plan: Collection[str]) -> str:
-    """Map a graph's weight to the stored one: a tied head is the embedding, whichever name the tracer kept."""
+    """Return the stored name of a graph's weight: a tied head is the embedding, whichever name the tracer kept."""
     return name if name in plan else _EMBEDDING
 
 
@@ -92,7 +89,7 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
 
 
 def _of_one_token(proto: onnx.ModelProto, name: str) -> bool:
-    """Return whether the first input of all of an operator's nodes, (batch, heads, sequence, width), has one token."""
+    """Whether the first input (batch, heads, sequence, width) of all nodes of an operator has one token."""
     infos = {info.name: info for info in (*proto.graph.value_info, *proto.graph.input)}
     nodes = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type == name]
     shapes = [infos[node.input[0]].type.tensor_type.shape.dim if node.input[0] in infos else [] for node in nodes]
@@ -100,7 +97,7 @@ def _of_one_token(proto: onnx.ModelProto, name: str) -> bool:
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without functions: nodes of standard operators alone."""
+    """Return the graph without functions, with standard operators only."""
     import onnx.inliner
 
     whole = onnx.inliner.inline_local_functions(proto)
@@ -111,7 +108,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:
-    """Drop the tracer's notes (stack traces with paths of this machine) and name the producer."""
+    """Remove the tracer's metadata (stack traces with paths of this machine) and set the producer."""
     proto.producer_name, proto.producer_version = "lucid-deploy", __version__
     for item in (
         proto,

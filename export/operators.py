@@ -1,7 +1,7 @@
-"""The operators of the ONNX domain ``ai.lucid``: schemas, and how the tracer's custom operators become their nodes.
+"""Schemas of the operators of the ONNX domain ``ai.lucid``, and the translation of our PyTorch operators to them.
 
-Names, inputs and outputs are those of :mod:`lucid_deploy.plugins.table`. The bodies, in standard operators, are in
-:mod:`lucid_deploy.export.functions`; they are attached to the finished model.
+Names, inputs and outputs are those of ``lucid_deploy.plugins.table``. The bodies, in standard operators, are in
+``lucid_deploy.export.functions``; they are attached to the finished model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPSET_STATIC = 24  # of graphs that write into a cache in place: the first with 
 
 
 def opset_of(cache: str) -> int:
-    """Return the version of the standard operators in graphs of a cache, ``growing`` or ``static``, by default."""
+    """Return the default opset of graphs with a ``growing`` or ``static`` cache."""
     return OPSET_STATIC if cache == "static" else OPSET
 
 
@@ -74,11 +74,11 @@ def _attribute(attribute: Attribute) -> OpSchema.Attribute:
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return how ``torch.onnx.export`` turns our custom PyTorch operators into nodes of the domain."""
+    """Return the translations of our PyTorch operators to nodes of the domain, for ``torch.onnx.export``."""
     causal_attention, delta_rule, scatter_row = map(_node_maker, (CAUSAL_ATTENTION, DELTA_RULE, SCATTER_ROW))
     precondition, decode_attention = map(_solver, (PRECONDITION, DECODE_ATTENTION))
 
-    # The tracer reads these signatures. Where a graph has no attribute for an argument, it says how PyTorch computes.
+    # The tracer reads these signatures. Arguments that are not passed on only choose PyTorch's implementation.
     def translate_precondition(  # type: ignore[no-untyped-def]
         k, v, k_past, y_past, mask, eps: float, implementation: str, training_diagonal: bool = False
     ):
@@ -110,9 +110,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
-    """Return what makes nodes with training's diagonal or with 1 on it.
+    """Return a function from whether training's diagonal is used to the maker of such nodes.
 
-    The latter have no such attribute, as in graphs from before there was one; the tracer would write a default down.
+    Nodes with 1 on the diagonal have no such attribute; the tracer would write down a default.
     """
     unit = dataclasses.replace(operator, attributes=operator.required)
     makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})

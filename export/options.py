@@ -1,4 +1,4 @@
-"""What is asked of an export, and what of it is refused before anything is made."""
+"""The options of an export, and the checks before anything is written."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class ExportOptions:
     opset: int | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """Return what the manifest says of them: all that decides what is exported."""
+        """Return the options that the manifest records: all that decide what is exported."""
         left_out = {"overwrite", "hub"}  # where a checkpoint of the Hub comes from is recorded in its own field
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
         return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
 
 
 def check_request(output: Path, options: ExportOptions) -> None:
-    """Check what needs no checkpoint."""
+    """Check the request as far as possible without the checkpoint."""
     _check_names(options)
     _check_opset(options)
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
@@ -109,7 +109,7 @@ def _check_opset(options: ExportOptions) -> None:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if not os.path.lexists(output):  # a link that leads nowhere is something, too
+    if not os.path.lexists(output):  # a broken link counts as existing
         return
     if not overwrite:
         raise LucidError(f"{output} exists already. Choose another output, or pass --overwrite to replace it.")
@@ -120,7 +120,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def check_target(checkpoint: Path, output: Path) -> None:
-    """Check that an output is beside a checkpoint, not in it nor above it."""
+    """Check that the output is neither inside the checkpoint nor around it."""
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
@@ -129,7 +129,7 @@ def check_target(checkpoint: Path, output: Path) -> None:
 
 
 def check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
-    """Refuse keys that need no assumption: a misspelt one would look like a checked one in the manifest."""
+    """Refuse keys that are not unknown: a misspelt one would look checked in the manifest."""
     needless = [key for key in assume_unused if key not in source.assumed_unused]
     if needless:
         raise LucidError(

@@ -1,12 +1,17 @@
-"""Run a checkpoint over sample prompts before it is exported, and see whether its values fit into float16.
+"""Run a checkpoint over sample prompts before the export: does it fit into float16, and does the diagonal of L matter?
 
 Float16 ends at 65504; beyond it is infinity, which the next norm turns into NaN. The scan computes in float32, layer by
-layer: one layer's weights and the prompts' residual streams are in memory at a time, every tensor is read once. What a
-float16 graph keeps in float32 (inside of norms, the solve and softmax) is not looked at, since it cannot overflow.
+layer: one layer's weights and the prompts' residual streams are in memory at a time, and every tensor is read once.
+What a float16 graph keeps in float32 (inside of norms, the solve and softmax) cannot overflow, so it is not checked.
+
+The authors' training code divides row i of the solve by L_ii = exp(√d(m/(m + eps) − 1)), m the mean square of key i;
+with small keys that is noticeably below 1. Nothing in a checkpoint says whether it was trained with that or with 1 on
+the diagonal. So the scan also measures how much Y would change, on the checkpoint's own keys and values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,9 +22,11 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import read_lines
-from lucid_deploy.export.diagonal import DiagonalEffect
-from lucid_deploy.export.quantize.layer_by_layer import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.model.attention.lucid import LucidAttention
 from lucid_deploy.model.layer_plan import LUCID
+from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.shared.keys import log_row_factors
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +36,58 @@ if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
     from lucid_deploy.model.mixer import Step
 
+TOKENS = 64  # of each prompt: L is triangular, so its leading block is the L of the leading tokens
+ROUNDING = 2.0**-23  # of float32, relative: a smaller difference cannot be told from it
+
+
+@dataclass
+class DiagonalEffect:
+    """What training's diagonal of L would change, at most in any layer."""
+
+    smallest: float = 1.0  # the smallest L_ii of training's diagonal
+    layer: int = 0
+    difference: float = 0.0  # largest relative difference of a layer's Y, L2 over the tokens of a prompt
+
+    def watch(self, layer: Layer, index: int) -> None:
+        """Measure the keys and values of a layer when it runs; nothing if the layer has no solve."""
+        attention = layer.mixer
+        if not isinstance(attention, LucidAttention):
+            return
+        project, eps = attention.project, attention.config.rms_norm_eps
+
+        def projected(x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            q, k, v = project(x, step)
+            self._add(k[:, :, :TOKENS].double(), v[:, :, :TOKENS].double(), eps, index)
+            return q, k, v
+
+        attention.project = projected  # type: ignore[method-assign]
+
+    def _add(self, k: torch.Tensor, v: torch.Tensor, eps: float, index: int) -> None:
+        smallest = math.exp(-float(log_row_factors(k, eps).max()))
+        if smallest < self.smallest:
+            self.smallest, self.layer = smallest, index
+        none = k[:, :, :0]
+        one, other = (precondition_reference(k, v, none, none, None, eps, training) for training in (False, True))
+        change = (other - one).norm() / one.norm().clamp_min(1e-300)
+        self.difference = max(self.difference, float(change))
+
+    @property
+    def sentence(self) -> str:
+        """The warning for artifacts with 1 on the diagonal; empty if it makes no difference in float32."""
+        if not self.difference > ROUNDING:
+            return ""
+        return (
+            f"The diagonal of L is 1 in this artifact. The authors' training code divides by as little as "
+            f"{self.smallest:.6g} (layer {self.layer}), which changes Y by up to {self.difference:.2g} of its size on "
+            "sample prompts: if the checkpoint was trained with it, export with --diagonal training."
+        )
+
+
 LIMIT = 65504.0  # largest number of float16
 MARGIN = 4.0  # other prompts give other values: a value nearer to the limit than this factor is a warning
-PROMPT_TOKENS = 512  # of a calibration line are run at most …
-CALIBRATION_LINES = 64  # … and so many lines
-SHORT_PROMPT = 32  # tokens of a prompt where only the diagonal of L is measured: the model is read, little is computed
+PROMPT_TOKENS = 512  # at most, of a prompt
+CALIBRATION_LINES = 64  # at most
+SHORT_PROMPT = 32  # tokens of a prompt when only the diagonal of L is measured: reading the model dominates
 RECALL_PROMPTS = 27  # for the demo: one of each length
 CACHED = ("key", "y")  # what goes into the cache
 ORDER = (  # of a layer's tensors, as they are computed
@@ -51,7 +105,7 @@ ORDER = (  # of a layer's tensors, as they are computed
     "down_proj output",
     "residual stream",
 )
-# Parts of a mixer, and which tensor each makes; what a gate or a decay is made of counts as a value.
+# Parts of a mixer and the tensors they compute; inputs of gates and decays count as values.
 _PROJECTED = {
     "q_proj": "query",
     "k_proj": "key",
@@ -69,26 +123,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class RangeScan:
-    """What a scan found.
-
-    Attributes:
-        prompts: How many prompts were run.
-        tokens: How many tokens they have.
-        calibration: Name of the text file that was run too, or None.
-        peaks: Largest magnitude of each tensor, by layer: ``embedding``, ``layer 0`` …, ``head``.
-        checked: Names of the tensors that are float16 in the graphs; None: all.
-        diagonal: What training's diagonal of L changes.
-    """
+    """The result of a scan."""
 
     prompts: int
     tokens: int
-    calibration: str | None
+    calibration: str | None  # name of the text file that was run too, or None
+    # largest magnitude of each tensor, by layer: embedding, layer 0 …, head
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
-    checked: tuple[str, ...] | None = None
-    diagonal: DiagonalEffect = field(default_factory=DiagonalEffect)
+    checked: tuple[str, ...] | None = None  # names of the tensors that are float16 in the graphs; None: all
+    diagonal: DiagonalEffect = field(default_factory=DiagonalEffect)  # what training's diagonal of L changes
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each tensor that comes closer to the limit than the margin."""
+        """Return a warning for each tensor that comes closer to the limit than the margin."""
         return [
             f"{layer}, {tensor}: {peak:.4g} is within a factor of {MARGIN:g} of float16's largest number {LIMIT:.0f}."
             for layer, tensor, peak in self._checked()
@@ -96,12 +142,7 @@ class RangeScan:
         ]
 
     def check(self, checkpoint: Path, remedy: str) -> None:
-        """Refuse a model that overflows.
-
-        Args:
-            checkpoint: For the message.
-            remedy: What to do, for the message.
-        """
+        """Raise LucidError if a tensor overflows; ``remedy`` ends the message."""
         for layer, tensor, peak in self._checked():
             if not peak <= LIMIT:  # NaN too
                 raise LucidError(
@@ -132,9 +173,9 @@ class RangeScan:
 def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int = PROMPT_TOKENS) -> list[Array]:
     """Return the prompts to scan, int64 ``(B, N)`` each, rows of equal length together.
 
-    Random, repeated and correlated tokens as verification uses them, but for those whose embedding is zero, as
-    padding's is: masked in use, they would have the smallest keys of all. For the recall model its prompts; and the
-    lines of a text file. Each has ``most`` tokens at most.
+    Random, repeated and correlated tokens as in verification, prompts of the bundled model's task, and the lines of a
+    text file; at most ``most`` tokens each. Tokens whose embedding is zero, such as padding, are replaced: they are
+    masked in use, and would have the smallest keys of all.
     """
     from lucid_deploy.model.scenarios import synthetic_scenarios
 
@@ -152,7 +193,7 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int =
 
 
 def _without_empty(ids: Array, embeddings: Array) -> Array:
-    """Put tokens with an embedding into the place of those whose embedding is zero."""
+    """Replace tokens whose embedding is zero by others."""
     used = np.flatnonzero(embeddings.any(axis=1))
     return ids if len(used) in (0, len(embeddings)) else np.where(np.isin(ids, used), ids, used[ids % len(used)])
 
@@ -178,7 +219,6 @@ def scan(
     """Run a checkpoint over sample prompts in float32.
 
     Args:
-        checkpoint: The opened checkpoint.
         calibration: A text file whose lines are prompts too; None: none.
         checked: Names of the tensors that will be float16; None: all.
         progress: Called with (what is being done, layers done, in all).
@@ -206,12 +246,7 @@ def scan(
 
 
 def measure_diagonal(checkpoint: Checkpoint, progress: Progress | None = None) -> DiagonalEffect:
-    """Run a checkpoint over a few short prompts, up to its last layer with a solve, for what its diagonal costs alone.
-
-    Args:
-        checkpoint: The opened checkpoint.
-        progress: As :func:`scan`.
-    """
+    """Measure the effect of the diagonal alone: run a few short prompts up to the last layer with a solve."""
     import torch
 
     config, found = checkpoint.config, DiagonalEffect()
@@ -226,7 +261,7 @@ def measure_diagonal(checkpoint: Checkpoint, progress: Progress | None = None) -
 
 
 def _layers(checkpoint: Checkpoint, count: int, doing: str, progress: Progress | None) -> Iterator[tuple[int, Layer]]:
-    """Read one layer after the other, so that one is in memory at a time."""
+    """Read one layer after the other, so that only one is in memory."""
     for index in range(count):
         if progress is not None:
             progress(doing, index, count)
@@ -258,7 +293,7 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
 
 
 class _LargestMagnitudes:
-    """Collects the largest magnitude of every tensor that a layer makes."""
+    """Record the largest magnitude of each tensor that a layer computes."""
 
     def __init__(self, layer: Layer) -> None:
         self.named = dict.fromkeys(ORDER, 0.0)
@@ -273,7 +308,7 @@ class _LargestMagnitudes:
         mixer, mlp = layer.mixer, layer.mlp
 
         def projected(x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            """What attention is given: normed, rotated and scaled."""
+            # normed, rotated and scaled, as attention gets them
             q, k, v = type(mixer).project(mixer, x, step)  # type: ignore[attr-defined]
             self.add("query", q)
             self.add("key", k)
@@ -292,7 +327,7 @@ class _LargestMagnitudes:
             if hasattr(mixer, part):
                 getattr(mixer, part).register_forward_hook(after(name))
         if hasattr(mixer, "o_proj"):
-            mixer.o_proj.register_forward_pre_hook(before("attention output"))
+            mixer.get_submodule("o_proj").register_forward_pre_hook(before("attention output"))
         layer.mlp_norm.register_forward_pre_hook(before("residual stream"))
         layer.mlp_norm.register_forward_hook(after("MLP input"))
         mlp.gate_proj.register_forward_hook(after("gate_proj output"))

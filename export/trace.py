@@ -1,4 +1,4 @@
-"""Trace the PyTorch model into the prefill, decode and verify graphs, without weights, so that size is no matter."""
+"""Trace the PyTorch model into the prefill, decode and verify graphs, without weights, so memory stays small."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lucid_deploy.artifact import VERIFY, TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.capture import capture
-from lucid_deploy.export.excerpt import Excerpt, excerpt
 from lucid_deploy.export.operators import opset_of
 from lucid_deploy.export.passes import (
     NotRepeatable,
@@ -20,6 +19,7 @@ from lucid_deploy.export.passes import (
     store_transposed,
     write_rows,
 )
+from lucid_deploy.export.passes.repeat_layers import Excerpt, excerpt
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
 
@@ -34,23 +34,16 @@ _PREFIX = "model."  # the traced wrapper's attribute
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced graph.
+    """A traced graph."""
 
-    Attributes:
-        model: The graph; its weights are initializers without data, named as in the checkpoint.
-        inputs: The contract's inputs, in order.
-        outputs: The contract's outputs, in order.
-        transposed: Names of the weights the graph reads transposed.
-    """
-
-    model: ir.Model
+    model: ir.Model  # its weights are initializers without data, named as in the checkpoint
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    transposed: frozenset[str]
+    transposed: frozenset[str]  # names of the weights that the graph reads transposed
 
 
 def graph_inputs(layers: Layers, stage: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
-    """Return the contract's inputs of a stage; with a static cache only those of prefill stay the same."""
+    """Return a stage's inputs in the graph contract; a static cache changes those of all stages but prefill."""
     new: int | str = 1 if stage == "decode" else "sequence"
     static = _is_static(stage, cache)
     tokens = "max_context" if static else "past_sequence"
@@ -66,7 +59,7 @@ def graph_inputs(layers: Layers, stage: str, cache: str = "growing") -> tuple[Te
 def graph_outputs(
     layers: Layers, vocab_size: int, stage: str, logits: str, cache: str = "growing"
 ) -> tuple[TensorInfo, ...]:
-    """Return the contract's outputs of a stage."""
+    """Return a stage's outputs in the graph contract."""
     new: int | str = 1 if stage == "decode" else "sequence"
     tokens = "max_context" if _is_static(stage, cache) else f"past_sequence + {new}"
     return (
@@ -76,7 +69,7 @@ def graph_outputs(
 
 
 def _cache_infos(layers: Layers, prefix: str, tokens: str, ring: str) -> list[TensorInfo]:
-    """Return the cache's tensors, layer by layer; ``ring`` begins the names of rings' axes."""
+    """Return the cache's tensors, layer by layer; ``ring`` is the prefix of the names of rings' axes."""
     return [
         TensorInfo(f"{prefix}.{index}.{tensor.name}", tensor.dtype, tensor.axes(tokens, ring))
         for index, layer in enumerate(layers)
@@ -101,13 +94,6 @@ def trace(
     """Trace one stage.
 
     Args:
-        config: The model.
-        stage: ``prefill``, ``decode`` or ``verify``.
-        dtype: Type of the weights.
-        logits: ``last`` or ``all`` of the new tokens.
-        cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
-        cache_dtype: Type of the cache, one of :data:`~lucid_deploy.cache.storage.CACHE_DTYPES`.
-        float32_head: See :attr:`lucid_deploy.model.lucid.Head.in_float32`.
         opset: Version of the standard operators; None: :func:`~lucid_deploy.export.operators.opset_of` the cache.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
@@ -134,17 +120,11 @@ def trace(
 
 @dataclass(frozen=True)
 class _Graph:
-    """A graph with the contract's inputs and outputs.
+    """A graph with the contract's inputs and outputs."""
 
-    Attributes:
-        model: The graph; its weights are initializers without data.
-        layers: For each node its layer, None outside all.
-        transposed: Names of the weights it reads transposed.
-    """
-
-    model: ir.Model
-    layers: dict[ir.Node, int | None]
-    transposed: frozenset[str]
+    model: ir.Model  # the graph; its weights are initializers without data
+    layers: dict[ir.Node, int | None]  # for each node its layer, None outside all
+    transposed: frozenset[str]  # names of the weights it reads transposed
 
     @property
     def weights(self) -> set[str]:
@@ -152,7 +132,7 @@ class _Graph:
 
 
 def _repeated(graph: _Graph, shorter: Excerpt, inputs: _Infos, outputs: _Infos) -> _Graph | None:
-    """Make the whole model's graph of a shorter one's; None where its layers do not join as they need to."""
+    """Build the whole model's graph from the excerpt's; None if its layers cannot be repeated."""
     names = [info.name for info in inputs], [info.name for info in outputs]
     try:
         model, layers = repeat_layers(graph.model, graph.layers, shorter.origins, shorter.sources, *names)
@@ -220,7 +200,7 @@ def _stage_module(
 
 
 def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return example arguments on the meta device, and their dynamic axes; no two example sizes are alike."""
+    """Return example arguments on the meta device, and their dynamic axes; all example sizes differ."""
     import torch
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}
@@ -234,7 +214,7 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
         axes[info.name] = {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(info.shape) if isinstance(axis, str)}
 
     def arguments(of: dict[str, Any]) -> tuple[Any, ...]:
-        """The order of the traced module's parameters."""
+        """Order the tensors as the traced module's parameters."""
         past: dict[str, list[Any]] = {}  # by layer
         for name, value in of.items():
             if name.startswith("past_key_values."):
@@ -247,7 +227,7 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
 
 
 def _detach_weights(model: ir.Model) -> dict[str, ir.Value]:
-    """Make the model's parameters graph inputs, so that the optimizer does not look for data they don't have."""
+    """Turn the parameters into graph inputs, so that the optimizer does not look for their data."""
     weights = {}
     for value in list(model.graph.initializers.values()):
         data = value.const_value

@@ -1,11 +1,12 @@
-"""The weight file that both graphs share: planned before it is written, written tensor by tensor."""
+"""The weight file that all graphs share: planned before it is written, then written tensor by tensor."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from lucid_deploy.artifact.quantization import OFFSETS, PACKED, SCALES, STORED, 
 from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.registry import find_method
+from lucid_deploy.export.quantize.method import find_method
 
 if TYPE_CHECKING:
     import torch
@@ -28,40 +29,25 @@ Chosen = dict[str, tuple[Any, Any]]  # packed bytes and scales, as quantize_matr
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One weight in the file, or a part of a quantized one.
+    """One weight in the file, or a part of a quantized one."""
 
-    Attributes:
-        name: Its name in the checkpoint.
-        shape: As stored.
-        transposed: Whether that is the transpose of the checkpoint's.
-        offset: First byte; a multiple of the alignment.
-        size: Bytes.
-        dtype: Type in the graphs, as ONNX spells it in lower case.
-        part: Empty for a whole weight, else one of :attr:`Quantization.parts`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    transposed: bool
-    offset: int
-    size: int
-    dtype: str
-    part: str = ""
+    name: str  # its name in the checkpoint
+    shape: tuple[int, ...]  # as stored
+    transposed: bool  # whether that is the transpose of the checkpoint's
+    offset: int  # first byte; a multiple of the alignment
+    size: int  # bytes
+    dtype: str  # type in the graphs, as ONNX spells it in lower case
+    part: str = ""  # empty for a whole weight, else one of Quantization.parts
 
 
 def plan_weights(
     shapes: dict[str, tuple[int, ...]], transposed: set[str], dtype: str, quantization: Quantization | None = None
 ) -> dict[str, StoredTensor]:
-    """Lay out the file; the scales of a quantized weight come behind its packed numbers.
+    """Lay out the file; return each stored tensor by its name in the graphs.
 
     Args:
         shapes: The checkpoint's tensors, in the order they shall have in the file.
-        transposed: Which of them are stored transposed.
         dtype: Type of those that are not quantized, and of whole numbers' scales.
-        quantization: What is quantized, and how; None: nothing.
-
-    Returns:
-        What is stored, by its name in the graphs.
     """
     plan: dict[str, StoredTensor] = {}
     offset = 0
@@ -91,20 +77,12 @@ def write_weights(
     chosen: Chosen | None = None,
     folded: Scales | None = None,
 ) -> str:
-    """Write the weights, holding one tensor in memory at a time.
+    """Write the weights, one tensor in memory at a time; return the file's sha256.
 
     Args:
-        path: The file to make.
-        plan: From :func:`plan_weights`.
-        checkpoint: Where the tensors are.
-        quantization: As for :func:`plan_weights`.
-        progress: Called with (bytes written, bytes in all).
-        chosen: Packed numbers and scales of quantized weights that are not to be rounded to nearest, by name; each
-            is taken out once it is written.
-        folded: Scales that AWQ has put into weights, see :mod:`lucid_deploy.artifact.folded_scales`.
-
-    Returns:
-        The sha256 of the file, in hexadecimal.
+        chosen: Packed numbers and scales of quantized weights whose numbers were learned, by name; each is removed
+            once it is written.
+        folded: Scales that AWQ folded into weights.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}
@@ -112,8 +90,8 @@ def write_weights(
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
-            padding = bytes(tensor.offset - position)
-            for data in (padding, *contents.of(tensor)):
+            padding: Iterable[bytes | memoryview] = [bytes(tensor.offset - position)]
+            for data in itertools.chain(padding, contents.of(tensor)):  # a large weight comes in slices
                 file.write(data)
                 digest.update(data)
             position = tensor.offset + tensor.size
@@ -126,7 +104,7 @@ def write_weights(
 
 
 class _TensorBytes:
-    """Gives the bytes of stored tensors in the order of the file; the scales of one quantized weight are remembered."""
+    """Produce the bytes of stored tensors in the order of the file; keep the parts of one quantized weight."""
 
     def __init__(
         self,
@@ -161,7 +139,7 @@ class _TensorBytes:
             yield self._bytes(scaled(self._checkpoint.tensor(tensor.name), tensor.name, self._folded), tensor)
 
     def _float_part(self, tensor: StoredTensor, quantization: Quantization) -> Any:
-        from lucid_deploy.export.quantize.float_parts import rounded_parts, stored_parts
+        from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
 
         if tensor.part == PACKED and quantization.method.name == STORED:
             weight = self._checkpoint.packed_weight(tensor.name)
@@ -184,10 +162,10 @@ class _TensorBytes:
             if quantization.format == "qdq":
                 whole.append(packed)
             else:
-                yield memoryview(packed.reshape(-1))
+                yield packed.reshape(-1).data
         if quantization.format == "qdq":
             width = quantization.tensors[tensor.name].shape[1]
-            yield memoryview(to_qdq(np.concatenate(whole), width, quantization.bits_of(tensor.name)))
+            yield to_qdq(np.concatenate(whole), width, quantization.bits_of(tensor.name)).data
         found = torch.cat([torch.as_tensor(factors) for factors in scales])
         self._scales = found.mT if quantization.format == "qdq" else found
 
@@ -228,12 +206,12 @@ class _TensorBytes:
         import torch
 
         if tensor.dtype == "float16":
-            self._check_finite(data, tensor, "the checkpoint")  # no other type would mend it
+            self._check_finite(data, tensor, "the checkpoint")  # another type would not help
         data = data.to(getattr(torch, tensor.dtype))
         self._check_finite(data, tensor, tensor.dtype)
         if tensor.transposed:
             data = data.mT
-        return memoryview(data.reshape(-1).contiguous().view(torch.uint8).numpy())
+        return data.reshape(-1).contiguous().view(torch.uint8).numpy().data
 
     def _check_finite(self, data: torch.Tensor, tensor: StoredTensor, dtype: str) -> None:
         if not data.isfinite().all():

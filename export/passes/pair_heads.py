@@ -1,21 +1,20 @@
-"""Give ``Attention`` one key/value head for each row of its batch, which every runtime reads alike."""
+"""Give ``Attention`` one key/value head per batch row, which all runtimes compute alike."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from lucid_deploy.export.passes.editing import NodeChain, integers
+
 
 def pair_heads(model: ir.Model) -> None:
-    """Bring key/value heads into the batch wherever query heads share them.
+    """Move key/value heads into the batch axis wherever several query heads share one, in place.
 
     Requires: ``Attention`` nodes of the main graph have inputs of four axes, numbers of heads that are known, a mask
     that has one head, and one output.
     Result: such a node gets queries ``(B·H, G, N, D)``, keys and values ``(B·H, 1, T, D)`` and a mask
     ``(B·H, 1, N, T)``, of H key/value heads and G query heads each; what reads it reads the same. Nodes whose heads
-    are not shared are not touched.
-
-    Args:
-        model: Changed in place.
+    are not shared do not change.
     """
     for node in list(model.graph):
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):
@@ -31,64 +30,30 @@ def pair_heads(model: ir.Model) -> None:
 
 
 def _pair(graph: ir.Graph, node: ir.Node, group: int, heads: int) -> None:
-    tape, output = _Before(graph, node), node.outputs[0]
+    output = node.outputs[0]
     query, key, value, mask = node.inputs
     assert query is not None and key is not None and value is not None and mask is not None
-    shape = tape.add("Shape", [query], ir.DataType.INT64)
-    tail = {"start": 2, "end": 4}
-    split = [(query, group), (key, 1), (value, 1)]
-    for place, (tensor, many) in enumerate(split):
-        assert tensor is not None and tensor.dtype is not None
-        sizes = tape.add(
-            "Concat",
-            [tape.numbers(-1, many), tape.add("Shape", [tensor], ir.DataType.INT64, tail)],
-            ir.DataType.INT64,
-            {"axis": 0},
-        )
-        node.replace_input_with(place, tape.add("Reshape", [tensor, sizes], tensor.dtype))
-    assert mask.dtype is not None
-    repeated = tape.add("Tile", [mask, tape.numbers(1, heads, 1, 1)], mask.dtype)
-    sizes = tape.add(
-        "Concat",
-        [tape.numbers(-1, 1), tape.add("Shape", [mask], ir.DataType.INT64, tail)],
-        ir.DataType.INT64,
-        {"axis": 0},
-    )
-    node.replace_input_with(3, tape.add("Reshape", [repeated, sizes], mask.dtype))
-    assert output.dtype is not None
-    back = ir.node("Reshape", [output, shape])
-    made, name = back.outputs[0], str(output.name)
-    made.dtype, made.shape = output.dtype, output.shape
+    chain, name = NodeChain(f"{node.name}_pairs"), f"{node.name}_pairs"
+    int64 = ir.DataType.INT64
+
+    def bring_into_batch(tensor: ir.Value, heads_left: int, place: int) -> None:
+        """Reshape ``(B, H · heads_left, N, D)`` to ``(B · H, heads_left, N, D)``."""
+        lead = integers(graph, f"{name}.lead_{heads_left}", -1, heads_left)
+        tail = chain.add("Shape", [tensor], f"tail_{place}", {"start": 2, "end": 4}, int64)
+        shape = chain.add("Concat", [lead, tail], f"shape_{place}", {"axis": 0}, int64)
+        node.replace_input_with(place, chain.add("Reshape", [tensor, shape], f"input_{place}", dtype=tensor.dtype))
+
+    shape = chain.add("Shape", [query], "query_shape", dtype=int64)
+    bring_into_batch(query, group, 0)
+    bring_into_batch(key, 1, 1)
+    bring_into_batch(value, 1, 2)
+    repeats = integers(graph, f"{name}.repeats", 1, heads, 1, 1)
+    bring_into_batch(chain.add("Tile", [mask, repeats], "mask", dtype=mask.dtype), 1, 3)
+    graph.insert_before(node, chain.nodes)
+    back = ir.node("Reshape", [output, shape], name=f"{node.name}_back")
+    made, output_name = back.outputs[0], str(output.name)
+    made.type, made.shape = output.type, output.shape
     ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
     back.replace_input_with(0, output)
-    output.name, output.shape, made.name, back.name = f"{name}_of_pairs", None, name, f"{node.name}_back"
+    output.name, output.shape, made.name = f"{output_name}_of_pairs", None, output_name
     graph.insert_after(node, back)
-
-
-class _Before:
-    """Adds nodes before another one."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self._graph, self._node, self._count = graph, node, 0
-
-    def _name(self) -> str:
-        self._count += 1
-        return f"{self._node.name}_pairs_{self._count}"
-
-    def add(
-        self, operator: str, inputs: list[ir.Value], dtype: ir.DataType, attributes: dict[str, int] | None = None
-    ) -> ir.Value:
-        """Add a node with one output and return that."""
-        made = ir.node(operator, inputs, attributes=attributes)
-        made.name = made.outputs[0].name = self._name()
-        made.outputs[0].dtype = dtype
-        self._graph.insert_before(self._node, made)
-        return made.outputs[0]
-
-    def numbers(self, *values: int) -> ir.Value:
-        """Add a constant."""
-        tensor = ir.tensor(list(values), dtype=ir.DataType.INT64, name=self._name())
-        kind = ir.TensorType(ir.DataType.INT64)
-        value = ir.Value(name=tensor.name, shape=ir.Shape([len(values)]), type=kind, const_value=tensor)
-        self._graph.register_initializer(value)
-        return value

@@ -5,33 +5,27 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization
-from lucid_deploy.export.passes.block_offsets import BlockOffsets
-from lucid_deploy.export.passes.float_weights import RoundedInputs, dequantized_floats
-from lucid_deploy.export.passes.weight_initializers import WeightInitializers
+from lucid_deploy.export.passes.editing import NodeChain, integers
+from lucid_deploy.export.passes.quantize_floats import InputRounding, dequantize_float_weight
 
 CONTRIB = "com.microsoft"
-_LEVEL = {"float": 0, "int8": 4}  # accuracy_level of MatMulNBits: 4 lets inputs be rounded to int8, block by block
+_ACCURACY_LEVEL = {"float": 0, "int8": 4}  # of MatMulNBits: 4 allows rounding the inputs to int8, block by block
 
 
 def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[str, str] | None = None) -> None:
-    """Replace weights by their quantized parts.
+    """Replace weights by their quantized parts, in place.
 
     Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
     ``[out, in]`` or by ``Gather(axis=0)``; a weight that ``Gather`` reads is in the format ``matmulnbits``.
-    Result: such a weight is gone. In its place are initializers without data, ``NAME.packed`` and ``NAME.scales``
-    (and ``NAME.zero_points`` or ``NAME.offsets`` if there are; ``NAME.packed_rows``, the same bytes in another shape,
-    for ``Gather``; of floating-point numbers ``NAME.whole_scale`` and ``NAME.input_scale`` if there are), read by
-    ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights are not
-    touched. Inputs of products are rounded where the record says so, see
-    :mod:`lucid_deploy.export.passes.float_weights`; offsets are read by
-    :mod:`lucid_deploy.export.passes.block_offsets`.
+    Result: such a weight is gone. In its place are initializers without data, one for each part of the record
+    (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
+    read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Inputs of
+    products are rounded where the record says so. Other weights do not change.
 
     Args:
-        model: The model, changed in place.
-        quantization: What is quantized, and how.
-        names: The graph's name of a weight where it is not the checkpoint's, by the latter: a tied embedding's.
+        names: The graph's name of a weight where it differs from the checkpoint's, by the latter: a tied embedding's.
     """
-    inputs, offsets = RoundedInputs(model.graph, quantization), BlockOffsets(model.graph)
+    rounding, offsets = InputRounding(model.graph, quantization), BlockOffsets(model.graph)
     for stored in quantization.tensors:
         graph_name = (names or {}).get(stored, stored)
         if graph_name not in model.graph.initializers:
@@ -43,12 +37,12 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
             node = use.node
             kind = (node.op_type, use.idx)
             if kind == ("Gather", 0) and quantization.format == "matmulnbits":
-                _gather(model.graph, node, parts)
+                _replace_gather(model.graph, node, parts)
             elif kind in (("MatMul", 1), ("Gemm", 1)) and quantization.format == "matmulnbits":
-                offsets.add(_product(model.graph, node, parts), parts)
+                offsets.add(_replace_product(model.graph, node, parts), parts)
             elif kind == ("MatMul", 1):
                 _dequantize(model.graph, node, parts)
-                inputs.round(node, parts)
+                rounding.apply(node, parts)
                 offsets.add(node, parts)
             else:
                 raise ValueError(f"{graph_name} is read by input {use.idx} of {node.op_type}, which is not quantized")
@@ -57,8 +51,77 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
         model.opset_imports[CONTRIB] = 1
 
 
-def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.Node:
-    """``MatMul(x, W)`` or ``Gemm(x, W, transB=1)``."""
+class WeightInitializers:
+    """The initializers of one quantized weight's parts, created without data when they are first asked for.
+
+    Attributes:
+        name: The weight's name in the checkpoint.
+        quantization: The record of all weights.
+        tensor: The record of this weight.
+        dtype: The type that the weight had in the graph.
+    """
+
+    def __init__(self, graph: ir.Graph, name: str, quantization: Quantization, dtype: ir.DataType) -> None:
+        self.name, self.quantization, self.tensor = name, quantization, quantization.tensors[name]
+        self._graph, self.dtype = graph, dtype
+
+    def get(self, part: str) -> ir.Value:
+        """Return the initializer of a part."""
+        name = self.name + part
+        if name not in self._graph.initializers:
+            kind = self.quantization.part_dtype(self.name, part, self.dtype.name.lower()).upper()
+            shape = ir.Shape(self.quantization.part_shape(self.name, part))
+            dtype = ir.DataType.FLOAT if kind == "FLOAT32" else ir.DataType[kind]
+            self._graph.initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+        return self._graph.initializers[name]
+
+
+class BlockOffsets:
+    """Add what the blocks' offsets contribute to the products of one graph.
+
+    With q · s + c in place of a weight, x Wᵀ is the product with q · s plus Σ_b (Σ_{i in b} x_i) c_b: the sums of the
+    input's blocks times the offsets, which reads one number where the weight has ``block_size``. Products that read
+    the same input share its blocks' sums.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
+
+    def add(self, product: ir.Node, parts: WeightInitializers) -> None:
+        """Make what reads a product ``x Wᵀ`` read the sum with the offsets' share, if the weight has offsets."""
+        if not parts.tensor.offsets:
+            return
+        x, plain = product.inputs[0], product.outputs[0]
+        assert x is not None
+        name, plain.name = plain.name, f"{parts.name}.without_offsets"
+        chain = NodeChain(parts.name)
+        share = chain.add("MatMul", [self._block_sums(x, parts), parts.get(OFFSETS)], "of_offsets", dtype=plain.dtype)
+        total = chain.add("Add", [plain, share], "with_offsets", dtype=plain.dtype)
+        total.shape = plain.shape
+        self._graph.insert_after(product, chain.nodes)
+        ir.convenience.replace_all_uses_with(plain, total, replace_graph_outputs=True)
+        chain.nodes[-1].replace_input_with(0, plain)
+        total.name = name
+
+    def _block_sums(self, x: ir.Value, parts: WeightInitializers) -> ir.Value:
+        """Return the sums of an input's blocks, ``(…, blocks)``."""
+        size = parts.tensor.block_size
+        if (x, size) not in self._sums:
+            assert x.shape is not None
+            axes = len(x.shape)
+            shape = integers(self._graph, f"blocks_of_{size}_on_axis_{axes}", *[0] * (axes - 1), -1, size)  # 0: as in x
+            chain = NodeChain(parts.name)
+            blocks = chain.add("Reshape", [x, shape], "blocks", dtype=x.dtype)  # (…, blocks, size)
+            last_axis = integers(self._graph, "blocks_last_axis", -1)
+            sums = chain.add("ReduceSum", [blocks, last_axis], "sums", {"keepdims": 0}, x.dtype)
+            chain.insert_behind(self._graph, x)
+            self._sums[x, size] = sums
+        return self._sums[x, size]
+
+
+def _replace_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.Node:
+    """Replace ``MatMul(x, W)`` or ``Gemm(x, W, transB=1)`` by ``MatMulNBits``."""
     assert len([value for value in node.inputs if value is not None]) == 2
     (rows, width), quantization = parts.tensor.shape, parts.quantization
     attributes = {
@@ -66,7 +129,7 @@ def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.No
         "N": rows,
         "bits": quantization.bits_of(parts.name),
         "block_size": parts.tensor.block_size,
-        "accuracy_level": _LEVEL[quantization.activations],
+        "accuracy_level": _ACCURACY_LEVEL[quantization.activations],
     }
     read = [part for part in quantization.parts(parts.name) if part != OFFSETS]
     inputs = [node.inputs[0], *(parts.get(part) for part in read)]
@@ -75,8 +138,8 @@ def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.No
     return product
 
 
-def _gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """``Gather(W, ids)``; a last block that is longer than the rest of the row gives columns that are cut off."""
+def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
+    """Replace ``Gather(W, ids)``; where the last block is longer than the rest of the row, cut off its columns."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
     attributes = {
         "bits": parts.quantization.bits_of(parts.name),
@@ -89,36 +152,32 @@ def _gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
     if width % size == 0:
         _replace(graph, node, gather)
         return
-    bounds = []
-    for suffix, number in (("start", 0), ("end", width), ("axis", -1)):
-        name = f"{parts.name}.slice_{suffix}"
-        tensor = ir.tensor([number], dtype=ir.DataType.INT64, name=name)
-        value = ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
-        graph.register_initializer(value)
-        bounds.append(value)
-    gather.outputs[0].name, gather.outputs[0].dtype = f"{node.outputs[0].name}_whole_blocks", node.outputs[0].dtype
+    bounds = [
+        integers(graph, f"{parts.name}.slice_{suffix}", number)
+        for suffix, number in (("start", 0), ("end", width), ("axis", -1))
+    ]
+    gather.outputs[0].name, gather.outputs[0].type = f"{node.outputs[0].name}_whole_blocks", node.outputs[0].type
     graph.insert_before(node, gather)
     _replace(graph, node, ir.node("Slice", [gather.outputs[0], *bounds]))
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """``MatMul(x, W)``: the same product, of what ``DequantizeLinear`` makes of the parts."""
+    """Make ``MatMul(x, W)`` read what ``DequantizeLinear`` makes of the parts."""
     weight = node.inputs[1]
     assert weight is not None
     if parts.quantization.is_float:
-        node.replace_input_with(1, dequantized_floats(graph, node, weight, parts))
+        node.replace_input_with(1, dequantize_float_weight(graph, node, weight, parts))
         return
-    attributes = {"axis": 0, "block_size": parts.tensor.block_size}
-    made = ir.node("DequantizeLinear", [parts.get(PACKED), parts.get(SCALES)], attributes=attributes)
-    made.name = f"{parts.name}.dequantize"
-    value = made.outputs[0]
-    value.name, value.shape, value.type = f"{parts.name}.dequantized", weight.shape, weight.type
-    graph.insert_before(node, made)
-    node.replace_input_with(1, value)
+    chain, attributes = NodeChain(parts.name), {"axis": 0, "block_size": parts.tensor.block_size}
+    inputs = [parts.get(PACKED), parts.get(SCALES)]
+    dequantized = chain.add("DequantizeLinear", inputs, "dequantized", attributes, weight.dtype)
+    dequantized.shape = weight.shape
+    graph.insert_before(node, chain.nodes)
+    node.replace_input_with(1, dequantized)
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put a node in another's place; its output takes the other's name, shape and type."""
+    """Put a node in place of another; its output takes the other's name, shape and type."""
     before, after = old.outputs[0], new.outputs[0]
     new.name, name = old.name, before.name
     after.shape, after.type = before.shape, before.type

@@ -1,12 +1,57 @@
-"""Make the whole model's graph of a shorter one's, see :mod:`lucid_deploy.export.excerpt`."""
+"""Trace equal layers once: choose an excerpt of the model, and build the whole model's graph from the excerpt's."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A shorter model whose graph contains every kind of layer that the whole model repeats.
+
+    Layers are equal when their descriptions and their rotary embeddings are. The first layer of each kind also computes
+    what all layers share (masks, cosines), so a second one serves as the pattern for the others. One more layer stands
+    before the patterns, so that a pattern reads nothing but the residual stream from the layer before it.
+    """
+
+    config: LucidConfig  # the shorter model
+    origins: tuple[int, ...]  # for each of its layers, the layer of the whole model that it is
+    sources: tuple[int, ...]  # for each layer of the whole model, the layer of the shorter one that it equals
+
+
+def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerpt | None:
+    """Choose the excerpt of a model; None if it would not be shorter than the model."""
+    kinds: dict[str, list[int]] = {}
+    for index, layer in enumerate(layers):
+        kinds.setdefault(f"{json.dumps(layer.to_dict())} {config.rope(index)}", []).append(index)
+    repeated = [members for members in kinds.values() if len(members) > 1]
+    origins = [members[0] for members in kinds.values()]
+    first = {index: place for place, index in enumerate(origins)}
+    patterns: dict[int, int] = {}  # by the first layer of a kind
+    for members in (*repeated[:1], *repeated):
+        patterns[members[0]] = len(origins)
+        origins.append(members[1])
+    if len(origins) >= len(layers):
+        return None
+    kind_of = {index: members[0] for members in kinds.values() for index in members}
+    shorter = dataclasses.replace(
+        config,
+        num_hidden_layers=len(origins),
+        layer_kinds=tuple(config.kinds[index] for index in origins),
+        rope_layers=tuple(config.rope_layers[index] for index in origins) if config.rope_layers else (),
+    )
+    sources = tuple(first.get(index, patterns.get(kind_of[index], -1)) for index in range(len(layers)))
+    return Excerpt(shorter, tuple(origins), sources)
+
 
 _LAYER = re.compile(r"(past_key_values\.|present\.|model\.layers\.)(\d+)(\..*)")
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -14,7 +59,7 @@ Layers = Mapping[ir.Node, int | None]
 
 
 class NotRepeatable(Exception):
-    """The traced layers are not joined by one value each, or hold graphs themselves."""
+    """Traced layers exchange more than one value, or contain subgraphs."""
 
 
 def repeat_layers(
@@ -25,15 +70,15 @@ def repeat_layers(
     inputs: Iterable[str],
     outputs: Iterable[str],
 ) -> tuple[ir.Model, dict[ir.Node, int | None]]:
-    """Return the whole model's graph, node for node what tracing all of it gives; and for each node its layer.
+    """Return the whole model's graph, the same node for node as if all of it were traced, and each node's layer.
 
-    Requires: ``model`` is the shorter one, with the contract's names and shapes; weights are initializers without data.
+    Requires: ``model`` is the excerpt's graph, with the contract's names and shapes; weights have no data.
+    Result: a new model; the given one does not change.
 
     Args:
-        model: The shorter model. It stays as it is.
-        layers: For each of its nodes the layer, None outside all.
-        origins: For each of its layers, the layer of the whole model that it is.
-        sources: For each layer of the whole model, the layer of the shorter one that it equals.
+        layers: The layer of each node in the excerpt; None outside all layers.
+        origins: As in ``Excerpt``.
+        sources: As in ``Excerpt``.
         inputs: Names of the whole model's inputs, in order.
         outputs: Names of its outputs, in order.
     """
@@ -61,23 +106,18 @@ def repeat_layers(
 
 
 def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
-    """Return for names of a shorter model's weights those of the whole model's.
-
-    Args:
-        names: The names; those outside layers stay.
-        sources: As for :func:`repeat_layers`.
-    """
+    """Return the names of the whole model's weights for those of the excerpt's."""
     return {
-        _renumbered(name, lambda _, index=index: index)
+        _renumbered(name, _always(index))
         for name in names
         for index, source in enumerate(sources)
-        if _renumbered(name, lambda _, source=source: source) == name
+        if _renumbered(name, _always(source)) == name
     }
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """A graph's nodes: before all layers, of each, behind them; and the residual stream behind each."""
+    """A graph's nodes before, in and behind the layers, and the residual stream after each layer."""
 
     before: list[ir.Node]
     layers: list[list[ir.Node]]
@@ -108,7 +148,7 @@ def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
 
 
 def _stream(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> ir.Value:
-    """Return the one value of a layer that only the next layer reads, or what stands behind the last one."""
+    """Return the one value of a layer that only the next layer reads (or, for the last, the nodes behind it)."""
     following = layer + 1 if layer + 1 < count else None
     users = {value: {layers[use.node] for use in value.uses()} - {layer} for node in nodes for value in node.outputs}
     found = [value for value, readers in users.items() if readers == {following}]
@@ -118,7 +158,7 @@ def _stream(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> ir.
 
 
 class _Whole:
-    """The graph that is being made: copies of nodes, and copies of the values from outside them as they are read."""
+    """The graph under construction: copies of nodes, and of inputs and weights when a node first reads them."""
 
     def __init__(self, graph: ir.Graph, origins: Sequence[int], sources: Sequence[int]) -> None:
         self.graph, self.origins, self.sources = graph, origins, sources
@@ -139,10 +179,9 @@ class _Whole:
         """Add a copy of a node.
 
         Args:
-            node: The node.
             layer: The layer it belongs to in the whole model.
             source: Its layer in the shorter model.
-            values: What to read for values of the shorter model. The copies of the node's own are entered.
+            values: The copies of the excerpt's values; those of the node's outputs are added.
         """
         values = self._values if values is None else values
 
@@ -205,13 +244,17 @@ class _Whole:
             elif not done:
                 done = True
                 for index, source in enumerate(self.sources):
-                    yield from (_renumbered(item, lambda _, index=index: index) for item in members[source])
+                    yield from (_renumbered(item, _always(index)) for item in members[source])
 
 
 def _renumbered(name: str, number: Callable[[int], int]) -> str:
     """Return the name of a layer's input, output or weight with the number of another layer."""
     match = _LAYER.fullmatch(name)
     return name if match is None else f"{match[1]}{number(int(match[2]))}{match[3]}"
+
+
+def _always(number: int) -> Callable[[int], int]:
+    return lambda _: number
 
 
 def _copied(value: ir.Value, name: str | None) -> ir.Value:

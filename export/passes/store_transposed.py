@@ -1,4 +1,4 @@
-"""Bring weights into the layout their product reads, so that no runtime transposes (and copies) them at load time.
+"""Store weights in the layout their product reads, so that no runtime transposes (and copies) them at load time.
 
 PyTorch stores a linear layer as ``[out, in]`` and the tracer writes ``MatMul(x, Transpose(W))``.
 """
@@ -7,21 +7,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from lucid_deploy.export.passes.editing import NodeChain, integers
+
 
 def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
-    """Remove ``Transpose`` nodes from weights.
+    """Remove ``Transpose`` nodes of weights, in place; return the names of the weights to be stored transposed.
 
     Requires: weights are graph inputs or initializers without data; ``Transpose`` of a weight, or of a ``Cast`` of it,
     is a plain 2-D one.
     Result: a weight that was only ever transposed has the shape ``[in, out]``. One that is also read as it is (a tied
     embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``. A ``Cast`` stays.
-
-    Args:
-        model: The model.
-        weights: Names of the weights.
-
-    Returns:
-        Names of the weights that must be stored transposed.
     """
     transposed = set()
     candidates = [value for value in (*model.graph.inputs, *model.graph.initializers.values()) if value.name in weights]
@@ -53,29 +48,16 @@ def _matmul_to_gemm(graph: ir.Graph, matmul: ir.Node, weight: ir.Value) -> None:
     assert matmul.op_type == "MatMul" and weight.shape is not None
     x, out = matmul.inputs[0], matmul.outputs[0]
     assert x is not None and out.name is not None
-    columns, width = weight.shape[0], weight.shape[1]
-    name = out.name
-
-    def constant(values: list[int], suffix: str) -> ir.Value:
-        value = ir.Value(
-            name=f"{name}_{suffix}",
-            shape=ir.Shape([len(values)]),
-            type=ir.TensorType(ir.DataType.INT64),
-            const_value=ir.tensor(values, dtype=ir.DataType.INT64, name=f"{name}_{suffix}"),
-        )
-        graph.register_initializer(value)
-        return value
-
-    rows = ir.node("Reshape", [x, constant([-1, int(width)], "rows_shape")], name=f"{name}_rows")
-    product = ir.node("Gemm", [rows.outputs[0], weight], attributes={"transB": 1}, name=f"{name}_gemm")
-    lead = ir.node("Shape", [x], attributes={"end": 2}, name=f"{name}_lead")
-    shape = ir.node("Concat", [lead.outputs[0], constant([int(columns)], "columns")], attributes={"axis": 0})
-    back = ir.node("Reshape", [product.outputs[0], shape.outputs[0]], name=f"{name}_back")
-    for node in (rows, product, lead, shape, back):
-        for value in node.outputs:
-            value.dtype = ir.DataType.INT64 if node in (lead, shape) else out.dtype
-    back.outputs[0].shape = out.shape
-    graph.insert_before(matmul, [rows, product, lead, shape, back])
-    ir.convenience.replace_all_uses_with(out, back.outputs[0], replace_graph_outputs=True)
+    (columns, width), name = weight.shape, out.name
+    assert isinstance(columns, int) and isinstance(width, int)
+    chain, int64 = NodeChain(name), ir.DataType.INT64
+    rows = chain.add("Reshape", [x, integers(graph, f"{name}.rows_shape", -1, width)], "rows", dtype=out.dtype)
+    product = chain.add("Gemm", [rows, weight], "gemm", {"transB": 1}, out.dtype)
+    lead = chain.add("Shape", [x], "lead", {"end": 2}, int64)
+    shape = chain.add("Concat", [lead, integers(graph, f"{name}.columns", columns)], "shape", {"axis": 0}, int64)
+    back = chain.add("Reshape", [product, shape], "back", dtype=out.dtype)
+    back.shape = out.shape
+    graph.insert_before(matmul, chain.nodes)
+    ir.convenience.replace_all_uses_with(out, back, replace_graph_outputs=True)
     graph.remove(matmul, safe=True)
-    back.outputs[0].name = name
+    back.name = name

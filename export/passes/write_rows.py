@@ -15,10 +15,6 @@ def write_rows(model: ir.Model, opset: int) -> None:
     The tracer emits a placeholder because its own version conversion rejects nodes that are newer than its opset.
     Result: no node of the placeholder is left; a model without one is not changed. With ``TensorScatter`` the model's
     opset is raised to the one that has it.
-
-    Args:
-        model: The model.
-        opset: Version of the standard operators that the graph may use.
     """
     for node in list(model.graph):
         if (node.domain, node.op_type) != (DOMAIN, SCATTER_ROW.name):

@@ -1,4 +1,4 @@
-"""Quantization of weights: what is quantized (``plan``), and how numbers are chosen, one file per method.
+"""Quantization of weights: ``plan`` chooses the weights; each method has a file, and ``method`` finds it by name.
 
-``registry`` lists the methods; installed packages add theirs under the entry point group ``lucid_deploy.quantization``.
+Installed packages add methods under the entry point group ``lucid_deploy.quantization``.
 """

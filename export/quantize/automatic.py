@@ -1,27 +1,178 @@
-"""Mixed precision by measured error: which kinds of weights have 8 bits, and GPTQ with what was chosen."""
+"""Mixed precision by measured error: choose which kinds of weights get 8 bits, then learn the numbers with GPTQ.
+
+A kind is a weight's place within its layer: ``q_proj``, ``k_proj``, …, or ``lm_head``. What counts is the error of the
+whole model's logits: an error of K enters L and is carried by the solve into all later Y, which no product's own error
+shows. The choice with the least sum of squared errors of single kinds is the start; then neighbours are measured.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.budget import BITS, Budget, Choice, predicted_best, refined
 from lucid_deploy.export.quantize.gptq import rule
 from lucid_deploy.export.quantize.learn import learn_weights, rounded_weight
 from lucid_deploy.export.quantize.method import LearnedWeights, LearningRule, QuantizationMethod
-from lucid_deploy.export.quantize.sensitivity import MEASURED, LogitErrors, by_kind, sensitivities
+from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
 
 if TYPE_CHECKING:
+    import torch
+
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+BITS = (4, 8)
+_MOST_KINDS = 20  # 2^20 choices are looked at in a second
+Choice = dict[str, int]  # bits by kind
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The size limit of a choice of bits."""
+
+    sizes: dict[str, tuple[float, ...]]  # bytes of each kind with each of BITS, scales included
+    weights: int  # how many weights all kinds have together
+    target: float  # bits a weight at most, on average
+
+    def bits(self, choice: Choice) -> float:
+        """Return the mean bits of a weight for a choice."""
+        return 8 * sum(self.sizes[kind][BITS.index(bits)] for kind, bits in choice.items()) / self.weights
+
+    def check(self) -> None:
+        """Raise LucidError if no choice fits, or there are too many kinds."""
+        if len(self.sizes) > _MOST_KINDS:
+            raise LucidError(
+                f"--method auto is for models of up to {_MOST_KINDS} kinds of weights; this one has {len(self.sizes)}."
+            )
+        least, most = (self.bits(dict.fromkeys(self.sizes, bits)) for bits in BITS)
+        if least > self.target:
+            raise LucidError(
+                f"--target-bits {self.target:g} is impossible: with {BITS[0]} bits everywhere a weight takes "
+                f"{least:.4g}, scales included, and with {BITS[1]} bits {most:.4g}. Larger blocks (--block-size) and "
+                "--dtype float16 make scales smaller."
+            )
+
+
+def predicted_best(budget: Budget, errors: dict[str, tuple[float, ...]]) -> Choice:
+    """Return the choice within the budget with the least sum of squared errors, of all choices.
+
+    Args:
+        errors: Of the logits, when one kind alone is rounded, with each of :data:`BITS`.
+    """
+    kinds = list(budget.sizes)
+    choices = np.array(list(itertools.product(range(len(BITS)), repeat=len(kinds))))  # (choices, kinds)
+    places = np.arange(len(kinds))
+    sizes = np.array([budget.sizes[kind] for kind in kinds])[places, choices].sum(axis=1)
+    lost = (np.array([errors[kind] for kind in kinds])[places, choices] ** 2).sum(axis=1)
+    best = choices[np.where(8 * sizes / budget.weights <= budget.target, lost, np.inf).argmin()]
+    return {kind: BITS[place] for kind, place in zip(kinds, best, strict=True)}
+
+
+def refined(
+    budget: Budget, start: Choice, measure: Callable[[Choice], float], trials: int
+) -> tuple[Choice, float, int]:
+    """Improve a choice by measuring its neighbours: one kind with other bits, or the bits of two kinds swapped.
+
+    Squared errors do not quite add up: later layers compensate for earlier ones. So measure all neighbours, take the
+    best one, and repeat until none is better.
+
+    Args:
+        measure: Gives the error of a choice; is asked once for each.
+        trials: After how many measurements to stop.
+
+    Returns:
+        The choice, its error, and how many choices were measured.
+    """
+    known: dict[tuple[int, ...], float] = {}
+
+    def error(choice: Choice) -> float:
+        key = tuple(choice.values())
+        if key not in known:
+            known[key] = measure(choice) if len(known) < trials else float("inf")
+        return known[key]
+
+    best = start
+    while True:
+        error(best)
+        near = [choice for choice in _neighbours(best) if budget.bits(choice) <= budget.target]
+        better = min(near, key=error, default=best)
+        if not error(better) < error(best):
+            return best, error(best), sum(value < float("inf") for value in known.values())
+        best = better
+
+
+def _neighbours(choice: Choice) -> Iterator[Choice]:
+    other = {bits: BITS[1 - place] for place, bits in enumerate(BITS)}
+    for kind, bits in choice.items():
+        yield {**choice, kind: other[bits]}
+    for first, second in itertools.combinations(choice, 2):
+        if choice[first] != choice[second]:
+            yield {**choice, first: choice[second], second: choice[first]}
+
+
+MEASURED = 2048  # tokens at most, since their logits are compared
+
+
+def kind_of(name: str, tied: bool = False) -> str:
+    """Return a weight's kind; a tied embedding counts as the head."""
+    return "lm_head" if tied and name == EMBEDDING else short_name(name).rpartition(".")[2]
+
+
+def by_kind(names: Iterator[str] | list[str], tied: bool) -> dict[str, list[str]]:
+    """Group weights by their kinds."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(kind_of(name, tied), []).append(name)
+    return kinds
+
+
+class LogitErrors:
+    """Measure relative errors of a float32 model's logits when some of its weights are replaced.
+
+    Args:
+        checkpoint: The opened checkpoint; the whole model is held in float32.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, ids: Array) -> None:
+        import torch
+
+        from lucid_deploy.model.checkpoint import load_model
+
+        self._model: LucidForCausalLM = load_model(checkpoint)
+        self._ids = torch.from_numpy(ids)
+        self._exact = self._logits()
+
+    def of(self, weights: dict[str, torch.Tensor]) -> float:
+        """Return mean ‖difference‖ / ‖exact‖ over positions with these weights instead of the model's own."""
+        import torch
+
+        parameters = dict(self._model.named_parameters())
+        before = {name: parameters[name].data for name in weights}
+        try:
+            for name, weight in weights.items():
+                parameters[name].data = weight
+            found = self._logits()
+        finally:
+            for name, weight in before.items():
+                parameters[name].data = weight
+        norms = [torch.linalg.vector_norm(x, dim=-1) for x in (found - self._exact, self._exact)]
+        return float((norms[0] / norms[1]).double().mean())
+
+    def _logits(self) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            return torch.cat([self._model(row[None])[0] for row in self._ids])
+
 
 AUTO = "auto"
 TRIALS = 64  # choices that are measured at most
@@ -31,7 +182,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def with_bits(quantization: Quantization, kinds: dict[str, list[str]], choice: Choice) -> Quantization:
-    """Return the record with other bits, by kind."""
+    """Return the record with the bits of a choice."""
     tensors = dict(quantization.tensors)
     for kind, names in kinds.items():
         for name in names:
@@ -40,7 +191,7 @@ def with_bits(quantization: Quantization, kinds: dict[str, list[str]], choice: C
 
 
 def budget_of(quantization: Quantization, kinds: dict[str, list[str]], dtype: str, target: float) -> Budget:
-    """Return what every kind takes with each number of bits, scales being of type ``dtype``."""
+    """Return the sizes of every kind with each number of bits and scales of type ``dtype``."""
     plans = [with_bits(quantization, kinds, dict.fromkeys(kinds, bits)) for bits in BITS]
     sizes = {
         kind: tuple(float(sum(plan.stored_size(name, dtype) for name in names)) for plan in plans)
@@ -50,26 +201,17 @@ def budget_of(quantization: Quantization, kinds: dict[str, list[str]], dtype: st
 
 
 def widest_input(quantization: Quantization) -> int:
-    """Return how many inputs the widest quantized weight has; second moments of fewer tokens have no inverse."""
+    """Return the inputs of the widest quantized weight; second moments of fewer tokens are singular."""
     return max(tensor.shape[1] for tensor in quantization.tensors.values())
 
 
 def tokens_needed(row: int, widest: int) -> int:
-    """Return the tokens that choosing bits needs: rows to learn from, and one more to measure on.
-
-    Args:
-        row: Tokens of a row.
-        widest: See :func:`widest_input`.
-    """
+    """Return the tokens that choosing bits needs: whole rows to learn from, and one more to measure on."""
     return (-(-widest // row) + 1) * row
 
 
 def split_rows(rows: CalibrationRows, widest: int) -> tuple[Array, Array]:
-    """Part whole rows: what choices learn from, and what they are measured on. A shorter last row is left out.
-
-    Args:
-        rows: The calibration rows.
-        widest: See :func:`widest_input`.
+    """Split the whole rows into rows to learn from and rows to measure on; drop a shorter last row.
 
     Returns:
         int64 ``(B, N)`` each: rows to learn from, of :data:`SEARCH_TOKENS` or ``widest`` tokens where there are so
@@ -97,10 +239,10 @@ def learn_mixed(
     target: float,
     progress: Progress | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Choose bits by kind of weight, and the numbers; arguments and result as :func:`learn_weights`.
+    """Choose bits by kind of weight, then learn the numbers; arguments and result as in ``learn_weights``.
 
     Args:
-        target: Bits a quantized weight at most, on average, scales included.
+        target: The most bits that a quantized weight may take on average, scales included.
     """
     kinds = by_kind(list(quantization.tensors), checkpoint.tied)
     budget = budget_of(quantization, kinds, dtype, target)
@@ -122,7 +264,7 @@ def _search(
     dtype: str,
     progress: Progress | None,
 ) -> tuple[Choice, dict[str, Any]]:
-    """Choose bits; return them, and what the manifest says of the search."""
+    """Choose bits; return them, and the manifest's record of the search."""
     learned_from, measured = split_rows(rows, widest_input(quantization))
     few = replace(rows, rows=[learned_from])
     errors, steps = LogitErrors(checkpoint, measured), itertools.count()
@@ -156,9 +298,10 @@ def nearest_sensitivities(
     found = {}
     for bits in BITS:
         plan = with_bits(quantization, kinds, dict.fromkeys(kinds, bits))
-        found[bits] = sensitivities(
-            errors, kinds, lambda name, plan=plan: rounded_weight(checkpoint, plan, name, None, dtype)
-        )
+        found[bits] = {
+            kind: errors.of({name: rounded_weight(checkpoint, plan, name, None, dtype) for name in names})
+            for kind, names in kinds.items()
+        }
     return found
 
 

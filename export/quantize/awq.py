@@ -1,37 +1,127 @@
-"""AWQ: scale up the inputs that matter before rounding to nearest, so that less is lost of what they are multiplied by.
+"""AWQ: scale up the inputs that matter before rounding to nearest, so that their products lose less.
 
-Column i of a weight is multiplied by s_i = mean|x_i|^α, and its input divided by it; α is the one of twenty with which
-the products lose least over the text (Lin, Tang, Tang, Yang, Dang, Han, "AWQ", arXiv 2306.00978, section 3.2; constants
-are those of the authors' code, llm-awq). Where the division goes is :mod:`lucid_deploy.export.quantize.folding`'s
-business; it never goes into K, so that the solve sees the keys that it was trained with. Then the scale of every block
-is the one that loses least over the text: the authors' search for clipping, with the candidates that GPTQ has here.
+Column i of a weight is multiplied by s_i = mean|x_i|^α, and its input divided by it; α is the one of twenty values with
+which the products lose least over the text (Lin, Tang, Tang, Yang, Dang, Han, "AWQ", arXiv 2306.00978, section 3.2; the
+constants are those of the authors' code, llm-awq). Then each block gets the scale that loses least over the text: the
+authors' search for clipping, with the same candidates as GPTQ here.
 
-Two things differ from the authors' code. Losses are those of the products that read an input, each as a share of its
-own size, where they take the outputs of attention and of the MLP as a whole. And the scales of q and k are searched as
-well, which they leave as they are.
+The division goes into the norm before the layer or into the rows of another product (``find_folds``), never into K: the
+solve sees the keys that it was trained with. No kind of layer is treated specially: a place is right if the layer's
+outputs stay the same with scales there and in the weights that read them, which is tried in float64. So the input of q,
+k and v is divided in the norm before them, that of ``down`` in the rows of ``up``, and that of ``o`` in those of ``v``
+if every query head has a value head of its own. Where there is no such place, as behind a delta rule, the input stays.
+
+Two things differ from the authors' code. Losses are those of the products that read an input, each relative to its own
+size, where they take the outputs of attention and of the MLP as a whole. And the scales of q and k are searched too,
+which they leave as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.folded_scales import INPUTS, OUTPUTS
-from lucid_deploy.export.quantize.folding import Fold, find_folds, storable
-from lucid_deploy.export.quantize.inputs import InputMoments, ProductErrors, inputs_of
-from lucid_deploy.export.quantize.layer_by_layer import final_norm, run_layer
+from lucid_deploy.artifact.folded_scales import INPUTS, OUTPUTS, Scales, scaled
+from lucid_deploy.export.quantize.inputs import InputMoments, ProductErrors, final_norm, inputs_of, run_layer
 from lucid_deploy.export.quantize.learn import learn_weights
 from lucid_deploy.export.quantize.method import Choose, LayerInputs, LearningRule, QuantizationMethod, Streams, Target
 from lucid_deploy.export.quantize.plan import HEAD
 from lucid_deploy.export.quantize.scales import number_range, search_scales
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from torch import nn
 
     from lucid_deploy.model.checkpoint import Checkpoint
+
+_PROBE = 5  # tokens to try a place with
+_SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
+Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
+
+
+def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
+    """Return a view of the checkpoint whose weights have the scales folded in."""
+    changed = copy.copy(checkpoint)
+    changed.tensor = lambda name: scaled(checkpoint.tensor(name), name, scales)  # type: ignore[method-assign]
+    return changed
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A place for the scale of an input."""
+
+    giver: str  # name of the norm or linear layer that produces the input
+    readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
+
+    def apply(self, layer: nn.Module, scale: torch.Tensor) -> None:
+        """Divide the rows of ``giver`` by a scale ``(in,)``, and multiply the columns of ``readers`` by it."""
+        giver = layer.get_submodule(self.giver)
+        for parameter in giver.parameters(recurse=False):  # a weight, and a bias
+            parameter.data = parameter.data / scale.unflatten(0, (-1, *([1] * (parameter.dim() - 1))))
+        for name in self.readers:
+            weight = layer.get_parameter(f"{name}.weight")
+            weight.data = weight.data * scale  # not in place: it may be the file itself
+
+    def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return the scale for each name of a tensor that it changes."""
+        found = {f"{prefix}{name}.weight{INPUTS}": scale.numpy() for name in self.readers}
+        parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
+        return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}
+
+
+def find_folds(layer: nn.Module, run: Run, x: torch.Tensor, groups: Sequence[Sequence[str]]) -> list[Fold | None]:
+    """Find a place for the scale of each group's input; None if there is none.
+
+    Args:
+        run: Runs a copy of it in float64 over ``(B, N, C)``.
+        groups: Names of its linear parts that read the same tensor, in the order they run.
+    """
+    import torch
+
+    wide, given = copy.deepcopy(layer).double(), x[:1, :_PROBE].double()
+    before = run(wide, given)
+    norms = [
+        name
+        for name, part in layer.named_modules()
+        if not isinstance(part, torch.nn.Linear) and [p.dim() for p in part.parameters(recurse=False)] == [1]
+    ]
+    found: list[Fold | None] = []
+    earlier: list[str] = []
+    for group in groups:
+        width = layer.get_parameter(f"{group[0]}.weight").shape[1]
+        candidates = [
+            name for name in (*norms, *reversed(earlier)) if len(layer.get_parameter(f"{name}.weight")) == width
+        ]
+        folds = (Fold(name, tuple(group)) for name in candidates)
+        found.append(next((fold for fold in folds if _is_same(fold, wide, run, given, before)), None))
+        earlier += group
+    return found
+
+
+def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: torch.Tensor) -> bool:
+    import torch
+
+    kept = {name: value.detach().clone() for name, value in layer.state_dict().items()}
+    width = len(layer.get_parameter(f"{fold.giver}.weight"))
+    scale = torch.exp2(torch.linspace(-1, 1, width, dtype=torch.float64)[torch.arange(width) * 7 % width])
+    fold.apply(layer, scale)
+    after = run(layer, x)
+    layer.load_state_dict(kept)
+    return bool((after - before).abs().max() <= _SAME * before.abs().max())
+
+
+def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return the scale nearest to ``scale`` that divides a norm's weight exactly to numbers of its type."""
+    import torch
+
+    stored = (norm / scale).to(getattr(torch, dtype)).float()
+    return torch.where((stored != 0) & stored.isfinite(), norm / stored, torch.ones_like(scale))
+
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GRID = 20  # values of α: 0, 0.05, … 0.95; with 0 nothing is scaled
@@ -41,22 +131,14 @@ _DAMPING = 1e-4  # of the mean second moment: inputs that were always zero lose 
 
 @dataclass
 class InputSizes:
-    """What a layer's input is over a text: its second moments mean(x xᵀ), ``(in, in)``, and mean |x|, ``(in,)``."""
+    """An input's second moments mean(x xᵀ), ``(in, in)``, and mean |x|, ``(in,)``, over a text."""
 
     x_x: torch.Tensor
     magnitude: torch.Tensor
 
 
 def input_sizes(batches: Iterable[Sequence[torch.Tensor]], inputs: int) -> list[InputSizes]:
-    """Add up what several products read.
-
-    Args:
-        batches: For some rows after the other, each product's input ``(…, in)``.
-        inputs: How many products there are.
-
-    Returns:
-        Sizes of each product's input, float32; the sums are float64.
-    """
+    """Compute the sizes of several inputs, given batch by batch."""
     import torch
 
     zero = torch.zeros((), dtype=torch.float64)
@@ -69,12 +151,7 @@ def input_sizes(batches: Iterable[Sequence[torch.Tensor]], inputs: int) -> list[
 
 
 def input_scale(sizes: InputSizes, weights: list[tuple[torch.Tensor, Target]]) -> torch.Tensor:
-    """Return the scale s of an input, ``(in,)``, with which the products that read it lose least.
-
-    Args:
-        sizes: Of the input.
-        weights: Of those products, float32 ``(out, in)``.
-    """
+    """Return the scale s ``(in,)`` with which the products that read an input lose least."""
     import torch
 
     best, least = torch.ones_like(sizes.magnitude), torch.inf
@@ -98,13 +175,7 @@ def nearest_scales(weight: torch.Tensor, target: Target) -> torch.Tensor:
 
 
 def clipped_scales(weight: torch.Tensor, target: Target, x_x: torch.Tensor) -> torch.Tensor:
-    """Return scales that lose least of a block's share in the outputs, ``(out, blocks)``.
-
-    Args:
-        weight: ``(out, in)``.
-        target: How it is to be rounded.
-        x_x: mean(x xᵀ) of what it is multiplied by, ``(in, in)``.
-    """
+    """Return the scales ``(out, blocks)`` with which each block's share in the outputs loses least."""
     import torch
 
     size, missing = target.tensor.block_size, -len(x_x) % target.tensor.block_size
@@ -115,7 +186,7 @@ def clipped_scales(weight: torch.Tensor, target: Target, x_x: torch.Tensor) -> t
 
 
 def rounded(weight: torch.Tensor, scales: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the whole numbers nearest to a weight, int8 ``(out, in)``, and what they stand for."""
+    """Return the whole numbers nearest to a weight, int8 ``(out, in)``, and their values."""
     import torch
 
     spread = scales.repeat_interleave(target.tensor.block_size, dim=1)[:, : weight.shape[1]]
@@ -152,12 +223,12 @@ class AwqRule(LearningRule):
         scales: list[torch.Tensor] = []
         for fold, size in zip(used, sizes, strict=True):
             names = [f"{prefix}{name}.weight" for name in fold.readers]
-            weights = [layer.get_submodule(name).weight.data for name in fold.readers]
+            weights = [layer.get_parameter(f"{name}.weight").data for name in fold.readers]
             scale = input_scale(size, [(w, targets[name]) for w, name in zip(weights, names, strict=True)])
-            giver = layer.get_submodule(fold.giver).weight.data
+            giver = layer.get_parameter(f"{fold.giver}.weight").data
             scales.append(storable(scale, giver, targets[names[0]].dtype) if giver.dim() == 1 else scale)
         found: dict[str, Array] = {}
-        for fold, scale in zip(used, scales, strict=True):  # now that all were found on the layer as it was
+        for fold, scale in zip(used, scales, strict=True):  # only now: all were found on the unchanged layer
             fold.apply(layer, scale)
             found |= fold.scales(prefix, layer, scale)
         return found
@@ -184,8 +255,8 @@ class AwqRule(LearningRule):
 
 
 def _may_change(fold: Fold, part: LayerInputs) -> bool:
-    """Whether all weights that a scale changes are quantized, but a norm's: one that is kept stays as it is."""
-    is_norm = part.layer.get_submodule(fold.giver).weight.dim() == 1
+    """Whether all weights that a scale changes, except a norm's, are quantized: others must stay as they are."""
+    is_norm = part.layer.get_parameter(f"{fold.giver}.weight").dim() == 1
     changed = [*fold.readers] if is_norm else [fold.giver, *fold.readers]
     return all(f"{part.prefix}{name}.weight" in part.targets for name in changed)
 

@@ -1,17 +1,29 @@
-"""Round weights to E4M3 and NVFP4, with the scales that NVIDIA's ModelOpt gives them.
+"""Round weights to E4M3 and NVFP4 with the scales of NVIDIA's ModelOpt, or take over those of a checkpoint in fp8.
 
 ModelOpt's formulas: ``FP8QTensor`` and ``NVFP4QTensor`` in ``modelopt/torch/quantization/qtensor``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lucid_deploy.artifact.float_formats import E2M1, E2M1_MAX, E4M3_LEAST, E4M3_MAX, NVFP4_BLOCK, NVFP4_SPAN
+from lucid_deploy.artifact.quantization import (
+    INPUT_SCALE,
+    NVFP4_BLOCK,
+    PACKED,
+    SCALES,
+    STATIC_FP8,
+    WHOLE_SCALE,
+    Quantization,
+)
+from lucid_deploy.artifact.quantized_bytes import E2M1, E2M1_MAX, E4M3_LEAST, E4M3_MAX, NVFP4_SPAN, pack_nibbles, to_qdq
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.packed.weight import FloatWeight
 
 Codes = NDArray[np.uint8]
 _LEAST = 2.0**-126  # the smallest normal number of float32: a scale that nothing is divided by in vain
@@ -20,9 +32,6 @@ _MIDDLES = torch.from_numpy((E2M1[:7] + E2M1[1:8]) / 2)  # between neighbouring 
 
 def round_to_fp8(weight: torch.Tensor) -> tuple[Codes, NDArray[Any]]:
     """Round to E4M3 with one scale, the largest magnitude / 448.
-
-    Args:
-        weight: ``(out, in)``.
 
     Returns:
         Codes ``(out, in)``, and the scale, float32 without axes.
@@ -38,9 +47,6 @@ def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
 
     The scale of the whole is the largest magnitude / (6 · 448), and a block's its own largest magnitude / 6 in units of
     it, rounded to E4M3: at least 2⁻⁹, and 1 where all is zero.
-
-    Args:
-        weight: ``(out, in)``; blocks divide the rows.
 
     Returns:
         Codes ``(out, in)``, one in a byte; codes of the blocks' scales ``(out, blocks)``; and the scale of the whole,
@@ -64,3 +70,49 @@ def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
     above = torch.bucketize(magnitudes, _MIDDLES, right=True)
     nearest = torch.where(below % 2 == 0, below, above)
     return (nearest + 8 * (values < 0)).to(torch.uint8)
+
+
+Parts = dict[str, NDArray[np.uint8]]  # flat
+
+
+def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -> Parts:
+    """Round a weight as the record says; return the bytes of its parts, flat."""
+    from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
+
+    if quantization.scheme == "fp8":
+        codes, scale = round_to_fp8(weight)
+        return {PACKED: _stored(codes, quantization), SCALES: _bytes(scale)}
+    codes, scales, whole = round_to_nvfp4(weight)
+    return {PACKED: _stored(pack_nibbles(codes), quantization), SCALES: _bytes(scales.T), WHOLE_SCALE: _bytes(whole)}
+
+
+def stored_parts(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
+    """Take over a weight of a checkpoint in fp8; return the bytes of its parts, flat.
+
+    TensorRT takes positive scales only. Where a scale is zero, the weight is too: store zeros with the scale 1.
+    """
+    tensor = quantization.tensors[name]
+    scales, (rows, width) = weight.scales.float(), tensor.shape
+    codes = weight.codes.masked_fill(_spread(scales == 0, weight.block, rows, width), 0)
+    scales = scales.masked_fill(scales == 0, 1.0)
+    if tensor.granularity != "tensor":  # one for each block of a row, not one for a rectangle of rows and inputs
+        scales = _spread(scales, weight.block, rows, width)[:, :: tensor.block_size].mT
+    parts = {PACKED: _stored(codes.numpy(), quantization), SCALES: _bytes(scales.numpy())}
+    if quantization.activations == STATIC_FP8:
+        assert weight.input_scale is not None
+        parts[INPUT_SCALE] = _bytes(weight.input_scale.float().numpy())
+    return parts
+
+
+def _spread(values: torch.Tensor, block: tuple[int, int], rows: int, width: int) -> torch.Tensor:
+    """Repeat one value of each block for the block's elements: ``(rows, width)``."""
+    return values.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :width]
+
+
+def _stored(packed: NDArray[np.uint8], quantization: Quantization) -> NDArray[np.uint8]:
+    width = packed.shape[1] * 8 // quantization.bits
+    return to_qdq(packed, width, quantization.bits, is_float=True)
+
+
+def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""GPTQ: round a weight's columns one after the other, and let those that are left make up for each one's error.
+"""GPTQ: round a weight's columns one after the other, and let the remaining ones compensate for each error.
 
 A linear layer y = W x has, over inputs with second moments H = mean(x xᵀ), the mean squared error tr(E H Eᵀ) for an
 error E of its weight. Once a column is rounded, the best change of the columns that are left follows from the inverse
@@ -25,35 +25,25 @@ if TYPE_CHECKING:
 
     from lucid_deploy.export.quantize.options import QuantizeOptions
 
-_LAZY = 128  # columns after which all columns that are left are brought up to date: one large product
-_NEAR = 16  # columns after which the other columns of these 128 are: the innermost loop then touches 16 at most
+_LAZY = 128  # columns after which all remaining columns are updated: one large product
+_NEAR = 16  # columns after which the rest of these 128 are updated: the innermost loop touches at most 16
 _ELEMENTS = 1 << 23  # of a matrix rounded together
 
 
 @dataclass(frozen=True)
 class GptqSettings:
-    """Settings of GPTQ.
+    """Settings of GPTQ."""
 
-    Attributes:
-        damping: Share of the mean of H's diagonal that is added to it.
-        activation_order: Whether columns are rounded in the order of their inputs' second moments.
-    """
-
-    damping: float = 0.01
-    activation_order: bool = True
+    damping: float = 0.01  # share of the mean of H's diagonal that is added to it
+    activation_order: bool = True  # whether columns are rounded in the order of their inputs' second moments
 
 
 @dataclass(frozen=True)
 class ColumnOrder:
-    """In which order columns are rounded, and how their errors spread.
+    """The order in which columns are rounded, and how their errors spread."""
 
-    Attributes:
-        columns: Int64 ``(in,)``: the first is rounded first.
-        factor: Upper Cholesky factor U of the inverse of the damped H in that order, float64 ``(in, in)``.
-    """
-
-    columns: torch.Tensor
-    factor: torch.Tensor
+    columns: torch.Tensor  # int64 (in,): the first is rounded first
+    factor: torch.Tensor  # upper Cholesky factor U of the inverse of the damped H in that order, float64 (in, in)
 
     def divided(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ``rows``, ``(out, in)``, times the inverse of the damped H, which is Uᵀ U in this order; float64."""
@@ -68,7 +58,6 @@ def column_order(hessian: torch.Tensor, damping: float, by_size: bool) -> Column
     """Factor the second moments of a layer's inputs.
 
     Args:
-        hessian: Float64 ``(in, in)``, symmetric.
         damping: Share of the mean of its diagonal that is added to the diagonal.
         by_size: Round the inputs of largest second moment first ("activation order"); otherwise as they stand.
     """
@@ -99,11 +88,6 @@ def round_columns(
     Args:
         weight: Float32 or float64 ``(out, in)``; computed in this type.
         scales: Of every element, ``(out, in)``, same type.
-        order: From :func:`column_order`.
-        limits: Least and greatest whole number.
-
-    Returns:
-        The whole numbers, int8 ``(out, in)``.
     """
     import torch
 
@@ -112,8 +96,8 @@ def round_columns(
     numbers = torch.empty(weight.shape, dtype=torch.int8)
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        ordered = (part[rows].mT[order.columns] for part in (weight, scales))  # (in, rows): a column is contiguous
-        numbers[rows, order.columns] = _round_ordered(*ordered, factor, limits).mT
+        values, steps = weight[rows].mT[order.columns], scales[rows].mT[order.columns]  # (in, rows), contiguous columns
+        numbers[rows, order.columns] = _round_ordered(values, steps, factor, limits).mT
     return numbers
 
 
@@ -122,8 +106,8 @@ def _round_ordered(
 ) -> torch.Tensor:
     """Round columns that are in order, ``(in, rows)``; ``weight`` is overwritten.
 
-    Each column's error changes the columns after it. The next few hear of it at once, the others later and of several
-    errors together, as products of matrices.
+    Each column's error changes the columns after it. The next few are updated at once, the others later with
+    several errors together, as products of matrices.
     """
     import torch
 
@@ -145,7 +129,7 @@ def _round_ordered(
 
 
 def _spread(left: torch.Tensor, factor: torch.Tensor, errors: torch.Tensor) -> None:
-    """Change the columns that are left by the errors of some before them."""
+    """Update the remaining columns by the errors of some before them."""
     if len(left):
         left.addmm_(factor.mT, errors, alpha=-1)
 
@@ -153,8 +137,8 @@ def _spread(left: torch.Tensor, factor: torch.Tensor, errors: torch.Tensor) -> N
 class GptqRule(LearningRule):
     """Round each weight column by column.
 
-    What is rounded is not the weight, but the one whose outputs on the rounded model's inputs are nearest to the exact
-    outputs.
+    What is rounded is not the weight itself, but the weight whose outputs on the rounded model's inputs are nearest to
+    the exact outputs.
     """
 
     name = "gptq"

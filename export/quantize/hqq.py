@@ -22,7 +22,7 @@ import numpy as np
 from lucid_deploy.artifact.quantization import QuantizedTensor
 from lucid_deploy.export.quantize.method import QuantizationMethod, Rounded
 from lucid_deploy.export.quantize.nearest import METHOD as NEAREST
-from lucid_deploy.export.quantize.pack import pack_numbers
+from lucid_deploy.export.quantize.nearest import pack_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +37,6 @@ def hqq_matrix(
     weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str = "float32"
 ) -> tuple[Array, torch.Tensor, torch.Tensor]:
     """Quantize a matrix ``(out, in)``.
-
-    Args:
-        weight: Any floating type.
-        tensor: Its shape and blocks, which divide the rows.
-        bits: 4 or 8.
-        dtype: Type that scales and offsets are stored in.
 
     Returns:
         Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` of

@@ -1,7 +1,8 @@
-"""What a layer's products are given, over the calibration rows, and what they would be given had nothing been rounded.
+"""Run a checkpoint layer by layer in float32, and measure the inputs of its linear layers over the calibration rows.
 
-Only moments are kept, ``(in, in)`` each, so memory does not grow with the text. Products that read the same input, such
-as those of queries, keys and values, share them.
+Inputs are compared with those of the exact model, in which nothing is rounded. Only moments are kept, ``(in, in)``
+each, so memory does not grow with the text. Linear layers that read the same input, such as those of queries, keys and
+values, share them.
 """
 
 from __future__ import annotations
@@ -10,30 +11,82 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from lucid_deploy.export.quantize.gptq import ColumnOrder
+    from lucid_deploy.model.block import Layer
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.config import LucidConfig
+    from lucid_deploy.model.mixer import LayerCache
 
-_PROBE = 4  # tokens with which the order of the products is found
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def embedded(checkpoint: Checkpoint, prompts: Sequence[Array], table: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Embed prompts: float32 ``(B, N, C)`` for each int64 ``(B, N)``.
+
+    Args:
+        table: An embedding ``(vocab, C)`` in place of the checkpoint's.
+    """
+    import torch
+
+    if table is None:
+        table = checkpoint.tensor("model.embed_tokens.weight")
+    multiplier = checkpoint.config.embedding_multiplier
+    return [table[torch.from_numpy(ids)].float() * multiplier for ids in prompts]
+
+
+def load_layer(checkpoint: Checkpoint, index: int) -> Layer:
+    """Read one layer of a checkpoint, in float32."""
+    import torch
+
+    from lucid_deploy.model.block import make_layer
+
+    with torch.device("meta"):
+        layer = make_layer(checkpoint.config, index, "blocked")
+    prefix = f"model.layers.{index}."
+    state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
+    layer.load_state_dict(state, assign=True)
+    return layer.eval()
+
+
+def run_layer(layer: Layer, config: LucidConfig, index: int, x: torch.Tensor) -> tuple[torch.Tensor, LayerCache]:
+    """Run one layer over whole sequences ``(B, N, C)``; return its output, of the same shape, and its cache."""
+    import torch
+
+    from lucid_deploy.model.mixer import layer_steps
+
+    batch, n, _ = x.shape
+    positions = torch.arange(n).expand(batch, n)
+    step = layer_steps(config, positions, torch.float32)[index]
+    found: tuple[torch.Tensor, LayerCache] = layer(x, step, layer.mixer.empty_cache(batch, x))
+    return found
+
+
+def final_norm(checkpoint: Checkpoint, x: torch.Tensor) -> torch.Tensor:
+    """Apply the norm before the head to the last layer's output; float32, same shape."""
+    import torch.nn.functional as F
+
+    weight = checkpoint.tensor("model.norm.weight").float()
+    return F.rms_norm(x, x.shape[-1:], weight, checkpoint.config.rms_norm_eps)
+
+
+_PROBE = 4  # tokens to find the order of the linear layers with
 _STRIPE = 1024  # rows of a symmetric matrix that are computed together
 Run = Callable[["torch.Tensor"], Any]
 
 
 @dataclass
 class InputMoments:
-    """Means over tokens of an input x, and of d = x − y, where y is the same input in the exact model.
+    """Means over tokens of an input x, and of d = x − y, where y is the same input in the exact model."""
 
-    Attributes:
-        x_x: mean(x xᵀ), float64 ``(in, in)``.
-        x_d: mean(x dᵀ).
-        d_d: mean(d dᵀ).
-    """
-
-    x_x: torch.Tensor
-    x_d: torch.Tensor
-    d_d: torch.Tensor
+    x_x: torch.Tensor  # mean(x xᵀ), float64 (in, in)
+    x_d: torch.Tensor  # mean(x dᵀ)
+    d_d: torch.Tensor  # mean(d dᵀ)
 
     def to(self, dtype: torch.dtype) -> InputMoments:
         """Return them in another type."""
@@ -41,11 +94,10 @@ class InputMoments:
 
 
 class ProductErrors:
-    """What a linear layer's outputs lose over the calibration rows when its weight W is replaced by another.
+    """Errors of a linear layer's outputs over the calibration rows when its weight W is replaced.
 
     Args:
-        moments: Of its inputs, in the type of ``weight``. Every term below is small by itself, so float32 will do.
-        weight: W, ``(out, in)``.
+        moments: Of its inputs, in the type of ``weight``; float32 is enough, since every term below is small.
     """
 
     def __init__(self, moments: InputMoments, weight: torch.Tensor) -> None:
@@ -54,19 +106,11 @@ class ProductErrors:
         self._whole, self._inherited = (_trace(weight @ moment, weight) for moment in (moments.x_x, moments.d_d))
 
     def target(self, order: ColumnOrder) -> torch.Tensor:
-        """Return the weight W' whose outputs W' x are nearest to the exact ones W y: W − W mean(d xᵀ) H⁻¹.
-
-        Args:
-            order: Of the damped H = mean(x xᵀ), see :func:`~lucid_deploy.export.quantize.gptq.column_order`.
-        """
+        """Return the weight W' whose outputs W' x are nearest to the exact ones W y: W − W mean(d xᵀ) H⁻¹."""
         return self._weight - order.divided(self._cross).to(self._weight.dtype)
 
     def of(self, rounded: torch.Tensor) -> float:
-        """Return the relative error of Ŵ x against W y, sqrt(mean‖Ŵ x − W y‖² / mean‖W x‖²).
-
-        Args:
-            rounded: Ŵ, ``(out, in)``.
-        """
+        """Return the relative error of Ŵ x against W y, sqrt(mean‖Ŵ x − W y‖² / mean‖W x‖²)."""
         error = rounded - self._weight  # Ŵ x − W y = (Ŵ − W) x + W d
         lost = _trace((error @ self._moments.x_x).add_(self._cross, alpha=2), error) + self._inherited
         return float((max(lost, 0.0) / self._whole) ** 0.5) if self._whole > 0 else 0.0
@@ -80,13 +124,7 @@ def _trace(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]]:
-    """Return the names of a layer's linear parts, in the order they run, those that read the same tensor together.
-
-    Args:
-        layer: The layer.
-        run: Runs it over ``(B, N, C)``.
-        x: An input of it.
-    """
+    """Return the names of a layer's linear layers in the order they run, grouped by the tensor that they read."""
     import torch
 
     seen: list[tuple[str, torch.Tensor]] = []
@@ -111,7 +149,7 @@ def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]
 
 
 def input_of(module: nn.Module, run: Run, x: torch.Tensor) -> torch.Tensor:
-    """Return what a linear part is given when what holds it runs over ``(B, N, C)``; the rest does not run."""
+    """Return the input of a linear layer when its layer runs over ``(B, N, C)``; stop the run there."""
     found: list[torch.Tensor] = []
 
     def look(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -129,7 +167,7 @@ def input_of(module: nn.Module, run: Run, x: torch.Tensor) -> torch.Tensor:
 
 
 def inputs_of(modules: Sequence[nn.Module], run: Run, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return what linear parts are given when what holds them runs over ``(B, N, C)``, and what it returns."""
+    """Return the inputs of linear layers when their layer runs over ``(B, N, C)``, and its output."""
     found: dict[nn.Module, torch.Tensor] = {}
 
     def look(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -145,7 +183,7 @@ def inputs_of(modules: Sequence[nn.Module], run: Run, x: torch.Tensor) -> tuple[
 
 
 def input_moments(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> InputMoments:
-    """Add up the moments of inputs ``(…, in)`` and of the exact model's, pair by pair."""
+    """Compute the moments of pairs of inputs ``(…, in)``: the rounded model's and the exact model's."""
     import torch
 
     found: InputMoments | None = None
@@ -169,10 +207,10 @@ def input_moments(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> InputMo
 
 
 def _add_symmetric(total: torch.Tensor, x: torch.Tensor) -> None:
-    """Add xᵀ x to what is on and below the diagonal; above it stands something else."""
+    """Add xᵀ x on and below the diagonal; what is above it is meaningless until the end."""
     for start in range(0, len(total), _STRIPE):
         total[start : start + _STRIPE, : start + _STRIPE] += x[:, start : start + _STRIPE].mT @ x[:, : start + _STRIPE]
 
 
 class _Seen(Exception):
-    """Leaves a layer whose later parts are not needed."""
+    """Stop a layer whose remaining parts are not needed."""

@@ -1,4 +1,4 @@
-"""Numbers with zero points by onnxruntime's k-quant: scale and least value of a block fitted by weighted least squares.
+"""k-quant by onnxruntime: numbers with zero points, fitted to each block's range by weighted least squares.
 
 The algorithm is llama.cpp's, the code onnxruntime's. Its zero points are whole and cannot lie outside the numbers, so a
 block without zero between its least and greatest element comes out far off, and so does one of equal elements. Where
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization import QuantizedTensor
+from lucid_deploy.artifact.quantized_bytes import pack_nibbles, unpack_nibbles
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import QuantizationMethod, Rounded
 from lucid_deploy.export.quantize.nearest import METHOD as NEAREST
@@ -34,12 +35,6 @@ def k_quant_matrix(
 ) -> tuple[Array, Array, Array]:
     """Quantize a matrix ``(out, in)``.
 
-    Args:
-        weight: Any floating type.
-        tensor: Its shape and blocks.
-        bits: 4 or 8.
-        dtype: Type that scales are stored in.
-
     Returns:
         Packed bytes ``(out, blocks, block_size · bits / 8)``, scales of values that ``dtype`` has, float32
         ``(out, blocks)``, and packed zero points ``(out, ⌈blocks · bits / 8⌉)``, as ``MatMulNBits`` reads them.
@@ -47,7 +42,9 @@ def k_quant_matrix(
     step = max(_ELEMENTS // weight.shape[1], 1)
     parts = [_rows(rows, tensor, bits, dtype) for rows in weight.split(step)]
     codes, scales, zeros = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _packed(codes, bits).reshape(len(codes), tensor.blocks, -1), scales, _packed(zeros, bits)
+    if bits == 4:
+        codes, zeros = pack_nibbles(codes), pack_nibbles(zeros)
+    return codes.reshape(len(codes), tensor.blocks, -1), scales, zeros
 
 
 def _rows(rows: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str) -> tuple[Array, Array, Array]:
@@ -75,8 +72,7 @@ def _nearest(rows: torch.Tensor, tensor: QuantizedTensor, bits: int) -> tuple[Ar
     """Return codes ``(n · blocks, block_size)``, scales and zero points ``(n · blocks, 1)`` of symmetric numbers."""
     one = QuantizedTensor((len(rows), rows.shape[1]), tensor.block_size)
     packed, scales = (np.concatenate(part) for part in zip(*quantize_matrix(rows, one, bits), strict=True))
-    halves = np.stack([packed & 15, packed >> 4], axis=-1) if bits == 4 else packed
-    codes = halves.reshape(-1, tensor.block_size).astype(np.float32)
+    codes = (unpack_nibbles(packed) if bits == 4 else packed).reshape(-1, tensor.block_size).astype(np.float32)
     return codes, scales.reshape(-1, 1), np.full((len(codes), 1), 1 << (bits - 1), dtype=np.float32)
 
 
@@ -92,15 +88,6 @@ def _stored(scales: Array, dtype: str) -> Array:
 
     found: Array = torch.from_numpy(scales).to(getattr(torch, dtype)).float().numpy()
     return found
-
-
-def _packed(codes: Array, bits: int) -> Array:
-    """Put two 4-bit numbers into a byte, the first one low; an odd last one has a zero beside it."""
-    if bits == 8:
-        return codes
-    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    packed: Array = even[:, ::2] | (even[:, 1::2] << 4)
-    return packed
 
 
 class KQuant(QuantizationMethod):

@@ -1,10 +1,10 @@
-"""Choose a checkpoint's whole numbers by data: layer by layer, each on what the rounded layers before it give.
+"""Learn a checkpoint's quantized numbers layer by layer, each layer on the outputs of the quantized layers before it.
 
-A layer shall give what it gives in the exact model, though its inputs are those of the rounded one. How numbers are
-chosen for that is the method's business, see :mod:`lucid_deploy.export.quantize.method`.
+A layer should give the outputs of the exact model although its inputs are those of the quantized one. The method
+(``lucid_deploy.export.quantize.method``) decides how to choose numbers for that.
 
-Memory holds one layer in float32, the residual stream of the calibration rows in both models, what the exact layer's
-products are given over these rows, the moments of one input, and the numbers found so far.
+Memory holds one layer in float32, the residual streams of the calibration rows in both models, the inputs of the exact
+layer's linear layers over these rows, the moments of one input, and the numbers learned so far.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     relative_distance,
 )
+from lucid_deploy.artifact.quantized_bytes import unpack_nibbles
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.inputs import (
     InputMoments,
     ProductErrors,
+    embedded,
+    final_norm,
     input_moments,
     input_of,
     inputs_of,
+    load_layer,
+    run_layer,
     shared_inputs,
 )
-from lucid_deploy.export.quantize.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize.method import Choose, LayerInputs, LearnedWeights, LearningRule, Streams, Target
-from lucid_deploy.export.quantize.nearest import quantize_matrix
-from lucid_deploy.export.quantize.pack import pack_numbers
+from lucid_deploy.export.quantize.nearest import pack_numbers, quantize_matrix
 from lucid_deploy.export.quantize.plan import EMBEDDING, HEAD, short_name
 
 if TYPE_CHECKING:
@@ -58,19 +61,7 @@ def learn_weights(
     dtype: str,
     progress: Progress | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Choose the numbers of every quantized weight, but an embedding's, whose rows are read as they are.
-
-    Args:
-        checkpoint: The opened checkpoint.
-        quantization: What is quantized.
-        rows: What to learn from.
-        method: How numbers are chosen.
-        dtype: Type that scales are stored in.
-        progress: Called with (what is being done, layers done, in all).
-
-    Returns:
-        The weights, and the record with its method.
-    """
+    """Learn the numbers of all quantized weights; an embedding is rounded to nearest, since its rows are only read."""
     import torch
 
     learner, layers = _Learner(checkpoint, quantization, method, dtype), checkpoint.config.num_hidden_layers
@@ -94,14 +85,14 @@ class _Learner:
         self._method, self._dtype = method, dtype
 
     def first_streams(self, rows: CalibrationRows) -> Streams:
-        """Return what the first layer is given, some rows together: with the embedding as it will be, and exactly."""
+        """Return the first layer's inputs, some rows together: with the quantized embedding, and with the exact one."""
         table = self._nearest(EMBEDDING) if EMBEDDING in self._quantization.tensors else None
         batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
         rounded, exact = (embedded(self._checkpoint, batches, each) for each in (table, None))
         return list(zip(rounded, exact, strict=True))
 
     def layer(self, index: int, streams: Streams) -> Streams:
-        """Round a layer; return what the rounded layer gives, and what the exact one gives."""
+        """Quantize a layer; return the outputs of the quantized layer and of the exact one."""
         config, prefix = self._checkpoint.config, f"model.layers.{index}."
         layer = load_layer(self._checkpoint, index)
 
@@ -135,7 +126,7 @@ class _Learner:
         return [(run(x), after) for (x, _), (_, after) in zip(streams, exact, strict=True)]
 
     def head(self, streams: Streams) -> None:
-        """Round the head, if it is a weight of its own; nothing comes after it."""
+        """Quantize the head, if it is a weight of its own."""
         if HEAD in self._quantization.tensors:
             source = self._checkpoint
             self.learned.folded |= self._method.fold_head(source, self._target(HEAD), streams)
@@ -144,7 +135,7 @@ class _Learner:
             self._round(HEAD, moments, choose)
 
     def _chooser(self, reader: str, moments: InputMoments) -> tuple[Choose, InputMoments]:
-        """Return what chooses numbers of products with an input, and its moments in float32."""
+        """Return the function that chooses numbers for an input's weights, and the input's moments in float32."""
         import torch
 
         scale = self.learned.folded.get(reader + INPUTS)
@@ -156,14 +147,14 @@ class _Learner:
         return Target(record.tensors[name], record.bits_of(name), self._dtype, record.has_positive_scales(name))
 
     def _unscaled(self, x: torch.Tensor, reader: str) -> torch.Tensor:
-        """Return what a product was given before its input was divided by a scale; ``(…, in)``."""
+        """Return an input ``(…, in)`` as it was before it was divided by a scale."""
         import torch
 
         scale = self.learned.folded.get(reader + INPUTS)
         return x if scale is None else x * torch.from_numpy(scale)
 
     def _round(self, name: str, moments: InputMoments, choose: Choose) -> torch.Tensor:
-        """Choose a weight's numbers; return the dequantized weight, float32 ``(out, in)``."""
+        """Learn a weight's numbers; return the dequantized weight, float32 ``(out, in)``."""
         target, folded = self._target(name), self.learned.folded
         weight = self._checkpoint.tensor(name).float()
         if not weight.isfinite().all():
@@ -180,21 +171,17 @@ class _Learner:
         return rounded
 
     def _nearest(self, name: str) -> torch.Tensor:
-        """Return a weight as rounding to nearest makes it, float32 ``(out, in)``."""
+        """Return a weight rounded to nearest, float32 ``(out, in)``."""
         return rounded_weight(self._checkpoint, self._quantization, name, None, self._dtype)
 
 
 def rounded_weight(
     checkpoint: Checkpoint, quantization: Quantization, name: str, parts: tuple[Array, Array] | None, dtype: str
 ) -> torch.Tensor:
-    """Return a weight as an artifact will have it, float32 ``(out, in)``.
+    """Return a weight as the artifact will store it, dequantized to float32 ``(out, in)``.
 
     Args:
-        checkpoint: Where it comes from.
-        quantization: How it is quantized.
-        name: The checkpoint's name of it.
         parts: Its packed numbers and scales; None: it is rounded to nearest.
-        dtype: Type that scales are stored in.
     """
     import torch
 
@@ -209,8 +196,8 @@ def rounded_weight(
 
 
 def _dequantized(packed: Array, scales: Array, tensor: QuantizedTensor, bits: int) -> Array:
-    halves = (packed & 15, packed >> 4) if bits == 4 else (packed,)
-    numbers = np.stack(halves, axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - (1 << (bits - 1))
+    codes = unpack_nibbles(packed) if bits == 4 else packed  # (rows, blocks, block_size)
+    numbers = codes.astype(np.float32) - (1 << (bits - 1))
     return (numbers * scales[..., None]).reshape(len(packed), -1)[:, : tensor.shape[1]]
 
 

@@ -1,4 +1,4 @@
-"""Round to the nearest whole numbers, with onnxruntime's quantizer, a slice of a tensor at a time."""
+"""Round to the nearest whole numbers with onnxruntime's quantizer, and pack whole numbers into bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
+from lucid_deploy.artifact.quantized_bytes import pack_nibbles
 from lucid_deploy.cache.storage import LEVELS
 from lucid_deploy.errors import missing_extra
 from lucid_deploy.export.quantize.method import QuantizationMethod, Rounded
@@ -16,6 +17,24 @@ from lucid_deploy.ort import import_onnxruntime
 
 if TYPE_CHECKING:
     import torch
+
+
+def pack_numbers(numbers: NDArray[np.int8], tensor: QuantizedTensor, bits: int) -> NDArray[np.uint8]:
+    """Pack a matrix of whole numbers.
+
+    Args:
+        numbers: Int8 ``(out, in)``.
+
+    Returns:
+        ``(out, blocks, block_size · bits / 8)``: each number with ``2^(bits-1)`` added, two of 4 bits in a byte, lower
+        half first; what a row lacks in its last block is zero.
+    """
+    offset: NDArray[Any] = (numbers.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    missing = tensor.blocks * tensor.block_size - numbers.shape[1]
+    whole = np.pad(offset, ((0, 0), (0, missing)), constant_values=1 << (bits - 1))
+    packed = whole if bits == 8 else pack_nibbles(whole)
+    return packed.reshape(len(numbers), tensor.blocks, -1)
+
 
 _SLICE = 1 << 22  # elements quantized at once
 
@@ -26,9 +45,6 @@ def quantize_matrix(
     """Quantize a matrix ``(out, in)``, some rows at a time.
 
     Args:
-        weight: Any floating type.
-        tensor: Its shape and blocks.
-        bits: 4 or 8.
         least_scale: Make every scale positive and at least this, for 8 bits; None: onnxruntime's scheme.
 
     Yields:
@@ -64,18 +80,17 @@ def nearest_kernel(scheme: str) -> Any:
 
 
 def kernel_tool() -> str:
-    """Return name and version of what makes the nearest numbers, for the manifest."""
+    """Return name and version of the quantizer, for the manifest."""
     return f"onnxruntime {import_onnxruntime().__version__}"
 
 
 def round_blocks(
     rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Round to 8 bits with positive scales, as the format ``qdq`` wants them.
+    """Round to 8 bits with positive scales, as the format ``qdq`` needs them.
 
     Args:
         rows: Float32 ``(n, in)`` of a weight.
-        tensor: Its shape and blocks.
         least_scale: Of a block of zeros.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How to quantize: the options of an export, and what is refused before any checkpoint is read."""
+"""The options of quantization, and the checks that need no checkpoint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lucid_deploy.artifact.quantization import (
     WHOLE_SCHEMES,
 )
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize.method import find_method
 from lucid_deploy.export.quantize.nearest import nearest_kernel
-from lucid_deploy.export.quantize.registry import find_method
 
 # By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
@@ -38,7 +38,7 @@ class QuantizeOptions:
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
             and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: How numbers are chosen, one of :func:`~lucid_deploy.export.quantize.registry.method_names`.
+        method: How numbers are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`.
         calibration_tokens: How many tokens of that text to learn from at most.
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
@@ -71,7 +71,7 @@ class QuantizeOptions:
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
-    """Check what needs no checkpoint."""
+    """Check options as far as possible without the checkpoint."""
     for name, value, known in (
         ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
@@ -109,7 +109,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
 
 
 def check_kernels(form: str, dtype: str) -> None:
-    """Check that onnxruntime multiplies in a type what a format holds."""
+    """Check that onnxruntime has kernels for a format in this type."""
     if dtype == "bfloat16" and form != "qdq":
         raise LucidError(
             "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "
@@ -118,7 +118,7 @@ def check_kernels(form: str, dtype: str) -> None:
 
 
 def _check_float(options: QuantizeOptions) -> None:
-    """Refuse what means nothing for floating-point numbers."""
+    """Refuse options that do not apply to floating-point numbers."""
     given = {
         "--quantize-format matmulnbits": options.format == "matmulnbits",
         "--block-size": options.block_size is not None,
@@ -136,7 +136,7 @@ def _check_float(options: QuantizeOptions) -> None:
 
 
 def _check_learning(options: QuantizeOptions) -> None:
-    """Refuse options that the method does not read."""
+    """Refuse options that the method ignores."""
     method = find_method(options.method)
     given = [name for name, kind in _learning_given(options).items() if kind not in method.options]
     if given:
@@ -145,7 +145,7 @@ def _check_learning(options: QuantizeOptions) -> None:
 
 
 def _learning_given(options: QuantizeOptions) -> dict[str, str]:
-    """Return the options given that only some methods read, with their names in ``QuantizationMethod.options``."""
+    """Return the given options that only some methods read, with their names in ``QuantizationMethod.options``."""
     given = {
         (_TOKENS, "tokens"): options.calibration_tokens != CALIBRATION_TOKENS,
         ("--gptq-damping", "damping"): options.gptq_damping != GPTQ_DAMPING,
@@ -156,7 +156,7 @@ def _learning_given(options: QuantizeOptions) -> dict[str, str]:
 
 
 def _check_stored(options: QuantizeOptions) -> None:
-    """Refuse options that would change numbers which are taken over."""
+    """Refuse options that would change the checkpoint's numbers."""
     default = QuantizeOptions(STORED)
     given = {
         "--method": options.method != default.method,
@@ -171,14 +171,14 @@ def _check_stored(options: QuantizeOptions) -> None:
 
 
 def format_of(options: QuantizeOptions) -> str:
-    """Return the format that is meant: ``auto`` is ``matmulnbits``, and ``qdq`` of floating-point numbers."""
+    """Resolve the format: ``auto`` is ``qdq`` for floating-point numbers, else ``matmulnbits``."""
     if options.format == "auto":
         return "qdq" if options.is_float else "matmulnbits"
     return options.format
 
 
 def activations_of(options: QuantizeOptions) -> str:
-    """Return what the inputs of products are rounded to: ``auto`` is ``int8``, and ``float`` beside floats."""
+    """Resolve the activations: ``auto`` is ``float`` for floating-point numbers, else ``int8``."""
     if options.activations == "auto":
         return "float" if options.is_float else "int8"
     return options.activations

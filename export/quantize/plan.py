@@ -1,4 +1,4 @@
-"""Which weights are quantized: the plan, by the options and the shapes of a checkpoint."""
+"""Choose which weights are quantized, from the options and the shapes of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import fnmatch
 import re
 from collections.abc import Iterator
 
-from lucid_deploy.artifact.float_formats import NVFP4_BLOCK
-from lucid_deploy.artifact.quantization import BLOCK_SIZES, NEAREST, SCHEMES, Method, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import (
+    BLOCK_SIZES,
+    NEAREST,
+    NVFP4_BLOCK,
+    SCHEMES,
+    Method,
+    Quantization,
+    QuantizedTensor,
+)
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize.method import find_method
 from lucid_deploy.export.quantize.options import DEFAULT_BLOCK, QuantizeOptions, activations_of, format_of
-from lucid_deploy.export.quantize.registry import find_method
 from lucid_deploy.version import __version__
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -21,8 +28,6 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
 
     Args:
         shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
-        tied: Whether the embedding is the head too.
-        options: How to quantize.
     """
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     form = format_of(options)
@@ -93,7 +98,7 @@ def _names(name: str, is_head: bool) -> Iterator[str]:
 
 
 def _dividing(name: str, width: int, block: int, needed: str) -> int:
-    """Return the largest block that divides a row, as ``needed`` wants it."""
+    """Return the largest block that divides a row; ``needed`` names what needs that."""
     for size in reversed(BLOCK_SIZES):
         if size <= block and width % size == 0:
             return size

@@ -1,4 +1,4 @@
-"""Choose a block's scale by the error that it leaves, not by its largest element alone."""
+"""Choose each block's scale by the error that it leaves, not by its largest element alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ _ELEMENTS = 1 << 17  # of a matrix looked at together: what the second level of 
 
 
 def number_range(bits: int, positive: bool) -> tuple[int, int]:
-    """Return the least and the greatest whole number of a scheme.
-
-    Args:
-        bits: 4 or 8.
-        positive: Whether scales must be positive; then the range is symmetric.
-    """
+    """Return the least and the greatest whole number of a scheme."""
     high = (1 << (bits - 1)) - 1
     return (-high if positive else -high - 1), high
 
@@ -39,8 +34,6 @@ def search_scales(
 
     Args:
         weight: Float32 or float64 ``(out, in)``.
-        tensor: Its shape and blocks.
-        bits: 4 or 8.
         dtype: Type that scales are stored in; the result is of the weight's type, rounded to it.
         positive: Whether scales must be positive. Otherwise both signs are tried: the range of whole numbers has one
             more on the negative side.

@@ -1,4 +1,4 @@
-"""Take over the numbers, scales and zero points of a checkpoint that another tool has quantized."""
+"""Take over the numbers, scales and zero points of a checkpoint that another tool quantized."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization import BLOCK_SIZES, FLOAT_SCHEMES, STORED, Method, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantized_bytes import pack_nibbles
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.options import QuantizeOptions, activations_of, check_kernels, format_of
 from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
@@ -24,7 +25,7 @@ _ADVICE = "Take the checkpoint that it was made from, and quantize that."
 
 
 def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> QuantizeOptions | None:
-    """Decide whether numbers are taken over: those of a quantized checkpoint are, and of no other."""
+    """Return the options with ``stored`` for a quantized checkpoint; refuse options that do not fit the checkpoint."""
     taken = options is not None and options.scheme == STORED
     if source.layout is None:
         if taken:
@@ -63,13 +64,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Plan an artifact that has a quantized checkpoint's numbers; every weight is looked at.
-
-    Args:
-        source: The checkpoint.
-        options: With the scheme ``stored``.
-        dtype: Of the artifact.
-    """
+    """Plan an artifact with a quantized checkpoint's numbers; check every weight."""
     layout, form = source.layout, format_of(options)
     assert layout is not None
     check_kernels(form, dtype)
@@ -98,7 +93,7 @@ def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | 
 
 
 def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWeight) -> str:
-    """Refuse what is taken over from no layout; return how messages call the weight."""
+    """Refuse what cannot be taken over from any layout; return the weight's name for messages."""
     where = f"{source.directory}: {short_name(name)}"
     if name == EMBEDDING:
         raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
@@ -166,13 +161,8 @@ def taken_over(weight: PackedWeight, tensor: QuantizedTensor) -> tuple[Array, to
     codes = np.pad(weight.codes.numpy(), ((0, 0), (0, missing)), constant_values=half)
     repeats = max(weight.group // tensor.block_size, 1) if weight.group % tensor.block_size == 0 else tensor.blocks
     scales = weight.scales.repeat_interleave(repeats, dim=1)[:, : tensor.blocks]
-    packed = _packed(codes, weight.bits).reshape(len(codes), tensor.blocks, -1)
+    packed = (pack_nibbles(codes) if weight.bits == 4 else codes).reshape(len(codes), tensor.blocks, -1)
     if not tensor.zero_points:
         return packed, scales, None
     zeros = weight.zeros.repeat_interleave(repeats, dim=1)[:, : tensor.blocks].numpy()
-    return packed, scales, _packed(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))), weight.bits, tensor.blocks)
-
-
-def _packed(codes: Array, bits: int, count: int | None = None) -> Array:
-    """Put two 4-bit numbers into a byte, the first one low; of 8 bits ``count`` columns are left as they are."""
-    return codes[:, ::2] | (codes[:, 1::2] << 4) if bits == 4 else codes[:, :count]
+    return packed, scales, pack_nibbles(zeros) if weight.bits == 4 else zeros

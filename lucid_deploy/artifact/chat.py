@@ -1,22 +1,77 @@
-"""Chat templates: the Jinja templates that lie beside a tokenizer, rendered in a sandbox as transformers does."""
+"""Chat templates: the Jinja templates beside a tokenizer, rendered in a sandbox as transformers does.
+
+``chat_template.jinja`` is the template called ``default``; ``additional_chat_templates/NAME.jinja`` are others. If
+there is any such file, ``chat_template`` of ``tokenizer_config.json`` is ignored: a text (``default``), or named texts.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.chat_templates import DEFAULT, WITH_TOOLS, TemplateText, read_chat_templates
-from lucid_deploy.artifact.tokenizer_settings import padding_token, read_settings
+from lucid_deploy.artifact.tokenizer_settings import CONFIG, padding_token, read_settings, read_tokenizer_file
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.json_fields import half_character
+from lucid_deploy.model.tokenizer_files import TEMPLATE, named_templates
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What transformers puts behind the message to be gone on with, to find its end again in the rendered text.
+DEFAULT, WITH_TOOLS = "default", "tool_use"
+
+
+@dataclass(frozen=True)
+class TemplateText:
+    """A template and the file it comes from (for messages)."""
+
+    text: str
+    origin: str
+
+
+def read_chat_templates(directory: Path) -> dict[str, TemplateText] | None:
+    """Return the templates of a checkpoint or an artifact by name; None if it has none."""
+    named = named_templates(directory)
+    if "file" in named:
+        raise LucidError(
+            f"{named['file']}: transformers takes a further chat template of the name file for the one called default. "
+            f"Rename it; the default one is {TEMPLATE}."
+        )
+    alone = directory / TEMPLATE
+    files = {**({DEFAULT: alone} if alone.is_file() else {}), **named}
+    if files:
+        return {name: TemplateText(_read(path), str(path)) for name, path in files.items()}
+    path = directory / CONFIG
+    given = read_tokenizer_file(path).get("chat_template")
+    return None if given is None else {name: TemplateText(text, str(path)) for name, text in _named(given, path)}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise LucidError(f"The chat template in {path} is no text in UTF-8: {error}.") from error
+
+
+def _named(given: Any, path: Path) -> list[tuple[str, str]]:
+    """Return the names and texts of ``chat_template``; the last one of a name counts."""
+    items: list[Any] = [(DEFAULT, given)] if not isinstance(given, list | dict) else []
+    if isinstance(given, dict):
+        items = list(given.items())
+    elif isinstance(given, list):
+        items = [(item.get("name"), item.get("template")) if isinstance(item, dict) else (None, None) for item in given]
+    if all(isinstance(name, str) and isinstance(text, str) for name, text in items):
+        return items
+    raise LucidError(
+        f"The chat template in {path} must be a text, a list of objects with the texts name and template, or an object "
+        "of texts by name."
+    )
+
+
+# transformers appends this mark to the message to continue, to find its end in the rendered text.
 _END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -27,11 +82,6 @@ class ChatTemplate:
         source: The template's text.
 
     A template is a program that came with the model: compile and render it only in a bounded process.
-
-    Args:
-        source: The template's text.
-        special_tokens: Such as ``{"bos_token": "<s>"}``.
-        origin: Where it comes from, for messages.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str], origin: str) -> None:
@@ -45,38 +95,36 @@ class ChatTemplate:
             raise LucidError(f"The chat template in {origin} is not valid: {error}.") from error
 
     def render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, go_on: bool = False
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, continue_last: bool = False
     ) -> str:
-        """Return the chat as text, with the opening of the model's answer.
+        """Render a chat as text that ends with the opening of the model's answer.
 
         Args:
-            messages: Of the chat.
-            tools: That may be called; None if there are none.
-            go_on: The last message is the beginning of the answer: the text ends where that ends.
+            continue_last: The last message is the beginning of the answer: end the text where it ends.
         """
         import jinja2
 
-        # Not errors of ours.
+        # what a template's own code may raise
         faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
-        shown = self._marked(messages) if go_on else messages
+        marked = self._marked(messages) if continue_last else messages
         try:
             text = self._template.render(
-                messages=shown,
+                messages=marked,
                 tools=tools,
                 documents=None,  # defined, as in transformers: templates ask "is none"
-                add_generation_prompt=not go_on,
+                add_generation_prompt=not continue_last,
                 **self._special_tokens,
             )
         except (jinja2.TemplateError, *faults) as error:
             raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
-        if go_on:
-            text = _up_to_the_mark(text, messages[-1]["content"])
+        if continue_last:
+            text = _cut_at_mark(text, messages[-1]["content"])
         if (place := half_character(text)) is not None:
             raise LucidError(f"The model's chat template wrote half a character (a lone surrogate) at {place}.")
         return text
 
     def _marked(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the messages with a mark behind the last one, which must be text that the template may read."""
+        """Append the end mark to the last message, which must be text that the template reads."""
         content = messages[-1].get("content")
         if not isinstance(content, str):
             raise LucidError("The last message has no text, so the answer cannot go on from it.")
@@ -85,8 +133,8 @@ class ChatTemplate:
         return [*messages[:-1], {**messages[-1], "content": content + _END}]
 
 
-def _up_to_the_mark(text: str, content: str) -> str:
-    """Cut a rendered chat where its last message ends, of which a template may have stripped the ends."""
+def _cut_at_mark(text: str, content: str) -> str:
+    """Cut a rendered chat where its last message ends; the template may have stripped that message."""
     mark = _END.strip()
     if content.strip() not in text or mark not in text:
         raise LucidError("The model's chat template changes the last message, so the answer cannot go on from it.")
@@ -96,23 +144,18 @@ def _up_to_the_mark(text: str, content: str) -> str:
 
 
 class ChatTemplates:
-    """The templates of a model, of which a chat's tools decide which one it is rendered with, as in transformers.
-
-    Args:
-        texts: The templates by name.
-        special_tokens: Such as ``{"bos_token": "<s>"}``.
-    """
+    """The templates of a model; whether a chat has tools decides which one renders it, as in transformers."""
 
     def __init__(self, texts: dict[str, TemplateText], special_tokens: dict[str, str]) -> None:
         self._names = sorted(texts)
         self._templates = {
             name: ChatTemplate(texts[name].text, special_tokens, texts[name].origin)
-            for name in (DEFAULT, WITH_TOOLS)  # nobody asks for others
+            for name in (DEFAULT, WITH_TOOLS)  # others are never used
             if name in texts
         }
 
     def chosen(self, tools: bool = False) -> ChatTemplate:
-        """Return the template for chats with or without tools: ``tool_use`` for the former if there is one."""
+        """Return the template for chats with or without tools; with tools that is ``tool_use`` if there is one."""
         names = (WITH_TOOLS, DEFAULT) if tools else (DEFAULT,)
         for name in names:
             if name in self._templates:
@@ -127,8 +170,7 @@ class ChatTemplates:
 def load_chat_templates(directory: Path) -> ChatTemplates | None:
     """Return the templates of an artifact, or None if it has none.
 
-    Which files count says :mod:`~lucid_deploy.artifact.chat_templates`. Their special tokens are those that
-    ``tokenizer_config.json`` and ``special_tokens_map.json`` name, as transformers reads them.
+    Their special tokens are those that ``tokenizer_config.json`` and ``special_tokens_map.json`` name.
     """
     texts = read_chat_templates(directory)
     if texts is None:
@@ -138,13 +180,15 @@ def load_chat_templates(directory: Path) -> ChatTemplates | None:
     except ImportError as error:
         raise missing_extra("jinja2", "serve", "render chat templates") from error
     settings = read_settings(directory)
-    # tokenizer.json is large: it is read only if a template may ask for what it alone can say.
-    asked = any("pad_token" in template.text for template in texts.values()) and "pad_token" not in settings.standard
-    return ChatTemplates(texts, settings.texts(padding_token(directory) if asked else None))
+    # tokenizer.json is large: read it only if a template uses the padding token and no other file names one.
+    reads_padding = (
+        any("pad_token" in template.text for template in texts.values()) and "pad_token" not in settings.standard
+    )
+    return ChatTemplates(texts, settings.texts(padding_token(directory) if reads_padding else None))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Return the environment that templates are written for: block trimming, loop controls, three helpers."""
+    """Return the Jinja environment that templates expect: block trimming, loop controls, three helpers."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -171,7 +215,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _namespace() -> Any:
-    """Return a ``namespace`` that takes no hidden names: the sandbox reads none back, and conditions would be false."""
+    """Return a ``namespace`` that refuses names with an underscore, which the sandbox would read back as undefined."""
     from jinja2.exceptions import SecurityError
     from jinja2.utils import Namespace
 
@@ -194,7 +238,7 @@ def _namespace() -> Any:
 
 
 def _generation_tag() -> Any:
-    """Return the extension for ``{% generation %}``, which marks answers for training and has no effect here."""
+    """Return the extension for ``{% generation %}``, which marks answers for training; it has no effect here."""
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.parser import Parser

@@ -1,4 +1,4 @@
-"""Render chats in a worker process: a template is a program from the model's makers, and may loop or fill memory."""
+"""Render chats in a worker process: a template is a program that came with the model, and may loop or fill memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lucid_deploy.artifact.chat import load_chat_templates
-from lucid_deploy.artifact.chat_templates import read_chat_templates
+from lucid_deploy.artifact.chat import load_chat_templates, read_chat_templates
 from lucid_deploy.bounded_process import BoundedProcess, Bounds, bound_memory, serve
 from lucid_deploy.errors import LucidError
 
@@ -25,16 +24,10 @@ class _Chat(msgspec.Struct, frozen=True):
 
 
 class ChatRenderer:
-    """Renders chats without tools, within limits on time and memory. Use it in a ``with``, or close it.
+    """Render chats without tools, within limits on time and memory. Close it, or use it in a ``with``.
 
     Attributes:
         refusal: Why the model's templates cannot be used for such chats; None if they can.
-
-    Args:
-        directory: The artifact's, which has a chat template.
-
-    Raises:
-        LucidError: A template cannot be read, or loading it is too costly.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -55,11 +48,7 @@ class ChatRenderer:
         """Return a chat as text.
 
         Args:
-            messages: The chat.
             continue_last: End where the last message ends; otherwise the model's answer is opened.
-
-        Raises:
-            LucidError: The template refuses the messages, or rendering is too costly.
         """
         try:
             task = msgspec.msgpack.encode(_Chat(messages, continue_last))
@@ -73,11 +62,7 @@ class ChatRenderer:
 
 
 def chat_renderer(directory: Path) -> ChatRenderer | None:
-    """Return what renders chats without tools for an artifact; None if it has no chat template.
-
-    Raises:
-        LucidError: As for :class:`ChatRenderer`, or none of the templates is for chats without tools.
-    """
+    """Return the renderer of an artifact's chats without tools; None if it has no chat template."""
     if read_chat_templates(directory) is None:
         return None
     renderer = ChatRenderer(directory)
@@ -102,7 +87,7 @@ def main() -> None:
 
         def render(frame: bytes) -> bytes:
             chat = msgspec.msgpack.decode(frame, type=_Chat)
-            return msgspec.msgpack.encode(templates.chosen().render(chat.messages, go_on=chat.continue_last))
+            return msgspec.msgpack.encode(templates.chosen().render(chat.messages, continue_last=chat.continue_last))
 
         return msgspec.msgpack.encode(_Ready(refusal)), render
 

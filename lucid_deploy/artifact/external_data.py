@@ -1,4 +1,4 @@
-"""Weights that lie outside a graph's file: where they may lie, and that they do."""
+"""Check where the weights outside a graph's file lie."""
 
 from __future__ import annotations
 
@@ -17,25 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of a graph, where it lies in the artifact's weight file.
+    """A weight of a graph, where it lies in the artifact's weight file."""
 
-    Attributes:
-        name: Its name in the graph.
-        data_type: Its type, a value of ``onnx.TensorProto.DataType``.
-        shape: Its shape.
-        offset: Of its first byte.
-        size: In bytes.
-    """
-
-    name: str
-    data_type: int
+    name: str  # its name in the graph
+    data_type: int  # its type, a value of onnx.TensorProto.DataType
     shape: tuple[int, ...]
-    offset: int
-    size: int
+    offset: int  # of its first byte
+    size: int  # in bytes
 
 
 def stored_weights(model: onnx.ModelProto) -> tuple[StoredWeight, ...]:
-    """Return the weights of a graph that :func:`check_external_data` has accepted, in its order."""
+    """Return the weights of a graph that ``check_external_data`` accepted, in the graph's order."""
     return tuple(
         StoredWeight(tensor.name, tensor.data_type, tuple(tensor.dims), int(place["offset"]), int(place["length"]))
         for tensor in model.graph.initializer
@@ -48,11 +40,10 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Check that a graph is readable and takes weights from beside itself only; return it without their data.
+    """Check that a graph is readable and its weights lie in the artifact's weight file; return it without their data.
 
     Raises:
         CheckFailed: The file is not an ONNX graph, or an external-data location leaves the artifact.
-        LucidError: The file cannot be read.
     """
     import onnx
     from google.protobuf.message import DecodeError

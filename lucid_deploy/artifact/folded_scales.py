@@ -1,4 +1,4 @@
-"""Scales of inputs that AWQ has put into weights: an artifact's file of them, and what they make of a checkpoint.
+"""Scales that AWQ folds into weights: the artifact's file of them, and how they change a checkpoint's weights.
 
 A product W x stays what it is when the columns of W are multiplied by s and what gives x is divided by it: the norm
 before, or the rows (and the bias) of another product. The graphs hold the results and need no scales; what compares an
@@ -24,11 +24,7 @@ Scales = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def read_scales(directory: Path) -> Scales:
-    """Return an artifact's scales, float32 by name and :data:`INPUTS` or :data:`OUTPUTS`; empty where it has none.
-
-    Raises:
-        CheckFailed: The file is damaged.
-    """
+    """Return an artifact's scales, float32 by name and :data:`INPUTS` or :data:`OUTPUTS`; empty where it has none."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -49,12 +45,10 @@ def write_scales(directory: Path, scales: Scales) -> None:
 
 
 def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
-    """Return what scales make of a weight: float32, or the weight itself where there are none of it.
+    """Apply scales to a weight: float32, or the weight itself if there are none for it.
 
     Args:
         weight: ``(out, in)``, or ``(out,)`` of a norm or a bias.
-        name: The checkpoint's name of it.
-        scales: By name, see :func:`read_scales`.
         back: Undo it: from a scaled weight to the one before.
     """
     import torch

@@ -16,13 +16,7 @@ _STANDARD = {"prefill": (CAUSAL_ATTENTION.name,)}
 
 
 def recorded(config: LucidConfig, cache_dtype: str, quantization: Quantization | None) -> dict[str, Any]:
-    """Return the fields that format 2 records: ``layers``, ``transposed`` and ``float32_head``.
-
-    Args:
-        config: The model.
-        cache_dtype: Type that keys and values are cached in.
-        quantization: The artifact's record of quantized weights.
-    """
+    """Return the fields that format 2 records: ``layers``, ``transposed`` and ``float32_head``."""
     layer = LayerDescription(
         kind="lucid" if config.is_lucid else "standard",
         cache=cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim),

@@ -118,7 +118,7 @@ class Manifest:
         return "inline" if self.inline else "functions"
 
     def uses(self, operators: tuple[str, ...]) -> bool:
-        """Whether any layer's graphs use one of some operators of the domain ``ai.lucid``."""
+        """Whether any layer's graphs use one of these operators of the domain ``ai.lucid``."""
         return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
 
     def to_json(self) -> str:
@@ -134,11 +134,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read an artifact's manifest.
-
-    Raises:
-        LucidError: There is none, it is damaged, or of a newer format.
-    """
+    """Read an artifact's manifest."""
     if directory.is_file():
         raise LucidError(f"{directory} is a file; an artifact is a directory. Make one with: lucid-deploy export")
     if not directory.is_dir():
@@ -173,7 +169,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _advice(directory: Path) -> str:
-    """Name what a killed command left beside a missing artifact, the old one and the new one among it."""
+    """Name what a killed command left beside a missing artifact: the old one or the new one."""
     prefixes = (f"{directory.name}.old-", f"{directory.name}.tmp-")
     with suppress(OSError):
         if left := sorted(path.name for path in directory.parent.iterdir() if path.name.startswith(prefixes)):
@@ -182,7 +178,7 @@ def _advice(directory: Path) -> str:
 
 
 def _check_text(path: Path, content: bytes) -> None:
-    """Refuse what no parser needs to look at: nothing, blanks, or bytes that are no text."""
+    """Refuse an empty file, one of blanks, and bytes that are not text."""
     if not content:
         raise LucidError(f"{path} is empty: it was not written to the end. {_REMEDY}")
     if not content.strip(b"\0 \t\r\n"):

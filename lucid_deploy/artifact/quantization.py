@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lucid_deploy.artifact.float_formats import NVFP4_BLOCK
-
 WHOLE_SCHEMES = {"int8": 8, "int4": 4}  # bits of whole numbers
 FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # bits of floating-point numbers
 SCHEMES = {**WHOLE_SCHEMES, **FLOAT_SCHEMES}
@@ -23,6 +21,7 @@ ACTIVATIONS = ("int8", "float")
 STATIC_FP8, TOKEN_FP8, GROUP_FP8 = "fp8-static", "fp8-token", "fp8-group"
 FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+NVFP4_BLOCK = 16
 GRANULARITIES = ("block", "channel", "tensor")
 # Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
 PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
@@ -39,25 +38,18 @@ STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """One quantized weight.
+    """One quantized weight."""
 
-    Attributes:
-        shape: ``(out, in)``, or for an embedding ``(vocab, hidden)``; the last axis is cut into blocks.
-        block_size: Elements of a block; the last block of a row may be shorter.
-        zero_points: Whether every block has a whole number z too, and the weight is ``(q − z) · s``; only in the format
-            ``matmulnbits``.
-        bits: Of an element; None: the record's.
-        granularity: What shares a scale, in ``fp8``: ``block``; ``channel``, a whole row, and ``block_size`` is its
-            width; ``tensor``, all rows.
-        offsets: Whether every block has a number c of the scales' type too, and the weight is ``q · s + c``.
-    """
-
-    shape: tuple[int, int]
-    block_size: int
+    shape: tuple[int, int]  # (out, in), or for an embedding (vocab, hidden); the last axis is cut into blocks
+    block_size: int  # elements of a block; the last block of a row may be shorter
+    # whether every block has a whole number z too, and the weight is (q − z) · s; only in the format
+    # matmulnbits
     zero_points: bool = False
-    bits: int | None = None
+    bits: int | None = None  # of an element; None: the record's
+    # what shares a scale, in fp8: block; channel, a whole row, and block_size is its width; tensor,
+    # all rows
     granularity: str = "block"
-    offsets: bool = False
+    offsets: bool = False  # whether every block has a number c of the scales' type too, and the weight is q · s + c
 
     @property
     def blocks(self) -> int:
@@ -66,17 +58,7 @@ class QuantizedTensor:
 
     @classmethod
     def from_dict(cls, name: str, data: dict[str, Any], scheme: str, form: str) -> QuantizedTensor:
-        """Read the record of one tensor.
-
-        Args:
-            name: The tensor's, for messages.
-            data: The record.
-            scheme: Of the whole record.
-            form: Its format.
-
-        Raises:
-            KeyError, TypeError, ValueError: It is damaged.
-        """
+        """Read the record of one tensor."""
         rows, width = data["shape"]
         shared = data.get("granularity", "block")
         if shared not in GRANULARITIES or (shared != "block" and scheme != "fp8"):
@@ -108,45 +90,33 @@ def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64])
 
 @dataclass(frozen=True)
 class LearnedTensor:
-    """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms.
+    """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms."""
 
-    Attributes:
-        distance: :func:`relative_distance` of the dequantized weight Ŵ; ``verify`` computes it again. With ``awq`` from
-            the weight with its inputs' scales, see :mod:`lucid_deploy.artifact.folded_scales`.
-        output_error: The same of the product's outputs over the calibration rows, against the exact model's; the
-            errors of its inputs are in it.
-        nearest_error: That of the outputs had this weight been rounded to nearest.
-    """
-
+    # relative_distance of the dequantized weight Ŵ; verify computes it again. With awq from the weight
+    # with its inputs' scales, see :mod:`lucid_deploy.artifact.folded_scales`
     distance: float
+    # the same of the product's outputs over the calibration rows, against the exact model's; the errors of its inputs
+    # are in it
     output_error: float
-    nearest_error: float
+    nearest_error: float  # that of the outputs had this weight been rounded to nearest
 
 
 @dataclass(frozen=True)
 class Method:
-    """The manifest's record.
+    """The manifest's record."""
 
-    Attributes:
-        name: As ``--method`` took it, or :data:`STORED`.
-        settings: The method's own settings; of numbers taken over, the ``layout`` they were stored in.
-        calibration: Of the text that was learned from: ``file``, ``sha256``, ``tokens``, ``rows``, ``row_tokens``,
-            ``seed``; empty where none was needed.
-        tensors: Weights whose numbers data chose, by the checkpoint's names; others are rounded to nearest.
-    """
-
-    name: str = NEAREST
+    name: str = NEAREST  # as ``--method`` took it, or STORED
+    # the method's own settings; of numbers taken over, the layout they were stored in
     settings: dict[str, Any] = field(default_factory=dict)
+    # of the text that was learned from: file, sha256, tokens, rows, row_tokens, seed; empty
+    # where none was needed
     calibration: dict[str, Any] = field(default_factory=dict)
+    # weights whose numbers data chose, by the checkpoint's names; others are rounded to nearest
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Method:
-        """Read the record.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: It is damaged.
-        """
+        """Read the record."""
         if not isinstance(data["name"], str):
             raise TypeError(f"quantization's method is {data['name']!r}")
         tensors = {name: LearnedTensor(**entry) for name, entry in data["tensors"].items()}
@@ -155,33 +125,23 @@ class Method:
 
 @dataclass(frozen=True)
 class Quantization:
-    """The manifest's record of a quantized artifact.
+    """The manifest's record of a quantized artifact."""
 
-    Attributes:
-        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``.
-        bits: Of an element, where its tensor does not say otherwise.
-        format: ``matmulnbits``: onnxruntime's operators ``com.microsoft::MatMulNBits`` and ``GatherBlockQuantized``.
-            ``qdq``: ``DequantizeLinear`` with blocks before a product, which TensorRT takes too.
-        activations: How onnxruntime multiplies on the CPU: ``int8`` rounds the inputs of a product to 8 bits block by
-            block, ``float`` leaves them as they are. Of ``fp8`` the graphs say it themselves, to every runtime:
-            ``fp8-static`` rounds inputs to E4M3 with a scale that is stored for each weight, ``fp8-token`` with the
-            largest magnitude of each token / 448, ``fp8-group`` with that of each ``input_block`` neighbours of it.
-        tensors: What is quantized, by the checkpoint's name.
-        kept: Weights of at least two axes that are not.
-        tool: What made the numbers, with its version.
-        method: How they were chosen.
-        input_block: Inputs that share a scale, with ``fp8-group``; None otherwise.
-    """
-
-    scheme: str
-    bits: int
+    scheme: str  # int8, int4, fp8 or nvfp4
+    bits: int  # of an element, where its tensor does not say otherwise
+    # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized. qdq:
+    # DequantizeLinear with blocks before a product, which TensorRT takes too
     format: str
+    # how onnxruntime multiplies on the CPU: int8 rounds the inputs of a product to 8 bits block by block, float
+    # leaves them as they are. Of fp8 the graphs say it themselves, to every runtime: fp8-static rounds inputs
+    # to E4M3 with a scale that is stored for each weight, fp8-token with the largest magnitude of each token / 448,
+    # fp8-group with that of each input_block neighbours of it
     activations: str
-    tensors: dict[str, QuantizedTensor]
-    kept: tuple[str, ...]
-    tool: str
-    method: Method = field(default_factory=Method)
-    input_block: int | None = None
+    tensors: dict[str, QuantizedTensor]  # what is quantized, by the checkpoint's name
+    kept: tuple[str, ...]  # weights of at least two axes that are not
+    tool: str  # what made the numbers, with its version
+    method: Method = field(default_factory=Method)  # how they were chosen
+    input_block: int | None = None  # inputs that share a scale, with fp8-group; None otherwise
 
     @property
     def is_float(self) -> bool:
@@ -240,7 +200,6 @@ class Quantization:
         """Return the shape of a stored part.
 
         Args:
-            name: The checkpoint's name of the tensor.
             part: Which part; ``ROWS`` is another view of ``PACKED``.
         """
         tensor = self.tensors[name]
@@ -317,11 +276,7 @@ class Quantization:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Quantization:
-        """Read the record.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: It is damaged.
-        """
+        """Read the record."""
         scheme = data["scheme"]
         if SCHEMES.get(scheme) != data["bits"]:
             raise ValueError(f"quantization {scheme!r} with {data['bits']!r} bits")

@@ -10,10 +10,12 @@ largest magnitude of the block / 127, and nothing is clipped.
 
 A block may have more: a whole number z, and the weight is ``(q − z) · s``; or an offset c, and it is ``q · s + c``.
 
-``fp8`` and ``nvfp4`` are floating-point numbers in the place of whole ones, see
-:mod:`lucid_deploy.artifact.float_formats`; ``DequantizeLinear`` reads them, so their format is ``qdq``.
+``fp8`` and ``nvfp4`` store floating-point numbers instead of whole ones; ``DequantizeLinear`` reads them, so their
+format is ``qdq``. E4M3 (ONNX's ``FLOAT8E4M3FN``) has a sign, 4 bits of exponent with the bias 7 and 3 of mantissa; no
+infinities, largest 448. E2M1 (``FLOAT4E2M1``) has a sign, 2 bits of exponent with the bias 1 and 1 of mantissa; largest
+6. Both have subnormal numbers.
 
-Needs numpy alone.
+This module needs numpy alone.
 """
 
 from __future__ import annotations
@@ -23,10 +25,58 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lucid_deploy.artifact.float_formats import decode
 from lucid_deploy.artifact.quantization import OFFSETS, SCALES, Quantization, QuantizedTensor
+from lucid_deploy.cache.storage import E4M3_MAX as E4M3_MAX
 
 Bytes = NDArray[np.uint8]
+E2M1_MAX = 6.0
+# A weight of NVFP4 is element · block's scale (E4M3) · scale of the whole; the last is the largest magnitude / this.
+NVFP4_SPAN = E4M3_MAX * E2M1_MAX
+# The least scale of a block of NVFP4, and of anything in E4M3: the smallest subnormal number.
+E4M3_LEAST = 2.0**-9
+_FORMATS = {8: (3, 7), 4: (1, 1)}  # bits: bits of mantissa, bias
+
+
+def _table(bits: int) -> NDArray[np.float32]:
+    mantissa_bits, bias = _FORMATS[bits]
+    codes = np.arange(1 << bits)
+    magnitudes = codes & ((1 << (bits - 1)) - 1)
+    exponents, mantissas = magnitudes >> mantissa_bits, magnitudes & ((1 << mantissa_bits) - 1)
+    fractions = mantissas / (1 << mantissa_bits) + (exponents > 0)
+    values = fractions * 2.0 ** (np.maximum(exponents, 1) - bias)
+    if bits == 8:
+        values[magnitudes == 0x7F] = np.nan
+    return np.where(codes >> (bits - 1), -values, values).astype(np.float32)
+
+
+E4M3, E2M1 = _table(8), _table(4)  # values by code
+
+
+def decode(codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
+    """Return the values of codes of E4M3 (8 bits) or E2M1 (4 bits); the shape is that of the codes."""
+    values: NDArray[np.float32] = (E4M3 if bits == 8 else E2M1)[codes]
+    return values
+
+
+def spacing(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
+    """Return how far apart the neighbouring numbers of a format are around some values within its range."""
+    mantissa_bits, bias = _FORMATS[bits]
+    _, exponents = np.frexp(np.abs(values).astype(np.float64))
+    found: NDArray[np.float64] = 2.0 ** (np.maximum(exponents - 1, 1 - bias) - mantissa_bits)
+    return found
+
+
+def pack_nibbles(codes: NDArray[Any]) -> Bytes:
+    """Put two 4-bit numbers of the last axis into each byte, the first one in the lower half; an odd last one alone."""
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    packed: Bytes = codes[..., ::2] | (codes[..., 1::2] << 4)
+    return packed
+
+
+def unpack_nibbles(packed: Bytes) -> Bytes:
+    """Return the 4-bit numbers of bytes, two for each byte of the last axis, the lower half first."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def unpack(
@@ -35,8 +85,6 @@ def unpack(
     """Read a tensor's stored parts.
 
     Args:
-        quantization: The record.
-        name: The checkpoint's name of the tensor.
         packed: The bytes of ``PACKED``, flat.
         scales: The scales, in any type and flat; of ``nvfp4`` the products of a block's and the whole's.
         shift: The bytes of ``ZEROS``, or the numbers of ``OFFSETS``, flat, if the tensor has them.
@@ -49,17 +97,20 @@ def unpack(
     rows, width = tensor.shape
     scales = scales.astype(np.float64).reshape(quantization.part_shape(name, SCALES))
     if quantization.is_float:
-        codes = _halves(packed, signed=False)[: width * rows] if bits == 4 else packed
+        codes = unpack_nibbles(packed)[: width * rows] if bits == 4 else packed
         whole = scales.T if scales.ndim == 2 else np.broadcast_to(scales.reshape(-1, 1), (rows, 1))
         return decode(codes, bits).reshape(width, rows).T, whole
     if quantization.format == "qdq":
-        flat = _halves(packed, signed=True)[: width * rows] if bits == 4 else packed.view(np.int8)
+        if bits == 4:
+            flat: NDArray[Any] = ((unpack_nibbles(packed)[: width * rows] + 8) & 15).astype(np.int8) - np.int8(8)
+        else:
+            flat = packed.view(np.int8)
         numbers, scales = np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
     else:
-        flat = _halves(packed, signed=False) if bits == 4 else packed
+        flat = unpack_nibbles(packed) if bits == 4 else packed
         codes = flat.reshape(rows, -1)[:, :width].astype(np.int16)
         if tensor.zero_points and shift is not None:
-            points = (_halves(shift, signed=False) if bits == 4 else shift).reshape(rows, -1).astype(np.int16)
+            points = (unpack_nibbles(shift) if bits == 4 else shift).reshape(rows, -1).astype(np.int16)
             return codes - spread(points[:, : tensor.blocks], tensor), scales
         numbers = (codes - (1 << (bits - 1))).astype(np.int8)
     if tensor.offsets and shift is not None:
@@ -71,39 +122,25 @@ def unpack(
 def dequantize(
     quantization: Quantization, name: str, packed: Bytes, scales: NDArray[Any], shift: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
-    """Return a tensor as the graphs read it, float64 ``(out, in)``; arguments as :meth:`unpack`."""
+    """Return a tensor as the graphs read it, float64 ``(out, in)``; the arguments are those of ``unpack``."""
     numbers, factors = unpack(quantization, name, packed, scales, shift)
     return numbers * spread(factors, quantization.tensors[name])
 
 
 def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Bytes:
-    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: ``(in, out)``, signed.
+    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: flat bytes of ``(in, out)``, signed.
 
     Args:
         packed: ``(out, blocks, block_size · bits / 8)``, as the format ``matmulnbits`` stores them.
-        width: Elements of a row.
-        bits: 4 or 8.
         is_float: Whether these are codes of floating-point numbers, which stay as they are.
-
-    Returns:
-        Flat bytes; int4 two in a byte, the lower half first.
     """
     signed = 0 if is_float else 1 << (bits - 1)  # from numbers with half the range added
-    if bits == 8:
-        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ signed).T).reshape(-1)
-    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ signed
-    flat = np.ascontiguousarray(numbers.T).reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return flat[::2] | (flat[1::2] << 4)
+    rows = packed.reshape(len(packed), -1)
+    codes = (unpack_nibbles(rows) if bits == 4 else rows)[:, :width] ^ signed
+    flat = np.ascontiguousarray(codes.T).reshape(-1)
+    return pack_nibbles(flat) if bits == 4 else flat
 
 
 def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
-    """Repeat one number a block for each element: ``(out, blocks)`` to ``(out, in)``."""
+    """Repeat the number of each block for each of its elements: ``(out, blocks)`` to ``(out, in)``."""
     return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
-
-
-def _halves(packed: Bytes, signed: bool) -> NDArray[Any]:
-    """Return the 4-bit numbers of flat bytes, the lower half of a byte first."""
-    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)
-    return (((halves + 8) & 15).astype(np.int8) - 8).astype(np.int8) if signed else halves

@@ -1,10 +1,12 @@
-"""Opening an artifact: what can be checked without running anything. Needs neither torch nor onnxruntime."""
+"""Open an artifact, check it without running anything, and notice when its files change."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact; :func:`open_artifact` makes it."""
+    """An opened artifact; create it with ``open_artifact``."""
 
     directory: Path
     manifest: Manifest
@@ -35,7 +37,7 @@ class Artifact:
 
     @property
     def identity(self) -> str:
-        """What model this is: a sha256 over its configuration, its type and its weights."""
+        """The sha256 of the configuration, type and weights, which tells models apart."""
         parts = [self.config.to_dict(), self.manifest.dtype, self.manifest.files[WEIGHTS]["sha256"]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -48,11 +50,7 @@ class Artifact:
         return self.directory / self.manifest.graphs[stage].file
 
     def graph(self, stage: str) -> onnx.ModelProto:
-        """Return a stage's graph without the data of its weights. It is read once: change a copy.
-
-        Raises:
-            CheckFailed: The file is not an ONNX graph, or takes weights from elsewhere.
-        """
+        """Return a stage's graph without the data of its weights. It is cached: change a copy."""
         if stage not in self._graphs:
             self._graphs[stage] = check_external_data(self.graph_path(stage))
         return self._graphs[stage]
@@ -64,7 +62,7 @@ class Artifact:
 
     @property
     def drafts_unsupported_reason(self) -> str | None:
-        """Why its graphs cannot verify drafts, as a clause without a full stop; None if they can."""
+        """Why its graphs cannot verify drafted tokens, as a clause without a full stop; None if they can."""
         reason = drafts_unsupported_reason(self.manifest.layers)
         if reason is not None or VERIFY in self.manifest.graphs:
             return reason
@@ -80,9 +78,6 @@ class Artifact:
 def open_artifact(directory: str | Path) -> Artifact:
     """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths.
 
-    Args:
-        directory: Where it lies.
-
     Raises:
         LucidError: It is no artifact, or of a newer format.
         CheckFailed: A file is missing, was cut, or was swapped for one of another size; or the artifact was replaced
@@ -93,7 +88,7 @@ def open_artifact(directory: str | Path) -> Artifact:
     try:
         _check_files(artifact)
     except CheckFailed:
-        check_still_there(artifact)  # else files of two artifacts were compared, neither of which is damaged
+        check_still_there(artifact)  # otherwise files of two artifacts were compared, and neither is damaged
         raise
     return artifact
 
@@ -122,12 +117,7 @@ def _check_files(artifact: Artifact) -> None:
 def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
     """Compare the sha256 of every file with the manifest.
 
-    Args:
-        artifact: The artifact.
-        progress: Called with (bytes read, bytes in all).
-
     Raises:
-        LucidError: A file cannot be read.
         CheckFailed: A file differs; all of them are named. Or the artifact was replaced since it was opened.
     """
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
@@ -151,18 +141,13 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
 
 
 def check_still_there(artifact: Artifact) -> None:
-    """Check that the directory holds what was opened, and not another artifact by now.
-
-    Raises:
-        LucidError: The manifest cannot be read.
-        CheckFailed: It holds another.
-    """
+    """Check that the directory still holds the artifact that was opened."""
     if read_manifest(artifact.directory).files != artifact.manifest.files:
         raise CheckFailed(f"{artifact.directory} was replaced while it was read. Run the command again.")
 
 
 def _check_layers(manifest: Manifest, directory: Path) -> None:
-    """Compare what the layers cache, as the manifest lists it, with what the manifest's model caches."""
+    """Compare the caches that the manifest lists with those of the manifest's model."""
     recorded = [(layer.kind, layer.cache) for layer in manifest.layers]
     if recorded != [(layer.kind, layer.cache) for layer in describe(manifest.config, manifest.cache_dtype)]:
         raise CheckFailed(
@@ -231,3 +216,57 @@ def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) 
             f"{artifact.graph_path(stage)} has other quantized weights than {MANIFEST} records: "
             f"{', '.join(differing[:5])}. Export it again."
         )
+
+
+_Identity = tuple[int, int, int, int]
+
+
+class ArtifactWatch:
+    """Detect changes of an artifact's files by device, inode, size and time of the last change.
+
+    Runtimes map the weights into memory: what is written into the file shows in the model at once.
+
+    Args:
+        artifact: The artifact; make the watch before anything reads its files.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._files = {path: _identity(path) for path in map(artifact.path, [MANIFEST, *artifact.manifest.files])}
+
+    def check(self) -> None:
+        """Compare; takes some microseconds for each file.
+
+        Raises:
+            CheckFailed: A file was written to, replaced, removed or made unreachable.
+        """
+        for path, known in self._files.items():
+            if _identity(path) != known:
+                raise CheckFailed(
+                    f"{path.parent.name}/{path.name} changed while it was in use: what the model computes may be "
+                    "wrong. Put the artifact right and start again."
+                )
+
+
+@contextmanager
+def unchanged(artifact: Artifact) -> Iterator[None]:
+    """Fail a block that uses an artifact which is replaced meanwhile: its result may mix parts of two artifacts.
+
+    Raises:
+        CheckFailed: The artifact was replaced before or during the block, also if that made the block fail.
+    """
+    watch = ArtifactWatch(artifact)
+    try:
+        yield
+    except Exception:
+        watch.check()  # a clearer error than a library's about halves of two artifacts
+        raise
+    watch.check()
+    check_still_there(artifact)  # it may have been replaced before the watch
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        facts = os.stat(path)
+    except OSError:  # removed or unreachable: counts as a change
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns

@@ -1,18 +1,104 @@
-"""Text to token ids and back, with the tokenizer that lies beside the model."""
+"""Convert text to token ids and back with the tokenizer beside the model; refuse rules that are too costly.
+
+A few rules of a ``tokenizer.json`` can make a short text huge: eleven that each replace a character by twenty need
+more memory than there is. A regular expression in its decoder could take any time, and the server decodes in its event
+loop.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
+import math
+import re
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.artifact.tokenizer_rules import check_rules
 from lucid_deploy.artifact.tokenizer_settings import read_settings
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
+
+MOST_GROWTH = 100.0  # characters that one character may become; in published tokenizers at most 2
+MOST_RULES = 64
+MOST_TOKEN_CHARACTERS = 1 << 16  # of one token, decoded; in published tokenizers about 1000
+_PARTS = {"normalizer": "normalizers", "decoder": "decoders", "post_processor": "processors"}
+# Parts of a regular expression that can match nothing at some places and yet not in an empty text.
+_PLACES = re.compile(r"\\[bBAzZGKyY]|\(\?<?[=!]|[\^$]")
+
+
+def check_rules(content: dict[str, Any], longest_piece: int, path: Path) -> None:
+    """Check the normalizer, decoder and post-processor of a tokenizer.
+
+    Args:
+        longest_piece: Characters of the longest token; 0: not known yet.
+    """
+    growth = {}
+    for part, key in _PARTS.items():
+        rules = list(_rules(content.get(part), key))
+        growth[part] = math.prod(map(_growth, rules))
+        if growth[part] > MOST_GROWTH or len(rules) > MOST_RULES:
+            raise LucidError(
+                f"{path}: the {len(rules)} rules of its {part} may make a text {growth[part]:.3g} times as long; "
+                f"supported are {MOST_RULES} rules and {MOST_GROWTH:g} times."
+            )
+        if part == "decoder" and any("Regex" in (rule.get("pattern") or ()) for rule in rules):
+            raise LucidError(
+                f"{path}: its decoder replaces a regular expression, which may take any time. Replace fixed texts."
+            )
+    if longest_piece * growth["decoder"] > MOST_TOKEN_CHARACTERS:
+        raise LucidError(
+            f"{path}: a token of it has up to {longest_piece * growth['decoder']:.3g} characters; at most "
+            f"{MOST_TOKEN_CHARACTERS} are supported."
+        )
+
+
+def _rules(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the rules of a part, those of its sequences one by one."""
+    if part is None:
+        return
+    if key not in part:
+        yield part
+    for each in part.get(key) or ():
+        yield from _rules(each, key)
+
+
+def _growth(rule: dict[str, Any]) -> float:
+    """Return how many characters (of a post-processor: tokens) one may become at most.
+
+    Rules are told by their fields: the library reads rules of old files, which have no type, in the same way.
+    """
+    if "pattern" in rule and "content" in rule:  # Replace
+        pattern, content = rule["pattern"], len(rule["content"])
+        text = pattern if isinstance(pattern, str) else pattern.get("String")
+        if text is not None:
+            return max(1.0, content / len(text)) if text else content + 1
+        return content + 1 if _may_match_nothing(pattern["Regex"]) else max(1, content)
+    if "prepend" in rule:
+        return 1 + len(rule["prepend"])
+    if "precompiled_charsmap" in rule:
+        charsmap = base64.b64decode(rule["precompiled_charsmap"] or "")
+        texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]  # behind a trie, whose size comes first
+        return max(1, *map(len, texts.split(b"\0")))
+    if "single" in rule:  # the template of a post-processor
+        return max(1, sum("Sequence" in item for item in rule["single"]))
+    if rule.get("type") == "ByteLevel":
+        return 2 if "add_prefix_space" not in rule else 1  # the normalizer of that name
+    if "suffix" in rule or "word_delimiter_token" in rule:  # decoders that replace these by a space
+        return 1 if rule.get("suffix", rule.get("word_delimiter_token")) else 2
+    return 1
+
+
+def _may_match_nothing(expression: str) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about syntax that other libraries read otherwise
+            return bool(_PLACES.search(expression)) or re.search(expression, "") is not None
+    except (re.error, RecursionError, OverflowError):  # syntax that Python does not have
+        return True
+
 
 _CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
 _BEFORE = ("\n", ".", "a")  # texts that another may stand behind; of the last, few vocabularies make one token with it
@@ -21,7 +107,7 @@ _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not im
 
 
 def advice(directory: Path) -> str:
-    """Return what to do about an artifact or checkpoint without ``tokenizer.json``, which cannot be given text."""
+    """Say how to get the missing ``tokenizer.json`` of an artifact or checkpoint."""
     missing = f"{directory} has no tokenizer.json, without which it takes no text."
     if (directory / "tokenizer.model").is_file():
         return f"{missing} Export makes it from tokenizer.model. {_CONVERTERS} Then export again."
@@ -41,7 +127,6 @@ class TextTokenizer:
         decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and the strings that it replaces.
 
     Args:
-        directory: Where it lies.
         bound_time: Whether encoding a text fails after 30 s, and 1 s more for each 100,000 characters: a tokenizer's
             regular expressions may take any time. False in a process that has a limit of its own.
     """
@@ -80,7 +165,7 @@ class TextTokenizer:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise."""
+        """Return the token ids of a text, by default with the special tokens of the tokenizer's template."""
         ids: list[int] = self._encoding(text, add_special_tokens).ids
         return ids
 
@@ -100,16 +185,16 @@ class TextTokenizer:
             raise
 
     def encode_behind(self, text: str) -> list[int]:
-        """Return the token ids of a text that goes on another one: without the blank that many tokenizers put first.
+        """Return the token ids of a text that continues another one: without the space that many tokenizers put first.
 
-        Where no ids are known to spell the text so, they are those of :meth:`encode` without special tokens.
+        If no such ids are found, return those of ``encode`` without special tokens.
         """
         alone = self.encode(text, add_special_tokens=False)
         for before in _BEFORE:
             first = self.encode(before, add_special_tokens=False)
             both = self.encode(before + text, add_special_tokens=False)
             spelled = self.decode(first, skip_special_tokens=False)
-            if not spelled.endswith(before):  # a tokenizer that puts a blank first may show it
+            if not spelled.endswith(before):  # a tokenizer that puts a space first may show it
                 continue
             for ids in (alone, both[len(first) :] if both[: len(first)] == first else alone):
                 if self.decode([*first, *ids], skip_special_tokens=False) == spelled + text:
@@ -117,7 +202,7 @@ class TextTokenizer:
         return alone
 
     def unknown_words(self, text: str) -> list[str]:
-        """Return the parts of a text that the tokenizer has no token for, each once, in their order.
+        """Return the parts of a text that have no token, each once, in order.
 
         A vocabulary of whole words, such as the bundled model's, reads all of them as one token.
         """
@@ -130,29 +215,29 @@ class TextTokenizer:
         return list(dict.fromkeys(word for word in words if word != name))
 
     def is_special(self, token: int) -> bool:
-        """Say whether a token is one that :meth:`decode` leaves out."""
+        """Whether ``decode`` leaves out a token by default."""
         return token in self._special
 
     def special_id(self, text: str) -> int | None:
-        """Return the special token that is spelled so; None if there is none."""
+        """Return the id of the special token with this text; None if there is none."""
         found = self._tokenizer.token_to_id(text)
         return found if found is not None and found in self._special else None
 
     def named_id(self, name: str) -> int | None:
-        """Return the token that the files beside ``tokenizer.json`` call so, such as ``bos_token``; None if none is."""
+        """Return the id of a named token, such as ``bos_token``; None if no file names one."""
         text = self._named.get(name)
         found: int | None = None if text is None else self._tokenizer.token_to_id(text)
         return found
 
     @property
     def unknown_id(self) -> int | None:
-        """The token that stands for all words without one of their own; None if there is none."""
+        """The id of the token for unknown words; None if there is none."""
         name = getattr(self._tokenizer.model, "unk_token", None)
         found: int | None = None if name is None else self._tokenizer.token_to_id(name)
         return found
 
     def is_added(self, token: int) -> bool:
-        """Say whether a token was added to the model's vocabulary: its text stands for itself."""
+        """Whether a token was added to the model's vocabulary, so that its text stands for itself."""
         return token in self._added
 
     def piece(self, token: int) -> str | None:
@@ -166,7 +251,7 @@ class TextTokenizer:
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=0)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids, special tokens left out unless told otherwise."""
+        """Return the text of token ids, by default without special tokens."""
         try:
             text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
@@ -184,7 +269,7 @@ class TextTokenizer:
         return texts
 
     def decode_steps(self) -> Callable[[int], str | None]:
-        """Return the library's incremental decoder: a function from the next id to the text that it makes whole.
+        """Return an incremental decoder: a function from the next id to the text that it completes.
 
         The function returns None while a character is incomplete, and for decoders that change text that was whole.
         """
@@ -211,7 +296,7 @@ def _decoder_kinds(decoder: dict[str, Any]) -> frozenset[str]:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Call a function in a thread and return its result; the thread is left behind when the time is over."""
+    """Run a function in a thread and return its result; abandon the thread after ``seconds``."""
     result: list[Any] = []
     errors: list[BaseException] = []
 
@@ -234,7 +319,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 def _explain_panic(error: BaseException, what: str) -> None:
-    """Raise a LucidError if an error is a panic inside the tokenizers library."""
+    """Raise a LucidError for a panic inside the tokenizers library."""
     if type(error).__name__ == _PANIC:
         raise LucidError(
             f"The tokenizer failed on {what}: {error}. A rule in its tokenizer.json cannot cope with it."

@@ -40,23 +40,14 @@ _NOT_IN_MAP = (
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """Tokens that files beside ``tokenizer.json`` name.
+    """Tokens that files beside ``tokenizer.json`` name."""
 
-    Attributes:
-        standard: Such as ``bos_token``, by name; None where a file says there is none.
-        specific: Named tokens of this model alone, such as ``image_token``.
-        extra: Special tokens without a name.
-        numbered: Tokens by the ids that the files give them.
-        decides: Whether ``numbered`` stands over what ``tokenizer.json`` says about a token.
-        split_special_tokens: Whether special tokens in a text are read as text.
-    """
-
-    standard: dict[str, Token | None]
-    specific: dict[str, Token]
-    extra: tuple[Token, ...]
-    numbered: dict[int, AddedToken]
-    decides: bool
-    split_special_tokens: bool
+    standard: dict[str, Token | None]  # such as bos_token, by name; None where a file says there is none
+    specific: dict[str, Token]  # named tokens of this model alone, such as image_token
+    extra: tuple[Token, ...]  # special tokens without a name
+    numbered: dict[int, AddedToken]  # tokens by the ids that the files give them
+    decides: bool  # whether numbered stands over what tokenizer.json says about a token
+    split_special_tokens: bool  # whether special tokens in a text are read as text
 
     def texts(self, padding: str | None = None) -> dict[str, str]:
         """Return the named tokens as text, by name.
@@ -68,11 +59,7 @@ class TokenizerSettings:
         return {name: _text(token) for name, token in named.items() if token is not None}
 
     def complete(self, tokenizer: Tokenizer) -> tuple[str, ...]:
-        """Add to a tokenizer the tokens that transformers adds to it, and mark named ones as special.
-
-        Returns:
-            The tokens that are new or changed.
-        """
+        """Add to a tokenizer the tokens that transformers adds to it, and mark named ones as special."""
         # Asked twice: what is wanted may mark some of the objects as special.
         wanted = self._wanted(tokenizer.get_added_tokens_decoder(), (tokenizer.padding or {}).get("pad_token"))
         before = tokenizer.get_added_tokens_decoder()

@@ -1,7 +1,7 @@
-"""How the PyTorch model stores K and Y; what an exported graph does too, since it is traced from here.
+"""How the PyTorch model, and the graphs that are traced from it, store K and Y in the cache.
 
-New rows see each other as they were computed and see what a call left behind as it is stored: the codec stands between
-the calls, not within one. :mod:`lucid_deploy.cache.storage` describes the types.
+New rows see each other unrounded, and rows of earlier calls as they were stored: the codec works between calls, not
+within one. ``lucid_deploy.cache.storage`` describes the types.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ LayerCache = tuple[Tensor, ...]  # K, Y and, with int8 and fp8, their scales; ea
 
 
 class CacheCodec:
-    """K and Y as they are, in the model's type."""
+    """Store K and Y as they are, in the model's type."""
 
-    exact = True  # what is decoded is what was encoded
+    exact = True  # decoding returns exactly what was encoded
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
-        """Bring rows of K and Y, ``(B, KV, N, D)``, into the stored form."""
+        """Convert rows of K and Y, ``(B, KV, N, D)``, to the stored form."""
         return k, y
 
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ class CacheCodec:
         return k, y
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        """Return stored rows of one tensor followed by others, ``(B, KV, T + N, ·)``."""
+        """Concatenate stored rows of one tensor, ``(B, KV, T + N, ·)``."""
         return torch.cat([past, new], dim=2)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> LayerCache:
@@ -38,7 +38,7 @@ class CacheCodec:
 
 
 class Float16Codec(CacheCodec):
-    """K and Y rounded to float16."""
+    """Store K and Y rounded to float16."""
 
     exact = False
 
@@ -51,13 +51,13 @@ class Float16Codec(CacheCodec):
 
 
 class ScaledCodec(CacheCodec):
-    """Every row of a head as numbers of 8 bits and one float32 scale, its largest magnitude over the largest number."""
+    """Store each row of a head as 8-bit numbers and one float32 scale: its largest magnitude / the largest number."""
 
     exact = False
-    largest: float  # number that is used
+    largest: float  # largest number in use
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
-        # ``(B, KV, N, D)`` twice, then the scales ``(B, KV, N, 1)`` twice
+        # returns (B, KV, N, D) twice, then the scales (B, KV, N, 1) twice
         (k_numbers, k_scale), (y_numbers, y_scale) = self._scaled(k), self._scaled(y)
         return k_numbers, y_numbers, k_scale, y_scale
 
@@ -72,26 +72,26 @@ class ScaledCodec(CacheCodec):
         return self._round(rows / torch.where(scale > 0, scale, 1.0)), scale  # a row of zeros has the scale 0
 
     def _round(self, shares: Tensor) -> Tensor:
-        """Return the nearest numbers of the type; none is beyond the largest."""
+        """Round to the nearest number of the type, at most the largest."""
         raise NotImplementedError
 
 
 class Int8Codec(ScaledCodec):
-    """Rows as whole numbers −127 … 127."""
+    """Store rows as whole numbers −127 … 127."""
 
-    largest = float(LEVELS)  # beside float values the exporter traces whole numbers once more, as values of their own
+    largest = float(LEVELS)  # a float: the exporter would trace an int as one more value
 
     def _round(self, shares: Tensor) -> Tensor:
         return torch.round(shares).clamp(-self.largest, self.largest).to(torch.int8)
 
 
 class Float8Codec(ScaledCodec):
-    """Rows as numbers of E4M3, −448 … 448."""
+    """Store rows as E4M3 numbers, −448 … 448."""
 
     largest = E4M3_MAX
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        # By way of float16, which holds every number of E4M3: ONNX joins no FP8
+        # via float16, which holds every number of E4M3: ONNX cannot concatenate FP8
         if past.dtype != torch.float8_e4m3fn:
             return super().join(past, new)
         return super().join(past.to(torch.float16), new.to(torch.float16)).to(torch.float8_e4m3fn)
@@ -101,7 +101,7 @@ class Float8Codec(ScaledCodec):
 
 
 def codec_for(cache_dtype: str, dtype: torch.dtype) -> CacheCodec:
-    """Return the codec that stores a model of a type in a cache of another, or of the same."""
+    """Return the codec for a cache type and the model's type."""
     if cache_dtype in SCALED:
         return {"int8": Int8Codec, "fp8": Float8Codec}[cache_dtype]()
     if cache_dtype == "float16" and dtype != torch.float16:

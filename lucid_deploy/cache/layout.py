@@ -1,4 +1,4 @@
-"""What a layer keeps between calls: named tensors, each of one of three sorts.
+"""What a layer caches between calls: named tensors, each of one of three sorts.
 
 =========  ==================================  ============================================================
 sort       shape                               what happens to it
@@ -11,7 +11,7 @@ sort       shape                               what happens to it
 =========  ==================================  ============================================================
 
 In a batch of T columns, padding included, a ring holds min(T, window) rows. Sessions, batches, files, memory estimates
-and graphs go over these descriptions and ask nothing else about a layer.
+and graphs use these descriptions only, and know nothing else about a layer.
 """
 
 from __future__ import annotations
@@ -35,24 +35,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One tensor of a layer's cache, as it is stored.
+    """One tensor of a layer's cache, in its stored form."""
 
-    Attributes:
-        name: The end of its name in the graphs, ``past_key_values.{layer}.{name}``, such as ``key``.
-        dtype: Its type, as numpy spells it, and PyTorch where numpy has none (``bfloat16``, ``float8_e4m3fn``).
-        shape: Of one batch row without the token axis: ``(heads, width)`` of rows and rings, all of a state.
-        sort: ``rows``, ``ring`` or ``state``.
-        window: Of a ring, the most tokens it holds.
-
-    Raises:
-        ValueError: Values that fit no tensor.
-    """
-
-    name: str
-    dtype: str
+    name: str  # the end of its name in the graphs, past_key_values.{layer}.{name}, such as key
+    dtype: str  # its type, as numpy spells it, and PyTorch where numpy has none (bfloat16, float8_e4m3fn)
+    # of one batch row without the token axis: (heads, width) of rows and rings, all of a state
     shape: tuple[int, ...]
-    sort: str = "rows"
-    window: int | None = None
+    sort: str = "rows"  # rows, ring or state
+    window: int | None = None  # of a ring, the most tokens it holds
 
     def __post_init__(self) -> None:
         if self.sort not in SORTS or self.dtype not in ITEM_SIZES or not self.name.isidentifier():
@@ -69,29 +59,34 @@ class CacheTensor:
         return self.sort != "state"
 
     def held(self, tokens: int) -> int:
-        """Return the length of the token axis after so many columns of a batch."""
+        """Return the length of the token axis after this many columns of a batch."""
         return min(tokens, self.window) if self.window is not None else tokens
 
     def forgets(self, tokens: int) -> bool:
-        """Whether, after so many columns, it no longer is what it was after fewer of them."""
+        """True if entries were overwritten after so many columns, so that the tensor cannot be cut back."""
         return self.sort == "state" or (self.window is not None and tokens > self.window)
 
     def batch_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
-        """Return the shape of the whole tensor for so many batch rows and columns."""
+        """Return the shape of the whole tensor for a number of batch rows and columns."""
         if not self.has_tokens:
             return (batch, *self.shape)
         heads, width = self.shape
         return (batch, heads, self.held(tokens), width)
 
     def axes(self, tokens: int | str, prefix: str = "") -> tuple[int | str, ...]:
-        """Return the shape with names of dynamic axes, as graphs declare it."""
+        """Return the shape as graphs declare it, dynamic axes by name.
+
+        Args:
+            tokens: Length or name of the token axis of rows.
+            prefix: Of the name of a ring's axis: ``past_`` for the inputs of a call.
+        """
         if not self.has_tokens:
             return ("batch", *self.shape)
         heads, width = self.shape
         return ("batch", heads, tokens if self.window is None else f"{prefix}window_{self.window}", width)
 
     def size(self, tokens: int) -> int:
-        """Return the bytes of one batch row after so many tokens."""
+        """Return the bytes of one batch row after this many tokens."""
         return math.prod(self.batch_shape(1, tokens)) * ITEM_SIZES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,32 +96,30 @@ class CacheTensor:
 
 
 LayerLayout: TypeAlias = tuple[CacheTensor, ...]
-CacheLayout: TypeAlias = tuple[LayerLayout, ...]  # a layer each
+CacheLayout: TypeAlias = tuple[LayerLayout, ...]  # one per layer
 
 
 def layout_bytes(layout: CacheLayout, tokens: int) -> int:
-    """Return the bytes that the caches of all layers take in one batch row after so many tokens."""
+    """Return the bytes of all layers' caches for one batch row after this many tokens."""
     return sum(tensor.size(tokens) for layer in layout for tensor in layer)
 
 
 def bytes_per_token(layout: CacheLayout) -> int:
-    """Return the bytes by which the caches of all layers grow with a token, in one batch row: those of rows."""
+    """Return the bytes by which all layers' caches grow per token and batch row."""
     return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "rows")
 
 
 def states_bytes(layout: CacheLayout) -> int:
-    """Return the bytes of states in the caches of all layers, in one batch row: they do not grow."""
+    """Return the bytes of all layers' states for one batch row; they do not grow."""
     return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "state")
 
 
 def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Array:
-    """Return what one batch row holds, padding left out.
+    """Return the content of one batch row without padding.
 
     Args:
-        tensor: Its description.
         array: The whole tensor.
         mask: Bool ``(batch, T)``, False at padding.
-        row: Which row.
 
     Returns:
         ``(heads, tokens held, width)``, or ``shape`` of a state.
@@ -140,7 +133,12 @@ def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Arr
 
 
 def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Array:
-    """Put contents of single rows together as a batch, shorter ones padded on the left with zeros."""
+    """Combine contents of single rows into a batch; pad shorter ones with zeros on the left.
+
+    Args:
+        contents: From ``row_content``.
+        tokens: Columns of the batch: the tokens of its longest row.
+    """
     if not tensor.has_tokens:
         return np.stack(contents)
     heads, _, width = contents[0].shape
@@ -152,12 +150,16 @@ def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Ar
 
 
 def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
-    """Whether a cache of so many columns can be cut back to ``length`` of them, see :func:`check_truncation`."""
+    """Whether a cache of ``tokens`` columns can be cut back to ``length`` of them exactly."""
     return length == tokens or not any(tensor.forgets(tokens) for layer in layout for tensor in layer)
 
 
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
-    """Check that a cache can be cut back exactly."""
+    """Check that a cache of ``tokens`` columns can be cut back to ``length`` of them exactly.
+
+    Raises:
+        LucidError: A tensor cannot be cut back; the message names the first one and the reason.
+    """
     if length == tokens:
         return
     for index, layer in enumerate(layout):
@@ -177,13 +179,12 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
 
 
 def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) -> Array:
-    """Cut a tensor back to its first columns; :func:`check_truncation` says whether that is exact.
+    """Cut a tensor back to its first columns; ``check_truncation`` decides whether that is exact.
 
     Args:
-        tensor: Its description.
-        array: The whole tensor; a ring's may have room in front of what is held.
+        array: The whole tensor; a ring may have free room in front of its rows.
         length: Columns to keep.
-        mask: Bool ``(batch, T)``, False at padding: which columns hold tokens, those to be dropped included.
+        mask: Bool ``(batch, T)`` over all columns, those to be dropped included; False at padding.
     """
     if tensor.sort == "ring":
         return np.take_along_axis(array, first_of_ring(mask, length, array.shape[2])[:, None, :, None], axis=2)
@@ -191,7 +192,7 @@ def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) ->
 
 
 def first_of_ring(mask: Array, length: int, rows: int) -> Array:
-    """Return which rows of a ring stay, and where, when a cache is cut back.
+    """Return which row of a ring moves to each place when a cache is cut back.
 
     A ring holds tokens and no padding, the newest last. So the rows that go are as many as the columns cut off hold
     tokens, which differs from one batch row to the next.
@@ -209,11 +210,10 @@ def first_of_ring(mask: Array, length: int, rows: int) -> Array:
 
 
 def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
-    """Return what is in use of a buffer after so many columns, as a view: rows lie in front, a ring at the end.
+    """Return a view of the used part of a buffer: rows lie at the front, a ring at the end.
 
     Args:
-        tensor: Its description.
-        buffer: ``(batch, heads, room, width)``, room at least what is held; a state as it is.
+        buffer: ``(batch, heads, room, width)`` with enough room; a state is returned as it is.
         tokens: Columns of the batch.
     """
     if not tensor.has_tokens:
@@ -222,7 +222,7 @@ def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
 
 
 def new_buffer(tensor: CacheTensor, batch: int, room: int, dtype: Any) -> Array:
-    """Return a buffer of zeros for so many columns; a ring's has room for its whole window."""
+    """Return a buffer of zeros for ``room`` columns; a ring gets room for its whole window."""
     if not tensor.has_tokens:
         return np.zeros((batch, *tensor.shape), dtype=dtype)
     heads, width = tensor.shape

@@ -1,4 +1,4 @@
-"""How a cache stores rows: the tensors of an attention layer, and the conversion of rows, in numpy.
+"""How a cache stores rows: the tensors of an attention layer, and the conversion of rows in numpy.
 
 ==========  ===========================================================================================
 ``float32`` and other float types: the values, rounded to that type.
@@ -8,12 +8,12 @@
             448. numpy has no such type: arrays hold the codes, as uint8.
 ==========  ===========================================================================================
 
-The graphs and :mod:`lucid_deploy.cache.codecs` do the same in their own terms. A layer's tensors come in the order of
-its layout everywhere: K, Y and, with int8 and fp8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
+``lucid_deploy.cache.codecs`` does the same in PyTorch, and so do the graphs. A layer's tensors always come in the order
+of its layout: K, Y and, with int8 and fp8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
 
-A row that is not finite throughout is not finite when it is read, in none of its values, since its scale is not; one
-so small that its scale is 0 is read as zeros. No number is beyond the largest of its type: where a scale is subnormal,
-rounding could bring it there, and it is held at the largest.
+If any value of a row is not finite, neither is its scale, so all values read back are not finite. A row so small that
+its scale is 0 reads back as zeros. If a scale is subnormal, rounding could exceed the largest number of the type, so
+numbers are clipped to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
 
 
 def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
-    """Return the tensors of an attention layer, in order."""
+    """Return the tensors of an attention layer, in order.
+
+    Args:
+        cache_dtype: ``int8``, ``fp8``, or the float type that keys and values are stored in.
+    """
     names = ("key", "value")
     rows = tuple(CacheTensor(name, SCALED.get(cache_dtype, cache_dtype), (heads, width)) for name in names)
     if cache_dtype not in SCALED:
@@ -42,13 +46,13 @@ def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
 
 
 def decoded_layout(layer: LayerLayout) -> LayerLayout:
-    """Return the tensors of a layer that :func:`decode_layer` gives: all but scales."""
+    """Return the tensors that ``decode_layer`` returns: all but scales."""
     names = {tensor.name for tensor in layer}
     return tuple(tensor for tensor in layer if tensor.name.removesuffix(SCALE) not in names - {tensor.name})
 
 
 def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: int, tokens: int) -> None:
-    """Check that arrays are a cache of a layout."""
+    """Check that arrays fit a cache layout."""
     if len(arrays) != len(layout):
         raise LucidError(f"The given cache has {len(arrays)} layers, this model {len(layout)}: it is of another model.")
     for index, (given, layer) in enumerate(zip(arrays, map(decoded_layout, layout), strict=True)):
@@ -79,7 +83,7 @@ def resolve_cache_dtype(requested: str, dtype: str) -> str:
 
 
 def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Bring a layer's tensors into the form of the cache; bfloat16, unknown to numpy, stays float32."""
+    """Convert a layer's tensors to their stored form; bfloat16, which numpy lacks, stays float32."""
     stored: dict[str, Array] = {}
     names = {tensor.name for tensor in layer}
     for tensor, array in zip(decoded_layout(layer), arrays, strict=True):
@@ -93,7 +97,7 @@ def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
 
 
 def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Return what a layer in the form of the cache means: its tensors without scales, float32, or wider if they are."""
+    """Convert a layer's stored tensors back: without scales, in float32 or wider."""
     named = {tensor.name: array for tensor, array in zip(layer, stored, strict=True)}
     return tuple(_decoded(named, tensor.name) for tensor in decoded_layout(layer))
 

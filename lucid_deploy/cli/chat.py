@@ -68,8 +68,8 @@ def command(
     Example: lucid-deploy chat ./artifact --temperature 0.7
     """
     from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.artifact.chat import read_chat_templates
     from lucid_deploy.artifact.chat_process import ChatRenderer
-    from lucid_deploy.artifact.chat_templates import read_chat_templates
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
     from lucid_deploy.cli._console import note, progress

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
-from lucid_deploy.artifact.watch import unchanged
+from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import atomic_folders, atomic_write
 from lucid_deploy.runtimes.options import MOST_THREADS

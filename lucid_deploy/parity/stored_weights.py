@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import STAGES, WEIGHTS
-from lucid_deploy.artifact.float_formats import E2M1_MAX, E4M3_LEAST, E4M3_MAX, NVFP4_SPAN, spacing
 from lucid_deploy.artifact.folded_scales import Scales, read_scales, scaled
 from lucid_deploy.artifact.quantization import (
     AWQ,
@@ -26,7 +25,16 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     relative_distance,
 )
-from lucid_deploy.artifact.quantized_bytes import dequantize, spread, unpack
+from lucid_deploy.artifact.quantized_bytes import (
+    E2M1_MAX,
+    E4M3_LEAST,
+    E4M3_MAX,
+    NVFP4_SPAN,
+    dequantize,
+    spacing,
+    spread,
+    unpack,
+)
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.quantize.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.runtimes.session import Array

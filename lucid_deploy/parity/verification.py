@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from lucid_deploy.artifact import Artifact, check_hashes
-from lucid_deploy.artifact.watch import unchanged
+from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.description import summarize

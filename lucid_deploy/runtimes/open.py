@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.watch import unchanged
+from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions, flag, is_device
 from lucid_deploy.runtimes.registry import built_in_runtimes, find_runtime

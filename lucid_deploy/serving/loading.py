@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import MANIFEST, Artifact, check_hashes, open_artifact
+from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.artifact.watch import ArtifactWatch
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.runtimes.options import RuntimeOptions

@@ -4,7 +4,7 @@ Compiled from the Python below to an ONNX function (never run as Python). It com
 type, but for the product with Y, which is one of whole numbers.
 
 No artifact has it, and sessions import no compiler: they read its text, ``int8_unit.onnxtxt`` and
-``int8_training.onnxtxt``. After a change: ``python -m lucid_deploy.export.session_bodies``.
+``int8_training.onnxtxt``. After a change: ``python -m lucid_deploy.export.functions``.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``P`` past tokens, ``D`` width.
 """

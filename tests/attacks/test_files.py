@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.tokenizer import check_links
+from lucid_deploy.export.companions import check_links
 from lucid_deploy.files import atomic_folders, atomic_write
 from tests.conftest import MakeCheckpoint
 

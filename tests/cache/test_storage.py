@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_deploy.artifact.float_formats import E4M3
+from lucid_deploy.artifact.quantized_bytes import E4M3
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import (
     E4M3_MAX,

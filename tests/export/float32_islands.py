@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -57,12 +57,3 @@ def sensitive_in_half(model: onnx.ModelProto) -> list[str]:
     found = list(nodes(model.graph))
     assert all(0 not in kinds for node, kinds in found if node.op_type in SENSITIVE), "a type is not known"
     return [node.op_type for node, kinds in found if node.op_type in SENSITIVE and kinds & HALF]
-
-
-def every_graph(nodes: Sequence[onnx.NodeProto]) -> Iterator[list[onnx.NodeProto]]:
-    """Yield a body's nodes, and those of the loops in it."""
-    yield nodes
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from every_graph(attribute.g.node)

@@ -46,15 +46,6 @@ def test_further_chat_templates_are_copied_and_listed(make_checkpoint: Callable[
         open_artifact(artifact.directory)
 
 
-def test_settings_of_generation_are_notes(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(num_hidden_layers=1)
-    (checkpoint / "generation_config.json").write_text('{"repetition_penalty": 1.05, "eos_token_id": 1}')
-    artifact = export(checkpoint, tmp_path / "artifact")
-    (note,) = (note for note in artifact.manifest.notes if "generation_config.json" in note)
-    assert "asks for repetition_penalty 1.05: " in note
-    assert "repetition_penalty 1.05" in CliRunner().invoke(main, ["inspect", str(artifact.directory)]).stdout
-
-
 def test_graphs_hold_no_paths_of_the_exporting_machine(exported: Exported) -> None:
     _, artifact = exported()
     for stage in ("prefill", "decode"):

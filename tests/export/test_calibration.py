@@ -103,9 +103,3 @@ def test_a_pipe_is_refused(tmp_path: Path, make_checkpoint: Any) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(LucidError, match="is no file but a pipe"):
         calibration_rows(Checkpoint(make_checkpoint()), tmp_path / "pipe", most=10, least=1)
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, make_checkpoint: Any) -> None:
-    path = tmp_path / "ids.jsonl"
-    path.write_text("[5, 6, 7]", encoding="utf-8-sig")
-    assert [row.tolist() for row in read_lines(Checkpoint(make_checkpoint()), path)] == [[5, 6, 7]]

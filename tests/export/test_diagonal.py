@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3TextConfig
 
 import lucid_deploy as ld
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.diagonal import ROUNDING, DiagonalEffect
-from lucid_deploy.export.range_scan import measure_diagonal, scan
+from lucid_deploy.export.range_scan import DiagonalEffect, measure_diagonal
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -103,30 +100,6 @@ def test_verify_judges_with_the_artifacts_diagonal(make_checkpoint: Any, tmp_pat
         assert found.own_failure is None and str(found.first_failure.tensor) == "layer 0 Y"
 
 
-@pytest.mark.slow
-def test_graphs_with_the_other_diagonal_are_caught_and_named(make_checkpoint: Any, tmp_path: Path) -> None:
-    import shutil
-
-    checkpoint = with_small_keys(make_checkpoint(max_position_embeddings=48))
-    made = {name: ld.export(checkpoint, tmp_path / name, diagonal=name) for name in ("unit", "training")}
-    for name, other, words in (("training", "unit", "is 1"), ("unit", "training", "is training's")):
-        copy = Path(shutil.copytree(made[name].directory, tmp_path / f"{name} broken"))
-        manifest = json.loads((copy / "lucid.json").read_text())
-        for stage in ("prefill", "decode"):
-            file = f"{stage}.onnx"
-            shutil.copy(made[other].directory / file, copy / file)
-            manifest["files"][file] = made[other].manifest.files[file]
-        (copy / "lucid.json").write_text(json.dumps(manifest))
-        found = open_verified(copy)
-        assert not found.passed and f"The diagonal of L {words}" in found.failure
-
-
-def open_verified(directory: Path) -> Any:
-    from lucid_deploy.parity import VerifyOptions, verify_artifact
-
-    return verify_artifact(open_artifact(directory), VerifyOptions(quick=True, steps=4))
-
-
 # The warning
 
 
@@ -153,36 +126,6 @@ def test_the_effect_is_that_on_the_models_own_keys(make_checkpoint: Any) -> None
     assert 0.2 * float(change) < found.difference < 5 * float(change)
 
 
-def test_the_warning_says_how_much_and_what_to_do(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = with_small_keys(make_checkpoint())
-    artifact = export(checkpoint, tmp_path / "artifact")
-    [said] = artifact.manifest.notes
-    assert said == effect(checkpoint).sentence
-    assert f"{effect(checkpoint).smallest:.6g}" in said and "--diagonal training" in said
-    for args in (["inspect", str(artifact.directory)], ["export", str(checkpoint), "-o", str(tmp_path / "again")]):
-        assert said in CliRunner().invoke(main, args).output
-
-
-def test_nothing_is_said_where_it_makes_no_difference(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = with_small_keys(make_checkpoint(), 1000)  # beside such keys ε is nothing
-    assert effect(checkpoint).difference < ROUNDING and not effect(checkpoint).sentence
-    assert export(checkpoint, tmp_path / "artifact").manifest.notes == ()
-
-
-def test_nothing_is_said_or_measured_where_it_was_chosen_or_left_out(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = with_small_keys(make_checkpoint())
-    for name, options in {"chosen": {"diagonal": "training"}, "left out": {"range_scan": False}}.items():
-        assert export(checkpoint, tmp_path / name, ExportOptions(**options)).manifest.notes == ()
-    assert export("demo", tmp_path / "demo").manifest.notes == ()
-
-
-def test_a_range_scan_measures_it_too(make_checkpoint: Any) -> None:
-    checkpoint = Checkpoint(with_small_keys(make_checkpoint()))
-    found, alone = scan(checkpoint).diagonal, measure_diagonal(checkpoint)
-    assert found.smallest == pytest.approx(alone.smallest, abs=0.5 * (1 - alone.smallest))
-    assert found.sentence
-
-
 def test_standard_attention_has_no_diagonal(make_checkpoint: Any, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(attention_type="llama")
     assert effect(checkpoint) == DiagonalEffect()
@@ -193,16 +136,6 @@ def test_standard_attention_has_no_diagonal(make_checkpoint: Any, tmp_path: Path
 
 
 # Records
-
-
-def test_inspect_and_the_success_line_say_it(make_checkpoint: Any, tmp_path: Path) -> None:
-    target = tmp_path / "artifact"
-    args = ["export", str(make_checkpoint()), "-o", str(target), "--diagonal", "training"]
-    assert "training's diagonal of L" in CliRunner().invoke(main, args).output
-    assert "training's diagonal of L" in CliRunner().invoke(main, ["inspect", str(target)]).output
-    described = json.loads(CliRunner().invoke(main, ["inspect", str(target), "--json"]).output)
-    assert {layer["diagonal"] for layer in described["layers"]} == {"training"}
-    assert described["options"]["diagonal"] == "training" and described["model"]["diagonal"] == "training"
 
 
 def test_manifests_from_before_have_one_on_the_diagonal(artifact_copy: Path) -> None:
@@ -220,6 +153,12 @@ def test_manifests_from_before_have_one_on_the_diagonal(artifact_copy: Path) -> 
         open_artifact(artifact_copy)
 
 
-def test_graphs_with_one_on_the_diagonal_have_no_attribute(artifact_copy: Path) -> None:
-    for stage in ("prefill", "decode"):
-        assert b"diagonal" not in (artifact_copy / f"{stage}.onnx").read_bytes()
+def test_the_warning_names_the_remedy(make_checkpoint: Any, tmp_path: Path) -> None:
+    checkpoint = with_small_keys(make_checkpoint())
+    artifact = export(checkpoint, tmp_path / "artifact")
+    assert (
+        artifact.manifest.notes == (effect(checkpoint).sentence,)
+        and "--diagonal training" in artifact.manifest.notes[0]
+    )
+    assert b"diagonal" not in artifact.graph_path("prefill").read_bytes(), "no attribute in graphs with 1 on it"
+    assert export(checkpoint, tmp_path / "chosen", ExportOptions(diagonal="training")).manifest.notes == ()

@@ -14,11 +14,10 @@ import pytest
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import export
-from lucid_deploy.export.genai import genai_config, is_supported
+from lucid_deploy.export.genai import is_supported
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.runtimes import open_session
 from tests.byte_level_checkpoints import TEXT
-from tests.model.families.flash_model import MODELS, Flash
 
 og: Any = pytest.importorskip("onnxruntime_genai")
 
@@ -59,22 +58,6 @@ def test_tokenizer_generator_and_stream_give_our_tokens(
         assert tokens == ours(artifact, ids)
 
 
-def test_the_bundled_model_answers(demo: Callable[..., Artifact]) -> None:
-    """Its word-level tokenizer is of a kind that genai does not read, so the ids come from elsewhere."""
-    artifact = demo(logits="last")
-    text = TextTokenizer(artifact.directory)
-    ids = text.encode("fox has red lamp, owl has blue cup, bear has green key. owl has")
-    model = og.Model(str(artifact.directory))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(ids) + 8)
-    running = og.Generator(model, parameters)
-    running.append_tokens(np.array([ids], dtype=np.int32))
-    while not running.is_done():
-        running.generate_next_token()
-    new = [int(token) for token in running.get_sequence(0)][len(ids) :]
-    assert text.decode(new) == "blue cup"
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_hybrid_hands_on_its_states(hybrid: Callable[..., Artifact], dtype: str) -> None:
     artifact = hybrid() if dtype == "float32" else hybrid(dtype=dtype)
@@ -91,15 +74,6 @@ def test_a_hybrid_hands_on_its_states(hybrid: Callable[..., Artifact], dtype: st
             assert found[:end] == wanted[:end] and end > 8
     with pytest.raises(RuntimeError, match="Recurrent states cannot be partially rewound"):
         running.rewind_to(5)
-
-
-def test_states_without_convolutions_are_not_for_it(tmp_path: Path) -> None:
-    artifact = export(Flash(MODELS["decay, bare"]).save(tmp_path / "checkpoint"), tmp_path / "artifact")
-    assert not (artifact.directory / "genai_config.json").exists()
-    settings = json.dumps(genai_config(artifact.manifest, artifact.directory))
-    (artifact.directory / "genai_config.json").write_text(settings)
-    with pytest.raises(RuntimeError, match=r"input was not found: past_key_values\.0\.conv_state"):  # else: allow them
-        generator(og.Model(str(artifact.directory)), [[3, 4]], 2)
 
 
 def test_a_batch_gives_each_row_its_own_answer(with_byte_level_tokenizer: WithTokenizer) -> None:

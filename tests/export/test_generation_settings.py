@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from lucid_deploy.export.generation_settings import CHANGES, SAMPLING, settings_note
+from lucid_deploy.export.companions import CHANGES, SAMPLING, settings_note
 
 # What transformers takes that does not change which token comes next: ids that we read too, lengths, what is returned,
 # how it is computed, and the drafts of its own assistants.
@@ -81,15 +81,3 @@ def test_settings_are_named_that_change_what_transformers_generates(
     assert (generated(model, tmp_path, **settings) != plain) == (said is not None)
     notes = settings_note(write(tmp_path, **settings))
     assert notes == () if said is None else said in notes[0]
-
-
-def test_no_other_default_of_transformers_changes_what_is_sampled(tmp_path: Path) -> None:
-    model = make_model(200)
-    neutral = {name: values[0] for name, values in SAMPLING.items()}
-    default = generated(model, tmp_path, do_sample=True)
-    assert default == generated(model, tmp_path, do_sample=True, **{**neutral, "top_k": 50})
-    assert default != generated(model, tmp_path, do_sample=True, **neutral)
-
-
-def test_without_the_file(tmp_path: Path) -> None:
-    assert settings_note(tmp_path) == ()

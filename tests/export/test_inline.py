@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 
-from lucid_deploy.artifact import STAGES, Artifact, open_artifact
-from lucid_deploy.cli import main
+from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.layers import open_layers
-from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -69,28 +65,6 @@ def test_graphs_have_standard_operators_alone_and_the_same_contract(exported: Ex
         assert len(attentions) == (2 if (stage, name) == ("decode", "mixed") else int(name == "mixed"))
 
 
-def test_without_it_nothing_is_inlined(exported: Exported) -> None:
-    assert exported()[1].manifest.layers[0].operators and exported()[1].graph("decode").functions
-
-
-def test_command(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    command = [
-        "export",
-        str(make_checkpoint(num_hidden_layers=1)),
-        "-o",
-        str(tmp_path / "a"),
-        "--inline",
-        "--json",
-        "-",
-    ]
-    run = CliRunner().invoke(main, command, catch_exceptions=False)
-    facts = json.loads(run.stdout)
-    assert facts["inline"] and facts["summary"].endswith(", inlined graphs")
-    assert open_artifact(tmp_path / "a").manifest.inline
-    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "a")], catch_exceptions=False).stdout
-    assert "functions: none" in shown and "inlined graphs" in shown
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -106,12 +80,6 @@ def test_command(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
 def test_what_needs_functions_is_refused(exported: Exported, options: RuntimeOptions, message: str) -> None:
     with pytest.raises(LucidError, match=message):
         open_session(exported(inline=True)[1], options)
-
-
-def test_no_engines_are_built(exported: Exported) -> None:
-    pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
-    with pytest.raises(LucidError, match=r"exported with --inline\. Export without it for engines"):
-        build_engines(exported(inline=True)[1], BuildOptions())
 
 
 def test_layers_are_not_run_one_by_one(exported: Exported) -> None:

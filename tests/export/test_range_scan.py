@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
@@ -142,20 +139,6 @@ def test_a_float16_cache_is_scanned_for_what_it_holds(make_checkpoint: Any, tmp_
     assert exported(cache_dtype="int8")[1].manifest.ranges is None  # int8 has a scale of its own for each row
 
 
-def test_calibration_text_and_its_faults(tmp_path: Path, make_checkpoint: Any) -> None:
-    demo, lines = Checkpoint("demo"), tmp_path / "lines.txt"
-    lines.write_text("fox has red lamp. fox has\n\nowl has blue cup. owl has\n", encoding="utf-8")
-    found = scan(demo, lines)
-    assert found.prompts == scan(demo).prompts + 2 and found.to_dict()["calibration"] == str(lines)
-    (tmp_path / "empty").write_text(" \n")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("empty", "no lines with text"), ("binary", "no UTF-8"), ("missing", "cannot be read")):
-        with pytest.raises(LucidError, match=message):
-            scan(demo, tmp_path / name)
-    with pytest.raises(LucidError, match=r"no tokenizer\.json"):
-        scan(Checkpoint(make_checkpoint()), lines)
-
-
 @pytest.mark.parametrize("options", [ExportOptions(), ExportOptions("float16", range_scan=False)])
 def test_a_calibration_text_that_nothing_reads(options: ExportOptions, tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
@@ -163,16 +146,3 @@ def test_a_calibration_text_that_nothing_reads(options: ExportOptions, tmp_path:
     with pytest.raises(LucidError, match="Nothing reads --calibration"):
         export("demo", tmp_path / "artifact", replace(options, calibration=lines))
     assert not (tmp_path / "artifact").exists()
-
-
-def test_export_and_inspect_show_it(tmp_path: Path) -> None:
-    target, facts = str(tmp_path / "artifact"), tmp_path / "facts.json"
-    done = CliRunner().invoke(
-        main, ["export", "demo", "-o", target, "--dtype", "float16", "--verbose", "--json", str(facts)]
-    )
-    assert done.exit_code == 0, done.output
-    assert "gate·up product" in done.output and "float16 ends at 65504" in done.output
-    ranges = json.loads(facts.read_text())["ranges"]
-    assert ranges["skipped"] is False and ranges["peaks"]["layer 2"]["y"] > 0
-    shown = CliRunner().invoke(main, ["inspect", target])
-    assert shown.exit_code == 0 and "gate·up product" in shown.output and "float16, growing cache" in shown.output

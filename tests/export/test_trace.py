@@ -15,7 +15,7 @@ from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.export.trace import graph_inputs, graph_outputs, trace
 from lucid_deploy.model.config import parse_config
-from lucid_deploy.model.description import LayerDescription, describe
+from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.lucid import LucidForCausalLM
 from tests.conftest import MIXED, TINY
 from tests.export.float32_islands import HALF, LINEAR, nodes, products_in_half, typed
@@ -54,14 +54,6 @@ def test_graph_contract(exported: Exported, stage: str, new: int | str) -> None:
         **shapes(graph.input),
         **shapes(graph.output),
     }
-
-
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_graphs_pass_the_checker_and_shape_inference(exported: Exported, stage: str) -> None:
-    _, artifact = exported()
-    path = str(artifact.graph_path(stage))
-    onnx.checker.check_model(path, full_check=True)
-    onnx.shape_inference.infer_shapes(load(artifact, stage), check_type=True, strict_mode=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -113,15 +105,6 @@ def test_layers_of_any_kind_are_asked_for_what_they_cache(stage: str, cache: str
     new = "sequence" if stage == "prefill" else 1
     assert outputs[0].shape == ("batch", new, 97)
     assert graph_outputs(LAYERS, 97, stage, "last", cache)[0].shape == ("batch", 1, 97)
-
-
-def test_the_contract_is_what_a_graph_has(exported: Exported) -> None:
-    _, artifact = exported()
-    layers = describe(artifact.config, "float32")
-    for stage in STAGES:
-        info = artifact.manifest.graphs[stage]
-        assert info.inputs == graph_inputs(layers, stage)
-        assert info.outputs == graph_outputs(layers, artifact.config.vocab_size, stage, "last")
 
 
 def test_transposed_are_the_weights_of_linear_layers(exported: Exported) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.registry import find_method, method_names
+from lucid_deploy.export.quantize.method import find_method, method_names
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.stored_weights import check_weights
 from tests.conftest import MakeCheckpoint

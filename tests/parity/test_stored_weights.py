@@ -26,8 +26,8 @@ from lucid_deploy.artifact.quantization import (
     relative_distance,
 )
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export.quantize.float_parts import rounded_parts
-from lucid_deploy.export.quantize.pack import pack_numbers
+from lucid_deploy.export.quantize.floats import rounded_parts
+from lucid_deploy.export.quantize.nearest import pack_numbers
 from lucid_deploy.export.quantize.scales import search_scales
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.quantization_cost import measure_cost

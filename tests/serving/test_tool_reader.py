@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.artifact.chat import ChatTemplates
-from lucid_deploy.artifact.chat_templates import TemplateText
+from lucid_deploy.artifact.chat import ChatTemplates, TemplateText
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.json_fields import FieldError, decode
 from lucid_deploy.serving.bodies import ChatRequest

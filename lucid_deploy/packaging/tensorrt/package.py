@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
-from lucid_deploy.artifact.watch import unchanged
+from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError, missing_package
 from lucid_deploy.files import atomic_folders, atomic_write
 from lucid_deploy.packaging.tensorrt.recorded import RUNNER, Recorded, record

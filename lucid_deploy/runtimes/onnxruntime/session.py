@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, VERIFY, WEIGHTS, Artifact
-from lucid_deploy.artifact.watch import ArtifactWatch
+from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.cache.layout import CacheTensor, first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError

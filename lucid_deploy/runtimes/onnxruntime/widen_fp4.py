@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucid_deploy.artifact.external_data import stored_weights
-from lucid_deploy.artifact.float_formats import E2M1, E4M3
+from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import STAGES, VERIFY, Artifact
-from lucid_deploy.artifact.watch import unchanged
+from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels

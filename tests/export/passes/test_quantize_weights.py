@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.export.passes import quantize_weights
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
@@ -81,13 +81,6 @@ def test_an_embedding_and_the_product_with_it_share_their_bytes(width: int) -> N
     np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-3)
 
 
-def test_a_weight_may_have_another_name_in_the_graph() -> None:
-    found = product("MatMul")
-    quantization = Quantization("int8", 8, "qdq", "float", {"stored": QuantizedTensor((OUT, WIDTH), 32)}, (), "a tool")
-    quantize_weights(found, quantization, {"stored": "w"})
-    assert set(found.graph.initializers) == {f"stored{PACKED}", f"stored{SCALES}"}
-
-
 def test_a_weight_that_is_not_there_or_read_otherwise_is_an_error() -> None:
     with pytest.raises(ValueError, match="the graph has no weight w"):
         quantize_weights(model([], {"x": (FLOAT, [1])}, {}), record("qdq"))
@@ -97,3 +90,45 @@ def test_a_weight_that_is_not_there_or_read_otherwise_is_an_error() -> None:
     weight_of(found.graph, "w")
     with pytest.raises(ValueError, match="w is read by input 0 of Relu"):
         quantize_weights(found, record("matmulnbits"))
+
+
+OUT, WIDTH = 6, 64
+
+
+def two_products() -> ir.Model:
+    """Two products that read the same input, a node that reads one of them, and an output that is one."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["a"]),
+        helper.make_node("MatMul", ["x", "w"], ["b"]),
+        helper.make_node("Neg", ["a"], ["c"]),
+    ]
+    shapes = {"x": (FLOAT, ["batch", "sequence", WIDTH]), "v": (FLOAT, [WIDTH, OUT]), "w": (FLOAT, [WIDTH, OUT])}
+    found = model(nodes, shapes, {"b": (FLOAT, None), "c": (FLOAT, None)})
+    weight_of(found.graph, "v"), weight_of(found.graph, "w")
+    return found
+
+
+@pytest.mark.parametrize("form", ["matmulnbits", "qdq"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_are_of_what_the_stored_numbers_mean(bits: int, form: str) -> None:
+    tensors = {name: QuantizedTensor((OUT, WIDTH), 16, offsets=True) for name in "vw"}
+    record, found = Quantization(f"int{bits}", bits, form, "float", tensors, (), "a tool"), two_products()
+    quantize_weights(found, record)
+    assert operators(found).count("ReduceSum") == 1 and operators(found).count("Add") == 2
+    stored: dict[str, np.ndarray] = {}
+    weights = {}
+    for name in "vw":
+        packed = RNG.integers(0, 256, record.packed_size(name), dtype=np.uint8)
+        scales = RNG.uniform(0.5, 2, record.part_shape(name, SCALES)).astype(np.float32)
+        offsets = RNG.uniform(-9, 9, record.part_shape(name, OFFSETS)).astype(np.float32)
+        weights[name] = dequantize(record, name, packed, scales.ravel(), offsets.ravel())
+        shape, kind = record.part_shape(name, PACKED), record.packed_dtype(name)
+        numbers = packed if kind == "int4" else packed.view(kind).reshape(shape)
+        if kind == "int4":
+            whole = np.stack([packed & 15, packed >> 4], axis=-1).reshape(shape).astype(np.int8)
+            numbers = np.where(whole > 7, whole - 16, whole).astype(np.int8)
+        stored |= {name + PACKED: numbers, name + SCALES: scales, name + OFFSETS: offsets}
+    b, c = run(found, {"x": X}, stored)
+    np.testing.assert_allclose(b, X @ weights["w"].T, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(c, -(X @ weights["v"].T), rtol=1e-4, atol=1e-3)
+    assert [value.name for value in found.graph.outputs] == ["b", "c"]

@@ -10,10 +10,13 @@ import onnx_ir as ir
 import pytest
 
 import lucid_deploy.export.trace as tracing
-from lucid_deploy.export.passes import NotRepeatable, layers_of, repeat_layers, repeat_names
+from lucid_deploy.export.passes import NotRepeatable, layers_of, repeat_layers
+from lucid_deploy.export.passes.repeat_layers import excerpt
 from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.description import describe
 from tests.conftest import TINY
 from tests.export.passes import graphs
+from tests.parity.small_models import small_config
 
 pytestmark = pytest.mark.usefixtures("fresh_traces")
 MODELS: dict[str, dict[str, Any]] = {
@@ -81,12 +84,6 @@ def test_a_small_graph() -> None:
     np.testing.assert_array_equal(found[0], np.maximum(wanted, 0))
 
 
-def test_names_of_weights() -> None:
-    names = {"lm_head.weight", "model.layers.0.w", "model.layers.2.w"}
-    assert repeat_names(names, (0, 2, 2)) == {*names, "model.layers.1.w"}
-    assert repeat_names({"model.layers.1.w"}, (0, 2, 2)) == set()  # the layer that is no pattern
-
-
 def test_layers_that_share_two_values_cannot_be_copied() -> None:
     model = chain()
     layers = layers_of(model.graph)
@@ -105,3 +102,37 @@ def test_what_cannot_be_copied_is_traced_whole(monkeypatch: pytest.MonkeyPatch) 
     found = tracing.trace(config, "decode", "float32").model.graph
     layers = [layer for layer in layers_of(found).values() if layer is not None]
     assert sorted(set(layers)) == [0, 1, 2, 3] and layers.count(1) == layers.count(3)
+
+
+def planned(kinds: tuple[str, ...], **changes):
+    config = small_config(num_hidden_layers=len(kinds), layer_kinds=kinds, sliding_window=4, **changes)
+    return excerpt(config, describe(config, "float32"))
+
+
+L, S, W = "lucid", "standard", "window"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "origins", "sources"),
+    [
+        ((L,) * 6, (0, 1, 1), (0, 2, 2, 2, 2, 2)),
+        ((W, W, L) * 3, (0, 2, 1, 1, 5), (0, 3, 1, 3, 3, 4, 3, 3, 4)),
+        ((S, S, L, S, S, S), (0, 2, 1, 1), (0, 3, 1, 3, 3, 3)),  # what comes once is no pattern
+    ],
+)
+def test_layers_of_each_sort(kinds: tuple[str, ...], origins: tuple[int, ...], sources: tuple[int, ...]) -> None:
+    found = planned(kinds)
+    assert (found.origins, found.sources) == (origins, sources)
+    assert found.config.kinds == tuple(kinds[index] for index in origins)
+    assert all(kinds[index] == found.config.kinds[source] for index, source in enumerate(sources))
+
+
+@pytest.mark.parametrize("kinds", [(L,), (L, L, L), (L, S, W), (L, S, L, S, L)])
+def test_a_model_that_is_no_longer_is_traced_whole(kinds: tuple[str, ...]) -> None:
+    assert planned(kinds) is None
+
+
+def test_layers_that_rotate_otherwise_are_of_another_sort() -> None:
+    found = planned((L,) * 8, rope_layers=(True, True, True, False) * 2)
+    assert (found.origins, found.config.rope_layers) == ((0, 3, 1, 1, 7), (True, False, True, True, False))
+    assert found.sources == (0, 3, 3, 1, 3, 3, 3, 4)

@@ -57,10 +57,3 @@ def test_a_cast_between_stays_and_takes_the_other_shape() -> None:
     assert operators(found) == ["Cast", "MatMul"]
     half = W.astype(np.float16)
     np.testing.assert_allclose(run(found, {"x": X}, {"w": half.T.copy()})[0], X @ half.T.astype(np.float32), rtol=1e-5)
-
-
-def test_what_is_no_weight_is_left_alone() -> None:
-    found = made()
-    assert store_transposed(found, {"other"}) == set()
-    assert operators(found) == ["Transpose", "MatMul"]
-    np.testing.assert_allclose(run(found, {"x": X}, {"w": W})[0], X @ W.T, rtol=1e-5)

@@ -38,10 +38,3 @@ def test_it_writes_the_rows_that_pytorchs_operator_writes(opset: int, wanted: li
     [present] = run(found, {"cache": cache, "row": row, "index": index})
     expected = scatter_row(*map(torch.from_numpy, (cache, row, index)))
     np.testing.assert_array_equal(present, expected.numpy())
-
-
-def test_a_graph_without_the_placeholder_is_not_changed() -> None:
-    found = model([helper.make_node("Relu", ["x"], ["y"])], {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}, OPSET)
-    before = ir.serde.serialize_model(found).SerializeToString()
-    write_rows(found, OPSET_STATIC)
-    assert ir.serde.serialize_model(found).SerializeToString() == before

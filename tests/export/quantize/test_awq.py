@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,17 @@ from lucid_deploy.artifact.quantization import QuantizedTensor
 from lucid_deploy.export.quantize.awq import (
     Target,
     clipped_scales,
+    find_folds,
     input_scale,
     input_sizes,
     nearest_scales,
     rounded,
+    storable,
 )
+from lucid_deploy.export.quantize.inputs import embedded, load_layer, run_layer, shared_inputs
+from lucid_deploy.model.checkpoint import Checkpoint
+from tests.conftest import write_checkpoint
+from tests.hybrid_artifact import write_hybrid
 
 GENERATOR = torch.Generator().manual_seed(0)
 # A few inputs are much larger than others, and inputs share a direction, as in trained models.
@@ -57,21 +66,6 @@ def test_the_scale_is_the_published_one() -> None:
         assert found.max() > 2 * found.min()
 
 
-def test_every_step_of_the_search_counts() -> None:
-    """Inputs of which some are a little larger ask for powers between the tenths, too."""
-    chosen = set()
-    for seed in range(8):
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(200, 80, generator=generator) * torch.where(torch.arange(80) % 7 == seed % 7, 2.0 + seed, 0.5)
-        weight = torch.randn(16, 80, generator=generator)
-        (sizes,) = input_sizes([[x]], 1)
-        found = input_scale(sizes, [(weight, target_of(weight, positive=True))])
-        np.testing.assert_allclose(found.numpy(), published(x.double().numpy(), weight.double().numpy()), rtol=1e-5)
-        spread = sizes.magnitude.max() / sizes.magnitude.min()
-        chosen.add(round(20 * float((found.max() / found.min()).log() / spread.log())))
-    assert any(step % 2 for step in chosen), f"only tenths were chosen: {chosen}"
-
-
 def lost(weight: torch.Tensor, found: torch.Tensor) -> float:
     return float((X @ (found - weight).mT).square().mean())
 
@@ -102,3 +96,56 @@ def test_inputs_that_are_always_zero() -> None:
         scale = input_scale(sizes, [(weight, target)])
         scales = clipped_scales(weight * scale, target, sizes.x_x / torch.outer(scale, scale))
         assert scale.isfinite().all() and (scale > 0).all() and scales.isfinite().all() and scales.shape == (24, 3)
+
+
+MLP = {"mlp.gate_proj": "post_attention_layernorm", "mlp.down_proj": "mlp.up_proj"}
+
+
+def places(directory: Path, index: int = 0) -> dict[str, str | None]:
+    """Return where the scale of each input goes, by the first product that reads it."""
+    import numpy as np
+
+    checkpoint = Checkpoint(directory)
+    layer, config = load_layer(checkpoint, index), checkpoint.config
+    (x,) = embedded(checkpoint, [np.arange(24).reshape(2, 12)])
+    with torch.inference_mode():
+        groups = shared_inputs(layer, lambda given: run_layer(layer, config, index, given)[0], x)
+        found = find_folds(layer, lambda other, given: run_layer(other, config, index, given)[0], x, groups)
+    for group, fold in zip(groups, found, strict=True):
+        assert fold is None or fold.readers == tuple(group)
+    return {group[0]: fold and fold.giver for group, fold in zip(groups, found, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "values"),
+    [
+        ({}, None),  # two query heads to a value head: their inputs of o are no rows of v
+        ({"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}, "self_attn.v_proj"),
+        ({"num_key_value_heads": 4, "attention_type": "llama"}, "self_attn.v_proj"),
+    ],
+)
+def test_attention(changes: Any, values: str | None, tmp_path: Path) -> None:
+    """K is never changed, nor is what comes out of the layer."""
+    found = places(write_checkpoint(tmp_path / "c", num_hidden_layers=1, **changes))
+    assert found == {"self_attn.q_proj": "input_layernorm", "self_attn.o_proj": values, **MLP}
+
+
+def test_delta_rules(tmp_path: Path) -> None:
+    """Their convolutions and norms of heads let nothing through; their inputs come from a norm like others."""
+    checkpoint = write_hybrid(tmp_path / "c")
+    kinds = Checkpoint(checkpoint).config.kinds
+    delta = next(index for index, kind in enumerate(kinds) if "delta" in kind)
+    found = places(checkpoint, delta)
+    assert found.pop("linear_attn.o_proj") is None
+    first = next(iter(found))
+    assert first.startswith("linear_attn.") and found == {first: "input_layernorm", **MLP}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_norm_is_divided_to_numbers_of_its_type(dtype: str) -> None:
+    norm, scale = torch.linspace(-2, 2, 41), torch.logspace(-1, 1, 41)
+    norm[7] = 0
+    found = storable(scale, norm, dtype)
+    stored = norm / found
+    assert stored.to(getattr(torch, dtype)).float().sub(stored).abs().max() <= 2**-23 * stored.abs().max()
+    assert ((found / scale)[norm != 0] - 1).abs().max() < {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -50,32 +49,6 @@ def test_it_is_the_definition(width: int, correlation: float, dead: bool, by_siz
     assert order.columns.equal(expected)
     found = round_columns(weight, scales, order, LIMITS)
     assert found.equal(by_definition(weight, scales, hessian, 0.01, order.columns.tolist()))
-
-
-def test_why_onnxruntimes_function_is_not_used() -> None:
-    """Its factor is transposed, so that no column hears of another's error: the result is the nearest numbers.
-
-    Where this fails, onnxruntime was mended, and is an oracle: one scale of a row, 2 max / 15, numbers from -8 to 7.
-    """
-    from onnxruntime.quantization.neural_compressor.weight_only import gptq
-
-    weight, hessian = layer(150, 6, 0.95)
-    scales = (weight.abs().amax(dim=1, keepdim=True) * 2 / 15).expand_as(weight)
-    theirs = gptq(weight.numpy().T.copy(), hessian.numpy().copy(), 4, -1, "sym").T
-    assert np.array_equal(theirs, ((weight / scales).round().clamp(*LIMITS) * scales).numpy())
-
-
-def test_outputs_are_nearer_than_with_the_nearest_numbers() -> None:
-    weight, hessian = layer(96, 16, 0.95)
-    scales = (weight.abs().amax(dim=1, keepdim=True) / 8).expand_as(weight)
-
-    def error(numbers: torch.Tensor) -> float:
-        lost = numbers * scales - weight
-        return float((lost @ hessian * lost).sum())
-
-    nearest = (weight / scales).round().clamp(*LIMITS)
-    ours = round_columns(weight.float(), scales.float(), column_order(hessian, 0.01, True), LIMITS)
-    assert error(ours) < 0.5 * error(nearest)
 
 
 def test_inputs_that_are_all_alike() -> None:

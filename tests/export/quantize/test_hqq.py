@@ -16,7 +16,6 @@ from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.hqq import hqq_matrix
-from lucid_deploy.export.quantize.nearest import quantize_matrix
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint
@@ -98,15 +97,6 @@ def test_they_are_the_published_ones(bits: int, size: int) -> None:
     judged, found = rounds_alike(exact, plain), dense(weight, bits).reshape(-1, 32)
     own = np.abs(plain.values - exact.values)[judged].max()
     assert np.abs(found - exact.values)[judged].max() <= FACTOR * own
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_they_are_nearer_than_the_nearest_symmetric_ones(bits: int) -> None:
-    exact = WEIGHT.double().numpy()
-    record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": QuantizedTensor((24, 128), 32)}, (), "a")
-    packed, scales = (np.concatenate(part) for part in zip(*quantize_matrix(WEIGHT, TENSOR, bits), strict=True))
-    plain = dequantize(record, "w", packed.reshape(-1), scales)
-    assert np.linalg.norm(dense(WEIGHT, bits) - exact) < np.linalg.norm(plain - exact)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -8,9 +8,17 @@ import numpy as np
 import torch
 
 from lucid_deploy.export.quantize.gptq import column_order
-from lucid_deploy.export.quantize.inputs import ProductErrors, input_moments, input_of, shared_inputs
-from lucid_deploy.export.quantize.layer_by_layer import embedded, load_layer, run_layer
-from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.export.quantize.inputs import (
+    ProductErrors,
+    embedded,
+    final_norm,
+    input_moments,
+    input_of,
+    load_layer,
+    run_layer,
+    shared_inputs,
+)
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
 
 
 def test_products_of_a_layer_and_their_inputs(make_checkpoint: Any) -> None:
@@ -63,3 +71,18 @@ def test_moments_of_many_inputs() -> None:
     torch.testing.assert_close(moments.x_x, rows.mT @ rows / len(rows))
     torch.testing.assert_close(moments.d_d, rows.mT @ rows / 4 / len(rows))
     assert moments.x_x.equal(moments.x_x.mT)
+
+
+def test_the_layers_make_the_model(make_checkpoint: Any) -> None:
+    checkpoint = Checkpoint(make_checkpoint())
+    ids = np.random.default_rng(0).integers(0, 97, (2, 70))
+    model = load_model(checkpoint)
+    with torch.inference_mode():
+        (x,) = embedded(checkpoint, [ids])
+        for index in range(checkpoint.config.num_hidden_layers):
+            x, cache = run_layer(load_layer(checkpoint, index), checkpoint.config, index, x)
+        logits, wanted = model(torch.from_numpy(ids))
+        assert model.lm_head(final_norm(checkpoint, x)).equal(logits)
+        assert all(a.equal(b) for a, b in zip(cache, wanted[-1], strict=True))
+        table = torch.zeros(97, 64)
+        assert not embedded(checkpoint, [ids], table)[0].any()

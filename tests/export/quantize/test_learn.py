@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.quantization import LearnedTensor, Quantization
-from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
@@ -23,7 +22,6 @@ from lucid_deploy.export.quantize.gptq import GptqRule
 from lucid_deploy.export.quantize.learn import learn_weights
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
-from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -129,63 +127,6 @@ def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "form", "dtype", "changes"),
-    [
-        ("int8", "qdq", "bfloat16", {}),
-        ("int4", "qdq", "float16", {}),
-        ("int8", "matmulnbits", "float16", {"tie_word_embeddings": True}),
-    ],
-)
-def test_other_forms(scheme: str, form: str, dtype: str, changes: Any, source: Path, tmp_path: Path) -> None:
-    """Without graphs: what is written reads back as what was chosen. A tied table is rounded to nearest."""
-    checkpoint = Checkpoint(write_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1, **changes))
-    options = QuantizeOptions(scheme, form, method="gptq")
-    plan = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options)
-    rows = calibration_rows(checkpoint, source / "ids.jsonl", 2048, 1)
-    seen: list[tuple[str, int, int]] = []
-    found, record = learn_weights(checkpoint, plan, rows, GptqRule(), dtype, lambda *step: seen.append(step))
-    assert seen == [("Calibrating", step, 2) for step in range(3)]
-    tied = {"model.embed_tokens.weight"} if checkpoint.tied else set()
-    assert record.tensors.keys() - found.parts.keys() == tied
-    name = "model.layers.0.mlp.down_proj.weight"
-    packed, scales = found.parts[name]
-    stored = plan_weights({name: record.tensors[name].shape}, set(), dtype, record)
-    write_weights(tmp_path / "weights", stored, checkpoint, record, chosen=dict(found.parts))
-    data = (tmp_path / "weights").read_bytes()
-    content = [data[part.offset : part.offset + part.size] for part in stored.values()]
-    factors = torch.frombuffer(bytearray(content[1]), dtype=getattr(torch, dtype)).double()
-    dense = dequantize(record, name, np.frombuffer(content[0], np.uint8), factors.numpy())
-    weight = checkpoint.tensor(name).double().numpy()
-    distance = np.linalg.norm(dense - weight) / np.linalg.norm(weight)
-    assert distance == pytest.approx(record.method.tensors[name].distance, rel=1e-5), "scales were rounded before"
-    assert (scales > 0).all() or not record.has_positive_scales(name)
-    del packed
-
-
-def test_kept_weights_stay_and_later_layers_know_what_came_before(source: Path) -> None:
-    """The second moments of a layer are those behind the rounded layers: another first layer gives others."""
-    checkpoint, rows = Checkpoint(source / "checkpoint"), None
-    found = []
-    for globs in ((), ("layers.0.*",)):
-        plan = plan_quantization(
-            checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq", keep_float=globs)
-        )
-        rows = rows or calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
-        found.append(learn_weights(checkpoint, plan, rows, GptqRule(), "float32")[0])
-    assert not any("layers.0." in name for name in found[1].parts)
-    name = "model.layers.1.self_attn.q_proj.weight"
-    assert found[0].tensors[name] != found[1].tensors[name]
-
-
-def test_the_same_text_gives_the_same_numbers(source: Path, learned: Artifact) -> None:
-    checkpoint = Checkpoint(source / "checkpoint")
-    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
-    rows = calibration_rows(checkpoint, source / "ids.jsonl", 32768, 1)
-    found, _ = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
-    assert found.tensors == learned.manifest.quantization.method.tensors
-
-
-@pytest.mark.parametrize(
     ("changes", "calibration", "message"),
     [
         ({"method": "gptq"}, None, "learns from text.*--calibration, or use --method rtn"),
@@ -222,15 +163,6 @@ def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
     with pytest.raises(LucidError, match=r"layers\.1\.mlp\.up_proj\.weight has values that are not finite"):
         learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
-
-
-def test_options_without_quantize_are_named(source: Path, tmp_path: Path) -> None:
-    arguments = ["export", str(source / "checkpoint"), "-o", str(tmp_path / "a"), "--method", "gptq"]
-    result = CliRunner().invoke(main, [*arguments, "--gptq-damping", "0.1", "--calibration-tokens", "5"])
-    assert result.exit_code == 2
-    assert "--method, --calibration-tokens, --gptq-damping is for quantized weights" in " ".join(result.output.split())
-    result = CliRunner().invoke(main, [*arguments[:-1], "rtn"])  # the default, and yet a wish
-    assert (result.exit_code, "--method is for quantized weights" in result.output) == (2, True)
 
 
 def test_layers_of_other_kinds(tmp_path: Path) -> None:

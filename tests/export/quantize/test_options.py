@@ -42,16 +42,3 @@ def test_options_of_learning_where_nothing_learns(scheme: str, changes: dict[str
     assert "eave" in str(caught.value) and "\n" not in str(caught.value)
     if scheme != "stored":
         check_options(QuantizeOptions(scheme, method="gptq", **changes), "float32")
-
-
-@pytest.mark.parametrize("changes", [{"gptq_damping": 0.1}, {"gptq_order": "stored"}])
-def test_options_of_gptq_beside_awq(changes: dict[str, Any]) -> None:
-    check_options(QuantizeOptions("int4", method="awq", calibration_tokens=100), "float32")
-    with pytest.raises(LucidError, match="--method awq has no such setting, so leave out --gptq"):
-        check_options(QuantizeOptions("int4", method="awq", **changes), "float32")
-
-
-@pytest.mark.parametrize("method", ["awq", "hqq"])
-def test_methods_of_whole_numbers_beside_floats(method: str) -> None:
-    with pytest.raises(LucidError, match="leave out --method"):
-        check_options(QuantizeOptions("nvfp4", method=method), "float16")

@@ -94,15 +94,6 @@ def test_stored_bytes_are_within_half_a_step(scheme: str, form: str, dtype: str,
     check_weights(artifact, source)
 
 
-def test_rows_that_no_whole_block_fills(quantized: Made) -> None:
-    _, artifact = quantized("int4", block_size=128)  # rows of 64, 112 and 144
-    record = artifact.manifest.quantization
-    assert record.part_shape("model.layers.0.self_attn.o_proj.weight", ".packed") == (64, 2, 64)
-    _, artifact = quantized("int4", "qdq", block_size=128)
-    sizes = {tensor.shape[1]: tensor.block_size for tensor in artifact.manifest.quantization.tensors.values()}
-    assert sizes == {64: 64, 112: 16, 144: 16}, "TensorRT takes blocks that divide the rows"
-
-
 def test_both_graphs_read_one_file(quantized: Made) -> None:
     _, artifact = quantized("int8", changes=BIASED, activations="int8")
     places = []
@@ -127,21 +118,6 @@ def test_kept_weights_stay_as_they_are(quantized: Made) -> None:
     assert set(record.kept) == kept and not kept & record.tensors.keys()
     model, source = load_artifact_model(artifact).state_dict(), Checkpoint(checkpoint)
     assert all((model[name] == source.tensor(name)).all() for name in kept)
-
-
-def test_defaults_and_options(quantized: Made, tmp_path: Path) -> None:
-    checkpoint = str(quantized("int4", "qdq")[0])
-    _, tied = quantized("int4", "qdq", changes=BIASED)
-    assert "model.embed_tokens.weight" in tied.manifest.quantization.kept, "no DequantizeLinear of a whole table"
-    more = ["--block-size", "16", "--keep-float", "layers.0.mlp.*", "--activations", "float"]
-    result = CliRunner().invoke(
-        export_command,
-        [checkpoint, "-o", str(tmp_path / "b"), "--quantize", "int4", "--quantize-embeddings", *more],
-        catch_exceptions=False,
-    )
-    assert "Quantized 6 weights to int4 in blocks of 16" in result.stdout and "times smaller" in result.stdout
-    record = open_artifact(tmp_path / "b").manifest.quantization
-    assert record.activations == "float" and "model.embed_tokens.weight" in record.tensors
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,10 @@ from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.packed.weight import PackedWeight
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.tensorrt.prepare import check_float_formats
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
-from tests.model.packed.floats import GROUP, compressed_float, write_floats
+from tests.model.packed.floats import write_floats
 from tests.model.packed.packing import change_settings, change_tensors, write_packed
-
-UP = "model.layers.0.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize(
@@ -121,38 +117,6 @@ def test_an_artifact_in_fp8_rounds_its_inputs(tmp_path: Path) -> None:
     assert "7 are the checkpoint's numbers exactly" in (tmp_path / "v.json").read_text()
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("token", QuantizeOptions("fp8"), r"quantized already \(compressed-tensors, 8 bits\)"),
-        ("token", QuantizeOptions("int8"), "quantized already"),
-        ("token", QuantizeOptions("stored", "matmulnbits"), "leave out --quantize-format matmulnbits"),
-        ("token", QuantizeOptions("stored", activations="int8"), "leave out --activations int8"),
-        ("token", QuantizeOptions("stored", block_size=32), "leave out --block-size"),
-    ],
-)
-def test_what_a_checkpoint_in_fp8_is_not_asked_for(kind: str, options: Any, message: str, tmp_path: Path) -> None:
-    write_floats(tmp_path / "c", kind)
-    with pytest.raises(LucidError, match=message) as caught:
-        export(tmp_path / "c", tmp_path / "a", ExportOptions(quantize=options))
-    assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
-
-
-def test_groups_that_do_not_divide_a_row(tmp_path: Path) -> None:
-    write_floats(tmp_path / "c", "token")
-    change_settings(tmp_path / "c", compressed_float("channel", {**GROUP, "group_size": 48}))
-    command = ["export", str(tmp_path / "c"), "-o", str(tmp_path / "a")]
-    refused = CliRunner().invoke(main, command)
-    said = " ".join(refused.output.split())
-    remedy = re.search(r"which groups of 48 do not divide, .* Leave them as they are with (--[a-z -]+)\.$", said)
-    assert remedy is not None, said
-    result = CliRunner().invoke(main, [*command, *remedy[1].split()])
-    assert result.exit_code == 0, "what the message names is accepted: " + result.output
-    record = open_artifact(tmp_path / "a").manifest.quantization
-    assert record is not None and (record.scheme, record.activations) == ("fp8", "float")
-    check_float_formats(open_artifact(tmp_path / "a"), (120,))
-
-
 def test_negative_scales_are_refused_by_name(tmp_path: Path) -> None:
     """TensorRT takes none; said before anything is exported."""
     write_floats(tmp_path / "c", "token")
@@ -228,14 +192,6 @@ def regroup(checkpoint: Path, size: int) -> None:
 
     change_tensors(checkpoint, change)
     change_settings(checkpoint, {"quant_method": "gptq", "bits": 4, "group_size": size})
-
-
-def test_groups_that_no_blocks_make_up(tmp_path: Path) -> None:
-    write_packed(tmp_path / "c", "gptq")
-    regroup(tmp_path / "c", 24)
-    source = Checkpoint(tmp_path / "c")
-    with pytest.raises(LucidError, match="groups of 24 inputs in rows of 64, which no blocks of 16, 32"):
-        plan_stored(source, QuantizeOptions("stored"), "float32")
 
 
 @pytest.mark.parametrize(("form", "blocks"), [("qdq", (64, 16)), ("matmulnbits", (64, 64))])

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
-from lucid_deploy.artifact.float_formats import E2M1, E4M3
+from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model

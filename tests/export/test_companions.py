@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
+import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
-from click.testing import CliRunner
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.tokenizer import check_tokenizer, copy_companions
+from lucid_deploy.export.companions import SAVE, check_tokenizer, compare_with_transformers, copy_companions
 
 TEXT = "\n".join(
     f"the quick brown fox {i} jumps over Straße 日本 and {word}  again" for i in range(90) for word in "abc"
@@ -122,29 +122,11 @@ def test_a_result_that_differs_is_not_kept(checkpoint: Path, monkeypatch: pytest
     assert not (building / "tokenizer.json").exists()
 
 
-def test_a_switch_that_is_a_text_is_said(checkpoint: Path) -> None:
-    from transformers.tokenization_utils_tokenizers import TokenizersBackend
-
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": "true"}))
-    theirs = TokenizersBackend.from_pretrained(str(checkpoint), local_files_only=True)
-    assert theirs.special_tokens_map["add_bos_token"] == "true" and theirs("").input_ids == []
-    building, [note] = made(checkpoint)
-    assert "add_bos_token in tokenizer_config.json is 'true', which transformers takes for the text of a token." in note
-    assert not (building / "tokenizer.json").exists()
-
-
 def test_a_broken_file_is_said(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.model").write_bytes(b"nothing")
     building, [note] = made(checkpoint)
     assert note.startswith("tokenizer.model could not be converted to tokenizer.json: ") and "\n" not in note
     assert not (building / "tokenizer.json").exists()
-
-
-@pytest.mark.parametrize("package", ["sentencepiece", "transformers"])
-def test_without_the_packages_nothing_is_made(checkpoint: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == package] or [package]:
-        monkeypatch.setitem(sys.modules, name, None)
-    assert made(checkpoint)[1] == ()
 
 
 def test_a_tokenizer_that_is_there_is_copied(checkpoint: Path, with_tokenizer: Path) -> None:
@@ -179,47 +161,6 @@ def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path, with
         check_tokenizer(checkpoint)
 
 
-def test_chat_templates_are_copied_or_refused_at_once(checkpoint: Path, with_tokenizer: Path) -> None:
-    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
-    folder = checkpoint / "additional_chat_templates"
-    folder.mkdir()
-    for name in ("tool_use.jinja", "file.jinja"):
-        (folder / name).write_text("{{ tools }}")
-    with pytest.raises(LucidError, match=r"file\.jinja: transformers takes"):
-        check_tokenizer(checkpoint)
-    (folder / "file.jinja").rename(folder / "rag.jinja")
-    check_tokenizer(checkpoint)
-    building, _ = made(checkpoint)
-    theirs = AutoTokenizer.from_pretrained(str(checkpoint)).chat_template
-    assert (
-        AutoTokenizer.from_pretrained(str(building)).chat_template
-        == theirs
-        == dict.fromkeys(("tool_use", "rag"), "{{ tools }}")
-    )
-
-
-def test_export_says_what_to_do(
-    checkpoint: Path,
-    make_checkpoint: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    whole = make_checkpoint(num_hidden_layers=1)
-    shutil.copy(checkpoint / "tokenizer.model", whole)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "sentencepiece", None)
-        said = CliRunner().invoke(main, ["export", str(whole), "-o", str(tmp_path / "without")])
-    assert said.exit_code == 0
-    assert said.stderr.startswith(f"Note: {tmp_path / 'without'} has no tokenizer.json")
-    assert 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1" Then export again.' in said.stderr
-    said = CliRunner().invoke(main, ["run", str(tmp_path / "without"), "-p", "fox"])
-    assert "Export makes it from tokenizer.model." in said.stderr
-    said = CliRunner().invoke(main, ["export", str(whole), "-o", str(tmp_path / "with")])
-    assert (said.exit_code, said.stderr) == (0, "")
-    assert "tokenizer.json was made from tokenizer.model" in said.stdout
-    assert CliRunner().invoke(main, ["inspect", str(tmp_path / "with"), "--check"]).exit_code == 0
-
-
 @pytest.mark.parametrize(
     ("files", "said"),
     [((), "Put the model's tokenizer.json into the checkpoint"), (("vocab.json", "merges.txt"), "AutoTokenizer")],
@@ -230,3 +171,105 @@ def test_advice(tmp_path: Path, files: tuple[str, ...], said: str) -> None:
     for name in files:
         (tmp_path / name).write_text("")
     assert said in advice(tmp_path)
+
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def llama_2() -> Tokenizer:
+    """Return a tokenizer with the rules of Llama 2's file: ``▁`` comes before each part of a text."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return trained(tokenizer, [*string.printable, *"▁ßé日本"])
+
+
+def by_bytes(pattern: str) -> Tokenizer:
+    """Return a tokenizer of bytes, as Qwen's, with a pattern of its own."""
+    from tokenizers import Regex
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, whole])
+    tokenizer.decoder = decoders.ByteLevel()
+    return trained(tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet()))
+
+
+def trained(tokenizer: Tokenizer, alphabet: list[str]) -> Tokenizer:
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["once upon a time a start [INST] Hello 1234 5678 12 34 the end"] * 9, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def write_source(directory: Path, tokenizer: Tokenizer, model_type: str = "llama", **settings: Any) -> Path:
+    directory.mkdir(parents=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({**NAMES, **settings}))
+    return directory
+
+
+def exported(source: Path, name: str) -> tuple[Path, tuple[str, ...]]:
+    building = source.parent / name
+    building.mkdir()
+    return building, copy_companions(source, building)
+
+
+REBUILT = {
+    "llama": (llama_2, {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
+    "qwen2": (lambda: by_bytes(r"\d{1,3}|\w+"), {"tokenizer_class": "PreTrainedTokenizerFast", "model_type": "qwen2"}),
+}
+
+
+@pytest.mark.parametrize("kind", REBUILT)
+def test_a_difference_is_shown_and_its_remedy_gives_transformers_ids(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, settings = REBUILT[kind]
+    source = write_source(tmp_path / "source", make(), **settings)
+    before, (note,) = exported(source, "before")
+    theirs = AutoTokenizer.from_pretrained(source)
+    assert type(theirs).__name__ in note and "which the artifact follows" in note
+    texts = ["<s>start", "a</s> b", "once <s> upon", "<s></s>time", "1234 5678", "the end"]
+    assert any(TextTokenizer(before).encode(text) != theirs(text).input_ids for text in texts)
+    assert f'python -c "{SAVE}"' in note
+    if kind == "llama":
+        subprocess.run([sys.executable, "-c", SAVE], cwd=source, check=True)
+    else:  # the same, without a process that imports transformers again
+        monkeypatch.chdir(source)
+        exec(SAVE, {})
+    after, notes = exported(source, "after")
+    assert notes == ()
+    for text in texts:
+        assert TextTokenizer(after).encode(text) == theirs(text).input_ids
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("llama", None), ("mistral", "PreTrainedTokenizerFast")])
+def test_what_transformers_loads_as_it_is_needs_no_comparison(
+    model_type: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {} if name is None else {"tokenizer_class": name}
+    source = write_source(tmp_path / "source", llama_2(), model_type, **named)
+    theirs = AutoTokenizer.from_pretrained(source)
+    assert type(theirs).__name__ == "TokenizersBackend"
+    for text in ("<s>start", "a</s> b", "the end"):
+        assert theirs(text).input_ids == TextTokenizer(source).encode(text)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # not imported: it takes seconds
+    assert compare_with_transformers(source, source) == ()
+
+
+def test_errors_of_transformers_are_said(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", by_bytes(r"\w+"), tokenizer_class="T5Tokenizer")
+    _, (note,) = exported(source, "artifact")
+    assert note.startswith("AutoTokenizer of transformers 5") and "nothing was compared" in note
+    code = {"auto_map": {"AutoTokenizer": ["theirs.Slow", "theirs.Fast"]}}
+    source = write_source(tmp_path / "code", llama_2(), tokenizer_class="NotOurs", **code)
+    (note,) = compare_with_transformers(source, source)
+    assert "nothing was compared" in note and "contains custom code" in note

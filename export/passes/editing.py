@@ -1,0 +1,58 @@
+"""Helpers of the passes: constants, and chains of new nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """Return the initializer of this name; add it with this content if there is none."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+        graph.register_initializer(ir.Value(name=name, shape=shape, type=kind, const_value=tensor))
+    return graph.initializers[name]
+
+
+def integers(graph: ir.Graph, name: str, *values: int) -> ir.Value:
+    """Return an initializer with a list of int64 numbers."""
+    return constant(graph, name, np.array(values, np.int64))
+
+
+class NodeChain:
+    """New nodes with one output each, named after a prefix; insert ``nodes`` into the graph when all are added."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self.nodes = prefix, list[ir.Node]()
+
+    def add(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        suffix: str,
+        attributes: dict[str, Any] | None = None,
+        dtype: ir.DataType | None = ir.DataType.FLOAT,
+    ) -> ir.Value:
+        """Add a node and return its output, called ``PREFIX.SUFFIX``."""
+        node = ir.node(operator, inputs, attributes=attributes or {}, name=f"{self._prefix}.{suffix}_node")
+        node.outputs[0].name = f"{self._prefix}.{suffix}"
+        if dtype is not None:
+            node.outputs[0].dtype = dtype
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def cast(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
+        """Return the value in another type; the value itself if it has that type."""
+        return value if value.dtype == dtype else self.add("Cast", [value], suffix, {"to": int(dtype)}, dtype)
+
+    def insert_behind(self, graph: ir.Graph, value: ir.Value) -> None:
+        """Insert the nodes right after the node that produces a value; at the start for an input of the graph."""
+        producer = value.producer()
+        if producer is None:
+            graph.insert_before(graph[0], self.nodes)
+        else:
+            graph.insert_after(producer, self.nodes)

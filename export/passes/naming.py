@@ -1,0 +1,96 @@
+"""Names of a traced graph: the layer of each node, and stable names for axes, nodes and values."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # metadata key: the modules that a node was traced in
+
+
+def layers_of(nodes: Iterable[ir.Node]) -> dict[ir.Node, int | None]:
+    """Return the layer of each of a graph's nodes; None for nodes outside all layers.
+
+    The tracer records no scope for a few nodes (operators with several outputs). They belong to a layer if the nodes
+    with a scope before and behind them do.
+    """
+    found: dict[ir.Node, int | None] = {}
+    layer: int | None = None
+    waiting: list[ir.Node] = []
+    for node in nodes:
+        scope = node.metadata_props.get(SCOPES)
+        if scope is None:
+            waiting.append(node)
+            continue
+        match = re.search(r"\blayers\.(\d+)", " ".join(ast.literal_eval(scope)))
+        here = int(match.group(1)) if match else None
+        found.update(dict.fromkeys(waiting, here if here == layer else None))
+        found[node] = layer = here
+        waiting.clear()
+    found.update(dict.fromkeys(waiting))
+    return found
+
+
+def name_axes(model: ir.Model, input_axes: dict[str, Sequence[int | str]]) -> None:
+    """Replace the tracer's symbols in all shapes by the axis names of the graph contract, in place.
+
+    Requires: ``input_axes`` gives every graph input a number or name for each axis.
+    Result: inputs have exactly these shapes; other values use the same names, in sums where the tracer had sums.
+    """
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        wanted = input_axes[str(value.name)]
+        for old, new in zip(value.shape or (), wanted, strict=True):
+            if isinstance(old, ir.SymbolicDim) and re.fullmatch(r"\w+", str(old.value)):
+                names[str(old.value)] = str(new)
+        value.shape = ir.Shape(wanted)
+    inputs = set(model.graph.inputs)
+    for value in _values(model.graph):
+        if value.shape is not None and value not in inputs:
+            value.shape = ir.Shape([_rename(dim, names) for dim in value.shape])
+
+
+def _rename(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    if dim.value is None:
+        return None
+    return re.sub(r"[A-Za-z_]\w*", lambda match: names.get(match.group(), match.group()), str(dim.value))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph.all_nodes():
+        yield from node.outputs
+
+
+def name_values(model: ir.Model, layers: Mapping[ir.Node, int | None], kept: Collection[str]) -> None:
+    """Name nodes, values between nodes and constants after layers and operators instead of counters, in place.
+
+    Requires: inputs, outputs and weights have their names.
+    Result: the third product of layer 5 is ``layers.5/MatMul_2``, whatever the depth and the versions of the tracer.
+        Of several outputs of a node the second is ``….1``. Constants are numbered as they are read.
+    """
+    graph = model.graph
+    fixed = {*graph.inputs, *graph.outputs, *(value for value in graph.initializers.values() if value.name in kept)}
+    seen: Counter[str] = Counter()
+    constants: dict[ir.Value, None] = {}
+    for node in graph:
+        layer = layers.get(node)
+        scope = node.op_type if layer is None else f"layers.{layer}/{node.op_type}"
+        node.name = f"{scope}_{seen[scope]}"
+        seen[scope] += 1
+        for place, value in enumerate(node.outputs):
+            if value not in fixed:
+                value.name = node.name if place == 0 else f"{node.name}.{place}"
+        constants.update((value, None) for value in node.inputs if value is not None and value.is_initializer())
+    for number, value in enumerate(value for value in constants if value not in fixed):
+        graph.initializers.pop(str(value.name))
+        value.name = f"constant_{number}"
+        assert value.const_value is not None
+        value.const_value.name = value.name
+        graph.initializers[value.name] = value
