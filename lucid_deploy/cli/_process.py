@@ -51,31 +51,37 @@ def check_encoding(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def raise_on_termination() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP exceptions in a block, so that temporary files are removed as they are after Ctrl-C.
+    """Make signals that end the process exceptions in a block, so that temporary files are removed.
 
     A signal that is ignored (nohup), or that somebody else handles, stays so. Code in C, such as PyTorch's, may replace
     the exception by one of its own, so an error after a signal counts as that signal.
 
     Raises:
-        SystemExit: With status 128 + the signal's number.
+        SystemExit: After SIGTERM and SIGHUP, with status 128 + the signal's number.
+        KeyboardInterrupt: After Ctrl-C.
     """
     came: list[int] = []
 
     def leave(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        raise SystemExit(128 + number)
+        raise _as_exception(number)
 
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    names = ("SIGTERM", "SIGHUP", "SIGINT") if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+    ours = {number: old for number, old in before.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
     for number in ours:
         signal.signal(number, leave)
     try:
         yield
     except Exception as error:
-        if not came:
+        # chat goes on after Ctrl-C, and what it says later has nothing to do with that.
+        if not came or (came[0] == signal.SIGINT and isinstance(error, LucidError)):
             raise
-        raise SystemExit(128 + came[0]) from error
+        raise _as_exception(came[0]) from error
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        for number, old in ours.items():
+            signal.signal(number, old)
+
+
+def _as_exception(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
