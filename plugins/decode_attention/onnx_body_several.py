@@ -59,11 +59,12 @@ def DecodeAttentionSeveral(Q, K_new, V_new, K, Y, mask, epsilon: float):
     s_within = op.MatMul(new_rows, op.Transpose(k_hat, perm=[0, 1, 3, 2]))
     within = op.Exp(s_within - root_d) * (before * token_new)  # (B, H, N, N)
     inverse = op.Expand(self, op.Shape(within))  # OpenVINO's loops keep the number of axes
-    size = op.Constant(value_int=1)
-    for _merge in range(5):
+    sizes = op.Constant(value_ints=[1, 2, 4, 8, 16, 32])
+    for i_merge in range(5):
+        size = op.Gather(sizes, i_merge)
         two_blocks = op.Cast(op.Not(op.Equal(row / size, place / size)), to=1)
-        size = size + size
-        one_block = op.Cast(op.Equal(row / size, place / size), to=1)
+        merged = op.Gather(sizes, i_merge + 1)
+        one_block = op.Cast(op.Equal(row / merged, place / merged), to=1)
         inverse = inverse - op.MatMul(op.MatMul(inverse, one_block * two_blocks * within), inverse)
 
     grouped = op.Concat(batch_heads, rest, n, n, axis=0)
