@@ -1,1 +1,1 @@
-"""Our operators, a folder each, and the hosts they plug into: Triton, TensorRT and onnxruntime."""
+"""Our operators, one folder each, and the hosts that run them: Triton, TensorRT and onnxruntime."""

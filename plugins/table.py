@@ -1,16 +1,16 @@
-"""The one table of our operators: domain, version, names, inputs, outputs, attributes and types.
+"""The table of our operators: domain, version, names, inputs, outputs, attributes and types.
 
-Everything that names an operator takes the name from here: ONNX schemas and nodes, PyTorch's custom operators, graph
-passes, engines, and the C++ sources by way of ``hosts/operators_generated.h``. The table imports nothing, so that
-reading it costs nothing.
+All code that names an operator reads the name here: ONNX schemas and nodes, PyTorch's custom operators, graph passes,
+engines, and C++ through ``hosts/operators_generated.h``. The module imports nothing of ours, so that importing it is
+cheap.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-DOMAIN = "ai.lucid"  # of the ONNX operators, and the namespace of TensorRT's plugins
-VERSION = 1  # of the domain's operators, and of the plugins
+DOMAIN = "ai.lucid"  # domain of the ONNX operators and namespace of the TensorRT plugins
+VERSION = 1  # version of both
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -21,8 +21,8 @@ class Tensor:
     Attributes:
         name: Its name.
         shape: Its axes.
-        text: What it holds.
-        type: ``T`` is one of the operator's types, the same for every such tensor of a node; else the type itself.
+        text: Its description.
+        type: A type, or ``T``: one of the operator's types, the same for all such tensors of a node.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Attribute:
 
     Attributes:
         name: Its name.
-        text: What it says.
-        default: What a node without it means; None: every node has it.
+        text: Its description.
+        default: Its value for nodes that lack it; None: the attribute is required.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Operator:
     """An operator.
 
     Attributes:
-        name: Of the ONNX operator and of TensorRT's plugin.
+        name: Name of the ONNX operator and of the TensorRT plugin.
         text: What it computes.
-        inputs: In order.
-        outputs: In order.
-        types: What ``T`` may be.
+        inputs: Its inputs, in order.
+        outputs: Its outputs, in order.
+        types: The types that ``T`` may be.
         attributes: Its attributes.
-        torch_name: Of PyTorch's custom operator; empty where PyTorch has none.
+        torch_name: Name of the PyTorch custom operator; empty if there is none.
     """
 
     name: str
@@ -80,11 +80,11 @@ class Operator:
 
     @property
     def required(self) -> tuple[Attribute, ...]:
-        """The attributes that every node has."""
+        """The required attributes."""
         return tuple(each for each in self.attributes if each.default is None)
 
     def place(self, name: str) -> int:
-        """Return the position of an input; ValueError if there is none of that name."""
+        """Return the index of an input; ValueError if no input has that name."""
         return self.input_names.index(name)
 
 
@@ -92,9 +92,9 @@ EPSILON = Attribute("epsilon", "added to the mean square of a key before the roo
 DIAGONAL = Attribute(
     "diagonal", "0: L_ii is 1; 1: L_ii is exp(√d(m/(m + epsilon) − 1)), m the mean square of key i", 0.0
 )
-UNIT, TRAINING = "unit", "training"  # what people call the two
+UNIT, TRAINING = "unit", "training"  # names of the two diagonals in files and options
 DIAGONALS = (UNIT, TRAINING)
-SCALE = Attribute("scale", "what outputs are multiplied by; usually 1/√key_width")
+SCALE = Attribute("scale", "factor of the outputs, usually 1/√key_width")
 
 _NEW = "[batch, kv_heads, sequence, head_dim]"
 _CACHE = "[batch, kv_heads, past_sequence, head_dim]"
@@ -128,7 +128,7 @@ CAUSAL_ATTENTION = Operator(
     torch_name="lucid::causal_attention",
 )
 _QUERY = (
-    Tensor("Q", "[batch, heads, sequence, head_dim]", "queries of the new tokens: one, except to verify drafts"),
+    Tensor("Q", "[batch, heads, sequence, head_dim]", "queries of the new tokens: one, or several to verify drafts"),
     Tensor("K_new", _NEW, "their raw keys"),
     Tensor("V_new", _NEW, "their values"),
 )
@@ -174,10 +174,11 @@ DELTA_RULE = Operator(
     attributes=(SCALE,),
     torch_name="lucid::delta_rule",
 )
-# Never in an artifact: what loads or builds the decode graph puts these into it, to read a cache as it is stored.
+# Never in an artifact: runtimes put these into the decode graph when they load or build it, to read a cache in the type
+# in which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
     name="DecodeAttentionFloat16",
-    text="DecodeAttention over a cache that is stored in float16.",
+    text="DecodeAttention over a cache stored in float16.",
     inputs=(
         *_QUERY,
         Tensor("K", _CACHE, "raw keys of the cache", "float16"),
@@ -191,18 +192,18 @@ DECODE_ATTENTION_FLOAT16 = Operator(
 
 
 def _scaled_cache(dtype: str) -> tuple[Tensor, ...]:
-    """Return the inputs of a cache whose rows stand for themselves times their scales."""
+    """Return the inputs of a cache whose rows are divided by one scale each."""
     return (
-        Tensor("K", _CACHE, "raw keys of the cache over their scales", dtype),
-        Tensor("Y", _CACHE, "preconditioned values of the cache over their scales", dtype),
-        Tensor("K_scale", _SCALE, "one scale a row of K", "float32"),
-        Tensor("Y_scale", _SCALE, "one scale a row of Y", "float32"),
+        Tensor("K", _CACHE, "raw keys of the cache, divided by their scales", dtype),
+        Tensor("Y", _CACHE, "preconditioned values of the cache, divided by their scales", dtype),
+        Tensor("K_scale", _SCALE, "one scale per row of K", "float32"),
+        Tensor("Y_scale", _SCALE, "one scale per row of Y", "float32"),
     )
 
 
 DECODE_ATTENTION_INT8 = Operator(
     name="DecodeAttentionInt8",
-    text="DecodeAttention over a cache that is stored in int8, a row of which stands for itself times its scale.",
+    text="DecodeAttention over a cache stored in int8 with one scale per row.",
     inputs=(*_QUERY, *_scaled_cache("int8"), _MASK),
     outputs=_ATTENDED,
     types=("float32", "float16"),
@@ -210,30 +211,30 @@ DECODE_ATTENTION_INT8 = Operator(
 )
 DECODE_ATTENTION_FLOAT8 = Operator(
     name="DecodeAttentionFloat8",
-    text="DecodeAttention over a cache that is stored in E4M3, a row of which stands for itself times its scale.",
+    text="DecodeAttention over a cache stored in E4M3 with one scale per row.",
     inputs=(*_QUERY, *_scaled_cache("float8e4m3fn"), _MASK),
     outputs=_ATTENDED,
     types=("float16", "bfloat16"),
     attributes=(EPSILON, DIAGONAL),
 )
-# Never in an artifact: a graph pass makes it the standard TensorScatter.
+# Never in an artifact: a graph pass replaces it by the standard TensorScatter.
 SCATTER_ROW = Operator(
     name="ScatterRow",
-    text="A cache buffer with one row per batch row replaced.",
+    text="Replace one row per batch row of a cache buffer.",
     inputs=(
         Tensor("cache", "[batch, kv_heads, max_context, head_dim]", "the buffer"),
         Tensor("row", _ONE, "the new rows"),
-        Tensor("index", "[batch]", "where each goes", "int64"),
+        Tensor("index", "[batch]", "position of each new row", "int64"),
     ),
     outputs=(Tensor("present", "[batch, kv_heads, max_context, head_dim]", "the buffer afterwards"),),
     types=(*FLOATS, "int8"),
     torch_name="lucid::scatter_row",
 )
 _GROWN = "[batch, kv_heads, past_sequence + sequence, head_dim]"
-# In no artifact: sessions with the library of CPU kernels put it in the place of DecodeAttention and two Concat.
+# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of DecodeAttention and two Concat.
 DECODE_ATTENTION_GROWING = Operator(
     name="DecodeAttentionGrowing",
-    text="DecodeAttention that gives a copy of the cache with the new rows behind it.",
+    text="DecodeAttention that also returns the cache with the new rows appended.",
     inputs=DECODE_ATTENTION.inputs,
     outputs=(
         _ATTENDED[0],
@@ -244,17 +245,17 @@ DECODE_ATTENTION_GROWING = Operator(
     attributes=(EPSILON, DIAGONAL),
 )
 _X = Tensor("X", "[…, rows, depth]", "any rows")
-# In no artifact either, and no matter of LUCID's: the same sessions put them in MatMul's place.
+# Never in an artifact, and not specific to LUCID: the same sessions put these in place of MatMul and MatMulNBits.
 WEIGHT_MATMUL = Operator(
     name="WeightMatMul",
-    text="X · W for a few rows of X, with W read once and as it lies in memory.",
+    text="X · W for a few rows of X; W is read once, and no copy of it is made.",
     inputs=(_X, Tensor("W", "[depth, columns]", "a weight")),
     outputs=(Tensor("O", "[…, rows, columns]", "the product"),),
     types=("float32", "float16"),
 )
 WEIGHT_MATMUL_FLOAT16 = Operator(
     name="WeightMatMulFloat16",
-    text="WeightMatMul by a weight that is stored in float16.",
+    text="WeightMatMul by a weight stored in float16.",
     inputs=(_X, Tensor("W", "[depth, columns]", "a weight", "float16")),
     outputs=WEIGHT_MATMUL.outputs,
     types=("float32",),
@@ -262,14 +263,14 @@ WEIGHT_MATMUL_FLOAT16 = Operator(
 _TRANSPOSED = "[columns, depth]"
 WEIGHT_MATMUL_TRANSPOSED = Operator(
     name="WeightMatMulTransposed",
-    text="X · Wᵀ, as WeightMatMul, for the head of a model that is tied to its embedding.",
+    text="X · Wᵀ, as WeightMatMul, for an output head that is tied to the embedding.",
     inputs=(_X, Tensor("W", _TRANSPOSED, "a weight")),
     outputs=WEIGHT_MATMUL.outputs,
     types=WEIGHT_MATMUL.types,
 )
 WEIGHT_MATMUL_TRANSPOSED_FLOAT16 = Operator(
     name="WeightMatMulTransposedFloat16",
-    text="WeightMatMulTransposed by a weight that is stored in float16.",
+    text="WeightMatMulTransposed by a weight stored in float16.",
     inputs=(_X, Tensor("W", _TRANSPOSED, "a weight", "float16")),
     outputs=WEIGHT_MATMUL.outputs,
     types=WEIGHT_MATMUL_FLOAT16.types,
@@ -277,24 +278,24 @@ WEIGHT_MATMUL_TRANSPOSED_FLOAT16 = Operator(
 _BLOCKS = (
     _X,
     Tensor("W", "[columns, blocks, bytes]", "a weight in blocks of 4 or 8 bits", "uint8"),
-    Tensor("scales", "[columns, blocks]", "one a block"),
+    Tensor("scales", "[columns, blocks]", "one per block"),
 )
 QUANTIZED_MATMUL = Operator(
     name="QuantizedMatMul",
-    text="MatMulNBits at accuracy level 4: X is rounded to 8 bits in blocks, W is read as it lies in memory.",
+    text="MatMulNBits at accuracy level 4: X is rounded to 8 bits in blocks; no copy of W is made.",
     inputs=_BLOCKS,
     outputs=WEIGHT_MATMUL.outputs,
     types=("float32", "float16"),
 )
 QUANTIZED_MATMUL_ZERO_POINTS = Operator(
     name="QuantizedMatMulZeroPoints",
-    text="QuantizedMatMul by a weight whose zero is not half of the range.",
-    inputs=(*_BLOCKS, Tensor("zero_points", "[columns, bytes]", "one a block, of as many bits", "uint8")),
+    text="QuantizedMatMul by a weight with a zero point per block.",
+    inputs=(*_BLOCKS, Tensor("zero_points", "[columns, bytes]", "one per block, of 4 or 8 bits as W", "uint8")),
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
 
-OPERATORS = (  # those of the contract
+OPERATORS = (  # operators with conformance cases
     PRECONDITION,
     CAUSAL_ATTENTION,
     DECODE_ATTENTION,
@@ -304,7 +305,7 @@ OPERATORS = (  # those of the contract
     DELTA_RULE,
     SCATTER_ROW,
 )
-LIBRARY_ONLY = (
+LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
     DECODE_ATTENTION_GROWING,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
@@ -313,8 +314,8 @@ LIBRARY_ONLY = (
     QUANTIZED_MATMUL,
     QUANTIZED_MATMUL_ZERO_POINTS,
 )
-IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # what the plugin library has
-IN_ONNXRUNTIME = (  # what the library of CPU kernels has
+IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # in the TensorRT plugin library
+IN_ONNXRUNTIME = (  # in the library of CPU kernels
     PRECONDITION,
     CAUSAL_ATTENTION,
     DECODE_ATTENTION,

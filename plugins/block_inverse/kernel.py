@@ -1,16 +1,16 @@
-"""Inverses of unit lower triangular blocks on the device: substitution in the small, merging above."""
+"""Triton functions that invert unit lower triangular blocks: substitution up to 16 × 16, merging above."""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 import triton
 import triton.language as tl
 
-LEAF = tl.constexpr(16)  # substitution up to here, merging above: the smallest block a tensor core multiplies
+LEAF = tl.constexpr(16)  # width of the blocks inverted by substitution: the smallest that tensor cores multiply
 
 
 @triton.jit
 def merge_halves(b_x, b_t, HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    """Return T − T (M ∘ X) T, where M joins two neighbouring HALF-wide blocks whose inverses stand in T."""
+    """Merge the HALF-wide inverses in T in pairs: T − T (M ∘ X) T, where M selects the block between each pair."""
     o_row = tl.arange(0, BLOCK)[:, None]
     o_column = tl.arange(0, BLOCK)[None, :]
     m_merge = (o_row // (2 * HALF) == o_column // (2 * HALF)) & (o_row // HALF != o_column // HALF)
@@ -22,8 +22,8 @@ def merge_halves(b_x, b_t, HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: t
 def invert_unit_lower(b_x, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """Return (I + X)⁻¹ for a strictly lower triangular ``(BLOCK, BLOCK)`` X, in float32 and without cancellation.
 
-    All 16-wide diagonal blocks by substitution at once, then two neighbours into one until one is left. Products are
-    float32 to 16 bits at least (PRECISION), sums float32.
+    All 16-wide diagonal blocks are inverted by substitution at once, then neighbours are merged until one is left.
+    Products have at least 16 bits (PRECISION), sums are float32.
     """
     N_LEAVES: tl.constexpr = BLOCK // LEAF
     o_block = tl.arange(0, N_LEAVES)

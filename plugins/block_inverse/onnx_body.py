@@ -1,11 +1,11 @@
-"""What a function body needs to merge inverses: masks and the identity, as constants of a graph."""
+"""Constants of the ONNX bodies that merge inverses: masks and the identity."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 
-LEAF = 32  # smallest diagonal block, inverted with dense masked products
+LEAF = 32  # width of the diagonal blocks that are inverted by masked products
 
 
 def _merge_masks() -> np.ndarray:

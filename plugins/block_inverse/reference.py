@@ -1,4 +1,4 @@
-"""Merging inverses as it stands on paper: the readable reference, float64-capable."""
+"""Reference implementation of inversion by merging, in any float type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def invert_unit_lower(x: Tensor) -> Tensor:
     """Return ``(I + X)⁻¹`` for strictly lower triangular X.
 
-    From T = I, for s = 1, 2, 4, … : T ← T − T (M_s ∘ X) T. After each step T holds the inverses of the 2s-blocks.
+    From T = I, for s = 1, 2, 4, …: T ← T − T (M_s ∘ X) T. After each step T holds the inverses of the 2s-blocks.
 
     Args:
         x: ``(…, b, b)``, b a power of two, zero on and above the diagonal.
@@ -24,9 +24,9 @@ def invert_unit_lower(x: Tensor) -> Tensor:
 def merge_masks(size: int) -> Tensor:
     """Return M_s for s = 1, 2, 4, … below ``size``, bool ``(log₂ size, size, size)``.
 
-    M_s is true where row and column lie in the same 2s-block, the row in its lower and the column in its upper half.
+    M_s is true where row and column are in the same 2s-block, the row in its lower half, the column in its upper half.
     """
     halves = 2 ** torch.arange(size.bit_length() - 1)  # (log₂ size,)
-    block = torch.arange(size) // halves[:, None]  # (log₂ size, size): which s-block an index lies in
+    block = torch.arange(size) // halves[:, None]  # (log₂ size, size): the s-block of each index
     row, column = block[:, :, None], block[:, None, :]
     return (row // 2 == column // 2) & (row > column)

@@ -1,7 +1,7 @@
 """Causal attention in standard ONNX operators, so that every runtime can run an exported file.
 
-Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
-type, and holds no tensor with two token axes.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
+every type, and makes no tensor of tokens × tokens.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past tokens, ``T`` all
 of them.
@@ -20,10 +20,10 @@ _LUCID = values.Opset(DOMAIN, VERSION)
 
 @script(_LUCID, default_opset=op)
 def CausalAttention(Q, K, Y, mask):
-    """Blocks of query rows, each against the keys up to its own last row: no mask or score with two token axes.
+    """Attend in blocks of query rows, each to the keys up to its last row, so that masks and scores stay small.
 
-    Every pair of a row and a key/value head is a batch row of its own to ``Attention``, with one key/value head that
-    all of its query heads share: where there are several, some runtimes pair others, and some refuse.
+    Every pair of batch row and key/value head becomes a batch row of ``Attention`` with one key/value head. Given
+    several key/value heads, some runtimes pair the wrong query heads with them, and some refuse the graph.
     """
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
@@ -32,17 +32,17 @@ def CausalAttention(Q, K, Y, mask):
     heads = op.Shape(K, start=1, end=2)
     n = op.Shape(Q, start=2, end=3)
     total = op.Shape(K, start=2, end=3)
-    # 256 rows up to 8192 tokens, fewer beyond, down to 64: scores of a block stay below 2²¹ a head, then 64 a token.
+    # 256 rows up to 8192 tokens, fewer beyond, but at least 64: at most 2²¹ scores per block and head up to 2¹⁵ tokens.
     rows = op.Max(op.Min(2097152 / total, op.Constant(value_ints=[256])), op.Constant(value_ints=[64]))
     past = total - n
     index = op.Range(0, op.Squeeze(total), 1)
     token = op.Unsqueeze(mask, [1, 2])  # (B, 1, 1, T)
     width = op.Shape(Q, start=3, end=4)
     shared = op.Concat(batch * heads, one, total, width, axis=0)
-    keys = op.Reshape(op.Cast(K, to=1), shared)  # (B·H, 1, T, D); in half precision, Attention would round its scores
+    keys = op.Reshape(op.Cast(K, to=1), shared)  # (B·H, 1, T, D); float32, as Attention rounds scores to its type
     values = op.Reshape(op.Cast(Y, to=1), shared)
     queries = op.Reshape(op.Cast(Q, to=1), op.Concat(batch * heads, rest, n, width, axis=0))  # (B·H, G, N, D)
-    masks = op.Where(batch > 1, heads, one)  # the mask of a single row serves all of its heads as it is
+    masks = op.Where(batch > 1, heads, one)  # with one batch row, its mask is broadcast over the heads
     attended = op.Slice(queries, zero, zero, [2])
     for i_block in range(op.Squeeze((n + rows - 1) / rows)):
         start = op.Unsqueeze(i_block, [0]) * rows

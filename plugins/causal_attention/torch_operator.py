@@ -1,4 +1,4 @@
-"""Causal attention as PyTorch's custom operator ``lucid::causal_attention``, which tracing keeps whole.
+"""Causal attention as the PyTorch custom operator ``lucid::causal_attention``, which tracing keeps as one node.
 
 Softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V.
 """
@@ -15,7 +15,7 @@ from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 
 
 def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend from the last N of T tokens to all that came before them and themselves.
+    """Attend from the last N of T tokens to themselves and to all earlier tokens.
 
     Args:
         q: Queries of the new tokens, ``(B, H·G, N, D)``.
@@ -27,7 +27,7 @@ def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None
         ``(B, H·G, N, D)`` in the type of ``q``.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: The shapes do not fit together.
     """
     batch, heads, total, width = k.shape
     if y.shape != k.shape or q.shape[0] != batch or q.shape[1] % heads or q.shape[2] > total or q.shape[3] != width:
@@ -51,7 +51,7 @@ def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None
 
 
 def causal_attention_fused(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend by PyTorch's fused attention, which makes the causal mask itself if nothing is padded and nothing past."""
+    """Run PyTorch's fused attention, with its built-in causal mask if there is neither padding nor a past."""
     new, total = q.shape[2], k.shape[2]
     if mask is None and new == total:
         return F.scaled_dot_product_attention(q, k, y, is_causal=True, enable_gqa=True)

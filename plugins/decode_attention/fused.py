@@ -1,8 +1,8 @@
-"""Decode attention in PyTorch, one pass over the cache.
+"""Decode attention in PyTorch, in one pass over the cache.
 
-A new token's row of ``L Y = V`` is only a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. Its weights come
-from the same keys, and its sum runs over the same Y, as the query heads' softmax: the new keys ride along as more
-query rows, and K and Y are read once. Among the N new tokens a unit-lower triangle of N × N is left to solve.
+A new token's row of ``L Y = V`` is only a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. It needs the same
+products with K and Y as the query heads' softmax. So the new keys are added as extra query rows, and K and Y are read
+once. For N new tokens an N × N unit lower triangular system remains to be solved.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def decode_attention_fused(
     eps: float,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Score N·G query rows and the new keys in one product, then average and subtract in another."""
+    """Compute the scores of N·G query rows and N new keys in one product, and their sums over Y in another."""
     work = compute_dtype(q.dtype)
     batch, heads, past, width = k.shape
     groups, n, root_d = q.shape[1] // heads, q.shape[2], math.sqrt(width)
@@ -36,7 +36,7 @@ def decode_attention_fused(
     key_norm = torch.rsqrt(keys.square().mean(-1) + eps)[:, :, None, :]  # (B, H, 1, P)
     s_query, s_new = scores[:, :, : groups * n], scores[:, :, groups * n :]
     shift: float | Tensor = root_d
-    if training_diagonal:  # the rows of E and V, over L_ii
+    if training_diagonal:  # divide the rows of E and V by L_ii
         row_log = log_row_factors(k_new.to(work), eps)  # (B, H, N, 1)
         row_log = row_log if mask is None else row_log * mask[:, None, past:, None]
         shift, new_value = shift - row_log, new_value * row_log.exp()

@@ -1,8 +1,8 @@
-"""Decode attention in one pass over the cache: the new keys ride along as more query rows.
+"""Triton kernels of decode attention, in one pass over the cache: the new keys are extra query rows.
 
-The last rows are the new keys. Their weights E = exp(k̂·k̂_j/√d − √d) are softmax weights with a peak that is known
-beforehand, √d (or √d + log L_ii, which divides the row by L_ii), so both kinds of row share the scores' product and the
-product with Y. What is left of several new tokens is a triangle of at most 16 × 16, solved where the splits are joined.
+The weights of a new key, E = exp(k̂·k̂_j/√d − √d), are softmax weights with a known peak, √d (or √d + log L_ii, which
+also divides the row by L_ii). So queries and new keys share the product with K and the product with Y. For several new
+tokens a triangle of at most 16 × 16 remains, which is solved where the splits are joined.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -29,8 +29,8 @@ from lucid_deploy.plugins.shared.kernel import (
     row_shifts,
 )
 
-SMALLEST = tl.constexpr(2.0**-126)  # above 0 of float32
-HIDDEN = tl.constexpr(-1.0)  # in the place of an inverse norm: a token that is not there
+SMALLEST = tl.constexpr(2.0**-126)  # smallest normal float32
+HIDDEN = tl.constexpr(-1.0)  # the inverse norm of a token that is padding or beyond the end
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
@@ -63,34 +63,34 @@ def decode_split_kernel(
     PARTS: tl.constexpr = None,
     PAIRS: tl.constexpr = None,
 ):
-    """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
+    """Attend to every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
 
-    A head's rows are those of its queries, query head by query head, then those of the new keys.
+    A head's rows are its queries, query head by query head, then its new keys. Splits take tiles in turn, so that a
+    partly filled static cache keeps all programs equally busy.
 
-    Tiles are dealt out in turn, so that a static cache that is only partly filled keeps all programs equally busy.
-
-    With scales the cache is E4M3, and a row of it stands for itself times its scale. That of a row of K multiplies its
-    scores, which are float32. That of a row of Y multiplies its weights if Q is bfloat16; if Q is float16, the row is
-    multiplied in float32 and rounded, as a cache of float16 would hold it. With PARTS it multiplies weights of either.
+    With scales the cache is E4M3. The scale of a row of K multiplies its scores, in float32. The scale of a row of Y
+    multiplies its weights if Q is bfloat16 or PARTS is given; else the row is multiplied in float32 and rounded to
+    float16, as a float16 cache would hold it.
 
     Args:
         p_q: ``(B, H·n_groups, n_new, width)``.
         p_k_new: ``(B, H, n_new, width)``.
-        p_k, p_y: ``(B, H, n_past, width)``, E4M3 or of the type of Q; rows that the mask hides are never read.
-        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32; None: K and Y are of the type of Q.
-        p_mask: ``(B, n_past + n_new)`` bytes.
-        p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and weights without the last
-            axis.
-        scale, shift, diagonal, width_units: As in the preconditioner.
+        p_k, p_y: ``(B, H, n_past, width)``, E4M3 or of the type of Q; masked rows are never read.
+        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32; None: K and Y have the type of Q.
+        p_mask: ``(B, n_past + n_new)`` bytes, 0 at padding.
+        p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and sums of weights, both
+            without the last axis.
+        scale, shift, diagonal, width_units: As in ``precondition_kernel``.
         CHUNK_D: Columns that are multiplied at once.
-        ADD_SQUARES, Y_BY_FLOAT32: As in the functions that read the cache; the second of one in E4M3 only.
-        PARTS: Warps, each of which averages a part of every tile; None: they share it.
-        PAIRS: As of ``average_float32_in_parts``.
+        ADD_SQUARES: As in ``multiply_keys``.
+        Y_BY_FLOAT32: As in ``add_values``; for a cache of E4M3 only.
+        PARTS: Number of warps that each average their own tokens of every tile; None: all share the tile.
+        PAIRS: As in ``average_float32_in_parts``.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
     ALL_ROWS: tl.constexpr = ROWS if ROWS > LEAST_ROWS else LEAST_ROWS
     EACH_ROW: tl.constexpr = ADD_SQUARES and ROWS == LEAST_ROWS
-    if WIDTH_UNIT == BLOCK_D:  # then the compiler knows how far rows are apart, and that no column is missing
+    if WIDTH_UNIT == BLOCK_D:  # then the compiler knows the stride of rows, and columns need no mask
         width: tl.constexpr = BLOCK_D
     else:
         width = width_units * WIDTH_UNIT
@@ -122,9 +122,9 @@ def decode_split_kernel(
         PARTS is not None and tl.float32 == DTYPE,
     )
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
-    # Multiplied where the peak is subtracted, in one instruction; in float32, scores could be too large without it.
+    # Applied where the peak is subtracted, in one instruction; in float32 earlier, as scores could overflow.
     b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 and PARTS is None else b_row_scale  # noqa: SIM300
-    # It is 0 where squares of a new key are beyond float32, and −∞ times 0 would be NaN.
+    # It is 0 where the sum of a new key's squares overflowed, and −∞ times 0 would be NaN.
     if DTYPE == tl.bfloat16 or (DTYPE == tl.float32 and PARTS is not None):  # noqa: SIM300
         b_last_scale = tl.maximum(b_last_scale, SMALLEST)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
@@ -135,7 +135,7 @@ def decode_split_kernel(
 
     if PARTS is None:
         b_peak = tl.where(m_new, b_shift, float("-inf"))
-        b_weights = tl.zeros((ROWS, BLOCK_N), tl.float32)  # summed over a row behind the loop
+        b_weights = tl.zeros((ROWS, BLOCK_N), tl.float32)  # each row is summed after the loop
         b_accs = ()
         for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
             b_accs = b_accs + (tl.zeros((ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
@@ -148,7 +148,7 @@ def decode_split_kernel(
             if not ADD_SQUARES:
                 b_squares = tl.sum(b_squares, axis=1)
             elif not EACH_ROW:
-                b_squares = tl.max(tl.trans(b_squares), axis=1)  # without trans each warp would add the same squares
+                b_squares = tl.max(tl.trans(b_squares), axis=1)  # without trans every warp would reduce all squares
             b_mean = b_squares * per_column
             if p_k_scale is None:
                 b_norms = tl.rsqrt(b_mean + epsilon)
@@ -167,10 +167,10 @@ def decode_split_kernel(
                 m_seen = m_tile
             else:
                 b_norms = tl.where(m_tile, b_norms, HIDDEN)
-                m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
+                m_seen = b_norms != HIDDEN  # m_tile in the scores' layout, without loading the mask again
             b_factors = tl.where(m_new[:, None], b_norms if EACH_ROW else b_norms[None, :], b_softmax_scale)
             if DTYPE == tl.float32:  # noqa: SIM300
-                b_factors *= b_row_scale[:, None]  # a score times one power alone may be beyond float32
+                b_factors *= b_row_scale[:, None]  # a score times only one of the powers could overflow
             b_scores = tl.where(m_seen[None, :], b_scores * b_factors, float("-inf"))
             b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1) * b_last_scale))
             b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
@@ -231,12 +231,12 @@ def decode_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits for one new token: subtract for its Y, and let every query see it; program (head, query).
+    """Join the splits for one new token, compute its Y and add the token to the softmax; program (head, query head).
 
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
         p_k_new, p_v_new, p_y_new: ``(B, H, 1, width)``.
-        p_mask, p_work, scale, shift, diagonal, width_units: As in the kernel before.
+        p_mask, p_work, scale, shift, diagonal, width_units: As in :func:`decode_split_kernel`.
     """
     width = width_units * WIDTH_UNIT
     n_rows = n_groups + 1
@@ -312,14 +312,14 @@ def verify_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits for up to BLOCK_M new tokens, whose Y is solved for; program (head, query head).
+    """Join the splits for up to BLOCK_M new tokens and solve for their Y; program (head, query head).
 
-    Every program of a head solves the same triangle, which spares them from waiting for one another.
+    Every program of a head solves the same triangle, so that none waits for another.
 
     Args:
         p_q, p_o: ``(B, H·n_groups, n_new, width)``.
         p_k_new, p_v_new, p_y_new: ``(B, H, n_new, width)``.
-        p_mask, p_work, scale, shift, diagonal, width_units: As in the first kernel.
+        p_mask, p_work, scale, shift, diagonal, width_units: As in :func:`decode_split_kernel`.
     """
     width = width_units * WIDTH_UNIT
     n_queries = n_groups * n_new
@@ -372,7 +372,7 @@ def verify_combine_kernel(
     o_queries = (i_batch_head.to(tl.int64) * n_groups + i_group) * n_new * width
     b_q = load_rows(p_q + o_queries, o_m, m_rows, width, BLOCK_D)
     b_own = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
-    m_seen = m_earlier | (o_m[:, None] == o_m[None, :])  # a token sees itself in any case
+    m_seen = m_earlier | (o_m[:, None] == o_m[None, :])  # a token always sees itself
     b_own = tl.where(m_seen, b_own, float("-inf"))
     b_next = tl.maximum(b_peak, tl.max(b_own, axis=1))
     b_p = tl.exp2(b_own - b_next[:, None])

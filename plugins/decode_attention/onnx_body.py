@@ -1,7 +1,7 @@
 """Decode attention in standard ONNX operators, so that every runtime can run an exported file.
 
-Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
-type.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
+every type.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``P`` past tokens, ``D`` width.
 """
@@ -19,11 +19,11 @@ _LUCID = values.Opset(DOMAIN, VERSION)
 
 @script(_LUCID, default_opset=op)
 def DecodeAttention(Q, K_new, V_new, K, Y, mask, epsilon: float):
-    """The new key rides along as one more query row, so K and Y each meet one product.
+    """Attend with the new key as an extra query row, so that K and Y are each used by one product.
 
-    K is the left factor of its product: a matrix product copies its right factor into blocks first, which for all of K
-    takes longer than the product with a few rows. Slices of the mask hang on nothing else, so that a runtime finds
-    that those of all layers are the same.
+    K is the left factor of its product: a matrix product first copies its right factor into blocks, which for all of K
+    takes longer than the product with a few rows. The mask's slices depend on nothing else, so that a runtime can
+    compute them once for all layers.
     """
     rest = op.Constant(value_ints=[-1])
     batch_heads = op.Shape(K_new, start=0, end=2)
@@ -52,7 +52,7 @@ def DecodeAttention(Q, K_new, V_new, K, Y, mask, epsilon: float):
     squares = op.Transpose(
         op.ReduceSumSquare(keys, [3], keepdims=1), perm=[0, 1, 3, 2]
     )  # (B, H, 1, P): d · mean square
-    # The root is not joined to the mask: OpenVINO would add it to 3e38, where it is lost.
+    # root_d is not part of hidden_to_new: OpenVINO would add it to 3e38, where it is lost.
     weights = op.Exp(s_new / op.Sqrt(squares + d * epsilon) - root_d + hidden_to_new)  # (B, H, 1, P)
     joined = op.Concat(p_past, weights, axis=2)  # (B, H, G+1, P)
     sums = op.MatMul(joined, values)  # (B, H, G+1, D)

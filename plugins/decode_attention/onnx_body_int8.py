@@ -1,10 +1,10 @@
-"""Decode attention of one new token over a cache in int8, in standard ONNX operators: Y is multiplied as it is stored.
+"""Decode attention of one new token over an int8 cache, in standard ONNX operators.
 
-Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
-type, but for the product with Y, which is one of whole numbers.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
+every type, except for the product with Y, which multiplies integers.
 
-No artifact has it, and sessions import no compiler: they read its text, ``int8_unit.onnxtxt`` and
-``int8_training.onnxtxt``. After a change: ``python -m lucid_deploy.export.functions``.
+No artifact contains it. Sessions do not import onnxscript but read ``int8_unit.onnxtxt`` and ``int8_training.onnxtxt``.
+After a change, write these with ``python -m lucid_deploy.export.functions``.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``P`` past tokens, ``D`` width.
 """
@@ -22,12 +22,12 @@ _LUCID = values.Opset(DOMAIN, VERSION)
 
 @script(_LUCID, default_opset=op)
 def DecodeAttentionInt8(Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, epsilon: float):
-    """As :func:`~lucid_deploy.plugins.decode_attention.onnx_body.DecodeAttention`; scales meet the scores and weights.
+    """As ``onnx_body.DecodeAttention``, with K's scales applied to the scores and Y's scales to the weights.
 
-    What Y's rows are multiplied by, a row of it over its largest number, is written in four digits −64 … 64 to the base
-    128, so that it errs by 2^-28 at most: by less than float32 rounds what counts. Digits are bytes with 64 added,
-    since a product of bytes beyond 128 with int8 saturates on processors without VNNI. A token adds at most 64 · 127 to
-    a sum, and 2^18 tokens fit into int32.
+    Each row of weights is divided by its largest and written as four digits −64 … 64 in base 128: its error is at most
+    2^-28, less than float32's rounding of the sum. Digits are stored as uint8 with 64 added, since a product of uint8
+    above 128 with int8 saturates on processors without VNNI. A token adds at most 64 · 127, so int32 holds sums over
+    2^18 tokens.
     """
     rest = op.Constant(value_ints=[-1])
     one_row = op.Constant(value_ints=[0, 0, 1, -1])
@@ -37,7 +37,7 @@ def DecodeAttentionInt8(Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, epsilon: 
     root_d = op.Sqrt(d)
     k_new = op.Cast(K_new, to=1)
     keys = op.Cast(K, to=1)  # (B, H, P, D), without their scales
-    # Reshaped, not transposed: onnxruntime would move the transposition of the scores behind the product with these.
+    # Reshape instead of Transpose: onnxruntime would move the scores' transposition after the product with the scales.
     k_scale = op.Reshape(K_scale, one_row)  # (B, H, 1, P)
     y_scale = op.Reshape(Y_scale, one_row)
     q = op.Reshape(op.Cast(Q, to=1), op.Concat(batch_heads, rest, width, axis=0)) / root_d  # (B, H, G, D)
@@ -62,7 +62,7 @@ def DecodeAttentionInt8(Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, epsilon: 
     joined = op.Concat(p_past, weights, axis=2)  # (B, H, G+1, P)
 
     factors = op.Flatten(joined * y_scale, axis=3)  # (B·H·(G+1), P); none is below 0
-    largest = op.Max(op.ReduceMax(factors, [1], keepdims=0), 1.5777218e-30)  # 2^-99: the last digit's unit is normal
+    largest = op.Max(op.ReduceMax(factors, [1], keepdims=0), 1.5777218e-30)  # 2^-99, so that unit_3 is normal
     middle = op.Cast(64, to=2)
     middles = op.Expand(middle, op.Shape(largest))
     unit_0 = largest * 0.015625
@@ -80,7 +80,7 @@ def DecodeAttentionInt8(Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, epsilon: 
     digits = op.Reshape(by_digit, op.Shape(joined) * op.Constant(value_ints=[1, 1, 4, 1]), allowzero=1)
     products = op.Cast(op.MatMulInteger(digits, Y, middle), to=1)  # (B, H, 4·(G+1), D)
     parts = op.Reshape(products, op.Concat(batch_heads, rest, [4], width, axis=0))  # (B, H, G+1, 4, D)
-    # NaN, which the largest number does not show, is in the sum; the sum over no past is 0, and its product undefined.
+    # ReduceMax may ignore NaN, but the sum has it. Without a past, products are undefined and the sum makes unit 0.
     unit = op.Min(largest, op.ReduceSum(factors, [1], keepdims=0) * 1152921504606846976.0)
     shares = op.Constant(value_floats=[0.015625, 0.0001220703125, 9.5367431640625e-07, 7.450580596923828e-09])
     powers = op.Unsqueeze(shares, [1])  # (4, 1)

@@ -1,7 +1,7 @@
 """Decode attention of a few new tokens in standard ONNX operators: the step that verifies drafted tokens.
 
-Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
-type. Graphs whose nodes get one new token have the body of :mod:`~lucid_deploy.plugins.decode_attention.onnx_body`.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
+every type. Graphs with one new token per step use the body of :mod:`~lucid_deploy.plugins.decode_attention.onnx_body`.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new and ``P`` past tokens, ``D`` width.
 """
@@ -15,12 +15,12 @@ from onnxscript import script, values
 from lucid_deploy.plugins.table import DOMAIN, VERSION
 
 _LUCID = values.Opset(DOMAIN, VERSION)
-MOST = 32  # new tokens, by the number of merges
+MOST = 32  # largest number of new tokens: five merges below double the blocks from 1 to 32
 
 
 @script(_LUCID, default_opset=op)
 def DecodeAttentionSeveral(Q, K_new, V_new, K, Y, mask, epsilon: float):
-    """The new keys ride along as more query rows, so K and Y each meet one product; up to 32 new tokens."""
+    """Attend with the new keys as extra query rows, so that K and Y are each used by one product."""
     zero = op.Constant(value_ints=[0])
     rest = op.Constant(value_ints=[-1])
     end = op.Constant(value_ints=[9223372036854775807])
@@ -49,16 +49,16 @@ def DecodeAttentionSeveral(Q, K_new, V_new, K, Y, mask, epsilon: float):
     weights = op.Exp(s_new * key_norm - root_d) * (token_past * token_new)  # (B, H, N, P)
     hidden = (token_past - 1.0) * 3.0e38  # 0 where there is a token, close to −∞ at padding
 
-    # The triangle among the new tokens, inverted by merging as in the blocked solve: T ← T − T (M_s ∘ L) T from T = I,
-    # with M_s where row and column lie in one block of 2s and in two of s.
+    # Invert the N × N triangle of the new tokens by merging, as in the blocked solve: T ← T − T (M_s ∘ L) T from T = I,
+    # where M_s selects rows and columns in the same block of 2s but in different blocks of s.
     place = op.Range(0, op.Squeeze(n), 1)
     row = op.Unsqueeze(place, [1])
-    before = op.Cast(row > place, to=1) * token_row  # (B, 1, N, N): new tokens that each one sees behind it
+    before = op.Cast(row > place, to=1) * token_row  # (B, 1, N, N): the earlier new tokens of each one
     self = op.Cast(op.Equal(row, place), to=1)
     k_hat = op.RMSNormalization(k_new, op.Expand(1.0, width), axis=-1, epsilon=epsilon)
     s_within = op.MatMul(new_rows, op.Transpose(k_hat, perm=[0, 1, 3, 2]))
     within = op.Exp(s_within - root_d) * (before * token_new)  # (B, H, N, N)
-    inverse = op.Expand(self, op.Shape(within))  # OpenVINO's loops keep the number of axes
+    inverse = op.Expand(self, op.Shape(within))  # OpenVINO's loops need a fixed rank
     sizes = op.Constant(value_ints=[1, 2, 4, 8, 16, 32])
     for i_merge in range(5):
         size = op.Gather(sizes, i_merge)

@@ -1,8 +1,8 @@
-"""Decoding's loops over a cache where a tile's tokens are dealt to warps: device functions.
+"""Triton functions of decoding: loops over the cache in which each warp has its own part of a tile's tokens.
 
-Each warp averages the tokens of its own part, with peaks and sums of its own, and the parts are joined once, behind the
-loop. So in the loop no warp waits for another's peak or reads another's weights. Products are those of batches, one
-for each part, which the compiler gives to one warp each.
+Each warp averages its own tokens, with its own peaks and sums, and the parts are joined once, after the loop. So in the
+loop no warp waits for another's peak or reads another's weights. Products are batched, one for each part, and the
+compiler gives each to one warp.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -12,36 +12,35 @@ import triton.language as tl
 
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
-    as_they_lie,
     bfloat16_parts,
     cut_pairs_tf32,
     multiply_add,
     nearest_tf32,
+    opaque_copy,
     split_tf32,
 )
 
-LEAST_TOKENS = tl.constexpr(16)  # of a part: a product's columns that are the rows of the next one
-LOWEST = tl.constexpr(-1e36)  # below what is left of any square; sums of it are finite
-SMALLEST = tl.constexpr(2.0**-126)  # above 0 of float32
-REGISTER_COLUMNS = tl.constexpr(64)  # at most, of queries' second parts that registers hold beside all else
-LANES = tl.constexpr(4)  # threads that have a column's neighbours as a factor of tf32
-SUM_COLUMNS = tl.constexpr(8)  # the fewest of a product: all have the same sums of weights
-LEAST_EPSILON = tl.constexpr(1e-37)  # so that the factor of a token that is not there is finite
+LEAST_TOKENS = tl.constexpr(16)  # fewest tokens of a part: columns of one product that are rows of the next
+LOWEST = tl.constexpr(-1e36)  # below the low part of any finite square; sums of it are finite
+SMALLEST = tl.constexpr(2.0**-126)  # smallest normal float32
+REGISTER_COLUMNS = tl.constexpr(64)  # most columns of the queries' low parts that fit into registers
+LANES = tl.constexpr(4)  # threads that share a row of eight columns as a tf32 factor
+SUM_COLUMNS = tl.constexpr(8)  # fewest columns of a product; here all hold the same sums of weights
+LEAST_EPSILON = tl.constexpr(1e-37)  # keeps the factor of a masked token, whose key is 0, finite
 
 
 @triton.jit
 def factor_tokens(TOKENS: tl.constexpr):
-    """Return the tokens in the order of :func:`as_factor`."""
+    """Return the tokens' indices in the order of :func:`as_factor`."""
     o_n = tl.arange(0, TOKENS)
     return (o_n & -8) + (o_n & 3) * 2 + (o_n >> 2 & 1)
 
 
 @triton.jit
 def as_factor(b_p):
-    """Return weights ``(parts, rows, tokens)`` in the order in which a product of tf32 takes what another one gave.
+    """Reorder the tokens of weights ``(parts, rows, tokens)`` so that they stay in their registers as a tf32 factor.
 
-    Of eight columns a thread has two neighbours as a result, and two that are four apart as a factor. So ordered,
-    weights stay in their registers.
+    Of eight columns, a thread has two neighbours in a product's result, but two that are four apart in a factor.
     """
     PARTS: tl.constexpr = b_p.shape[0]
     ROWS: tl.constexpr = b_p.shape[1]
@@ -60,11 +59,11 @@ def load_part_tokens(p_mask, o_n, m_n):
 
 @triton.jit
 def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """As ``load_columns``, for ``(parts, tokens, BLOCK)``. The first half of BLOCK_D columns is there, if a chunk.
+    """As ``load_columns``, for ``(parts, tokens, BLOCK)``. Columns in the first half of BLOCK_D need no mask.
 
-    Of few tokens threads copy those of two parts at once, which would take turns in shared memory, and reading Y's
-    columns would meet conflicts of four. Parts do not lie side by side, as the compiler is told here: it then deals
-    threads to parts before tokens, and a part lies in shared memory token by token.
+    With few tokens, threads would copy tokens of two parts at once into alternating places of shared memory, and reads
+    of Y's columns would have 4-way bank conflicts. ``max_contiguous`` falsely says that two parts are contiguous. The
+    compiler then assigns threads to parts before tokens, and a part is in shared memory token by token.
     """
     o_d = i_first + tl.arange(0, BLOCK)
     m_columns = m_n[:, :, None]
@@ -78,9 +77,9 @@ def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLO
 
 @triton.jit
 def add_own_products(b_keys, b_sums):
-    """Return ``b_sums`` plus the products of each 16 keys of a part with one another: their squares on the diagonals.
+    """Return ``b_sums`` plus the products of each 16 keys of a part with one another; diagonals hold their squares.
 
-    A batch of products is a warp's if its number, modulo that of the warps, is the part's.
+    The batch is ordered so that its index modulo the number of warps is the part's, which makes it that warp's product.
     """
     PARTS: tl.constexpr = b_keys.shape[0]
     PIECES: tl.constexpr = b_keys.shape[1] // LEAST_TOKENS
@@ -92,21 +91,21 @@ def add_own_products(b_keys, b_sums):
 
 @triton.jit
 def diagonals(b_sums, PARTS: tl.constexpr):
-    """Return the diagonals of what :func:`add_own_products` gave, ``(PARTS, tokens)``."""
+    """Return the diagonals of :func:`add_own_products`, ``(PARTS, tokens)``."""
     PIECES: tl.constexpr = b_sums.shape[0] // PARTS
     o_n = tl.arange(0, LEAST_TOKENS)
     m_own = (o_n[:, None] == o_n[None, :])[None, :, :]
     b_bits = tl.where(m_own, b_sums.to(tl.int32, bitcast=True), 0)
     b_squares = tl.sum(b_bits, axis=2).to(
         tl.float32, bitcast=True
-    )  # of bits of one number, since + 0 costs nothing there
+    )  # summed as integers of which all but one are 0, which is cheaper than in float32
     b_squares = tl.permute(tl.reshape(b_squares, (PIECES, PARTS, LEAST_TOKENS)), (1, 0, 2))
     return tl.reshape(b_squares, (PARTS, PIECES * LEAST_TOKENS))
 
 
 @triton.jit
 def first_half(b_rows):
-    """Return the first half of a row's numbers ``(rows,)``."""
+    """Return the first half of ``(rows,)``."""
     b_first, _ = tl.split(tl.permute(tl.reshape(b_rows, (2, b_rows.shape[0] // 2)), (1, 0)))
     return b_first
 
@@ -122,7 +121,7 @@ def row_halves(b_rows):
 
 @triton.jit
 def stack_rows(b_first, b_second):
-    """Return ``(parts, 2 · rows, columns)``: what :func:`row_halves` gives back."""
+    """Return ``(parts, 2 · rows, columns)``, the inverse of :func:`row_halves`."""
     PARTS: tl.constexpr = b_first.shape[0]
     ROWS: tl.constexpr = b_first.shape[1]
     COLUMNS: tl.constexpr = b_first.shape[2]
@@ -131,9 +130,9 @@ def stack_rows(b_first, b_second):
 
 @triton.jit
 def add_few_product(b_p, b_y, b_acc):
-    """As ``add_product``, for half as many rows of weights as a product has: the second half takes their second parts.
+    """As ``add_product``, for 8 rows of weights: the other 8 rows of a tensor core's product take their low parts.
 
-    A product's rows are two groups of eight, and a thread has one row of each.
+    A thread has one row of each group of eight, so adding both halves needs no other thread.
     """
     if b_y.dtype == tl.bfloat16:
         b_high, b_low = bfloat16_parts(b_p)
@@ -147,7 +146,7 @@ def add_few_product(b_p, b_y, b_acc):
 
 @triton.jit
 def of_each_part(m_new, b_row_scale, b_shift, PARTS: tl.constexpr):
-    """Return what each part has of its rows, ``(PARTS, rows)``: the same three, and the peaks that it begins with."""
+    """Broadcast the three arguments ``(rows,)`` to ``(PARTS, rows)``, and return them with the initial peaks."""
     ROWS: tl.constexpr = b_shift.shape[0]
     m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
     b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
@@ -157,7 +156,7 @@ def of_each_part(m_new, b_row_scale, b_shift, PARTS: tl.constexpr):
 
 @triton.jit
 def join_parts(b_peak, b_weights, b_accs):
-    """Return peaks and weights ``(rows,)`` and sums ``(rows, columns)`` of all parts, from those of each."""
+    """Join the parts: return the peaks and weights ``(rows,)`` and the sums ``(rows, columns)`` over all of them."""
     b_top = tl.max(b_peak, axis=0)
     b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
     b_joined = ()
@@ -172,15 +171,15 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
                      PARTS: tl.constexpr):  # fmt: skip
     """Return peaks and weights ``(rows,)`` and sums, CHUNK_D columns each, over every ``n_step``-th tile of the cache.
 
-    Scores of new keys have the tokens' inverse norms as factors. A token that is not there has a key of zeros, to whose
-    score minus infinity is added. Sums of squares are exact but for the rounding of float32 sums.
+    Scores of new keys are multiplied by the tokens' inverse norms. A masked token has a key of zeros, and −∞ is added
+    to its score. Squares are exact; only their float32 sums are rounded.
 
     Args:
-        p_k, p_y, p_mask: Of the sequence and head.
+        p_k, p_y, p_mask: Pointers for this sequence and head.
         i_first: The first tile.
-        b_rows: As of ``load_queries``; of twice as many rows as there are, only the first half.
-        m_new, b_row_scale, b_shift: ``(rows,)``: which are new keys, their factor, and their peak.
-        PARTS: Warps.
+        b_rows: From ``load_queries``; if it has twice as many rows as ``b_shift``, only the first half counts.
+        m_new, b_row_scale, b_shift: ``(rows,)``: which rows are new keys, the rows' factors, and the new keys' peaks.
+        PARTS: Number of warps.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     ALL_ROWS: tl.constexpr = b_rows[0].shape[0]
@@ -231,9 +230,9 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
 
 @triton.jit
 def add_float32_products(b_high, b_low, b_others_high, b_others_low, b_acc, b_small):
-    """Return ``b_acc`` plus products of the high parts, and ``b_small`` plus those of a high and a low part.
+    """Return ``b_acc`` plus high × high, and ``b_small`` plus high × low and low × high.
 
-    Tensor cores cut their sums, which is little of small ones.
+    Tensor cores truncate sums, so small terms are summed apart, where truncation loses little.
     """
     b_small = tl.dot(b_low, b_others_high, b_small, input_precision="tf32")
     b_small = tl.dot(b_high, b_others_low, b_small, input_precision="tf32")
@@ -242,7 +241,7 @@ def add_float32_products(b_high, b_low, b_others_high, b_others_low, b_acc, b_sm
 
 @triton.jit
 def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """As ``load_part_columns``, turned: ``(parts, BLOCK, tokens)``."""
+    """As ``load_part_columns``, transposed: ``(parts, BLOCK, tokens)``."""
     o_d = i_first + tl.arange(0, BLOCK)
     m_columns = m_n[:, None, :]
     if 2 * (i_first + BLOCK) > BLOCK_D:
@@ -254,7 +253,7 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 @triton.jit
 def add_threads_own(b_numbers):
-    """Return ``(parts, LANES, tokens)``, sums of those of sixteen columns that a thread has as a product's factor."""
+    """Return ``(parts, LANES, tokens)``: of sixteen columns, sums of the four that a thread has of a factor."""
     PARTS: tl.constexpr = b_numbers.shape[0]
     TOKENS: tl.constexpr = b_numbers.shape[2]
     b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))
@@ -265,17 +264,17 @@ def add_threads_own(b_numbers):
 
 @triton.jit
 def add_each_token(b_squares, ROWS: tl.constexpr):
-    """Return the sums over columns of squares ``(parts, columns, tokens)``: ``(parts, ROWS, tokens)``, all rows alike.
+    """Sum squares ``(parts, columns, tokens)`` over columns: ``(parts, ROWS, tokens)``, all rows alike.
 
-    They are sums of two parts by a product with ones, which lie where scores do.
+    A product of ones with the squares, in two parts, leaves the sums in the same registers as the scores.
     """
     PARTS: tl.constexpr = b_squares.shape[0]
     TOKENS: tl.constexpr = b_squares.shape[2]
-    # Of fewer tokens Triton lets keys lie in shared memory so that reading them meets conflicts, and it reads those of
-    # more columns twice.
+    # With fewer tokens, Triton's layout of keys in shared memory would have bank conflicts; with more columns, it would
+    # read keys twice.
     if TOKENS > LEAST_TOKENS and b_squares.shape[1] == 4 * LANES:
         b_high, b_low = nearest_tf32(add_threads_own(b_squares))
-        b_low = tl.maximum(b_low, LOWEST)  # what is left of infinity is NaN
+        b_low = tl.maximum(b_low, LOWEST)  # the low part of infinity is NaN
         b_both = tl.reshape(tl.permute(tl.join(b_high, b_low), (0, 3, 1, 2)), (PARTS, 2 * LANES, TOKENS))
         b_sums = tl.dot(tl.full((PARTS, ROWS, 2 * LANES), 1.0, tl.float32), b_both, input_precision="tf32")
     else:
@@ -288,7 +287,7 @@ def add_each_token(b_squares, ROWS: tl.constexpr):
 
 @triton.jit
 def multiply_values(b_high, b_low, b_y_high, b_y_low, ROWS: tl.constexpr):
-    """Return weights times Y, both in two parts of tf32; with twice as many rows ``b_high`` has both of the weights."""
+    """Return weights times Y, both in two tf32 parts; a ``b_high`` of 2 · ROWS rows holds both parts of the weights."""
     if b_high.shape[1] > ROWS:
         b_sum = tl.dot(b_high, b_y_low, input_precision="tf32")
         b_sum, b_rest = row_halves(tl.dot(b_high, b_y_high, b_sum, input_precision="tf32"))
@@ -307,17 +306,17 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
                      PARTS: tl.constexpr, PAIRS: tl.constexpr):  # fmt: skip
     """As :func:`average_in_parts`, for float32: ``b_rows`` and ``b_rests`` are tf32 parts of rows times powers of two.
 
-    Keys are split into parts in registers, as a product takes them, and have no powers. Squares of a key are added in
-    registers as far as a thread has them, CHUNK_D sums, and then by a product with ones, in two parts. A thread has
-    scores of two rows for each token, for which it makes one norm. With half as many rows as a product has, the other
-    half are the second parts of queries and new keys, and of weights.
+    Keys are split into tf32 parts in registers and are not scaled. A key's squares are first added in registers, into
+    CHUNK_D sums, and these by a product with ones, in two parts. A thread has scores of two rows for each token and
+    computes one norm for both. With half as many rows as a product has, the other half holds the low parts of queries,
+    new keys and weights.
 
     Args:
-        PAIRS: Whether instructions take two float32 numbers at once; None: no.
+        PAIRS: Whether instructions process two float32 numbers at once; None: no.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     ALL_ROWS: tl.constexpr = b_rows[0].shape[0]
-    CHAIN: tl.constexpr = 32  # columns of one sum of products: tensor cores cut what they add up
+    CHAIN: tl.constexpr = 32  # columns summed by tensor cores, which truncate sums, before a float32 addition
     TOKENS: tl.constexpr = BLOCK_N // PARTS
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     o_y = tl.arange(0, PARTS)[:, None] * TOKENS + factor_tokens(TOKENS)[None, :]
@@ -336,7 +335,7 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
         b_all = b_all + (tl.broadcast_to(b_first, (PARTS, ALL_ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
         b_second = tl.broadcast_to(b_second, (PARTS, ALL_ROWS, CHUNK_D))
         if BLOCK_D > REGISTER_COLUMNS and ROWS == ALL_ROWS:
-            b_second = as_they_lie(b_second)
+            b_second = opaque_copy(b_second)
         b_left = b_left + (b_second,)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_accs + (tl.zeros((PARTS, ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
@@ -378,7 +377,7 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
         b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
         b_decay = tl.exp2(b_peak - b_safe)[:, :, None]
         if ROWS < ALL_ROWS:
-            b_high, b_low = split_tf32(as_factor(b_p), None)  # neighbours would not be where the product takes them
+            b_high, b_low = split_tf32(as_factor(b_p), None)  # PAIRS would use other registers than the product
             b_high = stack_rows(b_high, b_low)
             b_sum, b_rest = row_halves(tl.dot(b_high, b_each, input_precision="tf32"))
             b_sum += b_rest

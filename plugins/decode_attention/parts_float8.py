@@ -1,6 +1,6 @@
-"""Decoding's loop over a cache of E4M3 where a tile's tokens are dealt to warps: device functions.
+"""Triton functions of decoding: the loop over a cache of E4M3 in which each warp has its own part of a tile's tokens.
 
-As in ``parts.py``: each warp averages the tokens of its own part, and the parts are joined once, behind the loop.
+As in ``parts.py``: each warp averages its own tokens, and the parts are joined once, after the loop.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -22,16 +22,16 @@ from lucid_deploy.plugins.decode_attention.parts import (
 from lucid_deploy.plugins.shared.kernel import INTERPRETED, float16_parts, float16_power, inverse_power
 
 BYTE = tl.constexpr(8)  # bits
-EIGHT = tl.constexpr(8)  # sums of weights that are kept for a row, each of every eighth token
+EIGHT = tl.constexpr(8)  # sums of weights per row in the loop, each over every eighth token
 PAIR = tl.constexpr(2)  # columns of Y that are loaded as one number
-HEADROOM = tl.constexpr(2.0**-6)  # with training's diagonal weights of new keys are up to exp(√d/4), 55 at width 256
+HEADROOM = tl.constexpr(2.0**-6)  # with the training diagonal, new keys' weights reach exp(√d/4), 55 at width 256
 
 
 @triton.jit
 def load_part_pairs(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """As ``load_part_columns``, of bytes, as pairs of columns: int16 ``(parts, tokens, BLOCK / 2)``.
+    """As ``load_part_columns``, for pairs of one-byte columns: int16 ``(parts, tokens, BLOCK / 2)``.
 
-    As bytes the compiler would read Y one by one for a product, which takes two tokens of a column in a register.
+    A product wants two tokens of a column in a register, for which the compiler would read single bytes one by one.
     """
     o_d = i_first // PAIR + tl.arange(0, BLOCK // PAIR)
     m_columns = m_n[:, :, None]
@@ -43,9 +43,9 @@ def load_part_pairs(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK
 
 @triton.jit
 def unpack_pairs(b_pairs):
-    """Return E4M3 in the low bytes and in the high bytes of int16 as float16, which holds every number of E4M3.
+    """Convert the E4M3 numbers in the low and in the high bytes of int16 to float16, which is exact.
 
-    Of two numbers in a register the assembler brings the low bytes side by side, and the high ones, and converts both.
+    For the two int16 in a register, the assembly joins the two low bytes and the two high bytes, then converts both.
     """
     if INTERPRETED:
         b_low = b_pairs.to(tl.int8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
@@ -71,16 +71,16 @@ def unpack_pairs(b_pairs):
 
 @triton.jit
 def weight_power(b_largest):
-    """Return the power of two that weights times scales of Y are multiplied by, for the largest scale ``(parts,)``.
+    """Return the power of two to multiply weights times scales of Y by, from the largest scale ``(parts,)``.
 
-    The largest becomes 2⁸ to 2⁹: weights of new keys may be larger than 1.
+    It brings that scale to 2⁸ to 2⁹ only, since weights of new keys may be larger than 1.
     """
     return float16_power(b_largest) * HEADROOM
 
 
 @triton.jit
 def add_both_products(b_high, b_rest, b_y, b_acc, ALL_ROWS: tl.constexpr):
-    """Return ``b_acc`` plus both parts of weights times Y; of half as many rows as ALL_ROWS, by one product."""
+    """Return ``b_acc`` plus both parts of weights times Y; one product suffices for half of ALL_ROWS rows."""
     if b_high.shape[1] < ALL_ROWS:
         b_first, b_second = row_halves(tl.dot(stack_rows(b_high, b_rest), b_y))
         b_sum = b_acc + (b_first + b_second)
@@ -94,10 +94,10 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
                             m_new, b_row_scale, b_shift,
                             BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                             PARTS: tl.constexpr):  # fmt: skip
-    """As ``average_in_parts``, over a cache of E4M3: rows are of float16, and K and Y become so in registers.
+    """As ``average_in_parts``, over a cache of E4M3: rows are float16, and K and Y are converted to it in registers.
 
-    The scale of a row of Y multiplies its weights, in float32. They become float16 by a power of two of each part, the
-    one of the largest scale that the part has met; sums move to the next one as they move to the next peak.
+    The scale of a row of Y multiplies its weights, in float32. A power of two brings the product into float16's range:
+    each part's power is that of the largest scale so far, and sums are rescaled when it or the peak changes.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     ALL_ROWS: tl.constexpr = b_rows[0].shape[0]

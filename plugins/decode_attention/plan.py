@@ -1,4 +1,8 @@
-"""From sizes to launches of decode attention's kernels, with no GPU and no Triton; ``tensorrt.cpp`` does the same."""
+"""Launch plan of decode attention's kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++.
+
+The split kernel reads the cache. On some devices it works in parts: each warp averages its own tokens of every tile
+(``parts.py``). The combine kernel joins the splits.
+"""
 
 from __future__ import annotations
 
@@ -23,55 +27,56 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
-FEW_ROWS = 8  # the same where each warp has a part of a tile of the head's width: half of a product's rows
-# Rows times padded width at most, of float32 and of the half types: larger tiles spill, or take longer than two halves.
+FEW_ROWS = 8  # the same with parts, if the head's width is its padded width: half the rows of a tensor core's product
+# Largest rows × padded width, in float32 and the half types: larger tiles spill, or are slower than two half as large.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
-WIDE_TILE = (32, 4)  # with 32 rows and more: cached tokens at most, and warps; so that none spills in its loop
-NARROW_TILE = (64, 2)  # the same with 32 rows of heads 32 wide, whose products four warps would compute twice
-WIDE_STAGES = 2  # with 32 rows and more of float32 at most
-# Compute capabilities, without what is behind the point, whose products of 64 rows are those of four warps together and
-# read keys and Y where they lie in shared memory: more than 16 rows take 64, of twice as many numbers at most. Cached
-# tokens of a tile are 32, or 64 where a tile of K has no more than so many numbers: others spill on 9.0.
+WIDE_TILE = (32, 4)  # with 32 rows or more: most cached tokens of a tile, and warps; avoids spills in the loop
+NARROW_TILE = (64, 2)  # the same with 32 rows and padded width 32, where four warps would compute products twice
+WIDE_STAGES = 2  # most pipeline stages with 32 rows or more of float32
+# Major compute capabilities on which four warps compute a 64-row product together, with keys and Y in shared memory.
+# There more than 16 rows take a tile of 64 rows, with at most twice as many numbers. A tile has 32 cached tokens, or
+# GROUP_TOKENS if its K then has at most FLOAT32_KEYS or HALF_KEYS numbers: larger ones spill on 9.0.
 WARP_GROUPS = (9, 10)
 GROUP_TOKENS = 64
 FLOAT32_KEYS, HALF_KEYS = 2048, 8192
-AMPERE_KEYS = 4096  # the same of the half types on 8.0
+AMPERE_KEYS = 4096  # the same limit on 8.0, for the half types
 CHUNK = 32  # columns of keys and of Y that are multiplied at once
-WIDE_CHUNK = 64  # the same with more rows of wide heads
-MOST_NEW = 16  # new tokens: the rows of the tile in which their triangle is solved
+WIDE_CHUNK = 64  # the same with more than 16 rows of wide heads
+MOST_NEW = 16  # most new tokens: the rows of the tile in which their triangle is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
 COMBINE_SPLITS = 16  # splits that the combine step loads at once
 COMBINE_WARPS = 4
-COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that are multiples of 4
-FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
+COMBINE_UNIT = 4  # its loads are few, so one variant serves all widths that are multiples of 4
+FLOAT8_KERNEL = "decode_split_float8_kernel"  # the split kernel, compiled for a cache of E4M3 with scales
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
-# Compute capabilities, without what is behind the point, whose tensor cores add the squares of keys in the half types
-# and in E4M3 with 16 rows. On 8.0 they add those of half types with any number; on others they are the busiest unit.
+# Major compute capabilities whose tensor cores add the squares of keys, in the half types and E4M3 with 16 rows. On 8.0
+# they do it in the half types with any number of rows; on others tensor cores are the busiest unit.
 ADDS_SQUARES = (9, 10)
-# There, with 16 rows, each warp of a program averages a part of every tile, up to this padded width. At
-# 128 on 9.0, where half of memory's time is enough for the other loop too, float16 would spill.
+# Major compute capabilities that use parts with 16 rows, and the largest padded width. On 9.0, float16 at width 128
+# would spill, and without parts it already computes in half of the time that memory needs.
 PARTS_WIDTHS = {9: 64, 10: 128}
-FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers …
-KEPT_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on half of them stay in shared memory, in heads of just this width
-FLOAT8_PARTS_WIDTH = 128  # the same with a cache of E4M3, on both
-FEW_FLOAT32_WIDTH = 128  # of float32 with few rows, whose two parts are one product's rows
-# Columns of float32 at once there, whose squares are summed in registers; more spill, but with few rows of wide heads.
+FLOAT32_PARTS_WIDTH = 64  # the largest for float32: wider queries do not fit into registers …
+SHARED_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on, heads of exactly this width have half of them in shared memory
+FLOAT8_PARTS_WIDTH = 128  # the largest for a cache of E4M3, on all of these devices
+FEW_FLOAT32_WIDTH = 128  # the largest for float32 with few rows, whose high and low parts fill one product's rows
+# Columns of float32 multiplied at once in parts, whose squares are summed in registers. More would spill, except with
+# few rows of wide heads.
 PARTS_CHUNK = 16
-PAIRS_ARCH = 100  # the first compute capability whose float32 instructions take two numbers
-PART_TOKENS = 16  # at least: the rows of a product
-NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
-PADDED_KEYS = 4096  # numbers of K in a float32 tile with parts at most, if the head's width is padded: more would spill
-GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
+PAIRS_ARCH = 100  # the first compute capability whose float32 instructions process two numbers
+PART_TOKENS = 16  # fewest tokens of a part: the rows of a tensor core's product
+NARROW_TOKENS = 128  # most tokens of a tile with parts if loads are narrow: more would spill
+PADDED_KEYS = 4096  # most numbers of K in a float32 tile with parts if the width is padded: more would spill
+GEFORCE = 86  # the first compute capability of Ampere with GeForce's tensor cores
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
-# At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
-# spill, and addresses, of which narrow loads have twice as many.
+# Fewest warps for a cache of E4M3 and for narrow loads: with two, converted numbers would spill, as would addresses, of
+# which narrow loads have twice as many.
 CAREFUL_WARPS = 4
-# Of a tile with 16 rows at most: it is half as large as one of a half type. With parts it is the least of heads as wide
-# as their tile; more of other heads 128 wide would spill.
+# Most tokens of an E4M3 tile with 16 rows, which is half as large as one of a half type. With parts: the fewest if the
+# head's width is its padded width; other heads of padded width 128 would spill.
 FLOAT8_TOKENS = 128
-FLOAT8_FEW_TOKENS = 256  # the same with few rows
-FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
+FLOAT8_FEW_TOKENS = 256  # most tokens with few rows
+FLOAT8_UNIT = 8  # an E4M3 cache needs head widths that are multiples of it; others would enlarge the library
 
 
 def plan_decode_attention(
@@ -96,12 +101,12 @@ def plan_decode_attention(
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
-        diagonal: 0: L_ii is 1; 1: it is training's.
+        diagonal: 0 for L_ii = 1, 1 for the training diagonal.
         new: New tokens, 1 to 16.
         float8: Whether the cache is E4M3 with a scale for each row.
 
     Raises:
-        ValueError: Sizes or a device outside what the kernels support.
+        ValueError: The kernels do not support the sizes or the device.
     """
     check_sizes(batch=batch, heads=heads, groups=groups, new=new)
     if new > MOST_NEW:
@@ -127,7 +132,7 @@ def plan_decode_attention(
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
-        constants=_form_constants(arch, dtype, padded, rows, tuned, unit, float8),
+        constants=_constants(arch, dtype, padded, rows, tuned, unit, float8),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -144,70 +149,66 @@ def plan_decode_attention(
         num_warps=COMBINE_WARPS,
         num_stages=1,
     )
-    # Enough for every smaller batch too: fewer heads take more splits, up to TARGET_PROGRAMS programs in all.
+    # Enough for every smaller batch too, which has more splits, up to TARGET_PROGRAMS programs in all.
     workspace = max(batch * heads, TARGET_PROGRAMS) * head_rows * (width + 2) * FLOAT32_BYTES
     operator = DECODE_ATTENTION_FLOAT8 if float8 else DECODE_ATTENTION
     return Plan((split, combine), operator.output_names, workspace_bytes=workspace, zeroed_bytes=0)
 
 
 def row_counts(dtype: str, padded: int, arch: int) -> tuple[int, ...]:
-    """Return the rows that tiles of a type and padded width are compiled with for a GPU, but for FEW_ROWS."""
+    """Return the numbers of rows that the split kernel is compiled for, except FEW_ROWS."""
     most = FLOAT32_NUMBERS if dtype == "float32" else HALF_NUMBERS
-    if _in_groups(arch):
+    if _has_warp_groups(arch):
         return tuple(rows for rows in (QUERY_ROWS[0], QUERY_ROWS[-1]) if rows * padded <= 2 * most)
     return tuple(rows for rows in QUERY_ROWS if rows * padded <= most)
 
 
 def query_rows(head_rows: int, dtype: str, padded: int, arch: int) -> int:
-    """Return the rows of a tile for so many of one key/value head; more than fit take several tiles."""
+    """Return the rows of a tile for a key/value head with ``head_rows`` rows, which may need several tiles."""
     counts = row_counts(dtype, padded, arch)
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
 
 def cache_unit(width: int, dtype: str, rows: int) -> int:
-    """Return the divisor of ``width`` that the kernel which reads the cache is compiled with, for rows of a tile.
+    """Return the divisor of ``width`` that the split kernel is compiled for.
 
-    With the fewest rows a padded width is its own: the compiler then knows how far rows of the cache are apart, and no
-    column needs a mask.
+    With 16 rows or fewer, a width that needs no padding is its own divisor: the compiler then knows the stride of the
+    cache's rows, and columns need no mask.
     """
     return width if rows <= QUERY_ROWS[0] and width in PADDED_WIDTHS else width_unit(width, dtype)
 
 
 def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool = False) -> Choice:
-    """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside many rows.
-
-    With a cache of E4M3, with narrow loads, and with parts of a float32 tile wider than the head, there are
-    more warps or fewer tokens.
-    """
-    return _of_form(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
+    """Return the constants of the split kernel: the tuned ones, adapted to the variant so that registers suffice."""
+    return _adapted(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
 
 
-def _in_groups(arch: int) -> bool:
+def _has_warp_groups(arch: int) -> bool:
     return arch // 10 in WARP_GROUPS
 
 
 def parts_width(arch: int, dtype: str) -> int:
-    """Return the largest padded width at which each warp has a part of each tile, if it has 16 rows; 0: none."""
+    """Return the largest padded width for which 16 rows use parts; 0 if none does."""
     most = PARTS_WIDTHS.get(arch // 10, 0)
     return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
 
 
 def _has_parts(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> bool:
-    """Return whether each warp has a part of each tile."""
+    """Return whether the variant uses parts: each warp averages its own tokens of every tile."""
     most = parts_width(arch, dtype)
     if float8 and most:
         most = FLOAT8_PARTS_WIDTH
     if dtype == "float32" and rows <= FEW_ROWS and most:
         most = FEW_FLOAT32_WIDTH
-    kept = dtype == "float32" and _takes_pairs(arch) and unit == padded == KEPT_PARTS_WIDTH
-    return rows <= QUERY_ROWS[0] and (kept or padded <= most)
+    is_shared = dtype == "float32" and _takes_pairs(arch) and unit == padded == SHARED_PARTS_WIDTH
+    return rows <= QUERY_ROWS[0] and (is_shared or padded <= most)
 
 
 def _takes_pairs(arch: int) -> bool:
     return arch >= PAIRS_ARCH and arch // 10 in PARTS_WIDTHS
 
 
-def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
+def _adapted(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
     is_narrow = unit < compiled_units(dtype)[0]
     if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows, unit, float8):
         return replace(tuned, block_n=min(tuned.block_n, PADDED_KEYS // padded), num_warps=CAREFUL_WARPS)
@@ -229,7 +230,7 @@ def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit:
         return tuned
     most, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
     tokens = min(tuned.block_n, most)
-    if _in_groups(arch):
+    if _has_warp_groups(arch):
         keys = FLOAT32_KEYS if dtype == "float32" else HALF_KEYS
         tokens = GROUP_TOKENS if GROUP_TOKENS * padded <= keys else most
     elif arch < GEFORCE and dtype != "float32" and GROUP_TOKENS * padded <= AMPERE_KEYS:
@@ -242,31 +243,27 @@ def _split_kernel(float8: bool) -> str:
     return FLOAT8_KERNEL if float8 else "decode_split_kernel"
 
 
-def _form_constants(
-    arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool
-) -> dict[str, int]:
-    """Return all constants of a form of the kernel that reads the cache."""
-    of_all = _constants(arch, dtype, padded, rows, tuned, unit)
-    return of_all | _of_type(arch, dtype, padded, rows, tuned, unit, float8)
-
-
-def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
+def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
+    """Return the constants of a variant of the split kernel."""
     # With 32 rows four warps share the rows and the columns of a product of 64, and compute it twice if it has 32.
     wide = PADDED_WIDTHS[1] if rows == QUERY_ROWS[1] else PADDED_WIDTHS[-1]
-    if _in_groups(arch) and dtype != "float32":  # there more would be written with twice as many conflicts of banks
+    if _has_warp_groups(arch) and dtype != "float32":  # narrower chunks would have twice as many bank conflicts
         wide = PADDED_WIDTHS[2]
     chunk = WIDE_CHUNK if rows > QUERY_ROWS[0] and padded >= wide else CHUNK
-    return {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
+    sizes = {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
+    return sizes | _optional_constants(arch, dtype, padded, rows, tuned, unit, float8)
 
 
-def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
-    """Return the constants that only some types and tiles have."""
-    # Products of 64 rows want keys in shared memory, and those with ones in registers.
+def _optional_constants(
+    arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool
+) -> dict[str, int]:
+    """Return the constants that only some variants have."""
+    # With 64 rows keys stay in shared memory, but a product that adds their squares needs them in registers.
     adds_squares = rows <= QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if _has_parts(arch, dtype, padded, rows, unit, float8):
         if float8:
             return {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
-        # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
+        # Rows of 32 columns would have bank conflicts where parts have few tokens.
         wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] and dtype != "float32" else {}
         has_room = rows <= FEW_ROWS and padded >= PADDED_WIDTHS[1]
         narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" and not has_room else {}
@@ -279,9 +276,9 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit:
 
 
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:
-    """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first.
+    """Return the variants of the split kernel: one for each number of rows, the fewest first.
 
-    They depend on the compute capability. Of a unit that is the padded width there are those of the fewest rows.
+    If the unit is the padded width, there are only the variants with at most 16 rows.
     """
     found = []
     counts = row_counts(dtype, padded, arch)
@@ -289,15 +286,15 @@ def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int,
         has_few = _has_parts(arch, dtype, padded, FEW_ROWS, unit, float8)
         counts = (FEW_ROWS, counts[0]) if has_few else counts[:1]
     for rows in counts:
-        of_rows = _of_form(tuned, arch, dtype, padded, rows, unit, float8)
-        sizes = _form_constants(arch, dtype, padded, rows, of_rows, unit, float8)
-        launch = (of_rows.num_warps, of_rows.num_stages)
-        found.append(Variant(_split_kernel(float8), dtype, tuple(sizes.items()), *launch))
+        adapted = _adapted(tuned, arch, dtype, padded, rows, unit, float8)
+        constants = _constants(arch, dtype, padded, rows, adapted, unit, float8)
+        launch = (adapted.num_warps, adapted.num_stages)
+        found.append(Variant(_split_kernel(float8), dtype, tuple(constants.items()), *launch))
     return found
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return what is compiled ahead of time for one architecture."""
+    """Return the variants to compile ahead of time for one architecture."""
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:

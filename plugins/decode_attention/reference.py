@@ -1,4 +1,4 @@
-"""Decode attention as it stands on paper: the readable reference, float64-capable."""
+"""Reference implementation of decode attention, in float64 for float64 inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decode_attention_reference(
     eps: float,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Precondition the N new values, then ordinary attention over (K, Y): the formulas as they stand on paper."""
+    """Precondition the N new values, then compute ordinary softmax attention over (K, Y)."""
     work = compute_dtype(q.dtype)
     y_new = precondition_reference(k_new.to(work), v_new.to(work), k, y, mask, eps, training_diagonal)  # (B, H, N, D)
     groups, n, past = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]

@@ -1,4 +1,4 @@
-"""What decoding does with one tile of the cache, and the rows that it is multiplied with: device functions."""
+"""Triton functions of decoding: load query rows, and multiply them with one tile of the cache."""
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -15,16 +15,16 @@ from lucid_deploy.plugins.shared.kernel import (
     round_tf32,
 )
 
-LEAST_ROWS = tl.constexpr(16)  # of a product
-LOWEST = tl.constexpr(-3.0e38)  # of bfloat16, nearly
+LEAST_ROWS = tl.constexpr(16)  # fewest rows of a tensor core's product
+LOWEST = tl.constexpr(-3.0e38)  # close to the lowest bfloat16 number
 
 
 @triton.jit
 def load_tile_tokens(p_mask, o_n, m_n):
-    """As :func:`load_tokens`, for a mask of loads that lead to tensor cores.
+    """As :func:`load_tokens`, for masks of loads whose results tensor cores multiply.
 
-    The compiler lays out a product's factors for the narrowest type on their way, those of masks included: for bytes,
-    which takes hundreds of moves between registers. It does not look behind a maximum, here of one column.
+    The compiler lays out a product's factors for the narrowest type that they depend on. For the mask's bytes that
+    would take hundreds of moves between registers. It does not look through a maximum, here over one column.
     """
     b_bytes = tl.load(p_mask + o_n[:, None] + tl.arange(0, 1)[None, :], mask=m_n[:, None], other=0)
     return tl.max(b_bytes.to(tl.int32), axis=1) != 0
@@ -33,10 +33,10 @@ def load_tile_tokens(p_mask, o_n, m_n):
 @triton.jit
 def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                  FLOAT8: tl.constexpr, TF32: tl.constexpr = False):  # fmt: skip
-    """Return the rows in chunks of columns, what is left of them, their powers of two, and the new keys' norms.
+    """Return the rows in chunks of columns, their low parts (float32 only), their powers of two, the new keys' norms.
 
-    In float32 the rows are multiplied by the powers, and split into two parts: of float16, or with TF32 of tf32. With a
-    cache of E4M3 they become float16 by the powers. Otherwise the powers are 1. Nothing is left but in float32.
+    In float32 the rows are multiplied by the powers and split into two parts, of float16 or with TF32 of tf32. With a
+    cache of E4M3, bfloat16 rows are multiplied by the powers and rounded to float16. Otherwise the powers are 1.
     """
     IS_FLOAT32: tl.constexpr = p_q.dtype.element_ty == tl.float32
     b_numbers, b_rows, b_rests = (), (), ()
@@ -71,7 +71,7 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
 
 @triton.jit
 def add_columns(b_rows, b_sums):
-    """Return ``b_sums`` ``(LEAST_ROWS, BLOCK_N)``, each row of it plus the sums over columns of rows of a half type."""
+    """Return ``b_sums`` ``(LEAST_ROWS, BLOCK_N)``, plus the row sums of ``b_rows`` (of a half type) in each row."""
     b_ones = tl.full((LEAST_ROWS, b_rows.shape[1]), 1.0, b_rows.dtype)
     return tl.dot(b_ones, tl.trans(b_rows), b_sums)
 
@@ -81,15 +81,15 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
                   CHUNK_D: tl.constexpr, ADD_SQUARES: tl.constexpr):  # fmt: skip
     """Return a tile's scores ``(ROWS, BLOCK_N)``, its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``, powers.
 
-    In chunks a row of the cache is few threads' work: few additions across threads, masks and addresses are left.
+    In chunks few threads share a row of the cache, which saves additions across threads, masks and addresses.
 
-    In float32 keys are multiplied by powers of two, each by that of its largest number, which the scores still have. In
-    the other types the powers are 1.
+    In float32 each key is multiplied by a power of two, from its largest magnitude; the scores still contain it. In the
+    other types the powers are 1.
 
-    With ADD_SQUARES tensor cores add the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. So keys
-    are read once. Of E4M3 a sixteenth of a square is a number of float16. In bfloat16 it is two bfloat16 parts, the
-    second exact: where the first is infinite it is not, as infinity and its opposite would be NaN. In float16 the
-    chunks' squares are summed in float32 before, and cut into two bfloat16 parts, which hold 16 bits.
+    With ADD_SQUARES tensor cores sum the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. So keys
+    are read once. For E4M3, a square / 16 is exact in float16. For bfloat16, a square is split into two bfloat16 parts,
+    of which the second is finite even if the first is infinite, since ∞ − ∞ would be NaN. For float16, squares are
+    first summed over chunks in float32 and then split into two bfloat16 parts, which hold 16 bits.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
@@ -108,7 +108,7 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
             b_sums = add_columns(b_high, b_sums)
         elif ADD_SQUARES and p_tile.dtype.element_ty == tl.float8e4nv:
             b_half = b_k.to(tl.float16)
-            b_sums = add_columns(b_half * (b_half * (1.0 / 16.0)), b_sums)  # 448² is beyond float16
+            b_sums = add_columns(b_half * (b_half * (1.0 / 16.0)), b_sums)  # 448² would overflow float16
         else:
             b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
         if p_tile.dtype.element_ty == tl.float32:
@@ -137,11 +137,10 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
 @triton.jit
 def add_values(b_p, b_decay, p_tile, b_scales, m_tile, width, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr,
                DTYPE: tl.constexpr, Y_BY_FLOAT32: tl.constexpr):  # fmt: skip
-    """Return ``b_accs``, CHUNK_D columns each, times the decay plus the products of weights with a tile of Y's rows.
+    """Return ``b_accs``, CHUNK_D columns each, times the decay plus the products of weights with a tile of Y.
 
-    If Q is bfloat16, weights are multiplied by the scales of Y: their parts hold any size, and float16 does not. With
-    Y_BY_FLOAT32, Y is converted by way of float32: on compute capability 9.0 the direct way runs at an eighth of the
-    rate.
+    If Q is bfloat16, the scales of Y multiply the weights, whose bfloat16 parts do not overflow; float16 could. With
+    Y_BY_FLOAT32, E4M3 is converted to float32 first: the direct conversion runs at an eighth of the rate on 9.0.
     """
     o_n = tl.arange(0, BLOCK_N)
     if b_scales is not None and DTYPE != tl.float16:  # noqa: SIM300

@@ -1,6 +1,6 @@
-"""Decode attention as PyTorch's custom operator ``lucid::decode_attention``, which tracing keeps whole.
+"""Decode attention as the PyTorch custom operator ``lucid::decode_attention``, which tracing keeps as one node.
 
-Softmax attention of one or a few new tokens over the cache, and their own preconditioned values, together.
+It computes the softmax attention of one or a few new tokens over the cache, and their preconditioned values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def decode_attention(
     implementation: str = "fused",
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from one new token, or a few, to the cache and themselves.
+    """Attend from one or a few new tokens to the cache and to themselves.
 
     Args:
         q: Queries of the new tokens, ``(B, H·G, N, D)``.
@@ -36,16 +36,15 @@ def decode_attention(
         y: Cached preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, False at padding; the last columns are the new tokens. None: no padding.
         eps: Added to the mean square of a key before the root.
-        implementation: ``reference`` (the two formulas one after the other) or ``fused`` (one pass over the cache; on
-            CUDA tensors the Triton kernels, as for :func:`~lucid_deploy.plugins.precondition.precondition`).
-        training_diagonal: As for :func:`~lucid_deploy.plugins.precondition.precondition`: what the new token's row is
-            divided by.
+        implementation: ``reference`` (solve, then attention) or ``fused`` (one pass over the cache; on CUDA tensors the
+            Triton kernels, as for ``precondition``).
+        training_diagonal: As for ``precondition``: divide a new token's row by the training L_ii instead of 1.
 
     Returns:
         The heads' outputs ``(B, H·G, N, D)`` and Y of the new tokens ``(B, H, N, D)``, in the type of ``q``.
 
     Raises:
-        ValueError: Shapes that do not fit, or an unknown implementation.
+        ValueError: The shapes do not fit together, or ``implementation`` is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
@@ -79,7 +78,7 @@ def decode_attention_operator(
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`decode_attention` as one node of a traced graph."""
     out, y_new = IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
-    return out.contiguous(), y_new.contiguous()  # a triangular solve gives columns, and tracing expects rows
+    return out.contiguous(), y_new.contiguous()  # solve_triangular returns column-major tensors
 
 
 @decode_attention_operator.register_fake

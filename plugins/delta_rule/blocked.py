@@ -1,4 +1,4 @@
-"""The delta rule in PyTorch, chunk by chunk: products of matrices instead of a step for every token."""
+"""The delta rule in PyTorch, by chunks of 64 tokens: matrix products instead of one step per token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lucid_deploy.plugins.block_inverse.reference import invert_unit_lower
 from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
-CHUNK = 64  # tokens that are solved together
-LOWEST_LOG = -1e4  # its exponential is 0 in every type; −∞ itself would give NaN where it meets a 0 of a mask
+CHUNK = 64  # tokens per chunk
+LOWEST_LOG = -1e4  # its exponential is 0 in every type; −∞ times a mask's 0 would be NaN
 
 
 def delta_rule_blocked(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Solve for the corrections of a chunk's tokens, all at once; between chunks only the state goes on.
+    """Solve for the corrections of all tokens of a chunk at once, and carry the state from chunk to chunk.
 
     With N = tril(diag(β)(Γ ∘ KKᵀ), −1) and T = (I + N)⁻¹ diag(β), the corrections are R = T (V − (γ ∘ K) S), the
     outputs scale · ((γ ∘ Q) S + (Γ ∘ QKᵀ) R), and the next state is γ_C S + ((γ_C/γ) ∘ K)ᵀ R.
@@ -29,7 +29,7 @@ def delta_rule_blocked(
     g, b = (_chunks(each.to(work)[..., None]) for each in (log_decay, beta))  # (B, H, m, C, 1)
     g = g.clamp_min(LOWEST_LOG)
 
-    # Sums of the logarithms from one token to another, and no differences of sums: those would cancel where α is small.
+    # Sum the logarithms between two tokens, instead of subtracting two sums, which cancels where α is small.
     ones = torch.ones(CHUNK, CHUNK, dtype=work, device=key.device)
     between = (g * ones.tril(-1)).cumsum(-2)  # (B, H, m, C, C): row i, column j is log γ_i/γ_j, and 0 for i < j
     gamma = between.exp().tril()
@@ -50,6 +50,6 @@ def delta_rule_blocked(
 
 
 def _chunks(x: Tensor) -> Tensor:
-    """Return ``(B, H, N, W)`` as ``(B, H, m, C, W)``; the rows added at the end are 0, and so do nothing."""
+    """Split ``(B, H, N, W)`` into chunks ``(B, H, m, C, W)``; rows of zeros fill the last one and have no effect."""
     padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % CHUNK))
     return padded.unflatten(2, (-1, CHUNK))

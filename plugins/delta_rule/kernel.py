@@ -1,12 +1,12 @@
-"""The delta rule as kernels: two for many tokens, one for one.
+"""Triton kernels of the delta rule: two for several tokens, one for a single token.
 
-Many tokens go by chunks. What depends on keys and gates alone, T, the weights of the queries and the decays, is made
-for all chunks at once (``delta_chunk_kernel``). Then a program takes a head and some columns of its state, holds them
-in registers, and goes through the chunks in order (``delta_state_kernel``): columns of S never meet, so programs never
-wait for each other.
+Several tokens are processed in chunks. ``delta_chunk_kernel`` computes what does not depend on the state, T, the
+queries' weights and the decays, for all chunks at once. In ``delta_state_kernel`` a program then holds some columns of
+a head's state in registers and goes through the chunks in order. Columns of the state are independent, so programs
+never wait for each other.
 
-Keys are multiplied CHUNK_D columns at a time, and the state is held in as many parts, transposed: what a product leaves
-in registers is then the first factor of the next, and no factor is larger than registers can hold beside the state.
+Keys are multiplied CHUNK_D columns at a time, and the state is split alike and held transposed. So a product's result
+is in the registers where the next product reads its first factor, and factors fit into registers beside the state.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -17,24 +17,24 @@ import triton.language as tl
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import add_row_product, add_tf32_products, load_columns, nearest_tf32
 
-LOWEST_LOG = tl.constexpr(-1e4)  # as in blocked.py: its exponential is 0, and sums of it stay finite
+LOWEST_LOG = tl.constexpr(-1e4)  # as in blocked.py: its exponential is 0, and sums of it are finite
 
 
 @triton.jit
 def load_logs(p_log_decay, o_n, m_n):
-    """Load log α, 0 outside ``m_n``."""
+    """Load log α, at least LOWEST_LOG; 0 outside ``m_n``."""
     return tl.where(m_n, tl.maximum(tl.load(p_log_decay + o_n, mask=m_n, other=0.0), LOWEST_LOG), 0.0)
 
 
 @triton.jit
 def split(b_float, p_rows):
-    """Return float32 of any size as the sum of two parts that tensor cores multiply with the rows at ``p_rows``.
+    """Split float32 of any magnitude into two parts to multiply with rows of the type of ``p_rows``.
 
-    bfloat16 rows meet two bfloat16 parts, 16 significant bits together. Two float16 parts could overflow, so float16
-    rows meet two of tf32, as float32 rows do.
+    For bfloat16 rows the parts are bfloat16, 16 significant bits together. For float32 rows, and for float16 rows since
+    float16 parts could overflow, they are tf32.
     """
     if p_rows.dtype.element_ty == tl.bfloat16:
-        b_high = b_float.to(tl.bfloat16)  # rounded: cut off, as in the solve, it fails the state's gate by one bit
+        b_high = b_float.to(tl.bfloat16)  # rounded: truncated, as in the solve, the state's error is one bit too large
         b_low = (b_float - b_high.to(tl.float32)).to(tl.bfloat16)
     else:
         b_high, b_low = nearest_tf32(b_float)
@@ -43,11 +43,11 @@ def split(b_float, p_rows):
 
 @triton.jit
 def add_times(b_high, b_low, b_rows, b_acc):
-    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for parts made by :func:`split` for the rows' type."""
+    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for parts that :func:`split` made for the rows' type."""
     if b_rows.dtype == tl.bfloat16:
         b_acc = tl.dot(b_low, b_rows, b_acc)
         b_acc = tl.dot(b_high, b_rows, b_acc)
-    elif b_rows.dtype == tl.float16:  # of which every number is one of tf32
+    elif b_rows.dtype == tl.float16:  # tf32 holds every float16 number
         b_wide = b_rows.to(tl.float32)
         b_acc = tl.dot(b_low, b_wide, b_acc, input_precision="tf32")
         b_acc = tl.dot(b_high, b_wide, b_acc, input_precision="tf32")
@@ -58,10 +58,10 @@ def add_times(b_high, b_low, b_rows, b_acc):
 
 @triton.jit
 def add_part(b_high, b_low, b_rows, b_acc, is_first: tl.constexpr):
-    """As :func:`add_times`, for one chunk of several; ``is_first``: ``b_acc`` is 0.
+    """As :func:`add_times`, for one of several chunks of columns; ``is_first`` says that ``b_acc`` is 0.
 
-    In float32 each chunk is summed from 0: tensor cores cut off every sum that they make. In the half types, where
-    fewer are made and the parts' rounding is more, that gains nothing and costs registers.
+    In float32 each chunk is summed from 0, since tensor cores truncate every sum they make. For the half types this
+    would cost registers for nothing: they make fewer sums, and the parts' rounding is larger.
     """
     if b_rows.dtype == tl.float32 and not is_first:
         b_acc += add_times(b_high, b_low, b_rows, tl.zeros_like(b_acc))
@@ -85,15 +85,15 @@ def delta_chunk_kernel(
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):
-    """Make T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β) and scale · (Γ ∘ QKᵀ); program (chunk, head).
+    """Compute T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β) and scale · (Γ ∘ QKᵀ); program (chunk, head).
 
     Args:
         p_query, p_key: ``(B, H, n_new, key width)``.
-        p_log_decay, p_beta: ``(B, H, n_new)``; the first is float32.
-        p_work: For each head and chunk, ``(2 BLOCK_M + 2, BLOCK_M)`` float32: T, the queries' weights, what is left of
-            the state at each token, and of each token at the chunk's end.
-        n_key_units: Key width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
-        scale: What outputs are multiplied by.
+        p_log_decay, p_beta: ``(B, H, n_new)``; log_decay is float32.
+        p_work: For each head and chunk, ``(2 BLOCK_M + 2, BLOCK_M)`` float32: T, the queries' weights, and two rows of
+            decays: from the chunk's start to each token, and from each token to the chunk's end.
+        n_key_units: Key width / WIDTH_UNIT, so that the compiler knows a divisor of the width.
+        scale: Factor of the outputs.
         CHUNK_D: Columns of keys that are multiplied at once.
     """
     width = n_key_units * WIDTH_UNIT
@@ -117,7 +117,7 @@ def delta_chunk_kernel(
             b_scores = add_row_product(b_k, tl.trans(b_k), b_scores)
             b_attended = add_row_product(b_q, tl.trans(b_k), b_attended)
 
-    # log γ_i/γ_j as sums over the tokens between, never as differences of sums: those cancel where α is small.
+    # log γ_i/γ_j is a sum over the tokens between, instead of a difference of sums, which cancels where α is small.
     b_g = load_logs(p_log_decay + o_gates, o_m, m_rows)
     b_beta = tl.load(p_beta + o_gates + o_m, mask=m_rows, other=0.0).to(tl.float32)
     m_below = o_m[:, None] > o_m[None, :]
@@ -135,7 +135,7 @@ def delta_chunk_kernel(
 
 @triton.jit
 def load_state(p_state, o_e, value_width, width, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the columns ``o_e`` of a head's state as rows, CHUNK_D columns each; 0 beyond both widths."""
+    """Load the columns ``o_e`` of a head's state transposed, in parts of CHUNK_D columns; 0 outside both widths."""
     b_states = ()
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         o_d = i + tl.arange(0, CHUNK_D)
@@ -162,9 +162,9 @@ def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.con
 
 @triton.jit
 def correct_state(b_states, decay, b_r, p_key, o_m, m_rows, width, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the state times the decay plus Rᵀ K, ``b_r`` being Rᵀ.
+    """Return the state times the decay plus Rᵀ K, where ``b_r`` is Rᵀ.
 
-    Each product is summed from 0 and then added: tensor cores cut their sums off, which a state would keep for good.
+    Each product is summed from 0 and then added: tensor cores truncate sums, and in the state such errors add up.
     """
     b_high, b_low = split(b_r, p_key)
     b_next = ()
@@ -194,16 +194,16 @@ def delta_state_kernel(
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):
-    """Go through the chunks with BLOCK_N columns of a head's state in registers; program (head, columns).
+    """Process all chunks in order with BLOCK_N columns of a head's state in registers; program (head, columns).
 
     R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R; T and A are in the workspace.
-    All of S, V, R and the outputs are held transposed: rows are columns of S, columns tokens or the width of keys.
+    S, V, R and the outputs are held transposed: rows are columns of S; columns are tokens, or the width of keys.
 
     Args:
         p_value, p_output: ``(B, H, n_new, value width)``.
         p_state, p_new_state: ``(B, H, key width, value width)``, float32.
         n_value_units: Value width / WIDTH_UNIT.
-        p_query, p_key, p_work, n_key_units, scale, CHUNK_D: As in the kernel before.
+        p_query, p_key, p_work, n_key_units, scale, CHUNK_D: As in ``delta_chunk_kernel``.
     """
     width = n_key_units * WIDTH_UNIT
     value_width = n_value_units * WIDTH_UNIT
@@ -263,11 +263,11 @@ def delta_decode_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Do one token's step on BLOCK_N columns of a head's state, in float32; program (head, columns).
+    """Update BLOCK_N columns of a head's state by one token, in float32; program (head, columns).
 
     Args:
-        p_query, p_key, p_value, p_log_decay, p_beta, p_output: As in the kernels before, of one token.
-        p_state, p_new_state, n_key_units, n_value_units, scale: As in the kernels before.
+        p_query, p_key, p_value, p_log_decay, p_beta, p_output: As in the kernels above, with n_new = 1.
+        p_state, p_new_state, n_key_units, n_value_units, scale: As in the kernels above.
     """
     width = n_key_units * WIDTH_UNIT
     value_width = n_value_units * WIDTH_UNIT

@@ -1,8 +1,7 @@
 """The delta rule in standard ONNX operators, so that every runtime can run an exported file.
 
-Compiled from the Python below to ONNX functions (never run as Python). They compute in float32 whatever the model's
-type. Graphs of several new tokens take the one that goes by chunks of 64, graphs of one new token the one without
-a loop.
+onnxscript compiles the Python below to ONNX functions; it never runs as Python. They compute in float32 for models of
+every type. Prefill graphs use the function that loops over chunks of 64 tokens, decode graphs the one for one token.
 
 ``B`` batch, ``H`` heads, ``N`` new tokens, ``m`` chunks, ``C`` 64, ``D`` key width, ``E`` value width.
 """
@@ -24,7 +23,7 @@ TRUE = onnx.numpy_helper.from_array(np.array(True))
 
 @script(_LUCID, default_opset=op)
 def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
-    """Chunk by chunk: R = T (V − (γ ∘ K) S), outputs (γ ∘ Q) S + tril(Γ ∘ QKᵀ) R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R."""
+    """For each chunk: R = T (V − (γ ∘ K) S), outputs (γ ∘ Q) S + tril(Γ ∘ QKᵀ) R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R."""
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     chunk = op.Constant(value_ints=[64])
@@ -33,7 +32,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     key_width = op.Shape(key, start=3, end=4)
     value_width = op.Shape(value, start=3, end=4)
     chunks = op.Max((n + chunk - 1) / chunk, one)
-    tail = op.Concat(zero, chunks * chunk - n, axis=0)  # rows of 0, with β = 0 and log α = 0, do nothing
+    tail = op.Concat(zero, chunks * chunk - n, axis=0)  # padding with β = 0 and log α = 0 has no effect
     by_key = op.Concat(batch_heads, chunks, chunk, key_width, axis=0)
     by_value = op.Concat(batch_heads, chunks, chunk, value_width, axis=0)
     by_gate = op.Concat(batch_heads, chunks, chunk, one, axis=0)
@@ -43,7 +42,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     g = op.Reshape(op.Pad(op.Max(log_decay, -1.0e4), tail, None, [2]), by_gate)  # (B, H, m, C, 1)
     b = op.Reshape(op.Pad(op.Cast(beta, to=1), tail, None, [2]), by_gate)
 
-    # log γ_i/γ_j as sums over the tokens between, never as differences of sums: those cancel where α is small.
+    # log γ_i/γ_j is a sum over the tokens between, instead of a difference of sums, which cancels where α is small.
     ones = op.Expand(1.0, op.Constant(value_ints=[64, 64]))
     lower = op.Trilu(ones, upper=0)
     below = op.Trilu(ones, op.Constant(value_int=-1), upper=0)
@@ -54,10 +53,10 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     decay = op.Exp(op.Slice(start, [63], [64], [3]))  # (B, H, m, 1, 1): γ_C
     from_start = op.Exp(start)
 
-    # The inverse of I + tril(diag(β)(Γ ∘ KKᵀ), −1): T ← T − T (M_s ∘ X) T for its two 32-wide diagonal blocks, then one
-    # of both: [A 0; C D]⁻¹ = [A⁻¹ 0; −D⁻¹ C A⁻¹ D⁻¹].
+    # Invert I + tril(diag(β)(Γ ∘ KKᵀ), −1): T ← T − T (M_s ∘ X) T for its two 32-wide diagonal blocks, then merge both:
+    # [A 0; C D]⁻¹ = [A⁻¹ 0; −D⁻¹ C A⁻¹ D⁻¹].
     k_turned = op.Transpose(k, perm=[0, 1, 2, 4, 3])
-    system = op.MatMul(k, k_turned) * gamma * b  # (B, H, m, C, C), read below the diagonal only
+    system = op.MatMul(k, k_turned) * gamma * b  # (B, H, m, C, C), used below the diagonal only
     upper_rows, lower_rows = op.Split(system, axis=3, num_outputs=2)
     first_leaf, right = op.Split(upper_rows, axis=4, num_outputs=2)
     corner, last_leaf = op.Split(lower_rows, axis=4, num_outputs=2)
@@ -69,10 +68,10 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
     first = op.Gather(inverse, 0, axis=3)
     last = op.Gather(inverse, 1, axis=3)
     joined = op.Neg(op.MatMul(op.MatMul(last, corner), first))
-    whole = op.Concat(op.Concat(first, right, axis=4), op.Concat(joined, last, axis=4), axis=3)  # right is 0, as Γ is
+    whole = op.Concat(op.Concat(first, right, axis=4), op.Concat(joined, last, axis=4), axis=3)  # right is 0
     solve = whole * op.Transpose(b, perm=[0, 1, 2, 4, 3])  # T
     attended = op.MatMul(q, k_turned) * gamma
-    reads = op.Concat(k * from_start, q * from_start, axis=3)  # (B, H, m, 2C, D): what meets S
+    reads = op.Concat(k * from_start, q * from_start, axis=3)  # (B, H, m, 2C, D): factors of S
     writes = op.Transpose(k * to_end, perm=[0, 1, 2, 4, 3])  # (B, H, m, D, C)
 
     @graph()
@@ -83,7 +82,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
         s_next = s * op.Gather(decay, i, axis=2) + op.MatMul(op.Gather(writes, i, axis=2), corrections)
         return op.Identity(goes_on), s_next, op.Unsqueeze(rows, [0])
 
-    # ONNX's ReferenceEvaluator joins the rows of a loop along their first axis where the standard has them stacked.
+    # The standard stacks a loop's outputs along a new axis; ONNX's ReferenceEvaluator joins them along their first.
     new_state, stacked = op.Loop(op.Squeeze(chunks), op.Constant(value=TRUE), state, body=step)
     rows = op.Reshape(stacked, op.Concat(chunks, batch_heads, chunk, value_width, axis=0))  # (m, B, H, C, E)
     by_token = op.Concat(batch_heads, chunks * chunk, value_width, axis=0)
@@ -94,7 +93,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
 
 @script(_LUCID, default_opset=op)
 def DeltaRuleOneToken(query, key, value, log_decay, beta, state, scale: float):
-    """One token: the recurrence as it stands."""
+    """Apply the recurrence to one token."""
     k = op.Cast(key, to=1)  # (B, H, 1, D)
     decayed = state * op.Exp(op.Unsqueeze(log_decay, [3]))  # (B, H, D, E)
     missing = op.Cast(value, to=1) - op.MatMul(k, decayed)  # (B, H, 1, E)

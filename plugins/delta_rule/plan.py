@@ -1,4 +1,4 @@
-"""From sizes to launches of the delta rule's kernels, with no GPU and no Triton; ``tensorrt.cpp`` does the same."""
+"""Launch plan of the delta rule's kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lucid_deploy.plugins.shared.plan import (
 from lucid_deploy.plugins.table import DELTA_RULE, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
-COMPILED_UNIT = 4  # widths are multiples of it in the kernels that are compiled ahead of time
-LARGEST_CHUNK = 32  # TensorRT asks for the workspace before the device, and with it the chunk, is known
-DECODE_COLUMNS = 32  # of the state, of one program: a line of memory
+COMPILED_UNIT = 4  # the variants compiled ahead of time take widths that are multiples of it
+LARGEST_CHUNK = 32  # sizes the workspace: TensorRT asks for it before the device, and so the chunk, is known
+DECODE_COLUMNS = 32  # columns of the state per program: 128 bytes, a cache line
 DECODE_WARPS = 4
-ROWS_OF_A_WARP = 16  # that tensor cores multiply at once; Triton gives more warps than that the same rows again
-FIXED = ("log_decay", "state", "new_state")  # float32 whatever the type of the others
+ROWS_OF_A_WARP = 16  # rows that tensor cores multiply at once; Triton would give further warps the same rows again
+FIXED = ("log_decay", "state", "new_state")  # tensors that are float32 for every type of the others
 
 
 def plan_delta_rule(
@@ -42,13 +42,13 @@ def plan_delta_rule(
     Args:
         key_width: 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        scale: What outputs are multiplied by.
+        scale: Factor of the outputs.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state, warps of the kernel
-            that carries it, stages, columns of keys that are multiplied at once (0: all).
+        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state per program, warps of
+            the state kernel, stages, columns of keys that are multiplied at once (0: all).
 
     Raises:
-        ValueError: Sizes or a device outside what the kernels support.
+        ValueError: The kernels do not support the sizes or the device.
     """
     check_sizes(batch=batch, heads=heads, new=new, value_width=value_width)
     padded = padded_width(key_width)
@@ -91,12 +91,12 @@ def plan_delta_rule(
 
 
 def chunk_warps(tuned: Choice) -> int:
-    """Return the warps of a program of the kernel before the one that carries the state: each has rows of its own."""
+    """Return the warps per program of ``delta_chunk_kernel``: each warp has its own rows."""
     return tuned.block_m // ROWS_OF_A_WARP
 
 
 def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
-    """Return what is compiled for many tokens: the kernel that carries the state, and the one before it."""
+    """Return the variants for several tokens: of the state kernel and of the chunk kernel before it."""
     width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT), ("CHUNK_D", tuned.chunk or padded))
     chunk = (("BLOCK_M", tuned.block_m), *width)
     state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)
@@ -107,7 +107,7 @@ def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return what is compiled ahead of time for one architecture."""
+    """Return the variants to compile ahead of time for one architecture."""
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:

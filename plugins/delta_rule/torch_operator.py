@@ -1,4 +1,4 @@
-"""The delta rule as PyTorch's custom operator ``lucid::delta_rule``, which tracing keeps whole.
+"""The delta rule as the PyTorch custom operator ``lucid::delta_rule``, which tracing keeps as one node.
 
 S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ,      o_t = scale · S_tᵀ q_t    (arXiv 2406.06484, 2412.06464)
 """
@@ -26,24 +26,24 @@ def delta_rule(
     scale: float,
     implementation: str = "blocked",
 ) -> tuple[Tensor, Tensor]:
-    """Let new tokens read a state and correct it, one after the other.
+    """Apply the delta rule to new tokens: each one corrects the state, then reads it.
 
     Args:
         query: Queries of the new tokens, ``(B, H, N, D)``.
-        key: Their keys, ``(B, H, N, D)``, of unit length (or 0).
+        key: Their keys, ``(B, H, N, D)``, of unit length or 0.
         value: Their values, ``(B, H, N, E)``.
         log_decay: log α, at most 0, −∞ included, ``(B, H, N)``; zeros for the plain rule.
-        beta: β, 0 to 2, ``(B, H, N)``. A padded token has β = 0 and log α = 0: it leaves the state as it is.
-        state: S before the first of them, ``(B, H, D, E)``.
-        scale: What outputs are multiplied by.
+        beta: β, 0 to 2, ``(B, H, N)``. A padded token has β = 0 and log α = 0 and does not change the state.
+        state: S before the first new token, ``(B, H, D, E)``.
+        scale: Factor of the outputs.
         implementation: ``reference`` (token by token) or ``blocked`` (chunks of 64 tokens).
 
     Returns:
         The outputs ``(B, H, N, E)`` in the type of ``value``, and S after the last token ``(B, H, D, E)`` in that of
-        ``state``. Computed in float64 where ``value`` is float64 and in float32 otherwise. Differentiable.
+        ``state``. Computed in float64 if ``value`` is float64, else in float32. Differentiable.
 
     Raises:
-        ValueError: Shapes that do not fit, or an unknown implementation.
+        ValueError: The shapes do not fit together, or ``implementation`` is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
@@ -97,7 +97,7 @@ def compute(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs and the new state as an operator may: none is an argument or a view of one."""
+    """Return the outputs and the new state as new tensors: operators may not return an argument or a view of one."""
     output, new_state = IMPLEMENTATIONS[implementation](query, key, value, log_decay, beta, state, scale)
     return output.contiguous(), new_state.clone() if new_state is state else new_state.contiguous()
 

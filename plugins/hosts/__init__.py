@@ -1,1 +1,1 @@
-"""What belongs to a host of our operators, not to an operator: launching, registering, building its library."""
+"""Code for the hosts that run our operators, Triton, TensorRT and onnxruntime: launching, registering, building."""

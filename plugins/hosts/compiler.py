@@ -1,4 +1,4 @@
-"""The C++ compiler, and where headers are looked for."""
+"""Find the C++ compiler and headers, and run the compiler."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ COMPILERS = ("g++", "c++", "clang++")
 
 
 def find_compiler() -> str:
-    """Return the C++ compiler: ``CXX``, else the first of g++, c++, clang++ on the path.
+    """Return the path of the C++ compiler: ``CXX``, else the first of g++, c++, clang++ on the path.
 
     Raises:
-        LucidError: There is none, or ``CXX`` has arguments too.
+        LucidError: There is none, or ``CXX`` contains arguments.
     """
-    chosen = os.environ.get("CXX")
-    for name in (chosen,) if chosen else COMPILERS:
-        if found := shutil.which(name):
-            return found
-    if chosen and len(words := chosen.split()) > 1 and shutil.which(words[0]):
-        raise LucidError(f"CXX={chosen} has words behind the compiler's name, which are not taken. Set CXX to a name.")
-    looked = f"CXX={chosen}" if chosen else ", ".join(COMPILERS)
-    raise LucidError(f"Building the plugin needs a C++17 compiler and none was found ({looked}). Install g++.")
+    variable = os.environ.get("CXX")
+    for name in (variable,) if variable else COMPILERS:
+        if path := shutil.which(name):
+            return path
+    if variable and len(words := variable.split()) > 1 and shutil.which(words[0]):
+        raise LucidError(f"CXX={variable} contains compiler arguments, which are not supported. Set CXX to a name.")
+    tried = f"CXX={variable}" if variable else ", ".join(COMPILERS)
+    raise LucidError(f"Building the plugin needs a C++17 compiler, and none was found ({tried}). Install g++.")
 
 
 def check_gcc(compiler: str) -> None:
-    """Check that a compiler is GCC, or at least not Clang, which says by a macro that it is not.
+    """Refuse Clang, which defines the macro ``__clang__``.
 
     Raises:
-        LucidError: It is Clang, or cannot be run.
+        LucidError: The compiler is Clang, or cannot be run.
     """
     try:
         command = [compiler, "-dM", "-E", "-x", "c++", os.devnull]
@@ -51,25 +51,25 @@ def check_gcc(compiler: str) -> None:
 
 
 def run_compiler(command: Sequence[str], library: Path) -> None:
-    """Run the compiler; if a signal ends the command meanwhile, its processes end with it.
+    """Run the compiler, and kill its processes if this one is interrupted.
 
     Args:
         command: The compiler and its arguments, without ``-o``. It runs in the library's folder.
-        library: What it makes. Its folder takes temporary files, which the compiler leaves if it is killed.
+        library: The output file. Its folder also takes the compiler's temporary files, which remain if it is killed.
 
     Raises:
-        LucidError: It cannot be run, fails, or writes no library; the message has its output.
+        LucidError: The compiler cannot be run, fails (the message has its output), or writes no library.
     """
     scratch = library.parent.absolute()
     command = [os.path.abspath(command[0]), *command[1:], "-o", library.name]
     environment = {**os.environ, "TMPDIR": str(scratch)}
     try:
-        # A group of their own: the compiler starts others, which do not end with it.
+        # In its own process group: the compiler starts other processes, which would not end with it.
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=scratch, env=environment, process_group=0
         ) as process:
             try:
-                said = process.communicate()[1].decode("utf-8", "backslashreplace")
+                errors = process.communicate()[1].decode("utf-8", "backslashreplace")
             except BaseException:  # Ctrl-C too
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -77,8 +77,8 @@ def run_compiler(command: Sequence[str], library: Path) -> None:
     except OSError as error:
         raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
     if process.returncode != 0:
-        why = said.strip() or f"The compiler printed nothing and ended with status {process.returncode}."
-        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{why}")
+        reason = errors.strip() or f"The compiler printed nothing and exited with status {process.returncode}."
+        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{reason}")
     if not library.is_file():
         raise LucidError(f"The compiler {command[0]} succeeded but wrote no library. Install g++, or set CXX to it.")
 
@@ -87,20 +87,20 @@ def find_header(header: str, variable: str, places: Sequence[Path], purpose: str
     """Return the folder of a header.
 
     Args:
-        header: Its name.
-        variable: An environment variable; where it is set, the header is looked for below it and nowhere else.
-        places: Folders to look into.
-        purpose: What the header is, for the message.
+        header: File name of the header.
+        variable: Environment variable; if set, only its folder ``include`` is searched.
+        places: Folders to search otherwise.
+        purpose: Description of the header, for the error message.
 
     Raises:
-        LucidError: It is in none of them.
+        LucidError: The header was not found.
     """
     root = os.environ.get(variable)
     for place in [Path(root) / "include"] if root else places:
         if (place / header).is_file():
             return place
     if root:
-        raise LucidError(f"{variable} is {root}, where there is no include/{header}. Correct or unset it.")
+        raise LucidError(f"{variable} is {root}, which contains no include/{header}. Correct or unset it.")
     raise LucidError(
         f"Building the plugin needs {purpose} ({header}), which were not found. "
         f"Set {variable}, or run: " + spelled_out('pip install "lucid-deploy[kernels]"')
@@ -108,12 +108,12 @@ def find_header(header: str, variable: str, places: Sequence[Path], purpose: str
 
 
 def system_includes() -> list[Path]:
-    """Return the system's folders of headers."""
+    """Return the system's header folders."""
     names = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/include")
     return [Path(name) for name in names]
 
 
 def package_folders(name: str) -> list[Path]:
-    """Return the folders of an installed package without importing it; none when it is not installed."""
+    """Return the folders of an installed package without importing it; an empty list if it is not installed."""
     spec = importlib.util.find_spec(name)
     return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]

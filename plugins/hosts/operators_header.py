@@ -21,7 +21,7 @@ HEADER = Path(__file__).with_name("operators_generated.h")
 
 
 def header_text() -> str:
-    """Return the header that :data:`HEADER` must hold; a test compares the two."""
+    """Return the text of :data:`HEADER`; a test checks that the file is up to date."""
     structs = "\n".join("\n".join(_struct(each)) for each in dict.fromkeys((*IN_TENSORRT, *IN_ONNXRUNTIME)))
     return f"""// Made from plugins/table.py. After a change: python -m lucid_deploy.plugins.hosts.operators_header
 // In and Out hold the positions of an operator's tensors; kCount is how many there are.

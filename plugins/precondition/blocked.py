@@ -1,4 +1,4 @@
-"""The preconditioner in PyTorch, block row by block row: memory grows with the tokens, not with their square."""
+"""The preconditioner in PyTorch, one block of rows at a time: memory is linear in the number of tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.shared.keys import compute_dtype, log_row_factors, normalize_keys
 
-BLOCK = 128  # rows solved at once: E of one block row is BLOCK × (P + N), the only memory beyond the output
+BLOCK = 128  # rows solved at once; their E, BLOCK × (P + N), is the only memory beyond the output
 
 
 def precondition_blocked(
@@ -21,18 +21,18 @@ def precondition_blocked(
     eps: float,
     training_diagonal: bool = False,
 ) -> Tensor:
-    """Solve one block of rows after the other; E is made block row by block row and never kept.
+    """Solve one block of rows after another; E is computed for one block of rows at a time.
 
-    Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ), with the past as the blocks before the first. Rows of E and V are divided
-    by training's diagonal beforehand, so that the diagonal left to solve with is 1.
+    Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ), where the past comes before the first block. With the training diagonal,
+    rows of E and V are divided by it first, so that the solve always has a diagonal of 1.
     """
     work = compute_dtype(v.dtype)
     n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
-    # Half of 1/√d on each side of the product: scores then come out of the matrix product ready for exp.
+    # Scale keys by d^-1/4, so that their product is already divided by √d.
     k_hat = normalize_keys(torch.cat([k_past, k], dim=2).to(work), eps) / math.sqrt(root_d)  # (B, H, P+N, D)
     values = v.to(work)
     if mask is not None:
-        # A key row of padding must neither send (its Y row is zeroed in y) nor receive (its row of E is dropped).
+        # A padded token must not affect others (its row of y is zeroed) or be affected (its row of E is zeroed).
         token = mask[:, None, :, None].to(work)  # (B, 1, P+N, 1)
     row_log = values.new_zeros(()).expand(*values.shape[:3], 1)  # −log L_ii, (B, H, N, 1)
     if training_diagonal:
@@ -40,7 +40,7 @@ def precondition_blocked(
         row_log = row_log if mask is None else row_log * token[:, :, past:]
         values = values * row_log.exp()
     y = [y_past.to(work) if mask is None else y_past.to(work) * token[:, :, :past]]
-    out = [values[:, :, :0]]  # no new tokens, no rows
+    out = [values[:, :, :0]]  # the result if there are no new tokens
     for start in range(0, n, BLOCK):
         rows = slice(past + start, past + min(start + BLOCK, n))
         k_i = k_hat[:, :, rows]  # (B, H, b, D)

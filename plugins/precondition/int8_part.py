@@ -1,9 +1,8 @@
-"""E as the sum of a bfloat16 number and an int8 one: what bfloat16 leaves of it times Y in bytes.
+"""Split E into a bfloat16 number and an int8 remainder; the remainder is multiplied by an int8 copy of Y.
 
-Tensor cores multiply bytes two (compute capability 8.0) or four times (GeForce of 8.6, 8.9, 12.0) as fast as bfloat16
-with float32 sums. A tile's columns of Y have a scale each: the largest number of the column over 127. Bytes lie
-transposed, since a product of bytes wants those of four tokens beside each other, and the tokens stand in the order in
-which the threads that compute E hold them.
+Tensor cores multiply int8 two (compute capability 8.0) or four times (GeForce: 8.6, 8.9, 12.0) as fast as bfloat16 with
+float32 sums. Each column of a tile of Y has a scale, its largest magnitude / 127. The int8 tile is stored transposed,
+since int8 products want four tokens side by side, and in the order of tokens in which threads hold E.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -13,20 +12,20 @@ import triton.language as tl
 
 from lucid_deploy.plugins.shared.kernel import load_columns
 
-LARGEST = tl.constexpr(127.0)  # of a byte
-STEPS = tl.constexpr(127.0 * 512.0)  # rests are at most 2⁻⁹, as E is at most 1
-ROUND = tl.constexpr(12582912.0)  # 1.5 · 2²³: float32 numbers around it are integers
-ROUND_BITS = tl.constexpr(0x4B400000)  # its bits; integers up to 2²² added to them are the bits of the sum
-LEAST = tl.constexpr(1e-30)  # step of a column: nothing is divided by 0
+LARGEST = tl.constexpr(127.0)  # largest int8 magnitude
+STEPS = tl.constexpr(127.0 * 512.0)  # int8 steps per 1: remainders are at most 2⁻⁹, as E is at most 1
+ROUND = tl.constexpr(12582912.0)  # 1.5 · 2²³: adding it rounds a float32 to an integer
+ROUND_BITS = tl.constexpr(0x4B400000)  # its bits; adding an integer up to 2²² gives the bits of ROUND + integer
+LEAST = tl.constexpr(1e-30)  # smallest step of a column, which avoids a division by 0
 ALIGNMENT = tl.constexpr(256)
 
 
 @triton.jit
 def head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Return where the inverse norms, scales and bytes of a head's tiles stand: behind the counters.
+    """Return pointers to the inverse norms, scales and int8 numbers of a head's tiles, which follow the counters.
 
-    Norms are float32 ``(B, H, n_tiles, BLOCK_N)``, scales float32 ``(B, H, n_tiles, BLOCK_D)`` and bytes int8
-    ``(B, H, n_tiles, BLOCK_D, BLOCK_N)``.
+    In the workspace norms are float32 ``(B, H, n_tiles, BLOCK_N)``, scales float32 ``(B, H, n_tiles, BLOCK_D)`` and the
+    tiles int8 ``(B, H, n_tiles, BLOCK_D, BLOCK_N)``.
     """
     n_all = tl.cast(n_batch_heads * n_tiles, tl.int64)
     i_first = i_batch_head.to(tl.int64) * n_tiles
@@ -39,10 +38,10 @@ def head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N: tl.conste
 
 @triton.jit
 def largest_shift(b_norms, m_rows, epsilon, shift):
-    """Return the exponent of 2 that makes E at most 1 in a block of rows, and near it for the likest keys.
+    """Return the base-2 shift that makes E at most 1 in a block of rows, and close to 1 for the most similar keys.
 
-    It is √d·√(m/(m + ε)) in bits, m being the mean square of the block's largest key: where all keys are small, E is
-    too, and training's L_ii as well, over which half a step would be much.
+    It is √d·√(m/(m + ε)) in bits, where m is the mean square of the block's largest key. With the usual shift, E and
+    the training L_ii are small if all keys are small, and half an int8 step is then large beside L_ii.
     """
     b_least = tl.min(tl.where(m_rows, b_norms * b_norms, float("inf")), 0)
     return shift * tl.sqrt(tl.maximum(1.0 - epsilon * b_least, 0.0))
@@ -50,23 +49,23 @@ def largest_shift(b_norms, m_rows, epsilon, shift):
 
 @triton.jit
 def byte_order(o_n):
-    """Return where the byte of each token of a tile stands: of sixteen, tokens 2t, 2t + 1, 2t + 8 and 2t + 9 follow."""
+    """Return each token's position in an int8 tile: of sixteen, tokens 2t, 2t + 1, 2t + 8, 2t + 9 are neighbours."""
     return (o_n & -16) | (o_n & 6) << 1 | (o_n & 8) >> 2 | (o_n & 1)
 
 
 @triton.jit
 def in_byte_order(b_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return ``(BLOCK_M, BLOCK_N)`` with its columns in :func:`byte_order`; no number changes its thread."""
+    """Return ``(BLOCK_M, BLOCK_N)`` with its columns in :func:`byte_order`; no number moves to another thread."""
     b_rows = tl.reshape(b_rows, (BLOCK_M, BLOCK_N // 16, 2, 4, 2))
     return tl.reshape(tl.permute(b_rows, (0, 1, 3, 2, 4)), (BLOCK_M, BLOCK_N))
 
 
 @triton.jit
 def bfloat16_and_int8(b_e):
-    """Return E, 0 to 1, as its nearest bfloat16 number, and what is left of it over 1 / STEPS as int8.
+    """Split E, 0 to 1, into the nearest bfloat16 number and the remainder in int8 steps of 1 / STEPS.
 
-    The integer is the low byte of a float32 number that is large enough to have no digits behind the point. NaN is
-    lost: the one of GPUs, 0x7fffffff, is rounded to 0. Conversions would keep it, at a quarter of the rate.
+    The integer is the low byte of a float32 so large that it has no fractional bits. NaN is lost: the GPU's NaN,
+    0x7fffffff, is rounded to 0. Conversions that keep it run at a quarter of the rate.
     """
     b_high = ((b_e.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
     b_rest = (b_e - b_high) * STEPS + ROUND
@@ -76,7 +75,7 @@ def bfloat16_and_int8(b_e):
 @triton.jit
 def store_bytes(p_scales, p_bytes, i_tile, b_y, m_n, i_first, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                 CHUNK_D: tl.constexpr):  # fmt: skip
-    """Store a tile of Y, ``(BLOCK_N, CHUNK_D)`` float32 from column ``i_first`` on, in bytes; 0 outside ``m_n``."""
+    """Store a tile of Y as int8: ``(BLOCK_N, CHUNK_D)`` float32 from column ``i_first`` on; 0 outside ``m_n``."""
     p_scales += i_tile * BLOCK_D
     p_bytes += tl.cast(i_tile, tl.int64) * (BLOCK_D * BLOCK_N)
     o_n = tl.arange(0, BLOCK_N)
@@ -91,9 +90,9 @@ def store_bytes(p_scales, p_bytes, i_tile, b_y, m_n, i_first, BLOCK_N: tl.conste
 @triton.jit
 def add_two_products(b_e, p_tile, m_tile, width, p_scales, p_bytes, i_tile, b_accs, BLOCK_N: tl.constexpr,
                      BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
-    """Return ``b_accs``, CHUNK_D columns of float32 each, plus the products of E with a tile of Y's rows and bytes.
+    """Return ``b_accs``, float32 with CHUNK_D columns each, plus E times a tile of Y: a bfloat16 and an int8 product.
 
-    The small product comes first: fewer registers are needed at once.
+    The int8 product comes first, which needs fewer registers at once.
     """
     BLOCK_M: tl.constexpr = b_e.shape[0]
     p_scales += i_tile * BLOCK_D

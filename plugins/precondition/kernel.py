@@ -1,10 +1,11 @@
-"""The preconditioner as one kernel: a blocked triangular solve whose block rows wait for each other on the device.
+"""The preconditioner as one Triton kernel: a blocked triangular solve in which programs wait for each other.
 
-A program solves BLOCK_M rows of one key/value head. It takes its number from an atomic ticket, so every program it
-waits for has a smaller number, has started, and cannot itself wait for a later one: no launch order can deadlock. Rows
-finish in order within a head, so one counter per head says which Y may be read.
+A program solves a block row, BLOCK_M rows of one key/value head. It takes its number from an atomic ticket. A program
+only waits for smaller numbers, whose programs have started, so no launch order can deadlock. Block rows of a head
+finish in order, so one counter per head tells which rows of Y may be read.
 
-A small kernel before it computes the inverse norms of all keys once: every block row reads those of all keys before it.
+A small kernel runs before it and computes the inverse norms of all keys once, since every block row reads those of all
+earlier keys.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -34,12 +35,12 @@ from lucid_deploy.plugins.shared.kernel import (
     row_shifts,
 )
 
-PADDING = tl.constexpr(0.0)  # in the place of an inverse norm: what a load behind the end gives, too
+PADDING = tl.constexpr(0.0)  # the inverse norm of padding, and of loads beyond the end
 
 
 @triton.jit
 def norms_in(p_work, n_batch_heads):
-    """Return where the inverse norms stand in the workspace: behind ticket and counters."""
+    """Return a pointer to the inverse norms in the workspace, which follow the ticket and the counters."""
     return (p_work + 1 + n_batch_heads).to(tl.pointer_type(tl.float32))
 
 
@@ -60,14 +61,15 @@ def key_norms_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Write the inverse norms of BLOCK_N keys, PADDING at padding, past keys first; program (head, tile).
+    """Write the inverse norms of BLOCK_N keys, past keys first, PADDING at padding; program (head, tile).
 
-    In float32 also the powers of two that rows of past Y are multiplied by.
+    In float32 it also writes the powers of two to multiply rows of past Y by.
 
     Args:
-        p_k, p_k_past, p_mask, width_units: As below.
-        p_y_past: As below; of float32 alone.
-        p_work: As below; inverse norms, float32 ``(B, H, n_past + n_new)``, stand behind the counters.
+        p_k, p_k_past, width_units: As in :func:`precondition_kernel`.
+        p_y_past: As there; given in float32 only.
+        p_mask: ``(B, n_past + n_new)`` bytes, 0 at padding.
+        p_work: As there; inverse norms, float32 ``(B, H, n_past + n_new)``, follow the counters.
     """
     width = width_units * WIDTH_UNIT
     i_batch_head = tl.program_id(0)
@@ -79,7 +81,7 @@ def key_norms_kernel(
     m_new = m_tokens & (o_n >= n_past)
     b_k_new = load_rows(p_k + i_batch_head.to(tl.int64) * n_new * width, o_n - n_past, m_new, width, BLOCK_D)
     b_norms = inverse_norms(tl.where(m_past[:, None], b_k_past, b_k_new), m_tokens, width, epsilon)
-    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # the squares' sum is infinite: no padding
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # not padding: the sum of squares overflowed
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
     if p_k.dtype.element_ty == tl.float32:
@@ -109,13 +111,14 @@ def key_tiles_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Write the inverse norms of a tile's BLOCK_N keys, PADDING at padding and behind the end, and past Y in bytes.
+    """Write the inverse norms of a tile's BLOCK_N keys, PADDING at padding and beyond the end, and past Y in int8.
 
-    Program (head, tile); tiles of past tokens come first, and new tokens begin a tile of their own.
+    Program (head, tile). Tiles of past tokens come first; the first new token starts a tile.
 
     Args:
-        p_k, p_k_past, p_y_past, p_mask, width_units: As below.
-        p_work: As below; tiles stand behind the counters.
+        p_k, p_k_past, p_y_past, width_units: As in :func:`precondition_kernel`.
+        p_mask: ``(B, n_past + n_new)`` bytes, 0 at padding.
+        p_work: As there; tiles follow the counters.
     """
     width = width_units * WIDTH_UNIT
     i_batch_head = tl.program_id(0)
@@ -136,16 +139,16 @@ def key_tiles_kernel(
     tl.store(p_norms + i_tile * BLOCK_N + o_n, tl.where(m_tokens, b_norms, PADDING))
     if is_past:
         b_y = load_rows(p_y_past + o_past, o_tokens, m_tokens, width, BLOCK_D).to(tl.float32)
-        # A key without a finite norm makes NaN of E, which is lost where E is split: infinite scales hold it.
+        # A key without a finite norm makes E NaN, which splitting E would lose: infinite scales preserve it.
         b_y = tl.where((b_norms - b_norms == 0.0)[:, None], b_y, float("inf"))
         store_bytes(p_scales, p_bytes, i_tile, b_y, m_tokens, 0, BLOCK_N, BLOCK_D, BLOCK_D)
 
 
 @triton.jit
 def product_of_keys(b_rows, b_row_norms, b_others, b_norms):
-    """Return the products of keys, summed from 0; float32 keys are brought into the range of float16 by their norms.
+    """Return the products of keys, summed from 0; float32 keys are scaled into float16's range by their norms.
 
-    Tensor cores cut sums off: handed on from chunk to chunk, equal keys would be less than equal.
+    Tensor cores truncate sums. Summing from 0 for each chunk keeps the score of a key with itself from drifting down.
     """
     b_acc = tl.zeros((b_rows.shape[0], b_others.shape[0]), tl.float32)
     if b_rows.dtype == tl.float32:
@@ -162,7 +165,7 @@ def scores(p_rows, m_rows, b_rows, b_row_norms, p_tile, m_tile, b_norms, width, 
            CHUNK_D: tl.constexpr):  # fmt: skip
     """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
 
-    In chunks of the width, where both fit into no registers at once: the block's own keys are read again for each tile.
+    Where registers cannot hold all of both, it multiplies CHUNK_D columns at a time and reads the block's keys again.
     """
     o_m = tl.arange(0, b_row_norms.shape[0])
     o_n = tl.arange(0, b_norms.shape[0])
@@ -178,7 +181,7 @@ def scores(p_rows, m_rows, b_rows, b_row_norms, p_tile, m_tile, b_norms, width, 
 
 @triton.jit
 def own_scores(p_rows, m_rows, b_rows, b_row_norms, width, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the products of a block's keys with one another, ``(BLOCK_M, BLOCK_M)`` float32, in the same chunks."""
+    """Return the products of a block's keys with one another, ``(BLOCK_M, BLOCK_M)`` float32, as :func:`scores`."""
     if CHUNK_D == BLOCK_D:
         return product_of_keys(b_rows, b_row_norms, b_rows, b_row_norms)
     return scores(p_rows, m_rows, b_rows, b_row_norms, p_rows, m_rows, b_row_norms, width, BLOCK_D, CHUNK_D)
@@ -186,9 +189,9 @@ def own_scores(p_rows, m_rows, b_rows, b_row_norms, width, BLOCK_D: tl.constexpr
 
 @triton.jit
 def weights(b_scores, b_row_scale, b_norms, b_shift, FLOAT32: tl.constexpr):
-    """Return E = exp(K̂ K̂ᵀ/√d − √d) over L_ii, float32, of products of raw keys: both norms come after the product.
+    """Return E / L_ii, E = exp(K̂ K̂ᵀ/√d − √d), in float32 from products of raw keys, to which both norms are applied.
 
-    Products of FLOAT32 keys are those of keys that were multiplied by powers of two.
+    With FLOAT32 the keys were multiplied by powers of two before the product.
     """
     if FLOAT32:
         b_norms = key_factors(b_norms)
@@ -197,9 +200,9 @@ def weights(b_scores, b_row_scale, b_norms, b_shift, FLOAT32: tl.constexpr):
 
 @triton.jit
 def add_products(b_e, p_tile, m_tile, width, power, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return ``b_accs``, CHUNK_D columns of float32 each, plus the products of E with a tile of Y's rows.
+    """Return ``b_accs``, float32 with CHUNK_D columns each, plus the products of E with a tile of Y.
 
-    In float32 E is 2⁹ of itself, and Y's rows are multiplied by ``power``.
+    In float32 the caller has multiplied E by 2⁹, and Y is multiplied by ``power`` here.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_sums = ()
@@ -241,28 +244,28 @@ def precondition_kernel(
     Args:
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
-        p_work: ``1 + n_batch_heads`` int32, all 0 at launch: the ticket, then finished block rows per head; behind them
-            what the kernel before has written: inverse norms, in float32 with powers of two behind them, or tiles.
-        width_units: width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
+        p_work: ``1 + n_batch_heads`` int32, 0 at launch: the ticket, then the finished block rows of each head. Then
+            what the kernel before wrote: inverse norms (in float32 followed by powers of two), or tiles.
+        width_units: width / WIDTH_UNIT, so that the compiler knows a divisor of the width.
         scale: log₂e / √width.
         shift: √width · log₂e.
-        diagonal: 0: L_ii is 1; 1: it is training's.
-        CHUNK_D: Columns of keys and of Y that are multiplied at once; BLOCK_D: all.
-        INT8: Whether E is a bfloat16 number and an int8 one: of bfloat16 tensors, after :func:`key_tiles_kernel`.
+        diagonal: 0 for L_ii = 1, 1 for the training diagonal.
+        CHUNK_D: Columns of keys and of Y that are multiplied at once; BLOCK_D for all.
+        INT8: Split E into a bfloat16 and an int8 number; for bfloat16 tensors, after :func:`key_tiles_kernel`.
     """
-    # Shared memory limits bytes' loop in narrow heads, whose registers have room for the next tile's norms.
+    # With INT8 and narrow heads, shared memory is the limit and registers have room for the next tile's norms.
     NORMS_AHEAD: tl.constexpr = INT8 and BLOCK_D <= 64
     FLOAT32: tl.constexpr = p_k.dtype.element_ty == tl.float32
     PRECISION: tl.constexpr = "tf32x3" if FLOAT32 else "bf16x3"
     width = width_units * WIDTH_UNIT
     i_ticket = tl.atomic_add(p_work, 1, sem="relaxed")
-    i_row = i_ticket // n_batch_heads  # the first rows of all heads come first, so that heads fill the device together
+    i_row = i_ticket // n_batch_heads  # the first rows of all heads come first, so that all heads run in parallel
     i_batch_head = i_ticket % n_batch_heads
     p_done = p_work + 1 + i_batch_head
     o_new = i_batch_head.to(tl.int64) * n_new * width
     o_past = i_batch_head.to(tl.int64) * n_past * width
     if INT8:
-        tl.static_assert(BLOCK_M == BLOCK_N, "a block row is a tile of bytes")
+        tl.static_assert(BLOCK_M == BLOCK_N, "a block row is an int8 tile")
         n_all_tiles = tl.cdiv(n_past, BLOCK_N) + tl.cdiv(n_new, BLOCK_N)
         p_norms, p_scales, p_bytes = head_memory(p_work, i_batch_head, n_batch_heads, n_all_tiles, BLOCK_N, BLOCK_D)
         p_row_norms = p_norms + tl.cdiv(n_past, BLOCK_N) * BLOCK_N
@@ -287,13 +290,13 @@ def precondition_kernel(
     if INT8:
         e_shift = largest_shift(b_row_norms, m_tokens, epsilon, shift)
 
-    # The diagonal block needs no other row's result: inverted here, it is off the path from one block row to the next.
+    # The diagonal block depends on no other block row: it is inverted here, before the program waits for others.
     b_own = own_scores(p_k + o_rows, m_tokens, b_k, b_row_norms, width, BLOCK_D, CHUNK_D)
     b_e_own = weights(b_own, b_row_scale, b_row_norms, b_shift, FLOAT32)
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
-    b_accs = ()  # of CHUNK_D columns each: a product with all of Y at once needs Y twice in registers, in two parts
+    b_accs = ()  # of CHUNK_D columns each, as registers cannot hold all of Y in two parts
     for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_accs = b_accs + (tl.zeros((BLOCK_M, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     i_tile = 0
@@ -301,7 +304,7 @@ def precondition_kernel(
     n_tiles = n_past_tiles + i_row * (BLOCK_M // BLOCK_N)
     while i_tile < n_tiles:
         n_done = tl.atomic_add(p_done, 0, sem="acquire")
-        is_past = i_tile < n_past_tiles  # one loop for both kinds of tile: half the code, half the registers
+        is_past = i_tile < n_past_tiles  # one loop for past and new tiles halves code and registers
         n_ready = tl.minimum(n_past_tiles + tl.where(is_past, 0, n_done * (BLOCK_M // BLOCK_N)), n_tiles)
         i_first_tile = tl.where(is_past, 0, n_past_tiles)
         n_tokens = tl.where(is_past, n_past, n_new)
@@ -310,7 +313,7 @@ def precondition_kernel(
         p_tile_norms = p_norms + tl.where(is_past, 0, n_past)
         if NORMS_AHEAD:
             b_next = tl.load(p_norms + i_tile * BLOCK_N + o_n)
-        for i in range(i_tile - i_first_tile, n_ready - i_first_tile):  # all that is ready, with no look in between
+        for i in range(i_tile - i_first_tile, n_ready - i_first_tile):  # all ready tiles, without checking again
             if INT8:
                 if NORMS_AHEAD:
                     b_norms = b_next
@@ -344,7 +347,7 @@ def precondition_kernel(
     largest = 0.0
     for i in tl.static_range(len(b_accs)):
         b_v = load_columns(p_v + o_rows, o_m, m_rows, i * CHUNK_D, width, CHUNK_D).to(tl.float32)
-        if INT8:  # E is not over L_ii yet: that could make it more than 1
+        if INT8:  # E was not divided by L_ii, since that could make it larger than 1
             b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i] * tl.exp2(e_shift - b_shift)[:, None]
         else:
             b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i]
@@ -360,5 +363,5 @@ def precondition_kernel(
             store_bytes(p_scales, p_bytes, i_own_tile, b_y, m_tokens, i * CHUNK_D, BLOCK_N, BLOCK_D, CHUNK_D)
     if FLOAT32:
         tl.store(p_powers + i_row, float16_power(largest))
-    tl.debug_barrier()  # every thread's rows are written before the one thread that counts them up
+    tl.debug_barrier()  # all threads have written their rows before one thread increments the counter
     tl.atomic_add(p_done, 1, sem="release")

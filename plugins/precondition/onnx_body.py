@@ -1,7 +1,7 @@
 """The preconditioner in standard ONNX operators, so that every runtime can run an exported file.
 
-Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
-type, and holds no tensor with two token axes: blocks of at most 1024 rows meet tiles of 512 tokens.
+onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
+every type, and makes no tensor of tokens × tokens: E is computed for at most 1024 rows and 512 columns at a time.
 
 ``B`` batch, ``H`` key/value heads, ``N`` new tokens, ``P`` past tokens, ``D`` width.
 """
@@ -20,7 +20,7 @@ _LUCID = values.Opset(DOMAIN, VERSION)
 
 @script(_LUCID, default_opset=op)
 def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
-    """Blocked solve: Y_i = L_ii⁻¹ (V_i − Σ_{j<i} E_ij Y_j), all L_ii⁻¹ made at once by merging smaller inverses."""
+    """Solve in blocks: Y_i = L_ii⁻¹ (V_i − Σ_{j<i} E_ij Y_j), with all L_ii⁻¹ computed at once by merging inverses."""
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     leaf = op.Constant(value_ints=[32])
@@ -31,7 +31,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     past = op.Shape(K_past, start=2, end=3)
     width = op.Shape(K, start=3, end=4)
 
-    # Keys are scaled by d^-1/4 so that a product of two is K̂K̂ᵀ/√d; exp(−√d) is applied to the small side of products.
+    # Keys are scaled by d^-1/4, so that their product is K̂K̂ᵀ/√d; exp(−√d) multiplies the smaller factor of a product.
     root_d = op.Sqrt(op.Cast(width, to=1))
     gain = op.Exp(op.Neg(root_d))
     scale = op.Expand(op.Reciprocal(op.Sqrt(root_d)), width)
@@ -40,8 +40,8 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     token = op.Unsqueeze(op.Cast(mask, to=1), [1, 3])  # (B, 1, P+N, 1)
     token_new = op.Slice(token, past, past + n, [2])
 
-    # Rows solved at once: 32, 64 or 128, and so many of them in an outer block, the smallest that hold all new tokens,
-    # so that short prompts waste little.
+    # 32, 64 or 128 rows are solved at once; up to 1024 form an outer block. Both are the smallest sizes that hold all
+    # new tokens, so that short prompts waste little.
     levels = op.Cast(n > 32, to=7) + op.Cast(n > 64, to=7)
     rows = leaf * (one + op.Cast(n > 32, to=7) + 2 * op.Cast(n > 64, to=7))
     outer = op.Min(op.Constant(value_ints=[1024]), (n + rows - 1) / rows * rows)
@@ -62,7 +62,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     for i_merge in range(4):
         inverse = inverse - op.MatMul(op.MatMul(inverse, op.Gather(masks, i_merge + 1) * block), inverse)
 
-    # Two neighbouring inverses and the block between them make one of twice the width:
+    # Merge two neighbouring inverses and the block between them into an inverse twice as wide:
     # [A 0; C D]⁻¹ = [A⁻¹ 0; −D⁻¹ C A⁻¹ D⁻¹].
     for _level in range(op.Squeeze(levels)):
         size = op.Shape(inverse, start=3, end=4)
@@ -80,9 +80,9 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
         zeros = op.Expand(0.0, op.Shape(corner))
         inverse = op.Concat(op.Concat(upper, zeros, axis=4), op.Concat(corner, lower, axis=4), axis=3)
 
-    # An outer block receives from all rows before it in tiles of 512 columns, which keeps E in the processor's cache,
-    # and is then solved block row by block row.
-    sent = op.Cast(Y_past, to=1) * op.Slice(token, zero, past, [2])  # Y of all rows so far, zero where padded
+    # Sum E Y over all rows before an outer block, in tiles of 512 columns so that E stays in the processor's cache.
+    # Then solve the outer block, ``rows`` rows at a time.
+    sent = op.Cast(Y_past, to=1) * op.Slice(token, zero, past, [2])  # Y of all rows so far, 0 at padding
     for i_outer in range(op.Squeeze(outers)):
         first = op.Unsqueeze(i_outer, [0]) * outer
         k_outer = op.Slice(k_pad, first, first + outer, [2])  # (B, H, outer, D)

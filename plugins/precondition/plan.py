@@ -1,4 +1,4 @@
-"""From sizes to launches of the preconditioner's kernel, with no GPU and no Triton; ``tensorrt.cpp`` does the same."""
+"""Launch plan of the preconditioner's kernels, from tensor sizes; ``tensorrt.cpp`` computes the same in C++."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from lucid_deploy.plugins.shared.plan import (
 from lucid_deploy.plugins.table import FLOATS, PRECONDITION
 
 TUNED = Path(__file__).with_name("tuned.json")
-NORM_TOKENS = 64  # of a program that computes inverse norms
-SMALLEST_ROWS = 16  # of a block row; TensorRT asks for the workspace before the device is known
-INT8_TILES = (16, 32, 64)  # tokens of a tile in bytes; TensorRT asks for the workspace before the device is known
-INT8_TYPE = "bfloat16"  # of the tensors whose E may be a bfloat16 number and an int8 one
-INT8_ALIGNMENT = 256  # bytes: where tiles begin in the workspace
+NORM_TOKENS = 64  # tokens per program of the kernel that computes inverse norms
+# TensorRT asks for the workspace before the device is known, so the workspace is large enough for all of these sizes.
+SMALLEST_ROWS = 16  # fewest rows solved at once
+INT8_TILES = (16, 32, 64)  # tokens of an int8 tile
+INT8_TYPE = "bfloat16"  # type of the tensors for which E may be split into bfloat16 and int8
+INT8_ALIGNMENT = 256  # alignment of the tiles in the workspace, bytes
 NORM_WARPS = 4
-NORM_UNIT = 4  # it waits for memory; one compiled form serves all widths that are multiples of 4
+NORM_UNIT = 4  # the kernel is bound by memory, so one variant serves all widths that are multiples of 4
 
 
 def plan_precondition(
@@ -50,10 +51,10 @@ def plan_precondition(
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
-        diagonal: 0: L_ii is 1; 1: it is training's.
+        diagonal: 0 for L_ii = 1, 1 for the training diagonal.
 
     Raises:
-        ValueError: Sizes, a device or constants outside what the kernels support.
+        ValueError: The kernels do not support the sizes, the device or the constants.
     """
     check_sizes(batch=batch, heads=heads, new=new)
     padded, unit = padded_width(width), width_unit(width, dtype)
@@ -101,7 +102,7 @@ def plan_precondition(
 def _keys_step(
     batch: int, heads: int, new: int, past: int, width: int, dtype: str, epsilon: float, tuned: Choice
 ) -> Step:
-    """Return the launch before the solve, which computes inverse norms, and past Y in bytes where they are used."""
+    """Return the launch before the solve, which computes inverse norms and, with ``tuned.int8``, past Y in int8."""
     unit, padded = min(width_unit(width, dtype), NORM_UNIT), padded_width(width)
     tokens = tuned.block_n if tuned.int8 else NORM_TOKENS
     past_rows = ("Y_past",) if tuned.int8 or dtype == "float32" else ()
@@ -130,12 +131,12 @@ def _keys_kernel(tuned: Choice) -> str:
 
 
 def _most_powers(new: int, past: int) -> int:
-    """Return how many powers of two a head of float32 has for rows of Y at most."""
+    """Return the largest number of powers of two that a head needs for rows of Y, in float32."""
     return -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
 
 
 def _most_tile_bytes(new: int, past: int, padded: int) -> int:
-    """Return the bytes of a head's tiles, in those of the sizes that take most."""
+    """Return the bytes of a head's int8 tiles, for the tile size that needs most."""
     return max(
         (-(-past // tokens) + -(-new // tokens)) * (tokens * FLOAT32_BYTES + padded * FLOAT32_BYTES + padded * tokens)
         for tokens in INT8_TILES
@@ -148,7 +149,7 @@ def _constants(tuned: Choice, padded: int, unit: int) -> dict[str, int]:
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return what is compiled ahead of time for one architecture."""
+    """Return the variants to compile ahead of time for one architecture."""
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
@@ -161,7 +162,7 @@ def variants(arch: int) -> list[Variant]:
 
 
 def solve_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
-    """Return the forms of the solve with given constants: one for each width unit, the widest first."""
+    """Return the variants of the solve with given constants: one for each width unit, the largest first."""
     return [
         Variant(
             "precondition_kernel",

@@ -1,4 +1,4 @@
-"""The preconditioner as it stands on paper: the readable reference, dense, float64-capable."""
+"""Reference implementation of the preconditioner: dense, in float64 for float64 inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def precondition_reference(
     eps: float,
     training_diagonal: bool = False,
 ) -> Tensor:
-    """Solve the whole triangular system at once: the formula, as it stands on paper."""
+    """Build L and solve the whole triangular system at once."""
     work = compute_dtype(v.dtype)
     n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
     k_hat = normalize_keys(torch.cat([k_past, k], dim=2).to(work), eps)  # (B, H, P+N, D)

@@ -1,10 +1,9 @@
-"""The preconditioner as PyTorch's custom operator ``lucid::precondition``, which tracing keeps whole.
+"""The preconditioner as the PyTorch custom operator ``lucid::precondition``, which tracing keeps as one node.
 
     L Y = V,      L = tril(exp(K̂K̂ᵀ/√d − √d))        (arXiv 2602.10410, eq. 8)
 
-with RMS-normalised keys K̂ and a diagonal of exactly 1, or of what the formula says, which eps makes less than 1: the
-authors' training divides by that. With a past, its rows are known already, so only the new rows
-are solved:
+K̂ are the RMS-normalised keys. The diagonal of L is set to exactly 1, or, as in the authors' training, keeps the
+formula's value, which eps makes smaller than 1. Y of past tokens is known, so only the new rows are solved:
 
     Y_new = L_new⁻¹ ( V_new − exp(K̂_new K̂_pastᵀ/√d − √d) Y_past )
 """
@@ -39,20 +38,20 @@ def precondition(
         v: Their values, ``(B, H, N, D)``.
         k_past: Raw keys of the cached tokens, ``(B, H, P, D)``; None is P = 0.
         y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; given exactly when ``k_past`` is.
-        mask: ``(B, P + N)``, False at padding: such a token takes no part and its own Y is its V. None: no padding.
+        mask: ``(B, P + N)``, False at padding: a padded token affects no other, and its Y is its V. None: no padding.
         eps: Added to the mean square of a key before the root.
         implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory; on CUDA tensors the
             Triton kernel where it takes them, once :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` is imported,
             as the model does).
-        training_diagonal: Whether row i is divided by exp(√D(m/(m + eps) − 1)), m the mean square of key i, and not
-            by 1.
+        training_diagonal: Divide row i by L_ii = exp(√D(m/(m + eps) − 1)), m the mean square of key i, instead of 1.
 
     Returns:
         Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. Half-precision inputs are computed in float32.
         Differentiable.
 
     Raises:
-        ValueError: Shapes that do not fit, half a past, or an unknown implementation.
+        ValueError: The shapes do not fit together, only one of ``k_past`` and ``y_past`` is given, or
+            ``implementation`` is unknown.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")

@@ -1,4 +1,4 @@
-"""Writing rows into a cache buffer as PyTorch's custom operator ``lucid::scatter_row``, which tracing keeps whole."""
+"""Write rows into a cache buffer: PyTorch custom operator ``lucid::scatter_row``, which tracing keeps as one node."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lucid_deploy.plugins.table import SCATTER_ROW
 
 
 def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    """Return the buffer with rows replaced; ONNX's ``TensorScatter``, which runtimes do in place.
+    """Return the buffer with rows replaced; exported as ONNX's ``TensorScatter``, which runtimes execute in place.
 
     Args:
-        cache: ``(B, H, M, D)``, M rows of room.
-        row: ``(B, H, N, D)``.
-        index: Int64 ``(B,)``: where the first row goes, at most M − N.
+        cache: The buffer, ``(B, H, M, D)``.
+        row: The new rows, ``(B, H, N, D)``.
+        index: Int64 ``(B,)``: the position of the first new row, at most M − N.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: The shapes do not fit together.
     """
     batch, heads, _, width = cache.shape
     if (row.shape[0], row.shape[1], row.shape[3]) != (batch, heads, width) or index.shape != (batch,):

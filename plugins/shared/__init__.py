@@ -1,1 +1,1 @@
-"""What several operators share: norms of keys, products of few rows with many, sizes of kernel launches."""
+"""Code that several operators share: key norms, Triton and C++ helpers, launch plans of Triton kernels."""

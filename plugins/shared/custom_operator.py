@@ -1,4 +1,4 @@
-"""PyTorch's custom operators, whose kernels on the CPU do not bring PyTorch's compiler with them."""
+"""Custom PyTorch operators whose CPU kernels do not import PyTorch's compiler."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from torch.library import CustomOpDef
 
 
 def custom_operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Make a function an operator that tracing keeps whole: ``torch.library.custom_op`` without arguments to mutate.
+    """Turn a function into a custom operator, which a traced graph keeps as one node; it mutates no argument.
 
-    On the CPU the function is the kernel as it stands. ``custom_op`` wraps what it registers so that
-    ``torch.compile`` leaves it alone, and the first call of that imports the compiler: a second of processor time in
-    every process that runs the model and compiles nothing. The wrapped one stays for all other devices, and kernels
-    registered later take the place of either.
+    ``torch.library.custom_op`` wraps the function so that ``torch.compile`` leaves it alone. The first call of the
+    wrapper imports the compiler: a second of processor time in every process, even one that compiles nothing. So the
+    function is registered unwrapped for the CPU. Kernels that are registered later replace it.
 
     Args:
         name: The operator's name with its namespace. The function's annotations give its schema.

@@ -1,4 +1,4 @@
-"""Device functions that the operators' kernels share: loading rows, key norms, the product of weights with values.
+"""Triton functions that several kernels share: loading rows, key norms, products of weights with values.
 
 Names in all kernels: ``p_`` pointer, ``i_`` index, ``o_`` offsets, ``m_`` mask, ``b_`` block of values, ``n_`` count.
 """
@@ -8,31 +8,31 @@ Names in all kernels: ``p_`` pointer, ``i_`` index, ``o_`` offsets, ``m_`` mask,
 import triton
 import triton.language as tl
 
-EXPONENT = tl.constexpr(0x7F800000)  # of float32's bits
+EXPONENT = tl.constexpr(0x7F800000)  # float32's exponent bits
 ONE = tl.constexpr(0x3F800000)  # the bits of 1
-LEAST = tl.constexpr(2.0**-90)  # of the largest number of rows
-HALF_POWER = tl.constexpr(14 << 23)  # added to a number's bits: times 2¹⁴
-LOW_BITS = tl.constexpr(2.0**13)  # of float32's 24 the lowest 13 are beyond tf32
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter knows no PTX
+LEAST = tl.constexpr(2.0**-90)  # a row whose largest magnitude is smaller counts as this large
+HALF_POWER = tl.constexpr(14 << 23)  # added to a float32's bits, multiplies it by 2¹⁴
+LOW_BITS = tl.constexpr(2.0**13)  # tf32 lacks the lowest 13 of float32's 24 significant bits
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # Triton's interpreter cannot run inline PTX
 
 
 @triton.jit
 def load_rows(p_rows, o_n, m_n, width, BLOCK_D: tl.constexpr):
-    """Load ``(len(o_n), BLOCK_D)``; rows outside ``m_n`` and columns beyond ``width`` are 0 whatever memory holds."""
+    """Load rows, ``(len(o_n), BLOCK_D)``; rows outside ``m_n`` and columns from ``width`` on are 0."""
     o_d = tl.arange(0, BLOCK_D)
     return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
 
 
 @triton.jit
 def load_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr):
-    """Load ``(len(o_n), BLOCK)`` from column ``i_first`` on, as :func:`load_rows` does from the first."""
+    """Load BLOCK columns of rows, from ``i_first`` on, ``(len(o_n), BLOCK)``; masked as in :func:`load_rows`."""
     o_d = i_first + tl.arange(0, BLOCK)
     return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
 
 
 @triton.jit
 def load_tokens(p_mask, o_n, m_n):
-    """Return where there is a token: inside ``m_n`` and not padding."""
+    """Return which positions inside ``m_n`` are tokens and not padding."""
     return m_n & (tl.load(p_mask + o_n, mask=m_n, other=0) != 0)
 
 
@@ -45,26 +45,26 @@ def inverse_norms(b_k, m_n, width, epsilon):
 
 @triton.jit
 def load_scales(p_scales, o_n, m_n):
-    """Load one float32 scale a row; 0 outside ``m_n`` whatever memory holds."""
+    """Load one float32 scale per row; 0 outside ``m_n``."""
     return tl.load(p_scales + o_n, mask=m_n, other=0.0)
 
 
 @triton.jit
 def row_shifts(b_norms, epsilon, shift, diagonal):
-    """Return the exponent of 2 that is subtracted in each row of E so that the row is divided by L_ii.
+    """Return what to subtract from the base-2 exponents of each row of E; it also divides the row by L_ii.
 
-    ``diagonal`` is 0 where L_ii is 1, and 1 where it is exp(√d(m/(m + ε) − 1)), m the mean square of the key, of which
-    ``b_norms`` are the 1 / sqrt(m + ε).
+    ``diagonal`` is 0 for L_ii = 1, and 1 for L_ii = exp(√d(m/(m + ε) − 1)), where m is the key's mean square and
+    ``b_norms`` holds 1 / sqrt(m + ε).
     """
     return shift - shift * diagonal * epsilon * b_norms * b_norms
 
 
 @triton.jit
 def bfloat16_parts(b_float):
-    """Return float32 as the sum of two bfloat16 parts, but for 2⁻¹⁶ of it.
+    """Split float32 into a sum of two bfloat16 numbers; the relative error is 2⁻¹⁶.
 
-    The high part is cut off, not rounded. That costs one bit of the low part, and saves a conversion to one bfloat16
-    and back, an instruction that runs at an eighth of the rate of others.
+    The high part is truncated, not rounded. That costs one bit of the low part and saves a conversion to bfloat16 and
+    back, which runs at an eighth of the usual rate.
     """
     b_high = (b_float.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return b_high.to(tl.bfloat16), (b_float - b_high).to(tl.bfloat16)
@@ -72,10 +72,10 @@ def bfloat16_parts(b_float):
 
 @triton.jit
 def cut_tf32(b_float):
-    """Return float32 as the sum of two parts that tensor cores take as tf32: the high one cut off, the rest as it is.
+    """Split float32 into a high part, truncated to tf32, and the exact remainder.
 
-    Of the rest's 13 bits tensor cores ignore the last two at most, 2⁻²¹ of the number. Two instructions, where the
-    conversion that rounds and keeps infinity takes five.
+    Tensor cores ignore at most the last two of the remainder's 13 bits, 2⁻²¹ of the number. This takes two
+    instructions; a conversion that rounds and keeps infinity takes five.
     """
     b_high = (b_float.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
     return b_high, b_float - b_high
@@ -83,9 +83,9 @@ def cut_tf32(b_float):
 
 @triton.jit
 def round_tf32(b_float):
-    """Return float32 as the sum of two tf32 parts, both rounded: for factors that are few, or split outside of a loop.
+    """Split float32 into two rounded tf32 parts; for factors that are few, or are split outside a loop.
 
-    Rounded, the second part has either sign, so that what a product of three leaves out, low times low, cancels.
+    Rounding gives low parts of both signs, so that the low × low products, which are left out, cancel in the sum.
     """
     b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
     b_rest = b_float - b_high
@@ -94,10 +94,10 @@ def round_tf32(b_float):
 
 @triton.jit
 def nearest_tf32(b_float):
-    """Return float32 as the nearest tf32 number and the rest as it is.
+    """Split float32 into the nearest tf32 number and the exact remainder.
 
-    Tensor cores ignore the rest's last bit at most, 2⁻²³ of the number. Three instructions; the rest has either sign,
-    as in :func:`round_tf32`.
+    Tensor cores ignore at most the remainder's last bit, 2⁻²³ of the number. This takes three instructions; remainders
+    have both signs, as in :func:`round_tf32`.
     """
     b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
     return b_high, b_float - b_high
@@ -105,11 +105,11 @@ def nearest_tf32(b_float):
 
 @triton.jit
 def split_tf32(b_float, PAIRS: tl.constexpr):
-    """As :func:`nearest_tf32`, by float32 arithmetic alone. Numbers beyond 4e34 have no parts but NaN.
+    """As :func:`nearest_tf32`, by float32 arithmetic alone; magnitudes above 4e34 give NaN.
 
-    2¹³x + x, rounded to 24 bits, less 2¹³x is x rounded to 11 bits, or to 10 where the sum has another exponent than
-    2¹³x. Then tensor cores ignore more of the rest, 2⁻²² of the number at most. Three instructions. With PAIRS, from
-    compute capability 10.0 on, each takes two numbers, in neighbouring registers.
+    2¹³x + x, rounded to 24 bits, minus 2¹³x is x rounded to 11 bits, or to 10 if the sum and 2¹³x differ in exponent;
+    tensor cores then ignore up to 2⁻²² of the number. This takes three instructions. With PAIRS (compute capability
+    10.0 and newer) each of them processes two numbers, in neighbouring registers.
     """
     if PAIRS and not INTERPRETED:
         b_high, b_low = tl.inline_asm_elementwise(
@@ -138,7 +138,7 @@ def split_tf32(b_float, PAIRS: tl.constexpr):
 
 @triton.jit
 def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
-    """As :func:`cut_tf32`, with PAIRS three instructions for two numbers."""
+    """As :func:`cut_tf32`; with PAIRS three instructions split two numbers."""
     b_high, b_low = cut_tf32(b_float)
     if PAIRS and not INTERPRETED:
         b_low = tl.inline_asm_elementwise(
@@ -159,10 +159,11 @@ def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def as_they_lie(b_float):
-    """Return float32 numbers of which the compiler does not know how they came about.
+def opaque_copy(b_float):
+    """Copy float32 numbers by an instruction that the compiler cannot see through.
 
-    So a loop's factor stays in shared memory, where parts of a batch that are the same would go to registers.
+    A factor of a loop's products then stays in shared memory; a factor that the compiler knows to be the same for all
+    parts of a batch would go to registers.
     """
     if not INTERPRETED:
         b_float = tl.inline_asm_elementwise(
@@ -173,7 +174,7 @@ def as_they_lie(b_float):
 
 @triton.jit
 def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
-    """Return ``b_first * b_second + b_third`` of float32, rounded once; with PAIRS two at once."""
+    """Return ``b_first * b_second + b_third`` in float32, rounded once; with PAIRS one instruction computes two."""
     if PAIRS and not INTERPRETED:
         b_sum = tl.inline_asm_elementwise(
             """{
@@ -197,9 +198,9 @@ def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
 
 @triton.jit
 def add_tf32_products(b_high, b_low, b_rows, b_acc):
-    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32 for float32 rows and parts of :func:`nearest_tf32`.
+    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for float32 rows and parts of :func:`nearest_tf32`.
 
-    Three products, the small ones first; that of the two rests is left out.
+    Three products, small ones first; low × low is left out.
     """
     b_rows_high, b_rows_low = nearest_tf32(b_rows)
     b_acc = tl.dot(b_low, b_rows_high, b_acc, input_precision="tf32")
@@ -209,10 +210,10 @@ def add_tf32_products(b_high, b_low, b_rows, b_acc):
 
 @triton.jit
 def float16_parts(b_float):
-    """Return float32 as the nearest float16 number and the nearest one to what is left.
+    """Split float32 into the nearest float16 number and the float16 number nearest to the remainder.
 
-    Of a number of at least 2⁻² they lose 2⁻²³ at most, and of a smaller one 2⁻²⁵, no part of it. Numbers beyond 65504
-    become infinity and NaN, so the caller multiplies by a power of two.
+    The error is at most 2⁻²³ of a magnitude above 2⁻², and 2⁻²⁵ in all below it. Magnitudes above 65504 become infinity
+    and NaN, so the caller multiplies by a power of two first.
     """
     b_high = b_float.to(tl.float16)
     return b_high, (b_float - b_high.to(tl.float32)).to(tl.float16)
@@ -220,18 +221,18 @@ def float16_parts(b_float):
 
 @triton.jit
 def float16_power(largest):
-    """Return the power of two that rows are multiplied by for :func:`float16_parts`, of their largest absolute value.
+    """Return the power of two to multiply rows by before :func:`float16_parts`, given their largest magnitude.
 
-    The largest becomes 2¹⁴ to 2¹⁵, and less if it is below 2⁻⁹⁰. Of infinity and NaN the power is a number too.
+    It brings that magnitude to 2¹⁴ to 2¹⁵, or to less if it is below 2⁻⁹⁰. For infinity and NaN the power is finite.
     """
     bits = tl.maximum(largest, LEAST).to(tl.int32, bitcast=True) & EXPONENT
-    bits = -bits + ONE + ONE  # of 1 / 2ᵏ: twice those of 1, less those of 2ᵏ
+    bits = -bits + ONE + ONE  # the bits of 1 / 2ᵏ: twice those of 1, minus those of 2ᵏ
     return (bits + HALF_POWER).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def inverse_power(power):
-    """Return 1 / ``power``, a power of two of :func:`float16_power`."""
+    """Return 1 / ``power`` for a power of two made by :func:`float16_power`."""
     return (-power.to(tl.int32, bitcast=True) + ONE + ONE).to(tl.float32, bitcast=True)
 
 
@@ -239,8 +240,8 @@ def inverse_power(power):
 def add_float16_products(b_rows, b_others, b_acc):
     """Return ``b_acc + b_rows @ b_others`` for float32 factors in the range of :func:`float16_parts`.
 
-    Three products, the small ones first; that of the two rests is left out. Tensor cores multiply float16 twice as fast
-    as tf32, whose three products are as exact.
+    Three products, small ones first; low × low is left out. They are as exact as three products of tf32, and tensor
+    cores multiply float16 twice as fast.
     """
     b_high, b_low = float16_parts(b_rows)
     b_others_high, b_others_low = float16_parts(b_others)
@@ -251,7 +252,7 @@ def add_float16_products(b_rows, b_others, b_acc):
 
 @triton.jit
 def add_row_product(b_rows, b_others, b_acc):
-    """Return ``b_acc + b_rows @ b_others`` in float32, both of the tensors' type."""
+    """Return ``b_acc + b_rows @ b_others`` in float32; both factors have the tensors' type."""
     if b_rows.dtype == tl.float32:
         b_high, b_low = nearest_tf32(b_rows)
         b_acc = add_tf32_products(b_high, b_low, b_others, b_acc)
@@ -264,8 +265,8 @@ def add_row_product(b_rows, b_others, b_acc):
 def add_product(b_e, b_y, b_acc):
     """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in a half type.
 
-    bfloat16 values take the weights in two bfloat16 parts: one part alone (8 bits) loses a digit on correlated keys,
-    and tf32 (11 bits) costs as much as two parts but needs the values converted.
+    For bfloat16 values the weights are split into two bfloat16 parts: one part (8 bits) loses a digit on correlated
+    keys, and tf32 (11 bits) costs as much as two parts but needs the values converted.
     """
     if b_y.dtype == tl.bfloat16:
         b_high, b_low = bfloat16_parts(b_e)

@@ -1,4 +1,4 @@
-"""Keys as LUCID's exponents see them, and the type that operators compute in."""
+"""Normalisation of LUCID's keys, and the type that operators compute in."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def normalize_keys(k: Tensor, eps: float) -> Tensor:
 
 
 def log_row_factors(k: Tensor, eps: float) -> Tensor:
-    """Return −log L_ii of training's diagonal, √D·eps/(mean(K²) + eps): ``(…, N, D)`` to ``(…, N, 1)``.
+    """Return −log L_ii of the training diagonal, √D·eps/(mean(K²) + eps): ``(…, N, D)`` to ``(…, N, 1)``.
 
-    L_ii = exp(K̂_i·K̂_i/√D − √D) itself would be a small difference of large numbers.
+    Computing it as √D − K̂_i·K̂_i/√D would lose digits: the difference is small, both terms are large.
     """
     return math.sqrt(k.shape[-1]) * eps / (k.square().mean(-1, keepdim=True) + eps)

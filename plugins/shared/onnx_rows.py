@@ -1,7 +1,6 @@
-"""ONNX bodies whose rows are divided by training's diagonal, made of the bodies whose diagonal is 1.
+"""Derive ONNX bodies with the training diagonal from the bodies whose diagonal is 1.
 
-The two differ in what rows are multiplied by before they are solved, so the body of one is that of the other with a few
-nodes more, and graphs without the attribute stay as they are.
+They differ by a factor of each row, 1/L_ii, for which a few nodes are added. Graphs without the attribute stay as is.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -16,12 +15,12 @@ from onnxscript import script, values
 
 from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, VERSION
 
-_NEW = "row_"  # begins the names of values that are added
+_NEW = "row_"  # prefix of the names of added values
 
 
 @script(values.Opset(DOMAIN, VERSION), default_opset=op)
 def RowFactor(K, token, width, root_d, epsilon: float, power: float):
-    """L_ii to the power −``power``: (B, H, N, D) and (B, 1, N, 1) to (B, H, N, 1), 1 at padding."""
+    """Return L_ii to the power −``power``, (B, H, N, 1), 1 at padding; K is (B, H, N, D), token (B, 1, N, 1)."""
     keys = op.Cast(K, to=1)
     mean_square = op.ReduceSumSquare(keys, [3], keepdims=1) / op.Cast(width, to=1)
     log_factor = token * root_d * (epsilon / (mean_square + epsilon))
@@ -30,13 +29,13 @@ def RowFactor(K, token, width, root_d, epsilon: float, power: float):
 
 @dataclass(frozen=True)
 class DividedRows:
-    """Where a body with diagonal 1 is changed; it has the values ``width``, ``root_d`` and ``token_new``.
+    """Where to multiply by the row factor in a body, which must have the values ``width``, ``root_d``, ``token_new``.
 
     Attributes:
-        keys: The new tokens' keys.
-        power: 1: what is multiplied is multiplied by 1/L_ii; 0.5: by its root.
-        places: What is multiplied: by the output of the node that reads it, the place among that node's inputs.
-        equal: Values that become another one's, since factors differ from head to head where tokens do not.
+        keys: Name of the new tokens' keys.
+        power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
+        places: The inputs to multiply: for each reading node, by the name of its output, the index of the input.
+        equal: Values to replace by another value: the factor differs between heads, the token mask does not.
     """
 
     keys: str
@@ -46,21 +45,21 @@ class DividedRows:
 
 
 def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.FunctionProto:
-    """Return a body whose rows are divided.
+    """Return a copy of a body in which rows are divided by L_ii.
 
     Args:
-        body: Of the operator with diagonal 1.
-        where: Where its rows are made.
+        body: The operator's body with diagonal 1.
+        where: Where to multiply.
 
     Raises:
-        ValueError: The body has not the values that are named.
+        ValueError: The body lacks a value that ``where`` names.
     """
     produced = {node.output[0] for node in body.node}
     absent = [name for name in (*where.places, *where.equal) if name not in produced]
     if absent:
         raise ValueError(f"{body.name} has no value {', '.join(absent)}")
-    made = onnx.FunctionProto.FromString(body.SerializeToString())
-    made.attribute.append(DIAGONAL.name)
+    changed = onnx.FunctionProto.FromString(body.SerializeToString())
+    changed.attribute.append(DIAGONAL.name)
     factor = _factor_nodes(where.keys, where.power)
     name, nodes = factor[-1].output[0], []
     for node in body.node:
@@ -75,19 +74,19 @@ def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.Func
             node = onnx.NodeProto.FromString(node.SerializeToString())
             node.input[index] = scaled
         nodes.append(node)
-    del made.node[:]
-    made.node.extend(nodes)
-    return made
+    del changed.node[:]
+    changed.node.extend(nodes)
+    return changed
 
 
 def _factor_nodes(keys: str, power: float) -> list[onnx.NodeProto]:
-    """Return the nodes of :func:`RowFactor` as they stand in a body."""
+    """Return the nodes of :func:`RowFactor`, with the names of the body's values."""
     function = RowFactor.to_function_proto()
-    given = dict(zip(function.input, (keys, "token_new", "width", "root_d"), strict=True))
+    arguments = dict(zip(function.input, (keys, "token_new", "width", "root_d"), strict=True))
     for node in function.node:
         node.name = _NEW + node.name
         for names in (node.input, node.output):
-            names[:] = [given.get(name, _NEW + name) for name in names]
+            names[:] = [arguments.get(name, _NEW + name) for name in names]
         for attribute in node.attribute:
             if attribute.ref_attr_name == "power":
                 attribute.ClearField("ref_attr_name")

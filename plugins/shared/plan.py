@@ -1,7 +1,7 @@
-"""From sizes to launches of Triton kernels, with no GPU and no Triton: what the operators' plans have in common.
+"""Common parts of the operators' launch plans for Triton kernels, which need neither a GPU nor Triton.
 
-An operator's ``plan.py`` says with which grid, constants, workspace and arguments its kernels are launched. The Python
-launcher runs such a plan, and the TensorRT plugin computes the same numbers in C++; a test holds the two together.
+From tensor sizes, an operator's ``plan.py`` computes the grid, constants, workspace and arguments of each kernel. The
+Python launcher runs such a plan. The TensorRT plugin computes the same numbers in C++, and a test compares the two.
 Tensors are ``(batch, heads, tokens, width)``, contiguous.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIN_WIDTH, MAX_WIDTH = 16, 256
-PADDED_WIDTHS = (32, 64, 128, 256)  # head widths the kernels compute with; others are padded by masks
+PADDED_WIDTHS = (32, 64, 128, 256)  # head widths that the kernels compute with; masks pad other widths
 INT32_BYTES = FLOAT32_BYTES = 4
 
 
@@ -22,9 +22,8 @@ INT32_BYTES = FLOAT32_BYTES = 4
 class Choice:
     """Tuned constants of one kernel for one architecture, type and padded width.
 
-    ``chunk`` is of the preconditioner and the delta rule: the columns of keys that are multiplied at once, 0 for all.
-    ``int8`` is of the preconditioner in bfloat16: 1 where E is a bfloat16 number and an int8 one, 0 where it is two of
-    bfloat16.
+    ``chunk`` (preconditioner and delta rule) is the number of columns of keys multiplied at once, 0 for all. ``int8``
+    (preconditioner in bfloat16) is 1 to split E into a bfloat16 and an int8 number, 0 to split it into two bfloat16.
     """
 
     block_m: int
@@ -43,10 +42,10 @@ class Step:
         kernel: Name of the Triton function.
         dtype: Type of the operator's tensors.
         grid: Programs along x, y and z.
-        pointers: The tensors it takes, by the operators' names; ``workspace`` is the plan's.
+        pointers: Names of its tensor arguments, as the operator calls them, or ``workspace``.
         scalars: The integers and floats that follow the pointers.
         constants: The compile-time constants.
-        num_warps: Warps of a program.
+        num_warps: Warps per program.
         num_stages: Depth of the software pipeline.
     """
 
@@ -61,19 +60,19 @@ class Step:
 
     @property
     def variant(self) -> str:
-        """Name of the compiled form: function, type, padded width, width unit and, when decoding, query rows."""
+        """Name of the compiled variant: function, type, padded width, width unit and, when decoding, rows of a tile."""
         return variant_name(self.kernel, self.dtype, self.constants)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of one operator call, and the scratch memory they share.
+    """The launches of one operator call, and the workspace that they share.
 
     Attributes:
         steps: Launches in order, on one stream.
-        outputs: The tensors they write, by the operators' names.
-        workspace_bytes: Scratch memory, contents arbitrary.
-        zeroed_bytes: How much of its beginning must be zero before the first launch.
+        outputs: Names of the tensors that they write.
+        workspace_bytes: Size of the scratch memory; its contents may be arbitrary.
+        zeroed_bytes: Size of its first part, which must be zero before the first launch.
     """
 
     steps: tuple[Step, ...]
@@ -83,14 +82,14 @@ class Plan:
 
 
 def variant_name(kernel: str, dtype: str, constants: dict[str, int]) -> str:
-    """Return the name that tells one compiled form of a kernel from the others of its architecture."""
+    """Return a name that is unique among the variants of an architecture."""
     rows = f"_r{constants['ROWS']}" if "ROWS" in constants else ""
     return f"{kernel.removesuffix('_kernel')}_{dtype}_d{constants['BLOCK_D']}_u{constants['WIDTH_UNIT']}{rows}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel to compile ahead of time: Triton function, type of the tensors, constants, how it is launched."""
+    """One kernel to compile ahead of time: Triton function, type of the tensors, constants, warps and stages."""
 
     kernel: str
     dtype: str
@@ -100,12 +99,12 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The name a plan's step calls it by."""
+        """Its name in a plan's steps."""
         return variant_name(self.kernel, self.dtype, dict(self.constants))
 
     @property
     def padded_width(self) -> int:
-        """The head width it computes with, one of PADDED_WIDTHS."""
+        """The head width that it computes with, one of PADDED_WIDTHS."""
         return dict(self.constants)["BLOCK_D"]
 
 
@@ -115,7 +114,7 @@ def _choices(tuned: Path) -> dict[str, dict[str, dict[str, list[int]]]]:
 
 
 def architectures(tuned: Path) -> list[int]:
-    """Return the compute capabilities (80 for 8.0) that an operator's ``tuned.json`` has choices for, ascending."""
+    """Return the compute capabilities (80 for 8.0) in an operator's ``tuned.json``, ascending."""
     return sorted(int(arch) for arch in _choices(tuned))
 
 
@@ -124,12 +123,12 @@ def choice(tuned: Path, arch: int, dtype: str, padded: int) -> Choice:
 
     Args:
         tuned: The operator's ``tuned.json``.
-        arch: Compute capability, 90 for 9.0. One that is not in the file takes the next lower one's choices.
+        arch: Compute capability, 90 for 9.0. If the file lacks it, the next lower one is used.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         padded: One of PADDED_WIDTHS.
 
     Raises:
-        ValueError: A device older than all in the file.
+        ValueError: The device is older than all in the file.
     """
     known = [each for each in architectures(tuned) if each <= arch]
     if not known:
@@ -139,26 +138,26 @@ def choice(tuned: Path, arch: int, dtype: str, padded: int) -> Choice:
 
 
 def padded_width(width: int) -> int:
-    """Return the width the kernels compute with; ValueError outside 16 to 256."""
+    """Return the padded width that the kernels compute with; ValueError if ``width`` is not 16 to 256."""
     if not MIN_WIDTH <= width <= MAX_WIDTH:
         raise ValueError(f"head width {width} is not supported: the kernels take {MIN_WIDTH} to {MAX_WIDTH}")
     return next(padded for padded in PADDED_WIDTHS if padded >= width)
 
 
 def width_unit(width: int, dtype: str) -> int:
-    """Return the divisor of ``width`` that the kernel is compiled with: elements of the widest aligned load."""
+    """Return the divisor of ``width`` that the kernel is compiled for: the elements of the widest aligned load."""
     if width % 8 == 0 and dtype != "float32":
         return 8
     return 4 if width % 4 == 0 else 1
 
 
 def compiled_units(dtype: str) -> tuple[int, ...]:
-    """Return the width units that kernels are compiled with ahead of time: for widths that are multiples of 4."""
+    """Return the width units of the kernels that are compiled ahead of time, for widths that are multiples of 4."""
     return (4,) if dtype == "float32" else (8, 4)
 
 
 def score_scalars(width: int) -> dict[str, float]:
-    """Return what turns a product of keys into the exponent of 2, for E and for softmax alike."""
+    """Return the scale and the shift that turn a product of keys into a base-2 exponent, for E and for softmax."""
     return {"scale": math.log2(math.e) / math.sqrt(width), "shift": math.sqrt(width) * math.log2(math.e)}
 
 

@@ -22,7 +22,7 @@ SCRATCH = (0, 0)  # the two pointers that Triton appends; our kernels use neithe
 
 def ptx_of(variant: Variant, arch: int) -> tuple[str, int]:
     """Compile a variant in this process; return its PTX and its bytes of shared memory."""
-    compiled = aot.compile_form(variant, arch)
+    compiled = aot.compile_with_triton(variant, arch)
     return compiled.asm["ptx"], compiled.metadata.shared
 
 

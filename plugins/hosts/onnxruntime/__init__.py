@@ -1,1 +1,1 @@
-"""onnxruntime's CPU as a host: the library of our operators' kernels, and building it."""
+"""onnxruntime on the CPU: the library with our operators' kernels, and its build."""

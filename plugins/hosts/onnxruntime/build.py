@@ -1,4 +1,4 @@
-"""Compile the library of kernels for onnxruntime's CPU, and check it before use against the record beside it."""
+"""Compile the library of kernels for onnxruntime on the CPU, and check it against its record before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from lucid_deploy.files import temporary_sibling
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
 from lucid_deploy.plugins.hosts.libraries import cache_folder, load_obstacle, prebuilt
 
-ORT_ABI = 7  # raise it when what the library exports changes, or what the operators mean
+ORT_ABI = 7  # increase it when the library's exports or the meaning of an operator change
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
 HEADER = "onnxruntime_c_api.h"
-# -ffp-contract: the sums of products are written for fused multiply-add, which strict C++17 does not form by itself.
+# -ffp-contract=fast lets the compiler use fused multiply-add, which strict C++17 forbids.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
 
 
 def user_ort_library() -> Path:
-    """Return where ``lucid-deploy plugin build`` puts the library: beside TensorRT's."""
+    """Return where ``lucid-deploy plugin build`` writes the library."""
     return cache_folder() / LIBRARY_NAME
 
 
 def default_ort_library() -> Path:
-    """Return where sessions look for the library: what the wheel brought, else where ``plugin build`` puts it."""
+    """Return where sessions look for the library: in the wheel, else where ``plugin build`` writes it."""
     return prebuilt(LIBRARY_NAME) or user_ort_library()
 
 
 def source_hash() -> str:
-    """Return a hash of all that the library is made of: sources and flags."""
+    """Return a hash of the library's sources, its compiler flags and its ABI number."""
     digest = hashlib.sha256(json.dumps([ORT_ABI, FLAGS]).encode())
     for path in sources():
         digest.update(path.relative_to(PLUGINS).as_posix().encode() + b"\0" + path.read_bytes())
@@ -45,26 +45,26 @@ def source_hash() -> str:
 def build_ort_library(
     output: Path | None = None, *, compiler: str | None = None, include: Path | None = None
 ) -> tuple[Path, bool]:
-    """Build the library, or keep the one that is there when it was built from the same sources.
+    """Build the library, unless the existing one was built from the same sources.
 
     Args:
-        output: The library to write; None: :func:`user_ort_library`. It and its record appear when complete.
+        output: The library to write; None: :func:`user_ort_library`. It and its record are written atomically.
         compiler: GCC's C++ compiler; None finds one.
-        include: Folder of ``onnxruntime_c_api.h``; None takes ``ONNXRUNTIME_ROOT``, else the system's, else the
-            library's own declarations of the part it uses, which suffice.
+        include: Folder of ``onnxruntime_c_api.h``; None takes ``ONNXRUNTIME_ROOT``, else the system's, else our own
+            declarations of the part that the library uses.
 
     Returns:
         The library, and whether it was compiled now.
 
     Raises:
-        LucidError: No compiler, or Clang, no header where one was named, the compiler fails, or the folder cannot be
-            written.
+        LucidError: There is no compiler, it is Clang or fails, ``ONNXRUNTIME_ROOT`` has no header, or the folder cannot
+            be written.
     """
     output = user_ort_library() if output is None else output
     if _is_current(output):
         return output, False
     compiler = find_compiler() if compiler is None else compiler
-    check_gcc(compiler)  # vectors are shuffled, and instruction sets switched, in ways that Clang does not know
+    check_gcc(compiler)  # the sources use GCC's vector shuffles and target pragmas
     include = find_ort_headers() if include is None else include
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,11 @@ def build_ort_library(
             library = Path(folder, LIBRARY_NAME)
             run_compiler([compiler, *_arguments(include), "-Wl,--no-undefined"], library)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
-            # Of the library that is replaced too: what is there is whole whenever this process is killed.
+            # The record also describes the replaced library, so that it fits whenever this process is killed.
             record["previous"] = _record_of(output)
-            written = Path(folder, "record.json")
-            written.write_text(json.dumps(record) + "\n")
-            os.replace(written, _record_path(output))
+            record_file = Path(folder, "record.json")
+            record_file.write_text(json.dumps(record) + "\n")
+            os.replace(record_file, _record_path(output))
             os.replace(library, output)
     except OSError as error:
         raise LucidError(f"{output} cannot be written: {error}") from error
@@ -84,14 +84,14 @@ def build_ort_library(
 
 
 def check_ort_library(library: Path) -> None:
-    """Check that a library is whole and was built from this version's sources.
+    """Check that a library matches its record and was built from this version's sources.
 
     Raises:
         LucidError: It is missing, damaged, or of another version.
     """
     if not library.is_file():
         raise LucidError(f"There is no library of kernels {library}. Run: {BUILD_COMMAND}")
-    advice = f"Run: {BUILD_COMMAND}, or leave it aside with --kernels functions."
+    advice = f"Run: {BUILD_COMMAND}, or do without it: --kernels functions."
     record = _record_of(library)
     if record is None:
         raise LucidError(f"The library of kernels {library} is damaged: it differs from its record. {advice}")
@@ -104,10 +104,10 @@ def kernels_name(library: Path, wanted: str | None = None) -> str:
 
     Args:
         library: The library.
-        wanted: Kernels to choose from now on in this process, for tests and comparisons; None changes nothing.
+        wanted: Kernels to select for this process, for tests and comparisons; None changes nothing.
 
     Raises:
-        LucidError: It cannot be loaded, or this processor cannot run the kernels that are wanted.
+        LucidError: The library cannot be loaded, or this processor cannot run the ``wanted`` kernels.
     """
     loaded = _loaded(library)
     if wanted is not None and not loaded.lucidOrtSelectKernels(wanted.encode()):
@@ -117,19 +117,19 @@ def kernels_name(library: Path, wanted: str | None = None) -> str:
 
 
 def has_dots(library: Path) -> bool:
-    """Return whether a checked library multiplies bytes with instructions that this processor has for it, AVX-512 VNNI.
+    """Return whether a checked library multiplies int8 with AVX-512 VNNI on this processor.
 
     Raises:
-        LucidError: It cannot be loaded.
+        LucidError: The library cannot be loaded.
     """
     return bool(_loaded(library).lucidOrtHasDots())
 
 
 def _loaded(library: Path) -> ctypes.CDLL:
-    if wrong := load_obstacle(library):
-        raise LucidError(f"{library} is not a usable library of kernels: {wrong}. Run: {BUILD_COMMAND}")
+    if obstacle := load_obstacle(library):
+        raise LucidError(f"{library} is not a usable library of kernels: {obstacle}. Run: {BUILD_COMMAND}")
     try:
-        loaded = ctypes.CDLL(str(library.absolute()))  # a name without a folder would be looked for elsewhere
+        loaded = ctypes.CDLL(str(library.absolute()))  # a bare file name would be searched in the system's folders
         abi = loaded.lucidOrtAbi()
         if abi == ORT_ABI:
             for name in ("lucidOrtSelectKernels", "lucidOrtKernels", "lucidOrtHasDots"):
@@ -145,14 +145,14 @@ def find_ort_headers() -> Path | None:
     """Return the folder of ``onnxruntime_c_api.h``: ``ONNXRUNTIME_ROOT``, else the system's; None if there is none.
 
     Raises:
-        LucidError: ``ONNXRUNTIME_ROOT`` has none.
+        LucidError: ``ONNXRUNTIME_ROOT`` does not contain it.
     """
     root = os.environ.get("ONNXRUNTIME_ROOT")
     if root:
         for place in (Path(root) / "include", Path(root) / "include" / "onnxruntime"):
             if (place / HEADER).is_file():
                 return place
-        raise LucidError(f"ONNXRUNTIME_ROOT is {root}, where there is no include/{HEADER}. Correct or unset it.")
+        raise LucidError(f"ONNXRUNTIME_ROOT is {root}, which contains no include/{HEADER}. Correct or unset it.")
     for place in system_includes():
         if (place / "onnxruntime" / HEADER).is_file():
             return place / "onnxruntime"
@@ -160,7 +160,7 @@ def find_ort_headers() -> Path | None:
 
 
 def sources() -> list[Path]:
-    """Return all that the library is made of: the host's files, what operators share, and every operator's CPU part."""
+    """Return the library's source files: the host's, the shared ones, and every operator's CPU kernels."""
     host = [path for path in HOST.iterdir() if path.suffix in (".cpp", ".h", ".inl")]
     parts = [path for name in ("cpu*.h", "cpu*.inl", "onnxruntime.h") for path in PLUGINS.glob(f"*/{name}")]
     return sorted([*host, *parts, PLUGINS / "hosts" / "operators_generated.h"])
@@ -168,7 +168,7 @@ def sources() -> list[Path]:
 
 def _arguments(include: Path | None) -> list[str]:
     arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS)]
-    if include is not None:  # -isystem: warnings in other people's headers are not ours to fix
+    if include is not None:  # -isystem suppresses warnings in onnxruntime's header
         arguments += ["-DLUCID_ORT_HEADER", "-isystem", str(include.absolute())]
     return arguments + [str(path) for path in sources() if path.suffix == ".cpp"]
 
@@ -178,14 +178,14 @@ def _record_path(library: Path) -> Path:
 
 
 def _record_of(library: Path) -> dict[str, Any] | None:
-    """Return what the file beside a library records of it; None: nothing, or of another one."""
+    """Return the record beside a library; None if there is none, or it describes another library."""
     try:
-        record, present = json.loads(_record_path(library).read_text()), file_hash(library)
+        record, actual = json.loads(_record_path(library).read_text()), file_hash(library)
     except (OSError, ValueError):
         return None
     fields = ("abi", "sources", "sha256")
     for each in (record, record.get("previous") if isinstance(record, dict) else None):
-        if isinstance(each, dict) and all(field in each for field in fields) and each["sha256"] == present:
+        if isinstance(each, dict) and all(field in each for field in fields) and each["sha256"] == actual:
             return {field: each[field] for field in fields}
     return None
 
@@ -199,5 +199,5 @@ def _is_current(library: Path) -> bool:
 
 
 def file_hash(path: Path) -> str:
-    """Return the sha256 of a file, as records have it."""
+    """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

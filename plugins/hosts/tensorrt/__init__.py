@@ -1,1 +1,1 @@
-"""TensorRT as a host: the plugin library of our operators, building it, and bringing it into the registry."""
+"""TensorRT: the plugin library with our operators, its build, and its registration."""

@@ -23,8 +23,8 @@ from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-# Raise it when what engines store about the plugins changes, the bytes of scratch memory that a plugin asks for when an
-# engine is built among it, or what the library exports or takes.
+# Increase it when the library's exports change, or what engines store about plugins: their attributes, and the size of
+# the workspace that they ask for when an engine is built.
 PLUGIN_ABI = 9
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
@@ -44,7 +44,7 @@ def build_plugin(
     """Build the plugin library.
 
     Args:
-        output: The library to write. It appears only when it is complete.
+        output: The library to write, atomically.
         kernels: The compiled kernels to embed, from :func:`lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
         compiler: C++ compiler; None finds one.
         tensorrt_include: Folder of ``NvInferRuntime.h``; None finds it.
@@ -54,7 +54,7 @@ def build_plugin(
         ``output``.
 
     Raises:
-        LucidError: No kernels, no compiler, no headers, or the compiler fails.
+        LucidError: There are no kernels, no compiler or no headers, or the compiler fails.
     """
     if not kernels:
         raise LucidError("There are no compiled kernels to put into the plugin library.")
@@ -67,9 +67,9 @@ def build_plugin(
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))
         command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}", "-I", str(PLUGINS)]
-        # Named from where the compiler runs: a folder's name may have what C++ strings cannot hold as it is.
+        # Relative to the compiler's working directory: a folder's name may need escapes in a C++ string.
         command += [f'-DLUCID_KERNEL_DATA="{data.name}"', f'-DLUCID_KERNEL_TABLE="{table.name}"', "-I", "."]
-        # -isystem: warnings in other people's headers are not ours to fix.
+        # -isystem suppresses warnings in their headers.
         command += ["-isystem", str(tensorrt_include.absolute()), "-isystem", str(cuda_include.absolute())]
         command += [*map(str, sources()), "-ldl", "-Wl,--no-undefined"]
         run_compiler(command, library)
@@ -78,7 +78,7 @@ def build_plugin(
 
 
 def sources() -> list[Path]:
-    """Return what is compiled: the host's files, and every operator's part of the plugin."""
+    """Return the C++ sources: the host's, and each operator's ``tensorrt.cpp``."""
     return [*sorted(HOST.glob("*.cpp")), *sorted(PLUGINS.glob("*/tensorrt.cpp"))]
 
 
@@ -86,10 +86,10 @@ def plugin_abi(library: Path) -> int:
     """Return the ABI number of a built library.
 
     Raises:
-        LucidError: It cannot be loaded or is not a plugin library of ours.
+        LucidError: The library cannot be loaded or is not our plugin library.
     """
-    if wrong := load_obstacle(library):
-        raise LucidError(f"{library} is not a usable plugin library: {wrong}. Run: lucid-deploy plugin build")
+    if obstacle := load_obstacle(library):
+        raise LucidError(f"{library} is not a usable plugin library: {obstacle}. Run: lucid-deploy plugin build")
     try:
         function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi
     except (OSError, AttributeError) as error:
@@ -117,35 +117,34 @@ def check_plugin(library: Path) -> None:
 def check_kernels(
     library: Path, dtype: str, head_dims: Sequence[int], float8: bool = False, capabilities: Sequence[int] = ()
 ) -> None:
-    """Check that a library has kernels for an artifact; ``plugin build`` makes libraries that lack some.
+    """Check that a library has the kernels for an artifact, since ``plugin build`` can leave some out.
 
-    An engine would be built without them all the same, and fail when it runs.
+    Without this check an engine could be built, and would fail at run time.
 
     Args:
         library: A checked library.
-        dtype: Of the artifact.
-        head_dims: Head widths that its kernels must compute with, 16 to 256.
-        float8: Whether its kernels read a cache of E4M3, too.
-        capabilities: Compute capabilities that they must run on, 86 for 8.6, as machine code or PTX.
+        dtype: Type of the artifact.
+        head_dims: Required head widths, 16 to 256.
+        float8: Whether kernels for a cache of E4M3 are required.
+        capabilities: Required compute capabilities, 86 for 8.6, as machine code or PTX.
 
     Raises:
-        LucidError: It lacks some.
+        LucidError: The library lacks a kernel.
     """
-    content = library.read_bytes()  # names of kernels say type and padded width: decode_split_float16_d64_u8_r16
-    found = [name for name in ("float32", "float16", "bfloat16") if f"_{name}_d".encode() in content]
-    if dtype not in found:
+    content = library.read_bytes()  # kernel names contain type and padded width: decode_split_float16_d64_u8_r16
+    dtypes = [name for name in ("float32", "float16", "bfloat16") if f"_{name}_d".encode() in content]
+    if dtype not in dtypes:
         raise LucidError(
             f"The plugin library {library} has no kernels for {dtype}; it has them for "
-            f"{', '.join(found) or 'no type'}. Run: lucid-deploy plugin build --target tensorrt --dtype {dtype} "
+            f"{', '.join(dtypes) or 'no type'}. Run: lucid-deploy plugin build --target tensorrt --dtype {dtype} "
             "--output LIBRARY, and pass --plugin LIBRARY."
         )
-    there = [width for width in PADDED_WIDTHS if f"_{dtype}_d{width}_u".encode() in content]
-    lacking = [width for width in head_dims if padded_width(width) not in there]
-    if lacking:
-        listed, missing = ",".join(map(str, head_dims)), ", ".join(map(str, lacking))
+    widths = [width for width in PADDED_WIDTHS if f"_{dtype}_d{width}_u".encode() in content]
+    if missing := [width for width in head_dims if padded_width(width) not in widths]:
+        listed = ",".join(map(str, head_dims))
         raise LucidError(
-            f"The plugin library {library} has no kernels for heads of width {missing} in {dtype}; "
-            f"it was built for widths that take {', '.join(map(str, there))} columns. Run: lucid-deploy plugin build "
+            f"The plugin library {library} has no kernels for head width {', '.join(map(str, missing))} in {dtype}; "
+            f"it has them for padded widths {', '.join(map(str, widths))}. Run: lucid-deploy plugin build "
             f"--target tensorrt --dtype {dtype} --head-dim {listed} --output LIBRARY, and pass --plugin LIBRARY."
         )
     if float8 and f"_float8_{dtype}_d".encode() not in content:
@@ -154,14 +153,14 @@ def check_kernels(
             "--target tensorrt --arch 89 --output LIBRARY, and pass --plugin LIBRARY."
         )
     parts = [f"_{dtype}_d{padded_width(width)}_u" for width in head_dims] + [f"_float8_{dtype}_d"] * float8
-    without = [each for each in capabilities if not all(_has_kernel(library, part, each) for part in parts)]
-    if without:
+    unsupported = [each for each in capabilities if not all(_has_kernel(library, part, each) for part in parts)]
+    if unsupported:
         from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 
         archs = dict.fromkeys(max(each for each in ARCHITECTURES if each <= wanted) for wanted in capabilities)
-        lacked, listed = (",".join(f"{each / 10:.1f}" for each in some) for some in (without, archs))
+        lacked, listed = (",".join(f"{each / 10:.1f}" for each in some) for some in (unsupported, archs))
         raise LucidError(
-            f"The plugin library {library} has no kernels that a GPU of compute capability {lacked} runs. Run: "
+            f"The plugin library {library} has no kernels for a GPU of compute capability {lacked}. Run: "
             f"lucid-deploy plugin build --target tensorrt --dtype {dtype} --arch {listed} --output LIBRARY, and pass "
             "--plugin LIBRARY."
         )
@@ -174,10 +173,10 @@ def _has_kernel(library: Path, part: str, capability: int) -> bool:
 
 
 def find_tensorrt_headers() -> Path:
-    """Return the folder of TensorRT's headers: ``TENSORRT_ROOT``, else the system's, else kernel-lens's.
+    """Return the folder of TensorRT's headers: in ``TENSORRT_ROOT``, else the system's, else the package kernel-lens's.
 
     Raises:
-        LucidError: There are none, or ``TENSORRT_ROOT`` has none.
+        LucidError: They were not found.
     """
     return find_header(
         "NvInferRuntime.h",
@@ -188,10 +187,10 @@ def find_tensorrt_headers() -> Path:
 
 
 def find_cuda_headers() -> Path:
-    """Return the folder of ``cuda.h``: ``CUDA_HOME``, else the toolkit's, else nvidia-cuda-runtime's.
+    """Return the folder of ``cuda.h``: in ``CUDA_HOME``, else the toolkit's, else the package nvidia-cuda-runtime's.
 
     Raises:
-        LucidError: There is none, or ``CUDA_HOME`` has none.
+        LucidError: It was not found.
     """
     wheels = [path for folder in package_folders("nvidia") for path in sorted(folder.glob("*/include"), reverse=True)]
     places = [CUDA_TOOLKIT, *system_includes(), *wheels]
@@ -199,13 +198,13 @@ def find_cuda_headers() -> Path:
 
 
 def _module(kernel: CompiledKernel) -> bytes:
-    """Return a module as it is embedded: PTX is a C string, and every module starts at a multiple of 16."""
+    """Return a module's bytes for embedding: PTX ends with a zero, and the length is a multiple of 16."""
     image = kernel.image + b"\0" if kernel.is_ptx else kernel.image
     return image + b"\0" * (-len(image) % 16)
 
 
 def _table_rows(kernels: Sequence[CompiledKernel]) -> Iterator[str]:
-    """Yield one initialiser of the C++ struct Kernel per kernel."""
+    """Yield an initialiser of the C++ struct Kernel for each kernel."""
     offset = 0
     for kernel in kernels:
         is_ptx = str(kernel.is_ptx).lower()

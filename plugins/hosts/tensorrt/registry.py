@@ -1,4 +1,4 @@
-"""Bring the plugin library into TensorRT's registry, for parsing, building and running alike."""
+"""Load the plugin library into TensorRT's registry, which parsing, building and running need."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def register_plugins(library: Path, trt: Any) -> None:
         trt: The module ``tensorrt_rtx`` or ``tensorrt``.
 
     Raises:
-        LucidError: The library is missing, has another ABI or does not register, or TensorRT-RTX's own library cannot
-            be made known under the name that its parser looks for.
+        LucidError: The library is missing, has another ABI or registers no plugins, or TensorRT-RTX's library cannot be
+            linked under the name that its parser opens.
     """
     check_plugin(library)
     if trt.__name__.startswith("tensorrt_rtx"):
@@ -44,13 +44,13 @@ def _missing(registry: Any) -> list[str]:
 
 
 def make_rtx_name_resolvable() -> None:
-    """Give TensorRT-RTX's library the unversioned name that its ONNX parser opens when it meets a plugin node.
+    """Link TensorRT-RTX's library under its unversioned name, which its ONNX parser opens at a plugin node.
 
-    The wheel of 1.7 has only ``libtensorrt_rtx.so.1``, and the parser ends the process when it does not find the name
-    without the number. A link beside the library is found by the parser's own search path.
+    The wheel of 1.7 has only ``libtensorrt_rtx.so.1``, and the parser ends the process if it does not find the name
+    without the number. Its search path includes the library's folder.
 
     Raises:
-        LucidError: The folder is not writable and holds no such link yet.
+        LucidError: The link does not exist, and the folder is not writable.
     """
     spec = importlib.util.find_spec(RTX_LIBRARIES)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -60,9 +60,9 @@ def make_rtx_name_resolvable() -> None:
             continue
         try:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch, RTX_NAME)
-                made.symlink_to(versioned[-1].name)  # relative to where the link ends up
-                os.replace(made, link)
+                temporary = Path(scratch, RTX_NAME)
+                temporary.symlink_to(versioned[-1].name)  # relative to the final link's folder
+                os.replace(temporary, link)
         except OSError as error:
             raise LucidError(
                 f"TensorRT-RTX's parser needs the name {link}, which cannot be made ({error}). "

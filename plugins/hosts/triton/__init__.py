@@ -1,1 +1,1 @@
-"""Triton as a host: launching the operators' kernels on PyTorch tensors, and compiling them ahead of time."""
+"""Triton: launch the operators' kernels on PyTorch tensors, and compile them ahead of time."""

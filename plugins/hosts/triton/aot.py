@@ -1,7 +1,7 @@
-"""Compile the kernels ahead of time, for every supported GPU and with none present.
+"""Compile the Triton kernels ahead of time for every supported GPU; no GPU is needed.
 
-Each compiled form ("variant") is one type, padded head width and width unit; the plugin picks one by the shapes it is
-given. Compiling is done in processes of its own, so that neither Triton nor its settings reach the caller's.
+A variant is a kernel compiled for one type, padded head width and width unit; the plugin chooses one by its tensors'
+shapes. Separate processes compile, so that Triton's settings do not reach the caller's process.
 """
 
 from __future__ import annotations
@@ -29,24 +29,22 @@ from lucid_deploy.plugins.precondition import plan as precondition
 from lucid_deploy.plugins.shared.plan import Variant
 
 PLUGINS = Path(__file__).parents[2]
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capabilities with machine code of their own
-PTX_ARCHITECTURE = 86  # whose PTX every newer chip can compile; 8.6's shared memory fits all of them, 8.0's does not
-FLOAT8_PTX_ARCHITECTURE = decode_attention.FLOAT8_ARCH  # of kernels that convert E4M3, with the shared memory of 8.6
-# Shared memory a program may use, bytes: CUDA C++ Programming Guide, technical specifications by compute capability.
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capabilities that machine code is compiled for
+PTX_ARCHITECTURE = 86  # drivers of newer GPUs compile its PTX; all of them have 8.6's shared memory, not all have 8.0's
+FLOAT8_PTX_ARCHITECTURE = decode_attention.FLOAT8_ARCH  # for kernels that convert E4M3; same shared memory as 8.6
+# Most shared memory of a program, bytes: CUDA C++ Programming Guide, technical specifications by compute capability.
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 POINTER_TYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 JOBS = 2
-_SCALES = ("p_k_scale", "p_y_scale")  # of a cache of E4M3
-_WITH_COUNTERS = ("key_norms_kernel", "key_tiles_kernel", "precondition_kernel")  # their workspace begins with int32
+_SCALES = ("p_k_scale", "p_y_scale")  # for a cache of E4M3
+_WITH_COUNTERS = ("key_norms_kernel", "key_tiles_kernel", "precondition_kernel")  # their workspace starts with int32
 
-Progress = Callable[[int, int, str], None]
-
-
-Item = tuple[Variant, int]  # what is compiled, and for which architecture
+Progress = Callable[[int, int, str], None]  # called with (finished, total, name)
+Item = tuple[Variant, int]  # a variant and the architecture to compile it for
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return what is compiled for one architecture: head widths 16 to 256 that are multiples of 4, all three types."""
+    """Return the variants for one architecture: all three types, head widths 16 to 256 that are multiples of 4."""
     return [*precondition.variants(arch), *decode_attention.variants(arch), *delta_rule.variants(arch)]
 
 
@@ -63,17 +61,17 @@ def compile_kernels(
 
     Args:
         archs: Compute capabilities, 90 for 9.0.
-        ptx: Also keep PTX of compute capability 8.6 (8.9 where E4M3 is read), for chips newer than all in the list.
-        select: Which variants; all by default.
-        cache: Folder of earlier results; None is the user's cache folder.
-        jobs: Processes that compile at the same time.
-        progress: Called with (finished, total, name of the last) at the start and as variants finish.
+        ptx: Also return PTX for compute capability 8.6 (8.9 for E4M3), which serves GPUs newer than all in ``archs``.
+        select: Returns whether to compile a variant; all by default.
+        cache: Folder of cached results; None is the user's cache folder.
+        jobs: Number of processes.
+        progress: Called with (finished, total, name of the last) at the start and after each variant.
 
     Returns:
         The compiled kernels, ordered by architecture and variant, PTX last.
 
     Raises:
-        LucidError: An architecture that is not supported, Triton is not installed, or it fails on a kernel.
+        LucidError: An architecture is not supported, Triton is not installed, or Triton fails on a kernel.
     """
     unknown = [arch for arch in archs if arch not in ARCHITECTURES]
     if unknown or not archs:
@@ -88,52 +86,52 @@ def compile_kernels(
         if select(variant) and (arch in archs or arch == ptx_architecture(variant))
     ]
     paths = {item: cache / key for item, key in zip(work, cache_keys(work), strict=True)}
-    found = {item: kernels for item, path in paths.items() if (kernels := load(path))}
-    progress(len(found), len(work), "kernels")
-    for item, kernels in compile_all([item for item in work if item not in found], jobs):
+    compiled = {item: kernels for item, path in paths.items() if (kernels := load(path))}
+    progress(len(compiled), len(work), "kernels")
+    for item, kernels in compile_all([item for item in work if item not in compiled], jobs):
         save(paths[item], kernels)
-        found[item] = kernels
-        progress(len(found), len(work), kernels[0].variant)
-    everything = [kernel for item in work for kernel in found[item]]
+        compiled[item] = kernels
+        progress(len(compiled), len(work), kernels[0].variant)
+    everything = [kernel for item in work for kernel in compiled[item]]
     code = [kernel for kernel in everything if kernel.arch in archs and not kernel.is_ptx]
     return code + [kernel for kernel in everything if kernel.is_ptx and ptx]
 
 
 def ptx_architecture(variant: Variant) -> int:
-    """Return the compute capability that a variant's PTX is for."""
+    """Return the compute capability that a variant's PTX is compiled for."""
     return FLOAT8_PTX_ARCHITECTURE if variant.kernel == decode_attention.FLOAT8_KERNEL else PTX_ARCHITECTURE
 
 
 def cache_key(variant: Variant, arch: int, sources: Sequence[str] | None = None) -> str:
-    """Return a hash of what the compiled code depends on: sources, Triton's version, architecture, constants."""
+    """Return a hash of all that compiled code depends on: sources, Triton's version, architecture, constants."""
     return next(cache_keys([(variant, arch)], sources))
 
 
 def cache_keys(items: Iterable[Item], sources: Sequence[str] | None = None, triton: str | None = None) -> Iterator[str]:
-    """Yield :func:`cache_key` of each item, of sources that are read once.
+    """Yield :func:`cache_key` of each item; the sources are read only once.
 
-    They depend on no machine and no path, so they also tell whether a report of compiled code is of these sources.
+    Keys do not depend on the machine or on paths, so a report of compiled code can be checked against them.
 
     Args:
         items: Variants and architectures.
-        sources: Paths below the folder of the plugins; None: those of all operators.
-        triton: Version of Triton; None: the one that is installed.
+        sources: Paths relative to ``plugins``; None: the sources of all operators' kernels.
+        triton: Version of Triton; None: the installed one.
 
     Raises:
-        LucidError: No version is given, and Triton is not installed.
+        LucidError: ``triton`` is None, and Triton is not installed.
     """
     triton = triton_version() if triton is None else triton
-    of_sources = hashlib.sha256()
+    source_digest = hashlib.sha256()
     for source in SOURCES if sources is None else sources:
-        of_sources.update((PLUGINS / source).read_bytes())
+        source_digest.update((PLUGINS / source).read_bytes())
     for variant, arch in items:
-        digest = of_sources.copy()
+        digest = source_digest.copy()
         digest.update(json.dumps([triton, asdict(variant), arch], sort_keys=True).encode())
         yield digest.hexdigest()
 
 
 def triton_version() -> str:
-    """Return the version of Triton that is installed; LucidError if there is none."""
+    """Return the installed version of Triton; LucidError if it is not installed."""
     try:
         return version("triton")
     except PackageNotFoundError:
@@ -143,12 +141,12 @@ def triton_version() -> str:
 def compile_all(
     work: list[Item], jobs: int, compile_one: Callable[[Variant, int], list[CompiledKernel]] | None = None
 ) -> Iterator[tuple[Item, list[CompiledKernel]]]:
-    """Yield every variant and architecture with its result, as processes finish.
+    """Compile items in separate processes and yield each with its result, as they finish.
 
     Args:
         work: Variants and architectures.
-        jobs: Processes at the same time.
-        compile_one: What they call; None: :func:`compile_variant`.
+        jobs: Number of processes.
+        compile_one: Function that compiles one; None: :func:`compile_variant`.
     """
     if not work:
         return
@@ -163,12 +161,12 @@ def compile_all(
 
 @contextmanager
 def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield processes that compile, which start when they are used.
+    """Yield a pool of compiling processes, which start on first use.
 
-    All that they and their tools write is in a temporary folder that is removed at the end.
+    They and their tools write only into a temporary folder, which is removed at the end.
 
     Raises:
-        OSError: The folder or the processes cannot be made.
+        OSError: The folder or the processes cannot be created.
     """
     with (
         tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
@@ -178,10 +176,10 @@ def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def start_compiler(scratch: str) -> None:
-    """Settle what Triton reads from the environment when it is imported, in a compiling process that ends with ours.
+    """Set the environment that Triton reads on import, and let this process end with its parent.
 
     Args:
-        scratch: A folder for what Triton keeps; also the process's folder of temporary files.
+        scratch: Folder for Triton's cache and for temporary files.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
@@ -191,7 +189,7 @@ def start_compiler(scratch: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process with its parent: otherwise it waits forever on a queue whose other end it holds open itself."""
+    """Exit when the parent does. Otherwise this process waits forever on a queue whose other end it also holds open."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -199,15 +197,15 @@ def _end_with_parent() -> None:
 
 
 def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
-    """Compile one variant in this process: to machine code and, for one architecture, to PTX as well.
+    """Compile one variant in this process: to machine code and, for :func:`ptx_architecture`, also to PTX.
 
     Raises:
-        LucidError: Triton fails, with its message.
+        LucidError: Triton fails, or the kernel needs memory that is not available.
     """
-    compiled = compile_form(variant, arch)
+    compiled = compile_with_triton(variant, arch)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
-        raise LucidError(f"{variant.name}: Triton asks for scratch memory, which the plugin does not provide.")
+        raise LucidError(f"{variant.name}: Triton needs scratch memory, which the plugin does not provide.")
     if metadata.shared > SHARED_LIMITS[arch]:
         raise LucidError(
             f"{variant.name} needs {metadata.shared} bytes of shared memory and sm_{arch} has {SHARED_LIMITS[arch]}. "
@@ -229,11 +227,11 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
     return [kernel, replace(kernel, is_ptx=True, image=compiled.asm["ptx"].encode())]
 
 
-def compile_form(variant: Variant, arch: int) -> Any:
-    """Return what Triton makes of a variant in this process: ``asm`` has its PTX and machine code by name.
+def compile_with_triton(variant: Variant, arch: int) -> Any:
+    """Compile a variant in this process and return Triton's result, whose ``asm`` has PTX and machine code by name.
 
     Raises:
-        LucidError: Triton fails, with its message.
+        LucidError: Triton fails.
     """
     function = kernel_functions("compile the GPU kernels")[variant.kernel]
     types = {name: _type(name, variant) for name in argument_names(variant)}
@@ -243,7 +241,7 @@ def compile_form(variant: Variant, arch: int) -> Any:
 
 
 def argument_names(variant: Variant) -> list[str]:
-    """Return the names of what a variant is launched with, in order."""
+    """Return the names of a variant's launch arguments, in order."""
     function = kernel_functions("compile the GPU kernels")[variant.kernel]
     return [name for name in function.arg_names if name not in (*dict(variant.constants), *_absent(variant))]
 
@@ -256,28 +254,28 @@ def compile_function(
     launch: tuple[int, int],
     name: str,
 ) -> Any:
-    """Compile a Triton function for a GPU that need not be here.
+    """Compile a Triton function; no GPU is needed.
 
     Args:
-        function: Of ``triton.jit``; arguments that begin with ``p_`` are pointers.
+        function: A ``triton.jit`` function whose pointers begin with ``p_``.
         types: Triton's types of its arguments, such as ``*fp16`` and ``i32``.
-        constants: Its compile-time constants; None: a pointer that is not given.
+        constants: Its compile-time constants; None for a pointer that the variant does not have.
         arch: Compute capability, 90 for 9.0.
-        launch: Warps of a program, and stages of its loops.
-        name: For messages.
+        launch: Warps per program, and pipeline stages.
+        name: Name for error messages.
 
     Returns:
-        What Triton compiled.
+        Triton's compiled kernel.
 
     Raises:
-        LucidError: Triton fails, with its message.
+        LucidError: Triton fails.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
-    # TensorRT's and PyTorch's buffers start at multiples of 256 bytes; no other argument is assumed to be a multiple.
+    # Buffers of TensorRT and PyTorch are aligned to 256 bytes. Nothing is assumed about other arguments.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, each in enumerate(function.arg_names)
@@ -292,7 +290,7 @@ def compile_function(
 
 
 def _absent(variant: Variant) -> tuple[str, ...]:
-    """Return the arguments of its function that a variant goes without."""
+    """Return the function's arguments that a variant does not have."""
     if variant.kernel == "precondition_kernel" and "INT8" not in dict(variant.constants):
         return ("INT8",)
     if variant.kernel == "key_norms_kernel" and variant.dtype != "float32":
@@ -304,7 +302,7 @@ def _absent(variant: Variant) -> tuple[str, ...]:
 
 
 def _type(argument: str, variant: Variant) -> str:
-    """Return Triton's type of an argument, which its name tells: p_ pointers, n_ and width_units integers."""
+    """Return Triton's type of an argument by its name: p_… is a pointer, n_… and width_units are integers."""
     if argument.removeprefix("p_") in delta_rule.FIXED or argument in _SCALES:
         return "*fp32"
     if variant.kernel == decode_attention.FLOAT8_KERNEL and argument in ("p_k", "p_y"):

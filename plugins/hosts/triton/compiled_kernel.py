@@ -1,4 +1,4 @@
-"""Compiled kernels, and keeping them on disk."""
+"""Compiled kernels, and their cache on disk."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lucid_deploy.plugins.hosts.libraries import cache_folder
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """Machine code (or PTX) of one variant and what launching it takes.
+    """Machine code or PTX of one variant, with the facts needed to launch it.
 
     Attributes:
         variant: Name of the variant.
         arch: Compute capability it was compiled for, 90 for 9.0.
-        is_ptx: PTX text for the driver to compile, instead of machine code.
+        is_ptx: Whether ``image`` is PTX, which the driver compiles, instead of machine code.
         entry: The function's name in the module.
-        shared_bytes: Dynamic shared memory.
-        num_warps: Warps of a program; threads are 32 times that.
+        shared_bytes: Size of the dynamic shared memory.
+        num_warps: Warps per program; a program has 32 times as many threads.
         constants: The compile-time constants that the grid depends on.
         arguments: Names of the arguments in order, without the two scratch pointers that Triton appends.
         image: The module.
@@ -42,7 +42,7 @@ class CompiledKernel:
 
 
 def total_size(kernels: Sequence[CompiledKernel]) -> tuple[int, int]:
-    """Return the bytes of all modules, and what is left of them in a wheel (deflate, as pip's archives use)."""
+    """Return the total size of all modules in bytes, and their compressed size in a wheel (deflate)."""
     return sum(len(kernel.image) for kernel in kernels), sum(len(zlib.compress(kernel.image)) for kernel in kernels)
 
 
@@ -52,7 +52,7 @@ def default_cache() -> Path:
 
 
 def save(path: Path, kernels: list[CompiledKernel]) -> None:
-    """Write to the cache so that a reader never sees half of it; a full or read-only disk loses the cache only."""
+    """Write kernels to the cache atomically; errors such as a full disk are ignored, since only the cache is lost."""
     images = b"".join(kernel.image for kernel in kernels)
     headers = [{**asdict(kernel), "image": len(kernel.image)} for kernel in kernels]
     header = json.dumps({"sha256": hashlib.sha256(images).hexdigest(), "kernels": headers})
@@ -62,7 +62,7 @@ def save(path: Path, kernels: list[CompiledKernel]) -> None:
 
 
 def load(path: Path) -> list[CompiledKernel] | None:
-    """Read from the cache; None when it is not there or damaged."""
+    """Read kernels from the cache; None if the file is missing or damaged."""
     try:
         head, images = path.read_bytes().split(b"\n", 1)
         header = json.loads(head)

@@ -1,4 +1,4 @@
-"""The operators' Triton functions by name."""
+"""The operators' Triton kernels by name, and their source files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from lucid_deploy.errors import missing_extra
 from lucid_deploy.plugins.decode_attention.plan import FLOAT8_KERNEL
 
-# Everything that compiled code is made of, as paths below the folder of the plugins.
+# All files that compiled code depends on, relative to plugins/.
 SOURCES = (
     "shared/kernel.py",
     "block_inverse/kernel.py",
@@ -23,12 +23,12 @@ SOURCES = (
 
 
 def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
-    """Return the Triton functions by the names that plans call them by.
+    """Return the Triton functions by their names in plans.
 
-    A function has two names where it is compiled in two ways: with and without the scales of a cache.
+    One function has two names, since it is compiled with and without the scales of a cache.
 
     Args:
-        purpose: What they are for, as the end of "… is needed to …".
+        purpose: Completes "triton is needed to …" in the error message.
 
     Raises:
         LucidError: Triton is not installed.
@@ -45,7 +45,7 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
         if error.name != "triton":
             raise
         raise missing_extra("triton", "kernels", purpose) from None
-    of_solve = (key_norms_kernel, key_tiles_kernel, precondition_kernel)
-    of_decoding = (decode_split_kernel, decode_combine_kernel, verify_combine_kernel)
-    functions = (*of_solve, *of_decoding, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
+    solve = (key_norms_kernel, key_tiles_kernel, precondition_kernel)
+    decode = (decode_split_kernel, decode_combine_kernel, verify_combine_kernel)
+    functions = (*solve, *decode, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
     return {FLOAT8_KERNEL: decode_split_kernel, **{function.__name__: function for function in functions}}

@@ -1,4 +1,4 @@
-"""Run the kernels on PyTorch tensors, on a GPU or in Triton's interpreter."""
+"""Run the Triton kernels on PyTorch tensors, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lucid_deploy.plugins.table import FLOATS
 if TYPE_CHECKING:
     from torch import Tensor
 
-INTERPRETER_ARCH = 80  # whose choices the interpreter takes when none are given
+INTERPRETER_ARCH = 80  # compute capability whose tuned constants the interpreter uses
 _SCALES = ("K_scale", "Y_scale")
 
 
@@ -31,17 +31,17 @@ def precondition(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> Tensor:
-    """Solve ``L Y = V`` with the kernel, without derivatives.
+    """Solve ``L Y = V`` with the kernel; it is not differentiable.
 
-    Arguments as of :func:`lucid_deploy.plugins.precondition.torch_operator.precondition`, and:
+    The other arguments are those of :func:`lucid_deploy.plugins.precondition.torch_operator.precondition`.
 
     Args:
-        out: Where to write Y, contiguous; None: new memory.
-        workspace: Scratch bytes (uint8), at least the plan's; None: new memory.
+        out: Contiguous tensor to write Y into; None: a new one.
+        workspace: Scratch memory (uint8) of at least the plan's size; None: new memory.
         tuned: Constants to use instead of the tuned ones.
 
     Raises:
-        ValueError: Shapes, types or a device that the kernel does not take.
+        ValueError: The kernel does not support the shapes, the types or the device.
     """
     import torch
 
@@ -75,17 +75,17 @@ def decode_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attend from 1 to 16 new tokens with the kernels.
 
-    Arguments as of :func:`lucid_deploy.plugins.decode_attention.torch_operator.decode_attention`, and:
+    The other arguments are those of :func:`lucid_deploy.plugins.decode_attention.torch_operator.decode_attention`.
 
     Args:
-        scales: Of a cache in ``float8_e4m3fn``: float32 ``(B, H, P, 1)`` for K and for Y; a row stands for itself times
-            its scale. None: the cache has the type of ``q``.
-        out: Where to write O and Y_new; None: new memory.
+        scales: For a cache in ``float8_e4m3fn``: factors of the rows of K and of Y, float32 ``(B, H, P, 1)`` each.
+            None: the cache has the type of ``q``.
+        out: Tensors to write O and Y_new into; None: new ones.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
 
     Raises:
-        ValueError: Shapes, types or a device that the kernels do not take.
+        ValueError: The kernels do not support the shapes, the types or the device.
     """
     import torch
 
@@ -126,15 +126,15 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Apply the delta rule to new tokens with the kernels.
 
-    Arguments as of :func:`lucid_deploy.plugins.delta_rule.torch_operator.delta_rule`, and:
+    The other arguments are those of :func:`lucid_deploy.plugins.delta_rule.torch_operator.delta_rule`.
 
     Args:
-        out: Where to write the outputs and the new state; None: new memory.
+        out: Tensors to write the outputs and the new state into; None: new ones.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
 
     Raises:
-        ValueError: Types or a device that the kernels do not take.
+        ValueError: The kernels do not support the types or the device.
     """
     import torch
 
@@ -154,21 +154,21 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
     """Launch a plan's steps on the current stream.
 
     Args:
-        plan: What to launch.
-        tensors: The operator's tensors by name, all on one device, and of one floating-point type but for those that
-            are float32 in any case, and a cache that is stored with scales.
-        workspace: uint8, at least ``plan.workspace_bytes`` long, contents arbitrary; None: new memory.
+        plan: The launches.
+        tensors: The operator's tensors by name, on one device and of one floating-point type, except tensors that are
+            always float32 and a cache with scales.
+        workspace: uint8, at least ``plan.workspace_bytes`` long, with any contents; None: new memory.
 
     Raises:
-        ValueError: Several types, tensors not on a GPU, an output that is not contiguous, or too small a workspace.
+        ValueError: Types differ, tensors are not on a GPU, an output is not contiguous, or the workspace is too small.
         LucidError: Triton is not installed.
     """
     import torch
 
     kernels = kernel_functions()
     float32 = (*FIXED, *_SCALES)
-    stored = ("K", "Y") if _SCALES[0] in tensors else ()
-    floats = {name: tensor.dtype for name, tensor in tensors.items() if name not in ("mask", *float32, *stored)}
+    float8 = ("K", "Y") if _SCALES[0] in tensors else ()
+    floats = {name: tensor.dtype for name, tensor in tensors.items() if name not in ("mask", *float32, *float8)}
     if len(set(floats.values())) != 1:
         raise ValueError(f"all tensors must have one type, not {floats}")
     if wrong := [name for name in float32 if name in tensors and tensors[name].dtype != torch.float32]:
@@ -202,7 +202,7 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
 
 
 def argument_name(tensor: str) -> str:
-    """Return what the kernels call one of the operators' tensors; ``workspace`` is a plan's."""
+    """Return the kernels' argument name for an operator's tensor or for ``workspace``."""
     return "p_work" if tensor == "workspace" else f"p_{tensor.lower()}"
 
 
@@ -220,7 +220,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _arch(tensor: Tensor, least: int = 0) -> int:
-    """Return the compute capability of a tensor's device; the interpreter has what is asked for."""
+    """Return the compute capability of a tensor's device; the interpreter's is at least ``least``."""
     import torch
 
     if tensor.device.type != "cuda":
@@ -230,7 +230,7 @@ def _arch(tensor: Tensor, least: int = 0) -> int:
 
 
 def _mask(mask: Tensor | None, like: Tensor, tokens: int) -> Tensor:
-    """Return the mask as bytes, which is how the kernels and TensorRT read booleans."""
+    """Return the mask as bytes, as which the kernels and TensorRT read booleans; all ones for None."""
     import torch
 
     batch = like.shape[0]

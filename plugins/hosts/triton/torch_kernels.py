@@ -1,6 +1,6 @@
-"""The kernels as PyTorch's implementation of the custom operators on CUDA tensors; importing this puts them in place.
+"""Importing this module registers the Triton kernels for the PyTorch custom operators on CUDA tensors.
 
-What the kernels do not take is computed by PyTorch's versions, on the GPU too; :func:`why_not` says what that is.
+Calls that the kernels do not support, see :func:`why_not`, run the PyTorch implementations, also on the GPU.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from lucid_deploy.plugins.table import FLOATS
 
 
 def use_kernels(device_type: str = "cuda") -> None:
-    """Let the custom operators run the kernels on tensors of a device type; ``cpu`` is for Triton's interpreter."""
+    """Register the kernels for a device type; ``cpu`` is for Triton's interpreter."""
     solve.precondition_operator.register_kernel(device_type, _precondition)
     decode.decode_attention_operator.register_kernel(device_type, _decode_attention)
     delta.delta_rule_operator.register_kernel(device_type, _delta_rule)
 
 
 def why_not(*tensors: Tensor) -> str | None:
-    """Return why the kernels do not take an operator's floating-point tensors ``(B, H, T, D)``; None if they do."""
+    """Return why the kernels do not support an operator's float tensors ``(B, H, T, D)``; None if they do."""
     first = tensors[0]
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
     if len(kinds) > 1 or not kinds <= set(FLOATS):
@@ -45,7 +45,7 @@ def why_not(*tensors: Tensor) -> str | None:
 
 @functools.cache
 def device_lacks(device: torch.device) -> str | None:
-    """Return why no kernel runs on a device, None if they do; asked once, so that a warning comes once."""
+    """Return why the kernels cannot run on a device; None if they can. Cached, so that it warns only once."""
     if importlib.util.find_spec("triton") is None:
         line = spelled_out('pip install "lucid-deploy[kernels]"')
         reason = f"Triton is not installed; {line} brings it for Linux"

@@ -65,7 +65,7 @@ def elf(path: Path, machine: int, big: bool = False) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("machine", "big", "name"), [(62, False, "x86_64"), (183, True, "aarch64"), (7, False, "processors of number 7")]
+    ("machine", "big", "name"), [(62, False, "x86_64"), (183, True, "aarch64"), (7, False, "processors of type 7")]
 )
 def test_the_header_names_the_processor(machine: int, big: bool, name: str, tmp_path: Path) -> None:
     assert built_for(elf(tmp_path / "lib.so", machine, big)) == name
@@ -92,8 +92,8 @@ def test_a_cut_library_is_refused_before_the_loader_maps_it(missing: int, tmp_pa
     whole = library.read_bytes()
     assert load_obstacle(library) == ""
     library.write_bytes(whole[:-missing])
-    assert load_obstacle(library) == f"it was cut: it has {len(whole) - missing} of {len(whole)} bytes"
+    assert load_obstacle(library) == f"it is truncated: it has {len(whole) - missing} of {len(whole)} bytes"
     code = "import sys; from pathlib import Path; from lucid_deploy.plugins.hosts.tensorrt.build import check_plugin\n"
     code += "try: check_plugin(Path(sys.argv[1]))\nexcept Exception as error: print(error)"
     ran = subprocess.run([sys.executable, "-c", code, library], capture_output=True, text=True)
-    assert ran.returncode == 0 and f"{library} is not a usable plugin library: it was cut" in ran.stdout
+    assert ran.returncode == 0 and f"{library} is not a usable plugin library: it is truncated" in ran.stdout

@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatc
         ({"capabilities": ("8.0", "8.6"), "weightless": True}, "built for one compute capability"),
         (  # the library of these tests has machine code and PTX for 8.6
             {"capabilities": ("8.0", "12.0")},
-            r"no kernels that a GPU of compute capability 8\.0 runs\. Run: lucid-deploy plugin build --target "
+            r"no kernels for a GPU of compute capability 8\.0\. Run: lucid-deploy plugin build --target "
             r"tensorrt --dtype float32 --arch 8\.0,12\.0 --output LIBRARY, and pass --plugin LIBRARY\.$",
         ),
         (

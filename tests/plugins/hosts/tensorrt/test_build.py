@@ -59,7 +59,7 @@ def test_chips_that_run_kernels_over_e4m3(of_one_chip):
 )
 def test_a_root_that_is_named_is_the_one_that_is_used(find, variable, header, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, str(tmp_path))
-    with pytest.raises(LucidError, match=f"{variable} is .*where there is no include/{header}"):
+    with pytest.raises(LucidError, match=f"{variable} is .*which contains no include/{header}"):
         find()
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / header).touch()
