@@ -9,7 +9,7 @@ PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old ma
 # Where it is set, each of the tests' processes compiles all tests and this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat lint gpu-check gpu-static gpu-banks clean
+.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat lint gpu-check gpu-static clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -85,10 +85,6 @@ gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsew
 gpu-static: $(VENV)/.dev # run the tools' tests, then read the GPU kernels' machine code, no GPU needed; ARCH=80 does one
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tools -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m tools.gpu.gpu_static $(if $(ARCH),--arch $(ARCH))
-
-gpu-banks: $(VENV)/.dev # count the cycles of shared memory that GPU kernels' loops take; KERNEL=decode_split WIDTH=128 chooses
-	$(BIN)/python -m tools.ptx.count_banks --arch $(or $(ARCH),90) --kernel $(or $(KERNEL),decode_split) \
-		$(if $(WIDTH),--width $(WIDTH)) --instructions 5
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -24,7 +24,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_settings, read_tokenizer_file
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config_file import read_object
-from lucid_deploy.model.tokenizer_files import tokenizer_files
+from lucid_deploy.model.tokenizer_files import check_regular, tokenizer_files
 
 # Repeated spaces, line breaks, digits, punctuation, several scripts, and what a vocabulary may lack.
 _SAMPLES = (
@@ -45,9 +45,12 @@ _SHOWN = 8  # tokens that a note names
 def check_links(checkpoint: Path) -> None:
     """Refuse to copy links that lead out of the checkpoint, which would put a private file into the artifact.
 
+    What is no regular file is refused, too.
+
     The cache of the Hugging Face Hub is made of such links, from ``models--ORG--NAME/snapshots/REVISION/FILE`` to
     ``models--ORG--NAME/blobs/HASH``. Weights may be links to anywhere.
     """
+    check_regular(checkpoint)
     folder = checkpoint.resolve()
     allowed = [folder]
     for parent in folder.parents:

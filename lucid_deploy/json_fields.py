@@ -1,7 +1,7 @@
-"""JSON objects from strangers, read into structs: types are exact, unknown keys are refused, messages name the field.
+"""Read untrusted JSON objects into structs: types are exact, unknown keys are refused, messages name the field.
 
-The structs are msgspec's and say what each field may be; from them also come the published JSON schemas. What
-msgspec's own message says of a wrong value is said again in our words, with the value.
+The structs are msgspec's and say what each field may be; the published JSON schemas come from them, too. Messages of
+msgspec about a wrong value are replaced by ours, which show the value.
 """
 
 from __future__ import annotations
@@ -97,22 +97,22 @@ def _decoder(form: type[T]) -> msgspec.json.Decoder[T]:
     return msgspec.json.Decoder(form)
 
 
-def _explained(data: bytes, form: type, what: str, said: str) -> FieldError:
-    """Return the error in our words. Reads the text again, which only texts that are refused cost."""
+def _explained(data: bytes, form: type, what: str, reason: str) -> FieldError:
+    """Return the error in our words. Parses the text again, which happens only to refused ones."""
     raw = _parsed(data, what)
-    for name, text in _texts(raw):
-        if (place := half_character(text)) is not None:
+    for name, text in _leaves(raw):
+        if isinstance(text, str) and (place := half_character(text)) is not None:
             return FieldError(f"{name} has half a character (a lone surrogate) at {place}.", name, "invalid_value")
-    if match := _UNKNOWN.fullmatch(said):
+    if match := _UNKNOWN.fullmatch(reason):
         name = _joined(match[2], clipped(match[1]))
         message = f"Unknown field: {_joined(match[2], shown(match[1]))}. Leave it out."
         return FieldError(message, name, "unknown_parameter")
-    if match := _MISSING.fullmatch(said):
+    if match := _MISSING.fullmatch(reason):
         name = _joined(match[2], match[1])
         return FieldError(f"The field {name} is missing.", name, "missing_field")
-    match = re.search(r" - at `\$\.?(.*)`$", said, re.DOTALL)
+    match = re.search(r" - at `\$\.?(.*)`$", reason, re.DOTALL)
     if match is None:
-        return FieldError(f"The {what} is not valid JSON: {said}.", None, "invalid_json")
+        return FieldError(f"The {what} is not valid JSON: {reason}.", None, "invalid_json")
     path = match[1]
     if path.endswith(NAMES):  # a value in an object whose names are data
         path = path.removesuffix(NAMES)
@@ -121,7 +121,7 @@ def _explained(data: bytes, form: type, what: str, said: str) -> FieldError:
     value, kind = _at(raw, inspect.type_info(form), path)
     if value is None and path.isidentifier():
         return FieldError(f"The field {path} is missing.", path, "missing_field")
-    if ", got " in said:
+    if ", got " in reason:
         return wrong(path, _words(kind), value)
     return FieldError(f"{path} must be {_range(kind, value)}, not {_measured(value)}.", path, "invalid_value")
 
@@ -157,17 +157,17 @@ def _joined(where: str | None, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _texts(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every text inside an object, with its path."""
+def _leaves(raw: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value that is neither an object nor a list, with its path."""
     left: list[tuple[str, Any]] = [("", raw)]
     while left:  # no recursion: it may be nested as deep as Python's own parser goes
         path, value = left.pop()
-        if isinstance(value, str):
-            yield path, value
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             left += [(_joined(path, clipped(name)), item) for name, item in value.items()]
         elif isinstance(value, list):
             left += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        else:
+            yield path, value
 
 
 class NoNumber(ValueError):
@@ -175,7 +175,7 @@ class NoNumber(ValueError):
 
 
 def finite(text: str) -> Any:
-    """Parse JSON and take nothing that is no number: neither NaN and Infinity, nor 1e400, which would become infinite.
+    """Parse JSON; reject NaN, infinity, and numbers such as 1e400 that would become infinite.
 
     Raises:
         ValueError: It is not JSON, or has such a number.
@@ -184,21 +184,9 @@ def finite(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant, parse_float=_no_infinity)
     except NoNumber as error:
-        raise NoNumber(f"{_no_number_at(json.loads(text))}: {error}") from error
-
-
-def _no_number_at(raw: Any) -> str:
-    """Return the path of a number that is none."""
-    left: list[tuple[str, Any]] = [("", raw)]
-    while left:
-        path, value = left.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            return path
-        if isinstance(value, dict):
-            left += [(_joined(path, clipped(name)), item) for name, item in value.items()]
-        elif isinstance(value, list):
-            left += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    return "a field"
+        leaves = _leaves(json.loads(text))
+        wrong_at = (path for path, value in leaves if isinstance(value, float) and not math.isfinite(value))
+        raise NoNumber(f"{next(wrong_at, 'a field')}: {error}") from error
 
 
 def _no_infinity(digits: str) -> float:

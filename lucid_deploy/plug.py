@@ -1,4 +1,4 @@
-"""What installed packages add: objects named under an entry point group, each checked as it is loaded."""
+"""What other installed packages add: objects that they register as entry points, each checked when it is loaded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import cache
 from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, in_one_line
 
 T = TypeVar("T")
 
 
 def entry_points(group: str) -> dict[str, list[EntryPoint]]:
-    """Return what installed packages name under a group, by name. Loads nothing.
+    """Return what installed packages register in a group, by name. Loads nothing.
 
     Args:
         group: Such as ``lucid_deploy.runtimes``.
@@ -24,8 +24,8 @@ def entry_points(group: str) -> dict[str, list[EntryPoint]]:
     return found
 
 
-def plugged(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
-    """Load the object that an installed package names; None if none names one so.
+def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
+    """Load the object that an installed package registers; None if none does.
 
     Args:
         group: Such as ``lucid_deploy.runtimes``.
@@ -35,7 +35,7 @@ def plugged(group: str, name: str, kind: type[T], what: str, attribute: str = "n
         attribute: Where the object has its own name, which must be the entry's.
 
     Raises:
-        LucidError: Two packages name one, it does not load, or it is not such an object.
+        LucidError: Two packages register one, it does not load, or it is not such an object.
     """
     found = entry_points(group).get(name, [])
     if not found:
@@ -49,22 +49,21 @@ def plugged(group: str, name: str, kind: type[T], what: str, attribute: str = "n
 
 @cache
 def _load(entry: EntryPoint, kind: Any, what: str, attribute: str) -> Any:
-    named = f"{what.capitalize()} {entry.name} of {_origin(entry)}"
+    label = f"{what.capitalize()} {entry.name} of {_origin(entry)}"
     try:
         loaded: Any = entry.load()
-    except Exception as error:  # a package's own code: whatever it raises is its author's to mend, who is named
-        reason = " ".join(str(error).split())
+    except Exception as error:  # a package's own code, which may raise anything: its author is named
+        reason = in_one_line(error)
         if not isinstance(error, ImportError | AttributeError | LucidError):
             reason = f"{type(error).__name__}: {reason}"
-        raise LucidError(
-            f"{named} does not load: {reason.removesuffix('.')}. Install its package again, or remove it."
-        ) from error
+        reason = reason.removesuffix(".")
+        raise LucidError(f"{label} does not load: {reason}. Install its package again, or remove it.") from error
     if isinstance(loaded, type):
-        raise LucidError(f"{named} is no {what}, but a class: name an object of it, as in {loaded.__name__}().")
+        raise LucidError(f"{label} is no {what}, but a class: name an object of it, as in {loaded.__name__}().")
     if not isinstance(loaded, kind):
-        raise LucidError(f"{named} is no {what}: it is no object of a subclass of {kind.__name__}.")
+        raise LucidError(f"{label} is no {what}: it is no object of a subclass of {kind.__name__}.")
     if (own := getattr(loaded, attribute, None)) != entry.name:
-        raise LucidError(f"{named} is no {what} of the name {entry.name}: its {attribute} is {own!r}.")
+        raise LucidError(f"{label} is no {what} of the name {entry.name}: its {attribute} is {own!r}.")
     return loaded
 
 

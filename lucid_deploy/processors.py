@@ -1,16 +1,14 @@
-"""How much of the machine this process may use: processors by its affinity and its control group, and memory's files.
+"""How many processors this process may use, by its affinity and its control group.
 
-A container is a control group. ``docker run --cpus 2`` and ``limits.cpu`` of Kubernetes set its quota, and
-``--cpuset-cpus`` the processors that it runs on. Runtimes count the machine's cores instead: their threads then wait
-for each other while the system has stopped one of them, and onnxruntime binds each to a core that this process may not
-have.
+A container is a control group: ``docker run --cpus 2`` and Kubernetes' ``limits.cpu`` set its quota, ``--cpuset-cpus``
+its processors. Runtimes count the machine's cores instead. Their threads then wait for one that the system has stopped,
+and onnxruntime binds threads to cores that this process may not use.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 _ROOT = Path("/")
@@ -45,46 +43,25 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def processor_quota(root: Path = _ROOT) -> float | None:
-    """Return how much processor time control groups give this process, in processors; None: as much as there is.
+    """Return how much processor time control groups (version 2) give this process, in processors; None: all there is.
 
     Args:
         root: As in :func:`allowed_threads`.
     """
-    found = []
-    for folder in control_groups("cpu", root):
-        # Version 2 has both numbers in one file, and "max" for no quota; version 1 has two files, and -1.
-        quota, period, *_ = [*read_text(folder / "cpu.max").split(), "", ""]
-        if not quota:
-            quota = read_text(folder / "cpu.cfs_quota_us").strip()
-            period = read_text(folder / "cpu.cfs_period_us").strip()
+    quotas = []
+    lines = _read_text(root / "proc/self/cgroup").splitlines()
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    group = Path(own.lstrip("/"))
+    # The groups around it count, too. A container sees its own as the top, whatever name the machine has for it.
+    for folder in (group, *group.parents, Path()):
+        quota, period, *_ = [*_read_text(root / "sys/fs/cgroup" / folder / "cpu.max").split(), "", ""]
         if quota.isdigit() and period.isdigit() and int(period):
-            found.append(int(quota) / int(period))
-    return min(found, default=None)
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
-def control_groups(controller: str, root: Path = _ROOT) -> Iterator[Path]:
-    """Yield the folders of this process's control groups that can limit it: its own and those around it.
-
-    Args:
-        controller: Such as ``cpu`` or ``memory``.
-        root: As in :func:`allowed_threads`.
-    """
-    mounts = root / "sys/fs/cgroup"
-    # The top is always among them: a container sees its own group there, whatever name the machine has for it.
-    found = {mounts: "/", mounts / "unified": "/", mounts / controller: "/"}
-    for line in read_text(root / "proc/self/cgroup").splitlines():
-        _, names, path = [*line.split(":", 2), "", ""][:3]  # sandboxes that imitate Linux may write anything here
-        if not names:  # version 2
-            found |= {mounts: path, mounts / "unified": path}
-        elif controller in names.split(","):
-            found |= {mounts / controller: path, mounts / names: path}
-    for top, path in found.items():
-        inner = Path(path.lstrip("/"))
-        yield from (top / part for part in (inner, *inner.parents))
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text; nothing where it cannot be read: another system, or another version of control groups."""
+def _read_text(path: Path) -> str:
+    """Return a file's text; nothing where it cannot be read, as on other systems."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")  # groups may have any name
     except OSError:
@@ -95,10 +72,8 @@ def _cores(root: Path) -> int:
     """Count the cores whose processors this process may run on."""
     if sys.platform != "linux":
         return os.cpu_count() or 1
-    return len({_core(number, root) for number in os.sched_getaffinity(0)})
-
-
-def _core(number: int, root: Path) -> str:
-    """Name the core that a processor is a part of; without word of it, the processor is one."""
-    siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
-    return read_text(siblings).strip() or f"processor {number}"
+    cores = set()
+    for number in os.sched_getaffinity(0):
+        siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        cores.add(_read_text(siblings).strip() or f"processor {number}")  # where nothing is known, each is a core
+    return len(cores)

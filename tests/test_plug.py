@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plug import entry_points, plugged
+from lucid_deploy.plug import entry_points, load_plugin
 
 GROUP = "lucid_deploy.tested"
 CODE = """
@@ -44,9 +44,9 @@ def test_objects_are_loaded_by_group_and_name(install: Callable[..., None]) -> N
     import plugged_well
 
     assert set(entry_points(GROUP)) == {"first", "lost"}  # which loads none
-    assert plugged(GROUP, "first", float, "thing") is plugged_well.FIRST
-    assert plugged(GROUP, "third", float, "thing") is None
-    assert plugged("lucid_deploy.unheard_of", "first", float, "thing") is None
+    assert load_plugin(GROUP, "first", float, "thing") is plugged_well.FIRST
+    assert load_plugin(GROUP, "third", float, "thing") is None
+    assert load_plugin("lucid_deploy.unheard_of", "first", float, "thing") is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_cannot_be_used_is_named_in_one_line(
 ) -> None:
     install(module, entry, code)
     with pytest.raises(LucidError, match=f"Thing .* of {module} .*{message}") as caught:
-        plugged(GROUP, entry.split()[0], float, "thing")
+        load_plugin(GROUP, entry.split()[0], float, "thing")
     assert "\n" not in str(caught.value)
 
 
@@ -79,4 +79,4 @@ def test_two_packages_with_one_name_are_refused(install: Callable[..., None]) ->
     install("one_plug", "first = one_plug:FIRST")
     install("two_plug", "first = two_plug:FIRST")
     with pytest.raises(LucidError, match=r"Several packages bring a thing first: .*plug \(.*plug:FIRST\). Remove one"):
-        plugged(GROUP, "first", float, "thing")
+        load_plugin(GROUP, "first", float, "thing")

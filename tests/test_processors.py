@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.processors import allowed_threads, control_groups, processor_quota, usable_cores
+from lucid_deploy.processors import allowed_threads, processor_quota, usable_cores
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="affinity and control groups are Linux's")
 Machine = Callable[[int, set[int]], Path]
@@ -92,19 +92,6 @@ def test_groups_around_it_count_too(machine: Machine) -> None:
     assert processor_quota(root) == 4
 
 
-@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
-@pytest.mark.parametrize("seen", ["docker/abc", ""], ids=["the machine's groups", "its own group alone"])
-def test_the_first_version_of_control_groups(machine: Machine, mount: str, seen: str) -> None:
-    root = machine(64, set(range(64)))
-    write(root / "proc/self/cgroup", f"5:{mount}:/docker/abc\n4:memory:/other\n0::/\n")
-    folder = root / "sys/fs/cgroup" / mount / seen
-    write(folder / "cpu.cfs_quota_us", "-1\n")
-    write(folder / "cpu.cfs_period_us", "100000\n")
-    assert processor_quota(root) is None
-    write(folder / "cpu.cfs_quota_us", "250000\n")
-    assert processor_quota(root) == 2.5
-
-
 @pytest.mark.parametrize(
     "text", [b"", b"nothing like it\n", b"0:", b"0::/../../pods\n", b"0::/na\xffme\n", b"1:cpu:/a:b\n"]
 )
@@ -115,14 +102,6 @@ def test_what_is_written_there_may_be_anything(machine: Machine, text: bytes) ->
     assert allowed_threads(root) is None
     write(root / "sys/fs/cgroup/cpu.max", "200000 100000")
     assert allowed_threads(root) == 2
-
-
-def test_groups_are_those_that_the_system_names() -> None:
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    own = {path for _, names, path in lines if not names or "memory" in names.split(",")}
-    found = {str(folder) for folder in control_groups("memory")}
-    assert all(any(folder.endswith(path.rstrip("/")) for folder in found) for path in own)
-    assert all(folder.startswith("/sys/fs/cgroup") for folder in found)
 
 
 def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from lucid_deploy.artifact.quantization import LearnedTensor, Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.inputs import InputMoments, ProductErrors
-from lucid_deploy.plug import entry_points, plugged
+from lucid_deploy.plug import entry_points, load_plugin
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def find_method(name: str) -> QuantizationMethod:
     if name in BUILT_IN:
         built_in: QuantizationMethod = importlib.import_module(f"lucid_deploy.export.quantize.{BUILT_IN[name]}").METHOD
         return built_in
-    found = plugged(GROUP, name, QuantizationMethod, "quantization method")
+    found = load_plugin(GROUP, name, QuantizationMethod, "quantization method")
     if found is None:
         raise LucidError(f"--method must be one of {', '.join(method_names())}, not {name!r}.")
     return found

@@ -1,20 +1,23 @@
-"""The manifest ``lucid.json``: what an artifact holds, and the form it has on disk."""
+"""The manifest ``lucid.json``: what an artifact holds, and the form it has on disk.
+
+On disk types are exact (true is no number) and unknown keys are refused. ``docs/schemas/lucid.schema.json`` says the
+same as a JSON schema: change both together. A test compares them.
+"""
 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
-from lucid_deploy.artifact import format1
-from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError, reading
+from lucid_deploy.files import leftovers
 from lucid_deploy.json_fields import NoNumber, finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
@@ -37,22 +40,85 @@ def whole_pages(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+Size = Annotated[int, Meta(ge=0, le=2**62)]
+Name = Annotated[str, Meta(min_length=1)]
+Number = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
+
+
+class TensorInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One graph input or output: name, numpy-style type name, and shape (numbers or names of dynamic axes)."""
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Name
+    dtype: Name
+    shape: tuple[Size | Name, ...]
 
 
-@dataclass(frozen=True)
-class GraphInfo:
+class GraphInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One graph: its file in the artifact, and its inputs and outputs in order."""
 
-    file: str
+    file: Name
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+
+class Graphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The graphs of an artifact; ``verify`` only where drafted tokens can be verified in one step."""
+
+    prefill: GraphInfo
+    decode: GraphInfo
+    verify: GraphInfo | msgspec.UnsetType = msgspec.UNSET
+
+
+class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size in bytes and hash of a file."""
+
+    size: Size
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Ranges(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a range scan found before a float16 export, or that it was skipped."""
+
+    skipped: bool
+    limit: Number | None = None
+    margin: Number | None = None
+    prompts: Size | None = None
+    tokens: Size | None = None
+    calibration: str | None = None
+    peaks: dict[str, dict[str, Number]] = {}
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.skipped and (not self.peaks or None in (self.limit, self.prompts, self.tokens)):
+            raise ValueError("a scan that was not skipped has peaks, a limit, prompts and tokens")
+
+
+class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of ``lucid.json``; :class:`Manifest` says what they mean."""
+
+    format: Literal["lucid-deploy"]
+    format_version: Literal[2]
+    config: LucidConfig
+    dtype: Literal["float32", "float16", "bfloat16"]
+    cache: Literal["growing", "static"]
+    logits: Literal["last", "all"]
+    opset: Size
+    operators: Size
+    source: str
+    versions: dict[str, str]
+    graphs: Graphs
+    files: dict[Name, FileFacts]
+    layers: tuple[LayerDescription, ...]
+    transposed: tuple[str, ...]
+    float32_head: bool
+    cache_dtype: Literal["", "float32", "float16", "bfloat16", "int8", "fp8"] = ""
+    ranges: Ranges | None = None
+    quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
+    assumed_unused: dict[str, Any] = {}
+    hub: dict[str, str | None] | None = None
+    options: dict[str, Any] = {}
+    inline: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +195,7 @@ class Manifest:
         """
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
+        data["graphs"] = msgspec.to_builtins(self.graphs)
         data["layers"] = [layer.to_dict() for layer in self.layers]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
@@ -157,10 +224,10 @@ def read_manifest(directory: Path) -> Manifest:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: {error}. {_REMEDY}") from error
     if name != FORMAT:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: its format is {name!r}.")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise LucidError(
-            f"{directory} has artifact format {version}; this lucid-deploy reads up to {FORMAT_VERSION}. "
-            "Upgrade lucid-deploy, or export again with this version."
+            f"{directory} has artifact format {version}; this lucid-deploy reads format {FORMAT_VERSION}. Use the "
+            "version that exported it, or export again."
         )
     try:
         return _parse_manifest(data)
@@ -170,10 +237,9 @@ def read_manifest(directory: Path) -> Manifest:
 
 def _advice(directory: Path) -> str:
     """Name what a killed command left beside a missing artifact: the old one or the new one."""
-    prefixes = (f"{directory.name}.old-", f"{directory.name}.tmp-")
-    with suppress(OSError):
-        if left := sorted(path.name for path in directory.parent.iterdir() if path.name.startswith(prefixes)):
-            return f" A command that was killed left {' and '.join(left)} beside it: rename the one to keep."
+    if left := leftovers(directory):
+        names = " and ".join(path.name for path in left)
+        return f" A command that was killed left {names} beside it: rename the one to keep."
     return " Make one with: lucid-deploy export"
 
 
@@ -193,10 +259,12 @@ def _check_text(path: Path, content: bytes) -> None:
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
-    file = msgspec.convert(_with_defaults(data), ManifestFile)
-    graphs = {stage: _graph_info(getattr(file.graphs, stage)) for stage in STAGES}
-    if isinstance(file.graphs.verify, Graph):
-        graphs[VERIFY] = _graph_info(file.graphs.verify)
+    # What earlier versions left out of a configuration.
+    config_data = {**LucidConfig.added_defaults(), **data["config"]}
+    file = msgspec.convert({**data, "config": config_data}, ManifestFile)
+    graphs = {"prefill": file.graphs.prefill, "decode": file.graphs.decode}
+    if isinstance(file.graphs.verify, GraphInfo):
+        graphs[VERIFY] = file.graphs.verify
     for name in file.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
@@ -206,45 +274,15 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     cache_dtype = file.cache_dtype or file.dtype
     if cache_dtype not in (file.dtype, *CACHE_DTYPES[1:]):
         raise ValueError(f"cache_dtype is {cache_dtype!r} with dtype {file.dtype!r}")
-    config = LucidConfig.from_dict(data["config"])
-    quantization = None if data.get("quantization") is None else Quantization.from_dict(data["quantization"])
-    recorded: dict[str, Any] = {"layers": file.layers, "transposed": file.transposed, "float32_head": file.float32_head}
-    if file.format_version == 1:
-        recorded = format1.recorded(config, cache_dtype, quantization)
+    same = ["dtype", "cache", "logits", "opset", "operators", "source", "versions", "layers", "transposed"]
+    same += ["float32_head", "notes", "assumed_unused", "options", "inline"]
     return Manifest(
-        config=config,
-        dtype=file.dtype,
-        cache=file.cache,
-        logits=file.logits,
-        opset=file.opset,
-        operators=file.operators,
-        source=file.source,
-        versions=file.versions,
+        config=LucidConfig.from_dict(data["config"]),
         graphs=graphs,
         files={name: msgspec.to_builtins(facts) for name, facts in file.files.items()},
         cache_dtype=cache_dtype,
         ranges=data.get("ranges"),
-        quantization=quantization,
-        notes=file.notes,
-        assumed_unused=file.assumed_unused,
+        quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
         hub=data.get("hub"),
-        options=file.options,
-        inline=file.inline,
-        **recorded,
+        **{name: getattr(file, name) for name in same},
     )
-
-
-def _with_defaults(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data of a manifest with what earlier versions leave out of a configuration."""
-    config = {**LucidConfig.added_defaults(), **data["config"]}
-    missing = {"layers", "transposed", "float32_head"} - data.keys()
-    if data["format_version"] > 1 and missing:
-        raise KeyError(*sorted(missing))
-    return {**data, "config": config}
-
-
-def _graph_info(graph: Graph) -> GraphInfo:
-    def infos(tensors: tuple[Tensor, ...]) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
-
-    return GraphInfo(graph.file, infos(graph.inputs), infos(graph.outputs))

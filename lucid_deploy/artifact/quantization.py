@@ -42,14 +42,10 @@ class QuantizedTensor:
 
     shape: tuple[int, int]  # (out, in), or for an embedding (vocab, hidden); the last axis is cut into blocks
     block_size: int  # elements of a block; the last block of a row may be shorter
-    # whether every block has a whole number z too, and the weight is (q − z) · s; only in the format
-    # matmulnbits
-    zero_points: bool = False
+    zero_points: bool = False  # whether a weight is (q − z) · s, z of its block; in the format matmulnbits only
     bits: int | None = None  # of an element; None: the record's
-    # what shares a scale, in fp8: block; channel, a whole row, and block_size is its width; tensor,
-    # all rows
-    granularity: str = "block"
-    offsets: bool = False  # whether every block has a number c of the scales' type too, and the weight is q · s + c
+    granularity: str = "block"  # what shares a scale; in fp8 also channel (a row, of block_size columns) and tensor
+    offsets: bool = False  # whether a weight is q · s + c, c of its block and of the scales' type
 
     @property
     def blocks(self) -> int:
@@ -92,27 +88,20 @@ def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64])
 class LearnedTensor:
     """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms."""
 
-    # relative_distance of the dequantized weight Ŵ; verify computes it again. With awq from the weight
-    # with its inputs' scales, see :mod:`lucid_deploy.artifact.folded_scales`
+    # Of the dequantized weight; verify computes it again. With awq, from the weight after its scales were folded in.
     distance: float
-    # the same of the product's outputs over the calibration rows, against the exact model's; the errors of its inputs
-    # are in it
-    output_error: float
-    nearest_error: float  # that of the outputs had this weight been rounded to nearest
+    output_error: float  # of the product over the calibration rows, errors of its inputs included
+    nearest_error: float  # the same if this weight were rounded to nearest
 
 
 @dataclass(frozen=True)
 class Method:
     """The manifest's record."""
 
-    name: str = NEAREST  # as ``--method`` took it, or STORED
-    # the method's own settings; of numbers taken over, the layout they were stored in
-    settings: dict[str, Any] = field(default_factory=dict)
-    # of the text that was learned from: file, sha256, tokens, rows, row_tokens, seed; empty
-    # where none was needed
-    calibration: dict[str, Any] = field(default_factory=dict)
-    # weights whose numbers data chose, by the checkpoint's names; others are rounded to nearest
-    tensors: dict[str, LearnedTensor] = field(default_factory=dict)
+    name: str = NEAREST  # of --method, or STORED
+    settings: dict[str, Any] = field(default_factory=dict)  # the method's own; of STORED, the layout of the checkpoint
+    calibration: dict[str, Any] = field(default_factory=dict)  # its file, sha256, tokens, rows, row_tokens, seed
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # what was learned; others are rounded to nearest
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Method:
@@ -129,16 +118,15 @@ class Quantization:
 
     scheme: str  # int8, int4, fp8 or nvfp4
     bits: int  # of an element, where its tensor does not say otherwise
-    # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized. qdq:
-    # DequantizeLinear with blocks before a product, which TensorRT takes too
+    # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized. qdq: DequantizeLinear
+    # before a product, which TensorRT takes too.
     format: str
-    # how onnxruntime multiplies on the CPU: int8 rounds the inputs of a product to 8 bits block by block, float
-    # leaves them as they are. Of fp8 the graphs say it themselves, to every runtime: fp8-static rounds inputs
-    # to E4M3 with a scale that is stored for each weight, fp8-token with the largest magnitude of each token / 448,
-    # fp8-group with that of each input_block neighbours of it
+    # Inputs of products. int8: onnxruntime on the CPU rounds them to 8 bits block by block. float: they stay. In the
+    # graphs themselves: fp8-static rounds them to E4M3 with a scale stored for each weight, fp8-token with the largest
+    # magnitude of each token / 448, fp8-group with that of each input_block of its elements.
     activations: str
-    tensors: dict[str, QuantizedTensor]  # what is quantized, by the checkpoint's name
-    kept: tuple[str, ...]  # weights of at least two axes that are not
+    tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names
+    kept: tuple[str, ...]  # weights of at least two axes that are not quantized
     tool: str  # what made the numbers, with its version
     method: Method = field(default_factory=Method)  # how they were chosen
     input_block: int | None = None  # inputs that share a scale, with fp8-group; None otherwise

@@ -79,17 +79,12 @@ def open_artifact(directory: str | Path) -> Artifact:
     """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths.
 
     Raises:
-        LucidError: It is no artifact, or of a newer format.
-        CheckFailed: A file is missing, was cut, or was swapped for one of another size; or the artifact was replaced
-            meanwhile.
+        LucidError: It is no artifact, or of another format.
+        CheckFailed: A file is missing, was cut, or was swapped for one of another size.
     """
     directory = Path(directory)
     artifact = Artifact(directory, read_manifest(directory))
-    try:
-        _check_files(artifact)
-    except CheckFailed:
-        check_still_there(artifact)  # otherwise files of two artifacts were compared, and neither is damaged
-        raise
+    _check_files(artifact)
     return artifact
 
 
@@ -118,7 +113,7 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
     """Compare the sha256 of every file with the manifest.
 
     Raises:
-        CheckFailed: A file differs; all of them are named. Or the artifact was replaced since it was opened.
+        CheckFailed: A file differs; all of them are named.
     """
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
     read, wrong = 0, []
@@ -132,7 +127,6 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
                     progress(read, total)
         if digest.hexdigest() != facts["sha256"]:
             wrong.append(name)
-    check_still_there(artifact)
     if wrong:
         raise CheckFailed(
             f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
@@ -140,10 +134,18 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
         )
 
 
-def check_still_there(artifact: Artifact) -> None:
-    """Check that the directory still holds the artifact that was opened."""
-    if read_manifest(artifact.directory).files != artifact.manifest.files:
-        raise CheckFailed(f"{artifact.directory} was replaced while it was read. Run the command again.")
+def check_json_files(artifact: Artifact) -> None:
+    """Check that the artifact's JSON files are JSON; contents of the right size may be anything else.
+
+    Raises:
+        CheckFailed: A file is not.
+    """
+    for path in map(artifact.path, artifact.manifest.files):
+        try:
+            with reading(path):
+                _ = json.loads(path.read_bytes()) if path.suffix == ".json" else None
+        except (ValueError, RecursionError) as error:
+            raise CheckFailed(f"{path} is damaged, it is not JSON: {in_one_line(error)}. Export it again.") from error
 
 
 def _check_layers(manifest: Manifest, directory: Path) -> None:
@@ -261,7 +263,8 @@ def unchanged(artifact: Artifact) -> Iterator[None]:
         watch.check()  # a clearer error than a library's about halves of two artifacts
         raise
     watch.check()
-    check_still_there(artifact)  # it may have been replaced before the watch
+    if read_manifest(artifact.directory).files != artifact.manifest.files:  # replaced before the watch was made
+        raise CheckFailed(f"{artifact.directory} was replaced while it was read. Run the command again.")
 
 
 def _identity(path: Path) -> _Identity | None:

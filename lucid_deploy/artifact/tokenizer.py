@@ -206,13 +206,13 @@ class TextTokenizer:
 
         A vocabulary of whole words, such as the bundled model's, reads all of them as one token.
         """
-        name, unknown = getattr(self._tokenizer.model, "unk_token", None), self.unknown_id
+        unknown = self.unknown_id
         if unknown is None:
             return []
         found = self._encoding(text, add_special_tokens=False)
         places = zip(found.ids, found.offsets, strict=True)
         words = [text[start:end] for token, (start, end) in places if token == unknown]
-        return list(dict.fromkeys(word for word in words if word != name))
+        return list(dict.fromkeys(word for word in words if word != self._tokenizer.model.unk_token))
 
     def is_special(self, token: int) -> bool:
         """Whether ``decode`` leaves out a token by default."""

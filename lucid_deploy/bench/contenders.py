@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.session import Session
 
 DEFAULTS = RuntimeOptions()
@@ -65,13 +68,56 @@ def open_contender(contender: Contender) -> Session[Any]:
         model = load_artifact_model(artifact, implementation=implementation)
         return TorchSession(model, allow_extrapolation=True, threads=contender.options.threads)
     if contender.kind == TRANSFORMERS:
-        return _open_transformers(artifact.config, artifact.manifest.dtype, contender.options.threads)
+        try:
+            from lucid_deploy.bench.transformers_session import TransformersSession
+        except ImportError as error:
+            raise missing_extra("transformers", "dev", "measure Hugging Face's Llama beside an artifact") from error
+        return TransformersSession(artifact.config, artifact.manifest.dtype, contender.options.threads)
     raise LucidError(f"Unknown kind of contender {contender.kind!r}; known are {', '.join(KINDS)}.")
 
 
-def _open_transformers(config: Any, dtype: str, threads: int | None) -> Session[Any]:
+def with_kernels(name: str, path: str, options: RuntimeOptions, kernels: Sequence[str]) -> list[Contender]:
+    """Return an artifact once for each choice of kernels; the first has the plain name."""
+    return [
+        Contender(name if each == kernels[0] else f"{name}-{each}", "artifact", path, replace(options, kernels=each))
+        for each in kernels
+    ]
+
+
+def baseline(
+    name: str,
+    artifact: Artifact,
+    scratch: Path,
+    options: RuntimeOptions,
+    kernels: Sequence[str],
+    note: Callable[[str], None],
+) -> list[Contender]:
+    """Return what a baseline is measured as; one with standard attention is exported first.
+
+    Args:
+        name: A kind of contender, ``standard`` or ``openvino``.
+        artifact: The artifact that gives weights and shape.
+        scratch: A folder for exported baselines.
+        options: What runs the artifact.
+        kernels: As in :func:`with_kernels`.
+        note: Gets a remark before something is exported.
+
+    Raises:
+        LucidError: OpenVINO does not take the artifact's types and cache, or the baseline cannot be exported.
+    """
+    if name not in ("standard", "openvino"):
+        return [Contender(name, name, str(artifact.directory), options)]
+    from lucid_deploy.bench.standard import export_standard
+    from lucid_deploy.runtimes.open import check_fits
+
+    if name == "standard":
+        note("Exporting the baseline standard")
+        return with_kernels(name, str(export_standard(artifact, scratch)), options, kernels)
+    elsewhere = RuntimeOptions("openvino", threads=options.threads)
     try:
-        from lucid_deploy.bench.transformers_session import TransformersSession
-    except ImportError as error:
-        raise missing_extra("transformers", "dev", "measure Hugging Face's Llama beside an artifact") from error
-    return TransformersSession(config, dtype, threads)
+        check_fits(replace(artifact, manifest=replace(artifact.manifest, inline=True)), elsewhere, here=False)
+    except LucidError as error:
+        reason = str(error).rsplit(". ", 1)[0]  # the next sentence says what to do about an artifact
+        raise LucidError(f"{reason}. Leave out --baseline openvino.") from error
+    note("Exporting the baseline openvino")
+    return [Contender(name, "artifact", str(export_standard(artifact, scratch, inline=True)), elsewhere)]

@@ -136,8 +136,8 @@ class LlamaCppWorker:
     def _complete(self, prompt: list[int], new: int, known: bool) -> dict[str, Any]:
         """Return llama.cpp's timings of a completion; with ``known``, what the last prompt shares is not computed."""
         self._start(len(prompt) + new)
-        asked = {"prompt": prompt, "n_predict": new, "cache_prompt": known, "ignore_eos": True, "temperature": 0.0}
-        answer = self._server.handle_completions(asked)
+        request = {"prompt": prompt, "n_predict": new, "cache_prompt": known, "ignore_eos": True, "temperature": 0.0}
+        answer = self._server.handle_completions(request)
         if "timings" not in answer:
             raise LucidError(f"llama.cpp answered without times: {answer}")
         timings: dict[str, Any] = answer["timings"]
@@ -160,9 +160,9 @@ class LlamaCppWorker:
         self._server = xllamacpp.Server(params)
 
 
-def instruction_sets(said: str) -> list[str]:
+def instruction_sets(info: str) -> list[str]:
     """Return what llama.cpp says it was compiled for, as in ``CPU : SSE3 = 1 | AVX = 1 | OPENMP = 1 |``."""
-    switches = (item.partition("=") for item in said.rpartition(" : ")[2].split("|"))
+    switches = (item.partition("=") for item in info.rpartition(" : ")[2].split("|"))
     return [name.strip() for name, _, value in switches if value.strip() == "1"]
 
 

@@ -20,16 +20,8 @@ from lucid_deploy.processors import usable_cores
 BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
 UNSTEADY = 0.3  # of the median; rounds on a quiet machine differ by 2 to 15 %
 _PACKAGES = (
-    "lucid-deploy",
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-    "triton",
-    "transformers",
-    "xllamacpp",
-    "numpy",
+    *("lucid-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "openvino"),
+    *("triton", "transformers", "xllamacpp", "numpy"),
 )
 
 
@@ -60,16 +52,17 @@ def load_average() -> float | None:
         return None
 
 
-def busy(cores: int, load: float | None) -> str | None:
-    """Say that a machine was busy before anything of ours ran; None where it was not, or cannot be known."""
-    if load is None or load <= BUSY * cores:
-        return None
-    return f"the load average was {load:.1f} on {cores} cores before it began"
-
-
 def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[str]:
-    """Return reasons not to trust what was timed; none on a quiet machine."""
-    reasons = [reason] if (reason := busy(cores, load)) else []
+    """Return reasons not to trust what was timed; none on a quiet machine.
+
+    Args:
+        cores: Of the machine.
+        load: Its load average before anything of ours ran; None: not known.
+        spreads: Of each measurement, its slowest round less the fastest, over the median.
+    """
+    reasons = []
+    if load is not None and load > BUSY * cores:
+        reasons.append(f"the load average was {load:.1f} on {cores} cores before it began")
     if (widest := max(spreads, default=0.0)) > UNSTEADY:
         reasons.append(f"rounds of one measurement differ by up to {100 * widest:.0f} %")
     return reasons

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.artifact import WEIGHTS
+from lucid_deploy.bench.machine import distrust
 from lucid_deploy.bench.runner import Measurement, Plan
 from lucid_deploy.cache.layout import ITEM_SIZES, layout_bytes
 from lucid_deploy.export.quantize.plan import EMBEDDING
@@ -17,7 +19,7 @@ from lucid_deploy.model.description import describe, layout_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lucid_deploy.artifact import Manifest
+    from lucid_deploy.artifact import Artifact, Manifest
 
 
 def build_report(
@@ -25,18 +27,26 @@ def build_report(
     opened: dict[str, dict[str, Any]],
     plan: Plan,
     machine: dict[str, Any],
-    bytes_read: dict[str, int] | None = None,
+    artifact: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Return everything as plain data; ratios are to the first contender."""
+    """Return everything as plain data.
+
+    Args:
+        measurements: Ratios are to those of the first contender.
+        opened: What opening each contender took.
+        plan: What was to be measured.
+        machine: Where it was measured.
+        artifact: The first contender's, for the bytes that a decode step reads.
+    """
     first = measurements[0].contender
+    base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}
     rows = []
     for item in measurements:
-        base = next(m for m in measurements if (m.contender, _point(m)) == (first, _point(item)))
         row = {**asdict(item), "median": item.median, "tokens_per_second": item.tokens_per_second}
-        row["ratio"] = paired_ratio(item.seconds, base.seconds)
-        needed = (bytes_read or {}).get("/".join(map(str, _point(item))))
-        if needed is not None:
-            row["bytes_per_second"] = needed / item.median
+        row["ratio"] = paired_ratio(item.seconds, base[item.stage, item.batch, item.length].seconds)
+        if artifact is not None and item.stage == "decode":
+            weights = artifact.manifest.files[WEIGHTS]["size"]
+            row["bytes_per_second"] = decode_bytes(artifact.manifest, weights, item.batch, item.length) / item.median
         rows.append(row)
     return {
         "machine": machine,
@@ -44,6 +54,7 @@ def build_report(
         "opened": opened,
         "measurements": rows,
         "exponents": exponents(measurements),
+        "distrust": distrust(machine.get("cores", 1), machine.get("load_average_before"), map(spread_of, rows)),
     }
 
 
@@ -108,7 +119,3 @@ def table(report: dict[str, Any]) -> Table:
             "" if speed is None else f"{speed / 1e9:.1f}",
         )
     return out
-
-
-def _point(item: Measurement) -> tuple[str, int, int]:
-    return item.stage, item.batch, item.length

@@ -62,7 +62,7 @@ class CacheTensor:
         """Return the length of the token axis after this many columns of a batch."""
         return min(tokens, self.window) if self.window is not None else tokens
 
-    def forgets(self, tokens: int) -> bool:
+    def is_recurrent(self, tokens: int) -> bool:
         """True if entries were overwritten after so many columns, so that the tensor cannot be cut back."""
         return self.sort == "state" or (self.window is not None and tokens > self.window)
 
@@ -151,7 +151,7 @@ def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Ar
 
 def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
     """Whether a cache of ``tokens`` columns can be cut back to ``length`` of them exactly."""
-    return length == tokens or not any(tensor.forgets(tokens) for layer in layout for tensor in layer)
+    return length == tokens or not any(tensor.is_recurrent(tokens) for layer in layout for tensor in layer)
 
 
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
@@ -170,7 +170,7 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
                     "state, into which every token is mixed, so that later ones cannot be taken out again. Fork the "
                     "cache at the length to return to, or run the text again."
                 )
-            if tensor.forgets(tokens):
+            if tensor.is_recurrent(tokens):
                 raise LucidError(
                     f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} holds "
                     f"the last {tensor.window} tokens only, and has dropped those before them. Fork the cache at the "

@@ -7,16 +7,15 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from lucid_deploy.cli._command import Group, show_where
-from lucid_deploy.cli._process import discard_output, prepare_streams, raise_on_termination
-from lucid_deploy.cli._sources import PREFIX
-from lucid_deploy.cli._threads import bound_threads
+from lucid_deploy.cli._command import Group, is_verbose
+from lucid_deploy.cli._process import bound_threads, discard_output, prepare_streams, raise_on_termination
 from lucid_deploy.errors import LucidError, printable
 from lucid_deploy.version import __version__
 
@@ -25,7 +24,7 @@ TOO_LITTLE_MEMORY = (
     "There is too little memory for this. Free some, raise the limit (ulimit -v, a container's), or take a smaller "
     "model, prompt or batch; lucid-deploy inspect says what an artifact needs."
 )
-# Name of each command and the first line of its help, so that the list needs no command's imports.
+# The name of each command and the first line of its help, so that listing them imports none.
 COMMANDS = {
     "export": "Export a checkpoint to prefill and decode ONNX graphs.",
     "plugin": "Build the libraries that compute our operators natively.",
@@ -96,7 +95,8 @@ class _Commands(Group):
             expected = _expected(error)
             if expected is None:
                 raise
-            show_where(ctx, error)
+            if is_verbose():
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
             raise _ReportedError(expected) from error
 
 
@@ -126,7 +126,7 @@ def _expected(error: Exception) -> LucidError | None:
     return None
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lucid-deploy")
 def main() -> None:
     """Take models with LUCID attention from PyTorch to production.

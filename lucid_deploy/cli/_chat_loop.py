@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ import click
 
 from lucid_deploy.cli._console import note, write_text
 from lucid_deploy.cli._generation_options import drafts_text
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import LucidError, printable
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.generate import Conversation
+    from lucid_deploy.generation.text_stream import AnswerText
 
 HELP = """\
 /help             this list
@@ -39,14 +40,9 @@ MULTILINE = '"""'
 
 @dataclass
 class ChatTurns:
-    """The conversation as messages, which a chat template turns into one text.
+    """The conversation as messages, which a chat template turns into one text."""
 
-    Attributes:
-        token_ids: From messages to token ids.
-        messages: Those so far.
-    """
-
-    token_ids: Callable[[list[dict[str, Any]]], list[int]]
+    token_ids: Callable[[list[dict[str, Any]]], list[int]]  # renders and encodes messages
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -97,50 +93,25 @@ class CompletionTurns:
 Turns = ChatTurns | CompletionTurns
 
 
-class StopSwitch:
-    """Handles Ctrl-C: it drops the line that is typed or stops the answer; a second one during an answer interrupts."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._mode = ""
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle Ctrl-C while the block runs."""
-        before = signal.signal(signal.SIGINT, self._on_signal)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        """Let Ctrl-C stop the answer while the block runs, installed or not."""
-        with self.installed():
-            self.asked, self._mode = False, "answer"
-            try:
-                yield
-            finally:
-                self._mode = ""
-
-    @contextlib.contextmanager
-    def typing(self) -> Iterator[None]:
-        """Let the first Ctrl-C raise KeyboardInterrupt; a second one must not interrupt its handling."""
-        self._mode = "typing"
-        try:
-            yield
-        finally:
-            self._mode = ""
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        mode, self._mode = self._mode, "" if self._mode == "typing" else self._mode
-        if mode == "typing" or (mode == "answer" and self.asked):
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-class _Stopped(Exception):
+class _StopRequested(Exception):
     """Ctrl-C came while the prompt ran."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Event]:
+    """Let Ctrl-C set the event while the block runs; a second one raises KeyboardInterrupt."""
+    requested = Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class ChatSession:
@@ -168,7 +139,6 @@ class ChatSession:
         self._tokenizer = tokenizer
         self._stops = stops
         self._interactive = interactive
-        self._switch = StopSwitch()
         self._has_read = False
 
     def run(self) -> None:
@@ -177,14 +147,13 @@ class ChatSession:
         Raises:
             LucidError: A text cannot be answered, and nobody is there to type another.
         """
-        with self._switch.installed() if self._interactive else contextlib.nullcontext():
-            while (text := self._read()) is not None and text != "/exit":
-                try:
-                    self._handle(text)
-                except (LucidError, CheckFailed) as error:
-                    if not self._interactive:
-                        raise
-                    note(f"Error: {error}")
+        while (text := self._read()) is not None and text != "/exit":
+            try:
+                self._handle(text)
+            except LucidError as error:
+                if not self._interactive:
+                    raise
+                note(f"Error: {error}")
 
     def _read(self) -> str | None:
         """Return the next text, of one or several lines; None at the end."""
@@ -212,8 +181,7 @@ class ChatSession:
     def _line(self, prompt: str) -> str:
         try:
             if self._interactive:
-                with self._switch.typing():
-                    return input(prompt)
+                return input(prompt)
             line = sys.stdin.readline()
             if not self._has_read:  # a file that was made in Windows may begin with a byte order mark
                 line, self._has_read = line.removeprefix("\ufeff"), True
@@ -268,13 +236,13 @@ class ChatSession:
         prompt = self._turns.prompt_ids(text)
         answer, ids = AnswerText(self._tokenizer, self._stops), list(prompt)
         shown = ""
-        with self._switch.answering():
+        with stoppable() as stop_requested:
             try:
-                for piece in self._pieces(prompt, answer, ids):
+                for piece in self._pieces(prompt, answer, ids, stop_requested):
                     shown += piece
                     click.echo(printable(piece) if self._interactive else piece, nl=False)
                     sys.stdout.flush()
-            except _Stopped:
+            except _StopRequested:
                 note("Stopped before the answer; the text was taken back.")
                 return
         click.echo()
@@ -282,20 +250,24 @@ class ChatSession:
         if answer.stopped:
             ids = [*prompt, *self._ids_of(shown, ids[len(prompt) :])]
         self._turns.keep(text, shown, ids)
-        self._note_counts(count, answer.stopped)
+        last = self._conversation
+        reason = "stop" if answer.stopped else last.finish_reason or "stopped by Ctrl-C"
+        drafts = "" if last.drafts is None else f"; {drafts_text(last.drafts)}"
+        total = last.reused + last.computed
+        note(f"[{count} tokens ({reason}); {last.computed} of {total} prompt tokens were new{drafts}]")
 
-    def _pieces(self, prompt: list[int], answer: Any, ids: list[int]) -> Iterator[str]:
+    def _pieces(self, prompt: list[int], answer: AnswerText, ids: list[int], stop_requested: Event) -> Iterator[str]:
         """Yield the answer's text, and add its token ids to those of the prompt."""
 
         def progress(_done: int, _total: int) -> None:
-            if self._switch.asked:
-                raise _Stopped
+            if stop_requested.is_set():
+                raise _StopRequested
 
         with contextlib.closing(self._conversation.answer(prompt, progress)) as tokens:  # type: ignore[type-var]
             for token in tokens:
                 ids.append(token)
                 yield answer.push(token)
-                if answer.stopped or self._switch.asked:
+                if answer.stopped or stop_requested.is_set():
                     break
         yield answer.finish()
 
@@ -307,15 +279,3 @@ class ChatSession:
                 rest = shown[len(text) :]
                 return [*ids[:count], *(self._tokenizer.encode_behind(rest) if rest else [])]
         return self._tokenizer.encode(shown, add_special_tokens=False)
-
-    def _note_counts(self, count: int, at_stop: bool) -> None:
-        last = self._conversation
-        reason = "stop" if at_stop else last.finish_reason or "stopped by Ctrl-C"
-        total = last.reused + last.computed
-        drafts = "" if last.drafts is None else f"; {drafts_text(last.drafts)}"
-        note(f"[{count} tokens ({reason}); {last.computed} of {total} prompt tokens were new{drafts}]")
-
-
-def printable(text: str) -> str:
-    """Return text without the control characters that a terminal obeys; line breaks and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)

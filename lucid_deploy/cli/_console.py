@@ -52,8 +52,13 @@ def set_output(quiet: bool, no_color: bool) -> Callable[[], None]:
 
 
 def note(text: str) -> None:
-    """Write a remark to stderr, unless the command is to be quiet."""
+    """Write a remark to stderr, unless --quiet was given."""
     console_err.print(text, markup=False, soft_wrap=True)
+
+
+def show(text: str) -> None:
+    """Write a line of results to stdout, without wrapping it."""
+    console_out.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -103,17 +108,15 @@ class _ProgressLines:
             note(f"{text}{far}; {now - self._start:.0f} s so far")
 
 
-@contextmanager
-def shown_after(json_target: str | None, show: Callable[[], None]) -> Iterator[None]:
-    """Show results after the block that writes them to files, unless they are JSON on stdout.
+def write_results(data: Any, json_target: str | None, show: Callable[[], None]) -> None:
+    """Show results, and write them as JSON if that was requested; JSON on stdout is all that goes there.
 
-    Also if the block fails: a full disk takes no results away.
+    They are shown first, so that a full disk takes nothing away.
     """
-    try:
-        yield
-    finally:
-        if json_target != "-":
-            show()
+    if json_target != "-":
+        show()
+    if json_target is not None:
+        write_json(data, json_target)
 
 
 def write_json(data: Any, target: str) -> None:

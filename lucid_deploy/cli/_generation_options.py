@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.generation.constraint import Constraint
     from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.guide import Guide
@@ -21,76 +22,77 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
-_SAMPLING: dict[str, dict[str, Any]] = {
-    "temperature": dict(type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling."),
-    "top_k": dict(type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all."),
-    "top_p": dict(type=float, default=1.0, show_default=True, help="Sample among the most likely up to this sum."),
-    "min_p": dict(
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="Sample among tokens with at least this share of the likeliest one's probability.",
+_SAMPLING: dict[str, tuple[type, float, str]] = {
+    "temperature": (float, 0.0, "0 is greedy; above, sampling."),
+    "top_k": (int, 0, "Sample among the K most likely; 0 is all."),
+    "top_p": (float, 1.0, "Sample among the most likely up to this sum."),
+    "min_p": (float, 0.0, "Sample among tokens with at least this share of the likeliest one's probability."),
+    "presence_penalty": (float, 0.0, "Taken off the logits of tokens that the answer has."),
+    "frequency_penalty": (float, 0.0, "Taken off for each time that the answer has the token."),
+    "repetition_penalty": (
+        float,
+        1.0,
+        "0.01 to 100; divides positive logits of tokens that prompt or answer have, multiplies negative ones.",
     ),
-    "presence_penalty": dict(
-        type=float, default=0.0, show_default=True, help="Taken off the logits of tokens that the answer has."
-    ),
-    "frequency_penalty": dict(
-        type=float, default=0.0, show_default=True, help="Taken off for each time that the answer has the token."
-    ),
-    "repetition_penalty": dict(
-        type=float,
-        default=1.0,
-        show_default=True,
-        help="0.01 to 100; divides positive logits of tokens that prompt or answer have, multiplies negative ones.",
-    ),
-    "logit_bias": dict(
+}
+_GUIDED = ("json_schema", "regex", "choice", "grammar")
+_TEXTS: dict[str, dict[str, Any]] = {
+    "--stop": dict(multiple=True, metavar="TEXT", help="End where this text begins; may be given several times."),
+    "--ignore-eos": dict(is_flag=True, help="Go on after an end-of-sequence token."),
+    "--seed": dict(type=int, help="Makes sampling repeatable."),
+    "--logit-bias": dict(
         multiple=True, metavar="ID=BIAS", help="Add BIAS, -100 to 100, to a token's logit; may be given several times."
     ),
-    "bad_word": dict(multiple=True, metavar="TEXT", help="No answer contains this text; may be given several times."),
-    "seed": dict(type=int, help="Makes sampling repeatable."),
-}
-_GUIDED: dict[str, dict[str, Any]] = {
-    "json_schema": dict(metavar="FILE", help="The answer is JSON that follows the JSON schema in FILE."),
-    "regex": dict(metavar="EXPRESSION", help="The whole answer matches a regular expression."),
-    "choice": dict(multiple=True, metavar="TEXT", help="The answer is TEXT; given several times, one of them."),
-    "grammar": dict(metavar="FILE", help="The answer follows the grammar in FILE, in Lark's syntax or GBNF."),
-}
-_SPECULATION: dict[str, dict[str, Any]] = {
-    "speculate": dict(
-        type=click.Choice(["off", "lookup", "draft"]),
-        default="off",
-        show_default=True,
-        help="Verify several tokens in one step: lookup guesses them from what prompt and answer repeat, draft asks a "
-        "smaller model. Answers stay the same except where rounding decides between tokens.",
-    ),
-    "draft": dict(metavar="ARTIFACT", help="With --speculate draft: a smaller model with the same tokenizer."),
+    "--bad-word": dict(multiple=True, metavar="TEXT", help="No answer contains this text; may be given several times."),
+    "--json-schema": dict(metavar="FILE", help="The answer is JSON that follows the JSON schema in FILE."),
+    "--regex": dict(metavar="EXPRESSION", help="The whole answer matches a regular expression."),
+    "--choice": dict(multiple=True, metavar="TEXT", help="The answer is TEXT; given several times, one of them."),
+    "--grammar": dict(metavar="FILE", help="The answer follows the grammar in FILE, in Lark's syntax or GBNF."),
 }
 
 
-def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of sampling to a command; it gets ``sampling`` and ``bad_words``, a tuple of texts."""
+def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: str) -> Callable[..., Any]:
+    """Add the options of answers to a command; it gets ``answers`` and ``prefill_chunk``.
 
-    @functools.wraps(function)
-    def command(**given: Any) -> Any:
-        from lucid_deploy.generation.sampling import Sampling
+    Args:
+        max_new_tokens: The default.
+        prefill_chunk: The default.
+        chunk_help: The help of ``--prefill-chunk``.
+    """
 
-        chosen = {name: given.pop(name) for name in _SAMPLING}
-        bad_words = chosen.pop("bad_word")
-        sampling = Sampling(**{**chosen, "logit_bias": _biases(chosen["logit_bias"])})
-        return function(sampling=sampling, bad_words=bad_words, **given)
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(
+            max_new_tokens: int,
+            stop: tuple[str, ...],
+            ignore_eos: bool,
+            seed: int | None,
+            logit_bias: tuple[str, ...],
+            bad_word: tuple[str, ...],
+            **given: Any,
+        ) -> Any:
+            from lucid_deploy.batching.prompts import PromptDefaults
+            from lucid_deploy.generation.sampling import Sampling
 
-    return _with_options(command, _SAMPLING)
+            chosen = {name: given.pop(name) for name in _SAMPLING}
+            constraint = _constraint({name: value for name in _GUIDED if (value := given.pop(name))})
+            sampling = Sampling(seed=seed, logit_bias=_biases(logit_bias), **chosen)
+            answers = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_word, constraint)
+            return function(answers=answers, **given)
 
+        length: dict[str, Any] = dict(type=int, default=max_new_tokens, help="Most tokens of an answer.")
+        chunk: dict[str, Any] = dict(type=int, default=prefill_chunk, metavar="N", help=chunk_help)
+        options = [
+            click.option("-n", "--max-new-tokens", show_default=True, **length),
+            click.option("--prefill-chunk", show_default=prefill_chunk is not None, **chunk),
+        ]
+        for name, (kind, default, text) in _SAMPLING.items():
+            flag = "--" + name.replace("_", "-")
+            options.append(click.option(flag, type=kind, default=default, show_default=True, help=text))
+        options += [click.option(name, **settings) for name, settings in _TEXTS.items()]
+        return _with_options(command, *options)
 
-def guided_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that constrain the answer to a command; it gets ``constraint``."""
-
-    @functools.wraps(function)
-    def command(**given: Any) -> Any:
-        chosen = {name: given.pop(name) for name in _GUIDED}
-        return function(constraint=_constraint({name: value for name, value in chosen.items() if value}), **given)
-
-    return _with_options(command, _GUIDED)
+    return decorate
 
 
 def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,25 +102,45 @@ def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(speculate: str, draft: str | None, **given: Any) -> Any:
         return function(speculation=SpeculationOptions(speculate, draft), **given)
 
-    return _with_options(command, _SPECULATION)
+    return _with_options(
+        command,
+        click.option(
+            "--speculate",
+            type=click.Choice(["off", "lookup", "draft"]),
+            default="off",
+            show_default=True,
+            help="Verify several tokens in one step: lookup guesses them from what prompt and answer repeat, draft "
+            "asks a smaller model. Answers stay the same except where rounding decides between tokens.",
+        ),
+        click.option(
+            "--draft", metavar="ARTIFACT", help="With --speculate draft: a smaller model with the same tokenizer."
+        ),
+    )
 
 
-def _with_options(command: Callable[..., Any], options: dict[str, dict[str, Any]]) -> Callable[..., Any]:
-    for name, settings in reversed(options.items()):
-        command = click.option("--" + name.replace("_", "-"), name, **settings)(command)
+def _with_options(command: Callable[..., Any], *options: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
     return command
+
+
+def as_token_ids(answers: PromptDefaults, tokenizer: TextTokenizer | None) -> Sampling:
+    """Return the options of sampling with bad words as token ids; note options that have no effect."""
+    from lucid_deploy.generation.sampling import bad_word_ids
+
+    note_greedy(answers.sampling)
+    if tokenizer is None:
+        return answers.sampling
+    return replace(answers.sampling, bad_words=bad_word_ids(answers.bad_words, tokenizer))
 
 
 def note_greedy(sampling: Sampling) -> None:
     """Say on stderr when options of sampling are given and nothing is sampled."""
-    from lucid_deploy.cli._console import console_err
+    from lucid_deploy.cli._console import note
 
-    if sampling.temperature:
-        return
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None:
-        console_err.print(
-            "Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample."
-        )
+    given = sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None
+    if given and not sampling.temperature:
+        note("Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample.")
 
 
 def _biases(given: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
@@ -138,25 +160,26 @@ def _biases(given: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
     return logit_bias(pairs)
 
 
-def open_guides(
-    constraint: Constraint | None, session: Session[Any], tokenizer: TextTokenizer | None, may_end: bool
-) -> Callable[[], Guide] | None:
-    """Return what makes a guide for each answer; None without a constraint.
+def open_tokenizer(artifact: Artifact, required: bool = False) -> TextTokenizer | None:
+    """Return an artifact's tokenizer; None if it has none and none is required."""
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
 
-    Args:
-        constraint: What was asked for.
-        session: Runs the model.
-        tokenizer: The artifact's; to be there with a constraint.
-        may_end: Whether an end-of-sequence token ends an answer.
-    """
+    return TextTokenizer(artifact.directory) if required or artifact.path("tokenizer.json").is_file() else None
+
+
+def open_guides(
+    answers: PromptDefaults, session: Session[Any], tokenizer: TextTokenizer | None
+) -> Callable[[], Guide] | None:
+    """Return what makes a guide for each answer; None without a constraint, which needs a tokenizer."""
     from lucid_deploy.generation.guide import GuideFactory
 
+    constraint = answers.constraint
     if constraint is None:
         return None
     assert tokenizer is not None
     factory = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
     factory.check(constraint)
-    return lambda: factory.open(constraint, may_end).result()
+    return lambda: factory.open(constraint, answers.stop_at_eos).result()
 
 
 def _constraint(chosen: dict[str, Any]) -> Constraint | None:
@@ -171,14 +194,15 @@ def _constraint(chosen: dict[str, Any]) -> Constraint | None:
         raise LucidError(f"{options[1]} cannot be combined with {options[0]}.")
     ((name, value),) = chosen.items()
     field = "guided_json" if name == "json_schema" else f"guided_{name}"
-    value = _read(options[0], value) if name in ("json_schema", "grammar") else value
+    value = read_file(options[0], value) if name in ("json_schema", "grammar") else value
     try:
         return constraint_of({field: list(value) if name == "choice" else value})
     except FieldError as error:
         raise LucidError(options[0] + str(error).removeprefix(field)) from error
 
 
-def _read(option: str, path: str) -> str:
+def read_file(option: str, path: str) -> str:
+    """Return the text of a file that an option names, without the byte order mark of Windows' programs."""
     from lucid_deploy.errors import LucidError
 
     try:
@@ -191,15 +215,10 @@ def _read(option: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class SpeculationOptions:
-    """What was asked for.
+    """How tokens are drafted."""
 
-    Attributes:
-        mode: ``off``, ``lookup`` or ``draft``.
-        draft: Artifact of the draft model.
-    """
-
-    mode: str
-    draft: str | None
+    mode: str  # off, lookup or draft
+    draft: str | None  # artifact of the draft model
 
     def open(self, artifact: Artifact, runtime: RuntimeOptions) -> MakeDrafter | None:
         """Return what makes drafters; None without speculation."""
@@ -217,12 +236,6 @@ class SpeculationOptions:
         if drafters is not None:
             prepare_speculation(session)
         return session, drafters
-
-    def draft_artifacts(self) -> list[Artifact]:
-        """Return the artifact of the draft model, if there is one."""
-        from lucid_deploy.artifact import open_artifact
-
-        return [] if self.draft is None else [open_artifact(self.draft)]
 
     def check(self, artifact: Artifact) -> None:
         """Refuse what cannot work, before anything is loaded."""

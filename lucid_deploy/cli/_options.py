@@ -38,7 +38,6 @@ class TypeName(click.Choice):
     """A type of numbers; short names are taken too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """See :class:`click.Choice`."""
         return super().convert(SHORT_TYPES.get(value, value), param, ctx)
 
 
@@ -52,6 +51,23 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class NumberList(click.ParamType):
+    """Positive whole numbers separated by commas, such as ``example``."""
+
+    name = "numbers"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        items = [item.strip() for item in str(value).split(",")]
+        if not all(item.isdecimal() and int(item) for item in items):
+            self.fail(f"{value!r} is not a list of positive whole numbers such as {self.example}.", param, ctx)
+        return tuple(dict.fromkeys(map(int, items)))
+
+
 def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
     """Return an option that is one of several types of numbers; the first one is the default."""
     text = f"{help} Also: {', '.join(short for short, full in SHORT_TYPES.items() if full in types)}."
@@ -59,20 +75,17 @@ def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
 
 
 class RuntimeName(click.ParamType):
-    """A registered runtime; which there are is looked up when it is asked for."""
+    """A registered runtime; packages are searched for others than ours only when that is necessary."""
 
     name = "runtime"
 
     def get_metavar(self, *arguments: Any, **named: Any) -> str | None:
-        """See :class:`click.Choice`, as the other two."""
         return click.Choice(runtime_names()).get_metavar(*arguments, **named)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """See :meth:`get_metavar`; packages are searched only for a name that is none of ours."""
         return str(value) if is_built_in(value) else str(click.Choice(runtime_names()).convert(value, param, ctx))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """See :meth:`get_metavar`."""
         return click.Choice(runtime_names()).shell_complete(ctx, param, incomplete)
 
 

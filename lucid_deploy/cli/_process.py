@@ -1,4 +1,4 @@
-"""The process a command runs in: its standard streams, and the signals that end it."""
+"""The process a command runs in: its standard streams, the signals that end it, the threads of libraries."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.processors import allowed_threads
+
+# PyTorch's OpenMP threads, and NumPy's OpenBLAS threads: after 2**4 processor cycles, not 2**26.
+_SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def prepare_streams() -> None:
@@ -36,7 +40,7 @@ def discard_output(*numbers: int) -> None:
 
 
 def check_encoding(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are not text in the locale's encoding: neither ONNX nor a tokenizer takes them.
+    """Refuse arguments that are not UTF-8: neither ONNX nor a tokenizer takes them.
 
     Raises:
         LucidError: There is one.
@@ -44,9 +48,7 @@ def check_encoding(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # how Python keeps bytes that it cannot decode
             shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
-            encoding = sys.getfilesystemencoding()
-            hint = "Write it in UTF-8." if encoding == "utf-8" else "Set PYTHONUTF8=1, which reads UTF-8 in any locale."
-            raise LucidError(f"The argument {shown} is not text in this locale's encoding, {encoding}. {hint}")
+            raise LucidError(f"The argument {shown} is not text in this locale's encoding; PYTHONUTF8=1 selects UTF-8.")
 
 
 @contextmanager
@@ -85,3 +87,28 @@ def raise_on_termination() -> Iterator[None]:
 
 def _as_exception(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def bound_threads() -> None:
+    """Let PyTorch and NumPy start no more threads than this process may use; what the user has set stays.
+
+    They start one for each core of the machine, even if a container may use fewer.
+    """
+    if not _loaded() and (threads := allowed_threads()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def let_waiting_threads_sleep() -> None:
+    """Let idle threads of PyTorch and NumPy sleep at once; what the user has set stays.
+
+    They spin for up to a tenth of a second after every product. In a command that alternates between PyTorch, NumPy
+    and a runtime, each takes processor time from the others by that. Results do not depend on it. The libraries read
+    these variables once, when they are loaded.
+    """
+    if not _loaded():
+        for name, value in _SLEEP.items():
+            os.environ.setdefault(name, value)
+
+
+def _loaded() -> bool:
+    return bool({"numpy", "torch"} & sys.modules.keys())

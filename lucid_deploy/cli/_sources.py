@@ -1,14 +1,16 @@
-"""Where an option's value comes from: the command line, the environment, or the file of ``--config``.
+"""Options that come from a file or the environment: their names, and the refusal of unknown ones.
 
-Click reads all three (``auto_envvar_prefix``, ``default_map``). What stands here names variables after options, refuses
-unknown names, which Click would ignore, and says in an error where a wrong value was found.
+Click reads both. It would ignore a misspelt variable or key, and name variables after Python parameters.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -17,7 +19,6 @@ from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of environment variables
 CONFIG = "lucid_deploy.config"  # key of Click's meta: the file of --config
-COMMON = ("CONFIG", "QUIET", "VERBOSE", "NO_COLOR")  # variables that apply to every command
 # Kubernetes and Docker set these in containers beside a service that is called lucid-deploy.
 _SERVICE = re.compile(rf"{PREFIX}_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 
@@ -44,49 +45,97 @@ def is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def variable(context: click.Context, option: click.Parameter) -> str:
-    """Return the name of an option's environment variable: ``LUCID_DEPLOY_RUN_TOP_K`` for ``run --top-k``."""
-    return str(option.envvar or f"{context.auto_envvar_prefix}_{in_capitals(long_name(option))}")
-
-
-def source(context: click.Context, option: click.Parameter) -> str | None:
-    """Return where a value comes from, in words; None for the command line and for defaults."""
-    found = context.get_parameter_source(option.name or "")
-    if found is ParameterSource.ENVIRONMENT:
-        return f"the environment variable {variable(context, option)}"
-    return str(context.meta[CONFIG]) if found is ParameterSource.DEFAULT_MAP else None
-
-
 def origins(context: click.Context, options: Sequence[click.Parameter]) -> str:
     """Return sentences, each after a blank, that say which of these options are not from the command line."""
-    sources = ((option, source(context, option)) for option in options)
-    return "".join(
-        f" {'It' if len(options) == 1 else long_name(option)} comes from {where}."
-        for option, where in sources
-        if where is not None
-    )
+    sentences = ""
+    for option in options:
+        found = context.get_parameter_source(option.name or "")
+        subject = "It" if len(options) == 1 else long_name(option)
+        if found is ParameterSource.ENVIRONMENT:
+            sentences += f" {subject} comes from the environment variable {option.envvar}."
+        elif found is ParameterSource.DEFAULT_MAP:
+            sentences += f" {subject} comes from {context.meta[CONFIG]}."
+    return sentences
 
 
-def check_environment(command: click.Command, context: click.Context) -> None:
-    """Refuse environment variables with our prefix that no option reads, since a misspelt one would have no effect.
+def name_variables(command: click.Command, context: click.Context) -> None:
+    """Give each option of a command its environment variable, and refuse variables that no option reads.
 
-    Variables of other commands are not looked at.
+    ``LUCID_DEPLOY_RUN_TOP_K`` is for ``run --top-k``. Variables of other commands are not looked at.
 
     Raises:
-        LucidError: There is such a variable.
+        LucidError: There is a variable with our prefix that belongs to no option or command.
     """
-    if not context.auto_envvar_prefix or context.resilient_parsing:  # the latter while a shell completes
+    path = _path(context)
+    if not path:  # a command on its own, as in a configuration of Ray
         return
-    known = {variable(context, option) for option in command.params if isinstance(option, click.Option)}
+    own = "_".join([PREFIX, *map(in_capitals, path)])
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    for option in options:
+        option.envvar = option.envvar or f"{own}_{in_capitals(long_name(option))}"
+    known = {str(option.envvar) for option in options}
     root = context.find_root().command
-    commands = [in_capitals(name) for name in root.list_commands(context)] if isinstance(root, click.Group) else []
-    others = tuple(f"{PREFIX}_{name}_" for name in commands)
+    assert isinstance(root, click.Group)
+    others = tuple(f"{PREFIX}_{in_capitals(name)}_" for name in root.list_commands(context))
     for name in sorted(os.environ):
-        if not name.startswith(f"{PREFIX}_") or name in known or _SERVICE.match(name):
+        if not name.startswith(f"{PREFIX}_") or name in known or _SERVICE.match(name) or context.resilient_parsing:
             continue
-        if name.startswith(f"{context.auto_envvar_prefix}_"):
+        if name.startswith(f"{own}_"):
             raise LucidError(
                 f"The environment variable {name} is no option of {context.command_path}.{near(name, known)}"
             )
         if not name.startswith(others):
             raise LucidError(f"The environment variable {name} belongs to no command.{near(name, known)}")
+
+
+def read_defaults(name: str, context: click.Context) -> dict[str, Any]:
+    """Return the options that a TOML file has for a command, by the names of its Python parameters.
+
+    Args:
+        name: The file; ``[plugin.build]`` is the table of ``plugin build``.
+        context: The command's context.
+
+    Raises:
+        LucidError: The file cannot be read, or has a table, a name or a value that no command takes.
+    """
+    try:
+        table: Any = tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise LucidError(f"--config {name} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise LucidError(f"--config {name} is not a TOML file: {error}") from error
+    root, path = context.find_root(), _path(context)
+    if isinstance(root.command, click.Group):
+        commands = root.command.list_commands(root)
+        if unknown := sorted(table.keys() - set(commands)):
+            raise LucidError(f"{name}: there is no command {unknown[0]!r}.{near(unknown[0], commands)}")
+    for step in path:
+        table = table.get(step, {})
+        if not isinstance(table, dict):
+            raise LucidError(f"{name}: {step} must be a table: [{'.'.join(path)}]")
+    options = {long_name(each).lstrip("-"): each for each in context.command.params if isinstance(each, click.Option)}
+    options = {key: option for key, option in options.items() if key != "config"}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        option = options.get(key.replace("_", "-"))
+        if option is None:
+            raise LucidError(f"{name}: {'.'.join(path)} has no option {key!r}.{near(key, options)}")
+        try:
+            # As on the command line, where numbers are text: 1.5 is no whole number.
+            words = [_word(item) for item in (value if isinstance(value, list) and option.multiple else [value])]
+            values[str(option.name)] = words if option.multiple else words[0]
+            option.type_cast_value(context, values[str(option.name)])
+        except click.BadParameter as error:
+            raise LucidError(f"{name}: {'.'.join(path)}.{key}: {error.message}") from error
+    return values
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str | int | float) or "\0" in str(value):
+        raise click.BadParameter(f"must be text, a number, true or false, not {value!r}.")
+    return str(value)
+
+
+def _path(context: click.Context) -> list[str]:
+    """Return the names of a command and its groups, without that of the program."""
+    return context.command_path.removeprefix(context.find_root().command_path).split()

@@ -69,21 +69,7 @@ class _Size(click.ParamType):
 @click.option("--no-plugin-build", is_flag=True, help="Refuse if there is no plugin library, instead of building one.")
 @click.option("--overwrite", is_flag=True, help="Replace engines that exist already.")
 @json_option("the report")
-def command(
-    artifact: str,
-    backend: str | None,
-    max_batch: int | None,
-    max_context: int | None,
-    prefill_chunk: int | None,
-    capabilities: str | None,
-    workspace: int | None,
-    weightless: bool,
-    plugin: Path | None,
-    no_plugin_build: bool,
-    speculate: bool,
-    overwrite: bool,
-    json_target: str | None,
-) -> None:
+def command(artifact: str, capabilities: str | None, json_target: str | None, **given: Any) -> None:
     """Build TensorRT engines of an exported artifact.
 
     One engine for prefill and one for decode, with --speculate also one that verifies drafts, into ARTIFACT/engines,
@@ -94,48 +80,31 @@ def command(
     Example: lucid-deploy build ./artifact --max-batch 8 --max-context 512
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import note, progress, write_json
+    from lucid_deploy.cli._console import note, progress, write_results
     from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 
     listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
     if capabilities is not None and not listed:
         raise LucidError("--compute-capability names no GPU; it takes a list such as 8.6,12.0. Leave it out for all.")
-    options = BuildOptions(
-        backend,
-        max_batch,
-        max_context,
-        prefill_chunk,
-        listed,
-        workspace,
-        weightless,
-        plugin,
-        overwrite,
-        not no_plugin_build,
-        speculate,
-    )
+    options = BuildOptions(capabilities=listed, plugin_build=not given.pop("no_plugin_build"), **given)
     opened = open_artifact(artifact)
     with progress("Building") as update:
         report = build_engines(opened, options, update, note)
-    if json_target is not None:
-        write_json(report.to_dict(), json_target)
-    if json_target != "-":
-        _show(report)
+    write_results(report.to_dict(), json_target, lambda: _show(report))
 
 
 def _show(report: BuildReport) -> None:
     from rich.table import Table
 
-    from lucid_deploy.cli._console import console_out, human_size
+    from lucid_deploy.cli._console import console_out, human_size, show
     from lucid_deploy.runtimes.tensorrt.build import describe_capabilities
 
     manifest, limits = report.manifest, report.manifest.limits
-    console_out.print(
+    show(
         f"{report.directory}: {manifest.backend} {manifest.backend_version}, batch up to {limits.max_batch}, context "
         f"up to {limits.max_context}, prefill in chunks of {limits.prefill_chunk}; compute capability: "
-        f"{describe_capabilities(manifest.capabilities)}",
-        soft_wrap=True,
-        markup=False,
+        f"{describe_capabilities(manifest.capabilities)}"
     )
     table = Table("engine", "size", "layers", "computed by the plugin", "seconds")
     for stage, engine in manifest.engines.items():
@@ -145,6 +114,4 @@ def _show(report: BuildReport) -> None:
     console_out.print(table)
     for stage, built in report.built.items():
         if built["timings"] is not None:
-            console_out.print(
-                f"{stage}: {built['timings']['reused']} times from the cache, {built['timings']['new']} new"
-            )
+            show(f"{stage}: {built['timings']['reused']} times from the cache, {built['timings']['new']} new")

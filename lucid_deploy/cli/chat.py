@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +14,15 @@ import click
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._generation_options import (
     SpeculationOptions,
-    guided_options,
+    answer_options,
+    as_token_ids,
     open_guides,
-    sampling_options,
     speculation_options,
 )
 from lucid_deploy.cli._options import artifact_argument, runtime_options
 
 if TYPE_CHECKING:
-    from lucid_deploy.generation.constraint import Constraint
-    from lucid_deploy.generation.sampling import Sampling
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 
@@ -33,29 +31,17 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="The system message, for models with a chat template.")
 @click.option("--completion", is_flag=True, help="Continue one text, though the model has a chat template.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
-@click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
-@sampling_options
-@guided_options
+@answer_options(512, 512, "Run prompts N tokens at a time.")
 @speculation_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
-@click.option(
-    "--prefill-chunk", type=int, default=512, show_default=True, metavar="N", help="Run prompts N tokens at a time."
-)
-@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--history", metavar="FILE", help="Keep the lines that were typed in FILE; otherwise they are forgotten.")
 def command(
     artifact: str,
     system: str | None,
     completion: bool,
     runtime: RuntimeOptions,
-    max_new_tokens: int,
-    sampling: Sampling,
-    bad_words: tuple[str, ...],
-    constraint: Constraint | None,
+    answers: PromptDefaults,
     speculation: SpeculationOptions,
-    stop: tuple[str, ...],
     prefill_chunk: int,
-    ignore_eos: bool,
     history: str | None,
 ) -> None:
     """Talk with a model in the terminal.
@@ -73,15 +59,12 @@ def command(
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
     from lucid_deploy.cli._console import note, progress
-    from lucid_deploy.cli._generation_options import note_greedy
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Conversation
-    from lucid_deploy.generation.sampling import bad_word_ids
 
     opened = open_artifact(artifact)
-    note_greedy(sampling)
     tokenizer = TextTokenizer(opened.directory)
-    sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
+    sampling = as_token_ids(answers, tokenizer)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
         has_template = read_chat_templates(opened.directory) is not None
@@ -98,16 +81,22 @@ def command(
         turns.begin(system)
         with progress("Loading the model"):
             session, drafters = speculation.open_session(opened, runtime)
-        guides = open_guides(constraint, session, tokenizer, not ignore_eos)
+        guides = open_guides(answers, session, tokenizer)
         conversation = Conversation(
-            session, max_new_tokens, sampling, prefill_chunk, not ignore_eos, guides=guides, drafters=drafters
+            session,
+            answers.max_new_tokens,
+            sampling,
+            prefill_chunk,
+            answers.stop_at_eos,
+            guides=guides,
+            drafters=drafters,
         )
         if not has_template:
             note("The model has no chat template: it continues one text, to which each line is added.")
         if interactive:
             note(f"{opened.directory.resolve().name}, {session.label}. /help lists the commands, Ctrl-D leaves.")
             stack.enter_context(_line_editing(history))
-        ChatSession(conversation, turns, tokenizer, stop, interactive).run()
+        ChatSession(conversation, turns, tokenizer, answers.stop, interactive).run()
 
 
 @contextlib.contextmanager

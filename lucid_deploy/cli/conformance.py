@@ -33,7 +33,7 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
     """
     from pathlib import Path
 
-    from lucid_deploy.cli._console import console_out, progress, write_json
+    from lucid_deploy.cli._console import progress, show, write_results
     from lucid_deploy.errors import CheckFailed, LucidError
 
     if write is not None:
@@ -41,20 +41,17 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
 
         if cases is not None or json_target is not None:
             raise LucidError("--write runs nothing: leave --cases and --json out.")
-        console_out.print(f"Wrote {write_cases(Path(write), only)} cases to {write}.", markup=False, soft_wrap=True)
+        show(f"Wrote {write_cases(Path(write), only)} cases to {write}.")
         return
     from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
 
     with progress("Running cases") as update:
         results = run_cases(runtime, Path(cases) if cases is not None else None, only, update)
-    if json_target is not None:
-        write_json([result.to_dict() for result in results], json_target)
-    if json_target != "-":
-        _show(results)
+    write_results([result.to_dict() for result in results], json_target, lambda: _show(results))
     failed = [result.case for result in results if result.status == FAILED]
     if failed:
         raise CheckFailed(
-            f"{len(failed)} of {len(results)} cases failed: {', '.join(failed[:5])}{', …'[: 3 * (len(failed) > 5)]}."
+            f"{len(failed)} of {len(results)} cases failed: {', '.join(failed[:5])}{', …' if len(failed) > 5 else ''}."
         )
     if not any(result.status == PASSED for result in results):
         raise CheckFailed(f"None of {len(results)} cases was run: the runtime has none of their types.")
@@ -64,7 +61,7 @@ def _show(results: list[Result]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from lucid_deploy.cli._console import console_out
+    from lucid_deploy.cli._console import console_out, show
 
     table = Table("case", "result", "error", "allowed")
     table.add_column("remark", overflow="fold")
@@ -77,7 +74,7 @@ def _show(results: list[Result]) -> None:
         table.add_row(item.case, marks[item.status], shown, allowed, escape(item.remark))
     console_out.print(table)
     counts = {status: sum(item.status == status for item in results) for status in marks}
-    console_out.print(", ".join(f"{count} {status}" for status, count in counts.items()), markup=False)
+    show(", ".join(f"{count} {status}" for status, count in counts.items()))
 
 
 def _share(item: Result, name: str) -> float:

@@ -227,11 +227,9 @@ def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], To
 
 
 def _write(facts: dict[str, Any], json_target: str | None, show: Callable[[], None]) -> None:
-    from lucid_deploy.cli._console import shown_after, write_json
+    from lucid_deploy.cli._console import write_results
 
-    with shown_after(json_target, show):
-        if json_target is not None:
-            write_json(facts, json_target)
+    write_results(facts, json_target, show)
 
 
 def _perplexity(artifact: Artifact, options: Options, runtime: RuntimeOptions, json_target: str | None) -> None:

@@ -13,7 +13,13 @@ from lucid_deploy.cli._options import choice_option, json_option, type_option
 from lucid_deploy.cli._sources import is_given, long_name, origins
 
 if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
     from lucid_deploy.export.quantize.options import QuantizeOptions
+
+_QUANTIZATION = (
+    *("quantize", "quantize_format", "block_size", "keep_float", "quantize_embeddings", "activations", "method"),
+    *("target_bits", "calibration_tokens", "gptq_damping", "gptq_order"),
+)
 
 
 @click.command("export", cls=Command)
@@ -156,24 +162,7 @@ if TYPE_CHECKING:
 @hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
-def command(
-    checkpoint: str,
-    output: str,
-    dtype: str,
-    logits: str,
-    cache: str,
-    cache_dtype: str,
-    state_dtype: str,
-    diagonal: str,
-    opset: str | None,
-    inline: bool,
-    calibration: str | None,
-    skip_range_scan: bool,
-    assume_unused: tuple[str, ...],
-    overwrite: bool,
-    json_target: str | None,
-    **others: Any,
-) -> None:
+def command(checkpoint: str, output: str, json_target: str | None, **given: Any) -> None:
     """Export a checkpoint to prefill and decode ONNX graphs.
 
     CHECKPOINT is a directory with config.json and safetensors, the word demo for the bundled one, or a model of the
@@ -182,69 +171,83 @@ def command(
     Example: lucid-deploy export demo --output ./artifact
     """
     from lucid_deploy.artifact.tokenizer import advice
-    from lucid_deploy.cli._command import is_verbose
-    from lucid_deploy.cli._console import console_out, human_size, note, progress, write_json
-    from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
-    from lucid_deploy.cli._ranges import show_ranges
+    from lucid_deploy.cli._console import note, progress, write_results
     from lucid_deploy.export import ExportOptions, export
-    from lucid_deploy.runtimes.inspection import remarks, summary
 
-    hub = read_hub_options({name: others.pop(name) for name in NAMES})
+    quantize = _quantize_options({name: given.pop(name) for name in _QUANTIZATION})
+    hub = read_hub_options({name: given.pop(name) for name in NAMES})
+    calibration, opset = given.pop("calibration"), given.pop("opset")
     options = ExportOptions(
-        dtype,
-        logits,
-        overwrite,
-        cache,
-        cache_dtype,
-        quantize=_quantize_options(**others),
-        range_scan=not skip_range_scan,
-        calibration=None if calibration is None else Path(calibration),
-        assume_unused=assume_unused,
+        quantize=quantize,
         hub=hub,
-        inline=inline,
-        diagonal=diagonal,
-        state_dtype=state_dtype,
+        range_scan=not given.pop("skip_range_scan"),
+        calibration=None if calibration is None else Path(calibration),
         opset=None if opset is None else int(opset),
+        **given,
     )
     with progress("Exporting", estimate=True) as update:
         artifact = export(checkpoint, output, options, update)
-    manifest, files = artifact.manifest, artifact.manifest.files
     if not artifact.path("tokenizer.json").is_file():
         note(f"Note: {advice(artifact.directory)}")
-    if json_target is not None:
-        facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
-        facts |= {"inline": manifest.inline}
-        facts |= {"summary": summary(artifact), "remarks": remarks(artifact), "hub": manifest.hub}
-        facts |= {"takes_text": artifact.path("tokenizer.json").is_file()}
-        facts |= {"assumed_unused": manifest.assumed_unused}
-        facts |= {"cache_dtype": manifest.cache_dtype, "ranges": manifest.ranges}
-        write_json({**facts, "quantization": quantization_facts(artifact)}, json_target)
-    if json_target != "-":
-        sizes = ", ".join(
-            f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin")
-        )
-        said = f"Exported {checkpoint} to {artifact.directory}: {sizes}; {summary(artifact)}"
-        for line in (said, *remarks(artifact)):
-            console_out.print(line, soft_wrap=True, markup=False)
-        if manifest.quantization is not None:
-            console_out.print(quantization_sentence(artifact), soft_wrap=True, markup=False)
-        if manifest.ranges is not None:
-            show_ranges(manifest.ranges, table=is_verbose())
+    write_results(_facts(artifact), json_target, lambda: _show(checkpoint, artifact))
 
 
-def _quantize_options(
-    quantize: str | None, quantize_format: str, quantize_embeddings: bool, **others: Any
-) -> QuantizeOptions | None:
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    from lucid_deploy.cli._facts import quantization_facts
+    from lucid_deploy.runtimes.inspection import remarks, summary
+
+    manifest = artifact.manifest
+    return {
+        "artifact": str(artifact.directory),
+        "dtype": manifest.dtype,
+        "logits": manifest.logits,
+        "files": manifest.files,
+        "inline": manifest.inline,
+        "summary": summary(artifact),
+        "remarks": remarks(artifact),
+        "hub": manifest.hub,
+        "takes_text": artifact.path("tokenizer.json").is_file(),
+        "assumed_unused": manifest.assumed_unused,
+        "cache_dtype": manifest.cache_dtype,
+        "ranges": manifest.ranges,
+        "quantization": quantization_facts(artifact),
+    }
+
+
+def _show(checkpoint: str, artifact: Artifact) -> None:
+    from lucid_deploy.artifact import WEIGHTS
+    from lucid_deploy.cli._command import is_verbose
+    from lucid_deploy.cli._console import human_size, show
+    from lucid_deploy.cli._facts import show_quantization, show_ranges
+    from lucid_deploy.runtimes.inspection import compression, remarks, summary
+
+    manifest = artifact.manifest
+    names = [*(graph.file for graph in manifest.graphs.values()), WEIGHTS]
+    sizes = ", ".join(f"{name} {human_size(manifest.files[name]['size'])}" for name in names)
+    show(f"Exported {checkpoint} to {artifact.directory}: {sizes}; {summary(artifact)}")
+    for remark in remarks(artifact):
+        show(remark)
+    if manifest.quantization is not None:
+        show_quantization(manifest.quantization, manifest.dtype, compression(artifact))
+    if manifest.ranges is not None:
+        show_ranges(manifest.ranges, table=is_verbose())
+
+
+def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
     from lucid_deploy.export.quantize.options import QuantizeOptions
 
-    if quantize is not None:
-        return QuantizeOptions(quantize, format=quantize_format, embeddings=quantize_embeddings, **others)
-    names, context = {"quantize_format", "quantize_embeddings", *others}, click.get_current_context()
-    given = [option for option in context.command.params if option.name in names and is_given(context, option.name)]
-    if given:  # the default too: who asks for --method rtn expects it
+    scheme = given.pop("quantize")
+    if scheme is not None:
+        form, embeddings = given.pop("quantize_format"), given.pop("quantize_embeddings")
+        return QuantizeOptions(scheme, format=form, embeddings=embeddings, **given)
+    context = click.get_current_context()
+    # Defaults that were given count, too: who asks for --method rtn expects it.
+    set_anyway = [each for each in context.command.params if each.name in given and is_given(context, each.name)]
+    if set_anyway:
         raise LucidError(
-            f"{', '.join(map(long_name, given))} is for quantized weights.{origins(context, given)} Add --quantize "
-            "int8, int4, fp8 or nvfp4 (or stored, where the checkpoint is quantized already), or leave it out."
+            f"{', '.join(map(long_name, set_anyway))} is for quantized weights.{origins(context, set_anyway)} Add "
+            "--quantize int8, int4, fp8 or nvfp4 (or stored, where the checkpoint is quantized already), or leave it "
+            "out."
         )
     return None

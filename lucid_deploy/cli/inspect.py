@@ -24,11 +24,13 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
     Example: lucid-deploy inspect ./artifact --batch 8 --context 4096
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.cli._console import note, progress, write_json
+    from lucid_deploy.artifact.read import check_json_files
+    from lucid_deploy.cli._console import note, progress, write_results
     from lucid_deploy.errors import CheckFailed, in_one_line
     from lucid_deploy.runtimes.inspection import describe
 
     opened = open_artifact(artifact)
+    check_json_files(opened)
     if check:
         with progress("Checking sha256") as update:
             check_hashes(opened, update)
@@ -42,82 +44,55 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
         facts = {**describe(opened, batch, context), "hashes_checked": check}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of onnx and protobuf
         raise CheckFailed(f"The graphs of {artifact} are not as an export writes them: {in_one_line(error)}") from error
-    if json_target is not None:
-        write_json(facts, json_target)
-    if json_target != "-":
-        _show(facts)
+    write_results(facts, json_target, lambda: _show(facts))
 
 
 def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from lucid_deploy.cli._console import console_out, human_size
+    from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.cli._console import console_out, human_size, show
+    from lucid_deploy.cli._facts import show_quantization, show_ranges
 
     model = facts["model"]
-    console_out.print(
+    show(
         f"{facts['artifact']}: {facts['summary']}, hidden {model['hidden_size']}, "
-        f"{model['num_attention_heads']} heads, "
-        f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, "
-        f"vocabulary {model['vocab_size']}, context {model['max_position_embeddings']}",
-        soft_wrap=True,
-        markup=False,
+        f"{model['num_attention_heads']} heads, {model['num_key_value_heads']} key/value heads, head_dim "
+        f"{model['head_dim']}, vocabulary {model['vocab_size']}, context {model['max_position_embeddings']}"
     )
     for remark in facts["remarks"]:
-        console_out.print(remark, soft_wrap=True, markup=False)
+        show(remark)
     files = Table("file", "size", "sha256", title="Files" + (" (sha256 checked)" if facts["hashes_checked"] else ""))
     for name, entry in facts["files"].items():
         files.add_row(name, human_size(entry["size"]), entry["sha256"][:16])
     console_out.print(files)
     types = ", ".join(f"{kind} {human_size(size)}" for kind, size in facts["weight_types"].items())
-    console_out.print(f"Weights by type: {types}", soft_wrap=True)
+    show(f"Weights by type: {types}")
     if facts["quantization"] is not None:
-        _show_quantization(facts)
+        show_quantization(Quantization.from_dict(facts["quantization"]), facts["dtype"], facts["compression"])
     if facts["ranges"] is not None:
-        from lucid_deploy.cli._ranges import show_ranges
-
         show_ranges(facts["ranges"], table=True)
     for stage, graph in facts["graphs"].items():
         _show_graph(stage, graph)
     kernels = facts["kernels"]
-    console_out.print(
-        "Kernels on this machine: " + (kernels["problem"] or _kernels(kernels)), soft_wrap=True, markup=False
-    )
+    show("Kernels on this machine: " + (kernels["problem"] or _kernels(kernels)))
     memory = facts["memory"]
     states = f", and states of {human_size(memory['states'])} that do not grow" if memory["states"] else ""
-    console_out.print(
+    show(
         f"Memory to decode at batch {memory['batch']}, context {memory['context']}: "
         f"weights {human_size(memory['weights'])}, "
         f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token{states}), "
         f"{human_size(memory['cache_while_decoding'])} while a token is computed; "
         f"workspace {human_size(memory['workspace'])}, runtime {human_size(memory['runtime'])}; "
-        f"in all {human_size(memory['total'])}. A prompt may take more while it runs: --prefill-chunk bounds that",
-        soft_wrap=True,
+        f"in all {human_size(memory['total'])}. A prompt may take more while it runs: --prefill-chunk bounds that"
     )
     more = memory["speculation"]
     if more is not None:
-        console_out.print(
+        show(
             f"With --speculate: {human_size(more['total'])} in all, a draft model not counted. The third graph, which "
             f"verifies drafts, takes {human_size(more['weights'])} more for weights and up to "
-            f"{human_size(more['workspace'])} more for the workspace",
-            soft_wrap=True,
+            f"{human_size(more['workspace'])} more for the workspace"
         )
-
-
-def _show_quantization(facts: dict[str, Any]) -> None:
-    from lucid_deploy.artifact.quantization import Method, Quantization
-    from lucid_deploy.cli._console import console_out
-    from lucid_deploy.cli._quantization import method_sentence
-
-    record = facts["quantization"]
-    sharing = Quantization.from_dict(record).sharing
-    console_out.print(
-        f"Quantization: {len(record['tensors'])} weights in {record['scheme']}, {sharing}, format "
-        f"{record['format']}, activations {record['activations']}, by {record['tool']}; "
-        f"{facts['compression']:.1f} times smaller than in {facts['dtype']}. Kept: "
-        f"{', '.join(record['kept']) or 'nothing'}.{method_sentence(Method.from_dict(record['method']))}",
-        soft_wrap=True,
-        markup=False,
-    )
 
 
 def _kernels(facts: dict[str, Any]) -> str:
@@ -130,7 +105,7 @@ def _show_graph(stage: str, graph: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from lucid_deploy.cli._console import console_out
+    from lucid_deploy.cli._console import console_out, show
 
     name = Column("tensor", min_width=36, overflow="fold")  # cut names of two tensors may be the same
     tensors = Table("", name, "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
@@ -140,8 +115,8 @@ def _show_graph(stage: str, graph: dict[str, Any]) -> None:
     console_out.print(tensors)
     functions = ", ".join(f"{name} ({count} nodes)" for name, count in graph["functions"].items())
     operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
-    console_out.print(f"operators: {operators}", soft_wrap=True)
-    console_out.print(f"functions: {functions or 'none'}", soft_wrap=True)
+    show(f"operators: {operators}")
+    show(f"functions: {functions or 'none'}")
 
 
 def _range(numbers: list[int]) -> str:
@@ -152,8 +127,8 @@ def _range(numbers: list[int]) -> str:
             runs[-1] = [runs[-1][0], number]
         else:
             runs.append([number])
-    said = ",".join("..".join(map(str, run)) for run in runs)
-    return said if len(numbers) == 1 else f"{{{said}}}"
+    text = ",".join("..".join(map(str, run)) for run in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"
 
 
 def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

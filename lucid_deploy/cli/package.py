@@ -60,20 +60,16 @@ def command(
     Example: lucid-deploy package ./artifact --target triton --output ./models
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.cli._console import console_out, progress, write_json
+    from lucid_deploy.cli._console import progress, show, write_results
 
     _refuse_others(context, target)
     opened = open_artifact(artifact)
     with progress("Checking sha256") as update:  # a package has no manifest that it could be checked against later
         check_hashes(opened, update)
     made, facts = (_triton if target == "triton" else _tensorrt)(opened, output, options)
-    if json_target is not None:
-        write_json(
-            {"artifact": str(opened.directory), "target": target, **facts, "made": [*map(str, made)]}, json_target
-        )
-    if json_target != "-":
-        shown = ", ".join(map(str, made))
-        console_out.print(f"Packaged {opened.directory} for {target}: {shown}", soft_wrap=True, markup=False)
+    facts = {"artifact": str(opened.directory), "target": target, **facts, "made": [*map(str, made)]}
+    line = f"Packaged {opened.directory} for {target}: {', '.join(map(str, made))}"
+    write_results(facts, json_target, lambda: show(line))
 
 
 def _refuse_others(context: click.Context, target: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lucid_deploy.cli._command import Command, Group
-from lucid_deploy.cli._options import TypeName, choice_option, json_option
+from lucid_deploy.cli._options import NumberList, TypeName, choice_option, json_option
 
 
 @click.group("plugin", cls=Group)
@@ -43,6 +42,8 @@ def command() -> None:
 @click.option(
     "--head-dim",
     "head_dims",
+    type=NumberList("64,128"),
+    default=(),
     metavar="LIST",
     help="For tensorrt: compile for these head widths only, such as 64,128, which is quicker; inspect shows an "
     "artifact's; default: all, 16 to 256.",
@@ -55,7 +56,7 @@ def build(
     target: str,
     archs: str | None,
     dtypes: tuple[str, ...],
-    head_dims: str | None,
+    head_dims: tuple[int, ...],
     output: Path | None,
     json_target: str | None,
 ) -> None:
@@ -66,12 +67,12 @@ def build(
 
     Example: lucid-deploy plugin build --target tensorrt --arch 8.6,12.0
     """
-    from lucid_deploy.cli._console import write_json
+    from lucid_deploy.cli._console import show, write_results
     from lucid_deploy.errors import LucidError
     from lucid_deploy.plugins.hosts.compiler import find_compiler
 
-    wanted = _Kernels(_architectures(archs), dtypes, _widths(head_dims))
-    if wanted != _Kernels() and target == "onnxruntime":
+    architectures = _architectures(archs)
+    if (architectures or dtypes or head_dims) and target == "onnxruntime":
         raise LucidError(
             "--arch, --dtype and --head-dim are for --target tensorrt; the library for onnxruntime fits every "
             "processor, type and width."
@@ -79,53 +80,43 @@ def build(
     if output is not None and target == "all":
         raise LucidError("--output names one library; build one --target at a time with it.")
     if output is not None and output.exists() and not output.is_file():
-        what = "a folder" if output.is_dir() else "no file but a device or a pipe"
-        raise LucidError(f"--output {output} cannot be written: it is {what}. Name a file.")
+        raise LucidError(f"--output {output} cannot be written: it is no regular file. Name a file.")
     find_compiler()
-    facts: dict[str, Any] = {}
+    built: dict[str, tuple[str, dict[str, Any]]] = {}
     if target != "tensorrt":
-        facts = _build_onnxruntime(output, quiet=json_target == "-")
+        built["onnxruntime"] = _build_onnxruntime(output)
     if target != "onnxruntime":
-        built = _build_tensorrt(wanted, output, quiet=json_target == "-")
-        facts = {**built, "onnxruntime": facts} if facts else built
-    if json_target is not None:
-        write_json(facts, json_target)
+        built["tensorrt"] = _build_tensorrt(output, architectures, dtypes, head_dims)
+    facts = built[target if target != "all" else "tensorrt"][1]
+    if target == "all":
+        facts = {**facts, "onnxruntime": built["onnxruntime"][1]}
+    lines = "\n".join(line for line, _ in built.values())
+    write_results(facts, json_target, lambda: show(lines))
 
 
-@dataclass(frozen=True)
-class _Kernels:
-    """Which kernels of TensorRT's plugin are compiled; (): all."""
-
-    archs: tuple[int, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    head_dims: tuple[int, ...] = ()
-
-
-def _build_tensorrt(chosen: _Kernels, output: Path | None, quiet: bool) -> dict[str, Any]:
-    from lucid_deploy.cli._console import console_out, human_size, progress
+def _build_tensorrt(
+    output: Path | None, architectures: tuple[int, ...], dtypes: tuple[str, ...], head_dims: tuple[int, ...]
+) -> tuple[str, dict[str, Any]]:
+    """Build the plugin; return what to print, and the facts for JSON."""
+    from lucid_deploy.cli._console import human_size, progress
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import total_size
     from lucid_deploy.runtimes.tensorrt.plugin_library import build_library, user_library
 
-    wanted, library = chosen.archs or ARCHITECTURES, output or user_library()
+    wanted, library = architectures or ARCHITECTURES, output or user_library()
     with progress("Compiling kernels") as update:
-        kernels = build_library(
-            library,
-            wanted,
-            chosen.dtypes,
-            lambda done, total, name: update(f"Compiling {name}", done, total),
-            chosen.head_dims,
-        )
+
+        def listener(done: int, total: int, name: str) -> None:
+            update(f"Compiling {name}", done, total)
+
+        kernels = build_library(library, wanted, dtypes, listener, head_dims)
     size, (kernels_size, packed) = library.stat().st_size, total_size(kernels)
-    if not quiet:
-        console_out.print(
-            f"Built {library}: {len(kernels)} kernels, {human_size(size)} "
-            f"({human_size(packed)} of kernels in a wheel), ABI {PLUGIN_ABI}",
-            soft_wrap=True,
-            markup=False,
-        )
-    return {
+    line = (
+        f"Built {library}: {len(kernels)} kernels, {human_size(size)} ({human_size(packed)} of kernels in a wheel), "
+        f"ABI {PLUGIN_ABI}"
+    )
+    return line, {
         "library": str(library),
         "size": size,
         "abi": PLUGIN_ABI,
@@ -136,59 +127,34 @@ def _build_tensorrt(chosen: _Kernels, output: Path | None, quiet: bool) -> dict[
     }
 
 
-def _build_onnxruntime(output: Path | None, quiet: bool) -> dict[str, Any]:
-    from lucid_deploy.cli._console import console_out, human_size, progress
+def _build_onnxruntime(output: Path | None) -> tuple[str, dict[str, Any]]:
+    """Build the library of kernels for the CPU; return what to print, and the facts for JSON."""
+    from lucid_deploy.cli._console import human_size, progress
     from lucid_deploy.plugins.hosts.onnxruntime.build import ORT_ABI, build_ort_library, kernels_name
 
     with progress("Compiling the library for onnxruntime"):
         library, compiled = build_ort_library(output)
     size, instructions = library.stat().st_size, kernels_name(library)
-    if not quiet:
-        console_out.print(
-            f"{'Built' if compiled else 'Kept'} {library}: {human_size(size)}, ABI {ORT_ABI}, {instructions} here",
-            soft_wrap=True,
-            markup=False,
-        )
-    return {
-        "library": str(library),
-        "size": size,
-        "abi": ORT_ABI,
-        "instructions": instructions,
-        "compiled": compiled,
-    }
+    verb = "Built" if compiled else "Kept"
+    line = f"{verb} {library}: {human_size(size)}, ABI {ORT_ABI}, {instructions} here"
+    facts = {"library": str(library), "size": size, "abi": ORT_ABI, "instructions": instructions}
+    return line, {**facts, "compiled": compiled}
 
 
 def _architectures(listed: str | None) -> tuple[int, ...]:
+    """Return compute capabilities as numbers: 86 for 8.6; none where the option was not given."""
     from lucid_deploy.errors import LucidError
 
-    items = _items("--arch", listed, "compute capabilities such as 8.6,9.0")
-    if not items:
+    if listed is None:
         return ()  # before PyTorch is imported, which the library for onnxruntime does not need
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 
-    digits = [item.replace(".", "") for item in items]
-    if wrong := [item for item, number in zip(items, digits, strict=True) if not number.isdecimal()]:
-        raise LucidError(f"--arch takes compute capabilities such as 8.6,9.0, not {', '.join(wrong)}.")
-    if unknown := [item for item, number in zip(items, digits, strict=True) if int(number) not in ARCHITECTURES]:
-        known = ", ".join(f"{arch / 10:.1f}" for arch in ARCHITECTURES)
-        raise LucidError(f"Kernels cannot be compiled for --arch {', '.join(unknown)}; choose from {known}.")
-    return tuple(dict.fromkeys(int(number) for number in digits))
-
-
-def _widths(listed: str | None) -> tuple[int, ...]:
-    from lucid_deploy.errors import LucidError
-
-    items = _items("--head-dim", listed, "head widths such as 64,128")
-    if wrong := [item for item in items if not item.isdecimal()]:
-        raise LucidError(f"--head-dim takes head widths such as 64,128, not {', '.join(wrong)}.")
-    return tuple(dict.fromkeys(map(int, items)))
-
-
-def _items(option: str, listed: str | None, what: str) -> list[str]:
-    """Return the parts of a list; none where the option was not given."""
-    from lucid_deploy.errors import LucidError
-
-    items = [item.strip() for item in (listed or "").split(",") if item.strip()]
-    if listed is not None and not items:
-        raise LucidError(f"{option} names nothing; it takes {what}. Leave it out for all.")
-    return items
+    known = {f"{arch / 10:.1f}": arch for arch in ARCHITECTURES}
+    known |= {str(arch): arch for arch in ARCHITECTURES}
+    items = [item.strip() for item in listed.split(",") if item.strip()]
+    if not items:
+        raise LucidError("--arch names nothing; it takes compute capabilities such as 8.6,9.0. Leave it out for all.")
+    if unknown := [item for item in items if item not in known]:
+        choices = ", ".join(name for name in known if "." in name)
+        raise LucidError(f"Kernels cannot be compiled for --arch {', '.join(unknown)}; choose from {choices}.")
+    return tuple(dict.fromkeys(known[item] for item in items))

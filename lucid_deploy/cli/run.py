@@ -6,30 +6,32 @@ import itertools
 import re
 import sys
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import note, progress, write_results
 from lucid_deploy.cli._generation_options import (
     SpeculationOptions,
+    answer_options,
+    as_token_ids,
     drafts_text,
-    guided_options,
     open_guides,
-    sampling_options,
+    open_tokenizer,
+    read_file,
     speculation_options,
 )
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sources import is_given, origins
+from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.generation.constraint import Constraint
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes.options import RuntimeOptions
 
@@ -37,25 +39,15 @@ if TYPE_CHECKING:
 _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 
 
-@click.command(
-    "run",
-    cls=Command,
-)
+@click.command("run", cls=Command)
 @artifact_argument
 @click.argument("text", metavar="[PROMPT]", required=False)
 @click.option("-p", "--prompt", help="The prompt, as an option instead; - reads it from stdin.")
 @click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
-@click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
-@sampling_options
-@guided_options
+@answer_options(128, None, "Run a prompt N tokens at a time; default: 1024, with --batch 512.")
 @speculation_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
-@click.option(
-    "--prefill-chunk", type=int, metavar="N", help="Run a prompt N tokens at a time; default: 1024, with --batch 512."
-)
-@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
 @json_option("text, ids and timings")
 @click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file, as described above.")
@@ -83,14 +75,9 @@ def command(
     prompt_file: str | None,
     prompt_ids: str | None,
     runtime: RuntimeOptions,
-    max_new_tokens: int,
-    sampling: Sampling,
-    bad_words: tuple[str, ...],
-    constraint: Constraint | None,
+    answers: PromptDefaults,
     speculation: SpeculationOptions,
-    stop: tuple[str, ...],
     prefill_chunk: int | None,
-    ignore_eos: bool,
     check: bool,
     json_target: str | None,
     batch: str | None,
@@ -113,49 +100,33 @@ def command(
     Example: lucid-deploy run ./artifact "fox has red lamp, owl has blue cup. owl has"
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.batching.prompts import PromptDefaults
-    from lucid_deploy.cli._batch import BatchOptions, run_batch
-    from lucid_deploy.cli._console import progress
-    from lucid_deploy.cli._generation_options import note_greedy
-    from lucid_deploy.errors import LucidError
-    from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.generation.sampling import bad_word_ids
-    from lucid_deploy.generation.text_stream import AnswerText
-    from lucid_deploy.runtimes import open_session
 
-    prompts = [each for each in (text, prompt, prompt_file, prompt_ids) if each is not None]
     opened = open_artifact(artifact)
-    if check:
-        for each in (opened, *speculation.draft_artifacts()):
-            with progress("Checking hashes") as update:
-                check_hashes(each, update)
+    for each in [opened, *([open_artifact(speculation.draft)] if speculation.draft else [])] if check else []:
+        with progress("Checking hashes") as update:
+            check_hashes(each, update)
+    prompts = [each for each in (text, prompt, prompt_file, prompt_ids) if each is not None]
+    context = click.get_current_context()
     if batch is not None:
+        from lucid_deploy.cli._batch import BatchOptions, run_batch
+
         if prompts:
             raise LucidError("--batch brings its own prompts; leave out PROMPT, --prompt, --prompt-file, --prompt-ids.")
-        drafts = (speculation.mode, *(each.identity for each in speculation.draft_artifacts()))
-        options = BatchOptions(batch, output or "", rows, overwrite, prefix_tokens, prefill_chunk, drafts, json_target)
-        options.check()
-        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words, constraint)
-        drafters = speculation.open(opened, runtime)
-        tokenizer = _tokenizer(opened.directory, required=False)
-        run_batch(options, defaults, opened, tokenizer, lambda: open_session(opened, runtime), drafters)
+        options = BatchOptions(batch, output or "", rows, overwrite, prefix_tokens, prefill_chunk, json_target)
+        run_batch(options, answers, opened, runtime, speculation)
         return
     if output is not None or overwrite:
         raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
-    context = click.get_current_context()
     if ParameterSource.COMMANDLINE in map(context.get_parameter_source, ("rows", "prefix_tokens")):
         raise LucidError("--rows and --prefix-cache-tokens go with --batch; a single prompt runs alone.")
-    note_greedy(sampling)
-    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop or bad_words or constraint))
-    if tokenizer is not None:
-        sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
-    stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
     if len(prompts) != 1:
         given = [item for item in context.command.params if item.name in _PROMPTS and is_given(context, item.name)]
         raise LucidError(
             "Give the prompt once: PROMPT, --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3."
             + origins(context, given)
         )
+    needs_text = bool(answers.stop or answers.bad_words or answers.constraint)
+    tokenizer = open_tokenizer(opened, required=prompt_ids is None or needs_text)
     if prompt_ids is not None:
         ids = _listed_ids(prompt_ids)
     else:
@@ -163,25 +134,21 @@ def command(
         ids = _encode(_read_prompt(prompts[0], is_file=prompt_file is not None), tokenizer)
     if not ids:
         raise LucidError("The prompt is empty: it has no tokens.")
+    from lucid_deploy.generation.generate import Generation
+    from lucid_deploy.generation.text_stream import AnswerText
+
+    stream = None if tokenizer is None else AnswerText(tokenizer, answers.stop)
+    sampling = as_token_ids(answers, tokenizer)
     with progress("Loading the model"):
         session, drafters = speculation.open_session(opened, runtime)
-    generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
+    generation = Generation(session, ids, answers.max_new_tokens, sampling, prefill_chunk, answers.stop_at_eos)
     generation.drafter = None if drafters is None else drafters()
-    guides = open_guides(constraint, session, tokenizer, not ignore_eos)
+    guides = open_guides(answers, session, tokenizer)
     generation.guide = None if guides is None else guides()
     _generate(generation, stream, json_target)
 
 
-def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
-    from lucid_deploy.artifact.tokenizer import TextTokenizer
-
-    return TextTokenizer(directory) if required or (directory / "tokenizer.json").is_file() else None
-
-
 def _encode(text: str, tokenizer: TextTokenizer) -> list[int]:
-    from lucid_deploy.cli._console import note
-    from lucid_deploy.errors import LucidError
-
     if not text.strip():
         raise LucidError("The prompt is empty.")
     ids = tokenizer.encode(text)
@@ -192,8 +159,6 @@ def _encode(text: str, tokenizer: TextTokenizer) -> list[int]:
 
 
 def _listed_ids(text: str) -> list[int]:
-    from lucid_deploy.errors import LucidError
-
     items = [item.strip() for item in text.split(",") if item.strip()]
     for place, item in enumerate(items, 1):
         if not re.fullmatch(r"[+-]?[0-9]{1,40}", item):  # int() takes 1_0 too
@@ -204,48 +169,44 @@ def _listed_ids(text: str) -> list[int]:
 
 def _read_prompt(prompt: str, is_file: bool) -> str:
     """Return the prompt; one from stdin or a file without its last line break and Windows' byte order mark."""
-    from lucid_deploy.errors import LucidError
-
+    if is_file:
+        return read_file("--prompt-file", prompt).removesuffix("\n")
     try:
-        if is_file:
-            return Path(prompt).read_text(encoding="utf-8-sig").removesuffix("\n")
         text = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n") if prompt == "-" else prompt
         text.encode()
     except UnicodeError as error:
         raise LucidError(f"The prompt is not valid UTF-8 text: {error}.") from error
-    except OSError as error:
-        raise LucidError(f"--prompt-file {prompt} cannot be read: {error.strerror or error}.") from error
     return text
 
 
 def _generate(generation: Generation, stream: AnswerText | None, json_target: str | None) -> None:
-    from lucid_deploy.cli._console import console_err, progress, write_json
-
+    """Run the model; write text as it comes, or JSON alone, and a line of timings to stderr."""
     shown = json_target != "-"
-
     ids: list[int] = []
     text = ""
-    started = time.perf_counter()
-    tokens = iter(generation)
-    with progress("Running the prompt") as generation.progress:
-        opening = list(itertools.islice(tokens, 1))
-    first = time.perf_counter()
-    for token in itertools.chain(opening, tokens):
-        piece = stream.push(token) if stream is not None else ("," if ids else "") + str(token)
-        ids.append(token)
+
+    def write(piece: str) -> None:
+        nonlocal text
         text += piece
         if shown:
             click.echo(piece, nl=False)
             sys.stdout.flush()
+
+    started = first = time.perf_counter()
+    tokens = iter(generation)
+    with progress("Running the prompt") as generation.progress:
+        opening = list(itertools.islice(tokens, 1))
+        first = time.perf_counter()
+    for token in itertools.chain(opening, tokens):
+        write(stream.push(token) if stream is not None else ("," if ids else "") + str(token))
+        ids.append(token)
         if stream is not None and stream.stopped:
-            generation.finish_reason = "stop"
             break
     if stream is not None:
-        text += (piece := stream.finish())
+        write(stream.finish())
         generation.finish_reason = "stop" if stream.stopped else generation.finish_reason
-        if shown:
-            click.echo(piece, nl=False)
-    ended = time.perf_counter()
+    seconds = time.perf_counter() - first
+    rate = (len(ids) - 1) / seconds if len(ids) > 1 and seconds > 0 else None
     facts: dict[str, Any] = {
         "text": text if stream is not None else None,
         "ids": ids,
@@ -253,21 +214,19 @@ def _generate(generation: Generation, stream: AnswerText | None, json_target: st
         "finish_reason": generation.finish_reason,
         **generation.session.facts(),
         "seconds_to_first_token": first - started if ids else None,
-        "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
+        "tokens_per_second": rate,
         "speculation": None if generation.drafter is None else asdict(generation.drafts),
     }
-    if shown:
+
+    def show() -> None:
         click.echo()
-    if json_target is not None:
-        write_json(facts, json_target)
-    if not shown:
-        return
-    rate, plural = facts["tokens_per_second"], "" if facts["prompt_tokens"] == 1 else "s"
-    console_err.print(
-        f"{facts['prompt_tokens']} prompt token{plural}, {len(ids)} new ({facts['finish_reason']}), "
-        f"{1e3 * (first - started):.0f} ms until the first"
-        + (f", then {rate:.0f} tokens/s" if rate is not None else "")
-        + ("" if generation.drafter is None else f", {drafts_text(generation.drafts)}")
-        + f"; {generation.session.label}, {facts['dtype']}",
-        soft_wrap=True,
-    )
+        parts = [
+            f"{facts['prompt_tokens']} prompt token{'' if facts['prompt_tokens'] == 1 else 's'}",
+            f"{len(ids)} new ({facts['finish_reason']})",
+            f"{1e3 * (first - started):.0f} ms until the first",
+            *([] if rate is None else [f"then {rate:.0f} tokens/s"]),
+            *([] if generation.drafter is None else [drafts_text(generation.drafts)]),
+        ]
+        note(f"{', '.join(parts)}; {generation.session.label}, {facts['dtype']}")
+
+    write_results(facts, json_target, show)

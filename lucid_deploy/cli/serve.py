@@ -2,104 +2,87 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine
 from lucid_deploy.cli._generation_options import SpeculationOptions, speculation_options
-from lucid_deploy.cli._options import NumberRange, artifact_argument, choice_option, runtime_options
+from lucid_deploy.cli._options import Decorator, NumberRange, artifact_argument, choice_option, runtime_options
 from lucid_deploy.cli._sources import is_given, long_name, origins
+from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
+    from lucid_deploy.serving.ray_cluster import ClusterOptions
 
-
+LOCAL, RAY = "local", "ray"
+ENGINE_OPTIONS = {  # of one engine alone
+    LOCAL: ("max_connections", "idle_timeout"),
+    RAY: ("replicas", "min_replicas", "max_replicas", "replica_cpus", "replica_gpus", "ray_address"),
+}
 RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
-_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # beside what is for LOCAL alone
+_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # and what is for LOCAL alone
+
+
+def _count(*names: str, low: int = 1, high: int | None = None, default: int | None = None, help: str) -> Decorator:
+    kind = click.IntRange(low, high)
+    return click.option(*names, type=kind, default=default, show_default=default is not None, help=help)
+
+
+def _amount(name: str, default: float | None, help: str, above_zero: bool = False) -> Decorator:
+    kind = NumberRange(0, min_open=above_zero)
+    return click.option(name, type=kind, default=default, show_default=default is not None, help=help)
 
 
 @click.command("serve", cls=Command)
 @artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
+@_count("--port", low=0, high=65535, default=8000, help="Port; 0 is a free one.")
 @runtime_options(*RUNTIME_FIELDS)
-@click.option(
-    "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
-)
-@click.option(
-    "--max-queue",
-    type=click.IntRange(0, 100_000),
-    default=64,
-    show_default=True,
-    help="Further generations that may wait.",
-)
-@click.option("--prefill-chunk", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens per step.")
-@click.option(
-    "--prefix-cache-tokens", type=click.IntRange(0), default=0, show_default=True, help="Prompt tokens kept for reuse."
-)
+@_count("--rows", high=1024, default=8, help="Generations that run together.")
+@_count("--max-queue", low=0, high=100_000, default=64, help="Further generations that may wait.")
+@_count("--prefill-chunk", default=512, help="Prompt tokens per step.")
+@_count("--prefix-cache-tokens", "prefix_tokens", low=0, default=0, help="Prompt tokens kept for reuse.")
 @speculation_options
-@click.option("--max-prompt-tokens", type=click.IntRange(1), help="Longest prompt; the model's context if not given.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; the model's context if not given.")
-@click.option(
+@_count("--max-prompt-tokens", help="Longest prompt; the model's context if not given.")
+@_count("--max-new-tokens", help="Longest answer; the model's context if not given.")
+@_count(
     "--max-choices",
-    type=click.IntRange(1, 1024),
+    high=1024,
     help="Most generations of one request, its prompts times n; one less than --rows if not given.",
 )
-@click.option(
-    "--max-body", type=click.IntRange(1), default=4 << 20, show_default=True, help="Largest request in bytes."
-)
-@click.option(
-    "--readers",
-    type=click.IntRange(1, 64),
-    default=2,
-    show_default=True,
-    help="Processes that parse bodies, render chat templates and tokenize.",
-)
-@click.option(
-    "--timeout",
-    type=NumberRange(0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Seconds for a request, its time in the queue included.",
-)
-@click.option(
+@_count("--max-body", "max_body_bytes", default=4 << 20, help="Largest request in bytes.")
+@_count("--readers", high=64, default=2, help="Processes that parse bodies, render chat templates and tokenize.")
+@_amount("--timeout", 300.0, "Seconds for a request, its time in the queue included.", above_zero=True)
+@_count(
     "--max-connections",
-    cls=EngineOption,
-    engine=LOCAL,
-    type=click.IntRange(1, 100_000),
+    high=100_000,
     help="Open connections; twice --rows and --max-queue and 100 more if not given.",
 )
-@click.option(
-    "--idle-timeout",
-    cls=EngineOption,
-    engine=LOCAL,
-    type=NumberRange(0, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Seconds that a connection may be silent.",
-)
-@click.option(
-    "--grace",
-    type=NumberRange(0),
-    default=30.0,
-    show_default=True,
-    help="Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.",
-)
+@_amount("--idle-timeout", 30.0, "Seconds that a connection may be silent.", above_zero=True)
+@_amount("--grace", 30.0, "Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.")
 @click.option(
     "--check/--no-check", default=True, show_default=True, help="Compare the sha256 of every file before loading."
 )
-@click.option("--served-model-name", metavar="NAME", help="Name in requests; the artifact directory's if not given.")
+@click.option(
+    "--served-model-name", "model", metavar="NAME", help="Name in requests; the artifact directory's if not given."
+)
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
 @click.option(
     "--metrics-key-file",
     type=click.Path(),
     help="Keys that may read /metrics; no other key may then, and counts are exact.",
 )
-@click.option("--share-prefix-cache", is_flag=True, help="Reuse stored prefixes among different API keys.")
-@click.option("--ui/--no-ui", default=True, show_default=True, help="Serve pages for browsers: / to try it, /docs.")
+@click.option(
+    "--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among different API keys."
+)
+@click.option(
+    "--ui/--no-ui", "pages", default=True, show_default=True, help="Serve pages for browsers: / to try it, /docs."
+)
 @click.option(
     "--allow-host",
     multiple=True,
@@ -118,44 +101,18 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
     help="OpenTelemetry collector that gets a span per request and phase (OTLP over HTTP), as http://localhost:4318.",
 )
 @choice_option("--engine", [LOCAL, RAY], help="One process, or replicas on a Ray cluster.")
-@click.option(
-    "--replicas", cls=EngineOption, engine=RAY, type=click.IntRange(1), help="With ray: engines; 1 if not given."
-)
-@click.option(
-    "--min-replicas",
-    cls=EngineOption,
-    engine=RAY,
-    type=click.IntRange(0),
-    help="With ray: scale between this many engines …",
-)
-@click.option(
-    "--max-replicas", cls=EngineOption, engine=RAY, type=click.IntRange(1), help="With ray: … and this many, by load."
-)
-@click.option(
+@_count("--replicas", help="With ray: engines; 1 if not given.")
+@_count("--min-replicas", low=0, help="With ray: scale between this many engines …")
+@_count("--max-replicas", help="With ray: … and this many, by load.")
+@_amount(
     "--replica-cpus",
-    cls=EngineOption,
-    engine=RAY,
-    type=NumberRange(0),
-    help="With ray: processors that an engine reserves, and threads that it computes with; 1 if not given, and on this "
+    None,
+    "With ray: processors that an engine reserves, and threads that it computes with; 1 if not given, and on this "
     "machine's own cluster a share of its cores as threads.",
 )
-@click.option(
-    "--replica-gpus",
-    cls=EngineOption,
-    engine=RAY,
-    type=NumberRange(0),
-    default=0.0,
-    show_default=True,
-    help="With ray: GPUs that an engine reserves.",
-)
-@click.option(
-    "--ray-address",
-    cls=EngineOption,
-    engine=RAY,
-    metavar="ADDRESS",
-    help="With ray: a running cluster; one on this machine if not given.",
-)
-def command(artifact: str, engine: str, log_level: str | None, **options: Any) -> None:
+@_amount("--replica-gpus", 0.0, "With ray: GPUs that an engine reserves.")
+@click.option("--ray-address", metavar="ADDRESS", help="With ray: a running cluster; one on this machine if not given.")
+def command(artifact: str, **options: Any) -> None:
     """Serve an artifact over HTTP, as OpenAI's API.
 
     Answers /v1/completions, /v1/chat/completions and /v1/models, /healthz and /metrics. Stops at SIGTERM, SIGHUP or
@@ -163,19 +120,49 @@ def command(artifact: str, engine: str, log_level: str | None, **options: Any) -
 
     Example: lucid-deploy serve ./artifact --port 8000
     """
-    check_engine(click.get_current_context(), engine)
-    _check_extra()
-    _check_tracing(options["otlp_endpoint"])
+    from lucid_deploy.cli._command import is_verbose
+    from lucid_deploy.cli._console import console_err
+
+    engine = options["engine"]
+    _check_engine(click.get_current_context(), engine)
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        _check_package(package, "serve", "serve an artifact")
+    if options["otlp_endpoint"] is not None:  # refuse a wrong URL, or a missing package, before anything is loaded
+        from lucid_deploy.serving.tracing import open_tracing
+
+        open_tracing(options["otlp_endpoint"]).close()
     from lucid_deploy.serving.logs import set_up_logging
+    from lucid_deploy.serving.security import is_loopback
 
     engine_options, api = _checked_options(artifact, options)
-    _warn_if_open(options["host"], bool(api.keys))
-    log_level = log_level or _log_level()
-    set_up_logging(log_level)
-    if engine == RAY:
-        _serve_on_ray(engine_options, api, log_level, options)
-    else:
-        _serve_here(engine_options, api, options)
+    host = options["host"]
+    if not api.keys and not is_loopback(host):
+        click.echo(
+            f"WARNING: listening on {host} without API keys: everyone who reaches this port can use the model. "
+            "Give keys with --api-key-file, or listen on 127.0.0.1.",
+            err=True,
+        )
+    usual_level = "debug" if is_verbose() else "warning" if console_err.quiet else "info"
+    options["log_level"] = options["log_level"] or usual_level
+    set_up_logging(options["log_level"])
+    (_serve_on_ray if engine == RAY else _serve_here)(engine_options, api, options)
+
+
+def _check_engine(context: click.Context, engine: str) -> None:
+    """Refuse options that were given, whatever their value, and are for the other engine."""
+    other = RAY if engine == LOCAL else LOCAL
+    for option in context.command.params:
+        if option.name in ENGINE_OPTIONS[other] and is_given(context, option.name):
+            reason = "; with ray, Ray's proxies handle the connections" if other == LOCAL else ""
+            where = origins(context, [option])
+            raise LucidError(f"{long_name(option)} is for --engine {other}{reason}.{where} Leave it out.")
+
+
+def _check_package(package: str, extra: str, purpose: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise missing_extra(package, extra, purpose) from error
 
 
 def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:
@@ -184,12 +171,28 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
     Raises:
         LucidError: The artifact cannot be served so, or an option would have no effect.
     """
-    from lucid_deploy.errors import LucidError
-    from lucid_deploy.serving.loading import check_limits, open_checked
+    from lucid_deploy.serving.loading import ApiOptions, EngineOptions, check_limits, open_checked
+    from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
-    opened = open_checked(artifact)
-    options["speculation"].check(opened)
-    engine, api = _engine_options(artifact, options), _api_options(options)
+    opened, speculation = open_checked(artifact), options["speculation"]
+    speculation.check(opened)
+    key_file, metrics_file = options["api_key_file"], options["metrics_key_file"]
+    keys = ApiKeys() if key_file is None else read_api_keys(key_file)
+    hosts = frozenset(name.lower() for name in options["allow_host"])
+    engine = EngineOptions(
+        artifact,
+        speculate=speculation.mode,
+        draft=speculation.draft,
+        most_step_seconds=options["timeout"],
+        **_fields_of(EngineOptions, options),
+    )
+    api = ApiOptions(
+        seconds=options["timeout"],
+        keys=keys,
+        hosts=hosts if is_loopback(options["host"]) and not keys else None,
+        metrics_keys=ApiKeys() if metrics_file is None else read_api_keys(metrics_file, "--metrics-key-file"),
+        **_fields_of(ApiOptions, options),
+    )
     check_limits(opened, api)
     if api.model is not None and not api.model.strip():
         raise LucidError("--served-model-name is empty. Name the model, or leave the option out.")
@@ -198,7 +201,7 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
             "--share-prefix-cache shares stored prefixes among API keys: it needs --prefix-cache-tokens and "
             "--api-key-file. Give both, or leave it out."
         )
-    if options["allow_host"] and api.hosts is None:
+    if hosts and api.hosts is None:
         raise LucidError(
             "--allow-host is for a server without API keys that listens on this machine alone; any other one answers "
             "under every name. Leave it out."
@@ -206,81 +209,9 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
     return engine, api
 
 
-def _log_level() -> str:
-    from lucid_deploy.cli._command import is_verbose
-    from lucid_deploy.cli._console import console_err
-
-    return "debug" if is_verbose() else "warning" if console_err.quiet else "info"
-
-
-def _check_extra() -> None:
-    from lucid_deploy.errors import missing_extra
-
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise missing_extra(package, "serve", "serve an artifact") from error
-
-
-def _check_tracing(endpoint: str | None) -> None:
-    """Refuse a wrong URL, or say what is to be installed, before anything is loaded."""
-    if endpoint is not None:
-        from lucid_deploy.serving.tracing import open_tracing
-
-        open_tracing(endpoint).close()
-
-
-def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
-    from lucid_deploy.serving.loading import EngineOptions
-
-    return EngineOptions(
-        artifact,
-        options["runtime"],
-        options["rows"],
-        options["max_queue"],
-        options["prefill_chunk"],
-        options["prefix_cache_tokens"],
-        options["check"],
-        options["speculation"].mode,
-        options["speculation"].draft,
-        options["timeout"],
-    )
-
-
-def _api_options(options: dict[str, Any]) -> ApiOptions:
-    from lucid_deploy.serving.loading import ApiOptions
-    from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
-
-    keys = ApiKeys() if options["api_key_file"] is None else read_api_keys(options["api_key_file"])
-    metrics = options["metrics_key_file"]
-    names = frozenset(name.lower() for name in options["allow_host"])
-    return ApiOptions(
-        options["served_model_name"],
-        options["max_prompt_tokens"],
-        options["max_new_tokens"],
-        options["max_choices"],
-        options["max_body"],
-        options["timeout"],
-        options["readers"],
-        keys,
-        names if is_loopback(options["host"]) and not keys else None,
-        ApiKeys() if metrics is None else read_api_keys(metrics, "--metrics-key-file"),
-        options["share_prefix_cache"],
-        options["ui"],
-        options["otlp_endpoint"],
-    )
-
-
-def _warn_if_open(host: str, has_keys: bool) -> None:
-    from lucid_deploy.serving.security import is_loopback
-
-    if not has_keys and not is_loopback(host):
-        click.echo(
-            f"WARNING: listening on {host} without API keys: everyone who reaches this port can use the model. "
-            "Give keys with --api-key-file, or listen on 127.0.0.1.",
-            err=True,
-        )
+def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are called like fields of a dataclass."""
+    return {field.name: options[field.name] for field in fields(kind) if field.name in options}
 
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
@@ -304,25 +235,14 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
     note("Stopped.")
 
 
-def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, options: dict[str, Any]) -> None:
+def _serve_on_ray(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
     from lucid_deploy.cli._console import note
-    from lucid_deploy.errors import missing_extra
 
-    try:
-        from ray import serve as _serve  # noqa: F401 (whether it is there)
-    except ImportError as error:
-        raise missing_extra("ray", "ray", "serve on a Ray cluster") from error
-    from lucid_deploy.serving.ray_cluster import ClusterOptions, serve_on_ray
+    _check_package("ray.serve", "ray", "serve on a Ray cluster")
+    from lucid_deploy.serving.ray_cluster import serve_on_ray
 
+    cluster = _cluster_options(options, here=options["ray_address"] is None)
     url = _url(options["host"], options["port"])
-    cluster = ClusterOptions(
-        options["host"],
-        options["port"],
-        options["ray_address"],
-        *_scale(options, here=options["ray_address"] is None),
-        options["grace"],
-        log_level,
-    )
     serve_on_ray(engine, api, cluster, lambda: click.echo(f"Serving on {url}"))
     note("Stopped.")
 
@@ -336,9 +256,8 @@ def ray_application(args: dict[str, str]) -> Any:
     Raises:
         LucidError: The options cannot be read, are not for this place, or the artifact cannot be served.
     """
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes.options import RuntimeOptions
-    from lucid_deploy.serving.ray_cluster import ClusterOptions, application
+    from lucid_deploy.serving.ray_cluster import application
 
     if set(args) != {"options"}:
         raise LucidError(f"args must be options, the words of lucid-deploy serve, and nothing else, not {list(args)}.")
@@ -350,43 +269,24 @@ def ray_application(args: dict[str, str]) -> Any:
     options = context.params
     for option in command.params:
         if option.name in _NOT_IN_A_CONFIGURATION and is_given(context, option.name):
-            reason = f"has no meaning here; Ray's configuration says it.{origins(context, [option])}"
-            raise LucidError(f"options: {long_name(option)} {reason}")
-    check_engine(context, RAY)
+            raise LucidError(f"options: {long_name(option)} has no meaning here; Ray's configuration says it.")
+    _check_engine(context, RAY)
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
-    options["speculation"] = SpeculationOptions(options["speculate"], options["draft"])
-    options["host"] = "0.0.0.0"  # under any name: Ray's proxies listen
+    options["speculation"] = SpeculationOptions(options.pop("speculate"), options.pop("draft"))
+    # Ray's proxies listen, under any name.
+    options |= {"host": "0.0.0.0", "port": 0, "ray_address": None, "log_level": options["log_level"] or "info"}
     engine, api = _checked_options(options["artifact"], options)
-    level = options["log_level"] or "info"
-    scale = _scale(options, here=False)
-    return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *scale, options["grace"], level))
+    return application(engine, api, _cluster_options(options, here=False))
 
 
-def _scale(options: dict[str, Any], here: bool) -> tuple[int, int, float, float, int | None]:
-    """Return how many engines at least and at most, the processors and GPUs of each, and its threads.
+def _cluster_options(options: dict[str, Any], here: bool) -> ClusterOptions:
+    """Return where engines run, how many, and what each reserves.
 
     Args:
-        options: The command's.
         here: Whether all engines run on this machine, and nothing else does.
     """
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.processors import usable_cores
-
-    gpus = options["replica_gpus"]
-    if gpus > 1 and gpus != int(gpus):
-        raise LucidError(f"--replica-gpus {gpus:g}: Ray reserves a part of one GPU, or whole ones.")
-    low, high = _replicas(options)
-    cpus, threads = options["replica_cpus"], 1
-    if cpus is not None:
-        threads = max(1, int(cpus))
-    elif here:
-        threads = max(1, usable_cores() // high)
-    return low, high, 1.0 if cpus is None else cpus, gpus, None if gpus or cpus == 0 else threads
-
-
-def _replicas(options: dict[str, Any]) -> tuple[int, int]:
-    """Return the least and the most engines."""
-    from lucid_deploy.errors import LucidError
+    from lucid_deploy.serving.ray_cluster import ClusterOptions
 
     fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]
     if fixed is not None and (low is not None or high is not None):
@@ -394,10 +294,28 @@ def _replicas(options: dict[str, Any]) -> tuple[int, int]:
     if (low is None) != (high is None):
         raise LucidError("--min-replicas and --max-replicas go together.")
     if low is None:
-        return fixed or 1, fixed or 1
+        low = high = fixed or 1
     if low > high:
         raise LucidError(f"--min-replicas {low} is more than --max-replicas {high}.")
-    return low, high
+    cpus, gpus, threads = options["replica_cpus"], options["replica_gpus"], 1
+    if gpus > 1 and gpus != int(gpus):
+        raise LucidError(f"--replica-gpus {gpus:g}: Ray reserves a part of one GPU, or whole ones.")
+    if cpus is not None:
+        threads = max(1, int(cpus))
+    elif here:
+        threads = max(1, usable_cores() // high)
+    return ClusterOptions(
+        options["host"],
+        options["port"],
+        options["ray_address"],
+        low,
+        high,
+        cpus=1.0 if cpus is None else cpus,
+        gpus=gpus,
+        threads=None if gpus or cpus == 0 else threads,
+        grace=options["grace"],
+        log_level=options["log_level"],
+    )
 
 
 def _url(host: str, port: int) -> str:

@@ -123,7 +123,7 @@ def command(
     """
     from dataclasses import replace
 
-    from lucid_deploy.cli._threads import let_waiting_threads_sleep
+    from lucid_deploy.cli._process import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact

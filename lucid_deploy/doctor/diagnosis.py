@@ -62,17 +62,19 @@ def run_check(check: Check) -> Finding:
         version = "" if check.package is None else importlib.metadata.version(check.package or check.name)
     except importlib.metadata.PackageNotFoundError:
         version = ""
+
+    def finding(status: str, remark: str) -> Finding:
+        return Finding(check.name, status, version, check.purpose, remark, check.required)
+
+    absent = "broken" if version else "missing"
     try:
-        return Finding(check.name, "ok", version, check.purpose, check.try_it(), check.required)
+        return finding("ok", check.try_it())
     except ImportError as error:
-        remark = spelled_out(check.hint) if not version else f"installed but does not import: {error}"
-        return Finding(check.name, "broken" if version else "missing", version, check.purpose, remark, check.required)
+        return finding(absent, f"installed but does not import: {error}" if version else spelled_out(check.hint))
     except LucidError as error:
-        return Finding(
-            check.name, "broken" if version else "missing", version, check.purpose, str(error), check.required
-        )
+        return finding(absent, str(error))
     except Exception as error:  # noqa: BLE001 (whatever is broken in another package is the finding)
-        return Finding(check.name, "broken", version, check.purpose, f"{type(error).__name__}: {error}", check.required)
+        return finding("broken", f"{type(error).__name__}: {error}")
 
 
 def _python() -> str:
@@ -81,10 +83,10 @@ def _python() -> str:
 
 def _processors() -> str:
     threads, quota = allowed_threads(), processor_quota()
-    said = f"{os.cpu_count()} processors"
+    text = f"{os.cpu_count()} processors"
     if quota is not None:
-        said += f"; the control group has the time of {quota:g}"
-    return said if threads is None else f"{said}; threads of this process: {threads}, unless --threads says more"
+        text += f"; the control group has the time of {quota:g}"
+    return text if threads is None else f"{text}; threads of this process: {threads}, unless --threads says more"
 
 
 def _torch() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from lucid_deploy.errors import LucidError
 
 TEMPLATE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 _SUFFIX = ".jinja"
@@ -39,3 +42,17 @@ def tokenizer_files(directory: Path) -> list[str]:
     """Return the tokenizer files of a directory, as relative paths with ``/``."""
     named = [f"{TEMPLATE_FOLDER}/{path.name}" for path in named_templates(directory).values()]
     return [name for name in _FILES if (directory / name).is_file()] + named
+
+
+def check_regular(directory: Path) -> None:
+    """Refuse a folder, a pipe, a device or a broken link where a file of a tokenizer belongs: it would be left out.
+
+    Raises:
+        LucidError: There is one.
+    """
+    folder = directory / TEMPLATE_FOLDER
+    wrong = [path for name in _FILES if os.path.lexists(path := directory / name) and not path.is_file()]
+    wrong += [path for path in folder.glob(f"*{_SUFFIX}") if not path.is_file()]
+    wrong += [folder] if os.path.lexists(folder) and not folder.is_dir() else []
+    if wrong:
+        raise LucidError(f"{wrong[0]} is no {'folder' if wrong[0] == folder else 'file'}. Replace or remove it.")

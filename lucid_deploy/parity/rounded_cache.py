@@ -81,7 +81,7 @@ def rounds(session: Session[Any]) -> bool:
 
 def refuse_dropped_rows(session: Session[Any], tokens: int) -> None:
     """Refuse a cache that rounds and drops rows that the comparison needs: of windows shorter than so many tokens."""
-    if any(tensor.sort == "ring" and tensor.forgets(tokens) for layer in session.layout for tensor in layer):
+    if any(tensor.sort == "ring" and tensor.is_recurrent(tokens) for layer in session.layout for tensor in layer):
         raise LucidError(
             f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it drops rounded rows "
             "that the comparison needs. Export with --cache-dtype auto to verify the model."

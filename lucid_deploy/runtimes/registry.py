@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plug import entry_points, plugged
+from lucid_deploy.plug import entry_points, load_plugin
 from lucid_deploy.runtimes.runtime import Runtime, check_declared
 
 GROUP = "lucid_deploy.runtimes"
@@ -68,7 +68,7 @@ def find_runtime(name: str) -> Runtime:
         return _registered[name]
     if name in BUILT_IN:
         return _built_in(name)
-    found = plugged(GROUP, name, Runtime, "runtime")  # type: ignore[type-abstract]
+    found = load_plugin(GROUP, name, Runtime, "runtime")  # type: ignore[type-abstract]
     if found is None:
         raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")
     check_declared(found)

@@ -1,7 +1,8 @@
-"""What stored bytes of quantized weights mean, against the operators that read them in a graph."""
+"""The bytes of quantized weights, and the scales that are folded into weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -9,8 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper
 
+from lucid_deploy.artifact.folded_scales import FILE, read_scales, scaled, write_scales
 from lucid_deploy.artifact.quantization import PACKED, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import (
     E2M1,
@@ -23,6 +26,7 @@ from lucid_deploy.artifact.quantized_bytes import (
     spacing,
     unpack,
 )
+from lucid_deploy.errors import CheckFailed
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -99,3 +103,30 @@ def test_every_code() -> None:
 def test_neighbours_are_a_spacing_apart(bits: int, table: np.ndarray) -> None:
     values = np.unique(table[np.isfinite(table) & (table >= 0)]).astype(np.float64)
     assert np.array_equal(spacing((values[:-1] + values[1:]) / 2, bits), np.diff(values))
+
+
+S, T = np.array([2.0, 0.5, 4.0], np.float32), np.array([8.0, 0.25], np.float32)
+FOLDED = {"norm.weight.outputs": S, "w.weight.inputs": S, "w.weight.outputs": T, "w.bias.outputs": T}
+
+
+def test_a_product_stays_what_it_is() -> None:
+    """All scales are powers of two, so nothing is rounded."""
+    x, norm = torch.tensor([3.0, -1.0, 0.5]), torch.tensor([1.0, 2.0, 3.0])
+    weight, bias = torch.arange(6.0).reshape(2, 3), torch.tensor([1.0, -2.0])
+    given = x * scaled(norm, "norm.weight", FOLDED)
+    found = scaled(weight, "w.weight", FOLDED) @ given + scaled(bias, "w.bias", FOLDED)
+    assert (found * torch.from_numpy(T)).equal(weight @ (x * norm) + bias)
+    assert scaled(scaled(weight, "w.weight", FOLDED), "w.weight", FOLDED, back=True).equal(weight)
+    assert scaled(weight, "other.weight", FOLDED) is weight
+    assert scaled(norm.double(), "norm.weight", FOLDED).dtype == torch.float32
+
+
+def test_the_file_is_there_where_there_are_scales(tmp_path: Path) -> None:
+    write_scales(tmp_path, {})
+    assert not list(tmp_path.iterdir()) and read_scales(tmp_path) == {}
+    write_scales(tmp_path, FOLDED)
+    found = read_scales(tmp_path)
+    assert found.keys() == FOLDED.keys() and all(np.array_equal(found[name], FOLDED[name]) for name in FOLDED)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:40])
+    with pytest.raises(CheckFailed, match="is damaged"):
+        read_scales(tmp_path)

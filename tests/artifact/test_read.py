@@ -14,7 +14,6 @@ import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
-from lucid_deploy.artifact.manifest import Manifest, read_manifest
 from lucid_deploy.artifact.read import ArtifactWatch, unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 
@@ -43,33 +42,6 @@ def test_all_files_that_differ_are_named(artifact_copy: Path) -> None:
     artifact = open_artifact(artifact_copy)
     with pytest.raises(CheckFailed, match=r"sha256 of prefill\.onnx, weights\.bin differs"):
         check_hashes(artifact)
-
-
-def test_an_artifact_that_was_replaced_is_not_called_damaged(
-    exported: Exported, artifact_copy: Path, tmp_path: Path
-) -> None:
-    artifact = open_artifact(artifact_copy)
-    artifact_copy.rename(tmp_path / "older")
-    shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy)
-    with pytest.raises(CheckFailed, match=r"was replaced while it was read\. Run the command again\."):
-        check_hashes(artifact)
-
-
-def test_an_artifact_that_is_replaced_while_it_is_opened_is_not_called_damaged(
-    exported: Exported, artifact_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As ``export --overwrite`` does beside a command that has read the old manifest, and no graphs yet."""
-
-    def replaced(directory: Path) -> Manifest:
-        manifest = read_manifest(directory)
-        if not (tmp_path / "older").exists():
-            artifact_copy.rename(tmp_path / "older")
-            shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy)
-        return manifest
-
-    monkeypatch.setattr("lucid_deploy.artifact.read.read_manifest", replaced)
-    with pytest.raises(CheckFailed, match=r"was replaced while it was read\. Run the command again\."):
-        open_artifact(artifact_copy)
 
 
 def test_hashing_reports_its_progress(exported: Exported) -> None:

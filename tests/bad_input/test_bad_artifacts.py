@@ -64,7 +64,7 @@ def test_a_newer_format_version(refused_run: Refused, artifact_copy: Path, chang
     change_manifest(artifact_copy, lambda data: data.update(format_version=99, dtype="float3"))
     message = refused_run(artifact_copy)
     assert "has artifact format 99" in message
-    assert "Upgrade lucid-deploy" in message
+    assert "Use the version that exported it" in message
 
 
 @pytest.mark.parametrize(
@@ -103,75 +103,28 @@ def test_a_manifest_that_no_export_has_written(
     assert f"{artifact_copy / 'lucid.json'} {what}" in message and "Export the model again, or copy the file" in message
 
 
-@pytest.mark.parametrize("key", ["config", "dtype", "cache", "logits", "source", "versions", "graphs", "files"])
-def test_a_manifest_without_one_of_its_keys(
-    refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest, key: str
-) -> None:
-    change_manifest(artifact_copy, lambda data: data.pop(key))
-    message = refused_run(artifact_copy)
-    assert "lucid.json is damaged" in message and key in message.partition("is damaged")[2]
-
-
 @pytest.mark.parametrize(
-    "change",
+    ("change", "where"),
     [
-        lambda data: data["files"]["weights.bin"].pop("size"),
-        lambda data: data["files"].pop("weights.bin"),
-        lambda data: data["files"].pop("decode.onnx"),
-        lambda data: data.update(files=["weights.bin"]),
-        lambda data: data["graphs"].pop("decode"),
-        lambda data: data["graphs"]["decode"].pop("outputs"),
-        lambda data: data["config"].update(vocab_size="97"),
-        lambda data: data["config"].update(head_dim=None),
-        lambda data: data.update(dtype="float8"),
-        lambda data: data["config"].update(max_position_embeddings=-5),
-        lambda data: data["config"].update(eos_token_ids=["a"]),
-        lambda data: data["config"].update(eos_token_ids=[97]),
-        lambda data: data["config"]["rope_scaling"].update(factor="x"),
-        lambda data: data.update(source=5),
-        lambda data: data.update(versions=[1]),
-        lambda data: data.update(opset="x"),
-        lambda data: data.update(ranges={"a": 1}),
-        lambda data: data.update(ranges={"skipped": False, "peaks": {"layer 0": {"key": "x"}}}),
-        lambda data: data.update(notes="a"),
-        lambda data: data.update(notes=[3]),
-        lambda data: data.update(assumed_unused=["a"]),
-        lambda data: data.update(hub={"repository": 3}),
-        lambda data: data["config"].update(qk_norm="before"),
-        lambda data: data["config"].update(use_rope=1),
+        (lambda data: data.pop("graphs"), "graphs"),
+        (lambda data: data["files"]["weights.bin"].pop("size"), "size"),
+        (lambda data: data["files"].pop("decode.onnx"), "decode.onnx"),
+        (lambda data: data["config"].update(max_position_embeddings=-5), "max_position_embeddings"),
+        (lambda data: data["config"].update(eos_token_ids=[97]), "97"),
+        (lambda data: data["config"].update(use_rope=1), "use_rope"),
     ],
-    ids=[
-        "no size",
-        "weights not listed",
-        "graph not listed",
-        "files are a list",
-        "no decode graph",
-        "no outputs",
-        "a number as text",
-        "a null",
-        "unknown dtype",
-        "a negative size",
-        "a token as text",
-        "a token outside of the vocabulary",
-        "a factor as text",
-        "a source that is no text",
-        "versions are a list",
-        "opset as text",
-        "ranges of other keys",
-        "ranges without numbers",
-        "notes are a text",
-        "a note that is no text",
-        "assumed keys are a list",
-        "a repository that is no text",
-        "norms of another order",
-        "a switch that is a number",
-    ],
+    ids=["no key", "no size", "graph not listed", "a negative size", "a token outside of the vocabulary", "a switch"],
 )
 def test_a_manifest_with_an_impossible_value(
-    refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest, change: Callable[[dict[str, Any]], Any]
+    refused_run: Refused,
+    artifact_copy: Path,
+    change_manifest: ChangeManifest,
+    change: Callable[[dict[str, Any]], Any],
+    where: str,
 ) -> None:
     change_manifest(artifact_copy, change)
-    assert "lucid.json is damaged" in refused_run(artifact_copy)
+    message = refused_run(artifact_copy)
+    assert "lucid.json is damaged" in message and where in message.partition("is damaged")[2]
 
 
 @pytest.mark.parametrize("outside", ["../secret", "/etc/passwd", "sub/../../secret"])

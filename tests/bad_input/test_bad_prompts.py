@@ -38,10 +38,6 @@ def test_ids_outside_the_vocabulary(refused: Refused, artifact_copy: Path, wrong
     assert f"Token id {wrong} is outside the vocabulary (0 to 96)" in message
 
 
-def test_ids_outside_the_vocabulary_in_its_own_process(refused: Refused, artifact_copy: Path) -> None:
-    assert "Token id 97" in refused("run", artifact_copy, "--prompt-ids", "97", process=True)
-
-
 @pytest.mark.parametrize("garbage", ["x", "1.5", "1 2", "1;2", "0x10", "1_0", "٣", "--1"])
 def test_ids_that_are_no_numbers(refused: Refused, artifact_copy: Path, garbage: str) -> None:
     message = refused("run", artifact_copy, "--prompt-ids", f"5,,6,{garbage},7")
@@ -74,10 +70,6 @@ def test_stdin_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
     assert "not valid UTF-8 text" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"w1 \xff\xfe", process=True)
 
 
-def test_an_argument_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
-    assert "is not text in this locale's encoding, utf-8" in refused("run", with_tokenizer, "--prompt", "w1 \udcff")
-
-
 def test_both_text_and_ids(refused: Refused, with_tokenizer: Path) -> None:
     assert "Give the prompt once" in refused("run", with_tokenizer, "--prompt", "w1", "--prompt-ids", "1")
 
@@ -90,38 +82,20 @@ def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None
     assert "Prompts can be token ids: --prompt-ids 1,2,3" in refused("run", artifact_copy, "--prompt", "w1")
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
-def test_a_broken_tokenizer(refused: Refused, artifact_copy: Path, content: str) -> None:
-    path = artifact_copy / "tokenizer.json"
-    path.write_text(content)
-    assert f"{path} is not a readable tokenizer" in refused("run", artifact_copy, "--prompt", "w1")
-
-
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
         ("--max-new-tokens", "0", "max_new_tokens must be at least 1, not 0"),
-        ("--max-new-tokens", "-5", "max_new_tokens must be at least 1, not -5"),
         ("--prefill-chunk", "0", "at least one token, not 0"),
-        ("--prefill-chunk", "-1", "at least one token, not -1"),
         ("--threads", "0", "threads must be 1 to"),
-        ("--threads", "-1", "threads must be 1 to"),
         ("--threads", "1000000", "threads must be 1 to"),
-        ("--temperature", "-0.1", "temperature must be 0 or more"),
         ("--temperature", "nan", "temperature must be 0 or more"),
-        ("--temperature", "inf", "temperature must be 0 or more"),
         ("--top-p", "0", "top_p must be above 0"),
-        ("--top-p", "1.1", "top_p must be above 0 and at most 1"),
-        ("--top-p", "nan", "top_p must be above 0"),
         ("--top-k", "-1", "top_k must be 0 (all) or more"),
-        ("--min-p", "1.5", "min_p must be 0 to 1"),
         ("--min-p", "nan", "min_p must be 0 to 1"),
         ("--presence-penalty", "2.5", "presence_penalty must be -2 to 2"),
-        ("--frequency-penalty", "nan", "frequency_penalty must be -2 to 2"),
         ("--repetition-penalty", "0", "repetition_penalty must be 0.01 to 100"),
-        ("--repetition-penalty", "inf", "repetition_penalty must be 0.01 to 100"),
         ("--logit-bias", "5", "--logit-bias takes a token id and a number, such as 15=-100, not '5'"),
-        ("--logit-bias", "x=5", "'x' is no token id"),
         ("--logit-bias", "97=5", "logit_bias: token id 97 is outside the vocabulary (0 to 96)"),
         ("--logit-bias", "5=101", "The bias of token 5 must be -100 to 100, not 101"),
         ("--bad-word", "w1", "has no tokenizer.json"),
@@ -137,8 +111,3 @@ def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: s
 def test_an_unknown_device(refused: Refused, artifact_copy: Path, device: str) -> None:
     message = refused("run", artifact_copy, "--prompt-ids", "5", "--runtime", "torch", "--device", device)
     assert f"Runtime torch runs on cpu or cuda, not on '{device}'." in message
-
-
-def test_a_result_file_that_cannot_be_written(refused: Refused, artifact_copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    assert "taken cannot be written" in refused("inspect", artifact_copy, "--json", tmp_path / "taken")

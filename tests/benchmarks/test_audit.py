@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from audit import CHUNK, REPEATS, ServedAnswer, audit, repeated
+from audit import REPEATS, ServedAnswer, audit, repeated
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.batching.rows import MergedRows, StaticRows
-from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
-from lucid_deploy.runtimes.session import Array, Cache
+from lucid_deploy.runtimes.session import Array
 
 Exported = Callable[..., tuple[Path, Artifact]]
 COUNT = 8
@@ -83,57 +81,6 @@ def test_right_answers_pass(session: Session[Any]) -> None:
     assert max(verdict.worst for verdict in verdicts) > 0, "a batch rounds otherwise than a row alone"
 
 
-class Schedules:
-    """A session whose answers differ by a known amount where a prompt is cut, or has a row beside it.
-
-    Args:
-        where: ``pieces`` or ``rows``.
-        difference: Added to the logit of token 1 there.
-        rows: Most rows of a batch.
-    """
-
-    dtype, context_limit, config = "float32", None, SimpleNamespace(eos_token_ids=())
-
-    def __init__(self, where: str, difference: float, rows: int | None = None) -> None:
-        self.where, self.difference, self.batch_limit = where, difference, rows
-
-    def empty_cache(self, batch: int) -> SimpleNamespace:
-        assert self.batch_limit is None or batch <= self.batch_limit
-        return SimpleNamespace(length=0, batch=batch, there=False)
-
-    def prefill(self, ids: np.ndarray, cache: Any, mask: np.ndarray | None, chunk: int | None) -> np.ndarray:
-        cache.there = chunk == CHUNK if self.where == "pieces" else cache.batch == 2
-        assert mask is None or (mask.sum(axis=1) == [len(PROMPT), len(PROMPT) + 1]).all()
-        return self.decode(ids, cache)
-
-    def decode(self, ids: np.ndarray, cache: Any) -> np.ndarray:
-        logits = np.tile(LOGITS, (len(ids), 1, 1))
-        logits[:, :, 1] += self.difference if cache.there else 0
-        return logits
-
-
-PROMPT, LOGITS = (4, 5, 6), np.array([3.0, 1.0, -12.0])
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    return np.asarray(logits - np.log(np.exp(logits).sum()))
-
-
-@pytest.mark.parametrize(
-    ("where", "difference", "rows"), [("pieces", 0.01, None), ("rows", 0.01, None), ("rows", 0.01, 1), ("rows", 0, 8)]
-)
-def test_what_is_allowed_is_what_schedules_differ_by(where: str, difference: float, rows: int | None) -> None:
-    """FACTOR + 1 times that, and no less than two units in the last place of either computation."""
-    other = log_softmax(LOGITS + difference * np.array([0, 1, 0]))
-    measured = 0.0 if rows == 1 else np.abs(other - log_softmax(LOGITS)).max()
-    allowed = max(5 * measured, 2 * 2 * 2.0**-23 * 12)
-    own = log_softmax(LOGITS)[0]
-    session: Any = Schedules(where, difference, rows)
-    for share, right in ((0.99, True), (1.01, False)):
-        served = ServedAnswer(PROMPT, (0, 0), (own, own + share * allowed), "length", 2)
-        assert (audit(session, served).faults == ()) == right
-
-
 def test_a_wrong_row_from_four_on_is_found(session: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (StaticRows, MergedRows):
         original = kind.decode
@@ -148,42 +95,6 @@ def test_a_wrong_row_from_four_on_is_found(session: Session[Any], monkeypatch: p
         monkeypatch.setattr(kind, "decode", swapped)
     assert not faults(session, serve(session, greedy()[:3]))
     assert any("alone it is" in fault for fault in faults(session, serve(session, greedy())))
-
-
-def test_a_stale_prefix_is_found(session: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stored cache is taken for one token more than it has in common with the prompt."""
-
-    def find(self: Any, ids: Any, most: int | None = None, owner: str = "") -> Cache[Any] | None:
-        found = original(self, ids, most, owner)
-        if found is not None and found.length >= 17:
-            last = max((cache for _, cache in self._entries.values()), key=lambda cache: cache.length)
-            found = self._session.fork(last)
-            self._session.truncate(found, 18)
-        return found
-
-    original = PrefixStore.find
-    monkeypatch.setattr(PrefixStore, "find", find)
-    assert faults(session, serve(session, greedy()))
-
-
-def test_a_shifted_mask_of_the_row_that_joins_last_is_found(
-    session: Session[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its last row of K and Y counts as none."""
-    seen: list[int] = []
-
-    def shifted(self: Any, key: int, cache: Cache[Any]) -> None:
-        seen.append(key)
-        if len(seen) == len(prompts()):
-            cache = session.fork(cache)
-            session.truncate(cache, cache.length - 1)
-        join(self, key, cache)
-
-    kind = StaticRows if session.in_place is not None else MergedRows
-    join = kind.join
-    monkeypatch.setattr(kind, "join", shifted)
-    found = [audit(session, answer).faults for answer in serve(session, greedy(), prefix_tokens=0)]
-    assert found[-1] and not any(found[:-1])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
-"""Every benchmark script can say how it is used, so its imports and options hold together."""
+"""Benchmark scripts can say how they are used, and compare what they say they compare."""
 
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 
 import click
+import common
+import hybrid
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from common import logit_errors
+
+from lucid_deploy.model.checkpoint import expected_shapes
+from lucid_deploy.model.config import LucidConfig, parse_config
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 
@@ -18,3 +26,36 @@ def test_a_script_imports_and_has_help(name: str) -> None:
     if isinstance(main, click.Command):
         result = CliRunner().invoke(main, ["--help"])
         assert result.exit_code == 0 and result.output.startswith("Usage:")
+
+
+def test_errors_of_logits() -> None:
+    """By hand: the second row is off by a tenth and prefers another token at one of its three positions."""
+    exact = np.random.default_rng(0).normal(size=(2, 3, 5))
+    same = logit_errors(exact, exact)
+    assert same == {"relative_error": 0.0, "worst_row": 0.0, "kl_mean": 0.0, "top1": 1.0}
+    found = exact * np.array([1.0, 1.1])[:, None, None]
+    errors = logit_errors(found, exact)
+    assert errors["relative_error"] == pytest.approx(0.05) and errors["worst_row"] == pytest.approx(0.1)
+    assert errors["top1"] == 1 and 0 < errors["kl_mean"] < 0.01
+    found[1, 2] = -exact[1, 2]
+    assert logit_errors(found, exact)["top1"] == pytest.approx(5 / 6)
+
+
+def config(shape: str, changes: dict) -> LucidConfig:
+    raw = {**common.BASE, **common.SHAPES[shape], **changes}
+    return parse_config({key: value for key, value in raw.items() if value is not None}, shape)
+
+
+@pytest.mark.parametrize("shape", ["hybrid", "small-hybrid"])
+def test_the_models_are_of_one_size(shape: str) -> None:
+    found = {name: config(shape, changes) for name, changes in hybrid.MODELS.items()}
+    kinds = {name: set(each.kinds) for name, each in found.items()}
+    assert kinds == {"hybrid": {"gated_delta", "lucid"}, "lucid": {"lucid"}, "standard": {"standard"}}
+    assert found["hybrid"].kinds.count("gated_delta") == 3 * found["hybrid"].kinds.count("lucid")
+    sizes = {name: sum(map(math.prod, expected_shapes(each).values())) for name, each in found.items()}
+    assert sizes["lucid"] == sizes["standard"] and 0.9 < sizes["hybrid"] / sizes["lucid"] < 1.02
+
+
+def test_it_says_how_it_is_used() -> None:
+    result = CliRunner().invoke(hybrid.main, ["--help"])
+    assert result.exit_code == 0 and "--context" in result.stdout

@@ -1,4 +1,4 @@
-"""``lucid-deploy chat``: through a pipe, and in a terminal that a test types into."""
+"""lucid-deploy chat: through a pipe, in a terminal that a test types into, and its parts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from click.testing import CliRunner, Result
 from lucid_deploy.artifact import chat_process
 from lucid_deploy.bounded_process import Bounds
 from lucid_deploy.cli import main
+from lucid_deploy.cli._chat_loop import HELP, ChatSession, CompletionTurns, stoppable
+from lucid_deploy.errors import LucidError
+from tests.generation.sample_tokenizers import BLANKS, with_blank_first
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import replace_file
 
@@ -299,3 +304,65 @@ def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     assert terminal.status() == 0
     history = tmp_path / "history"
     assert history.read_text().splitlines()[-1] == "w1 w2 w3" and history.stat().st_mode & 0o77 == 0
+
+
+def test_the_help_fits_a_terminal_of_80_columns() -> None:
+    assert max(map(len, HELP.splitlines())) <= 80 and "\\ " in HELP and '"""' in HELP
+
+
+def test_ctrl_c_stops_an_answer_and_a_second_one_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stoppable() as stop_requested:
+        signal.raise_signal(signal.SIGINT)
+        assert stop_requested.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Spoken:
+    """A conversation whose answers are given.
+
+    Args:
+        answers: Token ids, one list after the other.
+    """
+
+    reused, computed, finish_reason, drafts = 0, 0, "length", None
+
+    def __init__(self, *answers: list[int]) -> None:
+        self._answers = list(answers)
+        self.asked: list[list[int]] = []
+
+    def answer(self, prompt: list[int], progress: Callable[[int, int], None]) -> Iterator[int]:
+        self.asked.append(prompt)
+        yield from self._answers.pop(0)
+
+
+@pytest.mark.parametrize("kind", BLANKS)
+def test_lines_and_answers_are_one_text(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a tokenizer that puts a blank before each text, and where a stop string begins within a token."""
+    tokenizer = with_blank_first(kind, tmp_path)
+    spoken = Spoken(*(tokenizer.encode_behind(text) for text in ("s and", "b ab", " cd")))
+    turns = CompletionTurns(tokenizer)
+    monkeypatch.setattr(sys, "stdin", StringIO("cup\n. fox\ns\n"))
+    ChatSession(spoken, turns, tokenizer, stops=("ab",)).run()  # type: ignore[arg-type]
+    texts = ["cup", "cups and. fox", "cups and. foxb s"]
+    assert [tokenizer.decode(prompt).lstrip() for prompt in spoken.asked] == texts
+    assert turns.saved()["text"].lstrip() == "cups and. foxb s cd"
+    assert spoken.asked[1][: len(spoken.asked[0])] == spoken.asked[0]  # so that the cache is kept
+
+
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = with_blank_first(BLANKS[0], tmp_path)
+    spoken = Spoken(*(tokenizer.encode_behind(text) for text in ("s", "s")))
+    monkeypatch.setattr(sys, "stdin", StringIO("\ufeffcup\n"))
+    ChatSession(spoken, CompletionTurns(tokenizer), tokenizer).run()  # type: ignore[arg-type]
+    assert spoken.asked == [tokenizer.encode("cup")]
+
+
+def test_one_text_has_no_system_message_whatever_the_model_has(tmp_path: Path) -> None:
+    """With --completion it was said that the model had no chat template."""
+    turns = CompletionTurns(with_blank_first(BLANKS[0], tmp_path))
+    with pytest.raises(LucidError, match=r"continues one text, which has no system message.* and no --completion"):
+        turns.begin("be brief")

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import COMMANDS, main
-from lucid_deploy.cli._config_file import read_defaults
 from lucid_deploy.cli._console import console_err
+from lucid_deploy.cli._sources import read_defaults
 
 Exported = Callable[..., tuple[Path, Artifact]]
 COMMON = {"config", "quiet", "verbose", "no_color"}
@@ -50,7 +50,7 @@ def test_every_command_has_the_common_options_and_json() -> None:
 
 def context_above(name: str) -> click.Context:
     """Return the context of the program, or of the group that the command belongs to."""
-    context = click.Context(main, info_name="lucid-deploy", auto_envvar_prefix="LUCID_DEPLOY")
+    context = click.Context(main, info_name="lucid-deploy")
     for group in name.split()[:-1]:
         context = click.Context(main.get_command(context, group) or main, context, info_name=group)
     return context
@@ -144,14 +144,12 @@ def test_the_command_line_wins_over_the_environment_and_that_over_a_file(
         '[export]\noutput = "here"\ndtype = "bf16"\nlogits = "all"\ncache = "static"\nassume-unused = ["a", "b"]\n'
         "overwrite = true\nquantize = 'int8'\nblock_size = 64\n[run]\nstop = ['.']\n"
     )
-    result = run("export", "demo", "-v", "--config", file, "--cache", "growing", LUCID_DEPLOY_EXPORT_LOGITS="last")
+    result = run("export", "demo", "--config", file, "--cache", "growing", LUCID_DEPLOY_EXPORT_LOGITS="last")
     assert result.exit_code == 0, result.stderr
     [(output, options)] = seen
     assert (str(output), options.dtype, options.overwrite) == ("here", "bfloat16", True)
     assert (options.cache, options.logits) == ("growing", "last")
     assert options.assume_unused == ("a", "b") and options.quantize.block_size == 64
-    assert f"--dtype is bfloat16, from {file}\n" in result.stderr
-    assert "--logits is last, from the environment variable LUCID_DEPLOY_EXPORT_LOGITS\n" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -162,9 +160,9 @@ def test_the_command_line_wins_over_the_environment_and_that_over_a_file(
         ("[export]\ndtpye = 'fp16'\n", "export has no option 'dtpye'. Did you mean dtype?"),
         ("[export]\nconfig = 'x'\n", "export has no option 'config'."),
         ("[export]\ndtype = 'half'\n", "export.dtype: 'half' is not one of 'float32', 'float16', 'bfloat16'."),
-        ("[export]\ndtype = true\n", "export.dtype: must be text or a number, not True."),
-        ("[export]\noverwrite = 'yes'\n", "export.overwrite: must be true or false, not 'yes'."),
-        ("[export]\nkeep-float = [[1]]\n", "export.keep-float: must be text or a number, not [1]."),
+        ("[export]\ndtype = true\n", "export.dtype: 'True' is not one of"),
+        ("[export]\noverwrite = 'maybe'\n", "export.overwrite: 'maybe' is not a valid boolean."),
+        ("[export]\nkeep-float = [[1]]\n", "export.keep-float: must be text, a number, true or false, not [1]."),
         ("[export]\nblock_size = 1.5\n", "export.block_size: "),
         ("export = 5\n", "export must be a table: [export]"),
         ("[export\n", "is not a TOML file: "),
@@ -233,7 +231,7 @@ def test_a_prompt_from_a_file(with_tokenizer: Path, tmp_path: Path) -> None:
     assert "Give the prompt once" in run(*words, "--prompt-file", file, "--prompt", "w5").stderr
     assert "none.txt cannot be read: No such file" in run(*words, "--prompt-file", tmp_path / "none.txt").stderr
     file.write_bytes(b"w5 \xff")
-    assert "The prompt is not valid UTF-8 text" in run(*words, "--prompt-file", file).stderr
+    assert "prompt.txt is not valid UTF-8 text" in run(*words, "--prompt-file", file).stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -50,7 +50,9 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 
 def test_export_says_attention_positions_and_layers(official: tuple[Path, list[str]]) -> None:
     said = official[1]
-    assert said[0].endswith("; 2 LUCID layers, no rotary positions, float32, growing cache")
+    assert "verify.onnx " in said[0] and said[0].endswith(
+        "; 2 LUCID layers, no rotary positions, float32, growing cache"
+    )
     assert said[1].startswith(BETA)
     assert said[2].startswith("The diagonal of L is 1 in this artifact.")
     assert said[3:] == ["Assumed unused: zeta_gain, which is 3."]

@@ -64,7 +64,12 @@ def test_some_head_widths_only(compiled: list[tuple[int, ...]], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("widths", "said"), [("64,wide", "not wide"), ("8", "head width 8 is not supported"), ("64,300", "width 300")]
+    ("widths", "said"),
+    [
+        ("64,wide", "'64,wide' is not a list of positive"),
+        ("8", "head width 8 is not supported"),
+        ("64,300", "width 300"),
+    ],
 )
 def test_head_widths_that_there_are_not(
     widths: str, said: str, compiled: list[tuple[int, ...]], tmp_path: Path
@@ -87,7 +92,7 @@ def test_one_type_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
 def test_a_folder_is_no_library(target: str, compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(tmp_path)])
     assert (result.exit_code, compiled) == (2, [])
-    assert result.stderr == f"Error: --output {tmp_path} cannot be written: it is a folder. Name a file.\n"
+    assert result.stderr == f"Error: --output {tmp_path} cannot be written: it is no regular file. Name a file.\n"
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
@@ -96,20 +101,18 @@ def test_a_device_or_a_pipe_is_not_replaced(target: str, compiled: list[tuple[in
     os.mkfifo(pipe)  # the library is put in its place by a rename, as in that of /dev/null
     result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(pipe)])
     assert (result.exit_code, compiled) == (2, []) and pipe.is_fifo()
-    why = "it is no file but a device or a pipe. Name a file."
+    why = "it is no regular file. Name a file."
     assert result.stderr == f"Error: --output {pipe} cannot be written: {why}\n"
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--arch", "hopper"], "--arch takes compute capabilities such as 8.6,9.0, not hopper."),
         (
             ["--arch", "8.6,7.0,1.0"],
             "Kernels cannot be compiled for --arch 7.0, 1.0; choose from 8.0, 8.6, 8.9, 9.0, 10.0, 12.0.",
         ),
         (["--arch", ","], "--arch names nothing; it takes compute capabilities such as 8.6,9.0. Leave it out for all."),
-        (["--head-dim", " "], "--head-dim names nothing; it takes head widths such as 64,128. Leave it out for all."),
     ],
 )
 def test_bad_lists(words: list[str], said: str, compiled: list[tuple[int, ...]]) -> None:

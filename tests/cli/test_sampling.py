@@ -8,16 +8,18 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from lucid_deploy.cli._generation_options import sampling_options
+from lucid_deploy.batching.prompts import PromptDefaults
+from lucid_deploy.cli._generation_options import answer_options
 from lucid_deploy.generation.sampling import Sampling
 
 seen: list[tuple[Sampling, tuple[str, ...]]] = []
 
 
 @click.command()
-@sampling_options
-def command(sampling: Sampling, bad_words: tuple[str, ...]) -> None:
-    seen.append((sampling, bad_words))
+@answer_options(8, None, "Chunk.")
+def command(answers: PromptDefaults, prefill_chunk: int | None) -> None:
+    assert (answers.max_new_tokens, answers.stop_at_eos, prefill_chunk) == (8, True, None)
+    seen.append((answers.sampling, answers.bad_words))
 
 
 def run(words: str) -> Result:

@@ -9,11 +9,16 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
-from lucid_deploy.cli.serve import ray_application
+from lucid_deploy.cli.serve import ENGINE_OPTIONS, command, ray_application
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.ray_cluster import ClusterOptions
+
+
+def test_every_option_that_its_help_gives_to_ray_is_declared_so() -> None:
+    rays = {each.name for each in command.params if (getattr(each, "help", None) or "").startswith("With ray")}
+    assert rays == set(ENGINE_OPTIONS["ray"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The numpy formulas of the cases say what the operators' own readable references say, which were written apart."""
+"""The formulas of expected values, and the graphs that cases consist of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lucid_deploy.conformance.formulas import FORMULAS
+from lucid_deploy.conformance.graphs import operator_model
 from lucid_deploy.conformance.problem_list import PROBLEMS
 from lucid_deploy.conformance.problems import EPSILON, SCALE, make_inputs
 from lucid_deploy.plugins import table
@@ -49,3 +50,14 @@ def test_a_stored_cache_is_its_values() -> None:
     )
     for ours, theirs in zip(found, plain, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_node_is_that_of_the_table() -> None:
+    for operator in table.OPERATORS:
+        problem = next(each for each in PROBLEMS if each.operator is operator)
+        model = operator_model(problem, make_inputs(problem))
+        (node,) = model.graph.node
+        assert (node.domain, node.op_type) == (table.DOMAIN, operator.name)
+        assert tuple(node.input) == operator.input_names and tuple(node.output) == operator.output_names
+        assert {each.name for each in node.attribute} == {each.name for each in operator.required}
+        assert [each.name for each in model.functions] == [operator.name]

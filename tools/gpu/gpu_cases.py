@@ -13,11 +13,9 @@ from torch import Tensor
 
 from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
 from lucid_deploy.plugins.precondition.reference import precondition_reference
-from lucid_deploy.plugins.shared.plan import Choice
 
 EPS = 1e-5
 GROUPS = 4  # query heads that share a key/value head when decoding
-RANKED_GROUPS = 8  # the same where constants are ranked: these and K's row need the form of 16 rows, which is modelled
 DEVICE = "cuda"
 
 
@@ -142,17 +140,6 @@ class TorchGpu:
         )
         return {"lucid": lambda: precondition(k, v), "flash": flash, "dense": dense}
 
-    def candidate(self, shape: Shape, choice: Choice) -> Callable[[], Any]:
-        """Return the solve or decoding with given constants, to time."""
-        from lucid_deploy.plugins.hosts.triton.launch import precondition
-
-        new = int(shape.kernel == "decode")
-        k = make_keys(shape.heads, shape.tokens + new, shape.width, 0.9).to(getattr(torch, shape.dtype))
-        v = torch.randn_like(k)
-        if new:
-            return _decode_call(k, v, new, RANKED_GROUPS, choice)
-        return lambda: precondition(k, v, tuned=choice)
-
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
         from triton.testing import do_bench
@@ -166,15 +153,13 @@ def _decode_calls(k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
     return {"lucid": _decode_call(k, v, 1), "standard": lambda: F.scaled_dot_product_attention(rows, k, v)}
 
 
-def _decode_call(
-    k: Tensor, v: Tensor, new: int, groups: int = GROUPS, choice: Choice | None = None
-) -> Callable[[], Any]:
+def _decode_call(k: Tensor, v: Tensor, new: int) -> Callable[[], Any]:
     """Return a step that decodes the last ``new`` tokens after all others."""
     from lucid_deploy.plugins.hosts.triton.launch import decode_attention
 
-    q = torch.randn(1, groups * k.shape[1], new, k.shape[3], device=DEVICE).to(k.dtype)
+    q = torch.randn(1, GROUPS * k.shape[1], new, k.shape[3], device=DEVICE).to(k.dtype)
     fresh, cache = ([each[:, :, part].contiguous() for each in (k, v)] for part in (slice(-new, None), slice(-new)))
-    return lambda: decode_attention(q, *fresh, *cache, tuned=choice)
+    return lambda: decode_attention(q, *fresh, *cache)
 
 
 def dense_solve(k: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Run on a GPU what runs nowhere else: kernels against float64, plugin and engines, and the benchmark.
 
-    make gpu-check            or: python -m tools.gpu.gpu_check [--quick] [--only kernels|engines|benchmark|ranking]
+    make gpu-check            or: python -m tools.gpu.gpu_check [--quick] [--only kernels|engines|benchmark]
 
 Writes JSON and a table with card, versions and commit to benchmarks/results/. Speed is measured only after the kernels
 agreed with float64. Exit status: 0 all that ran passed, 1 something failed, 2 there is no GPU (nothing is written).
@@ -25,11 +25,10 @@ from typing import Any, Protocol
 
 from lucid_deploy.bench.machine import describe_machine
 from lucid_deploy.files import atomic_write
-from tools.gpu import gpu_ranking
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-SECTIONS = ("kernels", "engines", "benchmark", "ranking")
+SECTIONS = ("kernels", "engines", "benchmark")
 VERIFIED = (2, 8, 16)  # tokens of a draft that one step verifies; 16 are the most
 # A quarter above what rounding alone costs with keys correlated 0.99 (docs/mathematics.md); float32 takes tf32 thrice.
 LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 6e-3}
@@ -54,9 +53,6 @@ class Gpu(Protocol):
 
     def calls(self, shape: Any) -> dict[str, Callable[[], Any] | str]:
         """Return what to time; a text says why it cannot run."""
-
-    def candidate(self, shape: Any, choice: Any) -> Callable[[], Any]:
-        """Return the solve or decoding with given constants, to time."""
 
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
@@ -246,7 +242,6 @@ def render(report: dict[str, Any]) -> str:
     columns = {"solve": ("lucid", "flash", "dense"), "decode": ("lucid", "standard"), "verify": ("lucid", "one")}
     for kernel, names in columns.items():
         lines += _times(kernel, names, [row for row in rows if row["kernel"] == kernel])
-    lines += gpu_ranking.render([r for s in report["sections"] if s["name"] == "ranking" for r in s["rows"]])
     return "\n".join(lines) + "\n"
 
 
@@ -264,24 +259,6 @@ def _times(kernel: str, names: tuple[str, ...], rows: list[dict[str, Any]]) -> l
     return lines
 
 
-def check_ranking(gpu: Gpu, make: Callable[..., Any], model: gpu_ranking.Model, quick: bool, log: Log) -> Section:
-    """Time the candidates of the solve and of decoding, and compare their order with the models'; no order fails."""
-    section = Section("ranking")
-    for problem in gpu_ranking.problems(quick):
-        known = list(model(problem["kernel"], gpu.capability, problem["dtype"], problem["width"]))
-        shape = make(**problem)
-
-        def measure(choice: Any, shape: Any = shape) -> float:
-            return gpu.milliseconds(gpu.candidate(shape, choice))
-
-        candidates, correlation = gpu_ranking.rank(known, measure)
-        section.rows.append({**problem, "candidates": candidates, "correlation": correlation})
-        said = "unknown" if correlation is None else f"{correlation:.2f}"
-        shown = f"{problem['kernel']}, {problem['dtype']}, width {problem['width']}"
-        log(f"ranking: {shown}: rank correlation with the model {said}")
-    return section
-
-
 def check(
     gpu: Gpu,
     make: tuple[Callable[..., Any], Callable[..., Any]],
@@ -289,7 +266,6 @@ def check(
     only: set[str],
     quick: bool,
     log: Log,
-    model: gpu_ranking.Model = gpu_ranking.modelled,
 ) -> dict[str, Any]:
     """Run the parts and return the report.
 
@@ -300,10 +276,9 @@ def check(
         only: The parts to run.
         quick: Fewer cases.
         log: Takes a line of progress.
-        model: What the models say of a kernel's candidates.
     """
     sections: list[Section] = []
-    if only & {"benchmark", "ranking"}:
+    if "benchmark" in only:
         only = only | {"kernels"}  # no speed of kernels that were not checked
 
     def part(name: str, work: Callable[[], Section]) -> None:
@@ -315,12 +290,8 @@ def check(
     part("kernels", lambda: check_kernels(gpu, make[0], quick, log))
     part("engines", lambda: check_engines(gpu, run, log))
     wrong = sections[0].status == "failed"
-
-    def unless_wrong(name: str, work: Callable[[], Section]) -> None:
-        part(name, lambda: Section(name, "skipped", "the kernels are wrong") if wrong else work())
-
-    unless_wrong("benchmark", lambda: benchmark(gpu, make[1], quick, log))
-    unless_wrong("ranking", lambda: check_ranking(gpu, make[1], model, quick, log))
+    skipped = Section("benchmark", "skipped", "the kernels are wrong")
+    part("benchmark", lambda: skipped if wrong else benchmark(gpu, make[1], quick, log))
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "gpu": gpu.describe(),

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
 from lucid_deploy.plugins.precondition.reference import precondition_reference
-from lucid_deploy.plugins.shared.plan import Choice
-from tools.gpu import gpu_cases, gpu_check, gpu_ranking
+from tools.gpu import gpu_cases, gpu_check
 
 PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
 
@@ -27,9 +25,6 @@ class FakeGpu:
         self.times = {"one": 1.0} | (times or {"lucid": 1.1, "flash": 1.0, "dense": 20.0, "standard": 1.09})
         self.error_given = error
         self.measured: list[Any] = []
-        self.ranked: list[tuple[Any, Choice]] = []
-        self.times_of_tiles = {(64, 64): 1.0, (64, 32): 1.5, (32, 32): 2.0, (32, 16): 0.5}
-        self.times_of_tiles |= {(0, 32): 3.0, (0, 64): 2.0, (0, 128): 4.0}
 
     def describe(self) -> dict[str, Any]:
         return {"card": self.name, "compute_capability": 86, "cuda": "13.0", "triton": "3.9"}
@@ -43,10 +38,6 @@ class FakeGpu:
         names = kinds[shape.kernel]
         return {name: time if isinstance(time := self.times[name], str) else (lambda time=time: time) for name in names}
 
-    def candidate(self, shape: gpu_cases.Shape, choice: Choice) -> Callable[[], float]:
-        self.ranked.append((shape, choice))
-        return lambda: self.times_of_tiles[choice.block_m, choice.block_n]
-
     def milliseconds(self, call: Callable[[], float]) -> float:
         time = call()
         if time < 0:
@@ -54,16 +45,9 @@ class FakeGpu:
         return time
 
 
-def says(kernel: str, arch: int, dtype: str, width: int) -> list[tuple[Choice, float | None]]:
-    """The model's part: cycles of four candidates of the solve, one of which it does not know, or three of decoding."""
-    solve = {(64, 64): 100.0, (64, 32): 200.0, (32, 32): 300.0, (32, 16): None}
-    cycles = solve if kernel == "solve" else {(0, 32): 40.0, (0, 64): 50.0, (0, 128): 60.0}
-    return [(Choice(*tile, 4, 2), taken) for tile, taken in cycles.items()]
-
-
 def check(gpu: Any, run: gpu_check.Run = PASSES, only: set[str] | None = None, quick: bool = True) -> dict[str, Any]:
     make = (gpu_cases.Accuracy, gpu_cases.Shape)
-    return gpu_check.check(gpu, make, run, only or set(gpu_check.SECTIONS), quick, lambda line: None, says)
+    return gpu_check.check(gpu, make, run, only or set(gpu_check.SECTIONS), quick, lambda line: None)
 
 
 def statuses(report: dict[str, Any]) -> dict[str, str]:
@@ -110,9 +94,8 @@ def test_targets_are_judged_by_their_worst_row() -> None:
 def test_no_speed_of_wrong_kernels(error: float) -> None:
     gpu = FakeGpu(error=error)
     report = check(gpu, only={"benchmark"})
-    assert statuses(report) == dict.fromkeys(("engines", "benchmark", "ranking"), "skipped") | {"kernels": "failed"}
+    assert statuses(report) == dict.fromkeys(("engines", "benchmark"), "skipped") | {"kernels": "failed"}
     assert report["sections"][2]["reason"] == "the kernels are wrong" and gpu.measured == []
-    assert statuses(check(gpu, only={"ranking"}))["ranking"] == "skipped" and gpu.ranked == []
 
 
 def test_engines_are_built_verified_and_tested() -> None:
@@ -159,62 +142,6 @@ def test_json_and_table_are_written_with_card_versions_and_commit(tmp_path: Path
     assert "| dense solve over solve, 8192 tokens | ≥ 10.0 |  | not measured |" in text
     assert "| decode over standard attention, 32768 tokens | ≤ 1.02 | 1.10 | **missed** |" in text
     assert "| float16 | 64 | 8 | 32768 | 8 | 1.100 | 1.000 | 1.10 |" in text
-    assert "| solve | bfloat16 | 128 | 64 × 32 | 4 | 2 | all | 200 | 1.500 | 3 |" in text
-    assert "| decode | bfloat16 | 128 | 32 | 4 | 2 | all | 40 | 3.000 | 2 |" in text
-    assert "- solve, bfloat16, width 128: 1.00" in text and "- decode, bfloat16, width 128: 0.50" in text
-
-
-def ranking(gpu: FakeGpu, kernel: str = "solve") -> dict[str, Any]:
-    [section] = [each for each in check(gpu)["sections"] if each["name"] == "ranking"]
-    assert section["status"] == "passed", "no order is a failure"
-    [row] = [each for each in section["rows"] if each["kernel"] == kernel]
-    return row
-
-
-def test_the_models_ranking_is_compared_with_the_measured_one() -> None:
-    gpu = FakeGpu()
-    row = ranking(gpu)
-    assert (row["dtype"], row["width"], row["tokens"], row["correlation"]) == ("bfloat16", 128, 8192, 1.0)
-    assert [each["cycles"] for each in row["candidates"]] == [100.0, 200.0, 300.0, None], "the model's order"
-    assert [each["milliseconds"] for each in row["candidates"]] == [1.0, 1.5, 2.0, 0.5], "each by its own clock"
-    wanted = [choice for kernel in ("solve", "decode") for choice, _ in says(kernel, 86, "bfloat16", 128)]
-    assert [choice for _, choice in gpu.ranked] == wanted
-    gpu.times_of_tiles |= {(64, 64): 2.0, (32, 32): 1.0}
-    assert ranking(gpu)["correlation"] == -1.0
-    gpu.times_of_tiles |= {(64, 64): 1.0, (64, 32): 2.0, (32, 32): 1.5}
-    assert ranking(gpu)["correlation"] == pytest.approx(0.5), "by hand: 1 − 6 · (0 + 1 + 1) / (3 · 8)"
-
-
-def test_decoding_is_ranked_too() -> None:
-    row = ranking(FakeGpu(), "decode")
-    assert (row["tokens"], row["correlation"]) == (32768, pytest.approx(0.5)), "by hand: 1 − 6 · (1 + 1) / (3 · 8)"
-    assert {each["kernel"] for each in gpu_ranking.problems(quick=False)} == {"solve", "decode"}
-
-
-def test_decoding_is_timed_in_the_form_that_is_modelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan takes the constants that are ranked, and its 16 rows."""
-    launched: list[Any] = []
-    monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
-    monkeypatch.setattr(
-        "lucid_deploy.plugins.hosts.triton.launch.decode_attention", lambda *a, **o: launched.append((a, o))
-    )
-    [problem] = [each for each in gpu_ranking.problems(quick=True) if each["kernel"] == "decode"]
-    problem["tokens"], choice = 96, Choice(0, 64, 4, 2)
-    gpu_cases.TorchGpu.candidate(None, gpu_cases.Shape(**problem), choice)()  # type: ignore[arg-type]
-    [((q, k_new, _, k, _), options)] = launched
-    assert options == {"tuned": choice} and (k_new.shape[2], k.shape[2]) == (1, 96)
-    for arch in (80, 90, 100):
-        plan = plan_decode_attention(1, k.shape[1], q.shape[1] // k.shape[1], 96, 128, "bfloat16", 1e-5, arch, choice)
-        constants = dict(plan.steps[0].constants)
-        assert (constants["ROWS"], constants["BLOCK_N"]) == (16, 64)
-
-
-def test_equal_values_share_their_place() -> None:
-    assert gpu_ranking.correlation([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1.0)
-    assert gpu_ranking.correlation([5, 5, 5], [1, 2, 3]) is None
-    values, others = [1.0, 2.0, 2.0, 4.0], [10.0, 5.0, 7.0, 1.0]
-    scipy_says = -0.9486832980505138  # scipy.stats.spearmanr of the same
-    assert gpu_ranking.correlation(values, others) == pytest.approx(scipy_says)
 
 
 def test_the_dense_baseline_solves_the_same_system() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.hosts.triton import aot, launch
 from lucid_deploy.plugins.shared.plan import Plan, Step, Variant
-from tools.ptx.machine import Launch, Watch
+from tools.ptx.machine import Launch
 from tools.ptx.memory import GlobalMemory
 
 Compiler = Callable[[Variant, int], tuple[str, int]]
@@ -54,7 +54,6 @@ class Launcher:
         self.change: Callable[[str, str], str] = lambda kernel, text: (
             text
         )  # of a kernel's PTX, for tests of the machine
-        self.watches: dict[str, Watch] = {}  # by kernel: what is told of its accesses to shared memory
 
     def execute(self, plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
         """Run a plan's launches and fill its outputs; the workspace begins as NaN, and ends where the plan says."""
@@ -74,7 +73,6 @@ class Launcher:
         text, shared = self.compiler(variant, self.arch)
         arguments = [*(addresses[name] for name in step.pointers), *step.scalars.values(), *SCRATCH]
         run = Launch(self.change(step.kernel, text), memory, step.grid, arguments, shared)
-        run.watch = self.watches.get(step.kernel)
         run.run(self.resident, self.seed)
         self.launched.append(step.variant)
 

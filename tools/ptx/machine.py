@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tools.ptx import group_instructions, instructions
 from tools.ptx.decoding import ACQUIRE, BARRIER, BRANCH, RETURN, Decoder
 from tools.ptx.memory import Fault, GlobalMemory, SharedMemory
-from tools.ptx.source import Instruction, read_kernel
+from tools.ptx.source import read_kernel
 from tools.ptx.tensor_memory import TensorMemory
 
 Array = np.ndarray
 LANES = 32
-Watch = Callable[[Instruction, Array, int, Array], None]  # as memory.Watch, with the instruction that accesses
 LEFT_OVER = 0x7FC0DEAD  # a NaN in a register that only some threads have set
 
 
@@ -51,7 +50,6 @@ class Launch:
         self._template = self.decoder.template(
             {name: _as_bits(value, kind) for (name, kind), value in zip(kinds, arguments, strict=True)}
         )
-        self.watch: Watch | None = None  # told of accesses to shared memory
         self.released: dict[int, Array] = {}  # by address: the programs whose writes whoever reads there may see
 
     def run(self, resident: int = 1, seed: int = 0) -> None:
@@ -80,7 +78,7 @@ class Program:
     def __init__(self, launch: Launch, number: int, registers: list[Array | None]) -> None:
         self.launch, self.number, self.threads = launch, number, launch.threads
         self._registers = registers
-        self.shared = SharedMemory(launch.shared, self.threads, self._tell if launch.watch else None)
+        self.shared = SharedMemory(launch.shared, self.threads)
         self._at = 0  # which instruction is run
         self.tensor = TensorMemory(self.shared)
         self._copies: dict[int, list[tuple[Array, Array, Array]]] = {}  # by warp
@@ -296,10 +294,6 @@ class Program:
             return here
         guard = self.get(each.guard)
         return here & (~guard if each.instruction.negated else guard)
-
-    def _tell(self, offsets: Array, size: int, threads: Array) -> None:
-        if self.launch.watch:
-            self.launch.watch(self.launch.decoder.code[self._at].instruction, offsets, size, threads)
 
     def _act(self, at: int, active: Array | None) -> None:
         self._at = at

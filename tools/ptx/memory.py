@@ -8,12 +8,9 @@ has not seen a number that the other released after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 LANES = 32
-Watch = Callable[[np.ndarray, int, np.ndarray], None]  # told of accesses: offsets, bytes of each, and the threads
 _BUFFER_BITS = 36  # of an address; the bits above say which buffer
 _FIRST = 0x700 << _BUFFER_BITS
 _UNITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -133,11 +130,11 @@ class SharedMemory:
     """A program's shared memory, which begins as NaN.
 
     Of every byte it keeps who wrote it last and who read it last, and when: how many barriers of the program, and of
-    the thread's warp, had been passed. ``watch`` is told of what threads access, not of what products read.
+    the thread's warp, had been passed.
     """
 
-    def __init__(self, size: int, threads: int, watch: Watch | None = None) -> None:
-        self.size, self._watch = size, watch
+    def __init__(self, size: int, threads: int) -> None:
+        self.size = size
         self._bytes = np.full(-(-size // 16) * 16 + 16, 0xFF, np.uint8)
         shape = self._bytes.size
         self._writer, self._reader = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
@@ -219,8 +216,6 @@ class SharedMemory:
             raise Fault(f"{size} bytes of shared memory are {what} at {int(first[first % size != 0][0])}: not aligned")
         if first.size and first.max() + size > self.size:
             raise Fault(f"{size} bytes are {what} at {int(first.max())} of {self.size} bytes of shared memory")
-        if self._watch:
-            self._watch(first, size, threads)
         return first[:, None] + np.arange(size)
 
     def _put(self, places: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> None:

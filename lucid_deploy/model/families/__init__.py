@@ -11,7 +11,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.families.family import Family, NoKeys, StoredParameter
-from lucid_deploy.plug import entry_points, plugged
+from lucid_deploy.plug import entry_points, load_plugin
 
 __all__ = [
     "BUILT_IN",
@@ -99,7 +99,7 @@ def _find(model_type: str) -> Family | None:
         family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
         return family
     if model_type not in _registered:
-        found = plugged(GROUP, model_type, Family, "family", "model_type")
+        found = load_plugin(GROUP, model_type, Family, "family", "model_type")
         if found is not None:
             register_family(found)
     return _registered.get(model_type)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plug import entry_points, plugged
+from lucid_deploy.plug import entry_points, load_plugin
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
@@ -94,7 +94,7 @@ def layer_kind(name: str) -> LayerKind:
         kind: LayerKind = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         return kind
     if name not in _registered:
-        found = plugged(GROUP, name, LayerKind, "layer kind")  # type: ignore[type-abstract]
+        found = load_plugin(GROUP, name, LayerKind, "layer kind")  # type: ignore[type-abstract]
         if found is not None:
             register_layer_kind(found)
     if name not in _registered:

@@ -1,0 +1,91 @@
+"""Lines about an artifact that both ``export`` and ``inspect`` print: its quantization, and its range scan."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact.quantization import AUTO, STORED, Method, Quantization
+from lucid_deploy.cli._console import show
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+
+_COLUMNS = 8  # layers beside each other at most; with more, each has a row
+
+
+def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:
+    """Return the manifest's record and how much smaller the weights are, as plain data; None if there is none."""
+    from lucid_deploy.runtimes.inspection import compression
+
+    record = artifact.manifest.quantization
+    if record is None:
+        return None
+    return {**record.to_dict(), "block_size": record.block_size, "compression": compression(artifact)}
+
+
+def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
+    """Print what is quantized and how, in a line.
+
+    Args:
+        dtype: Type of the weights that are not quantized.
+        compression: How many times smaller the weights are than in that type.
+    """
+    sharing = record.sharing
+    how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
+    cpu = "on the CPU " if record.activations == "int8" else ""
+    kept = [name.removeprefix("model.").removesuffix(".weight") for name in record.kept]
+    shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
+    show(
+        f"Quantized {len(record.tensors)} weights to {record.scheme} {how} ({record.format}; {cpu}{record.inputs}) by "
+        f"{record.tool}; kept in {dtype}: {shown or 'nothing'}. The weights are {compression:.1f} times smaller than "
+        f"in {dtype}.{method_sentence(record.method)}"
+    )
+
+
+def method_sentence(method: Method) -> str:
+    """Say how numbers were chosen, after a space; nothing if all are the nearest."""
+    if method.name == STORED:
+        return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
+    if not method.tensors:
+        return ""
+    ratios = [found.output_error / found.nearest_error for found in method.tensors.values() if found.nearest_error]
+    wide = [kind for kind, bits in method.settings.get("bits", {}).items() if bits == 8]
+    mixed = f", with 8 bits for {', '.join(wide) or 'none'}" if method.name == AUTO else ""
+    share = f"; their layers' errors are {median(ratios):.2f} of round-to-nearest's (median)" if ratios else ""
+    text = method.calibration
+    return (
+        f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
+        f"{text['file']}{mixed}{share}."
+    )
+
+
+def show_ranges(ranges: dict[str, Any], table: bool) -> None:
+    """Print the largest magnitude and the warnings of a manifest's ``ranges``; with ``table``, those of all layers."""
+    from rich.table import Table
+
+    from lucid_deploy.cli._console import console_out
+
+    if ranges["skipped"]:
+        show("Range scan: skipped; values may overflow float16.")
+        return
+    peaks = ranges["peaks"]
+    if table and len(peaks) <= _COLUMNS:
+        shown = Table("tensor", *peaks, title="Largest magnitudes")
+        for name in dict.fromkeys(name for row in peaks.values() for name in row):
+            shown.add_row(name, *(f"{row[name]:.4g}" if name in row else "" for row in peaks.values()))
+        console_out.print(shown)
+    elif table:
+        shown = Table("", "largest", "tensor", "residual stream", title="Largest magnitudes; all are in lucid.json")
+        for layer, row in peaks.items():
+            name = max(row, key=lambda key: row[key])
+            stream = row.get("residual stream")
+            shown.add_row(layer, f"{row[name]:.4g}", name, "" if stream is None else f"{stream:.4g}")
+        console_out.print(shown)
+    peak, tensor, layer = max((peak, tensor, layer) for layer, row in peaks.items() for tensor, peak in row.items())
+    show(
+        f"Range scan over {ranges['prompts']} prompts, {ranges['tokens']} tokens: the largest magnitude is {peak:.4g} "
+        f"({layer}, {tensor}); float16 ends at {ranges['limit']:.0f}."
+    )
+    for warning in ranges["warnings"]:
+        show(f"Warning: {warning}")

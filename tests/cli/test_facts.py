@@ -1,0 +1,72 @@
+"""What commands print about an artifact's quantization and range scan is what its manifest and its files say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import LearnedTensor, Method
+from lucid_deploy.cli._facts import method_sentence, quantization_facts, show_quantization, show_ranges
+
+Made = Callable[..., tuple[Path, Artifact]]
+
+
+def test_quantization_in_a_line_and_as_facts(quantized: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    _, artifact = quantized("int8")
+    record, facts = artifact.manifest.quantization, quantization_facts(artifact)
+    assert record is not None and facts is not None and (facts["scheme"], facts["block_size"]) == ("int8", 32)
+    assert 1 < facts["compression"] < 4, "int8 and its scales, beside a float embedding"
+    for count, shown in ((0, "nothing"), (2, "w0, w1"), (6, "w0, w1, w2, w3 and 2 more")):
+        kept = tuple(f"model.w{i}.weight" for i in range(count))
+        show_quantization(replace(record, kept=kept), "float32", facts["compression"])
+        line = capsys.readouterr().out
+        assert line.startswith(f"Quantized {len(record.tensors)} weights to int8 in blocks of 32 ({record.format};")
+        assert f"kept in float32: {shown}. The weights are {facts['compression']:.1f} times smaller than" in line
+    assert quantization_facts(quantized(None)[1]) is None
+
+
+def test_what_was_learned_is_a_sentence() -> None:
+    assert method_sentence(Method()) == ""
+    tensors = {str(part): LearnedTensor(0.1, part * 0.01, 0.1) for part in (2, 4, 9)}
+    said = method_sentence(Method("gptq", {}, {"file": "text", "tokens": 512}, tensors))
+    assert said == (
+        " The numbers of 3 were chosen by gptq over 512 tokens of text; their layers' errors are 0.40 of "
+        "round-to-nearest's (median)."
+    )
+
+
+def ranges(layers: int, **changes: Any) -> dict[str, Any]:
+    peaks: dict[str, dict[str, float]] = {
+        f"layer {i}": {"keys": 1.0 + i, "residual stream": 10.0 + i} for i in range(layers)
+    }
+    peaks["head"] = {"logits": 7.5}
+    scan = {"skipped": False, "prompts": 3, "tokens": 96, "limit": 65504.0, "warnings": [], "peaks": peaks}
+    return {**scan, **changes}
+
+
+def test_one_line_names_the_largest(capsys: pytest.CaptureFixture[str]) -> None:
+    show_ranges(ranges(3), table=False)
+    assert capsys.readouterr().out == (
+        "Range scan over 3 prompts, 96 tokens: the largest magnitude is 12 (layer 2, residual stream); "
+        "float16 ends at 65504.\n"
+    )
+
+
+@pytest.mark.parametrize(("layers", "rows"), [(3, 3), (20, 21)])
+def test_the_table_has_a_column_per_layer_or_a_row(layers: int, rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+    show_ranges(ranges(layers), table=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("│")]) == rows and max(map(len, lines)) <= 120
+    assert any("Largest magnitudes" in line for line in lines)
+
+
+def test_warnings_and_a_skipped_scan_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    show_ranges(ranges(1, warnings=["layer 0 is [near] the end"]), table=False)
+    assert "Warning: layer 0 is [near] the end\n" in capsys.readouterr().out
+    show_ranges({"skipped": True}, table=True)
+    assert capsys.readouterr().out == "Range scan: skipped; values may overflow float16.\n"
