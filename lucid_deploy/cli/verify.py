@@ -116,7 +116,7 @@ def command(
     quantized artifact is compared with the model on its dequantized weights, these with the checkpoint's, and the cost
     of quantization is reported. That model is this toolkit's own: --golden and --against add numbers that others
     computed. Exit status 1 if anything fails; then, and with --explain or --report, every layer is also run on the
-    inputs that the reference has there, which separates its own error from the inherited one. With --kernels both, all
+    inputs that the reference has there, which finds where the error starts. With --kernels both, all
     of it is done for the library of kernels and for the graph's functions, and both must pass.
 
     Example: lucid-deploy verify ./artifact --report report.html

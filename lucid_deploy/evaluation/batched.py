@@ -21,19 +21,12 @@ Ids = list[int]
 
 @dataclass
 class Wave:
-    """One prompt of each group, ready to run after the tokens that its group shares.
+    """One prompt of each group, ready to run after the tokens that its group shares."""
 
-    Attributes:
-        cache: Holds the shared tokens; this wave may change it.
-        input_ids: The remaining tokens, padded on the left, int64 ``(B, N)``.
-        mask: Bool ``(B, N)``, False at padding.
-        members: For each row its group and its place in the group; None for a row of padding.
-    """
-
-    cache: Cache[Any]
-    input_ids: Array
-    mask: Array
-    members: list[tuple[int, int] | None]
+    cache: Cache[Any]  # holds the shared tokens; this wave may change it
+    input_ids: Array  # the remaining tokens, padded on the left, int64 (B, N)
+    mask: Array  # False at padding, bool (B, N)
+    members: list[tuple[int, int] | None]  # for each row its group and place in it; None for a row of padding
 
 
 def generate(
@@ -48,11 +41,11 @@ def generate(
     """Return new tokens for each prompt, up to an end-of-sequence token, ``stop``, or the number of tokens.
 
     Args:
-        session: What runs the model.
-        groups: Prompts as token ids.
+        session: The session to run.
+        groups: Prompts as token ids; those of a group begin with the same tokens.
         max_new_tokens: Most tokens to generate for each.
         batch: Most groups to run at once.
-        sampling: How tokens are chosen; None: the most likely one.
+        sampling: How tokens are chosen; None: greedily.
         stop: Called with a prompt's new tokens; true ends the answer.
         answered: Called with group, place in the group and new tokens as soon as an answer is complete.
 
@@ -107,7 +100,7 @@ def log_likelihoods(
     A context that several pairs have in common is run once. Sums are float64 over float32 logits.
 
     Args:
-        session: What runs the model.
+        session: The session to run.
         pairs: Contexts and continuations as token ids, neither empty. Together they may be one token longer than the
             model's context, since the last token is not run.
         batch: Most contexts to run at once.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.paired import Difference, average_difference, paired_difference
 from lucid_deploy.files import atomic_write
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,23 +29,17 @@ _BOOTSTRAP = 1000  # resamples of lm_eval's standard errors
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """How tasks are asked.
+    """How tasks are asked."""
 
-    Attributes:
-        limit: Documents of each task; None: all.
-        num_fewshot: Solved examples in each prompt; None: as the task says.
-        gen_kwargs: Generation options instead of the tasks'.
-        chat: Whether prompts are rendered with the model's chat template.
-        seed: Of all random numbers that tasks draw; None: lm_eval's own seeds.
-        answers: A file of answers: those that are in it are not computed again; None: no file.
-    """
-
-    limit: int | None = None
-    num_fewshot: int | None = None
-    gen_kwargs: dict[str, Any] = field(default_factory=dict)
-    chat: bool = False
-    seed: int | None = None
-    answers: Path | None = None
+    limit: int | None = None  # documents of each task; None: all
+    num_fewshot: int | None = None  # solved examples in each prompt; None: as the task says
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)  # generation options instead of the tasks'
+    chat: bool = False  # render prompts with the model's chat template
+    seed: int | None = None  # of all random numbers that tasks draw; None: lm_eval's own seeds
+    batch: int = 8
+    truncate: str | None = None  # how to cut prompts that are too long; None: refuse them
+    output: Path | None = None  # a directory for results and answers
+    answers: Path | None = None  # a file of answers that are not computed again; None: no file
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -52,19 +50,12 @@ class HarnessOptions:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a model scored in one task.
-
-    Attributes:
-        name: Of the task.
-        values: By metric, the value over all documents and its standard error, None where lm_eval has none.
-        samples: lm_eval's record of each document, in JSON's types, with ``truncated``: whether its prompt was cut.
-        aggregation: By metric, how lm_eval makes one value of several documents'.
-    """
+    """A model's scores in one task."""
 
     name: str
-    values: dict[str, tuple[float, float | None]]
-    samples: list[dict[str, Any]]
-    aggregation: dict[str, Callable[[list[Any]], float]]
+    values: dict[str, tuple[float, float | None]]  # by metric, over all documents, with lm_eval's standard error
+    samples: list[dict[str, Any]]  # lm_eval's record of each document, and in `truncated` whether its prompt was cut
+    aggregation: dict[str, Callable[[list[Any]], float]]  # by metric, how one value is made of several documents'
 
     @property
     def truncated(self) -> int:
@@ -84,20 +75,15 @@ class TaskResult:
 def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return lm_eval's tasks of some names, groups or tags, with their documents.
 
-    Args:
-        names: As ``lm_eval ls tasks`` lists them.
-        include_path: A directory with more tasks as YAML files.
-        metadata: As lm_eval gives ``--metadata`` to its tasks.
+    ``include_path`` is a directory with more tasks as YAML files.
 
     Raises:
-        LucidError: lm_eval is not installed, a task is unknown, or its data cannot be read.
+        LucidError: A task is unknown, or its data cannot be read.
     """
     if include_path is not None and not include_path.is_dir():
         raise LucidError(f"There are no tasks at {include_path}: no such directory.")
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise missing_extra("lm_eval", "eval", "run tasks of lm-evaluation-harness") from error
+    from lm_eval.tasks import TaskManager
+
     manager = TaskManager(include_path=None if include_path is None else str(include_path), metadata=metadata)
     for name in names:
         if name not in manager.all_tasks:
@@ -110,6 +96,27 @@ def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[s
         return dict(manager.load(list(names))["tasks"])
     except (OSError, ValueError) as error:  # cannot be downloaded, or is not where the task says
         raise LucidError(f"The data of {', '.join(names)} cannot be read: {error}") from error
+
+
+def ask(
+    artifact: Artifact,
+    session: Session[Any],
+    tasks: dict[str, Any],
+    options: HarnessOptions,
+    runtime: RuntimeOptions,
+    file: str,
+    progress: Callable[[str, int, int], None],
+) -> list[TaskResult]:
+    """Ask an artifact; with an output directory, keep its answers in a file of their own there."""
+    from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
+
+    if options.output is not None:
+        owner = [artifact.identity, session.facts(), runtime.ablate, options.truncate, session.context_limit]
+        owner.append({name: info["sha256"] for name, info in artifact.manifest.files.items() if "token" in name})
+        digest = hashlib.sha256(json.dumps(owner, sort_keys=True).encode()).hexdigest()[:12]
+        options = replace(options, answers=options.output / f"{file}-{digest}.db")
+    model = LucidLM(artifact, session=session, batch_size=options.batch, truncate=options.truncate, progress=progress)
+    return run_tasks(model, tasks, options)
 
 
 def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) -> list[TaskResult]:
@@ -233,3 +240,29 @@ def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResu
         atomic_write(folder / "results.json", (json.dumps(facts, indent=2) + "\n").encode())
     except OSError as error:
         raise LucidError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any]:
+    """Return the JSON object that an option was given; empty if it was not given."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise LucidError(f"{option} is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise LucidError(f"{option} takes a JSON object, not {text!r}.")
+    return found
+
+
+def generation_options(text: str | None) -> dict[str, Any]:
+    """Return ``--gen-kwargs``: a JSON object, or ``name=value,name=value`` as lm_eval takes it."""
+    if not text or text.lstrip().startswith("{"):
+        return json_object("--gen-kwargs", text)
+    found: dict[str, Any] = {}
+    for name, sign, value in (item.partition("=") for item in text.split(",")):
+        if not sign or not name.strip():
+            raise LucidError(f"--gen-kwargs takes a JSON object or name=value,name=value, not {name!r}.")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = {"True": True, "False": False, "None": None}.get(value.strip(), value.strip())
+    return found

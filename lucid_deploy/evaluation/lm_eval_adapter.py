@@ -1,4 +1,4 @@
-"""A session as a model of lm-evaluation-harness.
+"""Give any session to lm-evaluation-harness as a model.
 
     import lm_eval
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
@@ -49,24 +49,21 @@ Ids = list[int]
 class LucidLM(TemplateLM):
     """Any artifact in any runtime, or an opened session, as a model of lm_eval.
 
-    Requests with the same context run it once. Contexts that are too long are refused unless ``truncate`` is given.
+    Requests with the same context run it once.
 
     Args:
-        artifact: An artifact or its directory; brings tokenizer and chat template, and the session if none is given.
-        runtime: As for :func:`~lucid_deploy.runtimes.open_session`.
-        device: As there; None: as ``runtime`` says.
+        artifact: An artifact or its directory; has tokenizer and chat template, and is opened if no session is given.
+        runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so are ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8.
         max_length: Most tokens of a context; None: the model's context.
-        max_gen_toks: Most tokens to generate where a task does not say.
-        session: An opened session.
-        tokenizer: The session's, if there is no artifact.
-        truncate: What contexts that are too long lose: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both
+        max_gen_toks: Most tokens to generate if a task does not say.
+        session: An opened session, with its ``tokenizer`` if there is no artifact.
+        truncate: How contexts that are too long are cut: ``left`` keeps the end, as lm_eval does; ``middle`` keeps both
             ends, as LongBench does. None: they are refused. Texts that are scored as a whole are never cut.
         progress: Called with (description, tokens done, tokens in all) instead of showing a bar.
-        options: More fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
 
     Raises:
-        LucidError: As for opening an artifact; or arguments that do not make sense together.
+        LucidError: As for opening an artifact; or arguments that contradict each other.
     """
 
     def __init__(

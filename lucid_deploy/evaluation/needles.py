@@ -53,27 +53,16 @@ _WHEN = _words(
 
 @dataclass(frozen=True)
 class _Wording:
-    """How a text reads: in English, or in the few words that the bundled model knows.
+    """The sentences of a text: in English, or in the few words that the bundled model knows."""
 
-    Attributes:
-        name: ``english`` or ``recall``.
-        keys: What needles can be about; each at most once in a text.
-        needle: The sentence that states a key's value.
-        question: How the prompt ends for a key; the answer follows.
-        value: Draws a value for a key.
-        filler: Draws sentences without end, none of which is about the given keys.
-        join: Between sentences.
-        ends: Where an answer ends, a regular expression.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    needle: Callable[[str, str], str]
-    question: Callable[[str], str]
-    value: Callable[[np.random.Generator, str], str]
-    filler: Callable[[np.random.Generator, list[str]], Iterator[str]]
-    join: str
-    ends: str
+    name: str  # "english" or "recall"
+    keys: tuple[str, ...]  # subjects of needles; each at most once in a text
+    needle: Callable[[str, str], str]  # the sentence that states a key's value
+    question: Callable[[str], str]  # the end of the prompt for a key; the answer follows
+    value: Callable[[np.random.Generator, str], str]  # draws a value for a key
+    filler: Callable[[np.random.Generator, list[str]], Iterator[str]]  # draws sentences about none of the given keys
+    join: str  # between sentences
+    ends: str  # a regular expression: where an answer ends
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
@@ -137,7 +126,7 @@ def needles_task(
     evenly and each is known. Texts are in English where the tokenizer can write it, else in the bundled model's words.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's.
         context: Most tokens the model takes, new ones included; None: any number.
         needles: Needles in a text, K.
         ask: How many of them are asked for, one after the other; None: all.
@@ -147,8 +136,8 @@ def needles_task(
         seed: Equal seeds give equal texts.
 
     Raises:
-        LucidError: Numbers that make no sense, needles that do not fit in a length, a length beyond the context, or a
-            tokenizer that cannot write the words.
+        LucidError: Bad numbers, needles that do not fit in a length, a length beyond the context, or a tokenizer that
+            cannot write the words.
     """
     check_seed_and_limit(seed, limit)
     wording = _wording(tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,32 +12,21 @@ import numpy as np
 
 RESAMPLES = 10_000
 _SEED = 0  # of the resamples: the same scores give the same interval
-_Z = 1.959964  # of the normal distribution: 95 % lie within
+_Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % lie within
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first model's mean score less the second's.
-
-    Attributes:
-        value: The difference.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        method: ``newcombe`` for scores that are 0 or 1, else ``bootstrap``; ``mover`` for a mean over tasks.
-        documents: How many both were asked.
-        better: Documents on which the first scores higher.
-        worse: Documents on which the second does.
-        p: McNemar's exact test of "neither is better"; None where scores are not 0 or 1.
-    """
+    """The first model's mean score less the second's."""
 
     value: float
-    low: float
+    low: float  # ends of its 95 % interval
     high: float
-    method: str
-    documents: int
-    better: int
-    worse: int
-    p: float | None
+    method: str  # "newcombe" for scores that are 0 or 1, else "bootstrap"; "mover" for a mean over tasks
+    documents: int  # asked of both
+    better: int  # documents on which the first scores higher
+    worse: int  # documents on which the second does
+    p: float | None  # McNemar's exact test of "neither is better"; None unless scores are 0 or 1
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -81,44 +71,33 @@ def average_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]])
 
 def mcnemar(better: int, worse: int) -> float:
     """Return the two-sided p value of McNemar's exact test, from the documents that only one model has right."""
-    count, least = better + worse, min(better, worse)
-    tail = sum(math.comb(count, k) for k in range(least + 1)) / 2**count
-    return min(1.0, 2 * tail)
+    count = better + worse
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(min(better, worse) + 1)) / 2**count)
 
 
 def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
     """Return the 95 % interval of the difference of two paired proportions: method 10 of Newcombe (1998).
 
-    Improved confidence intervals for the difference between binomial proportions based on paired data, Statistics in
-    Medicine 17:2635-2650.
-
-    Args:
-        both: Documents that both models have right.
-        first: That only the first has right.
-        second: That only the second has right.
-        neither: That none has right.
+    Statistics in Medicine 17:2635-2650. The counts are of documents that both models have right, that only the first
+    or only the second has right, and that none has right.
     """
     count = both + first + second + neither
     share1, share2 = (both + first) / count, (both + second) / count
     (low1, high1), (low2, high2) = wilson(both + first, count), wilson(both + second, count)
     phi = _correlation(both, first, second, neither)
-
-    def half(below: float, above: float) -> float:
-        return math.sqrt(max(0.0, below**2 - 2 * phi * below * above + above**2))
-
+    below = (share1 - low1) ** 2 + (high2 - share2) ** 2 - 2 * phi * (share1 - low1) * (high2 - share2)
+    above = (high1 - share1) ** 2 + (share2 - low2) ** 2 - 2 * phi * (high1 - share1) * (share2 - low2)
     difference = share1 - share2
-    return difference - half(share1 - low1, high2 - share2), difference + half(high1 - share1, share2 - low2)
+    return difference - math.sqrt(max(0.0, below)), difference + math.sqrt(max(0.0, above))
 
 
 def _correlation(both: int, first: int, second: int, neither: int) -> float:
     """Return the correlation of two models' answers; a positive one with a continuity correction towards 0."""
     product = (both + first) * (second + neither) * (both + second) * (first + neither)
-    if product == 0:
-        return 0.0
     cross = float(both * neither - first * second)
     if cross > 0:
         cross = max(0.0, cross - (both + first + second + neither) / 2)
-    return cross / math.sqrt(product)
+    return cross / math.sqrt(product) if product else 0.0
 
 
 def bootstrap(differences: Any) -> tuple[float, float]:

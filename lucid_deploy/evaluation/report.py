@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.evaluation.batched import generate
 from lucid_deploy.evaluation.needles import SPARE
 from lucid_deploy.evaluation.paired import wilson
@@ -21,17 +21,11 @@ _ROWS = 8  # of a table; more values of a label are shown in ranges
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model answered.
-
-    Attributes:
-        question: The question.
-        given: The generated text.
-        right: Whether the answer in it is exactly the right one.
-    """
+    """A model's answer to a question."""
 
     question: Question
-    given: str
-    right: bool
+    given: str  # the generated text
+    right: bool  # whether the answer in it is exactly the right one
 
 
 @dataclass(frozen=True)
@@ -59,19 +53,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Report:
-    """A task, and how a model did.
-
-    Attributes:
-        task: The questions.
-        runtime: What ran the model.
-        dtype: Type of its weights and cache.
-        outcomes: One for each question.
-    """
+    """A model's answers to a task."""
 
     task: Task
-    runtime: str
-    dtype: str
-    outcomes: list[Outcome]
+    runtime: str  # what ran the model
+    dtype: str  # of its weights and cache
+    outcomes: list[Outcome]  # one for each question
 
     @property
     def score(self) -> Score:
@@ -141,14 +128,7 @@ def evaluate(
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Answer every question greedily and score the answers.
-
-    Args:
-        session: What runs the model.
-        tokenizer: Of the model.
-        task: The questions.
-        batch: Most contexts to run at once.
-        progress: Called with (questions done, questions in all).
+    """Answer every question greedily and score the answers; ``progress`` gets (questions done, questions in all).
 
     Raises:
         LucidError: A question does not fit in the model's context.
@@ -188,21 +168,13 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two reports on the same questions.
+    """Two reports on the same questions."""
 
-    Attributes:
-        score: Of the first.
-        other: Of the second.
-        only_right: Questions that only the first answered rightly.
-        only_other_right: Questions that only the second answered rightly.
-        disagreements: Every question with different answers.
-    """
-
-    score: Score
-    other: Score
-    only_right: int
-    only_other_right: int
-    disagreements: list[Disagreement]
+    score: Score  # of the first
+    other: Score  # of the second
+    only_right: int  # questions that only the first answered rightly
+    only_other_right: int  # questions that only the second answered rightly
+    disagreements: list[Disagreement]  # every question with different answers
 
     @property
     def relative(self) -> float | None:
@@ -240,6 +212,39 @@ def compare(report: Report, other: Report) -> Comparison:
         sum(theirs.right and not mine.right for mine, theirs in pairs),
         disagreements,
     )
+
+
+def summary(report: Report, weights: str, comparison: Comparison | None = None, other: str = "") -> list[str]:
+    """Return the scores in lines for a terminal; ``weights`` and ``other`` name the artifacts' weights."""
+    lines = [f"{report.task.name}: {report.score}; {report.runtime}, {report.dtype}{weights}"]
+    if comparison is not None:
+        relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
+        lines.append(
+            f"against {other}: {comparison.other}{relative}; right only here {comparison.only_right}, only there "
+            f"{comparison.only_other_right}; {len(comparison.disagreements)} answers differ"
+        )
+        for item in comparison.disagreements[:10]:
+            prompt = item.prompt if len(item.prompt) <= 60 else "… " + item.prompt[-58:]
+            lines.append(f"  {prompt!r}: {item.answer!r} asked for, {item.given!r} here, {item.given_by_other!r} there")
+    return lines
+
+
+def require(report: Report, comparison: Comparison | None, minimum: float | None, relative: float | None) -> None:
+    """Raise CheckFailed if an accuracy is below ``--minimum``, or below that share of the other artifact's."""
+    score = report.score
+    if minimum is not None and score.accuracy < minimum:
+        raise CheckFailed(
+            f"{score.right} of {score.count} answers are right, {score.accuracy:.2%}; --minimum asks for {minimum:.2%}."
+        )
+    if relative is None or comparison is None:
+        return
+    if comparison.relative is None:
+        raise CheckFailed("The other artifact has no right answer at all, so there is nothing to compare with.")
+    if comparison.relative < relative:
+        raise CheckFailed(
+            f"The accuracy is {comparison.relative:.2%} of the other artifact's ({score.right} against "
+            f"{comparison.other.right} of {score.count} right); --minimum-relative asks for {relative:.2%}."
+        )
 
 
 def _score(outcomes: Iterable[Outcome]) -> Score:

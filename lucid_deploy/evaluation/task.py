@@ -14,53 +14,33 @@ SEED = 2026  # of the prompts that the bundled model is tested with everywhere
 
 
 class TokenizerLike(Protocol):
-    """What is needed of a tokenizer; :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer` has it."""
+    """A tokenizer, such as :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer`."""
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text."""
-        ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of token ids."""
-        ...
+    def decode(self, ids: list[int]) -> str: ...
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt and its right answer.
-
-    Attributes:
-        prompt: What the model reads.
-        answer: What it should continue with.
-        labels: What the score is broken down by, such as length and depth.
-        context: Questions with the same number begin with the same text, which is then run once.
-    """
+    """One prompt and its right answer."""
 
     prompt: str
-    answer: str
-    labels: dict[str, Any]
-    context: int
+    answer: str  # the right continuation
+    labels: dict[str, Any]  # by which the score is broken down, such as length and depth
+    context: int  # questions with the same number begin with the same text, which is then run once
 
 
 @dataclass(frozen=True)
 class Task:
-    """Questions of one kind.
+    """Questions of one kind."""
 
-    Attributes:
-        name: Such as ``recall``.
-        settings: What determines the questions, for the record.
-        questions: The questions.
-        ends: A regular expression: an answer ends before its first match, or where the model ends it.
-        rows: The label whose values are the rows of the table.
-        columns: The label whose values are its columns; None: there is one column.
-    """
-
-    name: str
-    settings: dict[str, Any]
+    name: str  # such as "recall"
+    settings: dict[str, Any]  # everything that determines the questions, for the record
     questions: list[Question]
-    ends: str
-    rows: str
-    columns: str | None = None
+    ends: str  # a regular expression: an answer ends before its first match, or where the model ends it
+    rows: str  # the label whose values are the rows of the table
+    columns: str | None = None  # the label whose values are its columns; None: one column
 
     def answer_in(self, text: str) -> str:
         """Return the answer that a generated text begins with."""
@@ -68,14 +48,9 @@ class Task:
 
 
 def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) -> Task:
-    """Return held-out prompts of the bundled model's task, going through the list lengths in turn.
+    """Return ``limit`` held-out prompts of the bundled model's task, going through the list lengths in turn.
 
     An answer is right if it is exactly the two words (see :mod:`lucid_deploy.demo.recall`).
-
-    Args:
-        tokenizer: Of the model.
-        limit: Number of prompts.
-        seed: Equal seeds give equal prompts.
 
     Raises:
         LucidError: No prompts, a negative seed, or a tokenizer that lacks the task's words.
@@ -99,7 +74,7 @@ def can_write(tokenizer: TokenizerLike, text: str) -> bool:
 
 
 def check_seed_and_limit(seed: int, limit: int) -> None:
-    """Refuse a seed that NumPy does not take, no questions, and more questions than fit in memory."""
+    """Refuse a seed that NumPy does not take, zero questions, and more questions than fit in memory."""
     if not 1 <= limit <= MOST_QUESTIONS:
         raise LucidError(f"The limit must be 1 to {MOST_QUESTIONS} prompts, not {limit}.")
     if not 0 <= seed < 1 << 32:

@@ -1,16 +1,15 @@
 """Prove that an artifact, or any session, computes what PyTorch computes.
 
-The way of ``verify``: :mod:`.verification` opens session and references, :mod:`.prepare` derives targets with gates,
-:mod:`.compare` runs the session, :mod:`.causes` explains a failure, :mod:`.results` holds everything that was found,
-and :mod:`.terminal`, :mod:`.page` and the JSON show it.
+The path of ``verify``: :mod:`.verification` opens session and references, :mod:`.targets` derives expected results and
+gates, :mod:`.compare` runs the session, :mod:`.causes` explains a failure, :mod:`.results` holds everything that was
+found, and :mod:`.terminal`, :mod:`.page` and the JSON show it.
 """
 
-from lucid_deploy.parity.causes.explain import Explanation, explain
-from lucid_deploy.parity.compare import check, verify
+from lucid_deploy.parity.causes import Explanation, explain
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.options import VerifyOptions
-from lucid_deploy.parity.prepare import prepare
 from lucid_deploy.parity.results import Verification
-from lucid_deploy.parity.targets import Targets, explained_scenarios
+from lucid_deploy.parity.targets import Targets, explained_scenarios, prepare
 from lucid_deploy.parity.verification import verify_artifact
 
 __all__ = [
@@ -22,6 +21,5 @@ __all__ = [
     "explain",
     "explained_scenarios",
     "prepare",
-    "verify",
     "verify_artifact",
 ]

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lucid_deploy.model.scenarios import ONE_SHOT, Schedule, batches
+from lucid_deploy.model.scenarios import ONE_SHOT, Schedule, batches, equal_lengths
 from lucid_deploy.parity import rounded_cache
-from lucid_deploy.parity.causes.conditioning import conditioning
 from lucid_deploy.parity.gate import Comparison, compare_rows
-from lucid_deploy.parity.options import FULL, Workload
-from lucid_deploy.parity.prepare import prepare
-from lucid_deploy.parity.record import TensorRows, Trace, record, record_together
+from lucid_deploy.parity.metrics import kl_divergence, position_errors
+from lucid_deploy.parity.record import TensorRows, Trace, record, record_at_once, record_together
 from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
 from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
 from lucid_deploy.runtimes.session import Array, Session
-
-
-def verify(
-    candidate: Source,
-    baseline: Source,
-    reference: Source,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    prompt: Array | None = None,
-    embeddings: Array | None = None,
-    rounded: Source | None = None,
-    workload: Workload = FULL,
-    progress: Progress | None = None,
-) -> Verification:
-    """Check that a candidate computes what PyTorch computes.
-
-    Args:
-        candidate: The session under test, or a function that opens it.
-        baseline: As :func:`~.prepare.prepare`, and so are all others.
-
-    Returns:
-        The result; a failed gate is in it, not an exception.
-    """
-    targets = prepare(
-        baseline,
-        reference,
-        steps=steps,
-        seed=seed,
-        prompt=prompt,
-        embeddings=embeddings,
-        rounded=rounded,
-        workload=workload,
-        progress=progress,
-    )
-    return check(candidate, targets, progress=progress)
 
 
 def check(
@@ -67,7 +29,7 @@ def check(
 
     Args:
         candidate: The session under test, or a function that opens it.
-        targets: What it is compared with.
+        targets: The expected results.
         schedules: How to feed the prompts; None: as the targets' workload says.
         progress: Called with (phase, calls done, calls in all).
 
@@ -86,7 +48,6 @@ def check(
         schedules = tuple(schedule for schedule in schedules if not schedule.drafts)
     scenarios = [target.scenario for target in targets.items]
     comparisons, free_runs = _run(session, targets, schedules, progress)
-    config = session.config
     return Verification(
         comparisons=tuple(comparisons),
         runtime=session.runtime,
@@ -95,7 +56,7 @@ def check(
         seed=targets.seed,
         scenarios=tuple(ScenarioInfo(s.name, len(s.prompt), len(s.forced)) for s in scenarios),
         free_runs=tuple(free_runs),
-        context=config.max_position_embeddings,
+        context=session.config.max_position_embeddings,
         tolerance=targets.tolerance,
         left_out=tuple(targets.workload.left_out()),
         no_drafts=no_drafts,
@@ -105,7 +66,6 @@ def check(
         rounded_cache=session.cache_dtype if session.cache_dtype != session.dtype else None,
         rounded_inputs=session.rounded_inputs,
         environment=environment(session.capabilities.packages),
-        heads=tuple(conditioning(targets, config, session.layers, progress)),
     )
 
 
@@ -200,3 +160,48 @@ def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, F
     rows = TensorRows(wanted.values[:, :count], wanted.start)
     comparison = compare_rows(actual, rows, tensor, target.gates[tensor], scenario.name, FREE_RUNNING)
     return comparison, FreeRun(scenario.name, len(scenario.forced), count - 1)
+
+
+def measure_cost(
+    original: Callable[[], Session[Any]], candidate: Session[Any], targets: Targets, progress: Progress | None = None
+) -> dict[str, dict[str, float]]:
+    """Measure what quantization cost: logits beside those of the original checkpoint, in one-shot runs.
+
+    Args:
+        original: Opens the original in float64.
+        candidate: The artifact in its runtime.
+        targets: What the dequantized model computed in float64.
+        progress: Called with (phase, calls done, calls in all).
+
+    Returns:
+        For ``weights`` (the dequantized model in float64) and for ``as_run`` (the artifact): over all positions of all
+        scenarios, mean and largest relative L2 error, share of positions with the same most likely token, mean and
+        largest KL divergence from the original in nats, and the number of positions.
+    """
+    groups = equal_lengths([target.scenario for target in targets.items])
+    total = sum(2 + ONE_SHOT.calls(group[0]) * len(group) for group in groups)
+    meter = CallCounter(progress, "Cost of quantization", total)
+    session, wanted = original(), {}
+    for group in groups:
+        traces = record_at_once(session, group, meter.tick)
+        wanted.update({scenario.name: trace.logits.values for scenario, trace in zip(group, traces, strict=True)})
+    del session
+    ordered = [wanted[target.scenario.name] for target in targets.items]
+    exact = [target.reference.logits.values for target in targets.items]
+    as_run = [record(candidate, target.scenario, tick=meter.tick).logits.values for target in targets.items]
+    return {"weights": _difference(exact, ordered), "as_run": _difference(as_run, ordered)}
+
+
+def _difference(found: list[Array], wanted: list[Array]) -> dict[str, float]:
+    pairs = list(zip(found, wanted, strict=True))
+    errors = np.concatenate([position_errors(a, b) for a, b in pairs])
+    divergence = np.concatenate([kl_divergence(a, b).reshape(-1) for a, b in pairs])
+    same = np.concatenate([(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in pairs])
+    return {
+        "relative_error": float(errors.mean()),
+        "relative_error_max": float(errors.max()),
+        "top1_agreement": float(same.mean()),
+        "kl_mean": float(divergence.mean()),
+        "kl_max": float(divergence.max()),
+        "positions": int(same.size),
+    }

@@ -1,4 +1,4 @@
-"""The pass criterion: derived from what PyTorch itself gets wrong in the same precision, never a loose constant.
+"""Gates: the error that is allowed, derived from what PyTorch itself gets wrong in the same precision.
 
 **Reference** is the model in float64, **baseline** the PyTorch model in the artifact's precision. Both run a scenario
 one-shot. The baseline's error against the reference is what this model, with these weights and these tokens, loses by
@@ -14,13 +14,10 @@ about 1e-13, so one reference serves them all.
 Some scenarios have too few different tokens to derive a gate from: a short greedy prompt, all scenarios of a model with
 a short context, and the one that repeats one token. Their gates are the widest of all scenarios.
 
-**What a gate can judge.** The answer that knows nothing is a tensor of zeros. Its error at a position is
-``‖reference‖ / scale``, which is 1 for K, for logits and for a size, and at most 1 for Y, whose scale is the largest
-row so far. Where the gate is at least that, zeros would pass, hence anything smaller than the reference would: such a
-position is *blind*. A comparison of which every position is blind could only fail on values that are larger than the
-reference or not finite; unless it does, it is **not judged**, which is not the same as passed. Any gate of 1 or more
-makes it so. A size is such a comparison where what was cached cancels to next to nothing (a token repeated without
-position encoding): a factor between two roundings of nothing may be any number.
+**Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for a size, at most 1
+for Y, whose scale is the largest row so far. Where the gate is at least that, zeros would pass, hence anything smaller
+than the reference would: the position is *blind*. A comparison with blind positions only can fail on nothing but values
+that are larger than the reference or not finite; unless it does, it is **not judged**, which is not the same as passed.
 """
 
 from __future__ import annotations
@@ -33,10 +30,8 @@ import numpy as np
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.parity.metrics import (
-    ErrorGrowth,
     LogitMetrics,
     TensorMetrics,
-    growth,
     logit_metrics,
     position_errors,
     tensor_metrics,
@@ -59,17 +54,11 @@ VACUOUS = 1.0
 
 @dataclass(frozen=True)
 class Gate:
-    """Largest relative L2 error allowed at a position of one tensor in one scenario.
-
-    Attributes:
-        limit: The gate.
-        baseline: The baseline's largest error, which it was derived from.
-        derived: The derived gate, where ``limit`` was set by hand instead; None: ``limit`` was derived.
-    """
+    """Largest relative L2 error allowed at a position of one tensor in one scenario."""
 
     limit: float
-    baseline: float
-    derived: float | None = None
+    baseline: float  # the baseline's largest error, which the limit was derived from
+    derived: float | None = None  # the derived limit, if the user set another one by hand
 
     @property
     def judges(self) -> bool:
@@ -81,19 +70,7 @@ class Gate:
 class Comparison:
     """One tensor of the candidate in one scenario and schedule, against the reference.
 
-    Attributes:
-        scenario: Name of the scenario.
-        schedule: Name of the schedule.
-        tensor: Which tensor.
-        gate: What is allowed.
-        metrics: What was measured; positions in it count in the sequence.
-        logits: More about it if it is the logits.
-        failed_at: First position in the sequence beyond the gate, or None.
-        error: Relative L2 error at ``failed_at``, else at the worst position. NaN where a value is NaN.
-        start: Position in the sequence of the first row.
-        errors: Relative L2 error of every row's position, ``(T,)``.
-        blind_positions: How many of them a row of zeros would have passed although the reference is not zero.
-        against: The kind of the reference; empty: our own model.
+    Positions count tokens of the sequence, padding left out.
     """
 
     scenario: str
@@ -101,13 +78,13 @@ class Comparison:
     tensor: TensorId
     gate: Gate
     metrics: TensorMetrics
-    logits: LogitMetrics | None
-    failed_at: int | None
-    error: float
-    start: int = 0
-    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
-    blind_positions: int = 0
-    against: str = ""
+    logits: LogitMetrics | None  # None unless the tensor is the logits
+    failed_at: int | None  # first position beyond the gate
+    error: float  # relative L2 error at failed_at, else at the worst position; NaN where a value is NaN
+    start: int = 0  # position of the first row
+    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)  # of every row, (T,)
+    blind_positions: int = 0  # at how many of them a row of zeros would have passed although the reference is not zero
+    against: str = ""  # the reference's kind; empty: our own model
 
     @property
     def where(self) -> str:
@@ -127,11 +104,6 @@ class Comparison:
         return "passed" if self.judged else "not judged"
 
     @property
-    def growth(self) -> ErrorGrowth | None:
-        """The trend of the error against position."""
-        return growth(self.errors, self.start)
-
-    @property
     def within_derived(self) -> bool:
         """Whether the derived gate holds, also where a tolerance replaced it."""
         limit = self.gate.limit if self.gate.derived is None else self.gate.derived
@@ -146,20 +118,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many of the comparisons could have failed.
-
-    Attributes:
-        total: Comparisons made.
-        judged: Those that an answer of zeros would have failed, and those that did fail.
-        blind_positions: Positions, of all comparisons that were judged, at which zeros would have passed: rows that are
-            next to nothing beside the rows before them.
-        positions: Positions of all comparisons that were judged.
-    """
+    """How many of the comparisons could have failed."""
 
     total: int
-    judged: int
-    blind_positions: int
-    positions: int
+    judged: int  # zeros would have failed them, or they did fail
+    blind_positions: int  # of the judged comparisons: positions at which zeros would have passed
+    positions: int  # of the judged comparisons
 
     @classmethod
     def of(cls, comparisons: Sequence[Comparison]) -> Coverage:
@@ -175,12 +139,7 @@ class Coverage:
 
 
 def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId, Gate]:
-    """Return the gate of every tensor of one scenario.
-
-    Args:
-        reference: Recorded in float64.
-        baseline: The same scenario, recorded with PyTorch in the artifact's precision.
-        dtype: That precision, as numpy spells it.
+    """Return the gate of every tensor of one scenario, from traces in float64 and in the artifact's type ``dtype``.
 
     Raises:
         LucidError: The float64 model gives values that are not finite: no fault of the artifact.
@@ -238,9 +197,6 @@ def compare_rows(
 
 
 def first_failure(comparisons: Iterable[Comparison]) -> Comparison | None:
-    """Return the failure nearest to its cause: earliest layer, then K, Y, logits, then position; None if all passed.
-
-    Of equal ones, the scenario and schedule that came first.
-    """
+    """Return the failure nearest to its cause: earliest layer, then K, Y, logits, then position; None if all passed."""
     failed = [comparison for comparison in comparisons if comparison.failed_at is not None]
     return min(failed, key=lambda item: (item.tensor, item.failed_at), default=None)

@@ -1,7 +1,6 @@
 """Golden files: what the code that trained a model computed for some tokens, recorded as safetensors.
 
-``docs/verification.md`` has the format. A file is read whole and checked against the model before anything is run: what
-it does not fit is named, with what is expected.
+``docs/verification.md`` has the format. A file is read and checked against the model before anything is run.
 """
 
 from __future__ import annotations
@@ -38,26 +37,17 @@ INTEGERS = ("I64", "I32", "U32", "I16", "U16", "U8")
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden file that fits a model.
-
-    Attributes:
-        path: Where it lies.
-        ids: The tokens, int64 ``(B, T)``.
-        tensors: What was recorded for them, ``(B, T, F)`` each; of a layer over a window, perhaps the last rows only.
-        computed_in: Type that the recording model computed in.
-        stored: Type that each tensor is stored in.
-        model: What the file says about the model, for people; may be empty.
-    """
+    """A golden file that fits a model."""
 
     path: Path
-    ids: Array
-    tensors: dict[TensorId, TensorRows]
-    computed_in: str
-    stored: dict[TensorId, str]
-    model: str = ""
+    ids: Array  # the tokens, int64 (B, T)
+    tensors: dict[TensorId, TensorRows]  # (B, T, F) each; of a layer over a window, perhaps the last rows only
+    computed_in: str  # type that the recording model computed in
+    stored: dict[TensorId, str]  # type that each tensor is stored in
+    model: str = ""  # what the file says about the model, for people
 
     def reference(self, tokens: int) -> Reference:
-        """Return what a candidate is held against, when so many tokens of each row are compared."""
+        """Describe this file as a reference of which ``tokens`` tokens of each row are compared."""
         by, whole = f" by {self.model}" if self.model else "", self.ids.shape[1]
         words = f"the golden file {self.path}, recorded{by} in {self.computed_in}"
         cut = "" if tokens == whole else f"Of its {whole:,} tokens in a row, the first {tokens:,} were compared."
@@ -67,11 +57,7 @@ class Golden:
         """Return two scenarios a row: a prompt with decode steps, and decoding from the first token on.
 
         The first is fed in every way and compares logits from the last token of its prompt on, the second compares the
-        logits of every position. A model is causal, so of rows that are too long the first tokens are as good.
-
-        Args:
-            limit: Tokens of context that the model takes.
-            workload: Whole rows are run, or as many tokens as the synthetic sequences have.
+        logits of every position. Rows beyond the model's context ``limit`` are cut.
         """
         found = []
         tokens = self.tokens_used(limit, workload)
@@ -102,21 +88,16 @@ def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
 
 
 def row_name(row: int) -> str:
-    """Name the scenario of a row, counted from 0, as reports have it."""
+    """Return the name of a row's scenario for reports; ``row`` counts from 0."""
     return f"golden {row + 1}"
 
 
 def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Golden:
     """Read a golden file, and check that it is of a model.
 
-    Args:
-        path: The file.
-        config: The model.
-        layers: What its layers are.
-
     Raises:
-        LucidError: It cannot be read, is cut, of another version, or does not fit the model: names, types, shapes,
-            token ids, layers, numbers that are none.
+        LucidError: It cannot be read, is cut, of another version, holds NaN, or does not fit the model: names, types,
+            shapes, token ids, layers.
     """
     import torch  # numpy has no bfloat16
     from safetensors import SafetensorError, safe_open
@@ -151,7 +132,7 @@ def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescri
 
 
 class _Form:
-    """What a golden file of a model has to look like; each check says what is wrong, where, and what to do."""
+    """Checks that a golden file fits a model."""
 
     def __init__(
         self, path: Path, config: LucidConfig, layers: tuple[LayerDescription, ...], metadata: dict[str, str]
@@ -165,7 +146,7 @@ class _Form:
             raise LucidError(f"{path} has golden_version {version}; this version reads {VERSION}. {AGAIN}")
 
     def check_names(self, names: list[str]) -> None:
-        """Every tensor must be one that is compared, or nobody would notice that it is not."""
+        """Refuse a tensor that would not be compared."""
         for needed in (IDS, LOGITS):
             if needed not in names:
                 near = difflib.get_close_matches(needed, names, 1, 0.5)
@@ -189,11 +170,11 @@ class _Form:
                 raise LucidError(f"{self.path} has a tensor {name}; that layer of the model caches none of that name.")
 
     def in_order(self, names: Any) -> list[str]:
-        """Return names with the tokens first: they say how large the others are."""
+        """Return names with the token ids first: the other shapes follow from theirs."""
         return sorted(names, key=lambda name: (name != IDS, name))
 
     def check_shape(self, name: str, dtype: str, shape: list[int]) -> None:
-        """Type and shape, before anything is read."""
+        """Check type and shape before the tensor is read."""
         if name == IDS:
             if dtype not in INTEGERS:
                 raise LucidError(f"{self.path}: input_ids holds {dtype}; token ids are whole numbers. {AGAIN}")
@@ -223,7 +204,7 @@ class _Form:
             )
 
     def check_values(self, read: dict[str, Array]) -> None:
-        """Tokens of the vocabulary, and numbers that are numbers."""
+        """Refuse token ids outside the vocabulary, NaN and infinity."""
         ids = read[IDS]
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         if len(wrong):
@@ -241,7 +222,7 @@ class _Form:
                 )
 
     def computed_in(self, stored: Any) -> str:
-        """Return the type that the recording model computed in; if the file does not say it, the coarsest stored."""
+        """Return the type that the recording model computed in; by default the coarsest type stored."""
         named = self.metadata.get("computed_in")
         if named is None:
             return max(stored, key=UNIT.__getitem__)
@@ -250,7 +231,7 @@ class _Form:
         return named
 
     def tensor(self, name: str) -> TensorId:
-        """Return which tensor a name is."""
+        """Return the id of a tensor by its name in the file."""
         if name == LOGITS:
             return TensorId(len(self.layers), KINDS.index(LOGITS))
         return next(self._cached(name))[0]
@@ -262,7 +243,7 @@ class _Form:
         return TensorRows(x.transpose(0, 2, 1, 3).reshape(self.batch, x.shape[2], -1), self.tokens - x.shape[2])
 
     def _cached(self, name: str) -> Iterator[tuple[TensorId, CacheTensor]]:
-        """Yield which cached tensor a name is; nothing if the layer has none."""
+        """Yield the cached tensor of a name; nothing if the layer has none."""
         found = LAYER.fullmatch(name)
         assert found is not None
         index = int(found[1])

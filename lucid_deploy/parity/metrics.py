@@ -13,90 +13,40 @@ import numpy as np
 
 from lucid_deploy.runtimes.session import Array
 
-# A trend needs 8 positions, and the last position must be 4 times the first, both counted from 1.
-TREND_POSITIONS, TREND_SPAN = 8, 4.0
-GROWS = 0.25  # exponent from which on an error counts as growing: it more than doubles from position 16 to 400
-
 
 @dataclass(frozen=True)
 class TensorMetrics:
-    """Errors of one tensor; the worst batch row counts.
+    """Errors of one tensor; the worst batch row counts."""
 
-    Attributes:
-        max_abs: Largest absolute difference of an element.
-        relative_l2: Norm of the difference over the norm of the reference, the whole tensor at once.
-        cosine: Cosine of the angle between tensor and reference, the whole tensor at once.
-        worst_position_error: Largest relative L2 error of a position.
-        worst_position: Index of that position among the rows.
-    """
-
-    max_abs: float
-    relative_l2: float
-    cosine: float
-    worst_position_error: float
-    worst_position: int
+    max_abs: float  # largest absolute difference of an element
+    relative_l2: float  # norm of the difference over the norm of the reference, the whole tensor at once
+    worst_position_error: float  # largest relative L2 error of a position
+    worst_position: int  # index of that position among the rows
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A position at which another token has the largest logit than in the reference.
+    """A position at which another token has the largest logit than in the reference."""
 
-    Attributes:
-        position: Where in the sequence; the token is the one after it.
-        wanted: The reference's most likely token.
-        chosen: The candidate's.
-        margin: The reference's logit of ``wanted`` less that of ``chosen``.
-        allowed: The largest margin that logits within the gate may overturn.
-        near_tie: Whether the margin is within it, and all logits are finite; otherwise the divergence is real.
-    """
-
-    position: int
-    wanted: int
-    chosen: int
-    margin: float
-    allowed: float
-    near_tie: bool
+    position: int  # in the sequence; the token is the one after it
+    wanted: int  # the reference's most likely token
+    chosen: int  # the candidate's
+    margin: float  # the reference's logit of `wanted` less that of `chosen`
+    allowed: float  # the largest margin that logits within the gate may overturn
+    near_tie: bool  # the margin is within it, and all logits are finite; otherwise the divergence is real
 
 
 @dataclass(frozen=True)
 class LogitMetrics:
-    """Differences of distributions over the vocabulary.
+    """Differences of distributions over the vocabulary, counted over positions and batch rows."""
 
-    Attributes:
-        kl_mean: Kullback-Leibler divergence of the tensor from the reference, in nats, mean over positions.
-        kl_max: The same at the worst position.
-        positions: Positions compared, counting batch rows.
-        agreed: Positions with the same most likely token.
-        near_ties: Positions with another one, too close to the reference's to tell apart within the gate.
-        disagreed: Positions that differ beyond that.
-        divergences: Each position that differs.
-    """
-
-    kl_mean: float
+    kl_mean: float  # Kullback-Leibler divergence of the tensor from the reference, in nats
     kl_max: float
     positions: int
-    agreed: int
-    near_ties: int
-    disagreed: int
-    divergences: tuple[Divergence, ...] = ()
-
-
-@dataclass(frozen=True)
-class ErrorGrowth:
-    """The trend of an error against position, ``error ≈ c · position^exponent``.
-
-    Attributes:
-        exponent: Least-squares slope of log error over log position, counted from 1; exact positions are left out.
-        ratio: Mean of the last quarter of the positions over that of the first.
-    """
-
-    exponent: float
-    ratio: float
-
-    @property
-    def grows(self) -> bool:
-        """Whether both figures show growth."""
-        return self.exponent > GROWS and self.ratio > 1
+    agreed: int  # positions with the same most likely token
+    near_ties: int  # with another one, too close to the reference's to tell apart within the gate
+    disagreed: int  # with another one beyond that
+    divergences: tuple[Divergence, ...] = ()  # each position that differs
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
@@ -145,15 +95,12 @@ def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -
         off = flat - target
         difference, norm = _norms(off), _norms(target)
         relative = np.where((norm == 0) & (difference == 0), 0.0, difference / norm)
-        # Unit vectors first: the product of two large norms may overflow where the cosine does not.
-        cosine = (flat / _norms(flat)[:, None]) @ (target / norm)
         max_abs = np.abs(off).max()
     errors = _errors(off.reshape(actual.shape), reference, accumulated)
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     metrics = TensorMetrics(
         max_abs=float(max_abs),
         relative_l2=float(relative.max()),
-        cosine=float(cosine.min()),
         worst_position_error=float(errors[worst]),
         worst_position=worst,
     )
@@ -186,13 +133,10 @@ def tie_margin(reference: Array, gate: float) -> float:
 
 
 def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) -> LogitMetrics:
-    """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``.
+    """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``; ``start`` is the first position.
 
     Args:
-        actual: The logits under test.
-        reference: The reference's.
-        gate: Largest allowed relative L2 error of a position.
-        start: Position in the sequence of the first row.
+        gate: Largest allowed relative L2 error of a position; it decides which divergences are near-ties.
     """
     divergence = kl_divergence(actual, reference)  # (B, T)
     chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)
@@ -214,28 +158,3 @@ def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) 
         disagreed=len(differing) - ties,
         divergences=tuple(differing),
     )
-
-
-def growth(errors: Array, start: int = 0) -> ErrorGrowth | None:
-    """Fit the trend of errors ``(T,)``, the first at position ``start``; None if there are too few positions."""
-    usable = np.isfinite(errors) & (errors > 0)
-    if usable.sum() < TREND_POSITIONS or not np.isfinite(errors).all():
-        return None
-    if start + len(errors) < TREND_SPAN * (start + 1):
-        return None
-    x = np.log(np.arange(start + 1, start + 1 + len(errors))[usable])
-    slope = np.polyfit(x, np.log(errors[usable]), 1)[0]
-    quarter = len(errors) // 4
-    first, last = float(errors[:quarter].mean()), float(errors[-quarter:].mean())
-    return ErrorGrowth(float(slope), last / first if first else math.inf)
-
-
-def round_to(values: Array, dtype: str) -> Array:
-    """Round any float array to nearest, ties to even, in float64, float32, float16 or bfloat16; return float64."""
-    with np.errstate(over="ignore"):
-        if dtype != "bfloat16":
-            return values.astype(dtype).astype(np.float64)
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-        kept = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-        kept = np.where((bits & 0x7FFFFFFF) > 0x7F800000, bits, kept).astype(np.uint32)  # NaN stays NaN
-    return kept.view(np.float32).astype(np.float64)

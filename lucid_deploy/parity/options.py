@@ -19,19 +19,14 @@ from lucid_deploy.runtimes.session import Array
 class Workload:
     """Which token sequences are run, how long they are, and how they are fed.
 
-    Attributes:
-        prompt_tokens: Tokens of every synthetic prompt; fewer where the model's context is short.
-        steps: Decode steps after each prompt; fewer likewise.
-        schedules: Ways to feed a prompt.
-        scenarios: Names of the synthetic sequences; None: all. The greedy one always runs.
-        explained: Most sequences in which causes are looked for.
+    Prompts and steps get shorter where the model's context is short.
     """
 
-    prompt_tokens: int = PROMPT_TOKENS
-    steps: int = DECODE_STEPS
-    schedules: tuple[Schedule, ...] = SCHEDULES
-    scenarios: tuple[str, ...] | None = None
-    explained: int = 3
+    prompt_tokens: int = PROMPT_TOKENS  # of every synthetic prompt
+    steps: int = DECODE_STEPS  # decoded after each prompt
+    schedules: tuple[Schedule, ...] = SCHEDULES  # ways to feed a prompt
+    scenarios: tuple[str, ...] | None = None  # names of the synthetic sequences; None: all. The greedy one always runs.
+    explained: int = 3  # most sequences in which causes are looked for
 
     @property
     def has_all_sequences(self) -> bool:
@@ -41,8 +36,8 @@ class Workload:
     def with_all_steps(self) -> Workload:
         """Return the same with every forced token decoded in every schedule.
 
-        A cache that rounds needs it: schedules are then different functions, and the gate for the size of decoded rows
-        is the narrower the more rows there are.
+        A cache that rounds needs it: its schedules are different functions, and more decoded rows give a narrower gate
+        for their size.
         """
         return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
 
@@ -76,37 +71,21 @@ QUICK = Workload(
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Options of a verification.
+    """Options of a verification."""
 
-    Attributes:
-        checkpoint: The checkpoint to compare the artifact with; None: the one that its manifest names.
-        runtime: What runs the artifact, and how.
-        steps: Decode steps after each prompt; None: 32, or 8 if it is quick.
-        prompt_tokens: Tokens of every synthetic prompt; None: 250.
-        seed: For the random tokens.
-        prompt: A real prompt, as text or as token ids ``(P,)``, to generate from greedily; None: random tokens.
-        tolerance: A gate set by hand for every tensor; None: gates derived from PyTorch.
-        explain: Look for causes even if nothing fails.
-        text: A text, or its token ids ``(N,)``, to compute the perplexity of.
-        text_tokens: Most tokens of that text.
-        golden: A golden file: what the model's own code recorded.
-        against: ``transformers``: compare with the class of transformers too.
-        quick: Run fewer sequences in fewer schedules, see :data:`QUICK`.
-    """
-
-    checkpoint: str | Path | None = None
+    checkpoint: str | Path | None = None  # None: the one that the artifact's manifest names
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
-    steps: int | None = None
-    prompt_tokens: int | None = None
-    seed: int = 0
-    prompt: str | Array | None = None
-    tolerance: float | None = None
-    explain: bool = False
-    text: str | Array | None = None
-    text_tokens: int = 512
-    golden: str | Path | None = None
-    against: str | None = None
-    quick: bool = False
+    steps: int | None = None  # decoded after each prompt; None: 32, or 8 with `quick`
+    prompt_tokens: int | None = None  # of every synthetic prompt; None: 250
+    seed: int = 0  # of the random tokens
+    prompt: str | Array | None = None  # text or token ids (P,) to generate from greedily; None: random tokens
+    tolerance: float | None = None  # one gate for every tensor; None: gates derived from PyTorch
+    explain: bool = False  # look for causes even if nothing fails
+    text: str | Array | None = None  # text or token ids (N,) to compute the perplexity of
+    text_tokens: int = 512  # of that text, at most
+    golden: str | Path | None = None  # a file of what the model's own code computed
+    against: str | None = None  # "transformers": compare with its class too
+    quick: bool = False  # run fewer sequences in fewer schedules, see QUICK
 
     @property
     def workload(self) -> Workload:
@@ -127,11 +106,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def prompt_ids(prompt: str | Array | None, artifact: Artifact | None) -> Array | None:
-    """Return a prompt's token ids, int64 ``(P,)``; None if there is none.
-
-    Raises:
-        LucidError: An empty text, or no tokenizer.
-    """
+    """Return a prompt's token ids, int64 ``(P,)``; None if there is none."""
     if prompt is None or not isinstance(prompt, str):
         return prompt
     if not prompt:
@@ -140,11 +115,7 @@ def prompt_ids(prompt: str | Array | None, artifact: Artifact | None) -> Array |
 
 
 def text_ids(text: str | Array | None, artifact: Artifact | None, limit: int) -> Array | None:
-    """Return the first ``limit`` token ids of a text, int64; None if there is none.
-
-    Raises:
-        LucidError: Fewer than two tokens, or no tokenizer.
-    """
+    """Return the first ``limit`` token ids of a text, int64; None if there is none."""
     if text is None:
         return None
     ids = (_encoded(text, artifact, "--text", "a text") if isinstance(text, str) else text)[:limit]

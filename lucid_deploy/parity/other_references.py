@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,13 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, equal_lengths
-from lucid_deploy.parity.gate import UNIT
+from lucid_deploy.parity.gate import FACTOR, UNIT
 from lucid_deploy.parity.golden import Golden, read_golden
+from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.options import Workload
-from lucid_deploy.parity.record import TensorId, Trace, record_together
-from lucid_deploy.parity.targets import (
-    CallCounter,
-    OtherTrace,
-    Progress,
-    Target,
-    Targets,
-    own_errors,
-    rounding_of,
-)
+from lucid_deploy.parity.record import TensorId, Trace, record_all
+from lucid_deploy.parity.rounded_cache import Gates
+from lucid_deploy.parity.targets import CallCounter, OtherTrace, Progress, Target, Targets, common_positions
 from lucid_deploy.parity.transformers_model import TransformersModel
 from lucid_deploy.runtimes.session import Session
 
@@ -69,14 +63,7 @@ def open_references(
     layers: tuple[LayerDescription, ...],
     artifact: Artifact | None = None,
 ) -> OtherReferences:
-    """Open what was asked for, and check that it fits the model, before anything is run.
-
-    Args:
-        golden: A golden file.
-        against: ``transformers``, or None.
-        source: The checkpoint.
-        layers: What the model's layers are.
-        artifact: What is verified, if it is known.
+    """Open a golden file, the model of transformers, or neither; check that it fits before anything is run.
 
     Raises:
         LucidError: A golden file that cannot be read or is of another model, a model that transformers does not have,
@@ -132,13 +119,10 @@ def _errors_in(
     dtype: str, items: list[Target], session: Session[Any], progress: Progress | None
 ) -> dict[TensorId, float]:
     """Return what rounding in a type costs our own model, the most of any of these scenarios."""
-    groups = equal_lengths([item.scenario for item in items])
-    total = sum(ONE_SHOT.calls(group[0]) for group in groups)
+    scenarios = [item.scenario for item in items]
+    total = sum(ONE_SHOT.calls(group[0]) for group in equal_lengths(scenarios))
     meter = CallCounter(progress, f"PyTorch in {dtype}: what recording in it cost", total)
-    traces: dict[str, Trace] = {}
-    for group in groups:
-        made = record_together(session, group, ONE_SHOT, meter.tick)
-        traces.update({scenario.name: trace for scenario, trace in zip(group, made, strict=True)})
+    traces = record_all(session, scenarios, ONE_SHOT, meter.tick)
     each = [own_errors(traces[item.scenario.name], item.reference, dtype) for item in items]
     return {tensor: max(errors[tensor] for errors in each) for tensor in each[0]}
 
@@ -162,3 +146,45 @@ def _added(targets: Targets, made: Iterable[tuple[Target, OtherTrace]]) -> Targe
         for item in targets.items
     ]
     return replace(targets, items=tuple(items))
+
+
+def rounding_of(
+    gates: Gates,
+    dtype: str,
+    precision: str,
+    stored: Mapping[TensorId, str],
+    errors: Mapping[TensorId, float] | None,
+) -> dict[TensorId, float]:
+    """Return the allowance for rounding in another implementation's numbers.
+
+    Args:
+        gates: Those of our own model.
+        dtype: The type they were derived for.
+        precision: The type that the other code computed in.
+        stored: The type that each tensor is stored in.
+        errors: The error of our own model in ``precision``, see :func:`own_errors`; None: it is no coarser than
+            ``dtype``, and the baseline's error is scaled by the two types' units in the last place.
+    """
+    share = UNIT[precision] / UNIT[dtype]
+    return {
+        tensor: FACTOR * (gates[tensor].baseline * share if errors is None else errors[tensor]) + UNIT[stored[tensor]]
+        for tensor in stored
+    }
+
+
+def own_errors(found: Trace, reference: Trace, dtype: str) -> dict[TensorId, float]:
+    """Return our own model's largest relative L2 error of any position in a type against float64, by tensor.
+
+    Raises:
+        LucidError: It gives values that are not finite there.
+    """
+    errors = {}
+    for tensor, rows in reference.tensors.items():
+        actual, wanted = common_positions(found.tensors[tensor], rows)
+        errors[tensor] = float(position_errors(actual.values, wanted.values, tensor.accumulated).max())
+        if not errors[tensor] < float("inf"):
+            raise LucidError(
+                f"The model gives NaN or infinity in {dtype} ({tensor}), in which the golden file was recorded: "
+                "what rounding cost there is unknown. Record it in a wider type."
+            )
+    return errors

@@ -1,4 +1,4 @@
-"""The result as one HTML page that needs no network and no script: ``templates/page.html.j2``, filled."""
+"""Show the result as one HTML page without network or scripts: ``templates/page.html.j2``, filled by Jinja."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lucid_deploy.parity import words
-from lucid_deploy.parity.causes.conditioning import NORM_BOUND
-from lucid_deploy.parity.causes.explain import Explanation
-from lucid_deploy.parity.causes.localise import OWN_KINDS
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison
 from lucid_deploy.parity.record import KINDS
 from lucid_deploy.parity.results import Verification, divergence_class
@@ -27,21 +24,13 @@ GATE_STYLE = 5  # of the style sheet's series s0 … s5
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a chart.
+    """One series of a chart."""
 
-    Attributes:
-        name: For the legend.
-        points: (x, y); a y that is not a finite number above zero leaves a gap.
-        style: Which of the style sheet's series.
-        marks: Draw a dot at every point.
-        kind: ``limit`` (dashed) or ``broad`` (wide and pale, to be seen under the others); empty: plain.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    style: int
-    marks: bool = False
-    kind: str = ""
+    name: str  # for the legend
+    points: Sequence[tuple[float, float]]  # a y that is not a finite number above zero leaves a gap
+    style: int  # which of the style sheet's series
+    marks: bool = False  # draw a dot at every point
+    kind: str = ""  # "limit" is dashed
 
 
 def render_page(found: Verification) -> str:
@@ -56,12 +45,6 @@ def render_page(found: Verification) -> str:
     )
     environment.filters["e"] = lambda number: f"{number:.1e}"
     environment.filters["percent"] = lambda share: f"{share:.0%}"
-    constants = {
-        "FACTOR": FACTOR,
-        "FLOOR_UNITS": FLOOR_UNITS,
-        "FLOOR": FLOOR_UNITS * UNIT[found.dtype],
-        "NORM_BOUND": NORM_BOUND,
-    }
     return environment.get_template("page.html.j2").render(
         v=found,
         words=words,
@@ -69,8 +52,9 @@ def render_page(found: Verification) -> str:
         divergence_class=divergence_class,
         position_charts=_position_charts(found),
         layer_chart=_layer_chart(found),
-        own_charts=[] if found.explanation is None else _own_charts(found.explanation),
-        **constants,
+        FACTOR=FACTOR,
+        FLOOR_UNITS=FLOOR_UNITS,
+        FLOOR=FLOOR_UNITS * UNIT[found.dtype],
     )
 
 
@@ -99,10 +83,9 @@ def _position_charts(found: Verification) -> list[dict[str, Any]]:
         for name, limit in named.items():
             lines.append(Line(name, [(min(ends), limit), (max(ends), limit)], GATE_STYLE, kind="limit"))
         description = (
-            f"Relative L2 error of {kind} at every position, each in the run where it is worst; lower is better. "
-            f"{words.growth_line(items)}"
+            f"Relative L2 error of {kind} at every position, each in the run where it is worst; lower is better."
         )
-        charts += _chart(f"{kind} against position", description.rstrip(), "position in the sequence", lines)
+        charts += _chart(f"{kind} against position", description, "position in the sequence", lines)
     return charts
 
 
@@ -131,29 +114,6 @@ def _layer_chart(found: Verification) -> list[dict[str, Any]]:
         "The largest relative L2 error of any position, in the run that comes nearest to its gate, and that gate."
     )
     return _chart("Errors and gates", description, "layer", lines)
-
-
-def _own_charts(explanation: Explanation) -> list[dict[str, Any]]:
-    charts = []
-    for kind, label in enumerate(OWN_KINDS):
-        splits = [
-            split
-            for split in explanation.splits
-            if split.scenario == explanation.scenarios[0]
-            and split.part.kind == kind
-            and 0 <= split.part.layer < split.part.layers
-        ]
-        label = splits[0].part.word if splits else label
-        lines = [
-            Line(name, [(s.part.layer, getattr(s, name)) for s in splits], style, True, "broad" if style == 0 else "")
-            for style, name in enumerate(("total", "inherited", "own"))
-        ]
-        description = (
-            "Norm of the error over the reference's norm, all positions of one prefill of "
-            f"“{explanation.scenarios[0]}” together."
-        )
-        charts += _chart(f"{label}: own and inherited error", description, "layer", lines)
-    return charts
 
 
 def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.parity.targets import CallCounter, Progress
+from lucid_deploy.runtimes.layers import ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
 
 WINDOW = 512  # tokens of context at most: the text is scored window by window, each from an empty cache
@@ -18,28 +20,15 @@ Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pi
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexities of one text, teacher-forced.
+    """Perplexities of one text, teacher-forced."""
 
-    Attributes:
-        tokens: Tokens that were predicted: all of every window but its first.
-        window: Tokens of a window.
-        reference: PyTorch in float64.
-        baseline: PyTorch in the artifact's precision.
-        candidate: The artifact.
-        largest: Largest difference of one token's log-probability, candidate against reference, in nats.
-    """
-
-    tokens: int
-    window: int
-    reference: float
-    baseline: float
-    candidate: float
-    largest: float
-
-    @property
-    def difference(self) -> float:
-        """Candidate less reference."""
-        return self.candidate - self.reference
+    tokens: int  # that were predicted: all of every window but its first
+    window: int  # tokens of a window
+    reference: float  # PyTorch in float64
+    baseline: float  # PyTorch in the artifact's precision
+    candidate: float  # the artifact
+    difference: float  # candidate less reference
+    largest: float  # largest difference of one token's log-probability, candidate against reference, in nats
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
@@ -84,9 +73,25 @@ def surprisals(score: Score, pieces: list[Array], tick: Callable[[], None]) -> A
     return np.concatenate(found)
 
 
-def perplexity(reference: Array, baseline: Array, candidate: Array, window: int) -> Perplexity:
-    """Sum up what three models give for the same tokens, each ``(tokens,)`` from :func:`surprisals`."""
+def compare_perplexity(
+    session: Session[Any],
+    baseline: Callable[[], ScoringLayers],
+    reference: Callable[[], ScoringLayers],
+    ids: Array,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Score a text ``(N,)`` with a session, with PyTorch in the same precision, and with PyTorch in float64."""
+    pieces = windows(ids, session.config.max_position_embeddings)
+    found = []
+    for name, open_score in (
+        ("PyTorch in float64", lambda: reference().logits),
+        (f"PyTorch in {session.dtype}", lambda: baseline().logits),
+        (session.runtime, lambda: session_logits(session)),
+    ):
+        meter = CallCounter(progress, f"Perplexity: {name}", len(pieces))
+        found.append(surprisals(open_score(), pieces, meter.tick))
+    true, _, own = found
     with np.errstate(over="ignore", invalid="ignore"):
-        largest = float(np.abs(candidate - reference).max())
-        true, base, found = (float(np.exp(values.mean())) for values in (reference, baseline, candidate))
-    return Perplexity(len(reference), window, true, base, found, largest)
+        exact, rounded, candidate = (float(np.exp(values.mean())) for values in found)
+        largest = float(np.abs(own - true).max())
+    return Perplexity(len(own), max(map(len, pieces)), exact, rounded, candidate, candidate - exact, largest)

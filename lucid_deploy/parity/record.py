@@ -12,7 +12,7 @@ from lucid_deploy.cache.layout import CacheTensor, row_content
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.model.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule
+from lucid_deploy.model.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule, equal_lengths
 from lucid_deploy.runtimes.cache_rows import take_back
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -29,17 +29,11 @@ def rows_word(tensor: str, solves: bool) -> str:
 
 
 class TensorId(NamedTuple):
-    """Names one tensor. Sorts in the order of computation: layer, K before Y, logits last.
+    """Names one tensor. Sorts in the order of computation: layer, K before Y, logits last."""
 
-    Attributes:
-        layer: Index of the layer; for the logits, the number of layers.
-        kind: Index into ``KINDS``; beyond it, the place of another cached tensor.
-        other: Name, where it is another one than in ``KINDS``.
-    """
-
-    layer: int
-    kind: int
-    other: str = ""
+    layer: int  # for the logits, the number of layers
+    kind: int  # index into KINDS; beyond it, the place of another cached tensor
+    other: str = ""  # the name, if it is another one than in KINDS
 
     @staticmethod
     def of(index: int, place: int, tensor: CacheTensor, layer: LayerDescription) -> TensorId:
@@ -73,24 +67,18 @@ class TensorId(NamedTuple):
         return "logits" if self.is_logits else f"layer {self.layer} {self.word}"
 
 
-# States are compared after each of so many last tokens. After one alone the gate would rest on a single draw, which was
-# too narrow for a correct candidate (seen: error twice the gate); more would take the memory of a model.
+# States are compared after each of the last tokens, this many. One alone would make the gate a single draw, too narrow
+# for a correct candidate (seen: error twice the gate); more would take the memory of a model.
 STATES = 4
 States = dict[tuple[int, int], Array]  # by layer, and place in its layout without scales
 
 
 @dataclass(frozen=True)
 class TensorRows:
-    """One tensor, a row for each position; of a state, its value after each of the last ``STATES`` tokens.
+    """One tensor, a row for each position; of a state, its value after each of the last ``STATES`` tokens."""
 
-    Attributes:
-        values: ``(B, T, F)``; F is key/value heads times head width, or the vocabulary.
-        start: Position in the sequence (padding not counted) of the first row.
-        is_state: Whether it is a state.
-    """
-
-    values: Array
-    start: int = 0
+    values: Array  # (B, T, F); F is key/value heads times head width, or the vocabulary
+    start: int = 0  # position in the sequence (padding not counted) of the first row
     is_state: bool = False
 
     def from_position(self, position: int) -> TensorRows:
@@ -101,13 +89,9 @@ class TensorRows:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a session computed: the cache of every layer at all positions, and logits from the last prompt token on.
+    """What a session computed: the cache of every layer at all positions, and logits from the last prompt token on."""
 
-    Attributes:
-        tensors: In the order of computation.
-    """
-
-    tensors: dict[TensorId, TensorRows]
+    tensors: dict[TensorId, TensorRows]  # in the order of computation
 
     @property
     def logits(self) -> TensorRows:
@@ -123,13 +107,7 @@ def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_S
 def record_together(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> list[Trace]:
-    """Feed scenarios as rows of one batch, and record everything.
-
-    Args:
-        session: Any runtime.
-        scenarios: The tokens; prompts of one length, and as many forced tokens.
-        schedule: How the prompts are fed, and how many of the forced tokens with them: logits are those behind.
-        tick: Called after every call of the session.
+    """Feed scenarios of equal lengths as rows of one batch, and record everything; ``tick`` counts calls.
 
     Raises:
         CheckFailed: A tensor does not have the shape that the configuration asks for.
@@ -139,14 +117,21 @@ def record_together(
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
 
 
+def record_all(
+    session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
+) -> dict[str, Trace]:
+    """Feed scenarios, those of equal lengths together; return what was recorded by their names."""
+    found: dict[str, Trace] = {}
+    for group in equal_lengths(scenarios):
+        traces = record_together(session, group, schedule, tick)
+        found.update({scenario.name: trace for scenario, trace in zip(group, traces, strict=True)})
+    return found
+
+
 def record_greedy(
     session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
 ) -> list[tuple[Scenario, Trace]]:
-    """Feed scenarios one-shot; greedy ones go on with the session's most likely tokens, which are returned with them.
-
-    Returns:
-        The scenarios, the greedy ones with those tokens as their forced ones, and what was recorded.
-    """
+    """Feed scenarios one-shot; greedy ones go on with the session's most likely tokens, returned as forced ones."""
     fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
     chosen = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
     return list(zip(chosen, _traces(session, fed.cache, fed.logits, chosen, fed.states), strict=True))
@@ -155,7 +140,7 @@ def record_greedy(
 def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> list[Trace]:
     """Feed all tokens of scenarios of equal lengths in two prefills, the forced ones too, and record everything.
 
-    In float64 that is what every schedule gives, in two calls: a large model's weights are read, and cast, twice. The
+    In float64 every schedule computes the same, and two calls read and cast a large model's weights only twice. The
     second call has the tokens whose logits are compared; the head is not applied to the others. Where layers keep
     states, the last tokens come one by one, since their states are compared too.
     """
@@ -178,12 +163,12 @@ def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: T
 
 @dataclass(frozen=True)
 class _Fed:
-    """What came of feeding: cache, logits ``(B, S + 1, vocab)``, tokens fed, a row for each scenario, last states."""
+    """The result of feeding a batch, a row for each scenario."""
 
     cache: Cache[Any]
-    logits: Array
-    tokens: Array
-    states: list[States]
+    logits: Array  # (B, S + 1, vocab)
+    tokens: Array  # those that were decoded, (B, S)
+    states: list[States]  # after each of the last tokens
 
 
 def _snapshots(session: Session[Any], forced: int) -> int:

@@ -1,10 +1,10 @@
-"""The PyTorch models that a session is held against: reference, baseline, and the checkpoint before quantization.
+"""Open the PyTorch models that a session is compared with: reference, baseline, the checkpoint before quantization.
 
-The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only where
-the cache rounds, a second reference has all of its weights in float64, for it runs token by token.
+The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only if the
+cache rounds, a second reference has all of its weights in float64, since it runs token by token.
 
-A quantized artifact is held against the model on its own, dequantized weights; what quantization cost against the
-checkpoint is measured beside that.
+A quantized artifact is compared with the model on its own, dequantized weights; the cost of quantization against the
+checkpoint is measured besides.
 """
 
 from __future__ import annotations
@@ -26,15 +26,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.runtimes.torch.layers import TorchLayers
     from lucid_deploy.runtimes.torch.session import TorchSession
 
 
 def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None) -> Checkpoint:
-    """Open the checkpoint to verify against, and check that it is of the artifact's model.
-
-    Args:
-        artifact: The artifact.
-        checkpoint: What the user named; None: the source in the manifest.
+    """Open the checkpoint to verify against, by default the manifest's source; check that it is of the same model.
 
     Raises:
         LucidError: The source is gone, or the configurations differ (all differing fields are named).
@@ -67,19 +64,12 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None) -> Checkp
 
 @dataclass(frozen=True)
 class ReferenceModels:
-    """Opens the PyTorch models that a candidate is held against.
+    """Opens the PyTorch models that a candidate is compared with."""
 
-    Attributes:
-        candidate: The session under test; the models take its limits.
-        source: The checkpoint.
-        artifact: What the session runs, if it is known; without it, it is taken for one that is not quantized.
-        progress: Called while weights are loaded.
-    """
-
-    candidate: Session[Any]
+    candidate: Session[Any]  # the session under test; the models take its limits
     source: Checkpoint
-    artifact: Artifact | None = None
-    progress: Progress | None = None
+    artifact: Artifact | None = None  # the session's; without it, nothing is taken to be quantized
+    progress: Progress | None = None  # called while weights are loaded
 
     @property
     def quantized(self) -> bool:
@@ -95,6 +85,18 @@ class ReferenceModels:
         from lucid_deploy.model.on_demand import float64_on_demand
 
         return self._session(float64_on_demand(self.source.config, _weights(self.source, self.artifact)))
+
+    def baseline_layers(self) -> TorchLayers:
+        """Open the baseline for running its layers one by one."""
+        from lucid_deploy.runtimes.torch.layers import TorchLayers
+
+        return TorchLayers(self.baseline().model)
+
+    def reference_layers(self) -> TorchLayers:
+        """Open the reference for running its layers one by one."""
+        from lucid_deploy.runtimes.torch.layers import TorchLayers
+
+        return TorchLayers(self.reference().model)
 
     def rounded(self) -> TorchSession:
         """Open PyTorch in float64 with a cache that rounds as the candidate's does."""
@@ -134,10 +136,10 @@ class ReferenceModels:
 
 
 def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> LucidForCausalLM:
-    """Return the PyTorch model that a quantized artifact is held against, as exactly as a type goes.
+    """Return the PyTorch model on a quantized artifact's dequantized weights.
 
-    In float64 it is the model on the dequantized weights. In the artifact's own type it sets the gates, so it does what
-    the runtime does: on the CPU onnxruntime rounds the inputs of quantized products to 8 bits, if the artifact says so.
+    In the artifact's own type it sets the gates, so it does what the runtime does: on the CPU onnxruntime rounds the
+    inputs of quantized products to 8 bits, if the artifact says so.
     """
     from lucid_deploy.model.quantized_activations import quantize_activations
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model

@@ -8,19 +8,17 @@ a baseline that was fed the same way and keeps its cache in the same type.
 *size* of K and Y is compared with a second reference, float64 that is fed the same way and rounds its cache to the same
 type. Both round nearly the same numbers, so nearly all codes are equal. The size is the factor by which the second
 reference is contained in the tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``, of the rows that prefill wrote and of
-those that decode wrote, since two graphs encode them. Errors without a preferred sign do not change a size; a wrong
-scale, or rounding towards zero, does. Its gate is ``FACTOR`` times the largest of: the baseline's own deviation; its
-relative error over the root of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent
-errors give; and the effect of one code of the largest magnitude, for parts so small that the baseline may have moved
-none. Only rows count that zeros would not pass (:mod:`.gate`); if none is left, the size is not judged. A state has no
-size to judge: it is kept in floating point, without scales.
+those that decode wrote, since two graphs encode them. A wrong scale changes it; errors without a preferred sign do not.
+Its gate is ``FACTOR`` times the largest of: the baseline's own deviation; its relative error over the root of the
+number of rows (at most ``INDEPENDENT``), the deviation that independent errors give; and the effect of one code of the
+largest magnitude. Only rows count that zeros would not pass (:mod:`.gate`); if none is left, the size is not judged. A
+state is kept in floating point, without scales, and has no size to judge.
 
-**Reading.** What rounding costs hides a fault in reading that is smaller than it: keys read 1 % too small change no
+**Reading.** The rounding error of the cache hides faults in reading that are smaller: keys read 1 % too small change no
 size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models go on from the
-same stored rows: those of the float64 run that rounds its cache. A row that was decoded and is encoded again gives the
-same codes, and new rows see each other as they were computed. Nothing rounds to the cache's type between these rows and
-the logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which
-are known after the last tokens alone (:data:`~lucid_deploy.parity.record.STATES`).
+same stored rows, those of the float64 run that rounds its cache. Nothing rounds between these rows and the logits, so
+the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which are known
+after the last tokens alone (:data:`~lucid_deploy.parity.record.STATES`).
 """
 
 from __future__ import annotations
@@ -60,15 +58,10 @@ _STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number t
 
 @dataclass(frozen=True)
 class SizeGate:
-    """How far from 1 the size of some rows of one tensor may be.
-
-    Attributes:
-        gate: What is allowed.
-        rows: Positions of the rows that count, ``(n,)``; all rows of the part where none can be judged.
-    """
+    """How far from 1 the size of some rows of one tensor may be."""
 
     gate: Gate
-    rows: Array
+    rows: Array  # positions of the rows that count, (n,); all rows of the part if none can be judged
 
 
 SizeGates = dict[str, dict[TensorId, SizeGate]]  # by what wrote the rows: the names of _written_by
@@ -98,8 +91,8 @@ def derive_cache_gates(
         trace: What it computed.
         scenario: The tokens.
         schedule: How they were fed.
-        reference: What float64 computes with a cache that does not round.
-        rounded: K and Y of float64 with a cache that rounds as the baseline's does, see :func:`without_logits`.
+        reference: From float64 with a cache that does not round.
+        rounded: K and Y of float64 with a cache that rounds as the baseline's does.
     """
     judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
     gates = derive_gates(reference, trace, session.dtype)
@@ -200,11 +193,8 @@ def _starts(session: Session[Any], scenario: Scenario) -> range:
 def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: Tick) -> Answers:
     """Go on from stored rows by decoding and by a prefill; return the logits.
 
-    Args:
-        session: Any runtime.
-        scenario: The tokens; stored are the rows of the prompt and of the forced tokens before each step.
-        rounded: K and Y of the whole scenario, and its last states, as a cache of the session's type holds them.
-        tick: Called after every call of the session.
+    ``rounded`` has K and Y of the whole scenario, and its last states, as a cache of the session's type holds them. The
+    rows of the prompt and of the forced tokens before each step are stored.
     """
     starts, steps = _starts(session, scenario), []
     forced = scenario.forced[None, starts[0] - len(scenario.prompt) :]  # (1, S)

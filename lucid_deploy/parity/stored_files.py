@@ -1,4 +1,4 @@
-"""Checks of an artifact's files that no run of ours reads: the tokenizer's, and ``genai_config.json``."""
+"""Check an artifact's files: sha256, the tokenizer's files, and ``genai_config.json``, which only others read."""
 
 from __future__ import annotations
 
@@ -7,25 +7,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, check_hashes
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export import genai
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
+from lucid_deploy.parity.results import FAILED, PASSED, Check
+from lucid_deploy.parity.targets import Progress
 from lucid_deploy.version import __version__
 
 _WRITTEN_BY = "transformers_version"  # says who wrote a file, and changes nothing
 _ABSENT = object()  # in the place of a value that one of the two lacks
 
 
+def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None = None) -> tuple[Check, bool]:
+    """Check every file; return the result, and whether the graphs and weights are those that were exported."""
+
+    def counted(done: int, total: int) -> None:
+        if progress is not None:
+            progress("Files: sha256", done, total)
+
+    try:
+        check_hashes(artifact, counted)
+    except CheckFailed as failure:
+        return Check("files", FAILED, str(failure)), False
+    found = f"sha256 and size of {len(artifact.manifest.files)} files"
+    try:  # nothing that is computed rests on these files
+        if count := check_copies(artifact, checkpoint):
+            found += f", of which {count} are equal to the checkpoint's"
+        if check_genai_settings(artifact):
+            found += "; genai_config.json is what export writes"
+    except CheckFailed as failure:
+        return Check("files", FAILED, str(failure)), True
+    return Check("files", PASSED, found), True
+
+
 def check_copies(artifact: Artifact, checkpoint: Path) -> int:
     """Compare the tokenizer's files with the checkpoint's; return how many there are in both.
 
-    With another tokenizer the same text becomes other tokens. JSON is compared by content, other files byte by byte. A
-    file that only one of them has is not compared: ``tokenizer.json`` may be made from ``tokenizer.model``, and a
-    checkpoint may have come without its tokenizer.
+    JSON is compared by content, other files byte by byte. A file that only one of them has is not compared:
+    ``tokenizer.json`` may be made from ``tokenizer.model``, and a checkpoint may have come without its tokenizer.
 
     Raises:
-        CheckFailed: Files differ; all of them are named.
+        CheckFailed: Files differ, which makes other tokens of the same text; all of them are named.
     """
     names = [name for name in artifact.manifest.files if is_tokenizer_file(name) and (checkpoint / name).is_file()]
     other = [name for name in names if _content(artifact.path(name)) != _content(checkpoint / name)]
@@ -52,8 +75,7 @@ def _content(path: Path) -> Any:
 def check_genai_settings(artifact: Artifact) -> bool:
     """Compare ``genai_config.json`` with what export would write for this artifact; return whether there is one.
 
-    onnxruntime-genai runs the model by it. ``generation_config.json`` is taken as it is: :func:`check_copies` compares
-    it with the checkpoint's.
+    onnxruntime-genai runs the model by it. :func:`check_copies` compares ``generation_config.json``, which it rests on.
 
     Raises:
         CheckFailed: It has other values, or belongs to an artifact that onnxruntime-genai cannot run.

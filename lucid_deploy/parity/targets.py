@@ -1,21 +1,32 @@
-"""What a candidate is compared with: references, their numbers and the gates, scenario by scenario."""
+"""Derive what a candidate is compared with: the reference's numbers and the gates, scenario by scenario."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lucid_deploy.errors import LucidError
-from lucid_deploy.model.scenarios import CORRELATED, Scenario
-from lucid_deploy.parity.gate import FACTOR, UNIT, Comparison, Gate, compare_rows
-from lucid_deploy.parity.metrics import position_errors
-from lucid_deploy.parity.options import FULL, Workload, check_tolerance
-from lucid_deploy.parity.record import TensorId, TensorRows, Trace
-from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
-from lucid_deploy.runtimes.session import Session
+import numpy as np
 
-Source = Session[Any] | Callable[[], Session[Any]]  # a session, or what opens one when it is needed
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.scenarios import (
+    CORRELATED,
+    MIN_PROMPT,
+    ONE_SHOT,
+    Scenario,
+    Schedule,
+    equal_lengths,
+    greedy_prompt,
+    synthetic_scenarios,
+)
+from lucid_deploy.parity import rounded_cache
+from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, compare_rows, derive_gates, widest
+from lucid_deploy.parity.options import FULL, Workload, check_tolerance
+from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_all, record_at_once, record_greedy
+from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
+from lucid_deploy.runtimes.session import Array, Session
+
+Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens it when it is needed
 Progress = Callable[[str, int, int], None]  # called with the phase, calls done, and calls in all
 
 
@@ -25,14 +36,14 @@ def opened(source: Source) -> Session[Any]:
 
 
 class CallCounter:
-    """Counts the calls of one phase for a progress bar, from 0 before the first one."""
+    """Reports the calls of one phase to a progress bar, from 0 before the first one."""
 
     def __init__(self, progress: Progress | None, phase: str, total: int) -> None:
         self._progress, self._phase, self._total, self._done = progress, phase, total, -1
         self.tick()
 
     def tick(self) -> None:
-        """One more call is done."""
+        """Count one more call as done."""
         self._done += 1
         if self._progress is not None:
             self._progress(self._phase, self._done, self._total)
@@ -40,20 +51,12 @@ class CallCounter:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a candidate is compared with.
+    """A model that a candidate is compared with."""
 
-    Attributes:
-        kind: Short name, for programs: ``own model``.
-        words: For people, to follow "against".
-        independent: Whether somebody else wrote it. Ours shares this toolkit's reading of the configuration, so a
-            mistake in that is on both sides and does not show.
-        left_out: What of it was not compared, as a sentence; empty if nothing was left out.
-    """
-
-    kind: str
-    words: str
-    independent: bool
-    left_out: str = ""
+    kind: str  # short name, for programs: "own model"
+    words: str  # for people, to follow "against"
+    independent: bool  # whether others wrote it: a mistake in how we read the configuration then shows
+    left_out: str = ""  # what of it was not compared, as a sentence
 
 
 OWN_MODEL = Reference("own model", "this toolkit's own PyTorch model in float64", independent=False)
@@ -72,19 +75,14 @@ class OtherTrace:
     their own: what computing in its type costs this model on these tokens, measured as the distance of our own model in
     that type from float64, and at most one unit in the last place of the type that they are stored in. Both follow from
     types and from how the model is conditioned: a misread configuration does not widen them.
-
-    Attributes:
-        reference: Who computed it.
-        trace: The numbers; tensors and positions that it lacks are not compared.
-        rounding: By tensor, the allowance beyond our own model's gate.
     """
 
     reference: Reference
-    trace: Trace
-    rounding: Mapping[TensorId, float]
+    trace: Trace  # tensors and positions that it lacks are not compared
+    rounding: Mapping[TensorId, float]  # by tensor, the allowance beyond our own model's gate
 
     def compare(self, found: Trace, gates: Gates, scenario: str, schedule: str) -> list[Comparison]:
-        """Compare a candidate's trace with it, by the gates of our own model; the names are for the report."""
+        """Compare a candidate's trace with it, by the gates of our own model."""
         made = []
         for tensor, rows in self.trace.tensors.items():
             actual, wanted = common_positions(found.tensors[tensor], rows)
@@ -110,93 +108,31 @@ def _wider(gate: Gate, rounding: float) -> Gate:
     return Gate(gate.limit + rounding, gate.baseline + rounding / FACTOR)
 
 
-def rounding_of(
-    gates: Gates,
-    dtype: str,
-    precision: str,
-    stored: Mapping[TensorId, str],
-    errors: Mapping[TensorId, float] | None,
-) -> dict[TensorId, float]:
-    """Return the allowance for rounding in another implementation's numbers.
-
-    Args:
-        gates: Those of our own model.
-        dtype: The type they were derived for.
-        precision: The type that the other code computed in.
-        stored: The type that each tensor is stored in.
-        errors: The error of our own model in ``precision``, see :func:`own_errors`; None: it is no coarser than
-            ``dtype``, and the baseline's error is scaled by the two types' units in the last place.
-    """
-    share = UNIT[precision] / UNIT[dtype]
-    return {
-        tensor: FACTOR * (gates[tensor].baseline * share if errors is None else errors[tensor]) + UNIT[stored[tensor]]
-        for tensor in stored
-    }
-
-
-def own_errors(found: Trace, reference: Trace, dtype: str) -> dict[TensorId, float]:
-    """Return our own model's largest relative L2 error of any position in a type against float64, by tensor.
-
-    Raises:
-        LucidError: It gives values that are not finite there.
-    """
-    errors = {}
-    for tensor, rows in reference.tensors.items():
-        actual, wanted = common_positions(found.tensors[tensor], rows)
-        errors[tensor] = float(position_errors(actual.values, wanted.values, tensor.accumulated).max())
-        if not errors[tensor] < float("inf"):
-            raise LucidError(
-                f"The model gives NaN or infinity in {dtype} ({tensor}), in which the golden file was recorded: "
-                "what rounding cost there is unknown. Record it in a wider type."
-            )
-    return errors
-
-
 @dataclass(frozen=True)
 class Target:
-    """What a candidate must compute in one scenario.
-
-    Attributes:
-        scenario: The tokens.
-        reference: What the float64 model computed.
-        gates: How far from it each tensor may be.
-        schedule_gates: The same by schedule, where a cache rounds and schedules are different functions.
-        rounded: With such a cache, K and Y of float64 that rounds its cache in the same way, by schedule.
-        size_gates: How far from 1 the size of K and Y may be against ``rounded``, by schedule.
-        answers: With such a cache, what float64 answers from stored rows.
-        answer_gates: How far from it the candidate's answers may be.
-        others: What other implementations computed for the same tokens.
-    """
+    """What a candidate must compute in one scenario."""
 
     scenario: Scenario
-    reference: Trace
-    gates: Gates
+    reference: Trace  # in float64
+    gates: Gates  # how far from it each tensor may be
+    others: tuple[OtherTrace, ...] = ()  # what other implementations computed for the same tokens
+    # With a cache that rounds, schedules are different functions, so these are by schedule:
     schedule_gates: dict[str, Gates] = field(default_factory=dict)
-    rounded: dict[str, Trace] = field(default_factory=dict)
-    size_gates: dict[str, SizeGates] = field(default_factory=dict)
-    answers: Answers = field(default_factory=dict)
-    answer_gates: dict[str, Gates] = field(default_factory=dict)
-    others: tuple[OtherTrace, ...] = ()
+    rounded: dict[str, Trace] = field(default_factory=dict)  # K and Y of float64 with such a cache
+    size_gates: dict[str, SizeGates] = field(default_factory=dict)  # how far from 1 the size against `rounded` may be
+    answers: Answers = field(default_factory=dict)  # what float64 answers from stored rows
+    answer_gates: dict[str, Gates] = field(default_factory=dict)  # how far from it the candidate's answers may be
 
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of one model in one precision; they serve any number of candidates.
+    """All targets of one model in one precision; they serve any number of candidates."""
 
-    Attributes:
-        items: One for each scenario.
-        dtype: The precision that the gates were derived for.
-        seed: The scenarios' seed.
-        tolerance: The gate of every tensor, where it was set by hand; None: gates are derived.
-        cache_dtype: The cache's type that the gates were derived for; empty: the same as ``dtype``.
-        workload: What is run.
-    """
-
-    items: tuple[Target, ...]
-    dtype: str
+    items: tuple[Target, ...]  # one for each scenario
+    dtype: str  # the precision that the gates were derived for
     seed: int
-    tolerance: float | None = None
-    cache_dtype: str = ""
+    tolerance: float | None = None  # the limit of every gate, if the user set it by hand
+    cache_dtype: str = ""  # the cache's type that the gates were derived for; empty: the same as `dtype`
     workload: Workload = FULL
 
     def with_tolerance(self, tolerance: float) -> Targets:
@@ -211,7 +147,7 @@ class Targets:
                 item.scenario,
                 item.reference,
                 {tensor: replace(gate, limit=tolerance, derived=gate.limit) for tensor, gate in item.gates.items()},
-                others=item.others,
+                item.others,
             )
             for item in self.items
         )
@@ -223,3 +159,187 @@ def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Ta
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
     return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.workload.explained]
+
+
+def prepare(
+    baseline: Source,
+    reference: Source,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    prompt: Array | None = None,
+    embeddings: Array | None = None,
+    rounded: Source | None = None,
+    workload: Workload = FULL,
+    more: Sequence[Scenario] = (),
+    progress: Progress | None = None,
+) -> Targets:
+    """Run baseline and reference through all scenarios, those of equal lengths as rows of one batch.
+
+    Args:
+        baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
+        reference: PyTorch in float64, likewise.
+        steps: Decode steps after each prompt; fewer if the model's context is too short. None: as the workload says.
+        seed: For the scenarios.
+        prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
+        embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
+        rounded: PyTorch in float64 with its cache in the candidate's type; needed where that type rounds.
+        more: Scenarios beside the synthetic ones.
+
+    Raises:
+        LucidError: A prompt that is empty or too long, a context too short to verify, or a float64 model with NaN.
+        CheckFailed: The model does not fit the precision.
+        ValueError: Sessions of the wrong precision, or no ``rounded`` for a cache that rounds.
+    """
+    session = opened(baseline)
+    workload = workload if steps is None else replace(workload, steps=steps)
+    workload = workload.with_all_steps() if rounded_cache.rounds(session) else workload
+    if session.multi_token_unsupported_reason is not None:  # states cannot take drafts back, in no runtime
+        workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
+    scenarios = [*_scenarios(session.config, workload, seed, prompt, embeddings), *more]
+    if rounded_cache.rounds(session):  # before anything is computed
+        rounded_cache.refuse_dropped_rows(session, max(scenario.length for scenario in scenarios))
+    scenarios, own = _record_baseline(session, scenarios, progress)
+    exact = _record_reference(reference, scenarios, progress)
+    gates = [derive_gates(exact[scenario.name], own[scenario.name], session.dtype) for scenario in scenarios]
+    items = [
+        Target(scenario, exact[scenario.name], _gates_of(scenario, found, gates, workload))
+        for scenario, found in zip(scenarios, gates, strict=True)
+    ]
+    if rounded_cache.rounds(session):
+        if rounded is None:
+            raise ValueError(f"a cache in {session.cache_dtype} needs a float64 reference that rounds its cache, too")
+        items = _add_rounded(rounded, session.cache_dtype, items, workload.schedules, progress)
+        items = _add_schedule_gates(session, items, own, workload, progress)
+    return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype, workload=workload)
+
+
+def _scenarios(
+    config: LucidConfig, workload: Workload, seed: int, prompt: Array | None, embeddings: Array | None
+) -> list[Scenario]:
+    """Return all scenarios; the greedy one's forced tokens are not known yet."""
+    name, ids, steps = greedy_prompt(config, workload.steps, seed, prompt, workload.prompt_tokens)
+    made = synthetic_scenarios(config, workload.steps, seed, embeddings, workload.prompt_tokens)
+    chosen = [scenario for scenario in made if workload.scenarios is None or scenario.name in workload.scenarios]
+    forced = np.zeros(steps, dtype=np.int64)
+    return [*chosen, Scenario(name, ids, forced, greedy=True, alone=prompt is None)]
+
+
+def _record_baseline(
+    session: Session[Any], scenarios: list[Scenario], progress: Progress | None
+) -> tuple[list[Scenario], dict[str, Trace]]:
+    """Run the baseline one-shot; return the scenarios, the greedy one with its tokens, and what it computed by name."""
+    groups = equal_lengths(scenarios)
+    total = sum(ONE_SHOT.calls(group[0]) for group in groups)
+    meter = CallCounter(progress, f"PyTorch in {session.dtype}: the gates", total)
+    found = {
+        scenario.name: (scenario, trace)
+        for group in groups
+        for scenario, trace in record_greedy(session, group, meter.tick)
+    }
+    ordered = [found[scenario.name] for scenario in scenarios]
+    return [scenario for scenario, _ in ordered], {scenario.name: trace for scenario, trace in ordered}
+
+
+def _record_reference(reference: Source, scenarios: list[Scenario], progress: Progress | None) -> dict[str, Trace]:
+    """Run the float64 model through all scenarios; return what it computed by name."""
+    session = opened(reference)
+    if session.dtype != "float64":
+        raise ValueError(f"the reference must compute in float64, not {session.dtype}")
+    groups = equal_lengths(scenarios)
+    meter = CallCounter(progress, "PyTorch in float64: the reference", 2 * len(groups))
+    return {
+        scenario.name: trace
+        for group in groups
+        for scenario, trace in zip(group, record_at_once(session, group, meter.tick), strict=True)
+    }
+
+
+def _gates_of(scenario: Scenario, own: Gates, every: Sequence[Gates], workload: Workload) -> Gates:
+    """Return a scenario's gates: its own, or, where it has too few draws for those, the widest of all scenarios.
+
+    The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
+    quick verification's are, share their gates.
+    """
+    few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
+    if workload.has_all_sequences and not few:
+        return own
+    return {tensor: gate if own[tensor].judges else own[tensor] for tensor, gate in widest(every).items()}
+
+
+# A cache that rounds
+
+
+def _add_rounded(
+    source: Source,
+    cache_dtype: str,
+    targets: list[Target],
+    schedules: Sequence[Schedule],
+    progress: Progress | None,
+) -> list[Target]:
+    """Record what float64 computes in each schedule with a cache of the candidate's type."""
+    session = opened(source)
+    if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
+        raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
+    meter = CallCounter(
+        progress, f"PyTorch in float64 with a cache in {cache_dtype}", _calls(session, targets, schedules)
+    )
+    for schedule in schedules:
+        found = record_all(session, [item.scenario for item in targets], schedule, meter.tick)
+        targets = [
+            replace(
+                item,
+                rounded={**item.rounded, schedule.name: rounded_cache.without_logits(found.pop(item.scenario.name))},
+            )
+            for item in targets
+        ]
+    return [replace(item, answers=_answers(session, item, meter)) for item in targets]
+
+
+def _add_schedule_gates(
+    session: Session[Any],
+    targets: list[Target],
+    one_shot: dict[str, Trace],
+    workload: Workload,
+    progress: Progress | None,
+) -> list[Target]:
+    """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
+    others = [schedule for schedule in workload.schedules if not schedule.one_shot]
+    scenarios = [item.scenario for item in targets]
+    phase = f"PyTorch in {session.dtype} with a cache in {session.cache_dtype}: the gates"
+    meter = CallCounter(progress, phase, _calls(session, targets, others))
+    for schedule in workload.schedules:
+        traces = one_shot if schedule.one_shot else record_all(session, scenarios, schedule, meter.tick)
+        found = [
+            rounded_cache.derive_cache_gates(
+                session,
+                traces[item.scenario.name],
+                item.scenario,
+                schedule,
+                item.reference,
+                item.rounded[schedule.name],
+            )
+            for item in targets
+        ]
+        every = [gates for gates, _ in found]
+        targets = [
+            replace(
+                item,
+                schedule_gates={**item.schedule_gates, schedule.name: _gates_of(item.scenario, gates, every, workload)},
+                size_gates={**item.size_gates, schedule.name: sizes},
+            )
+            for item, (gates, sizes) in zip(targets, found, strict=True)
+        ]
+    answers = [_answers(session, item, meter) for item in targets]
+    answer_gates = rounded_cache.derive_read_gates([item.answers for item in targets], answers, session.dtype)
+    return [replace(item, answer_gates=answer_gates) for item in targets]
+
+
+def _answers(session: Session[Any], item: Target, meter: CallCounter) -> rounded_cache.Answers:
+    return rounded_cache.read_back(session, item.scenario, item.rounded[ONE_SHOT.name], meter.tick)
+
+
+def _calls(session: Session[Any], targets: Sequence[Target], schedules: Sequence[Schedule]) -> int:
+    groups = equal_lengths([item.scenario for item in targets])
+    total = sum(schedule.calls(group[0]) for schedule in schedules for group in groups)
+    return total + sum(rounded_cache.read_calls(session, item.scenario) for item in targets)

@@ -1,4 +1,4 @@
-"""The result for a terminal of 80 columns: verdict, worst case of every tensor, causes, and what was checked."""
+"""Show the result on a terminal of 80 columns: verdict, worst case of every tensor, causes, and what was checked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lucid_deploy.parity import words
-from lucid_deploy.parity.causes.explain import Explanation
-from lucid_deploy.parity.causes.localise import WorstOwnError
+from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import Comparison
+from lucid_deploy.parity.own_errors import WorstOwnError
 from lucid_deploy.parity.results import Check, Verification, divergence_class
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ def render(found: Verification) -> RenderableType:
         *words.other_reference_lines(found),
         words.top_token_line(found),
         *map(words.free_run_line, found.free_runs),
-        words.growth_line([item for item in found.against() if not item.tensor.is_logits]),
-        words.conditioning_line(found.heads),
         *words.quantization_lines(found),
+        "" if found.perplexity is None else words.perplexity_line(found.perplexity),
     ]
     return Group(
         *first,
@@ -49,7 +48,7 @@ def render(found: Verification) -> RenderableType:
         _worst_table(found),
         *(Text(line) for line in lines if line),
         *(Text.from_markup(line) for line in _divergence_lines(found)),
-        *([] if found.explanation is None else _explanation_blocks(found.explanation)),
+        *([] if found.explanation is None or not found.explanation.findings else [_own_error_table(found.explanation)]),
         *checks,
     )
 
@@ -133,42 +132,22 @@ def _divergence_lines(found: Verification) -> Iterator[str]:
         yield f"… and {len(every) - DIVERGENCES} more positions; --json lists them all."
 
 
-def _explanation_blocks(explanation: Explanation) -> Iterator[RenderableType]:
-    from rich.text import Text
-
-    if explanation.findings:
-        yield _own_error_table(explanation)
-    if explanation.unavailable:
-        yield Text(explanation.unavailable)
-    if explanation.perplexity is not None:
-        yield Text(words.perplexity_line(explanation.perplexity))
-
-
 def _own_error_table(explanation: Explanation) -> Table:
-    numbers = ["total", "inherited", "own", "worst own", "gate"]
-    table = _table("Own and inherited errors", ["part"], numbers, "token sequence, how it was fed")
+    table = _table(
+        "Each part on the reference's own inputs", ["part"], ["error", "gate"], "token sequence, how it was fed"
+    )
     worst: dict[str, WorstOwnError] = {}
     for item in sorted(explanation.findings, key=lambda item: item.part):
-        label = _part_label(item)
+        part = item.part
+        is_inside = 0 <= part.layer < part.layers
+        label = band_label(part.layer, part.layers, part.word) if is_inside else str(part)
         if label not in worst or _used(item) > _used(worst[label]):
             worst[label] = item
-    splits = {(split.scenario, split.part): split for split in explanation.splits}
     for label, item in worst.items():
-        split = splits[item.scenario, item.part]
         colour = "red" if item.failed else "green" if item.judged else "yellow"
-        table.add_row(
-            label,
-            *(f"{number:.1e}" for number in (split.total, split.inherited, split.own)),
-            f"[{colour}]{item.error:.1e}[/]",
-            f"{item.gate.limit:.1e}",
-            f"{item.scenario}, {item.feeding}",
-        )
+        numbers = f"[{colour}]{item.error:.1e}[/]", f"{item.gate.limit:.1e}"
+        table.add_row(label, *numbers, f"{item.scenario}, {item.feeding}")
     return table
-
-
-def _part_label(item: WorstOwnError) -> str:
-    part = item.part
-    return band_label(part.layer, part.layers, part.word) if 0 <= part.layer < part.layers else str(part)
 
 
 def _used(item: WorstOwnError) -> float:

@@ -48,13 +48,6 @@ _SAME: dict[str, Callable[[Any], bool]] = {
 class TransformersModel:
     """A checkpoint in the class of transformers that its ``model_type`` names; weights are read at the first run.
 
-    Args:
-        source: The checkpoint.
-        layers: What its layers are.
-
-    Attributes:
-        class_name: Of the class, such as ``Qwen3ForCausalLM``.
-
     Raises:
         LucidError: transformers is not installed, has no such class, or its class computes another model: layers that
             are not standard attention, or a key that it does not read. Each is named.

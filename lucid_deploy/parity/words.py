@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lucid_deploy.parity.causes.conditioning import NORM_BOUND, HeadStats
 from lucid_deploy.parity.gate import FACTOR, Comparison
 from lucid_deploy.parity.perplexity import Perplexity
 
@@ -194,35 +193,6 @@ def free_run_line(run: FreeRun) -> str:
     )
 
 
-def growth_line(items: Sequence[Comparison]) -> str:
-    """Say whether errors grow along the sequence; empty where no trend could be fitted."""
-    fitted = [(trend, item) for item in items if (trend := item.growth) is not None]
-    if not fitted:
-        return ""
-    count = sum(trend.grows for trend, _ in fitted)
-    trend, worst = max(fitted, key=lambda pair: pair[0].exponent)
-    return (
-        f"The error grows along the sequence in {count} of {len(fitted)} comparisons; most in {worst.tensor} "
-        f"({worst.scenario}, {worst.schedule}), about as position^{trend.exponent:.2f}: the mean error over the last "
-        f"quarter of positions is {trend.ratio:.1f} times that over the first quarter."
-    )
-
-
-def conditioning_line(heads: Sequence[HeadStats]) -> str:
-    """Say how well the solves are conditioned; empty with standard attention."""
-    if not heads:
-        return ""
-    largest = max(heads, key=lambda head: head.largest_inverse)
-    norm, condition = max(head.inverse_norm for head in heads), max(head.condition for head in heads)
-    mean, most = max(head.correlation_mean for head in heads), max(head.correlation_max for head in heads)
-    return (
-        f"Conditioning: |L⁻¹| off the diagonal at most {largest.largest_inverse:.2f} (layer {largest.layer}, head "
-        f"{largest.head}, {largest.scenario}), ‖L⁻¹‖₂ at most {norm:.2f} (bound {NORM_BOUND:g}), condition of L at "
-        f"most {condition:.1f}; keys correlate by up to {mean:.2f} on average, {most:.2f} at most (first "
-        f"{max(head.tokens for head in heads)} tokens)."
-    )
-
-
 def quantization_lines(found: Verification) -> list[str]:
     """Say what quantization cost; nothing if nothing is quantized."""
     if found.quantization is None or found.cost is None:
@@ -233,10 +203,10 @@ def quantization_lines(found: Verification) -> list[str]:
         f"Cost of quantization ({record.scheme}, {record.method.name}, {bits}, {record.sharing}, {record.inputs}) "
         "against the original checkpoint in float64; reported, not judged:",
         *(
-            f"  {what}: logits off by {loss.relative_error:.2%} on average, {loss.relative_error_max:.2%} at most; "
-            f"most likely token the same at {loss.top1_agreement:.1%} of {loss.positions} positions; KL divergence "
-            f"{loss.kl_mean:.1e} nats on average, {loss.kl_max:.1e} at most"
-            for what, loss in (("weights alone", found.cost.weights), ("as run", found.cost.as_run))
+            "  {what}: logits off by {relative_error:.2%} on average, {relative_error_max:.2%} at most; most likely "
+            "token the same at {top1_agreement:.1%} of {positions} positions; KL divergence {kl_mean:.1e} nats on "
+            "average, {kl_max:.1e} at most".format(what=what, **loss)
+            for what, loss in zip(("weights alone", "as run"), found.cost.values(), strict=True)
         ),
     ]
 

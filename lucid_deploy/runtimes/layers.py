@@ -28,8 +28,8 @@ def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
         return find_runtime(session.runtime).open_layers(session, artifact)
     able = [item.name for item in built_in_runtimes() if item.capabilities(RuntimeOptions()).reads_layers]
     raise LucidError(
-        f"{session.label} runs a graph as one piece, so that no layer can be run by itself: own and inherited errors, "
-        f"and what the solve adds, are not known. Verify the artifact with --runtime {' or '.join(able)} for them."
+        f"{session.label} runs a graph as one piece, so no layer can be run by itself to find where an error "
+        f"starts. Verify the artifact with --runtime {' or '.join(able)} for that."
     )
 
 

@@ -56,21 +56,23 @@ def unsolved(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "float16"}], ids=str)
 def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str]) -> None:
-    facts = printed(demo(**options).directory, "--limit", 200, "--batch", 32, "--minimum", 0.99)
+    facts = printed(demo(**options).directory, "--task", "recall", "--limit", 200, "--batch", 32, "--minimum", 0.99)
     assert (facts["right"], facts["count"], facts["accuracy"], facts["wrong"]) == (200, 200, 1.0, [])
     assert (facts["runtime"], facts["dtype"]) == ("onnxruntime", options.get("dtype", "float32"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
 def test_scores_are_shown_also_if_their_file_cannot_be_written(demo: Demo) -> None:
-    result = run(demo().directory, "--limit", 2, "--json", "/dev/full")
+    result = run(demo().directory, "--task", "recall", "--limit", 2, "--json", "/dev/full")
     assert result.exit_code == 2 and "Error: /dev/full cannot be written: No space left on device." in result.stderr
     assert "recall: 2 of 2 right" in result.stdout
 
 
 def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Path) -> None:
     small = export(DEMO, tmp_path / "small", ExportOptions(quantize=QuantizeOptions("int4"))).directory
-    shown = run(small, "--limit", 2, "--against", demo().directory, "--json", tmp_path / "facts.json").stdout
+    shown = run(
+        small, "--task", "recall", "--limit", 2, "--against", demo().directory, "--json", tmp_path / "facts.json"
+    ).stdout
     assert "float32, int4, rtn, 5 bits a weight" in shown and f"against {demo().directory}: " in shown
     facts = json.loads((tmp_path / "facts.json").read_text())
     named = {"scheme": "int4", "method": "rtn", "bits_per_weight": 5.0}
@@ -79,9 +81,9 @@ def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Pa
 
 def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, unsolved: Path) -> None:
     """The ablation against an export of the same weights with standard attention; the other model is whole."""
-    options = ["--runtime", "torch", "--limit", 54]
+    options = ["--runtime", "torch", "--task", "recall", "--limit", 54]
     ablated = printed(demo().directory, *options, "--ablate", "preconditioner", "--against", demo().directory)
-    expected = printed(unsolved, *options, "--task", "recall", "--against", demo().directory)
+    expected = printed(unsolved, *options, "--against", demo().directory)
     assert ablated["wrong"] == expected["wrong"] and ablated["ablate"] == "preconditioner"
     assert ablated["accuracy"] < 0.5 and ablated["against"]["accuracy"] == 1.0
     assert expected["against"]["relative_accuracy"] == expected["accuracy"]
@@ -89,14 +91,15 @@ def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, unsolved:
         len(expected["wrong"]),
         0,
     )
-    refused = run(demo().directory, "--ablate", "keys")
+    refused = run(demo().directory, "--task", "recall", "--ablate", "keys")
     assert refused.exit_code == 2 and "--ablate is for torch" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize("option", ["--minimum", "--minimum-relative"])
 def test_too_low_an_accuracy_fails(demo: Demo, unsolved: Path, tmp_path: Path, option: str) -> None:
     target = tmp_path / "result.json"
-    result = run(unsolved, "--limit", 27, "--against", demo().directory, option, 0.97, "--json", target)
+    given = ["--task", "recall", "--limit", 27, "--against", demo().directory, option, 0.97, "--json", target]
+    result = run(unsolved, *given)
     assert result.exit_code == 1
     assert f"{option} asks for 97.00%" in result.stderr
     assert "recall: " in result.stdout and "relative accuracy" in result.stdout
@@ -131,17 +134,21 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--task", "chess"], "Task 'chess' is not known; known are recall, needles and lm_eval:NAME."),
-        (["--limit", 0], "The limit must be 1 to 1000000 prompts, not 0."),
-        (["--batch", 0], "at least one row"),
-        (["--needles", 3], "--needles is for --task needles and --suite NAME."),
+        (["--task", "recall", "--limit", 0], "The limit must be 1 to 1000000 prompts, not 0."),
+        (["--task", "recall", "--batch", 0], "at least one row"),
+        (
+            [],
+            "Choose what to evaluate: --task recall, --task needles, --task lm_eval:NAME, --suite NAME, or --text FILE",
+        ),
+        (["--task", "recall", "--needles", 3], "--needles is for --task needles and --suite NAME."),
         (["--task", "needles", "--needles", "2,3"], "--needles takes one whole number with --task needles"),
         (["--task", "needles", "--length", "64,x"], "--length takes whole numbers"),
-        (["--minimum-relative", 0.9], "name it with --against"),
-        (["--minimum", 1.5], "1.5 is not in the range"),
-        (["--against", "nowhere"], "There is no artifact at nowhere"),
+        (["--task", "recall", "--minimum-relative", 0.9], "name it with --against"),
+        (["--task", "recall", "--minimum", 1.5], "1.5 is not in the range"),
+        (["--task", "recall", "--against", "nowhere"], "There is no artifact at nowhere"),
         (["--task", "lm_eval:x", "--minimum", 0.5], "--minimum is for --task recall and --task needles."),
         (["--text", "x", "--limit", 3], "--limit is for"),
-        (["--truncate", "left"], "--truncate is for --task lm_eval:NAME and --suite NAME."),
+        (["--task", "recall", "--truncate", "left"], "--truncate is for --task lm_eval:NAME and --suite NAME."),
         (["--suite", "ruler", "--task", "recall"], "--task and --suite both say what to run"),
         (["--suite", "ruler", "--log-samples"], "--log-samples needs --output-path"),
         (["--suite", "scrolls", "--haystack", "x"], "scrolls hides nothing"),
@@ -165,17 +172,10 @@ def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_other_models_must_choose(demo: Demo, llama: Pair, with_tokenizer: Path, tmp_path: Path) -> None:  # noqa: F811
-    """recall means nothing to a model that was not trained on its words."""
-    other = llama.artifact.directory
-    result = run(other)
-    assert result.exit_code == 2 and "Choose what to evaluate: --task needles, --task lm_eval:NAME, " in result.stderr
-    asked = run(demo().directory, "--limit", 2, "--against", other)
-    assert f"on which {other} was not trained" in " ".join(asked.stderr.split()) and asked.exit_code == 0
+def test_tokenizers_that_cannot_be_asked(demo: Demo, with_tokenizer: Path) -> None:
     for remedy in ("tokenizer cannot write the words of the recall task", "has no tokenizer.json"):
-        result = run(demo().directory, "--limit", 2, "--against", with_tokenizer)
-        assert result.exit_code == 2 and result.stdout == "" and str(with_tokenizer) in result.stderr
-        assert remedy in " ".join(result.stderr.split())
+        result = run(demo().directory, "--task", "recall", "--limit", 2, "--against", with_tokenizer)
+        assert result.exit_code == 2 and result.stdout == "" and remedy in " ".join(result.stderr.split())
         (with_tokenizer / "tokenizer.json").unlink(missing_ok=True)
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_artifact(demo: Demo, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(demo().directory, tmp_path / "artifact"))
     with (damaged / "weights.bin").open("r+b") as file:
         file.truncate(1000)
-    result = run(damaged)
+    result = run(damaged, "--task", "recall")
     assert result.exit_code == 1 and "weights.bin" in result.stderr
 
 

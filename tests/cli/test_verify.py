@@ -166,9 +166,9 @@ def test_no_artifact(tmp_path):
 def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
     data = json.loads(run(directory, "--json", "-").stdout)
     assert data["explanation"] is None
-    assert len(data["heads"]) == 2 * 2 * 2 and data["error_against_position"]  # cheap: always there
+    assert data["error_against_position"]
     data = json.loads(run(directory, "--explain", "--json", "-").stdout)
-    assert data["explanation"]["own_errors"] and data["explanation"]["perplexity"] is None
+    assert data["explanation"]["own_errors"] and data["perplexity"] is None
 
 
 @pytest.mark.parametrize(

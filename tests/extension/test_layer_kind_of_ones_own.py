@@ -241,7 +241,6 @@ def test_verify_passes_and_judges_rings_and_states(artifact):
     report = verification
     compared = {str(item.tensor) for item in report.comparisons if item.judged}
     assert {"layer 1 average", "layer 1 recent", "layer 0 K", "layer 2 Y", "logits"} <= compared
-    assert {item.layer for item in report.heads} == {0, 2}  # what is solved, and nothing else, has a conditioning
 
 
 def test_a_fault_in_the_layer_is_found_there(artifact, tmp_path):

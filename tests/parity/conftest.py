@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from lucid_deploy.parity import prepare
 from tests.parity.small_models import session, small_model
@@ -12,7 +13,12 @@ def model():
 
 @pytest.fixture(scope="session")
 def targets(model):
-    import torch
-
     embeddings = model.model.embed_tokens.weight.numpy()
     return prepare(session(model), session(model, torch.float64), steps=8, embeddings=embeddings)
+
+
+@pytest.fixture(scope="session")
+def long():
+    """A model and targets of full length, with 20 decode steps: prompts that cross the ends of blocks of 128."""
+    model = small_model()
+    return model, prepare(session(model), session(model, torch.float64), steps=20)

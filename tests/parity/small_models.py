@@ -7,6 +7,7 @@ import torch
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.scenarios import SCHEDULES
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -64,3 +65,8 @@ def assert_same(found, wanted, tolerance=1e-11):
         np.testing.assert_allclose(
             found.tensors[tensor].values, rows.values, rtol=0, atol=tolerance, err_msg=str(tensor)
         )
+
+
+def schedules(*names):
+    """Some schedules, one-shot always among them: each takes time."""
+    return [schedule for schedule in SCHEDULES if schedule.one_shot or schedule.name in names]

@@ -4,14 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from lucid_deploy.parity.metrics import (
-    growth,
     kl_divergence,
     logit_metrics,
     position_errors,
-    round_to,
     tensor_metrics,
     zero_errors,
 )
@@ -53,7 +50,6 @@ def test_tensor_metrics_by_hand():
     np.testing.assert_array_equal(errors, position_errors(actual, reference))
     assert metrics.max_abs == 5
     assert metrics.relative_l2 == pytest.approx(5 / 13)
-    assert metrics.cosine == pytest.approx(169 / (13 * math.sqrt(194)))
     assert (metrics.worst_position_error, metrics.worst_position) == (pytest.approx(5 / 12), 1)
     ones = np.array([[[1.0, 1.0]]])  # errors below float32 are seen
     assert tensor_metrics(ones + 1e-12, ones)[0].relative_l2 == pytest.approx(1e-12, rel=1e-3)
@@ -116,28 +112,3 @@ def test_zero_errors_are_those_of_zeros():
     for accumulated in (False, True):
         errors = position_errors(np.zeros_like(reference), reference, accumulated)
         np.testing.assert_array_equal(zero_errors(reference, accumulated), errors)
-
-
-def test_growth_finds_the_exponent():
-    positions = np.arange(1, 301)
-    trend = growth(1e-6 * positions**0.5)
-    assert trend.exponent == pytest.approx(0.5)
-    assert trend.ratio > 2 and trend.grows
-    flat = growth(1e-6 * np.random.default_rng(0).uniform(0.5, 1.5, size=300))
-    assert abs(flat.exponent) < 0.1 and not flat.grows
-
-
-def test_no_growth_without_enough_errors():
-    for errors in (np.ones(7), np.zeros(100), np.full(100, np.nan)):
-        assert growth(errors) is None
-    assert growth(np.linspace(1, 2, 33), start=299) is None
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_rounding_is_torchs(dtype):
-    values = np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-4, 4).repeat(125)
-    values = np.concatenate([values, [0, -0.0]]).astype(np.float32)
-    wanted = torch.from_numpy(values).to(getattr(torch, dtype)).double().numpy()
-    np.testing.assert_array_equal(round_to(values, dtype), wanted)
-    assert np.isnan(round_to(np.array([np.nan]), dtype)).all()
-    assert np.isposinf(round_to(np.array([np.inf]), dtype)).all()

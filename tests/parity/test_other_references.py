@@ -22,10 +22,10 @@ from lucid_deploy.model.families import granite, qwen3
 from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.gate import FACTOR, UNIT, Gate
 from lucid_deploy.parity.golden import read_golden
-from lucid_deploy.parity.other_references import open_references, recording_type
+from lucid_deploy.parity.other_references import open_references, own_errors, recording_type, rounding_of
 from lucid_deploy.parity.page import render_page
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace
-from lucid_deploy.parity.targets import OtherTrace, Reference, common_positions, own_errors, rounding_of
+from lucid_deploy.parity.targets import OtherTrace, Reference, common_positions
 from lucid_deploy.parity.terminal import render
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.parity.words import coverage_line

@@ -140,7 +140,7 @@ def test_the_result_is_plain_data(result):
         scenario = "greedy" if schedule == "in turns" else "correlated"
         found = [i["tensor"] for i in data["comparisons"] if (i["scenario"], i["schedule"]) == (scenario, schedule)]
         assert found == names, schedule
-    for key in ("max_abs", "relative_l2", "cosine", "worst_position_error", "worst_position"):
+    for key in ("max_abs", "relative_l2", "worst_position_error", "worst_position"):
         assert all(item[key] is not None for item in data["comparisons"])
 
 

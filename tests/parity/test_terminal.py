@@ -4,16 +4,15 @@ import io
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from lucid_deploy.model.scenarios import ONE_SHOT
 from lucid_deploy.parity import check, prepare, words
-from lucid_deploy.parity.causes.localise import Part
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.options import QUICK
+from lucid_deploy.parity.own_errors import Part
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.parity.results import Check, FreeRun, not_done
 from lucid_deploy.parity.terminal import band_label, check_lines, render
@@ -159,14 +158,6 @@ def test_a_verdict_counts_only_what_was_judged(report):
     assert words.verdict(wide(report, 2)).endswith("of its gate; 2 more could not be judged.")
     worst = max(item.severity for item in report.comparisons[2:])
     assert f"the worst error is {worst:.2f} of its gate" in words.verdict(wide(report, 2))
-
-
-def test_growth_is_a_sentence(report):
-    grown = [replace(item, errors=1e-7 * np.arange(1, 44) ** 0.5, start=0) for item in report.comparisons[:2]]
-    line = words.growth_line(grown)
-    assert line.startswith("The error grows along the sequence in 2 of 2 comparisons")
-    assert "the mean error over the last quarter of positions is 2.8 times that over the first quarter" in line
-    assert words.growth_line([]) == ""
 
 
 def test_a_free_run_is_a_sentence():

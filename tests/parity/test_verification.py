@@ -167,7 +167,7 @@ def test_tokens_can_be_given_as_ids(artifact):
     options = VerifyOptions(steps=4, prompt=np.array([5, 9, 2]), text=np.arange(1, 30))
     found = verify_artifact(artifact, options)
     assert found.passed and found.scenarios[-1].name == "prompt"
-    assert outcomes(found)["text"] == "reported" and found.explanation.perplexity.tokens == 28
+    assert outcomes(found)["text"] == "reported" and found.perplexity.tokens == 28
     assert outcomes(found)["causes"] == "not done"
 
 

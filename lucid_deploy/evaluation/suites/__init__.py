@@ -26,19 +26,12 @@ _BABILONG = tuple(f"babilong_qa{number}" for number in range(1, 11))
 
 @dataclass(frozen=True)
 class Suite:
-    """What is published under one name.
+    """The published tasks and settings of one name."""
 
-    Attributes:
-        tasks: Names that lm_eval gives its tasks.
-        lengths: Tokens of the prompts and answers together, or BABILong's names for them; empty: texts as they are.
-        needles: Needles in a text; empty: as each task says.
-        limit: Documents of each task; None: all.
-    """
-
-    tasks: tuple[str, ...]
-    lengths: tuple[int | str, ...] = ()
-    needles: tuple[int, ...] = ()
-    limit: int | None = None
+    tasks: tuple[str, ...]  # as lm_eval names them
+    lengths: tuple[int | str, ...] = ()  # tokens of a prompt and its answer, or BABILong's names; empty: as they are
+    needles: tuple[int, ...] = ()  # in a text; empty: as each task says
+    limit: int | None = None  # documents of each task; None: all
 
 
 SUITES = {
@@ -52,19 +45,12 @@ SUITES = {
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One task at one length.
-
-    Attributes:
-        suite: Name of its suite.
-        task: Name of lm_eval's task.
-        length: Tokens of a prompt and its answer together, BABILong's name for it, or None.
-        needles: Needles in a text; None: as the task says.
-    """
+    """One task at one length."""
 
     suite: str
-    task: str
-    length: int | str | None = None
-    needles: int | None = None
+    task: str  # as lm_eval names it
+    length: int | str | None = None  # tokens of a prompt and its answer together, or BABILong's name
+    needles: int | None = None  # in a text; None: as the task says
 
     @property
     def name(self) -> str:
@@ -76,13 +62,7 @@ class SuiteTask:
 def plan(
     suite: str, lengths: Sequence[str] = (), needles: Sequence[int] = (), only: Sequence[str] = ()
 ) -> list[SuiteTask]:
-    """Return the tasks of a suite.
-
-    Args:
-        suite: Its name.
-        lengths: Instead of the published ones, such as ``4096`` or ``4k``.
-        needles: Instead of the published ones.
-        only: Names of lm_eval's tasks to run; empty: all of the suite.
+    """Return the tasks of a suite, of which ``only`` names some, with lengths such as ``4k`` or the published ones.
 
     Raises:
         LucidError: A name that is not known, or lengths or needles that the suite does not take.

@@ -27,21 +27,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's documents are published, and where they lie in a directory of data.
+    """Where a task's documents are published, and where they are in a directory of data."""
 
-    Attributes:
-        file: Relative to the directory.
-        hub: The data set's name on the Hub.
-        config: Its configuration there; of SCROLLS the name of its archive.
-        split: The split there.
-        fields: What each row must have.
-    """
-
-    file: str
-    hub: str
-    config: str
+    file: str  # relative to the directory
+    hub: str  # the data set's name on the Hub
+    config: str  # its configuration there; of SCROLLS the name of its archive
     split: str
-    fields: tuple[str, ...]
+    fields: tuple[str, ...]  # that each row must have
 
 
 def source_of(task: SuiteTask) -> Source:
@@ -104,18 +96,13 @@ def missing_data(what: str, place: str, origin: str, suite: str, cause: Exceptio
 
 @dataclass(frozen=True)
 class Haystack:
-    """A text that needles are hidden in.
+    """A text that needles are hidden in."""
 
-    Attributes:
-        source: ``bundled``, ``essays``, or the name of the user's file.
-        words: Its words, without white space.
-    """
-
-    source: str
+    source: str  # "bundled", "essays", or the name of the user's file
     words: tuple[str, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return what tells it from other texts, for JSON."""
+        """Return plain data for JSON, with a digest of the words."""
         digest = hashlib.sha256(" ".join(self.words).encode()).hexdigest()
         return {"source": self.source, "words": len(self.words), "sha256": digest}
 

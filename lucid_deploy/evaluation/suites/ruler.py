@@ -27,7 +27,7 @@ _EXAMPLE = 500  # tokens of the solved example of ruler_vt
 _SPARE = 40  # tokens by which documents of equal shape differ, their answers included
 SQUAD = "squad/dev-v2.0.json"
 SQUAD_AT = "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v2.0.json"
-# What lm_eval's functions of these names pass to its generator of needles.
+# Arguments that lm_eval's functions of these names pass to its generator of needles.
 _NEEDLES: dict[str, dict[str, Any]] = {
     "niah_single_1": {"type_haystack": "repeat"},
     "niah_single_2": {"type_haystack": "essay"},
@@ -43,7 +43,7 @@ _PUNKT = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_sta
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What lm_eval's generators take of a tokenizer's answer."""
+    """A tokenizer's answer as lm_eval's generators read it."""
 
     input_ids: list[int]
 
@@ -51,13 +51,12 @@ class _Tokens:
 class Generators:
     """Makes documents of RULER's tasks.
 
-    Attributes:
-        sentences: What splits the haystack into sentences: ``punkt_tab``, or NLTK's algorithm without its tables.
+    ``sentences`` says what splits the haystack: ``punkt_tab``, or NLTK's algorithm without its tables.
 
     Args:
         tokenizer: Measures lengths.
-        haystack: What needles are hidden in.
-        data: Where data lie: ``nltk_data`` and SQuAD.
+        haystack: The text that needles are hidden in.
+        data: A directory with ``nltk_data`` and SQuAD.
         seed: Of Python's and NumPy's random numbers, for each task and length anew.
 
     Raises:

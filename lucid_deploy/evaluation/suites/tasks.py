@@ -1,7 +1,8 @@
-"""lm_eval's tasks for a suite: its own prompts, answers and scores over documents that are brought here."""
+"""Make lm_eval's tasks for a suite: its own prompts, answers and scores over documents that are given to it."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import string
@@ -16,8 +17,9 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.suites import SuiteTask
-from lucid_deploy.evaluation.suites.documents import Haystack, Row, read_documents
+from lucid_deploy.evaluation.harness import HarnessOptions
+from lucid_deploy.evaluation.suites import SuiteTask, plan
+from lucid_deploy.evaluation.suites.documents import BUNDLED, Haystack, Row, open_haystack, read_documents
 from lucid_deploy.evaluation.suites.ruler import DOCUMENTS, Generators
 from lucid_deploy.evaluation.task import TokenizerLike, can_write
 
@@ -25,14 +27,64 @@ SCORE = "score"  # the metric of RULER's tasks here; lm_eval names it by the len
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
+def plan_suite(options: Any, metadata: dict[str, Any]) -> list[SuiteTask]:
+    """Return the tasks that the options of ``eval`` ask for.
+
+    Lengths and numbers of needles may come from ``metadata``, from which they are removed.
+    """
+
+    def several(option: str, key: str) -> list[str]:
+        given = [] if (text := getattr(options, option)) is None else [item.strip() for item in text.split(",")]
+        if key in metadata and given:
+            raise LucidError(f"--{option} and {key} in --metadata say the same: give one of them.")
+        value = metadata.pop(key, [])
+        return given + [str(item) for item in (value if isinstance(value, list) else [value])]
+
+    lengths, needles = several("lengths", "max_seq_lengths"), several("needles", "num_needle_k")
+    if wrong := [item for item in needles if not item.isdecimal()]:
+        raise LucidError(f"--needles takes whole numbers separated by commas, not {wrong[0]!r}.")
+    if options.haystack is not None and options.suite not in ("ruler", "mniah"):
+        raise LucidError(f"--haystack is for the suites ruler and mniah; {options.suite} hides nothing.")
+    if options.data is not None and not Path(options.data).is_dir():
+        raise LucidError(f"There are no data at {options.data}: no such directory.")
+    if options.suite == "scrolls" and (options.gen_kwargs or options.num_fewshot):
+        raise LucidError("The tasks of SCROLLS take neither --gen-kwargs nor --num-fewshot: leave them out.")
+    only = [] if options.only is None else [item.strip() for item in options.only.split(",")]
+    return plan(options.suite, lengths, [int(item) for item in needles], only)
+
+
+def suite_tasks(
+    planned: Sequence[SuiteTask],
+    options: Any,
+    metadata: dict[str, Any],
+    asked: HarnessOptions,
+    context: int | None,
+    tokenizer: TokenizerLike,
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return lm_eval's tasks by name, and everything that determines their documents beside the options."""
+    for task in planned:
+        if context is not None and isinstance(task.length, int) and task.length > context and asked.truncate is None:
+            raise LucidError(
+                f"{task.name} asks for {task.length} tokens, and the model's context is {context}: choose --lengths, "
+                "or cut the prompts with --truncate."
+            )
+    folder = None if options.data is None else Path(options.data)
+    opened = functools.partial(open_haystack, options.haystack or BUNDLED, folder)
+    maker, tasks = TaskMaker(tokenizer, opened, folder, metadata, asked.seed or 0), {}
+    for number, task in enumerate(planned):
+        progress(number, len(planned))
+        tasks[task.name] = maker.make(task, asked.limit)
+    return tasks, maker.facts
+
+
 class TaskMaker:
     """Makes lm_eval's tasks one by one.
 
-    Attributes:
-        facts: What determines RULER's documents beside the settings, for the record; empty for other suites.
+    ``facts`` holds what determines RULER's documents beside the settings; it is empty for other suites.
 
     Args:
-        tokenizer: Of the model; measures the lengths of RULER's documents.
+        tokenizer: Measures the lengths of RULER's documents.
         haystack: Opens the text that needles are hidden in, if a task needs one.
         data: A directory of data; None: the Hub or its cache.
         metadata: Given to lm_eval as it gives ``--metadata`` to its tasks.
@@ -115,15 +167,11 @@ def _ruler_scores(task: SuiteTask) -> dict[str, Any]:
 
 
 class ScrollsTask(ConfigurableTask):
-    """A task of SCROLLS as lm_eval asks it, over given documents and with the metric computed here.
+    """``scrolls_qasper`` or ``scrolls_qmsum`` as lm_eval asks it, over published documents.
 
-    lm_eval's own class needs a module that transformers 5 dropped, and runs a metric that it downloads. What that
-    computes is short: for Qasper the F1 of words after SQuAD's normalization, for QMSum ROUGE without stemming, each
-    the best over the references, times 100 (SCROLLS, arXiv 2201.03533, and ``metrics/`` of tau/scrolls).
-
-    Args:
-        name: ``scrolls_qasper`` or ``scrolls_qmsum``.
-        rows: Documents as published; those with one ``id`` are one question with several answers.
+    lm_eval's own class needs a module that transformers 5 dropped, and downloads its metric, which is computed here:
+    for Qasper the F1 of words after SQuAD's normalization, for QMSum ROUGE without stemming, each the best over the
+    references, times 100 (SCROLLS, arXiv 2201.03533). Rows with one ``id`` are one question with several answers.
     """
 
     VERSION = 2

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lucid_deploy.parity import check, explain, explained_scenarios, prepare
-from lucid_deploy.parity.causes.explain import Explanation
-from lucid_deploy.parity.causes.localise import Part, WorstOwnError
+from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import Gate
-from lucid_deploy.parity.perplexity import perplexity, session_logits, surprisals, windows
+from lucid_deploy.parity.own_errors import Part, WorstOwnError
+from lucid_deploy.parity.perplexity import compare_perplexity, session_logits, surprisals, windows
 from lucid_deploy.parity.record import no_tick
 from tests.parity.small_models import LAYERS, VOCAB, in_dtype, layers, session, small_model
 
@@ -23,7 +23,6 @@ def explained(model, broken, targets, **options):
     failing = None if report.first_failure is None else report.first_failure.scenario
     found = explain(
         explained_scenarios(targets, failing),
-        session(broken),
         layers(broken),
         lambda: layers(model),
         lambda: layers(model, torch.float64),
@@ -37,7 +36,6 @@ def test_a_sound_model_has_no_origin(model, targets):
     assert report.passed and report.explanation.origin is None and report.cause() == ""
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert len(data["explanation"]["own_errors"]) == 2 * (3 * LAYERS + 2)  # correlated and greedy
-    assert len(data["heads"]) == 2 * LAYERS * 2
     assert {item["tensor"] for item in data["error_against_position"]} >= {"layer 0 K", "logits"}
 
 
@@ -46,7 +44,6 @@ def test_half_precision_has_no_origin_either(model, dtype):
     targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)
     found = explain(
         explained_scenarios(targets)[:1],
-        session(model, dtype),
         layers(model, dtype),
         lambda: layers(model, dtype),
         lambda: layers(model, torch.float64),
@@ -79,7 +76,6 @@ def test_a_fault_between_the_layers_is_said_to_be_there(model, targets):
     report = check(Forgetful(in_dtype(model, torch.float32)), targets)
     found = explain(
         explained_scenarios(targets, report.first_failure.scenario),
-        session(model),
         layers(model),
         lambda: layers(model),
         lambda: layers(model, torch.float64),
@@ -89,32 +85,11 @@ def test_a_fault_between_the_layers_is_said_to_be_there(model, targets):
     assert "what connects calls (the cache, masks, positions) is wrong" in report.cause()
 
 
-def test_layers_that_cannot_be_run_are_said_to_be_so(model, targets):
-    broken = copy.deepcopy(model)
-    broken.lm_head.weight.mul_(1.01)
-    report = check(session(broken), targets)
-    opened = []
-    found = explain(
-        explained_scenarios(targets), session(broken), None, opened.append, opened.append, unavailable="One piece."
-    )
-    assert not opened  # nothing was loaded for it
-    assert replace(report, explanation=found).cause() == "One piece."
-
-
-def test_a_worse_model_is_more_perplexed(model, targets):
-    text = np.random.default_rng(5).integers(VOCAB, size=60)
-    broken = copy.deepcopy(model)
-    broken.lm_head.weight.mul_(3)
-    found = explained(model, broken, targets, text=text).explanation.perplexity
-    assert found.tokens == 58  # 48 and 12 tokens
-    assert found.difference > 1 > abs(found.baseline - found.reference)
-
-
 def test_a_model_with_standard_attention():
     model = small_model(max_position_embeddings=48, attention_type="llama")
     targets = prepare(session(model), session(model, torch.float64), steps=8)
     report = explained(model, model, targets)
-    assert report.heads == () and report.explanation.origin is None
+    assert report.explanation.origin is None
 
 
 # What it says
@@ -168,6 +143,15 @@ def test_perplexity_is_that_of_the_plain_formula(model):
     by_session = surprisals(session_logits(session(model)), pieces, no_tick)
     np.testing.assert_allclose(one_shot, wanted, rtol=1e-9)
     np.testing.assert_allclose(by_session, wanted, rtol=1e-3, atol=1e-4)
-    found = perplexity(wanted, wanted, by_session, 48)
+    found = compare_perplexity(session(model), lambda: layers(model), lambda: layers(model, torch.float64), ids)
     assert found.tokens == 73 and found.reference == pytest.approx(math.exp(wanted.mean()))
     assert abs(found.difference) < 1e-2 * found.reference
+
+
+def test_a_worse_model_is_more_perplexed(model):
+    text = np.random.default_rng(5).integers(VOCAB, size=60)
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.mul_(3)
+    found = compare_perplexity(session(broken), lambda: layers(model), lambda: layers(model, torch.float64), text)
+    assert found.tokens == 58  # 48 and 12 tokens
+    assert found.difference > 1 > abs(found.baseline - found.reference)

@@ -1,15 +1,8 @@
-"""Separate a layer's own error from the error in its inputs.
+"""Measure each layer's own error: what it gets wrong on the float64 reference's inputs.
 
-Every layer is run on the float64 reference's own inputs: its residual stream, and its K and Y of the tokens before.
-What it gets wrong then is its **own** error. The **inherited** error is how its answer changes when it reads what the
-candidate's layers before it gave instead. With f the candidate's layer, x and x_c its inputs in the reference and in
-the candidate, and y the reference's answer,
-
-    f(x_c) − y  =  ( f(x) − y )  +  ( f(x_c) − f(x) )
-       total           own              inherited
-
-The gate of an own error is derived as all gates are: ``FACTOR`` times the largest own error of any position that the
-PyTorch model makes in the same precision, run in the same way on the same inputs. So a layer is judged by what it adds.
+Every layer runs on the reference's residual stream and on its K and Y of the tokens before, so errors of earlier layers
+do not reach it. The gate is derived as all gates are: ``FACTOR`` times the largest own error of any position that the
+PyTorch model makes in the same precision, fed in the same way.
 """
 
 from __future__ import annotations
@@ -34,19 +27,12 @@ PREFILL, CONTINUED, PADDED, DECODE = "one prefill", "prefill after a past", "pad
 
 
 class Part(NamedTuple):
-    """A tensor that a layer makes. Sorts in the order of computation.
+    """A tensor that a layer makes. Sorts in the order of computation."""
 
-    Attributes:
-        layer: Index of the layer; −1 is the embedding, the number of layers the head.
-        kind: Index into ``OWN_KINDS``; 2 for embedding and head; beyond, another cached tensor that has rows.
-        layers: Number of layers of the model.
-        other: Name, where it is another one than in ``OWN_KINDS``, such as ``V``.
-    """
-
-    layer: int
-    kind: int
-    layers: int
-    other: str = ""
+    layer: int  # −1 is the embedding, the number of layers the head
+    kind: int  # index into OWN_KINDS; 2 for embedding and head; beyond, another cached tensor that has rows
+    layers: int  # number of layers of the model
+    other: str = ""  # the name, if it is another one than in OWN_KINDS, such as V
 
     def __str__(self) -> str:
         """``embedding``, ``layer 3 Y``, ``layer 3 output`` or ``logits``."""
@@ -62,21 +48,13 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class ReferenceStates:
-    """What the reference's layers compute in one scenario.
-
-    Attributes:
-        scenario: The tokens.
-        states: All tokens in one prefill, in float64.
-        logits: Those of the last prompt token and every token after it, ``(1, S + 1, vocab)``.
-        layers: What the layers are.
-        pasts: What is cached after so many tokens, where a layer keeps more than rows; empty where all keep rows only.
-    """
+    """What the reference's layers compute in one scenario."""
 
     scenario: Scenario
-    states: LayerStates
-    logits: Array
+    states: LayerStates  # of all tokens in one prefill, in float64
+    logits: Array  # of the last prompt token and every token after it, (1, S + 1, vocab)
     layers: tuple[LayerDescription, ...]
-    pasts: dict[int, Past] = field(default_factory=dict)
+    pasts: dict[int, Past] = field(default_factory=dict)  # by tokens; empty if every layer caches nothing but rows
 
     @property
     def ids(self) -> Array:
@@ -98,23 +76,13 @@ class ReferenceStates:
 
 @dataclass(frozen=True)
 class WorstOwnError:
-    """The largest own error of one part in one scenario.
-
-    Attributes:
-        scenario: Name of the scenario.
-        part: Which part.
-        feeding: How the tokens were fed in the worst case; or, if it failed, in the first failure.
-        position: Where in the sequence.
-        error: Relative L2 error there.
-        gate: What is allowed.
-        failed: Whether it is beyond the gate.
-    """
+    """The largest own error of one part in one scenario."""
 
     scenario: str
     part: Part
-    feeding: str
-    position: int
-    error: float
+    feeding: str  # how the tokens were fed in the worst case; or, if it failed, in the first failure
+    position: int  # in the sequence
+    error: float  # relative L2 error there
     gate: Gate
     failed: bool
 
@@ -122,17 +90,6 @@ class WorstOwnError:
     def judged(self) -> bool:
         """Whether it could have failed, or did: its gate is below what zeros would give."""
         return self.failed or self.gate.judges
-
-
-@dataclass(frozen=True)
-class ErrorSplit:
-    """One part's errors in one prefill of all tokens: norms over all positions, relative to the reference's norm."""
-
-    scenario: str
-    part: Part
-    own: float
-    inherited: float
-    total: float
 
 
 OwnErrors = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
@@ -148,7 +105,7 @@ def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Referenc
 
 
 def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
-    """Run a sequence ``(1, T)`` step by step; return what is cached wherever :func:`rerun` goes on from."""
+    """Run a sequence ``(1, T)`` step by step; return the cache at every length that :func:`rerun` starts from."""
     pasts: dict[int, Past] = {}
     past, start = reference.empty_past(), 0
     layouts = [decoded_layout(layer.cache) for layer in reference.layers]
@@ -266,22 +223,6 @@ def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[
         positions, errors = own[part][feeding]
         at, error = int(positions[index]), float(errors[index])
         found.append(WorstOwnError(scenario, part, feeding, at, error, gate, bool(beyond)))
-    return found
-
-
-def splits(full: LayerStates, given: LayerStates, inside: ReferenceStates) -> list[ErrorSplit]:
-    """Split the errors of one prefill of all tokens; ``full`` ran as it is, ``given`` on the reference's inputs."""
-    found = []
-    actual, alone, wanted = (parts_of(states, inside.layers) for states in (full, given, inside.states))
-    for part, reference in wanted.items():
-        if part.layer == part.layers:
-            reference = inside.logits[:, -1:]
-        with np.errstate(all="ignore"):
-            scale = np.linalg.norm(reference)
-            total, own = actual[part] - reference, alone[part] - reference
-            inherited = actual[part].astype(np.float64) - alone[part]
-            sizes = [float(np.linalg.norm(error) / scale) if error.any() else 0.0 for error in (own, inherited, total)]
-        found.append(ErrorSplit(inside.scenario.name, part, *sizes))
     return found
 
 

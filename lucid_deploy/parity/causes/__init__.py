@@ -1,1 +1,0 @@
-"""Where a difference comes from: which layer, which operator, which rounding."""
