@@ -1,7 +1,7 @@
 """Answer a file of prompts with continuous batching, into a file that survives interruptions.
 
-The file of answers has whole lines only, each of them once. Beside it lies a record of what it answers: hashes of
-prompts and artifact, and the options. Answers are only added to a file whose record says the same.
+The file of answers has whole lines only, each of them once. A record beside it holds hashes of prompts and artifact,
+and the options. Answers are only added to a file with an equal record.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 class AnswerFile:
     """Opens a file of answers, new or begun. Nobody else can write to it until it is closed.
 
-    What a crash left of a last line is cut off; its prompt counts as not answered. The record lies in a file of the
-    same name with ``.run.json`` behind it.
+    A last line that a crash left incomplete is cut off; its prompt counts as not answered. The record is a file of the
+    same name with the suffix ``.run.json``.
 
     Attributes:
         answered: Line numbers of the prompts that have an answer.
         failed: How many of these are errors.
 
     Args:
-        facts: What the answers depend on.
+        facts: Everything that the answers depend on, for the record.
         lines: Line numbers of all prompts.
-        overwrite: Start anew, and replace what the file holds.
+        overwrite: Start anew, and replace the file.
 
     Raises:
         LucidError: It cannot be written, another process writes it, or it has other prompts' answers or no record.
-        CheckFailed: It has lines that are no answers.
+        CheckFailed: It has lines that are not answers.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], lines: set[int], overwrite: bool = False) -> None:
@@ -160,7 +160,7 @@ class AnswerFile:
 
 @dataclass
 class _RunningAnswer:
-    """An answer that is being made; ``stream`` is None with token ids alone."""
+    """An answer being generated; ``stream`` is None if there is no tokenizer."""
 
     prompt: Prompt
     prompt_tokens: int
@@ -215,7 +215,7 @@ def answer_prompts(
     """Answer the prompts that have no answer yet; write each answer when it is complete.
 
     Args:
-        answers: Where answers go, in the order in which they are completed; the field ``line`` says whose each is.
+        answers: Receives answers in the order in which they are completed; their field ``line`` names the prompt.
         tokenizer: For prompts and answers as text; None with token ids alone.
         progress: Called with (answers so far, those of earlier runs included, prompts in all).
 

@@ -1,4 +1,4 @@
-"""Continuous batching over any session: requests start and finish at any step, prompts are prefilled between steps."""
+"""Continuous batching over any session: requests start and finish at any step; prompts run between steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Session
 
-# How long a step waits for the masks of constraints that are not there when the model has run. A row whose mask comes
+# How long a step waits for masks of constraints that are not ready when the model has run. A row whose mask comes
 # later is paused, the others go on. Pausing and resuming copy the row's cache (without a static cache all rows'), so a
 # row that was paused often stays away for a few steps.
 GRACE_SHARE = 0.1  # of the model's step …
@@ -46,7 +46,7 @@ class Batcher:
 
     Attributes:
         marks: The phases that requests entered in the last step, or in the last of its :meth:`parts`.
-        drafts: How far drafts were right, over all requests, tokens behind stop strings included.
+        drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Batcher:
         return self._store.tokens
 
     def submit(self, request: Request) -> int:
-        """Queue a request; return its number, which is in everything that comes out for it."""
+        """Queue a request; return its number, which all of its events carry."""
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
             raise LucidError("This batcher was made without guides: it takes no constraints.")
@@ -138,9 +138,8 @@ class Batcher:
         """Do a piece of work: at most a chunk of prompts, then one token of every running row.
 
         Returns:
-            What came out, in order; nothing when idle. A request that fails by itself (logits that are not finite)
-            comes out as finished with ``error``, one whose constraint leaves no token or takes too long with
-            ``refused``; the others go on.
+            The events, in order; none when idle. A request that fails by itself (logits that are not finite) finishes
+            with ``error``, one whose constraint leaves no token or takes too long with ``refused``; the others go on.
         """
         events: list[Event] = []
         marks: list[Mark] = []
@@ -173,7 +172,7 @@ class Batcher:
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
-        """Run at most a chunk of prompts; yield behind each prompt's first token."""
+        """Run at most a chunk of prompts; yield after each prompt's first token."""
         budget = self.prefill_chunk
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
@@ -293,13 +292,13 @@ class Batcher:
         return {n: logits[None] for n, logits in found.items()}  # (1, vocab) each
 
     def _set_deadline(self, step_seconds: float) -> None:
-        """Let choices wait for masks: briefly, or a little longer where no other row could run meanwhile."""
+        """Set how long choices may wait for masks: briefly, or a little longer if no other row could run meanwhile."""
         is_alone = self.active == 1 and not self._waiting
         seconds = ALONE_SECONDS if is_alone else max(GRACE_SECONDS, GRACE_SHARE * step_seconds)
         self._chooser.deadline = time.monotonic() + seconds
 
     def _pause(self, row: Row) -> None:
-        """Take a row whose mask is not there out of the running ones."""
+        """Take a row whose mask is not ready out of the running ones."""
         row.cache = self._pool.take(row.number)
         row.pauses += 1
         row.resume_at = self._steps + min(row.pauses, MOST_STEPS_AWAY)
@@ -307,7 +306,7 @@ class Batcher:
         self._paused[row.number] = self._running.pop(row.number)
 
     def _resume(self, events: list[Event]) -> None:
-        """Let paused rows go on whose masks are there."""
+        """Let paused rows go on whose masks are ready."""
         self._set_deadline(0.0)
         for row in list(self._paused.values()):
             assert row.guide is not None and row.pending is not None

@@ -93,7 +93,7 @@ class Prompt:
     constraint: Constraint | None = None
 
     def request(self, tokenizer: TextTokenizer | None) -> Request:
-        """Return it as a request, the text tokenized."""
+        """Return the request for the batcher, with the text tokenized."""
         if self.ids is not None:
             ids = list(self.ids)
         else:
@@ -153,7 +153,7 @@ def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokeni
 
 
 def _all(path: Path, steps: Iterator[tuple[int, Callable[[], Any]]]) -> list[Any]:
-    """Call a function for every line; collect the errors of all of them into one."""
+    """Call a function for every line; raise one error with the errors of all lines."""
     done, faults, count = [], [], 0
     for number, step in steps:
         try:

@@ -1,4 +1,4 @@
-"""What goes into a batcher and what comes out of it."""
+"""Requests to a batcher, and the events that it returns."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ class Request:
     """One prompt to continue.
 
     Attributes:
-        sampling: How tokens are chosen. A seed gives the tokens that it gives alone, regardless of the other requests
-            in the batch.
+        sampling: How tokens are chosen. With a seed the tokens do not depend on the other requests in the batch.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
-        constraint: What the answer must be; it ends when nothing can follow, or at an end-of-sequence token where the
-            text is complete.
+        constraint: The form of the answer; it ends when nothing can follow, or at an end-of-sequence token if the text
+            is complete.
     """
 
     prompt_ids: list[int]
@@ -34,7 +33,7 @@ class Request:
     constraint: Constraint | None = None
 
     def check(self, session: Session) -> None:
-        """Compare the request with what a session can run."""
+        """Refuse a request that a session cannot run."""
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         vocabulary = session.config.vocab_size
         self.sampling.check(vocabulary)
@@ -80,7 +79,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a request; nothing comes out for it afterwards.
+    """The end of a request, its last event.
 
     Attributes:
         request: The request's number.

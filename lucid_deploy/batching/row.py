@@ -1,4 +1,4 @@
-"""A request that runs: choosing its tokens from logits, one by one or along drafts, and where it ends."""
+"""A running request: choose its tokens from logits, with or without drafts, until it ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Cache, Session
 
 @dataclass
 class Row:
-    """A request that has a row of the batch.
+    """A request with a row of the batch.
 
     Attributes:
         cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
@@ -33,7 +33,7 @@ class Row:
         next: The token to run next.
         count: New tokens so far.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
-        pending: Logits ``(vocab,)`` to choose from when the guide's mask is there; None: nothing waits.
+        pending: Logits ``(vocab,)`` that wait for the guide's mask; None: nothing waits.
         pauses: How often it has waited so.
         resume_at: Number of the step before which it does not go on.
     """
@@ -59,7 +59,7 @@ class Row:
 
 
 class Chooser:
-    """Chooses the tokens of rows; what comes out is added to lists of events.
+    """Chooses the tokens of rows, and appends events to lists.
 
     Attributes:
         tokens: Chosen so far, over all rows.
@@ -76,8 +76,8 @@ class Chooser:
         """Choose a row's tokens for as long as its drafts are right.
 
         Args:
-            drafts: What ran behind its next token.
-            logits: Behind that, and behind each draft, ``(1 + drafts, vocab)``.
+            drafts: The tokens that ran after its next token.
+            logits: After that token and after each draft, ``(1 + drafts, vocab)``.
 
         Returns:
             How many of the tokens that ran are valid, and the end if the row ends.
@@ -100,7 +100,7 @@ class Chooser:
     def choose(self, row: Row, logits: Array, events: list[Event], draft: int | None = None) -> Finished | None:
         """Choose a row's next token; return the end if the row ends with it.
 
-        Where the mask of its constraint is not there in time, nothing is chosen and the logits wait in ``pending``.
+        If the mask of its constraint is not ready in time, nothing is chosen and the logits wait in ``pending``.
         """
         row.pending = None
         if row.guide is not None and not row.guide.wait(max(0.0, self.deadline - time.monotonic())):
@@ -166,7 +166,7 @@ def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float
 
 
 def largest(values: Array, count: int) -> Array:
-    """Return where the largest values are, the largest first; of equal ones the first comes first."""
+    """Return the indices of the largest values, the largest first; of equal ones the first comes first."""
     if not 0 < count < len(values):
         return np.argsort(-values, kind="stable")[:count] if count else np.zeros(0, np.int64)
     candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])  # sorting a whole vocabulary is slow

@@ -1,8 +1,8 @@
 """The running rows of a batch: caches of different lengths that decode together.
 
-Two ways, chosen by what the session can do. :class:`StaticRows`, for sessions that decode in place, keeps one set of
-buffers; each row has its own ``cache_length``, and joining copies the one new row. :class:`MergedRows`, for all others,
-merges the rows into one left-padded cache whenever membership changes, which copies all of them.
+The session decides how. :class:`StaticRows`, for sessions that decode in place, keeps one set of buffers; each row has
+its own ``cache_length``, and only a new row is copied. :class:`MergedRows`, for all others, merges the rows into one
+left-padded cache whenever a request starts or finishes, which copies all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHRINK = 2  # … and are made shorter when they are this many times too long: 
 
 
 class Rows(ABC):
-    """Running rows; the caller names each by a key."""
+    """The running rows; the caller gives each a key."""
 
     @abstractmethod
     def join(self, key: int, cache: Cache[Any]) -> None:
@@ -51,7 +51,7 @@ class Rows(ABC):
 
     @abstractmethod
     def keep(self, kept: dict[int, int]) -> None:
-        """Keep the first tokens, so many of each row, of those that :meth:`decode_several` has run."""
+        """Keep only the first tokens of each row that :meth:`decode_several` has run, as many as given."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _padded(tokens: list[list[int]]) -> tuple[Array, Array]:
 
 
 def make_rows(session: Session[Any], rows: int) -> Rows:
-    """Return what holds up to ``rows`` rows of a session."""
+    """Return a container for up to ``rows`` rows of a session."""
     return MergedRows(session) if session.in_place is None else StaticRows(session.in_place, rows)
 
 
@@ -142,9 +142,8 @@ class MergedRows(Rows):
 class StaticRows(Rows):
     """Rows in buffers ``(rows, KV, M, ·)``, each with a length of its own.
 
-    Active rows lie in front, so that a step runs as many rows as there are. When a request finishes, its row is
-    replaced by that of a request that starts before the next step, or else by the last row. Memory that no row has used
-    yet is not resident.
+    Active rows come first, so that a step runs as many rows as there are. When a request finishes, its slot goes to a
+    request that starts before the next step, or else to the last row. Memory that no row has used yet is not resident.
     """
 
     def __init__(self, decoding: InPlaceDecoding, rows: int) -> None:
@@ -264,7 +263,7 @@ class StaticRows(Rows):
             self._slots[hole] = key
 
     def _make_room(self, tokens: int, like: list[Any]) -> None:
-        """Have buffers for the rows there are and one of so many tokens, of the types and widths of ``like``."""
+        """Grow the buffers so that one more row of so many tokens fits, with the types and widths of ``like``."""
         taken = [slot for slot, key in enumerate(self._slots) if key is not None]
         longest = max([tokens, *(int(self._lengths[slot]) + 1 for slot in taken)])
         room = -(-(longest + max(longest // _SPARE, 1)) // GRAIN) * GRAIN

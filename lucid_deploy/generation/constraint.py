@@ -171,7 +171,7 @@ NAMES = tuple(_MAKE)
 
 
 def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
-    """Return the constraint that fields ask for; None if they ask for none."""
+    """Return the constraint that the fields of a request ask for; None if there is none."""
     names = [name for name in NAMES if given.get(name) is not None]
     if len(names) > 1:
         raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
@@ -189,7 +189,7 @@ def named(name: str, make: Callable[[Any], Constraint], value: Any) -> Constrain
 
 
 def limits() -> LLParserLimits:
-    """Return the bounds of one grammar: its size, the work for one token, and memory."""
+    """Return llguidance's limits for one grammar: size, work for one token, memory."""
     bounds: LLParserLimits = library().LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
     return bounds
 
@@ -224,14 +224,14 @@ def _check_size(characters: int) -> None:
 
 
 def _object(schema: Any) -> dict[str, Any]:
-    """Return a schema as an object; one that is a boolean has equivalents."""
+    """Return a schema as an object; booleans are replaced by equivalent objects."""
     if isinstance(schema, dict):
         return schema
     return {} if schema else {"enum": []}
 
 
 def _check_keywords(schema: Any) -> None:
-    """Refuse keywords that llguidance takes and does not hold answers to.
+    """Refuse keywords that llguidance accepts but does not enforce.
 
     It does not keep names unique that come from ``additionalProperties``, so ``minProperties`` cannot count them.
     """

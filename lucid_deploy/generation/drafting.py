@@ -37,11 +37,11 @@ _NOT_TOKENS = ("version", "truncation", "padding")  # of tokenizer.json: what do
 
 
 class Drafter(ABC):
-    """Guesses how one text goes on. It is told every token of the text, in order.
+    """Guesses the next tokens of one text; every token of the text is passed to it in order.
 
     Attributes:
         chunk: Most tokens that one proposal may run through a model of its own; None: any number.
-        ends: Tokens that end the answer: a proposal stops before the first of them, behind which nothing is read.
+        ends: Tokens that end the answer; a proposal stops before the first of them.
     """
 
     chunk: int | None = None
@@ -49,15 +49,15 @@ class Drafter(ABC):
 
     @abstractmethod
     def add(self, tokens: Sequence[int]) -> None:
-        """Go on with the text by so many tokens."""
+        """Append tokens to the text."""
 
     @abstractmethod
     def propose(self, most: int) -> list[int]:
-        """Return the tokens that may come next, at most so many; none: a plain step is better."""
+        """Return a guess of the next tokens, at most so many; an empty one means that a plain step is better."""
 
     @abstractmethod
     def learn(self, proposed: int, accepted: int) -> None:
-        """Hear how many tokens of the last proposal were accepted."""
+        """Learn how many tokens of the last proposal were accepted."""
 
 
 MakeDrafter: TypeAlias = Callable[[], Drafter]
@@ -65,11 +65,11 @@ MakeDrafter: TypeAlias = Callable[[], Drafter]
 
 @dataclass
 class DraftLength:
-    """How many tokens to draft, adapted to what is accepted, and when to leave it.
+    """The number of tokens to draft, adapted to how many are accepted; 0 for a while after failures.
 
-    A proposal that is accepted whole doubles the length, another sets it to one more than was accepted. After a
-    proposal of which nothing is accepted, 1, 3, 7, … 63 chances are passed over, so that a text without repetition
-    costs little more than plain decoding.
+    A fully accepted proposal doubles the length; any other sets it to one more than was accepted. After a proposal
+    with no accepted token, drafting pauses for 1, 3, 7, … 63 steps, so that a text without repetition costs little
+    more than plain decoding.
     """
 
     length: int
@@ -77,14 +77,14 @@ class DraftLength:
     pause: int = 0
 
     def now(self) -> int:
-        """Return how many tokens to draft; 0 within a pause."""
+        """Return how many tokens to draft now; 0 during a pause."""
         if self.pause:
             self.pause -= 1
             return 0
         return self.length
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """Adapt."""
+        """Adapt the length to how many tokens were accepted."""
         if accepted:
             self.failures = 0
             self.length = min(2 * self.length, MOST_DRAFTS) if accepted == proposed else accepted + 1
@@ -95,9 +95,9 @@ class DraftLength:
 
 
 class LookupDrafter(Drafter):
-    """Takes what came after the last place in prompt and answer that reads like the end of the text.
+    """Copies what followed the last earlier occurrence of the text's end (prompt lookup).
 
-    The longest n-gram of 4 to 1 tokens that was there before counts. Each of the four lengths adapts by itself: what a
+    The longest n-gram of 4 to 1 tokens that occurred before is used. Each of the four lengths adapts by itself: what a
     single token is followed by says little in prose, and much in a list that is copied.
     """
 
@@ -135,16 +135,16 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return what stands from a place on; behind the end of the text, what is copied goes on itself."""
+        """Return the tokens from a place on; beyond the end of the text, the copy continues with itself."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))
 
 
 class ModelDrafter(Drafter):
-    """Runs a model of its own beside the one that answers, one token after the other, over a cache of its own.
+    """Drafts with a second, smaller model, token by token, over a cache of its own.
 
-    Several drafters may share a session; ``vocabulary`` is how many tokens the answering model knows.
+    Several drafters may share a session; ``vocabulary`` is the number of tokens of the answering model.
     """
 
     def __init__(self, session: Session[Any], vocabulary: int) -> None:
@@ -191,7 +191,7 @@ class ModelDrafter(Drafter):
         return logits
 
     def _go_back(self) -> None:
-        """Drop what is in the cache and not in the text, and the text's last token, which gives the logits."""
+        """Drop cached tokens that are not in the text, and its last token, which runs again for its logits."""
         pairs = zip(self._held, self._ids[:-1], strict=False)
         shared = next(
             (i for i, (held, said) in enumerate(pairs) if held != said), min(len(self._held), len(self._ids) - 1)
@@ -234,7 +234,7 @@ def check_draft(artifact: Artifact, draft: Artifact) -> None:
 
 
 def _tokens(artifact: Artifact) -> dict[str, Any] | None:
-    """Return what an artifact's tokenizer says; None if it has none."""
+    """Return the parts of an artifact's tokenizer.json that give tokens their ids; None if it has none."""
     path = artifact.path("tokenizer.json")
     if not path.is_file():
         return None
@@ -249,7 +249,7 @@ def _tokens(artifact: Artifact) -> dict[str, Any] | None:
 def open_drafters(
     mode: str, artifact: Artifact, draft: str | Path | None = None, options: RuntimeOptions | None = None
 ) -> MakeDrafter | None:
-    """Return what makes a drafter for each text; None without speculation.
+    """Return a function that makes a drafter for each text; None without speculation.
 
     ``draft`` is the artifact of the draft model, with the mode of that name; an ablation in ``options`` does not apply.
     """

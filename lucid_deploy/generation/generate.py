@@ -18,7 +18,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
-    """Check what is asked of a session before anything runs."""
+    """Check a prompt and the number of new tokens before anything runs."""
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     if not prompt_ids:
@@ -42,9 +42,9 @@ class Generation:
         finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
             ``context`` (no room left).
         progress: Called while the prompt runs, with (tokens done, tokens in all).
-        cache: Holds the first tokens of the prompt already, and gets the others; None: a new one.
+        cache: Already holds the first tokens of the prompt; the others are added to it. None: a new one.
         drafter: Guesses tokens, of which the model verifies several in one step; None: it runs one at a time.
-        drafts: How far the guesses were right.
+        drafts: Counts of drafted and accepted tokens.
     """
 
     session: Session[Any]
@@ -130,7 +130,7 @@ def _column(token: int) -> Array:
 
 
 class Conversation:
-    """Answers prompts of which each mostly begins like the one before with its answer.
+    """Answers the turns of a conversation: each prompt mostly begins with the one before and its answer.
 
     Caches are cut back to where two texts begin to differ. Those that cannot be cut (a state, or a window that has
     dropped rows) start from the end of the last prompt, or anew.
@@ -139,7 +139,7 @@ class Conversation:
         reused: Tokens of the last prompt that were in the cache.
         computed: Tokens of the last prompt that had to be run.
         finish_reason: Why the last answer ended, as :attr:`Generation.finish_reason`; empty if it was stopped.
-        drafts: How far the drafts of the last answer were right; None without drafters.
+        drafts: Counts of drafted and accepted tokens of the last answer; None without drafters.
 
     The arguments are those of :class:`Generation`; answer number i uses the seed + i, and ``guides`` and ``drafters``
     make a guide and a drafter for each answer.
@@ -169,7 +169,7 @@ class Conversation:
         self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last one, if a cache may not go back
 
     def reset(self) -> None:
-        """Forget everything, and begin again with the first seed."""
+        """Drop the cache, and begin again with the first seed."""
         self._cache, self._ids, self._prompt, self._turn = None, [], None, 0
 
     def answer(self, prompt_ids: list[int], progress: Callable[[int, int], None] | None = None) -> Iterator[int]:
@@ -229,6 +229,6 @@ class Conversation:
 
 
 def _common(first: list[int], second: list[int]) -> int:
-    """Return how many tokens two texts begin with in common."""
+    """Return the length of the common prefix of two texts, in tokens."""
     differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differing, min(len(first), len(second)))

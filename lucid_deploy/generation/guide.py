@@ -1,4 +1,4 @@
-"""From a constraint to the tokens that may come next. Masks are computed in threads, beside the model's step."""
+"""Turn a constraint into masks of allowed tokens, computed in threads while the model runs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Guide:
         self.mask: Future[tuple[Array, bool]] = pool.submit(self._next_mask, None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the next mask, at most so long; return whether it is there."""
+        """Wait for the next mask, at most so long; return whether it is ready."""
         return self.mask.done() or bool(wait([self.mask], seconds).done)
 
     def allowed(self) -> Array | None:
@@ -94,7 +94,7 @@ class Guide:
         return MASK_SECONDS + MASK_SECONDS_PER_TOKEN * len(self._consumed)
 
     def _next_mask(self, token: int | None) -> tuple[Array, bool]:
-        """Return the mask behind a token, within the time that all masks of the answer may take."""
+        """Return the mask after a token; fail if the masks of this answer have taken too much processor time."""
         started = time.thread_time()
         found = self._compute() if token is None else self._consume(token)
         self._seconds += time.thread_time() - started
@@ -112,7 +112,7 @@ class Guide:
         return self._compute()
 
     def _alone(self, error: str) -> tuple[Array, bool]:
-        """Go on with a matcher of its own: copies share a lexer, whose bounds other answers may have used up."""
+        """Switch to a matcher of its own: copies share a lexer, whose limits other answers may have used up."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -169,7 +169,7 @@ class _Vocabulary:
 
 
 class _AtOnce(Executor):
-    """Runs what is submitted in the caller's thread."""
+    """An executor that runs tasks in the caller's thread."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -236,7 +236,7 @@ class GuideFactory:
         return matcher.deep_copy()
 
     def _compile_anew(self, constraint: Constraint) -> LLMatcher:
-        """Return a matcher that shares nothing, and keep none of those that do: their lexer is used up."""
+        """Compile the constraint again, and drop the cached matcher, whose shared lexer has reached its limits."""
         with self._lock:
             self._compiled.pop(constraint, None)
             return self._compile(constraint)
@@ -249,7 +249,7 @@ class GuideFactory:
 
 
 def _lower_priority() -> None:
-    """Let all other threads run before this one; Linux alone has priorities of threads that anyone may lower."""
+    """Lower this thread's priority; only Linux allows that without privileges."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -260,11 +260,11 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 class TokenBytes(NamedTuple):
-    """What tokens add to a text; empty for special tokens and those without text of their own.
+    """The bytes that each token adds to a text; empty for special tokens and tokens without text.
 
     Attributes:
-        first: Of each token as the first of an answer: many decoders drop a space there.
-        later: Of each token behind others.
+        first: For a token at the start of an answer, where many decoders drop a space.
+        later: For a token after others.
     """
 
     first: list[bytes]
@@ -294,7 +294,7 @@ def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
 
 
 def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[bytes], later: list[bytes]) -> None:
-    """Fill in the bytes of tokens, from their text alone and behind another token."""
+    """Compute the bytes of tokens from their decoded text, at the start and after another token."""
     alone = tokenizer.decode_many([[token] for token in tokens])
     anchors = [token for token, text in zip(tokens, alone, strict=True) if text.isalpha() and text.isascii()]
     if not anchors:
@@ -318,7 +318,7 @@ def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], la
 
 
 def _check(tokenizer: TextTokenizer, found: TokenBytes) -> None:
-    """Compare random texts with their bytes."""
+    """Check the bytes by decoding random texts."""
     rng = np.random.default_rng(0)
     whole = [token for token, data in enumerate(found.later) if data and _is_text(data)]
     if not whole:

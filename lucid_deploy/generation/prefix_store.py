@@ -16,14 +16,14 @@ _Key = tuple[str, bytes]  # owner, token ids
 
 
 class PrefixStore:
-    """Keeps caches within a budget; the one not used for the longest time is dropped first.
+    """Stores caches within a budget; the least recently used one is dropped first.
 
-    What is kept is exact for any text with the same beginning, because K and Y of a token depend on no later token. A
+    A stored cache is exact for any text with the same beginning, because K and Y of a token depend on no later token. A
     cache that cannot be cut back (a layer keeps a state, or a window that is full) is found only by texts that begin
     with all of its text, so beginnings of a text are kept beside it.
 
-    Entries have owners, who share the budget and nothing else: whether a text is found, and so how long it takes, must
-    not depend on what others have run.
+    Entries have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
+    what another has asked.
 
     ``budget`` is the most tokens to keep, over all entries; 0 keeps nothing.
     """
@@ -37,17 +37,17 @@ class PrefixStore:
 
     @property
     def tokens(self) -> int:
-        """Tokens kept now."""
+        """Tokens stored now."""
         return sum(len(ids) for ids, _ in self._entries.values())
 
     def __len__(self) -> int:
-        """Entries kept now."""
+        """Entries stored now."""
         return len(self._entries)
 
     def add(self, ids: Sequence[int], cache: Cache[Any], owner: str = "") -> None:
-        """Keep a fork of a text's cache (one row without padding) for its owner.
+        """Store a fork of a text's cache (one row without padding) for its owner.
 
-        Not if it is larger than the budget, or the text is the beginning of one that is kept.
+        Nothing is stored if it exceeds the budget, or if the text is the beginning of a stored one.
         """
         new = np.asarray(ids, dtype=np.int64)
         if cache.batch != 1 or not cache.mask.all() or cache.length != len(new):
@@ -69,7 +69,7 @@ class PrefixStore:
         self._entries[owner, new.tobytes()] = (new, self._session.fork(cache))
 
     def find(self, ids: Sequence[int], most: int | None = None, owner: str = "") -> Cache[Any] | None:
-        """Return a cache of the longest beginning of a text that its owner has run, to go on from; None if nothing is.
+        """Return a cache of the longest beginning of a text that its owner has run; None if there is none.
 
         At most ``most`` tokens are returned; None: all of the text.
         """
@@ -88,11 +88,11 @@ class PrefixStore:
         return cache
 
     def clear(self) -> None:
-        """Keep nothing of what was added so far."""
+        """Drop all entries."""
         self._entries.clear()
 
     def gives_beginnings(self, tokens: int) -> bool:
-        """Whether a kept cache of so many tokens is found by texts that share only its beginning."""
+        """Whether a stored cache of so many tokens serves texts that share only its beginning."""
         return cuts_exactly(self._session.layout, 0, tokens)
 
     def _gives(self, shared: int, ids: Array) -> bool:

@@ -19,7 +19,7 @@ LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond, logits overflow soone
 
 
 class NoTokenLeft(LucidError):
-    """Constraint and bad words leave no token that could come next, or the constraint is too costly."""
+    """Raised if constraint and bad words allow no next token, or the constraint is too costly."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Sampling:
         frequency_penalty: Subtracted once for each time that it was generated.
         repetition_penalty: Tokens of prompt and answer have positive logits divided by it and others multiplied, 0.01
             to 100; 1 is none.
-        logit_bias: Pairs (token id, what is added to its logit).
-        bad_words: Sequences of token ids; no answer has one of them in it.
+        logit_bias: Pairs (token id, number added to its logit).
+        bad_words: Sequences of token ids that never occur in an answer.
     """
 
     temperature: float = 0.0
@@ -81,7 +81,7 @@ class Sampling:
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 
     def check(self, vocabulary: int) -> None:
-        """Compare token ids with a vocabulary of so many tokens."""
+        """Refuse token ids outside a vocabulary of so many tokens."""
         for name, tokens in (
             ("logit_bias", [token for token, _ in self.logit_bias]),
             ("bad_words", [token for word in self.bad_words for token in word]),
@@ -92,7 +92,7 @@ class Sampling:
 
 
 class LogitAdjustment:
-    """The adjustments of one answer, and the tokens so far that they depend on.
+    """Adjusts the logits of one answer: penalties, biases and bad words.
 
     With c the number of times that a token was generated before (OpenAI's formula), and seen the tokens of prompt and
     answer (the CTRL paper's, arXiv 1909.05858, as transformers and vLLM have it):
@@ -199,7 +199,7 @@ class Sampler:
 
         Raises:
             CheckFailed: A logit is not finite.
-            NoTokenLeft: Bad words and what is allowed leave no token.
+            NoTokenLeft: Bad words and ``allowed`` leave no token.
         """
         if not np.isfinite(logits).all():
             raise CheckFailed(
@@ -242,7 +242,7 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
 
 
 def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return biases by token id, from an object of JSON, whose names are texts."""
+    """Return biases by token id from a JSON object, whose keys are strings."""
     found: dict[int, float] = {}
     for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 20):
@@ -254,7 +254,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the token sequences that spell words, at the beginning of a text and, as vLLM does, behind a space."""
+    """Return the token sequences that spell words, at the start of a text and, as in vLLM, after a space."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

@@ -1,4 +1,4 @@
-"""Speculative decoding of one text: logits of tokens that were guessed, ready when the guess turns out right.
+"""Speculative decoding of one text: one step runs guessed tokens too, and their logits are used if the guess is right.
 
     1. The model runs the token that was chosen and the drafted ones behind it in one step, for the logits of all.
     2. The next token is chosen from the logits behind the first, as in plain decoding. If it is the first draft, the
@@ -41,11 +41,11 @@ _INPUTS = {"int8": 8 / 127, "fp8": 32 / 448}
 
 @dataclass
 class DraftCounts:
-    """How far drafts were right.
+    """Counts of drafted and accepted tokens.
 
     Attributes:
         proposed: Tokens that were drafted and run.
-        accepted: Those of them that are tokens of an answer.
+        accepted: Drafted tokens that became tokens of an answer.
         near_ties: Greedy choices, from an answer's first verifying step on, between two tokens so close that another
             order of the same sums, or another rounding of the cache or of inputs, may choose the other.
         failures: Drafters that were dropped because they failed; their answers went on without drafts.
@@ -58,7 +58,7 @@ class DraftCounts:
 
 
 def prepare_speculation(session: Session[Any]) -> None:
-    """Let a session load what verifies drafts."""
+    """Load the graph that verifies drafts."""
     reason = session.multi_token_unsupported_reason
     if reason is not None:
         raise LucidError(f"--speculate cannot be used: {reason}. Leave it out.")
@@ -66,7 +66,7 @@ def prepare_speculation(session: Session[Any]) -> None:
 
 
 def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
-    """Return how far verifying steps may move the gap of two logits, as a share of the largest magnitude of all.
+    """Return by how much a verifying step may change the difference of two logits, relative to the largest logit.
 
     Sums are in another order. Where the cache rounds, new tokens may see each other as they were before, and a number
     may fall to the other side of a half; so may inputs of products that are rounded to 8 bits.
@@ -78,7 +78,7 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
 
 
 def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | None = None) -> bool:
-    """Whether another token is as good as equal to the likeliest one in what a token is chosen from.
+    """Whether the two best tokens are so close that rounding may decide between them.
 
     ``adjusted`` was made of the model's ``logits``, both ``(vocab,)``, and changes with them by ``slopes`` (None: by as
     much); ``share`` is what :func:`near_share` returns.
@@ -91,7 +91,7 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | No
 
 
 def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[int] | None:
-    """Return what a drafter proposes; None where it failed and is to be dropped: no answer depends on drafts.
+    """Return a drafter's proposal; None if it failed. The answer then goes on without drafts.
 
     All failures are counted; the first one is logged, with its traceback if it is a bug.
     """
@@ -106,7 +106,7 @@ def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[in
 
 
 class Lookahead:
-    """Decodes one text in place of :meth:`Session.decode`, a step at a time or several.
+    """Decodes one text like :meth:`Session.decode`, with drafted tokens in the same step.
 
     The cache holds one row, the text so far without the token that comes next; the drafter knows that text.
     """
@@ -145,11 +145,11 @@ class Lookahead:
         self.counts.proposed += len(drafts)
 
     def accept(self, token: int) -> None:
-        """Count a token that was chosen from the logits returned last and goes into the answer, if it was drafted."""
+        """Count a chosen token as accepted if it was drafted."""
         self.counts.accepted += self._drafts[self._right : self._right + 1] == [token]
 
     def judge(self, adjusted: Array, slopes: Array | None = None) -> None:
-        """Count a near tie in what a token was greedily chosen from, made of the logits that were returned last.
+        """Count a near tie in the logits that a token was greedily chosen from.
 
         Steps without drafts count as well once one had some: they read the rows of K and Y that it wrote.
         """
@@ -163,12 +163,12 @@ class Lookahead:
         return found or []
 
     def finish(self) -> None:
-        """Leave the cache as plain decoding would, without drafts and without holes."""
+        """Leave the cache as plain decoding would leave it: without rejected drafts."""
         self._settle()
         pack(self._session, self._cache)
 
     def _settle(self) -> None:
-        """Drop the drafts that were not chosen, and let the drafter know."""
+        """Drop the rejected drafts from the cache, and tell the drafter."""
         drafts, right = len(self._drafts), self._right
         self._drafts, self._right = [], 0
         if not drafts:
@@ -180,6 +180,6 @@ class Lookahead:
             take_back(self._session, self._cache, drafts + 1, np.array([right + 1]), is_sound)
 
     def _room(self) -> int:
-        """Return how many tokens the context has room for, beside the one to run."""
+        """Return how many drafts fit into the context beside the token to run."""
         limit = self._session.context_limit
         return MOST_DRAFTS if limit is None else max(limit - int(self._cache.mask.sum()) - 1, 0)

@@ -1,4 +1,4 @@
-"""From tokens to text, as they come: whole characters, stop strings, and how much is held back."""
+"""Stream text from tokens: whole characters, and stop strings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ class TextStream:
     The pieces together are the text of all ids decoded at once, for decoders that never change text that is complete
     (all common ones). The work per token does not grow with the text.
 
-    Tokens go through the library's ``DecodeStream``. It holds back without end, and decodes again all that it holds,
-    when bytes never become a character; after so many tokens this class goes on without it: the ids held back are
-    decoded again, and those of the last pieces before them. Bytes that never become a character come out as U+FFFD,
-    one each; decoders count them in their own ways.
+    Tokens go through the library's ``DecodeStream``. If bytes never become a character, that holds tokens back for
+    ever and decodes all of them again at each step. So after some tokens this class decodes them itself, together with
+    the last pieces before them. Bytes that never become a character come out as U+FFFD, one each.
 
-    Special tokens come out as they are spelled if they are among those ``shown``; others have no text.
+    Special tokens have no text unless they are among those ``shown``.
     """
 
     def __init__(self, tokenizer: TextTokenizer, shown: Sequence[int] = ()) -> None:
@@ -55,7 +54,7 @@ class TextStream:
         return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     def _whole_characters(self) -> str:
-        """Let out the ids held back up to the last whole character."""
+        """Return the text of the buffered ids up to the last whole character."""
         text = self._text(self._held)
         if not text.endswith("\ufffd"):
             return self._release(len(self._held), text)
@@ -69,12 +68,12 @@ class TextStream:
         return ""
 
     def _text(self, ids: list[int]) -> str:
-        """Return the text of ids that come behind the context."""
+        """Return the text that ids add after the context."""
         context = [token for piece, _ in self._context for token in piece]
         return self._tokenizer.decode(context + ids)[len(self._tokenizer.decode(context)) :]
 
     def _release(self, count: int, text: str) -> str:
-        """Let out the text of the first ids held back."""
+        """Return the text of the first buffered ids, and drop them."""
         self._context.append((self._held[:count], text))
         self._held = self._held[count:]
         if any(piece for _, piece in self._context[-_CONTEXT:]):  # else a decoder might take what follows for the start
@@ -123,7 +122,7 @@ class StopStrings:
         return held
 
     def _possible(self, text: str) -> int:
-        """Return the length of the longest end of a text that a stop string begins with."""
+        """Return the length of the longest suffix of a text that is a prefix of a stop string."""
         longest = min(max((len(stop) - 1 for stop in self._stops), default=0), len(text))
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[len(text) - length :]) for stop in self._stops):
@@ -217,7 +216,7 @@ class TokenTexts:
         return text, text.encode("utf-8", "replace")
 
     def _bytes(self, token: int, piece: str) -> bytes | None:
-        """Return the bytes of a token that is spelled as bytes."""
+        """Return the bytes of a token in a byte-level vocabulary."""
         if match := _BYTE.fullmatch(piece):
             return bytes([int(match[1], 16)])
         if not self._byte_level or self._tokenizer.is_added(token):

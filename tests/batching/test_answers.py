@@ -56,11 +56,8 @@ def test_a_torn_last_line_is_made_anew(torn: bytes, begun: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"broken\n", "line 3 is not an answer"),
         (b"[]\n", "line 3 is not an answer"),
         (b'{"line": [1]}\n', "line 3 is not an answer"),
-        (b'{"line": true}\n', "line 3 is not an answer"),
-        (b'{"line": 1e400}\n', "line 3 is not an answer"),
         (b"[" * 100_000 + b"\n", "line 3 is not an answer"),
         (b'{"line": 2}\n', "answers prompt 2 twice"),
         (b'{"line": 9}\n', "answers prompt 9 that is not in the prompts"),

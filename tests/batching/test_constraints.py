@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -17,7 +14,6 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Batcher, Finished, Request, Token
-from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_json_schema, from_regex
 from lucid_deploy.generation.drafting import Drafter
 from lucid_deploy.generation.generate import Generation
@@ -130,50 +126,12 @@ class Known(Drafter):
         pass
 
 
-def test_an_answer_that_length_cuts_says_so_and_one_that_just_fits_is_whole(setup: Setup) -> None:
-    whole, reason = alone(setup, request(from_choices(["left", "right"]), 5))
-    assert reason == "eos"
-    for count, expected in ((len(whole), "eos"), (len(whole) - 1, "length")):
-        item = request(from_choices(["left", "right"]), 5, count=count)
-        assert alone(setup, item) == (whole[:count], expected)
-        assert together(setup, [item]) == [(whole[:count], expected)]
-
-
-def test_log_probabilities_are_the_model_s_own(setup: Setup) -> None:
-    session, _, guides = setup
-    batcher = Batcher(session, guides=guides)
-    batcher.submit(request(from_choices(["left"]), top_logprobs=0))
-    batcher.submit(request(None, top_logprobs=320))
-    first: dict[int, Token] = {}
-    while not batcher.idle:
-        for event in batcher.step():
-            if isinstance(event, Token):
-                first.setdefault(event.request, event)
-    free = dict(first[1].top)
-    assert first[0].logprob == pytest.approx(free[first[0].token]) and first[0].logprob < -1e-3
-
-
 def test_what_no_token_fits_ends_alone(setup: Setup) -> None:
     tokenizer = setup[1]
     letters = tuple((token,) for token in range(320) if "l" in (tokenizer.piece(token) or ""))
     refused = Request(PROMPT, 9, Sampling(bad_words=letters), constraint=from_choices(["left"]))
     found = together(setup, [request(None, 1, count=5), refused, request(None, 2, count=5)])
     assert [reason for _, reason in found] == ["length", "refused", "length"]
-
-
-def test_a_batcher_without_guides_takes_no_constraints(setup: Setup) -> None:
-    with pytest.raises(LucidError, match="takes no constraints"):
-        Batcher(setup[0]).submit(request(from_choices(["a"])))
-
-
-def test_a_waiting_request_can_be_cancelled(setup: Setup) -> None:
-    session, _, guides = setup
-    batcher = Batcher(session, rows=1, guides=guides)
-    batcher.submit(request(None, 1, count=5))
-    number = batcher.submit(request(from_choices(["a"])))
-    batcher.step()
-    batcher.cancel(number)
-    assert Finished(number, "cancelled") in batcher.step()
 
 
 class SlowMasks:
@@ -239,15 +197,3 @@ def test_a_row_that_waits_for_its_mask_can_be_cancelled(
     assert Finished(number, "cancelled") in batcher.step() and batcher.idle
     masks.go_on.set()
     assert together(setup, [request(None, 2, count=5)]) == [alone(setup, request(None, 2, count=5))]
-
-
-def test_a_queue_of_refused_constraints_of_any_length_is_worked_off(setup: Setup) -> None:
-    """One after the other, not each within the one before."""
-    opened: Future[Guide] = Future()
-    opened.set_exception(LucidError("The constraint has no meaning."))
-    guides = SimpleNamespace(open=lambda *_: opened)
-    batcher = Batcher(setup[0], guides=guides)  # type: ignore[arg-type]
-    numbers = [batcher.submit(request(from_choices(["left"]))) for _ in range(3 * sys.getrecursionlimit())]
-    last = batcher.submit(request(None, 1, count=3))
-    tokens, ends = drain(batcher)
-    assert {ends[number].reason for number in numbers} == {"refused"} and len(tokens[last]) == 3

@@ -13,7 +13,6 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import rows as rows_module
 from lucid_deploy.batching.rows import MergedRows, Rows, StaticRows, make_rows
 from lucid_deploy.runtimes import Session, open_session
-from lucid_deploy.runtimes.session import Cache
 from tests.batching.lone_runs import CASES, FORCED, NAMES, TEXTS, Lone, run_alone
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -103,25 +102,6 @@ def test_buffers_grow_and_shrink_with_the_longest_row(
     assert rows.room == 16
 
 
-def test_a_joined_row_copies_no_other(exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
-    session: Any = open_session(exported(cache="static")[1])
-    bind, bound = session.bind, []
-
-    def noted(layers: Any, mask: np.ndarray, *rest: Any) -> Any:
-        bound.append((len(mask), [[buffer.ctypes.data for buffer in layer] for layer in layers]))
-        return bind(layers, mask, *rest)
-
-    monkeypatch.setattr(session, "bind", noted)
-    driver = Driver(session, make_rows(session, 3))
-    driver.join(0)
-    driver.step(2)
-    driver.join(1)
-    driver.step(FORCED - 2)
-    assert [count for count, _ in bound] == [1, 2]
-    assert bound[0][1] == bound[1][1]
-    driver.finish(lone, 0)
-
-
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
     session = open_session(exported(cache=case[0])[1], case[1])
@@ -165,34 +145,3 @@ def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported
     driver.finish(lone, 1)
     driver.step()
     driver.finish(lone, 2)
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_a_broken_draft_leaves_its_own_row_sound(
-    runtime: str, exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cache that grows masks it, beside a row that keeps all: zero times NaN is NaN."""
-    session = open_session(exported()[1], runtime)
-    driver, run = Driver(session, make_rows(session, 2)), session.decode_several
-    driver.join(0)
-    driver.join(1)
-
-    def broken(ids: np.ndarray, cache: Cache[Any], mask: np.ndarray) -> np.ndarray:
-        logits = run(ids, cache, mask)
-        arrays = [tuple(x.copy() for x in layer) for layer in session.layer_arrays(cache)]
-        for x in (x for layer in arrays for x in layer):
-            x[1, :, -1] = np.nan
-        cache.layers = session.cache_from_arrays(arrays, cache.mask).layers
-        logits[1, -1] = np.nan
-        return logits
-
-    monkeypatch.setattr(session, "decode_several", broken)
-    tokens = {key: TEXTS[key][-FORCED : -FORCED + 2].tolist() for key in (0, 1)}
-    logits = driver.rows.decode_several(tokens)
-    driver.rows.keep({0: 2, 1: 1})
-    for key, count in ((0, 2), (1, 1)):
-        driver.logits[key] += list(logits[key][:count])
-    driver.step(FORCED - 2)
-    driver.finish(lone, 0)
-    driver.step()
-    driver.finish(lone, 1)

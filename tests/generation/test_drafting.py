@@ -71,16 +71,6 @@ def test_the_longest_and_last_place_is_found_in_any_text():
         assert drafter_of(ids).propose(1) == ([ids[places[0]]] if places else []), ids
 
 
-def test_a_text_may_grow_to_any_length():
-    rng = np.random.default_rng(0)
-    ids, drafter = rng.permutation(70_000).tolist(), drafter_of([])
-    for first in range(0, len(ids), 999):
-        drafter.add(ids[first : first + 999])
-        assert drafter.propose(3) == []  # no token was there before
-    drafter.add(ids[500:504])
-    assert drafter.propose(3) == ids[504:507]
-
-
 def test_the_length_follows_what_is_accepted():
     length = DraftLength(4)
     found = []
@@ -254,12 +244,6 @@ def test_the_draft_model_runs_whole_and_is_closed(exported, monkeypatch):
     monkeypatch.setattr(made.session, "close", lambda: closed.append(True))
     made.close()
     assert closed == [True]
-
-
-def test_errors_say_that_the_draft_model_cannot_be_opened(exported):
-    artifact = exported()[1]
-    with pytest.raises(LucidError, match=f"--draft {artifact.directory} cannot be opened: .*kernels"):
-        open_drafters("draft", artifact, artifact.directory, RuntimeOptions("torch", kernels="library"))
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,6 @@ from tests.generation.guided_walks import END, KINDS, SIZE, WORDS, tokenizer_of,
 from tests.generation.sample_tokenizers import KINDS as ALL_KINDS
 from tests.generation.sample_tokenizers import ids_of, make
 
-SEEDS = 5
-NUMBERS = "[0-9]{1,2}( [0-9]{1,2}){2,5}"
-CHOICES, SIGNS = ["true", "true false", "null", "{ }"], [" two  spaces", "漢字", "a\nb\\"]
-NESTED = 'start: "[" " "? x " "? "]"\nx: "1" | "5" | "[" " "? x " "? "]"'
 Setup = tuple[TextTokenizer, GuideFactory]
 # A vocabulary of words has no token for every text that a schema may need; such an answer ends with an error.
 INTEGER: dict[str, Any] = {"type": "integer"}
@@ -160,16 +156,6 @@ def test_a_recursion_that_cannot_end_is_cut_by_length(setups: Callable[[str], Se
     assert not complete and '"c"' in text
     with pytest.raises(LucidError):
         guides.check(from_json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}))
-
-
-def test_answers_of_one_constraint_are_independent(setups: Callable[[str], Setup]) -> None:
-    _, guides = setups("word level")
-    constraint = from_json_schema(closed(a={"enum": [1, 5]}))
-    first, second = guides.open(constraint).result(), guides.open(constraint).result()
-    first.advance(WORDS.index("{"))
-    for guide, word in ((first, '"a"'), (second, "{")):
-        allowed = guide.allowed()
-        assert allowed is not None and list(np.flatnonzero(allowed)) == [WORDS.index(word)]
 
 
 def test_an_answer_that_uses_up_a_lexer_ends_no_other_of_the_same_constraint(setups: Callable[[str], Setup]) -> None:

@@ -71,10 +71,6 @@ def test_draws_follow_the_probabilities() -> None:
     np.testing.assert_allclose(drawn, PROBABILITIES, atol=4 * 0.5 / np.sqrt(count))  # four standard deviations
 
 
-def test_no_temperature_takes_the_most_likely() -> None:
-    assert Sampler(Sampling())(LOGITS) == 1
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_a_failed_check(bad: float, temperature: float) -> None:

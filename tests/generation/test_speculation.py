@@ -98,14 +98,6 @@ def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
     assert guessed.drafts.accepted == sum(place % 6 != 0 for place in range(stop_after))
 
 
-@pytest.mark.parametrize(("ends", "proposed"), [((3,), [40]), ((), [40, 3, 7, 5])])
-def test_nothing_is_drafted_from_an_end_of_the_answer_on(ends, proposed):
-    drafter = LookupDrafter()
-    drafter.ends = ends
-    drafter.add([5, 9, 40, 3, 7, 5, 9])
-    assert drafter.propose(4) == proposed
-
-
 def test_it_ends_where_the_context_ends(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     plain = generation(session, count=50)

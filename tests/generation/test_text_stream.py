@@ -176,12 +176,6 @@ def test_stop_strings_in_pieces_of_any_size(stops: list[str], text: str, shown: 
         assert (out, found, matcher.stopped) == (shown, stopped, stopped)
 
 
-def test_text_is_held_back_no_longer_than_needed() -> None:
-    matcher = StopStrings(["STOP"])
-    assert [matcher.push(piece)[0] for piece in ("a S", "TO", "ST", "x")] == ["a ", "", "STO", "STx"]
-    assert matcher.flush() == ""
-
-
 def test_random_text_against_a_plain_search() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -200,14 +194,6 @@ def test_bytes_of_byte_level_tokens(kind: str, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
     texts = TokenTexts(tokenizer)
     assert b"".join(texts(token)[1] or b"" for token in ids_of(kind, tokenizer)).decode().startswith(TEXT)
-
-
-def test_every_byte_has_a_token(tmp_path: Path) -> None:
-    tokenizer = make("bytes alone", tmp_path)
-    texts = TokenTexts(tokenizer)
-    for byte in range(256):
-        assert texts(byte_ids(tokenizer, bytes([byte]))[0])[1] == bytes([byte])
-    assert texts(byte_ids(tokenizer, "é".encode())[0]) == ("\ufffd", b"\xc3")
 
 
 def test_tokens_that_fall_back_to_bytes(tmp_path: Path) -> None:
