@@ -1,4 +1,4 @@
-"""What the files beside ``tokenizer.json`` say about tokens, read as transformers 5 reads them.
+"""Read the settings of tokens in the files beside ``tokenizer.json``, as transformers 5 reads them.
 
 ``special_tokens_map.json`` and ``added_tokens.json`` count only if ``tokenizer_config.json`` has no
 ``added_tokens_decoder``; then the former overrides ``tokenizer_config.json``, and ``tokenizer.json`` overrides the
@@ -107,7 +107,7 @@ class TokenizerSettings:
 
 
 def read_settings(directory: Path) -> TokenizerSettings:
-    """Return what the files beside a ``tokenizer.json`` say; they may be missing."""
+    """Return the settings in the files beside a ``tokenizer.json``; any of them may be missing."""
     path = directory / CONFIG
     settings = read_tokenizer_file(path)
     _refuse_other_files(settings, path)
@@ -164,7 +164,7 @@ def padding_token(directory: Path) -> str | None:
 
 
 def _merge_map(settings: dict[str, Any], specific: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Put what ``special_tokens_map.json`` says over the settings, and return the tokens of this model alone."""
+    """Override settings by ``special_tokens_map.json``, and return the named tokens of this model alone."""
     for name, value in read_tokenizer_file(path).items():
         if name in _NOT_IN_MAP:
             raise LucidError(
@@ -190,7 +190,7 @@ def _merge_map(settings: dict[str, Any], specific: dict[str, Any], path: Path) -
 
 
 def _added(settings: dict[str, Any], path: Path) -> dict[int, AddedToken]:
-    """Read ``added_tokens.json``: special are those that the settings name."""
+    """Read ``added_tokens.json``; tokens that the settings name are special."""
     from tokenizers import AddedToken
 
     # Lists in additional_special_tokens of the map are not looked at here in transformers either.
@@ -220,7 +220,7 @@ def _is_specific(name: str) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    """Say whether a setting of any name is a token: a dictionary is one if it says so."""
+    """Return whether a setting is a token; a dictionary is one if it says so."""
     from tokenizers import AddedToken
 
     return isinstance(value, str | AddedToken) or (isinstance(value, dict) and value.get("__type") == "AddedToken")

@@ -61,6 +61,12 @@ def _kind(options: SimpleNamespace) -> str:
         raise LucidError("--minimum-relative compares with another artifact: name it with --against DIR.")
     if options.log_samples and options.output_path is None:
         raise LucidError("--log-samples needs --output-path DIR to write to.")
+    if options.haystack is not None and options.suite not in ("ruler", "mniah"):
+        raise LucidError(f"--haystack is for the suites ruler and mniah; {options.suite} hides nothing.")
+    if options.data is not None and not Path(options.data).is_dir():
+        raise LucidError(f"There are no data at {options.data}: no such directory.")
+    if options.suite == "scrolls" and (options.gen_kwargs or options.num_fewshot):
+        raise LucidError("The tasks of SCROLLS take neither --gen-kwargs nor --num-fewshot: leave them out.")
     return kind
 
 
@@ -301,7 +307,7 @@ def _harness(
         raise missing_extra("lm_eval", "eval", "run tasks of lm-evaluation-harness") from error
     metadata, facts = harness.json_object("--metadata", options.metadata), dict[str, Any]()
     suite = options.suite
-    planned = [] if suite is None else plan_suite(options, metadata)
+    planned = [] if suite is None else plan_suite(suite, metadata, options.lengths, options.needles, options.only)
     asked = harness.HarnessOptions(
         limit=SUITES[str(suite)].limit if planned and options.limit is None else options.limit,
         num_fewshot=options.num_fewshot,
@@ -315,7 +321,16 @@ def _harness(
     session, tokenizer = _open(artifact, runtime)
     if planned:
         with progress("Making the documents") as update:
-            tasks, facts = suite_tasks(planned, options, metadata, asked, session.context_limit, tokenizer, update)
+            tasks, facts = suite_tasks(
+                planned,
+                tokenizer,
+                asked,
+                context=session.context_limit,
+                haystack=options.haystack,
+                data=None if options.data is None else Path(options.data),
+                metadata=metadata,
+                progress=update,
+            )
     else:
         folder = None if options.include_path is None else Path(options.include_path)
         tasks = harness.load_tasks(str(options.task).removeprefix(HARNESS).split(","), folder, metadata)
@@ -351,4 +366,9 @@ def _harness(
         tables.append(harness.difference_table(f"{artifact.directory.name} less {other.directory.name}", differences))
     if asked.output is not None:
         harness.write_output(asked.output, facts, results, options.log_samples)
-    _write(facts, json_target, lambda: [console_out.print(table) for table in tables] and None)
+
+    def show() -> None:
+        for table in tables:
+            console_out.print(table)
+
+    _write(facts, json_target, show)

@@ -115,15 +115,9 @@ def explain(
     tolerance: float | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Find where an error starts. Reference, baseline and candidate run one after the other, to save memory.
+    """Find where an error of the candidate's ``layers`` starts, in scenarios of which the most important comes first.
 
-    Args:
-        targets: The scenarios to run, the most important first.
-        layers: The candidate's layers.
-        baseline: Opens PyTorch in the candidate's precision; sets the gates of own errors.
-        reference: Opens PyTorch in float64.
-        tolerance: Gate set by hand, which replaces the derived ones.
-        progress: Called with (phase, calls done, calls in all).
+    Reference and baseline are opened one after the other, to save memory. ``tolerance`` replaces the derived gates.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -153,11 +147,7 @@ def explain(
 def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], tick: Tick) -> str:
     """Name a likely cause of the first own error, in one or two sentences.
 
-    Args:
-        layers: The candidate.
-        inside: The reference in the scenario of the findings.
-        failed: The findings beyond their gates in that scenario, in the order of computation; not empty.
-        tick: Called after every call of the candidate.
+    ``failed`` are the findings beyond their gates in one scenario, in the order of computation.
     """
     first = failed[0]
     part = first.part

@@ -27,14 +27,7 @@ def check(
 ) -> Verification:
     """Run a candidate through all scenarios and schedules, and freely, and compare it with its targets.
 
-    Args:
-        candidate: The session under test, or a function that opens it.
-        targets: The expected results.
-        schedules: How to feed the prompts; None: as the targets' workload says.
-        progress: Called with (phase, calls done, calls in all).
-
-    Returns:
-        The result; a failed gate is in it, not an exception.
+    A failed gate is part of the result, not an exception. ``schedules`` are those of the targets' workload by default.
 
     Raises:
         CheckFailed: The candidate's tensors have wrong shapes.
@@ -170,13 +163,12 @@ def measure_cost(
     Args:
         original: Opens the original in float64.
         candidate: The artifact in its runtime.
-        targets: What the dequantized model computed in float64.
-        progress: Called with (phase, calls done, calls in all).
+        targets: Those of the dequantized model.
 
     Returns:
-        For ``weights`` (the dequantized model in float64) and for ``as_run`` (the artifact): over all positions of all
-        scenarios, mean and largest relative L2 error, share of positions with the same most likely token, mean and
-        largest KL divergence from the original in nats, and the number of positions.
+        For ``weights`` (the dequantized model in float64) and for ``as_run`` (the artifact), over all positions: mean
+        and largest relative L2 error, share of positions with the same most likely token, mean and largest KL
+        divergence from the original in nats, and the number of positions.
     """
     groups = equal_lengths([target.scenario for target in targets.items])
     total = sum(2 + ONE_SHOT.calls(group[0]) * len(group) for group in groups)

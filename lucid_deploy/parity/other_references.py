@@ -43,13 +43,7 @@ class OtherReferences:
     ) -> Targets:
         """Return targets with the numbers of these references for their scenarios.
 
-        Args:
-            targets: Those of our own model, the sequences of :meth:`scenarios` among them.
-            in_precision: Opens our own model in a type, to learn what rounding in it costs.
-            progress: Called with (phase, calls done, calls in all).
-
-        Raises:
-            LucidError: A model that cannot be read by transformers, or not be computed in the type of a golden file.
+        ``in_precision`` opens our own model in a type, to measure what rounding in it costs.
         """
         if self.golden is not None:
             targets = _with_golden(targets, self.golden, in_precision, progress)
@@ -155,15 +149,10 @@ def rounding_of(
     stored: Mapping[TensorId, str],
     errors: Mapping[TensorId, float] | None,
 ) -> dict[TensorId, float]:
-    """Return the allowance for rounding in another implementation's numbers.
+    """Return the allowance for rounding in numbers that other code computed in ``precision`` and stored in some types.
 
-    Args:
-        gates: Those of our own model.
-        dtype: The type they were derived for.
-        precision: The type that the other code computed in.
-        stored: The type that each tensor is stored in.
-        errors: The error of our own model in ``precision``, see :func:`own_errors`; None: it is no coarser than
-            ``dtype``, and the baseline's error is scaled by the two types' units in the last place.
+    ``gates`` are our own model's, derived for ``dtype``. ``errors`` are our own model's in ``precision``; without them
+    the baseline's error is scaled by the two types' units in the last place.
     """
     share = UNIT[precision] / UNIT[dtype]
     return {

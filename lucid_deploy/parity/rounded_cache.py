@@ -84,15 +84,9 @@ def refuse_dropped_rows(session: Session[Any], tokens: int) -> None:
 def derive_cache_gates(
     session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:
-    """Return the gates of all tensors and of sizes.
+    """Return the gates of all tensors and of sizes from what the baseline ``session`` computed.
 
-    Args:
-        session: The baseline.
-        trace: What it computed.
-        scenario: The tokens.
-        schedule: How they were fed.
-        reference: From float64 with a cache that does not round.
-        rounded: K and Y of float64 with a cache that rounds as the baseline's does.
+    ``reference`` is from float64 with a cache that does not round, ``rounded`` K and Y with one that rounds.
     """
     judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
     gates = derive_gates(reference, trace, session.dtype)

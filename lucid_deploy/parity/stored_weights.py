@@ -1,9 +1,8 @@
-"""Checks that an artifact's weights are the checkpoint's, every element.
+"""Check that an artifact's weights are the checkpoint's, every element.
 
-Comparing what an artifact computes does not answer it: the row of an embedding that no token of the verification reads
-may hold anything, and in half precision so may a row of the head, whose share of the logits is below their gate. And
-the reference of a quantized artifact is the model on the artifact's own, dequantized weights: it would not notice if
-these were another model's.
+Comparing what an artifact computes does not show it: no token of the verification may read a row of the embedding, and
+in half precision a row of the head may be below the gate of the logits. And the reference of a quantized artifact is
+the model on the artifact's own, dequantized weights.
 """
 
 from __future__ import annotations
@@ -65,18 +64,16 @@ def plain_names(artifact: Artifact, checkpoint: Checkpoint) -> list[str]:
 
 
 def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter | None = None) -> str:
-    """Check that an artifact's weights are the checkpoint's; return what was found, for people.
+    """Check that an artifact's weights are the checkpoint's; return the result as a sentence.
 
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
-    element must be within half a step (the block's scale; of floating-point numbers the distance between neighbours) of
-    the original; one step where it was clipped; and the block's element of largest magnitude must be where the scheme
-    puts it. If data chose its numbers, they need not be the nearest: then its scales must be in the range that is
-    searched, and its distance from the original the recorded one. Numbers of an already quantized checkpoint must be
-    the very same. Where AWQ has put scales into weights, the original is the checkpoint's weight with these scales,
-    which must cancel.
+    element must be within half a step of the original (one step if it was clipped), and the scales must be those that
+    the scheme prescribes. If data chose the numbers, scales must be in the range that is searched, and the distance
+    from the original the recorded one. Numbers of an already quantized checkpoint must be equal. Scales that AWQ has
+    put into weights are applied to the original, and must cancel.
 
     Raises:
-        CheckFailed: A weight is not.
+        CheckFailed: A weight differs.
     """
     tick = (lambda: None) if meter is None else meter.tick
     record = artifact.manifest.quantization
@@ -118,18 +115,9 @@ def _quantized_words(record: Quantization) -> str:
 def check_plain_weights(
     artifact: Artifact, checkpoint: Checkpoint, folded: Scales | None = None, tick: Callable[[], None] = lambda: None
 ) -> int:
-    """Compare every element with the checkpoint's, rounded to the artifact's type; return how many weights were.
+    """Compare every element with the checkpoint's, rounded to the artifact's type; return the number of weights.
 
-    Prefill and decode must read them from the same place of the weight file.
-
-    Args:
-        artifact: What was exported.
-        checkpoint: From what.
-        folded: Scales that AWQ has put into weights.
-        tick: Called after each weight.
-
-    Raises:
-        CheckFailed: A weight differs, or a graph does not read it.
+    Prefill and decode must read them from the same place of the weight file. ``folded`` are scales of AWQ.
     """
     places = {stage: {weight.name: weight for weight in artifact.weights(stage)} for stage in STAGES}
     for name in places["prefill"].keys() & places["decode"].keys():
@@ -335,13 +323,9 @@ _ROUNDING = 2.0**-24  # of float32, relative: scaled weights are rounded to it
 def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
     """Check that scales cancel: a checkpoint with and without them, in float64, gives the same logits and keys.
 
-    The expected weights of an artifact, and the model that its runtime is compared with, have these scales in them. So
-    scales that do not cancel would be taken for right wherever the two are compared. The results may differ by 4 times
-    what rounding every weight to float32 changes, since scaled weights are rounded so. Values may be scaled; keys may
-    not, for LUCID's solve depends on their size.
-
-    Raises:
-        CheckFailed: They change logits or keys.
+    The reference has these scales in its weights, so comparing with it cannot show scales that do not cancel. The
+    results may differ by 4 times the effect of rounding every weight to float32. Values may be scaled; keys may not,
+    since LUCID's solve depends on their size.
     """
     plain = _logits_and_keys(checkpoint, lambda name: checkpoint.tensor(name))
     rounded = _logits_and_keys(checkpoint, lambda name: _perturbed(checkpoint.tensor(name), name))

@@ -179,7 +179,7 @@ def prepare(
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
         reference: PyTorch in float64, likewise.
-        steps: Decode steps after each prompt; fewer if the model's context is too short. None: as the workload says.
+        steps: Decode steps after each prompt; None: as the workload says.
         seed: For the scenarios.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.

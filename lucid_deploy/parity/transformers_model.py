@@ -67,11 +67,7 @@ class TransformersModel:
         return Reference(KIND, words, independent=True)
 
     def trace(self, ids: Array) -> Trace:
-        """Run tokens, int64 ``(T,)``, in one call; return logits, K and V of every position that is kept, and states.
-
-        Raises:
-            LucidError: The weights are not those of the class.
-        """
+        """Run tokens, int64 ``(T,)``, in one call; return logits, states, and the rows of K and V that are kept."""
         import torch
 
         if self._model is None:

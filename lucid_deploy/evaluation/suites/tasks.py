@@ -27,54 +27,61 @@ SCORE = "score"  # the metric of RULER's tasks here; lm_eval names it by the len
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
-def plan_suite(options: Any, metadata: dict[str, Any]) -> list[SuiteTask]:
-    """Return the tasks that the options of ``eval`` ask for.
+def plan_suite(
+    suite: str, metadata: dict[str, Any], lengths: str | None, needles: str | None, only: str | None
+) -> list[SuiteTask]:
+    """Return the tasks of a suite, from options with commas between their values.
 
-    Lengths and numbers of needles may come from ``metadata``, from which they are removed.
+    Lengths and numbers of needles may be in ``metadata`` instead, from which they are removed.
     """
 
-    def several(option: str, key: str) -> list[str]:
-        given = [] if (text := getattr(options, option)) is None else [item.strip() for item in text.split(",")]
+    def values(text: str | None, flag: str = "", key: str = "") -> list[str]:
+        given = [] if text is None else [item.strip() for item in text.split(",")]
         if key in metadata and given:
-            raise LucidError(f"--{option} and {key} in --metadata say the same: give one of them.")
-        value = metadata.pop(key, [])
-        return given + [str(item) for item in (value if isinstance(value, list) else [value])]
+            raise LucidError(f"{flag} and {key} in --metadata say the same: give one of them.")
+        more = metadata.pop(key, [])
+        return given + [str(item) for item in (more if isinstance(more, list) else [more])]
 
-    lengths, needles = several("lengths", "max_seq_lengths"), several("needles", "num_needle_k")
-    if wrong := [item for item in needles if not item.isdecimal()]:
+    sizes, counts = values(lengths, "--lengths", "max_seq_lengths"), values(needles, "--needles", "num_needle_k")
+    if wrong := [item for item in counts if not item.isdecimal()]:
         raise LucidError(f"--needles takes whole numbers separated by commas, not {wrong[0]!r}.")
-    if options.haystack is not None and options.suite not in ("ruler", "mniah"):
-        raise LucidError(f"--haystack is for the suites ruler and mniah; {options.suite} hides nothing.")
-    if options.data is not None and not Path(options.data).is_dir():
-        raise LucidError(f"There are no data at {options.data}: no such directory.")
-    if options.suite == "scrolls" and (options.gen_kwargs or options.num_fewshot):
-        raise LucidError("The tasks of SCROLLS take neither --gen-kwargs nor --num-fewshot: leave them out.")
-    only = [] if options.only is None else [item.strip() for item in options.only.split(",")]
-    return plan(options.suite, lengths, [int(item) for item in needles], only)
+    return plan(suite, sizes, [int(item) for item in counts], values(only))
 
 
 def suite_tasks(
     planned: Sequence[SuiteTask],
-    options: Any,
-    metadata: dict[str, Any],
-    asked: HarnessOptions,
-    context: int | None,
     tokenizer: TokenizerLike,
+    options: HarnessOptions,
+    *,
+    context: int | None,
+    haystack: str | None,
+    data: Path | None,
+    metadata: dict[str, Any],
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return lm_eval's tasks by name, and everything that determines their documents beside the options."""
+    """Return lm_eval's tasks by name, and what determines their documents, for the record.
+
+    Args:
+        planned: The tasks to make.
+        tokenizer: Measures the lengths of RULER's documents.
+        options: How they will be asked.
+        context: Most tokens that the model takes; None: any number.
+        haystack: ``essays``, or a text file that needles are hidden in; None: the bundled text.
+        data: A directory of data; None: the Hub or its cache.
+        metadata: Given to lm_eval's tasks.
+        progress: Called with (tasks made, tasks in all).
+    """
     for task in planned:
-        if context is not None and isinstance(task.length, int) and task.length > context and asked.truncate is None:
+        if context is not None and isinstance(task.length, int) and task.length > context and options.truncate is None:
             raise LucidError(
                 f"{task.name} asks for {task.length} tokens, and the model's context is {context}: choose --lengths, "
                 "or cut the prompts with --truncate."
             )
-    folder = None if options.data is None else Path(options.data)
-    opened = functools.partial(open_haystack, options.haystack or BUNDLED, folder)
-    maker, tasks = TaskMaker(tokenizer, opened, folder, metadata, asked.seed or 0), {}
+    opened = functools.partial(open_haystack, haystack or BUNDLED, data)
+    maker, tasks = TaskMaker(tokenizer, opened, data, metadata, options.seed or 0), {}
     for number, task in enumerate(planned):
         progress(number, len(planned))
-        tasks[task.name] = maker.make(task, asked.limit)
+        tasks[task.name] = maker.make(task, options.limit)
     return tasks, maker.facts
 
 
