@@ -1,4 +1,4 @@
-"""Answers that a server gave under load, computed again alone: token for token, near-ties told apart.
+"""Check answers that a server gave under load: each is computed again alone, token by token, up to near-ties.
 
 As MLPerf's compliance tests do, accuracy is checked on what was answered *during* the load, not before or after it. The
 served tokens are fed to a session one by one, so that what follows a near-tie is judged as well.
@@ -30,7 +30,7 @@ REPEATS = 3  # answers to one prompt, drawn without a seed, of which not all may
 
 @dataclass(frozen=True)
 class ServedAnswer:
-    """What a client saw of one answer.
+    """One answer as a client received it.
 
     Attributes:
         prompt: Token ids.
@@ -53,7 +53,7 @@ class ServedAnswer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is found about one answer.
+    """The faults and near-ties of one answer.
 
     Attributes:
         faults: What is wrong, a line each; none: the answer is right.
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None = 512) -> Verdict:
-    """Compute an answer again, alone.
+    """Check one answer by computing it again, alone.
 
     Args:
         session: The same artifact, opened by itself.
@@ -107,7 +107,7 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
 
 
 def repeated(answers: Iterable[ServedAnswer]) -> list[str]:
-    """Say which prompts got one answer again and again although it is drawn at random: it was computed once and kept.
+    """Name prompts whose sampled answers are all the same, which means that one was cached.
 
     Args:
         answers: Answers that were asked for without a seed and with a temperature of 1.
@@ -129,7 +129,7 @@ def _takes_two_rows(session: Session[Any], answer: ServedAnswer) -> bool:
 
 
 def _logits(session: Session[Any], answer: ServedAnswer, chunk: int | None, beside: bool = False) -> Array:
-    """Return the logits before each token of an answer and behind it, float64 ``(tokens + 1, vocab)``.
+    """Return the logits before each token of an answer and after the last, float64 ``(tokens + 1, vocab)``.
 
     Args:
         session: What computes them.

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 
 def sessions(path: Path, use_library: Callable[[onnx.ModelProto], bool], threads: int) -> dict[str, Any]:
-    """Return onnxruntime's sessions of a graph, by what multiplies.
+    """Return onnxruntime's sessions of a graph, by implementation.
 
     Args:
         path: The graph.
@@ -42,7 +42,7 @@ def sessions(path: Path, use_library: Callable[[onnx.ModelProto], bool], threads
 
 
 def check(both: dict[str, Any], x: Array, exact: Array) -> dict[str, float]:
-    """Return the errors of output ``product_0``, relative to its norm, by what multiplies.
+    """Return the errors of output ``product_0``, relative to its norm, by implementation.
 
     Raises:
         SystemExit: The library's is too large; nothing should be timed then.

@@ -1,4 +1,4 @@
-"""The medium model beside what its users would otherwise take: standard attention in llama.cpp and in OpenVINO.
+"""The medium model beside the alternatives: standard attention in llama.cpp and in OpenVINO.
 
 The same shape in float32, 8 and 4 bits, prefill and decode: all contenders of all types take turns within one run, so
 that a machine that slows down slows all of them; each has a process of its own, which takes about 16 GB together. Needs

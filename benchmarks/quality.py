@@ -1,4 +1,4 @@
-"""How good the answers are: the bundled model in every precision, and LUCID beside standard attention.
+"""Quality of answers: the bundled model in every precision, and LUCID beside standard attention.
 
 Checkpoints of a fair pair come from examples/train_recall.py with --curve, once with --attention lucid and once with
 --attention llama, all else equal:

@@ -1,4 +1,4 @@
-"""What quantization buys: size, speed and error of a medium model's weights in several types.
+"""What quantization gains and costs: size, speed and error of a medium model's weights in several types.
 
 A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64, random weights), decode and prefill in
 onnxruntime, all contenders in turn, with the library of kernels (``lucid-deploy plugin build --target onnxruntime``)

@@ -1,4 +1,4 @@
-"""Ways to solve LUCID's triangular system L Y = V, side by side: error, time, and what the model says then.
+"""Ways to solve LUCID's triangular system L Y = V, side by side: error, time, and the model's answers.
 
 L = I + X, X strictly lower triangular. Each way takes X and the right-hand side rounded to a type, accumulates products
 in float32 (float64 for float64), and rounds whatever it stores to that type. They are readable, not fast. Keys and
@@ -82,7 +82,7 @@ def solve_blocked(x: Tensor, v: Tensor) -> Tensor:
 
 
 def solve_by_powers(x: Tensor, v: Tensor) -> Tensor:
-    """Multiply by ∏ (I + (−X)^(2^k)), which is L⁻¹ on paper. A warning, not a method: keys that resemble each other.
+    """Multiply by ∏ (I + (−X)^(2^k)), which is L⁻¹ in exact arithmetic. It fails for correlated keys.
 
     The powers of −X grow like binomials and alternate, so their sum cancels. Shapes as in :func:`solve_dense`.
     """
@@ -188,7 +188,7 @@ def _answered(session: TorchSession, tokenizer: TextTokenizer, task: Task) -> di
 
 
 class SolverAttention(LucidAttention):
-    """LUCID attention that solves a whole prompt in one of the ways to be compared.
+    """LUCID attention that solves a whole prompt with one of the compared solvers.
 
     Attributes:
         way: Name of a solver, and the type that it rounds to.

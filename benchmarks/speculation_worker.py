@@ -34,7 +34,7 @@ class SpeculationWorker(Worker):
         return {"seconds": seconds / steps}
 
     def follow(self, prompt: list[int], answer: list[int], speculate: bool) -> dict[str, Any]:
-        """Time the decoding of a given answer, whatever the model would say: seconds, and how far drafts were right.
+        """Time the decoding of a given answer; return seconds, and how many drafted tokens were accepted.
 
         Drafts are looked up in prompt and answer, and the first ones run with the prompt. What runs is what runs where
         the model says this answer itself: all but its last token. ``prompt`` is the time of the prompt.

@@ -1,4 +1,4 @@
-"""What answers of a form cost: steps of 8 rows that follow a schema, a grammar or an expression, beside free ones.
+"""Cost of constrained answers: steps of 8 rows that follow a schema, a grammar or an expression, beside free ones.
 
 The medium model (hidden 1024, 8 layers, random weights), a static cache, a byte-level vocabulary of 32,000 tokens of
 random letters. Two batchers over one session, one with constraints and one without, take turns of one step each, so

@@ -26,7 +26,7 @@ _Positive = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Output(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What an output may be off by.
+    """The tolerance of an output.
 
     Attributes:
         name: In the graph.
@@ -40,7 +40,7 @@ class Output(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What ``case.json`` holds.
+    """The content of ``case.json``.
 
     Attributes:
         text: What is special about the case.
@@ -160,7 +160,7 @@ def read_case(folder: Path) -> Case:
 
 
 def _data_folders(folder: Path) -> Iterator[Path]:
-    """Return the folders of a case's data sets; the first one whether it is there or not.
+    """Return the folders of a case's data sets; always the first one, even if it is missing.
 
     Raises:
         LucidError: Their numbers have a gap, so that one is missing.

@@ -37,7 +37,7 @@ CHECKSUM_TOLERANCE = 1e-4
 
 
 class Pin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What is stored of a case.
+    """The stored tolerances and checksums of a case.
 
     Attributes:
         outputs: Tolerance and baseline of each output.
@@ -61,7 +61,7 @@ def case_names(only: str = "") -> list[str]:
 
 
 def make_case(name: str) -> Case:
-    """Make a case, with the tolerances that are pinned.
+    """Make a case, with its pinned tolerances.
 
     Raises:
         LucidError: Its numbers are not those that were pinned.

@@ -1,4 +1,4 @@
-"""The operators as they stand on paper: dense, row by row, in float64, with numpy alone.
+"""The operators as formulas: dense, row by row, in float64, with numpy alone.
 
 Nothing here is shared with the code that the cases are to check. Shapes and names are those of ``plugins/table.py``:
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past ones, ``T`` all.
@@ -20,7 +20,7 @@ Compute = Callable[..., tuple[Array, ...]]
 def precondition(
     K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, epsilon: float, diagonal: float = 0.0
 ) -> tuple[Array]:
-    """Solve L Y = V row by row; L = tril(exp(K̂K̂ᵀ/√d − √d)) with a diagonal of exactly 1, unless told otherwise.
+    """Solve L Y = V row by row; L = tril(exp(K̂K̂ᵀ/√d − √d)) with a diagonal of exactly 1 by default.
 
     Args:
         K: Raw keys of the new tokens, ``(B, H, N, D)``.
@@ -48,7 +48,7 @@ def precondition(
 
 
 def causal_attention(Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array]:
-    """O = softmax(Q Kᵀ/√d) Y over the tokens before each query that are no padding, and its own.
+    """O = softmax(Q Kᵀ/√d) Y over each query's own token and those before it, without padding.
 
     Args:
         Q: Queries of the last N tokens, ``(B, H·G, N, D)``; G neighbouring heads share a key/value head.

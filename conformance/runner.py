@@ -30,7 +30,7 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 @dataclass(frozen=True)
 class Result:
-    """How a case went.
+    """The outcome of a case.
 
     Attributes:
         case: Its name.

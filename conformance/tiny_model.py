@@ -19,7 +19,7 @@ LAYERS, HIDDEN, INNER, VOCABULARY = 2, 16, 24, 29
 
 @dataclass(frozen=True)
 class TinyModel:
-    """What a tiny model is.
+    """The shape and layers of a tiny model.
 
     Attributes:
         width: Of a head.
@@ -63,7 +63,7 @@ class TinyModel:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """In what a model is computed.
+    """The type and the operators that a model is computed with.
 
     Attributes:
         operators: Our operators by name.
@@ -79,7 +79,7 @@ class Arithmetic:
 def run_model(
     model: TinyModel, weights: Mapping[str, Array], feed: Mapping[str, Array], by: Arithmetic
 ) -> dict[str, Array]:
-    """Run a graph's inputs through the model.
+    """Run the model on the inputs of a graph.
 
     Args:
         model: What it is.

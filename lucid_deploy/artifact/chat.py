@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.tokenizer_settings import CONFIG, padding_token, read_settings, read_tokenizer_file
-from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 from lucid_deploy.model.tokenizer_files import TEMPLATE, named_templates
 
@@ -175,10 +175,6 @@ def load_chat_templates(directory: Path) -> ChatTemplates | None:
     texts = read_chat_templates(directory)
     if texts is None:
         return None
-    try:
-        import jinja2  # noqa: F401 (whether it is there)
-    except ImportError as error:
-        raise missing_extra("jinja2", "serve", "render chat templates") from error
     settings = read_settings(directory)
     # tokenizer.json is large: read it only if a template uses the padding token and no other file names one.
     reads_padding = (
@@ -188,7 +184,7 @@ def load_chat_templates(directory: Path) -> ChatTemplates | None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Return the Jinja environment that templates expect: block trimming, loop controls, three helpers."""
+    """Return the Jinja environment that templates expect: block trimming, loop controls, helpers."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -210,31 +206,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.globals["namespace"] = _namespace()
     return environment
-
-
-def _namespace() -> Any:
-    """Return a ``namespace`` that refuses names with an underscore, which the sandbox would read back as undefined."""
-    from jinja2.exceptions import SecurityError
-    from jinja2.utils import Namespace
-
-    def check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace keeps no name that begins with an underscore, such as {name!r}")
-
-    class ReadableNamespace(Namespace):
-        def __init__(*given: Any, **named: Any) -> None:  # so that a name may be self
-            values = dict(*given[1:], **named)
-            for name in values:
-                check(name)
-            Namespace.__init__(given[0], values)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            check(name)
-            super().__setitem__(name, value)
-
-    return ReadableNamespace
 
 
 def _generation_tag() -> Any:

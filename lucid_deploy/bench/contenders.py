@@ -21,7 +21,7 @@ KINDS = ("artifact", "torch-dense", "torch-blocked", TRANSFORMERS, LLAMA_CPP)
 
 @dataclass(frozen=True)
 class Contender:
-    """One thing to measure.
+    """One model in one runtime, to be measured.
 
     Attributes:
         name: How tables call it.
@@ -92,7 +92,7 @@ def baseline(
     kernels: Sequence[str],
     note: Callable[[str], None],
 ) -> list[Contender]:
-    """Return what a baseline is measured as; one with standard attention is exported first.
+    """Return the contenders of a baseline; one with standard attention is exported first.
 
     Args:
         name: A kind of contender, ``standard`` or ``openvino``.

@@ -1,4 +1,4 @@
-"""llama.cpp with standard attention of an artifact's shape, as a contender that answers what a worker is asked.
+"""llama.cpp with standard attention of an artifact's shape, as a worker of the benchmark.
 
 It is run by the package ``xllamacpp``, which brings llama.cpp compiled. Times are llama.cpp's own, of its server's
 answers: ``prompt_ms`` and ``predicted_per_token_ms``.
@@ -45,7 +45,7 @@ _WITHOUT_AVX512 = (
 
 
 class LlamaCppWorker:
-    """Holds llama.cpp's server of one row.
+    """Run llama.cpp's server with one row.
 
     Weights have the artifact's type, int8 and int4 as Q8_0 and Q4_0, and the cache has the artifact's type. Batches
     within a prompt are as llama.cpp chooses them.

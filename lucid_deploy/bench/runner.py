@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All rounds of one contender at one point.
+    """All rounds of one contender at one stage, batch and length.
 
     Attributes:
         contender: Its name.

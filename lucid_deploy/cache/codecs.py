@@ -1,4 +1,4 @@
-"""How the PyTorch model, and the graphs that are traced from it, store K and Y in the cache.
+"""Store K and Y in the cache of the PyTorch model and of the graphs traced from it.
 
 New rows see each other unrounded, and rows of earlier calls as they were stored: the codec works between calls, not
 within one. ``lucid_deploy.cache.storage`` describes the types.

@@ -1,4 +1,4 @@
-"""What a layer caches between calls: named tensors, each of one of three sorts.
+"""A layer's cache between calls: named tensors, each of one of three sorts.
 
 =========  ==================================  ============================================================
 sort       shape                               what happens to it

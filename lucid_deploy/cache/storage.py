@@ -1,4 +1,4 @@
-"""How a cache stores rows: the tensors of an attention layer, and the conversion of rows in numpy.
+"""Store rows of a cache: the tensors of an attention layer, and the conversion of rows in numpy.
 
 ==========  ===========================================================================================
 ``float32`` and other float types: the values, rounded to that type.

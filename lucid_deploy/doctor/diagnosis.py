@@ -20,7 +20,7 @@ SWITCH = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxrunti
 
 @dataclass(frozen=True)
 class Check:
-    """One thing to look at.
+    """One check of a package or tool.
 
     Attributes:
         name: The package or thing.

@@ -1,4 +1,4 @@
-"""One attention layer in the onnxruntime of this machine, held against the dense formulas in float64.
+"""Run one attention layer in this machine's onnxruntime, and compare it with the dense formulas in float64.
 
 A runtime that loads a graph may still compute it wrongly, without an error: onnxruntime 1.23.0 pairs grouped heads in
 another order. So the layer has grouped heads, padding, keys that resemble each other, and a cache: two chunks of

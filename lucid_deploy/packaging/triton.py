@@ -36,7 +36,7 @@ _FILE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """How to package.
+    """Options of a model repository.
 
     Attributes:
         name: Of the models: ``NAME-prefill`` and ``NAME-decode``; None: the artifact's directory.

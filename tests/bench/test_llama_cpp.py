@@ -23,7 +23,7 @@ from lucid_deploy.bench.llama_cpp import TYPES, LlamaCppWorker, write_gguf
 from lucid_deploy.bench.worker import make_worker
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import parse_config
-from tests.conftest import MIXED, TINY
+from tests.conftest import TINY
 
 Exported = Callable[..., tuple[Path, Artifact]]
 EVEN = {**TINY, "hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
@@ -85,8 +85,10 @@ def test_another_measurement_is_none(
 
 
 def test_what_it_does_not_measure(exported: Exported) -> None:
+    artifact = exported()[1]
+    layers = (*artifact.manifest.layers[1:], replace(artifact.manifest.layers[0], kind="window"))
     with pytest.raises(LucidError, match="this one has layers of the kind window"):
-        LlamaCppWorker(exported(**MIXED)[1])
+        LlamaCppWorker(Artifact(artifact.directory, replace(artifact.manifest, layers=layers)))
 
 
 def test_without_the_package(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

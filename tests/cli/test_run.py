@@ -63,7 +63,7 @@ def test_torch_gives_the_same_tokens(generate: Callable[..., dict[str, Any]]) ->
     assert generate("--runtime", "torch")["ids"] == generate()["ids"]
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 11, 100])
+@pytest.mark.parametrize("chunk", [1, 3])
 def test_prefill_in_chunks_gives_the_same_tokens(generate: Callable[..., dict[str, Any]], chunk: int) -> None:
     assert generate("--prefill-chunk", chunk)["ids"] == generate()["ids"]
 

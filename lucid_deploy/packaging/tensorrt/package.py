@@ -40,7 +40,7 @@ LEAST = "0.53.6"  # the first that was tried
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """How to package.
+    """Options of a package for TensorRT.
 
     Attributes:
         max_batch: Most rows; None: 4.

@@ -1,4 +1,4 @@
-"""Recorded inputs, and golden outputs: what the PyTorch model gives for them in float64.
+"""Recorded inputs, and golden outputs that the PyTorch model computes from them in float64.
 
 Tokens repeat and are drawn from few, so that keys resemble each other; one row has padding; prefill runs without and
 behind a past, and decode takes the cache that prefill made. Each is a case of its own with one call, since
