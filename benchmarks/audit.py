@@ -30,40 +30,24 @@ REPEATS = 3  # answers to one prompt, drawn without a seed, of which not all may
 
 @dataclass(frozen=True)
 class ServedAnswer:
-    """One answer as a client received it.
+    """One answer as a client received it."""
 
-    Attributes:
-        prompt: Token ids.
-        tokens: Ids of the answer's tokens; an end-of-sequence token that ended it is not among them.
-        logprobs: Of each token, as the server reported it; empty: not reported.
-        reason: ``stop`` or ``length``.
-        max_new_tokens: That it was asked for.
-        greedy: Whether it was asked for with temperature 0.
-        stop_at_eos: Whether an end-of-sequence token was to end it.
-    """
-
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    reason: str
-    max_new_tokens: int
-    greedy: bool = True
-    stop_at_eos: bool = True
+    prompt: tuple[int, ...]  # token ids
+    tokens: tuple[int, ...]  # ids of the answer's tokens; an end-of-sequence token that ended it is not among them
+    logprobs: tuple[float, ...]  # of each token, as the server reported it; empty: not reported
+    reason: str  # stop or length
+    max_new_tokens: int  # that it was asked for
+    greedy: bool = True  # whether it was asked for with temperature 0
+    stop_at_eos: bool = True  # whether an end-of-sequence token was to end it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The faults and near-ties of one answer.
+    """The faults and near-ties of one answer."""
 
-    Attributes:
-        faults: What is wrong, a line each; none: the answer is right.
-        near_ties: Tokens that are not the most likely one, by less than rounding may change.
-        worst: The largest difference of a log-probability, as a share of what is allowed.
-    """
-
-    faults: tuple[str, ...]
-    near_ties: int
-    worst: float
+    faults: tuple[str, ...]  # what is wrong, a line each; none: the answer is right
+    near_ties: int  # tokens that are not the most likely one, by less than rounding may change
+    worst: float  # the largest difference of a log-probability, as a share of what is allowed
 
 
 def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None = 512) -> Verdict:

@@ -69,23 +69,14 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Case:
-    """A case.
+    """A case."""
 
-    Attributes:
-        name: Of its folder.
-        description: See :class:`Description`.
-        model: The graph, with the bodies of our operators.
-        inputs: By name, in the graph's order.
-        outputs: What they must be, by name; floats as float32, made of float64.
-        further: More inputs for the same graph, of other lengths.
-    """
-
-    name: str
-    description: Description
-    model: onnx.ModelProto
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
-    further: tuple[DataSet, ...] = ()
+    name: str  # of its folder
+    description: Description  # see Description
+    model: onnx.ModelProto  # the graph, with the bodies of our operators
+    inputs: Mapping[str, Array]  # by name, in the graph's order
+    outputs: Mapping[str, Array]  # what they must be, by name; floats as float32, made of float64
+    further: tuple[DataSet, ...] = ()  # more inputs for the same graph, of other lengths
 
     @property
     def data_sets(self) -> tuple[DataSet, ...]:

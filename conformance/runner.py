@@ -30,21 +30,14 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a case.
+    """The outcome of a case."""
 
-    Attributes:
-        case: Its name.
-        status: ``passed``, ``failed`` or ``not run``.
-        errors: Relative errors of the outputs, by name; None: a number that is not finite, or another shape.
-        tolerances: What they may be.
-        remark: Why it failed or was not run.
-    """
-
-    case: str
-    status: str
+    case: str  # its name
+    status: str  # passed, failed or not run
+    # Relative errors of the outputs, by name; None: a number that is not finite, or another shape.
     errors: dict[str, float | None] = field(default_factory=dict)
-    tolerances: dict[str, float] = field(default_factory=dict)
-    remark: str = ""
+    tolerances: dict[str, float] = field(default_factory=dict)  # what they may be
+    remark: str = ""  # why it failed or was not run
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written as JSON."""

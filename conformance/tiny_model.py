@@ -19,19 +19,12 @@ LAYERS, HIDDEN, INNER, VOCABULARY = 2, 16, 24, 29
 
 @dataclass(frozen=True)
 class TinyModel:
-    """The shape and layers of a tiny model.
+    """The shape and layers of a tiny model."""
 
-    Attributes:
-        width: Of a head.
-        rope: Whether queries and keys are rotated by their positions; the width is even then.
-        heads: Key/value heads.
-        groups: Query heads to each.
-    """
-
-    width: int = 6
-    rope: bool = True
-    heads: int = 2
-    groups: int = 2
+    width: int = 6  # of a head
+    rope: bool = True  # whether queries and keys are rotated by their positions; the width is even then
+    heads: int = 2  # Key/value heads
+    groups: int = 2  # query heads to each
 
     def weights(self) -> dict[str, Array]:
         """Return the weights by name, float32; matrices are ``[in, out]``. Keys correlate, as trained ones do."""
@@ -63,17 +56,11 @@ class TinyModel:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The type and the operators that a model is computed with.
+    """The type and the operators that a model is computed with."""
 
-    Attributes:
-        operators: Our operators by name.
-        stored: Rounds a tensor to the type it is stored in.
-        norm: Rounds what a norm, a rotation and the logits are computed in.
-    """
-
-    operators: Mapping[str, Compute]
-    stored: Callable[[Array], Array]
-    norm: Callable[[Array], Array]
+    operators: Mapping[str, Compute]  # our operators by name
+    stored: Callable[[Array], Array]  # rounds a tensor to the type it is stored in
+    norm: Callable[[Array], Array]  # rounds what a norm, a rotation and the logits are computed in
 
 
 def run_model(
@@ -165,33 +152,19 @@ _TEXT = "three words, no rotation, a width of 7"
 
 @dataclass(frozen=True)
 class ModelProblem:
-    """One case of a whole model.
+    """One case of a whole model."""
 
-    Attributes:
-        name: Of the case.
-        text: What is special about it.
-        stage: One of :data:`~lucid_deploy.conformance.tiny_graph.STAGES`.
-        new: New tokens.
-        past: Tokens of the cache, which an exact prefill made.
-        room: Rows that a static cache's buffers hold, those behind the cache's tokens with other numbers.
-        words: How many tokens there are to choose from: few of them repeat.
-        padded: Whether the last batch row begins with padding.
-        batch: ``B``.
-        dtype: Of weights, arithmetic and cache.
-        model: What the model is.
-    """
-
-    name: str
-    text: str
-    stage: str
-    new: int = 1
-    past: int = 0
-    room: int = 0
-    words: int = VOCABULARY
-    padded: bool = False
-    batch: int = 1
-    dtype: str = "float32"
-    model: TinyModel = _ROTATED
+    name: str  # of the case
+    text: str  # what is special about it
+    stage: str  # one of STAGES
+    new: int = 1  # new tokens
+    past: int = 0  # tokens of the cache, which an exact prefill made
+    room: int = 0  # rows that a static cache's buffers hold, those behind the cache's tokens with other numbers
+    words: int = VOCABULARY  # how many tokens there are to choose from: few of them repeat
+    padded: bool = False  # whether the last batch row begins with padding
+    batch: int = 1  # B
+    dtype: str = "float32"  # of weights, arithmetic and cache
+    model: TinyModel = _ROTATED  # what the model is
 
 
 MODEL_PROBLEMS = (

@@ -33,9 +33,6 @@ def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str 
         kind: The class that it must be an object of.
         what: What such an object is, for messages: ``runtime``.
         attribute: Where the object has its own name, which must be the entry's.
-
-    Raises:
-        LucidError: Two packages register one, it does not load, or it is not such an object.
     """
     found = entry_points(group).get(name, [])
     if not found:

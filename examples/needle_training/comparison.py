@@ -17,17 +17,11 @@ Pair = tuple[Report, Report]  # LUCID, standard
 
 @dataclass(frozen=True)
 class Cell:
-    """One task at one length, asked of the models of every pair.
+    """One task at one length, asked of the models of every pair."""
 
-    Attributes:
-        task: One of the five.
-        length: Tokens of a prompt.
-        pairs: Reports of each pair, on the same questions.
-    """
-
-    task: str
-    length: int
-    pairs: list[Pair]
+    task: str  # one of the five
+    length: int  # tokens of a prompt
+    pairs: list[Pair]  # reports of each pair, on the same questions
 
     def score(self, which: int) -> Score:
         """Return the right answers of all pairs: of LUCID (0) or standard attention (1)."""

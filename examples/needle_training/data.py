@@ -19,17 +19,11 @@ GROWN = 0.4  # share of the training after which sequences have the whole contex
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a step trains on.
+    """What a step trains on."""
 
-    Attributes:
-        task: One of the five.
-        longest: Most tokens of a sequence at this step.
-        batch: Inputs and labels.
-    """
-
-    task: str
-    longest: int
-    batch: Batch
+    task: str  # one of the five
+    longest: int  # most tokens of a sequence at this step
+    batch: Batch  # inputs and labels
 
 
 def sequences(seed: int, step: int, steps: int, context: int, batch_tokens: int) -> Sequences:

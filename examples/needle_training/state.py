@@ -18,27 +18,16 @@ NAME = "training.pt"  # beside the checkpoint
 
 @dataclass(frozen=True)
 class Settings:
-    """All that determines the weights of a training, with PyTorch's version and the machine.
+    """All that determines the weights of a training, with PyTorch's version and the machine."""
 
-    Attributes:
-        attention: ``lucid`` or ``llama``.
-        steps: Optimizer steps in all.
-        seed: Of parameters and data.
-        context: Most tokens of a training sequence.
-        batch_tokens: Of a step.
-        hidden: Width of the model.
-        plain: Without either help.
-        threads: The order of sums depends on them.
-    """
-
-    attention: str
-    steps: int
-    seed: int
-    context: int
-    batch_tokens: int
-    hidden: int
-    plain: bool
-    threads: int
+    attention: str  # lucid or llama
+    steps: int  # optimizer steps in all
+    seed: int  # of parameters and data
+    context: int  # most tokens of a training sequence
+    batch_tokens: int  # of a step
+    hidden: int  # width of the model
+    plain: bool  # without either help
+    threads: int  # the order of sums depends on them
 
 
 def save_state(

@@ -45,19 +45,13 @@ Place = tuple[int, int]  # an own sentence, and a word of it
 
 @dataclass(frozen=True)
 class Question:
-    """One question, and how it is to be answered.
+    """One question, and how it is to be answered."""
 
-    Attributes:
-        words: How it ends the prompt.
-        answer: Words that follow; a full stop or the end comes next.
-        values: The parts of the answer that have to be found, such as ``red lamp``.
-        sources: For each word of the answer, which sentence of the text and which word of it an attention head can be
-            shown to copy it from, or None.
-    """
-
-    words: Words
-    answer: Words
-    values: tuple[Words, ...]
+    words: Words  # how it ends the prompt
+    answer: Words  # words that follow; a full stop or the end comes next
+    values: tuple[Words, ...]  # the parts of the answer that have to be found, such as red lamp
+    # For each word of the answer, which sentence of the text and which word of it an attention head can be shown to
+    # copy it from, or None.
     sources: tuple[Place | None, ...]
 
 
@@ -71,19 +65,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a task's texts are made of.
+    """What a task's texts are made of."""
 
-    Attributes:
-        own: Sentences that questions are about.
-        questions: In a training sequence.
-        words: Of each question with its answer and full stop.
-        needles: Share of the other sentences that are needles of other keys; the rest is filler.
-    """
-
-    own: int
-    questions: int
-    words: int
-    needles: float
+    own: int  # sentences that questions are about
+    questions: int  # in a training sequence
+    words: int  # of each question with its answer and full stop
+    needles: float  # share of the other sentences that are needles of other keys; the rest is filler
 
 
 KINDS = {

@@ -18,20 +18,14 @@ IGNORED = -100  # the label that cross_entropy leaves out
 
 @dataclass(frozen=True)
 class Batch:
-    """Training sequences of one shape.
+    """Training sequences of one shape."""
 
-    Attributes:
-        inputs: Token ids, int64 ``(batch, tokens)``.
-        labels: The next token within answers and ``IGNORED`` elsewhere, int64 ``(batch, tokens)``. The last word of
-            each answer is labelled ``<eos>``, whatever the input goes on with.
-        positions: Of the tokens that come before a word of an answer, int64 ``(2 · questions,)``.
-        sources: Positions of that word in the list, int64 ``(batch, 2 · questions)``.
-    """
-
-    inputs: torch.Tensor
+    inputs: torch.Tensor  # token ids, int64 (batch, tokens)
+    # The next token within answers and IGNORED elsewhere, int64 (batch, tokens). The last word of each answer
+    # is labelled <eos>, whatever the input goes on with.
     labels: torch.Tensor
-    positions: torch.Tensor
-    sources: torch.Tensor
+    positions: torch.Tensor  # of the tokens that come before a word of an answer, int64 (2 · questions,)
+    sources: torch.Tensor  # positions of that word in the list, int64 (batch, 2 · questions)
 
 
 def training_batch(rng: np.random.Generator, pairs: int) -> Batch:

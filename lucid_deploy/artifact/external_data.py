@@ -40,11 +40,7 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Check that a graph is readable and its weights lie in the artifact's weight file; return it without their data.
-
-    Raises:
-        CheckFailed: The file is not an ONNX graph, or an external-data location leaves the artifact.
-    """
+    """Read a graph without its data, and check that its weights lie in the artifact's weight file."""
     import onnx
     from google.protobuf.message import DecodeError
 

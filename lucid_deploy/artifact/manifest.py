@@ -123,57 +123,43 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``lucid.json``.
+    """The content of ``lucid.json``."""
 
-    Attributes:
-        config: The model.
-        dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
-        cache: ``growing``: present tensors are past tensors plus the new rows; ``static``: decode takes buffers and
-            writes its row into them.
-        logits: ``last`` or ``all``: for which of the new tokens prefill gives logits.
-        opset: Highest version of the standard ONNX operators in the graphs.
-        operators: Version of the operators of domain ``ai.lucid``.
-        source: The checkpoint it was exported from, a path or the word ``demo``.
-        versions: Versions of lucid-deploy and of the libraries that wrote the artifact.
-        graphs: ``prefill`` and ``decode``, and ``verify`` where drafted tokens can be verified in one step.
-        files: Size in bytes and sha256 of every other file of the artifact.
-        cache_dtype: Type that K and Y are cached in, the model's or ``float16``, ``int8`` or ``fp8``; empty means the
-            model's.
-        ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
-        quantization: Which weights are quantized, and how; None: none.
-        layers: Every layer: its kind, its operators, what it caches.
-        transposed: Names of the weights that are stored ``[in, out]``, the layout their product reads.
-        float32_head: Whether the product that makes the logits is taken in float32 in a model of another type.
-        notes: Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
-        assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
-            they change nothing.
-        options: What the export was asked for, by the fields of ``ExportOptions``, whether the command line, the
-            environment or a file said so; empty in manifests from before.
-        hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
-        inline: Whether the graphs have no functions, but the bodies of our operators in their places.
-    """
-
-    config: LucidConfig
-    dtype: str
+    config: LucidConfig  # the model
+    dtype: str  # type of weights and arithmetic: float32, float16 or bfloat16
+    # growing: present tensors are past tensors plus the new rows; static: decode takes buffers and writes its
+    # row into them.
     cache: str
-    logits: str
-    opset: int
-    operators: int
-    source: str
-    versions: dict[str, str]
+    logits: str  # last or all: for which of the new tokens prefill gives logits
+    opset: int  # highest version of the standard ONNX operators in the graphs
+    operators: int  # version of the operators of domain ai.lucid
+    source: str  # the checkpoint it was exported from, a path or the word demo
+    versions: dict[str, str]  # versions of lucid-deploy and of the libraries that wrote the artifact
+    # prefill and decode, and verify where drafted tokens can be verified in one step.
     graphs: dict[str, GraphInfo]
+    # Size in bytes and sha256 of every other file of the artifact.
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Type that K and Y are cached in, the model's or float16, int8 or fp8; empty means the model's.
     cache_dtype: str = ""
+    # What the range scan before the export found, or that it was skipped; None where none was needed.
     ranges: dict[str, Any] | None = None
-    quantization: Quantization | None = None
-    layers: tuple[LayerDescription, ...] = ()
+    quantization: Quantization | None = None  # which weights are quantized, and how; None: none
+    layers: tuple[LayerDescription, ...] = ()  # every layer: its kind, its operators, what it caches
+    # Names of the weights that are stored [in, out], the layout their product reads.
     transposed: tuple[str, ...] = ()
+    # Whether the product that makes the logits is taken in float32 in a model of another type.
     float32_head: bool = True
+    # Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
     notes: tuple[str, ...] = ()
+    # Keys of its configuration, and their values, that were passed over because the user said that they change
+    # nothing.
     assumed_unused: dict[str, Any] = field(default_factory=dict)
+    # Of a checkpoint from the Hugging Face Hub: repository, revision as asked for, and commit.
     hub: dict[str, str] | None = None
+    # What the export was asked for, by the fields of ExportOptions, whether the command line, the environment or
+    # a file said so; empty in manifests from before.
     options: dict[str, Any] = field(default_factory=dict)
-    inline: bool = False
+    inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
@@ -188,11 +174,7 @@ class Manifest:
         return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
 
     def to_json(self) -> str:
-        """Return the text of ``lucid.json``.
-
-        Raises:
-            ValueError: A number that is not finite, which :func:`read_manifest` would refuse.
-        """
+        """Return the text of ``lucid.json``."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
         data["graphs"] = msgspec.to_builtins(self.graphs)

@@ -21,24 +21,18 @@ KINDS = ("artifact", "torch-dense", "torch-blocked", TRANSFORMERS, LLAMA_CPP)
 
 @dataclass(frozen=True)
 class Contender:
-    """One model in one runtime, to be measured.
+    """One model in one runtime, to be measured."""
 
-    Attributes:
-        name: How tables call it.
-        kind: ``artifact`` (as ``options`` say), ``torch-dense`` (PyTorch eager with the dense N×N solve),
-            ``torch-blocked`` (PyTorch eager with this package's operators), ``transformers`` (Hugging Face's Llama
-            with standard attention and PyTorch's fused kernel, of the artifact's shape, random weights) or
-            ``llama.cpp`` (the same, quantized where the artifact is).
-        artifact: Directory of the artifact that gives the weights, or the shape.
-        options: What runs it; PyTorch's eager models heed ``threads`` alone.
-        longest: Tokens of the longest context that is measured; None: any. Sessions take more than the model was made
-            for where such is measured, and only there: some compute otherwise then.
-    """
-
-    name: str
+    name: str  # how tables call it
+    # artifact (as options say), torch-dense (PyTorch eager with the dense N×N solve), torch-blocked
+    # (PyTorch eager with this package's operators), transformers (Hugging Face's Llama with standard attention
+    # and PyTorch's fused kernel, of the artifact's shape, random weights) or llama.cpp (the same, quantized where
+    # the artifact is).
     kind: str
-    artifact: str
-    options: RuntimeOptions = DEFAULTS
+    artifact: str  # directory of the artifact that gives the weights, or the shape
+    options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
+    # Tokens of the longest context that is measured; None: any. Sessions take more than the model was made for where
+    # such is measured, and only there: some compute otherwise then.
     longest: int | None = None
 
     @property
@@ -48,11 +42,7 @@ class Contender:
 
 
 def open_contender(contender: Contender) -> Session[Any]:
-    """Open a contender in this process; all but ``llama.cpp``, which is no session.
-
-    Raises:
-        LucidError: An unknown kind, a missing package, or what :func:`lucid_deploy.runtimes.open_session` raises.
-    """
+    """Open a contender in this process; all but ``llama.cpp``, which is no session."""
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.runtimes import open_session
 
@@ -101,9 +91,6 @@ def baseline(
         options: What runs the artifact.
         kernels: As in :func:`with_kernels`.
         note: Gets a remark before something is exported.
-
-    Raises:
-        LucidError: OpenVINO does not take the artifact's types and cache, or the baseline cannot be exported.
     """
     if name not in ("standard", "openvino"):
         return [Contender(name, name, str(artifact.directory), options)]

@@ -53,9 +53,6 @@ class LlamaCppWorker:
     Args:
         artifact: Whose shape and types it takes.
         threads: Threads; None: as many as this process may use.
-
-    Raises:
-        LucidError: Layers of other kinds, weights of several numbers of bits, or what :func:`write_gguf` raises.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:

@@ -29,23 +29,15 @@ _SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized products to 8 bi
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        lengths: Prompt lengths and contexts, in tokens.
-        batches: Rows.
-        stages: ``prefill``, ``decode`` or both.
-        repeats: Rounds that count; one more warms up.
-        chunk: Tokens of a prefill that run at once; None: :attr:`Session.prefill_chunk`, or what llama.cpp chooses.
-        steps: Decode steps timed in a row.
-    """
-
-    lengths: tuple[int, ...]
-    batches: tuple[int, ...] = (1,)
-    stages: tuple[str, ...] = ("prefill", "decode")
-    repeats: int = 5
+    lengths: tuple[int, ...]  # prompt lengths and contexts, in tokens
+    batches: tuple[int, ...] = (1,)  # rows
+    stages: tuple[str, ...] = ("prefill", "decode")  # prefill, decode or both
+    repeats: int = 5  # rounds that count; one more warms up
+    # Tokens of a prefill that run at once; None: prefill_chunk, or what llama.cpp chooses.
     chunk: int | None = None
-    steps: int = 8
+    steps: int = 8  # decode steps timed in a row
 
     @property
     def longest(self) -> int:
@@ -55,23 +47,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measurement:
-    """All rounds of one contender at one stage, batch and length.
+    """All rounds of one contender at one stage, batch and length."""
 
-    Attributes:
-        contender: Its name.
-        stage: ``prefill`` (seconds to the first token's logits) or ``decode`` (seconds a step).
-        batch: Rows.
-        length: Prompt tokens, or tokens of context.
-        seconds: One number a round.
-        peak: Most resident memory of its process while it was timed, bytes.
-    """
-
-    contender: str
-    stage: str
-    batch: int
-    length: int
-    seconds: tuple[float, ...]
-    peak: int
+    contender: str  # its name
+    stage: str  # prefill (seconds to the first token's logits) or decode (seconds a step)
+    batch: int  # rows
+    length: int  # prompt tokens, or tokens of context
+    seconds: tuple[float, ...]  # one number a round
+    peak: int  # most resident memory of its process while it was timed, bytes
 
     @property
     def median(self) -> float:
@@ -161,10 +144,6 @@ def run_plan(
 
     Returns:
         The measurements, and per contender's name seconds and memory of opening it.
-
-    Raises:
-        CheckFailed: Two contenders of the same weights disagree.
-        LucidError: A contender cannot be opened or run, or llama.cpp does not do what the plan asks.
     """
     _check_llama_cpp(contenders, plan)
     measurements, opened = [] if measurements is None else measurements, {} if opened is None else opened

@@ -29,10 +29,6 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
         artifact: The LUCID artifact.
         scratch: A directory for the files.
         inline: Without functions, and with operators that OpenVINO has.
-
-    Raises:
-        LucidError: The checkpoint it was exported from is no longer there, or its family has no such layers without
-            LUCID.
     """
     source = resolve(artifact.manifest.source).resolve()
     if not (source / "config.json").is_file():

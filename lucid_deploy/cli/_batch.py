@@ -42,12 +42,7 @@ def run_batch(
     runtime: RuntimeOptions,
     speculation: SpeculationOptions,
 ) -> None:
-    """Answer a file of prompts.
-
-    Raises:
-        LucidError: Prompts that cannot be run, or an output that has something else in it.
-        CheckFailed: At the end, if a prompt got an error for an answer.
-    """
+    """Answer a file of prompts."""
     from lucid_deploy.batching.answers import AnswerFile, answer_prompts
     from lucid_deploy.batching.batcher import Batcher
     from lucid_deploy.batching.prompts import check_prompts, read_prompts

@@ -142,11 +142,7 @@ class ChatSession:
         self._has_read = False
 
     def run(self) -> None:
-        """Answer until the input ends.
-
-        Raises:
-            LucidError: A text cannot be answered, and nobody is there to type another.
-        """
+        """Answer until the input ends."""
         while (text := self._read()) is not None and text != "/exit":
             try:
                 self._handle(text)

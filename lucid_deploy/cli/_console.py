@@ -120,11 +120,7 @@ def write_results(data: Any, json_target: str | None, show: Callable[[], None]) 
 
 
 def write_json(data: Any, target: str) -> None:
-    """Write data as JSON to a file, whole or not at all, or to stdout if the target is ``-``.
-
-    Raises:
-        LucidError: The file cannot be written.
-    """
+    """Write data as JSON to a file, whole or not at all, or to stdout if the target is ``-``."""
     text = json.dumps(data, indent=2) + "\n"
     if target == "-":
         print(text, end="")  # noqa: T201 (the result itself)
@@ -133,11 +129,7 @@ def write_json(data: Any, target: str) -> None:
 
 
 def write_text(text: str, target: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        LucidError: The file cannot be written.
-    """
+    """Write a text file, whole or not at all."""
     path = Path(target).resolve()  # what a link points to is replaced, not the link
     try:
         if path.exists() and not path.is_file() and not path.is_dir():

@@ -41,9 +41,6 @@ def read_hub_options(values: dict[str, Any]) -> HubOptions:
 
     Args:
         values: By :data:`NAMES`.
-
-    Raises:
-        LucidError: An empty name, an address that is none, or a token that cannot be read.
     """
     from lucid_deploy.errors import LucidError
     from lucid_deploy.model.hub import HubOptions

@@ -43,9 +43,6 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
     Args:
         given: The command's parameters, by their names.
         config: The file of options that it was given.
-
-    Raises:
-        LucidError: There is such an output, or one that cannot be written.
     """
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if str(given.get(name) or "-") != "-"]
     if given.get("batch") and given.get("output"):

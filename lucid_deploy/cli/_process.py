@@ -19,11 +19,7 @@ _SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr take every character, whatever the locale's encoding lacks.
-
-    Raises:
-        LucidError: stdout is closed, so that results would be lost.
-    """
+    """Let stdout and stderr take every character, whatever the locale's encoding lacks."""
     if sys.stdout is None:
         raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
     for stream in (sys.stdout, sys.stderr):
@@ -40,11 +36,7 @@ def discard_output(*numbers: int) -> None:
 
 
 def check_encoding(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are not UTF-8: neither ONNX nor a tokenizer takes them.
-
-    Raises:
-        LucidError: There is one.
-    """
+    """Refuse arguments that are not UTF-8: neither ONNX nor a tokenizer takes them."""
     for argument in arguments:
         if any("\ud800" <= letter <= "\udfff" for letter in argument):  # how Python keeps bytes that it cannot decode
             shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
@@ -57,10 +49,6 @@ def raise_on_termination() -> Iterator[None]:
 
     A signal that is ignored (nohup), or that somebody else handles, stays so. Code in C, such as PyTorch's, may replace
     the exception by one of its own, so an error after a signal counts as that signal.
-
-    Raises:
-        SystemExit: After SIGTERM and SIGHUP, with status 128 + the signal's number.
-        KeyboardInterrupt: After Ctrl-C.
     """
     came: list[int] = []
 

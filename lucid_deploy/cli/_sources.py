@@ -62,9 +62,6 @@ def name_variables(command: click.Command, context: click.Context) -> None:
     """Give each option of a command its environment variable, and refuse variables that no option reads.
 
     ``LUCID_DEPLOY_RUN_TOP_K`` is for ``run --top-k``. Variables of other commands are not looked at.
-
-    Raises:
-        LucidError: There is a variable with our prefix that belongs to no option or command.
     """
     path = _path(context)
     if not path:  # a command on its own, as in a configuration of Ray
@@ -94,9 +91,6 @@ def read_defaults(name: str, context: click.Context) -> dict[str, Any]:
     Args:
         name: The file; ``[plugin.build]`` is the table of ``plugin build``.
         context: The command's context.
-
-    Raises:
-        LucidError: The file cannot be read, or has a table, a name or a value that no command takes.
     """
     try:
         table: Any = tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))

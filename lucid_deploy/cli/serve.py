@@ -166,11 +166,7 @@ def _check_package(package: str, extra: str, purpose: str) -> None:
 
 
 def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:
-    """Return what is to be served and how, after what can be checked without loading a model.
-
-    Raises:
-        LucidError: The artifact cannot be served so, or an option would have no effect.
-    """
+    """Return what is to be served and how, after what can be checked without loading a model."""
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions, check_limits, open_checked
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
@@ -252,9 +248,6 @@ def ray_application(args: dict[str, str]) -> Any:
 
     Args:
         args: ``options``: the words of ``lucid-deploy serve`` behind its name.
-
-    Raises:
-        LucidError: The options cannot be read, are not for this place, or the artifact cannot be served.
     """
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.serving.ray_cluster import application

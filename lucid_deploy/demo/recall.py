@@ -51,34 +51,22 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and its right answer.
+    """One prompt and its right answer."""
 
-    Attributes:
-        prompt: The list and the unfinished sentence.
-        answer: The two words that finish it; the end-of-sequence token comes next.
-        pairs: Entries in the list.
-    """
-
-    prompt: str
-    answer: str
-    pairs: int
+    prompt: str  # the list and the unfinished sentence
+    answer: str  # the two words that finish it; the end-of-sequence token comes next
+    pairs: int  # entries in the list
 
 
 @dataclass(frozen=True)
 class RecallLists:
-    """Lists of equal length as indices into the word tuples, and which entries are asked for.
+    """Lists of equal length as indices into the word tuples, and which entries are asked for."""
 
-    Attributes:
-        animals: Into ``ANIMALS``, ``(batch, pairs)``; distinct within a row.
-        adjectives: Into ``ADJECTIVES``, ``(batch, pairs)``.
-        things: Into ``THINGS``, ``(batch, pairs)``.
-        asked: Positions in the list, ``(batch, questions)``. They may repeat: were they distinct, "one not asked
-            for yet" would be a good guess, and training would settle for it.
-    """
-
-    animals: Indices
-    adjectives: Indices
-    things: Indices
+    animals: Indices  # into ANIMALS, (batch, pairs); distinct within a row
+    adjectives: Indices  # into ADJECTIVES, (batch, pairs)
+    things: Indices  # into THINGS, (batch, pairs)
+    # Positions in the list, (batch, questions). They may repeat: were they distinct, "one not asked for yet"
+    # would be a good guess, and training would settle for it.
     asked: Indices
 
 

@@ -20,24 +20,16 @@ SWITCH = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxrunti
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a package or tool.
+    """One check of a package or tool."""
 
-    Attributes:
-        name: The package or thing.
-        purpose: What it is needed for.
-        try_it: Returns a remark; raises ImportError or a LucidError that says what to do if it is missing, anything
-            else if it is broken.
-        hint: What to do if it does not import.
-        required: Whether exporting needs it.
-        package: The distribution whose version is shown, if it has another name; None: it is no package.
-    """
-
-    name: str
-    purpose: str
+    name: str  # the package or thing
+    purpose: str  # what it is needed for
+    # Returns a remark; raises ImportError or a LucidError that says what to do if it is missing, anything else if it
+    # is broken.
     try_it: Callable[[], str]
-    hint: str = ""
-    required: bool = False
-    package: str | None = ""
+    hint: str = ""  # what to do if it does not import
+    required: bool = False  # whether exporting needs it
+    package: str | None = ""  # the distribution whose version is shown, if it has another name; None: it is no package
 
 
 @dataclass(frozen=True)

@@ -36,23 +36,16 @@ _FILE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """Options of a model repository.
+    """Options of a model repository."""
 
-    Attributes:
-        name: Of the models: ``NAME-prefill`` and ``NAME-decode``; None: the artifact's directory.
-        backend: ``onnxruntime`` (the graphs) or ``tensorrt`` (engines that ``lucid-deploy build`` made with TensorRT).
-        device: ``cpu`` or ``gpu``, where instances run; the tensorrt backend knows the GPU only.
-        instances: Copies of each model that run at once on each device.
-        threads: Threads of each copy, for the onnxruntime backend on the CPU; None: as many as the server has cores.
-        overwrite: Whether models of these names in the repository may be replaced.
-    """
-
-    name: str | None = None
+    name: str | None = None  # of the models: NAME-prefill and NAME-decode; None: the artifact's directory
+    # onnxruntime (the graphs) or tensorrt (engines that lucid-deploy build made with TensorRT).
     backend: str = "onnxruntime"
-    device: str = "cpu"
-    instances: int = 1
+    device: str = "cpu"  # cpu or gpu, where instances run; the tensorrt backend knows the GPU only
+    instances: int = 1  # copies of each model that run at once on each device
+    # Threads of each copy, for the onnxruntime backend on the CPU; None: as many as the server has cores.
     threads: int | None = None
-    overwrite: bool = False
+    overwrite: bool = False  # whether models of these names in the repository may be replaced
 
 
 def package_triton(artifact: Artifact, output: str | Path, options: TritonOptions | None = None) -> list[Path]:
@@ -65,11 +58,6 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
 
     Returns:
         The models' directories, and with the tensorrt backend the script that starts the server with the plugin.
-
-    Raises:
-        LucidError: Options that do not fit the artifact, engines that are missing or not TensorRT's, a model that is
-            there already, a repository that cannot be written.
-        CheckFailed: A damaged engine, or an artifact that is replaced meanwhile.
     """
     options = options or TritonOptions()
     name = options.name if options.name is not None else artifact.directory.resolve().name

@@ -34,27 +34,16 @@ SHARED_BYTES = 128  # a cycle
 
 @dataclass(frozen=True)
 class Rates:
-    """What a multiprocessor does in a cycle.
+    """What a multiprocessor does in a cycle."""
 
-    Attributes:
-        float32: Additions, products or both at once.
-        integer: Additions and logic of 32-bit integers.
-        special: Exponentials, reciprocals and roots.
-        tensor: Products with sum of float16 or bfloat16; TF32 is half of it.
-        tensor_bytes: Products with sum of bytes.
-        registers: In all.
-        warps: Resident at most.
-        shared: Bytes of shared memory for all programs.
-    """
-
-    float32: int
-    integer: int
-    special: int
-    tensor: int
-    tensor_bytes: int
-    registers: int
-    warps: int
-    shared: int
+    float32: int  # Additions, products or both at once
+    integer: int  # additions and logic of 32-bit integers
+    special: int  # Exponentials, reciprocals and roots
+    tensor: int  # products with sum of float16 or bfloat16; TF32 is half of it
+    tensor_bytes: int  # products with sum of bytes
+    registers: int  # in all
+    warps: int  # resident at most
+    shared: int  # bytes of shared memory for all programs
 
 
 RATES = {
@@ -83,15 +72,10 @@ _MATRIX = re.compile(r"\.MT?88\.([124])")  # how many at once; one if it does no
 
 @dataclass(frozen=True)
 class Cycles:
-    """Cycles of a multiprocessor that one pass through a loop takes, per program.
+    """Cycles of a multiprocessor that one pass through a loop takes, per program."""
 
-    Attributes:
-        units: By unit: ``issue``, ``float32``, ``integer``, ``special``, ``shared``, ``tensor``.
-        is_known: Whether every product of tensor cores has a shape that the model knows.
-    """
-
-    units: dict[str, float]
-    is_known: bool
+    units: dict[str, float]  # by unit: issue, float32, integer, special, shared, tensor
+    is_known: bool  # whether every product of tensor cores has a shape that the model knows
 
     @property
     def total(self) -> float:

@@ -28,21 +28,14 @@ _COMPUTES = re.compile(r"^([HIQD]MMA|[HIQ]GMMA|UTC\w*MMA|MUFU|[FD]FMA|FFMA2|HFMA
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """One instruction."""
 
-    Attributes:
-        address: Of its first byte within the function.
-        opcode: With its modifiers, such as ``HMMA.16816.F32``.
-        operands: As the disassembler writes them.
-        predicate: Such as ``@!P0``; empty: always.
-        descriptor: What a tensor core's instruction of compute capability 10.0 is told about its shape and types; None
-            if it takes none, or the code does not say which.
-    """
-
-    address: int
-    opcode: str
-    operands: str = ""
-    predicate: str = ""
+    address: int  # of its first byte within the function
+    opcode: str  # with its modifiers, such as HMMA.16816.F32
+    operands: str = ""  # as the disassembler writes them
+    predicate: str = ""  # such as @!P0; empty: always
+    # What a tensor core's instruction of compute capability 10.0 is told about its shape and types; None if it takes
+    # none, or the code does not say which.
     descriptor: int | None = None
 
     @property
@@ -66,17 +59,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Code:
-    """One compiled function.
+    """One compiled function."""
 
-    Attributes:
-        instructions: In the order of addresses.
-        registers: Per thread.
-        stack: Bytes of local memory per thread: where what does not fit into registers is spilled.
-    """
-
-    instructions: tuple[Instruction, ...]
-    registers: int
-    stack: int
+    instructions: tuple[Instruction, ...]  # in the order of addresses
+    registers: int  # per thread
+    stack: int  # bytes of local memory per thread: where what does not fit into registers is spilled
 
     @property
     def spills(self) -> int:

@@ -13,19 +13,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU as sold.
+    """A GPU as sold."""
 
-    Attributes:
-        name: Its name.
-        multiprocessors: How many.
-        clock: Boost clock, MHz.
-        bandwidth: Of its memory, GB/s.
-    """
-
-    name: str
-    multiprocessors: int
-    clock: int
-    bandwidth: int
+    name: str  # its name
+    multiprocessors: int  # how many
+    clock: int  # boost clock, MHz
+    bandwidth: int  # of its memory, GB/s
 
     @property
     def bytes_per_cycle(self) -> float:

@@ -28,45 +28,25 @@ _YARDSTICK_SOURCES = ("shared/kernel.py", str(Path(__file__).with_name("yardstic
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One compiled kernel.
+    """One compiled kernel."""
 
-    Attributes:
-        variant: Its name.
-        arch: Compute capability.
-        constants: Its compile-time constants, of which ``BLOCK_`` are sizes of tiles.
-        num_warps: Warps of a program.
-        registers: Per thread.
-        stack: Bytes of local memory per thread.
-        spills: Loads from and stores to local memory, in all.
-        shared: Bytes of shared memory of a program.
-        resident_warps: Warps on a multiprocessor at once.
-        loop: Instructions of the hot loop.
-        loop_spills: Loads from and stores to local memory in it.
-        enclosing: Instructions of the loops around it, such as the solve's, which waits; 0: there are none.
-        enclosing_spills: Loads from and stores to local memory in these.
-        units: Cycles of one pass through it by unit, see :mod:`~tools.gpu.issue_model`.
-        cycles: Of the busiest unit; None where the model does not know a tensor core's instruction.
-        bound_by: The busiest unit.
-        key: What it was compiled from, see :func:`report_keys`; empty: that was not asked for.
-    """
-
-    variant: str
-    arch: int
-    constants: dict[str, int]
-    num_warps: int
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    resident_warps: int
-    loop: int
-    loop_spills: int
-    enclosing: int
-    enclosing_spills: int
-    units: dict[str, float]
-    cycles: float | None
-    bound_by: str
-    key: str = ""
+    variant: str  # its name
+    arch: int  # compute capability
+    constants: dict[str, int]  # its compile-time constants, of which BLOCK_ are sizes of tiles
+    num_warps: int  # warps of a program
+    registers: int  # per thread
+    stack: int  # bytes of local memory per thread
+    spills: int  # loads from and stores to local memory, in all
+    shared: int  # bytes of shared memory of a program
+    resident_warps: int  # warps on a multiprocessor at once
+    loop: int  # instructions of the hot loop
+    loop_spills: int  # loads from and stores to local memory in it
+    enclosing: int  # instructions of the loops around it, such as the solve's, which waits; 0: there are none
+    enclosing_spills: int  # loads from and stores to local memory in these
+    units: dict[str, float]  # cycles of one pass through it by unit, see issue_model
+    cycles: float | None  # of the busiest unit; None where the model does not know a tensor core's instruction
+    bound_by: str  # the busiest unit
+    key: str = ""  # what it was compiled from, see report_keys; empty: that was not asked for
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""

@@ -18,21 +18,13 @@ Operand = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """One instruction."""
 
-    Attributes:
-        opcode: Its name with all that follows it, such as ``add.s32``.
-        operands: As they are written; the elements of ``{…}`` as a tuple.
-        guard: The predicate before it.
-        negated: Whether the guard is to be false.
-        line: Number of its line.
-    """
-
-    opcode: str
-    operands: tuple[Operand, ...]
-    guard: str | None
-    negated: bool
-    line: int
+    opcode: str  # its name with all that follows it, such as add.s32
+    operands: tuple[Operand, ...]  # as they are written; the elements of {…} as a tuple
+    guard: str | None  # the predicate before it
+    negated: bool  # whether the guard is to be false
+    line: int  # number of its line
 
     def __str__(self) -> str:
         guard = f"@{'!' * self.negated}{self.guard} " if self.guard else ""
@@ -42,23 +34,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel.
+    """One kernel."""
 
-    Attributes:
-        name: Of its entry.
-        parameters: Types by name, in order.
-        threads: Of a program.
-        registers: Types by name.
-        instructions: In order.
-        labels: Number of the instruction behind each.
-    """
-
-    name: str
-    parameters: dict[str, str]
-    threads: int
-    registers: dict[str, str]
-    instructions: tuple[Instruction, ...]
-    labels: dict[str, int]
+    name: str  # of its entry
+    parameters: dict[str, str]  # types by name, in order
+    threads: int  # of a program
+    registers: dict[str, str]  # types by name
+    instructions: tuple[Instruction, ...]  # in order
+    labels: dict[str, int]  # number of the instruction behind each
 
 
 def read_kernel(text: str) -> Kernel:

@@ -40,23 +40,15 @@ LEAST = "0.53.6"  # the first that was tried
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """Options of a package for TensorRT.
+    """Options of a package for TensorRT."""
 
-    Attributes:
-        max_batch: Most rows; None: 4.
-        max_context: Most tokens of a row; None: the model's.
-        prefill_chunk: Most new tokens of one prefill; None: 2048, or less if the context is shorter.
-        plugin: The plugin library; None: the one that ``lucid-deploy build`` would take, built if there is none.
-        attention: ``explicit`` or ``standard``; None: what suits the type.
-        overwrite: Whether a package that is there may be replaced.
-    """
-
-    max_batch: int | None = None
-    max_context: int | None = None
-    prefill_chunk: int | None = None
+    max_batch: int | None = None  # most rows; None: 4
+    max_context: int | None = None  # most tokens of a row; None: the model's
+    prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or less if the context is shorter
+    # The plugin library; None: the one that lucid-deploy build would take, built if there is none.
     plugin: Path | None = None
-    attention: str | None = None
-    overwrite: bool = False
+    attention: str | None = None  # explicit or standard; None: what suits the type
+    overwrite: bool = False  # whether a package that is there may be replaced
 
 
 def package_tensorrt(
@@ -77,11 +69,6 @@ def package_tensorrt(
 
     Returns:
         The folder.
-
-    Raises:
-        LucidError: An artifact of another kind, limits that do not fit, a plugin library or Polygraphy that is missing
-            or too old, something else at ``output``, or a folder that cannot be written.
-        CheckFailed: The artifact is replaced meanwhile.
     """
     options, output = options or TensorRtOptions(), Path(output)
     check_polygraphy()
@@ -214,17 +201,11 @@ def _readme(artifact: Artifact, name: str, limits: Limits, form: str, tolerances
 
 @dataclass(frozen=True)
 class StageGraphs:
-    """The graphs of a stage, serialised; their weights lie in ``weights.bin`` beside them.
+    """The graphs of a stage, serialised; their weights lie in ``weights.bin`` beside them."""
 
-    Attributes:
-        engine: For TensorRT: plugin nodes without bodies, no loop.
-        functions: The same nodes with their bodies, for onnxruntime; TensorRT takes the plugin in this one too.
-        plugin_nodes: How many nodes of each of the plugin's operators there are.
-    """
-
-    engine: bytes
-    functions: bytes
-    plugin_nodes: dict[str, int]
+    engine: bytes  # for TensorRT: plugin nodes without bodies, no loop
+    functions: bytes  # the same nodes with their bodies, for onnxruntime; TensorRT takes the plugin in this one too
+    plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators there are
 
 
 def attention_form(artifact: Artifact) -> str:

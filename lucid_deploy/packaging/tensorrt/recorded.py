@@ -32,17 +32,12 @@ _UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded call.
+    """One recorded call."""
 
-    Attributes:
-        inputs: Input name to tensor, in the graph's types.
-        outputs: Output name to tensor, in the graph's types.
-        tolerances: By output: the absolute error that is allowed, a factor over the one that the plain PyTorch model
-            makes in the artifact's type.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    outputs: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]  # input name to tensor, in the graph's types
+    outputs: dict[str, torch.Tensor]  # output name to tensor, in the graph's types
+    # By output: the absolute error that is allowed, a factor over the one that the plain PyTorch model makes in the
+    # artifact's type.
     tolerances: dict[str, float]
 
 
