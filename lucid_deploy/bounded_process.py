@@ -27,7 +27,7 @@ from lucid_deploy.errors import LucidError
 HEADER_BYTES = 4
 SETUP_SECONDS = 30.0  # of processor time, for loading what the worker needs
 UNINTERRUPTED_SECONDS = 2.0  # beyond the limit, for code that Python cannot interrupt; then the process ends
-LAST_WORDS_SECONDS = 1.0  # to read the stderr of an ended process: a child of its own may hold that pipe open
+STDERR_SECONDS = 1.0  # to read the stderr of an ended process: a child of its own may hold that pipe open
 # No threads for linear algebra: the memory limit could refuse their stacks.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Signals for the parent, which ends its workers by closing their stdin. Windows has no SIGHUP.
@@ -49,25 +49,19 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A worker's answer to the setup or to a task.
+    """A worker's answer to the setup or to a task."""
 
-    Attributes:
-        kind: ``done``, ``refused`` (a LucidError), ``costly`` (a limit was met) or ``fault`` (a bug).
-        data: The result, with ``done``.
-        text: The message, or the traceback of a bug.
-    """
-
-    kind: str
-    data: bytes = b""
-    text: str = ""
+    kind: str  # done, refused (a LucidError), costly (a limit was met) or fault (a bug)
+    data: bytes = b""  # the result, with done
+    text: str = ""  # the message, or the traceback of a bug
 
 
 class TooCostly(LucidError):
-    """The task needed more time or memory than it may."""
+    """The task exceeded its limit of time or memory."""
 
 
 class WorkerKilled(LucidError):
-    """Somebody else killed the worker during the task."""
+    """Something else killed the worker during the task."""
 
 
 class WorkerFault(Exception):
@@ -116,17 +110,13 @@ class BoundedProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the process, unless it runs, and wait until it is ready.
-
-        Raises:
-            LucidError: It does not start, or what it is to load cannot be read.
-        """
+        """Start the process, unless it runs, and wait until it is ready."""
         with self._lock:
             if not self.running:
                 self._start()
 
     def ask(self, task: bytes) -> bytes:
-        """Have a task done; start the process first if it has ended.
+        """Run a task in the process, which is started again if it has ended.
 
         Raises:
             TooCostly: It took too much time or memory.
@@ -175,7 +165,7 @@ class BoundedProcess:
                 break
             status = process.wait()
             if -status not in IGNORED_SIGNALS:  # else a signal to all processes of a service came before it ignored it
-                raise _not_started(status, _last_words(process))
+                raise _not_started(status, _stderr_of(process))
         self.ready = self._result(reply)
 
     def _exchange(self, data: bytes) -> Reply | None:
@@ -212,7 +202,7 @@ class BoundedProcess:
 
 
 def serve(open_worker: Callable[[bytes, Bounds], tuple[bytes, Callable[[bytes], bytes]]]) -> None:
-    """Do tasks until stdin ends; the main function of a worker process.
+    """Run tasks until stdin ends; the main function of a worker process.
 
     Args:
         open_worker: Gets the setup; returns what the parent finds in ``ready`` and the function that does a task. It
@@ -293,10 +283,10 @@ def _memory_text(bounds: Bounds) -> str:
     return f"needed more than {bounds.memory >> 20} MiB of memory"
 
 
-def _last_words(process: subprocess.Popen[bytes]) -> bytes:
+def _stderr_of(process: subprocess.Popen[bytes]) -> bytes:
     """Return what an ended process wrote to stderr; nothing where another process keeps the pipe open."""
     try:
-        return process.communicate(timeout=LAST_WORDS_SECONDS)[1]
+        return process.communicate(timeout=STDERR_SECONDS)[1]
     except subprocess.TimeoutExpired:
         return b""
 

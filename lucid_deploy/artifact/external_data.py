@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class StoredWeight:
     """A weight of a graph, where it lies in the artifact's weight file."""
 
-    name: str  # its name in the graph
+    name: str  # in the graph
     data_type: int  # its type, a value of onnx.TensorProto.DataType
     shape: tuple[int, ...]
     offset: int  # of its first byte
@@ -73,20 +73,13 @@ def check_external_data(path: Path) -> onnx.ModelProto:
     return model
 
 
-# Bits of an element, by the names of ONNX; of other types the size is not checked here.
-_BITS = {
-    "FLOAT": 32,
-    "FLOAT16": 16,
-    "BFLOAT16": 16,
-    "DOUBLE": 64,
-    "INT4": 4,
-    "UINT4": 4,
-    "FLOAT4E2M1": 4,
-    "FLOAT8E4M3FN": 8,
-    "INT8": 8,
-    "UINT8": 8,
-    "INT32": 32,
-    "INT64": 64,
+# ONNX's names of types by the bits of an element; of other types the size is not checked.
+_TYPES = {
+    4: ("INT4", "UINT4", "FLOAT4E2M1"),
+    8: ("INT8", "UINT8", "FLOAT8E4M3FN"),
+    16: ("FLOAT16", "BFLOAT16"),
+    32: ("FLOAT", "INT32"),
+    64: ("DOUBLE", "INT64"),
 }
 
 
@@ -96,7 +89,8 @@ def _bytes_of(tensor: onnx.TensorProto) -> int | None:
 
     if tensor.data_type not in TensorProto.DataType.values():
         return -1
-    bits = _BITS.get(TensorProto.DataType.Name(tensor.data_type))
+    kind = TensorProto.DataType.Name(tensor.data_type)
+    bits = next((bits for bits, kinds in _TYPES.items() if kind in kinds), None)
     if bits is None:
         return None
     return -1 if min(tensor.dims, default=0) < 0 else -(-math.prod(tensor.dims) * bits // 8)

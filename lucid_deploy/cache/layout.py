@@ -160,22 +160,19 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
     Raises:
         LucidError: A tensor cannot be cut back; the message names the first one and the reason.
     """
-    if length == tokens:
+    if cuts_exactly(layout, length, tokens):
         return
-    for index, layer in enumerate(layout):
-        for tensor in layer:
-            if tensor.sort == "state":
-                raise LucidError(
-                    f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} is a "
-                    "state, into which every token is mixed, so that later ones cannot be taken out again. Fork the "
-                    "cache at the length to return to, or run the text again."
-                )
-            if tensor.is_recurrent(tokens):
-                raise LucidError(
-                    f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} holds "
-                    f"the last {tensor.window} tokens only, and has dropped those before them. Fork the cache at the "
-                    "length to return to, or run the text again."
-                )
+    tensors = [(index, tensor) for index, layer in enumerate(layout) for tensor in layer]
+    index, tensor = next((index, tensor) for index, tensor in tensors if tensor.is_recurrent(tokens))
+    reason = (
+        "is a state, into which every token is mixed, so that later ones cannot be taken out again"
+        if tensor.sort == "state"
+        else f"holds the last {tensor.window} tokens only, and has dropped those before them"
+    )
+    raise LucidError(
+        f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} {reason}. Fork "
+        "the cache at the length to return to, or run the text again."
+    )
 
 
 def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) -> Array:
