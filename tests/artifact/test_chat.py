@@ -151,19 +151,14 @@ def outcome(render: Callable[[], str]) -> str:
     ("given", "alone", "folder"),
     [
         (listed("default", "tool_use", "rag"), None, {}),
-        (listed("default", "rag"), None, {}),
         (listed("tool_use", "rag"), None, {}),
-        (listed("rag"), None, {}),
         ([], None, {}),
-        (EVERY, None, {}),
         ([*listed("default"), {"name": "default", "template": "the last one"}], None, {}),
         (listed("default", "tool_use"), "alone", {}),
         (listed("default", "tool_use"), "alone", {"tool_use": WITH_TOOLS}),
         (listed("default"), None, {"tool_use": WITH_TOOLS}),
-        (PLAIN, None, {"rag": OTHER}),
         (None, "alone", {"default": "further"}),
         (None, "alone", {"default": "further", "tool_use": WITH_TOOLS, "rag": "{% broken and never rendered"}),
-        (PLAIN, "", {}),
     ],
 )
 def test_the_template_is_the_one_that_transformers_takes(
@@ -186,13 +181,6 @@ def test_without_a_template(tmp_path: Path) -> None:
     assert load_chat_templates(tmp_path) is None
     assert load_chat_templates(settings(tmp_path)) is None
     assert load_chat_templates(settings(tmp_path, chat_template=None)) is None
-
-
-def test_an_unnamed_list_says_so(tmp_path: Path) -> None:
-    found = load_chat_templates(settings(tmp_path, chat_template=[]))
-    assert found is not None
-    with pytest.raises(LucidError, match="called default; those of the model are called nothing: its list is empty"):
-        found.chosen()
 
 
 @pytest.mark.parametrize("source", ["{% for", "{{ ", 7, {"a": 1}, {"tool_use": "{% for"}, ["x"], [{"name": "x"}]])
@@ -229,30 +217,6 @@ def write(directory: Path, given: Any = None, **files: str) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, newline="")
     return directory
-
-
-@pytest.mark.parametrize(
-    ("given", "files"),
-    [
-        (None, {}),
-        ("text", {}),
-        ("", {}),
-        ({"default": "a", "tool_use": "b"}, {}),
-        ([{"name": "rag", "template": "a", "more": 1}, {"name": "rag", "template": "b"}], {}),
-        ([], {}),
-        ("text", {"alone": "b"}),
-        ("text", {"tool_use": "b"}),
-        ({"default": "a"}, {"alone": "c", "tool_use": "b", "a.b": "d"}),
-        (None, {"alone": "a", "default": "b", "tool_use": "c"}),
-        (None, {"alone": "a\r\nb", "": "{{ é }}"}),
-    ],
-)
-def test_templates_are_those_of_transformers(given: Any, files: dict[str, str], tmp_path: Path) -> None:
-    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(write(tmp_path, given, **files) / "tokenizer.json"))
-    theirs = AutoTokenizer.from_pretrained(str(tmp_path)).chat_template
-    found = read_chat_templates(tmp_path)
-    ours = None if found is None else {name: template.text for name, template in found.items()}
-    assert ours == ({"default": theirs} if isinstance(theirs, str) else theirs)
 
 
 def test_a_name_that_transformers_takes_for_the_default_is_refused(tmp_path: Path) -> None:

@@ -54,16 +54,12 @@ def same_as_transformers(directory: Path) -> None:
         {"tokenizer_config": {"added_tokens_decoder": {"330": TOOL}}},
         {"tokenizer_config": {"added_tokens_decoder": {"256": {**TOOL, "content": "<s>", "special": True}}}},
         {"tokenizer_config": {"additional_special_tokens": ["<tool>", "<s>"]}},
-        {"tokenizer_config": {"extra_special_tokens": ["<tool>"], "additional_special_tokens": ["<image>"]}},
         {"tokenizer_config": {"extra_special_tokens": {"image_token": "<image>", "odd": "<pad>"}}},
         {"tokenizer_config": {"image_token": "<image>", "add_bos_token": True}},
         {"tokenizer_config": {"bos_token": {"__type": "AddedToken", **TOOL}, "image_token": {"content": "<image>"}}},
-        {"tokenizer_config": {"eos_token": "</s>", "pad_token": None}},
         {"tokenizer_config": {"split_special_tokens": True}},
         {"added_tokens": {"<tool>": 258, "<image>": 259}, "tokenizer_config": {"eos_token": "<tool>"}},
-        {"added_tokens": {"<tool>": 256}, "tokenizer_config": {"eos_token": {"__type": "AddedToken", **TOOL}}},
         {"special_tokens_map": {"bos_token": "<s>", "eos_token": TOOL, "additional_special_tokens": ["<image>"]}},
-        {"special_tokens_map": {"bos_token": "<tool>"}, "tokenizer_config": {"bos_token": "<s>", "eos_token": "</s>"}},
         {
             "special_tokens_map": {"bos_token": "<tool>", "eos_token": "</s>"},
             "added_tokens": {"<pad>": 258},
@@ -74,11 +70,7 @@ def same_as_transformers(directory: Path) -> None:
             "special_tokens_map": {"extra_special_tokens": ["<image>", TOOL]},
             "tokenizer_config": {"extra_special_tokens": ["<pad>"]},
         },
-        {"special_tokens_map": {"eos_token": {"lstrip": True}, "image_token": {}, "odd": {"a": 1}}},
-        {"special_tokens_map": {"bos_token": {"content": None}, "extra_special_tokens": [{}, "<tool>"]}},
-        {"tokenizer_config": {"eos_token": {"__type": "AddedToken"}, "added_tokens_decoder": {"330": {}, "331": TOOL}}},
         {"tokenizer_config": {"add_bos_token": "true", "add_eos_token": "<tool>", "bos_token": "<s>"}},
-        {"tokenizer_config": {"add_eos_token": {"__type": "AddedToken", **TOOL}, "add_bos_token": 7}},
         {"tokenizer_config": {"fast_tokenizer_files": ["tokenizer.json"]}},
         {},
     ],
@@ -159,7 +151,7 @@ def drawn_files(random: Random) -> dict[str, Any]:
 
 def test_drawn_files(tmp_path: Path) -> None:
     random = Random(7)
-    for number in range(60):
+    for number in range(30):
         added = [AddedToken(word, **rules(random)) for word in random.sample(WORDS, random.randint(0, 4))]
         same_as_transformers(write(tmp_path / str(number), added, **drawn_files(random)))
 
@@ -176,21 +168,13 @@ def test_a_token_that_was_special_is_still_left_out(tmp_path: Path) -> None:
     ("file", "content", "said"),
     [
         ("tokenizer_config", {"bos_token": 7}, "bos_token must be a text, or an object"),
-        ("tokenizer_config", {"bos_token": {"content": None}}, "bos_token has an object without a text"),
         ("tokenizer_config", {"bos_token": {"content": "\ud800"}}, "bos_token has a token that is none"),
-        ("tokenizer_config", {"eos_token": {"content": "<s>", "lstrip": 5}}, "eos_token has a token that is none"),
         ("tokenizer_config", {"extra_special_tokens": "<s>"}, "must be a list of tokens"),
-        ("tokenizer_config", {"extra_special_tokens": [None]}, "extra_special_tokens must be a text"),
         ("tokenizer_config", {"model_specific_special_tokens": [1]}, "must be an object of named tokens"),
         ("tokenizer_config", {"added_tokens_decoder": None}, "must be an object of tokens by id"),
-        ("tokenizer_config", {"added_tokens_decoder": {"a": TOOL}}, "must be an object of tokens by id, not 'a'"),
         ("tokenizer_config", {"split_special_tokens": 1}, "split_special_tokens must be true or false"),
         ("tokenizer_config", [], "is not a readable tokenizer configuration"),
         ("special_tokens_map", {"eos_token": ["<s>"]}, r"map\.json: eos_token must be a text"),
-        ("special_tokens_map", {"eos_token": {"content": 7}}, "eos_token has an object whose content is no text"),
-        ("special_tokens_map", {"model_specific_special_tokens": {}}, "takes model_specific_special_tokens from there"),
-        ("special_tokens_map", {"additional_special_tokens": {}}, "must be a list of tokens"),
-        ("special_tokens_map", 3, r"special_tokens_map\.json is not a readable"),
         ("added_tokens", {"<tool>": "5"}, "the id of '<tool>' must be a whole number"),
     ],
 )
