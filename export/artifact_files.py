@@ -54,7 +54,7 @@ def has_float32_head(source: Checkpoint, quantization: Quantization | None) -> b
 
 def write_artifact(building: Path, contents: ArtifactContents, progress: Progress) -> None:
     """Fill a directory with the artifact's files."""
-    from lucid_deploy.artifact.folded_scales import write_scales
+    from lucid_deploy.artifact.quantized_bytes import write_scales
     from lucid_deploy.export import genai
     from lucid_deploy.export.companions import settings_note
     from lucid_deploy.export.graph_file import write_graph

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import whole_pages
-from lucid_deploy.artifact.folded_scales import Scales, scaled
 from lucid_deploy.artifact.quantization import OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
-from lucid_deploy.artifact.quantized_bytes import to_qdq
+from lucid_deploy.artifact.quantized_bytes import Scales, scaled, to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import find_method

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.folded_scales import INPUTS, OUTPUTS, Scales, scaled
+from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS, Scales, scaled
 from lucid_deploy.export.quantize.inputs import InputMoments, ProductErrors, final_norm, inputs_of, run_layer
 from lucid_deploy.export.quantize.learn import learn_weights
 from lucid_deploy.export.quantize.method import Choose, LayerInputs, LearningRule, QuantizationMethod, Streams, Target

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.folded_scales import INPUTS, scaled
 from lucid_deploy.artifact.quantization import (
     LEAST_SCALE,
     LearnedTensor,
@@ -24,7 +23,7 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     relative_distance,
 )
-from lucid_deploy.artifact.quantized_bytes import unpack_nibbles
+from lucid_deploy.artifact.quantized_bytes import INPUTS, scaled, unpack_nibbles
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.inputs import (
     InputMoments,

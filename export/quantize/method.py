@@ -62,7 +62,7 @@ class LearnedWeights:
     # names
     parts: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # for the manifest, by the same names
-    # scales of inputs that were folded into weights, see lucid_deploy.artifact.folded_scales
+    # scales of inputs that were folded into weights, see lucid_deploy.artifact.quantized_bytes
     folded: dict[str, Array] = field(default_factory=dict)
 
 
@@ -153,7 +153,7 @@ class LearningRule(ABC):
     settings: dict[str, Any]
 
     def fold(self, part: LayerInputs, streams: Streams) -> dict[str, Array]:
-        """Scale a layer's inputs in place; return the scales as ``lucid_deploy.artifact.folded_scales`` names them.
+        """Scale a layer's inputs in place; return the scales as ``lucid_deploy.artifact.quantized_bytes`` names them.
 
         Args:
             part: The layer.

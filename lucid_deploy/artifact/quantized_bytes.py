@@ -1,4 +1,4 @@
-"""What the stored bytes of a quantized weight mean.
+"""The stored bytes of quantized weights, and the scales that AWQ folds into weights.
 
 A linear layer's weight ``[out, in]`` is cut into blocks of ``block_size`` neighbouring inputs of one output. A block
 has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits-1) ≤ q < 2^(bits-1)``; the weight is
@@ -20,13 +20,20 @@ This module needs numpy alone.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # comes with onnx
 import numpy as np
 from numpy.typing import NDArray
 
 from lucid_deploy.artifact.quantization import OFFSETS, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.cache.storage import E4M3_MAX as E4M3_MAX
+from lucid_deploy.errors import CheckFailed, in_one_line
+
+if TYPE_CHECKING:
+    import torch
 
 Bytes = NDArray[np.uint8]
 E2M1_MAX = 6.0
@@ -35,21 +42,9 @@ NVFP4_SPAN = E4M3_MAX * E2M1_MAX
 # The least scale of a block of NVFP4, and of anything in E4M3: the smallest subnormal number.
 E4M3_LEAST = 2.0**-9
 _FORMATS = {8: (3, 7), 4: (1, 1)}  # bits: bits of mantissa, bias
-
-
-def _table(bits: int) -> NDArray[np.float32]:
-    mantissa_bits, bias = _FORMATS[bits]
-    codes = np.arange(1 << bits)
-    magnitudes = codes & ((1 << (bits - 1)) - 1)
-    exponents, mantissas = magnitudes >> mantissa_bits, magnitudes & ((1 << mantissa_bits) - 1)
-    fractions = mantissas / (1 << mantissa_bits) + (exponents > 0)
-    values = fractions * 2.0 ** (np.maximum(exponents, 1) - bias)
-    if bits == 8:
-        values[magnitudes == 0x7F] = np.nan
-    return np.where(codes >> (bits - 1), -values, values).astype(np.float32)
-
-
-E4M3, E2M1 = _table(8), _table(4)  # values by code
+# Values by code.
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+E2M1 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
 
 
 def decode(codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
@@ -144,3 +139,51 @@ def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Byte
 def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
     """Repeat the number of each block for each of its elements: ``(out, blocks)`` to ``(out, in)``."""
     return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
+
+
+# AWQ multiplies the columns of W by scales s and divides what gives x by them, which leaves the product W x as it is:
+# the norm before, or the rows (and the bias) of another product. The graphs hold the results and need no scales; what
+# compares an artifact's weights with its checkpoint's does.
+FILE = "folded_scales.safetensors"
+INPUTS, OUTPUTS = ".inputs", ".outputs"  # behind a weight's name: its columns were multiplied, its rows divided
+Scales = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def read_scales(directory: Path) -> Scales:
+    """Return an artifact's scales, float32 by name and :data:`INPUTS` or :data:`OUTPUTS`; empty where it has none."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = directory / FILE
+    try:
+        found: Scales = load_file(path) if path.is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise CheckFailed(f"{path} is damaged: {in_one_line(error)}. Export it again.") from error
+    return found
+
+
+def write_scales(directory: Path, scales: Scales) -> None:
+    """Write an artifact's scales; no file where there are none."""
+    from safetensors.numpy import save_file
+
+    if scales:
+        save_file({name: np.ascontiguousarray(scale) for name, scale in scales.items()}, directory / FILE)
+
+
+def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
+    """Apply scales to a weight: float32, or the weight itself if there are none for it.
+
+    Args:
+        weight: ``(out, in)``, or ``(out,)`` of a norm or a bias.
+        back: Undo it: from a scaled weight to the one before.
+    """
+    import torch
+
+    inputs, outputs = (scales.get(name + part) for part in (INPUTS, OUTPUTS))
+    if inputs is not None:
+        columns = torch.from_numpy(inputs)
+        weight = weight.float() / columns if back else weight.float() * columns
+    if outputs is not None:
+        rows = torch.from_numpy(outputs).unflatten(0, (-1, *([1] * (weight.dim() - 1))))  # (out, 1) or (out,)
+        weight = weight.float() * rows if back else weight.float() / rows
+    return weight

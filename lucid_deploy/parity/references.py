@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.folded_scales import read_scales, scaled
-from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.artifact.quantized_bytes import dequantize, read_scales, scaled
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
 from lucid_deploy.parity.targets import Progress

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import STAGES, WEIGHTS
-from lucid_deploy.artifact.folded_scales import Scales, read_scales, scaled
 from lucid_deploy.artifact.quantization import (
     AWQ,
     LEAST_SCALE,
@@ -29,7 +28,10 @@ from lucid_deploy.artifact.quantized_bytes import (
     E4M3_LEAST,
     E4M3_MAX,
     NVFP4_SPAN,
+    Scales,
     dequantize,
+    read_scales,
+    scaled,
     spacing,
     spread,
     unpack,

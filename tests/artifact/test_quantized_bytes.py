@@ -13,7 +13,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from lucid_deploy.artifact.folded_scales import FILE, read_scales, scaled, write_scales
 from lucid_deploy.artifact.quantization import PACKED, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import (
     E2M1,
@@ -21,10 +20,14 @@ from lucid_deploy.artifact.quantized_bytes import (
     E4M3,
     E4M3_LEAST,
     E4M3_MAX,
+    FILE,
     decode,
     dequantize,
+    read_scales,
+    scaled,
     spacing,
     unpack,
+    write_scales,
 )
 from lucid_deploy.errors import CheckFailed
 

@@ -14,8 +14,8 @@ import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.folded_scales import FILE, read_scales, scaled, write_scales
 from lucid_deploy.artifact.quantization import LearnedTensor
+from lucid_deploy.artifact.quantized_bytes import FILE, read_scales, scaled, write_scales
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export import ExportOptions, export
