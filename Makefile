@@ -95,18 +95,27 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+# PyPI's PyTorch for Linux brings 4 GB of CUDA. Without a GPU, take the CPU's from PyTorch's own index if it answers.
+$(VENV)/.torch: $(VENV)/.python
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+		$(BIN)/python -m pip install --quiet --retries 0 --timeout 15 \
+			--index-url https://download.pytorch.org/whl/cpu "torch>=2.9,<3" 2>$(VENV)/torch.log \
+		|| echo "PyTorch's index of CPU wheels does not answer, see $(VENV)/torch.log; taking PyTorch from the usual one."; \
+	fi
 	@touch $@
 
-$(VENV)/.rtx: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,rtx,kernels]"
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,export]"
+	@touch $@
+
+$(VENV)/.rtx: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,rtx,kernels]"
 	@touch $@
 
 $(VENV)/.wheel: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,kernels,wheel]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,kernels,wheel]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,rtx,kernels,bench,serve,guided,ray,otel,eval,transformers,docs,dev]"
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,openvino,rtx,kernels,bench,serve,guided,ray,otel,eval,transformers,docs,dev]"
 	@touch $@

@@ -16,7 +16,7 @@ import click
 
 from lucid_deploy.cli._command import Group, is_verbose
 from lucid_deploy.cli._process import bound_threads, discard_output, prepare_streams, raise_on_termination
-from lucid_deploy.errors import LucidError, printable
+from lucid_deploy.errors import LucidError, missing_extra, printable
 from lucid_deploy.version import __version__
 
 SIGPIPE = 13  # which Windows does not define
@@ -91,7 +91,7 @@ class _Commands(Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(128 + signal.SIGINT)
-        except (LucidError, MemoryError, OSError) as error:
+        except (LucidError, MemoryError, OSError, ModuleNotFoundError) as error:
             expected = _expected(error)
             if expected is None:
                 raise
@@ -116,6 +116,8 @@ def _expected(error: Exception) -> LucidError | None:
     """Return the message for an error that is not a bug; None for a bug."""
     if isinstance(error, LucidError):
         return error
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnxscript"):
+        return missing_extra(error.name, "export", "make or verify the graphs of a model")
     if isinstance(error, MemoryError):
         return LucidError(TOO_LITTLE_MEMORY)
     if isinstance(error, OSError) and error.filename is not None:

@@ -28,7 +28,7 @@ class Check:
     # is broken.
     try_it: Callable[[], str]
     hint: str = ""  # what to do if it does not import
-    required: bool = False  # whether exporting needs it
+    required: bool = False  # whether every command needs it
     package: str | None = ""  # the distribution whose version is shown, if it has another name; None: it is no package
 
 
@@ -208,14 +208,14 @@ def _onnxruntime_gpu() -> str:
     return "providers: " + ", ".join(ort.get_available_providers())
 
 
-_KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("kernels", "rtx", "trt"))
+_EXPORT, _KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("export", "kernels", "rtx", "trt"))
 # What raises a LucidError says itself what to do; the hint is for a package that does not import.
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
     Check("processors", "everything", _processors, package=None),
-    Check("torch", "export, verify", _torch, "pip install torch", required=True),
-    Check("onnx", "export", importable("onnx"), "pip install onnx", required=True),
-    Check("onnxscript", "export", importable("onnxscript"), "pip install onnxscript", required=True),
+    Check("torch", "export, verify", _torch, _EXPORT),
+    Check("onnx", "everything", importable("onnx"), "pip install onnx", required=True),
+    Check("onnxscript", "export", importable("onnxscript"), _EXPORT),
     Check("safetensors", "checkpoints", importable("safetensors"), "pip install safetensors", required=True),
     Check("tokenizers", "text prompts", importable("tokenizers"), "pip install tokenizers"),
     Check("onnxruntime", "run, verify", _onnxruntime, 'pip install "lucid-deploy[cpu]"'),

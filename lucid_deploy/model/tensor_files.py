@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.errors import LucidError, in_one_line, missing_package
+from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.json_fields import clipped
 from lucid_deploy.model.variants import listed
 
@@ -122,8 +122,6 @@ def open_safetensors(path: Path) -> Any:
 
     try:
         return safetensors.safe_open(path, framework="pt")
-    except ModuleNotFoundError as error:
-        raise missing_package("torch", "torch", "read a checkpoint") from error
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # the last is PyTorch's, which opens it too
         if isinstance(error, OSError) and error.errno is not None:  # an error of the file system, not of the content
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error

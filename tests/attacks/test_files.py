@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lucid_deploy.cli import main
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, spelled_out
 from lucid_deploy.export.companions import check_links
 from lucid_deploy.files import atomic_folders, atomic_write
 from tests.conftest import MakeCheckpoint
@@ -136,7 +136,8 @@ main(sys.argv[1:])
     arguments = {"export": ["demo", "-o", str(tmp_path / "out")], "verify": [str(exported()[1].directory)]}[command]
     done = subprocess.run([sys.executable, "-c", code, command, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].endswith('is not installed. Run: pip install "torch"')
+    assert "The package torch is needed to" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith(spelled_out('Run: pip install "lucid-deploy[export]"'))
 
 
 def test_a_pipe_in_place_of_a_manifest_is_refused_at_once(tmp_path: Path) -> None:

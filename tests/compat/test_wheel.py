@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +15,10 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from tests.compat.environments import python_with
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.compat
 ROOT = Path(__file__).resolve().parents[2]
-# What run needs of the dependencies; torch, which it never imports, is left out for its size.
-NEEDED = (
-    "onnxruntime==1.32.0",
-    "onnx",
-    "click",
-    "huggingface_hub",
-    "msgspec",
-    "jinja2",
-    "packaging",
-    "rich",
-    "tokenizers",
-)
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +41,32 @@ def test_the_wheel_is_for_a_platform_and_holds_the_library(built: Path) -> None:
     assert wheel.stat().st_size < 8 * 2**20
 
 
-def test_run_uses_the_fast_kernels_where_there_is_no_compiler(
+def test_without_pytorch_and_a_compiler_artifacts_run_with_the_fast_kernels(
     built: Path, exported: Callable[..., tuple[Path, Artifact]], tmp_path: Path
 ) -> None:
-    python, site = python_with(*NEEDED), tmp_path / "site"
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
     [wheel] = built.glob("*.whl")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
-    subprocess.run(install, check=True, stdout=sys.stderr)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu,serve]"], check=True, stdout=sys.stderr)
     (tmp_path / "empty").mkdir()
-    given = {"PATH": str(tmp_path / "empty"), "HOME": str(tmp_path), "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    given = {"PATH": str(tmp_path / "empty"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     given |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
-    def lucid(*words: object) -> str:
-        command = [python, "-m", "lucid_deploy.cli", *map(str, words)]
+    def lucid(*words: object, status: int = 0) -> str:
+        command = [environment / "bin" / "lucid-deploy", *map(str, words)]
         result = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
+        assert result.returncode == status, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result.stderr if status else result.stdout
 
     artifact = exported()[1].directory
+    lucid("doctor")
     facts = json.loads(lucid("inspect", artifact, "--json"))
     kernels = facts["kernels"]
     assert kernels["auto"] == "library" and kernels["instructions"] in ("avx512", "avx2", "portable")
+    [site] = environment.glob("lib/python*/site-packages")
+    assert not (site / "torch").exists()
     assert (
         Path(kernels["library"]) == site / "lucid_deploy" / "plugins" / "hosts" / "prebuilt" / "liblucid_onnxruntime.so"
     )
@@ -81,3 +74,12 @@ def test_run_uses_the_fast_kernels_where_there_is_no_compiler(
     fast, slow = (json.loads(lucid("run", artifact, *prompt, *words)) for words in ((), ("--kernels", "functions")))
     assert (fast["kernels"], slow["kernels"]) == ("library", "functions")
     assert fast["ids"] == slow["ids"] and len(fast["ids"]) > 0
+    lucid("bench", artifact, "--lengths", "64", "--repeats", "1")
+    lucid("package", artifact, "--target", "triton", "--output", tmp_path / "repository")
+    lucid("serve", "--help")
+    for needs_torch in (
+        ("export", "demo", "--output", "out"),
+        ("verify", artifact),
+        ("run", artifact, "--runtime", "torch", *prompt),
+    ):
+        assert "is not installed. Run: pip install" in lucid(*needs_torch, status=2)

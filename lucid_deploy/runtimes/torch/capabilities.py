@@ -15,5 +15,5 @@ CAPABILITIES = Capabilities(
     opens_graphs=True,
     copies_weights=False,
     packages=("torch",),
-    install="torch",
+    install="lucid-deploy[export]",
 )
