@@ -59,18 +59,19 @@ class TokenizerSettings:
         return {name: _text(token) for name, token in named.items() if token is not None}
 
     def complete(self, tokenizer: Tokenizer) -> tuple[str, ...]:
-        """Add to a tokenizer the tokens that transformers adds to it, and mark named ones as special."""
-        # Asked twice: what is wanted may mark some of the objects as special.
+        """Add the tokens that transformers adds, and mark named ones as special; return what was changed."""
+
+        def states() -> dict[int, Any]:
+            return {index: token.__getstate__() for index, token in tokenizer.get_added_tokens_decoder().items()}
+
         wanted = self._wanted(tokenizer.get_added_tokens_decoder(), (tokenizer.padding or {}).get("pad_token"))
-        before = tokenizer.get_added_tokens_decoder()
-        known = {token.content: token for token in before.values()}
-        if all(token.content in known and _same(token, known[token.content]) for token in wanted):
+        before = states()
+        if all(token.__getstate__() in before.values() for token in wanted):
             return ()
         tokenizer.add_tokens(wanted)
+        changed = [index for index, state in states().items() if before.get(index) != state]
         after = tokenizer.get_added_tokens_decoder()
-        return tuple(
-            token.content for index, token in after.items() if index not in before or not _same(token, before[index])
-        )
+        return tuple(after[index].content for index in changed)
 
     def misnumbered(self, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
         """Return tokens with other ids than the files give them: (that of the files, that of the tokenizer or None)."""
@@ -110,7 +111,12 @@ def read_settings(directory: Path) -> TokenizerSettings:
     """Return the settings in the files beside a ``tokenizer.json``; any of them may be missing."""
     path = directory / CONFIG
     settings = read_tokenizer_file(path)
-    _refuse_other_files(settings, path)
+    files = settings.get("fast_tokenizer_files")  # by versions of transformers, which chooses among them
+    if files and files != ["tokenizer.json"]:
+        raise LucidError(
+            f"{path}: fast_tokenizer_files has transformers take another file than tokenizer.json, by its own version: "
+            f"{files!r}. Name the right one tokenizer.json and remove the key."
+        )
     for name in _ADDING:
         settings.pop(name, None)
     if _ADDITIONAL in settings and not settings.get(_EXTRA):
@@ -137,23 +143,17 @@ def read_settings(directory: Path) -> TokenizerSettings:
     if not isinstance(split, bool):
         raise LucidError(f"{path}: split_special_tokens must be true or false.")
     return TokenizerSettings(
-        {name: _optional(settings[name], name, path) for name in STANDARD if name in settings},
+        {
+            name: None if settings[name] is None else _token(settings[name], name, path)
+            for name in STANDARD
+            if name in settings
+        },
         {name: _token(value, name, path) for name, value in {**marked, **specific}.items()},
         tuple(_token(value, _EXTRA, path) for value in extra or []),
         numbered,
         decides,
         split,
     )
-
-
-def _refuse_other_files(settings: dict[str, Any], path: Path) -> None:
-    """Refuse a list of tokenizers by versions of transformers, which chooses among them."""
-    given = settings.get("fast_tokenizer_files")
-    if given and given != ["tokenizer.json"]:
-        raise LucidError(
-            f"{path}: fast_tokenizer_files has transformers take another file than tokenizer.json, by its own version: "
-            f"{given!r}. Name the right one tokenizer.json and remove the key."
-        )
 
 
 def padding_token(directory: Path) -> str | None:
@@ -182,7 +182,7 @@ def _merge_map(settings: dict[str, Any], specific: dict[str, Any], path: Path) -
                     merged.append(token)
             settings[name] = merged
         elif name in STANDARD:
-            settings[name] = _optional(value, name, path)
+            settings[name] = None if value is None else _token(value, name, path)
         else:
             settings[name] = value
     named = settings.pop(_EXTRA) if isinstance(settings.get(_EXTRA), dict) else {}
@@ -226,10 +226,6 @@ def _is_token(value: Any) -> bool:
     return isinstance(value, str | AddedToken) or (isinstance(value, dict) and value.get("__type") == "AddedToken")
 
 
-def _optional(value: Any, name: str, path: Path) -> Token | None:
-    return None if value is None else _token(value, name, path)
-
-
 def _token(value: Any, name: str, path: Path) -> Token:
     """Return a token that a file gives as text, or as an object with the text as ``content``."""
     from tokenizers import AddedToken
@@ -259,11 +255,6 @@ def _object(value: dict[str, Any], name: str, path: Path) -> AddedToken:
 
 def _text(token: Token) -> str:
     return token if isinstance(token, str) else token.content
-
-
-def _same(left: AddedToken, right: AddedToken) -> bool:
-    found: bool = left.__getstate__() == right.__getstate__()
-    return found
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
