@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
@@ -190,8 +191,8 @@ def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
         raise ValueError("the name of an operator is not text")
     return {
         "file": info.file,
-        "inputs": [asdict(item) for item in info.inputs],
-        "outputs": [asdict(item) for item in info.outputs],
+        "inputs": msgspec.to_builtins(info.inputs),
+        "outputs": msgspec.to_builtins(info.outputs),
         "operators": dict(operators.most_common()),
         "functions": {f"{fn.domain}::{fn.name}": len(fn.node) for fn in model.functions},
         "weights": len(artifact.weights(stage)),
