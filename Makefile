@@ -9,7 +9,7 @@ PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old ma
 # Where it is set, each of the tests' processes compiles all tests and this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat lint gpu-check gpu-static clean
+.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat test-families lint gpu-check gpu-static clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -51,6 +51,9 @@ mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; F
 
 test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node and Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat
+
+test-families: $(VENV)/.dev # every causal language model of transformers: right, or refused; writes docs/families.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.sweep
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

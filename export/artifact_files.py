@@ -145,7 +145,7 @@ def _manifest(
         opset=options.opset or opset_of(options.cache),
         operators=VERSION,
         source=DEMO if contents.name == DEMO else str(source.directory.resolve()),
-        versions=_versions(),
+        versions=_versions(source),
         graphs=graphs,
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=contents.ranges,
@@ -178,6 +178,6 @@ def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, o
     }
 
 
-def _versions() -> dict[str, str]:
-    packages = ("torch", "onnx", "onnxscript", "onnx-ir")
+def _versions(source: Checkpoint) -> dict[str, str]:
+    packages = ("torch", "onnx", "onnxscript", "onnx-ir", *(("transformers",) if source.config.class_config else ()))
     return {"lucid-deploy": __version__, **{name: importlib.metadata.version(name) for name in packages}}

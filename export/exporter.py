@@ -52,6 +52,7 @@ def export(
     check_assumed(source, options.assume_unused)
     check_target(source.directory, output)
     check_tokenizer(source.directory)
+    tried = _try_class(source, progress)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
@@ -69,6 +70,7 @@ def export(
         rows = rows_to_learn_from(source, quantize, quantization, options.calibration)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
+    warnings = (*tried, *warnings)
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
             if quantize is not None and quantization is not None and rows is not None:
@@ -97,6 +99,17 @@ def _download(
     return fetch(str(checkpoint), hub, options.assume_unused, progress)
 
 
+def _try_class(source: Checkpoint, progress: Progress | None) -> tuple[str, ...]:
+    """Prove that a class of transformers computes the same with our attention; return a note about it."""
+    if not source.config.class_config:
+        return ()
+    from lucid_deploy.model.transformers_class.trial import prove
+
+    if progress is not None:
+        progress("Trying transformers' class", 0, 1)
+    return (prove(source.config, str(source.directory)),)
+
+
 def _is_demo(checkpoint: str | Path) -> bool:
     """Whether it is the bundled model, which was trained with 1 on the diagonal."""
     from lucid_deploy.model.checkpoint import DEMO, resolve
@@ -111,7 +124,22 @@ def _plan(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantizat
 
     if options.scheme == STORED:
         return plan_stored(source, options, dtype)
-    return plan_quantization(source.stored_shapes(), source.tied, options)
+    return plan_quantization(_quantizable(source), source.tied, options)
+
+
+def _quantizable(source: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that may be quantized: a class of transformers also has other matrices."""
+    import torch
+
+    from lucid_deploy.model.build import make_model
+
+    shapes = source.stored_shapes()
+    if not source.config.class_config:
+        return shapes
+    with torch.device("meta"):
+        modules = dict(make_model(source.config).named_modules())
+    read = {f"{name}.weight" for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+    return {name: shape for name, shape in shapes.items() if name in (*read, "model.embed_tokens.weight")}
 
 
 def rows_to_learn_from(
@@ -120,6 +148,11 @@ def rows_to_learn_from(
     """Read the text that weights are learned from; None for a method that does not learn."""
     if not options.learns:
         return None
+    if source.config.class_config:
+        raise LucidError(
+            f"--method {options.method} learns layer by layer, which models of transformers' classes do not support: "
+            f"{source.directory} is a {source.config.family}. Use --method rtn, hqq or k_quant."
+        )
     if calibration is None:
         raise LucidError(
             f"--method {options.method} learns from text like what the model will read. Give such a file with "
@@ -149,7 +182,7 @@ def _scan_ranges(
     from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, measure_diagonal, scan
 
     learns = options.quantize is not None and options.quantize.learns
-    measures = options.range_scan and options.diagonal == UNIT
+    measures = options.range_scan and options.diagonal == UNIT and not source.config.class_config
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     half = "float16" in (options.dtype, stored)
     if options.calibration is not None and not learns and not (half and options.range_scan):
@@ -161,6 +194,11 @@ def _scan_ranges(
         return None, measure_diagonal(source, progress) if measures else None
     if not options.range_scan:
         return {"skipped": True}, None
+    if source.config.class_config:
+        raise LucidError(
+            f"{source.directory} is computed by a class of transformers, whose values are not scanned for float16. "
+            "Export with --dtype bfloat16 or float32, or add --skip-range-scan."
+        )
     whole = options.dtype == "float16"
     checked: tuple[str, ...] = CACHED
     if whole:

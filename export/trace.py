@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.artifact import VERIFY, TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.capture import capture
 from lucid_deploy.export.operators import opset_of
 from lucid_deploy.export.passes import (
@@ -111,9 +112,18 @@ def trace(
         )
 
     shorter = excerpt(config, layers)
-    graph = None if shorter is None else _repeated(traced(shorter.config), shorter, inputs, outputs)
-    if graph is None:
-        graph = traced(config)
+    try:
+        graph = None if shorter is None else _repeated(traced(shorter.config), shorter, inputs, outputs)
+        if graph is None:
+            graph = traced(config)
+    except Exception as error:
+        if not config.class_config or isinstance(error, LucidError):
+            raise
+        reason = str(error).strip().split("\n")[0][:200]
+        raise LucidError(
+            f"The graph of {config.family} cannot be traced: its class does what ONNX has no form for "
+            f"({type(error).__name__}: {reason})."
+        ) from error
     name_values(graph.model, graph.layers, graph.weights)
     return Traced(graph.model, inputs, outputs, graph.transposed)
 
@@ -167,12 +177,12 @@ def _stage_module(
 ) -> torch.nn.Module:
     import torch
 
-    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.build import make_model
 
     class Stage(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = LucidForCausalLM(config)
+            self.model = make_model(config)
 
         def forward(
             self,

@@ -32,7 +32,8 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
     """Choose the excerpt of a model; None if it would not be shorter than the model."""
     kinds: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
-        kinds.setdefault(f"{json.dumps(layer.to_dict())} {config.rope(index)}", []).append(index)
+        like = config.attention[index].like if config.attention else None
+        kinds.setdefault(f"{json.dumps(layer.to_dict())} {config.rope(index)} {like}", []).append(index)
     repeated = [members for members in kinds.values() if len(members) > 1]
     origins = [members[0] for members in kinds.values()]
     first = {index: place for place, index in enumerate(origins)}
@@ -48,6 +49,8 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
         num_hidden_layers=len(origins),
         layer_kinds=tuple(config.kinds[index] for index in origins),
         rope_layers=tuple(config.rope_layers[index] for index in origins) if config.rope_layers else (),
+        attention=tuple(config.attention[index] for index in origins) if config.attention else (),
+        class_layers=tuple(origins) if config.attention else (),
     )
     sources = tuple(first.get(index, patterns.get(kind_of[index], -1)) for index in range(len(layers)))
     return Excerpt(shorter, tuple(origins), sources)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.lucid import CausalModel
 
 BITS = (4, 8)
 _MOST_KINDS = 20  # 2^20 choices are looked at in a second
@@ -147,7 +147,7 @@ class LogitErrors:
 
         from lucid_deploy.model.checkpoint import load_model
 
-        self._model: LucidForCausalLM = load_model(checkpoint)
+        self._model: CausalModel = load_model(checkpoint)
         self._ids = torch.from_numpy(ids)
         self._exact = self._logits()
 

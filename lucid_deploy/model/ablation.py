@@ -29,8 +29,8 @@ class RawKeys(LayerKind):
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
         return LayerDescription(  # solves stays False: its system is not LUCID's
             kind=self.name,
-            cache=rows_layout(config, cache_dtype),
-            weights=projection_names(config, self.attribute),
+            cache=rows_layout(config, index, cache_dtype),
+            weights=projection_names(config, index, self.attribute),
             eviction="what is cached for the later tokens was computed from their keys and values",
         )
 
@@ -40,7 +40,7 @@ class RawKeys(LayerKind):
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         from lucid_deploy.model.attention.raw_keys import RawKeyAttention
 
-        return RawKeyAttention(config, implementation)
+        return RawKeyAttention(config.of_layer(index), implementation)
 
 
 def ablated(config: LucidConfig, part: str) -> LucidConfig:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, parse_config, read_config
+from lucid_deploy.model.build import family_for, make_model, parse_model_config
+from lucid_deploy.model.config import LucidConfig, read_config
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
 from lucid_deploy.model.config_keys import unknown_keys, value_of
 from lucid_deploy.model.description import describe
-from lucid_deploy.model.families import StoredParameter, family_named
+from lucid_deploy.model.families import StoredParameter
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
@@ -29,7 +30,7 @@ from lucid_deploy.plugins.table import UNIT
 if TYPE_CHECKING:
     import torch
 
-    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.lucid import CausalModel
     from lucid_deploy.model.packed.weight import FloatWeight, PackedWeight
 
 DEMO = "demo"
@@ -83,8 +84,8 @@ class Checkpoint:
         refuse_adapter(self.directory)
         raw, self.layout = split_layout(read_config(self.directory), self.directory)
         where = str(self.directory / "config.json")
-        config = parse_config(raw, where, assume_unused)
-        self._family = family_named(config.family)
+        config = parse_model_config(raw, where, assume_unused)
+        self._family = family_for(config)
         raw = self._family.normalized(raw, where)
         self.assumed_unused = {key: value_of(raw, key) for key in assume_unused if key in unknown_keys(raw)}
         self._file_of = find_tensor_files(self.directory)
@@ -209,8 +210,9 @@ class Checkpoint:
         wanted: dict[str, tuple[int, ...]] = {}
         for name, shape in self.stored_shapes().items():
             place = self._family.stored(name, self.config)
-            rows = shape[0] if place.rows is None else place.rows[1] * place.groups
-            wanted[place.name] = (max(rows, *wanted.get(place.name, (0,))[:1]), *shape[1:])
+            if place.rows is not None:
+                shape = (max(place.rows[1] * place.groups, *wanted.get(place.name, (0,))[:1]), *shape[1:])
+            wanted[place.name] = shape
         return wanted
 
     def _check_tensors(self) -> None:
@@ -327,14 +329,14 @@ def load_model(
     device: str = "cpu",
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
-) -> LucidForCausalLM:
+) -> CausalModel:
     """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients.
 
     Args:
         checkpoint: A directory, the word ``demo``, or an opened checkpoint.
         dtype: Type of the parameters; None is float32.
         device: Where they go.
-        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.CausalModel`.
         progress: Called with (tensors loaded, tensors in all).
 
     Raises:
@@ -342,11 +344,9 @@ def load_model(
     """
     import torch
 
-    from lucid_deploy.model.lucid import LucidForCausalLM
-
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     with torch.device("meta"):
-        model = LucidForCausalLM(source.config, implementation)
+        model = make_model(source.config, implementation)
     names = list(expected_shapes(source.config))
     state: dict[str, torch.Tensor] = {}
     for done, name in enumerate(names):
@@ -365,8 +365,6 @@ def expected_shapes(config: LucidConfig) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor a checkpoint of this configuration holds, in the order of the model."""
     import torch
 
-    from lucid_deploy.model.lucid import LucidForCausalLM
-
     with torch.device("meta"):
-        model = LucidForCausalLM(config)
+        model = make_model(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

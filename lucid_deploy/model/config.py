@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,37 @@ _ADDED = frozenset(
         "rotary_width",
         "attention_gate",
         "state_dtype",
+        "class_config",
+        "class_layers",
+        "attention",
+        "softcap",
     )
 )
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The attention of one layer of a class of transformers.
+
+    Attributes:
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        head_dim: Width of a head.
+        scale: Factor of the scores before the softmax.
+        window: How many tokens, itself included, a token sees; None: all before it.
+        softcap: The scores s become softcap · tanh(s / softcap); None: they stay.
+        weights: Names of the weights of the module that calls attention, without the layer's prefix.
+        like: The first layer that computes the same from its weights, counted from 0.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    weights: tuple[str, ...] = ()
+    like: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +121,11 @@ class LucidConfig:
         attention_gate: Whether the output of attention is multiplied by the sigmoid of a projection, ``g_proj``.
         state_dtype: Type of recurrent states in a cache, ``float32`` or the exported model's; float64 in a float64
             model. Not a key of ``config.json``.
+        class_config: The keys of ``config.json`` for the class of transformers that computes the model; empty: a
+            family of ours does.
+        class_layers: Which layers of that class there are; empty: all.
+        attention: The attention of each of its layers; empty for a family of ours.
+        softcap: As :attr:`AttentionShape.softcap`.
     """
 
     vocab_size: int
@@ -129,10 +163,28 @@ class LucidConfig:
     rotary_width: int | None = None
     attention_gate: bool = False
     state_dtype: str = "float32"
+    class_config: dict[str, Any] = field(default_factory=dict)
+    class_layers: tuple[int, ...] = ()
+    attention: tuple[AttentionShape, ...] = ()
+    softcap: float | None = None
+
+    def of_layer(self, index: int) -> LucidConfig:
+        """Return the configuration whose heads, window and soft cap are those of one layer."""
+        if not self.attention:
+            return self
+        own = self.attention[index]
+        return replace(
+            self,
+            num_attention_heads=own.heads,
+            num_key_value_heads=own.kv_heads,
+            head_dim=own.head_dim,
+            sliding_window=own.window,
+            softcap=own.softcap,
+        )
 
     def rope(self, index: int) -> Rope | None:
         """Return the rotary settings of a layer; None: no rotation."""
-        if not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
+        if self.class_config or not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
             return None
         if self.kinds[index] == WINDOW and self.window_rope_theta is not None:
             return Rope(self.window_rope_theta, RopeScaling())
@@ -175,8 +227,9 @@ class LucidConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
         data = asdict(self)
-        for name in ("eos_token_ids", "layer_kinds", "rope_layers"):
+        for name in ("eos_token_ids", "layer_kinds", "rope_layers", "class_layers"):
             data[name] = list(data[name])
+        data["attention"] = [{**item, "weights": list(item["weights"])} for item in data["attention"]]
         return data
 
     @classmethod
@@ -214,6 +267,10 @@ class LucidConfig:
             raise ValueError(f"state_dtype is {config.state_dtype!r}")
         if config.rope_layers and len(config.rope_layers) != config.num_hidden_layers:
             raise ValueError(f"rope_layers are {config.rope_layers} for {config.num_hidden_layers} layers")
+        if len(config.attention) not in (0, config.num_hidden_layers) or bool(config.attention) != bool(
+            config.class_config
+        ):
+            raise ValueError(f"attention describes {len(config.attention)} of {config.num_hidden_layers} layers")
         if WINDOW in config.kinds and not 0 < (config.sliding_window or 0) <= LARGEST_WINDOW:
             raise ValueError(f"sliding_window is {config.sliding_window}")
         tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
@@ -297,11 +354,12 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     )
     config = family.configure(config, checked(given, family.keys, where), where)
     config = with_layer_kinds(config, given, family, where)
-    _check_shape(config, where)
+    check_shape(config, where)
     return config
 
 
-def _check_shape(config: LucidConfig, where: str) -> None:
+def check_shape(config: LucidConfig, where: str) -> None:
+    """Refuse sizes and tokens that do not fit together."""
     beyond = [token for token in (config.bos_token_id, *config.eos_token_ids) if (token or 0) >= config.vocab_size]
     if beyond:
         raise LucidError(

@@ -7,6 +7,7 @@ it. So a configuration is accepted only if each of its keys is in one of the tab
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -265,8 +266,8 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
         also = "".join(f" {refusal}" for refusal in _refused(raw, family_named("llama")))
         raise LucidError(
             f"{where}: model_type {kind!r}{of} is not supported; supported are {', '.join(families())}. Its own code "
-            f"may compute something else from the same tensors.{also} If it is Llama in all but name, set model_type "
-            'to "llama" and architectures to ["LlamaForCausalLM"].'
+            f"may compute something else from the same tensors.{also}{_classes_hint()} If it is Llama in all but name, "
+            'set model_type to "llama" and architectures to ["LlamaForCausalLM"].'
         )
     of_all = [name for model_type in families() for name in family_named(model_type).architectures]
     allowed = of_all if kind is None else family.architectures
@@ -277,6 +278,12 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
             "class computes something else from the same tensors."
         )
     return family
+
+
+def _classes_hint() -> str:
+    if importlib.util.find_spec("transformers") is None:
+        return " Models of transformers' classes need it: pip install 'lucid-deploy[transformers]'."
+    return " transformers has no causal language model of that name."
 
 
 def _check_lucid_keys(raw: dict[str, Any], where: str, family: Family) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.build import parse_model_config
 from lucid_deploy.model.checkpoint import DEMO
-from lucid_deploy.model.config import parse_config, read_config
+from lucid_deploy.model.config import read_config
 from lucid_deploy.model.packed.read import MODELOPT_FILE, OLDER_FILE, split_layout
 from lucid_deploy.model.tensor_files import ADAPTER, adapter_error
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
@@ -107,7 +108,7 @@ def fetch(
 
 def _check_settings(directory: Path, assume_unused: Collection[str]) -> None:
     raw, _ = split_layout(read_config(directory), directory)
-    parse_config(raw, str(directory / "config.json"), assume_unused)
+    parse_model_config(raw, str(directory / "config.json"), assume_unused)
 
 
 def _download(name: str, files: list[str], options: HubOptions, progress: Progress | None) -> Path:

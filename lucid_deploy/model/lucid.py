@@ -11,6 +11,10 @@ Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +22,10 @@ import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tenso
 from lucid_deploy.model.block import Layer, make_layer
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.model.mixer import LayerCache, layer_steps
+from lucid_deploy.model.mixer import LayerCache, Mixer, Step, layer_steps
 from lucid_deploy.model.parts import Head, RMSNorm
+
+LOGIT_ROWS = 64  # tokens whose logits are in memory at once: a vocabulary of 128k in float64 is 1 MiB a token
 
 
 class LucidBody(nn.Module):
@@ -48,42 +54,52 @@ def _table(rows: int, width: int) -> nn.Embedding:
     return table
 
 
-class LucidForCausalLM(nn.Module):
-    """The whole model.
+class CausalModel(nn.Module):
+    """What every model here has in common, whether its layers are ours or those of a class of transformers.
 
-    Args:
+    Attributes:
         config: Its shape and variant.
-        implementation: ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
-
-    The cache has the model's type unless :meth:`store_cache_as` changes it.
+        cache_dtype: Type that rows are cached in; ``auto`` is the model's.
+        model: The module with the embedding, ``embed_tokens``, and the ``layers``.
+        lm_head: The output projection.
     """
 
-    def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
+    model: nn.Module
+    lm_head: Head
+
+    def __init__(self, config: LucidConfig) -> None:
         super().__init__()
         self.config, self.cache_dtype = config, "auto"
-        self.model = LucidBody(config, implementation)
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
-        self.tie_weights()
+
+    @property
+    def embedding(self) -> Tensor:
+        """The embedding's weight, which has the model's type and device."""
+        weight: Tensor = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
+        return weight
+
+    @abstractmethod
+    def mixers(self) -> list[Mixer]:
+        """Return the modules that mix tokens, one a layer."""
+
+    def layers(self) -> list[nn.Module]:
+        """Return the layers, first to last."""
+        return list(self.model.layers)  # type: ignore[arg-type]
 
     def tie_weights(self) -> None:
         """Share the embedding with the head if they are tied; call it again after assigning weights."""
         if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
 
-    def store_cache_as(self, cache_dtype: str) -> LucidForCausalLM:
+    def store_cache_as(self, cache_dtype: str) -> Self:
         """Store the cache in another type than the model's, see :mod:`lucid_deploy.cache.storage`; return the model.
 
         Args:
             cache_dtype: ``float16``, ``int8`` or ``fp8``; ``auto`` or the model's own type: no conversion.
         """
         self.cache_dtype = cache_dtype
-        for layer in self.layers():
-            layer.mixer.store_cache_as(cache_dtype, self.model.embed_tokens.weight.dtype)
+        for mixer in self.mixers():
+            mixer.store_cache_as(cache_dtype, self.embedding.dtype)
         return self
-
-    def layers(self) -> list[Layer]:
-        """Return the layers, first to last."""
-        return [layer for layer in self.model.layers if isinstance(layer, Layer)]
 
     def forward(
         self,
@@ -120,23 +136,20 @@ class LucidForCausalLM(nn.Module):
         mask = None if attention_mask is None else attention_mask.bool()
         if cache_length is not None:
             mask = static_mask(mask, self._columns(past, None if mask is None else mask.shape[1]), cache_length, n)
-        x = self.model.embed(input_ids)  # (B, N, C)
         if position_ids is None and self.config.use_rope:
             start = 0 if fresh else self._columns(past, None if mask is None else mask.shape[1] - n)
-            position_ids = (start + torch.arange(n, device=x.device)).expand(batch, n)
-        steps = layer_steps(self.config, position_ids, x.dtype, mask, decode, cache_length)
-        present = []
-        for layer, step, layer_past in zip(self.model.layers, steps, past, strict=True):
-            x, layer_present = layer(x, step, layer_past)
-            present.append(layer_present)
-        if last_only and n > 1:
-            x = last_token(x, mask)
-        return self.logits(x), present
+            position_ids = (start + torch.arange(n, device=input_ids.device)).expand(batch, n)
+        return self.run(input_ids, position_ids, past, Step(mask, decode, None, cache_length), last_only)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Apply final norm, head and divisor to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
-        logits = self.lm_head(self.model.norm(x))
-        return logits if self.config.logits_divisor == 1 else logits / self.config.logits_divisor
+    @abstractmethod
+    def run(
+        self, input_ids: Tensor, position_ids: Tensor | None, past: list[LayerCache], step: Step, last_only: bool
+    ) -> tuple[Tensor, list[LayerCache]]:
+        """Compute what :meth:`forward` returns; ``step`` has no rotary tables yet."""
+
+    def all_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
+        """Yield the logits of all tokens of one sequence, int64 ``(1, N)``, in pieces ``(n, vocab)``."""
+        yield self(input_ids)[0][0]
 
     def _columns(self, past: list[LayerCache], masked: int | None) -> int:
         """Return the number of cached columns, from a tensor with a row for each, or else from the mask."""
@@ -149,7 +162,56 @@ class LucidForCausalLM(nn.Module):
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
         """Return the cache before the first token: per layer the tensors of its layout, without rows."""
-        return [layer.mixer.empty_cache(batch, self.model.embed_tokens.weight) for layer in self.layers()]
+        return [mixer.empty_cache(batch, self.embedding) for mixer in self.mixers()]
+
+
+class LucidForCausalLM(CausalModel):
+    """The whole model of a family of ours.
+
+    Args:
+        config: Its shape and variant.
+        implementation: ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
+
+    The cache has the model's type unless :meth:`store_cache_as` changes it.
+    """
+
+    model: LucidBody
+
+    def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
+        super().__init__(config)
+        self.model = LucidBody(config, implementation)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.tie_weights()
+
+    def mixers(self) -> list[Mixer]:
+        return [layer.mixer for layer in self.model.layers if isinstance(layer, Layer)]
+
+    def run(
+        self, input_ids: Tensor, position_ids: Tensor | None, past: list[LayerCache], step: Step, last_only: bool
+    ) -> tuple[Tensor, list[LayerCache]]:
+        x = self.model.embed(input_ids)  # (B, N, C)
+        steps = layer_steps(self.config, position_ids, x.dtype, step.mask, step.decode, step.cache_length)
+        present = []
+        for layer, step_of_layer, layer_past in zip(self.model.layers, steps, past, strict=True):
+            x, layer_present = layer(x, step_of_layer, layer_past)
+            present.append(layer_present)
+        if last_only and input_ids.shape[1] > 1:
+            x = last_token(x, step.mask)
+        return self.logits(x), present
+
+    def all_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
+        body: list[Tensor] = []
+        hook = self.model.layers[-1].register_forward_hook(lambda _, __, output: body.append(output[0][0]))
+        try:
+            self(input_ids, last_only=True)
+        finally:
+            hook.remove()
+        yield from map(self.logits, body[0].split(LOGIT_ROWS))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Apply final norm, head and divisor to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
+        logits = self.lm_head(self.model.norm(x))
+        return logits if self.config.logits_divisor == 1 else logits / self.config.logits_divisor
 
 
 def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor, new: int = 1) -> Tensor:

@@ -79,11 +79,6 @@ class Mixer(nn.Module):
         """Convert a cache from :meth:`decode_cache` to its stored form."""
         return decoded
 
-    @property
-    def value_projection(self) -> nn.Module | None:
-        """The projection of V; None if the layer has none."""
-        return None
-
 
 def layer_steps(
     config: LucidConfig,

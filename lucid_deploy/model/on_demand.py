@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lucid_deploy.model.build import make_model
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.lucid import CausalModel
+from lucid_deploy.model.parts import Head
 
 Load = Callable[[str], Tensor]  # from a parameter's name to its value, of any float type
 ELEMENTS = 1 << 23  # of a weight that are cast at a time: 64 MiB
 
 
-def float64_on_demand(config: LucidConfig, load: Load) -> LucidForCausalLM:
+def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
     """Return the model, which computes exactly as a float64 model with the same weights.
 
     Args:
@@ -27,20 +29,23 @@ def float64_on_demand(config: LucidConfig, load: Load) -> LucidForCausalLM:
         load: Returns a weight by its name, also ``lm_head.weight`` of a tied model; called at each use.
     """
     with torch.device("meta"):
-        model = LucidForCausalLM(config)
+        model = make_model(config)
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if type(module) in (nn.Linear, nn.Embedding, Head):  # a subclass computes something of its own
             wanted: nn.Module = _Embedding(load, name, config.hidden_size)
             if isinstance(module, nn.Linear):
                 wanted = _Linear(load, name, module.bias is not None)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, wanted)
-        elif isinstance(getattr(module, "weight", None), nn.Parameter):  # a norm: small
-            module.weight = nn.Parameter(load(f"{name}.weight").double())
-    for name, parameter in list(model.named_parameters()):
-        if parameter.is_meta and parameter.numel():  # a parameter of a layer itself: also small
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        if parameter.is_meta and parameter.numel():  # of norms and of layers themselves: small
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Parameter(load(name).double()))
+            value = load(name).double()
+            setattr(
+                model.get_submodule(parent),
+                child,
+                nn.Parameter(value) if child in model.get_submodule(parent)._parameters else value,
+            )
     return model.eval().requires_grad_(False)
 
 

@@ -72,8 +72,8 @@ class Head(nn.Linear):
             head multiplies in the model's type, and casts the result.
     """
 
-    def __init__(self, width: int, vocab_size: int) -> None:
-        super().__init__(width, vocab_size, bias=False)
+    def __init__(self, width: int, vocab_size: int, bias: bool = False) -> None:
+        super().__init__(width, vocab_size, bias)
         self.in_float32 = True
 
     def forward(self, input: Tensor) -> Tensor:
@@ -81,5 +81,6 @@ class Head(nn.Linear):
         if self.weight.dtype == torch.float64:
             return super().forward(input)
         if self.in_float32:
-            return F.linear(input.float(), self.weight.float())
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(input.float(), self.weight.float(), bias)
         return super().forward(input).float()

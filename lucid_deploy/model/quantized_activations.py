@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lucid_deploy.cache.storage import LEVELS
-from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.lucid import CausalModel
 
 _E4M3_MAX = 448.0
 
@@ -32,7 +32,7 @@ def round_to_int8(x: Tensor, block_size: int) -> Tensor:
     return rounded.flatten(-2)[..., :width].to(x.dtype)
 
 
-def quantize_activations(model: LucidForCausalLM, block_sizes: Mapping[str, int]) -> LucidForCausalLM:
+def quantize_activations(model: CausalModel, block_sizes: Mapping[str, int]) -> CausalModel:
     """Make linear layers round their inputs to int8; changes and returns the model.
 
     Args:
@@ -68,8 +68,8 @@ def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
 
 
 def round_inputs(
-    model: LucidForCausalLM, names: Collection[str], size: int | None, scales: Mapping[str, float]
-) -> LucidForCausalLM:
+    model: CausalModel, names: Collection[str], size: int | None, scales: Mapping[str, float]
+) -> CausalModel:
     """Make linear layers round their inputs to E4M3; changes and returns the model.
 
     Args:

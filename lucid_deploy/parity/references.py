@@ -24,7 +24,7 @@ from lucid_deploy.runtimes.session import Session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.lucid import CausalModel
     from lucid_deploy.runtimes.torch.layers import TorchLayers
     from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -126,7 +126,7 @@ class ReferenceModels:
             model = load_model(self.source, getattr(torch, dtype), progress=loading)
         return self._session(model.store_cache_as(cache_dtype))
 
-    def _session(self, model: LucidForCausalLM) -> TorchSession:
+    def _session(self, model: CausalModel) -> TorchSession:
         from lucid_deploy.runtimes.torch.session import TorchSession
 
         session = TorchSession(model)
@@ -134,7 +134,7 @@ class ReferenceModels:
         return session
 
 
-def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> LucidForCausalLM:
+def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> CausalModel:
     """Return the PyTorch model on a quantized artifact's dequantized weights.
 
     In the artifact's own type it sets the gates, so it does what the runtime does: on the CPU onnxruntime rounds the

@@ -22,6 +22,7 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config_file import read_object
 from lucid_deploy.model.config_keys import CHANGES, NO_EFFECT
 from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.float64 import all_in_float64
 from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace
 from lucid_deploy.parity.targets import Reference
 from lucid_deploy.runtimes.session import Array
@@ -104,23 +105,6 @@ class TransformersModel:
                 )
         _exact_frequencies(model)
         return model.eval()
-
-
-def all_in_float64() -> Any:
-    """Return a context in which PyTorch code that casts to float32 casts to float64."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    def wider(value: Any) -> Any:
-        return torch.float64 if value is torch.float32 else value
-
-    class _Float64(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            func = torch.Tensor.double if func is torch.Tensor.float else func
-            named = {name: wider(value) for name, value in (kwargs or {}).items()}
-            return func(*map(wider, args), **named)
-
-    return _Float64()
 
 
 def _exact_frequencies(model: Any) -> None:

@@ -20,7 +20,7 @@ def main() -> None:
     from fla.ops.delta_rule.naive import delta_rule_recurrence
     from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
 
-    from lucid_deploy.parity.transformers_model import all_in_float64
+    from lucid_deploy.model.float64 import all_in_float64
 
     def plain(q, k, v, log_decay, beta):  # type: ignore[no-untyped-def]
         turned = (x.transpose(1, 2) for x in (q, k, v, beta))

@@ -50,7 +50,7 @@ def checkpoint(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(0.5).add_(torch.randn(64))
         for layer in model.layers():
-            if layer.mixer.value_projection is not None:
+            if hasattr(layer.mixer, "v_proj"):
                 layer.mixer.k_proj.weight.mul_(3)
                 layer.mixer.v_proj.weight.mul_(3)
     (directory / "config.json").write_text(json.dumps(CONFIG))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,11 @@ from lucid_deploy.plugins.shared.keys import compute_dtype
 class GroupedQueryAttention(Mixer):
     """Grouped-query attention over cached keys and values; subclasses define which values are cached.
 
+    In a class of transformers it has no projections: the class calls :meth:`mix` with queries, keys and values.
+
+    Attributes:
+        watchers: Called with the queries, keys and values of the new tokens, as attention gets them.
+
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
     width.
     """
@@ -28,6 +34,9 @@ class GroupedQueryAttention(Mixer):
         super().__init__()
         self.config, self.implementation = config, implementation
         self.codec = CacheCodec()
+        self.watchers: list[Callable[[Tensor, Tensor, Tensor], None]] = []
+        if config.class_config:
+            return
         heads, kv, d, bias = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -45,11 +54,24 @@ class GroupedQueryAttention(Mixer):
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
-        q, k, v = self.project(x, step)
-        if step.cache_length is not None and x.shape[1] == 1:
-            o, buffers = self.attend_static(q, k, v, past, step.mask, step.cache_length)
-            return self.output(o, x), buffers
-        k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, P, D)
+        o, present = self.mix(*self.project(x, step), step, past)
+        return self.output(o, x), present
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens.
+
+        Returns:
+            Attended ``(B, H, N, D)``, and the cache with the new rows, each ``(B, KV, T, ·)``.
+        """
+        for watch in self.watchers:
+            watch(q, k, v)
+        return self.mix_rows(q, k, v, step, past)
+
+    def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """As :meth:`mix`, where the cache has a row for every token."""
+        if step.cache_length is not None and q.shape[2] == 1:
+            return self.attend_static(q, k, v, past, step.mask, step.cache_length)
+        k_past, v_past = self.codec.decode(past, q.dtype)  # (B, KV, P, D)
         keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
         o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
         present: LayerCache = (keys, values)
@@ -58,7 +80,7 @@ class GroupedQueryAttention(Mixer):
             present = tuple(scatter_row(buffer, rows, step.cache_length) for buffer, rows in stored)
         elif not self.codec.exact:
             present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each
-        return self.output(o, x), present
+        return o, present
 
     def output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Merge heads ``(B, H, N, D)``, gate them by the input ``(B, N, C)``, and project to ``(B, N, C)``."""
@@ -139,7 +161,3 @@ class GroupedQueryAttention(Mixer):
     def encode_cache(self, decoded: LayerCache) -> LayerCache:
         k, v = decoded
         return self.codec.encode(k, v)
-
-    @property
-    def value_projection(self) -> nn.Module | None:
-        return self.v_proj

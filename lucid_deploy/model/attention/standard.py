@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 from lucid_deploy.model.mixer import LayerCache, Step
+from lucid_deploy.plugins.causal_attention.reference import visible_tokens
 from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
 from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 from lucid_deploy.plugins.shared.keys import compute_dtype
@@ -20,6 +23,9 @@ class StandardAttention(GroupedQueryAttention):
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = torch.cat([v_past, v], dim=2)  # (B, KV, T, D)
+        if self.config.softcap is not None:
+            seen = visible_tokens(q.shape[2], keys.shape[2], step.mask, q.device)
+            return masked_attention(q, keys, values, seen, self.config.softcap), v, values
         attend = attend_from_last if step.decode and q.shape[2] == 1 else causal_attention
         return attend(q, keys, values, step.mask), v, values
 
@@ -35,17 +41,31 @@ class StandardAttention(GroupedQueryAttention):
             keys, values = present
         else:  # the new row as it is
             keys, values = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
-        return attend_from_last(q, keys, values, mask[:, :-1].logical_or(own)), present
+        seen = mask[:, :-1].logical_or(own)
+        return attend_from_last(q, keys, values, seen, self.config.softcap), present
 
 
-def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, softcap: float | None = None) -> Tensor:
     """Attend with one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
-    return masked_attention(q, k, v, None if visible is None else visible[:, None, None, :])
+    return masked_attention(q, k, v, None if visible is None else visible[:, None, None, :], softcap)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None = None) -> Tensor:
     """Attend with ``(B, H, N, D)`` over ``(B, KV, T, D)``; mask ``(B, 1, N, T)`` or None: all. In float32 at least."""
     work = compute_dtype(q.dtype)
+    if softcap is not None:
+        assert mask is not None
+        return _capped_attention(q.to(work), k.to(work), v.to(work), mask, softcap).to(q.dtype)
     grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter rejects enable_gqa where heads are not grouped
     attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
     return attended.to(q.dtype)
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:
+    """Attend with scores softcap · tanh(s / softcap), as Gemma 2 does; no fused attention of PyTorch's has that."""
+    batch, heads, n, width = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, n, width)  # (B, KV, G, N, D)
+    scores = grouped @ k[:, :, None].mT / math.sqrt(width)  # (B, KV, G, N, T)
+    scores = (scores / softcap).tanh() * softcap
+    scores = scores.masked_fill(mask.logical_not().unsqueeze(-3), torch.finfo(q.dtype).min)
+    return (scores.softmax(-1) @ v[:, :, None]).reshape(batch, heads, n, width)

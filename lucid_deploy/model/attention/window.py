@@ -99,18 +99,17 @@ def shifted(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tenso
 class WindowAttention(StandardAttention):
     """Grouped-query softmax attention over the last W tokens, itself included."""
 
-    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+    def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend; the cache is a ring, whether other layers have growing or static caches."""
-        batch, n, _ = x.shape
+        batch, n = q.shape[0], q.shape[2]
         window = self.config.sliding_window
         assert window is not None
-        q, k, v = self.project(x, step)
-        k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, R, D)
+        k_past, v_past = self.codec.decode(past, q.dtype)  # (B, KV, R, D)
         rows = k_past.shape[2]  # the same in all layers with this window
-        at = step.once(("places", window), lambda: places(step.mask, batch, rows, n, window, x.device))
+        at = step.once(("places", window), lambda: places(step.mask, batch, rows, n, window, q.device))
         seen = step.once(("visible", window), lambda: visible(at, n, window))
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
-        o = masked_attention(q, keys, values, seen[:, None])
+        o = masked_attention(q, keys, values, seen[:, None], self.config.softcap)
         pairs = zip(past, self.codec.encode(k, v), strict=True)  # the ring's rows and the new ones
         if step.decode or step.cache_length is not None:
             new = None if step.mask is None else at.valid[:, -1:]
@@ -118,7 +117,7 @@ class WindowAttention(StandardAttention):
         else:
             source = step.once(("newest", window), lambda: newest(at.valid, window))
             present = tuple(kept(torch.cat([old, row], dim=2), source) for old, row in pairs)
-        return self.output(o, x), present
+        return o, present
 
 
 def visible(at: TokenColumns, n: int, window: int) -> Tensor:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 _QKV, _OUTPUT = ("q_proj", "k_proj", "v_proj"), "o_proj"
 
 
-def rows_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
+def rows_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
     """Return the cache of an attention layer: a row of ``key`` and ``value`` for every token and key/value head."""
+    config = config.of_layer(index)
     return cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim)
 
 
-def ring_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
+def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayout:
     """Return the cache of an attention layer over a window: a ring of the rows of the last W tokens.
 
     Raises:
@@ -35,12 +36,16 @@ def ring_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
             "Layers over a window of tokens do not support a cache in fp8. Choose --cache-dtype int8, or auto, the "
             "model's type."
         )
-    rows = rows_layout(config, cache_dtype)
-    return tuple(dataclasses.replace(tensor, sort="ring", window=config.sliding_window) for tensor in rows)
+    rows = rows_layout(config, index, cache_dtype)
+    return tuple(
+        dataclasses.replace(tensor, sort="ring", window=config.of_layer(index).sliding_window) for tensor in rows
+    )
 
 
-def projection_names(config: LucidConfig, attribute: str) -> tuple[str, ...]:
+def projection_names(config: LucidConfig, index: int, attribute: str) -> tuple[str, ...]:
     """Return the names of weights within a layer: projections, gate, and norms of queries and keys."""
+    if config.attention:
+        return config.attention[index].weights
     gate = ("g_proj",) if config.attention_gate else ()
     biased = {*((*_QKV, *gate) if config.attention_bias else ()), *((_OUTPUT,) if config.has_output_bias else ())}
     names = [
@@ -61,9 +66,9 @@ class _Lucid(LayerKind):
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
         return LayerDescription(
             kind=self.name,
-            cache=rows_layout(config, cache_dtype),
+            cache=rows_layout(config, index, cache_dtype),
             operators={"prefill": (PRECONDITION.name, CAUSAL_ATTENTION.name), "decode": (DECODE_ATTENTION.name,)},
-            weights=projection_names(config, self.attribute),
+            weights=projection_names(config, index, self.attribute),
             solves=True,
             diagonal=config.diagonal,
             eviction="with LUCID attention, Y of every later token was computed from their keys and values, so the "
@@ -76,7 +81,7 @@ class _Lucid(LayerKind):
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         from lucid_deploy.model.attention.lucid import LucidAttention
 
-        return LucidAttention(config, implementation)
+        return LucidAttention(config.of_layer(index), implementation)
 
 
 class _Standard(LayerKind):
@@ -87,9 +92,9 @@ class _Standard(LayerKind):
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
         return LayerDescription(
             kind=self.name,
-            cache=rows_layout(config, cache_dtype),
-            operators={"prefill": (CAUSAL_ATTENTION.name,)},
-            weights=projection_names(config, self.attribute),
+            cache=rows_layout(config, index, cache_dtype),
+            operators={"prefill": (CAUSAL_ATTENTION.name,)} if config.of_layer(index).softcap is None else {},
+            weights=projection_names(config, index, self.attribute),
             eviction="keys and values of the later tokens were computed from them",
         )
 
@@ -99,7 +104,7 @@ class _Standard(LayerKind):
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         from lucid_deploy.model.attention.standard import StandardAttention
 
-        return StandardAttention(config, implementation)
+        return StandardAttention(config.of_layer(index), implementation)
 
 
 class _Window(LayerKind):
@@ -110,18 +115,19 @@ class _Window(LayerKind):
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
         return LayerDescription(
             kind=self.name,
-            cache=ring_layout(config, cache_dtype),
-            weights=projection_names(config, self.attribute),
+            cache=ring_layout(config, index, cache_dtype),
+            weights=projection_names(config, index, self.attribute),
             eviction="what lies before its window is dropped already",
         )
 
     def words(self, config: LucidConfig) -> str:
-        return f"{{}} over the last {config.sliding_window} tokens"
+        windows = sorted({shape.window for shape in config.attention if shape.window}) or [config.sliding_window]
+        return f"{{}} over the last {' or '.join(map(str, windows))} tokens"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         from lucid_deploy.model.attention.window import WindowAttention
 
-        return WindowAttention(config, implementation)
+        return WindowAttention(config.of_layer(index), implementation)
 
 
 LUCID, STANDARD, WINDOW = _Lucid(), _Standard(), _Window()

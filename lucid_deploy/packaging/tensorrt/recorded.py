@@ -21,7 +21,7 @@ from lucid_deploy.runtimes.tensorrt.limits import Limits
 if TYPE_CHECKING:
     import torch
 
-    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.lucid import CausalModel
 
 CASES = {"prefill": "prefill", "prefill_past": "prefill", "decode": "decode"}  # by name: the stage
 RUNNER = "PyTorch in float64"  # as Polygraphy names it in its comparisons
@@ -112,9 +112,7 @@ def _feed(artifact: Artifact, stage: str, ids: Any, mask: Any, past: list[torch.
     }
 
 
-def _run(
-    artifact: Artifact, stage: str, model: LucidForCausalLM, feed: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _run(artifact: Artifact, stage: str, model: CausalModel, feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     import torch
 
     exact = model.model.embed_tokens.weight.dtype == torch.float64

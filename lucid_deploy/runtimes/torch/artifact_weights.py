@@ -14,8 +14,9 @@ from lucid_deploy.artifact.external_data import StoredWeight
 from lucid_deploy.artifact.quantization import INPUT_SCALE, OFFSETS, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.build import make_model
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.model.quantized_activations import round_inputs
 
 
@@ -25,7 +26,7 @@ def load_artifact_model(
     implementation: str = "blocked",
     dtype: str | None = None,
     config: LucidConfig | None = None,
-) -> LucidForCausalLM:
+) -> CausalModel:
     """Build the PyTorch model on the weights of an artifact. Quantized ones are dequantized.
 
     Where the graphs round inputs to E4M3, the model does so too; in float64 it is exact, and rounds nothing.
@@ -33,7 +34,7 @@ def load_artifact_model(
     stored = getattr(torch, artifact.manifest.dtype)
     wanted_type = stored if dtype is None else getattr(torch, dtype)
     with torch.device("meta"):
-        model = LucidForCausalLM(config or artifact.config, implementation)
+        model = make_model(config or artifact.config, implementation)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.layout import CacheTensor, LayerLayout
 from lucid_deploy.cache.storage import decoded_layout
-from lucid_deploy.model.lucid import LucidForCausalLM, last_token
-from lucid_deploy.model.mixer import layer_steps
+from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.runtimes.layers import LayerStates, NewTokens, Past, ScoringLayers
 from lucid_deploy.runtimes.session import Array
 
-LOGIT_ROWS = 64  # tokens whose logits are in memory at once: a vocabulary of 128k in float64 is 1 MiB a token
-
 
 class TorchLayers(ScoringLayers):
-    """Runs a :class:`~lucid_deploy.model.lucid.LucidForCausalLM` where its parameters are."""
+    """Runs a :class:`~lucid_deploy.model.lucid.CausalModel` where its parameters are."""
 
-    def __init__(self, model: LucidForCausalLM) -> None:
-        weight = model.model.embed_tokens.weight
+    def __init__(self, model: CausalModel) -> None:
+        weight = model.embedding
         dtype = str(weight.dtype).removeprefix("torch.")
         super().__init__(model.config, dtype, dtype if model.cache_dtype == "auto" else model.cache_dtype)
         self._model, self._dtype, self._device = model, weight.dtype, weight.device
@@ -32,39 +33,35 @@ class TorchLayers(ScoringLayers):
     def run(
         self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
     ) -> LayerStates:
-        body, config = self._model.model, self.config
-        mask = None if tokens.mask.all() else torch.from_numpy(tokens.mask).to(self._device)
-        positions = torch.from_numpy(np.ascontiguousarray(tokens.positions)).to(self._device)
-        steps = layer_steps(config, positions, self._dtype, mask, decode)
-        x = body.embed(torch.from_numpy(np.ascontiguousarray(tokens.input_ids)).to(self._device))
-        states = LayerStates([_to_numpy(x)], [], [], np.zeros(0))
-        n = tokens.input_ids.shape[1]
-        for index, (layer, description) in enumerate(zip(self._model.layers(), self.layers, strict=True)):
-            if residuals is not None:
-                x = self._tensor(residuals[index])
-            layout = decoded_layout(description.cache)
-            arrays = zip(layout, past[index], strict=True)
-            stored = layer.mixer.encode_cache(tuple(self._cached(tensor, array) for tensor, array in arrays))
-            with _output_of(layer.mixer.value_projection if description.solves else None) as seen:
-                x, present = layer(x, steps[index], stored)
-            decoded = zip(layout, layer.mixer.decode_cache(present, self._dtype), strict=True)
-            rows = {t.name: value[:, :, -n:] if t.sort == "rows" else value for t, value in decoded}
-            states.residuals.append(_to_numpy(x))
-            states.cached.append({name: _to_numpy(value) for name, value in rows.items()})
-            states.given.append(
-                _to_numpy(seen[0].view(*seen[0].shape[:2], -1, config.head_dim).transpose(1, 2)) if seen else None
+        stored = [
+            mixer.encode_cache(tuple(self._cached(*pair) for pair in zip(layout, arrays, strict=True)))
+            for mixer, layout, arrays in zip(self._model.mixers(), self._layouts, past, strict=True)
+        ]
+        given = None if residuals is None else [self._tensor(x) for x in residuals]
+        with _watched(self._model, self.layers, given) as seen:
+            logits, present = self._model(
+                torch.from_numpy(np.ascontiguousarray(tokens.input_ids)).to(self._device),
+                stored,
+                None if tokens.mask.all() else torch.from_numpy(tokens.mask).to(self._device),
+                torch.from_numpy(np.ascontiguousarray(tokens.positions)).to(self._device),
+                decode=decode,
+                last_only=True,
             )
-        if residuals is not None:
-            x = self._tensor(residuals[-1])
-        logits = self._model.logits(last_token(x, mask))
-        return LayerStates(states.residuals, states.cached, states.given, _to_numpy(logits))
+        n, cached = tokens.input_ids.shape[1], []
+        for mixer, layout, rows in zip(self._model.mixers(), self._layouts, present, strict=True):
+            decoded = zip(layout, mixer.decode_cache(rows, self._dtype), strict=True)
+            cached.append({t.name: _to_numpy(x[:, :, -n:] if t.sort == "rows" else x) for t, x in decoded})
+        values = [None if value is None else _to_numpy(value) for value in seen.values]
+        return LayerStates([_to_numpy(x) for x in seen.residuals], cached, values, _to_numpy(logits))
 
+    @torch.inference_mode()
     def logits(self, input_ids: Array) -> Iterator[Array]:
-        states = self.run(NewTokens.after(input_ids[None]), self.empty_past())
-        x = self._tensor(states.residuals[-1][0])  # (N, C)
-        for piece in x.split(LOGIT_ROWS):
-            with torch.inference_mode():
-                yield _to_numpy(self._model.logits(piece))
+        for piece in self._model.all_logits(torch.from_numpy(input_ids[None]).to(self._device)):
+            yield _to_numpy(piece)
+
+    @property
+    def _layouts(self) -> list[LayerLayout]:
+        return [decoded_layout(layer.cache) for layer in self.layers]
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, self._dtype)
@@ -75,18 +72,49 @@ class TorchLayers(ScoringLayers):
         return given.to(self._dtype if tensor.has_tokens else getattr(torch, tensor.dtype))
 
 
+@dataclass
+class _Seen:
+    """What the layers of a call read and gave: the residual stream before and behind each, and V before the solve."""
+
+    residuals: list[torch.Tensor]  # (B, N, C)
+    values: list[torch.Tensor | None]  # (B, KV, N, D)
+
+
 @contextlib.contextmanager
-def _output_of(module: nn.Module | None) -> Iterator[list[torch.Tensor]]:
-    """Collect what a module returns while the context lasts; nothing for None."""
-    seen: list[torch.Tensor] = []
-    if module is None:
+def _watched(
+    model: CausalModel, layers: tuple[LayerDescription, ...], residuals: list[torch.Tensor] | None
+) -> Iterator[_Seen]:
+    """Note what layers read and give while the context lasts, and put residuals in the place of what they read."""
+    seen, undo = _Seen([], [None] * len(layers)), contextlib.ExitStack()
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        seen.residuals.append(x)
+        if residuals is None:
+            return None
+        return ((residuals[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": residuals[0]})
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        x, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        seen.residuals.append(x)
+        if residuals is None:
+            return None
+        following = residuals[len(seen.residuals) - 1]
+        return following if rest is None else (following, *rest)
+
+    with undo:
+        undo.callback(model.layers()[0].register_forward_pre_hook(before, with_kwargs=True).remove)
+        for layer in model.layers():
+            undo.callback(layer.register_forward_hook(after).remove)
+        for index, (mixer, layer_of) in enumerate(zip(model.mixers(), layers, strict=True)):
+            if layer_of.solves and isinstance(mixer, GroupedQueryAttention):
+
+                def watch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, index: int = index) -> None:
+                    seen.values[index] = v
+
+                mixer.watchers.append(watch)
+                undo.callback(mixer.watchers.remove, watch)
         yield seen
-        return
-    hook = module.register_forward_hook(lambda *call: seen.append(call[2]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:

@@ -8,7 +8,7 @@ import torch
 from lucid_deploy.cache.layout import CacheTensor, first_of_ring
 from lucid_deploy.cache.storage import SCALED, decoded_layout
 from lucid_deploy.model.description import drafts_unsupported_reason
-from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
 from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.torch.threads import check_threads_are_here, torch_threads
@@ -17,7 +17,7 @@ Layers = list[tuple[torch.Tensor, ...]]
 
 
 class TorchSession(Session[torch.Tensor]):
-    """Runs a :class:`~lucid_deploy.model.lucid.LucidForCausalLM` where its parameters are.
+    """Runs a :class:`~lucid_deploy.model.lucid.CausalModel` where its parameters are.
 
     Args:
         model: What runs.
@@ -25,8 +25,8 @@ class TorchSession(Session[torch.Tensor]):
         threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
     """
 
-    def __init__(self, model: LucidForCausalLM, allow_extrapolation: bool = False, threads: int | None = None) -> None:
-        weight = model.model.embed_tokens.weight
+    def __init__(self, model: CausalModel, allow_extrapolation: bool = False, threads: int | None = None) -> None:
+        weight = model.embedding
         super().__init__(
             model.config,
             str(weight.dtype).removeprefix("torch."),
@@ -39,13 +39,13 @@ class TorchSession(Session[torch.Tensor]):
         self._device, self._dtype = weight.device, weight.dtype
 
     @property
-    def model(self) -> LucidForCausalLM:
+    def model(self) -> CausalModel:
         """The model that runs."""
         return self._model
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
-        pairs = zip(self._model.layers(), cache.layers, strict=True)
-        return [tuple(map(_to_numpy, layer.mixer.decode_cache(stored, self._row_type))) for layer, stored in pairs]
+        pairs = zip(self._model.mixers(), cache.layers, strict=True)
+        return [tuple(map(_to_numpy, mixer.decode_cache(stored, self._row_type))) for mixer, stored in pairs]
 
     def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
         def cut(tensor: CacheTensor, x: torch.Tensor) -> torch.Tensor:
@@ -61,9 +61,9 @@ class TorchSession(Session[torch.Tensor]):
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         stored = []
-        for layer, layout, arrays in zip(self._model.layers(), self.layout, layers, strict=True):
+        for mixer, layout, arrays in zip(self._model.mixers(), self.layout, layers, strict=True):
             pairs = zip(decoded_layout(layout), arrays, strict=True)
-            stored.append(layer.mixer.encode_cache(tuple(self._tensor(x).to(self._type_of(t)) for t, x in pairs)))
+            stored.append(mixer.encode_cache(tuple(self._tensor(x).to(self._type_of(t)) for t, x in pairs)))
         return stored
 
     def _type_of(self, tensor: CacheTensor) -> torch.dtype:

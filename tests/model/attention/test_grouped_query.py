@@ -29,7 +29,7 @@ from tests.model.config_samples import LLAMA, parse
 def test_names_of_weights_are_the_modules(changes: dict[str, object]) -> None:
     mixer = make("standard", **changes)
     wanted = {f"mixer.{name}" for name in mixer.state_dict()}
-    assert set(projection_names(mixer.config, "mixer")) == wanted
+    assert set(projection_names(mixer.config, 0, "mixer")) == wanted
 
 
 @pytest.mark.parametrize("cache_dtype", ["float64", "float16", "int8"])
@@ -39,7 +39,7 @@ def test_later_calls_leave_cached_rows_bit_for_bit(cache_dtype: str) -> None:
     past = mixer.empty_cache(1, x)
     for start, end in ((0, 4), (4, 5), (5, 23)):
         _, present = mixer(x[:, start:end], Step(), past)
-        for before, after, tensor in zip(past, present, rows_layout(mixer.config, cache_dtype), strict=True):
+        for before, after, tensor in zip(past, present, rows_layout(mixer.config, 0, cache_dtype), strict=True):
             assert torch.equal(after[:, :, :start], before)
             assert tuple(after.shape) == tensor.batch_shape(1, end) and str(after.dtype) == f"torch.{tensor.dtype}"
         past = present

@@ -66,7 +66,7 @@ def test_it_is_softmax_attention_over_the_window(window: int, sizes: tuple[int, 
         got, past = mixer(x[:, start : start + size], Step(decode=size == 1), past)
         np.testing.assert_allclose(got[0].numpy(), wanted[start : start + size], rtol=1e-8, atol=1e-10)
         start += size
-    for tensor, held in zip(ring_layout(mixer.config, "float64"), past, strict=True):
+    for tensor, held in zip(ring_layout(mixer.config, 0, "float64"), past, strict=True):
         assert tuple(held.shape) == tensor.batch_shape(1, 23) and tensor.window == window
 
 
@@ -86,4 +86,4 @@ def test_a_window_does_not_grow() -> None:
 
 def test_a_ring_in_fp8_is_refused() -> None:
     with pytest.raises(LucidError, match=r"do not support a cache in fp8\. Choose --cache-dtype int8"):
-        ring_layout(make("window", sliding_window=5).config, "fp8")
+        ring_layout(make("window", sliding_window=5).config, 0, "fp8")

@@ -1,0 +1,68 @@
+"""Choose between a family of ours and a class of transformers: for a configuration, a model, and names of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.families import Family, family_named, family_of
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.lucid import CausalModel
+
+
+def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
+    """Check the content of a checkpoint's ``config.json``, of a family of ours or any class of transformers.
+
+    Args:
+        raw: The parsed JSON object.
+        where: Name of the file, for messages.
+        assume_unused: Unknown keys that the user declares to have no effect.
+
+    Raises:
+        LucidError: As :func:`~lucid_deploy.model.config.parse_config`, or a class that is not supported.
+    """
+    if not _names_class(raw):
+        return parse_config(raw, where, assume_unused)
+    from lucid_deploy.model.transformers_class.configuration import parse_class_config
+
+    return parse_class_config(raw, where, assume_unused)
+
+
+def make_model(config: LucidConfig, implementation: str = "blocked") -> CausalModel:
+    """Make the PyTorch model of a configuration, on the current default device.
+
+    Args:
+        config: Its shape and variant.
+        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+    """
+    if config.class_config:
+        from lucid_deploy.model.transformers_class.module import ClassModel
+
+        return ClassModel(config, implementation)
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+    return LucidForCausalLM(config, implementation)
+
+
+def family_for(config: LucidConfig) -> Family:
+    """Return the family of a configuration, which says where its parameters lie in a checkpoint."""
+    if not config.class_config:
+        return family_named(config.family)
+    from lucid_deploy.model.transformers_class.family import ClassFamily
+
+    return ClassFamily(config)
+
+
+def _names_class(raw: dict[str, Any]) -> bool:
+    """Whether ``config.json`` is of a class of transformers that is no family of ours."""
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or family_of(raw) is not None:
+        return False
+    try:
+        from lucid_deploy.model.transformers_class.configuration import class_of
+    except LucidError:  # transformers is not installed, which the refusal of the model_type says
+        return False
+    return bool(class_of(kind))

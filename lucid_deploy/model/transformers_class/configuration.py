@@ -1,0 +1,375 @@
+"""Turn ``config.json`` of a class of transformers into our configuration, by asking the class itself.
+
+The class is made without weights and run once on the meta device. What each layer gives to attention and to the mask
+says its heads, widths, scale, window and soft cap; nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import AttentionShape, LucidConfig, check_shape
+from lucid_deploy.model.config_file import Flag, Names, Positive, Text, Tokens, checked, token_ids
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, CHANGES, LUCID_KEYS, LUCID_TYPES, NO_EFFECT
+from lucid_deploy.model.layer_plan import LARGEST_WINDOW, LUCID, STANDARD, WINDOW
+from lucid_deploy.model.transformers_class.module import (
+    NAME,
+    attention_options,
+    ends,
+    layers_path,
+    make_class,
+    number_layers,
+    quiet,
+    restore_buffers,
+    running,
+)
+
+OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that the class does not read
+_TOKENS = 5  # of the run that asks the class
+# Keys that say nothing of the class's computation and need not be kept.
+_DROPPED = OURS | frozenset(
+    (
+        "architectures",
+        "auto_map",
+        "dtype",
+        "output_attentions",
+        "output_hidden_states",
+        "quantization_config",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    )
+)
+_STANDARD_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
+
+
+class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
+    """LUCID's keys, which the class does not read."""
+
+    attention_type: Text = "llama"
+    which_rmsnorm: Text = "exp_k_norm"
+    use_rope: Flag = True
+    use_beta: Flag = False
+    use_qknorm: Flag = False
+    lucid_layers: list[int] | None = None
+    layer_kinds: Names = []
+    rms_norm_eps: Positive = 1e-6
+    bos_token_id: Tokens = []
+    eos_token_id: Tokens = []
+
+
+def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
+    """Turn ``config.json`` of a class of transformers into a configuration.
+
+    Args:
+        raw: The parsed JSON object; its ``model_type`` is one that transformers has a causal model of.
+        where: Name of the file, for messages.
+        assume_unused: Unknown keys that the user declares to have no effect.
+
+    Raises:
+        LucidError: The class does something that is not computed here, or does not know a key; the message names it.
+    """
+    keys = checked(raw, _LucidKeys, where)
+    _check_names(raw, where)
+    _check_lucid_keys(raw, keys, where)
+    kept = {key: value for key, value in raw.items() if key not in _DROPPED and not key.startswith("_")}
+    kept = {key: value for key, value in kept.items() if key not in assume_unused}
+    class_name = class_of(raw["model_type"])[0]
+    try:
+        with torch.device("meta"):
+            net = make_class(kept)
+        _check_keys(raw, net.config, class_name, where, assume_unused)
+        _check_parts(net)
+        restore_buffers(net)
+        shapes = attention_shapes(net)
+        embedding, _ = ends(net)
+    except LucidError as error:
+        raise LucidError(f"{where}: {class_name} is not supported: {error}.") from error
+    except Exception as error:
+        if isinstance(error, KeyError) and error.args == (NAME,):  # a table of its own instead
+            raise LucidError(
+                f"{where}: {class_name} is not supported: it does not call attention by transformers' registry."
+            ) from error
+        reason = str(error).strip().split("\n")[0][:200]
+        raise LucidError(f"{where}: {class_name} cannot be made from it: {type(error).__name__}: {reason}") from error
+    config = net.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise LucidError(f"{where}: {class_name} is not supported: its max_position_embeddings is not known.")
+    windows = [shape.window for shape in shapes if shape.window]
+    found = LucidConfig(
+        vocab_size=embedding.weight.shape[0],
+        hidden_size=embedding.weight.shape[1],
+        intermediate_size=int(getattr(config, "intermediate_size", None) or 4 * embedding.weight.shape[1]),
+        num_hidden_layers=len(shapes),
+        num_attention_heads=shapes[0].heads,
+        num_key_value_heads=shapes[0].kv_heads,
+        head_dim=shapes[0].head_dim,
+        rms_norm_eps=keys.rms_norm_eps,
+        max_position_embeddings=length,
+        attention_type=keys.attention_type,
+        tie_word_embeddings=bool(config.tie_word_embeddings),
+        bos_token_id=next(iter(token_ids(keys.bos_token_id)), None),
+        eos_token_ids=token_ids(keys.eos_token_id),
+        layer_kinds=_kinds(keys, shapes, where),
+        family=raw["model_type"],
+        sliding_window=max(windows, default=None),
+        class_config=kept,
+        attention=shapes,
+    )
+    check_shape(found, where)
+    return found
+
+
+def class_of(model_type: str) -> tuple[str, ...]:
+    """Return the names of transformers' causal models of a ``model_type``; none if there is none."""
+    names = CLASSES.get(model_type, ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _check_names(raw: dict[str, Any], where: str) -> None:
+    named = raw.get("architectures") or []
+    allowed = class_of(raw["model_type"])
+    if not isinstance(named, list) or set(named) - set(allowed):
+        raise LucidError(
+            f"{where}: architectures {named!r} is not supported with model_type {raw['model_type']!r}; supported is "
+            f"{' or '.join(allowed)}. Another class computes something else from the same tensors."
+        )
+
+
+def _check_lucid_keys(raw: dict[str, Any], keys: _LucidKeys, where: str) -> None:
+    if keys.attention_type not in ATTENTION_TYPES:
+        raise LucidError(
+            f"{where}: attention_type {keys.attention_type!r} is not supported; supported are "
+            f"{', '.join(ATTENTION_TYPES)}."
+        )
+    named = [key for key in LUCID_KEYS if raw.get(key) is not None]
+    if named and raw.get("attention_type") is None:
+        raise LucidError(
+            f"{where}: attention_type is missing, beside {', '.join(named)} of LUCID's configuration. Set it to lucid, "
+            "or to llama for standard attention."
+        )
+    wrong = {
+        "which_rmsnorm": keys.which_rmsnorm != "exp_k_norm",
+        "use_rope": not keys.use_rope,
+        "use_beta": keys.use_beta,
+        "use_qknorm": keys.use_qknorm,
+    }
+    for key in (*(key for key, is_wrong in wrong.items() if is_wrong), "use_forget_gate", "key_scaling_exp"):
+        if wrong.get(key) or not CHANGES.get(key, ("", lambda value: True))[1](raw.get(key)):
+            raise LucidError(f"{where}: {key} is {raw[key]!r}, which is not supported in a class of transformers.")
+
+
+def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> tuple[str, ...]:
+    """Return the kind of each layer: over a window as the class has it, the others LUCID or standard."""
+    lucid = keys.attention_type in LUCID_TYPES
+    full = [index for index, shape in enumerate(shapes) if shape.window is None]
+    chosen = [index for index, kind in enumerate(keys.layer_kinds) if kind == LUCID] if keys.layer_kinds else full
+    if keys.lucid_layers is not None:
+        chosen = keys.lucid_layers
+    if not lucid and not keys.layer_kinds:
+        chosen = []
+    if (keys.layer_kinds and len(keys.layer_kinds) != len(shapes)) or (keys.layer_kinds and keys.lucid_layers):
+        raise LucidError(
+            f"{where}: layer_kinds names {len(keys.layer_kinds)} of {len(shapes)} layers, or is one of two lists."
+        )
+    for index, kind in enumerate(keys.layer_kinds):
+        fits = (WINDOW,) if shapes[index].window else (LUCID, STANDARD)
+        if kind not in fits:
+            raise LucidError(f"{where}: layer_kinds calls layer {index} {kind}; it can be {' or '.join(fits)}.")
+    if lucid and not chosen:
+        raise LucidError(f"{where}: attention_type is {keys.attention_type}, and no layer attends to all tokens.")
+    for index in chosen:
+        if index not in full:
+            raise LucidError(f"{where}: lucid_layers names layer {index}, which does not attend to all tokens.")
+        if shapes[index].softcap is not None:
+            raise LucidError(f"{where}: layer {index} caps its scores, which LUCID attention does not compute.")
+    other = [WINDOW if shape.window else STANDARD for shape in shapes]
+    return tuple(LUCID if index in chosen else kind for index, kind in enumerate(other))
+
+
+def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str] = ()) -> dict[str, Any]:
+    """Return the keys of ``config.json`` that a class does not read although they may change the numbers."""
+    form = type(config)
+    try:
+        defaults = form()
+        known = {*defaults.to_dict(), *vars(defaults)}
+    except (TypeError, ValueError):  # it has no defaults
+        known = set()
+    known |= {*form.attribute_map, *inspect.signature(form.__init__).parameters}
+    code = inspect.getsource(inspect.getmodule(form) or form)  # keys of older files are read by name there
+    return {
+        key: value
+        for key, value in raw.items()
+        if not (key in known or f'"{key}"' in code or key in NO_EFFECT or key in OURS or key in assume_unused)
+        and not (key in _SAID or (key in CHANGES and CHANGES[key][1](value)))
+    }
+
+
+# Read into rope_parameters; or about the file.
+_SAID = frozenset(("rope_theta", "rope_scaling", "architectures", "model_type"))
+
+
+def _check_keys(raw: dict[str, Any], config: Any, class_name: str, where: str, assume_unused: Collection[str]) -> None:
+    text = config.get_text_config()
+    if text is not config:
+        raise LucidError(f"it computes more than text; its text part is of model_type {text.model_type!r}")
+    lucid = raw.get("attention_type") in LUCID_TYPES
+    for key, value in unread_keys(raw, config, assume_unused).items():
+        if key == "rms_norm_eps" and lucid:  # of the solve
+            continue
+        raise LucidError(
+            f"it does not know the key {key} of config.json, which is {value!r}. If its own code leaves it unused, "
+            f"export with --assume-unused {key}"
+        )
+    rope = getattr(config, "rope_parameters", None)
+    for block in (rope or {}, *_inner(rope)):
+        kind = block.get("rope_type", "default") if isinstance(block, dict) else "default"
+        if kind not in _STANDARD_ROPE:
+            raise LucidError(f"its rotary positions are scaled by {kind!r}, which changes with the length of the text")
+
+
+def _check_parts(net: Any) -> None:
+    """Refuse by name what is known not to be traced."""
+    for path, module in net.named_modules():
+        if "Experts" in type(module).__name__:
+            raise LucidError(f"it is a mixture of experts ({path}), which is not computed")
+
+
+def _inner(block: Any) -> list[Any]:
+    return [value for value in block.values() if isinstance(value, dict)] if isinstance(block, dict) else []
+
+
+@dataclass
+class _Question:
+    """A run of a class on the meta device that notes what its layers give to attention."""
+
+    layers: Any
+    length: int  # the longest text
+    found: dict[int, AttentionShape] = field(default_factory=dict)
+    masks: list[tuple[Tensor, int | None]] = field(default_factory=list)
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
+        place = getattr(module, "lucid_layer", None)
+        if place is None:
+            raise LucidError("a module outside of its layers calls attention")
+        if place in self.found:
+            raise LucidError(f"layer {place} calls attention twice")
+        (batch, heads, n, width), (_, kv_heads, rows, _) = q.shape, k.shape
+        if rows != n or v.shape[:3] != k.shape[:3] or k.shape[3] != width or heads % kv_heads:
+            shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+            raise LucidError(f"layer {place} gives attention queries, keys and values of the shapes {shapes}")
+        if v.shape[3] != width:
+            raise LucidError(f"layer {place} has values of another width ({v.shape[3]}) than its keys ({width})")
+        scale, softcap = attention_options(options, width)
+        path = next(path for path, part in self.layers[place].named_modules() if part is module)
+        weights = tuple(f"{path}.{name}" for name, _ in module.named_parameters())
+        self.found[place] = AttentionShape(heads, kv_heads, width, scale, self._window(place, mask), softcap, weights)
+        return q.new_zeros(batch, n, heads, width)
+
+    def _window(self, place: int, mask: Any) -> int | None:
+        for made, window in self.masks:
+            if mask is made or (isinstance(mask, Tensor) and mask._base is made):
+                return window
+        raise LucidError(f"layer {place} does not get its mask from transformers' registry")
+
+    def mask(self, sees: Callable[..., Tensor]) -> Tensor:
+        """Return a mask that says by its identity how many tokens a token sees."""
+        with torch.device("cpu"):
+            window = self._sees_last(sees)
+        made = torch.empty((1, 1, _TOKENS, _TOKENS), device="meta")
+        self.masks.append((made, window))
+        return made
+
+    def _sees_last(self, sees: Callable[..., Tensor]) -> int | None:
+        last, zero = min(self.length, LARGEST_WINDOW) - 1, torch.tensor(0)
+        found = None
+        for token in {last // 3, last // 2, last}:
+            columns = torch.arange(token + 2)
+            seen = torch.as_tensor(sees(zero, zero, torch.tensor(token), columns)).expand(token + 2)
+            count = int(seen.sum())
+            if seen[-1] or not count or not bool(seen[token + 1 - count : token + 1].all()):
+                raise LucidError("its attention does not see the last tokens before each, or sees later ones")
+            window = None if count == token + 1 else count
+            found = window if token == last else found
+            if window not in (None, found) and token == last:
+                raise LucidError("its attention sees windows of several lengths")
+        return found
+
+
+def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
+    """Return what each layer of a class on the meta device gives to attention.
+
+    Raises:
+        LucidError: A layer that does not call it once in the known way.
+    """
+    layers = net.get_submodule(layers_path(net))
+    number_layers(layers)
+    length = getattr(net.config.get_text_config(), "max_position_embeddings", None) or 2048
+    question, given = _Question(layers, length), [[] for _ in layers]
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, place=place: given[place].append((args[1:], kwargs)), with_kwargs=True
+        )
+        for place, layer in enumerate(layers)
+    ]
+    ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
+    try:
+        with running(question), torch.no_grad(), quiet():
+            net(input_ids=ids, position_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = [place for place in range(len(layers)) if place not in question.found]
+    if silent:
+        raise LucidError(f"layer {silent[0]} does not call attention by transformers' registry")
+    return _numbered(layers, given, [question.found[place] for place in range(len(layers))])
+
+
+def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:
+    """Say of each layer which is the first that computes the same from its weights."""
+    first: dict[str, int] = {}
+    seen: dict[int, int] = {}  # tensors that layers are given, by the order in which they come
+    found = []
+    for place, (layer, calls, shape) in enumerate(zip(layers, given, shapes, strict=True)):
+        like = first.setdefault(f"{shape} {_signature(layer)} {_given(calls, seen)}", place)
+        found.append(dataclasses.replace(shape, like=like))
+    return tuple(found)
+
+
+def _signature(layer: nn.Module) -> str:
+    """Spell the modules of a layer with their plain settings, which say all that they compute but their weights."""
+    parts = []
+    for name, module in layer.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, int | float | str | bool | None | tuple)
+            and key not in ("layer_idx", "lucid_layer", "training")
+        }
+        shapes = {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+        tables = {key: value.tolist() for key, value in module.named_buffers(recurse=False) if not value.is_meta}
+        parts.append(f"{name} {type(module)} {plain} {shapes} {tables}")
+    return "\n".join(parts)
+
+
+def _given(value: Any, seen: dict[int, int]) -> str:
+    """Spell what a layer was given, with tensors told apart by identity."""
+    if isinstance(value, Tensor):
+        return f"tensor {seen.setdefault(id(value), len(seen))}"
+    if isinstance(value, dict):
+        return str({key: _given(item, seen) for key, item in value.items() if key != "hidden_states"})
+    if isinstance(value, list | tuple):
+        return str([_given(item, seen) for item in value])
+    return str(value) if isinstance(value, int | float | str | bool | None) else str(type(value))

@@ -1,0 +1,21 @@
+"""A class of transformers as a family: where its parameters lie in a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.families import Family, StoredParameter
+from lucid_deploy.model.transformers_class.module import ClassModel
+
+
+class ClassFamily(Family):
+    """The names of the parameters of a class of transformers."""
+
+    def __init__(self, config: LucidConfig) -> None:
+        with torch.device("meta"):
+            self._sources = ClassModel(config).sources
+
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
+        place = self._sources[name]
+        return StoredParameter(place.stored, plus=place.offset)

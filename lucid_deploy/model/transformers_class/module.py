@@ -1,0 +1,425 @@
+"""A class of transformers as a model of ours: it calls our attention, which has the past and keeps the cache.
+
+transformers' classes look up attention by a name in a registry. :func:`attention` is registered there; it finds the
+call that is running, and in it the layer's past, by the module that calls it.
+
+The model has the class's modules under our names (``model.embed_tokens``, ``model.layers``, ``lm_head``), wherever the
+class has them, so that weights, graphs and quantization are named as in other models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
+from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.float64 import all_in_float64
+from lucid_deploy.model.layers import layer_kind
+from lucid_deploy.model.lucid import CausalModel, last_token
+from lucid_deploy.model.mixer import LayerCache, Mixer, Step
+from lucid_deploy.model.parts import Head, RMSNorm
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.utils import logging
+except ImportError as error:
+    raise missing_extra("transformers", "transformers", "use a model of transformers' classes") from error
+
+NAME = "lucid"  # of our functions in transformers' registries
+# Keyword arguments that change nothing here: training's, those of other implementations, and what masks already say.
+_IGNORED = frozenset(
+    (
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "sliding_window",
+        "use_cache",
+    )
+)
+
+
+class Running(Protocol):
+    """A call of a class's forward, as the registered functions see it."""
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
+        """Attend with ``(B, H, N, D)`` and ``(B, KV, N, D)``; return ``(B, N, H, D)``."""
+
+    def mask(self, sees: Callable[..., Tensor]) -> Any:
+        """Return what attention gets as its mask, given the function that says which token sees which."""
+
+
+_RUNNING: ContextVar[Running | None] = ContextVar("running", default=None)
+
+
+@contextlib.contextmanager
+def running(call: Running) -> Iterator[None]:
+    """Have the registered functions serve a call."""
+    before = _RUNNING.set(call)
+    try:
+        yield
+    finally:
+        _RUNNING.reset(before)
+
+
+def _running() -> Running:
+    call = _RUNNING.get()
+    assert call is not None, "attention of lucid-deploy was called outside of its models"
+    return call
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """Attend for a layer of a class; the signature is that of transformers' registry."""
+    return _running().attend(module, query, key, value, attention_mask, options), None
+
+
+def attention_mask(*_: Any, mask_function: Callable[..., Tensor], **__: Any) -> Any:
+    """Return the mask of a class's layers; the signature is that of transformers' registry."""
+    return _running().mask(mask_function)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, attention_mask)
+
+
+def attention_options(options: dict[str, Any], width: int) -> tuple[float, float | None]:
+    """Read the keyword arguments of a call of attention; return scale and soft cap.
+
+    Raises:
+        LucidError: One that is not known, or not computed.
+    """
+    known = {**options}
+    scale, softcap = known.pop("scaling", None), known.pop("softcap", None)
+    if known.pop("s_aux", None) is not None:
+        raise LucidError("its attention has sinks (s_aux), which are not computed")
+    other = sorted(key for key, value in known.items() if value is not None and key not in _IGNORED)
+    if other:
+        raise LucidError(f"it gives attention the argument {other[0]}, which is not known")
+    return width**-0.5 if scale is None else float(scale), None if softcap is None else float(softcap)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and remarks off the terminal."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), implementation: str = NAME) -> Any:
+    """Make a class of transformers, on the current default device, in evaluation mode.
+
+    Args:
+        class_config: The keys of its configuration.
+        layers: Which of its layers to keep; empty: all.
+        implementation: Its attention: ours, or ``eager``.
+    """
+    kind = {key: value for key, value in class_config.items() if key != "model_type"}
+    with quiet():
+        config = AutoConfig.for_model(class_config["model_type"], **kind)
+        net: Any = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    if layers:
+        keep_layers(net, layers)
+    return net.eval()
+
+
+def keep_layers(net: Any, layers: tuple[int, ...]) -> None:
+    """Remove all but some layers, and their entries in lists of the configuration with one for each layer."""
+    path, count = layers_path(net), len(net.get_submodule(layers_path(net)))
+    kept = nn.ModuleList(copy.deepcopy(net.get_submodule(path)[index]) for index in layers)  # one may come twice
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, kept)
+    for place, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place
+    configs = {id(module.config): module.config for module in net.modules() if hasattr(module, "config")}
+    for config in configs.values():
+        for key, value in vars(config).items():
+            if isinstance(value, list | tuple) and len(value) == count:
+                setattr(config, key, [value[index] for index in layers])
+        config.num_hidden_layers = len(layers)
+
+
+def number_layers(layers: Iterable[nn.Module]) -> None:
+    """Tell every module of a layer which layer it belongs to: attention is called with its module alone."""
+    for place, layer in enumerate(layers):
+        for module in layer.modules():
+            module.lucid_layer = place  # type: ignore[assignment]
+
+
+def layers_path(net: Any) -> str:
+    """Return the path of the list of a class's layers.
+
+    Raises:
+        LucidError: There is none.
+    """
+    count = net.config.get_text_config().num_hidden_layers
+    for path, module in net.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return str(path)
+    raise LucidError(f"it has no list of {count} layers")
+
+
+class ClassParameter(NamedTuple):
+    """A parameter of a class: its name there and in checkpoints, and what is added to the stored numbers."""
+
+    name: str
+    stored: str
+    offset: float
+
+
+class ClassModel(CausalModel):
+    """A class of transformers with our attention.
+
+    Args:
+        config: Its shape and variant.
+        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+
+    Attributes:
+        sources: Where each parameter comes from, by our name.
+    """
+
+    def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
+        super().__init__(config)
+        net = make_class(config.class_config, config.class_layers)
+        restore_buffers(net)
+        stored = stored_names(net)
+        offsets = put_norms(net)
+        self.sources = {
+            ours: ClassParameter(name, stored[name], offsets.get(name, 0.0))
+            for name, ours in self._take_parts(net).items()
+        }
+        # Not submodules: the class, whose parts have our names here, and mixers without weights.
+        self.__dict__["_net"] = net
+        self.__dict__["_mixers"] = [
+            layer_kind(kind).mixer(config, index, implementation) for index, kind in enumerate(config.kinds)
+        ]
+        number_layers(self.layers())
+        self.tie_weights()
+
+    def _take_parts(self, net: Any) -> dict[str, str]:
+        """Make the class's parts submodules under our names; return our name of each of its parameters."""
+        embedding, head = ends(net)
+        paths = {module: path for path, module in net.named_modules()}
+        moved = {layers_path(net): "model.layers", paths[embedding]: "model.embed_tokens", paths[head]: "lm_head"}
+        names = {name: _renamed(name, moved) for name in net.state_dict(keep_vars=True)}
+        parts = {path: net.get_submodule(path) for path in moved}
+        parts[paths[head]] = Head(head.in_features, head.out_features, head.bias is not None)
+        for path, ours in moved.items():
+            parent, _, name = path.rpartition(".")
+            if path != ours or ours == "lm_head":  # the class finds what is put here, or in its place later
+                del net.get_submodule(parent)._modules[name]
+                layers = isinstance(parts[path], nn.ModuleList)
+                net.get_submodule(parent).__dict__[name] = parts[path] if layers else _Part(self, ours)
+        for name, child in net.named_children():
+            self.add_module(name, child)
+        if not isinstance(self._modules.get("model"), nn.Module):
+            self.model = nn.Module()
+        for path, ours in moved.items():
+            parent, _, name = ours.rpartition(".")
+            self.get_submodule(parent).add_module(name, parts[path])
+        return names
+
+    def mixers(self) -> list[Mixer]:
+        return list(self.__dict__["_mixers"])
+
+    def run(
+        self, input_ids: Tensor, position_ids: Tensor | None, past: list[LayerCache], step: Step, last_only: bool
+    ) -> tuple[Tensor, list[LayerCache]]:
+        call = _Call(self, past, step, last_only)
+        exact = self.embedding.dtype == torch.float64
+        with running(call), all_in_float64() if exact else contextlib.nullcontext():
+            found = self.__dict__["_net"](
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=torch.ones_like(input_ids),  # without one, the class would look for packed texts
+                use_cache=False,
+            )
+        missing = [index for index, layer in enumerate(call.present) if layer is None]
+        if missing:
+            raise LucidError(f"layer {missing[0]} did not call attention")
+        return found.logits if exact else found.logits.float(), call.present  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassModel:
+        """Convert parameters; buffers that are no weights, such as rotary frequencies, keep their type."""
+        kept = {id(module): _tables(module) for module in self.modules()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module in self.modules():
+            module._buffers.update(kept[id(module)])
+        return self
+
+
+class _Call:
+    """A call of the model: the past of each layer, and the cache that it makes."""
+
+    def __init__(self, model: ClassModel, past: list[LayerCache], step: Step, last_only: bool) -> None:
+        self._model, self._past, self._step, self._last_only = model, past, step, last_only
+        self.present: list[LayerCache | None] = [None] * len(past)
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
+        place = int(module.lucid_layer)  # type: ignore[arg-type]
+        shape, width = self._model.config.attention[place], q.shape[3]
+        if self.present[place] is not None:
+            raise LucidError(f"layer {place} calls attention twice")
+        scale, softcap = attention_options(options, width)
+        if (scale, softcap) != (shape.scale, shape.softcap):
+            raise LucidError(f"layer {place} gave attention the scale {shape.scale} and now gives {scale}")
+        if scale != width**-0.5:  # our operators divide by the root of the width
+            q = q * (scale * math.sqrt(width))
+        mixer: Any = self._model.mixers()[place]
+        attended, self.present[place] = mixer.mix(q, k, v, self._step, self._past[place])
+        return attended.transpose(1, 2).contiguous()  # (B, N, H, D)
+
+    def mask(self, sees: Callable[..., Tensor]) -> None:
+        return None  # our attention makes its own
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Select what the head reads, ``(B, N, C)`` or ``(B, 1, C)``."""
+        return last_token(x, self._step.mask) if self._last_only and x.shape[1] > 1 else x
+
+
+class _Part:
+    """Stands where a class looks for its embedding or head, and calls the one that the model has now."""
+
+    def __init__(self, model: ClassModel, path: str) -> None:
+        self._model, self._path = model, path
+
+    def __call__(self, x: Tensor) -> Tensor:
+        call = _running()
+        part = self._model.get_submodule(self._path)
+        return part(call.rows(x) if self._path == "lm_head" and isinstance(call, _Call) else x)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model.get_submodule(self._path), name)
+
+
+def _renamed(name: str, moved: dict[str, str]) -> str:
+    for path, ours in moved.items():
+        if name.startswith(f"{path}."):
+            return ours + name.removeprefix(path)
+    return name
+
+
+def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
+    """Return a class's embedding and head.
+
+    Raises:
+        LucidError: They are not plain modules.
+    """
+    embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise LucidError("it has no embedding of tokens that is PyTorch's")
+    if type(head) is not nn.Linear:
+        raise LucidError("its head is no linear layer")
+    return embedding, head
+
+
+def stored_names(net: Any) -> dict[str, str]:
+    """Return the name in checkpoints of each of a class's parameters: transformers renames some when it loads them.
+
+    Raises:
+        LucidError: A parameter is stored in another form, such as fused with others.
+    """
+    named = dict(net.state_dict(keep_vars=True))
+    stored = revert_weight_conversion(net, dict(named))
+    names = {id(value): name for name, value in stored.items()}
+    other = [name for name, value in named.items() if id(value) not in names]
+    if other:
+        raise LucidError(f"its checkpoints store {other[0]} in another form")
+    return {name: name if stored.get(name) is value else names[id(value)] for name, value in named.items()}
+
+
+def _tables(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the buffers of a module that are not stored in checkpoints."""
+    return {name: module._buffers[name] for name in module._non_persistent_buffers_set if name in module._buffers}
+
+
+def restore_buffers(net: Any) -> None:
+    """Compute the buffers that checkpoints do not store, on the CPU: on the meta device they have no values.
+
+    The class's own initialization restores them, in float64 here: rotary frequencies are rounded to float32 once.
+
+    Raises:
+        LucidError: It leaves one as it is.
+    """
+    for path, module in net.named_modules():
+        tables = {name: table for name, table in _tables(module).items() if table is not None}
+        if not tables:
+            continue
+        found = []
+        for filler in (0, 1):  # what depends on it was not restored
+            for name, table in tables.items():
+                module._buffers[name] = torch.full_like(table, filler, device="cpu")
+            with torch.device("cpu"), torch.no_grad(), all_in_float64():
+                net._init_weights(module)
+            found.append([module._buffers[name] for name in tables])
+        for name, one, other in zip(tables, *found, strict=True):
+            if one is None or other is None or not torch.equal(one, other):
+                raise LucidError(f"its buffer {path}.{name} is not restored by its own initialization")
+
+
+def put_norms(net: Any) -> dict[str, float]:
+    """Put our RMS norm in the place of each module that computes the same.
+
+    Returns:
+        By the class's names of the norms' weights, what to add to what a checkpoint stores: 1 where a norm scales
+        by 1 + w.
+    """
+    offsets: dict[str, float] = {}
+    kinds: dict[Any, float | None] = {}
+    for path, module in list(net.named_modules()):
+        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        named = [name for name, _ in module.named_parameters()]
+        if named != ["weight"] or weight.dim() != 1 or not isinstance(eps, float) or list(module.buffers()):
+            continue
+        key = (type(module), eps, len(weight))
+        if key not in kinds:
+            kinds[key] = _offset_of_norm(module, eps)
+        if kinds[key] is not None:
+            own = RMSNorm(len(weight), eps)
+            parent, _, name = path.rpartition(".")
+            setattr(net.get_submodule(parent), name, own)
+            offsets[f"{path}.weight"] = kinds[key] or 0.0
+    return offsets
+
+
+def _offset_of_norm(module: nn.Module, eps: float) -> float | None:
+    """Return 0 or 1 for a module that computes an RMS norm with the scale w or 1 + w; None for others."""
+    width = module.weight.shape[0]  # type: ignore[union-attr, index]
+    draw = torch.Generator().manual_seed(0)
+    with torch.device("cpu"), torch.no_grad(), all_in_float64():
+        w, x = (torch.randn(*size, generator=draw, dtype=torch.float64) for size in ((width,), (2, 3, width)))
+        x[0] *= 10 * math.sqrt(eps)
+        try:
+            found = torch.func.functional_call(module, {"weight": w}, (x,))
+        except (RuntimeError, TypeError):  # another signature: not a norm
+            return None
+        normed = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+        for offset in (0.0, 1.0):
+            if isinstance(found, Tensor) and torch.allclose(found, normed * (w + offset), rtol=1e-12, atol=1e-13):
+                return offset
+    return None

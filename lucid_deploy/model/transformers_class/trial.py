@@ -1,0 +1,181 @@
+"""Prove at each export that a class of transformers computes the same with our attention as with its own.
+
+A model with at most four of its layers, one of each kind, and random weights runs in float64: with transformers' eager
+attention in one pass, and with ours in two chunks and three single tokens, one row padded. LUCID layers, which eager
+attention does not have, are compared with the dense formulas in one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.float64 import all_in_float64
+from lucid_deploy.model.layer_plan import LUCID, STANDARD, WINDOW
+from lucid_deploy.model.transformers_class.configuration import class_of, parse_class_config
+from lucid_deploy.model.transformers_class.module import ClassModel, layers_path, make_class, quiet, restore_buffers
+
+TOLERANCE = 1e-9  # relative; float64 gives 1e-15
+LAYERS = 4
+# Sizes of the trial's model that change nothing in how it computes.
+_SMALLER = {"vocab_size": 64, "intermediate_size": 128, "sliding_window": 5}
+_CHUNKS, _SINGLE = (6, 5), 3
+_PADDED = 2  # columns before the second row's first token
+
+
+def prove(config: LucidConfig, where: str) -> str:
+    """Try a class with few layers; return a sentence about the result.
+
+    Args:
+        config: The model.
+        where: Name of the checkpoint, for messages.
+
+    Raises:
+        LucidError: The results differ, or the class does not run; the message names the layer.
+    """
+    name = class_of(config.family)[0]
+    small = _small(config)
+    plain = dataclasses.replace(small, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in small.kinds))
+    ids = torch.randint(small.vocab_size, (2, sum(_CHUNKS) + _SINGLE), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :_PADDED] = 0
+    try:
+        with torch.no_grad(), quiet():
+            model = _random(plain)
+            worst = _compare(_eager(model, ids, mask), _ours(model, ids, mask), mask, small, where, name)
+            if LUCID in small.kinds:
+                dense, model = _random(small, "reference"), _random(small)
+                wanted = [x for x in _outputs(dense, lambda: dense(ids, None, mask, _positions(mask))[0])]
+                worst = max(worst, _compare(wanted, _ours(model, ids, mask), mask, small, where, name))
+    except LucidError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        kind = type(error).__name__
+        raise LucidError(f"{where}: {name} does not run with our attention: {kind}: {reason}") from error
+    return f"transformers' {name} computes the layers; with our attention it agrees within {worst:.1g} in float64."
+
+
+def _small(config: LucidConfig) -> LucidConfig:
+    """Return the model with one layer of each kind and small tables."""
+    keys = config.class_config
+    smaller = {key: min(keys[key], size) for key, size in _SMALLER.items() if isinstance(keys.get(key), int)}
+    if WINDOW not in config.kinds:
+        smaller.pop("sliding_window", None)
+    raw = {**keys, "attention_type": config.attention_type, "layer_kinds": list(config.kinds)}
+    try:
+        found = parse_class_config({**raw, **smaller, "pad_token_id": None}, "the trial's model")
+    except LucidError:  # sizes that hang together
+        found = parse_class_config(raw, "the trial's model")
+    picked = sorted({shape.like for shape in found.attention})[:LAYERS]
+    if LUCID in found.kinds and LUCID not in [found.kinds[index] for index in picked]:
+        picked[-1] = found.kinds.index(LUCID)
+    return dataclasses.replace(
+        found,
+        rms_norm_eps=config.rms_norm_eps,
+        num_hidden_layers=len(picked),
+        layer_kinds=tuple(found.kinds[index] for index in picked),
+        attention=tuple(found.attention[index] for index in picked),
+        class_layers=tuple(picked),
+    )
+
+
+def _random(config: LucidConfig, implementation: str = "blocked") -> ClassModel:
+    """Return a model with random weights in float64, the same each time."""
+    with torch.device("meta"):
+        model = ClassModel(config, implementation).to(torch.float64)
+    model.to_empty(device="cpu")
+    draw = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict(keep_vars=True).items():
+        noise = torch.randn(value.shape, generator=draw, dtype=torch.float64)
+        if value.dim() > 1:
+            value.copy_(noise / math.sqrt(value.shape[-1]))
+        else:
+            value.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
+    embedding = model.embedding  # tokens share a direction, so that keys are correlated as trained ones are
+    embedding.mul_(0.5).add_(torch.randn(embedding.shape[1], generator=draw, dtype=torch.float64) / 4)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp_min(0)
+
+
+def _outputs(model: Any, run: Any) -> list[Tensor]:
+    """Return what each layer gives while something runs, and what that returns."""
+    found: list[Tensor] = []
+    layers = model.layers() if isinstance(model, ClassModel) else model
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out: found.append(out[0] if isinstance(out, tuple) else out))
+        for layer in layers
+    ]
+    try:
+        last = run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [*found, last]
+
+
+def _eager(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """Return outputs of layers, and logits, of the class with its own attention and the same weights."""
+    config = model.config
+    with torch.device("meta"):
+        net = make_class(config.class_config, config.class_layers, "eager")
+    restore_buffers(net)
+    net.to(torch.float64)
+    values = model.state_dict()
+    net.load_state_dict({place.name: values[ours] - place.offset for ours, place in model.sources.items()}, assign=True)
+    with all_in_float64():
+        return _outputs(
+            net.get_submodule(layers_path(net)),
+            lambda: net(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False).logits,
+        )
+
+
+def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """Return the same of our model, fed in two chunks and single tokens."""
+    positions, past, start = _positions(mask), None, 0
+    pieces: list[list[Tensor]] = []
+
+    def call(stop: int, decode: bool) -> Tensor:
+        nonlocal past
+        new = slice(start, stop)
+        logits, past = model(ids[:, new], past, mask[:, :stop], positions[:, new], decode=decode)
+        return logits
+
+    for size in (*_CHUNKS, *[1] * _SINGLE):
+        pieces.append(_outputs(model, lambda stop=start + size, one=size == 1: call(stop, one)))
+        start += size
+    return [torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)]
+
+
+def _compare(
+    wanted: list[Tensor], found: list[Tensor], mask: Tensor, config: LucidConfig, where: str, name: str
+) -> float:
+    """Return the largest relative difference of the logits; refuse a model in which it is no rounding error."""
+    valid = mask.bool()
+    errors = [
+        float((ours[valid] - theirs[valid]).norm() / theirs[valid].norm().clamp_min(1e-300))
+        for ours, theirs in zip(found, wanted, strict=True)
+    ]
+    bad = [place for place, error in enumerate(errors) if not error <= TOLERANCE]
+    if not bad:
+        return errors[-1]
+    place = bad[0]
+    what, kind = "the logits", ""
+    if place < config.num_hidden_layers:
+        kind = config.kinds[place]
+        what = f"layer {config.class_layers[place]} ({kind})"
+    other = "the dense formulas" if kind == LUCID else "transformers"
+    raise LucidError(
+        f"{where}: {name} is not supported: with our attention, {what} differs by {errors[place]:.2g} from {other} in "
+        f"float64; {TOLERANCE:g} is allowed."
+    )

@@ -1,0 +1,126 @@
+"""Classes of transformers as models: equal to eager attention in float64, with LUCID put in, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.build import parse_model_config
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.on_demand import float64_on_demand
+from lucid_deploy.model.transformers_class import trial
+from lucid_deploy.model.transformers_class.module import ClassModel
+from tests.families.small import VOCABULARY, logits_of, saved, small_config
+
+# Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,
+# positions that are learned, parallel layers, several embeddings' scales.
+CLASSES = (
+    "apertus",
+    "cohere2",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "glm4",
+    "gpt2",
+    "helium",
+    "ministral",
+    "nemotron",
+    "olmo2",
+    "phi",
+    "stablelm",
+    "starcoder2",
+)
+
+
+def parsed(kind: str, **more: Any) -> LucidConfig:
+    return parse_model_config({**json.loads(small_config(kind).to_json_string(use_diff=False)), **more}, "config.json")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_class_is_equal_to_eager_attention_in_float64(kind: str, tmp_path: Path) -> None:
+    theirs = saved(small_config(kind), tmp_path)
+    ids = torch.randint(VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+    ids[1, 8:16] = 7
+    wanted = logits_of(theirs, ids)
+    source = Checkpoint(tmp_path)
+    assert source.config.class_config and LucidConfig.from_dict(source.config.to_dict()) == source.config
+    model = float64_on_demand(source.config, lambda name: source.tensor(source.stored_name(name)))
+    with torch.no_grad():
+        whole, _ = model(ids)
+        first, past = model(ids[:, :9])
+        second, past = model(ids[:, 9:23], past, torch.ones(2, 23))
+        last, _ = model(ids[:, 23:], past, torch.ones(2, 24), decode=True, last_only=True)
+    for found in (whole, torch.cat([first, second, last], dim=1)):
+        assert (found - wanted).norm() <= 1e-12 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", ("cohere2", "olmo2", "phi"))
+def test_lucid_in_a_class_is_tried_against_the_dense_formulas(kind: str) -> None:
+    config = parsed(kind, attention_type="lucid")
+    assert "lucid" in config.kinds
+    assert "it agrees within" in trial.prove(config, "here")
+
+
+def test_the_trial_finds_what_is_computed_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(ClassModel):
+        def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
+            super().__init__(config, implementation)
+            self.mixers()[1].config.__dict__["sliding_window"] -= 1
+
+    monkeypatch.setattr(trial, "ClassModel", Wrong)
+    with pytest.raises(LucidError, match=r"layer 1 \(window\) differs by 0\.\d+ from transformers"):
+        trial.prove(parsed("gemma2", layer_types=["full_attention", "sliding_attention"] * 2), "here")
+
+
+def test_the_layers_that_compute_the_same_are_known() -> None:
+    shapes = parsed("cohere2").attention  # every fourth layer attends to all, without rotary positions
+    assert [shape.like for shape in shapes] == [0, 0, 0, 3]
+    assert [shape.window for shape in shapes] == [7, 7, 7, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "reason"),
+    [
+        ("diffllama", {}, "layer 0 calls attention twice"),
+        ("bloom", {}, "layer 0 does not call attention by transformers' registry"),
+        ("bert", {}, "sees later ones"),
+        ("mixtral", {}, "it is a mixture of experts"),
+        ("gemma3", {}, "computes more than text"),
+        ("olmo2", {"attention_sink": 4}, "does not know the key attention_sink"),
+        ("olmo2", {"use_rope": False, "attention_type": "lucid"}, "use_rope is False"),
+        ("olmo2", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic'"),
+        ("olmo2", {"architectures": ["Olmo2ForSequenceClassification"]}, "supported is Olmo2ForCausalLM"),
+        ("olmo2", {"attention_type": "lucid", "lucid_layers": [9]}, "lucid_layers names layer 9"),
+        ("gemma2", {"attention_type": "lucid"}, "caps its scores"),
+        ("olmo2", {"hidden_act": "nothing"}, "cannot be made from it: KeyError"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_name(kind: str, more: dict[str, Any], reason: str) -> None:
+    with pytest.raises(LucidError, match=reason) as caught:
+        parse_model_config({"model_type": kind, "num_hidden_layers": 2, **more}, "config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_sinks_and_unknown_arguments_of_attention_are_refused() -> None:
+    from lucid_deploy.model.transformers_class.module import attention_options
+
+    assert attention_options({"scaling": None, "dropout": 0.0}, 16) == (0.25, None)
+    with pytest.raises(LucidError, match="sinks"):
+        attention_options({"s_aux": torch.ones(4)}, 16)
+    with pytest.raises(LucidError, match="the argument tilt"):
+        attention_options({"tilt": 1.0}, 16)
+
+
+def test_half_precision_keeps_the_rotary_tables(tmp_path: Path) -> None:
+    saved(small_config("olmo2"), tmp_path)
+    model = load_model(tmp_path, torch.bfloat16)
+    assert isinstance(model, ClassModel) and isinstance(model.model, nn.Module)
+    assert model.embedding.dtype == torch.bfloat16
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
