@@ -192,6 +192,5 @@ def test_half_precision_is_held_to_a_baseline_of_that_precision(make_checkpoint,
         f"PyTorch in {dtype}: the gates",
         "PyTorch in float64: the reference",
         f"torch in {dtype}: what is verified",
-        "Conditioning of the solves",
     ]
     assert max(item.gate.limit for item in report.comparisons) > 1e-3  # not the gates of float32
