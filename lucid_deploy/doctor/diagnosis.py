@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from lucid_deploy.errors import LucidError, spelled_out
@@ -213,7 +214,8 @@ _EXPORT, _KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name 
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
     Check("processors", "everything", _processors, package=None),
-    Check("torch", "export, verify", _torch, _EXPORT),
+    # Where it is installed, a wrong solve is an error.
+    Check("torch", "export, verify", _torch, _EXPORT, required=find_spec("torch") is not None),
     Check("onnx", "everything", importable("onnx"), "pip install onnx", required=True),
     Check("onnxscript", "export", importable("onnxscript"), _EXPORT),
     Check("safetensors", "checkpoints", importable("safetensors"), "pip install safetensors", required=True),
