@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
@@ -35,7 +35,8 @@ class Batcher:
 
     Args:
         session: Any runtime. With a static cache, no other rows are copied when a request starts or finishes.
-        rows: Most requests that run at once; the others wait in order of arrival.
+        rows: Most requests that run at once. Of those that wait the next is the one that came first, of the client that
+            has the fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
             one whole prompt a step. Short prompts share a step and are cut where it is full. Where something is rounded
             (:attr:`Session.rounds`) a prompt is cut at multiples of this number only, as it is alone.
@@ -100,7 +101,7 @@ class Batcher:
 
     @property
     def active(self) -> int:
-        """Requests with a row: those whose prompt runs, those that decode and those that are paused."""
+        """Requests that have started: those whose prompt runs, those that decode and those that are paused."""
         return len(self._running) + len(self._paused) + (self._filling is not None)
 
     @property
@@ -205,11 +206,9 @@ class Batcher:
                 return
 
     def _start_next(self, events: list[Event]) -> bool:
-        """Give a row to the first waiting request whose guide is ready, if it has one; return whether one started."""
-        if self.active >= self.rows:
-            return False
-        for number, request in list(self._waiting.items()):
-            opened = self._opened.get(number)
+        """Give a row to the next waiting request whose guide is ready, if it has one; return whether one started."""
+        for number in self._next_in_line():
+            request, opened = self._waiting[number], self._opened.get(number)
             if opened is not None and not opened.done():
                 continue
             try:
@@ -229,6 +228,19 @@ class Batcher:
             self.marks.append(Mark(number, "prefill", time.time_ns(), len(ids)))
             return True
         return False
+
+    @property
+    def _has_free_row(self) -> bool:
+        return len(self._running) + (self._filling is not None) < self.rows
+
+    def _next_in_line(self) -> list[int]:
+        """Return the waiting requests that may start, those of the client with the fewest rows first."""
+        rows = [*self._running.values(), *self._paused.values(), *filter(None, [self._filling])]
+        if not self._has_free_row or len(rows) >= 2 * self.rows:  # paused rows have a cache each
+            return []
+        held = Counter(row.request.client for row in rows)
+        found = [number for number, request in self._waiting.items() if held[request.client] < self.rows]
+        return sorted(found, key=lambda number: held[self._waiting[number].client])
 
     def _store_beginning(self, row: Row) -> None:
         """Store what has run of a prompt if a longer cache cannot give it: at 1, 2, 4, … chunks."""
@@ -312,6 +324,8 @@ class Batcher:
             assert row.guide is not None and row.pending is not None
             if not row.guide.wait(0.0) or (self._running and self._steps < row.resume_at):
                 continue
+            if not self._has_free_row:
+                return
             end = self._chooser.choose(row, row.pending, events)
             if end is not None:
                 self._end(row.number, end, events)
@@ -322,7 +336,7 @@ class Batcher:
     def _wait_for_guides(self) -> None:
         """Wait a little for any mask or compiled constraint that a request needs to go on."""
         needed = [row.guide.mask for row in self._paused.values() if row.guide is not None]
-        needed += [] if self.active >= self.rows else self._opened.values()  # type: ignore[arg-type]
+        needed += [self._opened[each] for each in self._next_in_line() if each in self._opened]  # type: ignore[misc]
         if needed:
             wait(needed, ALONE_SECONDS, FIRST_COMPLETED)
 

@@ -20,6 +20,7 @@ class Request:
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
+        client: Whose request it is; clients that wait take turns.
         constraint: The form of the answer; it ends when nothing can follow, or at an end-of-sequence token if the text
             is complete.
     """
@@ -31,6 +32,7 @@ class Request:
     top_logprobs: int | None = None
     cache_owner: str = ""
     constraint: Constraint | None = None
+    client: str = ""
 
     def check(self, session: Session) -> None:
         """Refuse a request that a session cannot run."""

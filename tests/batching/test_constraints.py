@@ -197,3 +197,32 @@ def test_a_row_that_waits_for_its_mask_can_be_cancelled(
     assert Finished(number, "cancelled") in batcher.step() and batcher.idle
     masks.go_on.set()
     assert together(setup, [request(None, 2, count=5)]) == [alone(setup, request(None, 2, count=5))]
+
+
+def test_clients_that_wait_take_turns(setup: Setup) -> None:
+    batcher = Batcher(setup[0], rows=2)
+    numbers = [batcher.submit(request(None, 1, count=4, client=name)) for name in ("a", "a", "a", "b", "b")]
+    started: list[int] = []
+    while not batcher.idle:
+        batcher.step()
+        started += [mark.request for mark in batcher.marks if mark.phase == "prefill"]
+    assert [numbers.index(each) for each in started] == [0, 3, 1, 4, 2]
+
+
+def test_rows_that_wait_for_masks_make_room_for_other_clients_only(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = SlowMasks(monkeypatch)
+    batcher = Batcher(setup[0], rows=2, guides=setup[2])
+    form = from_regex("[a-f]{4,9}")
+    slow = [batcher.submit(request(form, seed, client="a")) for seed in (1, 2)]
+    while masks.waits < 2 or len(batcher._paused) < 2:
+        batcher.step()
+    later, other = (batcher.submit(request(None, 3, count=5, client=name)) for name in "ab")
+    done: list[int] = []
+    while other not in done:
+        done += [event.request for event in batcher.step() if isinstance(event, Finished)]
+    assert done == [other] and batcher.waiting == 1
+    masks.go_on.set()
+    _, ends = drain(batcher)
+    assert set(ends) == {*slow, later}
