@@ -9,7 +9,7 @@ PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old ma
 # Where it is set, each of the tests' processes compiles all tests and this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat test-families lint gpu-check gpu-static clean
+.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz attacks test-compat test-families lint gpu-check gpu-static clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -42,6 +42,9 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
+
+attacks: $(VENV)/.dev # attacks on the server, on a quiet machine: nobody may wait for more than a second
+	OMP_NUM_THREADS=1 LUCID_ATTACKS_UNSCALED=1 $(BIN)/python -m pytest tests/attacks -rP
 
 fuzz: $(VENV)/.dev # random files and bodies, longer attacks, and faults at every call of the system; make test runs a few of each
 	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz tests/faults tests/attacks -n $(WORKERS)

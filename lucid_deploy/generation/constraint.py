@@ -140,6 +140,8 @@ def from_choices(choices: Sequence[str]) -> Constraint:
 def from_grammar(text: str) -> Constraint:
     """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF."""
     _check_size(len(text))
+    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # the time grows with its square
+        raise LucidError(f"The grammar has {count} alternatives and lines; at most {MOST_CHOICES} are compiled.")
     library()
     from llguidance.gbnf_to_lark import any_to_lark
 

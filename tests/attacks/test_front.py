@@ -15,6 +15,7 @@ from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server
 
 JSON = {"content_type": "application/json"}
+DIRECT = pytest.mark.skipif("LUCID_ATTACKS_NGINX" in os.environ, reason="nginx answers by itself")
 MOST = 2 * (8 + 64) + 100  # connections of a server with default options
 
 
@@ -49,11 +50,10 @@ def test_hundreds_of_silent_connections(target: Server) -> None:
 
 def test_heads_and_trailers_without_end(target: Server) -> None:
     with OtherClient(target):
-        answer = talk(target, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 10_000_000)
-        assert not answer or answer.startswith(b"HTTP/1.1 431")
         line = b"X: " + b"a" * 1000 + b"\r\n"
-        answer = talk(target, b"GET / HTTP/1.1\r\nHost: x\r\n" + line * 5000)
-        assert not answer or answer.startswith(b"HTTP/1.1 431")
+        for many_bytes in (b"X: " + b"a" * 10_000_000, line * 5000):
+            answer = talk(target, b"GET / HTTP/1.1\r\nHost: x\r\n" + many_bytes)
+            assert not answer or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))  # nginx says 400
         answer = talk(target, head(transfer_encoding="chunked", **JSON) + b"2\r\n{}\r\n0\r\n" + line * 5000)
         assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
 
@@ -93,6 +93,7 @@ def test_answers_that_nobody_reads(target: Server) -> None:
             connection.close()
 
 
+@DIRECT
 def test_thousands_of_pipelined_requests(target: Server) -> None:
     with OtherClient(target), many(target, 100, b"GET /healthz HTTP/1.1\r\n\r\n" * 5000):
         time.sleep(1.0)
@@ -123,6 +124,7 @@ def test_expressions_that_take_long_to_compile(target: Server) -> None:
             assert connection.recv(4096).startswith((b"HTTP/1.1 200", b"HTTP/1.1 429"))
 
 
+@DIRECT
 @pytest.mark.parametrize(
     "data",
     [
@@ -158,6 +160,7 @@ def test_what_is_not_http_or_ambiguous_is_refused(target: Server, data: bytes) -
     assert error_of(answer)["code"] in ("invalid_request", "invalid_api_key", "unsupported_media_type")
 
 
+@DIRECT
 def test_connections_that_are_silent_are_closed(target: Server) -> None:
     assert talk(target, b"") == b""
     answer = talk(target, b"GET /healthz HTTP/1.1\r\nHost: local")
@@ -175,6 +178,7 @@ def receive_until(connection: socket.socket, end: bytes) -> bytes:
     return answer
 
 
+@DIRECT
 @pytest.mark.parametrize("wanted", ["h2c", "websocket"])
 def test_upgrades_are_ignored_in_silence(target: Server, wanted: str) -> None:
     before = len(target.errors)
@@ -185,6 +189,7 @@ def test_upgrades_are_ignored_in_silence(target: Server, wanted: str) -> None:
     assert not [line for line in target.errors[before:] if "WARNING" in line]
 
 
+@DIRECT
 def test_wrong_keys_are_refused_before_the_body(artifacts: dict[str, Path], target: Server) -> None:
     if "--api-key-file" not in " ".join(map(str, target.process.args)):  # type: ignore[arg-type]
         return
@@ -198,6 +203,7 @@ def test_wrong_keys_are_refused_before_the_body(artifacts: dict[str, Path], targ
         assert answer.startswith(b"HTTP/1.1 401")  # the body never comes
 
 
+@DIRECT
 def test_nothing_of_a_request_makes_lines_in_the_log(target: Server) -> None:
     before = len(target.errors)
     for path in ("/a%0d%0aWARNING%20forged", "/\x1b[31m", "/%1b]0;x%07", "/" + "x" * 5000):

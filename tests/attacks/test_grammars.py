@@ -85,3 +85,10 @@ def test_a_file_of_prompts_has_it_as_one_error(made: Made, tmp_path: Path) -> No
     assert result.exit_code == 1 and "1 of 2 prompts failed" in result.stderr
     answers = {answer["line"]: answer for answer in map(json.loads, output.read_text().splitlines())}
     assert "too costly" in answers[1]["error"] and len(answers[2]["ids"]) == 7
+
+
+def test_a_grammar_of_sixty_thousand_alternatives_is_refused_at_once() -> None:
+    began = time.process_time()
+    with pytest.raises(LucidError, match=r"has 59999 alternatives and lines; at most 10000 are compiled\.$"):
+        from_grammar("start: " + " | ".join(f'"w{i} "' for i in range(60_000)))
+    assert time.process_time() - began < 1.0
