@@ -212,10 +212,10 @@ def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
     from lucid_deploy.cli._console import note
-    from lucid_deploy.serving.backend import LocalBackend
+    from lucid_deploy.serving.engine import LocalBackend
+    from lucid_deploy.serving.front import Service
     from lucid_deploy.serving.loading import make_backend, make_service
     from lucid_deploy.serving.server import ListenOptions, bind, serve
-    from lucid_deploy.serving.service import Service
 
     opened = bind(options["host"], options["port"])
     url = _url(options["host"], opened.getsockname()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -233,3 +234,70 @@ def byte_alphabet() -> dict[str, int]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token as text and as bytes (None if it has none of its own), and its log-probability."""
+
+    text: str
+    data: bytes | None
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of a generation with its alternatives, most likely first; ``offset`` is where its text begins."""
+
+    chosen: TokenText
+    top: tuple[TokenText, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """One more token of generation ``row``; ``text`` is empty while the token's text may still change."""
+
+    row: int
+    text: str
+    tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class AnswerPieces:
+    """The text of one answer in pieces, each with the log-probabilities of the tokens whose text begins in it."""
+
+    def __init__(
+        self, row: int, text: AnswerText, token_texts: TokenTexts, logprobs: bool = False, tokens_as_ids: bool = False
+    ) -> None:
+        self._row, self._text, self._token_texts = row, text, token_texts
+        self._logprobs, self._as_ids = logprobs, tokens_as_ids
+        self._waiting: list[TokenLogprob] = []  # for their text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return self._text.stopped
+
+    def push(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> TextPiece:
+        """Add a token; return what it makes known."""
+        if self._logprobs:
+            assert logprob is not None  # it was asked for
+            named = tuple(self._named(*each) for each in top)
+            self._waiting.append(TokenLogprob(self._named(token, logprob), named, self._text.decoded))
+        text = self._text.push(token)
+        return TextPiece(self._row, text, 1, self._ready(everything=False))
+
+    def finish(self) -> TextPiece:
+        """Return what was held back; call it when no more tokens come."""
+        text = self._text.finish()
+        return TextPiece(self._row, text, 0, self._ready(everything=not self._text.stopped))
+
+    def _ready(self, everything: bool) -> tuple[TokenLogprob, ...]:
+        ready = [item for item in self._waiting if everything or item.offset < self._text.shown]
+        self._waiting = self._waiting[len(ready) :]
+        return tuple(ready)
+
+    def _named(self, token: int, logprob: float) -> TokenText:
+        text, data = self._token_texts(token)
+        return TokenText(f"token_id:{token}" if self._as_ids else text, data, logprob)

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.jobs import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
-from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
+from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser, WholeMessage
 
 Events = list[dict[str, Any]]
 # What this server does not have, or a request did not ask for, as /v1/responses says it.
@@ -32,11 +32,9 @@ _NEUTRAL: dict[str, Any] = {
 class Answer:
     """An answer of ``/v1/completions`` or ``/v1/chat/completions`` in the making.
 
-    Attributes:
-        cached_tokens: Prompt tokens that stored prefixes held, as answers count them.
-
-    Args:
-        fingerprint: Names the artifact, so that clients see when seeds stop giving the same tokens.
+    Every event of the engine goes through ``chunks`` and ``closing``, which return what a stream sends. ``whole`` is
+    the answer that is not streamed. The ``fingerprint`` names the artifact, so that clients see when seeds stop giving
+    the same tokens.
     """
 
     end_of_stream = b"data: [DONE]\n\n"
@@ -52,19 +50,8 @@ class Answer:
             "model": model,
             "system_fingerprint": fingerprint,
         }
-        self._choices = [
-            _Choice(request, request.echo[row // request.job.n] if request.echo else "")
-            for row in range(request.job.rows)
-        ]
-
-    def add(self, piece: TextPiece) -> None:
-        """Take a piece into the whole answer."""
-        self.new_tokens += piece.tokens
-        self._choices[piece.row].add(piece)
-
-    def end(self, row: int, reason: str) -> None:
-        """Note why a generation ended."""
-        self._choices[row].reason = reason
+        echo = request.echo or ("",) * len(request.job.prompts)
+        self._choices = [_Choice(request, echo[row // request.job.n]) for row in range(request.job.rows)]
 
     def usage(self) -> dict[str, Any]:
         """Return the counts of tokens."""
@@ -89,26 +76,19 @@ class Answer:
         return [self._chunk(row, choice.echo) for row, choice in enumerate(self._choices) if choice.echo]
 
     def chunks(self, piece: TextPiece) -> Events:
-        """Return a piece as a chunk; none if there is nothing to show yet."""
+        """Take a piece in; return it as a chunk, or nothing if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         choice = self._choices[piece.row]
-        content: Any = {"content": piece.text} if self.request.chat else piece.text
-        if choice.parser is not None:
-            content = delta_json(choice.parser.push(piece.text))
-        if not piece.logprobs and not (content if choice.parser is not None else piece.text):
-            return []
-        return [self._chunk(piece.row, content, choice.logprobs_json([_encoded(item) for item in piece.logprobs]))]
+        content, logprobs = choice.add(piece)
+        return [self._chunk(piece.row, content, choice.logprobs_json(logprobs))] if content or logprobs else []
 
     def closing(self, row: int, reason: str) -> Events:
-        """Return the chunk that says why a generation ended."""
-        choice = self._choices[row]
-        content: Any = {} if self.request.chat else ""
-        if choice.parser is not None:
-            content = delta_json(choice.parser.finish())
-        return [self._chunk(row, content, reason=choice.final(reason))]
+        """End a generation; return the chunk that says why."""
+        content, final = self._choices[row].end(reason)
+        return [self._chunk(row, content, reason=final)]
 
     def ending(self) -> Events:
-        """Return the chunk after all generations: the counts, if they were asked for."""
+        """Return the chunk after all generations: the counts, if they were requested."""
         if not self.request.include_usage:
             return []
         return [{**self._common, "object": self._chunk_kind, "choices": [], "usage": self.usage()}]
@@ -127,6 +107,8 @@ class Answer:
 
     def _chunk(self, row: int, content: Any, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
         name = "delta" if self.request.chat else "text"
+        if self.request.chat and isinstance(content, str):
+            content = {"content": content} if content or logprobs else {}
         choice = {"index": row, name: content, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
         return {**chunk, "usage": None} if self.request.include_usage else chunk
@@ -141,50 +123,42 @@ class _Choice:
     def __init__(self, request: PreparedRequest, echo: str) -> None:
         self.echo = echo
         self.reason: str | None = None
-        self.parser = None if request.tools is None else ToolCallParser(request.tools)
-        self._chat = request.chat
-        self._top = request.job.top_logprobs
-        self._texts = [echo]
+        self._parser = None if request.tools is None else ToolCallParser(request.tools)
+        self._message = WholeMessage([echo])
+        self._stream, self._chat, self._top = request.stream, request.chat, request.job.top_logprobs
         self._logprobs: list[_Encoded] = []
 
-    def add(self, piece: TextPiece) -> None:
-        """Take a piece of the generation."""
-        self._texts.append(piece.text)
-        self._logprobs += map(_encoded, piece.logprobs)
+    def add(self, piece: TextPiece) -> tuple[str | dict[str, Any], list[_Encoded]]:
+        """Add a piece of the generation; return what is new."""
+        logprobs = [_encoded(item) for item in piece.logprobs]
+        if not self._stream:
+            self._logprobs += logprobs
+        if self._parser is None:
+            self._message.content.append(piece.text)
+            return piece.text, logprobs
+        return self._message.add(self._parser.push(piece.text)).json(), logprobs
 
-    def whole(self) -> dict[str, Any]:
-        """Return the choice, without its index."""
-        text = "".join(self._texts)
-        choice: dict[str, Any] = {"finish_reason": self.reason, "logprobs": self.logprobs_json(self._logprobs)}
-        if not self._chat:
-            return {**choice, "text": text}
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self.parser is not None:
-            message |= self._read_calls(self.parser, text)
-            choice["finish_reason"] = self.final(self.reason)
-        return {**choice, "message": message}
-
-    def _read_calls(self, parser: ToolCallParser, text: str) -> dict[str, Any]:
-        """Return what a message has beside text: the calls, whole."""
-        deltas = [parser.push(text), parser.finish()]
-        calls: list[dict[str, Any]] = []
-        for part in (part for delta in deltas for part in delta.calls):
-            if part.id is not None:
-                calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
-            calls[part.index]["function"]["arguments"] += part.arguments
-        content = "".join(delta.content for delta in deltas)
-        return {"content": content or None, "tool_calls": calls} if calls else {"content": content}
-
-    def final(self, reason: str | None) -> str | None:
-        """Return why the generation ended, as clients expect it.
+    def end(self, reason: str) -> tuple[str | dict[str, Any], str]:
+        """End the generation; return what is left to show, and why it ended as clients expect it.
 
         Calls are a reason of their own, unless a stop string has cut one, which nobody should carry out.
         """
-        whole = self.parser is not None and self.parser.has_whole_calls
-        return "tool_calls" if reason == "stop" and whole else reason
+        rest: str | dict[str, Any] = ""
+        if self._parser is not None:
+            rest = self._message.add(self._parser.finish()).json()
+            reason = "tool_calls" if reason == "stop" and self._parser.has_whole_calls else reason
+        self.reason = reason
+        return rest, reason
+
+    def whole(self) -> dict[str, Any]:
+        """Return the choice, without its index."""
+        choice: dict[str, Any] = {"finish_reason": self.reason, "logprobs": self.logprobs_json(self._logprobs)}
+        if self._chat:
+            return {**choice, "message": {"role": "assistant", "refusal": None, **self._message.json()}}
+        return {**choice, "text": "".join(self._message.content)}
 
     def logprobs_json(self, items: list[_Encoded]) -> dict[str, Any] | None:
-        """Return log-probabilities, if they were asked for."""
+        """Return log-probabilities, if they were requested."""
         if self._top is None:
             return None
         if self._chat:
@@ -221,39 +195,22 @@ def _list(items: Any) -> msgspec.Raw:
 
 
 def _logprob_json(item: TokenLogprob) -> dict[str, Any]:
-    return {**token_json(item.chosen), "top_logprobs": [token_json(token) for token in item.top]}
+    """Return a token's log-probabilities, as chats and responses have them."""
+    return {**_token_json(item.chosen), "top_logprobs": [_token_json(token) for token in item.top]}
 
 
-def token_json(token: TokenText) -> dict[str, Any]:
-    """Return a token with its log-probability, as chats and responses have it."""
-    return {
-        "token": token.text,
-        "logprob": token.logprob,
-        "bytes": None if token.data is None else list(token.data),
-    }
+def _token_json(token: TokenText) -> dict[str, Any]:
+    data = None if token.data is None else list(token.data)
+    return {"token": token.text, "logprob": token.logprob, "bytes": data}
 
 
-def delta_json(delta: AnswerDelta) -> dict[str, Any]:
-    """Return what is new of an answer, as a chunk has it."""
-    out: dict[str, Any] = {"content": delta.content} if delta.content else {}
-    calls = []
-    for part in delta.calls:
-        call: dict[str, Any] = {"index": part.index, "function": {"arguments": part.arguments}}
-        if part.id is not None:
-            function = {"name": part.name, "arguments": part.arguments}
-            call = {"index": part.index, "id": part.id, "type": "function", "function": function}
-        calls.append(call)
-    return {**out, "tool_calls": calls} if calls else out
-
-
-class ResponseAnswer:
-    """An answer of ``/v1/responses`` in the making; its methods are those of :class:`Answer`."""
+class ResponseAnswer(Answer):
+    """An answer of ``/v1/responses`` in the making."""
 
     end_of_stream = b""  # the last event says that it is the last
 
     def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
-        self.request = request
-        self.new_tokens = self.cached_tokens = 0
+        super().__init__(request, model, fingerprint)
         self.id = "resp_" + secrets.token_hex(16)
         self._common = {
             "id": self.id,
@@ -269,42 +226,28 @@ class ResponseAnswer:
         self._status = "in_progress"
         self._number = -1
 
-    def add(self, piece: TextPiece) -> None:
-        """Take a piece into the whole answer."""
-        self.chunks(piece)
-
-    def end(self, row: int, reason: str) -> None:
-        """Note why the generation ended: an answer that was cut by its length is incomplete."""
-        self.closing(row, reason)
-
     def whole(self) -> dict[str, Any]:
-        """Return the answer that is not streamed, or the state of one that is."""
-        started = self._status != "in_progress"
+        ended = self._status != "in_progress"
         statuses = ["completed"] * (len(self._items) - 1) + [self._status]
         return {
             **self._common,
             "status": self._status,
             "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
-            "output": [item.json(status) for item, status in zip(self._items, statuses, strict=True)]
-            if started
-            else [],
-            "usage": self._usage() if started else None,
+            "output": [item.json(status) for item, status in zip(self._items, statuses, strict=True)] if ended else [],
+            "usage": self.usage() if ended else None,
         }
 
     def opening(self) -> Events:
-        """Return the events before the first token. Where calls may come, items begin with what they hold."""
         begun = [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
         return begun if self._parser is not None else begun + self._begin(_Item())
 
     def chunks(self, piece: TextPiece) -> Events:
-        """Return a piece as events; none if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         if self._parser is None:
             return self._add_text(piece.text, [_logprob_json(item) for item in piece.logprobs])
         return self._take(self._parser.push(piece.text))
 
     def closing(self, row: int, reason: str) -> Events:
-        """Return the events of the end: of the last item and of the whole."""
         events = [] if self._parser is None else self._take(self._parser.finish())
         if not self._items:
             events += self._begin(_Item())
@@ -313,15 +256,12 @@ class ResponseAnswer:
         return [*events, *ended, self._event(f"response.{self._status}", response=self.whole())]
 
     def ending(self) -> Events:
-        """Return nothing: the last event has the counts."""
-        return []
+        return []  # the last event has the counts
 
     def failure(self, error: ApiError) -> dict[str, Any]:
-        """Return the event of an error within a stream; OpenAI's client raises it."""
         return {**self._event("error"), **error.body()}
 
     def frame(self, event: dict[str, Any]) -> bytes:
-        """Return an event as a server-sent event, which is named by its type."""
         return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), msgspec.json.encode(event))
 
     def _event(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -329,7 +269,7 @@ class ResponseAnswer:
         return {"type": kind, "sequence_number": self._number, **more}
 
     def _take(self, delta: AnswerDelta) -> Events:
-        """Return the events of what is new of text and calls; no text comes after a call."""
+        """Return what is new of text and calls as events; no text comes after a call."""
         events = self._add_text(delta.content, [])
         for part in delta.calls:
             if part.id is not None:
@@ -354,7 +294,7 @@ class ResponseAnswer:
         place = len(self._items) - 1
         return [self._event(f"response.{kind}", output_index=place, **more) for kind, more in events]
 
-    def _usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
         prompt = self.request.prompt_tokens
         return {
             "input_tokens": prompt,

@@ -8,44 +8,29 @@ from lucid_deploy.json_fields import shown
 
 
 class ApiError(Exception):
-    """An answer that is an error.
-
-    Attributes:
-        code: A word for programs, such as ``model_not_found``.
-    """
+    """An error that is sent to the client; ``code`` is a word for programs, such as ``model_not_found``."""
 
     def __init__(
         self,
         status: int,
         message: str,
-        code: str | None = None,
+        code: str = "invalid_request",
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
+        self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body: ``{"error": {message, type, param, code}}``."""
-        kind = "invalid_request_error"
-        if self.status == 429:
-            kind = "rate_limit_error"
-        elif self.status >= 500:
-            kind = "server_error"
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class ClientGone(Exception):
     """The client closed the connection before its answer was complete."""
-
-
-def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """Return the 400 for a field that is wrong."""
-    return ApiError(400, message, code, param)
 
 
 def no_such_model(name: str, served: str) -> ApiError:

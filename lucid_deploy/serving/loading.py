@@ -16,19 +16,15 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.serving.backend import LocalBackend
-from lucid_deploy.serving.engine import Engine
-from lucid_deploy.serving.jobs import Backend
-from lucid_deploy.serving.limits import Limits
-from lucid_deploy.serving.reader_process import ReaderSetup
-from lucid_deploy.serving.readers import ReaderPool
+from lucid_deploy.serving.engine import Backend, Engine, LocalBackend
+from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
+from lucid_deploy.serving.requests import Limits
 from lucid_deploy.serving.security import NO_KEYS, ApiKeys
 from lucid_deploy.serving.tracing import open_tracing
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
-    from lucid_deploy.serving.service import Service
-
+    from lucid_deploy.serving.front import Service
 
 DEFAULTS = RuntimeOptions()
 log = logging.getLogger("lucid_deploy.serving")
@@ -53,7 +49,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """What requests may ask for and who may ask."""
+    """What requests may ask for, and who may send them."""
 
     model: str | None = None  # the served name; None: the directory's name
     max_prompt_tokens: int | None = None  # of one prompt; None: what the context allows
@@ -62,20 +58,16 @@ class ApiOptions:
     max_body_bytes: int = 4 << 20  # size of a request
     seconds: float = 300.0  # from a request's first byte to its answer's last
     readers: int = 2  # processes that read bodies
-    keys: ApiKeys = NO_KEYS  # who may ask
+    keys: ApiKeys = NO_KEYS  # who may send requests
     hosts: frozenset[str] | None = None  # names besides this machine's under which it answers; None: any
     metrics_keys: ApiKeys = NO_KEYS  # who may read exact metrics
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served
-    otlp_endpoint: str | None = None  # uRL of the collector that gets spans; None: there are none
+    otlp_endpoint: str | None = None  # URL of the collector that gets spans; None: there are none
 
 
 def open_checked(directory: str) -> Artifact:
-    """Open the artifact that is to be served; cheap, before anything starts.
-
-    Raises:
-        LucidError: It is no artifact, or has no tokenizer.
-    """
+    """Open the artifact that is to be served; cheap, before anything starts."""
     artifact = open_artifact(directory)
     if not (artifact.directory / "tokenizer.json").is_file():
         raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
@@ -83,11 +75,7 @@ def open_checked(directory: str) -> Artifact:
 
 
 def check_runtime(options: EngineOptions, here: bool) -> None:
-    """Check, before engines are started elsewhere, that their runtime takes the artifacts.
-
-    Raises:
-        LucidError: It does not.
-    """
+    """Check, before engines are started elsewhere, that their runtime takes the artifacts."""
     from lucid_deploy.runtimes.open import check_fits
 
     for directory in filter(None, (options.directory, options.draft)):
@@ -95,11 +83,7 @@ def check_runtime(options: EngineOptions, here: bool) -> None:
 
 
 def check_limits(artifact: Artifact, api: ApiOptions) -> None:
-    """Refuse limits that the model's context makes unreachable.
-
-    Raises:
-        LucidError: One is larger than the context.
-    """
+    """Refuse limits that are larger than the model's context."""
     context = artifact.config.max_position_embeddings
     for option, tokens in (("--max-prompt-tokens", api.max_prompt_tokens), ("--max-new-tokens", api.max_new_tokens)):
         if tokens is not None and tokens > context:
@@ -140,11 +124,7 @@ def make_engine(options: EngineOptions) -> Engine:
 
 
 def check_and_tell(artifact: Artifact) -> None:
-    """Compare the hashes of all files, and log what that took.
-
-    Raises:
-        CheckFailed: A file differs.
-    """
+    """Compare the hashes of all files, and log what that took."""
     began = time.perf_counter()
     check_hashes(artifact)
     size = sum(facts["size"] for facts in artifact.manifest.files.values())
@@ -158,23 +138,28 @@ def make_backend(options: EngineOptions) -> LocalBackend:
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what the readers of a server read for.
-
-    Raises:
-        LucidError: The artifact or its tokenizer cannot be read.
-    """
+    """Return what the readers of a server read for."""
     artifact = open_checked(engine.directory)
-    limits = _limits(artifact, TextTokenizer(artifact.directory), engine, api)
+    check_limits(artifact, api)
+    context = artifact.config.max_position_embeddings
+    tokens = api.max_prompt_tokens or context
+    longest = TextTokenizer(artifact.directory).longest_piece + 1  # 1: blanks between words
+    limits = Limits(
+        context=context,
+        vocabulary=artifact.config.vocab_size,
+        prompt_tokens=tokens,
+        prompt_characters=tokens * max(longest, LEAST_CHARACTERS),
+        new_tokens=api.max_new_tokens or context,
+        choices=api.max_choices or max(1, engine.rows - 1),
+        body_bytes=api.max_body_bytes,
+        seconds=api.seconds,
+    )
     return ReaderSetup(str(artifact.directory.resolve()), api.model or artifact.directory.resolve().name, limits)
 
 
 def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
-    """Return the application's state over a backend; its readers are not started. Call it in an event loop.
-
-    Raises:
-        LucidError: The artifact or its tokenizer cannot be read.
-    """
-    from lucid_deploy.serving.service import Service, Settings
+    """Return the application's state over a backend; its readers are not started. Call it in an event loop."""
+    from lucid_deploy.serving.front import Service, Settings
 
     setup = reader_setup(engine, api)
     manifest = Path(setup.directory) / MANIFEST
@@ -182,28 +167,8 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
         model=setup.model,
         fingerprint="lucid_" + hashlib.sha256(manifest.read_bytes()).hexdigest()[:10],
         limits=setup.limits,
-        keys=api.keys,
-        hosts=api.hosts,
         created=int(manifest.stat().st_mtime),
-        metrics_keys=api.metrics_keys,
-        share_prefixes=api.share_prefixes,
-        pages=api.pages,
+        **{name: getattr(api, name) for name in ("keys", "hosts", "metrics_keys", "share_prefixes", "pages")},
     )
     tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
     return Service(settings, backend, ReaderPool(setup, api.readers), tracing)
-
-
-def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions, api: ApiOptions) -> Limits:
-    check_limits(artifact, api)
-    context = artifact.config.max_position_embeddings
-    tokens = api.max_prompt_tokens or context
-    return Limits(
-        context=context,
-        vocabulary=artifact.config.vocab_size,
-        prompt_tokens=tokens,
-        prompt_characters=tokens * max(tokenizer.longest_piece + 1, LEAST_CHARACTERS),  # 1: blanks between words
-        new_tokens=api.max_new_tokens or context,
-        choices=api.max_choices or max(1, engine.rows - 1),
-        body_bytes=api.max_body_bytes,
-        seconds=api.seconds,
-    )

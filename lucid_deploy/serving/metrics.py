@@ -19,73 +19,62 @@ GAUGES = {
     "cache_tokens": "Tokens in the caches of running generations.",
     "prefix_cache_tokens": "Tokens stored for prompts with the same beginning.",
 }
-COARSE = 1000  # tokens; of the counters that would show what one request found kept
 COUNTERS = {
     "prompt_tokens_computed": "Prompt tokens that the model ran.",
     "prompt_tokens_reused": "Prompt tokens that did not run, because a stored prefix held them.",
-}
-
-TELLTALE = ("prefix_cache_tokens", *COUNTERS)
-COUNTERS |= {
     "draft_tokens_proposed": "Tokens that were drafted and run, with --speculate.",
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
+# Exact numbers would show one client which prefixes another client's request found.
+ROUNDED = ("prefix_cache_tokens", "prompt_tokens_computed", "prompt_tokens_reused")
+COARSE = 1000  # tokens
 
 
-class Metrics:
-    """Counters, histograms and gauges; names begin with ``lucid_``.
-
-    Args:
-        gauges: Gives the engine's state when metrics are read.
-    """
+class Metrics(Collector):
+    """Counters, histograms and the engine's ``gauges``; all names begin with ``lucid_``."""
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
-        self._registry = CollectorRegistry()
-        self._engine = {exact: CollectorRegistry() for exact in (False, True)}
-        for exact, registry in self._engine.items():
-            registry.register(_EngineCollector(gauges, exact))
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"lucid_{name}", text, labels, registry=self._registry)
+        self._gauges, self._exact = gauges, False
+        registry = self._registry = CollectorRegistry()
+        registry.register(self)
+        text = "Answers, by path and HTTP status; 499: the client closed the connection before all of it came."
+        self.requests = Counter("lucid_requests", text, ("path", "status"), registry=registry)
+        text = "Requests that ended with an error, by reason."
+        self.rejected = Counter("lucid_rejected", text, ("reason",), registry=registry)
+        self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens received.", registry=registry)
+        self.new_tokens = Counter("lucid_generated_tokens", "Tokens generated.", registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"lucid_{name}_seconds", text, buckets=buckets, registry=self._registry)
+            return Histogram(f"lucid_{name}_seconds", text, buckets=buckets, registry=registry)
 
-        self.requests = counter(
-            "requests",
-            "Answers, by path and HTTP status; 499: the client closed the connection before all of it came.",
-            "path",
-            "status",
-        )
-        self.rejected = counter("rejected", "Requests that ended with an error, by reason.", "reason")
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens received.")
-        self.new_tokens = counter("generated_tokens", "Tokens generated.")
         self.first = histogram("time_to_first_token", "From the request to its first token.", FIRST)
         self.between = histogram("time_between_tokens", "Between tokens of one generation.", BETWEEN)
         self.whole = histogram("request", "From the request to the end of its answer.", WHOLE)
 
     def text(self, exact: bool) -> bytes:
-        """Return all of them in Prometheus' text format.
+        """Return all of them in Prometheus' text format; if not exact, counts of stored tokens are whole thousands."""
+        self._exact = exact
+        return generate_latest(self._registry)
 
-        Args:
-            exact: Whether counts of stored and reused tokens are exact, or whole thousands.
-        """
-        return generate_latest(self._engine[exact]) + generate_latest(self._registry)
+    def collect(self) -> Iterator[Metric]:
+        """Yield the engine's gauges and counters; called by prometheus_client."""
+        for name, value in self._gauges().items():
+            if name in ROUNDED and not self._exact:
+                value -= value % COARSE
+            if name in GAUGES:
+                yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)
+            else:
+                yield CounterMetricFamily(f"lucid_{name}", COUNTERS[name], value=value)
 
 
 class TokenClock:
-    """Times the tokens of one request.
-
-    Args:
-        started: When the request came, by :func:`time.perf_counter`.
-    """
+    """Times the tokens of a request that came at ``started``, by :func:`time.perf_counter`."""
 
     def __init__(self, metrics: Metrics, started: float) -> None:
-        self._metrics = metrics
-        self._started = started
+        self._metrics, self._started = metrics, started
         self._last: dict[int, float] = {}
 
     def tick(self, row: int) -> None:
@@ -97,18 +86,3 @@ class TokenClock:
             self._metrics.between.observe(now - self._last[row])
         self._last[row] = now
         self._metrics.new_tokens.inc()
-
-
-class _EngineCollector(Collector):
-    def __init__(self, read: Callable[[], dict[str, float]], exact: bool) -> None:
-        self._read = read
-        self._exact = exact
-
-    def collect(self) -> Iterator[Metric]:
-        for name, value in self._read().items():
-            if name in TELLTALE and not self._exact:
-                value -= value % COARSE
-            if name in GAUGES:
-                yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)
-            else:
-                yield CounterMetricFamily(f"lucid_{name}", COUNTERS[name], value=value)

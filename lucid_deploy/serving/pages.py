@@ -1,15 +1,16 @@
-"""The pages for browsers: files of this package, with headers that let them load nothing from anywhere else."""
+"""The pages for browsers, and the OpenAPI document, which has the schemas of bodies as the structs have them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
-from lucid_deploy.serving.openapi import document
+from lucid_deploy.serving.fields import ChatRequest, CompletionRequest, ResponseRequest, SolveRequest
+from lucid_deploy.version import __version__
 
 # Path → file in web/ and its type.
 PAGES = {
@@ -19,20 +20,9 @@ PAGES = {
     "/docs": ("docs.html", "text/html"),
     "/ui/style.css": ("style.css", "text/css"),
 }
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "connect-src 'self'",
-        "img-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
 HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -41,69 +31,68 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-cache",
 }
+PATHS = {
+    "/v1/completions": {"post": "Continue a prompt."},
+    "/v1/chat/completions": {"post": "Answer a chat."},
+    "/v1/responses": {"post": "Answer a text or a chat, by the Responses API."},
+    "/v1/lucid/solve": {
+        "get": "The layers that solve a system. Off with --no-ui.",
+        "post": "What a layer solves over a short text. Off with --no-ui.",
+    },
+    "/v1/models": {"get": "The model that is served."},
+    "/v1/models/{name}": {"get": "One model."},
+    "/healthz": {"get": "Whether requests are taken. Needs no key."},
+    "/health": {"get": "The same as /healthz."},
+    "/version": {"get": "The version of lucid-deploy."},
+    "/metrics": {"get": "Metrics, in Prometheus' text format."},
+    "/openapi.json": {"get": "This document."},
+}
+BODIES = (CompletionRequest, ChatRequest, ResponseRequest, SolveRequest)  # of the POSTs, in that order
 
 
-def page(path: str) -> Callable[[], Awaitable[Response]]:
-    """Return what answers requests for one of :data:`PAGES`."""
+def page(path: str) -> Response:
+    """Return one of :data:`PAGES`."""
     name, kind = PAGES[path]
-
-    async def serve() -> Response:
-        return Response(_content(name), media_type=kind, headers=HEADERS)
-
-    return serve
+    return Response(_content(name), media_type=kind, headers=HEADERS)
 
 
 @lru_cache
 def _content(name: str) -> str:
     text = (files("lucid_deploy.serving") / "web" / name).read_text(encoding="utf-8")
-    return _render(text) if name == "docs.html" else text
-
-
-def _render(source: str) -> str:
-    """Fill in the template of ``/docs`` from the OpenAPI document."""
+    if name != "docs.html":
+        return text
     from jinja2 import Environment
 
-    described = document()
-    paths = [
-        {"path": path, "method": method.upper(), "summary": facts["summary"], "body": _body_name(facts)}
-        for path, methods in described["paths"].items()
-        for method, facts in methods.items()
+    return Environment(autoescape=True, trim_blocks=True).from_string(text).render(document())
+
+
+@lru_cache
+def document() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document."""
+    references, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    names: dict[str, Any] = {name: {"type": kind} for name, kind in (("message", "string"), ("type", "string"))}
+    names |= {name: {"type": ["string", "null"]} for name in ("param", "code")}
+    error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "properties": names}}}
+    operations = {path: {method: _operation(text) for method, text in of.items()} for path, of in PATHS.items()}
+    posts = [methods["post"] for methods in operations.values() if "post" in methods]
+    for operation, schema in zip(posts, references, strict=True):
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    operations["/v1/models/{name}"]["get"]["parameters"] = [
+        {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     ]
-    bodies = {
-        name: _fields(schema)
-        for name, schema in described["components"]["schemas"].items()
-        if name != "Error" and schema.get("properties")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "lucid-deploy", "version": __version__},
+        "paths": operations,
+        "components": {
+            "schemas": {**schemas, "Error": error},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
     }
-    return Environment(autoescape=True, trim_blocks=True).from_string(source).render(paths=paths, bodies=bodies)
 
 
-def _body_name(facts: dict[str, Any]) -> str | None:
-    if "requestBody" not in facts:
-        return None
-    return str(facts["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2])
-
-
-def _fields(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    required = schema.get("required", [])
-    return [
-        {"name": name, "kind": _kind(form), "required": name in required, "text": _description(form)}
-        for name, form in schema["properties"].items()
-    ]
-
-
-def _kind(form: dict[str, Any]) -> str:
-    """Say in a few words what a value may be."""
-    if "$ref" in form:
-        return str(form["$ref"].rpartition("/")[2])
-    if "anyOf" in form:
-        return " or ".join(dict.fromkeys(_kind(part) for part in form["anyOf"] if part.get("type") != "null"))
-    if "enum" in form:
-        return " or ".join(f'"{value}"' for value in form["enum"] if value is not None)
-    if form.get("type") == "array":
-        return f"list of {_kind(form.get('items', {}))}"
-    return str(form.get("type", "anything"))
-
-
-def _description(form: dict[str, Any]) -> str:
-    own = form.get("description", "")
-    return str(own or next((part["description"] for part in form.get("anyOf", []) if "description" in part), ""))
+def _operation(summary: str) -> dict[str, Any]:
+    error = {"schema": {"$ref": "#/components/schemas/Error"}}
+    errors = {"description": "An error.", "content": {"application/json": error}}
+    return {"summary": summary, "responses": {"200": {"description": "The answer."}, "default": errors}}

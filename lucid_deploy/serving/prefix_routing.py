@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Generic, TypeVar
-
-Name = TypeVar("Name", bound=Hashable)
+from collections.abc import Collection, Mapping, Sequence
 
 BLOCK = 32  # tokens; prefixes are compared in whole blocks
 MOST_BLOCKS = 256  # of a prompt that are looked at
 REMEMBERED = 100_000  # blocks
 
 
-class PrefixTable(Generic[Name]):
-    """Which engine last ran a prefix.
-
-    Blocks are named by everything up to their end (:func:`block_names`: by a hash of it), so that a name stands for a
-    whole prefix.
-    """
+class PrefixTable:
+    """Which engine last ran a prefix. A block's name is a hash of everything up to its end, so it names a prefix."""
 
     def __init__(self) -> None:
-        self._engines: OrderedDict[Name, str] = OrderedDict()
+        self._engines: OrderedDict[bytes, str] = OrderedDict()
 
-    def find(self, names: Sequence[Name], engines: Collection[str]) -> str | None:
+    def find(self, names: Sequence[bytes], engines: Collection[str]) -> str | None:
         """Return the engine, of those that are there, with the longest prefix; None if there is none."""
         for name in reversed(names):
             engine = self._engines.get(name)
@@ -32,7 +25,7 @@ class PrefixTable(Generic[Name]):
                 return engine
         return None
 
-    def note(self, names: Sequence[Name], engine: str) -> None:
+    def note(self, names: Sequence[bytes], engine: str) -> None:
         """Remember that an engine runs a prompt; what was used longest ago is forgotten first."""
         for name in names:
             self._engines[name] = engine
@@ -51,13 +44,12 @@ def block_names(prompt: Sequence[int], owner: str = "") -> list[bytes]:
 
 
 def preferred(
-    table: PrefixTable[Name], names: Sequence[Name], loads: Mapping[str, int | None], imbalance: int
+    table: PrefixTable, names: Sequence[bytes], loads: Mapping[str, int | None], imbalance: int
 ) -> str | None:
     """Return the engine that has the longest prefix of a prompt; None if there is none, or it is too busy.
 
-    Args:
-        loads: Requests of each engine that is there; None: not known.
-        imbalance: Requests that the engine may have beyond the least busy one.
+    ``loads`` are the requests of each engine, None where unknown. An engine is too busy if it has more than
+    ``imbalance`` requests beyond the least busy one.
     """
     found = table.find(names, loads)
     if found is None:
@@ -70,7 +62,7 @@ def preferred(
 def allowed_imbalance(rows: int) -> int:
     """Return how many requests more than the least busy engine the one with the prefix may have.
 
-    Half of an engine's rows: simulated (docs/serving.md, "How many replicas"), that gives nearly the hits of all rows
-    without their tail: p99 of the first token 1.75 instead of 3.37 s with 4 replicas.
+    Half of an engine's rows: in a simulation that gives nearly the hits of all rows without their tail (99th percentile
+    of the first token 1.75 instead of 3.37 s with 4 replicas).
     """
     return max(1, rows // 2)

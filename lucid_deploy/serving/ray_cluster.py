@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, RowTimes
+from lucid_deploy.serving.engine import Event, Job, Refusal, RowEnd, RowTimes
 from lucid_deploy.serving.loading import (
     ApiOptions,
     EngineOptions,
@@ -33,10 +33,8 @@ from lucid_deploy.serving.loading import (
 )
 from lucid_deploy.serving.logs import set_up_logging
 from lucid_deploy.serving.prefix_routing import allowed_imbalance
-from lucid_deploy.serving.ray_capacity import Need, wait_for_room
-from lucid_deploy.serving.ray_connection import connect
 from lucid_deploy.serving.ray_router import PrefixRouter
-from lucid_deploy.serving.ray_start import delete, run_until_ready, start_proxies
+from lucid_deploy.serving.ray_start import Need, check_room, connect, delete, run_until_ready, start_proxies
 from lucid_deploy.serving.readers import check_setup
 from lucid_deploy.serving.server import bind, hangup
 
@@ -58,21 +56,14 @@ class ClusterOptions:
     low: int  # engines at least
     high: int  # engines at most; between the two the load decides
     cpus: float  # processors that an engine reserves
-    gpus: float  # gPUs that an engine reserves
-    threads: int | None  # threads of an engine that is told no other number; None lets its runtime choose
+    gpus: float  # GPUs that an engine reserves
+    threads: int | None  # threads of an engine without --threads; None lets its runtime choose
     grace: float  # seconds that running requests get to finish
     log_level: str  # least important message to log
 
 
 def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Args:
-        engine: What each engine runs; its artifacts must exist on every machine of the cluster.
-
-    Raises:
-        LucidError: The port is in use, the cluster cannot be reached or has no room, or an engine cannot be loaded.
-    """
+    """Serve until SIGTERM or SIGINT. The artifacts must exist on every machine of the cluster."""
     if cluster.address is None:
         if cluster.port == 0:
             raise LucidError("--engine ray needs a port; 0 does not work there.")
@@ -83,7 +74,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
     previous: dict[int, Any] = {}
     try:  # a signal before all engines have loaded ends this as it ends any work
         connect(cluster.address, cluster.log_level)
-        wait_for_room(Need(max(cluster.low, 1), cluster.cpus, cluster.gpus), own=cluster.address is None)
+        check_room(Need(max(cluster.low, 1), cluster.cpus, cluster.gpus), own=cluster.address is None)
         start_proxies(cluster.host, cluster.port, cluster.address is not None)
         deployed = True
         run_until_ready(application(engine, api, cluster), APPLICATION, patient=cluster.address is not None)
@@ -99,7 +90,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
                 delete(APPLICATION, cluster.grace)
         finally:
             # A cluster of our own ends with all of Serve. serve.shutdown() before that would make the controller kill
-            # itself while it is asked to, which Ray reports as an error, on stdout.
+            # itself during the call, which Ray reports as an error, on stdout.
             ray.shutdown()
 
 
@@ -116,7 +107,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     """Return the application as Ray Serve deploys it."""
     engine = on_any_machine(engine, cluster.threads)
     name = api.model or Path(engine.directory).name
-    api = ApiOptions(**{**api.__dict__, "model": name})
+    api = replace(api, model=name)
 
     def build() -> Any:
         set_up_logging(cluster.log_level)
@@ -137,7 +128,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     engines: Any = serve.deployment(
         EngineReplica,
         name=ENGINE,
-        # An engine refuses by itself what its queue does not hold, so that clients hear of it.
+        # An engine refuses by itself what its queue does not hold, so that clients get a 429.
         max_ongoing_requests=2 * (engine.rows + engine.max_queue) + 16,
         graceful_shutdown_timeout_s=cluster.grace,
         health_check_period_s=2.0,
@@ -160,11 +151,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
 
 
 def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
-    """Return the options of each engine, which has a working directory of its own, and shares a machine with others.
-
-    Args:
-        threads: Of an engine, if the user did not say and its runtime heeds it; None lets the runtime choose.
-    """
+    """Return the options with absolute paths, and ``threads`` if the user gave none and the runtime has the option."""
     runtime = engine.runtime
     if runtime.threads is None and "threads" in find_runtime(runtime.runtime).options:
         runtime = replace(runtime, threads=threads)
@@ -188,7 +175,7 @@ class EngineReplica:
         self.check_health()
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
-        """Run a job; Ray cancels the generator when nobody reads it any more."""
+        """Run a job; Ray closes the generator when its reader has left."""
         async for events in self._backend.generate(job):
             yield events
 
@@ -206,11 +193,8 @@ class EngineReplica:
 class RayBackend:
     """The engines behind a front door.
 
-    A request whose engine ends before anything came from it goes to another one; later, its client gets an error.
-
-    Args:
-        to_zero: Whether there may be no engine: requests then wait for the first one, as Ray Serve's users expect, and
-            none is asked how it is, since that would start it.
+    A request whose engine ends before anything came from it goes to another one; later, its client gets an error. With
+    ``to_zero`` there may be no engine: requests wait for the first one, and no probe is sent, which would start it.
     """
 
     def __init__(self, handle: DeploymentHandle, to_zero: bool = False) -> None:
@@ -227,7 +211,7 @@ class RayBackend:
         return {}
 
     async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
-        """Refuse: replicas are asked for answers only."""
+        """Refuse: replicas only generate."""
         return Refusal("unsupported", "The weights of the solve are not to be had with --engine ray.")
 
     async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from lucid_deploy.serving.jobs import Job
+from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.prefix_routing import PrefixTable, block_names, preferred
 
 
@@ -20,13 +20,9 @@ class PrefixRouter(RequestRouter):
     """Prefers the engine that has the longest prefix of a prompt, unless it is much busier than the idlest one."""
 
     def initialize_state(self, imbalance: int = 8, **_unused: Any) -> None:
-        """Set up.
-
-        Args:
-            imbalance: Requests that the preferred engine may have beyond the idlest one.
-        """
+        """Set up; ``imbalance`` is how many requests more than the idlest engine the preferred one may have."""
         self._imbalance = imbalance
-        self._table: PrefixTable[bytes] = PrefixTable()
+        self._table: PrefixTable = PrefixTable()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

@@ -1,12 +1,19 @@
-"""Starting the application on Ray Serve: until it runs, or until Ray says why it does not."""
+"""From nothing to a running application on Ray Serve, or to the reason why it does not run."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
+import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -17,20 +24,133 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from lucid_deploy.errors import CheckFailed, LucidError
 
 log = logging.getLogger("lucid_deploy.serving")
+OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go through it
+# Seconds that Ray Serve waits for an HTTP proxy to start, before it kills it and starts another one: its own 5 are too
+# few on a busy machine, where no proxy then ever starts. `serve.start` gives up after 60.
+PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+LISTENING_SECONDS = 30.0  # in which the cluster must take a connection
 POLL_SECONDS = 0.1
+_ROUNDING = 1e-6  # of sums of tenths of processors
+# Ray's own remarks are one step less welcome than ours: its warnings come with our information, nothing with --quiet.
+_RAYS_LEVEL = {"debug": logging.INFO, "info": logging.WARNING}
 # How the text of a traceback ends that one of ours raised in another process.
 _OURS = re.compile(r"^lucid_deploy\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 
-def start_proxies(host: str, port: int, everywhere: bool) -> None:
-    """Start Ray Serve and its HTTP proxies.
+def connect(address: str | None, log_level: str) -> None:
+    """Join the Ray cluster at an address that ``ray.init`` takes, or start one on this machine if it is None."""
+    level = _RAYS_LEVEL.get(log_level, logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(level)
+    here: dict[str, Any] = {"address": address}
+    if address is None:
+        here = {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+        os.environ.setdefault(*PROXY_PATIENCE)  # for the cluster's processes, which get this one's environment
+    else:
+        check_listening(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**here, log_to_driver=False, logging_level=level, configure_logging=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise LucidError(f"No Ray cluster at {address or 'this machine'}: {error}") from error
+    except SystemExit as error:  # Ray has put a handler in place that ends with the signal's number
+        raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # which Ray has no class for
+            raise
+        raise LucidError(
+            f"Ray did not start within the time that it gives itself: {error} Try again when this machine is less busy."
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
-    Args:
-        everywhere: Whether every machine of the cluster has one, or the head node alone.
 
-    Raises:
-        LucidError: They do not start.
+def check_listening(address: str) -> None:
+    """Check that a server listens at ``HOST:PORT``: Ray itself would try for minutes and ignore signals."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LISTENING_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        remedy = "Check --ray-address; ray status on its head node shows whether it runs."
+        raise LucidError(f"No Ray cluster at {address}: {reason}. {remedy}") from error
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the application reserves at its start; its front doors reserve nothing."""
+
+    engines: int  # how many
+    cpus: float  # processors of each
+    gpus: float  # GPUs of each: a part of one, or whole ones
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine of the cluster has in all, used now or not."""
+
+    cpus: float
+    gpus: float
+
+
+def machines() -> list[Machine]:
+    """Return the machines of the cluster that this process is connected with."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in found]
+
+
+def lack(need: Need, cluster: Sequence[Machine]) -> str | None:
+    """Return what the machines lack, as a sentence; None if nothing is known to be lacking."""
+    each = _amount(need.cpus, "processor") + (f" and {_amount(need.gpus, 'GPU')}" if need.gpus else "")
+    rooms = [_room(need, machine) for machine in cluster]
+    if not any(rooms):
+        cpus = _amount(max((machine.cpus for machine in cluster), default=0), "processor")
+        gpus = _amount(max((machine.gpus for machine in cluster), default=0), "GPU")
+        return (
+            f"No machine of the Ray cluster has room for an engine, which reserves {each}: they have up to {cpus} and "
+            f"up to {gpus}."
+        )
+    if sum(rooms) < need.engines:
+        return f"The Ray cluster has room for {sum(rooms):g} of {need.engines} engines; each reserves {each}."
+    return None
+
+
+def _amount(number: float, what: str) -> str:
+    return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
+
+
+def _room(need: Need, machine: Machine) -> float:
+    """Return how many engines a machine can hold. Ray takes a part of a GPU from one GPU, never from several."""
+    by_cpus = _times(need.cpus, machine.cpus)
+    if 0 < need.gpus < 1:
+        return min(by_cpus, machine.gpus // 1 * _times(need.gpus, 1.0))
+    return min(by_cpus, _times(need.gpus, machine.gpus))
+
+
+def _times(wanted: float, there: float) -> float:
+    return (there + _ROUNDING) // wanted if wanted else math.inf
+
+
+def check_room(need: Need, own: bool) -> None:
+    """Check that the connected cluster can hold an application.
+
+    A running cluster may get more machines, so for one that is not our own a warning is logged and Ray waits.
     """
+    missing = lack(need, machines())
+    if missing is not None and own:
+        raise LucidError(f"{missing} Lower --replica-cpus, --replica-gpus or the number of engines.")
+    if missing is not None:
+        log.warning("%s Waiting for machines to join it.", missing)
+
+
+def start_proxies(host: str, port: int, everywhere: bool) -> None:
+    """Start Ray Serve and its HTTP proxies, on every machine of the cluster or on the head node alone."""
     location = ProxyLocation.EveryNode if everywhere else ProxyLocation.HeadOnly
     try:
         serve.start(proxy_location=location, http_options=HTTPOptions(host=host, port=port))
@@ -42,14 +162,9 @@ def start_proxies(host: str, port: int, everywhere: bool) -> None:
 
 
 def run_until_ready(application: serve.Application, name: str, patient: bool) -> None:
-    """Deploy an application at ``/`` and wait until requests reach it. Signals' handlers may end the wait.
+    """Deploy an application at ``/`` and wait until requests reach it.
 
-    Args:
-        patient: Whether Ray may try again elsewhere after a replica has raised one of our errors.
-
-    Raises:
-        LucidError: It does not start, or Ray ends; what a replica raised, if that is one of ours.
-        CheckFailed: As a replica raised it.
+    Raises the LucidError that a replica raised, unless ``patient``: then Ray may try again elsewhere.
     """
     try:
         serve.run_many([serve.RunTarget(application, name, "/")], wait_for_applications_running=False)
@@ -63,11 +178,7 @@ def run_until_ready(application: serve.Application, name: str, patient: bool) ->
 
 
 def delete(name: str, grace: float) -> None:
-    """Take an application off the cluster, and wait until its requests are done.
-
-    Args:
-        grace: Seconds that they may take; Ray Serve ends them then.
-    """
+    """Take an application off the cluster; its requests may take ``grace`` seconds to finish."""
     end = time.monotonic() + grace
     while True:
         try:
@@ -83,8 +194,8 @@ def delete(name: str, grace: float) -> None:
 
 
 def wait_until_running(look: Callable[[], ApplicationStatusOverview | None], patient: bool) -> None:
-    """Wait until an application runs, and log what its deployments say meanwhile; see :func:`run_until_ready`."""
-    told: set[str] = set()
+    """Wait until an application runs, and log the messages of its deployments meanwhile."""
+    logged: set[str] = set()
     while True:
         seen = look()
         if seen is not None:
@@ -97,10 +208,10 @@ def wait_until_running(look: Callable[[], ApplicationStatusOverview | None], pat
             if failed:
                 raise LucidError(f"The application did not start on Ray: {last_words(seen)}")
             for name, deployment in seen.deployments.items():
-                said = " ".join(deployment.message.partition("\n")[0].split())
-                if said and said not in told:
-                    told.add(said)
-                    log.warning("%s: %s", name, said)
+                message = " ".join(deployment.message.partition("\n")[0].split())
+                if message and message not in logged:
+                    logged.add(message)
+                    log.warning("%s: %s", name, message)
         time.sleep(POLL_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""A fixed number of reader processes, and the queue in front of them."""
+"""Processes that read bodies: JSON, chat template and tokenizer, within limits on time and memory."""
 
 from __future__ import annotations
 
@@ -7,52 +7,106 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from lucid_deploy.bounded_process import BoundedProcess, TooCostly, WorkerFault, WorkerKilled
+from lucid_deploy.artifact.chat import load_chat_templates
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.bounded_process import (
+    BoundedProcess,
+    Bounds,
+    TooCostly,
+    WorkerFault,
+    WorkerKilled,
+    bound_memory,
+    serve,
+)
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError, unavailable
-from lucid_deploy.serving.reader_process import (
-    WHAT,
-    BodyPrepared,
-    BodyRefused,
-    ReaderSetup,
-    ReadTask,
-    reader_process,
-)
-from lucid_deploy.serving.requests import Kind, PreparedRequest
+from lucid_deploy.serving.requests import Kind, Limits, PreparedRequest, RequestReader
 
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
+WHAT = "Reading this request (parsing, chat template, tokenizing)"
 LARGE = 64 << 10  # bytes of a body that may not take the last reader
 # Neither may bodies with a form that may have to be compiled, or with escapes that could spell these words.
 COSTLY = (b"guided_", b"schema", b"tools", b"\\u")
-ABANDONED_SECONDS = 1.0  # for a reader to finish what nobody waits for
+ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 WALL_SECONDS = 60.0  # for a body, however busy the machine is
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
 
 
-async def check_setup(setup: ReaderSetup) -> None:
-    """Try whether a reader starts.
+class ReaderSetup(msgspec.Struct, frozen=True):
+    """What a process reads requests for."""
 
-    Raises:
-        LucidError: The tokenizer or the chat template cannot be read.
-    """
+    directory: str
+    model: str
+    limits: Limits
+
+
+class ReadTask(msgspec.Struct, frozen=True):
+    """A body, and the kind of request that it is."""
+
+    kind: Kind
+    body: bytes
+
+
+class ReadReply(msgspec.Struct, frozen=True):
+    """The answer to a body: a request, or the status, message, code and param of an error."""
+
+    request: PreparedRequest | None = None
+    error: tuple[int, str, str, str | None] | None = None
+
+
+def reader_process(setup: ReaderSetup) -> BoundedProcess:
+    """Return a process that reads for a setup, not started; its ``ready`` says whether it can read chats."""
+    bounds = Bounds(setup.limits.reading_seconds, setup.limits.reading_bytes)
+    return BoundedProcess(__name__, msgspec.msgpack.encode(setup), bounds, WHAT)
+
+
+def main() -> None:
+    """Read bodies until stdin ends."""
+
+    def open_worker(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], bytes]]:
+        setup = msgspec.msgpack.decode(data, type=ReaderSetup)
+        directory = Path(setup.directory)
+        tokenizer = TextTokenizer(directory, bound_time=False)
+        bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
+        reader = RequestReader(setup.model, setup.limits, tokenizer, load_chat_templates(directory))
+
+        def handle(frame: bytes) -> bytes:
+            return msgspec.msgpack.encode(answer(reader, msgspec.msgpack.decode(frame, type=ReadTask)))
+
+        return msgspec.msgpack.encode(reader.can_chat), handle
+
+    serve(open_worker)
+
+
+def answer(reader: RequestReader, task: ReadTask) -> ReadReply:
+    """Read one body."""
+    try:
+        return ReadReply(reader.read(task.kind, task.body))
+    except ApiError as error:
+        return ReadReply(error=(error.status, error.message, error.code, error.param))
+
+
+async def check_setup(setup: ReaderSetup) -> None:
+    """Check that a reader starts; raise a LucidError if the tokenizer or the chat template cannot be read."""
     with reader_process(setup) as reader:
         await asyncio.to_thread(reader.start)
 
 
 class ReaderPool:
-    """Reads bodies, as many at once as there are processes; others wait in order, and leave the queue when cancelled.
+    """Reads bodies, as many at once as there are processes; others wait in order.
 
     Bodies that may be costly to read leave one reader to the others, if there are several.
     """
 
     def __init__(self, setup: ReaderSetup, count: int) -> None:
         self._readers = [reader_process(setup) for _ in range(count)]
-        self._threads = ThreadPoolExecutor(count, "lucid-reader")  # each waits for one process
+        self._threads = ThreadPoolExecutor(count, "lucid-reader")
         self._free: asyncio.Queue[BoundedProcess] = asyncio.Queue()
         self._costly = asyncio.Semaphore(max(1, count - 1))
         self._background: set[asyncio.Task[None]] = set()
@@ -74,11 +128,7 @@ class ReaderPool:
         return self._free.qsize()
 
     async def start(self) -> None:
-        """Start all processes.
-
-        Raises:
-            LucidError: The tokenizer or the chat template cannot be read.
-        """
+        """Start all processes; raise a LucidError if the tokenizer or the chat template cannot be read."""
         await asyncio.gather(*(self._in_thread(reader.start) for reader in self._readers))
         for reader in self._readers:
             self._free.put_nowait(reader)
@@ -105,33 +155,31 @@ class ReaderPool:
             try:
                 reply = await asyncio.shield(work)
             finally:
-                self._give_back(reader, work)
-        if isinstance(reply, BodyPrepared):
-            return reply.request
-        raise ApiError(reply.status, reply.message, reply.code, reply.param)
+                if work.done() and reader.running:
+                    self._free.put_nowait(reader)
+                else:
+                    self._in_background(self._recover(reader, work))
+        if reply.request is None:
+            assert reply.error is not None
+            raise ApiError(*reply.error)
+        return reply.request
 
-    async def _read(self, reader: BoundedProcess, task: ReadTask) -> BodyPrepared | BodyRefused:
+    async def _read(self, reader: BoundedProcess, task: ReadTask) -> ReadReply:
         try:
             async with asyncio.timeout(WALL_SECONDS):
                 reply = await self._in_thread(reader.ask, msgspec.msgpack.encode(task))
-            return msgspec.msgpack.decode(reply, type=BodyPrepared | BodyRefused)
-        except TimeoutError:
+            return msgspec.msgpack.decode(reply, type=ReadReply)
+        except TimeoutError as error:
             reader.kill()
-            return BodyRefused(400, f"{WHAT} took more than {WALL_SECONDS:g} s. Shorten it.", "too_costly", None)
+            raise ApiError(400, f"{WHAT} took more than {WALL_SECONDS:g} s. Shorten it.", "too_costly") from error
         except TooCostly as error:
-            return BodyRefused(400, str(error), "too_costly", None)
+            raise ApiError(400, str(error), "too_costly") from error
         except WorkerKilled as error:
             log.warning("A reader process was killed while it read a request; another one starts.")
             raise unavailable(str(error), "reader_killed") from error
         except (LucidError, WorkerFault) as error:
             log.error("Reading a request failed by a bug: %s", error)
             raise ApiError(500, "The server failed on this request; see its log.", "internal_error") from error
-
-    def _give_back(self, reader: BoundedProcess, work: asyncio.Future[Any]) -> None:
-        if work.done() and reader.running:
-            self._free.put_nowait(reader)
-        else:
-            self._in_background(self._recover(reader, work))
 
     async def _recover(self, reader: BoundedProcess, work: asyncio.Future[Any]) -> None:
         """Free a reader that still works on a cancelled request, or that has died."""
@@ -158,3 +206,7 @@ class ReaderPool:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+if __name__ == "__main__":
+    main()

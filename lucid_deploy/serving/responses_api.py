@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.bodies import (
+from lucid_deploy.serving.fields import (
     LOGPROBS,
     ChatRequest,
     InputItem,
@@ -19,20 +19,9 @@ from lucid_deploy.serving.bodies import (
     TextFormat,
     refuse_unsupported,
 )
-from lucid_deploy.serving.tool_bodies import (
-    CalledFunction,
-    Choice,
-    ChosenFunction,
-    ResponseChoice,
-    ResponseTool,
-    ResponseToolChoice,
-    Tool,
-    ToolCall,
-    ToolChoice,
-    ToolFunction,
-)
+from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
 
-# What an item of each type has.
+# The fields of each type of item.
 _FIELDS = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "arguments"),
@@ -49,11 +38,9 @@ _NAMES_HERE = (
 
 def renamed(error: FieldError) -> FieldError:
     """Return an error of the chat with the names that its fields have in a request for a response."""
-    if error.param is None:
-        return error
     for pattern, here in _NAMES_HERE:
-        name, count = re.subn("^" + pattern, here, error.param)
-        if count:
+        name, count = re.subn("^" + pattern, here, error.param or "")
+        if count and error.param:
             message = str(error)
             if message.removeprefix("The field ").startswith(error.param):
                 message = message.replace(error.param, name, 1)
@@ -67,10 +54,10 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         refuse_unsupported(body.text, "text.")
     if body.stream_options is not None:
         refuse_unsupported(body.stream_options, "stream_options.")
-    logprobs = bool(body.include)
+    logprobs, choice = bool(body.include), body.tool_choice
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs", "invalid_value")
-    if logprobs and body.tools and body.tool_choice != "none":
+    if logprobs and body.tools and choice != "none":
         message = "include cannot be combined with tools: log-probabilities are of the text, and calls are not text."
         raise FieldError(message, "include", "invalid_value")
     return ChatRequest(
@@ -86,9 +73,9 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         cache_salt=body.cache_salt,
         logprobs=logprobs or None,
         top_logprobs=body.top_logprobs,
-        response_format=_format(body),
-        tools=None if body.tools is None else list(map(_chat_tool, body.tools)),
-        tool_choice=_chat_choice(body.tool_choice),
+        response_format=_format(None if body.text is None else body.text.format),
+        tools=None if body.tools is None else [tool.as_chat() for tool in body.tools],
+        tool_choice=choice.as_chat() if isinstance(choice, ResponseToolChoice) else choice,
         parallel_tool_calls=body.parallel_tool_calls,
     )
 
@@ -96,60 +83,41 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
 def repeated(body: ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
     form = None if body.text is None else body.text.format
-    return {
+    shown: dict[str, Any] = {"type": "text" if form is None else form.type}
+    if form is not None and form.type == "json_schema":
+        shown |= {"name": form.name or "answer", "schema": form.schema, "strict": True}
+    out: dict[str, Any] = {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "top_logprobs": body.top_logprobs or 0,
-        "text": {"format": {"type": "text"} if form is None else _shown(form)},
-        **(_repeated_tools(body) if body.tools else {}),
+        "text": {"format": shown},
     }
+    if body.tools:
+        out["tools"] = [{**msgspec.to_builtins(tool), "strict": True} for tool in body.tools]  # always enforced
+        out["tool_choice"] = "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice)
+        out["parallel_tool_calls"] = body.parallel_tool_calls is not False
+    return out
 
 
-def _repeated_tools(body: ResponseRequest) -> dict[str, Any]:
-    tools = [{**msgspec.to_builtins(tool), "strict": True} for tool in body.tools or ()]  # arguments follow the schema
-    choice = "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice)
-    several = body.parallel_tool_calls is not False
-    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": several}
-
-
-def _format(body: ResponseRequest) -> ResponseFormat | None:
-    form = None if body.text is None else body.text.format
+def _format(form: TextFormat | None) -> ResponseFormat | None:
     if form is None:
         return None
-    if form.type != "json_schema":
-        for name in ("name", "schema", "description", "strict"):
-            value = getattr(form, name)
-            if value is not None and not (name == "strict" and value is False):  # which asks for nothing
-                field = f"text.format.{name}"
-                raise FieldError(f"{field} is for the type json_schema.", field, "invalid_value")
-        return ResponseFormat(type=form.type)
-    if form.schema is None:
-        raise FieldError("The field text.format.schema is missing.", "text.format.schema", "missing_field")
-    return ResponseFormat(type=form.type, json_schema=JsonSchema(name=form.name or "answer", schema=form.schema))
-
-
-def _shown(form: TextFormat) -> dict[str, Any]:
-    if form.type != "json_schema":
-        return {"type": form.type}
-    return {"type": form.type, "name": form.name or "answer", "schema": form.schema, "strict": True}
-
-
-def _chat_choice(choice: ResponseChoice) -> Choice:
-    if isinstance(choice, ResponseToolChoice):
-        return ToolChoice(type=choice.type, function=ChosenFunction(name=choice.name))
-    return choice
-
-
-def _chat_tool(tool: ResponseTool) -> Tool:
-    function = ToolFunction(name=tool.name, description=tool.description, parameters=tool.parameters)
-    return Tool(type=tool.type, function=function)
+    if form.type == "json_schema":
+        if form.schema is None:
+            raise FieldError("The field text.format.schema is missing.", "text.format.schema", "missing_field")
+        return ResponseFormat(type=form.type, json_schema=JsonSchema(name=form.name or "answer", schema=form.schema))
+    for name in ("name", "schema", "description", "strict"):
+        if getattr(form, name) not in (None, False) or (name == "schema" and form.schema is False):
+            field = f"text.format.{name}"
+            raise FieldError(f"{field} is for the type json_schema.", field, "invalid_value")
+    return ResponseFormat(type=form.type)
 
 
 def messages_of(instructions: str | None, given: str | list[InputItem]) -> list[Message]:
-    """Return what a request has so far as the messages of a chat; an assistant's calls stand in one message."""
+    """Return the input as messages of a chat; an assistant's calls in a row are one message."""
     out = [] if instructions is None else [Message(role="system", content=instructions)]
     if isinstance(given, str):
         return [*out, Message(role="user", content=given)]
@@ -165,11 +133,10 @@ def messages_of(instructions: str | None, given: str | list[InputItem]) -> list[
 
 
 def _check_fields(item: InputItem, place: str) -> None:
-    mine = _FIELDS[item.type]
-    for name in mine:
+    for name in _FIELDS[item.type]:
         if getattr(item, name) is None:
             raise FieldError(f"The field {place}.{name} is missing.", f"{place}.{name}", "missing_field")
-    for name in sorted({name for names in _FIELDS.values() for name in names}.difference(mine)):
+    for name in sorted({name for names in _FIELDS.values() for name in names}.difference(_FIELDS[item.type])):
         if getattr(item, name) is not None:
             message = f"{place}.{name} does not belong to an item of the type {item.type}."
             raise FieldError(message, f"{place}.{name}", "invalid_value")
@@ -180,11 +147,8 @@ def _message(item: InputItem) -> Message:
         assert item.call_id is not None and item.name is not None and item.arguments is not None  # checked
         call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
         return Message(role="assistant", tool_calls=[call])
+    given = item.content if item.type == "message" else item.output
+    text = given if isinstance(given, str) else "".join(part.text for part in given or ())
     if item.type == "function_call_output":
-        return Message(role="tool", content=_text(item.output), tool_call_id=item.call_id)
-    assert item.role is not None
-    return Message(role="system" if item.role == "developer" else item.role, content=_text(item.content))
-
-
-def _text(given: Any) -> str:
-    return given if isinstance(given, str) else "".join(part.text for part in given)
+        return Message(role="tool", content=text, tool_call_id=item.call_id)
+    return Message(role="system" if item.role == "developer" else str(item.role), content=text)

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and names under which a server without keys answers."""
+"""Who may send requests: API keys, and the names under which a server without keys answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ MOST_KEYS = 10_000
 
 
 class ApiKeys:
-    """Keys that are known, as digests: the keys themselves are not kept.
-
-    Args:
-        digests: SHA-256 of each key. None of them: everyone may ask.
-    """
+    """The known keys as SHA-256 digests; without any, everyone may send requests."""
 
     def __init__(self, digests: tuple[bytes, ...] = ()) -> None:
         self.digests = digests
@@ -28,10 +24,9 @@ class ApiKeys:
         return bool(self.digests)
 
     def identify(self, authorization: str | None) -> str | None:
-        """Return the name of the key in an ``Authorization`` header; None if it is none of these.
+        """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if the key is unknown.
 
-        The name is the digest in hexadecimal, or empty where everyone may ask. The time that it takes tells nothing
-        about the keys.
+        It is empty where everyone may send requests. The time that it takes tells nothing about the keys.
         """
         if not self.digests:
             return ""
@@ -47,59 +42,45 @@ NO_KEYS = ApiKeys()
 
 
 def cache_owner(key: str, salt: str) -> str:
-    """Return who owns the prefixes that a request stores: requests with the same key and the same salt.
-
-    Args:
-        key: As :meth:`ApiKeys.identify`; empty to share among keys.
-    """
+    """Return the owner of the prefixes that a request stores: requests with the same key and the same salt."""
     return hashlib.sha256(f"{key} {salt}".encode()).hexdigest() if key or salt else ""
 
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
-    """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped.
-
-    Raises:
-        LucidError: It cannot be read, everyone may read it, it has no keys, or a line is not a key.
-    """
+    """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped."""
     file = Path(path)
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             raise LucidError(f"{option} {path} is not a file.")
-        text = file.read_text(encoding="utf-8-sig")
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise LucidError(f"{option} {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise LucidError(f"{option} {path} is not text in UTF-8.") from error
     if os.name == "posix" and mode & stat.S_IROTH:
         raise LucidError(f"{option} {path} can be read by every user of this machine; run: chmod o-r {path}")
-    keys = []
-    for number, line in enumerate(text.splitlines(), 1):
-        key = line.strip()
-        if not key or key.startswith("#"):
-            continue
+    keys = {number: key for number, line in enumerate(lines, 1) if (key := line.strip()) and not key.startswith("#")}
+    for number, key in keys.items():
         if not key.isascii() or not key.isprintable() or " " in key:
             raise LucidError(f"{option} {path}, line {number}: a key is printable ASCII without blanks.")
-        keys.append(key)
     if not keys:
         raise LucidError(f"{option} {path} has no keys: write one a line.")
     if len(keys) > MOST_KEYS:
         raise LucidError(f"{option} {path} has {len(keys)} keys; at most {MOST_KEYS} are taken.")
-    return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys))
+    return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys.values()))
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether an address or name means this machine only."""
-    if host.lower() == "localhost":
-        return True
+    """Return whether an address or name means this machine only."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host.lower() == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 
 
 def host_allowed(header: str | None, names: frozenset[str]) -> bool:
-    """Say whether a ``Host`` header names this machine or one of the names.
+    """Return whether a ``Host`` header names this machine or one of the names.
 
     A web page can make its own name resolve to 127.0.0.1 and then read what a local server without keys answers; the
     header still has the page's name.

@@ -20,16 +20,15 @@ import uvicorn
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.backend import LocalBackend
 from lucid_deploy.serving.connections import Connection, ConnectionTable
-from lucid_deploy.serving.service import Service
+from lucid_deploy.serving.engine import LocalBackend
+from lucid_deploy.serving.front import Service
 
 log = logging.getLogger("lucid_deploy.serving")
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
-SPARE_FOR_HEALTH = 4  # connections that never have a request which takes long
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that wait in the system
-ACCEPTED_AT_ONCE = 64  # then what those sent is read: nobody has to make room before that
+ACCEPTED_AT_ONCE = 64  # then what they sent is read, so that whole requests count as such
 OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
 LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
 STEP_SECONDS = 5.0  # for the step that runs at the end
@@ -37,24 +36,16 @@ STEP_SECONDS = 5.0  # for the step that runs at the end
 
 @dataclass
 class ListenOptions:
-    """Where the server listens, to how many, and how long it waits for them.
-
-    Attributes:
-        connections: Most that are open; None: what the generations that run and wait need, and some to spare.
-    """
+    """Where the server listens, to how many, and how long it waits for them."""
 
     socket: socket.socket  # where
-    grace: float  # seconds that running requests get to finish when the server is told to end
-    connections: int | None = None
+    grace: float  # seconds that running requests get to finish after a signal
+    connections: int | None = None  # most that are open; None: by how many generations run and wait
     idle: float = 30.0  # seconds that a connection may be silent between requests
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Open the socket before the model is loaded, so that a port in use shows at once.
-
-    Raises:
-        LucidError: The address or port cannot be used.
-    """
+    """Open the socket before the model is loaded, so that a port in use shows at once."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
@@ -83,14 +74,7 @@ def hangup() -> list[int]:
 def serve(
     make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
 ) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then let running requests finish.
-
-    Args:
-        make_service: Makes the application's state, in the event loop.
-
-    Raises:
-        LucidError: The model cannot be loaded.
-    """
+    """Serve until SIGTERM, SIGINT or SIGHUP, then let running requests finish; ``make_service`` needs an event loop."""
     asyncio.run(_serve(make_service, listening, ready))
 
 
@@ -101,8 +85,7 @@ async def _serve(
     engine = backend.engine
     connections = listening.connections or 2 * engine.capacity + SPARE_CONNECTIONS
     reserve_descriptors(connections)
-    # Requests that are read or answered never take all connections, so health checks get in.
-    service.most_busy = max(1, min(engine.capacity + READ_AHEAD, connections - SPARE_FOR_HEALTH))
+    service.most_busy = engine.capacity + READ_AHEAD
     server = DrainingServer(service, listening, ConnectionTable(connections))
     loop, loaded = asyncio.get_running_loop(), asyncio.Event()
 
@@ -123,7 +106,7 @@ async def _serve(
         await server.serve(sockets=[listening.socket])
     finally:
         announcing.cancel()
-        failed_to_load = engine.state == "dead" and not server.was_told_to_end
+        failed_to_load = engine.state == "dead" and not server.got_signal
         await service.readers.close()
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
         if service.tracing is not None:
@@ -143,11 +126,7 @@ def _end_process() -> None:
 
 
 def reserve_descriptors(connections: int) -> None:
-    """Raise this process's limit of open files so that so many connections fit.
-
-    Raises:
-        LucidError: The system does not allow as many.
-    """
+    """Raise this process's limit of open files so that so many connections fit."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -165,11 +144,7 @@ def reserve_descriptors(connections: int) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn with bounded connections; a signal first lets requests finish while new ones are told 503.
-
-    Attributes:
-        up: Set once connections are accepted and signals are handled.
-    """
+    """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503."""
 
     def __init__(self, service: Service, listening: ListenOptions, table: ConnectionTable) -> None:
         protocol: Any = partial(Connection, table, listening.idle)
@@ -188,24 +163,18 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self.up = asyncio.Event()
-        self._service = service
-        self._grace = listening.grace
-        self._table = table
+        self.up = asyncio.Event()  # set once connections are accepted and signals are handled
+        self._service, self._grace, self._table = service, listening.grace, table
         self._drain: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
-    def was_told_to_end(self) -> bool:
-        """Whether a signal asked for the end, rather than a model that cannot be loaded."""
+    def got_signal(self) -> bool:
+        """Whether the server ends because of a signal."""
         return self._drain is not None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections and to read bodies.
-
-        Raises:
-            LucidError: The tokenizer or the chat template cannot be read.
-        """
+        """Begin to accept connections and to read bodies."""
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)

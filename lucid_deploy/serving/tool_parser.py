@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lucid_deploy.serving.tool_formats import ToolFormat
 
@@ -27,6 +28,44 @@ class AnswerDelta:
 
     content: str = ""
     calls: tuple[CallDelta, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """Return it as a chunk of a stream has it."""
+        out: dict[str, Any] = {"content": self.content} if self.content else {}
+        calls = []
+        for part in self.calls:
+            call: dict[str, Any] = {"index": part.index, "function": {"arguments": part.arguments}}
+            if part.id is not None:
+                function = {"name": part.name, "arguments": part.arguments}
+                call = {"index": part.index, "id": part.id, "type": "function", "function": function}
+            calls.append(call)
+        return {**out, "tool_calls": calls} if calls else out
+
+
+@dataclass
+class WholeMessage:
+    """An answer's content and calls so far, from what was new of it."""
+
+    content: list[str] = field(default_factory=list)
+    calls: list[tuple[CallDelta, list[str]]] = field(default_factory=list)  # each with its arguments in pieces
+
+    def add(self, delta: AnswerDelta) -> AnswerDelta:
+        """Add what is new; return it."""
+        self.content.append(delta.content)
+        for part in delta.calls:
+            if part.id is not None:
+                self.calls.append((part, []))
+            self.calls[part.index][1].append(part.arguments)
+        return delta
+
+    def json(self) -> dict[str, Any]:
+        """Return the message without its role; beside calls an empty content is null."""
+        content = "".join(self.content)
+        if not self.calls:
+            return {"content": content}
+        named = [(call.id, {"name": call.name, "arguments": "".join(parts)}) for call, parts in self.calls]
+        calls = [{"id": call, "type": "function", "function": function} for call, function in named]
+        return {"content": content or None, "tool_calls": calls}
 
 
 class ToolCallParser:

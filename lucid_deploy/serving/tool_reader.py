@@ -14,7 +14,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_json_schema, named
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.bodies import ChatRequest, Message, refuse_unsupported
+from lucid_deploy.serving.fields import ChatRequest, Message, refuse_unsupported
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
 from lucid_deploy.serving.tool_grammar import tool_grammar

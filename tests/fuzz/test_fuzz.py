@@ -34,7 +34,7 @@ from lucid_deploy.json_fields import decode
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import parse_config, read_config
 from lucid_deploy.runtimes.cache_files import load_cache
-from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, ResponseRequest
+from lucid_deploy.serving.fields import ChatRequest, CompletionRequest, ResponseRequest
 from tests.conftest import TINY
 
 CORPUS = Path(__file__).with_name("corpus")

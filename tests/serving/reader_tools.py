@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from lucid_deploy.serving.limits import Limits
-from lucid_deploy.serving.reader_process import ReaderSetup
+from lucid_deploy.serving.readers import ReaderSetup
+from lucid_deploy.serving.requests import Limits
 
 MODEL = "m"
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"

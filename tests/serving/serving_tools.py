@@ -174,7 +174,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.stop(signal.SIGKILL)
 
 
-@pytest.fixture(scope="module", params=["growing", "static"])
+@pytest.fixture(scope="session", params=["growing", "static"])
 def server(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Server]:
     """A server without keys, once with each kind of cache."""
     words = ["serve", str(artifacts[request.param]), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD]

@@ -11,11 +11,11 @@ import httpx
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.jobs import Event, Job
-from lucid_deploy.serving.reader_process import ReaderSetup
+from lucid_deploy.serving.engine import Event, Job
+from lucid_deploy.serving.front import Service, Settings
+from lucid_deploy.serving.readers import ReaderSetup
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
 from lucid_deploy.serving.security import ApiKeys
-from lucid_deploy.serving.service import Service, Settings
 from tests.serving.reader_tools import write_setup
 
 

@@ -7,7 +7,7 @@ import sys
 
 from lucid_deploy.cli import main
 from lucid_deploy.serving import loading
-from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.requests import Limits
 
 
 def bound_reading(seconds: float) -> None:

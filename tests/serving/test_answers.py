@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.answers import Answer
-from lucid_deploy.serving.jobs import Job, TextPiece, TokenLogprob, TokenText
+from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.requests import PreparedRequest
 
 
@@ -30,8 +31,8 @@ def logprob(text: str, offset: int, *others: str) -> TokenLogprob:
 def test_a_whole_completion() -> None:
     made = answer(echo=("ab", "c"), n=2)
     for row, text in ((0, "x"), (3, "y"), (0, "z")):
-        made.add(TextPiece(row, text, 1))
-    made.end(0, "stop")
+        made.chunks(TextPiece(row, text, 1))
+    made.closing(0, "stop")
     found = plain(made.whole())
     assert [choice["text"] for choice in found["choices"]] == ["abxz", "ab", "c", "cy"]
     assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", None, None, None]
@@ -42,7 +43,7 @@ def test_a_whole_completion() -> None:
 
 def test_a_whole_chat() -> None:
     made = answer(chat=True)
-    made.add(TextPiece(0, "hi", 1))
+    made.chunks(TextPiece(0, "hi", 1))
     found = plain(made.whole())
     assert found["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
     assert found["id"].startswith("chatcmpl-") and found["object"] == "chat.completion"
@@ -68,7 +69,7 @@ def test_an_echo_comes_first_in_a_stream() -> None:
 
 def test_logprobs_of_a_completion() -> None:
     made = answer(top_logprobs=2)
-    made.add(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
+    made.chunks(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
     found = plain(made.whole())["choices"][0]["logprobs"]
     assert (found["tokens"], found["text_offset"], found["token_logprobs"]) == (["a", "b"], [0, 1], [-0.5, -0.5])
     assert found["top_logprobs"] == [{"a": -0.5, "x": -1.0}, {"x": -1.0, "b": -0.5}]
@@ -76,7 +77,7 @@ def test_logprobs_of_a_completion() -> None:
 
 def test_logprobs_of_a_chat() -> None:
     made = answer(top_logprobs=1, chat=True)
-    made.add(TextPiece(0, "é", 1, (logprob("é", 0, "e"),)))
+    made.chunks(TextPiece(0, "é", 1, (logprob("é", 0, "e"),)))
     (found,) = plain(made.whole())["choices"][0]["logprobs"]["content"]
     assert (found["token"], found["bytes"]) == ("é", [0xC3, 0xA9])
     assert found["top_logprobs"] == [{"token": "e", "logprob": -1.0, "bytes": [0x65]}]

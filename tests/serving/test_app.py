@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.version import __version__
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
 
@@ -47,14 +46,6 @@ def test_health(tmp_path: Path) -> None:
 def test_what_there_is_not(method: str, path: str, status: int, code: str, tmp_path: Path) -> None:
     answer = request(tmp_path, method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-
-
-def test_what_there_is(tmp_path: Path) -> None:
-    assert request(tmp_path, "GET", "/v1/models").json()["data"][0]["id"] == "m"
-    assert request(tmp_path, "GET", "/v1/models/m").json()["id"] == "m"
-    assert request(tmp_path, "GET", "/openapi.json").json()["openapi"] == "3.1.0"
-    assert request(tmp_path, "GET", "/version").json() == {"version": __version__}
-    assert "lucid_rows 4.0" in request(tmp_path, "GET", "/metrics").text
 
 
 def test_other_sites_may_not_read(tmp_path: Path) -> None:

@@ -13,10 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Token
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.generation.text_stream import TokenTexts
-from lucid_deploy.serving.backend import LocalBackend, RowText, _requests
-from lucid_deploy.serving.engine import EngineFault
-from lucid_deploy.serving.jobs import Job, RowEnd, TextPiece
+from lucid_deploy.generation.text_stream import TextPiece, TokenTexts
+from lucid_deploy.serving.engine import EngineFault, Job, LocalBackend, RowEnd, RowText, requests_of
 
 
 @pytest.fixture
@@ -114,7 +112,7 @@ def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byt
 
 def test_generations_of_a_prompt_have_seeds_of_their_own() -> None:
     job = Job(((1,), (2,)), n=2, sampling=Sampling(temperature=1.0, seed=5))
-    assert [request.sampling.seed for request in _requests(job)] == [5, 6, 5, 6]
+    assert [request.sampling.seed for request in requests_of(job)] == [5, 6, 5, 6]
 
 
 def test_a_step_that_takes_too_long_is_a_state(byte_level: TextTokenizer) -> None:

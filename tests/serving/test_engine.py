@@ -13,7 +13,6 @@ from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.serving.engine import MOST_CALLS, Engine, EngineDownError, EngineFault, QueueFullError
-from tests.patience import PATIENCE
 
 
 class ScriptedBatcher:
@@ -191,18 +190,6 @@ def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPa
         assert engine.state == "dead"
 
     with_engine(test, check=check)
-
-
-def test_why_a_model_does_not_load_is_said_once(serving_log: pytest.LogCaptureFixture) -> None:
-    """By the command, which raises it; too little memory was a traceback in the log before the command's line."""
-    error, loaded = MemoryError(), threading.Event()
-
-    def fail() -> Any:
-        raise error
-
-    engine = Engine(fail, 1, 1)
-    engine.start(loaded.set)
-    assert loaded.wait(PATIENCE) and engine.error is error and not serving_log.records
 
 
 def test_a_model_that_does_not_load() -> None:

@@ -11,7 +11,7 @@ import pytest
 from lucid_deploy.generation.constraint import from_json_schema, from_regex
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.bodies import CompletionRequest
+from lucid_deploy.serving.fields import CompletionRequest
 from lucid_deploy.serving.requests import ConstraintReader, sampling_of
 from tests.generation.guided_walks import SIZE, tokenizer_of
 

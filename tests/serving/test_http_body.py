@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
 from lucid_deploy.serving.errors import ApiError, ClientGone
-from lucid_deploy.serving.front import read_body
-from lucid_deploy.serving.limits import FREE_BYTES, BodyMemory
+from lucid_deploy.serving.front import FREE_BYTES, Service
 from tests.serving.reader_tools import limits
 
 JSON = {"content-type": "application/json"}
 
 
-def read(parts: list[bytes], headers: dict[str, str] = JSON, memory: BodyMemory | None = None, **bounds: Any) -> bytes:
+def memory(most: int = 1 << 30, **bounds: Any) -> Any:
+    """Return what the bodies of a server share."""
+    settings = SimpleNamespace(limits=limits(**bounds))
+    return SimpleNamespace(settings=settings, body_memory=0, most_body_memory=most)
+
+
+def body(shared: Any, receive: Any, headers: dict[str, str] = JSON) -> Any:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Service.body(shared, Request({"type": "http", "headers": raw}, receive))
+
+
+def read(parts: list[bytes], headers: dict[str, str] = JSON, shared: Any = None, **bounds: Any) -> bytes:
     """Return the body that arrives in parts; after the last one nothing comes."""
     messages = [{"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts)]
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def receive() -> Any:
         if not messages:
@@ -28,9 +38,8 @@ def read(parts: list[bytes], headers: dict[str, str] = JSON, memory: BodyMemory 
         return messages.pop(0)
 
     async def run() -> bytes:
-        request = Request({"type": "http", "headers": raw}, receive)
-        with (memory or BodyMemory(1 << 30)).share() as share:
-            return await read_body(request, limits(**bounds), time.perf_counter(), share)
+        with body(shared or memory(**bounds), receive, headers) as incoming:
+            return bytes(await incoming.receive(time.perf_counter()))
 
     return asyncio.run(run())
 
@@ -80,9 +89,8 @@ def test_a_body_that_does_not_arrive() -> None:
         await asyncio.sleep(60)
 
     async def run() -> None:
-        request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
-        with BodyMemory(1).share() as share:
-            await read_body(request, limits(seconds=0.05), time.perf_counter(), share)
+        with body(memory(seconds=0.05), receive) as incoming:
+            await incoming.receive(time.perf_counter())
 
     with pytest.raises(ApiError) as caught:
         asyncio.run(run())
@@ -94,35 +102,34 @@ def test_a_client_that_leaves() -> None:
         return {"type": "http.disconnect"}
 
     async def run() -> None:
-        request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
-        with BodyMemory(1).share() as share:
-            await read_body(request, limits(), time.perf_counter(), share)
+        with body(memory(), receive) as incoming:
+            await incoming.receive(time.perf_counter())
 
     with pytest.raises(ClientGone):
         asyncio.run(run())
 
 
 def test_memory_is_shared_and_given_back() -> None:
-    memory = BodyMemory(100)
-    with memory.share() as first:
-        first.grow(FREE_BYTES + 60)
-        first.grow(FREE_BYTES + 90)
-        assert memory.taken == 90
-        with memory.share() as second:
-            second.grow(FREE_BYTES)  # small ones get in
+    shared = memory(100)
+    with body(shared, None) as first:
+        first.count(FREE_BYTES + 60)
+        first.count(FREE_BYTES + 90)
+        assert shared.body_memory == 90
+        with body(shared, None) as second:
+            second.count(FREE_BYTES)  # small ones get in
             with pytest.raises(ApiError, match="Too many large requests"):
-                second.grow(FREE_BYTES + 11)
-            second.grow(FREE_BYTES + 10)
-            assert memory.taken == 100
-        assert memory.taken == 90
-    assert memory.taken == 0
+                second.count(FREE_BYTES + 11)
+            second.count(FREE_BYTES + 10)
+            assert shared.body_memory == 100
+        assert shared.body_memory == 90
+    assert shared.body_memory == 0
 
 
 def test_large_bodies_are_refused_while_others_hold_the_memory() -> None:
-    memory = BodyMemory(FREE_BYTES)
-    with memory.share() as other:
-        other.grow(2 * FREE_BYTES)
-        error = refused(503, [b"x" * FREE_BYTES, b"y"], memory=memory)
+    shared = memory(FREE_BYTES)
+    with body(shared, None) as other:
+        other.count(2 * FREE_BYTES)
+        error = refused(503, [b"x" * FREE_BYTES, b"y"], shared=shared)
         assert (error.code, error.headers["Retry-After"]) == ("too_many_bodies", "5")
-        assert read([b"x" * FREE_BYTES], memory=memory)
-    assert read([b"x" * FREE_BYTES, b"y"], memory=memory)
+        assert read([b"x" * FREE_BYTES], shared=shared)
+    assert read([b"x" * FREE_BYTES, b"y"], shared=shared)

@@ -8,13 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from lucid_deploy.serving.openapi import document
-from lucid_deploy.serving.pages import HEADERS, PAGES
+from lucid_deploy.serving.pages import HEADERS, PAGES, document
 from lucid_deploy.serving.security import read_api_keys
-from tests.serving.serving_tools import Start
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
 
@@ -67,9 +64,3 @@ def test_the_docs_have_every_path_and_every_field(tmp_path: Path) -> None:
             section = text.partition(f'<h2 id="{name}">')[2].partition("<h2")[0]
             assert re.findall(r"<td><code>(\w+)</code>", section) == list(schema["properties"])
     assert "list of InputItem" in text and "0 is greedy; 1 if not given." in text
-
-
-def test_a_server_without_pages(start: Start, artifacts: dict[str, Path]) -> None:
-    url = start(artifacts["growing"], "--no-ui").url
-    assert [httpx.get(url + path).status_code for path in ("/", "/docs", "/v1/lucid/solve")] == [404] * 3
-    assert httpx.get(f"{url}/v1/models").status_code == 200

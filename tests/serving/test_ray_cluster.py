@@ -75,26 +75,6 @@ def test_the_api_listens_on_this_machine_only(cluster: Server) -> None:
     }
 
 
-def test_the_page_is_served_and_has_no_solve(cluster: Server) -> None:
-    assert httpx.get(f"{cluster.url}/").headers["content-type"].startswith("text/html")
-    deadline = time.monotonic() + PATIENCE  # a replica answers before its readers have said whether there is a template
-
-    def has_template() -> bool | None:
-        known: bool | None = httpx.get(f"{cluster.url}/v1/models").json()["data"][0]["has_chat_template"]
-        return known
-
-    known = has_template()
-    while known is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-        known = has_template()  # not asked once more for the assertion: another replica may answer, which does not know
-    assert known is True
-    for answer in (
-        httpx.get(f"{cluster.url}/v1/lucid/solve"),
-        httpx.post(f"{cluster.url}/v1/lucid/solve", json={"model": MODEL, "prompt": PROMPT, "layer": 0, "head": 0}),
-    ):
-        assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_supported")
-
-
 async def ask(client: openai.AsyncOpenAI, stream: bool) -> str:
     """Return an answer; a stream that ends without saying why is no answer."""
     options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": COUNT}

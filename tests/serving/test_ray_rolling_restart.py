@@ -18,7 +18,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 
 from lucid_deploy.serving.loading import ApiOptions, EngineOptions
 from lucid_deploy.serving.ray_cluster import APPLICATION, ENGINE, ClusterOptions, application
-from lucid_deploy.serving.ray_connection import OBJECT_STORE_BYTES
+from lucid_deploy.serving.ray_start import OBJECT_STORE_BYTES
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Reference
 

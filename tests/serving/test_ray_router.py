@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("ray", reason="the extra ray")
 
-from lucid_deploy.serving.jobs import Job
+from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.prefix_routing import BLOCK
 from lucid_deploy.serving.ray_router import PrefixRouter
 

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import from_regex
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.reader_process import ReaderSetup
-from lucid_deploy.serving.readers import ReaderPool, check_setup
+from lucid_deploy.serving.readers import ReaderPool, ReaderSetup, check_setup
 from lucid_deploy.serving.requests import Kind
-from tests.generation.guided_walks import SIZE, tokenizer_of
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
 
@@ -51,16 +48,6 @@ def test_good_bodies(tmp_path: Path) -> None:
         read = await pool.read(chat("w7", logprobs=True, top_logprobs=3), "chat")
         assert (read.job.prompts, read.job.top_logprobs, read.chat) == (((1, 7),), 3, True)
         assert read.job.max_new_tokens == 100
-
-    with_pool(write_setup(tmp_path), test)
-
-
-def test_bad_bodies(tmp_path: Path) -> None:
-    async def test(pool: ReaderPool) -> None:
-        error = await refusal(pool, completion(5), "completion")
-        assert (error.status, error.param, error.code) == (400, "prompt", "invalid_value")
-        error = await refusal(pool, chat("w1", model="other"))
-        assert (error.status, error.code) == (404, "model_not_found")
 
     with_pool(write_setup(tmp_path), test)
 
@@ -103,27 +90,6 @@ def test_a_template_that_takes_all_memory_is_refused(template: str, tmp_path: Pa
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="memory is bounded on Linux")
-def test_what_earlier_bodies_compiled_is_not_the_memory_of_later_ones(tmp_path: Path) -> None:
-    setup = write_setup(tmp_path, vocabulary=SIZE, reading_seconds=30.0)
-    tokenizer_of("byte-level bpe", tmp_path)  # letters, to spell expressions
-
-    async def run() -> None:
-        pool = ReaderPool(setup, 1)
-        await pool.start()
-        try:
-            started = list(pool.pids)
-            for body in range(8):
-                expression = "|".join(f"w{body}_{j}.*{j}" for j in range(20_000))
-                read = await pool.read(completion("w1", guided_regex=expression), "completion")
-                assert read.job.constraint == from_regex(expression)
-            assert pool.pids == started
-        finally:
-            await pool.close()
-
-    asyncio.run(run())
-
-
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="memory is bounded on Linux")
 def test_the_largest_body_of_the_worst_kind_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
     worst = b'{"model": "m", "prompt": [' + b"[]," * ((4 << 20) // 3) + b"[]]}"
 
@@ -134,16 +100,6 @@ def test_the_largest_body_of_the_worst_kind_fits_and_a_larger_one_does_not(tmp_p
         assert error.code in ("too_costly", "invalid_json")
 
     with_pool(write_setup(tmp_path, reading_seconds=20.0), test)
-
-
-@pytest.mark.parametrize("template", ["{{ '\\ud800' }}", "a{{ '\\udc00\\ud800' }}b"])
-def test_half_a_character_from_a_template_is_refused(template: str, tmp_path: Path) -> None:
-    async def test(pool: ReaderPool) -> None:
-        error = await refusal(pool, chat("w1"))
-        assert (error.status, error.param) == (400, "messages")
-        assert "wrote half a character" in error.message
-
-    with_pool(write_setup(tmp_path, template), test)
 
 
 def test_a_tokenizer_that_panics_refuses_the_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,10 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.answers import ResponseAnswer
+from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.jobs import Job, TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
 from tests.serving.tool_server import HERMES
@@ -40,9 +41,9 @@ def piece(text: str, logprobs: bool = False) -> TextPiece:
 @pytest.mark.parametrize(("reason", "status"), [("stop", "completed"), ("length", "incomplete")])
 def test_a_whole_answer(reason: str, status: str) -> None:
     made = answer(1)
-    made.add(piece("hel", logprobs=True))
-    made.add(piece("lo", logprobs=True))
-    made.end(0, reason)
+    made.chunks(piece("hel", logprobs=True))
+    made.chunks(piece("lo", logprobs=True))
+    made.closing(0, reason)
     whole = made.whole()
     found = Response.model_validate(whole)
     assert (found.status, found.output_text) == (status, "hello")
@@ -89,8 +90,8 @@ TWO_CALLS = f"Wait. {CALL % 'f'}\n{CALL % 'g'}"
 def test_calls_are_items_behind_the_text() -> None:
     made = answer(tools=tool_format_of(HERMES))
     for place in range(0, len(TWO_CALLS), 3):
-        made.add(piece(TWO_CALLS[place : place + 3]))
-    made.end(0, "stop")
+        made.chunks(piece(TWO_CALLS[place : place + 3]))
+    made.closing(0, "stop")
     found = Response.model_validate(made.whole())
     assert [item.type for item in found.output] == ["message", "function_call", "function_call"]
     assert found.output_text == "Wait. "

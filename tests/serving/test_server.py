@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,11 +19,9 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
-from lucid_deploy.serving.server import ListenOptions, bind, hangup, serve
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 from tests.serving.slow_server import FATAL
-from tests.serving.stand_ins import ScriptedBackend, service
 
 STEP = 0.25  # seconds, until the server is told to hurry; the longest generation takes at least 100
 
@@ -151,33 +148,6 @@ def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict
     assert any("this engine was told to end" in line for line in server.errors)
 
 
-def test_a_signal_while_the_thread_of_the_model_starts_ends_it_too(tmp_path: Path) -> None:
-    """A process that ended beside a thread that loads could wait for it for good."""
-
-    class Engine:
-        capacity, state, error, stopped = 1, "loading", None, False
-
-        def start(self, _: object) -> None:
-            raise SystemExit(128 + signal.SIGTERM)  # as the handler does, in threading.Thread.start
-
-        def stop(self, timeout: float) -> bool:
-            self.stopped = True
-            return True
-
-    class NoReaders:
-        async def close(self) -> None: ...
-
-    def make() -> Any:
-        made = service(tmp_path, ScriptedBackend())
-        made.readers = NoReaders()  # type: ignore[assignment]
-        return made, SimpleNamespace(engine=engine)
-
-    engine = Engine()
-    with bind("127.0.0.1", 0) as listening, pytest.raises(SystemExit):
-        serve(make, ListenOptions(listening, grace=1), ready=lambda: None)
-    assert engine.stopped
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_running_requests_finish_and_new_ones_are_told(
     start: Start, artifacts: dict[str, Path], number: signal.Signals
@@ -193,16 +163,6 @@ def test_running_requests_finish_and_new_ones_are_told(
     assert server.process.wait(PATIENCE) == 0
     assert whole.result().json()["usage"]["completion_tokens"] == 60
     assert streamed.result().text.endswith("data: [DONE]\n\n")
-
-
-def test_a_hangup_that_is_ignored_stays_so() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
-    try:
-        assert hangup() == []
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        assert hangup() == [signal.SIGHUP]
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_after_grace_requests_end_with_an_error(start: Start, artifacts: dict[str, Path]) -> None:

@@ -6,10 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.service import Service
+from lucid_deploy.serving.front import Service
 from tests.serving.stand_ins import ScriptedBackend, service
 
 
@@ -41,20 +39,9 @@ def test_states(tmp_path: Path) -> None:
     assert code_of(lambda made: setattr(made, "draining", True), tmp_path) == "shutting_down"
 
 
-def test_models(tmp_path: Path) -> None:
-    async def run() -> None:
-        made = service(tmp_path, ScriptedBackend(), created=5)
-        made.check_model("m")
-        with pytest.raises(ApiError, match="does not exist here"):
-            made.check_model("M")
-        assert made.model_json()["id"] == "m" and made.model_json()["created"] == 5
-
-    asyncio.run(run())
-
-
 def test_bodies_share_the_memory_of_sixteen(tmp_path: Path) -> None:
     async def run() -> None:
         made = service(tmp_path, ScriptedBackend())
-        assert made.body_memory.most == 16 * made.settings.limits.body_bytes
+        assert made.most_body_memory == 16 * made.settings.limits.body_bytes
 
     asyncio.run(run())

@@ -14,7 +14,7 @@ import torch
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.runtimes.torch.session import TorchSession
-from lucid_deploy.serving.jobs import Refusal
+from lucid_deploy.serving.engine import Refusal
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 from tests.serving.stand_ins import ScriptedBackend, client, service
@@ -91,10 +91,10 @@ def ask(folder: Path, method: str, outcome: Any, **settings: Any) -> Any:
         (Refusal("unsupported", "not here"), 501, "not_supported"),
         (Refusal("down", "gone"), 503, "engine_down"),
         (Refusal("queue_full", retry_after=2), 429, "queue_full"),
-        (Refusal("invalid", "no such layer"), 400, None),
+        (Refusal("invalid", "no such layer"), 400, "invalid_request"),
     ],
 )
-def test_refusals(method: str, refusal: Refusal, status: int, code: str | None, tmp_path: Path) -> None:
+def test_refusals(method: str, refusal: Refusal, status: int, code: str, tmp_path: Path) -> None:
     answer = ask(tmp_path, method, refusal)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 

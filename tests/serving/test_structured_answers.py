@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jsonschema
 import openai
 import pytest
@@ -56,17 +55,6 @@ def test_a_chat_follows_a_schema_whole_and_streamed(client: openai.OpenAI) -> No
         for part in chunk.choices:
             pieces[part.index] += part.delta.content or ""
     assert pieces == [choice.message.content for choice in answers.choices]
-
-
-def test_a_response_follows_a_schema(client: openai.OpenAI) -> None:
-    form: Any = {"format": {"type": "json_schema", "name": "person", "strict": True, "schema": SCHEMA}}
-    settings: Any = {"model": MODEL, "temperature": 1.5, "max_output_tokens": 150, "extra_body": {"seed": 5}}
-    answer = client.responses.create(input="keys", text=form, **settings)
-    assert answer.status == "completed"
-    jsonschema.validate(json.loads(answer.output_text), SCHEMA)
-    assert answer.text is not None and answer.text.to_dict() == form
-    chat = client.chat.completions.create(messages=USER, response_format=FORMAT, **SAMPLED)
-    assert answer.output_text == chat.choices[0].message.content
 
 
 def test_json_objects_and_guided_fields(client: openai.OpenAI) -> None:
@@ -119,53 +107,3 @@ def test_constrained_and_free_requests_together_get_what_they_get_alone(client: 
     alone = [ask(index) for index in range(8)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == alone
-
-
-HUGE = {"type": "object", "properties": {f"name{i}": {"type": "string", "maxLength": 9} for i in range(200_000)}}
-REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"response_format": {"type": "xml"}}, "response_format.type", 'must be "json_object" or "json_schema" or "text"'),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
-    (
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
-        "response_format.json_schema.schema",
-        "keyword not cannot be enforced",
-    ),
-    ({"guided_json": {"uniqueItems": True}}, "guided_json", "keyword uniqueItems cannot be enforced"),
-    ({"guided_json": {"$ref": "https://example.org"}}, "guided_json", "not present"),
-    ({"guided_json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}, "guided_json", "allows no token"),
-    ({"guided_json": HUGE}, "guided_json", "characters; at most 1048576"),
-    ({"guided_json": 5}, "guided_json", "must be a JSON schema, not 5"),
-    ({"guided_regex": "(?=a)b"}, "guided_regex", "look-around"),
-    ({"guided_regex": "("}, "guided_regex", "unclosed group"),
-    ({"guided_choice": []}, "guided_choice", "at least one choice"),
-    ({"guided_choice": ["a", 5]}, "guided_choice[1]", "must be a text"),
-    ({"guided_grammar": "start: <[5]>"}, "guided_grammar", "special tokens"),
-    ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "cannot be combined with guided_regex"),
-    ({"guided_regex": "a", "response_format": FORMAT}, "guided_regex", "cannot be combined with response_format"),
-]
-
-
-@pytest.mark.parametrize(("fields", "param", "said"), REFUSED, ids=[f"{i}-{item[1]}" for i, item in enumerate(REFUSED)])
-def test_what_cannot_be_enforced_is_refused_by_name(
-    fields: dict[str, Any], param: str, said: str, server: Server
-) -> None:
-    body = {"model": MODEL, "prompt": "keys", **fields}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
-    assert answer.status_code == 400, answer.text
-    error = answer.json()["error"]
-    assert (said in error["message"], error["param"]) == (True, param), error
-    assert len(answer.content) < 1000
-
-
-@pytest.mark.parametrize("expression", ["(a+)+$", "(a|a)*b", "((a{1000}){1000}){1000}", "(.*a){30}b"])
-def test_expressions_that_ruin_others_are_harmless(expression: str, client: openai.OpenAI) -> None:
-    found = client.completions.create(
-        prompt="keys", **{**SAMPLED, "max_tokens": 20}, extra_body={"guided_regex": expression}
-    )
-    assert found.choices[0].finish_reason in ("stop", "length")
-
-
-def test_bad_words_that_leave_nothing_end_with_a_400(client: openai.OpenAI) -> None:
-    words = [chr(code) for code in range(33, 127)]
-    with pytest.raises(openai.BadRequestError, match="No token is left"):
-        client.completions.create(prompt="keys", **SAMPLED, extra_body={"guided_choice": ["l"], "bad_words": words})

@@ -11,7 +11,7 @@ import pytest
 from lucid_deploy.artifact.chat import ChatTemplates, TemplateText
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.json_fields import FieldError, decode
-from lucid_deploy.serving.bodies import ChatRequest
+from lucid_deploy.serving.fields import ChatRequest
 from lucid_deploy.serving.tool_reader import messages_of, tool_use_of
 from tests.generation.guided_walks import tokenizer_of
 from tests.serving.tool_examples import TEMPLATES, TIME, WEATHER

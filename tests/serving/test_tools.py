@@ -59,24 +59,6 @@ def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.Ope
     assert list(map(tuple, streamed)) == whole and reasons == ["tool_calls"] * 3
 
 
-def test_the_client_s_own_accumulator_reads_the_stream(client: openai.OpenAI) -> None:
-    choice: Any = {"type": "function", "function": {"name": "get_weather"}}
-    with client.chat.completions.stream(messages=USER, tool_choice=choice, **SAMPLED) as stream:
-        for _ in stream:
-            pass
-        final = stream.get_final_completion().choices[0]
-    (call,) = final.message.tool_calls or []
-    assert (call.function.name, final.finish_reason) == ("get_weather", "tool_calls")
-    jsonschema.validate(json.loads(call.function.arguments), SCHEMAS["get_weather"])
-
-
-def test_text_stays_text_and_none_calls_nothing(client: openai.OpenAI) -> None:
-    for choice in ("auto", "none"):
-        fields: Any = {**SAMPLED, "max_tokens": 20, "tool_choice": choice}
-        answer = client.chat.completions.create(messages=USER, **fields).choices[0]
-        assert answer.finish_reason == "length" and answer.message.content and not answer.message.tool_calls
-
-
 def test_a_conversation_goes_on_with_the_result(client: openai.OpenAI) -> None:
     first = client.chat.completions.create(messages=USER, tool_choice="required", parallel_tool_calls=False, **SAMPLED)
     message = first.choices[0].message
@@ -109,26 +91,6 @@ def test_responses_make_the_calls_of_a_chat(client: openai.OpenAI) -> None:
     assert "".join(deltas) == wanted.function.arguments and len(deltas) > 2
 
 
-def test_responses_go_on_with_the_result(client: openai.OpenAI) -> None:
-    first = client.responses.create(**responses_fields({"type": "function", "name": "get_weather"}))
-    (call,) = first.output
-    assert call.type == "function_call"
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": "warm"}
-    going_on = {**responses_fields("none"), "input": [*USER, call, result], "max_output_tokens": 5}
-    answer = client.responses.create(**going_on)
-    assert answer.output_text and answer.usage is not None and first.usage is not None
-    call_of_chat = {"id": "c", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-    said: Any = [
-        {"role": "assistant", "tool_calls": [call_of_chat]},
-        {"role": "tool", "tool_call_id": "c", "content": "warm"},
-    ]
-    same = client.chat.completions.create(
-        messages=[*USER, *said], **{**SAMPLED, "max_tokens": 5, "tool_choice": "none"}
-    )
-    assert same.usage is not None and answer.usage.input_tokens == same.usage.prompt_tokens
-    assert answer.output_text == same.choices[0].message.content
-
-
 def test_a_call_that_length_cuts_says_so(client: openai.OpenAI) -> None:
     fields: Any = {**SAMPLED, "max_tokens": 30, "tool_choice": "required"}
     assert client.chat.completions.create(messages=USER, **fields).choices[0].finish_reason == "length"
@@ -148,17 +110,3 @@ def test_a_call_that_a_stop_string_cuts_is_none_to_carry_out(stop: str, client: 
         with pytest.raises(json.JSONDecodeError):
             json.loads(call.function.arguments)
     assert whole.finish_reason == last.finish_reason == ("tool_calls" if stop == "</tool_call>" else "stop")
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"tool_choice": {"type": "function", "function": {"name": "unknown"}}}, "tool_choice"),
-        ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "y"}]}, "messages[0].tool_call_id"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-    ],
-)
-def test_what_is_wrong_is_a_400_that_names_it(fields: dict[str, Any], param: str, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(**{"messages": USER, **SAMPLED, **fields})
-    assert caught.value.param == param

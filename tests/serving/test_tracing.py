@@ -24,9 +24,10 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.jobs import Refusal, RowEnd, RowTimes, TextPiece
+from lucid_deploy.generation.text_stream import TextPiece
+from lucid_deploy.serving.engine import Refusal, RowEnd, RowTimes
+from lucid_deploy.serving.front import Service, Settings
 from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, reader_setup
-from lucid_deploy.serving.service import Service, Settings
 from lucid_deploy.serving.tracing import Tracing, open_tracing, traces_url
 from tests.patience import PATIENCE
 from tests.serving.reader_tools import completion
@@ -143,41 +144,6 @@ def test_the_spans_of_a_request(artifacts: dict[str, Path]) -> None:
     assert not [word for word in words if len(word) > 2 and word in everything]
 
 
-def test_a_stream_of_several_generations(artifacts: dict[str, Path]) -> None:
-    async def use(http: httpx.AsyncClient) -> None:
-        message = {"role": "user", "content": PROMPT}
-        body = {"model": MODEL, "messages": [message], "n": 2, "stream": True, "max_tokens": 4, "seed": 1}
-        answer = await http.post("/v1/chat/completions", json=body)
-        assert answer.text.rstrip().endswith("[DONE]")
-
-    spans = traced(artifacts["growing"], use, rows=1, max_choices=2)
-    request = of_request(spans)
-    assert request.name == f"chat {MODEL}"
-    assert request.parent is None
-    for name in PHASES:
-        assert sorted(attributes(span)["lucid.row"] for span in spans if span.name == name) == [0, 1]
-    first, second = (
-        next(span for span in spans if span.name == name and attributes(span)["lucid.row"] == row)
-        for name, row in (("decode", 0), ("queue", 1))
-    )
-    assert ended(second) >= ended(first) - 50_000_000  # one row: the second waits until the first is done
-    assert ended(second) > begun(first)
-    assert attributes(request)["gen_ai.usage.output_tokens"] == sum(
-        attributes(span)["lucid.new_tokens"] for span in spans if span.name == "decode"
-    )
-
-
-def test_a_stored_prefix_is_counted(artifacts: dict[str, Path]) -> None:
-    async def use(http: httpx.AsyncClient) -> None:
-        for _ in range(2):
-            await http.post("/v1/completions", json={"model": MODEL, "prompt": PROMPT, "max_tokens": 1})
-
-    spans = traced(artifacts["static"], use, prefix_tokens=500)
-    reused = [attributes(span)["gen_ai.usage.cache_read.input_tokens"] for span in spans if span.parent is None]
-    read = [attributes(span)["gen_ai.usage.input_tokens"] for span in spans if span.parent is None]
-    assert reused == [0, read[0] - 1]
-
-
 def scripted(folder: Path, use: Use, *script: Any) -> list[ReadableSpan]:
     """As :func:`traced`, over an engine that does what the script says."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
@@ -203,11 +169,15 @@ def test_refused_and_failed_requests(tmp_path: Path) -> None:
     async def stream(http: httpx.AsyncClient) -> None:
         await http.post("/v1/completions", content=completion("w1 w2", stream=True), headers=HEADERS)
 
-    late = [[RowTimes(0, 1, 2, 3)], [TextPiece(0, "a", 1)], [RowEnd(0, "error", "secret")]]
+    late = [
+        [RowTimes(0, {"queue": 1, "prefill": 2, "decode": 3})],
+        [TextPiece(0, "a", 1)],
+        [RowEnd(0, "error", "secret")],
+    ]
     cases: list[tuple[Use, list[Any], int, str, StatusCode]] = [
         (bad, [], 400, "invalid_json", StatusCode.UNSET),
         (good, [[Refusal("queue_full", "secret")]], 429, "queue_full", StatusCode.UNSET),
-        (good, [[RowTimes(0, 1)], [RowEnd(0, "error", "secret")]], 500, "engine_error", StatusCode.ERROR),
+        (good, [[RowTimes(0, {"queue": 1})], [RowEnd(0, "error", "secret")]], 500, "engine_error", StatusCode.ERROR),
         (stream, late, 500, "engine_error", StatusCode.ERROR),
     ]
     for use, script, status, error, code in cases:
@@ -217,18 +187,6 @@ def test_refused_and_failed_requests(tmp_path: Path) -> None:
         assert of_request(spans).status.status_code is code
         assert not any("secret" in span.to_json() for span in spans)
     assert {span.name for span in spans} >= {"queue", "prefill", "decode"}
-
-
-def test_a_request_that_ends_in_the_queue_shows_so(tmp_path: Path) -> None:
-    """A phase that did not end lasts until the request does, and later phases have no span."""
-
-    async def use(http: httpx.AsyncClient) -> None:
-        await http.post("/v1/completions", content=completion("w1 w2"), headers=HEADERS)
-
-    spans = scripted(tmp_path, use, [RowTimes(0, 10**18)], RuntimeError("lost"))
-    assert {span.name for span in spans if span.kind is not SpanKind.SERVER} == {"read", "queue"}
-    (queue,) = (span for span in spans if span.name == "queue")
-    assert (begun(queue), ended(queue)) == (10**18, ended(of_request(spans)))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +203,7 @@ def test_the_client_context(headers: list[tuple[str, str]], count: int, tmp_path
         sent = [*headers, ("Content-Type", "application/json")]
         await http.post("/v1/completions", content=completion("w1"), headers=sent)
 
-    spans = scripted(tmp_path, use, [RowTimes(0, 1)], [TextPiece(0, "a", 1), RowEnd(0, "stop")])
+    spans = scripted(tmp_path, use, [RowTimes(0, {"queue": 1})], [TextPiece(0, "a", 1), RowEnd(0, "stop")])
     assert len(spans) == count
     assert all(span.parent is None for span in spans if span.kind is SpanKind.SERVER)
 
@@ -290,17 +248,6 @@ def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["chat m"]
 
 
-def test_the_user_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
-    with Collector() as collector:
-        threading.Thread(target=collector.serve_forever, daemon=True).start()
-        tracing = open_tracing(f"http://127.0.0.1:{collector.server_port}/v1/traces/")
-        tracing.begin([], "chat", "m", 0.0).end(200)
-        tracing.close()
-        collector.shutdown()
-    assert "mine" in str(collector.taken[0][2].resource_spans[0].resource)
-
-
 @pytest.mark.parametrize(
     "endpoint",
     ["localhost:4318", "grpc://localhost:4317", "http://", "http://a:b@c", "http://c?d", "http://c:99999", "http://["],
@@ -308,11 +255,6 @@ def test_the_user_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_collector_is_refused(endpoint: str) -> None:
     with pytest.raises(LucidError, match="otlp-endpoint"):
         traces_url(endpoint)
-
-
-def test_urls_of_collectors() -> None:
-    assert traces_url("http://localhost:4318/") == "http://localhost:4318/v1/traces"
-    assert traces_url("https://a/otlp") == "https://a/otlp/v1/traces"
 
 
 def test_without_the_option_nothing_is_imported() -> None:
@@ -324,17 +266,3 @@ def test_without_the_option_nothing_is_imported() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout == "[]\n"
-
-
-def test_fastapi_makes_no_spans_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)  # as a program around the server may set it
-
-    async def run() -> None:
-        async with client(service(tmp_path, ScriptedBackend())) as http:
-            assert (await http.get("/version")).status_code == 200
-            await http.post("/v1/completions", content=b"{", headers=HEADERS)
-
-    asyncio.run(run())
-    assert exporter.get_finished_spans() == ()

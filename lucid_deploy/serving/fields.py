@@ -1,0 +1,283 @@
+"""The bodies of requests, as structs: the types and ranges of all fields, published at ``/openapi.json``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, inspect
+
+from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
+from lucid_deploy.generation.sampling import BIASES
+from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoice, ResponseTools, ToolCall, Tools
+
+MOST_LOGPROBS = 20
+MOST_STOPS = 16
+MOST_SOLVE_TOKENS = 256  # the answer grows with their square
+LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
+PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
+_PART = '"input_text" or "output_text", the only kinds that this server takes'
+_KINDS = '"message", "function_call" or "function_call_output", the only kinds of item here'
+_REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
+_MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
+
+
+def about(text: str, expected: str | None = None) -> Meta:
+    """Return a field's description, and what messages about a wrong value say that it must be."""
+    return Meta(description=text, extra=None if expected is None else {"expected": expected})
+
+
+def only(*neutral: Any) -> Meta:
+    """Return the description of a field that is not supported; null and ``neutral`` values have no effect."""
+    accepted = "".join(f", {value!r}" for value in neutral)
+    return Meta(description=f"Not supported: null{accepted} only.", extra={"neutral": neutral})
+
+
+StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
+StopTexts = Annotated[list[StopText], Meta(max_length=MOST_STOPS)]
+BadWords = Annotated[list[StopText], Meta(max_length=1000)]
+PromptItem = Annotated[str | int | list[int], about("", "a text, a whole number (a token id), or a list of token ids")]
+Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | None
+Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(ge=0, le=MOST_LOGPROBS)] | None
+_PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
+Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
+Schema = Annotated[dict[str, Any] | bool | None, about("With the type json_schema.", "a JSON schema")]
+Enforced = Annotated[bool, about("Accepted: schemas are always enforced.")] | None
+Harmless = Annotated[Any, about("Accepted, without effect.")]
+HarmlessText = Annotated[str, about("Accepted, without effect.")] | None
+Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
+Layer = Annotated[int, Meta(ge=0, le=2**31)]
+
+
+class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An object in a body."""
+
+
+class StreamOptions(Fields, kw_only=True, frozen=True):
+    """How a stream ends."""
+
+    include_usage: Annotated[bool, about("Whether a last chunk has the counts of tokens.")] | None = None
+    include_obfuscation: Annotated[Any, only(False)] = None
+
+
+class JsonSchema(Fields, kw_only=True, frozen=True):
+    """A schema, as ``response_format`` has it."""
+
+    name: str
+    schema: Schema = None
+    description: HarmlessText = None
+    strict: Enforced = None
+
+
+class ResponseFormat(Fields, kw_only=True, frozen=True):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Annotated[JsonSchema | None, about("With the type json_schema.")] = None
+
+
+class CommonFields(Fields, kw_only=True, frozen=True):
+    """What all requests for answers have in common."""
+
+    model: Annotated[str, about("The name of the served model.")]
+    temperature: Annotated[float, about("0 is greedy; 1 if not given."), Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, about("Sample among the likeliest up to this sum."), Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, about("Sample among the K likeliest; 0 is all."), Meta(ge=0, le=2**31)] | None = None
+    seed: Annotated[int, about("The same seed gives the same tokens."), Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stream: Annotated[bool, about("Send tokens as they come, by server-sent events.")] | None = None
+    ignore_eos: Annotated[bool, about("Go on after an end-of-sequence token.")] | None = None
+    cache_salt: (
+        Annotated[
+            str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)
+        ]
+        | None
+    ) = None
+    user: HarmlessText = None
+    metadata: Annotated[dict[str, str], about("Accepted, without effect on the answer.")] | None = None
+    store: Annotated[Any, only(False)] = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    safety_identifier: HarmlessText = None
+    prompt_cache_key: HarmlessText = None
+    prompt_cache_retention: HarmlessText = None
+
+
+class SamplingFields(CommonFields, kw_only=True, frozen=True):
+    """What completions and chats have in common."""
+
+    n: Annotated[int, about("Generations of each prompt; 1 if not given.")] | None = None
+    min_p: Annotated[float, about(_MIN_P), Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
+    logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.", BIASES)] = None
+    bad_words: Annotated[BadWords | None, about("Texts that no answer contains.", "a list of texts")] = None
+    stop: Annotated[
+        StopText | StopTexts | None,
+        about("Texts that end an answer.", f"a text or a list of at most {MOST_STOPS} texts"),
+    ] = None
+    stream_options: StreamOptions | None = None
+    return_tokens_as_token_ids: (
+        Annotated[bool, about("Log-probabilities name tokens as token_id:N, not by their text.")] | None
+    ) = None
+    response_format: ResponseFormat | None = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
+
+
+class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
+    """The body of ``POST /v1/completions``."""
+
+    prompt: Annotated[str | list[PromptItem], about("What to continue.", PROMPT)]
+    max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
+    logprobs: Logprobs = None
+    echo: Annotated[bool, about("Put the prompt in front of the answer.")] | None = None
+    best_of: Annotated[int, about("Not supported: as many as n only.")] | None = None
+    suffix: Annotated[Any, only("")] = None
+
+
+class TextPart(Fields, kw_only=True, frozen=True):
+    """A part of a message."""
+
+    type: Annotated[Literal["text"], about("", '"text", the only kind that this server takes')]
+    text: str
+
+
+class Message(Fields, kw_only=True, frozen=True):
+    """A message of a chat."""
+
+    role: str
+    content: Annotated[str | list[TextPart] | None, about("May be left out beside tool_calls.")] = None
+    name: str | None = None
+    refusal: Annotated[Any, only("")] = None
+    annotations: Harmless = None
+    tool_calls: Annotated[list[ToolCall] | None, about("What an assistant's message called.")] = None
+    tool_call_id: Annotated[str | None, about("With the role tool: whose result it is.")] = None
+    function_call: Annotated[Any, only()] = None
+    audio: Annotated[Any, only()] = None
+
+
+class ChatRequest(SamplingFields, kw_only=True, frozen=True):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, extra={"expected": "a list of at least one message"})]
+    max_tokens: Annotated[int, about("The older name of max_completion_tokens, which wins.")] | None = None
+    max_completion_tokens: Tokens = None
+    logprobs: Annotated[bool, about("Report log-probabilities.")] | None = None
+    top_logprobs: Logprobs = None
+    tools: Tools = None
+    functions: Annotated[Any, only([])] = None
+    tool_choice: Choice = None
+    parallel_tool_calls: Annotated[bool, about("Whether an answer may have several calls.")] | None = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    audio: Annotated[Any, only()] = None
+    prediction: Annotated[Any, only()] = None
+    reasoning_effort: Annotated[Any, only()] = None
+    verbosity: Annotated[Any, only()] = None
+    web_search_options: Annotated[Any, only()] = None
+
+
+class InputPart(Fields, kw_only=True, frozen=True):
+    """A part of a message; parts of an earlier answer can be sent back as they are."""
+
+    type: Annotated[Literal["input_text", "output_text"], about("", _PART)]
+    text: str
+    annotations: Harmless = None
+    logprobs: Harmless = None
+
+
+class InputItem(Fields, kw_only=True, frozen=True):
+    """A message, a call that an earlier answer made, or the result of one."""
+
+    type: Annotated[Literal["message", "function_call", "function_call_output"], about("", _KINDS)] = "message"
+    role: Annotated[str | None, about("Of a message; developer is the template's system.")] = None
+    content: Annotated[str | list[InputPart] | None, about("Of a message.")] = None
+    call_id: Annotated[str | None, about("Of a call and its result.")] = None
+    name: Annotated[FunctionName | None, about("Of a call.")] = None
+    arguments: Annotated[str | None, about("Of a call: the text of a JSON object.")] = None
+    output: Annotated[str | list[InputPart] | None, about("Of a result.")] = None
+    id: Harmless = None
+    status: Harmless = None
+    phase: Harmless = None
+
+
+class ResponseStreamOptions(Fields, kw_only=True, frozen=True):
+    """How a stream of events is sent."""
+
+    include_obfuscation: Annotated[Any, only(False)] = None
+
+
+class TextFormat(Fields, kw_only=True, frozen=True):
+    """What the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema: Schema = None
+    description: HarmlessText = None
+    strict: Enforced = None
+
+
+class TextSettings(Fields, kw_only=True, frozen=True):
+    """What the answer's text is like."""
+
+    format: TextFormat | None = None
+    verbosity: Annotated[Any, only()] = None
+
+
+class ResponseRequest(CommonFields, kw_only=True, frozen=True):
+    """The body of ``POST /v1/responses``."""
+
+    input: Annotated[
+        str | Annotated[list[InputItem], Meta(min_length=1)],
+        about("The user's text, or all messages and calls so far.", "a text, or a list of messages"),
+    ]
+    instructions: Annotated[str, about("A system message in front of the input.")] | None = None
+    max_output_tokens: Tokens = None
+    stream_options: ResponseStreamOptions | None = None
+    include: list[Annotated[Literal["message.output_text.logprobs"], about("", f'"{LOGPROBS}"')]] | None = None
+    top_logprobs: Logprobs = None
+    text: TextSettings | None = None
+    tools: ResponseTools = None
+    tool_choice: ResponseChoice = None
+    parallel_tool_calls: Annotated[bool, about("Whether there may be several calls.")] | None = None
+    previous_response_id: Annotated[Any, only()] = None
+    conversation: Annotated[Any, only()] = None
+    prompt: Annotated[Any, only()] = None
+    background: Annotated[Any, only(False)] = None
+    context_management: Annotated[Any, only([])] = None
+    truncation: Annotated[Any, only("disabled")] = None
+    reasoning: Annotated[Any, only({})] = None
+    max_tool_calls: Annotated[Any, only()] = None
+    moderation: Annotated[Any, only()] = None
+
+
+class SolveRequest(Fields, kw_only=True, frozen=True):
+    """The body of ``POST /v1/lucid/solve``."""
+
+    model: Annotated[str, about("The name of the served model.")]
+    prompt: Annotated[
+        str | list[int], about(f"A text of at most {MOST_SOLVE_TOKENS} tokens.", "a text, or a list of token ids")
+    ]
+    layer: Annotated[Layer, about("A layer that solves a system, counted from 0.")]
+    head: Annotated[Layer, about("Its key/value head, counted from 0.")]
+
+
+def refuse_unsupported(body: Struct, where: str = "") -> None:
+    """Refuse fields that are not supported unless they have no effect; ``where`` is a path such as ``messages[0].``."""
+    for name, neutral in _unsupported(type(body)).items():
+        value = getattr(body, name)
+        if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
+            message = f"{where}{name} is not supported by this server; leave it out."
+            raise FieldError(message, where + name, "unsupported_parameter")
+
+
+@cache
+def _unsupported(form: type[Struct]) -> dict[str, tuple[Any, ...]]:
+    """Return the fields that are not supported, each with its values without effect."""
+    found = inspect.type_info(form)
+    assert isinstance(found, inspect.StructType)
+    kinds = {field.name: field.type for field in found.fields if isinstance(field.type, inspect.Metadata)}
+    return {name: kind.extra["neutral"] for name, kind in kinds.items() if kind.extra and "neutral" in kind.extra}
