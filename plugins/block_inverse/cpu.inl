@@ -1,7 +1,7 @@
-// Solving with a unit lower triangular block on the CPU: substitution into the right-hand sides, with no inverse made.
+// Solves with a unit lower triangular block on the CPU by substitution; no inverse is computed.
 
-// Solves (I + X) Y = B, kGroup rows at a time: `rows` rows of B, a multiple of kGroup, `padded` wide, become those of Y.
-// Only what X holds below the diagonal is read.
+// Solves (I + X) Y = B in place, kGroup rows at a time, for `rows` rows (a multiple of kGroup) of width `padded`. It reads
+// only the part of X below the diagonal.
 inline void substitute(float* sums, size_t padded, Weights x, size_t rows) {
     for (size_t first = 0; first < rows; first += kGroup) {
         float* group = sums + first * padded;

@@ -1,7 +1,7 @@
-// Causal attention with an online softmax: one task a tile of query rows of one head, no tensor with two token axes.
+// Causal attention with an online softmax: each task computes a tile of query rows of one head.
 
-constexpr float kHidden = -2e30f; // score of what is masked: exp(kHidden − peak) is 0 …
-constexpr float kNoPeak = -1e30f; // … even where nothing has been seen yet
+constexpr float kHidden = -2e30f; // score of masked tokens: exp(kHidden − peak) is 0 …
+constexpr float kNoPeak = -1e30f; // … even if the row has seen no token yet
 
 template <class T>
 struct Attend {
@@ -21,7 +21,7 @@ struct QueryTile {
     size_t rows, rounded, padded;
 };
 
-// Hides from row r what comes after it, where row r is token `offset` + r of the tile's columns, and padding from all.
+// Masks the columns after each row, where row r is column `offset` + r, and padding.
 inline void hide(const QueryTile& tile, size_t columns, ptrdiff_t offset, const bool* mask) {
     for (size_t column = 0; column < columns; ++column) {
         float* weights = tile.weights + column * kRows;
@@ -32,7 +32,7 @@ inline void hide(const QueryTile& tile, size_t columns, ptrdiff_t offset, const 
     }
 }
 
-// Turns scores into weights; sums and totals so far are scaled to the new peaks.
+// Turns scores into weights, and rescales the sums and totals so far to the new peaks.
 inline void soften(const QueryTile& tile, size_t columns) {
     for (size_t first = 0; first < tile.rounded; first += kLanes) {
         float* weights = tile.weights + first;
@@ -78,7 +78,7 @@ void attend_columns(const QueryTile& tile, const T* keys, const T* values, const
         weigh_rows<false, kGroup>(tile.sums + row * tile.padded, tile.weights + row, kRows, columns, y, tile.padded);
 }
 
-// Lets a row of padding see itself: its column was hidden from all.
+// Adds a padded token to its own row: its column was masked for all rows.
 template <class T>
 void see_itself(const QueryTile& tile, size_t row, const T* key, const T* value, size_t width) {
     float score = 0.0f;

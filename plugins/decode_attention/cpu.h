@@ -8,7 +8,7 @@
 
 namespace lucid {
 
-// S is the type of the cache: T, Half or int8_t. A number of int8 stands for itself times the scale of its row.
+// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row.
 template <class T, class S>
 struct DecodeArguments {
     const T* q;       // [B, H·G, N, D]
@@ -16,15 +16,15 @@ struct DecodeArguments {
     const T* v_new;   // [B, H, N, D]
     const S* k;       // [B, H, P, D]
     const S* y;       // [B, H, P, D]
-    const float* k_scale; // [B, H, P, 1], for int8_t alone, else null
+    const float* k_scale; // [B, H, P, 1] for int8_t, else null
     const float* y_scale; // [B, H, P, 1]
     const bool* mask; // [B, P + N]
     T* o;             // [B, H·G, N, D]
-    T* y_new;         // [B, H, N, D], y_step elements from head to head
-    size_t y_step;    // N·D or, where y_new is in y_present, (P + N)·D
-    S *k_present, *y_present; // [B, H, P + N, D]: the cache with the new rows; null where it is not wanted
+    T* y_new;         // [B, H, N, D], with y_step elements between heads
+    size_t y_step;    // N·D, or (P + N)·D if y_new is a part of y_present
+    S *k_present, *y_present; // [B, H, P + N, D]: the cache with the new rows; null if not requested
     size_t batch, heads, groups, tokens, past, width;
-    float epsilon, diagonal; // `diagonal`: 0: L_ii is 1; 1: it is training's
+    float epsilon, diagonal; // diagonal: 0 for L_ii = 1, 1 for the training diagonal
 
     const T* query(size_t head, size_t group, size_t token) const {
         return q + ((head * groups + group) * tokens + token) * width;

@@ -1,6 +1,5 @@
-// Attention of a few new tokens: a pass over the cache in chunks, whose peaks, totals and sums are joined here, head by head.
-//
-// Then the triangle of the new tokens is solved row by row, and every query sees the new tokens up to its own.
+// Attention of a few new tokens: joins the peaks, totals and sums of the cache's chunks, head by head. Then it solves the
+// triangle of the new tokens row by row, and adds the new tokens to the softmax of each query.
 
 template <class A, class B>
 float dot(const A* a, const B* b, size_t width) {
@@ -9,10 +8,10 @@ float dot(const A* a, const B* b, size_t width) {
     return total;
 }
 
-// The new tokens of a head: as they are, and as the cache will hold them, which is how those behind see them.
+// The new tokens of a head: unrounded, and rounded as the cache stores them, which is what later tokens see.
 struct NewRows {
     float *y, *seen_keys, *seen_y; // [N][D]
-    float* norms;                  // [N]: of the seen keys
+    float* norms;                  // [N]: inverse norms of seen_keys
 };
 
 // Rounds a row to the model's type and then to the cache's, as a decode graph does when it writes the row.
@@ -38,7 +37,7 @@ void as_stored(float* to, const float* from, size_t width) {
     }
 }
 
-// y[t] = v[t] / L_tt − Σ over the cache − Σ over new tokens before it, row by row: the triangle among the new tokens.
+// y[t] = v[t] / L_tt − Σ over the cache − Σ over earlier new tokens, row by row.
 template <class T, class S>
 void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, const NewRows& rows) {
     const DecodeArguments<T, S>& a = decode.a;
@@ -96,7 +95,7 @@ void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, con
     for (size_t k = 0; k < d; ++k) from_float(out[k], sums[k] / total);
 }
 
-// Joins a head's chunks: Y of the new tokens, then the softmax over the cache and them.
+// Joins a head's chunks: computes Y of the new tokens, then the softmax over the cache and the new tokens.
 template <class T, class S>
 void join_task(void* data, size_t head) {
     const Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);

@@ -1,24 +1,24 @@
-// A few new tokens against the cache: all query heads of a key/value head, and their own rows of L, in one pass.
+// Attention of a few new tokens over the cache, for all query heads of a key/value head and the new keys, in one pass.
 //
-// The N new keys are rows beside the N·G queries. T is the model's type, S that of the cache: rows of float, Half or
-// int8_t are converted in registers as they are read. The scale of an int8 row of K multiplies its scores, that of a row
-// of Y its weights, so that no row is ever written out as floats. The context is dealt out in chunks, each of which
-// leaves peaks, totals and sums in the workspace.
+// The N new keys are extra rows beside the N·G queries. T is the model's type, S the cache's: rows of float, Half or int8_t
+// are converted in registers. The scale of an int8 row of K multiplies its scores, that of a row of Y its weights, so that
+// rows are never written as floats. Each task takes a chunk of the context, and writes peaks, totals and sums to the
+// workspace.
 
-constexpr size_t kChunk = 1024; // columns of a task: enough work to be worth a hand-over, few enough to share
-constexpr size_t kTurnedRows = 32; // rows from which on a tile's keys are turned first
+constexpr size_t kChunk = 1024; // columns of a task: enough work for a task, few enough for all threads to have some
+constexpr size_t kTurnedRows = 32; // from this many rows on, a tile's keys are transposed first
 static_assert(kColumns % (LUCID_PANEL_VECTORS * kLanes) == 0, "columns of a tile are whole panels");
 
 template <class T, class S>
 struct Decode {
     const DecodeArguments<T, S>& a;
     Cut cut;
-    size_t queries;       // N·G: row t·G + g is query head g of token t; then come the N new keys
+    size_t queries;       // N·G: row t·G + g is query head g of token t; the N new keys follow
     size_t rows;          // N·(G + 1)
-    size_t stride;        // floats that a chunk leaves
-    Zeros<size_t> chunks; // [B]: chunks that hold tokens; what comes after the last token is not read
+    size_t stride;        // floats that a chunk writes
+    Zeros<size_t> chunks; // [B]: number of chunks up to the last token; nothing after it is read
     size_t most;          // the largest of these
-    size_t dealt;         // tasks of a head: all chunks, where the cache is given again, else as many as hold tokens
+    size_t dealt;         // tasks per head: all chunks if the cache is copied, else those up to the last token
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
     explicit Decode(const DecodeArguments<T, S>& arguments)
@@ -45,13 +45,13 @@ struct Decode {
 
 struct Fresh {
     float* queries; // [rows][padded] or, for turned keys, [rows][D]: queries over √d, then new keys over their norms and √d
-    float* turned;  // [D][kColumns]: a tile's keys, column by column; null where they are read as they lie
-    float* fresh;   // [kLanes]: of the last vector, 0 where the one before it has the element too, else 1
+    float* turned;  // [D][kColumns]: a tile's keys, transposed; null if they are not transposed
+    float* fresh;   // [kLanes]: 0 for elements of the last vector that overlap the one before it, else 1
     float* weights; // [rows][kColumns]: scores, then weights
     float* totals;  // [rows][kLanes]: a chunk's sums of weights, lane by lane
-    float* norms;   // [kColumns]: what the new keys' scores are multiplied by
-    float* peaks;   // [N]: of the new keys' rows: √d + log L_ii
-    float* zeros;   // a row of the cache that stands for every one without a token
+    float* norms;   // [kColumns]: factors of the new keys' scores
+    float* peaks;   // [N]: peaks of the new keys' rows, √d + log L_ii
+    float* zeros;   // a row of zeros, read in place of padding
     float* rooms;   // [2][kColumns][kLanes]: rows narrower than a vector, as floats
     size_t own;     // the first row of a new key
     size_t rows;
@@ -91,21 +91,21 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
                 column[(t * a.groups + g) * step] = to_float(a.query(head, g, t)[k]) / root_d;
             if (tokens[t]) column[(made.own + t) * step] = to_float(key[k]) * norm / root_d;
         }
-        // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
+        // A padded new token gets weights of 0: they are exp(score − peak), and its peak is very large.
         made.peaks[t] = tokens[t] ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
     }
     return made;
 }
 
-// Rows of the cache that are next to each other; `columns` of them, the rest up to whole vectors is empty.
+// A tile of `columns` neighbouring rows of the cache, filled up to whole vectors with empty columns.
 template <class S>
 struct StoredTile {
     const S *keys[kColumns], *values[kColumns];
-    float key_scale[kColumns], value_scale[kColumns]; // 0 where there is no token; of int8 alone
-    float hide[kColumns];                             // added to scores: 0, or kHidden where there is no token
+    float key_scale[kColumns], value_scale[kColumns]; // for int8: the scales, 0 at padding
+    float hide[kColumns];                             // added to scores: 0, or kHidden at padding
     size_t columns, whole;                            // `whole`: rounded up to vectors
-    bool full;                                        // whether all of these hold tokens
-    size_t ahead; // elements from here to the next tile, which is asked for meanwhile; 0 where no one reads on
+    bool full;                                        // whether all columns are tokens
+    size_t ahead; // elements from here to the next tile, which is prefetched; 0 if there is none
 };
 
 template <class T, class S>
@@ -127,7 +127,7 @@ void find_rows(StoredTile<S>& tile, const DecodeArguments<T, S>& a, size_t first
     }
 }
 
-// Copies rows narrower than a vector to where Cut::place wants them.
+// Copies rows narrower than a vector to the positions of Cut::place.
 template <class S>
 void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width, float* rooms) {
     std::fill(rooms, rooms + 2 * kColumns * kLanes, 0.0f);
@@ -149,16 +149,16 @@ void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width
     wide.ahead = 0;
 }
 
-// Asks for a row of the next tile, for the second cache: the processor's own prefetching stops at every page, and what is
-// asked for shortly before its use is waited for.
+// Prefetches a row of the next tile into the L2 cache: the processor's own prefetching stops at each page, and prefetching
+// shortly before the use is too late.
 template <class S>
 LUCID_INLINE void prefetch(const S* row, size_t width) {
     const char* bytes = reinterpret_cast<const char*>(row);
     for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at, 0, 2);
 }
 
-// Makes what the new keys' scores are multiplied by of the sums of squares: 1 / sqrt(mean(K²) + eps). Where a key is
-// s·n, its scores are those of the whole numbers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
+// Turns sums of squares into the factors of the new keys' scores, 1 / sqrt(mean(K²) + eps). An int8 key is s·n; its scores
+// are those of the integers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
 template <bool Scaled, class S>
 void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsilon) {
     for (size_t c = 0; c < tile.whole; c += kLanes) {
@@ -166,15 +166,15 @@ void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsil
         if constexpr (Scaled) {
             Vector scale = load(tile.key_scale + c);
             Vector ratio = epsilon / (scale * scale);
-            added = scale > 0.0f ? ratio : broadcast(1.0f); // a row of zeros, whose scores are 0 whatever its norm
+            added = scale > 0.0f ? ratio : broadcast(1.0f); // a row of zeros: its scores are 0 for any norm
         }
         Vector norm = 1.0f / root(mean + added);
         store(norms + c, load(tile.hide + c) < 0.0f ? Vector{} : norm);
     }
 }
 
-// Asks for rows of the cache a few at a time, between pieces of arithmetic: asked for all at once, they would be waited
-// for. what(column) is called for every column by the time that `calls` calls have been made.
+// Spreads prefetches over the arithmetic, a few rows at a time: issued all at once, they would stall. After `calls` calls,
+// what(column) has been called for every column.
 class Share {
 public:
     Share(size_t columns, size_t calls) : columns_(columns), calls_(std::max<size_t>(calls, 1)) {}
@@ -188,8 +188,8 @@ private:
     size_t columns_, calls_, made_ = 0, at_ = 0;
 };
 
-// Turns a row's scores into weights, those of int8 rows times the scale of Y, and returns their sums before that, lane by
-// lane. The peak of a query grows to its largest score; that of a new key stays.
+// Turns a row's scores into weights, and returns their sums per lane; int8 weights are then multiplied by the scale of Y.
+// The peak of a query rises to its largest score; the peak of a new key is fixed.
 template <bool Scaled, bool Own, bool Hidden, class S>
 LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const float* norms, float& peak) {
     auto score = [&](size_t c) {
@@ -206,10 +206,10 @@ LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const 
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             Vector value = score(c);
             highest = larger(highest, value);
-            // As rounded here: a product that is made again, within the difference to the peak, may be above the peak.
+            // Store the rounded score: a product computed again inside the subtraction could exceed the peak.
             if constexpr (Scaled || Hidden) store(weights + c, value);
         }
-        if (any_larger(highest, before)) peak = largest(highest); // seldom, after the first tiles
+        if (any_larger(highest, before)) peak = largest(highest); // rare after the first tiles
     }
     Vector total{};
     for (size_t c = 0; c < tile.whole; c += kLanes) {
@@ -221,7 +221,7 @@ LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const 
     return total;
 }
 
-// The same for all rows of a tile; a chunk's totals and sums are scaled to new peaks.
+// The same for all rows of a tile; rescales the chunk's totals and sums to the new peaks.
 template <bool Scaled, bool Hidden, class S>
 void soften_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
     float *peaks = part, *sums = part + 2 * token.rows;
@@ -244,7 +244,7 @@ void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut,
         soften_rows<Scaled, true>(token, tile, cut, part);
 }
 
-// Scores of all rows for a tile's columns, and the squares of its keys, with lanes along the width.
+// Computes all rows' scores for a tile's columns, and the squares of its keys; lanes hold elements of the width.
 template <class S>
 void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
     size_t groups = (token.rows + kGroup - 1) / kGroup;
@@ -264,10 +264,10 @@ void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
     });
 }
 
-// Turns a vector of columns, turned[k][c] = keys[c][k], and returns Σ_k keys[c][k]².
+// Transposes a vector of columns, turned[k][c] = keys[c][k], and returns Σ_k keys[c][k]².
 template <class S>
 LUCID_INLINE Vector turn_columns(float* turned, const S* const* keys, size_t width) {
-    constexpr size_t kSums = 4; // one after the other, they would be waited for
+    constexpr size_t kSums = 4; // independent sums hide the latency of additions
     size_t whole = width / kLanes * kLanes;
     Vector squares[kSums]{};
     for (size_t k = 0; k < whole; k += kLanes) {
@@ -289,7 +289,7 @@ LUCID_INLINE Vector turn_columns(float* turned, const S* const* keys, size_t wid
     return (squares[0] + squares[1]) + (squares[2] + squares[3]);
 }
 
-// The same with lanes along the columns: many rows pay for turning the keys once, and need no sums across lanes.
+// The same, but lanes hold columns: with many rows it pays to transpose the keys once and avoid sums across lanes.
 template <class S>
 void score_turned(const Fresh& token, const StoredTile<S>& tile, size_t width) {
     constexpr int V = LUCID_PANEL_VECTORS;
@@ -328,7 +328,7 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     });
 }
 
-// Copies rows of the cache to the one that is given, soon after they were read. Nobody reads the copies before the next step.
+// Copies rows of the cache to the output while they are still cached. The copies are not read before the next step.
 template <class T, class S>
 void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
     if (a.k_present == nullptr) return;

@@ -1,20 +1,20 @@
-// Products of a few rows with the rows of a cache, which are read as they are stored: lanes lie along the width.
+// Products of a few query rows with the rows of a cache in its stored type; vector lanes hold elements of the width.
 //
-// With rows along the lanes, as in shared/cpu_products.inl, the few rows of a token would leave most lanes empty. Here a stored row
-// is converted once in registers and meets all rows there; sums across lanes are taken for kLanes columns at once, so
-// that scores come out with columns along the lanes. Where the width is no whole number of vectors, the last vector
-// of a row begins early enough to end with it.
+// With rows in the lanes, as in shared/cpu_products.inl, the few rows of a token would leave most lanes empty. Here a row of
+// the cache is converted once, in registers, and multiplied with all query rows. Sums across lanes are computed for kLanes
+// columns at once, so that lanes of the scores hold columns. If the width is not a multiple of a vector, the last vector of
+// a row overlaps the one before it.
 
 constexpr int kTogether = LUCID_ROW_COLUMNS; // columns whose scores are held in registers
 
-// How rows of a width are cut into vectors.
+// How rows of a given width are divided into vectors.
 struct Cut {
     size_t width, vectors, padded, last; // the last vector begins at element `last`
 
     explicit Cut(size_t d)
         : width(d), vectors((d + kLanes - 1) / kLanes), padded(vectors * kLanes), last(d < kLanes ? 0 : d - kLanes) {}
     size_t begin(size_t vector) const { return vector + 1 == vectors ? last : vector * kLanes; }
-    // Where element k stands among `padded` floats; in the last vector, what the one before it has too is left empty.
+    // Position of element k among `padded` floats; the overlapping elements of the last vector stay zero.
     size_t place(size_t k) const { return k + kLanes < padded ? k : k + padded - width; }
 };
 
@@ -47,11 +47,11 @@ LUCID_INLINE Vector join(const Vector* sums) {
     }
 }
 
-// What is asked for meanwhile, for the second cache: of columns `from` … `to`, what lies `ahead` elements behind them.
+// What to prefetch into the L2 cache meanwhile: the elements `ahead` of those of columns `from` … `to`.
 struct Ahead {
     size_t ahead, from, to;
 
-    // Whether it is asked for with this vector of a column: once a line of memory.
+    // Whether to prefetch at this vector of a column: once per cache line.
     template <class S>
     LUCID_INLINE bool asks(size_t column, size_t vector) const {
         constexpr size_t kLine = std::max<size_t>(1, 64 / (kLanes * sizeof(S))); // vectors
@@ -60,7 +60,7 @@ struct Ahead {
 };
 
 // scores[r][c] = Σ_k rows[r][k] · keys[c][k] for R rows and kLanes columns and, with Squares, squares[c] = Σ_k keys[c][k]².
-// `fresh` is 0 where the last vector has what the one before it has, else 1; rows hold 0 there too.
+// `fresh` is 0 for elements of the last vector that overlap the one before it, else 1; rows hold 0 there too.
 template <int R, bool Squares, class S>
 LUCID_INLINE void score_stored(float* scores, size_t stride, float* squares, const S* const* keys, const Cut& cut,
                                const float* rows, const float* fresh, Ahead next) {
@@ -156,7 +156,7 @@ void weigh_stored_rows(float* sums, const float* weights, size_t stride, size_t 
     }
 }
 
-// Calls what(R, row) for rows 0 … count, kGroup at a time and what is left at the end; R is a constant.
+// Calls what(R, row) for rows 0 … count, kGroup at a time and then for the rest; R is a compile-time constant.
 template <class What>
 LUCID_INLINE void in_groups(size_t count, What what) {
     size_t row = 0;

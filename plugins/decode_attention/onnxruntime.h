@@ -1,5 +1,4 @@
-// DecodeAttention, and its forms that read a cache as it is stored, for onnxruntime.
-// Shapes are checked, the CPU kernel computes.
+// DecodeAttention for onnxruntime, also over caches in other types: checks shapes and calls the CPU kernel.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
@@ -7,8 +6,8 @@
 
 namespace lucid {
 
-// K and Y are of type S: T, or what the cache is stored in. int8_t comes with the scales of K and Y before the mask.
-// Growing gives the cache with the new rows, where the others give the new rows of Y alone.
+// K and Y have type S: T, Half or int8_t. With int8_t the scales of K and Y come before the mask. Growing also returns the
+// cache with the new rows, where the others return only the new rows of Y.
 template <class T, class S = T, bool Growing = false>
 struct DecodeAttention {
     static constexpr bool kScaled = std::is_same_v<S, int8_t>;

@@ -50,7 +50,7 @@ int64_t queryRows(Sizes const& sizes, int32_t arch)
     return rows;
 }
 
-//! What the two operators have in common; `In` are the positions of one's inputs.
+//! Common base of the two operators; `In` holds the positions of the operator's inputs.
 template <class In>
 class DecodePlugin : public OperatorPlugin
 {
@@ -71,7 +71,7 @@ public:
     }
 
 protected:
-    //! Name of the kernel that reads the cache, and the tensors that it takes of the node's inputs.
+    //! Name of the kernel that reads the cache, and the inputs of the node that it takes.
     virtual char const* splitKernel() const = 0;
     virtual std::vector<Argument> splitTensors(void const* const* inputs) const = 0;
 
@@ -98,7 +98,7 @@ protected:
         return {k.d[0], k.d[1], q.d[1] / k.d[1], knew.d[2], k.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
-    //! Enough for every smaller batch too: fewer heads take more splits, up to kTargetPrograms programs in all.
+    //! Enough for every smaller batch too, which has more splits, up to kTargetPrograms programs in all.
     size_t workspaceBytes(Sizes const& sizes) const override
     {
         return static_cast<size_t>(std::max(sizes.batch * sizes.heads, kTargetPrograms))
@@ -111,7 +111,7 @@ protected:
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {
-        // The library may have code for an older compute capability alone.
+        // The library may only have code for an older compute capability.
         Kernel const& few = findKernel(variant(splitKernel(), sizes, widthUnit(sizes), kQueryRows[0]), arch);
         int64_t rows = queryRows(sizes, few.arch);
         int64_t const padded = paddedWidth(sizes.width);
@@ -139,7 +139,7 @@ protected:
     }
 
 private:
-    //! What follows the tensors; the step that joins one token's splits is not told how many tokens there are.
+    //! The scalars after the tensors; the kernel that joins the splits for one token has no number of tokens.
     static void append(Step& step, Sizes const& sizes, bool withNew, int64_t splits, int64_t unit)
     {
         std::vector<Argument>& all = step.arguments;
@@ -176,7 +176,7 @@ protected:
     }
 };
 
-//! Over a cache of E4M3 with one scale a row.
+//! Attention over a cache of E4M3 with one scale per row.
 class DecodeAttentionFloat8Plugin final : public DecodePlugin<InFloat8>
 {
 public:

@@ -1,13 +1,13 @@
-// The delta rule by chunks, one task a head: its state stays with the task, which goes through the chunks in order.
+// The delta rule by chunks: each task takes a head and goes through its chunks in order.
 //
 // R = (I + X)⁻¹ diag(β) (V − γ ∘ KS) with X = tril(diag(β)(Γ ∘ KKᵀ), −1), by the substitution that the solve uses;
 // O = scale · (γ ∘ QS + (Γ ∘ QKᵀ) R), S ← γ_C S + Kᵀ((γ_C/γ) ∘ R).
 
 constexpr size_t kDeltaRows = 48;   // tokens of a chunk: whole vectors and groups for every instruction set
-constexpr float kLowestLog = -1e4f; // as in blocked.py: its exponential is 0, and sums of it stay finite
+constexpr float kLowestLog = -1e4f; // as in blocked.py: its exponential is 0, and sums of it are finite
 static_assert(kDeltaRows % kLanes == 0 && kDeltaRows % kGroup == 0, "chunks are whole");
 
-// What one head works with; rows of values are padded to whole vectors.
+// Memory for one head; rows of values are padded to whole vectors.
 struct DeltaChunk {
     float* turned_keys;               // [D][kDeltaRows]
     float *key_room, *query_room;     // [kDeltaRows][D]
@@ -36,12 +36,12 @@ inline DeltaChunk take_delta_chunk(size_t width, size_t value_width) {
     chunk.beta = scratch.take(kDeltaRows);
     chunk.from_start = scratch.take(kDeltaRows);
     chunk.padded = padded;
-    std::fill(chunk.attended, chunk.attended + square, 0.0f); // groups of rows read a little beyond the diagonal
+    std::fill(chunk.attended, chunk.attended + square, 0.0f); // groups of rows read some elements right of the diagonal
     return chunk;
 }
 
-// Makes Γ and γ. Logarithms are summed over the tokens between, row by row, and no differences of sums are taken: those
-// cancel where α is small.
+// Computes Γ and γ. Logarithms are summed over the tokens between, row by row; a difference of sums would cancel where α is
+// small.
 inline void make_gammas(const DeltaChunk& chunk, const float* log_decay, size_t tokens) {
     alignas(64) float between[kDeltaRows];
     std::fill(between, between + kDeltaRows, -1e30f); // right of the diagonal: the exponential is 0
@@ -165,7 +165,7 @@ LUCID_INLINE N take(const float* from) {
 LUCID_INLINE void give(float* to, float number) { *to = number; }
 LUCID_INLINE void give(float* to, Vector numbers) { store(to, numbers); }
 
-// One token in U numbers of type N, vectors or floats, of a row of the state: two passes over them.
+// Processes one token for U numbers of type N (vectors or floats) of the state's rows, in two passes over them.
 template <class N, int U>
 void delta_step(const float* key, const float* query, const float* value, float decay, float beta, float key_query,
                 const float* state, float* new_state, float* output, size_t width, size_t stride) {

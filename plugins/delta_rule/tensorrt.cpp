@@ -15,7 +15,7 @@ namespace
 using In = table::DeltaRule::In;
 using Out = table::DeltaRule::Out;
 
-constexpr int64_t kLargestChunk = 32; // as in plan.py: the workspace is asked for before the device is known
+constexpr int64_t kLargestChunk = 32; // as in plan.py: sizes the workspace, since TensorRT asks for it before the device is known
 
 class DeltaRulePlugin final : public OperatorPlugin
 {
@@ -54,7 +54,7 @@ protected:
         return isFixed ? DataType::kFLOAT : type;
     }
 
-    void checkMask(Dims const&, Sizes const&) const override {} // there is none
+    void checkMask(Dims const&, Sizes const&) const override {} // the operator has no mask
 
     std::vector<PluginField> attributeFields() const override
     {

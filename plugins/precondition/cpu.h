@@ -17,7 +17,7 @@ struct PreconditionArguments {
     const bool* mask; // [B, P + N]
     T* y;             // [B, H, N, D]
     size_t batch, heads, tokens, past, width;
-    float epsilon, diagonal; // `diagonal`: 0: L_ii is 1; 1: it is training's
+    float epsilon, diagonal; // diagonal: 0 for L_ii = 1, 1 for the training diagonal
 };
 
 } // namespace lucid

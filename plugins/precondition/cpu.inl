@@ -1,14 +1,14 @@
-// Y_i = L_ii⁻¹ (V_i − Σ_{j<i} E_ij Y_j), one task a tile of rows of one head; E is made in tiles and never kept.
+// Y_i = L_ii⁻¹ (V_i − Σ_{j<i} E_ij Y_j): each task solves a tile of rows of one head and computes E tile by tile.
 //
-// Tasks draw numbers in order, tile by tile over all heads, and wait only for smaller numbers of their own head, which
-// running threads hold: some thread can always go on, whatever order the pool starts them in.
+// Tasks draw numbers in order, tile by tile over all heads, and wait only for smaller numbers of their own head, whose tasks
+// have started. So some thread can always go on, in whatever order the pool starts them.
 
 template <class T>
 struct Solve {
     const PreconditionArguments<T>& a;
     Zeros<float> norms;                // [B, H, T]
     Zeros<std::atomic<size_t>> solved; // [B, H]: tiles whose Y is written
-    Zeros<float> sent;                 // [B, H, N, D]: Y in float32 where the output is not
+    Zeros<float> sent;                 // [B, H, N, D]: Y in float32 if the output has another type
     std::atomic<size_t> next{0};
     size_t tiles;
 
@@ -17,7 +17,7 @@ struct Solve {
           sent(std::is_same_v<T, float> ? 0 : a.batch * a.heads * a.tokens * a.width),
           tiles((a.tokens + kRows - 1) / kRows) {}
 
-    // The rows that later rows receive from: rounded once, when the output is written.
+    // Unrounded rows of Y, which later rows use: Y is rounded only in the output.
     float* sending() const {
         if constexpr (std::is_same_v<T, float>)
             return a.y;
@@ -30,7 +30,7 @@ struct Solve {
 struct RowTile {
     const float* keys; // [D][kRows], transposed
     float* scale;      // [kRows]: 1 / (norm · √d)
-    float* shift;      // [kRows]: −√d − log L_ii; at padding so low that E becomes 0
+    float* shift;      // [kRows]: −√d − log L_ii; very low at padding, so that E is 0
     float* sums;       // [kRows][padded width]: V over L_ii, then V − Σ E Y, then Y
     float* weights;    // [kColumns][kRows]: E transposed, rows over L_ii
     float* key_room;   // [kColumns][D]
@@ -58,7 +58,7 @@ inline void make_weights(const RowTile& tile, const float* keys, const float* no
     }
 }
 
-// Subtracts what the rows receive from up to kColumns columns.
+// Subtracts E Y of up to kColumns columns from the rows.
 template <class T, class S>
 void receive(const RowTile& tile, const T* keys, const S* values, const float* norms, const bool* mask, size_t columns,
              size_t width) {
@@ -128,12 +128,12 @@ void solve_tile(Solve<T>& solve, size_t head, size_t number) {
     }
     const float* k = as_tile(keys + first * d, d, d, rows, own, all_true(own, rows), tile.key_room);
     make_weights(tile, k, norms + a.past + first, rows, d);
-    substitute(tile.sums, padded, {tile.weights, 1, kRows}, rounded_up(rows, kGroup)); // its own triangle
+    substitute(tile.sums, padded, {tile.weights, 1, kRows}, rounded_up(rows, kGroup)); // the diagonal block
 
     for (size_t row = 0; row < rows; ++row) {
         size_t at = (first + row) * d;
         if (!own[row]) {
-            std::memcpy(out + at, values + at, d * sizeof(T)); // its Y is its V, and nobody receives it
+            std::memcpy(out + at, values + at, d * sizeof(T)); // a padded token's Y is its V, and no other row uses it
             continue;
         }
         std::memcpy(sent + at, tile.sums + row * padded, d * sizeof(float));

@@ -1,4 +1,4 @@
-// Precondition for onnxruntime: shapes are checked, the CPU kernel computes.
+// Precondition for onnxruntime: checks shapes and calls the CPU kernel.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"

@@ -15,12 +15,12 @@ using In = table::Precondition::In;
 using Out = table::Precondition::Out;
 
 constexpr int64_t kNormUnit = 4;
-constexpr int64_t kPastTokens = 64; // that have one power of two, as in powers.py
-constexpr int64_t kSmallestRows = 16; // as in plan.py: the workspace is asked for before the device is known
+constexpr int64_t kPastTokens = 64; // past tokens that share a power of two, as in powers.py
+constexpr int64_t kSmallestRows = 16; // as in plan.py: sizes the workspace, since TensorRT asks for it before the device is known
 constexpr int64_t kInt8Tiles[] = {16, 32, 64};
 constexpr size_t kInt8Alignment = 256;
 
-//! The bytes of a head's tiles, in those of the sizes that take most.
+//! The bytes of a head's int8 tiles, for the tile size that needs most.
 int64_t mostTileBytes(Sizes const& sizes)
 {
     int64_t most = 0;
@@ -78,8 +78,8 @@ protected:
         return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
-    //! A ticket, a counter for each head, and the inverse norms of all keys; in float32 powers of two for rows of Y, in
-    //! bfloat16 room for tiles in bytes.
+    //! A ticket, a counter for each head, and the inverse norms of all keys; in float32 also powers of two for rows of Y,
+    //! in bfloat16 also int8 tiles.
     size_t workspaceBytes(Sizes const& sizes) const override
     {
         int64_t const heads = sizes.batch * sizes.heads;
@@ -119,7 +119,7 @@ protected:
     }
 
 private:
-    //! The launch before the solve: inverse norms, and powers of two or bytes of past Y where the solve takes them.
+    //! The launch before the solve: inverse norms, and the powers of two or int8 tiles of past Y that the solve uses.
     Step keysStep(
         Sizes const& sizes, void const* const* inputs, void* workspace, Kernel const& solve, int32_t arch) const
     {

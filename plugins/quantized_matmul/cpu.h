@@ -8,7 +8,7 @@ namespace lucid {
 template <class T>
 struct QuantizedMatMulArguments {
     const T* x;                 // [rows, depth]
-    const uint8_t* w;           // [columns, blocks, depth / blocks · bits / 8], of two numbers in a byte the first one low
+    const uint8_t* w;           // [columns, blocks, depth / blocks · bits / 8]; of two 4-bit numbers in a byte the first is in the low bits
     const T* scales;            // [columns, blocks]
     const uint8_t* zero_points; // [columns, blocks · bits / 8 rounded up]; null: half of the range
     T* o;                       // [rows, columns]

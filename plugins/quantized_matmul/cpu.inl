@@ -1,7 +1,7 @@
-// Whether blocks of so many bytes begin and end with quarters of a line, two of them or whole lines, as multiply_row needs it.
+// Whether blocks of `bytes` bytes are a quarter, a half or whole lines, as multiply_row needs.
 inline bool fills_lines(size_t bytes) { return bytes == kLine / 4 || bytes == kLine / 2 || bytes % kLine == 0; }
 
-// Some panels' columns of the product.
+// Computes the product for the columns of some panels.
 template <size_t Bits, class T>
 void quantized_matmul_task(void* data, size_t index) {
     const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
@@ -49,7 +49,7 @@ void quantized_matmul_of(const QuantizedMatMulArguments<T>& a, const Pool& pool)
     Zeros<float> steps(a.rows * a.blocks);
     Zeros<int32_t> sums(a.rows * a.blocks);
     QuantizedMatMulJob<T> job{a, {numbers.data(), steps.data(), sums.data()}, groups, 1, alone};
-    size_t products = a.rows * a.depth * a.columns; // few of them take as long as W from memory, for which few threads do
+    size_t products = a.rows * a.depth * a.columns; // a product of few rows is bound by memory, and needs few threads
     if (products >= kAlone) job.tasks = std::min(std::max(kLeastTasks, products / kTaskProducts), job.panels());
     if (groups > 1)
         pool.run(round_group<Bits, T>, groups, &job);

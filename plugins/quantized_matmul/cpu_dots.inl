@@ -9,7 +9,7 @@ inline bool has_dots() {
     return has;
 }
 
-// What multiply_panel_plainly computes, for R rows.
+// Computes the same as multiply_panel_plainly, for R rows.
 template <int R>
 LUCID_DOTS void multiply_panel(float* total, const Panel& panel, const int8_t* x, const float* steps, const int32_t* sums,
                                size_t blocks, size_t fours) {
@@ -47,7 +47,7 @@ LUCID_INLINE __m512i sum_fours(const __m512i (&column)[4]) {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
 }
 
-// Products of a line of 16 columns, 4 numbers of each of them or 8, by a row's, summed by quarters of the line.
+// Multiplies a line of 16 columns, 4 or 8 numbers of each, by a row's numbers, and sums by quarters of the line.
 template <size_t Bits>
 LUCID_DOTS LUCID_INLINE void multiply_lines(__m512i (&quarter)[4], const uint8_t* from, size_t stride, size_t columns,
                                             __mmask64 there, const int8_t* x) {
@@ -83,7 +83,7 @@ LUCID_DOTS LUCID_INLINE void multiply_lines(__m512i (&quarter)[4], const uint8_t
     quarter[1] = _mm512_shuffle_i32x4(low, high, 0x88), quarter[3] = _mm512_shuffle_i32x4(low, high, 0xdd);
 }
 
-// What multiply_panel computes for one row, from the weight as it lies: to transpose it took longer than to multiply.
+// Computes the same as multiply_panel for one row, without transposing the weight, which would take longer than multiplying.
 template <size_t Bits>
 LUCID_DOTS void multiply_row(float* total, const uint8_t* w, size_t columns, const Panel& panel, const int8_t* x,
                              const float* steps, const int32_t* sums, size_t blocks, size_t block_bytes) {
@@ -121,7 +121,7 @@ LUCID_INLINE void multiply_group(size_t rows, float* total, const Panel& panel, 
     }
 }
 #else
-inline bool has_dots() { return false; } // so that nobody calls what follows
+inline bool has_dots() { return false; } // so the functions below are never called
 
 inline void multiply_group(size_t, float*, const Panel&, const int8_t*, const float*, const int32_t*, size_t, size_t) {}
 

@@ -1,4 +1,4 @@
-// A panel of a weight in blocks: the blocks of some columns, transposed, and how it multiplies rows of 8 bits in plain C++.
+// A panel holds the transposed blocks of some columns of a weight. This file makes panels and multiplies them in plain C++.
 
 // A panel: numbers as bytes [depth / 4][kInPanel][4], scales [blocks][kInPanel], zero points likewise or null.
 struct Panel {
@@ -10,7 +10,7 @@ struct Panel {
 // Writes a line of each of a panel's columns as vectors of 4 numbers of each column.
 template <size_t Bits>
 LUCID_INLINE void transpose_lines(uint8_t* to, const uint8_t* from, size_t stride, size_t columns, size_t bytes) {
-    constexpr size_t each = Bits == 4 ? 2 : 1; // vectors that four bytes of a column make
+    constexpr size_t each = Bits == 4 ? 2 : 1; // vectors made of four bytes of each column
 #if LUCID_LANES == 16
     Vector lines[kInPanel];
     __mmask64 there = bytes == kLine ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
@@ -43,7 +43,7 @@ LUCID_INLINE void transpose_lines(uint8_t* to, const uint8_t* from, size_t strid
 #endif
 }
 
-// Copies numbers [columns, count] to columns of a panel [count][kInPanel]; those behind the last repeat it.
+// Copies numbers [columns, count] to columns of a panel [count][kInPanel]; the last column is repeated to fill it.
 template <class S>
 LUCID_INLINE void transpose_scales(float* to, const S* from, size_t columns, size_t count) {
     size_t whole = 0;

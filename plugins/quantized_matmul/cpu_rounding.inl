@@ -1,26 +1,26 @@
-// The product of rows, rounded to 8 bits in blocks, and a weight in blocks of 4 or 8 bits, which is read as it lies in memory.
+// The product of rows, rounded to 8 bits in blocks, and a weight in blocks of 4 or 8 bits, of which no copy is kept.
 //
-// A task takes 16 columns at a time, a panel: their blocks are transposed into a near cache, so that a vector holds 4 numbers
-// of each column, and meet all rows. The numbers of a block are multiplied and summed exactly, as integers; the sums are
-// scaled and added in float32, block after block. So an element is computed in the same order whatever the number of rows and
-// threads, and a row's result depends on that row alone.
+// A task takes 16 columns at a time, a panel: it transposes their blocks into a small buffer, in which a vector holds 4
+// numbers of each column, and multiplies them with all rows. The products of a block are summed exactly, as integers. The
+// sums are scaled and added in float32, block after block. So every element is summed in one order for any number of rows
+// and threads, and a row's result does not depend on other rows.
 //
-// Rows lie interleaved in groups: 4 numbers of each row, in the order in which a panel holds them, then the next 4.
+// Rows are interleaved in groups: 4 numbers of each row, in the order of a panel, then the next 4.
 
 constexpr size_t kInPanel = 16;    // columns
 constexpr size_t kInGroup = 12;    // rows whose integer and float sums are in registers (AVX-512)
 constexpr size_t kLine = 64;       // bytes of a column that are transposed at a time
-constexpr size_t kAloneRows = 2;   // up to which a panel takes longer to transpose than it saves
-constexpr size_t kLeastTasks = 16;                // of a product that threads share
-constexpr size_t kTaskProducts = size_t{1} << 21; // of a task where there are more
+constexpr size_t kAloneRows = 2;   // up to this many rows, transposing a panel takes longer than it saves
+constexpr size_t kLeastTasks = 16;                // fewest tasks of a product that several threads compute
+constexpr size_t kTaskProducts = size_t{1} << 21; // products per task if there are more tasks
 constexpr float kInt8Levels = 127.0f;
 constexpr float kLargest = 3.40282347e38f;
 
-// Rows in 8 bits: groups of rows, one behind the other, each as a panel's columns want it.
+// Rows in 8 bits: groups of rows one after another, in the order of a panel.
 struct RoundedRows {
-    int8_t* numbers; // of a group: [depth / 4][rows of the group][4]
-    float* steps;    // of a group: [blocks][rows of the group]
-    int32_t* sums;   // the same: of a block's numbers, times what is taken from the weight's; without a zero point, times −1
+    int8_t* numbers; // per group: [depth / 4][rows of the group][4]
+    float* steps;    // per group: [blocks][rows of the group]
+    int32_t* sums;   // per group: [blocks][rows of the group]: −(a block's sum), times the zero point if W has no zero_points
 };
 
 template <class T>
@@ -28,7 +28,7 @@ struct QuantizedMatMulJob {
     const QuantizedMatMulArguments<T>& a;
     RoundedRows rows;
     size_t groups, tasks;
-    bool alone; // each row is multiplied without a panel
+    bool alone; // whether each row is multiplied without a panel
 
     size_t block() const { return a.depth / a.blocks; }
     size_t panels() const { return (a.columns + kInPanel - 1) / kInPanel; }
@@ -45,10 +45,10 @@ LUCID_INLINE Sixteen in_fours(Sixteen numbers) {
     return __builtin_shuffle(numbers, Sixteen{0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15});
 }
 
-// What 127 stands for in a block: its largest magnitude; not finite if a number of it is not.
+// Returns a block's largest magnitude, which is rounded to 127; it is not finite if one of the numbers is not.
 template <class T>
 LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
-    int32_t largest = 0; // as bits, among which those of NaN are the largest
+    int32_t largest = 0; // compared as bits, of which those of NaN are the largest
     for (size_t k = 0; k < block; ++k) {
         float value = to_float(x[k]);
         int32_t bits;
@@ -61,7 +61,7 @@ LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
 }
 
 // Rounds a row of a group of `count` to whole multiples of (largest magnitude of the block) / 127, to nearest, ties to even.
-// A block with NaN or an infinity becomes zeros in steps of that, which make NaN of whatever they are multiplied by.
+// A block with NaN or an infinity becomes zeros with that as its step, so that all its products are NaN.
 template <size_t Bits, class T>
 void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, size_t row) {
     const QuantizedMatMulArguments<T>& a = job.a;

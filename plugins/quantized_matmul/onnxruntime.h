@@ -1,4 +1,4 @@
-// QuantizedMatMul for onnxruntime, and its form with zero points: shapes are checked, the CPU kernels compute.
+// QuantizedMatMul for onnxruntime, with and without zero points: checks shapes and calls the CPU kernels.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
@@ -11,8 +11,8 @@ struct QuantizedMatMul {
     using Table = std::conditional_t<ZeroPoints, table::QuantizedMatMulZeroPoints, table::QuantizedMatMul>;
     using In = typename Table::In;
     static constexpr bool kSolves = false, kScales = false;
-    static constexpr size_t kBlockStep = 16; // what a block is a multiple of
-    static constexpr size_t kMostInBlock = size_t{1} << 15; // numbers, whose products fit an int32 in sum
+    static constexpr size_t kBlockStep = 16; // block sizes are multiples of it
+    static constexpr size_t kMostInBlock = size_t{1} << 15; // largest block: the sum of its products fits into int32
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::X || index == In::scales ? element_type<T>() : element_type<uint8_t>();

@@ -1,8 +1,8 @@
-// The two matrix products everything is made of, with their sums in registers.
+// The two matrix products of the CPU kernels, with sums in registers.
 //
-// Rows of a tile (queries, or keys that receive) lie along the lanes, columns (keys that send) go one after the other:
-// scores and weights are stored transposed, [column][row]. So maxima and sums over columns need no step across lanes,
-// and no long operand has to be packed.
+// Vector lanes hold rows of a tile (queries, or keys whose Y is solved for); the loop goes over columns (earlier keys).
+// Scores and weights are stored transposed, [column][row], so that maxima and sums over columns need no operation across
+// lanes, and neither K nor Y has to be packed.
 
 constexpr size_t kRows = 96;                            // rows of a tile, a multiple of kPanel and kGroup …
 constexpr size_t kColumns = 96;                         // … and columns
@@ -30,8 +30,8 @@ LUCID_INLINE void score(Vector (&scores)[C][V], const float* keys, size_t width,
     }
 }
 
-// Calls finish(column, scores of V vectors) for every column of a tile; V vectors of rows. C columns at a time, what is left
-// at the end by halves: one alone would wait for its own sums.
+// Calls finish(column, scores of V vectors) for every column of a tile of V vectors of rows. It computes C columns at a
+// time, and the rest by C/2, C/4 …: a single column would wait for the latency of its own sums.
 template <int V, int C = LUCID_PANEL_COLUMNS, class Finish>
 LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width, const float* rows, size_t stride,
                                 Finish finish, size_t column = 0) {
@@ -45,7 +45,7 @@ LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width,
         if (column < columns) score_columns<V, C / 2>(keys, columns, width, rows, stride, finish, column);
 }
 
-// Weights of rows for columns: that of row r for column c is at[r · row_step + c · column_step].
+// A strided matrix of weights: the weight of row r for column c is at[r · row_step + c · column_step].
 struct Weights {
     const float* at;
     size_t row_step, column_step;
@@ -53,9 +53,9 @@ struct Weights {
     Weights row(size_t first) const { return {at + first * row_step, row_step, column_step}; }
 };
 
-// merge(r, sum, total) changes sum = sums[r][u] by total = Σ_c weights[r, c] · values[c][u], for R rows and U vectors of the
-// width. The total starts at zero and meets the sum at its end: added one by one, small terms would be rounded to the
-// precision of large sums.
+// Calls merge(r, sum, total) to update sum = sums[r][u] by total = Σ_c weights[r, c] · values[c][u], for R rows and U vectors
+// of the width. The total starts at zero and is merged once at the end: adding single terms to a large sum would round them
+// to the sum's precision.
 template <int R, int U, class Merge>
 LUCID_INLINE void weigh(float* sums, size_t sums_stride, Weights weights, size_t columns, const float* values,
                         size_t values_stride, Merge merge) {

@@ -1,4 +1,4 @@
-// Bringing rows of K, Y and V into float32 tiles: converted, padded to whole vectors, and without padding tokens.
+// Copies rows of K, Y and V to float32 tiles: converted, padded to whole vectors, with zeros for padding tokens.
 
 LUCID_INLINE float to_float(float value) { return value; }
 LUCID_INLINE void from_float(float& to, float value) { to = value; }
@@ -38,7 +38,7 @@ LUCID_INLINE Vector widen(const S* from) {
 }
 #endif
 
-// So many elements, all zero. Not std::vector: its code would be shared with files for lesser processors.
+// An array of zeros. Not std::vector: the linker could share its code with files compiled for older processors.
 template <class T>
 class Zeros {
 public:
@@ -55,7 +55,7 @@ private:
     T* data_;
 };
 
-// So many floats, of any values, that begin with a line of memory.
+// An array of uninitialised floats, aligned to a cache line.
 class Room {
 public:
     explicit Room(size_t count) : data_(static_cast<float*>(std::aligned_alloc(64, rounded_up(count * sizeof(float) + 1, 64)))) {
@@ -70,10 +70,10 @@ private:
     float* data_;
 };
 
-// Memory for one task at a time, kept by its thread.
+// Scratch memory of one task, which its thread keeps for the next one.
 class Scratch {
 public:
-    // Begins anew with room for so many floats in all, 64 bytes of slack a piece included.
+    // Starts with room for `floats` floats in `pieces` pieces, each of which may need 64 bytes for alignment.
     explicit Scratch(size_t floats, size_t pieces) {
         thread_local Memory memory;
         size_t bytes = (floats + 16 * pieces) * sizeof(float) + 64;
@@ -156,7 +156,7 @@ void write_rows(T* rows, size_t width, const float* tile, size_t padded, size_t 
 inline bool all_true(const bool* mask, size_t count) { return std::memchr(mask, 0, count) == nullptr; }
 inline bool none_true(const bool* mask, size_t count) { return std::memchr(mask, 1, count) == nullptr; }
 
-// Returns rows as a float32 tile of the given stride: in place where they are one already, else copied to `room`.
+// Returns rows as a float32 tile of the given stride: the rows themselves if they have that form, else a copy in `room`.
 template <class T>
 const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, const bool* mask, bool whole,
                      float* room) {
@@ -166,7 +166,7 @@ const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, c
     return room;
 }
 
-// Returns −log L_ii of a key whose 1 / sqrt(mean(K²) + eps) is `norm`: 0 with `diagonal` 0, that of training with 1.
+// Returns −log L_ii of a key whose 1 / sqrt(mean(K²) + eps) is `norm`: 0 for `diagonal` 0, the training value for 1.
 inline float log_row_factor(float norm, float root_d, float epsilon, float diagonal) {
     return diagonal == 0.0f ? 0.0f : diagonal * root_d * epsilon * norm * norm;
 }

@@ -1,4 +1,4 @@
-// What the operators' CPU kernels are called with besides tensors; free of any host.
+// Types of the CPU kernels' arguments, independent of onnxruntime.
 #pragma once
 
 #include <cstddef>

@@ -62,12 +62,12 @@ LUCID_INLINE Vector root(Vector value) {
 #endif
 }
 
-// Copies bytes that nobody reads soon: memory is not read for what is written whole, and the caches keep what they have.
+// Copies bytes that are not read soon, with streaming stores: they do not read the target and do not displace cached data.
 inline void copy_past_caches(const void* from, void* to, size_t bytes) {
 #if LUCID_LANES >= 8
     const char* source = static_cast<const char*>(from);
     char* target = static_cast<char*>(to);
-    size_t at = std::min((64 - reinterpret_cast<uintptr_t>(target) % 64) % 64, bytes); // of a line that begins before
+    size_t at = std::min((64 - reinterpret_cast<uintptr_t>(target) % 64) % 64, bytes); // up to the next cache line
     std::memcpy(target, source, at);
     for (; at + 64 <= bytes; at += 64) {
         const float* line = reinterpret_cast<const float*>(source + at);
@@ -134,7 +134,7 @@ LUCID_INLINE Vector exponential(Vector x) {
     return x < -87.0f ? Vector{} : scaled;
 }
 
-// Exchanges blocks of Step lanes between rows that are Step apart, and so on with half as many: rows become columns.
+// Transposes: exchanges blocks of Step lanes between rows that are Step apart, then does the same with Step / 2.
 template <size_t Step = kLanes / 2>
 LUCID_INLINE void transpose(Vector (&rows)[kLanes]) {
     Integers first, second;

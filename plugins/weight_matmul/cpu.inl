@@ -1,34 +1,33 @@
-// The product of a few rows and a weight, which is read once, as it lies in memory.
+// The product of a few rows and a weight, which is read once and not copied.
 //
-// Lanes lie along the columns. kAtOnce rows of the weight are read from left to right side by side, so that memory sees a few
-// long streams, and meet R rows of X, whose sums come from the nearest cache and return to it. Where more than R rows are given,
-// what the first of them has read is in a near cache for the others. Rows of the weight that come next are asked for meanwhile, by
-// each group of rows of X as many, so that memory is never without a request.
+// Vector lanes hold columns. kAtOnce rows of the weight are read from left to right side by side, so that memory serves a
+// few long streams. They are multiplied with R rows of X, whose sums are in the L1 cache. Further groups of R rows find the
+// weight in a cache. Each group prefetches an equal share of the weight's next rows, so that memory is always busy.
 //
-// A sum has several parts, of as many of the weight's rows each. Where few rows of X make few sums, a task is one part of all
-// columns, so that each thread reads the weight as one piece: memory gives short pieces of its rows slowly. Where sums would
-// not stay in a cache, a task is all parts of some columns.
+// A sum is divided into parts of equally many rows of the weight. With few rows of X, a task is one part of all columns,
+// so that each thread reads one contiguous piece of the weight: memory delivers short pieces of rows slowly. If the sums
+// would not fit into a cache, a task is all parts of some columns.
 //
-// Every element is summed in the same order whatever the number of rows, of threads and of columns in a task: kDepth
-// products one after the other, from zero, then block by block, then part by part. How many parts there are, the weight's
-// shape alone decides. So a row's result depends on that row alone.
+// Every element is summed in one order for any number of rows, threads and columns per task: kDepth products one after
+// another, from zero, then block by block, then part by part. The number of parts depends only on the weight's shape. So a
+// row's result does not depend on other rows.
 
 constexpr size_t kDepth = 64;
 constexpr size_t kAtOnce = 8;                      // rows of the weight; a divisor of kDepth
-constexpr size_t kNear = 8;                        // vectors of a row that are asked for ahead, for the first cache
-constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums are in registers, with two vectors of columns
-constexpr size_t kMostTasks = 16;                  // of one product
-constexpr size_t kTaskColumns = 704;               // columns of a task: shorter pieces of rows come slower from memory
+constexpr size_t kNear = 8;                        // vectors of a row prefetched into the L1 cache
+constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums fit into registers, with two vectors of columns
+constexpr size_t kMostTasks = 16;                  // per product
+constexpr size_t kTaskColumns = 704;               // columns of a task: memory delivers shorter pieces of rows more slowly
 constexpr size_t kAlone = size_t{1} << 18;         // products below which a second thread costs more than it saves
-constexpr size_t kLeastParts = 4;                  // of a sum; twice as many, and again, of larger weights
-constexpr size_t kPartElements = size_t{1} << 20;  // that a part has then
+constexpr size_t kLeastParts = 4;                  // fewest parts of a sum; doubled for larger weights …
+constexpr size_t kPartElements = size_t{1} << 20;  // … as long as a part still has so many elements
 constexpr size_t kPartColumns = 16384;             // columns from which on pieces of a row are long enough
-constexpr size_t kPartSums = 48 << 10;             // sums of a task that a near cache holds beside the weight
+constexpr size_t kPartSums = 48 << 10;             // sums of a task that fit into a cache beside the weight
 
 inline size_t divided(size_t count, size_t by) { return (count + by - 1) / by; } // rounded up
 
-// How a product is divided: sums into `parts` of `height` rows of the weight, and the product into `tasks`, of a part and all
-// columns each or of all parts and `width` columns.
+// How a product is divided: sums into `parts` of `height` rows of the weight, and the product into `tasks`, each of one part
+// and all columns, or of all parts and `width` columns.
 struct WeightMatMulPlan {
     size_t parts = 1, height, tasks = 1, width;
     bool by_part;
@@ -59,9 +58,9 @@ struct WeightMatMulJob {
     WeightMatMulPlan plan;
 };
 
-// Where sums are: those of the block, which begin at zero with its first rows, and those of all blocks before it, to which
-// they are added after its last. Of a group of rows, the sums of two vectors of columns lie together, row by row, so that what is
-// in registers at a time is one piece of memory.
+// The sums of the current block, which start at zero, and the totals of all earlier blocks, to which they are added at the
+// block's end. For a group of rows, the sums of two vectors of columns are stored row by row, so that all sums that are in
+// registers at a time are contiguous.
 struct WeightMatMulSums {
     float *block, *total; // by groups of rows: [columns / 2 vectors][rows of the group][2 vectors]
     size_t padded;        // columns, as whole vectors
@@ -73,7 +72,7 @@ struct WeightMatMulSums {
     }
 };
 
-// Which of the rows behind those that are read are asked for meanwhile, for the second cache: each group of rows of X asks for some.
+// Which of the weight's next rows to prefetch into the L2 cache: each group of rows of X prefetches some.
 struct WeightMatMulAhead {
     size_t from, count;
 };
@@ -87,15 +86,15 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) sum[r][u] = sums.begins ? Vector{} : load(sums.block + (r * U + u) * kLanes);
-    constexpr bool kAll = R <= kMostRows / 2; // of several groups of nearly the same size hardly one is as small
-    const W* ahead = w + depth * w_stride; // what comes next: what this loop reads is in the second cache already
+    constexpr bool kAll = R <= kMostRows / 2; // several groups of nearly equal size are rarely that small
+    const W* ahead = w + depth * w_stride; // the next rows; those of this loop are in the L2 cache already
     for (size_t t = 0; t < depth; ++t, w += w_stride, ahead += w_stride) {
         Vector weight[U];
         bool asks = kAll || t - next.from < next.count;
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) {
             weight[u] = widen(w + u * kLanes);
-            if constexpr (R > 2) { // fewer wait for memory alone
+            if constexpr (R > 2) { // fewer rows are bound by memory
                 hold(weight[u]);
                 __builtin_prefetch(w + (kNear + u) * kLanes);
             }
@@ -133,7 +132,7 @@ LUCID_INLINE void multiply_rows(size_t rows, WeightMatMulSums sums, const float*
                                 size_t w_stride, size_t depth, size_t columns, WeightMatMulAhead next) {
     if constexpr (R > 0) {
         if (rows != R) return multiply_rows<R - 1>(rows, sums, x, x_stride, w, w_stride, depth, columns, next);
-        float factors[kAtOnce * R]; // side by side: the address of each row would be a register that there is not
+        float factors[kAtOnce * R]; // contiguous, since there are not enough registers for an address per row
         for (size_t t = 0; t < depth; ++t)
             for (int r = 0; r < R; ++r) factors[t * R + r] = x[r * x_stride + t];
         size_t c = 0;
@@ -166,7 +165,7 @@ LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, size_t col
     });
 }
 
-// Rows of the weight as floats, where columns end within a vector; the lanes behind them keep what they have.
+// Converts rows of the weight to float where columns end within a vector; the remaining lanes do not change.
 template <class W>
 LUCID_INLINE void widen_last(float* last, const W* w, size_t w_stride, size_t depth, size_t columns) {
     for (size_t k = 0; k < depth; ++k)
@@ -180,7 +179,7 @@ void multiply_columns(size_t rows, WeightMatMulSums sums, const float* x, size_t
     size_t whole = columns / kLanes * kLanes;
     multiply_groups(rows, sums, 0, x, x_stride, w, w_stride, depth, whole);
     if (whole == columns) return;
-    widen_last(last, w + whole, w_stride, depth, columns - whole); // what lies behind a row may be behind the weight
+    widen_last(last, w + whole, w_stride, depth, columns - whole); // reading past the last row would leave the weight's memory
     multiply_groups(rows, sums, whole, x, x_stride, last, kLanes, depth, kLanes);
 }
 

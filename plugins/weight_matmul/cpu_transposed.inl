@@ -1,15 +1,15 @@
-// The product of a few rows and a weight that lies transposed, as the embedding does that a head is tied to.
+// The product of a few rows and a transposed weight, such as an output head that is tied to the embedding.
 //
-// Lanes lie along the depth: an element is the product of two rows, and its sums stay in one register until their end.
-// Each row of the weight is read once, whole; C of them meet R rows of X at a time, and where more rows of X are given
-// than sums have room for, they come back to the same C rows of the weight, which the cache holds.
+// Vector lanes hold elements of the depth: an element is the product of two rows, and its sums stay in one register. Each
+// row of the weight is read once; C of them are multiplied with R rows of X at a time. Further rows of X find the same C
+// rows of the weight in the cache.
 //
-// Every element is summed in the same order, whatever the number of rows and threads: lane by lane, then the lanes by
-// halves. A row's result depends on that row alone.
+// Every element is summed in one order for any number of rows and threads: lane by lane, then the lanes by halves. A row's
+// result does not depend on other rows.
 
-constexpr int kMostRowsTransposed = kLanes == 16 ? 6 : 4; // of X, whose sums are in registers
+constexpr int kMostRowsTransposed = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
 
-// Rows of the weight that R rows of X meet: as many as registers hold sums of.
+// Rows of the weight to multiply with R rows of X at a time, so that sums fit into registers.
 constexpr int rows_of_weight(int R) {
     if (R == 1) return 4;
     if (R == 2) return kLanes == 16 ? 8 : 4;
@@ -20,7 +20,7 @@ constexpr int rows_of_weight(int R) {
 template <class T, class W>
 struct TransposedJob {
     const WeightMatMulArguments<T, W>& a;
-    const float* x;  // [rows, x_stride], zeros behind the depth
+    const float* x;  // [rows, x_stride], zeros after the depth
     size_t x_stride;
     size_t width;    // rows of the weight of a task
 };
@@ -46,11 +46,11 @@ LUCID_INLINE void multiply_pair(T* o, size_t o_stride, const float* x, size_t x_
         for (int c = 0; c < C; ++c) {
             const W* row = w + c * depth + k;
             weight[c] = widen(row);
-            __builtin_prefetch(row + C * depth, 0, 2); // the same place of the rows that come next, for the second cache
+            __builtin_prefetch(row + C * depth, 0, 2); // the same columns of the next rows, into the L2 cache
         }
         add(x + k, weight);
     }
-    if (whole < depth) { // what lies behind a row is another one's, or nobody's
+    if (whole < depth) { // what follows a row belongs to the next one, or is outside the weight
 #pragma GCC unroll 16
         for (int c = 0; c < C; ++c) {
             weight[c] = Vector{};
@@ -86,7 +86,7 @@ void transposed_task(void* data, size_t index) {
     const WeightMatMulArguments<T, W>& a = job.a;
     size_t first = index * job.width, columns = std::min(job.width, a.columns - first);
     size_t groups = (a.rows + kMostRowsTransposed - 1) / kMostRowsTransposed;
-    // One group takes all of a task's rows of the weight on end; of several, each takes those that a cache holds.
+    // One group goes through all of a task's rows of the weight; several groups take turns on as many as a cache holds.
     size_t step = groups == 1 ? columns : std::max<size_t>(24, (size_t{1} << 15) / std::max<size_t>(a.depth, 1));
     for (size_t c = 0; c < columns; c += step)
         for (size_t group = 0, row = 0; group < groups; ++group) {
@@ -101,7 +101,7 @@ void transposed_task(void* data, size_t index) {
 template <class T, class W>
 void weight_matmul_transposed(const WeightMatMulArguments<T, W>& a, const Pool& pool) {
     if (a.rows == 0 || a.columns == 0) return;
-    // Rows of X begin a line of the cache further than a power of two, which would bring all of them to one place in it.
+    // Strides of a power of two would map all rows of X to the same cache set, so a stride is one cache line longer.
     size_t stride = rounded_up(a.depth, 4 * kLanes) + 16;
     Zeros<float> x(a.rows * stride);
     for (size_t row = 0; row < a.rows; ++row)

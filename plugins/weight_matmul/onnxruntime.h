@@ -1,5 +1,4 @@
-// WeightMatMul for onnxruntime, and its forms for a weight in float16 and for one that lies transposed: shapes are
-// checked, the CPU kernels compute.
+// WeightMatMul for onnxruntime, also for a weight in float16 or transposed: checks shapes and calls the CPU kernels.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"

@@ -34,7 +34,7 @@ def interpreter_pool() -> Iterator[Pool]:
 
 @pytest.fixture
 def second_pool() -> Iterator[Pool]:
-    """Another one, for kernels that run at the same time."""
+    """A second process, for kernels that run at the same time."""
     with started() as pool:
         yield pool
 
@@ -57,7 +57,7 @@ def library(cpu_library: Path) -> Path:
 
 @pytest.fixture
 def fastest(library: Path):
-    """Give back the kernels the library started with, after a test that chose others."""
+    """Return the kernels that the library chose, and select them again after the test."""
     name = kernels_name(library)
     yield name
     kernels_name(library, name)

@@ -1,4 +1,4 @@
-"""Sessions of one operator, run by the library, and inputs whose keys are correlated."""
+"""Sessions of one operator that run the library's kernels, and inputs with correlated keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLOOR = {
 
 
 def runnable(library: Path) -> list[str]:
-    """Return the kernels that this processor can run; choosing them leaves the last one chosen."""
+    """Return the kernels that this processor can run; afterwards the last of them is selected."""
     found = []
     for name in INSTRUCTIONS:
         try:
@@ -86,7 +86,7 @@ def run(of: ort.InferenceSession, *tensors: Tensor) -> list[Tensor]:
 
 
 def keys(generator: torch.Generator, batch: int, heads: int, tokens: int, width: int, correlation: float) -> Tensor:
-    """Return keys of which any two correlate so much; 1.0 repeats four keys over and over."""
+    """Return keys with this correlation between any two; 1.0 repeats four keys."""
     if correlation == 1.0:
         few = torch.randn(batch, heads, 4, width, generator=generator)
         return few[:, :, torch.arange(tokens) % 4]
@@ -101,7 +101,7 @@ def error(got: Tensor, exact: Tensor) -> float:
 
 
 def check(got: Tensor, dense: Tensor, exact: Tensor, dtype: str = "float32") -> None:
-    """Hold a result's error against that of the dense float32 path."""
+    """Check that a result's error is at most FACTOR times that of the dense float32 path."""
     assert got.shape == exact.shape
     found, gate = error(got, exact), FACTOR * max(error(dense, exact), FLOOR[dtype])
     assert found <= gate, f"{found:.2e} is over {gate:.2e}"

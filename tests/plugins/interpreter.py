@@ -1,7 +1,7 @@
 """A process in which Triton interprets kernels on the CPU.
 
-Triton reads TRITON_INTERPRET when it is imported, for the whole process, so the kernel tests send their cases to
-processes of their own and the other tests never notice. This module is imported there too.
+Triton reads TRITON_INTERPRET on import, for the whole process. So kernel tests send their cases to separate processes,
+which import this module too, and other tests are not affected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Problems for the Triton kernels, and what their errors are measured with."""
+"""Test cases for the Triton kernels, and how their errors are judged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPS = 1e-5
 # seen; one tf32 product in the place of three gives hundreds.
 FACTOR = {"float32": 3.0, "float16": 1.25, "bfloat16": 1.25}
 FLOOR = {"float32": 1e-7, "float16": 0.0, "bfloat16": 0.0}  # where the plain implementation is exact by luck
-GUARD = 64  # elements behind every output that must stay untouched
+GUARD = 64  # elements after every output, which kernels must not write
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Case:
     heads: int = 2
     groups: int = 4
     tuned: tuple[int, ...] | None = None  # BLOCK_M, BLOCK_N, and where keys are multiplied in chunks, CHUNK_D
-    training: bool = False  # diagonal of L: training's, and keys that are small enough for it to matter
-    static: int = 0  # rows of garbage behind the cache that the mask hides
+    training: bool = False  # the training diagonal, with keys small enough for it to matter
+    static: int = 0  # masked rows of garbage after the cache
     float8: bool = False  # whether the cache is E4M3, with a scale for each row
-    arch: int = 80  # whose forms of the kernels are interpreted; 89 at least with a cache of E4M3
+    arch: int = 80  # compute capability whose variant is interpreted; at least 89 with a cache of E4M3
     zeros: bool = False  # whether the cache has a row of zeros in K and another one in Y, whose scales are 0
 
     @property
@@ -85,7 +85,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def poisoned(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return an output full of NaN and the guard behind it."""
+    """Return an output filled with NaN, and the guard after it."""
     memory = torch.full((like.numel() + GUARD,), torch.nan, dtype=like.dtype)
     return memory[: like.numel()].view(like.shape), memory[like.numel() :]
 

@@ -1,4 +1,4 @@
-"""Inputs that a wrong solve would not survive, and how errors are measured."""
+"""Correlated keys, on which a wrong solve shows, and relative errors."""
 
 from __future__ import annotations
 

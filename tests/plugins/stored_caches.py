@@ -1,4 +1,4 @@
-"""Decode steps over a cache that is stored in another type, and what float64 makes of the same stored numbers."""
+"""Decode steps over a cache in another type, and their exact results from the same stored numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def store(k, y, cache_dtype):
 
 
 def read(stored, dtype, work=None):
-    """Return K and Y of stored rows, multiplied out in ``work`` and rounded to ``dtype``."""
+    """Return K and Y of stored rows, multiplied by their scales in ``work`` and rounded to ``dtype``."""
     rows = [x.to(work or dtype) for x in stored[:2]]
     return (
         [(x * scale.to(x.dtype)).to(dtype) for x, scale in zip(rows, stored[2:], strict=True)] if stored[2:] else rows
@@ -34,7 +34,7 @@ def read(stored, dtype, work=None):
 
 
 def paths(new, stored, mask, training=False):
-    """Return what float64 and what the path that converts all rows make of stored rows."""
+    """Return the results in float64, and those of converting all stored rows to the model's type first."""
     kind, double = new[0].dtype, torch.float64
     options = {"mask": mask, "implementation": "reference", "training_diagonal": training}
     exact = decode_attention(*(x.double() for x in new), *read(stored, double), **options)
@@ -54,7 +54,7 @@ def padded_mask(past):
 
 
 def scaled(past, of_k, of_y, seed=0, batch=2):
-    """Return a problem whose rows have sizes that lie far apart: 10 to the power of up to ``of_k`` and ``of_y``."""
+    """Return a problem whose rows are multiplied by 10 to the power of up to ``of_k`` and ``of_y``."""
     new, k, y = problem(past, 64, 4, batch)
     generator = torch.Generator().manual_seed(seed)
     low_k, low_y = (10.0 ** (span * torch.rand(batch, 2, past, 1, generator=generator)) for span in (of_k, of_y))

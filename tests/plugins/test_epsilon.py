@@ -1,6 +1,6 @@
-"""Epsilon counts where keys are small: every implementation against a dense solve in NumPy that shares nothing with it.
+"""Epsilon matters for small keys: every implementation against an independent dense solve in NumPy.
 
-The mean square of a key is about epsilon here, so that half or none of it changes the result by several percent.
+The mean square of a key is about epsilon here, so that half or no epsilon changes the result by several percent.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def test_cpu_kernels(library: Path, fastest: str) -> None:
 
 
 def check_stored(session: object, kind: str) -> None:
-    """Decode over a stored cache: the exact row is that of the stored numbers."""
+    """Decode over a stored cache; the exact result is computed from the stored numbers."""
     k, v, exact = problem()
     q, k_new, v_new, k_past, y_past, mask = last(k, v, exact)
     stored = store(k_past, y_past, kind)

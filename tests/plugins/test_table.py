@@ -1,4 +1,4 @@
-"""The table of operators is the only place that spells their names, and everything that names their tensors agrees."""
+"""Only the table spells operators' names, and PyTorch's operators and existing artifacts agree with it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ IN_TORCH = [each for each in OPERATORS if each.torch_name]
 
 
 def docstrings(tree: ast.AST) -> Iterator[ast.expr]:
-    """Yield texts that stand alone as a statement: documentation of modules, classes and functions."""
+    """Yield expressions that are statements, such as docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr):
             yield node.value
 
 
 def spelled(path: Path) -> list[str]:
-    """Return which names a Python file has inside of its string constants."""
+    """Return the names in a Python file's string constants."""
     tree = ast.parse(path.read_text())
     documentation = {id(node) for node in docstrings(tree)}
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documentation]
@@ -51,8 +51,8 @@ def test_only_the_generated_header_spells_names_in_cpp() -> None:
     assert {path: found for path, texts in strings.items() if (found := NAMES.findall(" ".join(texts)))} == {}
 
 
-def test_names_and_places_are_what_artifacts_have() -> None:
-    """Artifacts that exist say these words; the table may grow, but these stay."""
+def test_names_in_existing_artifacts_do_not_change() -> None:
+    """Existing artifacts contain these names; the table may only grow."""
     found = {each.name: (each.input_names, each.output_names) for each in OPERATORS}
     assert (DOMAIN, VERSION) == ("ai.lucid", 1)
     assert found["Precondition"] == (("K", "V", "K_past", "Y_past", "mask"), ("Y",))
@@ -61,8 +61,8 @@ def test_names_and_places_are_what_artifacts_have() -> None:
 
 
 @pytest.mark.parametrize("operator", IN_TORCH, ids=lambda each: each.name)
-def test_pytorchs_operators_have_the_tables_tensors(operator: Operator) -> None:
-    """In lower case, as is PyTorch's habit; arguments that are no tensors follow."""
+def test_pytorch_operators_match_the_table(operator: Operator) -> None:
+    """PyTorch's names are in lower case; arguments that are not tensors follow."""
     namespace, name = operator.torch_name.split("::")
     importlib.import_module(f"lucid_deploy.plugins.{name}.torch_operator")  # which registers it
     found = getattr(getattr(torch.ops, namespace), name).default._schema

@@ -37,7 +37,7 @@ def test_compiled_decoding_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert within_gate(result["error"], result["plain"], case.dtype), result
 
 
-def test_gpu_check_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+def test_gpu_check_without_a_gpu_is_one_clear_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.gpu.gpu_check", "--output", str(tmp_path / "results")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=PATIENCE)

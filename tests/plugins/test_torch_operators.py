@@ -1,4 +1,4 @@
-"""PyTorch's custom operators: empty chunks, derivatives, shapes without data, PyTorch's own checks, and refusals."""
+"""PyTorch's custom operators: zero tokens, gradients, meta tensors, opcheck, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_diagonal_is_exactly_one() -> None:
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blocked"])
-def test_no_new_tokens_have_no_rows(implementation: str) -> None:
+def test_zero_new_tokens_give_empty_outputs(implementation: str) -> None:
     k, old = torch.zeros(2, 3, 0, 20, dtype=HALF), torch.randn(2, 3, 7, 20, dtype=HALF)
     mask = torch.ones(2, 7, dtype=torch.bool)
     for cache in ({}, {"k_past": old, "y_past": old}, {"k_past": old, "y_past": old, "mask": mask}):
@@ -38,14 +38,14 @@ def test_no_new_tokens_have_no_rows(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blocked"])
-def test_derivatives(implementation: str) -> None:
+def test_gradients(implementation: str) -> None:
     k, v = keys(0.9, 1, 1, 9, 4).requires_grad_(), torch.randn(1, 1, 9, 4, dtype=DOUBLE, requires_grad=True)
     assert torch.autograd.gradcheck(lambda k, v: precondition(k, v, implementation=implementation), (k, v))
     given = tuple(each.requires_grad_() for each in inputs(5, decay="fast", shape=(1, 1), widths=(3, 2)))
     assert torch.autograd.gradcheck(lambda *tensors: delta_rule(*tensors, 0.5, implementation), given)
 
 
-def test_shapes_are_known_without_data() -> None:
+def test_shapes_on_the_meta_device() -> None:
     k, past = torch.empty(2, 3, 5, 8, device="meta"), torch.empty(2, 3, 7, 8, device="meta")
     q = torch.empty(2, 6, 5, 8, device="meta")
     assert precondition(k, k, past, past).shape == k.shape
@@ -60,7 +60,7 @@ def test_shapes_are_known_without_data() -> None:
 
 @pytest.mark.parametrize("dtype", [DOUBLE, HALF])
 @pytest.mark.parametrize(("new", "past", "padded"), [(5, 7, True), (1, 0, False)])
-def test_pytorchs_own_checks_pass(dtype: torch.dtype, new: int, past: int, padded: bool) -> None:
+def test_opcheck_passes(dtype: torch.dtype, new: int, past: int, padded: bool) -> None:
     k, v = keys(0.9, 2, 3, past + new, 8).to(dtype), torch.randn(2, 3, past + new, 8).to(dtype)
     q, mask = torch.randn(2, 6, new, 8).to(dtype), torch.rand(2, past + new) > 0.3 if padded else None
     pairs = (k[:, :, past:], v[:, :, past:], k[:, :, :past], v[:, :, :past], mask)
@@ -73,7 +73,7 @@ def test_pytorchs_own_checks_pass(dtype: torch.dtype, new: int, past: int, padde
     torch.library.opcheck(scatter_row_operator, (v.clone(), v[:, :, :1].clone(), torch.tensor([0, new - 1])))
 
 
-def test_scatter_row_leaves_its_input() -> None:
+def test_scatter_row_does_not_change_its_input() -> None:
     cache, row = torch.zeros(2, 3, 5, 4), torch.ones(2, 3, 1, 4)
     out = scatter_row(cache, row, torch.tensor([1, 4]))
     assert not cache.any()
@@ -114,7 +114,7 @@ RULE |= {"scale": 1.0}  # type: ignore[dict-item]
         (scatter_row, {"cache": TWO, "row": ONE}, {"index": torch.tensor([0, 1])}, "do not fit"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_shapes_that_do_not_fit_are_refused(
     operator: Callable[..., Any], fitting: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

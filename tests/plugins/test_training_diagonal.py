@@ -1,7 +1,7 @@
-"""The diagonal that training divides by: every implementation, in one piece, in chunks and token by token.
+"""The training diagonal: every implementation, in one call, in chunks and token by token.
 
-The oracle is a dense solve in NumPy that shares nothing with the product. Keys are small enough for the diagonal to
-matter: at an RMS of 0.03 it is about 0.9, at 0.003 about 0.01.
+The oracle is an independent dense solve in NumPy. Keys are small enough for the diagonal to matter: it is about 0.9 at an
+RMS of 0.03, about 0.01 at 0.003.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def problem(scale: float, correlation: float, tokens: int = 140, batch: int = 1,
 
 
 def fed(made: Implementation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sizes: list[int]) -> Tensor:
-    """Return Y of all tokens, fed in pieces of these sizes; pieces of one token are decoded."""
+    """Return Y of all tokens, computed in pieces of these sizes; pieces of one token are decoded."""
     y, start = v[:, :, :0], 0
     for size in sizes:
         new, old, end = slice(start, start + size), slice(0, start), start + size
@@ -116,7 +116,7 @@ def test_whole_chunks_and_tokens_agree_with_a_dense_solve(library, fastest, scal
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_padded_rows_stay_the_identity(library, dtype):
+def test_padded_rows_keep_their_values(library, dtype):
     q, k, v = problem(0.03, 0.95, tokens=140, batch=2, dtype=dtype)
     mask = torch.ones(2, 140, dtype=torch.bool)
     mask[0, :33] = False  # left, more than a block
@@ -130,8 +130,8 @@ def test_padded_rows_stay_the_identity(library, dtype):
             check(found, plain, exact, dtype)
 
 
-def test_a_decoded_token_sees_its_own_row(library):
-    """O is softmax attention over Y, the new token's included, and that row has the diagonal."""
+def test_a_decoded_token_attends_to_itself(library):
+    """O is softmax attention over Y with the new token's Y, which is divided by the diagonal."""
     q, k, v = problem(0.03, 0.9, tokens=70)
     mask = torch.ones(1, 70, dtype=torch.bool)
     y = dense(k, v, mask)
@@ -143,8 +143,8 @@ def test_a_decoded_token_sees_its_own_row(library):
         check(made.decode(*(x.contiguous() for x in given))[0], plain, exact)
 
 
-def test_a_key_of_zeros_divides_by_the_smallest_there_is(library):
-    """L_ii is exp(−√d) then: 1/3800 here; the division must not lose it."""
+def test_a_zero_key_has_the_smallest_diagonal(library):
+    """L_ii is then exp(−√d), here 1/3800, and must keep its precision."""
     q, k, v = problem(0.03, 0.9, tokens=70)
     k[:, :, [0, 40, 69]] = 0.0
     mask = torch.ones(1, 70, dtype=torch.bool)
@@ -156,7 +156,7 @@ def test_a_key_of_zeros_divides_by_the_smallest_there_is(library):
             assert error(fed(made, q, k, v, mask, sizes), exact) < gate
 
 
-def test_derivatives_are_those_of_the_formula():
+def test_gradients_with_the_training_diagonal():
     k = 0.01 * keys(torch.Generator().manual_seed(0), 1, 1, 9, 4, 0.9).double()
     v = torch.randn(1, 1, 9, 4, dtype=torch.float64, requires_grad=True)
     for implementation in ("reference", "blocked"):

@@ -1,4 +1,4 @@
-"""A wheel holds every source that the two libraries are made of, and the pages of the server."""
+"""A wheel contains all sources of the two libraries, the conformance kit and the server's pages."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_everything_that_is_read_is_there(site: Path) -> None:
+def test_a_wheel_has_all_plugin_sources(site: Path) -> None:
     plugins = site / "lucid_deploy" / "plugins"
     kinds = (".cpp", ".h", ".inl", ".json", ".md", ".py")
     files = {path.relative_to(ROOT / "plugins") for path in (ROOT / "plugins").rglob("*") if path.suffix in kinds}
     assert {path.relative_to(plugins) for path in plugins.rglob("*") if path.suffix in kinds} == files
 
 
-def test_the_conformance_kit_is_there(site: Path) -> None:
+def test_a_wheel_has_the_conformance_kit(site: Path) -> None:
     names = {path.name for path in (site / "lucid_deploy" / "conformance").iterdir()}
     assert {"run.py", "pinned.json"} <= names and "cases" not in names
 

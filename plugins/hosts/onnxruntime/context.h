@@ -1,4 +1,4 @@
-// A call of a custom operator: its inputs and outputs, refusing them, and onnxruntime's threads.
+// A call of a custom operator: its inputs, outputs and errors, and onnxruntime's threads.
 #pragma once
 
 #include "hosts/operators_generated.h"
@@ -9,7 +9,7 @@
 
 namespace lucid {
 
-// Holds what an input is: its data and its dimensions.
+// An input: its data and its dimensions.
 template <class T>
 struct Input {
     const T* data = nullptr;
@@ -90,7 +90,7 @@ public:
 private:
     const OrtApi& api_;
     OrtKernelContext* context_;
-    const char* name_; // of the operator
+    const char* name_; // the operator's name
 };
 
 // onnxruntime's threads, those of the session's intra_op_num_threads.

@@ -1,4 +1,4 @@
-// onnxruntime's callbacks for an operator. An operator says which tensors it has and computes; see */onnxruntime.h.
+// onnxruntime's callbacks for an operator; the operators are in */onnxruntime.h.
 #pragma once
 
 #include "context.h"
@@ -48,7 +48,7 @@ struct CustomOperator : OrtCustomOp {
         return nullptr;
     }
 
-    // Reads the optional attribute: a graph whose diagonal is 1 has none.
+    // Reads the optional attribute: graphs with L_ii = 1 do not have it.
     static OrtStatus* read_diagonal(const OrtApi* api, const OrtKernelInfo* info, float& diagonal) {
         OrtStatus* missing = api->KernelInfoGetAttribute_float(info, table::kDiagonal, &diagonal);
         if (missing == nullptr && (diagonal == 0.0f || diagonal == 1.0f)) return nullptr;
@@ -72,7 +72,7 @@ struct CustomOperator : OrtCustomOp {
             Operator::compute(Context(*instance.api, context, Operator::Table::kName), instance.attributes);
         } catch (const Failure& failure) {
             return failure.status;
-        } catch (const std::exception& error) { // no memory
+        } catch (const std::exception& error) { // out of memory
             return instance.api->CreateStatus(ORT_FAIL, (std::string(table::kDomain) + ": " + error.what()).c_str());
         }
         return nullptr;

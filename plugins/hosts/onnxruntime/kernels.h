@@ -28,7 +28,7 @@ struct KernelsOf {
 struct Kernels {
     const char* name;
     bool (*supported)();
-    bool (*has_dots)(); // whether quantized_matmul has instructions for it
+    bool (*has_dots)(); // whether quantized_matmul uses AVX-512 VNNI
     KernelsOf<float> single;
     KernelsOf<Half> half;
 };

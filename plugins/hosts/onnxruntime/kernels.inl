@@ -1,4 +1,4 @@
-// All kernels for one instruction set. The file that includes this has set LUCID_*; everything but the table is local.
+// All kernels for one instruction set. The including file defines LUCID_*; all symbols but the table are local.
 namespace lucid {
 namespace {
 #include "shared/cpu_vectors.inl"

@@ -17,13 +17,13 @@ namespace lucid {
 constexpr uint32_t kOrtApiVersion = 18;
 
 // Returns Precondition, CausalAttention, DecodeAttention and DeltaRule for float and float16, and DecodeAttentionFloat16
-// and DecodeAttentionInt8, which read a cache as it is stored; they live as long as the library.
+// and DecodeAttentionInt8, which read a cache in its stored type; they live as long as the library.
 const std::vector<const OrtCustomOp*>& custom_operators();
 
-// The kernels that operators run with: at first the fastest that the processor has.
+// The kernels that operators run: by default the fastest that the processor supports.
 const Kernels& current_kernels();
 
-// Chooses kernels by name; false when there are none of that name or the processor lacks their instructions.
+// Chooses kernels by name; false if there are none of that name or the processor lacks their instructions.
 bool select_kernels(const char* name);
 
 } // namespace lucid

@@ -1,7 +1,7 @@
 // The part of onnxruntime's C interface that the library uses, for machines without onnxruntime_c_api.h.
 //
-// The interface is a table that only ever grows: an entry keeps its place from the version that brought it. The
-// numbers below are those places; a test holds them against the real header where there is one.
+// The interface is a table to which versions only append, so an entry keeps its index. The numbers below are those indices;
+// a test compares them with the real header if one is installed.
 #pragma once
 
 #include <cstddef>

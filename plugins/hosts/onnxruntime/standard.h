@@ -1,5 +1,5 @@
-// Everything the kernels take from the standard library. It comes before a file switches its instruction set: code that
-// several files share must not be compiled for a processor that may not be there.
+// All standard headers of the kernels. They are included before a file selects its instruction set: code that the linker
+// shares between files must run on every processor.
 #pragma once
 
 #include "kernels.h"

@@ -41,14 +41,14 @@ void checkAbi(PluginFieldCollection const* fields)
     }
 }
 
-//! The value of a node's attribute, 0 where it has none.
+//! The value of a node's attribute, 0 if the node lacks it.
 float attribute(PluginFieldCollection const* fields, char const* name)
 {
     PluginField const* const field = findField(fields, name, PluginFieldType::kFLOAT32);
     return field == nullptr ? 0.0F : *static_cast<float const*>(field->data);
 }
 
-//! Attributes are floats; a node must have the first.
+//! Attributes are floats; the first is required.
 class Creator final : public IPluginCreatorV3One
 {
 public:

@@ -18,17 +18,17 @@ struct Kernel
 {
     char const* variant;
     int32_t arch;
-    bool isPtx; //!< for the driver to compile; runs on `arch` and everything newer
+    bool isPtx; //!< PTX, which the driver compiles; runs on `arch` and newer devices
     char const* entry;
     int32_t sharedBytes;
     int32_t numWarps;
-    int32_t blockM; //!< 0 where the kernel has none
+    int32_t blockM; //!< 0 if the kernel has none
     int32_t blockN;
-    bool int8; //!< whether the solve multiplies what bfloat16 leaves of E in bytes
-    size_t offset; //!< of the module in the embedded data
+    bool int8; //!< whether the solve splits E into bfloat16 and int8
+    size_t offset; //!< offset of the module in the embedded data
 };
 
-//! Where a launch finds a kernel: the context it runs in and the device's compute capability.
+//! Where a kernel is launched: the CUDA context and the device's compute capability.
 struct Device
 {
     unsigned long long contextId;
@@ -38,8 +38,8 @@ struct Device
     static Device current();
 };
 
-//! Returns the best form of `variant` for a device: its own machine code, that of an older chip of the 8.x family, or
-//! PTX. Throws std::runtime_error when the library has none.
+//! Returns the best kernel of `variant` for a device: machine code for it, for an older chip of the 8.x family, or PTX.
+//! Throws std::runtime_error if the library has none.
 Kernel const& findKernel(std::string const& variant, int32_t arch);
 
 //! Whether a device can run some kernel with `part` in its variant's name, such as "_float16_d64_u".

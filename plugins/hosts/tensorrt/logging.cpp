@@ -31,7 +31,7 @@ std::atomic<GetLogger> gGetLogger{nullptr};
 
 constexpr char const* kVersionedLoggerName = "N8nvinfer15v_1_07ILoggerE";
 
-//! Whether a class is, or derives from, the one of that (mangled) name.
+//! Whether a class is, or derives from, the one of the given mangled name.
 bool derivesFrom(std::type_info const& type, char const* name)
 {
     if (std::strcmp(type.name(), name) == 0)
@@ -42,7 +42,7 @@ bool derivesFrom(std::type_info const& type, char const* name)
     return single != nullptr && derivesFrom(*single->__base_type, name);
 }
 
-//! Logs through TensorRT's logger; false when there is none or its class is not one that we know.
+//! Logs through TensorRT's logger; false if there is none or its class is unknown.
 bool logToTensorRT(char const* line)
 {
     auto const getLogger = gGetLogger.load();

@@ -1,4 +1,4 @@
-// Messages to TensorRT's logger, or to stderr before TensorRT has handed one over.
+// Messages to TensorRT's logger, or to stderr before TensorRT has provided one.
 #pragma once
 
 #include <NvInferRuntime.h>

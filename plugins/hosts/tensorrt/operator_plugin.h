@@ -1,4 +1,4 @@
-// What all plugins share: TensorRT's V3ONE interfaces in terms of sizes, checks and launches.
+// The base of all plugins: it implements TensorRT's V3ONE interfaces with sizes, checks and launches.
 #pragma once
 
 #include "plan.h"
@@ -14,7 +14,7 @@
 namespace lucid
 {
 
-//! Attributes of a node; 0 where it has none of that name.
+//! Attributes of a node; 0 for an attribute that it lacks.
 struct Attributes
 {
     float epsilon;
@@ -22,8 +22,7 @@ struct Attributes
     float scale;
 };
 
-//! Base of the plugins, which stand in the operators' tensorrt.cpp. They say which tensors there are; nothing here throws
-//! to TensorRT.
+//! Base of the plugins in the operators' tensorrt.cpp, which describe their tensors. Nothing here throws to TensorRT.
 class OperatorPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneCore,
                        public nvinfer1::IPluginV3OneBuild,
@@ -77,13 +76,13 @@ protected:
     //! Whether the first input may have a type: float32, float16 and bfloat16.
     virtual bool takes(nvinfer1::DataType type) const;
 
-    //! The type of a tensor, inputs first, in a node whose first input has `type`: that one, but for the boolean mask.
+    //! The type of a tensor (inputs first) of a node whose first input has `type`: the same, except for the boolean mask.
     virtual nvinfer1::DataType typeOf(int32_t position, nvinfer1::DataType type) const;
 
-    //! Throws std::invalid_argument unless the last input, the mask, has a column for each token.
+    //! Throws std::invalid_argument unless the last input, the mask, has one column for each token.
     virtual void checkMask(nvinfer1::Dims const& mask, Sizes const& sizes) const;
 
-    //! What an engine stores of the node's attributes.
+    //! The node's attributes that an engine stores.
     virtual std::vector<nvinfer1::PluginField> attributeFields() const;
 
     Attributes const mAttributes;

@@ -1,4 +1,4 @@
-// From sizes to launches, as shared/plan.py does it for PyTorch: what the operators' plans have in common.
+// Common parts of the operators' launch plans, as in shared/plan.py.
 #pragma once
 
 #include "kernels.h"
@@ -15,7 +15,7 @@ enum class Type
     kBFloat16
 };
 
-//! Sizes of one call; `groups` counts when decoding.
+//! Sizes of one call; `groups` is used when decoding.
 struct Sizes
 {
     int64_t batch;
@@ -26,8 +26,8 @@ struct Sizes
     int64_t width;
     Type type;
     float epsilon;
-    float diagonal; //!< 0: L_ii is 1; 1: it is training's
-    int64_t valueWidth = kCompiledUnit; //!< where it is another than the keys'
+    float diagonal; //!< 0 for L_ii = 1, 1 for the training diagonal
+    int64_t valueWidth = kCompiledUnit; //!< if it differs from the keys'
     float scale = 0.0F;
 };
 
@@ -42,11 +42,11 @@ int64_t paddedWidth(int64_t width);
 //! Elements of the widest aligned load: the divisor of the width that kernels are compiled with.
 int64_t widthUnit(Sizes const& sizes);
 
-//! What turns a product of keys into the exponent of 2: the factor, and what is subtracted for E.
+//! The scale and the shift that turn a product of keys into a base-2 exponent; the shift is for E only.
 float scale(Sizes const& sizes);
 float shift(Sizes const& sizes);
 
-//! Name of the compiled form of a kernel; `rows` is 0 for kernels without query rows.
+//! Name of a kernel's compiled variant; `rows` is 0 for kernels without query rows.
 std::string variant(char const* kernel, Sizes const& sizes, int64_t unit, int64_t rows);
 
 //! Throws std::invalid_argument when the value does not fit.

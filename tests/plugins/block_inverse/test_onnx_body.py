@@ -12,7 +12,7 @@ from tests.plugins.block_inverse.blocks import blocks, exact_inverse
 
 
 @pytest.mark.parametrize("correlation", [0.9, 0.99, 1.0])
-def test_merging_with_them_inverts(correlation):
+def test_merging_with_the_constants_inverts(correlation):
     x = blocks(LEAF, correlation)
     masks, inverse = onnx.numpy_helper.to_array(MASKS), onnx.numpy_helper.to_array(IDENTITY).astype(np.float64)
     for mask in masks:

@@ -12,12 +12,12 @@ from tests.plugins.problems import relative
 
 @pytest.mark.parametrize("correlation", [0.9, 1.0])
 @pytest.mark.parametrize("size", [1, 2, 64])
-def test_the_inverse_is_that_of_a_solve(size: int, correlation: float) -> None:
+def test_the_inverse_matches_a_triangular_solve(size: int, correlation: float) -> None:
     x = blocks(size, correlation)
     torch.testing.assert_close(invert_unit_lower(x), exact_inverse(x), rtol=1e-9, atol=1e-11)
 
 
-def test_it_stays_exact_in_float32_where_the_nilpotent_product_does_not() -> None:
+def test_merging_is_stable_and_the_nilpotent_product_is_not() -> None:
     x = blocks(64, 0.99)
     exact, eye = exact_inverse(x), torch.eye(64)
     power, product = -x.float(), eye - x.float()

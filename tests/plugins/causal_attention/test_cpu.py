@@ -1,4 +1,4 @@
-"""The CPU library's attention of a prompt against float64."""
+"""The CPU kernel of causal attention against float64."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_prompt_widths_groups_and_padding(library, fastest, width, groups, dtype
         (clean,) = run(session(CAUSAL_ATTENTION, library, 2, dtype), q, k, y, mask)
         check(clean, dense, exact, dtype)  # a padded row sees itself and what is before it
         (o,) = run(session(CAUSAL_ATTENTION, library, 2, dtype), q, poison(k, mask), poison(y, mask), mask)
-        assert torch.equal(o.where(token, clean), clean), "what padding holds must not matter"
+        assert torch.equal(o.where(token, clean), clean), "the contents of padding must not matter"
 
 
 @pytest.mark.parametrize(("tokens", "past"), [(97, 0), (1, 96), (1, 192), (193, 0)])
-def test_tokens_that_see_themselves_most(library, fastest, tokens, past):
+def test_the_last_score_is_the_largest(library, fastest, tokens, past):
     """The largest score is the last one, also where it is the only column of its tile."""
     q, k, y = problem(tokens, past, 64, 2, 0.5)
     q = 2 * k[:, :, past:].repeat_interleave(2, dim=1) + q / 8

@@ -13,7 +13,7 @@ from tests.plugins.problems import keys
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("new", "past"), [(1, 0), (63, 0), (1, 100), (129, 40)])
-def test_fused_is_the_reference(new: int, past: int, padded: bool, groups: int) -> None:
+def test_fused_matches_the_reference(new: int, past: int, padded: bool, groups: int) -> None:
     k, y = keys(0.9, 2, 2, past + new, 20), torch.randn(2, 2, past + new, 20, dtype=torch.float64)
     q = torch.randn(2, 2 * groups, new, 20, dtype=torch.float64)
     mask = None

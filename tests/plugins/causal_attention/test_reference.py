@@ -9,7 +9,7 @@ import torch
 from lucid_deploy.plugins.causal_attention.reference import causal_attention_reference
 
 
-def test_it_is_softmax_over_earlier_tokens() -> None:
+def test_softmax_over_earlier_tokens() -> None:
     q, k, y = (torch.randn(1, heads, 6, 8, dtype=torch.float64) for heads in (4, 2, 2))
     mask = torch.tensor([[False, True, True, True, False, True]])
     out = causal_attention_reference(q[:, :, 2:], k, y, mask)

@@ -1,4 +1,4 @@
-"""The CPU library's attention of one token against float64."""
+"""The CPU kernel of decode attention against float64."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype)
             check(got, plain, true, dtype)
         assert torch.equal(clean[1][2], v_new[2])
         for got, same in zip(run(session(DECODE_ATTENTION, library, 2, dtype), *garbage, mask), clean, strict=True):
-            assert torch.equal(got, same), "what padding holds must not matter"
+            assert torch.equal(got, same), "the contents of padding must not matter"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -94,7 +94,7 @@ def test_several_tokens(library, fastest, n, past, width, groups, diagonal, dtyp
         (16, 97, 68, 1),
     ],
 )
-def test_a_growing_cache_is_copied_with_its_new_rows(library, fastest, n, past, width, groups, dtype):
+def test_a_growing_cache_is_returned_with_its_new_rows(library, fastest, n, past, width, groups, dtype):
     q, k, y = attention_problem(n, past, width, groups, batch=3, dtype=getattr(torch, dtype))
     mask = torch.ones(3, past + n, dtype=torch.bool)
     mask[1, :past] = False  # no chunk holds a token

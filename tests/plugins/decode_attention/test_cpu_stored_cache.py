@@ -1,6 +1,6 @@
-"""Decoding from a cache as it is stored, against float64 on the same stored numbers.
+"""CPU kernels that decode over a cache in another type, against float64 on the same stored numbers.
 
-Gates come from the path without these kernels: the rows converted to the model's type, then the dense operator.
+Errors are compared with those of converting the rows to the model's type and running the dense operator.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def test_widths_groups_and_padding(library, fastest, width, groups, dtype, cache
             check(got, dense, true, dtype)
         assert torch.equal(clean[1][2:], new[2][2:])
         for got, same in zip(decode(library, new, garbage, mask, threads=1), clean, strict=True):
-            assert torch.equal(got, same), "what padding holds must not matter, nor the number of threads"
+            assert torch.equal(got, same), "the contents of padding must not matter, nor the number of threads"
 
 
 def one_by_one(new, stored, mask, y_new):
-    """Return what float64 and the path that converts all rows make of new tokens, each of which is stored for the next.
+    """Return the exact and the plain results of new tokens, one after another, each of which is stored for the next.
 
-    What is stored is a kernel's own Y: two that differ by rounding may be stored as two different numbers, and either
-    is right.
+    The stored Y is the kernel's: if two values of Y differ by rounding, their stored numbers may differ, and both are
+    right.
     """
     past, found = stored[0].shape[2], []
     kind = "int8" if stored[0].dtype == torch.int8 else "float16"
@@ -82,7 +82,7 @@ def one_by_one(new, stored, mask, y_new):
 
 @pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
 @pytest.mark.parametrize(("past", "width", "count"), [(0, 32, 3), (70, 64, 2)])
-def test_several_tokens_see_each_other_as_they_will_be_stored(library, fastest, past, width, count, cache_dtype):
+def test_several_tokens_see_each_other_rounded_as_stored(library, fastest, past, width, count, cache_dtype):
     batch = 64  # the error of a few rows is a matter of luck
     generator, mask = torch.Generator().manual_seed(0), torch.ones(batch, past + count, dtype=torch.bool)
     k = torch.cat([keys(generator, 1, 1, past + count, width, 0.99) for _ in range(batch)])
@@ -98,13 +98,13 @@ def test_several_tokens_see_each_other_as_they_will_be_stored(library, fastest, 
 
 
 @pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-30.0, 30.0)])
-def test_sizes_of_rows_far_apart(library, fastest, of_k, of_y):
+def test_rows_of_very_different_magnitudes(library, fastest, of_k, of_y):
     new, k, y = scaled(500, of_k, of_y)
     check_all(library, new, store(k, y, "int8"), torch.ones(2, 501, dtype=torch.bool))
 
 
-def test_keys_whose_squares_are_beyond_float32(library, fastest):
-    """The new row of Y does not depend on how long keys are. Scores do: one key gets all the weight."""
+def test_keys_whose_squares_overflow_float32(library, fastest):
+    """The new row of Y does not depend on the length of keys. Scores do: one key gets all the weight."""
     past, mask = 500, torch.ones(2, 501, dtype=torch.bool)
     new, k, y = problem(past, 64, 4, 2)
     numbers, values, k_scale, y_scale = store(k, y, "int8")

@@ -14,7 +14,7 @@ from tests.plugins.problems import keys
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
 @pytest.mark.parametrize("past", [0, 1, 64, 300])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_decode_is_prefill_of_one_token(implementation: str, past: int, groups: int) -> None:
+def test_decode_matches_prefill_of_one_token(implementation: str, past: int, groups: int) -> None:
     k, v = keys(0.95, 2, 2, past + 1, 20), torch.randn(2, 2, past + 1, 20, dtype=torch.float64)
     q = torch.randn(2, 2 * groups, 1, 20, dtype=torch.float64)
     mask = torch.ones(2, past + 1, dtype=torch.bool)
@@ -31,7 +31,7 @@ def test_decode_is_prefill_of_one_token(implementation: str, past: int, groups: 
 @pytest.mark.parametrize("implementation", ["reference", "fused"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("past", "n"), [(0, 1), (0, 8), (5, 2), (70, 16)])
-def test_several_tokens_are_prefill_of_them(implementation: str, past: int, n: int, training: bool) -> None:
+def test_several_tokens_match_prefill(implementation: str, past: int, n: int, training: bool) -> None:
     k, v = keys(0.95, 2, 2, past + n, 20), torch.randn(2, 2, past + n, 20, dtype=torch.float64)
     q = torch.randn(2, 6, n, 20, dtype=torch.float64)
     mask = torch.ones(2, past + n, dtype=torch.bool)

@@ -31,7 +31,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_error_is_that_of_rounding(case, interpret):
+def test_the_error_is_explained_by_rounding(case, interpret):
     result = interpret(run_decode, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result
     assert within_gate(result["y_error"], result["y_plain"], case.dtype), result

@@ -67,12 +67,12 @@ def test_widths_groups_and_padding(of_type, width, groups):
     garbage = [stored[0].masked_fill(hidden, -128), stored[1].masked_fill(hidden, -128)]
     garbage += [scale.masked_fill(hidden, 1e3) for scale in stored[2:]]
     for got, same in zip(run(session, *new, *garbage, mask), clean, strict=True):
-        assert torch.equal(got, same), "what padding holds must not matter"
+        assert torch.equal(got, same), "the contents of padding must not matter"
 
 
 @pytest.mark.parametrize("sharp", [16.0])
 def test_one_token_gets_nearly_all_the_weight(body, sharp):
-    """What the others get is small beside it, and counts: three digits of 7 bits would lose a part of it."""
+    """The other weights are small but matter: three digits of 7 bits would lose a part of them."""
     past = 4000
     new, k, y = problem(past, 64, 4, 4)
     own = k[:, :, 5:6] / k[:, :, 5:6].norm(dim=-1, keepdim=True)
@@ -82,7 +82,7 @@ def test_one_token_gets_nearly_all_the_weight(body, sharp):
 
 
 @pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-30.0, 30.0)])
-def test_sizes_of_rows_far_apart(body, of_k, of_y):
+def test_rows_of_very_different_magnitudes(body, of_k, of_y):
     batch = 16  # a few rows make a sum, so that its error is a matter of luck
     new, k, y = scaled(500, of_k, of_y, batch=batch)
     check_all(body, new, store(k, y, "int8"), all_tokens(batch, 500))
@@ -98,7 +98,7 @@ def test_rows_of_zeros_and_full_scale(body):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_shows(body, bad):
+def test_nan_and_infinity_reach_the_outputs(body, bad):
     new, k, y = problem(300, 64, 4)
     numbers, values, k_scale, y_scale = store(k, y, "int8")
     for scales in ((k_scale, y_scale.clone()), (k_scale.clone(), y_scale)):
@@ -111,7 +111,7 @@ def test_what_is_not_finite_shows(body, bad):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_longest_context_fits_into_the_sums(body, sign):
-    """Every token has the same key and the largest number, so that every sum is as large as one can be."""
+    """Every token has the same key and the largest number, so that sums are as large as possible."""
     new, k, y = problem(1, 2, 1, heads=1)
     numbers, values, k_scale, y_scale = (
         x.expand(-1, -1, MOST_TOKENS_IN_BODY, -1) for x in store(k, sign * torch.ones_like(y), "int8")
@@ -119,7 +119,7 @@ def test_the_longest_context_fits_into_the_sums(body, sign):
     check_all(body, new, (numbers, values, k_scale, y_scale), all_tokens(1, MOST_TOKENS_IN_BODY))
 
 
-def test_bytes_are_at_most_128():
+def test_digits_are_at_most_128():
     """Twice 128 · 127 fits into 16 bits, in which processors without VNNI add two products; larger bytes do not."""
     model = onnx.inliner.inline_local_functions(operator_model(DECODE_ATTENTION_INT8))
     [product] = [node for node in model.graph.node if node.op_type == "MatMulInteger"]

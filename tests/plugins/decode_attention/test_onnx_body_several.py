@@ -19,9 +19,9 @@ def of_type(request: pytest.FixtureRequest):
 
 
 def plain_errors(arguments, options) -> list[float]:
-    """Return the errors of O and Y of the plain form in the type, the largest of five with nearly these keys.
+    """Return the errors of O and Y of the plain implementation in this type: the largest of five with perturbed keys.
 
-    Of repeated keys all scores are rounded alike, and err less than the rounding of any of them may.
+    With repeated keys all scores are rounded alike, and errors are smaller than rounding can make them.
     """
     q, k_new, v_new, k, y = arguments
     generator, found = torch.Generator().manual_seed(0), []

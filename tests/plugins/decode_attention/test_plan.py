@@ -14,13 +14,13 @@ def decode(**changes) -> Plan:
     return plan_decode_attention(**sizes | {"arch": 90} | changes)
 
 
-def test_tensors_are_those_of_the_table():
+def test_tensor_names_match_the_table():
     known = {*DECODE_ATTENTION.input_names, *DECODE_ATTENTION.output_names, "workspace"}
     for new in (1, 8):
         assert {name for step in decode(new=new).steps for name in step.pointers} == known
 
 
-def test_a_cache_of_e4m3_has_scales():
+def test_an_e4m3_cache_has_scales():
     for new in (1, 8):
         plan, plain = decode(width=72, new=new, float8=True), decode(width=72, new=new)
         known = {*DECODE_ATTENTION_FLOAT8.input_names, *DECODE_ATTENTION_FLOAT8.output_names, "workspace"}
@@ -29,7 +29,7 @@ def test_a_cache_of_e4m3_has_scales():
     assert not [each for each in variants(86) if "float8" in each.name]
 
 
-def test_memory_does_not_grow_with_the_tokens():
+def test_the_workspace_does_not_depend_on_the_past():
     assert decode(past=1 << 20).workspace_bytes == decode(past=1).workspace_bytes
 
 
@@ -45,7 +45,7 @@ def test_splits_fill_the_device():
 
 @pytest.mark.parametrize("past", [0, 100, 100_000])
 @pytest.mark.parametrize("batch_heads", [1, 7, 255, 300])
-def test_the_workspace_of_the_largest_batch_serves_every_smaller_one(past, batch_heads):
+def test_the_workspace_suffices_for_smaller_batches(past, batch_heads):
     planned = decode(batch=batch_heads, heads=1, past=past)
     splits = planned.steps[0].scalars["n_splits"]
     assert batch_heads * splits * 5 * (68 + 2) * 4 <= planned.workspace_bytes
@@ -54,7 +54,7 @@ def test_the_workspace_of_the_largest_batch_serves_every_smaller_one(past, batch
 
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_padded_width_is_compiled_in_where_rows_are_few(dtype, arch):
+def test_few_rows_have_variants_for_one_width(dtype, arch):
     widest = 4 if dtype == "float32" else 8
     for width in (32, 64, 128, 256):
         one = decode(arch=arch, width=width, dtype=dtype).steps[0]
@@ -79,7 +79,7 @@ def test_a_padded_width_is_compiled_in_where_rows_are_few(dtype, arch):
         ({"arch": 86, "float8": True}, "compute capability 8.6 has no E4M3"),
     ],
 )
-def test_what_the_kernels_do_not_take_is_an_error(changes, message):
+def test_unsupported_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         decode(**changes)
 
@@ -90,7 +90,7 @@ def test_what_the_kernels_do_not_take_is_an_error(changes, message):
 )
 @pytest.mark.parametrize("width", [36, 64, 256])
 @pytest.mark.parametrize(("groups", "new"), [(4, 1), (16, 1), (4, 8), (4, 16)])
-def test_every_plan_finds_its_compiled_forms(width, dtype, float8, groups, new):
+def test_every_launch_has_a_compiled_variant(width, dtype, float8, groups, new):
     width += 4 if float8 and width % 8 else 0
     for step in decode(width=width, dtype=dtype, groups=groups, new=new, float8=float8).steps:
         [variant] = [each for each in variants(90) if each.name == step.variant]

@@ -1,4 +1,4 @@
-"""The two formulas as they stand on paper, against loops in NumPy."""
+"""The reference implementation against loops in NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPS = 1e-5
 
 
 def one_head(q: np.ndarray, k: np.ndarray, v: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Solve all rows of one key/value head from the first, then attend with the last token; ``q`` (G, D)."""
+    """Solve all rows of one key/value head in order, then attend with the last token; ``q`` (G, D)."""
     d = k.shape[1]
     k_hat, y = k / np.sqrt((k * k).mean(1, keepdims=True) + EPS), v.copy()
     for i in range(len(k)):
@@ -31,7 +31,7 @@ def one_head(q: np.ndarray, k: np.ndarray, v: np.ndarray, shown: np.ndarray) -> 
 
 
 @pytest.mark.parametrize(("past", "correlation", "groups"), [(0, 0.9, 3), (1, 0.99, 1), (30, 0.9, 3), (30, 1.0, 2)])
-def test_it_is_the_formula(past: int, correlation: float, groups: int) -> None:
+def test_decode_attention_matches_loops(past: int, correlation: float, groups: int) -> None:
     k, v = keys(correlation, 2, 2, past + 1, 12), torch.randn(2, 2, past + 1, 12, dtype=torch.float64)
     q = torch.randn(2, 2 * groups, 1, 12, dtype=torch.float64)
     mask = torch.ones(2, past + 1, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process: the delta rule's kernels, and their error against float64."""
+"""Run the delta rule's kernels in an interpreter's process and measure their errors against float64."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Case:
 
 
 def plain_delta_rule(given: Inputs, chunk: int, times: Times) -> tuple[Tensor, Tensor]:
-    """By chunks in float32, with merged inverses: what a careful plain version loses.
+    """Compute by chunks in float32 with merged inverses, as a careful plain implementation does.
 
     With β near 2 and one key repeated, errors depend on the order of sums more than on anything else (merging then
     loses up to 8 times more than substitution does). For bfloat16 tensors, the state and the corrections have 16 bits
@@ -66,13 +66,13 @@ def plain_delta_rule(given: Inputs, chunk: int, times: Times) -> tuple[Tensor, T
 
 
 def _part(x: Tensor, first: int, chunk: int) -> Tensor:
-    """Return a chunk of ``(B, H, N, W)``, with rows of 0 behind the last token."""
+    """Return a chunk of ``(B, H, N, W)``, with rows of 0 after the last token."""
     part = x[:, :, first : first + chunk]
     return torch.nn.functional.pad(part, (0, 0, 0, chunk - part.shape[2]))
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
-    """By NumPy, as the interpreter's products are: in the order that its library has for this processor."""
+    """Multiply with NumPy, as the interpreter does: the order of sums depends on its library and the processor."""
     return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
 
 
@@ -96,7 +96,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def run_delta_rule(case: Case) -> dict[str, Any]:
-    """Return the kernels' and the plain version's errors of outputs and state, and whether memory around is intact."""
+    """Return errors of outputs and state of the kernels and the plain version, and whether the guards are intact."""
     given = in_type(inputs(case.tokens, case.correlation, case.beta, case.decay, (1, 2), case.widths), _dtype(case))
     exact = delta_rule_reference(*doubled(given), SCALE)
     tuned = Choice(*case.tuned, num_warps=4, num_stages=1) if case.tuned else None
@@ -120,12 +120,12 @@ def _dtype(case: Case) -> torch.dtype:
 
 
 def run_operator(tokens: int, dtype: str, changes: str = "") -> dict[str, Any]:
-    """Return which kernels PyTorch's operator launches on tensors that they take or, with ``changes``, do not take.
+    """Return which kernels PyTorch's operator launches for supported or, with ``changes``, unsupported tensors.
 
     Args:
-        tokens: New ones.
-        dtype: Of the model.
-        changes: ``float64``: all tensors; ``narrow``: keys 8 wide; ``state``: its type is the model's.
+        tokens: Number of new tokens.
+        dtype: Type of the model.
+        changes: ``float64``: of all tensors; ``narrow``: keys of width 8; ``state``: the state has the model's type.
     """
     from lucid_deploy.plugins.hosts.triton import launch
     from lucid_deploy.plugins.hosts.triton.torch_kernels import use_kernels

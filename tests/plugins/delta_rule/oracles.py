@@ -17,7 +17,7 @@ NUDGES = 4
 
 
 def _theirs(function, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Tokens come before heads, queries are always divided by √D, and the arithmetic is float32."""
+    """Call it with its layout: tokens before heads, queries divided by √D; it computes in float32."""
     query, key, value, log_decay, beta, state = given
     query = query * (scale * math.sqrt(key.shape[3]))
     turned = (each.transpose(1, 2) for each in (query, key, value, log_decay, beta))
@@ -36,10 +36,10 @@ def by_chunks(given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def errors_by_chunks(given: Inputs, scale: float) -> tuple[float, float]:
-    """Return the relative errors of output and state of :func:`by_chunks`, the largest of five with nearly these keys.
+    """Return the relative errors of output and state of :func:`by_chunks`: the largest of five with perturbed keys.
 
-    Where one key is repeated, |k|² is rounded alike for all pairs of tokens, if a processor sums it in one order for
-    all. Forward substitution errs less then than with keys that differ by rounding; by how much hangs on the processor.
+    If one key is repeated, |k|² may be rounded alike for all pairs of tokens. Forward substitution then has a smaller
+    error than with keys that differ by rounding; how much smaller depends on the processor.
     """
     generator, found = torch.Generator().manual_seed(0), []
     for size in (0.0, *[1e-6] * NUDGES):

@@ -1,4 +1,4 @@
-"""Inputs that a wrong delta rule would not survive: close and repeated keys, every β and α, a state to begin with."""
+"""Inputs on which a wrong delta rule shows: similar and repeated keys, all ranges of β and α, an initial state."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from tests.plugins.problems import keys
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-# The smallest and the largest β, and the smallest and the largest log α, of which each token draws its own.
+# Ranges of β and of log α, from which each token draws its own.
 BETAS = {"small": (0.0, 0.01), "open": (0.0, 1.0), "one": (0.99, 1.0), "two": (1.99, 2.0)}
-# Those of reset are also −∞ at every fifth token.
+# With reset, log α is also −∞ at every fifth token.
 DECAYS = {"none": (0.0, 0.0), "slow": (-1e-3, 0.0), "fast": (-3.0, 0.0), "gone": (-200.0, -50.0), "reset": (-0.2, 0.0)}
 
 

@@ -1,4 +1,4 @@
-"""Chunks against the recurrence: close and repeated keys, every β and α, borders of chunks, 1 to 4096 tokens."""
+"""Chunks against the recurrence: similar and repeated keys, all ranges of β and α, edges of chunks, to 4096 tokens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EPS = torch.finfo(torch.float32).eps
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("tokens", "correlation"), [(1, 0.9), (63, 1.0), (129, 0.9)])
-def test_chunks_are_the_recurrence(tokens: int, correlation: float, beta: str, decay: str) -> None:
-    """In float64 the worst of these is off by 4e-14: β near 2 and one key repeated."""
+def test_chunks_match_the_recurrence(tokens: int, correlation: float, beta: str, decay: str) -> None:
+    """In float64 the largest error was 4e-14, with β near 2 and one key repeated."""
     given = inputs(tokens, correlation, beta, decay)
     for ours, exact in zip(delta_rule(*given, 0.3), delta_rule(*given, 0.3, "reference"), strict=True):
         assert relative(ours, exact) < 1e-12

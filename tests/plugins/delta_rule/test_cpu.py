@@ -76,7 +76,7 @@ def part(given: Inputs, tokens: slice, state: Tensor) -> tuple[Tensor, ...]:
     return (*(each[:, :, tokens] for each in given[:5]), state)
 
 
-def test_chunks_and_single_tokens_are_the_whole(library: Path) -> None:
+def test_chunks_and_single_tokens_give_the_result_of_one_call(library: Path) -> None:
     given = in_type(inputs(130, decay="fast"), torch.float32)
     kernel = session(DELTA_RULE, library)
     whole = run(kernel, *given)
@@ -88,7 +88,7 @@ def test_chunks_and_single_tokens_are_the_whole(library: Path) -> None:
         agree((torch.cat(rows, dim=2), held), whole, given)
 
 
-def test_a_head_reads_no_other(library: Path, fastest: None) -> None:
+def test_heads_are_independent(library: Path, fastest: None) -> None:
     """Rows behind a head's last token are the next head's: NaN there must not show, and neither what ran before."""
     given = in_type(inputs(50), torch.float32)
     poisoned = tuple(each.clone() for each in given)

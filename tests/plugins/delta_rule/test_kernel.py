@@ -22,7 +22,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_error_is_that_of_rounding(case, interpret):
+def test_the_error_is_explained_by_rounding(case, interpret):
     result = interpret(run_delta_rule, case)
     (output, state), (plain_output, plain_state) = result["errors"], result["plain"]
     assert output <= OUTPUT_FACTOR[case.dtype] * plain_output + FLOOR, result
@@ -32,13 +32,13 @@ def test_error_is_that_of_rounding(case, interpret):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 65])
-def test_pytorchs_operator_takes_them(tokens, dtype, interpret):
+def test_the_pytorch_operator_runs_the_kernels(tokens, dtype, interpret):
     result = interpret(run_operator, tokens, dtype)
     assert result["launched"] == (["decode"] if tokens == 1 else ["chunk", "state"])
     assert result["in_order"], "PyTorch's own check of operators"
 
 
 @pytest.mark.parametrize("changes", ["float64", "narrow", "state"])
-def test_pytorchs_operator_computes_what_they_do_not_take(changes, interpret):
+def test_the_pytorch_operator_computes_unsupported_inputs(changes, interpret):
     dtype = "float64" if changes == "float64" else "float16"
     assert interpret(run_operator, 3, dtype, changes)["launched"] == []

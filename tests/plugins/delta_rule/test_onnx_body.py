@@ -62,7 +62,7 @@ def test_one_token(of_one_token: Run, beta: str, decay: str) -> None:
         assert relative(ours, wanted) <= 2 * EPS
 
 
-def test_token_by_token_is_all_at_once(of_chunks: Run, of_one_token: Run) -> None:
+def test_token_by_token_matches_one_call(of_chunks: Run, of_one_token: Run) -> None:
     given = in_type(inputs(70, decay="fast"), torch.float32)
     output, state = of_chunks(given)
     held, rows = given[5], []
@@ -83,7 +83,7 @@ def test_float16(one_token: bool) -> None:
 
 
 @pytest.mark.parametrize("tokens", [64, 130])
-def test_onnxs_evaluator(tokens: int) -> None:
+def test_onnx_reference_evaluator(tokens: int) -> None:
     """It stacks the rows of a loop otherwise than the standard says; the body gives it no occasion to."""
     given = in_type(inputs(tokens), torch.float32)
     found = ReferenceEvaluator(one_node(scale=SCALE)).run(None, feed(given))
@@ -99,7 +99,7 @@ def operators(nodes: Any) -> Iterator[str]:
                 yield from operators(attribute.g.node)
 
 
-def test_no_step_for_every_token() -> None:
+def test_there_is_no_loop_over_tokens() -> None:
     """One loop over the chunks and one over the levels of an inverse; none where there is one token."""
     found = list(operators(function_proto(DELTA_RULE.name).node))
     assert found.count("Loop") == 2 and not {"Scan", "If"} & set(found)

@@ -14,7 +14,7 @@ def rule(**changes) -> Plan:
     return plan_delta_rule(**sizes | {"scale": 0.5, "arch": 90} | changes)
 
 
-def test_a_program_for_each_chunk_and_then_one_for_some_columns():
+def test_grids_of_several_tokens():
     chunk, state = rule().steps
     assert chunk.grid == (-(-130 // chunk.constants["BLOCK_M"]), 6, 1)
     assert state.grid == (6, -(-100 // state.constants["BLOCK_N"]), 1)
@@ -27,7 +27,7 @@ def test_one_token_is_one_launch_without_a_workspace():
     assert rule(new=1).workspace_bytes == 0
 
 
-def test_memory_grows_with_the_tokens_alone():
+def test_the_workspace_is_proportional_to_the_tokens():
     size = LARGEST_CHUNK
     numbers = 2 * size * (size + 1)  # T, weights of queries, and the decays from the beginning and to the end
     assert rule(new=10 * size).workspace_bytes == 10 * rule(new=size).workspace_bytes == 10 * 6 * 4 * numbers
@@ -51,14 +51,14 @@ def test_widths_are_passed_in_units(key, value, unit):
         ({"arch": 75}, "compute capability 7.5 is too old"),
     ],
 )
-def test_what_the_kernels_do_not_take_is_an_error(changes, message):
+def test_unsupported_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         rule(**changes)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("new", "width"), [(1, 36), (70, 256)])
-def test_every_plan_finds_its_compiled_form(new, width, dtype):
+def test_every_launch_has_a_compiled_variant(new, width, dtype):
     for step in rule(new=new, key_width=width, dtype=dtype).steps:
         [variant] = [each for each in variants(90) if each.name == step.variant]
         assert dict(variant.constants) == step.constants

@@ -1,4 +1,4 @@
-"""The recurrence against transformers' and ONNX's, and against what it must do on paper."""
+"""The recurrence against transformers' and ONNX's, and its properties."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tests.plugins.problems import relative
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("tokens", "beta"), [(1, "two"), (40, "open")])
-def test_it_is_transformers_recurrence(tokens: int, beta: str, decay: str) -> None:
+def test_matches_transformers_recurrence(tokens: int, beta: str, decay: str) -> None:
     """Theirs is float32, and so is the reference on float32 tensors: they differ in the order of sums."""
     given = in_type(inputs(tokens, 0.9, beta, decay), torch.float32)
     for ours, theirs in zip(delta_rule(*given, 0.3, "reference"), token_by_token(given, 0.3), strict=True):
         assert relative(ours, theirs) < 16 * torch.finfo(torch.float32).eps
 
 
-def test_a_key_with_beta_one_is_then_known() -> None:
+def test_with_beta_1_the_state_predicts_the_value() -> None:
     """S_tᵀ k_t = v_t, whatever the state was."""
     _, key, value, log_decay, beta, state = inputs(9, 0.9, decay="fast")
     output, _ = delta_rule(key, key, value, log_decay, torch.ones_like(beta), state, 1.0, "reference")
     torch.testing.assert_close(output, value, rtol=1e-12, atol=1e-12)
 
 
-def test_decay_to_nothing_leaves_one_token() -> None:
+def test_decay_to_zero_leaves_only_the_last_token() -> None:
     query, key, value, log_decay, beta, state = inputs(9)
     log_decay[:, :, -1] = -torch.inf
     _, found = delta_rule(query, key, value, log_decay, beta, state, 1.0, "reference")
@@ -62,7 +62,7 @@ def onnxs_operator(given: Inputs, rule: str, scale: float) -> tuple[torch.Tensor
 @pytest.mark.skipif(onnx.defs.onnx_opset_version() < 27, reason="needs an onnx with opset 27")
 @pytest.mark.parametrize(("rule", "decay"), [("delta", "none"), ("gated_delta", "fast"), ("gated_delta", "reset")])
 @pytest.mark.parametrize(("tokens", "beta"), [(1, "two"), (40, "open")])
-def test_it_is_the_standards_linear_attention(tokens: int, beta: str, rule: str, decay: str) -> None:
+def test_matches_onnx_linear_attention(tokens: int, beta: str, rule: str, decay: str) -> None:
     given = in_type(inputs(tokens, 0.9, beta, decay), torch.float32)
     for ours, theirs in zip(delta_rule(*given, 0.3, "reference"), onnxs_operator(given, rule, 0.3), strict=True):
         assert relative(ours, theirs) < 16 * torch.finfo(torch.float32).eps

@@ -1,4 +1,4 @@
-"""The C++ compiler, and where headers are looked for."""
+"""Finding and running the C++ compiler, and finding headers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def program(folder: Path, name: str, text: str = "#!/bin/sh\nexit 0\n") -> Path:
     return path
 
 
-def test_cxx_is_taken_before_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cxx_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "bin"
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CXX", raising=False)
@@ -45,20 +45,20 @@ def test_cxx_is_taken_before_all_others(tmp_path: Path, monkeypatch: pytest.Monk
         find_compiler()
 
 
-def test_a_compiler_with_arguments_is_refused_by_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cxx_with_arguments_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", f"{program(tmp_path / 'bin', 'ccache')} g++")
     with pytest.raises(LucidError, match=r"^CXX=.*/ccache g\+\+ contains compiler arguments"):
         find_compiler()
 
 
-def test_without_any_compiler_it_says_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_names_those_that_were_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(LucidError, match=r"none was found \(g\+\+, c\+\+, clang\+\+\)\. Install g\+\+\."):
         find_compiler()
 
 
-def test_clang_is_told_from_gcc(tmp_path: Path) -> None:
+def test_clang_is_refused(tmp_path: Path) -> None:
     check_gcc(str(program(tmp_path / "bin", "gcc", "#!/bin/sh\necho '#define __GNUC__ 14'\n")))
     clang = program(tmp_path / "bin", "c++", "#!/bin/sh\necho '#define __GNUC__ 4'\necho '#define __clang__ 1'\n")
     with pytest.raises(LucidError, match=r"compiles with GCC only, and .*/c\+\+ is Clang\. Install g\+\+, and set CXX"):
@@ -67,7 +67,7 @@ def test_clang_is_told_from_gcc(tmp_path: Path) -> None:
         check_gcc(str(tmp_path / "none"))
 
 
-def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
+def test_compiler_errors_are_in_the_message(tmp_path: Path) -> None:
     library = tmp_path / "lib.so"
     run_compiler([str(program(tmp_path / "bin", "good", "#!/bin/sh\ntouch $2\n"))], library)
     bad = program(tmp_path / "bin", "bad", "#!/bin/sh\necho 'error: no such thing' >&2\nexit 3\n")
@@ -77,8 +77,8 @@ def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
         run_compiler([str(tmp_path / "none")], library)
 
 
-def test_a_signal_ends_what_the_compiler_has_started(tmp_path: Path) -> None:
-    """g++ leaves its compiling to other programs, which do not end with it, and temporary files where it is told."""
+def test_a_signal_kills_the_compilers_processes(tmp_path: Path) -> None:
+    """g++ starts other programs, which do not end with it, and writes temporary files to TMPDIR."""
     slow = "#!/bin/sh\nsleep 1000 &\necho $! > $TMPDIR/child.new\nmv $TMPDIR/child.new $TMPDIR/child\nwait\n"
     compiler, scratch = program(tmp_path / "bin", "slow", slow), tmp_path / "scratch"
     scratch.mkdir()
@@ -116,7 +116,7 @@ def wait_until(reached: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_header_is_found_in_the_first_place_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_header_returns_the_first_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_ROOT", raising=False)
     places = [tmp_path / name for name in ("empty", "first", "second", "root/include")]
     for place in places:

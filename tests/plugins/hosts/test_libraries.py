@@ -1,4 +1,4 @@
-"""Libraries of the wheel and of the user's cache; both hosts refuse one for other processors, or one that was cut."""
+"""Where libraries are found; both hosts refuse libraries for other processors and truncated ones."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "")  # the same as none
     assert cache_folder() == tmp_path / ".cache" / "lucid-deploy"
-    assert not list(tmp_path.iterdir()), "asking for it makes nothing"
+    assert not list(tmp_path.iterdir()), "the function must not create the folder"
 
 
-def test_a_user_without_a_home_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose user is a number that its list of users lacks."""
+def test_a_user_without_a_home_gets_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user id has no entry in /etc/passwd."""
 
     def unknown(_: int) -> None:
         raise KeyError("getpwuid(): uid not found: 12345")
@@ -67,7 +67,7 @@ def elf(path: Path, machine: int, big: bool = False) -> Path:
 @pytest.mark.parametrize(
     ("machine", "big", "name"), [(62, False, "x86_64"), (183, True, "aarch64"), (7, False, "processors of type 7")]
 )
-def test_the_header_names_the_processor(machine: int, big: bool, name: str, tmp_path: Path) -> None:
+def test_built_for_reads_the_elf_header(machine: int, big: bool, name: str, tmp_path: Path) -> None:
     assert built_for(elf(tmp_path / "lib.so", machine, big)) == name
 
 
@@ -83,8 +83,8 @@ def test_both_hosts_refuse_other_processors_in_one_line(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("missing", [1, 40_000])
-def test_a_cut_library_is_refused_before_the_loader_maps_it(missing: int, tmp_path: Path) -> None:
-    """What is missing would end the process with a bus error and no message; so it is tried in another one."""
+def test_a_truncated_library_is_refused_before_it_is_loaded(missing: int, tmp_path: Path) -> None:
+    """Loading it would end the process with a bus error, so the test does it in another process."""
     text = 'extern "C" { extern const char lucid[65536] = {1}; int lucidPluginAbi() { return lucid[65535]; } }\n'
     (tmp_path / "lib.cpp").write_text(text)
     library = tmp_path / "lib.so"

@@ -5,5 +5,5 @@ from __future__ import annotations
 from lucid_deploy.plugins.hosts.operators_header import HEADER, header_text
 
 
-def test_the_header_is_that_of_the_table() -> None:
+def test_the_header_is_up_to_date() -> None:
     assert HEADER.read_text() == header_text(), "run: python -m lucid_deploy.plugins.hosts.operators_header"

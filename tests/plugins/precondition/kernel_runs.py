@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process: the preconditioner's kernel, and its error against float64."""
+"""Run the preconditioner's kernel in an interpreter's process and measure its error against float64."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exact_precondition(
 def plain_precondition(
     k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor, training: bool = False
 ) -> Tensor:
-    """Row by row in float32 with E and every stored row of Y rounded: what a careful plain implementation loses."""
+    """Solve row by row in float32, rounding E and every row of Y, as a careful plain implementation does."""
     keys, values, root_d = torch.cat([k_past, k], 2).float(), v.float(), math.sqrt(k.shape[3])
     norms = torch.rsqrt(keys.square().mean(-1) + EPS)
     row_log = root_d * EPS * norms.square() * (mask[:, None] if training else 0)
@@ -62,7 +62,7 @@ def precondition_inputs(case: Case) -> dict[str, Tensor]:
 
 
 def hide_padding(inputs: dict[str, Tensor], past: int) -> dict[str, Tensor]:
-    """Fill what the mask hides with NaN: keys, and the past's Y; a padded row's own V is its result and stays."""
+    """Fill masked keys and masked rows of past Y with NaN; a padded row's V does not change, since it is its result."""
     hidden = ~inputs["mask"][:, None, :, None]
     poison = {"k": hidden[:, :, past:], "k_past": hidden[:, :, :past], "y_past": hidden[:, :, :past]}
     return inputs | {name: inputs[name].masked_fill(where, torch.nan).contiguous() for name, where in poison.items()}

@@ -15,7 +15,7 @@ PASTS = [0, 1, 100]
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("past", PASTS)
 @pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
-def test_blocked_is_the_reference(n: int, past: int, correlation: float) -> None:
+def test_blocked_matches_the_reference(n: int, past: int, correlation: float) -> None:
     k, v = keys(correlation, 1, 2, past + n, 20), torch.randn(1, 2, past + n, 20, dtype=torch.float64)
     mask = torch.rand(1, past + n) > 0.1
     full = precondition(k, v, mask=mask, implementation="reference")

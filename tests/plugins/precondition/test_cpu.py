@@ -58,7 +58,7 @@ def test_widths_padding_and_batches(library, fastest, width, dtype):
         assert torch.equal(clean.where(~token, v), v), "a padded row's Y is its V"
         garbage = [poison(x, mask[:, part]) for x, part in zip((k, v, k_past, y_past), _parts(past), strict=True)]
         (y,) = run(session(PRECONDITION, library, 2, dtype), *garbage, mask)
-        assert torch.equal(y.where(token, clean), clean), "what padding holds must not matter"
+        assert torch.equal(y.where(token, clean), clean), "the contents of padding must not matter"
         check(y.where(token, v), dense, exact, dtype)
 
 
@@ -67,7 +67,7 @@ def _parts(past):
     return new, new, old, old
 
 
-def test_chunks_are_the_whole(library):
+def test_chunks_give_the_result_of_one_call(library):
     k, v, k_past, y_past = problem(400, 0, 64, 0.9)
     mask = torch.ones(1, 400, dtype=torch.bool)
     exact, dense = solve(k, v, k_past, y_past, mask)
@@ -88,7 +88,7 @@ def test_repeated_runs_agree_bit_for_bit(library):
         assert torch.equal(run(session(PRECONDITION, library, 2), k, v, k_past, y_past, mask)[0], one)
 
 
-def test_nothing_to_solve(library):
+def test_zero_new_tokens(library):
     k, v, k_past, y_past = problem(5, 3, 64, 0.9)
     mask = torch.ones(1, 3, dtype=torch.bool)
     (y,) = run(session(PRECONDITION, library), k[:, :, :0], v[:, :, :0], k_past, y_past, mask)
@@ -111,7 +111,7 @@ def test_shapes_that_do_not_fit(library, change, message):
 
 
 @pytest.mark.parametrize("diagonal", [1, 0, 0.5, -1.0])
-def test_a_diagonal_that_means_nothing_is_refused(library, diagonal):
+def test_an_invalid_diagonal_is_refused(library, diagonal):
     """Integers too: read as a float there would be none, and the diagonal 1 without a word."""
     with pytest.raises(Exception, match="diagonal must be the float 0 or 1"):
         session(PRECONDITION, library, 1, diagonal=diagonal)

@@ -34,7 +34,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_error_is_that_of_rounding(case, interpret):
+def test_the_error_is_explained_by_rounding(case, interpret):
     result = interpret(run_precondition, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result
     assert result["guards_intact"], "the kernel wrote outside its output or its workspace"
@@ -42,13 +42,13 @@ def test_error_is_that_of_rounding(case, interpret):
 
 
 @pytest.mark.parametrize(("sizes", "past"), [([1e25], 1e25), ([1e-9, 1e9, 1e3], 1e12), ([0.0, 1.0], 0.0)])
-def test_values_of_any_size_are_multiplied_by_float16(sizes, past, interpret):
-    """Float16 ends at 65504, and at 6e-8: 64 past tokens, and every block row, have a power of two of their own."""
+def test_values_beyond_the_range_of_float16(sizes, past, interpret):
+    """Float16 holds 6e-8 to 65504: every 64 past tokens and every block row have their own power of two."""
     result = interpret(run_with_values_of_sizes, Case(new=150, past=100, keys=0.5, heads=1), sizes, past)
     assert within_gate(result["error"], result["plain"], "float32"), result
 
 
-def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool, second_pool):
+def test_a_program_waits_for_earlier_rows(interpreter_pool, second_pool):
     case = Case(new=48, past=20, heads=1, tuned=(16, 16))
     problem = shared_problem(case)
     problem["workspace"][0] = 1

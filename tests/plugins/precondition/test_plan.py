@@ -13,18 +13,18 @@ def solve(**changes) -> Plan:
     return plan_precondition(**sizes | {"arch": 90} | changes)
 
 
-def test_one_program_for_each_tile_or_block_row_and_head():
+def test_the_grid_has_a_program_per_block_row_and_head():
     norms, step = solve().steps
     assert norms.grid == (6, -(-137 // norms.constants["BLOCK_N"]), 1)
     assert step.grid == (-(-130 // step.constants["BLOCK_M"]) * 6, 1, 1)
 
 
-def test_memory_is_a_counter_for_each_head_and_a_norm_for_each_token_of_it():
+def test_the_workspace_has_counters_and_norms():
     assert solve().zeroed_bytes == 4 * (1 + 6)
     assert solve().workspace_bytes == 4 * (1 + 6) + 4 * 6 * 137
 
 
-def test_float32_has_a_power_of_two_for_64_past_tokens_and_for_each_block_row():
+def test_the_float32_workspace_has_powers_of_two():
     plan = solve(dtype="float32")
     assert plan.workspace_bytes >= 4 * (1 + 6) + 4 * 6 * (137 + 1 + -(-130 // plan.steps[1].constants["BLOCK_M"]))
     assert "Y_past" in plan.steps[0].pointers and plan.steps[0].constants["BLOCK_N"] == 64
@@ -32,7 +32,7 @@ def test_float32_has_a_power_of_two_for_64_past_tokens_and_for_each_block_row():
 
 @pytest.mark.parametrize("arch", [80, 120])
 @pytest.mark.parametrize(("new", "past"), [(1, 0), (130, 7)])
-def test_bytes_of_y_have_room_whatever_the_tile(arch, new, past):
+def test_the_workspace_has_room_for_int8_tiles_of_every_size(arch, new, past):
     keys, step = solve(dtype="bfloat16", arch=arch, new=new, past=past).steps
     tokens, padded = step.constants["BLOCK_N"], step.constants["BLOCK_D"]
     tiles = -(-past // tokens) + -(-new // tokens)
@@ -67,14 +67,14 @@ def test_the_width_is_passed_in_units(width):
         ),
     ],
 )
-def test_what_the_kernel_does_not_take_is_an_error(changes, message):
+def test_unsupported_sizes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         solve(**changes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("width", [36, 128, 256])
-def test_every_plan_finds_its_compiled_form(width, dtype):
+def test_every_launch_has_a_compiled_variant(width, dtype):
     for step in solve(width=width, dtype=dtype).steps:
         [variant] = [each for each in variants(90) if each.name == step.variant]
         assert (dict(variant.constants), variant.num_warps) == (step.constants, step.num_warps)

@@ -36,7 +36,7 @@ def test_precondition_solves_row_by_row(implementation: str, correlation: float)
         for head in range(2):
             wanted = solve_row_by_row(k[row, head].numpy(), v[row, head].numpy(), mask[row].numpy(), 1e-5)
             np.testing.assert_allclose(y[row, head].numpy(), wanted, rtol=1e-9, atol=1e-11)
-    for past in (1, 17, 39):  # after a past that is known already, new rows are those of the whole
+    for past in (1, 17, 39):  # after a known past, new rows are the same as without one
         new, old = slice(past, None), slice(None, past)
         later = (k[:, :, new], v[:, :, new], k[:, :, old], y[:, :, old])
         found = precondition(*later, mask, 1e-5, implementation)

@@ -1,4 +1,4 @@
-"""The library's product by a weight in blocks against float64 and onnxruntime's MatMulNBits."""
+"""The CPU kernel of quantized_matmul against float64 and onnxruntime's MatMulNBits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_P
 from tests.plugins.cpu_sessions import FACTOR, FLOOR, check, error, run, runnable, session
 
 KINDS = tuple(itertools.product((4, 8), (False, True)))  # bits, and whether there are zero points
-# Depth, columns, block: columns that fill no panel, lines that end early, blocks of a quarter of a line to several.
+# Depth, columns, block: partly filled panels and lines, blocks of a quarter of a line to several lines.
 SHAPES = ((32, 1, 32), (48, 17, 16), (256, 33, 64), (512, 5, 256), (1056, 50, 32))
 
 
@@ -63,7 +63,7 @@ class Problem:
         return x @ (numbers - zeros).flatten(1).T
 
     def product_apart(self) -> Tensor:
-        """Return it in float32, what belongs to the zero points taken off at the end, as onnxruntime does it."""
+        """Return the product in float32, with the zero points subtracted at the end, as onnxruntime does."""
         numbers, zeros, x = self._parts(torch.float32)
         return x @ numbers.flatten(1).T - x @ zeros.flatten(1).T
 
@@ -126,7 +126,7 @@ def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, sh
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_ties_are_rounded_to_even(library, fastest, bits):
-    """127 stands for 127 here, so that inputs are whole numbers and halves; the weight picks one of them a column."""
+    """The block's step is 1, so inputs are integers and halves; each column of the weight selects one of them."""
     x = torch.zeros(1, 32)
     x[0, :6] = torch.tensor([127, 0.5, 1.5, 2.5, -0.5, -1.5])
     half = 1 << (bits - 1)
@@ -143,7 +143,7 @@ def test_ties_are_rounded_to_even(library, fastest, bits):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_what_is_not_finite_stays_in_its_row(library, fastest, bits, bad):
+def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad):
     problem = Problem(5, (96, 40, 32), bits, False, "float32")
     for name in runnable(library):
         kernels_name(library, name)
@@ -157,7 +157,7 @@ def test_what_is_not_finite_stays_in_its_row(library, fastest, bits, bad):
 
 
 @pytest.mark.parametrize(
-    ("changed", "shape", "said"),
+    ("changed", "shape", "message"),
     [
         (0, (2, 64), "QuantizedMatMulZeroPoints: W has not X's columns in blocks of 4 or 8 bits"),
         (0, (2, 0), "W has not X's columns in blocks"),
@@ -167,15 +167,15 @@ def test_what_is_not_finite_stays_in_its_row(library, fastest, bits, bad):
         (3, (40, 1), "zero_points has not one number a block of W"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(library: Path, changed: int, shape: tuple[int, ...], said: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(library: Path, changed: int, shape: tuple[int, ...], message: str) -> None:
     problem = Problem(2, (96, 40, 32), 4, True, "float32")
     given = [problem.x, *problem.packed]
     given[changed] = torch.ones(shape, dtype=given[changed].dtype)
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(Exception, match=message):
         run(session(problem.operator, library, 1, "float32", rank=2), *given)
 
 
-def test_blocks_whose_sums_would_not_fit_are_refused(library):
+def test_blocks_whose_sums_would_overflow_are_refused(library):
     of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
     for depth in (1 << 15, 1 << 16):  # numbers of one block; the largest sum is of 255 - 128 times 127
         given = torch.ones(1, depth), torch.full((1, 1, depth), 255, dtype=torch.uint8), torch.ones(1, 1)

@@ -1,4 +1,4 @@
-"""exp of the CPU kernels' vectors, compiled by itself, against float64: its error, its zero, and no undefined step."""
+"""exp of the CPU kernels' vectors, compiled alone, against float64: its error, its zero, no undefined behaviour."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ int main() {
 
 
 def exponentials(folder: Path, x: np.ndarray) -> np.ndarray:
-    """Compile the program so that it ends at a signed overflow, and run it on float32 numbers, a multiple of 4."""
+    """Compile the program with overflow checks, and run it on float32 numbers, whose count is a multiple of 4."""
     source, program = folder / "exp.cpp", folder / "exp"
     source.write_text(PROGRAM)
     checks = ["-fsanitize=signed-integer-overflow,shift", "-fno-sanitize-recover=all", "-static-libubsan"]
@@ -40,7 +40,7 @@ def exponentials(folder: Path, x: np.ndarray) -> np.ndarray:
 
 
 def test_exp_is_exact_to_a_unit_in_the_last_place_and_nothing_overflows(tmp_path: Path) -> None:
-    """−∞, the largest negative number and all that masks and decays add up to are among the inputs."""
+    """Inputs include −∞, the lowest float32 and the large negative numbers that masks and decays give."""
     far = -np.logspace(np.log10(87.01), 38, 1000)
     x = np.concatenate([np.linspace(-87, 88, 100_000), far, [-np.inf, np.finfo(np.float32).min, -0.0, 0.0]])
     x = x.astype(np.float32)

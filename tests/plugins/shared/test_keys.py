@@ -1,4 +1,4 @@
-"""Keys as the exponents see them."""
+"""Normalisation of keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_operators_compute_in_float32_at_least() -> None:
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5, 10.0])
-def test_it_is_an_rms_norm_without_weights(eps: float) -> None:
+def test_normalize_keys_matches_rms_norm(eps: float) -> None:
     k = keys(0.9, 2, 3, 7, 20)
     torch.testing.assert_close(normalize_keys(k, eps), F.rms_norm(k, (20,), eps=eps), rtol=1e-12, atol=0)
 

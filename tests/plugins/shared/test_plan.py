@@ -13,7 +13,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 
 @pytest.mark.parametrize("width", [0, 15, 257])
-def test_other_widths_are_refused(width):
+def test_unsupported_widths_are_refused(width):
     with pytest.raises(ValueError, match=f"head width {width} is not supported: the kernels take 16 to 256"):
         plan.padded_width(width)
 
@@ -26,7 +26,7 @@ def test_the_unit_is_the_widest_aligned_load(width, dtype, unit):
     assert unit == 1 or unit in plan.compiled_units(dtype)
 
 
-def test_every_choice_is_there_and_its_blocks_divide():
+def test_every_tuned_choice_exists_and_is_valid():
     for arch in ARCHITECTURES:
         for dtype in FLOATS:
             for padded in plan.PADDED_WIDTHS:
@@ -35,7 +35,7 @@ def test_every_choice_is_there_and_its_blocks_divide():
                 assert plan.choice(DECODE_TUNED, arch, dtype, padded).block_n >= 16
 
 
-def test_a_device_takes_the_choices_of_the_next_older_one():
+def test_a_newer_device_uses_the_next_older_choices():
     assert plan.choice(DECODE_TUNED, 121, "float16", 64) == plan.choice(DECODE_TUNED, 120, "float16", 64)
     with pytest.raises(ValueError, match=r"compute capability 7\.5 is too old: the oldest supported is 8\.0"):
         plan.choice(DECODE_TUNED, 75, "float16", 64)

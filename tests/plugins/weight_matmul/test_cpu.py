@@ -1,4 +1,4 @@
-"""The library's product by a weight against float64, and that a row's result depends on that row alone."""
+"""The CPU kernel of weight_matmul against float64; a row's result must not depend on other rows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, ki
 
 @pytest.mark.parametrize("depth", [0, 5])
 @pytest.mark.parametrize("kind", ["float32", "float32, transposed"])
-def test_nothing_to_multiply_gives_nothing_or_zeros(library, depth, kind):
+def test_empty_inputs(library, depth, kind):
     w = lying(kind, torch.ones(depth, 7))
     (none,) = run(product(library, kind), torch.ones(0, depth), w)
     assert none.shape == (0, 7)
@@ -88,7 +88,7 @@ def test_nothing_to_multiply_gives_nothing_or_zeros(library, depth, kind):
 
 @pytest.mark.parametrize("kind", ["float32", "float32, transposed"])
 def test_infinity_and_nan_stay_in_their_columns(library, fastest, kind):
-    """Lanes behind the last column, or the depth, hold what comes next in memory, which must not matter."""
+    """Lanes after the last column, or after the depth, read what follows in memory, which must not matter."""
     for name in runnable(library):
         kernels_name(library, name)
         x, w = torch.ones(3, 66), torch.ones(66, 5)
@@ -99,12 +99,12 @@ def test_infinity_and_nan_stay_in_their_columns(library, fastest, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("float32", "WeightMatMul: X has not as many columns as W has rows"),
         ("float32, transposed", "WeightMatMulTransposed: X has not as many columns as W"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(library, kind, said):
-    with pytest.raises(Exception, match=said):
+def test_shapes_that_do_not_fit_are_refused(library, kind, message):
+    with pytest.raises(Exception, match=message):
         product(library, kind).run(None, {"X": np.ones((2, 3), np.float32), "W": np.ones((4, 5), np.float32)})

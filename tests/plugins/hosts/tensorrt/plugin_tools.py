@@ -1,4 +1,4 @@
-"""Stand-ins for compiled kernels and for libcuda, and the program that runs the plugins between them."""
+"""Stand-ins for compiled kernels and for libcuda, and a harness that runs the plugins with them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def stand_ins(archs: Iterable[int], ptx: bool = True) -> list[CompiledKernel]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of an operator; for DeltaRule ``epsilon`` is the scale, and keys and values have widths of their own."""
+    """One call of an operator; for DeltaRule ``epsilon`` is the scale, and values have the width ``value_width``."""
 
     operator: str
     dtype: str = "float16"
@@ -119,7 +119,7 @@ class Tools:
     def run(
         self, problem: Problem, log: Path, arch: int = 90, mode: str = "run", fail: str = "", driver: bool = True
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return what the plugin answered and what the driver saw."""
+        """Return the plugin's answers and the driver calls."""
         environment = os.environ | {"STUB_CUDA_LOG": str(log), "STUB_CUDA_ARCH": str(arch), "STUB_CUDA_FAIL": fail}
         if driver:
             environment["LD_LIBRARY_PATH"] = str(self.driver.parent)

@@ -1,4 +1,4 @@
-"""Building the plugin library: every way it can fail is one clear message."""
+"""Building and checking the plugin library: every failure has one clear message."""
 
 import pytest
 
@@ -18,10 +18,10 @@ def test_the_library_carries_this_versions_abi(tools):
     assert build.plugin_abi(tools.plugin) == build.PLUGIN_ABI
 
 
-def test_engines_of_one_abi_ask_for_one_amount_of_scratch_memory():
-    """An engine keeps what it asked for when it was built: a library that uses more writes behind it.
+def test_a_changed_workspace_needs_another_abi():
+    """An engine stores the workspace size from its build; a library that needs more would write beyond it.
 
-    If this fails, raise ``PLUGIN_ABI`` and write the new numbers here.
+    If this fails, increase ``PLUGIN_ABI`` and write the new sizes here.
     """
     plans = [Problem("Precondition", dtype, new=70, past=33, width=68).plan(86) for dtype in FLOATS]
     for operator in ("DecodeAttention", "DecodeAttentionFloat8"):
@@ -32,22 +32,22 @@ def test_engines_of_one_abi_ask_for_one_amount_of_scratch_memory():
 
 
 @pytest.fixture(scope="module")
-def of_one_chip(tmp_path_factory):
-    """A library as ``plugin build --arch 9.0`` makes it: machine code for it, and PTX of 8.6 and for E4M3 of 8.9."""
+def library_for_90(tmp_path_factory):
+    """A library as from ``plugin build --arch 9.0``: machine code for 9.0, PTX for 8.6, and for 8.9 with E4M3."""
     return build.build_plugin(tmp_path_factory.mktemp("chip") / "plugin.so", stand_ins((90,)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_chips_that_run_a_librarys_kernels(of_one_chip, dtype):
-    build.check_kernels(of_one_chip, dtype, (36, 64, 128), capabilities=(86, 89, 90, 100, 120, 121))
+def test_compute_capabilities_of_a_library(library_for_90, dtype):
+    build.check_kernels(library_for_90, dtype, (36, 64, 128), capabilities=(86, 89, 90, 100, 120, 121))
     with pytest.raises(LucidError, match=r"compute capability 8\.0\. Run: .* --arch 8\.0,9\.0 --output LIBRARY"):
-        build.check_kernels(of_one_chip, dtype, (64,), capabilities=(80, 90))
+        build.check_kernels(library_for_90, dtype, (64,), capabilities=(80, 90))
 
 
-def test_chips_that_run_kernels_over_e4m3(of_one_chip):
-    build.check_kernels(of_one_chip, "float16", (64,), True, (89, 90, 100, 120))
+def test_compute_capabilities_with_e4m3_kernels(library_for_90):
+    build.check_kernels(library_for_90, "float16", (64,), True, (89, 90, 100, 120))
     with pytest.raises(LucidError, match=r"compute capability 8\.6\. Run: "):
-        build.check_kernels(of_one_chip, "float16", (64,), True, (86, 89))
+        build.check_kernels(library_for_90, "float16", (64,), True, (86, 89))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_chips_that_run_kernels_over_e4m3(of_one_chip):
         (build.find_cuda_headers, "CUDA_HOME", "cuda.h"),
     ],
 )
-def test_a_root_that_is_named_is_the_one_that_is_used(find, variable, header, tmp_path, monkeypatch):
+def test_an_environment_variable_selects_the_headers(find, variable, header, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, str(tmp_path))
     with pytest.raises(LucidError, match=f"{variable} is .*which contains no include/{header}"):
         find()
@@ -66,7 +66,7 @@ def test_a_root_that_is_named_is_the_one_that_is_used(find, variable, header, tm
     assert find() == tmp_path / "include"
 
 
-def test_a_failed_build_leaves_nothing_behind(kernels, tmp_path):
+def test_a_failed_build_keeps_the_previous_library(kernels, tmp_path):
     (tmp_path / "plugin.so").write_text("the one before")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -86,7 +86,7 @@ def test_a_missing_library(tmp_path):
         build.check_plugin(tmp_path / "plugin.so")
 
 
-def test_something_else_than_a_library(tmp_path):
+def test_a_file_that_is_not_a_library_is_refused(tmp_path):
     (tmp_path / "plugin.so").write_text("not a library")
     with pytest.raises(LucidError, match="not a usable plugin library"):
         build.check_plugin(tmp_path / "plugin.so")

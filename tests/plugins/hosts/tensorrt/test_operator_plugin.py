@@ -1,4 +1,4 @@
-"""The plugins' host side against a stand-in driver: launches must be those that the Python launcher plans."""
+"""The plugins' host side with a stand-in driver: launches must match the plans in Python."""
 
 import pytest
 
@@ -96,27 +96,27 @@ def test_modules_are_loaded_once_for_each_context(problem, tools, tmp_path):
 
 
 @pytest.mark.parametrize(("arch", "code"), [(80, "80"), (87, "86"), (89, "86"), (90, "90"), (100, "ptx"), (121, "ptx")])
-def test_the_nearest_code_that_runs_on_the_device_is_taken(arch, code, tools, tmp_path):
+def test_the_best_code_for_the_device_is_chosen(arch, code, tools, tmp_path):
     _, calls = tools.run(Problem("Precondition", new=70), tmp_path / "log", arch)
     assert {call["image"].split()[1] for call in calls if call["call"] == "load"} == {code}
 
 
 @pytest.mark.parametrize(("arch", "rows"), [(80, 32), (90, 64), (100, 32)])
-def test_rows_of_a_tile_are_those_of_the_code_that_is_taken(arch, rows, tools, tmp_path):
+def test_tile_rows_match_the_chosen_code(arch, rows, tools, tmp_path):
     _, calls = tools.run(Problem("DecodeAttention", past=777, new=5, groups=4), tmp_path / "log", arch)
     split = next(call["image"].split() for call in calls if call["call"] == "load")
     assert split[0] == f"decode_split_float16_d64_u8_r{rows}", "code for an older GPU has other tiles than this one's"
 
 
 @pytest.mark.parametrize(("groups", "width", "name"), [(7, 64, "u64_r8"), (8, 64, "u64_r16"), (7, 56, "u8_r16")])
-def test_few_rows_take_a_form_of_their_own_where_the_library_has_it(groups, width, name, tools, tmp_path):
+def test_few_rows_use_their_own_variant(groups, width, name, tools, tmp_path):
     _, calls = tools.run(Problem("DecodeAttention", past=777, groups=groups, width=width), tmp_path / "log", 90)
     split = next(call["image"].split() for call in calls if call["call"] == "load")
     assert split[0] == f"decode_split_float16_d64_{name}"
 
 
 @pytest.mark.parametrize(("arch", "code", "rows"), [(90, "90", 8), (100, "ptx", 16), (89, "ptx", 16)])
-def test_code_that_reads_e4m3_is_for_devices_that_have_it(arch, code, rows, tools, tmp_path):
+def test_e4m3_kernels_need_a_device_with_e4m3(arch, code, rows, tools, tmp_path):
     _, calls = tools.run(Problem("DecodeAttentionFloat8"), tmp_path / "log", arch)
     split = next(call["image"].split() for call in calls if call["call"] == "load")
     assert split[:2] == [f"decode_split_float8_float16_d64_u64_r{rows}", code]
@@ -176,7 +176,7 @@ def test_tensors_of_other_types_are_not_a_supported_format(operator, mode, dtype
     assert answers(lines, "supported") == [0]
 
 
-def test_a_diagonal_that_means_nothing_is_refused(tools, tmp_path):
+def test_an_invalid_diagonal_is_refused(tools, tmp_path):
     lines, calls = tools.run(Problem("DecodeAttention", diagonal=0.5), tmp_path / "log")
     [message] = answers(lines, "log")
     assert "DecodeAttention: diagonal must be the float 0 or 1" in message

@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process, or on a GPU: PyTorch's operators, and a whole model, on the kernels."""
+"""Run PyTorch's operators and a whole model with the kernels: in an interpreter's process, or on a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPT, CHUNK, STEPS, DRAFTED = 37, 20, 3, 6
 
 
 def run_tokens(session: TorchSession) -> dict[str, np.ndarray]:
-    """Run a padded batch in two chunks, token by token, and a few at once; return all logits and what is cached."""
+    """Run a padded batch in two chunks, token by token, and a few at once; return all logits and the cache."""
     generator = np.random.default_rng(5)
     ids = generator.integers(0, session.config.vocab_size, (2, PROMPT + STEPS + DRAFTED))
     ids[1, 9:15] = ids[1, 3:9]  # repeated tokens: equal keys but for their positions
@@ -48,7 +48,7 @@ def relative(found: np.ndarray, exact: np.ndarray) -> float:
 
 
 def run_model(checkpoint: Path, dtype: str, device: str = "cpu") -> dict[str, Any]:
-    """Return errors of a model on the kernels and on PyTorch's versions, and how often each kernel was launched."""
+    """Return a model's errors with the kernels and with PyTorch's operators, and the number of launches per kernel."""
     if device == "cpu":
         use_kernels("cpu")
     kind = getattr(torch, dtype)
@@ -80,7 +80,7 @@ def run_model(checkpoint: Path, dtype: str, device: str = "cpu") -> dict[str, An
 
 
 def check_operators(dtype: str) -> bool:
-    """Let PyTorch check the operators with the kernels in place: schema, aliases, shapes without data."""
+    """Run PyTorch's opcheck on the operators with the kernels registered: schema, aliases, fake tensors."""
     use_kernels("cpu")
     kind = getattr(torch, dtype)
     k, y = keys(0.9, 2, 2, 12, 36).to(kind), torch.randn(2, 2, 12, 36).to(kind)

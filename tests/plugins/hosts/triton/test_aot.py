@@ -25,7 +25,7 @@ WIDTH = 32
 
 
 def steps(arch: int) -> dict[str, Step]:
-    """Return what is launched on a GPU with 16 rows, of which all have forms, by variant."""
+    """Return launches with 16 rows, for which all architectures have variants, by variant name."""
     plans = [
         plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch),
         plan_decode_attention(1, 1, 15, 0, WIDTH, "float16", 1e-5, arch),
@@ -58,7 +58,7 @@ def compiled(cache):
     return kernels
 
 
-def test_machine_code_and_ptx_come_out(compiled):
+def test_machine_code_and_ptx_are_compiled(compiled):
     assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 8 + [(86, True)] * 7 + [(89, True)]
     for kernel in compiled:
         assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
@@ -67,7 +67,7 @@ def test_machine_code_and_ptx_come_out(compiled):
         assert kernel.num_warps == steps(kernel.arch)[kernel.variant].num_warps
 
 
-def test_arguments_are_the_plans(compiled):
+def test_arguments_match_the_plan(compiled):
     for kernel in compiled:
         step = STEPS[kernel.variant]
         pointers = [argument_name(name) for name in step.pointers]
@@ -86,7 +86,7 @@ def test_e4m3_is_converted_by_the_chip_s_own_instruction(compiled):
     assert "cvt.rn.f16x2.e4m3x2" in text and ".target sm_89" in text
 
 
-def test_rows_are_written_before_they_are_counted_up_and_read_after_they_are_seen(compiled):
+def test_barriers_order_writing_rows_and_counting_them(compiled):
     text = next(k.image.decode() for k in compiled if k.is_ptx and k.variant.startswith("precondition"))
     written, counted = text.rindex("st.global"), text.rindex("red.global.gpu.release")
     assert written < text.rindex("bar.sync") < counted
@@ -94,7 +94,7 @@ def test_rows_are_written_before_they_are_counted_up_and_read_after_they_are_see
     assert "bar.sync" in text[seen : text.index("cp.async", seen)]
 
 
-def test_a_second_time_all_comes_from_the_cache(compiled, cache, monkeypatch):
+def test_the_second_run_uses_the_cache(compiled, cache, monkeypatch):
     monkeypatch.setattr(aot, "compile_variant", None)
     monkeypatch.setattr(aot, "compile_all", lambda work, jobs: iter([]) if not work else pytest.fail("compiled again"))
     assert compile_some(cache) == compiled
@@ -128,8 +128,8 @@ def test_an_unknown_architecture_is_an_error(archs):
         aot.compile_kernels(archs)
 
 
-def test_compiling_processes_end_with_the_one_that_asked(tmp_path):
-    """Killed, not told to stop: nobody is left to tell them."""
+def test_compiling_processes_end_with_their_parent(tmp_path):
+    """Also if the parent is killed and cannot stop them."""
     code = """
 import sys
 import os
@@ -156,7 +156,7 @@ if __name__ == "__main__":
     parent.communicate()
     deadline = time.monotonic() + PATIENCE
     while is_running(child):
-        assert time.monotonic() < deadline, "it waits for work that nobody will send"
+        assert time.monotonic() < deadline, "the compiling process still runs"
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: all of them come back, or none."""
+"""The cache of compiled kernels: it returns all kernels of a file, or None."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CODE = CompiledKernel(
 KERNELS = [CODE, replace(CODE, is_ptx=True, image=b".version 8.0\n.target sm_86\n"), replace(CODE, image=b"")]
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "entry"
     save(path, KERNELS)
     assert load(path) == KERNELS
@@ -36,7 +36,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 400, 5000, -1])
-def test_half_a_file_is_none(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_file_is_ignored(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "entry"
     save(path, KERNELS)
     path.write_bytes(path.read_bytes()[:cut])
@@ -44,7 +44,7 @@ def test_half_a_file_is_none(tmp_path: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("place", [-1, -5000])
-def test_a_changed_byte_of_code_is_none(tmp_path: Path, place: int) -> None:
+def test_a_changed_byte_is_detected(tmp_path: Path, place: int) -> None:
     path = tmp_path / "entry"
     save(path, KERNELS)
     data = bytearray(path.read_bytes())
@@ -53,7 +53,7 @@ def test_a_changed_byte_of_code_is_none(tmp_path: Path, place: int) -> None:
     assert load(path) is None
 
 
-def test_a_disk_that_takes_nothing_loses_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

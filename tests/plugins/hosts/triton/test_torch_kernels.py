@@ -1,4 +1,4 @@
-"""The kernels behind PyTorch's operators: when they are taken, and a whole model on them, interpreted on the CPU."""
+"""When PyTorch's operators run the kernels, and a whole model on the kernels, interpreted on the CPU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_model_on_a_gpu(dtype, make_checkpoint):
     check_model(run_model(make_checkpoint(), dtype, "cuda"), 2 * FACTOR[dtype])
 
 
-def test_standard_attention_and_other_widths_take_no_kernel(make_checkpoint, interpret):
+def test_standard_attention_and_unsupported_widths_launch_no_kernel(make_checkpoint, interpret):
     for changes in ({"attention_type": "llama"}, {"head_dim": 8}):
         result = interpret(run_model, make_checkpoint(f"head{len(changes)}{changes}", **changes), "float32")
         assert result["launched"] == {}
@@ -61,14 +61,14 @@ def test_standard_attention_and_other_widths_take_no_kernel(make_checkpoint, int
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_pytorch_finds_the_operators_in_order(dtype, interpret):
+def test_opcheck_passes_with_the_kernels(dtype, interpret):
     assert interpret(check_operators, dtype)
 
 
 @pytest.mark.parametrize(
     "operator", [PRECONDITION, DECODE_ATTENTION, DELTA_RULE, CAUSAL_ATTENTION], ids=lambda each: each.name
 )
-def test_cuda_tensors_go_to_the_kernels_that_there_are(operator: Operator) -> None:
+def test_kernels_are_registered_for_cuda(operator: Operator) -> None:
     registered = torch._C._dispatch_has_kernel_for_dispatch_key(operator.torch_name, "CUDA")
     assert registered == (operator is not CAUSAL_ATTENTION)
     # On the CPU it is PyTorch's version for all of them, which needs no interpreter: see custom_operator.
@@ -77,7 +77,7 @@ def test_cuda_tensors_go_to_the_kernels_that_there_are(operator: Operator) -> No
 
 @pytest.fixture
 def device() -> Iterator[None]:
-    """Let a test say what the GPU is."""
+    """Clear the cached answer about the GPU, which a test replaces."""
     torch_kernels.device_lacks.cache_clear()
     yield
     torch_kernels.device_lacks.cache_clear()
@@ -98,12 +98,12 @@ def gpu_tensor(dtype: torch.dtype = torch.float16, width: int = 64, tokens: int 
         ((gpu_tensor(tokens=0),), "nothing to compute"),
     ],
 )
-def test_what_no_kernel_takes(tensors, reason):
+def test_tensors_that_no_kernel_supports(tensors, reason):
     assert reason in why_not(*tensors)
 
 
 @pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 1), True)])
-def test_devices(capability, taken, monkeypatch, device):
+def test_supported_devices(capability, taken, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     reason = why_not(gpu_tensor())
