@@ -1,7 +1,7 @@
 """The training diagonal: every implementation, in one call, in chunks and token by token.
 
-The oracle is an independent dense solve in NumPy. Keys are small enough for the diagonal to matter: it is about 0.9 at an
-RMS of 0.03, about 0.01 at 0.003.
+The oracle is an independent dense solve in NumPy. Keys are small enough for the diagonal to matter: it is about 0.9 at
+an RMS of 0.03, and about 0.01 at 0.003.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The PyTorch model behind the session interface."""
+"""The runtime ``torch``: sessions that run the PyTorch model."""

@@ -1,4 +1,4 @@
-"""Load an artifact's own weights into the PyTorch model."""
+"""Load an artifact's weights into the PyTorch model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def load_artifact_model(
     dtype: str | None = None,
     config: LucidConfig | None = None,
 ) -> CausalModel:
-    """Build the PyTorch model on the weights of an artifact. Quantized ones are dequantized.
+    """Build the PyTorch model with an artifact's weights; quantized weights are dequantized.
 
-    Where the graphs round inputs to E4M3, the model does so too; in float64 it is exact, and rounds nothing.
+    If the graphs round inputs to E4M3, the model does too, except in float64, where it is exact.
     """
     stored = getattr(torch, artifact.manifest.dtype)
     wanted_type = stored if dtype is None else getattr(torch, dtype)
@@ -73,10 +73,10 @@ def load_artifact_model(
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
-    """Read the quantized weights of an artifact: name, packed bytes, and scales as float32, both flat.
+    """Yield the quantized weights of an artifact: name, packed bytes, and float32 scales, both flat.
 
-    A weight with zero points has the bytes of these too, and one with offsets these, as float32. The scales of NVFP4
-    are a block's times the whole's.
+    Then come the bytes of zero points, or float32 offsets, if a weight has them. Scales of NVFP4 are already multiplied
+    by the scale of the whole weight.
     """
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -92,14 +92,14 @@ def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[Any, ...]]:
         packed = np.frombuffer(buffer, np.uint8, place.size, place.offset)
         scales = np.frombuffer(buffer, np.uint8, factors.size, factors.offset).copy()
         kind = record.part_dtype(name, SCALES, artifact.manifest.dtype).replace("float8e4m3fn", "float8_e4m3fn")
-        found = torch.from_numpy(scales).view(getattr(torch, kind)).float().numpy()
+        values = torch.from_numpy(scales).view(getattr(torch, kind)).float().numpy()
         if name + WHOLE_SCALE in places:
-            found = found * _scalar(buffer, places[name + WHOLE_SCALE])
-        yield name, packed, found, *_shift(buffer, places, name, kind)
+            values = values * _scalar(buffer, places[name + WHOLE_SCALE])
+        yield name, packed, values, *_shift(buffer, places, name, kind)
 
 
 def _shift(buffer: mmap.mmap, places: dict[str, StoredWeight], name: str, dtype: str) -> list[np.ndarray[Any, Any]]:
-    """Return the bytes of zero points, or offsets; nothing if a weight has neither."""
+    """Return the bytes of a weight's zero points, or its offsets; an empty list if it has neither."""
     points, offsets = places.get(name + ZEROS), places.get(name + OFFSETS)
     if points is not None:
         return [np.frombuffer(buffer, np.uint8, points.size, points.offset)]
@@ -110,12 +110,12 @@ def _shift(buffer: mmap.mmap, places: dict[str, StoredWeight], name: str, dtype:
 
 
 def _scalar(buffer: mmap.mmap, place: StoredWeight) -> np.float32:
-    found: np.float32 = np.frombuffer(buffer, np.float32, 1, place.offset)[0]
-    return found
+    value: np.float32 = np.frombuffer(buffer, np.float32, 1, place.offset)[0]
+    return value
 
 
 def _input_scales(artifact: Artifact, buffer: mmap.mmap) -> dict[str, float]:
-    """Return what the inputs of products are divided by before they are rounded, by the weights' names."""
+    """Return the scales that divide the inputs of products before rounding, by the weights' names."""
     return {
         place.name.removesuffix(INPUT_SCALE): float(_scalar(buffer, place))
         for place in artifact.weights("decode")

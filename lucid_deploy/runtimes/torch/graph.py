@@ -1,4 +1,4 @@
-"""One graph whose ``ai.lucid`` operators PyTorch computes; the standard ones are ONNX's ReferenceEvaluator's."""
+"""Run one ONNX graph: PyTorch computes the ``ai.lucid`` operators, ONNX's ReferenceEvaluator the standard ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def open_torch_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """Return what runs a graph with PyTorch's operators."""
+    """Return a function that runs a graph with PyTorch's operators."""
     import torch
 
     if options.device.startswith("cuda") and not torch.cuda.is_available():
@@ -39,7 +39,7 @@ def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
     from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
     from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
     from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
-    from lucid_deploy.plugins.hosts.triton import torch_kernels  # noqa: F401 (which it makes PyTorch's on a GPU)
+    from lucid_deploy.plugins.hosts.triton import torch_kernels  # noqa: F401 (registers them for GPUs)
     from lucid_deploy.plugins.precondition.torch_operator import precondition
     from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 
@@ -49,14 +49,14 @@ def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
     def decode(*tensors: torch.Tensor, epsilon: float, diagonal: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         return decode_attention(*tensors, eps=epsilon, training_diagonal=_training(diagonal))
 
-    computing: dict[str, Callable[..., Any]] = {
+    operators: dict[str, Callable[..., Any]] = {
         table.PRECONDITION.name: solve,
         table.CAUSAL_ATTENTION.name: causal_attention,
         table.DECODE_ATTENTION.name: decode,
         table.DELTA_RULE.name: delta_rule,
         table.SCATTER_ROW.name: scatter_row,
     }
-    return {name: _with_arrays(compute, device) for name, compute in computing.items()}
+    return {name: _with_arrays(compute, device) for name, compute in operators.items()}
 
 
 def _training(diagonal: float) -> bool:
@@ -66,11 +66,11 @@ def _training(diagonal: float) -> bool:
 
 
 def _with_arrays(compute: Callable[..., Any], device: str) -> Callable[..., tuple[Array, ...]]:
-    """Return what takes and gives numpy's arrays, which know bfloat16 by a type of another package."""
+    """Wrap an operator to take and return NumPy arrays, whose bfloat16 is a type of the package ml_dtypes."""
 
     def run(*inputs: Array, **attributes: float) -> tuple[Array, ...]:
-        found = compute(*(_tensor(array, device) for array in inputs), **attributes)
-        return tuple(map(_array, found if isinstance(found, tuple) else (found,)))
+        outputs = compute(*(_tensor(array, device) for array in inputs), **attributes)
+        return tuple(map(_array, outputs if isinstance(outputs, tuple) else (outputs,)))
 
     return run
 

@@ -1,4 +1,4 @@
-"""The layers of the PyTorch model, one by one."""
+"""Run the PyTorch model and record what each layer computes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lucid_deploy.runtimes.session import Array
 
 
 class TorchLayers(ScoringLayers):
-    """Runs a :class:`~lucid_deploy.model.lucid.CausalModel` where its parameters are."""
+    """Run the layers of a :class:`~lucid_deploy.model.lucid.CausalModel` on its device."""
 
     def __init__(self, model: CausalModel) -> None:
         weight = model.embedding
@@ -67,14 +67,14 @@ class TorchLayers(ScoringLayers):
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, self._dtype)
 
     def _cached(self, tensor: CacheTensor, array: Array) -> torch.Tensor:
-        """Return a cached tensor in the type the model keeps it in: states have their own."""
+        """Return a cached tensor in the model's type; states have their own type."""
         given = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
         return given.to(self._dtype if tensor.has_tokens else getattr(torch, tensor.dtype))
 
 
 @dataclass
 class _Seen:
-    """What the layers of a call read and gave: the residual stream before and behind each, and V before the solve."""
+    """What the layers of a call computed: the residual stream before and after each layer, and V before the solve."""
 
     residuals: list[torch.Tensor]  # (B, N, C)
     values: list[torch.Tensor | None]  # (B, KV, N, D)
@@ -84,7 +84,7 @@ class _Seen:
 def _watched(
     model: CausalModel, layers: tuple[LayerDescription, ...], residuals: list[torch.Tensor] | None
 ) -> Iterator[_Seen]:
-    """Note what layers read and give while the context lasts, and put residuals in the place of what they read."""
+    """Record what layers compute inside the context; ``residuals``, if given, replace the layers' inputs."""
     seen, undo = _Seen([], [None] * len(layers)), contextlib.ExitStack()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The runtime ``torch``: the PyTorch model on an artifact's weights. Its graphs are not run."""
+"""The runtime ``torch``: the PyTorch model with an artifact's weights, without running its graphs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ if TYPE_CHECKING:
 
 
 class TorchRuntime(Runtime):
-    """See :class:`~lucid_deploy.runtimes.runtime.Runtime`."""
+    """Opens the PyTorch model; PyTorch is imported on first use."""
 
     name = "torch"
     description = "The PyTorch model on the artifact's weights, without its graphs."
     options = frozenset({"threads", "ablate"})
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
-        """See :meth:`Runtime.capabilities`."""
         return CAPABILITIES
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
-        """See :meth:`Runtime.open`."""
         import torch
 
         from lucid_deploy.model.ablation import ablated
@@ -44,11 +42,10 @@ class TorchRuntime(Runtime):
             config = artifact.config if options.ablate is None else ablated(artifact.config, options.ablate)
             model = load_artifact_model(artifact, options.device, config=config)
         session = TorchSession(model, options.allow_extrapolation, options.threads)
-        session.identity = artifact.identity if options.ablate is None else None  # another model's caches fit neither
+        session.identity = artifact.identity if options.ablate is None else None  # its caches fit no other
         return session
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
-        """See :meth:`Runtime.open_layers`."""
         from lucid_deploy.runtimes.torch.layers import TorchLayers
         from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -56,7 +53,6 @@ class TorchRuntime(Runtime):
         return TorchLayers(session.model)
 
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-        """See :meth:`Runtime.open_graph`."""
         from lucid_deploy.runtimes.torch.graph import open_torch_graph
 
         return open_torch_graph(model, options)

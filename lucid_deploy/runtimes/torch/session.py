@@ -1,4 +1,4 @@
-"""The PyTorch model behind the session interface."""
+"""A session that runs the PyTorch model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Layers = list[tuple[torch.Tensor, ...]]
 
 
 class TorchSession(Session[torch.Tensor]):
-    """Runs a :class:`~lucid_deploy.model.lucid.CausalModel` where its parameters are.
+    """Run a :class:`~lucid_deploy.model.lucid.CausalModel` on its device.
 
     Args:
         model: What runs.
@@ -67,12 +67,12 @@ class TorchSession(Session[torch.Tensor]):
         return stored
 
     def _type_of(self, tensor: CacheTensor) -> torch.dtype:
-        """Return the type that a tensor without scales has in the model: states keep their own."""
+        """Return a tensor's type in the model, without scales; states have their own type."""
         return self._row_type if tensor.has_tokens else getattr(torch, tensor.dtype)
 
     @property
     def _row_type(self) -> torch.dtype:
-        """The type in which rows come and go as arrays: what numbers times scales are, so that none is rounded."""
+        """The type of rows as arrays: float32 for a half-precision cache with scales, so that rows are not rounded."""
         scaled_half = self.cache_dtype in SCALED and self._dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if scaled_half else self._dtype
 
@@ -82,8 +82,7 @@ class TorchSession(Session[torch.Tensor]):
 
     @property
     def cuts_freely(self) -> bool:
-        # What is cut is a view
-        return True
+        return True  # cutting a tensor makes a view
 
     @property
     def gives_all_logits(self) -> bool:

@@ -1,4 +1,4 @@
-"""A number of PyTorch threads for a while, in place of one for the whole process."""
+"""Set PyTorch's number of threads within a context, instead of for the whole process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import torch
 
 from lucid_deploy.errors import LucidError
 
-_process: int | None = None  # in which a model has run with several threads
+_process: int | None = None  # the process in which a model first ran with several threads
 
 
 @contextmanager
 def torch_threads(number: int | None) -> Iterator[None]:
-    """Let PyTorch use ``number`` threads within an operator, then as many as before; None changes nothing.
+    """Let PyTorch use ``number`` threads per operator inside the context; None changes nothing.
 
-    PyTorch keeps the number for each of the caller's threads, so sessions that run in several threads do not disturb
-    each other. It has no call for one thread alone, though: a thread that uses PyTorch for the first time starts with
-    the number that was set last, and keeps it. So a thread whose first use falls into this context starts with
-    ``number``; one that must not, sets its own, or uses PyTorch once before.
+    PyTorch stores the number per calling thread, so sessions in several threads do not affect each other. But a thread
+    that uses PyTorch for the first time takes the number that any thread set last. A thread that must not take
+    ``number`` has to set its own, or use PyTorch once beforehand.
     """
     if number is None:
         yield
@@ -34,10 +33,9 @@ def torch_threads(number: int | None) -> Iterator[None]:
 
 
 def check_threads_are_here() -> None:
-    """Check, before a model runs on the CPU, that its threads were not left behind in a parent process.
+    """Check, before a model runs on the CPU, that PyTorch's threads were not started by a parent process.
 
-    A fork copies the memory that says there are threads, and none of them: the first operator that hands work to them
-    would wait for ever.
+    A fork copies PyTorch's record of its threads but not the threads, so the first parallel operator would hang.
     """
     global _process
     if torch.get_num_threads() == 1:
@@ -46,6 +44,6 @@ def check_threads_are_here() -> None:
         _process = os.getpid()
     elif _process != os.getpid():
         raise LucidError(
-            f"PyTorch has run with several threads in process {_process}, of which this one is a fork: it would wait "
-            "for them for ever. Start processes with spawn instead of fork, or open the model with threads=1."
+            f"PyTorch has run with several threads in process {_process}, and this process is a fork of it: it would "
+            "hang. Start processes with spawn instead of fork, or open the model with threads=1."
         )
