@@ -63,7 +63,7 @@ def decode_split_kernel(
     PARTS: tl.constexpr = None,
     PAIRS: tl.constexpr = None,
 ):
-    """Attend to every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
+    """Attend to every ``n_splits``-th tile of the cache; program ids: batch and head, split, tile of ROWS rows.
 
     A head's rows are its queries, query head by query head, then its new keys. Splits take tiles in turn, so that a
     partly filled static cache keeps all programs equally busy.
@@ -231,7 +231,7 @@ def decode_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits for one new token, compute its Y and add the token to the softmax; program (head, query head).
+    """Join the splits for one new token, compute its Y, add it to the softmax; program ids: key/value head, query head.
 
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
@@ -312,7 +312,7 @@ def verify_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits for up to BLOCK_M new tokens and solve for their Y; program (head, query head).
+    """Join the splits for up to BLOCK_M new tokens and solve for their Y; program ids: key/value head, query head.
 
     Every program of a head solves the same triangle, so that none waits for another.
 

@@ -253,7 +253,7 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 @triton.jit
 def add_threads_own(b_numbers):
-    """Return ``(parts, LANES, tokens)``: of sixteen columns, sums of the four that a thread has of a factor."""
+    """Add the four of sixteen columns that a thread holds of a product's factor: ``(parts, LANES, tokens)``."""
     PARTS: tl.constexpr = b_numbers.shape[0]
     TOKENS: tl.constexpr = b_numbers.shape[2]
     b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))

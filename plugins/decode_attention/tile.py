@@ -79,7 +79,7 @@ def add_columns(b_rows, b_sums):
 @triton.jit
 def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
                   CHUNK_D: tl.constexpr, ADD_SQUARES: tl.constexpr):  # fmt: skip
-    """Return a tile's scores ``(ROWS, BLOCK_N)``, its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``, powers.
+    """Return scores ``(ROWS, BLOCK_N)``, keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``, and keys' powers.
 
     In chunks few threads share a row of the cache, which saves additions across threads, masks and addresses.
 

@@ -85,7 +85,7 @@ def delta_chunk_kernel(
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):
-    """Compute T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β) and scale · (Γ ∘ QKᵀ); program (chunk, head).
+    """Compute T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β) and scale · (Γ ∘ QKᵀ); program ids: chunk, head.
 
     Args:
         p_query, p_key: ``(B, H, n_new, key width)``.
@@ -194,7 +194,7 @@ def delta_state_kernel(
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
 ):
-    """Process all chunks in order with BLOCK_N columns of a head's state in registers; program (head, columns).
+    """Process all chunks in order with BLOCK_N columns of a head's state in registers; program ids: head, columns.
 
     R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R; T and A are in the workspace.
     S, V, R and the outputs are held transposed: rows are columns of S; columns are tokens, or the width of keys.
@@ -263,7 +263,7 @@ def delta_decode_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Update BLOCK_N columns of a head's state by one token, in float32; program (head, columns).
+    """Update BLOCK_N columns of a head's state by one token, in float32; program ids: head, columns.
 
     Args:
         p_query, p_key, p_value, p_log_decay, p_beta, p_output: As in the kernels above, with n_new = 1.

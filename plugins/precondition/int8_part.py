@@ -75,7 +75,7 @@ def bfloat16_and_int8(b_e):
 @triton.jit
 def store_bytes(p_scales, p_bytes, i_tile, b_y, m_n, i_first, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                 CHUNK_D: tl.constexpr):  # fmt: skip
-    """Store a tile of Y as int8: ``(BLOCK_N, CHUNK_D)`` float32 from column ``i_first`` on; 0 outside ``m_n``."""
+    """Store a tile of Y, float32 ``(BLOCK_N, CHUNK_D)`` from column ``i_first`` on, as int8; 0 outside ``m_n``."""
     p_scales += i_tile * BLOCK_D
     p_bytes += tl.cast(i_tile, tl.int64) * (BLOCK_D * BLOCK_N)
     o_n = tl.arange(0, BLOCK_N)

@@ -61,7 +61,7 @@ def key_norms_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Write the inverse norms of BLOCK_N keys, past keys first, PADDING at padding; program (head, tile).
+    """Write the inverse norms of BLOCK_N keys, past keys first, PADDING at padding; program ids: head, tile.
 
     In float32 it also writes the powers of two to multiply rows of past Y by.
 
@@ -113,7 +113,7 @@ def key_tiles_kernel(
 ):
     """Write the inverse norms of a tile's BLOCK_N keys, PADDING at padding and beyond the end, and past Y in int8.
 
-    Program (head, tile). Tiles of past tokens come first; the first new token starts a tile.
+    Program ids: head, tile. Tiles of past tokens come first; the first new token starts a tile.
 
     Args:
         p_k, p_k_past, p_y_past, width_units: As in :func:`precondition_kernel`.

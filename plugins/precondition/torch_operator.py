@@ -40,9 +40,9 @@ def precondition(
         y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; given exactly when ``k_past`` is.
         mask: ``(B, P + N)``, False at padding: a padded token affects no other, and its Y is its V. None: no padding.
         eps: Added to the mean square of a key before the root.
-        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory; on CUDA tensors the
-            Triton kernel where it takes them, once :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` is imported,
-            as the model does).
+        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory). CUDA tensors run the
+            Triton kernel if it supports them and :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` was imported,
+            as importing the model does.
         training_diagonal: Divide row i by L_ii = exp(√D(m/(m + eps) − 1)), m the mean square of key i, instead of 1.
 
     Returns:

@@ -35,7 +35,7 @@ class DividedRows:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
         places: The inputs to multiply: for each reading node, by the name of its output, the index of the input.
-        equal: Values to replace by another value: the factor differs between heads, the token mask does not.
+        equal: Shapes to replace by another value: the factor has an axis of heads, the token mask does not.
     """
 
     keys: str

@@ -1,6 +1,6 @@
 """Importing this module registers the Triton kernels for the PyTorch custom operators on CUDA tensors.
 
-Calls that the kernels do not support, see :func:`why_not`, run the PyTorch implementations, also on the GPU.
+Calls that the kernels do not support, see :func:`unsupported_reason`, run the PyTorch implementations, also on the GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def use_kernels(device_type: str = "cuda") -> None:
     delta.delta_rule_operator.register_kernel(device_type, _delta_rule)
 
 
-def why_not(*tensors: Tensor) -> str | None:
+def unsupported_reason(*tensors: Tensor) -> str | None:
     """Return why the kernels do not support an operator's float tensors ``(B, H, T, D)``; None if they do."""
     first = tensors[0]
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
@@ -40,11 +40,11 @@ def why_not(*tensors: Tensor) -> str | None:
         return f"the kernels take head widths of {MIN_WIDTH} to {MAX_WIDTH}, not {first.shape[3]}"
     if first.numel() == 0:
         return "there is nothing to compute"
-    return device_lacks(first.device) if first.device.type == "cuda" else None
+    return device_unsupported_reason(first.device) if first.device.type == "cuda" else None
 
 
 @functools.cache
-def device_lacks(device: torch.device) -> str | None:
+def device_unsupported_reason(device: torch.device) -> str | None:
     """Return why the kernels cannot run on a device; None if they can. Cached, so that it warns only once."""
     if importlib.util.find_spec("triton") is None:
         line = spelled_out('pip install "lucid-deploy[kernels]"')
@@ -69,7 +69,7 @@ def _precondition(
     implementation: str,
     training_diagonal: bool = False,
 ) -> Tensor:
-    if implementation == "reference" or why_not(k, v, k_past, y_past):
+    if implementation == "reference" or unsupported_reason(k, v, k_past, y_past):
         return solve.IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps, training_diagonal).contiguous()
     return launch.precondition(k, v, k_past, y_past, mask, eps, training_diagonal)
 
@@ -85,7 +85,7 @@ def _decode_attention(
     implementation: str,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    if implementation == "reference" or q.shape[2] > MOST_NEW or why_not(q, k_new, v_new, k, y):
+    if implementation == "reference" or q.shape[2] > MOST_NEW or unsupported_reason(q, k_new, v_new, k, y):
         return decode.IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
     return launch.decode_attention(q, k_new, v_new, k, y, mask, eps, training_diagonal)
 
@@ -102,7 +102,7 @@ def _delta_rule(
 ) -> tuple[Tensor, Tensor]:
     tensors = (query, key, value, log_decay, beta, state)
     fixed = log_decay.dtype == state.dtype == torch.float32
-    if implementation == "reference" or not fixed or why_not(key, query, value, beta):
+    if implementation == "reference" or not fixed or unsupported_reason(key, query, value, beta):
         return delta.compute(*tensors, scale, implementation)
     return launch.delta_rule(*tensors, scale)
 

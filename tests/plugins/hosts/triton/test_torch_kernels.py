@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import lucid_deploy.model.lucid  # what a session imports puts the kernels in place
 import lucid_deploy.plugins.causal_attention.torch_operator  # noqa: F401 (registers its operator)
 from lucid_deploy.plugins.hosts.triton import torch_kernels
-from lucid_deploy.plugins.hosts.triton.torch_kernels import why_not
+from lucid_deploy.plugins.hosts.triton.torch_kernels import unsupported_reason
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, DELTA_RULE, PRECONDITION, Operator
 from tests.plugins.hosts.triton.model_runs import CHUNK, PROMPT, STEPS, check_operators, run_model
 
@@ -78,9 +78,9 @@ def test_kernels_are_registered_for_cuda(operator: Operator) -> None:
 @pytest.fixture
 def device() -> Iterator[None]:
     """Clear the cached answer about the GPU, which a test replaces."""
-    torch_kernels.device_lacks.cache_clear()
+    torch_kernels.device_unsupported_reason.cache_clear()
     yield
-    torch_kernels.device_lacks.cache_clear()
+    torch_kernels.device_unsupported_reason.cache_clear()
 
 
 def gpu_tensor(dtype: torch.dtype = torch.float16, width: int = 64, tokens: int = 3) -> torch.Tensor:
@@ -99,21 +99,21 @@ def gpu_tensor(dtype: torch.dtype = torch.float16, width: int = 64, tokens: int 
     ],
 )
 def test_tensors_that_no_kernel_supports(tensors, reason):
-    assert reason in why_not(*tensors)
+    assert reason in unsupported_reason(*tensors)
 
 
 @pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 1), True)])
 def test_supported_devices(capability, taken, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    reason = why_not(gpu_tensor())
+    reason = unsupported_reason(gpu_tensor())
     assert (reason is None) == taken
     assert taken or "compute capability 7.5 is older" in reason
 
 
 def test_without_triton_a_warning_comes_once(monkeypatch, device, recwarn):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "Triton is not installed" in why_not(gpu_tensor())
-    assert "Triton is not installed" in why_not(gpu_tensor())
+    assert "Triton is not installed" in unsupported_reason(gpu_tensor())
+    assert "Triton is not installed" in unsupported_reason(gpu_tensor())
     [warning] = recwarn.list
     assert 'pip install "triton<4,>=3.7"' in str(warning.message) and "slower" in str(warning.message)
