@@ -29,7 +29,7 @@ def find_compiler() -> str:
     if variable and len(words := variable.split()) > 1 and shutil.which(words[0]):
         raise LucidError(f"CXX={variable} contains compiler arguments, which are not supported. Set CXX to a name.")
     tried = f"CXX={variable}" if variable else ", ".join(COMPILERS)
-    raise LucidError(f"Building the plugin needs a C++17 compiler and none was found ({tried}). Install g++.")
+    raise LucidError(f"Building the plugin needs a C++17 compiler, and none was found ({tried}). Install g++.")
 
 
 def check_gcc(compiler: str) -> None:
