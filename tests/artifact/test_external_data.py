@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact import Artifact, check_external_data, open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 
@@ -36,6 +36,17 @@ def test_a_shape_that_its_bytes_do_not_have(artifact_copy: Path, dims: list[int]
         (artifact_copy / "lucid.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckFailed, match=f"weight .* its shape .* asks for {asks}. Export it again."):
         open_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "config.json"])
+def test_weights_in_another_file_are_refused(artifact_copy: Path, location: str) -> None:
+    path = artifact_copy / "decode.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.external_data)
+    next(entry for entry in weight.external_data if entry.key == "location").value = location
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(CheckFailed, match=f"lies in '{location}', outside the artifact's weights.bin"):
+        check_external_data(path)
 
 
 @pytest.mark.parametrize("form", ["matmulnbits", "qdq"])
