@@ -97,7 +97,7 @@ class Finished:
 
     @property
     def failed(self) -> bool:
-        """Whether the model failed on it, so that its cache is not kept."""
+        """Whether the model failed on it; its cache is then dropped."""
         return self.reason == "error"
 
 

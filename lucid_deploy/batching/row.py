@@ -35,7 +35,7 @@ class Row:
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
         pending: Logits ``(vocab,)`` that wait for the guide's mask; None: nothing waits.
         pauses: How often it has waited so.
-        resume_at: Number of the step before which it does not go on.
+        resume_at: Number of the step at which it may resume.
     """
 
     number: int

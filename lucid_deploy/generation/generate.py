@@ -133,7 +133,7 @@ class Conversation:
     """Answers the turns of a conversation: each prompt mostly begins with the one before and its answer.
 
     Caches are cut back to where two texts begin to differ. Those that cannot be cut (a state, or a window that has
-    dropped rows) start from the end of the last prompt, or anew.
+    dropped rows) start from the end of the last prompt, or from an empty cache.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _THREADS = 4
-COMPILED = 16  # grammars that are kept; each holds its lexer's states
+COMPILED = 16  # compiled grammars that are cached; each holds its lexer's states
 # Processor time that the masks of one answer may take. A JSON schema takes 0.01 to 1 ms a token (docs/serving.md); a
 # grammar with many readings of one text takes a time that grows with the square of the text's length.
 MASK_SECONDS = 2.0

@@ -20,7 +20,7 @@ class PrefixStore:
 
     A stored cache is exact for any text with the same beginning, because K and Y of a token depend on no later token. A
     cache that cannot be cut back (a layer keeps a state, or a window that is full) is found only by texts that begin
-    with all of its text, so beginnings of a text are kept beside it.
+    with all of its text, so beginnings of a text are stored as well.
 
     Entries have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
     what another has asked.

@@ -61,7 +61,7 @@ class TextStream:
             return self._release(len(self._held), text)
         if len(self._held) < _HELD:
             return ""
-        # The last character may still become one, what lies before its bytes will not. Cut between characters.
+        # Only the last character may still be completed, so cut between characters before its bytes.
         for count in range(len(self._held) - _LONGEST_CHARACTER + 1, 0, -1):
             first = self._text(self._held[:count])
             if text.startswith(first):

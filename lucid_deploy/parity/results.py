@@ -206,7 +206,7 @@ class Verification:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """Every check there is, in order: those that were not made say why, so that nobody takes them for passed."""
+        """Every check there is, in order; those that were not made say why."""
         made = {check.name: check for check in self.artifact_checks}
         if not self.comparisons:
             missing = [name for name in (*ARTIFACT_CHECKS, "tensors", "free generation", "causes") if name not in made]

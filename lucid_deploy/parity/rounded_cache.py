@@ -15,10 +15,10 @@ largest magnitude. Only rows count that zeros would not pass (:mod:`.gate`); if 
 state is kept in floating point, without scales, and has no size to judge.
 
 **Reading.** The rounding error of the cache hides faults in reading that are smaller: keys read 1 % too small change no
-size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models go on from the
-same stored rows, those of the float64 run that rounds its cache. Nothing rounds between these rows and the logits, so
-the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which are known
-after the last tokens alone (:data:`~lucid_deploy.parity.record.STATES`).
+size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models continue from
+the same stored rows, those of the float64 run that rounds its cache. Nothing rounds between these rows and the
+logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which
+are known after the last tokens alone (:data:`~lucid_deploy.parity.record.STATES`).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.parity.targets import CallCounter
 
-# Of a step; float32 arithmetic in the quantizer may move a number that lies half way.
+# Of a step: float32 arithmetic in the quantizer may round a number half way between two steps to either.
 _SLACK = 1e-3
 # Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
 _SCALE_SLACK, _DISTANCE_SLACK = 1 - 2.0**-7, 1e-5
@@ -218,7 +218,7 @@ def _asymmetric_difference(
 ) -> str | None:
     """Check numbers with zero points or offsets.
 
-    Within the numbers' range every element is half a step off at most. What lies beyond is clipped: by two steps at
+    Within the numbers' range every element is half a step off at most. Elements beyond it are clipped: by two steps at
     most, since the range of a block is fitted to it. In half precision the scale is rounded after the numbers.
     """
     tensor, half = record.tensors[name], 1 << (record.bits_of(name) - 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-TABLE_LAYERS = 12  # with more layers, a row of a table stands for several
+TABLE_LAYERS = 12  # with more layers, a row of the table is the worst of several
 DIVERGENCES = 10  # listed one by one; the JSON has all
 COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
 CLASSES = {"near-tie": "a near-tie", "real": "[red]real[/]", "not judged": "[yellow]not judged[/]"}
@@ -60,7 +60,7 @@ def check_lines(checks: Sequence[Check]) -> Iterator[str]:
     for check in checks:
         if not check.done:
             missing.setdefault(check.detail.rstrip("."), []).append(check.name)
-    reasons: dict[str, list[str]] = {}  # by names, so that names with several reasons stand once
+    reasons: dict[str, list[str]] = {}  # by names, so that names with several reasons are listed once
     for reason, names in missing.items():
         reasons.setdefault(", ".join(dict.fromkeys(names)), []).append(reason)
     if reasons:

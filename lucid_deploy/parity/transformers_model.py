@@ -63,7 +63,7 @@ class TransformersModel:
 
     @property
     def reference(self) -> Reference:
-        """What a candidate is then held against."""
+        """This model, as a reference for reports."""
         words = f"transformers' {self.class_name} in float64 with eager attention"
         return Reference(KIND, words, independent=True)
 

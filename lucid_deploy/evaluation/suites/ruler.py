@@ -57,7 +57,7 @@ class Generators:
         tokenizer: Measures lengths.
         haystack: The text that needles are hidden in.
         data: A directory with ``nltk_data`` and SQuAD.
-        seed: Of Python's and NumPy's random numbers, for each task and length anew.
+        seed: Of Python's and NumPy's random numbers; each task and length starts from it.
 
     Raises:
         LucidError: A package of the extra eval is not installed.
