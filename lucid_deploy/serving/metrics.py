@@ -14,7 +14,7 @@ BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 GAUGES = {
     "queue_length": "Generations that wait for a row.",
-    "active_rows": "Generations that run.",
+    "active_rows": "Generations that run, or wait for the mask of their grammar.",
     "rows": "Generations that can run at once.",
     "cache_tokens": "Tokens in the caches of running generations.",
     "prefix_cache_tokens": "Tokens stored for prompts with the same beginning.",

@@ -40,11 +40,6 @@ def template(name: str = "hermes") -> ChatTemplates:
     return templates(default=TEMPLATES[name])
 
 
-def test_without_tools_nothing_changes(tokenizer: TextTokenizer) -> None:
-    for fields in ({}, {"tools": []}, {"tools": [TIME], "tool_choice": "none"}, {"tool_choice": "auto"}):
-        assert tool_use_of(read(**fields), template(), tokenizer) is None
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_tools_make_a_constraint(name: str, tokenizer: TextTokenizer) -> None:
     use = tool_use_of(read(tools=[WEATHER, TIME]), template(name), tokenizer)
