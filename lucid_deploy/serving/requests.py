@@ -41,8 +41,8 @@ from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 USUAL_ROLES = ("system", "user", "assistant", "tool")
-SAMPLED = ("temperature", "top_k", "top_p", "seed", "min_p")
-SAMPLED += ("presence_penalty", "frequency_penalty", "repetition_penalty")
+PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+SAMPLED = ("temperature", "top_k", "top_p", "seed", "min_p", *PENALTIES)  # fields as Sampling has them
 PromptItems = str | list[int]
 Kind = Literal["completion", "chat", "response", "solve"]  # of request
 

@@ -157,7 +157,7 @@ class RequestTrace:
         assert self._request is not None  # it came before any event
         job, at = self._request.job, times.at
         prompt = {"lucid.prompt_tokens": len(job.prompts[times.row // job.n]), "lucid.reused_tokens": times.reused}
-        phases = {
+        phases: dict[str, tuple[str, str, dict[str, Any]]] = {
             "queue": ("queue", "prefill", {}),
             "prefill": ("prefill", "decode", prompt),
             "decode": ("decode", "end", {"lucid.new_tokens": self._tokens.get(times.row, 0)}),
