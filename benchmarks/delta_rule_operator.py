@@ -24,7 +24,7 @@ from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE, VERSION
-from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
+from lucid_deploy.runtimes.passes.own_operators import use_linear_attention
 
 ort = import_onnxruntime()
 CORRELATION = 0.9

@@ -22,7 +22,7 @@ from library_products import LIBRARY, STANDARD, Array, check, race, sessions
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, has_dots
-from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_matmul
+from lucid_deploy.runtimes.passes.library_kernels import use_quantized_matmul
 
 ELEMENTS = 48 * 1024 * 2816  # of all weights of a graph
 

@@ -23,7 +23,7 @@ from library_products import LIBRARY, STANDARD, check, race, sessions
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
-from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
+from lucid_deploy.runtimes.passes.library_kernels import use_weight_matmul
 
 ELEMENTS = 24 * 1024 * 2816  # of all weights of a graph
 MATMUL, GEMM = "MatMul", "Gemm"

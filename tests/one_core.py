@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from lucid_deploy.runtimes.onnxruntime.arena import release_arena
+from lucid_deploy.runtimes.onnxruntime.graph import release_arena
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
+from lucid_deploy.runtimes.session import Array, NewTokens, Session
 from lucid_deploy.runtimes.torch.threads import torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
@@ -43,13 +44,11 @@ class TransformersSession(Session[torch.Tensor]):
         """All of a prompt runs at once."""
         return sys.maxsize  # its attention has no fast form for part of a prompt
 
-    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
-        """Return keys and values of each layer."""
-        return [(k.float().numpy(), v.float().numpy()) for k, v in cache.layers]
+    def _to_array(self, tensor: CacheTensor, value: torch.Tensor) -> Array:
+        return value.float().numpy()
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
-        dtype = getattr(torch, self.dtype)
-        return [(torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype)) for k, v in layers]
+    def _from_array(self, tensor: CacheTensor, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(getattr(torch, self.dtype))
 
     def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
         mask = tokens.mask

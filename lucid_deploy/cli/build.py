@@ -112,6 +112,3 @@ def _show(report: BuildReport) -> None:
         plugin = ", ".join(f"{len(layers)} {name}" for name, layers in engine.plugin_layers.items()) or "none needed"
         table.add_row(engine.file, human_size(engine.size), str(built["layers"]), plugin, f"{built['seconds']:.1f}")
     console_out.print(table)
-    for stage, built in report.built.items():
-        if built["timings"] is not None:
-            show(f"{stage}: {built['timings']['reused']} times from the cache, {built['timings']['new']} new")

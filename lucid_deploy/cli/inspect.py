@@ -86,13 +86,6 @@ def _show(facts: dict[str, Any]) -> None:
         f"workspace {human_size(memory['workspace'])}, runtime {human_size(memory['runtime'])}; "
         f"in all {human_size(memory['total'])}. A prompt may take more while it runs: --prefill-chunk bounds that"
     )
-    more = memory["speculation"]
-    if more is not None:
-        show(
-            f"With --speculate: {human_size(more['total'])} in all, a draft model not counted. The third graph, which "
-            f"verifies drafts, takes {human_size(more['weights'])} more for weights and up to "
-            f"{human_size(more['workspace'])} more for the workspace"
-        )
 
 
 def _kernels(facts: dict[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _onnxruntime() -> str:
 
 
 def _openvino() -> str:
-    from lucid_deploy.runtimes.openvino.core import check_version, import_openvino
+    from lucid_deploy.runtimes.openvino.compiled_graph import check_version, import_openvino
 
     check_version(import_openvino().__version__)
     return "imports; runs what export --inline writes"

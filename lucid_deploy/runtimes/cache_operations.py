@@ -1,18 +1,18 @@
-"""What a batch has seen, and what can be done to it without running a model: begin, fork, cut back, read, put in.
+"""What a batch has seen, and what can be done with it without running a model: begin, fork, cut back, read, fill.
 
 Shapes: B batch, T tokens so far, KV key/value heads, D head width.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lucid_deploy.cache.layout import CacheLayout, check_truncation, first_tokens
-from lucid_deploy.cache.storage import check_arrays, decoded_layout
+from lucid_deploy.cache.layout import CacheLayout, CacheTensor, check_truncation, first_tokens
+from lucid_deploy.cache.storage import check_arrays, decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.description import LayerDescription
 
@@ -47,13 +47,23 @@ class Cache(Generic[Tensor]):
 class CacheOperations(ABC, Generic[Tensor]):
     """Caches of a model in a runtime's own kind of tensor.
 
+    A runtime whose tensors are not numpy arrays says by ``_to_array`` and ``_from_array`` how they become arrays.
+
     Attributes:
-        layers: What the model's layers are.
+        layers: Descriptions of the model's layers.
         layout: What they cache.
     """
 
     layers: tuple[LayerDescription, ...]
     layout: CacheLayout
+
+    def _to_array(self, tensor: CacheTensor, value: Tensor) -> Array:
+        """Return a cached tensor as an array in its stored form; it may share memory."""
+        return value  # type: ignore[return-value]
+
+    def _from_array(self, tensor: CacheTensor, array: Array) -> Tensor:
+        """Return an array in the stored form as a cached tensor; it may share memory."""
+        return array  # type: ignore[return-value]
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
         """Return the cache before the first token."""
@@ -71,6 +81,13 @@ class CacheOperations(ABC, Generic[Tensor]):
         """
         check_arrays(layers, self.layout, *mask.shape)
         return Cache(mask, self._layers_from_arrays(layers))
+
+    def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, ...]]:
+        """Return what is cached per layer, without scales, as numpy arrays: float32 for half types, else their own."""
+        return [
+            decode_layer([self._to_array(t, x) for t, x in zip(layout, layer, strict=True)], layout)
+            for layout, layer in zip(self.layout, cache.layers, strict=True)
+        ]
 
     def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
         """Return a second cache that goes on from here on its own. Growing tensors are shared, not copied."""
@@ -101,24 +118,23 @@ class CacheOperations(ABC, Generic[Tensor]):
         """Whether :meth:`truncate` copies nothing."""
         return False
 
-    @abstractmethod
-    def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, ...]]:
-        """Return what is cached per layer, without scales, as numpy arrays: float32 for half types, else their own."""
+    def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[tuple[Tensor, ...]]:
+        """Return a cache's layers with the first tokens only, as stored, so that nothing is rounded twice."""
 
-    def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[Any]:
-        """Return a cache's layers with the first tokens only; where that is free, more may stay behind them."""
-        layers = zip(self.layout, self.layer_arrays(cache), strict=True)
-        return self._layers_from_arrays(
-            [
-                tuple(
-                    first_tokens(t, x, length, cache.mask) for t, x in zip(decoded_layout(layer), arrays, strict=True)
-                )
-                for layer, arrays in layers
-            ]
-        )
+        def cut(tensor: CacheTensor, value: Tensor) -> Tensor:
+            # A copy: the first rows of one row and head are contiguous, and would keep the whole tensor's memory.
+            return self._from_array(
+                tensor, first_tokens(tensor, self._to_array(tensor, value), length, cache.mask).copy()
+            )
 
-    @abstractmethod
-    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> list[tuple[Tensor, ...]]: ...
+        return [tuple(map(cut, layout, layer)) for layout, layer in zip(self.layout, cache.layers, strict=True)]
+
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> list[tuple[Tensor, ...]]:
+        """Convert what :meth:`layer_arrays` gives back to a cache's layers."""
+        return [
+            tuple(map(self._from_array, layout, encode_layer(arrays, layout)))
+            for layout, arrays in zip(self.layout, layers, strict=True)
+        ]
 
 
 def empty_arrays(layers: tuple[LayerDescription, ...], batch: int) -> list[tuple[Array, ...]]:

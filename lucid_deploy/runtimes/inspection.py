@@ -1,4 +1,4 @@
-"""What is inside an artifact, and how much memory it needs; reads headers and graphs only."""
+"""Describe an artifact and the memory it needs, from headers and graphs only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_p
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of, summarize
 from lucid_deploy.plugins.table import DOMAIN
-from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
-from lucid_deploy.runtimes.session import MOST, STEP_TOKENS
+from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
 _SCORE_TENSORS = 4  # scores, their exponentials and what is in between
@@ -23,11 +22,6 @@ _DECODED = 4  # K and Y of a layer in float32, before and after their scales
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
     """Describe an artifact as plain data."""
     manifest = artifact.manifest
-    context = context or manifest.config.max_position_embeddings
-    memory = {
-        **memory_needed(artifact, batch, context),
-        "speculation": memory_of_speculation(artifact, batch, context),
-    }
     return {
         "artifact": str(artifact.directory),
         "model": manifest.config.to_dict(),
@@ -53,20 +47,16 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "weight_types": weight_types(artifact),
         "kernels": describe_kernels(),
         "graphs": {stage: _graph(artifact, stage) for stage in manifest.graphs},
-        "memory": memory,
+        "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
     }
 
 
 def summary(artifact: Artifact) -> str:
     """Return the model and the form of the artifact in one line."""
     manifest = artifact.manifest
-    cache = (
-        f"{manifest.cache} cache"
-        if manifest.cache_dtype == manifest.dtype
-        else (f"{manifest.cache} cache in {manifest.cache_dtype}")
-    )
+    cache_dtype = "" if manifest.cache_dtype == manifest.dtype else f" in {manifest.cache_dtype}"
     form = ", inlined graphs" if manifest.inline else ""
-    return f"{summarize(manifest.config)}, {manifest.dtype}, {cache}{form}"
+    return f"{summarize(manifest.config)}, {manifest.dtype}, {manifest.cache} cache{cache_dtype}{form}"
 
 
 def remarks(artifact: Artifact) -> list[str]:
@@ -119,12 +109,10 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
-    Weights count once, since both graphs read one mapping of the file; a small model's count three times, since each
-    graph keeps a packed copy, and so do quantized weights of any model. With the library of kernels decoding keeps none
-    of floats, and with AVX-512 VNNI no graph keeps one of quantized weights, which is not counted off. A growing cache
-    exists twice while a token is computed, the past of all layers and their present. A static one exists once, and one
-    layer twice while rows move into larger buffers. One in another type than the model's is brought to float32 one
-    layer at a time.
+    Weights count once, since both graphs read one mapping of the file, and besides as each graph's packed copy, which
+    small models and quantized weights have. A growing cache exists twice while a token is computed, a static one once,
+    and one of its layers twice while rows move into larger buffers. A cache of another type than the model's is
+    converted to float32 one layer at a time.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)
@@ -134,9 +122,10 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         elements = [math.prod(t.batch_shape(batch, context)) for layer in layout for t in layer]
         decoded = 4 * _DECODED * max(elements)
     moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
-    weights = int(artifact.manifest.files[WEIGHTS]["size"])
-    workspace = _scores(artifact, batch, context) + decoded
-    packed = 2 * _packed(artifact)
+    weights = int(manifest.files[WEIGHTS]["size"])
+    packed = 2 * (weights if weights <= PACK_LIMIT else quantized_size(artifact))
+    heads = artifact.config.num_attention_heads + artifact.config.num_key_value_heads
+    workspace = _SCORE_TENSORS * 4 * batch * context * heads + decoded  # scores of one layer in float32
     return {
         "batch": batch,
         "context": context,
@@ -151,43 +140,11 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     }
 
 
-def memory_of_speculation(artifact: Artifact, batch: int, context: int) -> dict[str, int] | None:
-    """Return the bytes that a session which verifies drafts needs beside those of :func:`memory_needed`.
-
-    Its third graph keeps one more packed copy of the weights, as each graph does; with the library of kernels none of
-    floats, nor of quantized weights with AVX-512 VNNI, which is not counted off. A step computes up to 16 tokens of a
-    row and 32 of a batch, and holds the scores of them all. A draft model is an artifact of its own: not counted.
-
-    Returns:
-        ``weights``, ``workspace``, and ``total``: all that the session needs. None if drafts cannot be verified with
-        the artifact.
-    """
-    if artifact.drafts_unsupported_reason is not None:
-        return None
-    tokens = max(batch, min(MOST * batch, STEP_TOKENS))  # of a step; without drafts, one of each row
-    weights, workspace = _packed(artifact), _scores(artifact, tokens - batch, context)
-    total = memory_needed(artifact, batch, context)["total"] + weights + workspace
-    return {"weights": weights, "workspace": workspace, "total": total}
-
-
-def _packed(artifact: Artifact) -> int:
-    """Return the bytes of the copy of weights that each graph on the CPU keeps."""
-    weights = int(artifact.manifest.files[WEIGHTS]["size"])
-    return weights if weights <= PACK_LIMIT else quantized_size(artifact)
-
-
-def _scores(artifact: Artifact, tokens: int, context: int) -> int:
-    """Return the bytes of what is computed of so many new tokens' scores in one layer: float32, for each head."""
-    config = artifact.config
-    return _SCORE_TENSORS * 4 * tokens * context * (config.num_attention_heads + config.num_key_value_heads)
-
-
 def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
-
     info = artifact.manifest.graphs[stage]
     model = artifact.graph(stage)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
-    if not all(isinstance(name, str) for name in operators):  # protobuf returns the bytes of what is not UTF-8
+    if not all(isinstance(name, str) for name in operators):  # protobuf returns bytes for what is not UTF-8
         raise ValueError("the name of an operator is not text")
     return {
         "file": info.file,

@@ -1,4 +1,4 @@
-"""Open an artifact in a runtime, after a check that the runtime can do what is asked of it."""
+"""Open an artifact in a runtime, after checking that the runtime supports the options and the artifact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
-_EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation"})  # options that every runtime heeds
+_EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation"})  # options that every runtime supports
 
 
 def open_session(
@@ -40,27 +40,24 @@ def open_session(
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     _check_artifact(can, wanted, opened)
     chosen.check_installed(wanted)
-    with unchanged(opened):  # graphs of two exports would answer, and wrongly
+    with unchanged(opened):  # graphs of two exports together would give wrong answers
         session = chosen.open(opened, wanted)
     from lucid_deploy.runtimes.cache_operations import CacheOperations  # imported anyway once one is open
 
     if not isinstance(session, CacheOperations):  # a session's base
-        raise LucidError(f"{_title(wanted)} opened no Session, but {session!r}. Mend its open().")
+        raise LucidError(f"open() of {_title(wanted)} returned {session!r}, not a Session.")
     record = opened.manifest.quantization
     session.rounded_inputs = None if record is None else record.rounded_inputs(session.capabilities.rounds_activations)
     return session
 
 
 def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
-    """Check what can be told without loading: that a runtime takes the options and the artifact.
+    """Check without loading that a runtime supports the options and the artifact, as :func:`open_session` does.
 
     Args:
         artifact: The opened artifact.
         options: How it is to be run.
         here: Whether on this machine, so that the runtime's packages must be installed.
-
-    Raises:
-        LucidError: As :func:`open_session`.
     """
     chosen, wanted, can = _choose(options)
     _check_artifact(can, wanted, artifact)
@@ -89,8 +86,9 @@ def _choose(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilit
     _check_options(chosen, wanted)
     can = chosen.capabilities(wanted)
     if not isinstance(can, Capabilities):
-        raise LucidError(f"{_title(wanted)} declares no Capabilities, but {can!r}. Mend its capabilities().")
-    _check_device(can, wanted)
+        raise LucidError(f"capabilities() of {_title(wanted)} returned {can!r}, not Capabilities.")
+    if not is_device(wanted.device, can.devices):
+        raise LucidError(_device_error(can, wanted))
     return chosen, wanted, can
 
 
@@ -103,61 +101,47 @@ def _check_options(runtime: Runtime, options: RuntimeOptions) -> None:
             )
 
 
-def _check_device(can: Capabilities, options: RuntimeOptions) -> None:
-    if is_device(options.device, can.devices):
-        return
+def _device_error(can: Capabilities, options: RuntimeOptions) -> str:
     elsewhere = [
         other.name
         for other in built_in_runtimes()
         if is_device(options.device, other.capabilities(RuntimeOptions()).devices)
     ]
-    remedy = f" For it there is --runtime {_listed(elsewhere)}, or onnxruntime's --provider." if elsewhere else ""
-    raise LucidError(f"{_title(options)} runs on {_listed(can.devices)}, not on {options.device!r}.{remedy}")
+    remedy = f" Choose --runtime {_listed(elsewhere)}, or onnxruntime's --provider." if elsewhere else ""
+    return f"{_title(options)} runs on {_listed(can.devices)}, not on {options.device!r}.{remedy}"
 
 
 def _check_artifact(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
-    manifest = artifact.manifest
+    manifest, title, path = artifact.manifest, _title(options), artifact.directory
     for kind, what, accepted, option in (
         (manifest.dtype, "models in", can.dtypes, "--dtype"),
         (manifest.cache, "caches that are", can.caches, "--cache"),
     ):
         if kind not in accepted:
             raise LucidError(
-                f"{_title(options)} runs {what} {_listed(accepted)}, and {artifact.directory} has {kind}. Export with "
-                f"{option} {_listed(accepted)}, or choose another --runtime."
+                f"{title} runs {what} {_listed(accepted)}, and {path} has {kind}. Export with {option} "
+                f"{_listed(accepted)}, or choose another --runtime."
             )
-    _check_form(can, options, artifact)
-    _check_layers(can, options, artifact)
-    if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
-        kept = _listed(("the model's type", *can.cache_dtypes))
+    if manifest.graph_form not in can.graphs:
+        has, remedy = "functions that it does not know", "with --inline"
+        if manifest.inline:
+            has, remedy = "none of the operators that it has kernels for, since they were inlined", "without --inline"
         raise LucidError(
-            f"{_title(options)} keeps the cache in {kept}, and that of "
-            f"{artifact.directory} is in {manifest.cache_dtype}. Export with --cache-dtype auto, or choose another "
-            "--runtime."
+            f"{title} cannot run the graphs of {path}: they have {has}. Export {remedy}, or choose another --runtime."
         )
-
-
-def _check_form(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
-    if artifact.manifest.graph_form in can.graphs:
-        return
-    has, remedy = "functions that it does not know", "with --inline"
-    if artifact.manifest.inline:
-        has, remedy = "none of the operators that it has kernels for, since they were inlined", "without --inline"
-    raise LucidError(
-        f"{_title(options)} cannot run the graphs of {artifact.directory}: they have {has}. Export {remedy}, or choose "
-        "another --runtime."
-    )
-
-
-def _check_layers(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
-    for index, layer in enumerate(artifact.manifest.layers):
+    for index, layer in enumerate(manifest.layers):
         for tensor in layer.cache:
             if tensor.sort not in can.cache_sorts:
                 raise LucidError(
-                    f"{_title(options)} keeps cached tensors of the sort {_listed(can.cache_sorts)}; {tensor.name} of "
-                    f"layer {index} ({layer.kind}) in {artifact.directory} is of the sort {tensor.sort}. Choose "
-                    "another --runtime."
+                    f"{title} keeps cached tensors of the sort {_listed(can.cache_sorts)}; {tensor.name} of layer "
+                    f"{index} ({layer.kind}) in {path} is of the sort {tensor.sort}. Choose another --runtime."
                 )
+    if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
+        types = _listed(("the model's type", *can.cache_dtypes))
+        raise LucidError(
+            f"{title} keeps the cache in {types}, and that of {path} is in {manifest.cache_dtype}. Export with "
+            "--cache-dtype auto, or choose another --runtime."
+        )
 
 
 def _title(options: RuntimeOptions) -> str:

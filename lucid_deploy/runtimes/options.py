@@ -12,7 +12,7 @@ from lucid_deploy.processors import allowed_threads
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 KERNELS = ("auto", "functions", "library")
 ABLATIONS = ("preconditioner", "keys")  # of model.ablation
-MOST_THREADS = 1024  # runtimes start whatever number they are told, until the machine gives way
+MOST_THREADS = 1024  # runtimes start any number of threads, until the machine gives way
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class RuntimeOptions:
 
     @property
     def thread_count(self) -> int | None:
-        """Threads to tell a runtime: those asked for, or as many as this process may use of the machine's.
-
-        None lets the runtime choose, where the process may use all of the machine.
-        """
+        """Threads for the runtime: the option, or the process's limit; None, where it may use the whole machine."""
         return self.threads or allowed_threads()
 
     def given(self) -> dict[str, Any]:

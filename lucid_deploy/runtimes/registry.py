@@ -1,4 +1,4 @@
-"""All runtimes by name: those of this package, those that other packages bring, and those a program registers."""
+"""All runtimes by name: those of this package, of other packages, and those that a program registers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def register_runtime(runtime: Runtime) -> None:
         reference = "my_package.my_module:RUNTIME"
 
     Raises:
-        LucidError: The name is taken, or it is no runtime or declares what there is not.
+        LucidError: The name is taken, or the runtime is not as :class:`Runtime` describes it.
     """
     check_declared(runtime)
     if runtime.name in runtime_names():
@@ -34,10 +34,10 @@ def register_runtime(runtime: Runtime) -> None:
 
 
 def unregister_runtime(name: str) -> None:
-    """Forget a runtime that :func:`register_runtime` made known.
+    """Undo :func:`register_runtime`.
 
     Raises:
-        LucidError: It did not.
+        LucidError: No such runtime was registered.
     """
     if _registered.pop(name, None) is None:
         raise LucidError(f"No runtime {name} was registered in this process.")
@@ -60,14 +60,16 @@ def find_runtime(name: str) -> Runtime:
         name: One of :func:`runtime_names`; ``auto`` is onnxruntime.
 
     Raises:
-        LucidError: It is not known, two packages bring one of this name, or the package that brings it is broken. A
-            package cannot replace a runtime of ours.
+        LucidError: It is not known, two packages have one of this name, or its package is broken. A
+            package cannot replace a built-in runtime.
     """
     name = DEFAULT if name == AUTO else name
     if name in _registered:
         return _registered[name]
     if name in BUILT_IN:
-        return _built_in(name)
+        module = importlib.import_module(f"lucid_deploy.runtimes.{name}.runtime")
+        runtime: Runtime = module.RUNTIME
+        return runtime
     found = load_plugin(GROUP, name, Runtime, "runtime")  # type: ignore[type-abstract]
     if found is None:
         raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")
@@ -78,8 +80,3 @@ def find_runtime(name: str) -> Runtime:
 def built_in_runtimes() -> tuple[Runtime, ...]:
     """Return the runtimes of this package."""
     return tuple(map(find_runtime, BUILT_IN))
-
-
-def _built_in(name: str) -> Runtime:
-    runtime: Runtime = importlib.import_module(f"lucid_deploy.runtimes.{name}.runtime").RUNTIME
-    return runtime

@@ -1,4 +1,4 @@
-"""What a runtime is to the rest of the program: a name, declared capabilities, and a way to open artifacts."""
+"""The interface of a runtime: a name, declared capabilities, and a way to open artifacts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import importlib.util
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.errors import LucidError, missing_package
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
     from lucid_deploy.artifact import Artifact
-    from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
 
+Graph: TypeAlias = "Callable[[Mapping[str, np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]]"
 _NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -34,7 +35,7 @@ class Capabilities:
         caches: Kinds of cache that an artifact may have.
         graphs: Forms of graphs: ``functions``, with our operators as functions that the file defines, and ``inline``,
             as ``export --inline`` writes them.
-        cache_dtypes: Types that its cache may have beside the model's own.
+        cache_dtypes: Types that its cache may have besides the model's own.
         cache_sorts: Sorts of tensors that layers may cache, see :mod:`lucid_deploy.cache.layout`.
         builds_engines: Whether it runs engines that ``lucid-deploy build`` made, with limits of rows and tokens chosen
             there.
@@ -63,17 +64,16 @@ class Capabilities:
     install: str = ""
 
     def __post_init__(self) -> None:
-        """Check that lists are lists: a lone text would be read letter by letter.
+        """Check that lists are lists: a string would be read letter by letter.
 
         Raises:
             LucidError: One is not.
         """
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.type == "tuple[str, ...]" and (
-                not isinstance(value, Sequence | Set) or isinstance(value, str) or not all(map(_is_text, value))
-            ):
-                raise LucidError(f"{item.name} of a runtime's Capabilities must be a list of texts, not {value!r}.")
+            is_list = isinstance(value, Sequence | Set) and not isinstance(value, str)
+            if item.type == "tuple[str, ...]" and not (is_list and all(isinstance(each, str) for each in value)):
+                raise LucidError(f"{item.name} of a runtime's Capabilities must be a list of strings, not {value!r}.")
 
 
 class Runtime(ABC):
@@ -84,8 +84,8 @@ class Runtime(ABC):
 
     Attributes:
         name: As ``--runtime`` takes it: lower-case letters, digits and dashes.
-        description: What it is, in a line.
-        options: Those fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it heeds beyond ``device``
+        description: One line for people.
+        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it supports besides ``device``
             and ``allow_extrapolation``; others are refused before it is opened.
     """
 
@@ -115,7 +115,7 @@ class Runtime(ABC):
 
         Args:
             session: What :meth:`open` returned, or one made of a model.
-            artifact: What it runs, if it is known.
+            artifact: The artifact that it runs, if known.
 
         Raises:
             LucidError: They cannot be run; always, unless ``reads_layers`` is declared and this method is replaced.
@@ -123,10 +123,10 @@ class Runtime(ABC):
         raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
 
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-        """Return what runs a single graph once, from inputs by name to outputs by name.
+        """Return a function that runs a single graph, from inputs by name to outputs by name.
 
         Args:
-            model: The graph, its weights in it, in a form of ``graphs``.
+            model: The graph with its weights, in a form of ``graphs``.
             options: How it is to be run.
 
         Raises:
@@ -136,10 +136,10 @@ class Runtime(ABC):
         raise LucidError(f"Runtime {self.name} cannot run a graph by itself.")
 
     def check_installed(self, options: RuntimeOptions) -> None:
-        """Check that the packages are there, without importing them.
+        """Check that the packages are installed, without importing them.
 
         Raises:
-            LucidError: One is not; how to install it is said.
+            LucidError: One is not; the message says how to install it.
         """
         wanted = self.capabilities(options)
         for package in wanted.packages:
@@ -148,11 +148,10 @@ class Runtime(ABC):
 
 
 def check_declared(runtime: Any) -> None:
-    """Check what a runtime says of itself.
+    """Check a runtime's class, name, description and options.
 
     Raises:
-        LucidError: It is no object of a subclass of :class:`Runtime`, its name or description is none, or it heeds an
-            option that there is not.
+        LucidError: One is not as :class:`Runtime` describes it.
     """
     if not isinstance(runtime, Runtime):
         what = f"the class {runtime.__name__}" if isinstance(runtime, type) else repr(runtime)
@@ -161,13 +160,9 @@ def check_declared(runtime: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise LucidError(f"The name of a runtime must be lower-case letters, digits and dashes, not {name!r}.")
     if not isinstance(getattr(runtime, "description", None), str):
-        raise LucidError(f"Runtime {name} has no description: say in one line what it is.")
+        raise LucidError(f"Runtime {name} has no description: describe it in one line.")
     if unknown := sorted(set(runtime.options) - {item.name for item in fields(RuntimeOptions)}):
-        raise LucidError(f"Runtime {name} heeds {', '.join(unknown)}, which RuntimeOptions does not have.")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+        raise LucidError(f"Runtime {name} supports {', '.join(unknown)}, which RuntimeOptions does not have.")
 
 
 def is_installed(package: str) -> bool:

@@ -21,7 +21,7 @@ from lucid_deploy.model.description import LayerDescription, describe, drafts_un
 from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
 from lucid_deploy.runtimes.runtime import Capabilities
 
-__all__ = ["Array", "Cache", "InPlaceDecoding", "NewTokens", "Session", "Tensor", "empty_arrays"]
+__all__ = ["Array", "Cache", "InPlaceDecoding", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
 MOST = 16  # new tokens of one row in one call of Session.decode_several
 STEP_TOKENS = 32  # of all rows of a batch together: beyond, a step costs as much as the tokens that it runs
@@ -64,7 +64,7 @@ class NewTokens:
         return np.take_along_axis(logits, last[:, None, None], axis=1)
 
     def feed(self) -> dict[str, Array]:
-        """Return the graphs' inputs of these names."""
+        """Return the graphs' inputs for these tokens."""
         return {
             "input_ids": np.ascontiguousarray(self.input_ids),
             "attention_mask": self.mask.astype(np.int64),
@@ -72,12 +72,23 @@ class NewTokens:
         }
 
 
-class InPlaceDecoding(Protocol):
-    """Decoding in buffers of the caller's, which some sessions can do: no row is copied when a request starts.
+@dataclass(frozen=True)
+class Limits:
+    """The largest sizes that engines, or a provider's optimization profile, accept.
 
     Attributes:
-        layout: What the layers cache.
+        max_batch: Rows.
+        max_context: Tokens of a row, cached and new ones together; the length of a static cache's buffers.
+        prefill_chunk: New tokens of one prefill; longer prompts run in chunks.
     """
+
+    max_batch: int
+    max_context: int
+    prefill_chunk: int
+
+
+class InPlaceDecoding(Protocol):
+    """Decoding in buffers of the caller's, which some sessions can do: no row is copied when a request starts."""
 
     layout: CacheLayout
 
@@ -87,8 +98,8 @@ class InPlaceDecoding(Protocol):
         """Bind arrays to a step, which reads them and writes each row's N new tokens into its buffers.
 
         The arrays must outlive the binding. N = 1 is plain decoding; more tokens are those of
-        :meth:`Session.decode_several`. New rows are written from ``length`` on, which must leave room for all N. What
-        lies behind a row's tokens is padding, which nothing sees as long as the next step's length leaves it out.
+        ``Session.decode_several``. New rows are written from ``length`` on, which must leave room for all N. Whatever
+        lies behind a row's tokens is padding, and stays unseen as long as the next step's length leaves it out.
 
         Args:
             layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
@@ -100,7 +111,7 @@ class InPlaceDecoding(Protocol):
         ...
 
     def run_bound(self, binding: Any) -> Array:
-        """Run one step on what was bound; return logits, float ``(B, N, vocab)``."""
+        """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
         ...
 
 
@@ -110,15 +121,16 @@ class Session(CacheOperations[Tensor]):
     Attributes:
         config: The model's configuration.
         dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
-        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; mostly the same.
-        layers: What its layers are.
+        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; usually the same.
+        layers: Descriptions of its layers.
         layout: What they cache.
-        runtime: Name of what runs it, such as ``onnxruntime``.
+        runtime: Name of the runtime, such as ``onnxruntime``.
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         kernels: With onnxruntime on the CPU, what computes the operators of ``ai.lucid``: ``library`` or the graph's
             ``functions``; None elsewhere.
         capabilities: What the runtime can do, as it was opened.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        limits: The largest sizes that can be run; None: no limits but the model's.
         identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
         rounded_inputs: Type that the inputs of quantized products are rounded to as it runs, ``int8`` or ``fp8``; None:
             they are not. Sums in another order then change results by as much as that rounding.
@@ -144,18 +156,19 @@ class Session(CacheOperations[Tensor]):
         self.kernels: str | None = None
         self.capabilities = Capabilities() if capabilities is None else capabilities
         self.allow_extrapolation = allow_extrapolation
+        self.limits: Limits | None = None
         self.identity: str | None = None
         self.rounded_inputs: str | None = None
 
     def close(self) -> None:
-        """Give back what the session holds; it cannot be used any more. Most have nothing that waits for this."""
+        """Release what the session holds; it cannot be used any more. Most sessions need no call."""
 
     def release_memory(self) -> None:
-        """Give memory back that is only kept for later runs; they take as much anew. Most sessions keep none."""
+        """Return memory to the system that is only kept for later runs. Most sessions keep none."""
 
     @property
     def label(self) -> str:
-        """The runtime, for people, with what was chosen beside it."""
+        """The runtime, for people, with the provider or kernels that were chosen."""
         return self.runtime
 
     @property
@@ -188,8 +201,8 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def prefill_chunk(self) -> int:
-        """Tokens of a prompt that run at once where nobody says how many."""
-        return _PREFILL_CHUNK
+        """Tokens of a prompt that run at once unless the caller chooses."""
+        return _PREFILL_CHUNK if self.limits is None else self.limits.prefill_chunk
 
     def prefill(
         self,
@@ -205,7 +218,7 @@ class Session(CacheOperations[Tensor]):
             input_ids: Int64 ``(B, N)``, N ≥ 1.
             cache: Changed in place. If an error is raised between chunks, it holds the chunks that were done.
             mask: Bool ``(B, N)``, False at padding; None: no padding.
-            chunk: Run at most this many tokens at once, which bounds memory; None: all at once.
+            chunk: Run at most this many tokens at once, which bounds memory; None: as many as :attr:`limits` allow.
             progress: Called after each chunk with (tokens done, tokens in all).
 
         Returns:
@@ -218,10 +231,14 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         n = input_ids.shape[1]
         mask = _checked_mask(mask, input_ids)
-        chunk = _checked_chunk(chunk)
+        size = n if chunk is None else operator.index(chunk)
+        if size < 1:
+            raise LucidError(f"A prefill chunk must hold at least one token, not {size}.")
+        if self.limits is not None:
+            size = min(size, self.limits.prefill_chunk)
         logits: Array | None = None
-        for start in range(0, n, chunk or n):
-            part = slice(start, start + (chunk or n))
+        for start in range(0, n, size):
+            part = slice(start, start + size)
             new = self._advance("prefill", input_ids[:, part], mask[:, part], cache, 1)
             has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
             logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
@@ -255,7 +272,7 @@ class Session(CacheOperations[Tensor]):
         return drafts_unsupported_reason(self.layers) or f"runtime {self.runtime} decodes one new token at a time"
 
     def prepare_several(self) -> None:
-        """Load what :meth:`decode_several` needs; the first call of it does so otherwise.
+        """Load what :meth:`decode_several` needs; otherwise its first call does so.
 
         Raises:
             LucidError: The reason of :attr:`multi_token_unsupported_reason`.
@@ -301,16 +318,10 @@ class Session(CacheOperations[Tensor]):
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
         """Run new tokens after those in the cache, and add them to it, for the logits of all of them.
 
-        Args:
-            input_ids: Int64 ``(B, N)``, N ≥ 1.
-            cache: Changed in place.
-            mask: Bool ``(B, N)``, False at padding; None: no padding.
+        Arguments and errors are those of :meth:`prefill`.
 
         Returns:
             Logits, float ``(B, N, vocab)``; those at padding mean nothing.
-
-        Raises:
-            LucidError: As :meth:`prefill`.
         """
         input_ids = self._checked(input_ids, cache)
         mask = _checked_mask(mask, input_ids)
@@ -343,6 +354,7 @@ class Session(CacheOperations[Tensor]):
         return logits
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
+        """Return token ids as int64 after checking their type, shape, range, and the length of the context."""
         input_ids = np.asarray(input_ids)
         if input_ids.ndim != 2 or input_ids.shape[0] != cache.batch or not np.issubdtype(input_ids.dtype, np.integer):
             raise LucidError(
@@ -360,12 +372,14 @@ class Session(CacheOperations[Tensor]):
                 "another model's."
             )
         self.check_length(cache.length + input_ids.shape[1])
+        self._check_limits(cache.batch, cache.length + input_ids.shape[1])
         return input_ids.astype(np.int64, copy=False)
 
     @property
     def context_limit(self) -> int | None:
-        """Most tokens of a context; None with ``allow_extrapolation``, if the model's angles stay the same beyond."""
-        return None if self._extrapolates else self.config.max_position_embeddings
+        """Most tokens of a context; None if any length is permitted."""
+        own = [] if self._extrapolates else [self.config.max_position_embeddings]
+        return min([*own, *([] if self.limits is None else [self.limits.max_context])], default=None)
 
     @property
     def _extrapolates(self) -> bool:
@@ -374,7 +388,7 @@ class Session(CacheOperations[Tensor]):
     @property
     def batch_limit(self) -> int | None:
         """Most rows of a batch; None: any number."""
-        return None
+        return None if self.limits is None else self.limits.max_batch
 
     def check_length(self, tokens: int) -> None:
         """Check that a context of so many tokens is allowed.
@@ -392,6 +406,23 @@ class Session(CacheOperations[Tensor]):
                 f"{remedy}"
             )
 
+    def _check_limits(self, batch: int, tokens: int) -> None:
+        """Check that a batch fits :attr:`limits`."""
+        if self.limits is None:
+            return
+        for found, most, option, what in (
+            (batch, self.limits.max_batch, "--max-batch", "rows"),
+            (tokens, self.limits.max_context, "--max-context", "tokens"),
+        ):
+            if found > most:
+                raise LucidError(
+                    f"{self.label} runs up to {most} {what} here, not {found}. {self._limit_remedy(option, found)}"
+                )
+
+    def _limit_remedy(self, option: str, wanted: int) -> str:
+        """Say how a larger batch or context can be run, ``option`` being that of ``lucid-deploy build``."""
+        return "Choose another --runtime."
+
     @abstractmethod
     def _run(
         self, stage: str, tokens: NewTokens, layers: list[tuple[Tensor, ...]], keep: int
@@ -399,7 +430,7 @@ class Session(CacheOperations[Tensor]):
         """Run new tokens after those in the cache.
 
         Args:
-            stage: ``prefill``, ``decode`` (N = 1), or ``verify``, which is asked for only where
+            stage: ``prefill``, ``decode`` (N = 1), or ``verify``, which is only asked for where
                 ``multi_token_unsupported_reason`` is None.
             tokens: The new tokens.
             layers: The cache, as :attr:`Cache.layers`.
@@ -418,11 +449,3 @@ def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
     if mask.shape != input_ids.shape:
         raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
     return mask
-
-
-def _checked_chunk(chunk: Any) -> int | None:
-    """Return how many tokens of a prompt run at once; None: all."""
-    checked = None if chunk is None else operator.index(chunk)
-    if checked is not None and checked < 1:
-        raise LucidError(f"A prefill chunk must hold at least one token, not {checked}.")
-    return checked

@@ -100,7 +100,7 @@ def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None
         ("--logit-bias", "5=101", "The bias of token 5 must be -100 to 100, not 101"),
         ("--bad-word", "w1", "has no tokenizer.json"),
         ("--seed", "-1", "seed must be 0 or more"),
-        ("--device", "cuda", "For it there is --runtime torch"),
+        ("--device", "cuda", "Choose --runtime torch"),
     ],
 )
 def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: str, value: str, said: str) -> None:

@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
         plain = EngineFile("prefill.engine", 512, "", {}, {})
         engines = {"prefill": plain, "decode": engine}
         manifest = EngineManifest("tensorrt-rtx", "1.7", "0", (86,), Limits(2, 64, 16), False, {}, None, engines)
-        built = {stage: {"layers": 40, "seconds": 1.25, "timings": None} for stage in engines}
+        built = {stage: {"layers": 40, "seconds": 1.25} for stage in engines}
         return BuildReport(artifact.directory / "engines", manifest, built)
 
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.build.build_engines", build)

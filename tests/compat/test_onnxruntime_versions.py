@@ -20,7 +20,7 @@ import torch
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8
-from lucid_deploy.runtimes.onnxruntime.versions import has_quantize_linear
+from lucid_deploy.runtimes.onnxruntime.compatibility import has_quantize_linear
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.compat.environments import python_with
 from tests.compat.tried import BETWEEN, NEWEST, OLDEST, STATIC_FROM

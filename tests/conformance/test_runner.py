@@ -13,7 +13,7 @@ from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.conformance.runner import FAILED, NOT_RUN, PASSED, run_case, run_cases
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import Capabilities, Runtime, RuntimeOptions, register_runtime, unregister_runtime
-from lucid_deploy.runtimes.evaluated_graph import evaluated_graph
+from lucid_deploy.runtimes.torch.graph import evaluated_graph
 from tests.conformance.plain_kernels import PlainKernels
 from tests.conformance.wrong_kernels import PastOffByOne
 

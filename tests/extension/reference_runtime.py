@@ -6,7 +6,7 @@ from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.runtimes import Capabilities, Runtime, RuntimeOptions, Session
-from lucid_deploy.runtimes.session import Array, Cache, NewTokens
+from lucid_deploy.runtimes.session import Array, NewTokens
 
 Layers = list[tuple[Array, ...]]
 
@@ -19,13 +19,6 @@ class ReferenceSession(Session[Array]):
         self.identity = artifact.identity
         self._graphs = {stage: ReferenceEvaluator(str(artifact.graph_path(stage))) for stage in STAGES}
 
-    def layer_arrays(self, cache: Cache[Array]) -> list[tuple[Array, Array]]:
-        """See :meth:`Session.layer_arrays`."""
-        return [(k, y) for k, y in cache.layers]
-
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
-        return list(layers)
-
     def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
         feed = tokens.feed()
         for index, (k, y) in enumerate(layers):
@@ -35,17 +28,15 @@ class ReferenceSession(Session[Array]):
 
 
 class ReferenceRuntime(Runtime):
-    """See :class:`~lucid_deploy.runtimes.Runtime`."""
+    """Opens artifacts in it."""
 
     name = "reference"
     description = "ONNX's own evaluator, in numpy: slow, and nobody's kernels."
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
-        """See :meth:`Runtime.capabilities`."""
         return Capabilities(packages=("onnx",), install="onnx")
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> ReferenceSession:
-        """See :meth:`Runtime.open`."""
         return ReferenceSession(artifact, self.capabilities(options), options.allow_extrapolation)
 
 

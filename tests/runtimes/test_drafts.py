@@ -21,16 +21,14 @@ from tests.conftest import MIXED
 
 TWO_KINDS = {"lucid_layers": [0]}  # and a layer of standard attention
 RUNTIMES = [
-    ("torch", {}, {}),
-    ("onnxruntime", {"kernels": "functions"}, {}),
-    ("onnxruntime", {"kernels": "library"}, {}),
+    ("torch", {}, TWO_KINDS),
+    ("onnxruntime", {"kernels": "functions"}, TWO_KINDS),
+    ("onnxruntime", {"kernels": "library"}, TWO_KINDS),
     ("onnxruntime", {"kernels": "functions"}, {"cache": "static"}),
     ("onnxruntime", {"kernels": "library"}, {"cache": "static"}),
     ("onnxruntime", {"kernels": "library"}, {"cache": "static", "cache_dtype": "int8"}),
     ("onnxruntime", {"kernels": "functions"}, {"cache_dtype": "int8"}),
-    ("torch", {}, {"cache_dtype": "int8"}),
-    ("onnxruntime", {"kernels": "library"}, {"cache_dtype": "fp8"}),
-    ("openvino", {}, {"inline": True}),
+    ("openvino", {}, {"inline": True, **TWO_KINDS}),
 ]
 PROMPT, NEW = 40, 9
 RNG = np.random.default_rng(0)
@@ -48,7 +46,7 @@ def close(got, wanted, session):
 @pytest.fixture(params=RUNTIMES, ids=lambda p: "-".join([p[0], *p[1].values(), *map(str, p[2].values())]))
 def session(request, exported, built_library):
     runtime, options, stored = request.param
-    return open_session(exported(**stored, **TWO_KINDS)[1], runtime, **options)
+    return open_session(exported(**stored)[1], runtime, **options)
 
 
 def one_by_one(session, rows):

@@ -36,9 +36,7 @@ def verified(artifact: Artifact, checkpoint: Path) -> Any:
     [
         ("int8", "matmulnbits", "int8", "growing"),
         ("int4", "matmulnbits", "int8", "static"),
-        ("int4", "matmulnbits", "float", "growing"),
         ("int8", "qdq", "float", "growing"),
-        ("int4", "qdq", "int8", "growing"),
     ],
 )
 def test_the_runtime_computes_the_quantized_model(

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]
+
+
 CONFIGURATIONS: list[dict[str, Any]] = [
     {},
     {"attention_type": "llama"},
@@ -144,14 +146,14 @@ def test_prefill_refuses(exported: Exported, ids: np.ndarray, message: str) -> N
         session.prefill(ids, cache)
 
 
-@pytest.mark.parametrize("call", ["prefill", "prefill_all", "decode", "decode_several"])
-@pytest.mark.parametrize("mask", [np.ones((1, 1), bool), np.ones(2, bool), np.ones((2, 2), bool)])
-def test_a_mask_of_another_shape_is_refused(exported: Exported, call: str, mask: np.ndarray) -> None:
+def test_a_mask_of_another_shape_is_refused(exported: Exported) -> None:
     session = open_session(exported()[1])
     cache = session.empty_cache(2)
     session.prefill(np.array([[1, 2], [3, 4]]), cache)
-    with pytest.raises(LucidError, match=r"The mask is \(.*\), the token ids are \(2, 1\)"):
-        getattr(session, call)(np.array([[5], [6]]), cache, mask)
+    for call in (session.prefill, session.prefill_all, session.decode, session.decode_several):
+        for mask in (np.ones((1, 1), bool), np.ones(2, bool), np.ones((2, 2), bool)):
+            with pytest.raises(LucidError, match=r"The mask is \(.*\), the token ids are \(2, 1\)"):
+                call(np.array([[5], [6]]), cache, mask)
     assert cache.length == 2
 
 
@@ -201,3 +203,32 @@ def test_dynamic_scaling_does_not_go_beyond_the_models_context(make_checkpoint: 
     assert (scaled.context_limit, plain.context_limit) == (512, None)
     with pytest.raises(LucidError, match="with rope_scaling 'dynamic' the angles of all keys would change beyond"):
         scaled.prefill(np.zeros((1, 513), np.int64), scaled.empty_cache(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits, layers: None, "gave NoneType, not logits and layers"),
+        (lambda logits, layers: (logits[:, 0], layers), r"of shape \(2, 97\), not \(2, 1, 97\)"),
+        (
+            lambda logits, layers: (logits[..., 1:], layers),
+            r"of shape \(2, 1, 96\), not \(2, 1, 97\)",
+        ),
+        (lambda logits, layers: (logits.repeat(4, 1), layers), r"of shape \(2, 4, 97\), not \(2, 1, 97\)"),
+        (lambda logits, layers: (torch.tensor(logits), layers), "logits that are Tensor, not a numpy array"),
+        (lambda logits, layers: (logits, layers[1:]), "gave a cache of 1 layers, not of the model's 2 layers"),
+        (lambda logits, layers: (logits, None), "gave a cache of NoneType, not of the model's 2 layers"),
+    ],
+)
+def test_results_that_no_runtime_may_give_are_refused(
+    exported: Exported, change: Callable[..., Any], message: str
+) -> None:
+    """Sampling would take the last of several tokens' logits, at padding too, and decode from half a cache."""
+
+    class Wrong(TorchSession):
+        def _run(self, *given: Any) -> Any:
+            return change(*super()._run(*given))
+
+    session = Wrong(load_model(exported()[0], torch.float32))
+    with pytest.raises(CheckFailed, match=f"prefill of runtime torch .*{message}"):
+        session.prefill(np.full((2, 5), 7), session.empty_cache(2))

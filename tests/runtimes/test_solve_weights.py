@@ -44,8 +44,8 @@ def correlated_keys(n: int, width: int, correlation: float) -> np.ndarray[Any, A
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99])
-@pytest.mark.parametrize("n", [1, 2, 63, 129])
+@pytest.mark.parametrize("correlation", [0.0, 0.99])
+@pytest.mark.parametrize("n", [1, 129])
 def test_it_is_the_system_of_the_reference(n: int, correlation: float, training: bool) -> None:
     keys = 0.05 * correlated_keys(n, 36, correlation)  # so small that eps shows in training's diagonal
     values = np.random.default_rng(4).standard_normal((n, 36))

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import export
@@ -77,26 +76,6 @@ def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], 
     other = export(model, tmp_path / "artifact")
     with pytest.raises(LucidError, match="is a cache of another model"):
         load_cache(open_session(other, "torch"), path)
-
-
-def answers(session: Session[Any], prompts: list[list[int]], rows: int, **options: Any) -> tuple[list[list[int]], int]:
-    """Run prompts through a batcher; return the answers, and how many prompt tokens were not run again."""
-    batcher = Batcher(session, rows, **options)
-    found: dict[int, list[int]] = {}
-    for prompt in prompts:
-        found[batcher.submit(Request(prompt, 6, stop_at_eos=False))] = []
-        while options and not batcher.idle:  # one after the other
-            collect(batcher, found)
-    while not batcher.idle:
-        collect(batcher, found)
-    return list(found.values()), batcher.prompt_tokens_reused
-
-
-def collect(batcher: Batcher, found: dict[int, list[int]]) -> None:
-    for event in batcher.step():
-        assert not isinstance(event, Finished) or event.reason == "length", event
-        if isinstance(event, Token):
-            found[event.request].append(event.token)
 
 
 def test_what_cannot_take_states_refuses_by_name(artifact: Artifact) -> None:

@@ -1,17 +1,24 @@
-"""What sessions with a static cache share: buffers grow, hold each token once, and waiting rows keep their ring."""
+"""A static cache: buffers grow, hold each token once, stay where they are, and give what a growing cache gives."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import parse_config
-from lucid_deploy.runtimes import static_session
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes import graph_sessions as static_session
+from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession
 from lucid_deploy.runtimes.session import Array
-from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
+from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED, TINY
 
 
@@ -22,7 +29,7 @@ class Recorder(StaticSession):
         super().__init__(parse_config({**TINY, **MIXED}, "test"), "float32", "recorder")
         self.bound: list[int] = []
 
-    def _run_growing(self, stage: str, tokens: Any, layers: Any, keep: int) -> Any:
+    def _run_growing(self, tokens: Any, layers: Any, keep: int) -> Any:
         raise NotImplementedError
 
     def bind(self, layers: Any, mask: Array, input_ids: Array, positions: Array, length: Array) -> BoundStep:
@@ -140,3 +147,123 @@ def test_old_buffers_go_layer_by_layer(session: Recorder, monkeypatch: pytest.Mo
     monkeypatch.setattr(static_session, "new_buffer", noting)
     session.decode(np.array([[1]]), cache)
     assert alive[0] and not alive[-1]
+
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+ROOM = 16
+
+
+def step(
+    checkpoint: Path, dtype: torch.dtype, prompt: np.ndarray, token: np.ndarray
+) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Return PyTorch's logits after a prompt and one token, ``(1, V)``, and every layer's rows, ``(Hkv, N, D)``."""
+    session = TorchSession(load_model(Checkpoint(checkpoint), dtype, implementation="reference"))
+    cache = session.empty_cache(1)
+    session.prefill(prompt, cache)
+    logits = session.decode(token[None], cache)[0].astype(np.float64)
+    return logits, [[np.asarray(array[0], np.float64) for array in layer] for layer in session.layer_arrays(cache)]
+
+
+def test_steps_in_bound_buffers_are_decoding_steps(exported: Exported) -> None:
+    """Two rows of unlike lengths; the longer one is what a session's own cache gives."""
+    checkpoint, artifact = exported(cache="static")
+    session = open_session(artifact)
+    decoding = session.in_place
+    assert decoding is not None and decoding.layout == session.layout
+    prompts = [np.array([[5, 5, 5, 8, 5, 5, 9]]), np.array([[5, 5, 3]])]
+    caches = [session.empty_cache(1) for _ in prompts]
+    for prompt, cache in zip(prompts, caches, strict=True):
+        session.prefill(prompt, cache)
+    buffers = [
+        tuple(np.zeros((2, x.shape[1], ROOM, x.shape[3]), x.dtype) for x in layer)
+        for layer in session.layer_arrays(caches[0])
+    ]
+    for row, cache in enumerate(caches):
+        for layer, held in zip(buffers, session.layer_arrays(cache), strict=True):
+            for buffer, array in zip(layer, held, strict=True):
+                buffer[row, :, : cache.length] = array[0]
+    before = [tuple(buffer.copy() for buffer in layer) for layer in buffers]
+    length = np.array([cache.length for cache in caches])
+    ids, mask = np.array([[7], [5]]), np.ones((2, ROOM), np.int64)
+    binding = decoding.bind(buffers, mask, ids, length[:, None].copy(), length)
+    logits = decoding.run_bound(binding)
+    for row, cache in enumerate(caches):
+        steps = [step(checkpoint, dtype, prompts[row], ids[row]) for dtype in (torch.float64, torch.float32)]
+        (exact, rows), (rounded, rounded_rows) = steps
+        assert np.linalg.norm(logits[row] - exact) <= 4 * np.linalg.norm(rounded - exact)
+        session.decode(ids[row : row + 1], cache)
+        for i, (layer, old) in enumerate(zip(buffers, before, strict=True)):
+            for j, (buffer, then) in enumerate(zip(layer, old, strict=True)):
+                allowed = 4 * np.linalg.norm(rounded_rows[i][j] - rows[i][j])
+                assert np.linalg.norm(buffer[row, :, : cache.length] - rows[i][j]) <= allowed
+                assert np.array_equal(buffer[row, :, cache.length :], then[row, :, cache.length :])
+                assert np.array_equal(buffer[row, :, : cache.length - 1], then[row, :, : cache.length - 1])
+
+
+@pytest.fixture(params=["lucid", "opset 23"])
+def pair(request: pytest.FixtureRequest, exported: Exported) -> tuple[Session, Session]:
+    """The float64 reference, and the static session."""
+    changes = {"opset": 23} if request.param == "opset 23" else {}
+    checkpoint, artifact = exported(cache="static", **changes)
+    return TorchSession(load_model(checkpoint, torch.float64)), open_session(artifact)
+
+
+def tokens(count: int) -> np.ndarray:
+    ids = np.random.default_rng(0).integers(0, 97, (2, count))
+    ids[1, 30:80] = 5
+    return ids
+
+
+def close(got: np.ndarray, exact: np.ndarray) -> None:
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - exact) <= 1e-4 * np.linalg.norm(exact)
+
+
+def test_static_decode_agrees_across_moves_and_prefills(pair: tuple[Session, Session]) -> None:
+    """Left padding, decoding past the first buffer, prefill after decode, decode again."""
+    reference, static = pair
+    ids = tokens(330)
+    mask = np.ones((2, 20), bool)
+    mask[0, :6] = False
+    exact_cache, cache = reference.empty_cache(2), static.empty_cache(2)
+    close(static.prefill(ids[:, :20], cache, mask), reference.prefill(ids[:, :20], exact_cache, mask))
+    for position in [*range(20, 300), *range(310, 330)]:
+        if position == 310:
+            part = ids[:, 300:310]
+            close(static.prefill(part, cache, chunk=3), reference.prefill(part, exact_cache))
+        part = ids[:, position : position + 1]
+        close(static.decode(part, cache), reference.decode(part, exact_cache))
+    for ours, exact in zip(static.layer_arrays(cache), reference.layer_arrays(exact_cache), strict=True):
+        close(ours[0], exact[0])
+        close(ours[1], exact[1])
+
+
+def test_buffers_stay_where_they_are_and_are_written_in_place(pair: tuple[Session, Session]) -> None:
+    _, static = pair
+    cache = static.empty_cache(1)
+    static.prefill(tokens(10)[:1], cache)
+    static.decode(np.array([[3]]), cache)
+    before = [(k.ctypes.data, y.ctypes.data) for k, y in cache.layers]
+    contents = [(k.copy(), y.copy()) for k, y in cache.layers]
+    for _ in range(20):
+        static.decode(np.array([[4]]), cache)
+    assert [(k.ctypes.data, y.ctypes.data) for k, y in cache.layers] == before
+    for now, then in zip(cache.layers, contents, strict=True):
+        for array, old in zip(now, then, strict=True):
+            written = np.flatnonzero((array != old).any(axis=(0, 1, 3)))
+            assert written.tolist() == list(range(11, 31))  # the twenty new rows and no other
+
+
+def test_two_caches_of_one_session_do_not_mix(pair: tuple[Session, Session]) -> None:
+    reference, static = pair
+    ids = tokens(60)[1:]
+    first, second, exact = static.empty_cache(1), static.empty_cache(1), reference.empty_cache(1)
+    static.prefill(ids[:, :20], first)
+    static.prefill(ids[:, 20:40], second)
+    reference.prefill(ids[:, :20], exact)
+    for position in range(40, 60):
+        part = ids[:, position : position + 1]
+        static.decode(part, second)
+        close(static.decode(part, first), reference.decode(part, exact))

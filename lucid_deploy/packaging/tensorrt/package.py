@@ -218,25 +218,30 @@ def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
     import onnx
     import onnx_ir as ir
 
-    from lucid_deploy.runtimes.tensorrt import passes
+    from lucid_deploy.export.passes.attention_forms import (
+        decomposable_attention,
+        explicit_attention,
+        standard_attention,
+    )
+    from lucid_deploy.export.passes.plugin_nodes import name_plugins, strip_bodies
 
     prepared = prepare_graph(artifact, stage, artifact.config.max_position_embeddings)
     functions = ir.serde.deserialize_model(artifact.graph(stage))
     # Explicit always: onnxruntime refuses the attribute that lets TensorRT take Attention apart.
-    passes.standard_attention(functions)
+    standard_attention(functions)
     try:
-        passes.explicit_attention(functions)
+        explicit_attention(functions)
     except ValueError as error:
         raise LucidError(f"{artifact.graph_path(stage)} cannot be packaged for TensorRT: {error}.") from error
-    passes.name_plugins(functions)
+    name_plugins(functions)
     with_bodies = ir.serde.serialize_model(functions).SerializeToString()
     if form == "explicit":
         engine = functions
-        passes.strip_bodies(engine)
+        strip_bodies(engine)
     else:
         engine = ir.serde.deserialize_model(onnx.load_from_string(prepared.model))
-        passes.decomposable_attention(engine)
-        passes.name_plugins(engine)
+        decomposable_attention(engine)
+        name_plugins(engine)
     return StageGraphs(ir.serde.serialize_model(engine).SerializeToString(), with_bodies, prepared.plugin_nodes)
 
 

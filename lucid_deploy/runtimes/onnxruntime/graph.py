@@ -1,7 +1,12 @@
-"""One graph in onnxruntime on the CPU, without an artifact around it."""
+"""What all graphs on the CPU share: tensors on numpy's memory and one arena; and running a graph without an artifact.
+
+By default each session of onnxruntime has an arena of its own, which keeps what it once took. What a prompt's graph has
+left there is of no use to the graph that decodes, which takes as much again for the same cache.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +14,19 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.ort import import_onnxruntime
-from lucid_deploy.runtimes.evaluated_graph import Graph
-from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels
 from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.runtime import Graph
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime as ort
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_lock = threading.Lock()
+_keeper: ort.InferenceSession | None = None  # made with the arena, which lives as long as the process
+_KEEPER = '<ir_version: 8, opset_import: ["": 13]> keeper (float[1] x) => (float[1] y) { y = Neg(x) }'
 
 
 def ort_value(array: Array, dtype: str | None = None) -> Any:
@@ -24,18 +34,52 @@ def ort_value(array: Array, dtype: str | None = None) -> Any:
 
     What ``numpy()`` of the tensor gives is that memory too: it must not outlive the tensor.
     """
-    import onnx
-
     ort = import_onnxruntime()
     array = np.ascontiguousarray(array)
     if (dtype or array.dtype.name) == "float8_e4m3fn":
+        import onnx
+
         kind = onnx.TensorProto.FLOAT8E4M3FN
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), kind)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
+def use_arena(options: ort.SessionOptions) -> None:
+    """Let a session that is yet to be opened allocate in the shared arena."""
+    _the_keeper()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+def release_arena() -> None:
+    """Return regions of the arena without tensors to the system, 1 MiB to 1 GiB each. That takes a run of a graph."""
+    keeper, options = _the_keeper(), import_onnxruntime().RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    keeper.run(None, {"x": np.zeros(1, np.float32)}, options)
+
+
+def _the_keeper() -> ort.InferenceSession:
+    """Make the arena once; return the session that takes its first region, a small one, which is never released."""
+    global _keeper
+    with _lock:
+        if _keeper is None:
+            import onnx
+
+            ort = import_onnxruntime()
+            place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            ort.create_and_register_allocator(place, None)
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+            options.log_severity_level = 4  # what fails there is raised as well
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            model = onnx.parser.parse_model(_KEEPER).SerializeToString()
+            keeper = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            keeper.run(None, {"x": np.zeros(1, np.float32)})
+            _keeper = keeper
+        return _keeper
+
+
 def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """Return what runs a graph in onnxruntime on the CPU."""
+    """Return a function that runs a graph in onnxruntime on the CPU."""
     ort = import_onnxruntime()
     if options.provider != "cpu":
         raise LucidError("A single graph runs in onnxruntime on the CPU; leave --provider out.")
@@ -51,8 +95,7 @@ def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
         values = {name: ort_value(array) for name, array in feed.items()}
         found = session.run_with_ort_values(names, values)
-        return {
-            name: value.numpy().copy() for name, value in zip(names, found, strict=True)
-        }  # may be an input's memory
+        # Copies: an output may be the memory of an input
+        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
 
     return run

@@ -1,4 +1,4 @@
-"""The layers of an exported graph, one by one, in onnxruntime."""
+"""Run the layers of an exported graph one by one in onnxruntime."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_laye
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
+from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.graph import ort_value
-from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
-from lucid_deploy.runtimes.onnxruntime.widen_fp4 import retype_fp4
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array
 
@@ -33,15 +32,15 @@ _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
 
 class OrtLayers(Layers):
-    """Runs an artifact's own graphs, cut between the layers or only looked into.
+    """Runs an artifact's own graphs, cut between the layers or with more outputs.
 
     The graphs are changed in memory, the weights stay in the artifact's file. A graph is loaded when it is first run.
-    It is kept where the runtime reads the weights from the file, 1 to 4 MB a graph; where it makes a copy of them in
-    another type, in another layout or on another device, one graph at a time is.
+    Where onnxruntime reads the weights from the file, a graph takes 1 to 4 MB and all are kept; where it copies them
+    (into another type or layout, or to another device), only one is.
 
     Args:
         artifact: The opened artifact.
-        options: As the session that is explained has them.
+        options: Those of the session that is explained.
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
@@ -59,7 +58,7 @@ class OrtLayers(Layers):
     ) -> LayerStates:
         session = self._session("decode" if decode else "prefill", cut=residuals is not None)
         kinds = {item.name: item.type for item in session.get_inputs()}
-        cached = tokens.mask.shape[1] - tokens.input_ids.shape[1]
+        cached = tokens.past
         static = "cache_length" in kinds
         feed: dict[str, Array] = {"input_ids": tokens.input_ids, "position_ids": tokens.positions}
         if static:  # buffers that end behind the new row
@@ -89,7 +88,7 @@ class OrtLayers(Layers):
         found = {name: array.astype(np.float32) for name, array in found.items()}
         solving = [index for index, layer in enumerate(self.layers) if layer.solves]
         if solving and f"values.{len(solving) - 1}" not in found:
-            raise CheckFailed("The graph's solves are not to be found, so its layers cannot be explained.")
+            raise CheckFailed("The graph has no solves under their names, so its layers cannot be explained.")
         values = {index: found[f"values.{place}"] for place, index in enumerate(solving)}
         return LayerStates(
             residuals=[found[f"residual.{index}"] for index in range(len(self.layers) + 1)],
@@ -109,9 +108,9 @@ class OrtLayers(Layers):
     def _load(self, stage: str, cut: bool) -> ort.InferenceSession:
         import onnx
 
-        from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
-        from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_matmul
-        from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
+        from lucid_deploy.runtimes.passes.cut_layers import cut_layers
+        from lucid_deploy.runtimes.passes.library_kernels import use_quantized_matmul, use_weight_matmul
+        from lucid_deploy.runtimes.passes.own_operators import retype_fp4
 
         path, model = self._artifact.graph_path(stage), onnx.ModelProto()
         model.CopyFrom(self._artifact.graph(stage))
@@ -123,7 +122,7 @@ class OrtLayers(Layers):
             use_quantized_matmul(model)
         ort = import_onnxruntime()
         options = ort.SessionOptions()
-        options.log_severity_level = 4 if self._provider == "cpu" else 3  # what fails there raises in the same words
+        options.log_severity_level = 4 if self._provider == "cpu" else 3  # what fails on the CPU is raised as well
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))

@@ -1,6 +1,6 @@
-"""onnxruntime's execution providers: what a session asks for, and a check that it got it.
+"""onnxruntime's execution providers: what a session requests, and a check that it runs with it.
 
-onnxruntime goes on with the CPU when a provider does not start. Here that is an error.
+onnxruntime falls back to the CPU when a provider does not start. Here that is an error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,82 @@ from typing import Any
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.errors import LucidError, spelled_out
-from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
-from lucid_deploy.runtimes.tensorrt.manifest import FOLDER, file_facts, source_hashes
-from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
+from lucid_deploy.runtimes.session import Limits
+
+_CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+_GPU_PACKAGE = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+_RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
+_RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"  # of the package
+# Name on the command line: name in onnxruntime, how to get it.
+_KNOWN = {
+    "cpu": (CPU, 'pip install "lucid-deploy[cpu]"'),
+    "cuda": (_CUDA, _GPU_PACKAGE),
+    "tensorrt": ("TensorrtExecutionProvider", f'{_GPU_PACKAGE} "lucid-deploy[trt]"'),
+    "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", f"pip install {_RTX_PACKAGE}"),
+}
+
+
+@dataclass(frozen=True)
+class ProviderPlan:
+    """How a provider runs one stage.
+
+    Attributes:
+        graph: The file to load.
+        options: The provider's options.
+        limits: The largest sizes its optimization profile takes; None: any.
+    """
+
+    graph: Path
+    options: dict[str, str]
+    limits: Limits | None = None
+
+
+def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
+    """Return how a provider runs a stage.
+
+    The TensorRT providers get the optimization profile of ``lucid-deploy build``, so that no new shape makes them build
+    again, and keep what they built or compiled in the artifact. For ``tensorrt`` a LUCID model's graph is copied with
+    our plugin's nodes under the names that onnxruntime expects, and we register the plugins with TensorRT: opening the
+    library, which onnxruntime does, does not, and onnxruntime only logs a failure.
+    """
+    graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
+    if name in ("cpu", "cuda"):
+        return ProviderPlan(graph, options)
+    from lucid_deploy.runtimes.tensorrt.limits import choose_limits
+    from lucid_deploy.runtimes.tensorrt.prepare import PLUGIN_OPERATORS
+
+    limits = choose_limits(artifact)
+    if name == "nv-tensorrt-rtx":
+        options["nv_runtime_cache_path"] = str(provider_folder(artifact, name))
+        return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
+    library = _plugin_library() if artifact.manifest.uses(PLUGIN_OPERATORS) else None
+    folder = provider_folder(artifact, name, library)
+    if library is not None:
+        options["trt_extra_plugin_lib_paths"] = str(library)
+        graph = plugin_graph(artifact, stage, limits, folder)
+    for cache in ("engine", "timing"):
+        options |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": str(folder)}
+    return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "trt"), limits)
+
+
+def profile_options(artifact: Artifact, stage: str, limits: Limits, prefix: str) -> dict[str, str]:
+    """Return the optimization profile of a stage as provider options, ``name:1x4x0x64,…`` for all dynamic inputs."""
+    from lucid_deploy.runtimes.tensorrt.limits import profile_shapes
+
+    shapes = profile_shapes(artifact, stage, limits)
+    return {
+        f"{prefix}_profile_{which}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, ranges[index]))}" for name, ranges in shapes.items()
+        )
+        for index, which in enumerate(("min", "opt", "max"))
+    }
 
 
 def provider_folder(artifact: Artifact, provider: str, library: Path | None = None) -> Path:
     """Return the folder of a provider's files, made if it is not there."""
+    from lucid_deploy.runtimes.tensorrt.manifest import FOLDER, file_facts, source_hashes
+
     facts = {**source_hashes(artifact), "plugin": file_facts(library)["sha256"] if library is not None else None}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = artifact.directory / FOLDER / f"onnxruntime-{provider}" / key
@@ -44,6 +113,8 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
     Returns:
         The copy.
     """
+    from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
+
     graph = prepare_graph(artifact, stage, limits.max_context, for_onnxruntime=True)
     path = folder / f"{stage}.onnx"
     try:
@@ -72,76 +143,8 @@ def _unwritable(folder: Path, error: OSError) -> LucidError:
     )
 
 
-def profile_options(artifact: Artifact, stage: str, limits: Limits, prefix: str) -> dict[str, str]:
-    """Return the optimization profile of a stage as provider options, ``name:1x4x0x64,…`` for all dynamic inputs."""
-    shapes = profile_shapes(artifact, stage, limits)
-    return {
-        f"{prefix}_profile_{which}_shapes": ",".join(
-            f"{name}:{'x'.join(map(str, ranges[index]))}" for name, ranges in shapes.items()
-        )
-        for index, which in enumerate(("min", "opt", "max"))
-    }
-
-
-_CUDA = "CUDAExecutionProvider"
-CPU = "CPUExecutionProvider"
-_GPU_PACKAGE = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
-_RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
-_RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"  # of the package
-# Name on the command line: name in onnxruntime, how to get it.
-_KNOWN = {
-    "cpu": (CPU, 'pip install "lucid-deploy[cpu]"'),
-    "cuda": (_CUDA, _GPU_PACKAGE),
-    "tensorrt": ("TensorrtExecutionProvider", f'{_GPU_PACKAGE} "lucid-deploy[trt]"'),
-    "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", f"pip install {_RTX_PACKAGE}"),
-}
-
-
-@dataclass(frozen=True)
-class ProviderPlan:
-    """How a provider runs one stage.
-
-    Attributes:
-        graph: The file to load.
-        options: What the provider is told.
-        limits: The largest sizes its optimization profile takes; None: any.
-    """
-
-    graph: Path
-    options: dict[str, str]
-    limits: Limits | None = None
-
-
-def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
-    """Return how a provider runs a stage.
-
-    The TensorRT providers get the optimization profile that ``lucid-deploy build`` would build, so that no new shape
-    makes them build again, and keep what they built or compiled in the artifact. For ``tensorrt`` a LUCID model's graph
-    is copied with our plugin's nodes under the names that onnxruntime expects, and the library is brought into
-    TensorRT's registry: onnxruntime opens the library, and only ever logs it if that fails; our plugins do not register
-    themselves when they are opened.
-    """
-    graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
-    if name in ("cpu", "cuda"):
-        return ProviderPlan(graph, options)
-    limits = choose_limits(artifact)
-    if name == "nv-tensorrt-rtx":
-        options["nv_runtime_cache_path"] = str(provider_folder(artifact, name))
-        return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
-    from lucid_deploy.runtimes.tensorrt.prepare import PLUGIN_OPERATORS
-
-    library = _plugin_library() if artifact.manifest.uses(PLUGIN_OPERATORS) else None
-    folder = provider_folder(artifact, name, library)
-    if library is not None:
-        options["trt_extra_plugin_lib_paths"] = str(library)
-        graph = plugin_graph(artifact, stage, limits, folder)
-    for cache in ("engine", "timing"):
-        options |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": str(folder)}
-    return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "trt"), limits)
-
-
 def _basic_options(artifact: Artifact, name: str, index: int) -> dict[str, str]:
-    """Return what a provider is told of any graph."""
+    """Return the options of a provider for any graph."""
     if name == "cpu":
         return {}
     options = {"device_id": str(index)}
@@ -154,12 +157,13 @@ def _basic_options(artifact: Artifact, name: str, index: int) -> dict[str, str]:
 
 def _plugin_library() -> Path:
     from lucid_deploy.plugins.hosts.tensorrt.build import check_plugin
+    from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
     from lucid_deploy.runtimes.tensorrt.backend import load_backend
-    from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
+    from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
     library = default_library()
     check_plugin(library)
-    register(library, load_backend("tensorrt").trt)
+    register_plugins(library, load_backend("tensorrt").trt)
     return library
 
 
@@ -168,20 +172,20 @@ def choose_provider(
 ) -> list[Any]:
     """Return the ``providers`` of an inference session.
 
-    Nodes that the chosen provider leaves go to the CPU, those that ``tensorrt`` leaves to CUDA before. A provider that
-    comes as a package of its own is added to ``options`` instead, and the list is empty.
+    Nodes that the chosen provider does not take run on the CPU, those of ``tensorrt`` in CUDA if possible. A provider
+    that comes as a package of its own is added to ``options`` instead, and the list is empty.
     """
     if name == "cpu":
         return [CPU]
     check_available(ort, name)
     provider, available = _KNOWN[name][0], ort.get_available_providers()
-    told = _basic_options(artifact, name, index) if plan is None else plan.options
+    chosen = _basic_options(artifact, name, index) if plan is None else plan.options
     if provider in available:
         cuda = [(_CUDA, _basic_options(artifact, "cuda", index))] if name == "tensorrt" and _CUDA in available else []
-        return [(provider, told), *cuda, CPU]
+        return [(provider, chosen), *cuda, CPU]
     # The GPU is chosen by its device here, so that its number is not an option.
     device = _rtx_device(ort, index)
-    options.add_provider_for_devices([device], {key: value for key, value in told.items() if key != "device_id"})
+    options.add_provider_for_devices([device], {key: value for key, value in chosen.items() if key != "device_id"})
     return []
 
 

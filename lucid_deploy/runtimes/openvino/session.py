@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from lucid_deploy.artifact import STAGES, VERIFY, Artifact
-from lucid_deploy.cache.layout import first_tokens
-from lucid_deploy.cache.storage import decode_layer, encode_layer
-from lucid_deploy.errors import CheckFailed
-from lucid_deploy.runtimes.evaluated_graph import Graph
-from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.openvino.core import check_operators, check_version, core, import_openvino, run_request
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.graph_sessions import ArrayLayers, ArtifactSession, BoundStep, StaticSession
+from lucid_deploy.runtimes.openvino import CAPABILITIES
+from lucid_deploy.runtimes.openvino.compiled_graph import CompiledGraph, check_version, import_openvino
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
-
-if TYPE_CHECKING:
-    import onnx
-    import openvino
+from lucid_deploy.runtimes.session import Array, NewTokens
 
 
-def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """Return what runs a graph without functions in OpenVINO on the CPU."""
-    openvino = import_openvino()
-    check_version(openvino.__version__)
-    read = core().read_model(model.SerializeToString())
-    request = core().compile_model(read, DEVICE, compile_settings(options.thread_count)).create_infer_request()
-    names = [output.name for output in model.graph.output]
-
-    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        run_request(request, {name: np.ascontiguousarray(array) for name, array in feed.items()})
-        return {name: np.array(request.get_tensor(name).data) for name in names}
-
-    return run
-
-
-Layers = list[tuple[Array, ...]]
-DEVICE = "CPU"
-
-
-class OpenVinoSession(Session[Array]):
+class OpenVinoSession(ArtifactSession[Array]):
     """Runs an artifact's prefill and decode graphs; the cache is numpy arrays.
 
     Args:
@@ -55,126 +28,59 @@ class OpenVinoSession(Session[Array]):
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
-        openvino = import_openvino()
-        check_version(openvino.__version__)
-        check_operators(artifact)
-        manifest = artifact.manifest
-        super().__init__(
-            artifact.config,
-            manifest.dtype,
-            "openvino",
-            options.allow_extrapolation,
-            CAPABILITIES,
-            manifest.cache_dtype,
-            manifest.layers,
-        )
-        self.identity = artifact.identity
-        self._all_logits = manifest.logits == "all"
-        self._artifact, self._threads = artifact, options.thread_count
-        self._graphs = {stage: _Graph(artifact, stage, self._threads) for stage in STAGES}
-
-    def layer_arrays(self, cache: Cache[Array]) -> list[tuple[Array, ...]]:
-        return [decode_layer(layer, layout) for layout, layer in zip(self.layout, cache.layers, strict=True)]
-
-    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
-        return [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
-
-    def _first_tokens(self, cache: Cache[Array], length: int) -> Layers:
-        return [
-            tuple(
-                np.ascontiguousarray(first_tokens(t, x, length, cache.mask)) for t, x in zip(layout, layer, strict=True)
+        check_version(import_openvino().__version__)
+        if artifact.manifest.cache == "static" and artifact.writes_in_place:
+            raise LucidError(
+                f"OpenVINO cannot write into the static cache of {artifact.directory}: it has no operator "
+                "TensorScatter. Export it with --opset 23."
             )
-            for layout, layer in zip(self.layout, cache.layers, strict=True)
-        ]
-
-    @property
-    def gives_all_logits(self) -> bool:
-        return self._all_logits
-
-    @property
-    def multi_token_unsupported_reason(self) -> str | None:
-        return self._artifact.drafts_unsupported_reason
+        super().__init__(artifact, "openvino", options.allow_extrapolation, CAPABILITIES)
+        self._threads = options.thread_count
+        self._graphs = {stage: CompiledGraph(artifact, stage, self._threads) for stage in STAGES}
 
     def prepare_several(self) -> None:
         super().prepare_several()
         if VERIFY not in self._graphs:
-            self._graphs[VERIFY] = _Graph(self._artifact, VERIFY, self._threads)
+            self._graphs[VERIFY] = CompiledGraph(self._artifact, VERIFY, self._threads)
 
-    def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
-        feed = tokens.feed()
-        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
-            feed |= {f"past_key_values.{index}.{t.name}": array for t, array in zip(layout, layer, strict=True)}
-        logits, *present = self._graphs[stage].run(feed)
-        rest = iter(present)
-        return logits, [tuple(next(rest) for _ in layout) for layout in self.layout]
+    def _run(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        logits, *present = self._graphs[stage].run(tokens.feed() | self._named(layers))
+        return logits, self._by_layer(present)
 
 
-def compile_settings(threads: int | None) -> dict[str, Any]:
-    """Return how graphs are compiled.
+class StaticOpenVinoSession(StaticSession, OpenVinoSession):
+    """As :class:`OpenVinoSession`, for an artifact exported with ``--cache static --opset 23``.
 
-    The hints and groups keep OpenVINO from rounding to bfloat16, which it does where the processor has that, and the
-    inputs of quantized products to 8 bits. Snippets, its compiler of elementwise operators, are off: in 2026.4.0 and
-    2026.4.1 a third prompt of 33 to 64 tokens, each longer than the one before, got values of the last layer that were
-    wrong by any factor, without an error. They save no time in these graphs.
+    OpenVINO writes buffers of its own, from which new rows are copied into the caller's.
     """
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        "PERFORMANCE_HINT": "LATENCY",
-        "SNIPPETS_MODE": "DISABLE",
-    }
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    return settings
 
+    def bind(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> BoundStep:
+        openvino = import_openvino()
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
+        request = self._graphs["decode"].new_request()
+        for name, array in (inputs | self._named(list(layers))).items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        written: list[tuple[Array, Array]] = []  # buffer and output of every tensor of rows, (B, KV, M, ·)
+        replaced: list[tuple[Array, Array]] = []
+        tensors = [tensor for layout in self.layout for tensor in layout]
+        for tensor, (name, buffer) in zip(tensors, self._named(list(layers), "present").items(), strict=True):
+            output = np.empty_like(buffer)
+            request.set_tensor(name, openvino.Tensor(output, shared_memory=True))
+            (written if tensor.sort == "rows" else replaced).append((buffer, output))
+        return BoundStep((request, written, length), replaced)
 
-class _Graph:
-    """One compiled graph."""
-
-    def __init__(self, artifact: Artifact, stage: str, threads: int | None) -> None:
-        self._path, self._settings = artifact.graph_path(stage), compile_settings(threads)
-        self._outputs = [item.name for item in artifact.manifest.graphs[stage].outputs]
-        self._lock = Lock()
-        self._compile()
-
-    def _compile(self) -> None:
+    def run_bound(self, binding: BoundStep) -> Array:
+        request, written, length = binding.binding
         try:
-            self._compiled: openvino.CompiledModel = core().compile_model(str(self._path), DEVICE, self._settings)
-        except RuntimeError as error:
-            version, reason = import_openvino().__version__, _reason(str(error))
-            raise CheckFailed(f"OpenVINO {version} cannot load {self._path}: {reason}") from error
-        self._request = self._compiled.create_infer_request()
-        self._failed = False
-
-    def new_request(self) -> openvino.InferRequest:
-        """Return another request, with tensors of its own."""
-        if self._failed:
-            self._compile()
-        return self._compiled.create_infer_request()
-
-    def run_request(self, request: openvino.InferRequest, feed: dict[str, Array]) -> None:
-        # After a failure requests have to be made anew: the graph is compiled again
-        try:
-            run_request(request, feed)
+            self._graphs["decode"].run_request(request, {})
         except RuntimeError:
-            self._failed = True
+            self._bound = None  # to be bound anew, to a graph that is compiled again
             raise
-
-    def run(self, feed: dict[str, Array]) -> list[Array]:
-        """Run once; return the outputs in the manifest's order, each memory of its own.
-
-        Threads take turns: the request has one set of tensors, and OpenVINO lets another thread's run write them before
-        they are copied, without an error.
-        """
-        with self._lock:
-            if self._failed:
-                self._compile()
-            self.run_request(self._request, feed)
-            return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
-
-
-def _reason(message: str) -> str:
-    """Return what an error says in one line, without the places in OpenVINO's sources."""
-    lines = [line.strip(" -\t") for line in message.splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "Summary"))]
-    return "; ".join(said) or message
+        logits: Array = request.get_tensor("logits").data.copy()
+        rows = np.arange(len(length))
+        for buffer, output in written:
+            buffer[rows, :, length] = output[rows, :, length]
+        binding.copy_back()
+        return logits

@@ -30,7 +30,7 @@ class Backend:
 
     Attributes:
         name: ``tensorrt-rtx`` or ``tensorrt``.
-        title: How messages call it.
+        title: Its name in messages.
         trt: The module.
         version: Its version.
     """
@@ -45,11 +45,6 @@ class Backend:
         """Whether building measures on a GPU; TensorRT-RTX leaves that to the machine that runs the engine."""
         return self.name == "tensorrt"
 
-    @property
-    def has_timing_cache(self) -> bool:
-        """Whether measured times can be kept for the next build; TensorRT-RTX measures nothing when it builds."""
-        return self.name == "tensorrt"
-
     def check_version(self, static_cache: bool = False) -> None:
         """Check that the backend is not older than what engines need."""
         from packaging.version import InvalidVersion, Version
@@ -57,7 +52,7 @@ class Backend:
         for least, what in ((LEAST, "engines"), (LEAST_STATIC, "engines with a static cache"))[: 1 + static_cache]:
             try:
                 old = Version(self.version) < Version(least[self.name])
-            except InvalidVersion:  # of a build of somebody's own: TensorRT says itself what it lacks
+            except InvalidVersion:  # a custom build: TensorRT reports itself what it lacks
                 continue
             if old:
                 remedy = "" if what == "engines" else ", or export with --cache growing"

@@ -1,22 +1,23 @@
-"""From an artifact to its TensorRT engines: check everything, then parse, build, and put the result in place whole."""
+"""Build the TensorRT engines of an artifact: check everything, then parse, build, and write the folder atomically."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lucid_deploy.artifact import STAGES, VERIFY, Artifact
 from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import atomic_folders
-from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
+from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_kernels, plugin_abi
+from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
-from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
+from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import (
     MANIFEST,
     EngineFile,
@@ -26,12 +27,11 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
     file_facts,
     source_hashes,
 )
-from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
-from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
+from lucid_deploy.runtimes.tensorrt.network import Settings, build_engine
+from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build
 from lucid_deploy.runtimes.tensorrt.prepare import (
     FP8,
     PLUGIN_OPERATORS,
-    PreparedGraph,
     check_artifact,
     check_float_formats,
     kernel_head_dims,
@@ -39,11 +39,7 @@ from lucid_deploy.runtimes.tensorrt.prepare import (
 )
 from lucid_deploy.version import __version__
 
-if TYPE_CHECKING:
-    from lucid_deploy.runtimes.tensorrt.device import Device
-
 Progress = Callable[[str, int, int], None]
-TIMING_CACHE = "timing.cache"
 MOST_WORKSPACE = 1 << 64  # TensorRT takes a number of 64 bits
 
 
@@ -85,7 +81,7 @@ class BuildReport:
     Attributes:
         directory: Where the engines lie.
         manifest: What was written beside them.
-        built: By stage: layers of the network, seconds, and timings reused and new where the backend keeps a cache.
+        built: By stage: layers of the network, and seconds.
     """
 
     directory: Path
@@ -109,102 +105,45 @@ def build_engines(
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
-    if options.workspace is not None and not 1 <= options.workspace < MOST_WORKSPACE:
-        raise LucidError(f"--workspace must be at least 1 byte and less than 2⁶⁴, not {options.workspace}.")
-    backend.check_version(artifact.manifest.cache == "static")
-    backend.check_dtype(artifact.manifest.dtype)
-    check_artifact(artifact)
-    needs_plugin = artifact.manifest.uses(PLUGIN_OPERATORS)
-    capabilities = backend.capabilities(options.capabilities, artifact.manifest.dtype, needs_plugin)
-    check_float_formats(artifact, capabilities)
-    if options.weightless and len(capabilities) > 1:
-        raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
-    folder = engine_directory(artifact, backend.name)
-    if os.path.lexists(folder.parent) and not folder.parent.is_dir():
-        raise LucidError(f"{folder.parent}, where engines go, is no folder. Move it away.")
-    if folder.exists() and not options.overwrite:
-        raise LucidError(f"{folder} exists already. Pass --overwrite to replace it.")
+    capabilities = _check(artifact, backend, options)
     stages = (*STAGES, VERIFY) if options.speculate else STAGES
     graphs = [prepare_graph(artifact, stage, limits.max_context) for stage in stages]
-    if backend.needs_gpu_to_build or options.weightless:
-        capabilities = (_device(backend, options).capability,)
+    is_for_here = backend.needs_gpu_to_build or options.weightless
+    if is_for_here:
+        capabilities = (_capability_here(backend, options),)
         check_float_formats(artifact, capabilities)
     shown = progress or (lambda *_: None)
-    library = None
-    if needs_plugin:
-        library = options.plugin or find_or_build(
-            artifact.manifest.dtype,
-            kernel_head_dims(artifact),
-            capabilities,
-            options.plugin_build,
-            announce,
-            lambda done, total, name: shown(f"Compiling {name}", done, total),
-        )
-        library = library.resolve()
-        register(library, backend.trt)
-        head_dims, reads_fp8 = kernel_head_dims(artifact), _reads_fp8(artifact)
-        check_kernels(library, artifact.manifest.dtype, head_dims, reads_fp8, capabilities)
-    settings = Settings(
-        capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
-        workspace=options.workspace,
-        weightless=options.weightless,
-    )
-    return _build(artifact, backend, graphs, limits, settings, capabilities, library, options.overwrite, shown)
-
-
-def _reads_fp8(artifact: Artifact) -> bool:
-    """Whether the plugin reads a cache in fp8."""
-    return artifact.manifest.cache_dtype == FP8 and artifact.manifest.uses((DECODE_ATTENTION.name,))
-
-
-def _device(backend: Backend, options: BuildOptions) -> Device:
-    from lucid_deploy.runtimes.tensorrt.device import open_device
-
-    try:
-        return open_device()
-    except LucidError as error:
-        why = f"{backend.title} measures" if backend.needs_gpu_to_build else "--weightless compiles"
-        instead = "leave out --weightless" if options.weightless else "build with --backend tensorrt-rtx"
-        raise LucidError(f"{why} on the GPU of the building machine. {error} Or {instead}.") from error
-
-
-def _build(
-    artifact: Artifact,
-    backend: Backend,
-    graphs: list[PreparedGraph],
-    limits: Limits,
-    settings: Settings,
-    capabilities: tuple[int, ...],
-    library: Path | None,
-    overwrite: bool,
-    progress: Progress,
-) -> BuildReport:
+    library = _library(artifact, backend, options, capabilities, shown, announce)
+    for_others = () if is_for_here else capabilities
     folder = engine_directory(artifact, backend.name)
     try:
-        with atomic_folders(folder, overwrite=overwrite) as (building,), unchanged(artifact):
-            if backend.has_timing_cache:
-                old = folder / TIMING_CACHE
-                settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")
+        with atomic_folders(folder, overwrite=options.overwrite) as (building,), unchanged(artifact):
             engines, built = {}, {}
             for graph in graphs:
-                result, settings = _build_stage(artifact, backend, graph, limits, settings, progress)
+                text, profile = f"Building the {graph.stage} engine", profile_shapes(artifact, graph.stage, limits)
+                shown(text, 0, 1)
+                in_place = graph.stage == "decode" and artifact.manifest.cache == "static"
+                result = build_engine(
+                    backend,
+                    graph,
+                    artifact.directory,
+                    profile,
+                    Settings(for_others, options.workspace, options.weightless, capturable=in_place),
+                    lambda done, total, text=text: shown(text, done, total),  # type: ignore[misc]
+                )
                 path = building / f"{graph.stage}.engine"
                 path.write_bytes(result.content)
                 engines[graph.stage] = EngineFile(
-                    **file_facts(path),
-                    profile=profile_shapes(artifact, graph.stage, limits),
-                    plugin_layers=result.plugin_layers,
+                    **file_facts(path), profile=profile, plugin_layers=result.plugin_layers
                 )
-                built[graph.stage] = {"layers": result.layers, "seconds": result.seconds, "timings": result.timings}
-            if settings.timing_cache is not None:
-                (building / TIMING_CACHE).write_bytes(settings.timing_cache)
+                built[graph.stage] = {"layers": result.layers, "seconds": result.seconds}
             manifest = EngineManifest(
                 backend=backend.name,
                 backend_version=backend.version,
                 toolkit_version=__version__,
                 capabilities=capabilities,
                 limits=limits,
-                weightless=settings.weightless,
+                weightless=options.weightless,
                 sources=source_hashes(artifact),
                 plugin=_keep_plugin(library, building),
                 engines=engines,
@@ -215,32 +154,70 @@ def _build(
     return BuildReport(folder, manifest, built)
 
 
-def _build_stage(
-    artifact: Artifact, backend: Backend, graph: PreparedGraph, limits: Limits, settings: Settings, progress: Progress
-) -> tuple[BuiltEngine, Settings]:
-    """Build one stage; return it and the settings of the next, which knows the times measured so far."""
-    text = f"Building the {graph.stage} engine"
-    in_place = graph.stage == "decode" and artifact.manifest.cache == "static"
-    progress(text, 0, 1)
-    result = build_engine(
-        backend,
-        graph,
-        artifact.directory,
-        profile_shapes(artifact, graph.stage, limits),
-        replace(settings, capturable=in_place),
-        lambda done, total: progress(text, done, total),
+def _check(artifact: Artifact, backend: Backend, options: BuildOptions) -> tuple[int, ...]:
+    """Check options, backend, artifact and output folder; return the compute capabilities to build for."""
+    if options.workspace is not None and not 1 <= options.workspace < MOST_WORKSPACE:
+        raise LucidError(f"--workspace must be at least 1 byte and less than 2⁶⁴, not {options.workspace}.")
+    manifest = artifact.manifest
+    backend.check_version(manifest.cache == "static")
+    backend.check_dtype(manifest.dtype)
+    check_artifact(artifact)
+    capabilities = backend.capabilities(options.capabilities, manifest.dtype, manifest.uses(PLUGIN_OPERATORS))
+    check_float_formats(artifact, capabilities)
+    if options.weightless and len(capabilities) > 1:
+        raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
+    folder = engine_directory(artifact, backend.name)
+    if os.path.lexists(folder.parent) and not folder.parent.is_dir():
+        raise LucidError(f"{folder.parent}, where engines go, is no folder. Move it away.")
+    if folder.exists() and not options.overwrite:
+        raise LucidError(f"{folder} exists already. Pass --overwrite to replace it.")
+    return capabilities
+
+
+def _capability_here(backend: Backend, options: BuildOptions) -> int:
+    """Return the compute capability of this machine's GPU."""
+    from lucid_deploy.runtimes.tensorrt.device import open_device
+
+    try:
+        return open_device().capability
+    except LucidError as error:
+        why = f"{backend.title} measures" if backend.needs_gpu_to_build else "--weightless compiles"
+        instead = "leave out --weightless" if options.weightless else "build with --backend tensorrt-rtx"
+        raise LucidError(f"{why} on the GPU of the building machine. {error} Or {instead}.") from error
+
+
+def _library(
+    artifact: Artifact,
+    backend: Backend,
+    options: BuildOptions,
+    capabilities: tuple[int, ...],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> Path | None:
+    """Find or build the plugin library, check that it has the kernels, and register it; None if it is not needed."""
+    manifest = artifact.manifest
+    if not manifest.uses(PLUGIN_OPERATORS):
+        return None
+    head_dims = kernel_head_dims(artifact)
+    library = options.plugin or find_or_build(
+        manifest.dtype,
+        head_dims,
+        capabilities,
+        options.plugin_build,
+        announce,
+        lambda done, total, name: progress(f"Compiling {name}", done, total),
     )
-    if result.timing_cache is not None:
-        settings = replace(settings, timing_cache=result.timing_cache)
-    return result, settings
+    library = library.resolve()
+    register_plugins(library, backend.trt)
+    reads_fp8 = manifest.cache_dtype == FP8 and manifest.uses((DECODE_ATTENTION.name,))
+    check_kernels(library, manifest.dtype, head_dims, reads_fp8, capabilities)
+    return library
 
 
 def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
     """Copy the library beside the engines, so that the artifact runs on a machine that has none."""
     if library is None:
         return None
-    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, plugin_abi
-
     shutil.copyfile(library, building / LIBRARY_NAME)
     return PluginFile(**file_facts(building / LIBRARY_NAME), abi=plugin_abi(library))
 

@@ -1,8 +1,8 @@
-"""What TensorRT calls while it works: its logger and its progress monitor.
+"""TensorRT's logger and progress monitor, and the exceptions of what runs inside them.
 
-Neither lets an exception through: TensorRT's C++ code has no place for one. Both keep it, the monitor stops the build,
-and the caller raises it again. A signal is handled wherever Python happens to run, which is in the bindings too, before
-any line of ours: they print what its handler raises, and go on. So what handlers raise is kept as well.
+TensorRT's C++ code has no place for an exception. Callbacks store it, the monitor stops the build, and the caller
+raises it again. A signal's handler may run in the bindings, before any line of ours: they print what it raises, and go
+on. So what handlers raise is stored as well.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 Report = Callable[[int, int], None]
 _FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # the parser's lines around a node that it shows
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STEPS = 1000  # the whole build, in the numbers that progress is reported with
 
 
@@ -40,21 +41,18 @@ class Progress:
 
     def step(self, phase: str, index: int) -> None:
         """Finish a step of a phase."""
-        if phase in self._phases:
-            self._done[phase] = index + 1
-            self._update()
+        if phase not in self._phases:
+            return
+        self._done[phase] = index + 1
+        roots = [name for name, (parent, _) in self._phases.items() if parent not in self._phases]
+        reached = min(int(STEPS * max(map(self._fraction, roots))), STEPS)
+        if reached > self._reached:
+            self._reached = reached
+            self._report(reached, STEPS)
 
     def finish(self, phase: str) -> None:
         """End a phase; its parent reports the step."""
         self._phases.pop(phase, None)
-        self._done.pop(phase, None)
-
-    def _update(self) -> None:
-        roots = [name for name, (parent, _) in self._phases.items() if parent not in self._phases]
-        reached = int(STEPS * max((self._fraction(root) for root in roots), default=0.0))
-        if reached > self._reached:
-            self._reached = reached
-            self._report(min(reached, STEPS), STEPS)
 
     def _fraction(self, phase: str) -> float:
         steps = self._phases[phase][1]
@@ -69,27 +67,35 @@ class CallbackFailure:
         self.error: BaseException | None = None
 
     @contextlib.contextmanager
-    def of_signals(self) -> Iterator[None]:
-        """Keep what handlers of signals raise, Ctrl-C's too."""
-        known = signal.valid_signals() if threading.current_thread() is threading.main_thread() else set()
-        handlers = {number: handler for number in known if callable(handler := signal.getsignal(number))}
+    def stored(self) -> Iterator[None]:
+        """Store an exception instead of raising it."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+            self.error = error
 
-        def keep(number: int, frame: FrameType | None) -> None:
-            try:
-                handlers[signal.Signals(number)](number, frame)
-            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                self.error = error
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Call TensorRT: store what Ctrl-C and SIGTERM raise meanwhile, then raise what was stored."""
+        handlers: dict[int, Callable[..., Any]] = {}
+        if threading.current_thread() is threading.main_thread():
+            handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+
+        def store(number: int, frame: FrameType | None) -> None:
+            with self.stored():
+                handlers[number](number, frame)
 
         for number in handlers:
-            signal.signal(number, keep)
+            signal.signal(number, store)
         try:
             yield
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        self.raise_again()
 
     def raise_again(self) -> None:
-        """Raise it where Python code is waiting for it."""
+        """Raise what was stored, once."""
         if self.error is not None:
             error, self.error = self.error, None
             try:
@@ -100,10 +106,10 @@ class CallbackFailure:
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Keep Python from looking for garbage.
+    """Disable Python's garbage collection.
 
-    TensorRT calls a logger while it holds a lock. If Python looked for garbage there and found a builder that nobody
-    holds, its end would wait for the same lock, for good.
+    TensorRT calls a logger while it holds a lock. If Python collected garbage there and found an unused builder, its
+    destruction would wait for the same lock for ever.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -123,11 +129,9 @@ def make_logger(trt: Any, failure: CallbackFailure) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            try:
+            with failure.stored():
                 if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                     self.errors.append(message.strip())
-            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                failure.error = error
 
     return Logger()
 
@@ -141,22 +145,16 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
             self._progress = Progress(report)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            try:
+            with failure.stored():
                 self._progress.start(phase_name, parent_phase, num_steps)
-            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                failure.error = error
 
         def phase_finish(self, phase_name: str) -> None:
-            try:
+            with failure.stored():
                 self._progress.finish(phase_name)
-            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                failure.error = error
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
+            with failure.stored():
                 self._progress.step(phase_name, step)
-            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                failure.error = error
             return failure.error is None
 
     return Monitor()

@@ -1,12 +1,9 @@
-"""The GPU as a session sees it: memory, copies, one stream, recorded graphs. All CUDA calls are in this file.
-
-Sessions know :class:`Device` only, so that everything above it runs on machines without a GPU.
-"""
+"""A GPU: memory, copies, one stream, recorded graphs. All CUDA calls are in this file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,61 +13,13 @@ from lucid_deploy.runtimes.session import Array
 _PURPOSE = "run TensorRT engines"
 
 
-class Device(Protocol):
-    """Device memory by address, and one stream on which everything happens in order.
+class Device:
+    """A GPU through the CUDA driver: memory by address, and one stream on which everything happens in order.
 
     Attributes:
-        name: What the device calls itself.
+        name: The driver's name of it.
         capability: Compute capability, 86 for 8.6.
         stream: Handle of the stream, as TensorRT takes it.
-    """
-
-    name: str
-    capability: int
-    stream: int
-
-    def activate(self) -> None:
-        """Make the device current in the calling thread; call it before anything else there."""
-
-    def allocate(self, size: int) -> int:
-        """Return the address of ``size`` new bytes, size ≥ 1."""
-
-    def free(self, address: int) -> None:
-        """Give memory back; work that is queued may still use it."""
-
-    def fill_zero(self, address: int, size: int) -> None:
-        """Queue zeroing of ``size`` bytes."""
-
-    def upload(self, address: int, array: Array) -> None:
-        """Queue a copy of a contiguous array to the device; the array may be changed when this returns."""
-
-    def download(self, array: Array, address: int) -> None:
-        """Copy into a contiguous array, and wait until it is there."""
-
-    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
-        """Queue copying ``rows`` rows of ``width`` bytes within the device; a pitch is from row to row, in bytes."""
-
-    def record(self, work: Callable[[], None]) -> Any:
-        """Record what ``work`` queues, without running it; return the recorded graph."""
-
-    def replay(self, graph: Any) -> None:
-        """Queue a recorded graph."""
-
-    def drop(self, graph: Any) -> None:
-        """Forget a recorded graph."""
-
-
-def open_device(index: int = 0) -> Device:
-    """Open a GPU."""
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise missing_extra("cuda-bindings", "rtx", _PURPOSE) from error
-    return CudaDevice(driver, index)
-
-
-class CudaDevice:
-    """A GPU through the CUDA driver.
 
     Args:
         driver: The module ``cuda.bindings.driver``.
@@ -126,30 +75,37 @@ class CudaDevice:
         raise RuntimeError(f"{name} failed: {status.name}")
 
     def activate(self) -> None:
+        """Make the device current in the calling thread; call it before anything else there."""
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
+        """Return the address of ``size`` new bytes, size ≥ 1."""
         return int(self._call("cuMemAllocAsync", size, self._stream))
 
     def free(self, address: int) -> None:
+        """Free memory; queued work may still use it."""
         self._call("cuMemFreeAsync", address, self._stream)
 
     def fill_zero(self, address: int, size: int) -> None:
+        """Queue zeroing of ``size`` bytes."""
         self._call("cuMemsetD8Async", address, 0, size, self._stream)
 
     def upload(self, address: int, array: Array) -> None:
-        # Pageable memory is staged by the driver before the call returns
+        """Queue a copy of a contiguous array to the device; the array may be changed when this returns."""
+        # Pageable memory is staged by the driver before the call returns.
         assert array.flags.c_contiguous
         if array.nbytes:
             self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
 
     def download(self, array: Array, address: int) -> None:
+        """Copy into a contiguous array, and wait until it is there."""
         assert array.flags.c_contiguous
         if array.nbytes:
             self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
         self._call("cuStreamSynchronize", self._stream)
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Queue copying ``rows`` rows of ``width`` bytes within the device; a pitch is from row to row, in bytes."""
         if not width or not rows:
             return
         copy = self._cu.CUDA_MEMCPY2D()
@@ -160,6 +116,7 @@ class CudaDevice:
         self._call("cuMemcpy2DAsync", copy, self._stream)
 
     def record(self, work: Callable[[], None]) -> Any:
+        """Record what ``work`` queues, without running it; return the recorded graph."""
         # Thread-local: what other threads do with the GPU does not spoil the recording.
         self._call(
             "cuStreamBeginCapture", self._stream, self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
@@ -176,10 +133,21 @@ class CudaDevice:
             self._call("cuGraphDestroy", graph)
 
     def replay(self, graph: Any) -> None:
+        """Queue a recorded graph."""
         self._call("cuGraphLaunch", graph, self._stream)
 
     def drop(self, graph: Any) -> None:
+        """Forget a recorded graph."""
         self._call("cuGraphExecDestroy", graph)
+
+
+def open_device(index: int = 0) -> Device:
+    """Open a GPU."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise missing_extra("cuda-bindings", "rtx", _PURPOSE) from error
+    return Device(driver, index)
 
 
 def bytes_of(dtype: str) -> Any:

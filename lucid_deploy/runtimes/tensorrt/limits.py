@@ -1,13 +1,12 @@
-"""What engines are built for, and the optimization profiles that follow from it."""
+"""The sizes that engines are built for, and their optimization profiles."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.session import MOST
+from lucid_deploy.runtimes.session import MOST, Limits
 
 DEFAULT_BATCH = 4  # verify runs two rows at once
 DEFAULT_CHUNK = 2048
@@ -15,21 +14,6 @@ DRAFTED = 8  # tokens that the verifying engine is optimized for
 _MOST_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, the one optimized for, largest
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest sizes that engines accept.
-
-    Attributes:
-        max_batch: Rows.
-        max_context: Tokens of a row, those in the cache and new ones together; the length of a static cache's buffers.
-        prefill_chunk: New tokens of one prefill; longer prompts run in chunks.
-    """
-
-    max_batch: int
-    max_context: int
-    prefill_chunk: int
 
 
 def choose_limits(

@@ -10,25 +10,17 @@ from typing import Any
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.files import atomic_write
+from lucid_deploy.plugins.hosts.libraries import cache_folder
+from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS, Backend, dotted, load_backend
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger, without_collection
 from lucid_deploy.runtimes.tensorrt.device import Device, open_device
-from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineFile, EngineManifest, engine_directory, open_engines
-from lucid_deploy.runtimes.tensorrt.plugin_library import register
+from lucid_deploy.runtimes.tensorrt.engine_contexts import Engines
+from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineManifest, engine_directory, open_engines
 from lucid_deploy.runtimes.tensorrt.prepare import check_float_formats, prepare_graph
-from lucid_deploy.runtimes.tensorrt.session import Engines, TensorRtSession
+from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 
 log = logging.getLogger("lucid_deploy.jit_cache")
-
-_MAGIC = b"lucid-jit-cache 1 "
-
-
-def jit_cache_path(engine: EngineFile, backend: Backend, gpu: Device) -> Path:
-    """Return where the compiled kernels of an engine are kept."""
-    from lucid_deploy.plugins.hosts.libraries import cache_folder
-
-    facts = "\n".join((engine.sha256, backend.name, backend.version, gpu.name, str(gpu.capability)))
-    return cache_folder() / "jit" / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.bin"
 
 
 class JitCache:
@@ -47,46 +39,40 @@ class JitCache:
         """Let a context that is made with a runtime configuration use the cache; the first call reads the file."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            content = self._read()
+            try:
+                content = self.path.read_bytes() if self.path.exists() else b""
+            except OSError as error:
+                log.warning("Compiled kernels in %s cannot be read: %s.", self.path, error.strerror or error)
+                content = b""
             if content and not self._cache.deserialize(content):
-                self._say("was made by another driver or on another GPU")
+                log.warning("%s is of another driver or GPU, or damaged: kernels are compiled again.", self.path)
                 content = b""
             self._saved = content
         if not config.set_runtime_cache(self._cache):
-            log.warning("TensorRT-RTX does not take its runtime cache; every start compiles anew.")
+            log.warning("TensorRT-RTX does not take its runtime cache; every start compiles kernels again.")
 
     def save(self) -> None:
-        """Write what was compiled since, whole or not at all. A full or read-only disk costs the next start only."""
-        if self._cache is None:
-            return
-        content = bytes(self._cache.serialize())
-        if content == self._saved:
+        """Write what was compiled since, atomically. A full or read-only disk costs the next start only."""
+        if self._cache is None or (content := bytes(self._cache.serialize())) == self._saved:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            head = _MAGIC + hashlib.sha256(content).hexdigest().encode()
-            atomic_write(self.path, head + b"\n" + content, mode=0o600)
+            atomic_write(self.path, content, mode=0o600)
+            self._saved = content
         except OSError as error:
             log.warning("Compiled kernels were not kept for the next start: %s: %s", self.path, error.strerror or error)
-        else:
-            self._saved = content
 
-    def _read(self) -> bytes:
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            self._say(f"cannot be read ({error.strerror or error})")
-            return b""
-        head, _, content = data.partition(b"\n")
-        if head != _MAGIC + hashlib.sha256(content).hexdigest().encode():
-            self._say("is damaged")
-            return b""
-        return content
 
-    def _say(self, what: str) -> None:
-        log.warning("The cache of compiled kernels %s %s: they are compiled anew.", self.path, what)
+def _jit_caches(manifest: EngineManifest, backend: Backend, gpu: Device) -> dict[str, JitCache]:
+    """Return a cache of compiled kernels for each engine, where the backend compiles when engines run."""
+    if not hasattr(backend.trt, "IRuntimeCache"):
+        return {}
+    caches = {}
+    for stage, engine in manifest.engines.items():
+        facts = "\n".join((engine.sha256, backend.name, backend.version, gpu.name, str(gpu.capability)))
+        name = hashlib.sha256(facts.encode()).hexdigest()[:32]
+        caches[stage] = JitCache(cache_folder() / "jit" / f"{name}.bin")
+    return caches
 
 
 def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool = False) -> TensorRtSession:
@@ -99,7 +85,7 @@ def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool 
 
 
 def _backend(artifact: Artifact) -> Backend:
-    """Import the backend that the artifact has engines for; the installed one if it has none, or for both."""
+    """Import the backend that the artifact has engines for; the installed one if it has none, or engines for both."""
     built = [name for name in BACKENDS if (engine_directory(artifact, name) / MANIFEST).is_file()]
     return load_backend(built[0] if len(built) == 1 else None)
 
@@ -122,7 +108,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
     folder = engine_directory(artifact, backend.name)
     logger = make_logger(trt, failure)
     if manifest.plugin is not None:
-        register(folder / manifest.plugin.file, trt)
+        register_plugins(folder / manifest.plugin.file, trt)
     runtime = trt.Runtime(logger)
     engines = {}
     for stage, entry in manifest.engines.items():
@@ -132,9 +118,8 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
                 f"{folder / entry.file} was changed after it was built. "
                 f"Build it again: lucid-deploy build {artifact.directory} --overwrite"
             )
-        with failure.of_signals():
+        with failure.raising():
             engine = runtime.deserialize_cuda_engine(content)
-        failure.raise_again()
         if engine is None:
             raise CheckFailed(
                 f"{backend.title} {backend.version} does not read {folder / entry.file}: {explain(logger.errors)} "
@@ -143,9 +128,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
         if manifest.weightless:
             _fill_weights(trt, engine, logger, artifact, stage, manifest)
         engines[stage] = engine
-    caches = {}
-    if gpu is not None and hasattr(trt, "IRuntimeCache"):
-        caches = {stage: JitCache(jit_cache_path(entry, backend, gpu)) for stage, entry in manifest.engines.items()}
+    caches = {} if gpu is None else _jit_caches(manifest, backend, gpu)
     in_place = artifact.manifest.cache == "static"
 
     def make_context(stage: str, runtime: Any = runtime) -> Any:  # holds the runtime, which engines need to live

@@ -1,4 +1,4 @@
-"""The manifest beside the engines: what they were built from, with and for. Loading reads it before the engines."""
+"""``engines.json`` beside the engines: what they were built from, with and for. It is read before the engines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import msgspec
 
 from lucid_deploy.artifact import STAGES, VERIFY, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes.session import Limits
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS
-from lucid_deploy.runtimes.tensorrt.limits import Limits, Range
+from lucid_deploy.runtimes.tensorrt.limits import Range
 
 FOLDER = "engines"  # in the artifact; one folder per backend below it
 MANIFEST = "engines.json"

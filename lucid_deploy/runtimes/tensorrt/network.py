@@ -1,4 +1,7 @@
-"""Parse a prepared graph into a network, and build the network into an engine."""
+"""Parse a prepared graph into a network, and build the network into an engine.
+
+Polygraphy's builders are no help here: they neither read external weights of a graph in memory nor report progress.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,13 @@ class Settings:
         capabilities: Compute capabilities to build for, 86 for 8.6; () lets the backend choose.
         workspace: Most scratch bytes of a layer; None lets the backend choose.
         weightless: Leave the weights out; loading takes them from the artifact.
-        exact_float32: Forbid TF32, which rounds float32 factors to 11 bits.
         capturable: Refuse whatever would keep the engine from being recorded as a CUDA graph.
-        timing_cache: Measured times from earlier builds; None where the backend keeps none.
     """
 
     capabilities: tuple[int, ...] = ()
     workspace: int | None = None
     weightless: bool = False
-    exact_float32: bool = True
     capturable: bool = False
-    timing_cache: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,12 @@ class BuiltEngine:
         layers: Layers of the network.
         plugin_layers: Names of the layers that the plugin library computes, by operator.
         seconds: Time to parse and build.
-        timing_cache: The timing cache after the build, where there is one.
-        timings: Measured times that were reused and that are new, where that is known.
     """
 
     content: Any = field(repr=False)
     layers: int
     plugin_layers: dict[str, list[str]]
     seconds: float
-    timing_cache: bytes | None = None
-    timings: dict[str, int] | None = None
 
 
 @without_collection()
@@ -78,86 +73,63 @@ def build_engine(
     """Build one engine. The plugin library must be registered already if the graph needs it."""
     started, trt, failure = time.perf_counter(), backend.trt, CallbackFailure()
     logger = make_logger(trt, failure)
-    with failure.of_signals():
+    with failure.raising():
         builder = trt.Builder(logger)
-    failure.raise_again()
     if builder is None:
         raise LucidError(f"{backend.title} cannot start: {explain(logger.errors)}")
-    network = builder.create_network(_strongly_typed(trt))
+    # Types come from the graph; TensorRT before 11 needs a flag for that, TensorRT-RTX does nothing else.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    # The path is where external data is looked for; the file itself is not read.
-    with failure.of_signals():
+    with failure.raising():  # the path is where external data is looked for; the file itself is not read
         parsed = parser.parse(graph.model, str(directory / f"{graph.stage}.onnx"))
-    failure.raise_again()
     if not parsed:
         raise LucidError(f"{backend.title} cannot read the {graph.stage} graph: {explain(logger.errors)}")
-    plugin_layers = check_plugin_layers(trt, network, graph)
-    check_in_place(trt, network, graph)
-    allow_any_attention(trt, network)
+    plugin_layers = check_network(trt, network, graph)
     config = _configure(trt, builder, profile, settings)
     config.progress_monitor = make_monitor(trt, progress, failure)
-    cache = _use_timing_cache(config, settings)
-    before = _entries(cache)
-    with failure.of_signals():
+    with failure.raising():
         content = builder.build_serialized_network(network, config)
-    failure.raise_again()
     if content is None:
         raise LucidError(
             f"{backend.title} cannot build the {graph.stage} engine: {explain(logger.errors)}"
             + (" The limit of --workspace may be too low." if settings.workspace else "")
         )
-    timings = None
-    if cache is not None:
-        timings = {"reused": before, "new": _entries(cache) - before}
-    kept_times = bytes(cache.serialize()) if cache is not None else None
-    seconds = time.perf_counter() - started
-    return BuiltEngine(content, network.num_layers, plugin_layers, seconds, kept_times, timings)
+    return BuiltEngine(content, network.num_layers, plugin_layers, time.perf_counter() - started)
 
 
-def _strongly_typed(trt: Any) -> int:
-    """Types come from the graph; TensorRT before 11 has to be told, TensorRT-RTX knows nothing else."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
+def check_network(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, list[str]]:
+    """Check that the plugin library took its nodes, no loop is left, and updates of a static cache are in place.
 
+    Attention layers are marked so that those without a fused kernel for their type and width may take several.
 
-def check_plugin_layers(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, list[str]]:
-    """Check that the plugin library took all its nodes, and that no loop is left; return its layers by operator."""
-    taken: dict[str, list[str]] = {}
-    loops = []
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.PLUGIN_V3:
+    Returns:
+        The names of the plugin's layers, by operator.
+    """
+    kinds, plugins, loops, updates = trt.LayerType, dict[str, list[str]](), [], 0
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type == kinds.PLUGIN_V3:
             layer.__class__ = trt.IPluginV3Layer  # the bindings return the base class
             core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
-            taken.setdefault(core.plugin_name, []).append(layer.name)
-        elif layer.type in [getattr(trt.LayerType, name) for name in _LOOPS]:
+            plugins.setdefault(core.plugin_name, []).append(layer.name)
+        elif layer.type in [getattr(kinds, name) for name in _LOOPS]:
             loops.append(layer.name)
-    counts = Counter({name: len(layers) for name, layers in taken.items()})
+        elif layer.type == getattr(kinds, "KV_CACHE_UPDATE", None):
+            updates += 1
+        elif layer.type == getattr(kinds, "ATTENTION_INPUT", None):
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+    counts = Counter({name: len(layers) for name, layers in plugins.items()})
     if counts != Counter(graph.plugin_nodes) or loops:
         raise LucidError(
             f"Of the {graph.stage} graph's custom operators {dict(graph.plugin_nodes)} the plugin library took "
             f"{dict(counts)}" + (f", and loops are left: {', '.join(loops[:3])}" if loops else "") + "."
         )
-    return taken
-
-
-def check_in_place(trt: Any, network: Any, graph: PreparedGraph) -> None:
-    """Check that every update of a static cache is TensorRT's in-place one."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    found = sum(layer.type == getattr(trt.LayerType, "KV_CACHE_UPDATE", None) for layer in layers)
-    if found != graph.cache_updates:
+    if updates != graph.cache_updates:
         raise LucidError(
-            f"Of the {graph.stage} graph's {graph.cache_updates} cache updates TensorRT does {found} in place."
+            f"Of the {graph.stage} graph's {graph.cache_updates} cache updates TensorRT does {updates} in place."
         )
-
-
-def allow_any_attention(trt: Any, network: Any) -> None:
-    """Let attention layers without a fused kernel for their type and width be computed by several."""
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == getattr(trt.LayerType, "ATTENTION_INPUT", None):
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
+    return plugins
 
 
 def _configure(trt: Any, builder: Any, profile: dict[str, Range], settings: Settings) -> Any:
@@ -168,8 +140,7 @@ def _configure(trt: Any, builder: Any, profile: dict[str, Range], settings: Sett
     if config.add_optimization_profile(shapes) < 0:
         raise LucidError(f"TensorRT refuses the optimization profile {profile}.")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if settings.exact_float32:
-        config.clear_flag(trt.BuilderFlag.TF32)
+    config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 factors to 11 bits
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.capturable and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
@@ -184,15 +155,3 @@ def _configure(trt: Any, builder: Any, profile: dict[str, Range], settings: Sett
         config.num_compute_capabilities = 1  # an engine that takes its weights later is built for one GPU
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     return config
-
-
-def _use_timing_cache(config: Any, settings: Settings) -> Any:
-    if settings.timing_cache is None:
-        return None
-    cache = config.create_timing_cache(settings.timing_cache)
-    config.set_timing_cache(cache, False)
-    return cache
-
-
-def _entries(cache: Any) -> int:
-    return len(cache.queryKeys()) if cache is not None and hasattr(cache, "queryKeys") else 0

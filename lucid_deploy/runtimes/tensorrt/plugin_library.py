@@ -1,10 +1,10 @@
-"""Where the plugin library is, building it where there is none, and bringing it beside the engines."""
+"""Find the library of TensorRT plugins, or build it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import temporary_sibling
@@ -55,7 +55,7 @@ def build_library(
         raise LucidError(f"No plugin library was built: {error}.") from error
     check_tools()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_sibling(output):  # what cannot be written there is said before minutes of compiling, not after
+    with temporary_sibling(output):  # fails before minutes of compiling, not after, if it cannot be written
         pass
     kernels = compile_kernels(
         archs or ARCHITECTURES,
@@ -69,7 +69,7 @@ def build_library(
 
 
 def check_tools() -> None:
-    """Check that everything is there that compiling the library takes, before the minutes that it takes."""
+    """Check that all tools for compiling the library are installed."""
     from lucid_deploy.plugins.hosts.compiler import find_compiler
     from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers, find_tensorrt_headers
     from lucid_deploy.plugins.hosts.triton.aot import triton_version
@@ -114,10 +114,3 @@ def find_or_build(
     )
     build_library(own, archs, (dtype,), progress, head_dims)
     return own
-
-
-def register(library: Path, trt: Any) -> None:
-    """Bring the library's operators into TensorRT; afterwards its ONNX parser can meet their nodes safely."""
-    from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
-
-    register_plugins(library, trt)

@@ -1,4 +1,4 @@
-"""From an artifact's graph to the one that TensorRT parses."""
+"""Turn an artifact's graph into the one that TensorRT parses, and refuse what cannot be built."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from lucid_deploy.plugins.table import (
     DECODE_ATTENTION_FLOAT8,
     DELTA_RULE,
     DOMAIN,
+    IN_TENSORRT,
+    PRECONDITION,
 )
 from lucid_deploy.runtimes.tensorrt.backend import dotted
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
 
 if TYPE_CHECKING:
     import onnx
 
+PLUGIN_OPERATORS = tuple(each.name for each in IN_TENSORRT)
+# Operators of each stage's graph; a layer that uses one has one node of it.
+_STAGE_OPERATORS = {
+    "prefill": (PRECONDITION.name, DELTA_RULE.name),
+    "decode": (DECODE_ATTENTION.name, DELTA_RULE.name),
+    VERIFY: (DECODE_ATTENTION.name,),
+}
 # The least compute capability by scheme. TensorRT-RTX 1.7 compiles for no lower one: "HW-specific datatypes".
 LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
@@ -80,14 +88,9 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     """Load a stage's graph and run the passes that TensorRT needs."""
     import onnx_ir as ir
 
-    from lucid_deploy.runtimes.tensorrt.passes import (
-        fix_axis,
-        float8_cache,
-        half_attention,
-        plugin_domain,
-        standard_attention,
-        strip_bodies,
-    )
+    from lucid_deploy.export.passes.attention_forms import half_attention, standard_attention
+    from lucid_deploy.export.passes.cache_forms import fix_axis, float8_cache
+    from lucid_deploy.export.passes.plugin_nodes import plugin_domain, strip_bodies
 
     record = artifact.manifest.quantization
     if record is not None and record.format != "qdq":
@@ -120,7 +123,7 @@ def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx
     """Return the graph with the plugin that reads an FP8 cache as it is stored, if it has layers for it."""
     import onnx
 
-    from lucid_deploy.runtimes.stored_cache import read_as_stored
+    from lucid_deploy.runtimes.passes.stored_cache import read_as_stored
 
     if not any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in artifact.manifest.layers):
         return graph
@@ -151,7 +154,7 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
     if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
         raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")
     of_fp8 = {DECODE_ATTENTION.name: DECODE_ATTENTION_FLOAT8.name} if artifact.manifest.cache_dtype == FP8 else {}
-    found = {of_fp8.get(name, name): name for name in STAGE_OPERATORS[stage]}
+    found = {of_fp8.get(name, name): name for name in _STAGE_OPERATORS[stage]}
     for name in PLUGIN_OPERATORS:
         wanted = found.get(name)
         layers = sum(layer.uses(wanted, of_layers) for layer in artifact.manifest.layers) if wanted else 0
@@ -176,17 +179,23 @@ def check_artifact(artifact: Artifact) -> None:
             f"E4M3 in place. {artifact.directory} is in {manifest.dtype} with a {manifest.cache} cache. Export with "
             "--dtype float16 and --cache growing, or with --cache-dtype auto."
         )
-    if artifact.manifest.inline:
+    if manifest.inline:
         raise LucidError(
             f"TensorRT's plugin computes operators that the graphs of {artifact.directory} do not have: they were "
             "exported with --inline. Export without it for engines."
         )
-    if artifact.manifest.cache == "static" and not artifact.writes_in_place:
+    if manifest.cache == "static" and not artifact.writes_in_place:
         raise LucidError(
             f"The graphs of {artifact.directory} were exported with --opset 23, without the TensorScatter that engines "
             "write their static cache with. Export without --opset for engines."
         )
-    check_layout(artifact)
+    for index, layer in enumerate(manifest.layers):
+        if any(tensor.sort == "ring" for tensor in layer.cache):
+            kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
+            raise LucidError(
+                f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of all tokens, and states. "
+                "Run the artifact with onnxruntime."
+            )
     check_head_width(artifact)
 
 
@@ -221,15 +230,3 @@ def kernel_head_dims(artifact: Artifact) -> tuple[int, ...]:
         if layer.uses(DELTA_RULE.name, "prefill"):
             found |= {tensor.shape[1] for tensor in layer.cache if len(tensor.shape) == 3}
     return tuple(sorted(found))
-
-
-def check_layout(artifact: Artifact) -> None:
-    """Check that engines can keep what the model caches: rows and states."""
-    for index, layer in enumerate(artifact.manifest.layers):
-        kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
-        sorts = {tensor.sort for tensor in layer.cache}
-        if "ring" in sorts:
-            raise LucidError(
-                f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of all tokens, and states. "
-                "Run the artifact with onnxruntime."
-            )

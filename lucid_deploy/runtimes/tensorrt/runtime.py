@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.runtime import Capabilities, Runtime
-from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -14,20 +14,18 @@ if TYPE_CHECKING:
 
 
 class TensorRtRuntime(Runtime):
-    """See :class:`~lucid_deploy.runtimes.runtime.Runtime`."""
+    """Opens engines in TensorRT."""
 
     name = "tensorrt"
     description = "TensorRT or TensorRT-RTX engines that lucid-deploy build made."
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
-        """See :meth:`Runtime.capabilities`."""
         return CAPABILITIES
 
     def check_installed(self, options: RuntimeOptions) -> None:
         """Leave it to :meth:`open`: which of the two packages is needed depends on the engines."""
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
-        """See :meth:`Runtime.open`."""
         from lucid_deploy.runtimes.tensorrt.load_engines import open_tensorrt
 
         return open_tensorrt(artifact, device_index(options.device), options.allow_extrapolation)

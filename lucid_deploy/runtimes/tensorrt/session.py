@@ -6,8 +6,7 @@ blocks. With a static cache decoding writes into buffers that stay where they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,18 +15,17 @@ from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.description import drafts_unsupported_reason
-from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
-from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.graph_sessions import ArtifactSession
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens
+from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.device import Device
 from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, DeviceTensor, Layers, MemoryPool
 from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, EngineContexts, Engines, Feed, StateCopy
 
-__all__ = ["Engines", "TensorRtSession"]
-
 
 @dataclass
 class _BoundCache:
-    """A static cache that decoding is bound to, and the step that does it."""
+    """A static cache that decoding is bound to, and its step."""
 
     layers: Layers
     mask: Array  # int64 (B, M), as it is on the device
@@ -36,7 +34,7 @@ class _BoundCache:
     step: DecodeStep
 
 
-class TensorRtSession(Session[DeviceTensor]):
+class TensorRtSession(ArtifactSession[DeviceTensor]):
     """Runs an artifact's engines on one GPU stream.
 
     Args:
@@ -48,17 +46,12 @@ class TensorRtSession(Session[DeviceTensor]):
     """
 
     def __init__(self, artifact: Artifact, engines: Engines, device: Device, allow_extrapolation: bool = False) -> None:
+        super().__init__(artifact, "tensorrt", allow_extrapolation, CAPABILITIES)
         self.limits = engines.manifest.limits
-        shortest = min(artifact.config.max_position_embeddings, self.limits.max_context)
-        config = replace(artifact.config, max_position_embeddings=shortest)
-        layers = artifact.manifest.layers
-        types = artifact.manifest.dtype, artifact.manifest.cache_dtype
-        super().__init__(config, types[0], "tensorrt", allow_extrapolation, CAPABILITIES, types[1], layers)
-        self.identity = artifact.identity
-        self._artifact, self._engines, self._device = artifact, engines, device
+        self._engines, self._device, self._room = engines, device, self.limits.max_context
         pool = MemoryPool(device)
         self._contexts = EngineContexts(engines, device, pool)
-        self._caches = DeviceCaches(self.layout, device, pool, self.limits.max_context)
+        self._caches = DeviceCaches(self.layout, device, pool, self._room)
         self._static = artifact.manifest.cache == "static"
         self._bound: _BoundCache | None = None
 
@@ -72,40 +65,16 @@ class TensorRtSession(Session[DeviceTensor]):
         second.rounded_inputs = self.rounded_inputs
         return second
 
-    @property
-    def prefill_chunk(self) -> int:
-        # As many as the engine was built for
-        return self.limits.prefill_chunk
-
-    def prefill(
-        self,
-        input_ids: Array,
-        cache: Cache[DeviceTensor],
-        mask: Array | None = None,
-        chunk: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Array:
-        # No chunk is longer than the engine accepts
-        most = self.limits.prefill_chunk
-        return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most), progress)
-
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
         if self._contexts.closed:
             raise LucidError("The session was closed. Open the artifact again.")
-        input_ids = super()._checked(input_ids, cache)
-        self._check_fits(cache.batch, cache.length + input_ids.shape[1])
-        return input_ids
+        return super()._checked(input_ids, cache)
 
-    def _check_fits(self, batch: int, tokens: int) -> None:
-        for found, most, option, what in (
-            (batch, self.limits.max_batch, "--max-batch", "rows"),
-            (tokens, self.limits.max_context, "--max-context", "tokens"),
-        ):
-            if found > most:
-                raise LucidError(
-                    f"The engines were built for up to {most} {what}, not {found}. Build them with a larger {option}: "
-                    f"lucid-deploy build {self._artifact.directory} {option} {found} --overwrite"
-                )
+    def _limit_remedy(self, option: str, wanted: int) -> str:
+        return (
+            f"Build the engines with a larger {option}: "
+            f"lucid-deploy build {self._artifact.directory} {option} {wanted} --overwrite"
+        )
 
     def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, ...]]:
         self._device.activate()
@@ -140,15 +109,6 @@ class TensorRtSession(Session[DeviceTensor]):
         again = f"lucid-deploy build {self._artifact.directory} --speculate --overwrite"
         return drafts_unsupported_reason(self.layers) or f"there is no engine that verifies drafts; {again} builds one"
 
-    @property
-    def context_limit(self) -> int | None:
-        # What the engines were built for holds in any case
-        return min(super().context_limit or self.limits.max_context, self.limits.max_context)
-
-    @property
-    def batch_limit(self) -> int | None:
-        return self.limits.max_batch
-
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         self._device.activate()
         layers = [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
@@ -159,7 +119,7 @@ class TensorRtSession(Session[DeviceTensor]):
             for pair in zip(layout, arrays, strict=True)
         )
         tokens = max((array.shape[2] for layout, array in pairs if layout.has_tokens), default=0)
-        self._check_fits(batch, tokens)
+        self._check_limits(batch, tokens)
         return self._caches.each(lambda layout, array: self._caches.send(layout, array, batch, tokens), layers)
 
     def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:
@@ -237,7 +197,7 @@ class TensorRtSession(Session[DeviceTensor]):
             self._bound.step.drop()
         self._bound = None
         batch, past = mask.shape
-        room = self.limits.max_context
+        room = self._room
         moved = self._caches.each(
             lambda layout, tensor: (
                 tensor

@@ -1,1 +1,17 @@
-"""The runtime ``torch``: sessions that run the PyTorch model."""
+"""Running the PyTorch model on an artifact's weights."""
+
+from lucid_deploy.runtimes.runtime import Capabilities
+
+CAPABILITIES = Capabilities(
+    dtypes=("float32", "float16", "bfloat16"),
+    devices=("cpu", "cuda"),
+    caches=("growing", "static"),
+    cache_dtypes=("float16", "int8", "fp8"),
+    cache_sorts=("rows", "ring", "state"),
+    runs_graphs=False,
+    reads_layers=True,
+    opens_graphs=True,
+    copies_weights=False,
+    packages=("torch",),
+    install="lucid-deploy[export]",
+)

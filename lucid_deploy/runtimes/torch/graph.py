@@ -1,4 +1,4 @@
-"""Run one ONNX graph: PyTorch computes the ``ai.lucid`` operators, ONNX's ReferenceEvaluator the standard ones."""
+"""One graph in ONNX's ReferenceEvaluator, with operators of ``ai.lucid`` computed by PyTorch or other functions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins import table
-from lucid_deploy.runtimes.evaluated_graph import Graph, evaluated_graph
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.torch.threads import torch_threads
+from lucid_deploy.runtimes.runtime import Graph
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Operators = Mapping[str, Callable[..., tuple[Array, ...]]]
 
 
 def open_torch_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     """Return a function that runs a graph with PyTorch's operators."""
     import torch
 
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
+    from lucid_deploy.runtimes.torch.threads import torch_threads
+
     graph = evaluated_graph(model, _operators(options.device))
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -35,7 +35,29 @@ def open_torch_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     return run
 
 
-def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
+def evaluated_graph(model: onnx.ModelProto, operators: Operators) -> Graph:
+    """Return a function that runs a graph in ONNX's ReferenceEvaluator with given operators of ``ai.lucid``."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(model, new_ops=[_node_class(*item) for item in operators.items()])
+    names = [output.name for output in model.graph.output]
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(names, evaluator.run(None, dict(feed)), strict=True))
+
+    return run
+
+
+def _node_class(name: str, compute: Callable[..., tuple[Array, ...]]) -> type:
+    from onnx.reference.op_run import OpRun
+
+    def run(_self: Any, *inputs: Array, **attributes: Any) -> tuple[Array, ...]:
+        return compute(*inputs, **attributes)
+
+    return type(name, (OpRun,), {"op_domain": table.DOMAIN, "_run": run})
+
+
+def _operators(device: str) -> Operators:
     from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
     from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
     from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
@@ -66,7 +88,7 @@ def _training(diagonal: float) -> bool:
 
 
 def _with_arrays(compute: Callable[..., Any], device: str) -> Callable[..., tuple[Array, ...]]:
-    """Wrap an operator to take and return NumPy arrays, whose bfloat16 is a type of the package ml_dtypes."""
+    """Wrap a function of tensors as one of numpy arrays; bfloat16 is a type of ml_dtypes there."""
 
     def run(*inputs: Array, **attributes: float) -> tuple[Array, ...]:
         outputs = compute(*(_tensor(array, device) for array in inputs), **attributes)

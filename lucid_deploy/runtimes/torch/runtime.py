@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.runtime import Capabilities, Runtime
-from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
+from lucid_deploy.runtimes.torch import CAPABILITIES
 
 if TYPE_CHECKING:
     import onnx
 
     from lucid_deploy.artifact import Artifact
-    from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
 
 
 class TorchRuntime(Runtime):
-    """Opens the PyTorch model; PyTorch is imported on first use."""
+    """Opens artifacts in PyTorch."""
 
     name = "torch"
     description = "The PyTorch model on the artifact's weights, without its graphs."
@@ -29,15 +28,12 @@ class TorchRuntime(Runtime):
         return CAPABILITIES
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
-        import torch
-
         from lucid_deploy.model.ablation import ablated
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
         from lucid_deploy.runtimes.torch.threads import torch_threads
 
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
+        check_cuda(options.device)
         with torch_threads(options.threads):
             config = artifact.config if options.ablate is None else ablated(artifact.config, options.ablate)
             model = load_artifact_model(artifact, options.device, config=config)
@@ -55,7 +51,16 @@ class TorchRuntime(Runtime):
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
         from lucid_deploy.runtimes.torch.graph import open_torch_graph
 
+        check_cuda(options.device)
         return open_torch_graph(model, options)
+
+
+def check_cuda(device: str) -> None:
+    """Check that PyTorch has a CUDA device, if one is wanted."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
 
 
 RUNTIME = TorchRuntime()

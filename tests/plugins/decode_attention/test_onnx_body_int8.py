@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8
-from lucid_deploy.runtimes.stored_cache import MOST_TOKENS_IN_BODY
+from lucid_deploy.runtimes.passes.stored_cache import MOST_TOKENS_IN_BODY
 from tests.plugins.cpu_sessions import check, run
 from tests.plugins.onnx_bodies import operator_model, session_of, single_operator
 from tests.plugins.stored_caches import padded_mask, paths, problem, scaled, store

@@ -131,7 +131,7 @@ def use_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     library.write_bytes(b"stand-in")
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.plugin_library.default_library", lambda: library)
     monkeypatch.setattr("lucid_deploy.plugins.hosts.tensorrt.build.check_plugin", lambda path: None)
-    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.plugin_library.register", lambda path, trt: None)
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.tensorrt.registry.register_plugins", lambda path, trt: None)
     backend = SimpleNamespace(name="tensorrt", trt=SimpleNamespace())
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.backend.load_backend", lambda name: backend)
 

@@ -1,9 +1,10 @@
-"""The layers of a graph, one by one, compute what the graph computes as a whole."""
+"""The layers of a graph, one by one, compute what it computes as a whole; cutting it changes nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -14,6 +15,7 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
+from lucid_deploy.runtimes.passes.cut_layers import cut_layers
 from tests.runtimes.layer_runs import IDS, given_residuals_are_read, same_as_the_session, solves_start_from_v
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -37,5 +39,56 @@ def test_a_graph_without_its_solves_cannot_be_explained(artifact_copy: Path) -> 
     path, manifest = artifact_copy / "prefill.onnx", open_artifact(artifact_copy).manifest
     onnx.save(onnx.inliner.inline_local_functions(onnx.load(str(path), load_external_data=False)), str(path))
     layers = OrtLayers(Artifact(artifact_copy, manifest), RuntimeOptions())
-    with pytest.raises(CheckFailed, match="solves are not to be found, so its layers cannot be explained"):
+    with pytest.raises(CheckFailed, match="no solves under their names, so its layers cannot be explained"):
         layers.run(NewTokens.after(IDS), layers.empty_past(2))
+
+
+def graph_of(artifact: Artifact, stage: str) -> onnx.ModelProto:
+    return onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+
+
+def added(model: onnx.ModelProto, before: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    """Names of the inputs and outputs that are new; the old ones stand in front of them."""
+    pairs = [(model.graph.input, before.graph.input), (model.graph.output, before.graph.output)]
+    assert all(list(now)[: len(then)] == list(then) for now, then in pairs)
+    new_inputs, new_outputs = ([value.name for value in now[len(then) :]] for now, then in pairs)
+    return new_inputs, new_outputs
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+@pytest.mark.parametrize(("changes", "solves"), [({}, 2), ({"attention_type": "llama"}, 0)], ids=["lucid", "llama"])
+def test_layers_become_outputs_and_cut_inputs_too(
+    stage: str, changes: dict[str, Any], solves: int, exported: Exported
+) -> None:
+    before = graph_of(exported(**changes)[1], stage)
+    shown = [f"residual.{i}" for i in range(3)] + [f"values.{i}" for i in range(solves)]
+    looked_into, cut = graph_of(exported(**changes)[1], stage), graph_of(exported(**changes)[1], stage)
+    cut_layers(looked_into, 2, cut=False)
+    assert sorted(added(looked_into, before)[1]) == shown and added(looked_into, before)[0] == []
+    cut_layers(cut, 2, cut=True)
+    assert added(cut, before) == ([f"given.{i}" for i in range(3)], added(looked_into, before)[1])
+    assert list(cut.graph.initializer) == list(before.graph.initializer)
+    read = {name for node in cut.graph.node for name in node.input}
+    sources = {node.output[0]: node.input[0] for node in cut.graph.node if node.output[0].startswith("residual.")}
+    assert {f"given.{i}" for i in range(3)} <= read
+    # Nothing reads a layer's output any more but what shows it: an error cannot go past the cut.
+    assert all(
+        [node.output[0] for node in cut.graph.node if source in node.input] == [name]
+        for name, source in sources.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ("model.layers.1.input_layernorm.weight", "no norm with the weight of layer 1, so its layers"),
+        ("model.norm.weight", r"no norm with the weight model\.norm\.weight, so its head"),
+    ],
+)
+def test_a_layer_that_is_not_to_be_found(weight: str, message: str, exported: Exported) -> None:
+    model = graph_of(exported()[1], "prefill")
+    next(item for item in model.graph.initializer if item.name == weight).name = "other"
+    for node in model.graph.node:
+        node.input[:] = ["other" if name == weight else name for name in node.input]
+    with pytest.raises(CheckFailed, match=message):
+        cut_layers(model, 2, cut=True)

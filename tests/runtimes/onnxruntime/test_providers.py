@@ -1,7 +1,4 @@
-"""onnxruntime's execution providers: what is asked for and what is refused.
-
-No GPU is used: a stand-in for onnxruntime has the providers, records what it is told and computes on the CPU.
-"""
+"""onnxruntime's execution providers, on a stand-in that computes on the CPU: options, graphs, errors, numbers."""
 
 from __future__ import annotations
 
@@ -9,17 +6,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime as real
 import pytest
 from click.testing import CliRunner
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import main
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.providers import CPU, plan_provider
 from lucid_deploy.runtimes.options import PROVIDERS
+from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from tests.phase_lines import error_line
 from tests.runtimes.onnxruntime.fake_onnxruntime import NAMES, FakeOrt, copy_of, use_library
 
@@ -63,7 +66,9 @@ def test_tensorrt_gets_the_plugin_library_registered(
 ) -> None:
     done, library, trt = [], tmp_path / "plugin.so", SimpleNamespace()
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.plugin_library.default_library", lambda: library)
-    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.plugin_library.register", lambda *given: done.append(given))
+    monkeypatch.setattr(
+        "lucid_deploy.plugins.hosts.tensorrt.registry.register_plugins", lambda *given: done.append(given)
+    )
     monkeypatch.setattr(
         "lucid_deploy.runtimes.tensorrt.backend.load_backend", lambda name: SimpleNamespace(name=name, trt=trt)
     )
@@ -84,11 +89,9 @@ def test_a_provider_that_does_not_start_is_an_error(
     use_library(monkeypatch, tmp_path)
     with pytest.raises(LucidError, match=rf"{NAMES[provider]} does not start, and onnxruntime .* went on with {CPU}"):
         open_session(artifact, provider=provider)
-    for name in ("run", "verify"):
-        rest = ["--prompt-ids", "5"] if name == "run" else []
-        result = CliRunner().invoke(main, [name, str(artifact.directory), "--provider", provider, *rest])
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert error_line(result.stderr).startswith(f"Error: {NAMES[provider]} does not start")
+    result = CliRunner().invoke(main, ["verify", str(artifact.directory), "--provider", provider])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert error_line(result.stderr).startswith(f"Error: {NAMES[provider]} does not start")
 
 
 @pytest.mark.parametrize(
@@ -103,13 +106,12 @@ def test_a_provider_that_does_not_start_is_an_error(
         ("nv-tensorrt-rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
     ],
 )
-@pytest.mark.parametrize("name", ["run", "verify"])
 def test_a_provider_that_is_not_there_is_one_line(
-    name: str, provider: str, install: str, fake: FakeOrt, exported: Exported
+    provider: str, install: str, fake: FakeOrt, exported: Exported
 ) -> None:
     fake.available = ["AzureExecutionProvider", CPU]
-    rest = ["--prompt-ids", "5"] if name == "run" else []
-    result = CliRunner().invoke(main, [name, str(exported()[1].directory), "--provider", provider, *rest])
+    asked = ["run", str(exported()[1].directory), "--provider", provider, "--prompt-ids", "5"]
+    result = CliRunner().invoke(main, asked)
     assert (result.exit_code, result.stdout, fake.asked) == (2, "", [])
     assert error_line(result.stderr) == (
         f"Error: onnxruntime {real.__version__} has no {NAMES[provider]}; it has AzureExecutionProvider, {CPU}. "
@@ -127,3 +129,124 @@ def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
         open_session(exported(dtype="bfloat16")[1], provider="cuda")
     with pytest.raises(LucidError, match=r"cuda runs caches that are growing, and .* Export with --cache growing"):
         open_session(exported(cache="static")[1], provider="cuda")
+
+
+PROFILES = {  # of the test model's 512 tokens: 2 key/value heads of width 36
+    "min": "input_ids:1x1,attention_mask:1x1,position_ids:1x1,past_key_values.0.key:1x2x0x36",
+    "opt": "input_ids:4x512,attention_mask:4x512,position_ids:4x512,past_key_values.0.key:4x2x0x36",
+    "max": "input_ids:4x512,attention_mask:4x1023,position_ids:4x512,past_key_values.0.key:4x2x511x36",
+}
+
+
+@pytest.mark.parametrize(("provider", "prefix"), [("tensorrt", "trt"), ("nv-tensorrt-rtx", "nv")])
+def test_tensorrt_gets_the_profiles_of_build(provider: str, prefix: str, fake: FakeOrt, artifact: Artifact) -> None:
+    open_session(artifact, device="cuda:1", provider=provider)
+    prefill, decode = (asked[0][1] for asked in fake.asked)
+    limits = choose_limits(artifact)
+    for index, (which, start) in enumerate(PROFILES.items()):
+        assert prefill[f"{prefix}_profile_{which}_shapes"].startswith(start)
+        for stage, options in (("prefill", prefill), ("decode", decode)):
+            shapes = dict(item.split(":") for item in options[f"{prefix}_profile_{which}_shapes"].split(","))
+            built = profile_shapes(artifact, stage, limits)
+            assert shapes == {name: "x".join(map(str, ranges[index])) for name, ranges in built.items()}
+            assert shapes.keys() == {info.name for info in artifact.manifest.graphs[stage].inputs}
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_the_copy_for_tensorrt(stage: str, fake: FakeOrt, artifact: Artifact) -> None:
+    """No function is left to inline, no loop, plugin nodes are typed, the weights are a copy that ONNX reads."""
+    plan = plan_provider(artifact, "tensorrt", 0, stage)
+    again = plan_provider(artifact, "tensorrt", 0, stage)
+    assert again == plan and sorted(path.name for path in plan.graph.parent.iterdir()) == [
+        plan.graph.name,
+        "weights.bin",
+    ]
+    model = onnx.load(str(plan.graph), load_external_data=False)
+    operator = {"prefill": "Precondition", "decode": "DecodeAttention"}[stage]
+    nodes = [node for node in model.graph.node if node.domain]
+    assert [(node.op_type, node.domain) for node in nodes] == [(operator, "trt.plugins")] * 2
+    typed = {value.name for value in (*model.graph.value_info, *model.graph.output) if value.type.tensor_type.elem_type}
+    assert all(name in typed for node in nodes for name in node.output)
+    assert not model.functions and not {"Loop", "Scan", "If"} & {node.op_type for node in model.graph.node}
+    assert {each.domain: each.version for each in model.opset_import} == {"": 23, "trt.plugins": 1}
+    assert {path.stat().st_nlink for path in (*plan.graph.parent.iterdir(), artifact.path("weights.bin"))} == {1}
+    weights = onnx.load(plan.graph).graph.initializer
+    assert all(onnx.numpy_helper.to_array(weight).size for weight in weights if weight.name.endswith(".weight"))
+    [model_inputs, others] = [[info.name for info in artifact.manifest.graphs[stage].inputs], model.graph.input]
+    assert [value.name for value in others] == model_inputs
+    open_artifact(artifact.directory)
+
+
+def everything(session: Any) -> list[np.ndarray]:
+    ids = np.random.default_rng(0).integers(0, 97, (2, 40))
+    cache = session.empty_cache(2)
+    results = [session.prefill(ids[:, :30], cache)]
+    return results + [session.decode(ids[:, i : i + 1], cache) for i in range(30, 40)]
+
+
+@pytest.mark.parametrize("provider", NAMES)
+def test_sessions_of_gpu_providers_compute_the_same(provider: str, fake: FakeOrt, artifact: Artifact) -> None:
+    """They load the weights themselves; TensorRT reads a copy of the graph, of which the plugin's nodes get bodies."""
+    session = open_session(artifact, provider=provider)
+    assert (session.runtime, session.provider) == ("onnxruntime", provider)
+    assert [asked[0][0] for asked in fake.asked] == [NAMES[provider]] * 2
+    others = [(NAMES["cuda"], {"device_id": "0", "use_tf32": "0"})] if provider == "tensorrt" else []
+    assert [asked[1:] for asked in fake.asked] == [[*others, CPU]] * 2
+    assert [(each.initializers, each.entries) for each in fake.options] == [([], [])] * 2
+    for ours, other in zip(everything(session), everything(open_session(artifact)), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exported: Exported) -> None:
+    assert open_session(exported()[1]).provider == "cpu"
+    assert fake.asked == [[CPU], [CPU]]
+    assert all(options.initializers for options in fake.options)
+    # A small model keeps packed weights.
+    entries = ["session.force_spinning_stop", "session.use_env_allocators"]
+    assert all(options.entries == entries for options in fake.options)
+
+
+def test_the_step_that_verifies_drafts_is_not_made_of_the_files_of_a_newer_export(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Weights of 4 bits are read from the file when a graph is loaded: the step would verify with another model's."""
+    options = ExportOptions(quantize=QuantizeOptions("int4", format="qdq"), overwrite=True)
+    shape = {"hidden_size": 64, "intermediate_size": 64}
+    older = export(make_checkpoint("older", 0, **shape), tmp_path / "out", options)
+    session = open_session(older)
+    export(make_checkpoint("newer", 1, **shape), tmp_path / "out", options)
+    assert everything(session)  # what is loaded goes on
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))
+
+
+def test_sessions_keep_to_the_profile(fake: FakeOrt, artifact: Artifact) -> None:
+    session = open_session(artifact, provider="tensorrt")
+    assert session.limits == choose_limits(artifact)  # type: ignore[attr-defined]
+    with pytest.raises(LucidError, match=r"tensorrt\) runs up to 4 rows here, not 5\. Engines of lucid-deploy build"):
+        session.prefill(np.zeros((5, 2), np.int64), session.empty_cache(5))
+    session.limits = Limits(4, 512, 7)  # type: ignore[attr-defined]
+    assert session.prefill_chunk == 7
+    seen: list[int] = []
+    session.prefill(np.zeros((1, 20), np.int64), session.empty_cache(1), progress=lambda done, total: seen.append(done))
+    assert seen == [7, 14, 20]
+    session.prefill(np.zeros((1, 6), np.int64), session.empty_cache(1), None, 5, lambda done, total: seen.append(done))
+    assert seen[3:] == [5, 6]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
+def test_what_is_cut_back_lies_in_memory_of_its_own(exported: Exported, heads: int, cache_dtype: str) -> None:
+    """The tensor that it was cut from is let go of, with its memory: of one row and one head both are contiguous."""
+    session = open_session(exported(num_key_value_heads=heads, cache_dtype=cache_dtype)[1])
+    text, cache, short = np.arange(30)[None], session.empty_cache(), session.empty_cache()
+    session.prefill(text, cache)
+    session.prefill(text[:, :10], short)
+    expected = session.layer_arrays(short)
+    for length in (20, 10):  # what a run gave, and what was cut back before
+        held = cache.layers
+        session.truncate(cache, length)
+        for old, new in zip(sum(held, ()), sum(cache.layers, ()), strict=True):
+            assert not np.shares_memory(old.numpy(), new.numpy())
+    for found, wanted in zip(sum(session.layer_arrays(cache), ()), sum(expected, ()), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import VERIFY, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.onnxruntime.graph import ort_value
+from lucid_deploy.runtimes.tensorrt.engine_contexts import Engines
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import EngineFile, EngineManifest
-from lucid_deploy.runtimes.tensorrt.prepare import VERIFY
-from lucid_deploy.runtimes.tensorrt.session import Engines
 
 KINDS = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 KINDS["tensor(float8e4m3fn)"] = np.uint8

@@ -1,8 +1,9 @@
-"""Opening engines: every way it can fail is one clear message."""
+"""Opening engines: every way it can fail is one clear message; compiled kernels are kept for the next start."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -19,15 +20,19 @@ from click.testing import CliRunner
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.tensorrt.backend import load_backend
-from lucid_deploy.runtimes.tensorrt.load_engines import check_capability, load_engines, open_tensorrt
-from lucid_deploy.runtimes.tensorrt.manifest import open_engines
+from lucid_deploy.runtimes.tensorrt.load_engines import JitCache, check_capability, load_engines, open_tensorrt
+from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, open_engines
 from tests.patience import PATIENCE
 from tests.phase_lines import error_line
+from tests.runtimes.tensorrt.engine_copies import copy_of
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
 
 Exported = Callable[..., tuple[Path, Artifact]]
+
+
 BLOCK = """
 import sys
 for name in {names!r}:
@@ -107,7 +112,7 @@ def test_weights_are_given_to_engines_that_were_built_without(built: Artifact, m
         Refitter=lambda engine, logger: Refitter(),
         OnnxParserRefitter=lambda refitter, logger: refitter,
     )
-    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.load_engines.register", lambda library, trt: None)
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.load_engines.register_plugins", lambda library, trt: None)
     backend = replace(real, trt=trt)
     manifest = replace(open_engines(built, real.name, real.version), weightless=True)
     assert load_engines(built, manifest, backend).tensors["decode"] == {"logits"}
@@ -146,3 +151,172 @@ def test_engines_compute_what_onnxruntime_does(cache: str, exported: Exported, t
     for position in range(40, 60):
         part = ids[:, position : position + 1]
         np.testing.assert_allclose(ours.decode(part, caches[0]), other.decode(part, caches[1]), rtol=1e-3, atol=1e-3)
+
+
+trt = pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / MANIFEST).read_text())
+    for key, value in changes.items():
+        target, *rest = key.split("__")
+        (data[target] if rest else data)[rest[0] if rest else target] = value
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+def test_engines_of_another_version(damaged: tuple[Artifact, Path]) -> None:
+    with pytest.raises(LucidError, match=r"built with tensorrt-rtx .* and 9\.9 is.*lucid-deploy build .*--overwrite"):
+        open_engines(damaged[0], "tensorrt-rtx", "9.9")
+
+
+def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
+    change_manifest(damaged[1], plugin__abi=99)
+    with pytest.raises(
+        LucidError, match=rf"plugin ABI 99, and this version has {PLUGIN_ABI}\. Run: lucid-deploy plugin build"
+    ):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Exported, tmp_path: Path) -> None:
+    other = copy_of(exported(cache="static")[1], tmp_path / "other")
+    shutil.copytree(damaged[1].parent, other.directory / "engines")
+    with pytest.raises(LucidError, match=r"another model: decode\.onnx, verify\.onnx differ.*lucid-deploy build"):
+        open_engines(other, "tensorrt-rtx", trt.__version__)
+
+
+@pytest.mark.parametrize("name", ["prefill.engine", "liblucid_tensorrt.so"])
+def test_a_cut_file(damaged: tuple[Artifact, Path], name: str) -> None:
+    path = damaged[1] / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckFailed, match=rf"{name} has \d+ bytes, its manifest says \d+: it was cut.*-deploy build"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_missing_file(damaged: tuple[Artifact, Path]) -> None:
+    (damaged[1] / "decode.engine").unlink()
+    with pytest.raises(CheckFailed, match=r"decode\.engine is missing\. Build them again"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_changed_plugin_library(damaged: tuple[Artifact, Path]) -> None:
+    path = damaged[1] / "liblucid_tensorrt.so"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckFailed, match="was changed after the engines were built"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 1}', '{"format_version": 1, "engines": {}}'])
+def test_a_damaged_manifest(damaged: tuple[Artifact, Path], text: str) -> None:
+    (damaged[1] / MANIFEST).write_text(text)
+    with pytest.raises(CheckFailed, match=r"engines\.json is damaged.*Build them again"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_manifest_that_names_files_elsewhere(damaged: tuple[Artifact, Path]) -> None:
+    change_manifest(damaged[1], plugin__file="../../../plugin.so")
+    with pytest.raises(CheckFailed, match="lies outside the folder"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_newer_manifest(damaged: tuple[Artifact, Path]) -> None:
+    change_manifest(damaged[1], format_version=2)
+    with pytest.raises(LucidError, match="has format 2, this lucid-deploy reads 1"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_no_engines(artifact: Artifact, damaged: tuple[Artifact, Path]) -> None:
+    with pytest.raises(LucidError, match=r"has no engines for tensorrt-rtx\. Build them: lucid-deploy build"):
+        open_engines(artifact, "tensorrt-rtx", trt.__version__)
+    with pytest.raises(LucidError, match=r"has no engines for tensorrt \(there are some for tensorrt-rtx\)"):
+        open_engines(damaged[0], "tensorrt", "11.0")
+
+
+class Cache:
+    """``IRuntimeCache``: a list of kernels; content of another environment is refused and changes nothing."""
+
+    def __init__(self, environment: bytes = b"driver 1") -> None:
+        self.environment, self.kernels = environment, b""
+
+    def serialize(self) -> bytearray:
+        return bytearray(self.environment + b"|" + self.kernels)
+
+    def deserialize(self, content: bytes) -> bool:
+        environment, _, kernels = bytes(content).partition(b"|")
+        if environment != self.environment:
+            return False
+        self.kernels = kernels
+        return True
+
+
+class Config:
+    """``IRuntimeConfig``."""
+
+    def __init__(self, environment: bytes = b"driver 1", takes: bool = True) -> None:
+        self.environment, self.takes, self.cache = environment, takes, None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = "lazy"
+
+    def create_runtime_cache(self) -> Cache:
+        return Cache(self.environment)
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return self.takes
+
+
+@pytest.fixture(autouse=True)
+def _cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def attached(path: Path, **options: Any) -> tuple[JitCache, Config]:
+    cache, config = JitCache(path), Config(**options)
+    cache.attach(config)
+    return cache, config
+
+
+def test_what_was_compiled_is_there_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "jit" / "cache.bin"
+    cache, config = attached(path)
+    other = Config()
+    cache.attach(other)
+    assert other.cache is config.cache, "one cache for all contexts of an engine"
+    config.cache.kernels = b"compiled"  # type: ignore[attr-defined]
+    cache.save()
+    assert attached(path)[1].cache.kernels == b"compiled"  # type: ignore[attr-defined]
+    assert [entry.name for entry in path.parent.iterdir()] == ["cache.bin"] and caplog.records == []
+
+
+def test_what_another_driver_compiled_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cache.bin"
+    cache, config = attached(path)
+    config.cache.kernels = b"compiled"  # type: ignore[attr-defined]
+    cache.save()
+    cache, config = attached(path, environment=b"driver 2")
+    assert config.cache.kernels == b""  # type: ignore[attr-defined]
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == f"{path} is of another driver or GPU, or damaged: kernels are compiled again."
+    cache.save()
+    assert path.read_bytes() == b"driver 2|"
+
+
+def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "jit").write_text("a file where the folder should be")
+    cache, _ = attached(tmp_path / "jit" / "cache.bin")
+    caplog.clear()
+    cache.save()
+    assert "Compiled kernels were not kept for the next start" in caplog.text
+
+
+def test_tensorrt_rtx_has_what_is_called() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    assert callable(trt.ICudaEngine.create_runtime_config)
+    for name in ("create_runtime_cache", "set_runtime_cache"):
+        assert callable(getattr(trt.IRuntimeConfig, name))
+    assert isinstance(trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy, property)
+    for name in ("serialize", "deserialize"):
+        assert callable(getattr(trt.IRuntimeCache, name))
+    assert (
+        "-> bool" in trt.IRuntimeCache.deserialize.__doc__ and "-> bool" in trt.IRuntimeConfig.set_runtime_cache.__doc__
+    )
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER is not None

@@ -1,23 +1,28 @@
-"""Graphs are prepared for TensorRT, or refused with the reason."""
+"""Graphs are prepared for TensorRT, or refused with the reason; which TensorRT is taken, and what it cannot do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
+from lucid_deploy.runtimes.tensorrt.backend import Backend
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
-from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_float_formats, check_head_width, prepare_graph
 from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
+
+
 FLOAT8 = onnx.TensorProto.FLOAT8E4M3FN
 
 
@@ -113,3 +118,71 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
         node.attribute.extend(kept)
     network = trt.Builder(logger).create_network(0)
     assert not trt.OnnxParser(network, logger).parse(model.SerializeToString(), path)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "activations", "capabilities", "message"),
+    [
+        ("fp8", "float", (), None),
+        ("fp8", "fp8-static", (89, 90, 120), None),
+        ("fp8", "float", (75, 86, 89), r"compute capability 7\.5, 8\.6 have no fp8, .* 8\.9 and newer have"),
+        ("nvfp4", "float", (120,), None),
+        ("nvfp4", "float", (89, 120), r"compute capability 8\.9 have no nvfp4"),
+        ("fp8", "fp8-token", (), r"no layer for that.*--quantize stored --activations float"),
+        ("fp8", "fp8-group", (89,), r"no layer for that.*--quantize stored --activations float"),
+        ("int8", "float", (75,), None),
+    ],
+)
+def test_what_is_refused(
+    scheme: str,
+    activations: str,
+    capabilities: tuple[int, ...],
+    message: str | None,
+    exported: Callable[..., tuple[Path, Artifact]],
+) -> None:
+    artifact = exported()[1]
+    tensors = {"lm_head.weight": QuantizedTensor((97, 64), 16)}
+    record = Quantization(scheme, 8, "qdq", activations, tensors, (), "a test")
+    changed = Artifact(artifact.directory, replace(artifact.manifest, quantization=record))
+    if message is None:
+        check_float_formats(changed, capabilities)
+        return
+    with pytest.raises(LucidError, match=message):
+        check_float_formats(changed, capabilities)
+
+
+def test_a_type_that_the_backend_lacks() -> None:
+    trt = SimpleNamespace(DataType=SimpleNamespace(FLOAT=0, HALF=1))
+    with pytest.raises(
+        LucidError, match=r"TensorRT 8 has no type bfloat16\. Export again with --dtype float32 or float16"
+    ):
+        Backend("tensorrt", "TensorRT", trt, "8").check_dtype("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "static", "message"),
+    [
+        ("tensorrt", "10.13.3.9", False, r"TensorRT 10\.13\.3\.9 is too old for engines, which need 10\.14 or newer"),
+        ("tensorrt", "10.14.1.48", True, r"static cache, which need 10\.15 or newer.*, or export with --cache growing"),
+        ("tensorrt-rtx", "1.6.0.41", False, r"TensorRT-RTX 1\.6\.0\.41 is too old .* 1\.7 or newer\. Run: pip install"),
+    ],
+)
+def test_too_old(name: str, version: str, static: bool, message: str) -> None:
+    backend = Backend(name, {"tensorrt": "TensorRT"}.get(name, "TensorRT-RTX"), SimpleNamespace(), version)
+    with pytest.raises(LucidError, match=message) as raised:
+        backend.check_version(static)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "static"),
+    [
+        ("tensorrt", "10.14", False),
+        ("tensorrt", "10.15.1.29", True),
+        ("tensorrt", "11.1", True),
+        ("tensorrt-rtx", "1.7.0", True),
+        ("tensorrt", "built by hand", True),
+    ],
+)
+def test_new_enough(name: str, version: str, static: bool) -> None:
+    Backend(name, name, SimpleNamespace(), version).check_version(static)

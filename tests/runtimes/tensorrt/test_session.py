@@ -1,4 +1,4 @@
-"""The TensorRT session's own work, on a fake device: bindings, shapes, memory, recorded graphs, errors."""
+"""The TensorRT session on a fake device: numbers, bindings, memory, recorded graphs, drafts, batches, errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import LookupDrafter
+from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.cache_rows import take_back
+from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, StateCopy
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines
 
 Exported = Callable[..., tuple[Path, Artifact]]
+
+
 LIMITS = {"max_batch": 2, "max_context": 96, "prefill_chunk": 16}
 
 
@@ -112,15 +120,6 @@ def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(kind: str, hybrid
         session.truncate(cache, 5)
 
 
-def test_half_precision_caches_keep_their_bytes(exported: Exported) -> None:
-    made = Fixture(exported, **VARIANTS[3])
-    layers = [(np.full((1, 2, 3, 36), 0.25 + i), np.full((1, 2, 3, 36), -1.5)) for i in range(2)]
-    cache = made.session.cache_from_arrays(layers, np.ones((1, 3), bool))
-    for (k, y), (k_given, y_given) in zip(made.session.layer_arrays(cache), layers, strict=True):
-        assert k.dtype == np.float32 and (k == k_given).all() and (y == y_given).all()
-    assert np.isfinite(made.session.decode(np.array([[3]]), cache)).all()
-
-
 def test_caches_of_fp8_keep_their_codes(exported: Exported) -> None:
     made = Fixture(exported, **VARIANTS[4])
     rows = np.random.default_rng(0).standard_normal((1, 2, 3, 36)).astype(np.float32)
@@ -130,7 +129,7 @@ def test_caches_of_fp8_keep_their_codes(exported: Exported) -> None:
     again = made.session.cache_from_arrays(made.session.layer_arrays(cache), cache.mask)
     for layer in (*made.session.layer_arrays(cache), *made.session.layer_arrays(again)):
         np.testing.assert_allclose(layer, wanted, rtol=1e-6)
-    with pytest.raises(LucidError, match="built for up to 2 rows"):
+    with pytest.raises(LucidError, match="tensorrt runs up to 2 rows"):
         made.session.cache_from_arrays([(np.zeros((3, 2, 1, 36)),) * 2] * 2, np.ones((3, 1), bool))
 
 
@@ -161,30 +160,17 @@ def test_decoding_is_recorded_once_and_replayed(static: Fixture) -> None:
     assert static.contexts["decode"][0].runs == 12
 
 
-def test_a_fork_goes_on_alone(fixture: Fixture) -> None:
-    session, reference = fixture.session, fixture.reference
-    cache, exact = session.empty_cache(1), reference.empty_cache(1)
-    for each, own in ((session, cache), (reference, exact)):
-        each.prefill(tokens(9)[:1], own)
-        each.decode(np.array([[1]]), own)
-    fork, exact_fork = session.fork(cache), reference.fork(exact)
-    for token in (7, 8):
-        close(session.decode(np.array([[token]]), cache), reference.decode(np.array([[token]]), exact))
-    close(session.decode(np.array([[9]]), fork), reference.decode(np.array([[9]]), exact_fork))
-    close(session.decode(np.array([[3]]), cache), reference.decode(np.array([[3]]), exact))
-
-
 def test_more_rows_than_the_engines_take(fixture: Fixture) -> None:
-    with pytest.raises(LucidError, match=r"built for up to 2 rows, not 3.*--max-batch 3 --overwrite"):
+    with pytest.raises(LucidError, match=r"runs up to 2 rows here, not 3.*--max-batch 3 --overwrite"):
         fixture.session.prefill(np.zeros((3, 2), np.int64), fixture.session.empty_cache(3))
 
 
 def test_more_tokens_than_the_engines_take(fixture: Fixture) -> None:
     cache = fixture.session.empty_cache(1)
-    with pytest.raises(LucidError, match="context would be 97 tokens"):
+    with pytest.raises(LucidError, match=r"runs up to 96 tokens here, not 97.*--max-context 97"):
         fixture.session.prefill(tokens(97)[:1], cache)
     session = TensorRtSession(fixture.artifact, fixture.engines, fixture.device, allow_extrapolation=True)
-    with pytest.raises(LucidError, match=r"built for up to 96 tokens, not 97.*--max-context 97"):
+    with pytest.raises(LucidError, match=r"runs up to 96 tokens here, not 97.*--max-context 97"):
         session.prefill(tokens(97)[:1], session.empty_cache(1))
 
 
@@ -197,3 +183,183 @@ def test_an_engine_that_fails_says_why(stage: str, fixture: Fixture) -> None:
     run = fixture.session.prefill if stage == "prefill" else fixture.session.decode
     with pytest.raises(LucidError, match=f"The {stage} engine fails: lucid plugin: no kernel"):
         run(np.array([[3]]), cache)
+
+
+Hybrid = Callable[..., Artifact]
+
+
+IDS = np.random.default_rng(0).integers(0, 61, (2, 20))
+
+
+def opened(artifact: Artifact) -> tuple[TensorRtSession, FakeDevice]:
+    device = FakeDevice()
+    return TensorRtSession(artifact, fake_engines(artifact, device, **LIMITS)[0], device), device
+
+
+def states(session: Session[Any], cache: Any) -> list[np.ndarray]:
+    layers = zip(session.layout, session.layer_arrays(cache), strict=True)
+    return [array for pair in layers for tensor, array in zip(*pair, strict=True) if tensor.sort == "state"]
+
+
+def waiting(session: Session[Any], steps: list[tuple[bool, bool]]) -> list[np.ndarray]:
+    """Decode with rows that have a token or none; return the logits of tokens, and the states at the end."""
+    cache, results = session.empty_cache(2), []
+    session.prefill(IDS[:, :12], cache)
+    for index, has_token in enumerate(steps):
+        mask = np.array(has_token)
+        results.append(session.decode(IDS[:, 12 + index, None], cache, mask[:, None])[mask])
+    return results + states(session, cache)
+
+
+def check(artifact: Artifact, run: Callable[[Session[Any]], list[np.ndarray]]) -> FakeDevice:
+    """Hold the errors against twice those of onnxruntime's own session with the same graphs."""
+    session, device = opened(artifact)
+    exact = run(TorchSession(load_model(Checkpoint(artifact.manifest.source), torch.float64)))
+    own = run(open_session(artifact, kernels="functions"))
+    for got, other, true in zip(run(session), own, exact, strict=True):
+        assert got.shape == true.shape and np.isfinite(got).all()
+        assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
+    return device
+
+
+BOTH, FIRST, SECOND, NONE = (True, True), (True, False), (False, True), (False, False)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [BOTH, BOTH, FIRST, BOTH, NONE, BOTH],
+        [FIRST, FIRST, SECOND, BOTH],
+    ],
+    ids=["steps that would be replayed", "several in turn"],
+)
+@pytest.mark.parametrize("kind", ["growing", "static"])
+def test_a_row_that_waits_keeps_its_states(kind: str, steps: list[tuple[bool, bool]], hybrid: Hybrid) -> None:
+    device = check(hybrid(cache=kind), lambda session: waiting(session, steps))
+    replays = sum(has_token == BOTH for has_token in steps[1:]) if kind == "static" else 0
+    assert (device.recorded, device.replayed) == (min(replays, 1), replays)
+
+
+def test_states_of_rows_with_a_token_are_copied_and_no_others() -> None:
+    device = FakeDevice()
+    read, written = device.allocate(12), device.allocate(12)
+    step = DecodeStep(device, 3, [StateCopy(read, written, 4)])
+    old, new = np.arange(12, dtype=np.uint8), np.arange(100, 112, dtype=np.uint8)
+    for tokens in ([True, False, True], [False, True, True], [False, False, False], [True, True, True]):
+        device.upload(read, old)
+        device.upload(written, new)
+        step.run(lambda: None, np.array(tokens))
+        wanted = np.where(np.repeat(tokens, 4), new, old)
+        np.testing.assert_array_equal(device.at(read, 12), wanted)
+    step.drop()
+    assert (device.recorded, device.replayed, device.dropped) == (1, 1, 1)
+
+
+DRAFT_LIMITS = {"max_batch": 2, "max_context": 96, "prefill_chunk": 32}
+
+
+DRAFT_VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"cache": "static"},
+    {"attention_type": "llama", "cache": "static", "dtype": "float16"},
+    {"dtype": "float16", "cache_dtype": "fp8"},
+]
+
+
+def opened_for_drafts(artifact: Artifact, speculate: bool = True) -> tuple[TensorRtSession, FakeDevice]:
+    device = FakeDevice()
+    return TensorRtSession(artifact, fake_engines(artifact, device, speculate, **DRAFT_LIMITS)[0], device), device
+
+
+def steps_and_drafts(session: Session[Any]) -> list[np.ndarray]:
+    """Verify drafts between single steps; take back what of each row is wrong; then the cache."""
+    ids = np.random.default_rng(0).integers(0, 97, (2, 70))
+    ids[1, 5:30] = 5  # a repeated token
+    mask = np.ones((2, 20), bool)
+    mask[0, :6] = False
+    cache, at = session.empty_cache(2), 20
+    results = [session.prefill(ids[:, :at], cache, mask)]
+    for new, kept in ((2, (1, 2)), (16, (9, 3)), (7, (7, 7)), (5, (0, 1)), (1, (1, 1))):
+        drafted = np.ones((2, new), bool)
+        drafted[1, new - new // 4 :] = False  # row 1 drafts less
+        logits = session.decode_several(ids[:, at : at + new], cache, drafted)
+        results.append(logits[drafted])
+        take_back(session, cache, new, np.minimum(kept, drafted.sum(1)))
+        at += new
+        results.append(session.decode(ids[:, at : at + 1], cache))
+        results.append(session.decode(ids[:, at + 1 : at + 2], cache))
+        at += 2
+    # Rows that were taken back lie in other places where a session cuts its cache: only tokens, each row's in a line.
+    return results + [
+        array[row][:, cache.mask[row]] for pair in session.layer_arrays(cache) for array in pair for row in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("changes", DRAFT_VARIANTS, ids=str)
+def test_drafts_between_steps_agree_with_the_reference(changes: dict[str, Any], exported: Exported) -> None:
+    """The error may be twice what onnxruntime's own session makes with the same graphs."""
+    checkpoint, artifact = exported(**changes)
+    exact = steps_and_drafts(TorchSession(load_model(checkpoint, torch.float64)))
+    own = open_session(artifact, kernels="functions")
+    rounds = zip(steps_and_drafts(opened_for_drafts(artifact)[0]), steps_and_drafts(own), exact, strict=True)
+    for got, other, true in rounds:
+        assert got.shape == true.shape and np.isfinite(got).all()
+        assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_speculation_gives_the_tokens_of_plain_decoding(cache: str, exported: Exported) -> None:
+    session, _ = opened_for_drafts(exported(cache=cache)[1])
+    prompt = [5, 9, 40, 5, 9, 40, 5, 9]
+    plain = list(Generation(session, prompt, 40, stop_at_eos=False))
+    guessed = Generation(session, prompt, 40, stop_at_eos=False, drafter=LookupDrafter())
+    assert list(guessed) == plain and guessed.drafts.accepted > 0
+
+
+def test_drafts_leave_a_static_cache_and_its_recorded_step_where_they_are(exported: Exported) -> None:
+    session, device = opened_for_drafts(exported(cache="static")[1])
+    ids = np.random.default_rng(0).integers(0, 97, (1, 40))
+    cache = session.empty_cache(1)
+    session.prefill(ids[:, :10], cache)
+    for i in range(10, 13):
+        session.decode(ids[:, i : i + 1], cache)
+    layers, recorded = cache.layers, device.recorded
+    session.decode_several(ids[:, 13:20], cache)
+    take_back(session, cache, 7, np.array([3]))
+    session.decode(ids[:, 16:17], cache)
+    assert cache.layers is layers and device.recorded == recorded == 1
+
+
+def test_engines_without_it_say_how_to_build_it(exported: Exported) -> None:
+    session, _ = opened_for_drafts(exported()[1], speculate=False)
+    with pytest.raises(LucidError, match=r"no engine that verifies drafts; lucid-deploy build .* --speculate --overwr"):
+        session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))
+
+
+@pytest.fixture(params=["growing", "static"])
+def sessions(request: pytest.FixtureRequest, exported: Exported) -> tuple[Session, Session]:
+    """The session under test, and onnxruntime's."""
+    _, artifact = exported(cache=request.param)
+    device = FakeDevice()
+    engines, _ = fake_engines(artifact, device, max_batch=3, max_context=128, prefill_chunk=32)
+    return TensorRtSession(artifact, engines, device), open_session(artifact)
+
+
+def test_requests_give_the_tokens_of_lone_generations(sessions: tuple[Session, Session]) -> None:
+    session, plain = sessions
+    rng = np.random.default_rng(1)
+    requests = [Request(rng.integers(2, 97, n).tolist(), 12, stop_at_eos=False) for n in (40, 3, 17, 70, 126)]
+    batcher = Batcher(session, rows=3, prefill_chunk=20, prefix_tokens=200)
+    numbers = [batcher.submit(request) for request in requests]
+    tokens: dict[int, list[int]] = {number: [] for number in numbers}
+    ends = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            if isinstance(event, Token):
+                tokens[event.request].append(event.token)
+            else:
+                ends[event.request] = event
+    for number, request in zip(numbers[:-1], requests, strict=False):
+        assert tokens[number] == list(Generation(plain, request.prompt_ids, 12, stop_at_eos=False))
+    assert ends[numbers[-1]] == Finished(numbers[-1], "context")  # the engines' limit, not the model's
+    assert len(tokens[numbers[-1]]) == 3

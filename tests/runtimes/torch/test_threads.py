@@ -67,7 +67,7 @@ def in_a_new_thread() -> int:
         return pool.submit(torch.get_num_threads).result()
 
 
-@pytest.mark.parametrize("kind", ["artifact", "torch-dense", "torch-blocked", "transformers"])
+@pytest.mark.parametrize("kind", ["artifact", "transformers"])
 def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported, kind: str) -> None:
     torch.set_num_threads(2)
     options = RuntimeOptions("torch", threads=3)

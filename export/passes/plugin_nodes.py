@@ -1,0 +1,72 @@
+"""Lead TensorRT's parser to the plugins that compute our operators."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lucid_deploy.plugins.table import DOMAIN, IN_TENSORRT, VERSION
+
+_OPERATORS = tuple(each.name for each in IN_TENSORRT)
+PROVIDER_DOMAIN = "trt.plugins"  # where onnxruntime registers all creators it finds in TensorRT's registry
+
+
+def strip_bodies(model: ir.Model) -> bool:
+    """Remove the ONNX functions of the plugins' operators.
+
+    With a body in the file the parser may take that instead of the plugin, and the body's loop cannot be built.
+    Requires: nothing.
+    Result: no function of a plugin's operator is left; their nodes are untouched.
+
+    Returns:
+        Whether there was one.
+    """
+    removed = [key for key in model.functions if key[0] == DOMAIN and key[1] in _OPERATORS]
+    for key in removed:
+        del model.functions[key]
+    return bool(removed)
+
+
+def name_plugins(model: ir.Model) -> int:
+    """Give the plugins' nodes the attributes ``plugin_namespace`` and ``plugin_version``.
+
+    With them TensorRT's parser takes the plugin even where the file has a function of the node's name.
+    Requires: nothing.
+    Result: every node that the plugin library computes has both.
+
+    Returns:
+        How many nodes there are.
+    """
+    nodes = _plugin_nodes(model)
+    for node in nodes:
+        node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
+        node.attributes["plugin_version"] = ir.AttrString("plugin_version", str(VERSION))
+    return len(nodes)
+
+
+def plugin_domain(model: ir.Model) -> bool:
+    """Move the plugins' nodes into the domain ``trt.plugins``, as onnxruntime's TensorRT provider names them.
+
+    onnxruntime knows such nodes as custom operators of its TensorRT provider, without type or shape inference, and
+    hands them to the parser as they are. The parser looks for a plugin of the namespace in ``plugin_namespace``;
+    without that attribute it takes the node's domain.
+    Requires: the bodies are gone (``strip_bodies``), and every output of these nodes has a type.
+    Result: no node of ``ai.lucid`` that the plugin computes is left, nor the domain if nothing else uses it.
+
+    Returns:
+        Whether there was such a node.
+    """
+    nodes = _plugin_nodes(model)
+    name_plugins(model)
+    for node in nodes:
+        if untyped := [value.name for value in node.outputs if value.type is None]:
+            raise ValueError(f"{node.op_type} {node.name}: {', '.join(map(str, untyped))} has no type")
+        node.domain = PROVIDER_DOMAIN
+    if nodes:
+        model.graph.opset_imports[PROVIDER_DOMAIN] = 1
+        if not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
+            model.graph.opset_imports.pop(DOMAIN, None)
+    return bool(nodes)
+
+
+def _plugin_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph.all_nodes() if node.domain == DOMAIN and node.op_type in _OPERATORS]

@@ -1,0 +1,220 @@
+"""Sessions that run an artifact's graphs: what is the same in every runtime, and decoding with a static cache.
+
+With a static cache, prefill works on growing tensors. The first decode step moves them into buffers with room to spare;
+when it is used up, larger buffers take their place. Until then every step reads and writes the same memory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffer
+from lucid_deploy.runtimes.runtime import Capabilities
+from lucid_deploy.runtimes.session import Array, Cache, InPlaceDecoding, NewTokens, Session, Tensor
+
+_GRAIN = 256  # rows; buffers are a multiple of it …
+_SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
+
+ArrayLayers: TypeAlias = list[tuple[Array, ...]]
+
+
+class ArtifactSession(Session[Tensor]):
+    """A session that runs the graphs of an artifact, or engines made of them.
+
+    Args:
+        artifact: The opened artifact.
+        runtime: Name of the runtime.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        capabilities: What the runtime can do.
+    """
+
+    def __init__(self, artifact: Artifact, runtime: str, allow_extrapolation: bool, capabilities: Capabilities) -> None:
+        manifest = artifact.manifest
+        super().__init__(
+            artifact.config,
+            manifest.dtype,
+            runtime,
+            allow_extrapolation,
+            capabilities,
+            manifest.cache_dtype,
+            manifest.layers,
+        )
+        self.identity = artifact.identity
+        self._artifact = artifact
+
+    @property
+    def multi_token_unsupported_reason(self) -> str | None:
+        return self._artifact.drafts_unsupported_reason
+
+    @property
+    def gives_all_logits(self) -> bool:
+        return self._artifact.manifest.logits == "all" and self.limits is None  # limits bound the length of a run
+
+    def _named(self, layers: list[tuple[Tensor, ...]], prefix: str = "past_key_values") -> dict[str, Tensor]:
+        """Return a cache's tensors by the names of the graphs' inputs, or of outputs with the prefix ``present``."""
+        return {
+            f"{prefix}.{index}.{tensor.name}": value
+            for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True))
+            for tensor, value in zip(layout, layer, strict=True)
+        }
+
+    def _by_layer(self, present: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Return a graph's outputs behind the logits layer by layer."""
+        rest = iter(present)
+        return [tuple(next(rest) for _ in layout) for layout in self.layout]
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A decode step on memory that stays where it is.
+
+    Attributes:
+        binding: The runtime's binding of inputs and outputs.
+        replaced: Input and output of every tensor that the runtime does not write in place.
+    """
+
+    binding: Any
+    replaced: list[tuple[Array, Array]]
+
+    def copy_back(self) -> None:
+        """Move what was written elsewhere to where the next step reads it; call it last, when nothing can fail."""
+        for buffer, output in self.replaced:
+            buffer[...] = output
+
+
+@dataclass
+class _BoundTokens:
+    """Inputs that are bound for steps of N new tokens."""
+
+    input_ids: Array  # int64 (B, N)
+    positions: Array  # int64 (B, N)
+    step: BoundStep
+
+
+@dataclass
+class _BoundBuffers:
+    """Numpy arrays that bound steps read from and write into."""
+
+    layers: ArrayLayers  # (K, Y[, scale of K, scale of Y]), each (B, KV, M, ·)
+    mask: Array  # int64 (B, M)
+    length: Array  # int64 (B,)
+    tokens: dict[int, _BoundTokens]  # by N
+
+
+class StaticSession(Session[Any]):
+    """Decoding with ``export --cache static``; a runtime adds it in front of its session for growing caches.
+
+    A cache's layers are numpy arrays: of exactly its length after prefill, longer while decoding.
+    """
+
+    _bound: _BoundBuffers | None = None
+
+    @property
+    def in_place(self) -> InPlaceDecoding:
+        return self
+
+    @abstractmethod
+    def bind(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> BoundStep: ...
+
+    @abstractmethod
+    def run_bound(self, binding: BoundStep) -> Array: ...
+
+    def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        """Run prefill, which takes the past's rows alone and gives larger tensors."""
+        return super()._run("prefill", tokens, layers, keep)  # type: ignore[safe-super]
+
+    def _to_array(self, tensor: CacheTensor, value: Array) -> Array:
+        return value
+
+    def _from_array(self, tensor: CacheTensor, array: Array) -> Array:
+        return array
+
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
+        # Copies, since buffers are written in place.
+        pairs = zip(self.layout, cache.layers, strict=True)
+        layers = [tuple(held(t, x, cache.length).copy() for t, x in zip(*pair, strict=True)) for pair in pairs]
+        return super().layer_arrays(Cache(cache.mask, layers))
+
+    def fork(self, cache: Cache[Any]) -> Cache[Any]:
+        # Buffers are written in place.
+        return Cache(cache.mask, [tuple(x.copy() for x in layer) for layer in cache.layers])
+
+    @property
+    def cuts_freely(self) -> bool:
+        # Rows beyond the cache's length are not read.
+        return all(tensor.sort == "rows" for layer in self.layout for tensor in layer)
+
+    def _first_tokens(self, cache: Cache[Any], length: int) -> ArrayLayers:
+        if self.cuts_freely:
+            return cache.layers  # still bound: nothing is copied
+        return [  # a ring's newest rows are read, so they go
+            tuple(first_tokens(t, x, length, cache.mask) if t.sort == "ring" else x for t, x in zip(*pair, strict=True))
+            for pair in zip(self.layout, cache.layers, strict=True)
+        ]
+
+    def _held_layers(self, layers: ArrayLayers, past: int) -> ArrayLayers:
+        """Return the rows of a cache's tokens, without the room behind them."""
+        return [
+            tuple(np.ascontiguousarray(held(t, x, past)) for t, x in zip(layout, layer, strict=True))
+            for layout, layer in zip(self.layout, layers, strict=True)
+        ]
+
+    def _run(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
+        if stage == "prefill":
+            return self._run_growing(tokens, self._held_layers(layers, tokens.past), keep)
+        bound, inputs = self._bound_tokens(tokens, layers)
+        past, mask = tokens.past, tokens.mask
+        # The graph masks by cache_length too and counts new rows as tokens; its mask holds from the next step on.
+        waiting = np.flatnonzero(~mask[:, past:].any(axis=1))  # no token of these rows may enter a ring or a state
+        before = [(buffer, buffer[waiting]) for buffer, _ in inputs.step.replaced] if len(waiting) else []
+        logits = self.run_bound(inputs.step)
+        for buffer, kept in before:
+            buffer[waiting] = kept
+        bound.mask[:, past : mask.shape[1]] = mask[:, past:]
+        return logits, bound.layers
+
+    def _bound_tokens(self, tokens: NewTokens, layers: ArrayLayers) -> tuple[_BoundBuffers, _BoundTokens]:
+        """Return the buffers, and what is bound to them for new tokens ``(B, N)``, with the tokens in it."""
+        input_ids, mask = tokens.input_ids, tokens.mask
+        n, bound = input_ids.shape[1], self._bound
+        past = tokens.past
+        if bound is None or bound.layers is not layers or mask.shape[1] > bound.mask.shape[1]:
+            bound = self._bound = None  # lets go of the old buffers, whether or not there is memory for all new ones
+            bound = self._bound = self._bind(layers, past, n, mask)
+        if n not in bound.tokens:
+            ids, places = np.zeros(input_ids.shape, np.int64), np.zeros(input_ids.shape, np.int64)
+            bound.tokens[n] = _BoundTokens(ids, places, self.bind(layers, bound.mask, ids, places, bound.length))
+        inputs = bound.tokens[n]
+        inputs.input_ids[:] = input_ids
+        inputs.positions[:] = tokens.positions
+        bound.length[:] = past
+        bound.mask[:, :past] = mask[:, :past]  # tokens may have been taken back
+        return bound, inputs
+
+    def _bind(self, layers: ArrayLayers, past: int, new: int, mask: Array) -> _BoundBuffers:
+        """Move a cache's rows into buffers with room, to be bound as inputs and outputs at once.
+
+        The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
+        """
+        batch = mask.shape[0]
+        room = -(-(past + max(past // _SPARE, new)) // _GRAIN) * _GRAIN
+        for index, layout in enumerate(self.layout):
+            layers[index] = tuple(_moved(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
+        whole = np.zeros((batch, room), np.int64)
+        whole[:, :past] = mask[:, :past]
+        return _BoundBuffers(layers, whole, np.zeros((batch,), np.int64), {})
+
+
+def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
+    """Return a buffer with room for so many rows that holds what another one does."""
+    buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
+    held(tensor, buffer, past)[:] = held(tensor, rows, past)
+    return buffer

@@ -1,0 +1,114 @@
+"""What this onnxruntime and this processor can compute: versions that are refused, and the library of kernels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+
+# Its Attention gives query head h the key/value head h mod KV, not h // (H / KV); the logits are off by their own size.
+_WRONG_HEADS = "1.23.0"
+_FIRST = (1, 23)  # older ones do not know opset 23
+_STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
+_FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
+_QUANTIZES = (1, 25)  # a version that has QuantizeLinear of opset 23; 1.23.1 does not, 1.24 was not tried
+_MULTIPLIES = ("avx512", "avx2")  # instructions whose products were compared with onnxruntime's: docs/performance.md
+
+
+def has_quantize_linear(version: str) -> bool:
+    """Return whether a version has ``QuantizeLinear`` of the graphs' opset, which the body that reads int8 needs."""
+    return _numbers(version) >= _QUANTIZES
+
+
+def check_version(version: str, artifact: Artifact) -> None:
+    """Refuse versions of onnxruntime that load an artifact and give wrong numbers, or none."""
+    if _numbers(version) < _FIRST:
+        raise LucidError(
+            f"onnxruntime {version} is too old for {artifact.directory}: it does not know opset 23. Install another "
+            'version: pip install "onnxruntime>=1.23.1"'
+        )
+    config = artifact.config
+    grouped = 1 < config.num_key_value_heads < config.num_attention_heads
+    if version == _WRONG_HEADS and grouped:
+        raise LucidError(
+            f"onnxruntime {version} gives wrong logits for {artifact.directory}: it pairs the "
+            f"{config.num_attention_heads} query heads with other key/value heads than the model does. Install another "
+            'version: pip install "onnxruntime>=1.23.1"'
+        )
+    if _numbers(version) < _STATIC and artifact.writes_in_place:
+        raise LucidError(
+            f"onnxruntime {version} cannot write into the static cache of {artifact.directory}: it has no operator "
+            'TensorScatter. Install another version, pip install "onnxruntime>=1.25", or export with --opset 23 or '
+            "--cache growing."
+        )
+    if _numbers(version) < _FLOAT8 and artifact.manifest.cache_dtype == "fp8":
+        raise LucidError(
+            f"onnxruntime {version} cannot read back the FP8 cache of {artifact.directory}. Install another version, "
+            'pip install "onnxruntime>=1.24", or export with another --cache-dtype.'
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version; builds of one's own add words behind them."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
+    """Return the library of kernels to register with a session; None where the graph's functions are to run.
+
+    onnxruntime takes a registered operator before a function of the same name in the model, so both can be there.
+    """
+    if provider != "cpu":
+        if kernels == "library":
+            raise LucidError("--kernels library is for onnxruntime on the CPU; leave it out here.")
+        return None
+    if inline and kernels == "library":
+        raise LucidError(
+            "--kernels library computes operators that graphs of export --inline do not have. Leave it out, or export "
+            "without --inline."
+        )
+    if inline or kernels == "functions":
+        return None
+    from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library
+
+    library = default_ort_library()
+    if kernels == "auto" and not library.is_file():
+        return None
+    check_ort_library(library)
+    return library
+
+
+def multiplies(library: Path | None) -> bool:
+    """Return whether a library multiplies by weights itself: with AVX-512 and AVX2.
+
+    On other processors its products were not compared with onnxruntime's, which stay.
+    """
+    from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+
+    return library is not None and kernels_name(library) in _MULTIPLIES
+
+
+def multiplies_in_blocks(library: Path | None) -> bool:
+    """Return whether a library multiplies by weights in blocks itself: with AVX-512 VNNI.
+
+    With other instructions onnxruntime's own product is faster.
+    """
+    from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots
+
+    return library is not None and has_dots(library)
+
+
+def describe_kernels() -> dict[str, str | None]:
+    """Say what ``auto`` chooses on this machine, for ``inspect``: never raises for a library that cannot be used."""
+    from lucid_deploy.plugins.hosts.onnxruntime.build import default_ort_library, kernels_name
+
+    facts: dict[str, str | None] = {"auto": "functions", "library": None, "instructions": None, "problem": None}
+    try:
+        library = choose_kernels("auto")
+        if library is not None:
+            facts.update(auto="library", library=str(library), instructions=kernels_name(library))
+    except LucidError as error:
+        facts.update(auto=None, library=str(default_ort_library()), problem=str(error))
+    return facts

@@ -1,0 +1,165 @@
+"""Graphs compiled by OpenVINO, and the one place where it is imported."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from threading import Lock
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.runtime import Graph
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_DEVICE = "CPU"
+# 2026.3 loads them and gives no row of logits; 2026.2 has no RMSNormalization; older ones refuse Pad with axes.
+_FIRST = (2026, 4)
+# Its import sends an event to Google Analytics, and keeps an identifier in ~/intel, unless that package is missing.
+_TELEMETRY = "openvino_telemetry"
+
+
+def check_version(version: str) -> None:
+    """Check that a version of OpenVINO computes inlined graphs correctly."""
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _FIRST:
+        raise LucidError(
+            f"OpenVINO {version} does not run exported graphs correctly; the first that does is 2026.4. Install "
+            'another version: pip install "openvino>=2026.4,<2027"'
+        )
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO with telemetry disabled; if the program has imported it before, nothing changes."""
+    hidden = not {"openvino", _TELEMETRY} & sys.modules.keys()
+    if hidden:
+        sys.modules[_TELEMETRY] = cast(ModuleType, None)  # as if it were not installed: OpenVINO has a stand-in for it
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules[_TELEMETRY]
+    return openvino
+
+
+@functools.cache
+def core() -> openvino.Core:
+    """Return the process's only Core.
+
+    The CPU device gives the thread that first compiles a graph another stack for signal handlers, and frees it with
+    itself, in whichever thread. With a Core for each session, the next signal after another thread had closed the last
+    one was a segmentation fault (OpenVINO 2026.4).
+    """
+    found: openvino.Core = import_openvino().Core()
+    return found
+
+
+def compile_settings(threads: int | None) -> dict[str, Any]:
+    """Return how graphs are compiled.
+
+    The hints and groups keep OpenVINO from rounding to bfloat16, which it does where the processor has that, and the
+    inputs of quantized products to 8 bits. Snippets, its compiler of elementwise operators, are off: in 2026.4.0 and
+    2026.4.1 a third prompt of 33 to 64 tokens, each longer than the one before, got values of the last layer that were
+    wrong by any factor, without an error. They save no time in these graphs.
+    """
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "PERFORMANCE_HINT": "LATENCY",
+        "SNIPPETS_MODE": "DISABLE",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
+def run_request(request: openvino.InferRequest, feed: Mapping[str, Any]) -> None:
+    """Run a request once on the feed's arrays, without copying them; its tensors then hold the outputs.
+
+    ``infer`` would return as if nothing had happened when an operator finds no memory (OpenVINO 2026.4.1), and the
+    tensors would hold what an earlier run put out. Waiting raises the error.
+    """
+    try:
+        request.start_async(dict(feed), share_inputs=True)
+        request.wait()
+    except BaseException:
+        with suppress(RuntimeError):
+            request.wait()  # after Ctrl-C it still reads the arrays
+        raise
+
+
+def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+    """Return a function that runs a graph without functions in OpenVINO on the CPU."""
+    check_version(import_openvino().__version__)
+    read = core().read_model(model.SerializeToString())
+    request = core().compile_model(read, _DEVICE, compile_settings(options.thread_count)).create_infer_request()
+    names = [output.name for output in model.graph.output]
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        run_request(request, {name: np.ascontiguousarray(array) for name, array in feed.items()})
+        return {name: np.array(request.get_tensor(name).data) for name in names}
+
+    return run
+
+
+class CompiledGraph:
+    """One stage of an artifact."""
+
+    def __init__(self, artifact: Artifact, stage: str, threads: int | None) -> None:
+        self._path, self._settings = artifact.graph_path(stage), compile_settings(threads)
+        self._outputs = [item.name for item in artifact.manifest.graphs[stage].outputs]
+        self._lock = Lock()
+        self._compile()
+
+    def _compile(self) -> None:
+        try:
+            self._compiled: openvino.CompiledModel = core().compile_model(str(self._path), _DEVICE, self._settings)
+        except RuntimeError as error:
+            version, reason = import_openvino().__version__, _reason(str(error))
+            raise CheckFailed(f"OpenVINO {version} cannot load {self._path}: {reason}") from error
+        self._request = self._compiled.create_infer_request()
+        self._failed = False
+
+    def new_request(self) -> openvino.InferRequest:
+        """Return another request, with tensors of its own."""
+        if self._failed:
+            self._compile()
+        return self._compiled.create_infer_request()
+
+    def run_request(self, request: openvino.InferRequest, feed: dict[str, Array]) -> None:
+        """Run a request; if that fails, its graph has to be compiled again before the next one."""
+        try:
+            run_request(request, feed)
+        except RuntimeError:
+            self._failed = True
+            raise
+
+    def run(self, feed: dict[str, Array]) -> list[Array]:
+        """Run once; return the outputs in the manifest's order, each memory of its own.
+
+        Threads take turns: the request has one set of tensors, and OpenVINO lets another thread's run write them before
+        they are copied, without an error.
+        """
+        with self._lock:
+            if self._failed:
+                self._compile()
+            self.run_request(self._request, feed)
+            return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
+
+
+def _reason(message: str) -> str:
+    """Return an error message in one line, without the places in OpenVINO's sources."""
+    lines = [line.strip(" -\t") for line in message.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "Summary"))]
+    return "; ".join(telling) or message

@@ -1,0 +1,52 @@
+"""Helpers of the passes: what nodes say, what reads a value, and removing nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import onnx
+from onnx import helper
+
+
+def nodes_of(graph: onnx.GraphProto, domain: str, operator: str) -> list[onnx.NodeProto]:
+    """Return the nodes of one operator."""
+    return [node for node in graph.node if (node.domain, node.op_type) == (domain, operator)]
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return a node's attributes by name."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def cast_type(node: onnx.NodeProto | None) -> int | None:
+    """Return the type that a ``Cast`` gives; None for another node."""
+    if node is None or (node.domain, node.op_type) != ("", "Cast"):
+        return None
+    return next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+
+
+def read_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield every name that a graph reads or gives, once for each time, those inside of its branches and loops too."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from read_names(attribute.g)
+
+
+def remove_unread(graph: onnx.GraphProto, candidates: Iterable[onnx.NodeProto]) -> None:
+    """Remove those nodes, given after what reads them, whose results nothing reads any more."""
+    read = Counter(read_names(graph))
+    for node in candidates:
+        if node in graph.node and not any(read[name] for name in node.output):
+            read.subtract(node.input)
+            graph.node.remove(node)
+
+
+def declare(model: onnx.ModelProto, domain: str, version: int) -> None:
+    """Import a domain of operators, unless the model does already."""
+    if not any(item.domain == domain for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, version))

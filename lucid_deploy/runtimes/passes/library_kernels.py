@@ -1,0 +1,192 @@
+"""Let our library of CPU kernels compute what onnxruntime could too, where the library is faster.
+
+===================================================  ==================================================
+in the file                                          in memory
+===================================================  ==================================================
+``O, Y_new = DecodeAttention(Q, K_new, V_new, …)``   ``O, K_present, Y_present =``
+``K_present = Concat(K, K_new)``                     ``DecodeAttentionGrowing(Q, K_new, V_new, …)``
+``Y_present = Concat(Y, Y_new)``
+``MatMul(X, weight)``                                ``WeightMatMul(X, weight)``
+``MatMul(X, Cast(float16 weight))``, float32         ``WeightMatMulFloat16(X, float16 weight)``
+``Gemm(X, weight)``, ``transB`` 1: a tied head       ``WeightMatMulTransposed(X, weight)``
+``Gemm(X, Cast(float16 weight))``, the same          ``WeightMatMulTransposedFloat16(X, float16 weight)``
+``MatMulNBits(X, W, scales)``, accuracy level 4      ``QuantizedMatMul(X, W, scales)``
+``MatMulNBits(X, W, scales, zero_points)``, as well  ``QuantizedMatMulZeroPoints(X, W, scales, zero_points)``
+===================================================  ==================================================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+from onnx import TensorProto
+
+from lucid_deploy.plugins.table import (
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_GROWING,
+    DOMAIN,
+    QUANTIZED_MATMUL,
+    QUANTIZED_MATMUL_ZERO_POINTS,
+    VERSION,
+    WEIGHT_MATMUL,
+    WEIGHT_MATMUL_FLOAT16,
+    WEIGHT_MATMUL_TRANSPOSED,
+    WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
+)
+from lucid_deploy.runtimes.passes.editing import (
+    attributes_of,
+    cast_type,
+    declare,
+    nodes_of,
+    read_names,
+    remove_unread,
+)
+
+_CONTRIB = "com.microsoft"
+_TOKENS = 2  # the axis of a cache
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+_BY = {  # what takes an operator's place: by a weight of its type, and by one in float16
+    "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
+    "Gemm": (WEIGHT_MATMUL_TRANSPOSED, WEIGHT_MATMUL_TRANSPOSED_FLOAT16),
+}
+_ROUNDS_INPUTS = 4  # the accuracy level
+_BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's blocks are multiples of, and the most numbers of one
+_KNOWN = {"K", "N", "bits", "block_size", "accuracy_level"}  # attributes of MatMulNBits that are understood here
+
+
+def use_growing_attention(model: onnx.ModelProto) -> bool:
+    """Let attention write the grown cache too: it copies rows while they are near, and on all threads.
+
+    onnxruntime's ``Concat`` copies on one thread, and reads again what attention has just read.
+
+    Result: nodes are changed where the new rows go into the cache as they are, and nowhere else; caches that are static
+    or stored in another type stay as they were.
+
+    Returns:
+        Whether there was such a node.
+    """
+    graph = model.graph
+    read, given = Counter(read_names(graph)), {output.name for output in graph.output}
+    grown = {tuple(node.input): node for node in nodes_of(graph, "", "Concat") if _joins_tokens(node)}
+    removed = []
+    for node in nodes_of(graph, DOMAIN, DECODE_ATTENTION.name):
+        key, cached, cached_y = (node.input[DECODE_ATTENTION.place(name)] for name in ("K_new", "K", "Y"))
+        attended, new = node.output
+        keys, values = grown.get((cached, key)), grown.get((cached_y, new))
+        if keys is None or values is None or read[new] != 1:
+            continue
+        # The grown keys come later now, so no node may read them; they are an output of the graph, which counts as one.
+        if read[keys.output[0]] != 1 or keys.output[0] not in given:
+            continue
+        node.op_type = DECODE_ATTENTION_GROWING.name
+        node.output[:] = [attended, keys.output[0], values.output[0]]
+        removed += [keys, values]
+        del grown[cached, key]  # another node that reads this cache does not give it once more
+    for node in removed:
+        graph.node.remove(node)
+    return bool(removed)
+
+
+def _joins_tokens(node: onnx.NodeProto) -> bool:
+    return len(node.input) == 2 and attributes_of(node)["axis"] in (_TOKENS, _TOKENS - 4)
+
+
+def use_weight_matmul(model: onnx.ModelProto) -> bool:
+    """Let the library multiply by weights: it reads each once, as it lies in the file.
+
+    onnxruntime's product is made for many rows, wants a packed copy of the weight, and converts float16 weights to
+    float32 when the graph is loaded. Decoding, batches of it and verifying drafts have few rows.
+
+    Result: products in float32 and float16 by a matrix among the initializers are changed; casts of weights are gone
+    unless something else reads them.
+
+    Returns:
+        Whether there was such a product.
+    """
+    graph = model.graph
+    weights = {each.name: each.data_type for each in graph.initializer if len(each.dims) == 2}
+    casts = {
+        node.output[0]: node
+        for node in nodes_of(graph, "", "Cast")
+        if cast_type(node) == TensorProto.FLOAT and weights.get(node.input[0]) == TensorProto.FLOAT16
+    }
+    changed = False
+    for node in graph.node:
+        if not _is_product(node) or node.input[0] in weights:
+            continue
+        same, narrower = _BY[node.op_type]
+        if weights.get(node.input[1]) in _FLOATS:
+            operator = same
+        elif node.input[1] in casts:
+            operator, node.input[1] = narrower, casts[node.input[1]].input[0]
+        else:
+            continue
+        node.op_type, node.domain, changed = operator.name, DOMAIN, True
+        del node.attribute[:]
+    if changed:
+        declare(model, DOMAIN, VERSION)
+        remove_unread(graph, casts.values())  # onnxruntime would compute them all the same
+    return changed
+
+
+def _is_product(node: onnx.NodeProto) -> bool:
+    """Say whether a node multiplies two tensors, the second of a ``Gemm`` transposed, and does nothing else."""
+    if node.domain or node.op_type not in _BY:
+        return False
+    if node.op_type == "MatMul":
+        return True
+    given = attributes_of(node)
+    plain = given.get("transB", 0) == 1 and given.get("transA", 0) == 0 and given.get("alpha", 1.0) == 1.0
+    return plain and len([name for name in node.input if name]) == 2  # without a C, beta does not matter
+
+
+def use_quantized_matmul(model: onnx.ModelProto) -> bool:
+    """Let the library multiply by weights in blocks, where the inputs are rounded to 8 bits block by block.
+
+    It reads the weight as it lies in the file, where onnxruntime makes a packed copy of it for each graph, and takes
+    half of the time for many rows.
+
+    Result: ``MatMulNBits`` nodes are changed whose weight is in 4 or 8 bits, in whole blocks of a multiple of 16, with
+    scales in float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor
+    an attribute that is unknown here; others stay.
+
+    Returns:
+        Whether there was such a node.
+    """
+    tensors = {each.name: each for each in model.graph.initializer}
+    found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]
+    for node in found:
+        node.input[:] = [name for name in node.input if name]
+        with_zeros = len(node.input) == len(QUANTIZED_MATMUL_ZERO_POINTS.inputs)
+        node.op_type = (QUANTIZED_MATMUL_ZERO_POINTS if with_zeros else QUANTIZED_MATMUL).name
+        node.domain = DOMAIN
+        del node.attribute[:]
+    if found:
+        declare(model, DOMAIN, VERSION)
+    return bool(found)
+
+
+def _is_in_blocks(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:
+    """Say whether the library computes a ``MatMulNBits``."""
+    given = attributes_of(node)
+    if any(node.input[4:]) or not given.keys() <= _KNOWN:  # such as one that says that the weight has another order
+        return False
+    depth, columns, bits, block = given["K"], given["N"], given.get("bits", 4), given["block_size"]
+    if given.get("accuracy_level", 0) != _ROUNDS_INPUTS or bits not in (4, 8):
+        return False
+    if block % _BLOCK_STEP or block > _MOST_IN_BLOCK or depth % block:
+        return False
+    blocks = depth // block
+    weight, scales = (tensors.get(name) for name in node.input[1:3])
+    if weight is None or scales is None or scales.data_type not in _FLOATS:
+        return False
+    # Older exports lay scales and zero points out in one axis.
+    if list(weight.dims) != [columns, blocks, block * bits // 8] or list(scales.dims) != [columns, blocks]:
+        return False
+    if not any(node.input[3:]):
+        return True
+    zeros = tensors.get(node.input[3])
+    if zeros is None or zeros.data_type != TensorProto.UINT8:
+        return False
+    return list(zeros.dims) == [columns, -(-blocks * bits // 8)]

@@ -1,0 +1,128 @@
+"""Versions that compute wrongly are refused; the library of kernels is taken where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench.contenders import Contender, open_contender
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.onnxruntime.compatibility import check_version, describe_kernels
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_1_23_0_is_refused_for_grouped_heads(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits were off by 0.35 (LUCID) and 0.70 (standard attention) of their size; 1.23.1 and 1.24.1 are right."""
+    artifact = exported()[1]
+    check_version("1.23.1", artifact)
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.0")
+    result = CliRunner().invoke(main, ["run", str(artifact.directory), "--prompt-ids", "5"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"Error: onnxruntime 1.23.0 gives wrong logits for {artifact.directory}: it pairs the 4 query heads with other "
+        'key/value heads than the model does. Install another version: pip install "onnxruntime>=1.23.1"\n'
+    )
+
+
+def test_older_ones_are_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
+    with pytest.raises(LucidError, match=r'onnxruntime 1\.22\.1 is too old for .* opset 23.*"onnxruntime>=1\.23\.1"$'):
+        open_session(exported()[1])
+
+
+@pytest.mark.parametrize("version", ["1.23.1", "1.24.4", "1.24.0+cu12"])
+def test_static_caches_need_1_25(version: str, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = exported(cache="static")[1]
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    with pytest.raises(
+        LucidError,
+        match=r'static cache .* TensorScatter.* "onnxruntime>=1\.25", or .* --opset 23 or --cache growing',
+    ):
+        open_session(artifact)
+
+
+def test_caches_in_fp8_need_1_24(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.23.1 computes with them, and has no type for their values in NumPy; tests/compat/ runs it and 1.24.1."""
+    artifact = exported()[1]
+    rounded = Artifact(artifact.directory, replace(artifact.manifest, cache_dtype="fp8"))
+    check_version("1.24.1", rounded)
+    with pytest.raises(
+        LucidError, match=r'1\.23\.1 cannot read back the FP8 cache of .*"onnxruntime>=1\.24", or .*--cache-'
+    ):
+        check_version("1.23.1", rounded)
+
+
+@pytest.mark.parametrize(("version", "reads"), [("1.23.1", False), ("1.24.4", False), ("1.25.0", True), ("2.0", True)])
+def test_int8_caches_are_read_as_they_are_from_1_25_on(
+    version: str, reads: bool, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older ones have no QuantizeLinear of opset 23, which ``tests/compat`` shows."""
+    artifact = exported(cache_dtype="int8")[1]
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    session = open_session(artifact, kernels="functions")
+    assert session.reads_stored_cache == reads  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["lucid", "llama"])
+def test_the_library_computes_what_the_functions_compute(exported, built_library, kind):
+    _, artifact = exported(attention_type=kind)
+    ids = np.random.default_rng(0).integers(0, 97, (2, 70))
+    mask = np.ones((2, 70), bool)
+    mask[0, :9] = False
+    found = []
+    for kernels in ("functions", "library"):
+        session = open_session(artifact, threads=2, kernels=kernels)
+        assert session.kernels == kernels
+        cache = session.empty_cache(2)
+        rows = [session.prefill(ids, cache, mask)] + [session.decode(ids[:, :1], cache) for _ in range(3)]
+        found.append(np.concatenate(rows, axis=1))
+    assert not np.array_equal(*found), "both were computed by the same kernels"
+    np.testing.assert_allclose(found[1], found[0], atol=2e-4 * np.abs(found[0]).max())
+
+
+def test_auto_takes_the_library_where_there_is_one(exported, built_library):
+    session = open_session(exported()[1])
+    assert session.kernels == "library" and session.label == "onnxruntime (library kernels)"
+    assert describe_kernels()["auto"] == "library"
+    contender = Contender("a", "artifact", str(exported()[1].directory))
+    assert open_contender(contender).kernels == "library"
+
+
+def test_auto_takes_the_functions_where_there_is_none(exported, no_library):
+    session = open_session(exported()[1])
+    assert session.kernels == "functions" and session.label == "onnxruntime"
+    assert describe_kernels()["auto"] == "functions"
+
+
+def test_a_library_that_is_wanted_and_missing(exported, no_library):
+    arguments = ["run", str(exported()[1].directory), "--prompt-ids", "1,2", "--kernels", "library"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: There is no library of kernels ")
+    assert result.stderr.endswith("Run: lucid-deploy plugin build --target onnxruntime\n")
+
+
+def test_a_damaged_library_is_never_passed_over(exported, no_library, tmp_path):
+    (tmp_path / "lucid-deploy").mkdir()
+    (tmp_path / "lucid-deploy" / "liblucid_onnxruntime.so").write_text("not a library")
+    with pytest.raises(LucidError, match="is damaged"):
+        open_session(exported()[1])
+    assert open_session(exported()[1], kernels="functions").kernels == "functions"
+    facts = describe_kernels()
+    assert facts["auto"] is None and "is damaged" in facts["problem"]
+    result = CliRunner().invoke(main, ["inspect", str(exported()[1].directory)])
+    assert result.exit_code == 0 and "is damaged" in result.stdout

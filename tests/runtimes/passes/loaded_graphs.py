@@ -1,0 +1,39 @@
+"""Graphs of an artifact to change in tests, which operators a graph has, and that a row decodes as it does alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def copied(artifact: Artifact, stage: str = "decode") -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(artifact.graph(stage))
+    return model
+
+
+PROMPT, STEPS = 16, 4  # tokens
+
+
+def check_rows_decode_as_alone(session: OrtSession, batch: int) -> None:
+    """Hold each row of a batch, all of one length, against the same row alone, to the bit: steps after a prompt."""
+    ids = np.random.default_rng(0).integers(2, 97, (batch, PROMPT + STEPS))
+    together = decoded(session, ids)
+    for row in range(batch):
+        assert np.array_equal(decoded(session, ids[row : row + 1])[:, 0], together[:, row])
+
+
+def decoded(session: OrtSession, ids: np.ndarray) -> np.ndarray:
+    """Return the logits of the steps after the prompt, which is given token by token."""
+    cache = session.empty_cache(len(ids))
+    steps = [session.decode(ids[:, at : at + 1], cache) for at in range(ids.shape[1])]
+    return np.stack(steps[PROMPT:])

@@ -1,0 +1,331 @@
+"""Sessions let our library of CPU kernels compute what it computes faster: where it does, and that numbers stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from transformers import AutoModelForCausalLM
+
+from lucid_deploy.plugins.table import (
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_GROWING,
+    DOMAIN,
+    QUANTIZED_MATMUL,
+    QUANTIZED_MATMUL_ZERO_POINTS,
+    WEIGHT_MATMUL,
+    WEIGHT_MATMUL_FLOAT16,
+)
+from lucid_deploy.runtimes import RuntimeOptions
+from lucid_deploy.runtimes.layers import NewTokens
+from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+from lucid_deploy.runtimes.passes.library_kernels import use_growing_attention, use_quantized_matmul, use_weight_matmul
+from tests.runtimes.passes.loaded_graphs import check_rows_decode_as_alone, copied, operators
+
+PLAIN, GROWING = DECODE_ATTENTION.name, DECODE_ATTENTION_GROWING.name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_layer_of_a_decode_graph_is_changed(exported, dtype: str) -> None:
+    artifact = exported(dtype=dtype)[1]
+    model = copied(artifact)
+    before, outputs = operators(model), [output.name for output in model.graph.output]
+    assert use_growing_attention(model)
+    after = operators(model)
+    assert (after[GROWING], after[PLAIN], after["Concat"]) == (2, 0, before["Concat"] - 4)
+    made = {name for node in model.graph.node for name in node.output}
+    assert outputs == [output.name for output in model.graph.output] and made >= set(outputs)
+
+
+@pytest.mark.parametrize("settings", [{"cache": "static"}, {"cache_dtype": "int8"}, {"attention_type": "llama"}])
+def test_other_caches_and_attentions_stay(exported, settings: dict[str, str]) -> None:
+    model = copied(exported(**settings)[1])
+    before = model.SerializeToString()
+    assert not use_growing_attention(model)
+    assert model.SerializeToString() == before
+
+
+def test_what_others_read_stays(exported) -> None:
+    artifact = exported()[1]
+    for name in ("present.0.key", "new Y"):
+        model = copied(artifact)
+        read = next(node for node in model.graph.node if node.op_type == PLAIN).output[1] if name == "new Y" else name
+        model.graph.node.append(helper.make_node("Identity", [read], ["seen"]))
+        assert use_growing_attention(model)
+        assert operators(model)[GROWING] == operators(model)[PLAIN] == 1  # the other layer's alone
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tokens_are_decoded_as_without_it(exported, built_library: Path, monkeypatch, dtype: str) -> None:
+    """To the bit: logits, and the caches of rows of two lengths, of which the shorter one has padding."""
+    artifact = exported(dtype=dtype)[1]
+    ids = np.random.default_rng(0).integers(2, 97, (2, 24))
+    mask = np.ones((2, 16), dtype=np.int64)
+    mask[1, :5] = 0
+
+    def decoded() -> list[bytes]:
+        session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+        cache = session.empty_cache(2)
+        given = [session.prefill(ids[:, :16], cache, mask)]
+        given += [session.decode(ids[:, at : at + 1], cache) for at in range(16, 20)]
+        given.append(session.decode_several(ids[:, 20:], cache))
+        return [array.tobytes() for array in (*given, *(x for layer in session.layer_arrays(cache) for x in layer))]
+
+    growing = decoded()
+    place = "lucid_deploy.runtimes.passes.library_kernels.use_growing_attention"
+    monkeypatch.setattr(place, lambda model: False)
+    assert decoded() == growing
+
+
+def graph(
+    *nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("o",), depth: int = 4, **weights: np.ndarray
+) -> onnx.ModelProto:
+    """Return a graph of ``x`` (3, depth) in float32, with weights."""
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, [3, depth])],
+        [value(name, TensorProto.FLOAT, None) for name in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)])
+
+
+W = np.ones((4, 4), dtype=np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_all_products_of_a_decode_graph_by_weights_are_replaced(exported, dtype: str) -> None:
+    artifact = exported(dtype=dtype)[1]
+    model = copied(artifact, "decode")
+    before = operators(model)
+    assert use_weight_matmul(model)
+    after = operators(model)
+    # The head's weight is stored in the model's type and cast: its logits are float32.
+    assert after[WEIGHT_MATMUL_FLOAT16.name] == (1 if dtype == "float16" else 0)
+    assert after[WEIGHT_MATMUL.name] + after[WEIGHT_MATMUL_FLOAT16.name] == before["MatMul"] == 15
+    assert after["MatMul"] == 0 and after["Cast"] == before["Cast"] - after[WEIGHT_MATMUL_FLOAT16.name]
+
+
+def test_products_of_two_results_and_by_other_shapes_stay() -> None:
+    three = np.ones((2, 4, 4), dtype=np.float32)
+    model = graph(
+        helper.make_node("Transpose", ["x"], ["t"]),
+        helper.make_node("MatMul", ["x", "t"], ["a"]),
+        helper.make_node("MatMul", ["w", "t"], ["b"]),
+        helper.make_node("MatMul", ["x", "three"], ["c"]),
+        helper.make_node("MatMul", ["x", "w"], ["d"], domain="somebody"),
+        outputs=("a", "b", "c", "d"),
+        w=W,
+        three=three,
+    )
+    before = model.SerializeToString()
+    assert not use_weight_matmul(model)
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("depth", "columns"), [(4, 70), (900, 301)])  # the second weight's sums have four parts
+def test_onnx_itself_agrees(built_library: Path, operator: str, dtype: type, depth: int, columns: int) -> None:
+    """Whatever takes a product's place gives what onnx's own evaluator gives for the product."""
+    rng = np.random.default_rng(0)
+    w = (1 + rng.standard_normal((depth, columns) if operator == "MatMul" else (columns, depth))).astype(dtype)
+    options = {"transB": 1, "beta": 0.5} if operator == "Gemm" else {}  # without a C, beta does not matter
+    cast = dtype == np.float16
+    nodes = [helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT)] if cast else []
+    nodes.append(helper.make_node(operator, ["x", "wide" if cast else "w"], ["o"], **options))
+    model, x = graph(*nodes, depth=depth, w=w), (1 + rng.standard_normal((3, depth))).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
+    assert use_weight_matmul(model)
+    settings = onnxruntime.SessionOptions()
+    settings.register_custom_ops_library(str(built_library))
+    (got,) = onnxruntime.InferenceSession(model.SerializeToString(), settings).run(None, {"x": x})
+    # As many products as the depth, and their sums, in each of the two, in any order.
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2 * depth * np.finfo(np.float32).eps * np.abs(wanted).max())
+
+
+def test_what_decodes_multiplies_so_and_prefill_does_not(
+    exported, built_library: Path, loaded: list[Counter[str]]
+) -> None:
+    artifact = exported()[1]
+
+    def products() -> list[tuple[int, int]]:
+        """Return how many products are onnxruntime's and how many the library's, for each graph loaded since."""
+        found = [(each["MatMul"], each[WEIGHT_MATMUL.name]) for each in loaded]
+        loaded.clear()
+        return found
+
+    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    assert products() == [(15, 0), (0, 15)]  # prefill, decode
+    session.prepare_several()
+    assert products() == [(0, 15)]  # the graph that verifies drafts
+    layers = OrtLayers(artifact, RuntimeOptions(kernels="library"))
+    for decode, wanted in ((False, (15, 0)), (True, (0, 15))):
+        layers.run(NewTokens.after(np.array([[5]])), layers.empty_past(), decode=decode)
+        assert products() == [wanted]
+    OrtSession(artifact, RuntimeOptions(kernels="functions"))
+    assert products() == [(15, 0), (15, 0)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("batch", [2, 9])
+def test_a_row_of_a_batch_decodes_as_it_does_alone(exported, built_library: Path, dtype: str, batch: int) -> None:
+    """To the bit, with rows of one length: no product depends on how many rows there are."""
+    artifact = exported(dtype=dtype)[1]
+    check_rows_decode_as_alone(OrtSession(artifact, RuntimeOptions(kernels="library")), batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_tied_model_decodes_as_transformers_own(exported, built_library: Path, dtype: str) -> None:
+    """Standard attention, token by token: what multiplies is all that is the library's and not onnxruntime's."""
+    checkpoint, artifact = exported(dtype=dtype, attention_type="llama", tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = torch.from_numpy(np.random.default_rng(1).integers(2, 97, (2, 12)))
+    with torch.no_grad():
+        exact = model(ids).logits.numpy()
+        plain = model.to(getattr(torch, dtype))(ids).logits.double().numpy()
+    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    cache = session.empty_cache(2)
+    found = np.stack([session.decode(ids[:, at : at + 1].numpy(), cache)[:, -1] for at in range(12)], axis=1)
+    error, gate = (np.linalg.norm(each - exact) / np.linalg.norm(exact) for each in (found, plain))
+    assert error < 3 * gate
+
+
+HAS_DOTS = "lucid_deploy.plugins.hosts.onnxruntime.build.has_dots"
+
+
+WEIGHTS = {
+    "w": np.ones((5, 2, 16), np.uint8),
+    "scales": np.ones((5, 2), np.float32),
+    "long": np.ones((1, 1, 32768), np.uint8),
+    "one": np.ones((1, 1), np.float32),
+    "zeros": np.ones((5, 1), np.uint8),
+    "float_zeros": np.ones((5, 2), np.float32),
+    "flat": np.ones(10, np.float32),
+    "doubles": np.ones((5, 2), np.float64),
+    "order": np.ones(64, np.int32),
+    "bias": np.ones(5, np.float32),
+}
+
+
+WHOLE_BLOCKS = {"head_dim": 32, "intermediate_size": 128}  # of a model: its weights end with a block of 32
+
+
+ATTRIBUTES = {"K": 64, "N": 5, "bits": 4, "block_size": 32, "accuracy_level": 4}
+
+
+def quantized_graph(inputs: list[str], domain: str = "com.microsoft", **changes: Any) -> onnx.ModelProto:
+    """Return a graph of one product; a change that is None leaves the attribute out."""
+    attributes = {name: value for name, value in {**ATTRIBUTES, **changes}.items() if value is not None}
+    node = helper.make_node("MatMulNBits", ["x", *inputs], ["o"], domain=domain, **attributes)
+    value = helper.make_tensor_value_info
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in WEIGHTS.items()]
+    made = helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, [3, 64])], [value("o", TensorProto.FLOAT, None)], weights
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(domain, 1)])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "operator"),
+    [
+        (["w", "scales"], QUANTIZED_MATMUL),
+        (["w", "scales", "", ""], QUANTIZED_MATMUL),
+        (["w", "scales", "zeros"], QUANTIZED_MATMUL_ZERO_POINTS),
+    ],
+)
+@pytest.mark.parametrize("bits", [4, None])  # None: the default, which is 4
+def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operator: Any, bits: int | None) -> None:
+    model = quantized_graph(inputs, bits=bits)
+    assert use_quantized_matmul(model)
+    (node,) = model.graph.node
+    assert (node.op_type, node.domain, len(node.attribute)) == (operator.name, DOMAIN, 0)
+    assert list(node.input) == ["x", *(name for name in inputs if name)]
+    assert DOMAIN in [item.domain for item in model.opset_import]
+    assert not use_quantized_matmul(model)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changes"),
+    [
+        (["w", "scales"], {"accuracy_level": 0}),
+        (["w", "scales"], {"accuracy_level": None}),
+        (["w", "scales"], {"accuracy_level": 1}),
+        (["w", "scales"], {"bits": 2}),
+        (["w", "scales"], {"bits": 8}),  # the weight has not so many
+        (["w", "scales"], {"K": 60}),
+        (["w", "scales"], {"N": 6}),
+        (["w", "scales"], {"block_size": 8}),
+        (["w", "scales"], {"domain": "somebody"}),
+        (["w", "scales"], {"weight_prepacked": 1}),
+        (["long", "one"], {"K": 65536, "N": 1, "block_size": 65536}),
+        (["x", "scales"], {}),
+        (["w", "x"], {}),
+        (["w", "flat"], {}),
+        (["w", "doubles"], {}),
+        (["w", "scales", "float_zeros"], {}),
+        (["w", "scales", "x"], {}),
+        (["w", "scales", "", "order"], {}),
+        (["w", "scales", "", "", "bias"], {}),
+    ],
+)
+def test_other_quantized_products_stay(inputs: list[str], changes: dict[str, Any]) -> None:
+    model = quantized_graph(inputs, **changes)
+    before = model.SerializeToString()
+    assert not use_quantized_matmul(model)
+    assert model.SerializeToString() == before
+
+
+def test_sessions_and_layers_multiply_in_blocks(
+    quantized, built_library: Path, loaded: list[Counter[str]], monkeypatch
+) -> None:
+    """Whatever processor runs this: the library's product is there without instructions for it, only slower.
+
+    Two of eight weights end within a block, which onnxruntime fills up: these stay.
+    """
+    artifact = quantized("int4")[1]
+
+    def products() -> list[tuple[int, int]]:
+        """Return how many products are onnxruntime's and how many the library's, for each graph loaded since."""
+        found = [(each["MatMulNBits"], each[QUANTIZED_MATMUL.name]) for each in loaded]
+        loaded.clear()
+        return found
+
+    monkeypatch.setattr(HAS_DOTS, lambda library: True)
+    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    assert products() == [(2, 6), (2, 6)]  # prefill, decode
+    session.prepare_several()
+    assert products() == [(2, 6)]  # the graph that verifies drafts
+    layers = OrtLayers(artifact, RuntimeOptions(kernels="library"))
+    for decode in (False, True):
+        layers.run(NewTokens.after(np.array([[5]])), layers.empty_past(), decode=decode)
+        assert products() == [(2, 6)]
+    OrtSession(artifact, RuntimeOptions(kernels="functions"))
+    assert products() == [(8, 0), (8, 0)]
+    monkeypatch.setattr(HAS_DOTS, lambda library: False)
+    OrtSession(artifact, RuntimeOptions(kernels="library"))
+    assert products() == [(8, 0), (8, 0)]
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("int4", "float32"), ("int8", "float16")])
+def test_a_quantized_row_decodes_as_it_does_alone(
+    quantized, built_library: Path, scheme: str, dtype: str, monkeypatch
+) -> None:
+    """To the bit, with rows of one length: no product depends on how many rows there are."""
+    monkeypatch.setattr(HAS_DOTS, lambda library: True)
+    artifact = quantized(scheme, dtype=dtype, changes=WHOLE_BLOCKS)[1]
+    model = copied(artifact)
+    assert use_quantized_matmul(model) and not operators(model)["MatMulNBits"]  # onnxruntime's does as it likes
+    check_rows_decode_as_alone(OrtSession(artifact, RuntimeOptions(kernels="library")), 5)
