@@ -148,10 +148,12 @@ def rows_to_learn_from(
     """Read the text that weights are learned from; None for a method that does not learn."""
     if not options.learns:
         return None
-    if source.config.class_config:
+    shapes = source.stored_shapes()
+    plain_norm = "model.norm.weight" in shapes and "model.norm.bias" not in shapes
+    if options.method == "awq" and "lm_head.weight" in quantization.tensors and not plain_norm:
         raise LucidError(
-            f"--method {options.method} learns layer by layer, which models of transformers' classes do not support: "
-            f"{source.directory} is a {source.config.family}. Use --method rtn, hqq or k_quant."
+            f"--method awq folds scales for lm_head into the norm before it, which in {source.config.family} is no RMS "
+            "norm called model.norm. Add --keep-float lm_head, or use --method gptq."
         )
     if calibration is None:
         raise LucidError(
@@ -182,7 +184,7 @@ def _scan_ranges(
     from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, measure_diagonal, scan
 
     learns = options.quantize is not None and options.quantize.learns
-    measures = options.range_scan and options.diagonal == UNIT and not source.config.class_config
+    measures = options.range_scan and options.diagonal == UNIT
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     half = "float16" in (options.dtype, stored)
     if options.calibration is not None and not learns and not (half and options.range_scan):
@@ -194,16 +196,14 @@ def _scan_ranges(
         return None, measure_diagonal(source, progress) if measures else None
     if not options.range_scan:
         return {"skipped": True}, None
-    if source.config.class_config:
-        raise LucidError(
-            f"{source.directory} is computed by a class of transformers, whose values are not scanned for float16. "
-            "Export with --dtype bfloat16 or float32, or add --skip-range-scan."
-        )
     whole = options.dtype == "float16"
     checked: tuple[str, ...] = CACHED
     if whole:
         checked = (*ORDER, *HEAD[: 1 if has_float32_head(source, quantization) else 2])
-    found = scan(source, options.calibration, checked, progress)
+    every = whole and bool(source.config.class_config)  # a class of transformers has names of its own
+    found = scan(source, options.calibration, None if every else checked, progress)
+    if HEAD[1] not in checked:
+        found.peaks["head"].pop(HEAD[1])
     found.check(
         source.directory,
         "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",

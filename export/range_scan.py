@@ -22,7 +22,7 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import read_lines
-from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, mixer_of, run_layer
 from lucid_deploy.model.attention.lucid import LucidAttention
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.plugins.precondition.reference import precondition_reference
@@ -30,11 +30,10 @@ from lucid_deploy.plugins.shared.keys import log_row_factors
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from lucid_deploy.model.block import Layer
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.config import LucidConfig
-    from lucid_deploy.model.mixer import Step
 
 TOKENS = 64  # of each prompt: L is triangular, so its leading block is the L of the leading tokens
 ROUNDING = 2.0**-23  # of float32, relative: a smaller difference cannot be told from it
@@ -48,19 +47,15 @@ class DiagonalEffect:
     layer: int = 0
     difference: float = 0.0  # largest relative difference of a layer's Y, L2 over the tokens of a prompt
 
-    def watch(self, layer: Layer, index: int) -> None:
+    def watch(self, layer: nn.Module, index: int) -> None:
         """Measure the keys and values of a layer when it runs; nothing if the layer has no solve."""
-        attention = layer.mixer
+        attention = mixer_of(layer)
         if not isinstance(attention, LucidAttention):
             return
-        project, eps = attention.project, attention.config.rms_norm_eps
-
-        def projected(x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            q, k, v = project(x, step)
-            self._add(k[:, :, :TOKENS].double(), v[:, :, :TOKENS].double(), eps, index)
-            return q, k, v
-
-        attention.project = projected  # type: ignore[method-assign]
+        eps = attention.config.rms_norm_eps
+        attention.watchers.append(
+            lambda q, k, v: self._add(k[:, :, :TOKENS].double(), v[:, :, :TOKENS].double(), eps, index)
+        )
 
     def _add(self, k: torch.Tensor, v: torch.Tensor, eps: float, index: int) -> None:
         smallest = math.exp(-float(log_row_factors(k, eps).max()))
@@ -260,7 +255,9 @@ def measure_diagonal(checkpoint: Checkpoint, progress: Progress | None = None) -
     return found
 
 
-def _layers(checkpoint: Checkpoint, count: int, doing: str, progress: Progress | None) -> Iterator[tuple[int, Layer]]:
+def _layers(
+    checkpoint: Checkpoint, count: int, doing: str, progress: Progress | None
+) -> Iterator[tuple[int, nn.Module]]:
     """Read one layer after the other, so that only one is in memory."""
     for index in range(count):
         if progress is not None:
@@ -271,7 +268,7 @@ def _layers(checkpoint: Checkpoint, count: int, doing: str, progress: Progress |
 
 
 def _run_layer(
-    layer: Layer, config: LucidConfig, index: int, x: torch.Tensor, peaks: _LargestMagnitudes
+    layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor, peaks: _LargestMagnitudes
 ) -> torch.Tensor:
     from lucid_deploy.model.layers import layer_kind
 
@@ -295,24 +292,21 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
 class _LargestMagnitudes:
     """Record the largest magnitude of each tensor that a layer computes."""
 
-    def __init__(self, layer: Layer) -> None:
-        self.named = dict.fromkeys(ORDER, 0.0)
+    def __init__(self, layer: nn.Module) -> None:
+        self.named = dict.fromkeys(ORDER if "lucid_model" not in vars(layer) else ORDER[1:2], 0.0)
         self._watch(layer)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        self.named[name] = float(np.maximum(self.named[name], _largest([tensor])))  # keeps NaN
+        self.named[name] = float(np.maximum(self.named.get(name, 0.0), _largest([tensor])))  # keeps NaN
 
-    def _watch(self, layer: Layer) -> None:
+    def _watch(self, layer: nn.Module) -> None:
         from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 
-        mixer, mlp = layer.mixer, layer.mlp
+        mixer: Any = mixer_of(layer)
 
-        def projected(x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            # normed, rotated and scaled, as attention gets them
-            q, k, v = type(mixer).project(mixer, x, step)  # type: ignore[attr-defined]
-            self.add("query", q)
+        def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+            self.add("query", q)  # normed, rotated and scaled, as attention gets it
             self.add("key", k)
-            return q, k, v
 
         def after(name: str) -> Callable[..., None]:
             return lambda _, __, out: self.add(name, out)
@@ -320,9 +314,15 @@ class _LargestMagnitudes:
         def before(name: str) -> Callable[..., None]:
             return lambda _, args: self.add(name, args[0])
 
-        layer.input_layernorm.register_forward_hook(after("attention input"))
         if isinstance(mixer, GroupedQueryAttention):
-            mixer.project = projected  # type: ignore[method-assign]
+            mixer.watchers.append(attended)
+        if "lucid_model" in vars(layer):  # of a class of transformers: whatever a part reads and gives
+            for name, part in _parts(layer):
+                part.register_forward_pre_hook(before(f"{name} input"))
+                part.register_forward_hook(after(f"{name} output"))
+            return
+        mlp: Any = layer.mlp
+        layer.input_layernorm.register_forward_hook(after("attention input"))
         for part, name in _PROJECTED.items():
             if hasattr(mixer, part):
                 getattr(mixer, part).register_forward_hook(after(name))
@@ -334,6 +334,13 @@ class _LargestMagnitudes:
         mlp.up_proj.register_forward_hook(after("up_proj output"))
         mlp.down_proj.register_forward_pre_hook(before("gate·up product"))
         mlp.down_proj.register_forward_hook(after("down_proj output"))
+
+
+def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a layer that have weights of their own, by name."""
+    for name, part in layer.named_modules():
+        if name and next(part.parameters(recurse=False), None) is not None:
+            yield name, part
 
 
 def _largest(tensors: Sequence[torch.Tensor]) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import whole_pages
-from lucid_deploy.artifact.quantization import OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
+from lucid_deploy.artifact.quantization import NEAREST, OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
 from lucid_deploy.artifact.quantized_bytes import Scales, scaled, to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
@@ -182,6 +182,8 @@ class _TensorBytes:
         weight = self._checkpoint.tensor(tensor.name)
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         method = find_method(quantization.method.name)
+        if method.learns:  # of the weights that are not learned: a tied embedding
+            method = find_method(NEAREST)
         record, bits = quantization.tensors[tensor.name], quantization.bits_of(tensor.name)
         positive = quantization.has_positive_scales(tensor.name)
         rounded = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))

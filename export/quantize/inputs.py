@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lucid_deploy.export.quantize.gptq import ColumnOrder
-    from lucid_deploy.model.block import Layer
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.config import LucidConfig
-    from lucid_deploy.model.mixer import LayerCache
+    from lucid_deploy.model.mixer import LayerCache, Mixer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,16 +33,24 @@ def embedded(checkpoint: Checkpoint, prompts: Sequence[Array], table: torch.Tens
     """
     import torch
 
+    if checkpoint.config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.first_streams(checkpoint, prompts, table)
     if table is None:
         table = checkpoint.tensor("model.embed_tokens.weight")
     multiplier = checkpoint.config.embedding_multiplier
     return [table[torch.from_numpy(ids)].float() * multiplier for ids in prompts]
 
 
-def load_layer(checkpoint: Checkpoint, index: int) -> Layer:
+def load_layer(checkpoint: Checkpoint, index: int) -> nn.Module:
     """Read one layer of a checkpoint, in float32."""
     import torch
 
+    if checkpoint.config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.load_layer(checkpoint, index)
     from lucid_deploy.model.block import make_layer
 
     with torch.device("meta"):
@@ -54,22 +61,38 @@ def load_layer(checkpoint: Checkpoint, index: int) -> Layer:
     return layer.eval()
 
 
-def run_layer(layer: Layer, config: LucidConfig, index: int, x: torch.Tensor) -> tuple[torch.Tensor, LayerCache]:
+def run_layer(layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor) -> tuple[torch.Tensor, LayerCache]:
     """Run one layer over whole sequences ``(B, N, C)``; return its output, of the same shape, and its cache."""
     import torch
 
+    if config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.run_layer(layer, x)
     from lucid_deploy.model.mixer import layer_steps
 
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)
     step = layer_steps(config, positions, torch.float32)[index]
-    found: tuple[torch.Tensor, LayerCache] = layer(x, step, layer.mixer.empty_cache(batch, x))
+    found: tuple[torch.Tensor, LayerCache] = layer(x, step, mixer_of(layer).empty_cache(batch, x))
+    return found
+
+
+def mixer_of(layer: nn.Module) -> Mixer:
+    """Return the module that mixes tokens in a layer of :func:`load_layer`."""
+    model = vars(layer).get("lucid_model")  # a class of transformers calls it from outside of the layer
+    found: Mixer = layer.mixer if model is None else model.mixers()[0]  # type: ignore[assignment]
     return found
 
 
 def final_norm(checkpoint: Checkpoint, x: torch.Tensor) -> torch.Tensor:
     """Apply the norm before the head to the last layer's output; float32, same shape."""
     import torch.nn.functional as F
+
+    if checkpoint.config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.head_input(checkpoint, x)
 
     weight = checkpoint.tensor("model.norm.weight").float()
     return F.rms_norm(x, x.shape[-1:], weight, checkpoint.config.rms_norm_eps)

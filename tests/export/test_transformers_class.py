@@ -8,15 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import lucid_deploy as ld
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.exporter import _quantizable
+from lucid_deploy.export.calibration import CalibrationRows
+from lucid_deploy.export.exporter import _plan, _quantizable
 from lucid_deploy.export.passes.repeat_layers import excerpt
+from lucid_deploy.export.quantize.awq import AwqRule
+from lucid_deploy.export.quantize.gptq import GptqRule
+from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.export.quantize.learn import learn_weights
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.export.range_scan import measure_diagonal, scan
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe
 from tests.families.small import saved, small_config
 
@@ -75,8 +83,7 @@ def test_matrices_that_are_no_linear_layers_are_not_quantized(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"dtype": "float16"}, "not scanned for float16"),
-        ({"diagonal": "training", "overwrite": True}, "no LUCID layers"),
+        ({"diagonal": "training"}, "no LUCID layers"),
     ],
 )
 def test_what_is_not_computed_for_classes_is_refused(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -84,3 +91,51 @@ def test_what_is_not_computed_for_classes_is_refused(options: dict[str, Any], re
     with pytest.raises(LucidError, match=reason):
         ld.export(path, tmp_path / "artifact", **options)
     assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("cohere2", {"attention_type": "lucid"}), ("gpt2", {})])
+def test_layers_run_one_by_one_as_in_the_model(kind: str, keys: dict[str, Any], tmp_path: Path) -> None:
+    source = Checkpoint(checkpoint(tmp_path, kind, keys))
+    model, ids = load_model(source), torch.arange(40).reshape(2, 20) % 13
+    heads: list[torch.Tensor] = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: heads.append(args[0]))
+    with torch.inference_mode():
+        model(ids)
+        (x,) = embedded(source, [ids.numpy()])
+        for index in range(source.config.num_hidden_layers):
+            x, _ = run_layer(load_layer(source, index), source.config, index, x)
+        assert torch.allclose(final_norm(source, x), heads[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_class_is_scanned_for_float16_and_for_the_diagonal(mixed: Path) -> None:
+    source = Checkpoint(mixed)
+    found = scan(source, checked=None)
+    assert {"query", "key", "mlp.down_proj input", "self_attn.o_proj output"} <= found.peaks["layer 3"].keys()
+    assert found.peaks["layer 3"]["y"] > 0 and found.diagonal.smallest < 1
+    assert measure_diagonal(source).sentence
+
+
+@pytest.mark.parametrize("rule", [GptqRule, AwqRule])
+def test_methods_that_learn_read_a_class_layer_by_layer(rule: Any, mixed: Path) -> None:
+    source = Checkpoint(mixed)
+    plan = _plan(source, QuantizeOptions("int8", method="rtn"), "float32")
+    ids = np.random.default_rng(0).integers(64, size=(8, 100))
+    learned, _ = learn_weights(source, plan, CalibrationRows([ids], {}), rule(), "float32")
+    assert {*learned.parts} == {name for name in plan.tensors if name != "model.embed_tokens.weight"}
+
+
+def test_a_tied_embedding_beside_learned_weights_is_rounded_to_nearest(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "checkpoint", "olmo2", {}, num_hidden_layers=1, tie_word_embeddings=True)
+    rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = QuantizeOptions("int8", method="gptq")
+    ld.export(path, tmp_path / "artifact", quantize=options, calibration=tmp_path / "text.jsonl")
+    record = open_artifact(tmp_path / "artifact").manifest.quantization
+    assert record is not None and "model.embed_tokens.weight" in record.tensors
+
+
+def test_awq_is_refused_where_the_last_norm_cannot_take_scales(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "checkpoint", "gpt_neox", {}, num_hidden_layers=1)
+    options = QuantizeOptions("int4", method="awq")
+    with pytest.raises(LucidError, match="--keep-float lm_head"):
+        ld.export(path, tmp_path / "artifact", quantize=options, calibration=Path(__file__))

@@ -250,19 +250,25 @@ class ClassModel(CausalModel):
     def run(
         self, input_ids: Tensor, position_ids: Tensor | None, past: list[LayerCache], step: Step, last_only: bool
     ) -> tuple[Tensor, list[LayerCache]]:
-        call = _Call(self, past, step, last_only)
+        call = ClassCall(self, past, step, last_only)
         exact = self.embedding.dtype == torch.float64
-        with running(call), all_in_float64() if exact else contextlib.nullcontext():
-            found = self.__dict__["_net"](
-                input_ids=input_ids,
-                position_ids=position_ids,
-                attention_mask=torch.ones_like(input_ids),  # without one, the class would look for packed texts
-                use_cache=False,
-            )
+        found = self.call(call, position_ids, exact, input_ids=input_ids)
         missing = [index for index, layer in enumerate(call.present) if layer is None]
         if missing:
             raise LucidError(f"layer {missing[0]} did not call attention")
         return found.logits if exact else found.logits.float(), call.present  # type: ignore[return-value]
+
+    def call(self, call: ClassCall, position_ids: Tensor | None, exact: bool, **inputs: Tensor) -> Any:
+        """Run the class on ``input_ids`` or ``inputs_embeds``; with ``exact`` everything in float64."""
+        (given,) = inputs.values()
+        with running(call), all_in_float64() if exact else contextlib.nullcontext():
+            return self.__dict__["_net"](
+                **inputs,
+                position_ids=position_ids,
+                # Without a mask, the class would look for packed texts.
+                attention_mask=torch.ones(given.shape[:2], dtype=torch.int64, device=given.device),
+                use_cache=False,
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassModel:
         """Convert parameters; buffers that are no weights, such as rotary frequencies, keep their type."""
@@ -273,7 +279,7 @@ class ClassModel(CausalModel):
         return self
 
 
-class _Call:
+class ClassCall:
     """A call of the model: the past of each layer, and the cache that it makes."""
 
     def __init__(self, model: ClassModel, past: list[LayerCache], step: Step, last_only: bool) -> None:
@@ -311,9 +317,11 @@ class _Part:
     def __call__(self, x: Tensor) -> Tensor:
         call = _running()
         part = self._model.get_submodule(self._path)
-        return part(call.rows(x) if self._path == "lm_head" and isinstance(call, _Call) else x)  # type: ignore[no-any-return]
+        return part(call.rows(x) if self._path == "lm_head" and isinstance(call, ClassCall) else x)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying asks before there is a model
+            raise AttributeError(name)
         return getattr(self._model.get_submodule(self._path), name)
 
 

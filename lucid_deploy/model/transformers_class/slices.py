@@ -1,0 +1,134 @@
+"""One layer of a class of transformers at a time, for what reads a checkpoint layer by layer.
+
+The class's own forward runs, with one layer in it; hooks put the residual stream in front of that layer, take what it
+gives, and stop there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lucid_deploy.model.mixer import LayerCache, Step
+from lucid_deploy.model.transformers_class.module import ClassCall, ClassModel
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+_LAYER = "model.layers.0."
+
+
+class _Stop(Exception):
+    """Stop a forward whose remaining parts are not needed."""
+
+
+def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassModel:
+    """Read one layer of a checkpoint and small parameters outside, in float32; with ``around`` the embedding, too."""
+    config = source.config
+    alone = dataclasses.replace(
+        config,
+        num_hidden_layers=1,
+        layer_kinds=(config.kinds[index],),
+        attention=(config.attention[index],),
+        class_layers=(config.class_layers[index] if config.class_layers else index,),
+    )
+    with torch.device("meta"):
+        model = ClassModel(alone)
+    state = {}
+    for name in model.state_dict():
+        if name.startswith(_LAYER):
+            state[name] = source.tensor(f"model.layers.{index}.{name.removeprefix(_LAYER)}").float()
+        elif not name.startswith("lm_head.") and (around or name != "model.embed_tokens.weight"):
+            state[name] = source.tensor(name).float()
+    model.load_state_dict(state, strict=False, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def load_layer(source: Checkpoint, index: int) -> nn.Module:
+    """Read one layer of a checkpoint, in float32: the class's module, which knows the model that :func:`run` needs."""
+    model = one_layer(source, index)
+    (layer,) = model.layers()
+    layer.__dict__["lucid_model"] = model  # not a submodule
+    return layer
+
+
+def run_layer(layer: nn.Module, x: Tensor) -> tuple[Tensor, LayerCache]:
+    """Run a layer of :func:`load_layer` over whole sequences ``(B, N, C)``; return its output and its cache."""
+    model = layer.__dict__["lucid_model"]
+    found: list[Tensor] = []
+
+    def behind(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+        raise _Stop
+
+    present = _run(model, [_put(layer, x), layer.register_forward_hook(behind)], inputs_embeds=x)
+    return found[0], present
+
+
+def first_streams(source: Checkpoint, prompts: Any, table: Tensor | None = None) -> list[Tensor]:
+    """Return the first layer's input, float32 ``(B, N, C)``, for each int64 ``(B, N)``."""
+    model = one_layer(source, 0, around=True)
+    if table is not None:
+        model.model.embed_tokens.weight = nn.Parameter(table.float(), requires_grad=False)  # type: ignore[union-attr]
+    (layer,) = model.layers()
+    found: list[Tensor] = []
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        found.append(args[0] if args else kwargs["hidden_states"])
+        raise _Stop
+
+    for ids in prompts:
+        _run(model, [layer.register_forward_pre_hook(before, with_kwargs=True)], input_ids=torch.from_numpy(ids))
+    return found
+
+
+def head_input(source: Checkpoint, x: Tensor) -> Tensor:
+    """Return what the head reads, given the last layer's output ``(B, N, C)``."""
+    model = _last_layer(source)
+    (layer,) = model.layers()
+    found: list[Tensor] = []
+
+    def replaced(_: nn.Module, __: Any, output: Any) -> Any:
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    def before(_: nn.Module, args: Any) -> None:
+        found.append(args[0])
+        raise _Stop
+
+    hooks = [layer.register_forward_hook(replaced), model.lm_head.register_forward_pre_hook(before)]
+    _run(model, hooks, inputs_embeds=x)
+    return found[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _last_layer(source: Checkpoint) -> ClassModel:
+    return one_layer(source, source.config.num_hidden_layers - 1, around=True)
+
+
+def _put(layer: nn.Module, x: Tensor) -> Any:
+    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    return layer.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _run(model: ClassModel, hooks: list[Any], **inputs: Tensor) -> LayerCache:
+    """Run a model of one layer until a hook stops it; return the layer's cache, empty before it ran."""
+    (given,) = inputs.values()
+    batch, n = given.shape[:2]
+    like = given if given.is_floating_point() else torch.empty(0)
+    past = [mixer.empty_cache(batch, like) for mixer in model.mixers()]
+    call = ClassCall(model, past, Step(), False)
+    exact = like.dtype == torch.float64
+    try:
+        model.call(call, torch.arange(n).expand(batch, n), exact, **inputs)
+    except _Stop:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return call.present[0] or ()
