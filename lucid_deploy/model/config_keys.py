@@ -282,7 +282,7 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
 
 def _classes_hint() -> str:
     if importlib.util.find_spec("transformers") is None:
-        return " Models of transformers' classes need it: pip install 'lucid-deploy[transformers]'."
+        return " Other families need transformers, which the extra of that name brings."
     return " transformers has no causal language model of that name."
 
 

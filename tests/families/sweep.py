@@ -111,19 +111,22 @@ def page(results: list[Result]) -> str:
     ]
     for what in (REFUSED, WRONG, UNTRIED):
         if count[what]:
-            lines += [f"| {what} | `model_type` |", "|---|---|", *_grouped(count[what]), ""]
+            lines += [f"## {what.capitalize()}", "", *_grouped(count[what]), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _grouped(results: list[Result]) -> list[str]:
-    """Return rows of a table: a reason, and the families that it holds for."""
+    """Return items of a list: a reason, and the families that it holds for."""
     groups: dict[str, list[str]] = {}
     for item in results:
-        reason = item.reason.replace(item.name, "its class").replace("|", "\\|")
+        reason = item.reason.replace(item.name, "its class")
         for pattern, plain in _PLAIN:
             reason = re.sub(pattern, plain, reason)
         groups.setdefault(reason[:120], []).append(f"`{item.kind}`")
-    return [f"| {reason} | {', '.join(kinds)} |" for reason, kinds in sorted(groups.items(), key=lambda x: -len(x[1]))]
+    return [
+        f"- {reason.rstrip('.')}: {', '.join(kinds)}."
+        for reason, kinds in sorted(groups.items(), key=lambda x: -len(x[1]))
+    ]
 
 
 def main(kinds: list[str]) -> int:

@@ -121,8 +121,8 @@ class _Window(LayerKind):
         )
 
     def words(self, config: LucidConfig) -> str:
-        windows = sorted({shape.window for shape in config.attention if shape.window}) or [config.sliding_window]
-        return f"{{}} over the last {' or '.join(map(str, windows))} tokens"
+        windows = sorted({shape.window for shape in config.attention if shape.window})
+        return f"{{}} over the last {' or '.join(map(str, windows)) or config.sliding_window} tokens"
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         from lucid_deploy.model.attention.window import WindowAttention

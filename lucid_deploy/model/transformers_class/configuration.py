@@ -317,7 +317,8 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
     layers = net.get_submodule(layers_path(net))
     number_layers(layers)
     length = getattr(net.config.get_text_config(), "max_position_embeddings", None) or 2048
-    question, given = _Question(layers, length), [[] for _ in layers]
+    question = _Question(layers, length)
+    given: list[list[Any]] = [[] for _ in layers]
     hooks = [
         layer.register_forward_pre_hook(
             lambda _, args, kwargs, place=place: given[place].append((args[1:], kwargs)), with_kwargs=True

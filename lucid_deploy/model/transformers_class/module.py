@@ -155,7 +155,7 @@ def keep_layers(net: Any, layers: tuple[int, ...]) -> None:
     for place, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place
+                vars(module)["layer_idx"] = place
     configs = {id(module.config): module.config for module in net.modules() if hasattr(module, "config")}
     for config in configs.values():
         for key, value in vars(config).items():
@@ -273,7 +273,7 @@ class ClassModel(CausalModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassModel:
         """Convert parameters; buffers that are no weights, such as rotary frequencies, keep their type."""
         kept = {id(module): _tables(module) for module in self.modules()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for module in self.modules():
             module._buffers.update(kept[id(module)])
         return self
@@ -317,7 +317,7 @@ class _Part:
     def __call__(self, x: Tensor) -> Tensor:
         call = _running()
         part = self._model.get_submodule(self._path)
-        return part(call.rows(x) if self._path == "lm_head" and isinstance(call, ClassCall) else x)  # type: ignore[no-any-return]
+        return part(call.rows(x) if self._path == "lm_head" and isinstance(call, ClassCall) else x)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # copying asks before there is a model
@@ -400,7 +400,8 @@ def put_norms(net: Any) -> dict[str, float]:
     offsets: dict[str, float] = {}
     kinds: dict[Any, float | None] = {}
     for path, module in list(net.named_modules()):
-        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        weight: Any = getattr(module, "weight", None)
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         named = [name for name, _ in module.named_parameters()]
         if named != ["weight"] or weight.dim() != 1 or not isinstance(eps, float) or list(module.buffers()):
             continue
@@ -417,7 +418,7 @@ def put_norms(net: Any) -> dict[str, float]:
 
 def _offset_of_norm(module: nn.Module, eps: float) -> float | None:
     """Return 0 or 1 for a module that computes an RMS norm with the scale w or 1 + w; None for others."""
-    width = module.weight.shape[0]  # type: ignore[union-attr, index]
+    width = module.weight.shape[0]  # type: ignore[index]
     draw = torch.Generator().manual_seed(0)
     with torch.device("cpu"), torch.no_grad(), all_in_float64():
         w, x = (torch.randn(*size, generator=draw, dtype=torch.float64) for size in ((width,), (2, 3, width)))

@@ -115,7 +115,7 @@ def _feed(artifact: Artifact, stage: str, ids: Any, mask: Any, past: list[torch.
 def _run(artifact: Artifact, stage: str, model: CausalModel, feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     import torch
 
-    exact = model.model.embed_tokens.weight.dtype == torch.float64
+    exact = model.embedding.dtype == torch.float64
     cached = iter([value for name, value in feed.items() if name.startswith("past_key_values.")])
     past = [
         tuple(next(cached).double() if exact else next(cached) for _ in layer.cache)
