@@ -13,6 +13,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import rows as rows_module
 from lucid_deploy.batching.rows import MergedRows, Rows, StaticRows, make_rows
 from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.session import Cache
 from tests.batching.lone_runs import CASES, FORCED, NAMES, TEXTS, Lone, run_alone
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -145,3 +146,34 @@ def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported
     driver.finish(lone, 1)
     driver.step()
     driver.finish(lone, 2)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_a_broken_draft_leaves_its_own_row_sound(
+    runtime: str, exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that grows masks it, beside a row that keeps all: zero times NaN is NaN."""
+    session = open_session(exported()[1], runtime)
+    driver, run = Driver(session, make_rows(session, 2)), session.decode_several
+    driver.join(0)
+    driver.join(1)
+
+    def broken(ids: np.ndarray, cache: Cache[Any], mask: np.ndarray) -> np.ndarray:
+        logits = run(ids, cache, mask)
+        arrays = [tuple(x.copy() for x in layer) for layer in session.layer_arrays(cache)]
+        for x in (x for layer in arrays for x in layer):
+            x[1, :, -1] = np.nan
+        cache.layers = session.cache_from_arrays(arrays, cache.mask).layers
+        logits[1, -1] = np.nan
+        return logits
+
+    monkeypatch.setattr(session, "decode_several", broken)
+    tokens = {key: TEXTS[key][-FORCED : -FORCED + 2].tolist() for key in (0, 1)}
+    logits = driver.rows.decode_several(tokens)
+    driver.rows.keep({0: 2, 1: 1})
+    for key, count in ((0, 2), (1, 1)):
+        driver.logits[key] += list(logits[key][:count])
+    driver.step(FORCED - 2)
+    driver.finish(lone, 0)
+    driver.step()
+    driver.finish(lone, 1)
