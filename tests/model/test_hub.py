@@ -200,7 +200,7 @@ def test_a_model_that_changes_meanwhile(
         (published / "chat_template.jinja").write_text("{{ messages }}")
         hub.repositories[NAME].refs["main"] = hub.add(NAME, published, revision="next")
 
-    monkeypatch.setattr("lucid_deploy.model.hub.parse_config", push)
+    monkeypatch.setattr("lucid_deploy.model.hub.parse_model_config", push)
     assert f"{NAME} changed at main while it was downloaded. Run the command again." in refusal(NAME, options)
 
 
