@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.batching import Batcher, Finished, Request
+from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.batching.rows import StaticRows
+from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
@@ -74,6 +76,7 @@ class Often(Drafter):
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._count = 0
+        self._wrong = 1
 
     def add(self, tokens: Sequence[int]) -> None:
         self._ids += tokens
@@ -81,10 +84,22 @@ class Often(Drafter):
     def propose(self, most: int) -> list[int]:
         lookup, self._count = LookupDrafter(), self._count + 1  # a new one has no pauses
         lookup.add(self._ids)
-        return [(token + self._count % 2) % 90 for token in lookup.propose(most)]
+        return [(token + (self._count % 2 == self._wrong)) % 90 for token in lookup.propose(most)]
 
     def learn(self, proposed: int, accepted: int) -> None:
         assert 0 <= accepted <= proposed
+
+
+class WithPrompt(Often):
+    """Drafts with the prompt as well, and something wrong then."""
+
+
+class RightWithPrompt(WithPrompt):
+    """The same, but that what it drafts with the prompt is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wrong = 0
 
 
 @pytest.mark.parametrize("prefix_tokens", [0, 300])
@@ -99,7 +114,7 @@ def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any]
         )
         for seed in range(9)
     ]
-    makers = itertools.cycle([Often, LookupDrafter])
+    makers = itertools.cycle([Often, WithPrompt, RightWithPrompt, LookupDrafter])
     batcher = Batcher(session, 4, 16, prefix_tokens, drafters=lambda: next(makers)())
     numbers = [batcher.submit(request) for request in requests]
     drafted: list[int] = []
@@ -123,6 +138,27 @@ def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[
         assert batcher.drafts.accepted
 
 
+def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static: Session[Any]) -> None:
+    batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=100)
+    numbers = [batcher.submit(Request(prompt(40), 2, stop_at_eos=False)) for _ in range(2)]
+    found: list[tuple[int, str, int]] = []
+    times, steps = [], 0
+    while not batcher.idle:
+        batcher.step()
+        steps += 1
+        found += [(mark.request, mark.phase, mark.reused) for mark in batcher.marks]
+        times += [mark.at for mark in batcher.marks]
+        if steps == 1:
+            assert found == [(numbers[0], "prefill", 0)]  # 16 of 40 tokens have run
+    assert found == [
+        (numbers[0], "prefill", 0),
+        (numbers[0], "decode", 0),
+        (numbers[1], "prefill", 39),
+        (numbers[1], "decode", 0),
+    ]
+    assert times == sorted(times)
+
+
 def test_a_long_prompt_does_not_stall_running_rows(static: Session[Any]) -> None:
     batcher = Batcher(static, rows=2, prefill_chunk=16)
     first = batcher.submit(Request(prompt(5), 40, stop_at_eos=False))
@@ -133,6 +169,52 @@ def test_a_long_prompt_does_not_stall_running_rows(static: Session[Any]) -> None
         steps.append(numbers)
     assert steps == [[first]] * 9  # ten chunks of 16; a token of the first row beside each
     assert batcher.active == 2
+
+
+def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
+    batcher = Batcher(static, rows=4, prefill_chunk=16)
+    for seed in range(4):
+        batcher.submit(Request(prompt(5, seed), 9, stop_at_eos=False))
+    batcher.step()
+    assert (batcher.active, batcher.waiting, batcher.prompt_tokens_computed) == (4, 0, 16)
+
+
+def test_a_first_token_waits_for_no_other_row(static: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, seen = Batcher(static, rows=3, prefill_chunk=64), list[Any]()
+    prefill, decode = static.prefill, StaticRows.decode
+
+    def noted_prefill(*given: Any) -> Any:
+        seen.append("prefill")
+        return prefill(*given)
+
+    def noted_decode(*given: Any) -> Any:
+        seen.append("decode")
+        return decode(*given)
+
+    monkeypatch.setattr(static, "prefill", noted_prefill)
+    monkeypatch.setattr(StaticRows, "decode", noted_decode)
+    first, second = (batcher.submit(Request(prompt(9, seed), 3, stop_at_eos=False)) for seed in range(2))
+    for part in batcher.parts():
+        seen += [(event.request, mark.phase) for event in part for mark in batcher.marks[-1:]]
+    assert seen == ["prefill", (first, "decode"), "prefill", (second, "decode"), "decode"]
+
+
+def test_log_probabilities_are_of_the_raw_logits(session: Session[Any]) -> None:
+    request = Request(prompt(20), 3, Sampling(0.7, 5, seed=1), stop_at_eos=False, top_logprobs=3)
+    batcher = Batcher(session)
+    batcher.submit(request)
+    events = [event for event in [*batcher.step(), *batcher.step()] if isinstance(event, Token)]
+    logits = session.prefill(np.array([request.prompt_ids]), session.empty_cache(1))[0, -1].astype(np.float64)
+    wanted = np.log(np.exp(logits) / np.exp(logits).sum())
+    best = np.argsort(-wanted)[:3]
+    assert events[0].logprob == pytest.approx(wanted[events[0].token], abs=1e-5)
+    assert [token for token, _ in events[0].top] == best.tolist()
+    assert [value for _, value in events[0].top] == pytest.approx(wanted[best].tolist(), abs=1e-5)
+    for count, expected in ((None, (True, 0)), (0, (False, 0))):
+        batcher.submit(Request(prompt(4), 1, stop_at_eos=False, top_logprobs=count))
+        token = next(event for event in batcher.step() if isinstance(event, Token) and event.request > 0)
+        assert (token.logprob is None, len(token.top)) == expected
+        drain(batcher)
 
 
 def test_cancellation_frees_the_row_in_the_next_step(static: Session[Any]) -> None:
@@ -168,6 +250,15 @@ def test_eos_and_context_end_a_request(exported: Exported, tmp_path: Path) -> No
     number = batcher.submit(Request(prompt(510), 20, stop_at_eos=False))
     tokens, ends = drain(batcher)
     assert (len(tokens[number]), ends[number].reason) == (20, "length")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rows": 0}, "one row"), ({"prefill_chunk": 0}, "one token"), ({"prefix_tokens": -1}, "0 tokens or more")],
+)
+def test_a_batcher_refuses(options: dict[str, int], message: str, static: Session[Any]) -> None:
+    with pytest.raises(LucidError, match=message):
+        Batcher(static, **options)
 
 
 def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
