@@ -116,7 +116,7 @@ def _expected(error: Exception) -> LucidError | None:
     """Return the message for an error that is not a bug; None for a bug."""
     if isinstance(error, LucidError):
         return error
-    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnxscript"):
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnxscript", "onnx_ir"):
         return missing_extra(error.name, "export", "make or verify the graphs of a model")
     if isinstance(error, MemoryError):
         return LucidError(TOO_LITTLE_MEMORY)

@@ -162,7 +162,7 @@ def _check_package(package: str, extra: str, purpose: str) -> None:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise missing_extra(package, extra, purpose) from error
+        raise missing_extra(package.partition(".")[0], extra, purpose) from error
 
 
 def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:

@@ -1,4 +1,4 @@
-"""The bundled model with the lowest versions that pyproject allows of what every installation has, and onnxruntime.
+"""The bundled model with the lowest versions that pyproject allows of what exporting and running need.
 
 All other tests have the newest. PyTorch, several gigabytes, stays the one that is installed.
 """
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.compat
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cpu"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["cpu"] + EXTRAS["export"]]
 LARGE = {"torch"}
 PROMPT = "fox has red lamp, owl has blue cup. owl has"
 

@@ -28,7 +28,7 @@ def test_it_copies_what_exists_and_all_that_a_wheel_needs() -> None:
     assert extras and extras <= project["project"]["optional-dependencies"].keys()
 
 
-@pytest.mark.parametrize("target", ["cpu", "gpu"])
+@pytest.mark.parametrize("target", ["export", "gpu"])
 def test_the_smoke_test(target: str, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     engine.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >> {tmp_path}/told\nprintf "\\n--\\n" >> {tmp_path}/told\n')

@@ -84,5 +84,5 @@ def test_what_needs_functions_is_refused(exported: Exported, options: RuntimeOpt
 
 def test_layers_are_not_run_one_by_one(exported: Exported) -> None:
     artifact = exported(inline=True)[1]
-    with pytest.raises(LucidError, match="solves of graphs that export --inline wrote are not to be told"):
+    with pytest.raises(LucidError, match="Layers cannot be isolated in the graphs of export --inline"):
         open_layers(open_session(artifact), artifact)
