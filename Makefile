@@ -53,7 +53,7 @@ mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; F
 	$(BIN)/python -m tests.mutants $(FAULTS)
 
 test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node and Chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat -n 2 --dist loadfile
 
 test-families: $(VENV)/.dev # every causal language model of transformers: right, or refused; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.sweep

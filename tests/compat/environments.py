@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[2] / "build" / "compat"
 CHOICES = ("numpy>=1.26,<3",)
+
+
+@contextmanager
+def _still_to_make(folder: Path) -> Iterator[bool]:
+    """Give whether an environment is still to be made, and note that it is; other workers wait meanwhile."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    done = folder / ".done"
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.is_file()
+        done.touch()
 
 
 def python_with(*packages: str) -> Path:
@@ -20,12 +34,12 @@ def python_with(*packages: str) -> Path:
         subprocess.CalledProcessError: pip cannot install them.
     """
     directory = HOME / "_".join(package.replace("==", "-") for package in packages)
-    done = directory / ".done"
     python = directory / "bin" / "python"
-    if not done.is_file():
-        venv.create(directory, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages, *CHOICES], check=True, stdout=sys.stderr)
-        done.touch()
+    with _still_to_make(directory) as is_missing:
+        if is_missing:
+            venv.create(directory, clear=True, with_pip=True)
+            install = [python, "-m", "pip", "install", "--quiet", *packages, *CHOICES]
+            subprocess.run(install, check=True, stdout=sys.stderr)
     return python
 
 
@@ -39,11 +53,10 @@ def packages_beside(*packages: str) -> Path:
     if len(name) > 100:  # a file system bounds names
         name = f"beside-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     folder = HOME / name
-    done = folder / ".done"
-    if not done.is_file():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        done.touch()
+    with _still_to_make(folder) as is_missing:
+        if is_missing:
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *packages]
+            subprocess.run(install, check=True, stdout=sys.stderr)
     return folder
 
 
@@ -54,10 +67,11 @@ def node_with(package: str) -> Path:
         subprocess.CalledProcessError: npm cannot install it.
     """
     folder = HOME / package.replace("@", "-")
-    if not (folder / ".done").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "package.json").write_text("{}")
-        _install(folder, package)
+    with _still_to_make(folder) as is_missing:
+        if is_missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "package.json").write_text("{}")
+            _install(folder, package)
     return folder
 
 
@@ -68,10 +82,11 @@ def node_packages(manifest: Path) -> Path:
         subprocess.CalledProcessError: npm cannot install them.
     """
     folder = HOME / f"npm-{hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]}"
-    if not (folder / ".done").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(manifest, folder)
-        _install(folder)
+    with _still_to_make(folder) as is_missing:
+        if is_missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(manifest, folder)
+            _install(folder)
     return folder
 
 
@@ -79,4 +94,3 @@ def _install(folder: Path, *packages: str) -> None:
     # Without scripts: that of onnxruntime-node downloads libraries for GPUs.
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", *packages]
     subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-    (folder / ".done").touch()
