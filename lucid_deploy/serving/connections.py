@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from lucid_deploy.serving.errors import ApiError, unavailable
 
 log = logging.getLogger("lucid_deploy.serving")
-READ_BYTES = 8 << 10  # parsed at once; then other connections have their turn. It also bounds what is sent ahead
+READ_BYTES = 1 << 10  # parsed at once; then other connections have their turn. It also bounds what is sent ahead
 MOST_HEAD = 64 << 10  # bytes
 MOST_FRAMING = 4 << 10  # bytes of chunk sizes and trailers beyond those of the body: chunks of one byte are refused
 LINGER_SECONDS = 2.0  # for a client that still sends to read why it was refused
