@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lucid_deploy.model.build import make_model
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.float64 import types_as_written
 from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.model.parts import Head
 
@@ -28,13 +29,18 @@ def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
         config: Its shape and variant.
         load: Returns a weight by its name, also ``lm_head.weight`` of a tied model; called at each use.
     """
+
+    def load_as_stored(name: str) -> Tensor:
+        with types_as_written():  # the model may run in a context that turns float32 into float64
+            return load(name)
+
     with torch.device("meta"):
         model = make_model(config)
     for name, module in list(model.named_modules()):
         if type(module) in (nn.Linear, nn.Embedding, Head):  # a subclass computes something of its own
-            wanted: nn.Module = _Embedding(load, name, config.hidden_size)
+            wanted: nn.Module = _Embedding(load_as_stored, name, config.hidden_size)
             if isinstance(module, nn.Linear):
-                wanted = _Linear(load, name, module.bias is not None)
+                wanted = _Linear(load_as_stored, name, module.bias is not None)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, wanted)
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:

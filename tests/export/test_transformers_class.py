@@ -37,7 +37,7 @@ assert not {"torch", "transformers"} & {*sys.modules}
 
 
 def checkpoint(path: Path, kind: str, keys: dict[str, Any], **config: Any) -> Path:
-    saved(small_config(kind, **config), path)
+    saved(small_config(kind, **config), path).float().save_pretrained(path)  # as most checkpoints are
     raw = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**raw, **keys}))
     return path
