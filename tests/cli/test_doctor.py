@@ -55,9 +55,7 @@ def test_without_any_of_the_packages(preloaded: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     # Square brackets are not markup, and paths and commands are not cut off.
-    assert 'pip install "tensorrt<12,>=10.14" "cuda-bindings<14,>=13"' in " ".join(
-        result.stdout.replace("│", " ").split()
-    )
+    assert 'pip install "tensorrt<12,>=10.14" "onnx-ir<2,>=0.1.16"' in " ".join(result.stdout.replace("│", " ").split())
     assert "…" not in result.stdout
 
 

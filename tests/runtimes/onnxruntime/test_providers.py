@@ -100,8 +100,8 @@ def test_a_provider_that_does_not_start_is_an_error(
         ("cuda", "pip uninstall onnxruntime && pip install onnxruntime-gpu"),
         (
             "tensorrt",
-            'pip uninstall onnxruntime && pip install onnxruntime-gpu "tensorrt<12,>=10.14" "cuda-bindings<14,>=13" '
-            '"polygraphy<1,>=0.53.6" "onnx-graphsurgeon<1,>=0.6.1"',
+            'pip uninstall onnxruntime && pip install onnxruntime-gpu "tensorrt<12,>=10.14" "onnx-ir<2,>=0.1.16" '
+            '"cuda-bindings<14,>=13" "polygraphy<1,>=0.53.6" "onnx-graphsurgeon<1,>=0.6.1"',
         ),
         ("nv-tensorrt-rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
     ],
