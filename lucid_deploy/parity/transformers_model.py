@@ -8,9 +8,8 @@ trained with and :mod:`lucid_deploy.model.rope` has them: transformers' own may 
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +85,9 @@ class TransformersModel:
         import torch
         from transformers import AutoModelForCausalLM
 
-        with _quiet():
+        from lucid_deploy.model.transformers_class.module import quiet
+
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self._source.directory,
                 config=self._config,
@@ -150,12 +151,14 @@ def _config_and_class(source: Checkpoint) -> tuple[Any, str]:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
     except ImportError as error:
         raise missing_extra("transformers", "transformers", "verify against it") from error
+    from lucid_deploy.model.transformers_class.module import quiet
+
     raw = read_object(source.directory / "config.json")
     kind = raw.get("model_type", "")
     if kind not in CLASSES:
         named = "has no model_type" if not kind else f"has the model_type {kind!r}, of which it has no causal model"
         raise LucidError(f"transformers cannot compute {source.directory}: its config.json {named}. {INSTEAD}")
-    with _quiet():
+    with quiet():
         config = AutoConfig.from_pretrained(source.directory, local_files_only=True, trust_remote_code=False)
     return config, str(CLASSES[kind])
 
@@ -174,19 +177,3 @@ def _check_keys(source: Checkpoint, config: Any, class_name: str) -> None:
                 f"transformers' {class_name} computes another model than {source.directory}: it does not read the key "
                 f"{key} of config.json, which is {value!r}. {INSTEAD}"
             )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and remarks off the terminal; what they say is checked."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
