@@ -88,7 +88,7 @@ class OrtLayers(Layers):
         found = {name: array.astype(np.float32) for name, array in found.items()}
         solving = [index for index, layer in enumerate(self.layers) if layer.solves]
         if solving and f"values.{len(solving) - 1}" not in found:
-            raise CheckFailed("The graph's Precondition nodes were inlined, so layers cannot be compared one by one.")
+            raise CheckFailed("The graph's functions were inlined, so layers cannot be compared one by one.")
         values = {index: found[f"values.{place}"] for place, index in enumerate(solving)}
         return LayerStates(
             residuals=[found[f"residual.{index}"] for index in range(len(self.layers) + 1)],
