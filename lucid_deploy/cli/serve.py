@@ -16,7 +16,8 @@ from lucid_deploy.cli._sources import is_given, long_name, origins
 from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
-    from lucid_deploy.serving.loading import ApiOptions, EngineOptions
+    from lucid_deploy.serving.front import ApiOptions
+    from lucid_deploy.serving.jobs import EngineOptions
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
 LOCAL, RAY = "local", "ray"
@@ -125,7 +126,7 @@ def command(artifact: str, **options: Any) -> None:
 
     engine = options["engine"]
     _check_engine(click.get_current_context(), engine)
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
+    for package in ("starlette", "uvicorn", "prometheus_client"):
         _check_package(package, "serve", "serve an artifact")
     if options["otlp_endpoint"] is not None:  # refuse a wrong URL, or a missing package, before anything is loaded
         from lucid_deploy.serving.tracing import open_tracing
@@ -167,7 +168,9 @@ def _check_package(package: str, extra: str, purpose: str) -> None:
 
 def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:
     """Return what is to be served and how, after what can be checked without loading a model."""
-    from lucid_deploy.serving.loading import ApiOptions, EngineOptions, check_limits, open_checked
+    from lucid_deploy.serving.front import ApiOptions
+    from lucid_deploy.serving.jobs import EngineOptions, open_checked
+    from lucid_deploy.serving.loading import check_limits
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
     opened, speculation = open_checked(artifact), options["speculation"]
@@ -180,6 +183,7 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
         speculate=speculation.mode,
         draft=speculation.draft,
         most_step_seconds=options["timeout"],
+        share_queue=keys.several,
         **_fields_of(EngineOptions, options),
     )
     api = ApiOptions(
@@ -212,9 +216,9 @@ def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
     from lucid_deploy.cli._console import note
-    from lucid_deploy.serving.engine import LocalBackend
     from lucid_deploy.serving.front import Service
-    from lucid_deploy.serving.loading import make_backend, make_service
+    from lucid_deploy.serving.jobs import LocalBackend, make_backend
+    from lucid_deploy.serving.loading import make_service
     from lucid_deploy.serving.server import ListenOptions, bind, serve
 
     opened = bind(options["host"], options["port"])

@@ -225,7 +225,7 @@ CHECKS = (
     Check("OpenVINO", "run --runtime openvino", _openvino, 'pip install "lucid-deploy[openvino]"', package="openvino"),
     *(
         Check(package, "serve", importable(package.replace("-", "_")), 'pip install "lucid-deploy[serve]"')
-        for package in ("fastapi", "uvicorn", "prometheus-client", "jinja2")
+        for package in ("starlette", "uvicorn", "prometheus-client", "jinja2")
     ),
     Check("llguidance", "structured answers", importable("llguidance"), 'pip install "lucid-deploy[guided]"'),
     Check(

@@ -1,4 +1,4 @@
-"""The application's state, and what stands around every request: key and host, the body's arrival, the log, metrics."""
+"""What stands around every request: key and host, the body's arrival, cancellation, the log and metrics."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.engine import Backend
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, unavailable
+from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, timed_out, unavailable
+from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.pages import PAGES
-from lucid_deploy.serving.readers import ReaderPool
-from lucid_deploy.serving.requests import Limits
+from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
+from lucid_deploy.serving.requests import Kind, PreparedRequest
 from lucid_deploy.serving.security import NO_KEYS, ApiKeys, host_allowed
-from lucid_deploy.serving.tracing import Tracing
+from lucid_deploy.serving.tracing import RequestTrace, Tracing
 
 log = logging.getLogger("lucid_deploy.serving")
+T = TypeVar("T")
 HEALTH = ("/healthz", "/health")
 METRICS = "/metrics"
 DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that is not needed
@@ -36,234 +39,223 @@ BODIES = 16  # as many of the largest bodies may be in memory at once
 STATES = {
     "loading": ("The model is still loading.", "loading"),
     "stuck": ("A step of the model takes longer than --timeout.", "engine_stuck"),
+    "dead": ("The engine ended by an error; see the server's log.", "engine_down"),
 }
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-@dataclass
-class Settings:
-    """What an application serves, and to whom."""
+@dataclass(frozen=True)
+class ApiOptions:
+    """What requests may ask for, and who may send them."""
 
-    model: str  # name that requests must give
-    fingerprint: str  # names the artifact
-    limits: Limits  # what a request may ask for
-    keys: ApiKeys  # who may send requests
-    hosts: frozenset[str] | None  # names besides this machine's under which a server without keys answers; None: any
-    created: int = 0  # when the artifact was made, seconds since 1970
+    model: str | None = None  # the served name; None: the directory's name
+    max_prompt_tokens: int | None = None  # of one prompt; None: what the context allows
+    max_new_tokens: int | None = None  # of one generation; None: what the context allows
+    max_choices: int | None = None  # generations of one request; None: one less than run at once
+    max_body_bytes: int = 4 << 20  # size of a request
+    seconds: float = 300.0  # from a request's first byte to its answer's last
+    readers: int = 2  # processes that read bodies
+    keys: ApiKeys = NO_KEYS  # who may send requests
+    hosts: frozenset[str] | None = None  # names besides this machine's under which it answers; None: any
     metrics_keys: ApiKeys = NO_KEYS  # who may read exact metrics; if empty, all others read rounded ones
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served, and what only they use
+    otlp_endpoint: str | None = None  # URL of the collector that gets spans; None: there are none
 
 
 class Service:
     """The application's state. Make it in an event loop.
 
     Attributes:
+        fingerprint: Names the artifact.
+        created: When the artifact was made, in seconds since 1970.
         draining: Whether new requests are refused because the server will end.
         ending: Set when grace is over: running requests end with an error.
         body_memory: Bytes of bodies that were received and not read yet, without the first ones of each.
-        busy: Requests that are read or answered.
+        busy: Requests that are read or answered, by key.
     """
 
     def __init__(
-        self, settings: Settings, backend: Backend, readers: ReaderPool, tracing: Tracing | None = None
+        self,
+        api: ApiOptions,
+        setup: ReaderSetup,
+        backend: Backend,
+        readers: ReaderPool,
+        tracing: Tracing | None = None,
+        fingerprint: str = "",
+        created: int = 0,
     ) -> None:
-        self.settings, self.backend, self.readers, self.tracing = settings, backend, readers, tracing
+        self.api, self.model, self.limits = api, setup.model, setup.limits
+        self.backend, self.readers, self.tracing = backend, readers, tracing
+        self.fingerprint, self.created = fingerprint, created
         self.metrics = Metrics(backend.gauges)
-        self.body_memory, self.most_body_memory = 0, BODIES * settings.limits.body_bytes
-        self.busy, self.most_busy = 0, 1000
+        self.body_memory, self.most_body_memory = 0, BODIES * setup.limits.body_bytes
+        self.busy: Counter[str] = Counter()
+        self.most_busy = 1000
         self.draining = False
         self.ending = asyncio.Event()
-
-    def begin(self) -> None:
-        """Count a request that has arrived whole; call ``end`` once it is answered."""
-        if self.busy >= self.most_busy:
-            raise queue_full(1)
-        self.busy += 1
-
-    def end(self) -> None:
-        """Count a request less."""
-        self.busy -= 1
 
     def check_ready(self) -> None:
         """Refuse requests while loading, stopping or broken."""
         if self.draining:
             raise unavailable("The server is shutting down.", "shutting_down")
         if self.backend.state != "ready":
-            broken = "The engine ended by an error; see the server's log.", "engine_down"
-            raise unavailable(*STATES.get(self.backend.state, broken))
+            raise unavailable(*STATES[self.backend.state])
 
-    @contextmanager
-    def body(self, request: Request) -> Iterator[Body]:
-        """Count the memory of a request's body until the end of the ``with``."""
-        body = Body(self, request)
+
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        id: Names the request, in the log and in a header of the answer.
+        key: Names the client's API key; empty where none is needed.
+        answer_id: The answer's id, for the log.
+        status: Of the answer; 499 until it has begun.
+    """
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self.service, self.scope = service, scope
+        self.started = time.perf_counter()
+        self.headers = Headers(scope=scope)
+        self.key, self.answer_id, self.status = "", "", 499
+        self.trace: RequestTrace | None = None
+        self._receive, self._send = receive, send
+        self.id = "req_" + secrets.token_hex(12)
+        self._body_left = "content-length" in self.headers or "transfer-encoding" in self.headers
+        self._counted = 0  # bytes of the body that count in the service's memory
+        self._busy = False
+
+    def check(self) -> None:
+        """Refuse ambiguous requests, names of other hosts, and clients without a key."""
+        api, path = self.service.api, self.scope["path"]
+        ambiguous = ""  # what a proxy in front may understand in another way
+        if "transfer-encoding" in self.headers and "content-length" in self.headers:
+            ambiguous = "Send Content-Length or Transfer-Encoding, not both."
+        elif self.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
+            ambiguous = "The only Transfer-Encoding that is read is chunked."
+        elif len(self.headers.getlist("host")) > 1:
+            ambiguous = "Send one Host header."
+        if ambiguous:
+            raise ApiError(400, ambiguous, headers={"Connection": "close"})
+        if api.hosts is not None and not host_allowed(self.headers.get("host"), api.hosts):
+            message = "This server answers under the name of its own machine only; see --allow-host."
+            raise ApiError(403, message, "host_not_allowed")
+        keys = api.metrics_keys if path == METRICS and api.metrics_keys else api.keys
+        key = keys.identify(self.headers.get("authorization"))
+        open_paths = (*HEALTH, *PAGES) if api.pages else HEALTH  # pages hold nothing of the model
+        if path not in open_paths and key is None:
+            message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
+            raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        self.key = key or ""
+
+    async def prepare(self, kind: Kind) -> PreparedRequest:
+        """Receive the body and read it; from then on the request counts as busy."""
+        service = self.service
+        service.check_ready()
         try:
-            yield body
+            body = await self.body()
+            self._count_busy()
+            prepared = await self.during(service.readers.read(body, kind))
         finally:
-            body.count(0)
+            self.count(0)
+        service.check_ready()  # again: the body may have taken its time
+        return prepared
 
+    def _check_body_headers(self) -> None:
+        kind, _, parameters = self.headers.get("content-type", "").lower().partition(";")
+        charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
+        wrong = ""
+        if kind.strip() != "application/json":  # a web page cannot send this type to another site without asking first
+            wrong = "Send the body as Content-Type: application/json."
+        elif charset is not None and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+            wrong = "Send the body in UTF-8, not in another charset."
+        elif self.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+            wrong = "Send the body without Content-Encoding: this server does not decompress."
+        if wrong:
+            raise ApiError(415, wrong, "unsupported_media_type")
+        length = self.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > self.service.limits.body_bytes:
+            raise self._too_large()
 
-class Body:
-    """A request's body, as it arrives."""
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self.service.limits.body_bytes} bytes.", "body_too_large")
 
-    def __init__(self, service: Service, request: Request) -> None:
-        self._service, self._request = service, request
-        self._counted = 0
-
-    def count(self, size: int) -> None:
-        """Count so many bytes of the body, instead of those before."""
-        service, more = self._service, max(0, size - FREE_BYTES) - self._counted
-        if more > 0 and service.body_memory + more > service.most_body_memory:
-            raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
-        self._counted += more
-        service.body_memory += more
-
-    async def receive(self, started: float) -> bytes:
+    async def body(self) -> bytes:
         """Return the body, whatever its headers say of the size."""
-        limits = self._service.settings.limits
-        _check_head(self._request, limits)
-        left = min(BODY_SECONDS, limits.seconds) - (time.perf_counter() - started)
-        body, more = bytearray(), True
+        self._check_body_headers()
+        limits, body, more = self.service.limits, bytearray(), True
+        left = min(BODY_SECONDS, limits.seconds) - (time.perf_counter() - self.started)
         try:
             async with asyncio.timeout(max(0.0, left)):
                 while more:
-                    message = await self._request.receive()
+                    message = await self.receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     body += message.get("body", b"")
                     if len(body) > limits.body_bytes:
-                        raise too_large(limits)
+                        raise self._too_large()
                     self.count(len(body))
                     more = message.get("more_body", False)
         except TimeoutError as error:
             raise ApiError(408, "The body did not arrive in time.", "timeout") from error
         return bytes(body)
 
+    def count(self, size: int) -> None:
+        """Count so many bytes of the body, instead of those before."""
+        service, more = self.service, max(0, size - FREE_BYTES) - self._counted
+        if more > 0 and service.body_memory + more > service.most_body_memory:
+            raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
+        self._counted += more
+        service.body_memory += more
 
-def _check_head(request: Request, limits: Limits) -> None:
-    """Refuse a body for what the headers say of it."""
-    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
-    wrong = ""
-    if kind.strip() != "application/json":  # a web page cannot send this type to another site without asking first
-        wrong = "Send the body as Content-Type: application/json."
-    elif charset is not None and charset[1] not in ("utf-8", "utf8", "us-ascii"):
-        wrong = "Send the body in UTF-8, not in another charset."
-    elif request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
-        wrong = "Send the body without Content-Encoding: this server does not decompress."
-    if wrong:
-        raise ApiError(415, wrong, "unsupported_media_type")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > limits.body_bytes:
-        raise too_large(limits)
+    def _count_busy(self) -> None:
+        """Count a request that has arrived whole, until its answer ends; half of them are for other keys."""
+        busy, most = self.service.busy, self.service.most_busy
+        if busy.total() >= most or (self.service.api.keys.several and busy[self.key] >= most // 2):
+            raise queue_full(1)
+        busy[self.key] += 1
+        self._busy = True
 
-
-def too_large(limits: Limits) -> ApiError:
-    """Return the 413."""
-    return ApiError(413, f"The body is larger than {limits.body_bytes} bytes.", "body_too_large")
-
-
-def error_response(service: Service, error: ApiError) -> Response:
-    """Return an error as an answer, and count it."""
-    service.metrics.rejected.labels(error.code).inc()
-    return JSONResponse(error.body(), error.status, error.headers)
-
-
-class RequestGuard:
-    """ASGI middleware: checks host and key, logs and counts requests, and answers if the application fails."""
-
-    def __init__(self, app: Any, service: Service) -> None:
-        self._app, self._service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        scope.setdefault("state", {}).update(started=started, id="req_" + secrets.token_hex(12))
-        exchange = HttpExchange(self._service, scope, receive, send)
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work once the body is there; cancel it when the client leaves, time is over or the server ends."""
+        seconds = self.service.limits.seconds
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._until_gone())
+        ending = asyncio.ensure_future(self.service.ending.wait())
+        everyone: set[asyncio.Future[Any]] = {task, gone, ending}
         try:
-            refusal = self._refusal(scope)
-            app = self._app if refusal is None else error_response(self._service, refusal)
-            await app(scope, exchange.receive, exchange.send)
-        except ClientGone:
-            exchange.status = 499
-        except Exception:
-            log.exception("A request failed by a fault of the server: %s", scope["state"]["id"])
-            if exchange.status == 499:  # no answer has begun
-                error = ApiError(500, "The server failed on this request; see its log.", "internal_error")
-                await error_response(self._service, error)(scope, exchange.receive, exchange.send)
+            left = max(0.0, seconds - (time.perf_counter() - self.started))
+            await asyncio.wait(everyone, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise ClientGone
+            if ending.done():
+                raise unavailable("The server is shutting down.", "shutting_down")
+            raise timed_out(seconds)
         finally:
-            status = scope["state"].get("status", exchange.status)
-            if (trace := scope["state"].get("trace")) is not None:
-                trace.end(status)
-            self._note(scope, status, time.perf_counter() - started)
+            for future in everyone:
+                future.cancel()
+            await asyncio.gather(*everyone, return_exceptions=True)
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
-        settings = self._service.settings
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        ambiguous = ""  # what a proxy in front may understand in another way
-        if b"transfer-encoding" in headers and b"content-length" in headers:
-            ambiguous = "Send Content-Length or Transfer-Encoding, not both."
-        elif headers.get(b"transfer-encoding", "chunked").strip().lower() != "chunked":
-            ambiguous = "The only Transfer-Encoding that is read is chunked."
-        elif sum(name.lower() == b"host" for name, _ in scope["headers"]) > 1:
-            ambiguous = "Send one Host header."
-        if ambiguous:
-            return ApiError(400, ambiguous, headers={"Connection": "close"})
-        if settings.hosts is not None and not host_allowed(headers.get(b"host"), settings.hosts):
-            message = "This server answers under the name of its own machine only; see --allow-host."
-            return ApiError(403, message, "host_not_allowed")
-        keys = settings.metrics_keys if scope["path"] == METRICS and settings.metrics_keys else settings.keys
-        key = scope["state"]["key"] = keys.identify(headers.get(b"authorization"))
-        open_paths = (*HEALTH, *PAGES) if settings.pages else HEALTH  # pages hold nothing of the model
-        if scope["path"] in open_paths or key is not None:
-            return None
-        message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
-        return ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels, whatever paths clients send
-        self._service.metrics.requests.labels(route, str(status)).inc()
-        if scope["method"] == "POST" and status == 200:
-            self._service.metrics.whole.observe(seconds)
-        client = (scope.get("client") or ("-",))[0]
-        ids = " ".join([scope["state"]["id"], *filter(None, [scope["state"].get("answer")])])
-        # Health checks come every few seconds; only one that fails is worth a line.
-        level = logging.DEBUG if scope["path"] in HEALTH and status == 200 else logging.INFO
-        line = "%s %s %s %d %.0f ms %s"
-        log.log(level, line, client, scope["method"], shown(scope["path"]), status, 1e3 * seconds, ids)
-
-
-class HttpExchange:
-    """One request and its answer, as they go through; ``status`` is 499 until there is an answer.
-
-    An error is sent after a bounded rest of the body was received and dropped: a client that is still sending when the
-    connection closes cannot read the answer.
-    """
-
-    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
-        self.status = 499
-        self._service, self._receive, self._send = service, receive, send
-        self._id = (b"x-request-id", scope["state"]["id"].encode())
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        self._body_left = b"content-length" in headers or b"transfer-encoding" in headers
-        self._body_waits = b"expect" in headers  # the client sends it after a 100 Continue
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     async def receive(self) -> Message:
-        """Pass on what the client sends."""
+        """Return what the client sends next."""
         message = await self._receive()
         self._body_left = message["type"] == "http.request" and message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on the answer."""
+        """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status >= 400 and not self._body_waits:
+            if self.status >= 400 and "expect" not in self.headers:  # else the body comes after a 100 Continue
                 await self._drop_body()
-            message["headers"] = [*message["headers"], self._id]
-            if self._body_left or self._service.draining:
+            message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
+            if self._body_left or self.service.draining:
                 message["headers"].append((b"connection", b"close"))
         try:
             await self._send(message)
@@ -271,6 +263,7 @@ class HttpExchange:
             raise ClientGone from error
 
     async def _drop_body(self) -> None:
+        """Drop a bounded rest of the body: a client that still sends when the connection closes reads no answer."""
         size = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -278,3 +271,62 @@ class HttpExchange:
                     size += len((await self.receive()).get("body", b""))
         except TimeoutError:
             return  # _body_left makes the connection close
+
+    async def refuse(self, error: ApiError) -> None:
+        """Note an error, and answer with it unless an answer has begun."""
+        self.service.metrics.rejected.labels(error.code).inc()
+        if self.trace is not None:
+            self.trace.fail(error.code)
+        if self.status == 499:
+            with suppress(ClientGone):
+                await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
+        self.status = error.status
+
+    def end(self) -> None:
+        """Log and count the request."""
+        if self._busy:
+            self.service.busy[self.key] -= 1
+        if self.trace is not None:
+            self.trace.end(self.status)
+        scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
+        route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels, whatever paths clients send
+        metrics.requests.labels(route, str(self.status)).inc()
+        if scope["method"] == "POST" and self.status == 200:
+            metrics.whole.observe(seconds)
+        client = (scope.get("client") or ("-",))[0]
+        ids = " ".join(filter(None, [self.id, self.answer_id]))
+        # Health checks come every few seconds; only one that fails is worth a line.
+        level = logging.DEBUG if scope["path"] in HEALTH and self.status == 200 else logging.INFO
+        line = "%s %s %s %d %.0f ms %s"
+        log.log(level, line, client, scope["method"], shown(scope["path"]), self.status, 1e3 * seconds, ids)
+
+
+class RequestGuard:
+    """ASGI middleware: checks and logs each request, and answers with errors of the application."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(self._service, scope, receive, send)
+        scope.update(app=self, exchange=exchange)  # with an app, the router raises what it does not find
+        try:
+            exchange.check()
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            exchange.status = 499
+        except ApiError as error:
+            await exchange.refuse(error)
+        except HTTPException as error:
+            message = f"{scope['method']} {shown(scope['path'])}: {error.detail}."
+            code = HTTP_CODES.get(error.status_code, "invalid_request")
+            await exchange.refuse(ApiError(error.status_code, message, code, headers=dict(error.headers or {})))
+        except Exception:
+            log.exception("A request failed by a fault of the server: %s", exchange.id)
+            await exchange.refuse(ApiError(500, "The server failed on this request; see its log.", "internal_error"))
+        finally:
+            exchange.end()

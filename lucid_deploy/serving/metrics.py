@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -68,21 +67,3 @@ class Metrics(Collector):
                 yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)
             else:
                 yield CounterMetricFamily(f"lucid_{name}", COUNTERS[name], value=value)
-
-
-class TokenClock:
-    """Times the tokens of a request that came at ``started``, by :func:`time.perf_counter`."""
-
-    def __init__(self, metrics: Metrics, started: float) -> None:
-        self._metrics, self._started = metrics, started
-        self._last: dict[int, float] = {}
-
-    def tick(self, row: int) -> None:
-        """Note a token of generation ``row``."""
-        now = time.perf_counter()
-        if not self._last:
-            self._metrics.first.observe(now - self._started)
-        if row in self._last:
-            self._metrics.between.observe(now - self._last[row])
-        self._last[row] = now
-        self._metrics.new_tokens.inc()

@@ -22,17 +22,19 @@ from ray.serve.handle import DeploymentHandle
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.engine import Event, Job, Refusal, RowEnd, RowTimes
-from lucid_deploy.serving.loading import (
-    ApiOptions,
+from lucid_deploy.serving.front import ApiOptions
+from lucid_deploy.serving.jobs import (
     EngineOptions,
+    Event,
+    Job,
+    Refusal,
+    RowEnd,
+    RowTimes,
     check_runtime,
     make_backend,
-    make_service,
-    reader_setup,
 )
+from lucid_deploy.serving.loading import make_service, reader_setup
 from lucid_deploy.serving.logs import set_up_logging
-from lucid_deploy.serving.prefix_routing import allowed_imbalance
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import Need, check_room, connect, delete, run_until_ready, start_proxies
 from lucid_deploy.serving.readers import check_setup
@@ -135,7 +137,9 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter,  # type: ignore[arg-type]
-            request_router_kwargs={"imbalance": allowed_imbalance(engine.rows)},
+            # In a simulation that gives nearly the hits of all rows, without their tail: the 99th percentile of the
+            # first token was 1.75 instead of 3.37 s with 4 replicas.
+            request_router_kwargs={"imbalance": max(1, engine.rows // 2)},
         ),
         **scaling,
     )

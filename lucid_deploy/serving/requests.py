@@ -21,7 +21,6 @@ from lucid_deploy.generation.constraint import (
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
-from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.errors import ApiError, no_such_model
 from lucid_deploy.serving.fields import (
     MOST_SOLVE_TOKENS,
@@ -34,6 +33,7 @@ from lucid_deploy.serving.fields import (
     SolveRequest,
     refuse_unsupported,
 )
+from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, renamed, repeated
 from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of

@@ -1,13 +1,19 @@
-"""``/v1/responses`` read as a chat: the part of OpenAI's Responses API that needs no memory of earlier answers."""
+"""OpenAI's Responses API, the part that needs no memory of earlier answers: read as a chat, answered by events."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving.answers import Answer, Events, logprob_json
+from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import (
     LOGPROBS,
     ChatRequest,
@@ -20,7 +26,23 @@ from lucid_deploy.serving.fields import (
     refuse_unsupported,
 )
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
+from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
 
+if TYPE_CHECKING:
+    from lucid_deploy.serving.requests import PreparedRequest
+
+# What this server does not have, or a request did not ask for, as /v1/responses says it.
+NEUTRAL: dict[str, Any] = {
+    "error": None,
+    "background": False,
+    "parallel_tool_calls": False,
+    "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
+    "store": False,
+    "tool_choice": "none",
+    "tools": [],
+    "truncation": "disabled",
+}
 # The fields of each type of item.
 _FIELDS = {
     "message": ("role", "content"),
@@ -152,3 +174,164 @@ def _message(item: InputItem) -> Message:
     if item.type == "function_call_output":
         return Message(role="tool", content=text, tool_call_id=item.call_id)
     return Message(role="system" if item.role == "developer" else str(item.role), content=text)
+
+
+class ResponseAnswer(Answer):
+    """An answer of ``/v1/responses`` in the making."""
+
+    end_of_stream = b""  # the last event says that it is the last
+
+    def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
+        super().__init__(request, model, fingerprint)
+        self.id = "resp_" + secrets.token_hex(16)
+        self._common = {
+            "id": self.id,
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+            **NEUTRAL,
+            **(request.response or {}),
+        }
+        self._parser = None if request.tools is None else ToolCallParser(request.tools)
+        self._items: list[_Item] = []  # all but the last are complete
+        self._status = "in_progress"
+        self._number = -1
+
+    def whole(self) -> dict[str, Any]:
+        ended = self._status != "in_progress"
+        statuses = ["completed"] * (len(self._items) - 1) + [self._status]
+        return {
+            **self._common,
+            "status": self._status,
+            "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
+            "output": [item.json(status) for item, status in zip(self._items, statuses, strict=True)] if ended else [],
+            "usage": self.usage() if ended else None,
+        }
+
+    def opening(self) -> Events:
+        begun = [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
+        return begun if self._parser is not None else begun + self._begin(_Item())
+
+    def chunks(self, piece: TextPiece) -> Events:
+        self.new_tokens += piece.tokens
+        if self._parser is None:
+            return self._add_text(piece.text, [logprob_json(item) for item in piece.logprobs])
+        return self._take(self._parser.push(piece.text))
+
+    def closing(self, row: int, reason: str) -> Events:
+        events = [] if self._parser is None else self._take(self._parser.finish())
+        if not self._items:
+            events += self._begin(_Item())
+        self._status = "incomplete" if reason == "length" else "completed"
+        ended = self._of_last_item(self._items[-1].end(self._status))
+        return [*events, *ended, self._event(f"response.{self._status}", response=self.whole())]
+
+    def ending(self) -> Events:
+        return []  # the last event has the counts
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        return {**self._event("error"), **error.body()}
+
+    def frame(self, event: dict[str, Any]) -> bytes:
+        return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+
+    def _event(self, kind: str, **more: Any) -> dict[str, Any]:
+        self._number += 1
+        return {"type": kind, "sequence_number": self._number, **more}
+
+    def _take(self, delta: AnswerDelta) -> Events:
+        """Return what is new of text and calls as events; no text comes after a call."""
+        events = self._add_text(delta.content, [])
+        for part in delta.calls:
+            if part.id is not None:
+                events += self._begin(_Item(part.id, part.name))
+            if part.arguments:
+                events += self._of_last_item(self._items[-1].add(part.arguments, []))
+        return events
+
+    def _add_text(self, text: str, logprobs: Events) -> Events:
+        if not text and not logprobs:
+            return []
+        events = [] if self._items else self._begin(_Item())
+        return events + self._of_last_item(self._items[-1].add(text, logprobs))
+
+    def _begin(self, item: _Item) -> Events:
+        """Begin an item, which ends the one before."""
+        ended = self._of_last_item(self._items[-1].end("completed")) if self._items else []
+        self._items.append(item)
+        return ended + self._of_last_item(item.begin())
+
+    def _of_last_item(self, events: list[tuple[str, dict[str, Any]]]) -> Events:
+        place = len(self._items) - 1
+        return [self._event(f"response.{kind}", output_index=place, **more) for kind, more in events]
+
+    def usage(self) -> dict[str, Any]:
+        prompt = self.request.prompt_tokens
+        return {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": self.new_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + self.new_tokens,
+        }
+
+
+@dataclass
+class _Item:
+    """An item of an answer of ``/v1/responses``: a message with one part of text, or the call of a function.
+
+    Its methods return events: each its type, without ``response.``, and its fields.
+    """
+
+    call_id: str | None = None  # names a call in its result; None: it is a message
+    name: str | None = None  # the called function's
+    texts: list[str] = field(default_factory=list)
+    logprobs: Events = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.id = ("msg_" if self.call_id is None else "fc_") + secrets.token_hex(16)
+        self._place: dict[str, Any] = {"item_id": self.id}
+        if self.call_id is None:
+            self._place["content_index"] = 0
+
+    def json(self, status: str) -> dict[str, Any]:
+        """Return the item."""
+        text = "".join(self.texts)
+        if self.call_id is not None:
+            call = {"call_id": self.call_id, "name": self.name, "arguments": text}
+            return {"id": self.id, "type": "function_call", "status": status, **call}
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": [*self.logprobs]}
+        return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+
+    def begin(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events before its text or arguments."""
+        item = self.json("in_progress")
+        if self.call_id is not None:
+            return [("output_item.added", {"item": item})]
+        (part,) = item["content"]
+        item["content"] = []
+        return [("output_item.added", {"item": item}), ("content_part.added", {**self._place, "part": part})]
+
+    def add(self, text: str, logprobs: Events) -> list[tuple[str, dict[str, Any]]]:
+        """Add a piece of its text or arguments; return its event."""
+        self.texts.append(text)
+        self.logprobs += logprobs
+        if self.call_id is not None:
+            return [("function_call_arguments.delta", {**self._place, "delta": text})]
+        return [("output_text.delta", {**self._place, "delta": text, "logprobs": logprobs})]
+
+    def end(self, status: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events of its end."""
+        item = self.json(status)
+        done = ("output_item.done", {"item": item})
+        if self.call_id is not None:
+            arguments = {"name": self.name, "arguments": item["arguments"]}
+            return [("function_call_arguments.done", {**self._place, **arguments}), done]
+        (part,) = item["content"]
+        text = {"text": part["text"], "logprobs": part["logprobs"]}
+        return [
+            ("output_text.done", {**self._place, **text}),
+            ("content_part.done", {**self._place, "part": part}),
+            done,
+        ]

@@ -23,6 +23,11 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self.digests)
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return len(self.digests) > 1
+
     def identify(self, authorization: str | None) -> str | None:
         """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if the key is unknown.
 

@@ -21,8 +21,8 @@ import uvicorn
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.connections import Connection, ConnectionTable
-from lucid_deploy.serving.engine import LocalBackend
 from lucid_deploy.serving.front import Service
+from lucid_deploy.serving.jobs import LocalBackend
 
 log = logging.getLogger("lucid_deploy.serving")
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
@@ -216,15 +216,15 @@ class DrainingServer(uvicorn.Server):
         self._drain = asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
-        if self._service.busy:
-            log.warning("Shutting down: %d requests may take %g s to finish.", self._service.busy, self._grace)
+        if self._service.busy.total():
+            log.warning("Shutting down: %d requests may take %g s to finish.", self._service.busy.total(), self._grace)
         else:
             log.info("Shutting down: no request is running.")
         end = self._loop.time() + self._grace
-        while self._service.busy and self._loop.time() < end:
+        while self._service.busy.total() and self._loop.time() < end:
             await asyncio.sleep(0.02)
-        if self._service.busy:
-            log.warning("Ending %d requests.", self._service.busy)
+        if self._service.busy.total():
+            log.warning("Ending %d requests.", self._service.busy.total())
         self._service.ending.set()
         await asyncio.sleep(0)
         self.should_exit = True

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.generation.text_stream import TextPiece
-from lucid_deploy.serving.engine import Event, RowEnd, RowTimes
+from lucid_deploy.serving.jobs import Event, RowEnd, RowTimes
 from lucid_deploy.serving.requests import Kind, PreparedRequest
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span
 
 OTLP_PATH = "/v1/traces"
 CLOSE_SECONDS = 5.0  # for the last spans, at the end of the server
@@ -41,8 +42,7 @@ def traces_url(endpoint: str) -> str:
             f"--otlp-endpoint {endpoint!r} is not the URL of a collector; give one such as http://localhost:4318, "
             "without query or password (OTEL_EXPORTER_OTLP_HEADERS takes credentials)."
         )
-    base = endpoint.rstrip("/")
-    return base if base.endswith(OTLP_PATH) else base + OTLP_PATH
+    return endpoint.rstrip("/").removesuffix(OTLP_PATH) + OTLP_PATH
 
 
 def open_tracing(endpoint: str) -> Tracing:
@@ -69,16 +69,20 @@ class Tracing:
         self._provider = provider
         self._tracer = provider.get_tracer("lucid_deploy.serving", __version__)
 
-    def begin(self, headers: Sequence[tuple[bytes, bytes]], kind: Kind, model: str, started: float) -> RequestTrace:
+    def begin(self, headers: Headers, kind: Kind, model: str, started: float) -> RequestTrace:
         """Begin the span of a request that came at ``started``, by :func:`time.perf_counter`."""
+        from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        name = OPERATIONS[kind]
-        facts = {"operation.name": name, "provider.name": "lucid-deploy", "request.model": model}
-        attributes = {f"gen_ai.{key}": value for key, value in facts.items()}
+        context = Context()
+        if len(headers.getlist("traceparent")) == 1:  # several count as none, as W3C has it
+            context = TraceContextTextMapPropagator().extract(headers, context)
         begun = time.time_ns() - round(1e9 * (time.perf_counter() - started))
-        context = _client_context(headers)
-        span = self._tracer.start_span(f"{name} {model}", context, SpanKind.SERVER, attributes, start_time=begun)
+        name = OPERATIONS[kind]
+        span = self._tracer.start_span(f"{name} {model}", context, SpanKind.SERVER, start_time=begun)
+        facts = {"operation.name": name, "provider.name": "lucid-deploy", "request.model": model}
+        span.set_attributes({f"gen_ai.{key}": value for key, value in facts.items()})
         return RequestTrace(self._tracer, span, begun)
 
     def close(self) -> None:
@@ -91,14 +95,14 @@ class Tracing:
 class RequestTrace:
     """The spans of one request, which began at ``begun``, in nanoseconds since 1970."""
 
-    def __init__(self, tracer: Any, span: Span, begun: int) -> None:
+    def __init__(self, tracer: Any, span: Any, begun: int) -> None:
         self._tracer, self._span, self._begun = tracer, span, begun
         self._request: PreparedRequest | None = None
-        self._read = 0
         self._times: dict[int, RowTimes] = {}
         self._tokens: dict[int, int] = {}
         self._reasons: dict[int, str] = {}
         self._error = ""
+        self._read = 0  # when the body was read
 
     def prepared(self, request: PreparedRequest, answer: str) -> None:
         """Note the request, once the body is read. Stops, biases and words have text of the client's."""
@@ -128,22 +132,21 @@ class RequestTrace:
 
     def end(self, status: int) -> None:
         """End the request's span and make those of its phases."""
-        from opentelemetry.trace import Status, StatusCode, set_span_in_context
+        from opentelemetry.trace import StatusCode, set_span_in_context
 
         now, span = time.time_ns(), self._span
         span.set_attribute("http.response.status_code", status)
         if self._request is not None and self._times:
-            reused = sum(times.reused for times in self._times.values())
             counts = {"input": self._request.prompt_tokens, "output": sum(self._tokens.values())}
-            counts["cache_read.input"] = reused
+            counts["cache_read.input"] = sum(times.reused for times in self._times.values())
             span.set_attributes({f"gen_ai.usage.{name}_tokens": count for name, count in counts.items()})
         if self._reasons:
             reasons = [self._reasons[row] for row in sorted(self._reasons)]
             span.set_attribute("gen_ai.response.finish_reasons", reasons)
-        if status >= 400 or self._error:
+        if status >= 400:
             span.set_attribute("error.type", self._error or str(status))
         if status >= 500:  # by the conventions, 4xx is no error of a server
-            span.set_status(Status(StatusCode.ERROR))
+            span.set_status(StatusCode.ERROR)
         if span.is_recording():
             parent = set_span_in_context(span)
             if self._read:
@@ -170,17 +173,3 @@ class RequestTrace:
 
     def _phase(self, name: str, parent: Context, begin: int, end: int, attributes: dict[str, Any]) -> None:
         self._tracer.start_span(name, parent, attributes=attributes, start_time=begin).end(max(begin, end))
-
-
-def _client_context(headers: Sequence[tuple[bytes, bytes]]) -> Context:
-    """Return the client's context; an empty one if it sent none, or more than one, as W3C has it."""
-    from opentelemetry.context import Context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    sent: dict[bytes, list[str]] = {}
-    for name, value in headers:
-        sent.setdefault(name.lower(), []).append(value.decode("latin-1"))
-    if len(sent.get(b"traceparent", ())) != 1:
-        return Context()
-    carrier = {"traceparent": sent[b"traceparent"][0], "tracestate": ",".join(sent.get(b"tracestate", ()))}
-    return TraceContextTextMapPropagator().extract(carrier, Context())

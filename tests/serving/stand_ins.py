@@ -11,8 +11,8 @@ import httpx
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.engine import Event, Job
-from lucid_deploy.serving.front import Service, Settings
+from lucid_deploy.serving.front import ApiOptions, Service
+from lucid_deploy.serving.jobs import Event, Job
 from lucid_deploy.serving.readers import ReaderSetup
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
 from lucid_deploy.serving.security import ApiKeys
@@ -60,12 +60,10 @@ class ReaderHere:
 
 
 def service(folder: Path, backend: ScriptedBackend, keys: ApiKeys | None = None, **more: Any) -> Service:
-    """Return a service; call it in an event loop. ``more`` are settings."""
+    """Return a service; call it in an event loop. ``more`` are options."""
     setup = write_setup(folder)
-    fixed: dict[str, Any] = {"model": setup.model, "fingerprint": "f", "limits": setup.limits, "hosts": None}
-    settings = Settings(**{**fixed, "keys": keys or ApiKeys(), **more})
     readers: Any = ReaderHere(setup)
-    return Service(settings, backend, readers)
+    return Service(ApiOptions(keys=keys or ApiKeys(), **more), setup, backend, readers)
 
 
 def client(of: Service) -> httpx.AsyncClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from lucid_deploy.generation.text_stream import TextPiece
-from lucid_deploy.serving.engine import Event, Refusal, RowEnd
+from lucid_deploy.serving.front import Service
+from lucid_deploy.serving.jobs import Event, Refusal, RowEnd
+from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import completion
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
@@ -30,7 +33,7 @@ def ask(
             if change is not None:
                 change(made)
             answer = await http.post("/v1/completions", content=completion(prompt, **fields), headers=HEADERS)
-            assert made.busy == 0
+            assert made.busy.total() == 0
             assert made.body_memory == 0
             return answer
 
@@ -122,3 +125,30 @@ def test_requests_are_refused_while_the_server_ends(tmp_path: Path) -> None:
     answer, backend = ask(tmp_path, *GOOD, change=lambda made: setattr(made, "draining", True))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
     assert (answer.headers["connection"], backend.jobs) == ("close", [])
+
+
+def test_times_of_tokens_are_measured(tmp_path: Path) -> None:
+    found: list[Service] = []
+    script = [[TextPiece(row, "a", 1)] for row in (0, 1, 1, 0)]
+    ask(tmp_path, *script, [RowEnd(0, "stop"), RowEnd(1, "stop")], n=2, change=found.append)
+    lines = found[0].metrics.text(exact=True).decode().splitlines()
+    counts = {name: float(value) for name, value in (line.split() for line in lines if " " in line and line[0] != "#")}
+    # Another generation's first token is neither the request's first nor after one of its own.
+    assert counts["lucid_time_to_first_token_seconds_count"] == 1
+    assert counts["lucid_time_between_tokens_seconds_count"] == 2
+    assert counts["lucid_generated_tokens_total"] == 4
+
+
+def test_half_of_what_is_read_or_answered_is_for_other_keys(tmp_path: Path) -> None:
+    digests = tuple(hashlib.sha256(key.encode()).digest() for key in ("one", "two"))
+
+    async def statuses(known: int) -> list[int]:
+        made = service(tmp_path, ScriptedBackend(*GOOD), ApiKeys(digests[:known]))
+        made.most_busy, made.busy[digests[0].hex()] = 4, 2
+        async with client(made) as http:
+            headers = [{**HEADERS, "Authorization": f"Bearer {key}"} for key in ("one", "two")[:known]]
+            body = completion("w1")
+            return [(await http.post("/v1/completions", content=body, headers=each)).status_code for each in headers]
+
+    assert asyncio.run(statuses(2)) == [429, 200]
+    assert asyncio.run(statuses(1)) == [200]  # nobody else could use the other half

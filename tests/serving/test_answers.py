@@ -8,7 +8,7 @@ import msgspec
 
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.answers import Answer
-from lucid_deploy.serving.engine import Job
+from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import PreparedRequest
 
 

@@ -36,6 +36,7 @@ def test_health(tmp_path: Path) -> None:
         ("GET", "/v1/responses/resp_1", 404, "not_found"),
         ("GET", "/v1/responses", 405, "method_not_allowed"),
         ("GET", "/v1/models/other", 404, "model_not_found"),
+        ("POST", "/v1/embeddings", 404, "not_found"),
         ("GET", "/v1/models/../../etc/passwd", 404, "not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),

@@ -14,7 +14,8 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Token
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import TextPiece, TokenTexts
-from lucid_deploy.serving.engine import EngineFault, Job, LocalBackend, RowEnd, RowText, requests_of
+from lucid_deploy.serving.engine import EngineFault
+from lucid_deploy.serving.jobs import Job, LocalBackend, RowEnd, RowText, requests_of
 
 
 @pytest.fixture
@@ -77,8 +78,9 @@ def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
     assert run_row(byte_level, "a", "error")[0][-1] == RowEnd(0, "error", "why")
     assert run_row(byte_level, "a", "context")[0][-1] == RowEnd(0, "length")
     row = RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level))
-    assert row.take(EngineFault("invalid", "too long")) == ([RowEnd(0, "invalid", "too long")], True)
-    assert row.take(EngineFault("down", "gone")) == ([RowEnd(0, "error", "gone")], True)
+    for fault, reason in (("invalid", "invalid"), ("down", "error")):
+        events, done = row.take(EngineFault(fault, "why"))
+        assert (events[-1], done) == (RowEnd(0, reason, "why"), True)
 
 
 def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byte_level: TextTokenizer) -> None:

@@ -104,17 +104,33 @@ def test_events_go_to_who_asked() -> None:
     with_engine(test)
 
 
-@pytest.mark.parametrize("timed", [False, True])
-def test_marks_go_to_those_who_want_times(timed: bool) -> None:
+def test_marks_go_to_the_generations_that_run() -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.marks = (Mark(0, "prefill", 5, 3), Mark(0, "decode", 6), Mark(99, "decode", 6))
-        events = await everything(engine.submit([Request([1], 5)], timed=timed), 1)
-        found = [event for _, event in events if isinstance(event, Mark)]
-        assert (
-            found == [Mark(0, "prefill", 5, 3), Mark(0, "decode", 6)][: 1 + timed]
-        )  # what was reused, everyone counts
+        events = await everything(engine.submit([Request([1], 5)]), 1)
+        assert [event for _, event in events if isinstance(event, Mark)] == list(batcher.marks[:2])
 
     with_engine(test)
+
+
+def test_half_of_the_queue_is_for_other_clients() -> None:
+    def requests(client: str, count: int) -> list[Request]:
+        return [Request([1], 5, client=client)] * count
+
+    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
+        batcher.held.clear()
+        streams = [engine.submit(requests("a", 3))]  # both rows, and half of the queue
+        with pytest.raises(QueueFullError):
+            engine.submit(requests("a", 1))
+        streams.append(engine.submit(requests("b", 1)))
+        with pytest.raises(QueueFullError):
+            engine.submit(requests("c", 1))  # it is full
+        batcher.held.set()
+        for stream, rows in zip(streams, (3, 1), strict=True):
+            await everything(stream, rows)
+        await everything(engine.submit(requests("a", 3)), 3)  # their places are free again
+
+    with_engine(test, max_queue=2, share_queue=True)
 
 
 def test_admission_is_all_or_nothing() -> None:

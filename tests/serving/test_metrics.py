@@ -1,10 +1,8 @@
-"""Metrics: coarse and exact, and the times of tokens."""
+"""Metrics: rounded and exact."""
 
 from __future__ import annotations
 
-import pytest
-
-from lucid_deploy.serving.metrics import Metrics, TokenClock
+from lucid_deploy.serving.metrics import Metrics
 
 GAUGES = {
     "rows": 4.0,
@@ -28,19 +26,3 @@ def test_counts_of_kept_tokens_are_coarse_unless_asked_for() -> None:
     assert exact["lucid_cache_tokens"] == coarse["lucid_cache_tokens"] == 1234
     assert exact["lucid_draft_tokens_accepted_total"] == coarse["lucid_draft_tokens_accepted_total"] == 77
     assert set(exact) == set(coarse)
-
-
-def test_the_clock_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = Metrics(dict)
-    now = 10.0
-    monkeypatch.setattr("lucid_deploy.serving.metrics.time.perf_counter", lambda: now)
-    clock = TokenClock(metrics, started=8.0)
-    clock.tick(0)
-    now = 10.5
-    clock.tick(1)  # another generation's first token is neither the request's first nor after one of its own
-    now = 11.0
-    clock.tick(0)
-    found = values(metrics, True)
-    assert (found["lucid_time_to_first_token_seconds_sum"], found["lucid_time_to_first_token_seconds_count"]) == (2, 1)
-    assert (found["lucid_time_between_tokens_seconds_sum"], found["lucid_time_between_tokens_seconds_count"]) == (1, 1)
-    assert found["lucid_generated_tokens_total"] == 3

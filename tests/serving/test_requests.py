@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
 from tests.serving.reader_tools import chat, completion, write_setup
 

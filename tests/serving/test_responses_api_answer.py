@@ -9,10 +9,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
-from lucid_deploy.serving.answers import ResponseAnswer
-from lucid_deploy.serving.engine import Job
 from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import PreparedRequest
+from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
 from tests.serving.tool_server import HERMES
 

@@ -14,7 +14,7 @@ import torch
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.runtimes.torch.session import TorchSession
-from lucid_deploy.serving.engine import Refusal
+from lucid_deploy.serving.jobs import Refusal
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 from tests.serving.stand_ins import ScriptedBackend, client, service

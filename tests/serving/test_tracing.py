@@ -22,12 +22,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
+from starlette.datastructures import Headers
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.text_stream import TextPiece
-from lucid_deploy.serving.engine import Refusal, RowEnd, RowTimes
-from lucid_deploy.serving.front import Service, Settings
-from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, reader_setup
+from lucid_deploy.serving.front import ApiOptions, Service
+from lucid_deploy.serving.jobs import EngineOptions, Refusal, RowEnd, RowTimes, make_backend
+from lucid_deploy.serving.loading import reader_setup
 from lucid_deploy.serving.tracing import Tracing, open_tracing, traces_url
 from tests.patience import PATIENCE
 from tests.serving.reader_tools import completion
@@ -47,7 +48,8 @@ def traced(directory: Path, use: Use, rows: int = 2, prefix_tokens: int = 0, **l
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     options = EngineOptions(str(directory), rows=rows, max_queue=1, prefix_tokens=prefix_tokens, check=False)
-    setup = reader_setup(options, ApiOptions(MODEL, pages=False, **limits))
+    api = ApiOptions(MODEL, pages=False, **limits)
+    setup = reader_setup(options, api)
 
     async def run() -> None:
         backend = make_backend(options)
@@ -55,8 +57,7 @@ def traced(directory: Path, use: Use, rows: int = 2, prefix_tokens: int = 0, **l
         backend.engine.start(loaded.set)
         await asyncio.to_thread(loaded.wait)
         readers: Any = ReaderHere(setup)
-        settings = Settings(setup.model, "f", setup.limits, ApiOptions().keys, None)
-        made = Service(settings, backend, readers, Tracing(provider))
+        made = Service(api, setup, backend, readers, Tracing(provider))
         try:
             async with client(made) as http:
                 await use(http)
@@ -237,7 +238,7 @@ def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with Collector() as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         tracing = open_tracing(f"http://127.0.0.1:{collector.server_port}")
-        tracing.begin([], "chat", "m", 0.0).end(200)
+        tracing.begin(Headers(), "chat", "m", 0.0).end(200)
         tracing.close()
         collector.shutdown()
     ((path, key, sent),) = collector.taken
@@ -258,7 +259,6 @@ def test_what_is_no_collector_is_refused(endpoint: str) -> None:
 
 
 def test_without_the_option_nothing_is_imported() -> None:
-    """FastAPI imports OpenTelemetry's interface by itself, which does nothing alone."""
     code = (
         "import sys, lucid_deploy.serving.server, lucid_deploy.serving.loading, lucid_deploy.cli.serve\n"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"

@@ -1,0 +1,356 @@
+"""Jobs, the backend that runs them in this process, and the opening of its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.artifact.read import ArtifactWatch
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import Constraint
+from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
+
+if TYPE_CHECKING:
+    from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
+
+log = logging.getLogger("lucid_deploy.serving")
+ENDS = {"eos": "stop", "length": "length", "context": "length"}
+DEFAULTS = RuntimeOptions()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One HTTP request's generations: every prompt ``n`` times.
+
+    Attributes:
+        sampling: How tokens are chosen. Its seed is that of a prompt's first generation; the next ones count up.
+        top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]  # token ids of each prompt
+    n: int = 1  # generations of each
+    max_new_tokens: int = 16  # most tokens of each generation
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
+    stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
+    stop_at_eos: bool = True  # whether an end-of-sequence token ends a generation
+    top_logprobs: int | None = None
+    tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text
+    client: str = ""  # the digest of the API key; waiting clients take turns
+    cache_owner: str = ""  # stored prefixes are reused among jobs of one owner only
+    constraint: Constraint | None = None  # what each generation must be
+    shown_tokens: tuple[int, ...] = ()  # special tokens that are text all the same
+
+    @property
+    def rows(self) -> int:
+        """Generations in all; number ``i`` continues prompt ``i // n``."""
+        return len(self.prompts) * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class RowEnd:
+    """The end of generation ``row``."""
+
+    row: int
+    reason: str  # ``stop``, ``length``, or with a message ``error`` or ``invalid``
+    message: str = ""  # what went wrong
+    reused: int = 0  # prompt tokens that a stored prefix held
+
+
+@dataclass(frozen=True, slots=True)
+class RowTimes:
+    """When generation ``row`` began its phases, in nanoseconds since 1970; the latest of these events counts.
+
+    ``at`` has ``queue``, ``prefill``, ``decode``, ``text``, ``text_end`` and ``end`` as far as they are known, and
+    ``text_spent``, the nanoseconds that turning tokens into text took in all.
+    """
+
+    row: int
+    at: dict[str, int]
+    reused: int = 0  # prompt tokens that a stored prefix held
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A job was refused: ``queue_full``, ``invalid``, ``down``, or ``unsupported`` here."""
+
+    kind: str
+    message: str = ""
+    retry_after: int = 1  # seconds, with ``queue_full``
+    param: str | None = None  # the request's field that is wrong, if one is
+
+
+Event = TextPiece | RowEnd | RowTimes | Refusal
+
+
+class Backend(Protocol):
+    """Where jobs run: an engine in this process, or replicas elsewhere."""
+
+    @property
+    def state(self) -> str:
+        """``loading``, ``ready``, ``stuck`` (a step takes longer than it may) or ``dead``."""
+        ...
+
+    def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        """Run a job; closing the generator cancels what still runs."""
+        ...
+
+    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
+        """Return the layers that solve a system: ``layer`` and ``heads``, the number of key/value heads."""
+        ...
+
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
+        """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it."""
+        ...
+
+    def gauges(self) -> dict[str, float]:
+        """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What runs the model, and how much of it at once."""
+
+    directory: str  # the artifact's
+    runtime: RuntimeOptions = DEFAULTS  # what runs it
+    rows: int = 8  # generations that run at once
+    max_queue: int = 64  # generations that may wait beyond them
+    share_queue: bool = False  # whether one client may have at most half of the queue
+    prefill_chunk: int = 512  # tokens of a prompt that run between two steps of the others
+    prefix_tokens: int = 0  # tokens of finished prompts kept for reuse; 0: none
+    check: bool = True  # whether the hashes of all files are compared before the model is loaded
+    speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
+    draft: str | None = None  # artifact of the draft model, with ``draft``
+    most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks
+
+
+def open_checked(directory: str) -> Artifact:
+    """Open the artifact that is to be served; cheap, before anything starts."""
+    artifact = open_artifact(directory)
+    if not (artifact.directory / "tokenizer.json").is_file():
+        raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
+    return artifact
+
+
+def check_runtime(options: EngineOptions, here: bool) -> None:
+    """Check, before engines are started elsewhere, that their runtime takes the artifacts."""
+    from lucid_deploy.runtimes.open import check_fits
+
+    for directory in filter(None, (options.directory, options.draft)):
+        check_fits(open_artifact(directory), options.runtime, here)
+
+
+def make_engine(options: EngineOptions) -> Engine:
+    """Return an engine that loads the artifacts when it is started, and ends when their files change."""
+    watches: list[ArtifactWatch] = []
+
+    def open_batcher() -> Batcher:
+        from lucid_deploy.batching import Batcher
+        from lucid_deploy.generation.drafting import check_drafters, open_drafters
+        from lucid_deploy.runtimes import open_session
+
+        artifact = open_checked(options.directory)
+        draft = check_drafters(options.speculate, artifact, options.draft)
+        for each in [artifact] if draft is None else [artifact, draft]:
+            watches.append(ArtifactWatch(each))  # before its weights are read: what changes in between is noticed
+            if options.check:
+                _check_hashes(each)
+        drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
+        session = open_session(artifact, options.runtime)
+        tokenizer, config = TextTokenizer(artifact.directory), session.config
+        guides = None  # without the library for it nothing holds answers to constraints
+        if find_spec("llguidance") is not None:
+            guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
+        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
+
+    def check() -> None:
+        for watch in watches:
+            watch.check()
+
+    return Engine(open_batcher, options.rows, options.max_queue, check, options.share_queue)
+
+
+def _check_hashes(artifact: Artifact) -> None:
+    """Compare the hashes of all files, and log what that took."""
+    began = time.perf_counter()
+    check_hashes(artifact)
+    size = sum(facts["size"] for facts in artifact.manifest.files.values())
+    log.info("Hashes of %.1f MiB checked in %.1f s.", size / 2**20, time.perf_counter() - began)
+
+
+def make_backend(options: EngineOptions) -> LocalBackend:
+    """Return a backend in this process, not started."""
+    tokenizer = TextTokenizer(Path(options.directory))
+    return LocalBackend(make_engine(options), tokenizer, options.most_step_seconds)
+
+
+class LocalBackend:
+    """The engine of this process; a step of the model that takes longer than ``most_step_seconds`` makes it stuck."""
+
+    def __init__(self, engine: Engine, tokenizer: TextTokenizer, most_step_seconds: float = math.inf) -> None:
+        self.engine = engine
+        self._most_step_seconds = most_step_seconds
+        self._tokenizer, self._token_texts = tokenizer, TokenTexts(tokenizer)
+        self._drafted = 0  # tokens of answers
+
+    @property
+    def state(self) -> str:
+        stuck = self.engine.state == "ready" and self.engine.step_seconds > self._most_step_seconds
+        return "stuck" if stuck else self.engine.state
+
+    def gauges(self) -> dict[str, float]:
+        return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
+
+    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
+        from lucid_deploy.runtimes.solve_weights import solving_layers
+
+        found = await self._called(lambda batcher: solving_layers(batcher.session))
+        return found if isinstance(found, Refusal) else [{"layer": layer, "heads": n} for layer, n in found.items()]
+
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
+        from lucid_deploy.runtimes.solve_weights import PlaceError, SolveWeights, solve_weights
+
+        def weights(batcher: Batcher) -> SolveWeights | Refusal:
+            try:
+                return solve_weights(batcher.session, ids, layer, head)
+            except PlaceError as error:
+                return Refusal("invalid", str(error), param=error.argument)
+
+        found = await self._called(weights)
+        if isinstance(found, Refusal):
+            return found
+        return {
+            "object": "lucid.solve",
+            "layer": layer,
+            "head": head,
+            "ids": ids,
+            "tokens": [self._token_texts(token)[0] for token in ids],
+            "subtracted": [_rounded(row[:i]) for i, row in enumerate(found.subtracted)],
+            "diagonal": _rounded(found.diagonal),
+            "coefficients": [_rounded(row[: i + 1]) for i, row in enumerate(found.coefficients)],
+        }
+
+    async def _called(self, function: Callable[[Batcher], T]) -> T | Refusal:
+        try:
+            return await asyncio.wrap_future(self.engine.call(function))
+        except (QueueFullError, EngineDownError, LucidError) as error:
+            return _refusal(error)
+
+    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        """Run a job; closing the generator cancels what still runs."""
+        rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
+        try:
+            stream = self.engine.submit(requests_of(job))
+        except (QueueFullError, EngineDownError) as error:
+            yield [_refusal(error)]
+            return
+        try:
+            yield [row.times() for row in rows.values()]
+            while rows:
+                out: list[Event] = []
+                for number, event in await stream.next():
+                    if number not in rows:  # a stop string ended it
+                        continue
+                    self._drafted += getattr(event, "drafted", False)
+                    try:
+                        events, done = rows[number].take(event)
+                    except LucidError as error:  # of the tokenizer
+                        events, done = [RowEnd(number, "error", str(error))], True
+                    out += events
+                    if done:
+                        del rows[number]
+                        stream.cancel(number)
+                if out:
+                    yield out
+        finally:
+            stream.close()
+
+
+def _refusal(error: Exception) -> Refusal:
+    if isinstance(error, QueueFullError):
+        return Refusal("queue_full", retry_after=error.retry_after)
+    return Refusal("down" if isinstance(error, EngineDownError) else "invalid", str(error))
+
+
+def _rounded(row: Any) -> list[float]:
+    """Return numbers with six digits, which is more than the artifact's own."""
+    return [float(f"{value:.6g}") for value in row]
+
+
+def requests_of(job: Job) -> list[Request]:
+    """Return a request for each generation of a job."""
+    from lucid_deploy.batching import Request
+
+    out = []
+    for row in range(job.rows):
+        seed = None if job.sampling.seed is None else job.sampling.seed + row % job.n
+        request = Request(list(job.prompts[row // job.n]), job.max_new_tokens, replace(job.sampling, seed=seed))
+        request = replace(request, stop_at_eos=job.stop_at_eos, top_logprobs=job.top_logprobs, client=job.client)
+        out.append(replace(request, cache_owner=job.cache_owner, constraint=job.constraint))
+    return out
+
+
+class RowText:
+    """The events of one generation for its client: tokens as text, the times of its phases, and its end."""
+
+    def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
+        text = AnswerText(tokenizer, job.stops, job.shown_tokens)
+        self._pieces = AnswerPieces(row, text, token_texts, job.top_logprobs is not None, job.tokens_as_ids)
+        self._row, self._reused = row, 0
+        self._at = {"queue": time.time_ns()}
+
+    def times(self) -> RowTimes:
+        """Return when its phases began."""
+        return RowTimes(self._row, dict(self._at), self._reused)
+
+    def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
+        """Return what an event of the engine means to the client, and whether the generation is over."""
+        from lucid_deploy.batching import Mark
+
+        if isinstance(event, Mark):
+            self._reused += event.reused
+            self._at[event.phase] = event.at
+            return [self.times()], False
+        began = time.time_ns()
+        events, done = self._take(event)
+        now = time.time_ns()
+        self._at.setdefault("text", began)
+        self._at["text_end"] = now
+        self._at["text_spent"] = self._at.get("text_spent", 0) + now - began
+        if done:
+            self._at["end"] = now
+            events = [self.times(), *events]
+        return events, done
+
+    def _take(self, event: Token | Finished | EngineFault) -> tuple[list[Event], bool]:
+        from lucid_deploy.batching import Token
+
+        if isinstance(event, Token):
+            piece = self._pieces.push(event.token, event.logprob, event.top)
+            return ([piece, self._end("stop")], True) if self._pieces.stopped else ([piece], False)
+        if isinstance(event, EngineFault):
+            return [RowEnd(self._row, "invalid" if event.kind == "invalid" else "error", event.message)], True
+        if event.reason == "refused":
+            return [RowEnd(self._row, "invalid", event.error or "")], True
+        if event.reason not in ENDS:
+            return [RowEnd(self._row, "error", event.error or f"The generation was {event.reason}.")], True
+        piece = self._pieces.finish()
+        end = self._end("stop" if self._pieces.stopped else ENDS[event.reason])
+        return ([piece, end] if piece.text or piece.logprobs else [end]), True
+
+    def _end(self, reason: str) -> RowEnd:
+        return RowEnd(self._row, reason, reused=self._reused)
