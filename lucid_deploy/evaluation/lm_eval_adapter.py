@@ -199,7 +199,7 @@ class LucidLM(TemplateLM):
         if any(len(rest) > 1 for _, rest in pairs) and not self.session.gives_all_logits and not self._warned:
             self._warned = True
             _log.warning(
-                "This session gives the logits of a run's last token only, so continuations are run token by token. "
+                "This session gives the logits of a run's last token only, so continuations take many runs. "
                 "An artifact exported with --logits all is faster in onnxruntime."
             )
         with self._bar("Scoring", [len(context) + len(rest) for context, rest in pairs], disable_tqdm) as advance:

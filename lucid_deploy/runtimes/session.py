@@ -312,7 +312,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def gives_all_logits(self) -> bool:
-        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes token by token."""
+        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes a few at a time."""
         return False
 
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
@@ -325,10 +325,13 @@ class Session(CacheOperations[Tensor]):
         """
         input_ids = self._checked(input_ids, cache)
         mask = _checked_mask(mask, input_ids)
+        n = input_ids.shape[1]
         if self.gives_all_logits:
-            return self._advance("prefill", input_ids, mask, cache, input_ids.shape[1])
-        columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
-        return np.concatenate([self.decode(input_ids[:, i], cache, mask[:, i]) for i in columns], axis=1)
+            return self._advance("prefill", input_ids, mask, cache, n)
+        several = self.multi_token_unsupported_reason is None and mask.all()
+        size, run = (MOST, self.decode_several) if several else (1, self.decode)
+        parts = [slice(start, start + size) for start in range(0, n, size)]
+        return np.concatenate([run(input_ids[:, part], cache, mask[:, part]) for part in parts], axis=1)
 
     def _advance(self, stage: str, input_ids: Array, mask: Array, cache: Cache[Tensor], keep: int) -> Array:
         """Run new tokens with one of the graphs and add them to the cache; return the logits of the last ``keep``."""

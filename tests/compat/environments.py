@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +57,16 @@ def packages_beside(*packages: str) -> Path:
         if is_missing:
             install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *packages]
             subprocess.run(install, check=True, stdout=sys.stderr)
+    return folder
+
+
+def folder_with(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of this name that ``make`` has filled, now or in an earlier run."""
+    folder = HOME / name
+    with _still_to_make(folder) as is_missing:
+        if is_missing:
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
     return folder
 
 

@@ -171,10 +171,10 @@ def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:
     assert np.isfinite(session.prefill(np.zeros((1, 513), np.int64), session.empty_cache(1), chunk=64)).all()
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str) -> None:
+@pytest.mark.parametrize(("runtime", "logits"), [("onnxruntime", "all"), ("onnxruntime", "last"), ("torch", "all")])
+def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str, logits: str) -> None:
     """After a cached past, with padding: as decoding token by token gives them."""
-    session = open_session(exported(logits="all")[1], runtime)
+    session = open_session(exported(logits=logits)[1], runtime)
     rng = np.random.default_rng(0)
     past, new = rng.integers(3, 97, (2, 5)), rng.integers(3, 97, (2, 6))
     mask = np.array([[False, False, True, True, True, True], [True] * 6])
@@ -188,6 +188,20 @@ def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str) ->
     assert one.length == other.length == 11
     with pytest.raises(LucidError, match="mask"):
         session.prefill_all(new, one, mask[:, :3])
+
+
+def test_all_logits_of_graphs_that_give_the_last_come_a_few_at_a_time(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty tokens behind a cached past take two runs of the graph that verifies drafts, not twenty of decode."""
+    checkpoint, artifact = exported()
+    session = open_session(artifact)
+    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+    ids = tokens(2, 25)
+    monkeypatch.setattr(session, "decode", None)
+    cache, exact = session.empty_cache(2), reference.prefill_all(ids, reference.empty_cache(2))
+    session.prefill(ids[:, :5], cache)
+    close(session.prefill_all(ids[:, 5:], cache), exact[:, 5:])
 
 
 def test_dynamic_scaling_does_not_go_beyond_the_models_context(make_checkpoint: Callable[..., Path]) -> None:
