@@ -18,7 +18,7 @@ from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.files import leftovers
-from lucid_deploy.json_fields import NoNumber, finite
+from lucid_deploy.json_fields import finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 
@@ -198,8 +198,6 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         data = finite(content.decode("utf-8"))
         name, version = data["format"], data["format_version"]
-    except NoNumber as error:
-        raise LucidError(f"{path} is damaged: {error}. Export it again.") from error
     except KeyError as error:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: {error} is missing.") from error
     except (ValueError, TypeError, RecursionError) as error:

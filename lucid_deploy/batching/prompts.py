@@ -22,7 +22,7 @@ from lucid_deploy.generation.constraint import (
     GuidedRegex,
     constraint_of,
 )
-from lucid_deploy.generation.sampling import BIASES, Sampling, bad_word_ids, logit_bias
+from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.generation.text_stream import check_stops
 from lucid_deploy.json_fields import FieldError, decode
 
@@ -43,7 +43,7 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     id: str | int | None = None
     prompt: str | None = None
-    prompt_ids: Annotated[list[int] | None, Meta(extra={"expected": "a list of token ids"})] = None
+    prompt_ids: list[int] | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -53,13 +53,13 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float] | None, Meta(extra={"expected": BIASES})] = None
+    logit_bias: dict[str, float] | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
     guided_choice: GuidedChoice = None
     guided_grammar: GuidedGrammar = None
-    bad_words: Annotated[list[_StopText] | None, Meta(extra={"expected": "a list of texts"})] = None
-    stop: Annotated[_StopText | list[_StopText] | None, Meta(extra={"expected": "a text or a list of texts"})] = None
+    bad_words: list[_StopText] | None = None
+    stop: _StopText | list[_StopText] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.json_fields import clipped
 from lucid_deploy.runtimes.session import Array
 
-BIASES = "an object from token ids to numbers"
 MOST_BIAS = 100.0  # OpenAI's
 MOST_PENALTY = 2.0  # OpenAI's, of presence and frequency
 LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond, logits overflow sooner or later, and no draw is right

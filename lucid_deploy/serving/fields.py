@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, inspect
 
 from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
-from lucid_deploy.generation.sampling import BIASES
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoice, ResponseTools, ToolCall, Tools
 
@@ -17,15 +16,13 @@ MOST_STOPS = 16
 MOST_SOLVE_TOKENS = 256  # the answer grows with their square
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
-_PART = '"input_text" or "output_text", the only kinds that this server takes'
-_KINDS = '"message", "function_call" or "function_call_output", the only kinds of item here'
 _REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
 _MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
 
 
-def about(text: str, expected: str | None = None) -> Meta:
-    """Return a field's description, and what messages about a wrong value say that it must be."""
-    return Meta(description=text, extra=None if expected is None else {"expected": expected})
+def about(text: str) -> Meta:
+    """Return a field's description."""
+    return Meta(description=text)
 
 
 def only(*neutral: Any) -> Meta:
@@ -37,12 +34,12 @@ def only(*neutral: Any) -> Meta:
 StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
 StopTexts = Annotated[list[StopText], Meta(max_length=MOST_STOPS)]
 BadWords = Annotated[list[StopText], Meta(max_length=1000)]
-PromptItem = Annotated[str | int | list[int], about("", "a text, a whole number (a token id), or a list of token ids")]
+PromptItem = str | int | list[int]
 Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | None
 Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(ge=0, le=MOST_LOGPROBS)] | None
 _PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
-Schema = Annotated[dict[str, Any] | bool | None, about("With the type json_schema.", "a JSON schema")]
+Schema = Annotated[dict[str, Any] | bool | None, about("With the type json_schema.")]
 Enforced = Annotated[bool, about("Accepted: schemas are always enforced.")] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
 HarmlessText = Annotated[str, about("Accepted, without effect.")] | None
@@ -110,11 +107,11 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.", BIASES)] = None
-    bad_words: Annotated[BadWords | None, about("Texts that no answer contains.", "a list of texts")] = None
+    logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.")] = None
+    bad_words: Annotated[BadWords | None, about("Texts that no answer contains.")] = None
     stop: Annotated[
         StopText | StopTexts | None,
-        about("Texts that end an answer.", f"a text or a list of at most {MOST_STOPS} texts"),
+        about("Texts that end an answer."),
     ] = None
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: (
@@ -130,7 +127,7 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
 class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/completions``."""
 
-    prompt: Annotated[str | list[PromptItem], about("What to continue.", PROMPT)]
+    prompt: Annotated[str | list[PromptItem], about("What to continue.")]
     max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
     logprobs: Logprobs = None
     echo: Annotated[bool, about("Put the prompt in front of the answer.")] | None = None
@@ -141,7 +138,7 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
 class TextPart(Fields, kw_only=True, frozen=True):
     """A part of a message."""
 
-    type: Annotated[Literal["text"], about("", '"text", the only kind that this server takes')]
+    type: Literal["text"]
     text: str
 
 
@@ -162,7 +159,7 @@ class Message(Fields, kw_only=True, frozen=True):
 class ChatRequest(SamplingFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, extra={"expected": "a list of at least one message"})]
+    messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: Annotated[int, about("The older name of max_completion_tokens, which wins.")] | None = None
     max_completion_tokens: Tokens = None
     logprobs: Annotated[bool, about("Report log-probabilities.")] | None = None
@@ -183,7 +180,7 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
 class InputPart(Fields, kw_only=True, frozen=True):
     """A part of a message; parts of an earlier answer can be sent back as they are."""
 
-    type: Annotated[Literal["input_text", "output_text"], about("", _PART)]
+    type: Literal["input_text", "output_text"]
     text: str
     annotations: Harmless = None
     logprobs: Harmless = None
@@ -192,7 +189,7 @@ class InputPart(Fields, kw_only=True, frozen=True):
 class InputItem(Fields, kw_only=True, frozen=True):
     """A message, a call that an earlier answer made, or the result of one."""
 
-    type: Annotated[Literal["message", "function_call", "function_call_output"], about("", _KINDS)] = "message"
+    type: Literal["message", "function_call", "function_call_output"] = "message"
     role: Annotated[str | None, about("Of a message; developer is the template's system.")] = None
     content: Annotated[str | list[InputPart] | None, about("Of a message.")] = None
     call_id: Annotated[str | None, about("Of a call and its result.")] = None
@@ -232,12 +229,12 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
 
     input: Annotated[
         str | Annotated[list[InputItem], Meta(min_length=1)],
-        about("The user's text, or all messages and calls so far.", "a text, or a list of messages"),
+        about("The user's text, or all messages and calls so far."),
     ]
     instructions: Annotated[str, about("A system message in front of the input.")] | None = None
     max_output_tokens: Tokens = None
     stream_options: ResponseStreamOptions | None = None
-    include: list[Annotated[Literal["message.output_text.logprobs"], about("", f'"{LOGPROBS}"')]] | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Logprobs = None
     text: TextSettings | None = None
     tools: ResponseTools = None
@@ -258,9 +255,7 @@ class SolveRequest(Fields, kw_only=True, frozen=True):
     """The body of ``POST /v1/lucid/solve``."""
 
     model: Annotated[str, about("The name of the served model.")]
-    prompt: Annotated[
-        str | list[int], about(f"A text of at most {MOST_SOLVE_TOKENS} tokens.", "a text, or a list of token ids")
-    ]
+    prompt: Annotated[str | list[int], about(f"A text of at most {MOST_SOLVE_TOKENS} tokens.")]
     layer: Annotated[Layer, about("A layer that solves a system, counted from 0.")]
     head: Annotated[Layer, about("Its key/value head, counted from 0.")]
 

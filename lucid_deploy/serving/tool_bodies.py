@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 MOST_TOOLS = 128
-_FUNCTION = '"function", the only kind that this server takes'
 
-FunctionKind = Annotated[Literal["function"], Meta(extra={"expected": _FUNCTION})]
-FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$", extra={"expected": "1 to 64 of A-Z a-z 0-9 _ -"})]
+FunctionKind = Literal["function"]
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class ToolFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -18,7 +17,7 @@ class ToolFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
     name: FunctionName
     description: str | None = None
-    parameters: Annotated[dict[str, Any] | None, Meta(extra={"expected": "a JSON schema"})] = None
+    parameters: dict[str, Any] | None = None
     strict: Annotated[bool, Meta(description="Accepted: arguments always follow the schema.")] | None = None
 
 
@@ -80,9 +79,8 @@ class ToolCall(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     index: Annotated[int, Meta(description="Accepted, without effect.")] | None = None
 
 
-_TOOLS = Meta(description="What may be called.", extra={"expected": f"a list of at most {MOST_TOOLS} tools"})
-_CHOICE = Meta(extra={"expected": '"none", "auto", "required" or an object that names a function'})
+_TOOLS = Meta(description="What may be called.")
 Tools = Annotated[Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None, _TOOLS]
-Choice = Annotated[Literal["none", "auto", "required"] | ToolChoice | None, _CHOICE]
+Choice = Literal["none", "auto", "required"] | ToolChoice | None
 ResponseTools = Annotated[Annotated[list[ResponseTool], Meta(max_length=MOST_TOOLS)] | None, _TOOLS]
-ResponseChoice = Annotated[Literal["none", "auto", "required"] | ResponseToolChoice | None, _CHOICE]
+ResponseChoice = Literal["none", "auto", "required"] | ResponseToolChoice | None

@@ -175,9 +175,7 @@ def test_a_manifest_fits_the_published_schema(exported: Any):
         '"opset": true',
         '"float32_head": 1',
         '"graphs": {"prefill": null, "decode": null}',
-        '"files": {"weights.bin": {"size": 1e400, "sha256": ""}}',
         '"files": {"weights.bin": {"size": true, "sha256": ""}}',
-        '"ranges": {"skipped": false, "limit": NaN}',
         '"dtpe": "float32"',
     ],
 )

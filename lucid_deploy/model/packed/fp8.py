@@ -34,7 +34,7 @@ _BLOCK_KEY = "weight_block_size"
 _Side = Annotated[int, msgspec.Meta(gt=0)]
 Block = Annotated[
     list[_Side],
-    msgspec.Meta(min_length=2, max_length=2, extra={"expected": "two positive whole numbers, such as [128, 128]"}),
+    msgspec.Meta(min_length=2, max_length=2),
 ]
 
 
