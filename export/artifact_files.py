@@ -147,6 +147,7 @@ def _manifest(
         source=DEMO if contents.name == DEMO else str(source.directory.resolve()),
         versions=_versions(source),
         graphs=graphs,
+        files={},
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=contents.ranges,
         quantization=quantization,

@@ -1,15 +1,14 @@
-"""The manifest ``lucid.json``: what an artifact holds, and the form it has on disk.
+"""The manifest ``lucid.json``: what an artifact holds.
 
-On disk types are exact (true is no number) and unknown keys are refused. ``docs/schemas/lucid.schema.json`` says the
-same as a JSON schema: change both together. A test compares them.
+``docs/schemas/lucid.schema.json`` says the same as a JSON schema: change both together. A test compares them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -32,7 +31,6 @@ STAGES = ("prefill", "decode")  # the graphs that every artifact has
 VERIFY = "verify"  # a third one: a few new tokens over a cache, logits of all of them
 CACHES = ("growing", "static")
 _REMEDY = "Export the model again, or copy the file again if the artifact was copied."
-GRAPH_FORMS = ("functions", "inline")  # our operators as functions of a graph, or their bodies in their places
 
 
 def whole_pages(size: int) -> int:
@@ -61,112 +59,71 @@ class GraphInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: tuple[TensorInfo, ...]
 
 
-class Graphs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The graphs of an artifact; ``verify`` only where drafted tokens can be verified in one step."""
-
-    prefill: GraphInfo
-    decode: GraphInfo
-    verify: GraphInfo | msgspec.UnsetType = msgspec.UNSET
-
-
-class FileFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FileFacts(TypedDict):
     """Size in bytes and hash of a file."""
 
     size: Size
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class Ranges(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Ranges(TypedDict):
     """What a range scan found before a float16 export, or that it was skipped."""
 
     skipped: bool
-    limit: Number | None = None
-    margin: Number | None = None
-    prompts: Size | None = None
-    tokens: Size | None = None
-    calibration: str | None = None
-    peaks: dict[str, dict[str, Number]] = {}
-    warnings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.skipped and (not self.peaks or None in (self.limit, self.prompts, self.tokens)):
-            raise ValueError("a scan that was not skipped has peaks, a limit, prompts and tokens")
+    limit: NotRequired[Number | None]
+    margin: NotRequired[Number | None]
+    prompts: NotRequired[Size | None]
+    tokens: NotRequired[Size | None]
+    calibration: NotRequired[str | None]
+    peaks: NotRequired[dict[str, dict[str, Number]]]
+    warnings: NotRequired[tuple[str, ...]]
 
 
-class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The keys of ``lucid.json``; :class:`Manifest` says what they mean."""
-
-    format: Literal["lucid-deploy"]
-    format_version: Literal[2]
-    config: LucidConfig
-    dtype: Literal["float32", "float16", "bfloat16"]
-    cache: Literal["growing", "static"]
-    logits: Literal["last", "all"]
-    opset: Size
-    operators: Size
-    source: str
-    versions: dict[str, str]
-    graphs: Graphs
-    files: dict[Name, FileFacts]
-    layers: tuple[LayerDescription, ...]
-    transposed: tuple[str, ...]
-    float32_head: bool
-    cache_dtype: Literal["", "float32", "float16", "bfloat16", "int8", "fp8"] = ""
-    ranges: Ranges | None = None
-    quantization: Quantization | None = None
-    notes: tuple[str, ...] = ()
-    assumed_unused: dict[str, Any] = {}
-    hub: dict[str, str | None] | None = None
-    options: dict[str, Any] = {}
-    inline: bool = False
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of ``lucid.json``."""
+    """The content of ``lucid.json``, beside ``format`` and ``format_version``."""
 
     config: LucidConfig  # the model
-    dtype: str  # type of weights and arithmetic: float32, float16 or bfloat16
+    dtype: Annotated[str, Meta(pattern="^(float32|float16|bfloat16)$")]  # of weights and arithmetic
     # growing: present tensors are past tensors plus the new rows; static: decode takes buffers and writes its
     # row into them.
-    cache: str
-    logits: str  # last or all: for which of the new tokens prefill gives logits
-    opset: int  # highest version of the standard ONNX operators in the graphs
-    operators: int  # version of the operators of domain ai.lucid
+    cache: Annotated[str, Meta(pattern="^(growing|static)$")]
+    logits: Annotated[str, Meta(pattern="^(last|all)$")]  # for which of the new tokens prefill gives logits
+    opset: Size  # highest version of the standard ONNX operators in the graphs
+    operators: Size  # version of the operators of domain ai.lucid
     source: str  # the checkpoint it was exported from, a path or the word demo
     versions: dict[str, str]  # versions of lucid-deploy and of the libraries that wrote the artifact
-    # prefill and decode, and verify where drafted tokens can be verified in one step.
-    graphs: dict[str, GraphInfo]
-    # Size in bytes and sha256 of every other file of the artifact.
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # Type that K and Y are cached in, the model's or float16, int8 or fp8; empty means the model's.
-    cache_dtype: str = ""
-    # What the range scan before the export found, or that it was skipped; None where none was needed.
-    ranges: dict[str, Any] | None = None
+    graphs: dict[str, GraphInfo]  # prefill and decode; verify where drafted tokens can be verified in one step
+    files: dict[Name, FileFacts]  # every other file of the artifact
+    layers: tuple[LayerDescription, ...]  # every layer: its kind, its operators, what it caches
+    transposed: tuple[str, ...]  # names of the weights that are stored [in, out], the layout their product reads
+    float32_head: bool  # whether the product that makes the logits is taken in float32 in a model of another type
+    # Type that K and Y are cached in; empty means the model's.
+    cache_dtype: Annotated[str, Meta(pattern="^(|float32|float16|bfloat16|int8|fp8)$")] = ""
+    ranges: Ranges | None = None  # None where no scan was needed
     quantization: Quantization | None = None  # which weights are quantized, and how; None: none
-    layers: tuple[LayerDescription, ...] = ()  # every layer: its kind, its operators, what it caches
-    # Names of the weights that are stored [in, out], the layout their product reads.
-    transposed: tuple[str, ...] = ()
-    # Whether the product that makes the logits is taken in float32 in a model of another type.
-    float32_head: bool = True
-    # Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
-    notes: tuple[str, ...] = ()
-    # Keys of its configuration, and their values, that were passed over because the user said that they change
-    # nothing.
+    notes: tuple[str, ...] = ()  # what was decided when the checkpoint was read, and no key of its configuration says
+    # Keys of its configuration that were ignored because the user said that they change nothing, with their values.
     assumed_unused: dict[str, Any] = field(default_factory=dict)
-    # Of a checkpoint from the Hugging Face Hub: repository, revision as asked for, and commit.
-    hub: dict[str, str] | None = None
-    # What the export was asked for, by the fields of ExportOptions, whether the command line, the environment or
-    # a file said so; empty in manifests from before.
-    options: dict[str, Any] = field(default_factory=dict)
+    hub: dict[str, str | None] | None = None  # of a checkpoint from the Hub: repository, revision and commit
+    options: dict[str, Any] = field(default_factory=dict)  # fields of ExportOptions that were given
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
+        if not {*STAGES} <= self.graphs.keys() <= {*STAGES, VERIFY}:
+            raise ValueError(f"graphs are {', '.join(self.graphs)}, not {' and '.join(STAGES)}")
+        scan = self.ranges
+        if (
+            scan
+            and not scan.get("skipped")
+            and not (scan.get("peaks") and {"limit", "prompts", "tokens"} <= scan.keys())
+        ):
+            raise ValueError("a scan that was not skipped has peaks, a limit, prompts and tokens")
 
     @property
     def graph_form(self) -> str:
-        """One of :data:`GRAPH_FORMS`: what a runtime must be able to load."""
+        """What a runtime must load: our operators as ``functions``, or their bodies in their places, ``inline``."""
         return "inline" if self.inline else "functions"
 
     def uses(self, operators: tuple[str, ...]) -> bool:
@@ -239,30 +196,16 @@ def _check_text(path: Path, content: bytes) -> None:
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
-    # What earlier versions left out of a configuration.
-    config_data = {**LucidConfig.added_defaults(), **data["config"]}
-    file = msgspec.convert({**data, "config": config_data}, ManifestFile)
-    graphs = {"prefill": file.graphs.prefill, "decode": file.graphs.decode}
-    if isinstance(file.graphs.verify, GraphInfo):
-        graphs[VERIFY] = file.graphs.verify
-    for name in file.files:
+    if unknown := sorted(data.keys() - {item.name for item in fields(Manifest)} - {"format", "format_version"}):
+        raise ValueError(f"unknown keys {', '.join(unknown)}")
+    config = {**LucidConfig.added_defaults(), **data["config"]}  # what earlier versions left out
+    LucidConfig.from_dict(config)  # checks what types do not say
+    manifest = msgspec.convert({**data, "config": config}, Manifest)  # exact types: true is no number
+    for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
-    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - file.files.keys()
-    if unlisted:
+    if unlisted := {WEIGHTS, *(graph.file for graph in manifest.graphs.values())} - manifest.files.keys():
         raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
-    cache_dtype = file.cache_dtype or file.dtype
-    if cache_dtype not in (file.dtype, *CACHE_DTYPES[1:]):
-        raise ValueError(f"cache_dtype is {cache_dtype!r} with dtype {file.dtype!r}")
-    same = ["dtype", "cache", "logits", "opset", "operators", "source", "versions", "layers", "transposed"]
-    same += ["float32_head", "notes", "assumed_unused", "options", "inline"]
-    return Manifest(
-        config=LucidConfig.from_dict(data["config"]),
-        graphs=graphs,
-        files={name: msgspec.to_builtins(facts) for name, facts in file.files.items()},
-        cache_dtype=cache_dtype,
-        ranges=data.get("ranges"),
-        quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
-        hub=data.get("hub"),
-        **{name: getattr(file, name) for name in same},
-    )
+    if manifest.cache_dtype not in (manifest.dtype, *CACHE_DTYPES[1:]):
+        raise ValueError(f"cache_dtype is {manifest.cache_dtype!r} with dtype {manifest.dtype!r}")
+    return manifest

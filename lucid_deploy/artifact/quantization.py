@@ -52,29 +52,6 @@ class QuantizedTensor:
         """Blocks of a row."""
         return -(-self.shape[1] // self.block_size)
 
-    @classmethod
-    def from_dict(cls, name: str, data: dict[str, Any], scheme: str, form: str) -> QuantizedTensor:
-        """Read the record of one tensor."""
-        rows, width = data["shape"]
-        shared = data.get("granularity", "block")
-        if shared not in GRANULARITIES or (shared != "block" and scheme != "fp8"):
-            raise ValueError(f"quantization of {name}: granularity {shared!r} in {scheme}")
-        sizes = BLOCK_SIZES if scheme != "nvfp4" else (NVFP4_BLOCK,)
-        if data["block_size"] not in (sizes if shared == "block" else (width,)) or rows < 1 or width < 1:
-            raise ValueError(f"quantization of {name}: {data}")
-        zeros = data.get("zero_points", False)
-        if type(zeros) is not bool or (zeros and form == "qdq"):
-            raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {form}")
-        offsets = data.get("offsets", False)
-        if type(offsets) is not bool or (offsets and (zeros or scheme not in WHOLE_SCHEMES)):
-            raise ValueError(f"quantization of {name}: offsets {offsets!r} in {scheme}")
-        bits = data.get("bits")
-        if bits is not None and (
-            type(bits) is not int or scheme not in WHOLE_SCHEMES or bits not in WHOLE_SCHEMES.values()
-        ):
-            raise ValueError(f"quantization of {name}: {bits!r} bits")
-        return cls((int(rows), int(width)), int(data["block_size"]), zeros, bits, shared, offsets)
-
 
 def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
     """Return ‖Ŵ − W‖ / ‖W‖ of Frobenius norms; 0 where both are zero, and infinite where W alone is."""
@@ -103,14 +80,6 @@ class Method:
     calibration: dict[str, Any] = field(default_factory=dict)  # its file, sha256, tokens, rows, row_tokens, seed
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # what was learned; others are rounded to nearest
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Method:
-        """Read the record."""
-        if not isinstance(data["name"], str):
-            raise TypeError(f"quantization's method is {data['name']!r}")
-        tensors = {name: LearnedTensor(**entry) for name, entry in data["tensors"].items()}
-        return cls(data["name"], dict(data["settings"]), dict(data["calibration"]), tensors)
-
 
 @dataclass(frozen=True)
 class Quantization:
@@ -130,6 +99,32 @@ class Quantization:
     tool: str  # what made the numbers, with its version
     method: Method = field(default_factory=Method)  # how they were chosen
     input_block: int | None = None  # inputs that share a scale, with fp8-group; None otherwise
+
+    def __post_init__(self) -> None:
+        if SCHEMES.get(self.scheme) != self.bits:
+            raise ValueError(f"quantization {self.scheme!r} with {self.bits!r} bits")
+        known = ("float", *FP8_ACTIVATIONS) if self.scheme == "fp8" else ("float",) if self.is_float else ACTIVATIONS
+        if self.format not in (FORMATS[1:] if self.is_float else FORMATS) or self.activations not in known:
+            raise ValueError(f"quantization's format is {self.format!r}, its activations are {self.activations!r}")
+        if (self.activations == GROUP_FP8) != ((self.input_block or 0) > 0):
+            raise ValueError(f"quantization's input_block is {self.input_block!r} with {self.activations!r}")
+        if not self.tensors or not self.method.tensors.keys() <= self.tensors.keys():
+            raise ValueError("quantization without tensors, or whose method names others")
+        for name, tensor in self.tensors.items():
+            if not self._is_possible(tensor):
+                raise ValueError(f"quantization of {name}: {tensor} in {self.scheme} and the format {self.format}")
+
+    def _is_possible(self, tensor: QuantizedTensor) -> bool:
+        is_whole, (rows, width) = not self.is_float, tensor.shape
+        sizes = BLOCK_SIZES if self.scheme != "nvfp4" else (NVFP4_BLOCK,)
+        return (
+            (tensor.granularity == "block" or (tensor.granularity in GRANULARITIES and self.scheme == "fp8"))
+            and tensor.block_size in (sizes if tensor.granularity == "block" else (width,))
+            and min(rows, width) > 0
+            and not (tensor.zero_points and (self.format == "qdq" or tensor.offsets))
+            and (is_whole or not tensor.offsets)
+            and (tensor.bits is None or (is_whole and tensor.bits in WHOLE_SCHEMES.values()))
+        )
 
     @property
     def is_float(self) -> bool:
@@ -250,10 +245,6 @@ class Quantization:
         whole = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
         return 8 * sum(self.stored_size(name, dtype) for name in self.tensors) / whole
 
-    def packed_size(self, name: str) -> int:
-        """Return the bytes of ``PACKED``."""
-        return self.part_size(name, PACKED, "float32")
-
     def stored_size(self, name: str, dtype: str) -> int:
         """Return the bytes of all parts of a tensor in graphs of type ``dtype``."""
         return sum(self.part_size(name, part, dtype) for part in self.parts(name))
@@ -261,30 +252,3 @@ class Quantization:
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Quantization:
-        """Read the record."""
-        scheme = data["scheme"]
-        if SCHEMES.get(scheme) != data["bits"]:
-            raise ValueError(f"quantization {scheme!r} with {data['bits']!r} bits")
-        is_float = scheme in FLOAT_SCHEMES
-        known = (("float", *FP8_ACTIVATIONS) if scheme == "fp8" else ("float",)) if is_float else ACTIVATIONS
-        for key, allowed in (("format", FORMATS[1:] if is_float else FORMATS), ("activations", known)):
-            if data[key] not in allowed:
-                raise ValueError(f"quantization's {key} is {data[key]!r}")
-        group = data.get("input_block")
-        if (data["activations"] == GROUP_FP8) != (type(group) is int and group > 0):
-            raise ValueError(f"quantization's input_block is {group!r}, and its activations {data['activations']}")
-        tensors = {
-            name: QuantizedTensor.from_dict(name, tensor, scheme, data["format"])
-            for name, tensor in data["tensors"].items()
-        }
-        if not tensors:
-            raise ValueError("quantization without tensors")
-        kept = tuple(str(name) for name in data["kept"])
-        method = Method.from_dict(data["method"]) if "method" in data else Method()
-        if not method.tensors.keys() <= tensors.keys():
-            raise ValueError("quantization's method names weights that are not quantized")
-        tool = str(data["tool"])
-        return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, tool, method, group)

@@ -48,6 +48,7 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
 
 
 def _show(facts: dict[str, Any]) -> None:
+    import msgspec
     from rich.table import Table
 
     from lucid_deploy.artifact.quantization import Quantization
@@ -69,7 +70,7 @@ def _show(facts: dict[str, Any]) -> None:
     types = ", ".join(f"{kind} {human_size(size)}" for kind, size in facts["weight_types"].items())
     show(f"Weights by type: {types}")
     if facts["quantization"] is not None:
-        show_quantization(Quantization.from_dict(facts["quantization"]), facts["dtype"], facts["compression"])
+        show_quantization(msgspec.convert(facts["quantization"], Quantization), facts["dtype"], facts["compression"])
     if facts["ranges"] is not None:
         show_ranges(facts["ranges"], table=True)
     for stage, graph in facts["graphs"].items():

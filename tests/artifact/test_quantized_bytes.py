@@ -42,7 +42,7 @@ def record(scheme: str, form: str, shape: tuple[int, int], block: int) -> Quanti
 def stored(quantization: Quantization) -> tuple[np.ndarray, np.ndarray]:
     """Return random bytes and scales, as many as the record says."""
     rng = np.random.default_rng(0)
-    packed = rng.integers(0, 256, quantization.packed_size(NAME), dtype=np.uint8)
+    packed = rng.integers(0, 256, quantization.part_size(NAME, PACKED, "float32"), dtype=np.uint8)
     return packed, rng.uniform(0.5, 2, quantization.part_shape(NAME, SCALES)).astype(np.float32)
 
 

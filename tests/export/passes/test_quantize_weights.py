@@ -25,7 +25,7 @@ def record(form: str, bits: int = 8, width: int = WIDTH, block: int = 32) -> Qua
 
 def parts(quantization: Quantization) -> dict[str, np.ndarray]:
     """Return random contents of the stored parts, in the shapes of the graph."""
-    packed = RNG.integers(0, 256, quantization.packed_size("w"), dtype=np.uint8)
+    packed = RNG.integers(0, 256, quantization.part_size("w", PACKED, "float32"), dtype=np.uint8)
     scales = RNG.uniform(0.5, 2, quantization.part_shape("w", SCALES)).astype(np.float32)
     kind = np.int8 if quantization.packed_dtype("w") == "int8" else np.uint8
     return {
@@ -118,7 +118,7 @@ def test_products_are_of_what_the_stored_numbers_mean(bits: int, form: str) -> N
     stored: dict[str, np.ndarray] = {}
     weights = {}
     for name in "vw":
-        packed = RNG.integers(0, 256, record.packed_size(name), dtype=np.uint8)
+        packed = RNG.integers(0, 256, record.part_size(name, PACKED, "float32"), dtype=np.uint8)
         scales = RNG.uniform(0.5, 2, record.part_shape(name, SCALES)).astype(np.float32)
         offsets = RNG.uniform(-9, 9, record.part_shape(name, OFFSETS)).astype(np.float32)
         weights[name] = dequantize(record, name, packed, scales.ravel(), offsets.ravel())

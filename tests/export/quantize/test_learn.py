@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -190,4 +191,4 @@ def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
     found, record = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
     assert found.tensors[name] == LearnedTensor(0.0, 0.0, 0.0)
     text = replace(learned.manifest, quantization=record).to_json()
-    assert Quantization.from_dict(json.loads(text)["quantization"]) == record
+    assert msgspec.convert(json.loads(text)["quantization"], Quantization) == record
