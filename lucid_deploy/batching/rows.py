@@ -15,7 +15,8 @@ import numpy as np
 
 from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
 from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, make_room, row_layers, take_back
-from lucid_deploy.runtimes.session import MOST, Array, Cache, InPlaceDecoding, Session
+from lucid_deploy.runtimes.graph_sessions import StaticSession
+from lucid_deploy.runtimes.session import MOST, Array, Cache, Session
 
 GRAIN = 256  # tokens; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …
@@ -146,7 +147,7 @@ class StaticRows(Rows):
     request that starts before the next step, or else to the last row. Memory that no row has used yet is not resident.
     """
 
-    def __init__(self, decoding: InPlaceDecoding, rows: int) -> None:
+    def __init__(self, decoding: StaticSession, rows: int) -> None:
         self._decoding = decoding
         self._slots: list[int | None] = []  # the key in each slot; None: a hole
         self._lengths = np.zeros((rows,), np.int64)

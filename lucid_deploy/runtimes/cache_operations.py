@@ -1,4 +1,4 @@
-"""What a batch has seen, and what can be done with it without running a model: begin, fork, cut back, read, fill.
+"""Caches, and what needs no run of the model: begin, fork, truncate, read and fill them.
 
 Shapes: B batch, T tokens so far, KV key/value heads, D head width.
 """
@@ -22,15 +22,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass
 class Cache(Generic[Tensor]):
-    """What a batch has seen so far.
+    """What a batch has seen so far."""
 
-    Attributes:
-        mask: Bool ``(B, T)``, False at padding.
-        layers: Per layer the tensors of its layout, such as K and Y, each ``(B, KV, T, D)``, in the runtime's own kind
-            of tensor and in their stored form, see :mod:`lucid_deploy.cache`.
-    """
-
-    mask: Array
+    mask: Array  # bool (B, T), False at padding
+    # Per layer the tensors of its layout in their stored form, such as K and Y, each (B, KV, T, D).
     layers: list[tuple[Tensor, ...]]
 
     @property
@@ -45,17 +40,10 @@ class Cache(Generic[Tensor]):
 
 
 class CacheOperations(ABC, Generic[Tensor]):
-    """Caches of a model in a runtime's own kind of tensor.
-
-    A runtime whose tensors are not numpy arrays says by ``_to_array`` and ``_from_array`` how they become arrays.
-
-    Attributes:
-        layers: Descriptions of the model's layers.
-        layout: What they cache.
-    """
+    """Caches in a runtime's own kind of tensor; if that is no numpy array, it overrides _to_array and _from_array."""
 
     layers: tuple[LayerDescription, ...]
-    layout: CacheLayout
+    layout: CacheLayout  # what they cache
 
     def _to_array(self, tensor: CacheTensor, value: Tensor) -> Array:
         """Return a cached tensor as an array in its stored form; it may share memory."""
@@ -72,12 +60,9 @@ class CacheOperations(ABC, Generic[Tensor]):
         return self.cache_from_arrays(empty_arrays(self.layers, batch), np.ones((batch, 0), dtype=bool))
 
     def cache_from_arrays(self, layers: list[tuple[Array, ...]], mask: Array) -> Cache[Tensor]:
-        """Return a cache with given content.
+        """Return a cache with given content: per layer the tensors of its layout without scales, and the mask.
 
-        Args:
-            layers: Per layer the tensors of its layout without scales, such as raw keys K and preconditioned values Y,
-                float32 ``(B, KV, T, D)``.
-            mask: Bool ``(B, T)``, False at padding.
+        Raw keys K and preconditioned values Y are float32 ``(B, KV, T, D)``; the mask is bool ``(B, T)``.
         """
         check_arrays(layers, self.layout, *mask.shape)
         return Cache(mask, self._layers_from_arrays(layers))
@@ -96,8 +81,8 @@ class CacheOperations(ABC, Generic[Tensor]):
     def truncate(self, cache: Cache[Tensor], length: int) -> None:
         """Keep the first ``length`` columns, padding included, as if the later tokens had never been run.
 
-        This is exact: rows of a token, such as K and Y, depend on nothing behind it and never change once written. A
-        layer that cannot go back (a state, or a ring that has dropped rows) is refused.
+        This is exact: rows of a token depend on nothing behind it and never change once written. Layers that cannot go
+        back (a state, or a ring that has dropped rows) are refused.
         """
         if not 0 <= length <= cache.length:
             raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")

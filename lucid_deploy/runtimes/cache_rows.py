@@ -1,4 +1,4 @@
-"""Rows of caches: select them, merge them, and take back tokens that a step wrote. Works with every runtime.
+"""Rows of caches: select and join them, and take back tokens that a step wrote, in every runtime.
 
 A row of K or Y depends on nothing behind it and never changes once it is written. So dropping the rows of rejected
 drafts leaves exactly the cache of the tokens that are kept.
@@ -23,16 +23,10 @@ _SHARE = 8  # … or one in so many, before it is packed
 
 @dataclass(frozen=True)
 class CacheRow:
-    """What one row of a cache holds, padding left out.
+    """What one row of a cache holds, padding left out."""
 
-    Attributes:
-        tokens: How many tokens it has seen.
-        layers: Per layer the tensors of its layout without scales, as :func:`~lucid_deploy.cache.layout.row_content`
-            gives them.
-    """
-
-    tokens: int
-    layers: list[tuple[Array, ...]]
+    tokens: int  # how many it has seen
+    layers: list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, from row_content
 
 
 def _layouts(session: Session[Any]) -> list[LayerLayout]:
@@ -82,18 +76,10 @@ def merge_caches(session: Session[Any], caches: Sequence[Cache[Any]]) -> Cache[A
 
 
 def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
-    """Keep the first tokens of the last run of several, as if the others had never been run.
+    """Keep the first ``kept`` ``(B,)`` of the ``new`` columns of the last run, as if the others had never been run.
 
-    Where cutting a cache copies all of it, rejected tokens become padding instead, which takes no part in anything, and
-    a cache with many of them is packed.
-
-    Args:
-        session: Whose cache it is.
-        cache: Changed in place.
-        new: Columns of the last run.
-        kept: How many of them each row keeps, ``(B,)``.
-        is_sound: Whether all their logits are finite. What is padding is still multiplied, by zero: numbers that are
-            not finite would spread, and are taken out.
+    Where truncating copies the whole cache, rejected tokens become padding instead, and a cache with many of them is
+    packed. Padding is still multiplied, by zero: where logits were not finite (``is_sound`` is False), it is taken out.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()

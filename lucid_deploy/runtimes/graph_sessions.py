@@ -1,4 +1,4 @@
-"""Sessions that run an artifact's graphs: what is the same in every runtime, and decoding with a static cache.
+"""Sessions that run an artifact's graphs: what all runtimes share, and decoding with a static cache.
 
 With a static cache, prefill works on growing tensors. The first decode step moves them into buffers with room to spare;
 when it is used up, larger buffers take their place. Until then every step reads and writes the same memory.
@@ -16,7 +16,7 @@ import numpy as np
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffer
 from lucid_deploy.runtimes.runtime import Capabilities
-from lucid_deploy.runtimes.session import Array, Cache, InPlaceDecoding, NewTokens, Session, Tensor
+from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tensor
 
 _GRAIN = 256  # rows; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
@@ -25,14 +25,7 @@ ArrayLayers: TypeAlias = list[tuple[Array, ...]]
 
 
 class ArtifactSession(Session[Tensor]):
-    """A session that runs the graphs of an artifact, or engines made of them.
-
-    Args:
-        artifact: The opened artifact.
-        runtime: Name of the runtime.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
-        capabilities: What the runtime can do.
-    """
+    """A session that runs the graphs of an artifact, or engines made of them."""
 
     def __init__(self, artifact: Artifact, runtime: str, allow_extrapolation: bool, capabilities: Capabilities) -> None:
         manifest = artifact.manifest
@@ -72,15 +65,10 @@ class ArtifactSession(Session[Tensor]):
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A decode step on memory that stays where it is.
+    """A decode step on memory that stays where it is."""
 
-    Attributes:
-        binding: The runtime's binding of inputs and outputs.
-        replaced: Input and output of every tensor that the runtime does not write in place.
-    """
-
-    binding: Any
-    replaced: list[tuple[Array, Array]]
+    binding: Any  # the runtime's, of inputs and outputs
+    replaced: list[tuple[Array, Array]]  # input and output of every tensor that the runtime does not write in place
 
     def copy_back(self) -> None:
         """Move what was written elsewhere to where the next step reads it; call it last, when nothing can fail."""
@@ -116,16 +104,29 @@ class StaticSession(Session[Any]):
     _bound: _BoundBuffers | None = None
 
     @property
-    def in_place(self) -> InPlaceDecoding:
+    def in_place(self) -> StaticSession:
         return self
 
     @abstractmethod
     def bind(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> BoundStep: ...
+    ) -> BoundStep:
+        """Bind arrays to a step, which reads them and writes each row's N new tokens into its buffers.
+
+        The arrays must outlive the binding. New rows are written from ``length`` on, which must leave room for all N.
+        What lies behind a row's tokens is padding, and stays unseen as long as the next step's length leaves it out.
+
+        Args:
+            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
+            mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
+            input_ids: Int64 ``(B, N)``; N = 1 is decoding, more are those of ``decode_several``.
+            positions: Int64 ``(B, N)``.
+            length: Int64 ``(B,)``, tokens in each row before the new ones.
+        """
 
     @abstractmethod
-    def run_bound(self, binding: BoundStep) -> Array: ...
+    def run_bound(self, binding: BoundStep) -> Array:
+        """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
 
     def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
         """Run prefill, which takes the past's rows alone and gives larger tensors."""

@@ -1,7 +1,7 @@
-"""One call of a model with its insides in view: the residual stream, V, and the new rows of K and Y of every layer.
+"""Run a model and record the residual stream, V, and the new rows of K and Y of every layer.
 
-A session shows what a model gives; this shows where it comes from. Given residuals, every layer reads its own from
-outside in place of its predecessor's output, so that a layer's own error is not mixed with what it was handed.
+With given residuals, every layer reads its own in place of its predecessor's output, which separates a layer's own
+error from those before it.
 
 Shapes: B batch, P cached tokens, N new tokens, C hidden, KV key/value heads, D head width.
 """
@@ -35,35 +35,22 @@ def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
 
 @dataclass(frozen=True)
 class LayerStates:
-    """What one call computed, in float32 for half types, else in the model's own type.
+    """What one call computed, in float32 for half types, else in the model's own type."""
 
-    Attributes:
-        residuals: Of the embedding and of every layer, each ``(B, N, C)``: layer i turns ``residuals[i]``, or what it
-            was given in its place, into ``residuals[i + 1]``.
-        cached: Per layer what it caches, by name: of rows those of the new tokens, ``(B, heads, N, width)``; of rings
-            and states all that is held after the call.
-        given: Per layer V of the new tokens, which the solve reads, ``(B, KV, N, D)``; None if the layer has no solve.
-        logits: Of each row's last token, ``(B, 1, vocab)``.
-    """
-
+    # (B, N, C) of the embedding and of every layer: layer i turns residuals[i], or what it was given in its place, into
+    # residuals[i + 1].
     residuals: list[Array]
+    # Per layer, by name: of rows those of the new tokens, (B, heads, N, width); of rings and states all after the call.
     cached: list[dict[str, Array]]
-    given: list[Array | None]
-    logits: Array
+    given: list[Array | None]  # per layer V of the new tokens, which the solve reads, (B, KV, N, D); None: no solve
+    logits: Array  # of each row's last token, (B, 1, vocab)
 
 
 Past = list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, such as K and Y (B, KV, P, D)
 
 
 class Layers(ABC):
-    """A model whose layers can be run on given inputs.
-
-    Attributes:
-        config: The model's configuration.
-        dtype: Its precision, as numpy spells it (``bfloat16`` included).
-        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; mostly the same.
-        layers: What its layers are.
-    """
+    """A model whose layers can be run on given inputs; attributes are those of a session."""
 
     def __init__(
         self, config: LucidConfig, dtype: str, cache_dtype: str, layers: tuple[LayerDescription, ...] | None = None
@@ -86,8 +73,8 @@ class Layers(ABC):
         Args:
             tokens: The new tokens.
             past: What is cached, of any float type; it is stored as the cache stores it.
-            residuals: For every layer the residual to read, and last the one that the final norm reads, each
-                ``(B, N, C)``, rounded to the model's type; None: each reads what the one before it gave.
+            residuals: For every layer the residual to read, and last the one of the final norm, each ``(B, N, C)``,
+                rounded to the model's type; None: each reads what the one before it gave.
             decode: Take the path for single tokens; N = 1.
         """
 

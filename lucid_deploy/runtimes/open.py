@@ -29,49 +29,29 @@ def open_session(
         artifact: Its directory, or an opened artifact.
         runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
-
-    Raises:
-        LucidError: An unknown runtime, a package that is not installed, options that the runtime does not have, or an
-            artifact whose device, type or cache it does not support.
-        CheckFailed: A damaged artifact, or one that is replaced while it is opened.
     """
     wanted = replace(runtime if isinstance(runtime, RuntimeOptions) else RuntimeOptions(runtime), **options)
     chosen, wanted, can = _choose(wanted)
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    _check_artifact(can, wanted, opened)
+    check_artifact(can, _title(wanted), opened)
     chosen.check_installed(wanted)
     with unchanged(opened):  # graphs of two exports together would give wrong answers
         session = chosen.open(opened, wanted)
-    from lucid_deploy.runtimes.cache_operations import CacheOperations  # imported anyway once one is open
-
-    if not isinstance(session, CacheOperations):  # a session's base
-        raise LucidError(f"open() of {_title(wanted)} returned {session!r}, not a Session.")
     record = opened.manifest.quantization
     session.rounded_inputs = None if record is None else record.rounded_inputs(session.capabilities.rounds_activations)
     return session
 
 
 def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
-    """Check without loading that a runtime supports the options and the artifact, as :func:`open_session` does.
-
-    Args:
-        artifact: The opened artifact.
-        options: How it is to be run.
-        here: Whether on this machine, so that the runtime's packages must be installed.
-    """
+    """Check without loading that a runtime supports the options and the artifact; ``here``: on this machine, now."""
     chosen, wanted, can = _choose(options)
-    _check_artifact(can, wanted, artifact)
+    check_artifact(can, _title(wanted), artifact)
     if here:
         chosen.check_installed(wanted)
 
 
 def choose_for_graphs(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:
-    """Return a runtime that runs single graphs, its options with its name, and what it can do under them.
-
-    Raises:
-        LucidError: An unknown runtime, one that runs no single graph, a package that is not installed, or options that
-            the runtime does not have.
-    """
+    """Return a runtime that runs single graphs, its options with its name, and what it can do under them."""
     chosen, wanted, can = _choose(options)
     if not can.opens_graphs:
         others = _listed(each.name for each in built_in_runtimes() if each.capabilities(RuntimeOptions()).opens_graphs)
@@ -85,8 +65,6 @@ def _choose(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilit
     wanted = replace(options, runtime=chosen.name)
     _check_options(chosen, wanted)
     can = chosen.capabilities(wanted)
-    if not isinstance(can, Capabilities):
-        raise LucidError(f"capabilities() of {_title(wanted)} returned {can!r}, not Capabilities.")
     if not is_device(wanted.device, can.devices):
         raise LucidError(_device_error(can, wanted))
     return chosen, wanted, can
@@ -111,8 +89,9 @@ def _device_error(can: Capabilities, options: RuntimeOptions) -> str:
     return f"{_title(options)} runs on {_listed(can.devices)}, not on {options.device!r}.{remedy}"
 
 
-def _check_artifact(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
-    manifest, title, path = artifact.manifest, _title(options), artifact.directory
+def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
+    """Check that a runtime with these capabilities runs an artifact."""
+    manifest, path = artifact.manifest, artifact.directory
     for kind, what, accepted, option in (
         (manifest.dtype, "models in", can.dtypes, "--dtype"),
         (manifest.cache, "caches that are", can.caches, "--cache"),

@@ -17,40 +17,27 @@ MOST_THREADS = 1024  # runtimes start any number of threads, until the machine g
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What runs a model, and how.
+    """What runs a model, and how."""
 
-    Attributes:
-        runtime: A runtime's name, or ``auto``: onnxruntime.
-        device: A kind of device, such as ``cpu`` or ``cuda``, with ``:N`` for one of several. A runtime that has no
-            ``cpu``, which is the default, takes it as its own first device.
-        threads: Threads within an operator; None: see :attr:`thread_count`.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
-        provider: onnxruntime's execution provider, one of :data:`PROVIDERS`.
-        ablate: With PyTorch, a part of LUCID attention to leave out, one of :data:`ABLATIONS`; None: nothing.
-        kernels: With onnxruntime on the CPU, what computes our operators: the ``library`` that ``plugin build --target
-            onnxruntime`` makes, the graph's ``functions``, or ``auto``: the library where one has been built.
-
-    Raises:
-        LucidError: A number of threads that makes no sense, or an unknown provider, ablation or choice of kernels.
-    """
-
-    runtime: str = "auto"
+    runtime: str = "auto"  # a runtime's name; auto is onnxruntime
+    # A kind of device, such as cpu or cuda, with :N for one of several. A runtime without a CPU takes cpu, the default,
+    # as its own first device.
     device: str = "cpu"
-    threads: int | None = None
-    allow_extrapolation: bool = False
-    provider: str = "cpu"
+    threads: int | None = None  # within an operator; None: see thread_count
+    allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings
+    provider: str = "cpu"  # onnxruntime's execution provider
+    # With onnxruntime on the CPU, what computes our operators: the library of `plugin build --target onnxruntime`, the
+    # graph's functions, or auto: the library if it has been built.
     kernels: str = "auto"
-    ablate: str | None = None
+    ablate: str | None = None  # with PyTorch, a part of LUCID attention to leave out
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {self.threads}.")
-        if self.provider not in PROVIDERS:
-            raise LucidError(f"Provider {self.provider!r} is not known; known are {', '.join(PROVIDERS)}.")
-        if self.ablate is not None and self.ablate not in ABLATIONS:
-            raise LucidError(f"Ablation {self.ablate!r} is not known; known are {', '.join(ABLATIONS)}.")
-        if self.kernels not in KERNELS:
-            raise LucidError(f"Kernels {self.kernels!r} are not known; known are {', '.join(KERNELS)}.")
+        for field, known in (("provider", PROVIDERS), ("ablate", (None, *ABLATIONS)), ("kernels", KERNELS)):
+            if (value := getattr(self, field)) not in known:
+                names = ", ".join(filter(None, known))
+                raise LucidError(f"{field.capitalize()} {value!r} is not known; known are {names}.")
 
     @property
     def thread_count(self) -> int | None:
@@ -68,12 +55,7 @@ def flag(field: str) -> str:
 
 
 def is_device(device: str, kinds: Sequence[str]) -> bool:
-    """Whether a device such as ``cuda:1`` is of one of these kinds.
-
-    Args:
-        device: As in :class:`RuntimeOptions`; ``cpu``, the default, stands for the first kind of a runtime without it.
-        kinds: Kinds of devices, the preferred one first.
-    """
+    """Whether a device such as ``cuda:1`` is of one of these kinds; ``cpu``, the default, fits any runtime."""
     kind, colon, number = device.partition(":")
     return device == "cpu" or (kind != "cpu" and kind in kinds and (not colon or number.isdecimal()))
 

@@ -1,4 +1,4 @@
-"""All runtimes by name: those of this package, of other packages, and those that a program registers."""
+"""All runtimes by name: those of this package, of other packages, and those that a program has registered."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plug import entry_points, load_plugin
-from lucid_deploy.runtimes.runtime import Runtime, check_declared
+from lucid_deploy.runtimes.runtime import Runtime
 
 GROUP = "lucid_deploy.runtimes"
 AUTO = "auto"
@@ -17,28 +17,18 @@ _registered: dict[str, Runtime] = {}
 
 
 def register_runtime(runtime: Runtime) -> None:
-    """Make a runtime known in this process: to ``open_session``, to ``--runtime``, and in messages.
+    """Add a runtime in this process. A package adds its runtime to every process with an entry point::
 
-    A package makes its runtime known to every process with an entry point instead::
-
-        [project.entry-points."lucid_deploy.runtimes"]
-        reference = "my_package.my_module:RUNTIME"
-
-    Raises:
-        LucidError: The name is taken, or the runtime is not as :class:`Runtime` describes it.
+    [project.entry-points."lucid_deploy.runtimes"]
+    reference = "my_package.my_module:RUNTIME"
     """
-    check_declared(runtime)
     if runtime.name in runtime_names():
         raise LucidError(f"There is a runtime {runtime.name} already; give this one another name.")
     _registered[runtime.name] = runtime
 
 
 def unregister_runtime(name: str) -> None:
-    """Undo :func:`register_runtime`.
-
-    Raises:
-        LucidError: No such runtime was registered.
-    """
+    """Undo :func:`register_runtime`."""
     if _registered.pop(name, None) is None:
         raise LucidError(f"No runtime {name} was registered in this process.")
 
@@ -49,20 +39,12 @@ def runtime_names() -> tuple[str, ...]:
 
 
 def is_built_in(name: str) -> bool:
-    """Whether a name is ``auto`` or a runtime of this package; cheap, since no package is searched."""
+    """Whether a name is ``auto`` or a runtime of this package, without a search through packages."""
     return name == AUTO or name in BUILT_IN
 
 
 def find_runtime(name: str) -> Runtime:
-    """Return a runtime by its name.
-
-    Args:
-        name: One of :func:`runtime_names`; ``auto`` is onnxruntime.
-
-    Raises:
-        LucidError: It is not known, two packages have one of this name, or its package is broken. A
-            package cannot replace a built-in runtime.
-    """
+    """Return a runtime by its name. A package cannot replace a built-in one."""
     name = DEFAULT if name == AUTO else name
     if name in _registered:
         return _registered[name]
@@ -73,7 +55,6 @@ def find_runtime(name: str) -> Runtime:
     found = load_plugin(GROUP, name, Runtime, "runtime")  # type: ignore[type-abstract]
     if found is None:
         raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")
-    check_declared(found)
     return found
 
 

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.artifact import VERIFY
-from lucid_deploy.cache.layout import CacheLayout
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, drafts_unsupported_reason, layout_of
 from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
 from lucid_deploy.runtimes.runtime import Capabilities
 
-__all__ = ["Array", "Cache", "InPlaceDecoding", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
+if TYPE_CHECKING:
+    from lucid_deploy.runtimes.graph_sessions import StaticSession
+
+__all__ = ["Array", "Cache", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
 MOST = 16  # new tokens of one row in one call of Session.decode_several
 STEP_TOKENS = 32  # of all rows of a batch together: beyond, a step costs as much as the tokens that it runs
@@ -87,34 +89,6 @@ class Limits:
     prefill_chunk: int
 
 
-class InPlaceDecoding(Protocol):
-    """Decoding in buffers of the caller's, which some sessions can do: no row is copied when a request starts."""
-
-    layout: CacheLayout
-
-    def bind(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> Any:
-        """Bind arrays to a step, which reads them and writes each row's N new tokens into its buffers.
-
-        The arrays must outlive the binding. N = 1 is plain decoding; more tokens are those of
-        ``Session.decode_several``. New rows are written from ``length`` on, which must leave room for all N. Whatever
-        lies behind a row's tokens is padding, and stays unseen as long as the next step's length leaves it out.
-
-        Args:
-            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
-            mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
-            input_ids: Int64 ``(B, N)``.
-            positions: Int64 ``(B, N)``.
-            length: Int64 ``(B,)``, tokens in each row before the new ones.
-        """
-        ...
-
-    def run_bound(self, binding: Any) -> Array:
-        """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
-        ...
-
-
 class Session(CacheOperations[Tensor]):
     """A model ready to run.
 
@@ -126,14 +100,13 @@ class Session(CacheOperations[Tensor]):
         layout: What they cache.
         runtime: Name of the runtime, such as ``onnxruntime``.
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
-        kernels: With onnxruntime on the CPU, what computes the operators of ``ai.lucid``: ``library`` or the graph's
-            ``functions``; None elsewhere.
+        kernels: With onnxruntime on the CPU, what computes our operators: ``library`` or the graph's ``functions``.
         capabilities: What the runtime can do, as it was opened.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         limits: The largest sizes that can be run; None: no limits but the model's.
         identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
-        rounded_inputs: Type that the inputs of quantized products are rounded to as it runs, ``int8`` or ``fp8``; None:
-            they are not. Sums in another order then change results by as much as that rounding.
+        rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``; None: they are not.
+            Sums in another order then change results by as much as that rounding.
     """
 
     def __init__(
@@ -195,8 +168,8 @@ class Session(CacheOperations[Tensor]):
         }
 
     @property
-    def in_place(self) -> InPlaceDecoding | None:
-        """Decoding in buffers of the caller's, where each row has a length of its own; None if not supported."""
+    def in_place(self) -> StaticSession | None:
+        """Itself, if it decodes in buffers of the caller's, where each row has a length of its own; else None."""
         return None
 
     @property
@@ -222,11 +195,8 @@ class Session(CacheOperations[Tensor]):
             progress: Called after each chunk with (tokens done, tokens in all).
 
         Returns:
-            Logits of each row's last token, float ``(B, 1, vocab)``. In chunked prefill of right-padded rows, those of
-            the last chunk that holds a token of the row.
-
-        Raises:
-            LucidError: Token ids outside the vocabulary, no tokens, too long a context, or shapes that do not fit.
+            Logits of each row's last token that is not padding, float ``(B, 1, vocab)``; in chunks of right-padded rows
+            those of the last chunk that holds a token of the row.
         """
         input_ids = self._checked(input_ids, cache)
         n = input_ids.shape[1]
@@ -248,18 +218,9 @@ class Session(CacheOperations[Tensor]):
         return logits
 
     def decode(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
-        """Run one new token per row after those in the cache, and add it to it.
+        """Run one new token per row, int64 ``(B, 1)``, and add it to the cache; return logits, float ``(B, 1, vocab)``.
 
-        Args:
-            input_ids: Int64 ``(B, 1)``.
-            cache: Changed in place.
-            mask: Bool ``(B, 1)``, False for rows that only wait for others; None: all are tokens.
-
-        Returns:
-            Logits, float ``(B, 1, vocab)``.
-
-        Raises:
-            LucidError: As :meth:`prefill`, or more than one token per row.
+        Rows whose ``mask``, bool ``(B, 1)``, is False only wait for others.
         """
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
@@ -272,32 +233,19 @@ class Session(CacheOperations[Tensor]):
         return drafts_unsupported_reason(self.layers) or f"runtime {self.runtime} decodes one new token at a time"
 
     def prepare_several(self) -> None:
-        """Load what :meth:`decode_several` needs; otherwise its first call does so.
-
-        Raises:
-            LucidError: The reason of :attr:`multi_token_unsupported_reason`.
-        """
+        """Load what :meth:`decode_several` needs; otherwise its first call does so."""
         reason = self.multi_token_unsupported_reason
         if reason is not None:
             raise LucidError(f"Several tokens cannot be decoded at once: {reason}.")
 
     def decode_several(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
-        """Run a few new tokens after those in the cache, and add them to it: the step that verifies drafts.
+        """Run up to :data:`MOST` new tokens of each row, as :meth:`prefill`, for the logits of all: verify drafts.
 
-        What comes after a token does not change its logits, so those of drafts that turn out wrong are simply not used;
-        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops the tokens.
-
-        Args:
-            input_ids: Int64 ``(B, N)``, N at most :data:`MOST`.
-            cache: Changed in place.
-            mask: Bool ``(B, N)``, False at padding, which comes behind a row's tokens; None: no padding.
+        What comes after a token does not change its logits, so those of rejected drafts are simply not used;
+        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops the tokens. Padding stands behind a row's tokens.
 
         Returns:
-            Logits of all of them, float ``(B, N, vocab)``; those at padding mean nothing.
-
-        Raises:
-            LucidError: As :meth:`prefill`, too many tokens, padding before a token, or the reason of
-                :attr:`multi_token_unsupported_reason`.
+            Logits, float ``(B, N, vocab)``; those at padding mean nothing.
         """
         self.prepare_several()
         input_ids = self._checked(input_ids, cache)
@@ -316,13 +264,7 @@ class Session(CacheOperations[Tensor]):
         return False
 
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
-        """Run new tokens after those in the cache, and add them to it, for the logits of all of them.
-
-        Arguments and errors are those of :meth:`prefill`.
-
-        Returns:
-            Logits, float ``(B, N, vocab)``; those at padding mean nothing.
-        """
+        """As :meth:`prefill`, for the logits of all tokens, float ``(B, N, vocab)``; those at padding mean nothing."""
         input_ids = self._checked(input_ids, cache)
         mask = _checked_mask(mask, input_ids)
         n = input_ids.shape[1]
@@ -337,21 +279,15 @@ class Session(CacheOperations[Tensor]):
         """Run new tokens with one of the graphs and add them to the cache; return the logits of the last ``keep``."""
         full = np.concatenate([cache.mask, mask], axis=1)
         tokens = NewTokens.after(input_ids, cache.length, full)
-        result = self._run(stage, tokens, cache.layers, keep)
-        what = f"{stage} of runtime {self.runtime}"
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise CheckFailed(f"{what} gave {type(result).__name__}, not logits and layers.")
-        logits, layers = result
-        if not isinstance(logits, np.ndarray):
-            raise CheckFailed(f"{what} gave logits that are {type(logits).__name__}, not a numpy array.")
+        logits, layers = self._run(stage, tokens, cache.layers, keep)
         if keep == 1 and logits.ndim == 3:
             logits = tokens.last_logits(logits)
         expected = (len(input_ids), keep, self.config.vocab_size)
-        if logits.shape != expected:
-            raise CheckFailed(f"{what} gave logits of shape {logits.shape}, not {expected}.")
-        if not isinstance(layers, Sequence) or len(layers) != len(self.layers):
-            found = f"{len(layers)} layers" if isinstance(layers, Sequence) else type(layers).__name__
-            raise CheckFailed(f"{what} gave a cache of {found}, not of the model's {len(self.layers)} layers.")
+        if logits.shape != expected or len(layers) != len(self.layers):
+            raise CheckFailed(
+                f"{stage} of runtime {self.runtime} gave logits of shape {logits.shape} and {len(layers)} layers, not "
+                f"{expected} and {len(self.layers)}."
+            )
         cache.mask = full
         cache.layers = layers if isinstance(layers, list) else list(layers)  # a list stays itself: it may be bound
         return logits
@@ -394,11 +330,7 @@ class Session(CacheOperations[Tensor]):
         return None if self.limits is None else self.limits.max_batch
 
     def check_length(self, tokens: int) -> None:
-        """Check that a context of so many tokens is allowed.
-
-        Raises:
-            LucidError: It is longer than the model was made for, and extrapolation is not permitted.
-        """
+        """Check that the model was made for a context of so many tokens, or that extrapolation is permitted."""
         limit = self.config.max_position_embeddings
         if tokens > limit and not self._extrapolates:
             remedy = "Shorten it, or pass --allow-extrapolation."
@@ -433,11 +365,10 @@ class Session(CacheOperations[Tensor]):
         """Run new tokens after those in the cache.
 
         Args:
-            stage: ``prefill``, ``decode`` (N = 1), or ``verify``, which is only asked for where
-                ``multi_token_unsupported_reason`` is None.
+            stage: ``prefill``, ``decode`` (N = 1), or ``verify``, where ``multi_token_unsupported_reason`` is None.
             tokens: The new tokens.
             layers: The cache, as :attr:`Cache.layers`.
-            keep: Whose logits are wanted: 1, of each row's last token that is not padding, or N, of all.
+            keep: 1, for the logits of each row's last token that is not padding, or N, for all.
 
         Returns:
             Logits float32 ``(B, keep, vocab)``, or of all tokens in any case; and the layers with the new tokens.

@@ -41,5 +41,5 @@ def test_what_cannot_be_ablated(demo_directory: Path) -> None:
 
 def test_options_know_the_same_parts() -> None:
     assert tuple(ABLATIONS) == options.ABLATIONS
-    with pytest.raises(LucidError, match="Ablation 'heads' is not known"):
+    with pytest.raises(LucidError, match="Ablate 'heads' is not known"):
         options.RuntimeOptions(ablate="heads")

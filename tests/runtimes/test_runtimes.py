@@ -20,14 +20,12 @@ from lucid_deploy.runtimes import (
     RuntimeOptions,
     find_runtime,
     open_session,
-    register_runtime,
     runtime_names,
     unregister_runtime,
 )
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import BUILT_IN
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.runtimes.recording import Recording
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -100,25 +98,6 @@ def test_a_broken_package_is_named(name: str, value: str, message: str, package:
     assert name in runtime_names()  # nothing is loaded to list it
     with pytest.raises(LucidError, match=message):
         find_runtime(name)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"name": "My Runtime"}, "must be lower-case letters, digits and dashes, not 'My Runtime'"),
-        ({"name": None}, "must be lower-case letters, digits and dashes, not None"),
-        ({"description": None}, "Runtime other has no description"),
-        ({"options": frozenset({"thread"})}, "Runtime other supports thread, which RuntimeOptions does not have"),
-    ],
-)
-def test_what_a_runtime_says_of_itself_is_checked(attributes: dict[str, Any], message: str) -> None:
-    runtime = Recording()
-    for name, value in {"name": "other", **attributes}.items():
-        setattr(runtime, name, value)
-    with pytest.raises(LucidError, match=message):
-        register_runtime(runtime)
-    with pytest.raises(LucidError, match="an object of a subclass of Runtime, not the class Recording"):
-        register_runtime(Recording)
 
 
 def test_no_package_replaces_a_built_in_runtime(package: Any) -> None:

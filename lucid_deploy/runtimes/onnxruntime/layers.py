@@ -6,16 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
-from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.graph import ort_value
-from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
-from lucid_deploy.runtimes.options import RuntimeOptions, device_index
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -32,25 +28,17 @@ _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
 
 class OrtLayers(Layers):
-    """Runs an artifact's own graphs, cut between the layers or with more outputs.
+    """Runs a session's graphs with more outputs, and cut between the layers.
 
-    The graphs are changed in memory, the weights stay in the artifact's file. A graph is loaded when it is first run.
-    Where onnxruntime reads the weights from the file, a graph takes 1 to 4 MB and all are kept; where it copies them
-    (into another type or layout, or to another device), only one is.
-
-    Args:
-        artifact: The opened artifact.
-        options: Those of the session that is explained.
+    The weights stay in the artifact's file. Where onnxruntime reads them from there, a graph takes 1 to 4 MB and all
+    that were run are kept; where it copies them (into another type or layout, or to another device), only one is.
     """
 
-    def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
-        manifest = artifact.manifest
-        self._library = choose_kernels(options.kernels, options.provider, manifest.inline)
-        super().__init__(artifact.config, manifest.dtype, manifest.cache_dtype, manifest.layers)
-        self._artifact, self._provider, self._index = artifact, options.provider, device_index(options.device)
-        self._copies_weights = (
-            manifest.dtype != "float32" or manifest.quantization is not None or options.provider != "cpu"
-        )
+    def __init__(self, session: OrtSession) -> None:
+        super().__init__(session.config, session.dtype, session.cache_dtype, session.layers)
+        self._whole = session
+        is_mapped = session.dtype == "float32" and session.quantization is None and session.provider == "cpu"
+        self._copies_weights = not is_mapped
         self._loaded: dict[tuple[str, bool], ort.InferenceSession] = {}
 
     def run(
@@ -102,45 +90,8 @@ class OrtLayers(Layers):
         if key not in self._loaded:
             if self._copies_weights:
                 self._loaded.clear()  # before the next one is loaded
-            self._loaded[key] = self._load(stage, cut)
+            self._loaded[key] = self._whole.load_cut(stage, cut)
         return self._loaded[key]
-
-    def _load(self, stage: str, cut: bool) -> ort.InferenceSession:
-        import onnx
-
-        from lucid_deploy.runtimes.passes.cut_layers import cut_layers
-        from lucid_deploy.runtimes.passes.library_kernels import use_quantized_matmul, use_weight_matmul
-        from lucid_deploy.runtimes.passes.own_operators import retype_fp4
-
-        path, model = self._artifact.graph_path(stage), onnx.ModelProto()
-        model.CopyFrom(self._artifact.graph(stage))
-        cut_layers(model, self.config.num_hidden_layers, cut)
-        retype_fp4(model, self._artifact.path(WEIGHTS))
-        if stage == "decode" and multiplies(self._library):  # as in the session
-            use_weight_matmul(model)
-        if multiplies_in_blocks(self._library):
-            use_quantized_matmul(model)
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4 if self._provider == "cpu" else 3  # what fails on the CPU is raised as well
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        if self._library is not None:
-            options.register_custom_ops_library(str(self._library))
-        record = self._artifact.manifest.quantization
-        if record is None:
-            options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy, for one run
-        else:  # as in the session: without packed weights a quantized product is another one, and slow
-            level = "4" if record.activations == "int8" else "0"
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-        providers: Any = choose_provider(ort, options, self._artifact, self._provider, self._index)
-        try:  # without its fallback, which is the CPU
-            session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=providers or None, enable_fallback=0
-            )
-        except Exception as error:
-            raise CheckFailed(f"onnxruntime cannot load the layers of {path}: {error}") from error
-        check_chosen(ort, session, self._provider)
-        return session
 
 
 def _with_room(tensor: CacheTensor, array: Array) -> Array:

@@ -44,7 +44,7 @@ class OnnxRuntime(Runtime):
                 "Layers cannot be isolated in the graphs of export --inline. Verify an artifact of the same checkpoint "
                 "that was exported without --inline for causes."
             )
-        return OrtLayers(artifact, session.options)
+        return OrtLayers(session)
 
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
         from lucid_deploy.runtimes.onnxruntime.graph import open_ort_graph

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,13 @@ from lucid_deploy.runtimes.onnxruntime.compatibility import (
     multiplies_in_blocks,
 )
 from lucid_deploy.runtimes.onnxruntime.graph import ort_value, release_arena, use_arena
-from lucid_deploy.runtimes.onnxruntime.providers import check_available, check_chosen, choose_provider, plan_provider
+from lucid_deploy.runtimes.onnxruntime.providers import (
+    ProviderPlan,
+    check_available,
+    check_chosen,
+    choose_provider,
+    plan_provider,
+)
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, NewTokens
 
@@ -77,9 +84,9 @@ class OrtSession(ArtifactSession[Any]):
         # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes onnxruntime's products of
         # few rows (short prompts) up to three times as fast, those of one row no faster; a large model does without.
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
-        self._quantization = manifest.quantization
+        self.quantization = manifest.quantization
         small = manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
-        self.packs_weights = self.provider == "cpu" and (small or self._quantization is not None)
+        self.packs_weights = self.provider == "cpu" and (small or self.quantization is not None)
         self.reads_stored_cache = self.cache_dtype == self.dtype
         self._watch = ArtifactWatch(artifact)
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
@@ -110,10 +117,7 @@ class OrtSession(ArtifactSession[Any]):
         return "Engines of lucid-deploy build have limits of your own choice; run them with --runtime tensorrt."
 
     def _load(self, stage: str) -> ort.InferenceSession:
-        options, on_cpu = self._ort.SessionOptions(), self.provider == "cpu"
-        options.log_severity_level = 4 if on_cpu else 3  # what fails on the CPU is raised as well
-        if (threads := self.options.thread_count) is not None:
-            options.intra_op_num_threads = threads
+        options, on_cpu = self._options(stage), self.provider == "cpu"
         if on_cpu:
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
             # threads, and from the code that uses the tokens, such as the event loop of a server.
@@ -121,27 +125,61 @@ class OrtSession(ArtifactSession[Any]):
             use_arena(options)
         if on_cpu and not self.packs_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if self._quantization is not None:  # how onnxruntime fuses DequantizeLinear and MatMul
-            level = "4" if self._quantization.activations == "int8" else "0"
+        check_available(self._ort, self.provider)
+        plan = plan_provider(self._artifact, self.provider, device_index(self.options.device), stage)
+        self.limits = plan.limits
+        return self._open(self._changed_graph(stage), plan.graph, options, plan)
+
+    def load_cut(self, stage: str, cut: bool) -> ort.InferenceSession:
+        """Load a graph with an output for what each layer computes and, with ``cut``, an input for what it reads."""
+        import onnx
+
+        from lucid_deploy.runtimes.passes.cut_layers import cut_layers
+        from lucid_deploy.runtimes.passes.library_kernels import use_quantized_matmul, use_weight_matmul
+        from lucid_deploy.runtimes.passes.own_operators import retype_fp4
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self._artifact.graph(stage))
+        cut_layers(model, self.config.num_hidden_layers, cut)
+        retype_fp4(model)
+        if stage == "decode" and multiplies(self._library):  # as in the session
+            use_weight_matmul(model)
+        if multiplies_in_blocks(self._library):
+            use_quantized_matmul(model)
+        options = self._options(stage)
+        if self.quantization is None:  # no second copy, for one run
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        return self._open(model.SerializeToString(), self._artifact.graph_path(stage), options, None)
+
+    def _options(self, stage: str) -> ort.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4 if self.provider == "cpu" else 3  # what fails on the CPU is raised as well
+        if (threads := self.options.thread_count) is not None:
+            options.intra_op_num_threads = threads
+        if self.quantization is not None:  # how onnxruntime fuses DequantizeLinear and MatMul
+            level = "4" if self.quantization.activations == "int8" else "0"
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         for name, value in self._weights.get(stage, {}).items():
             options.add_initializer(name, value)
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
+        return options
+
+    def _open(
+        self, graph: bytes | None, path: Path, options: ort.SessionOptions, plan: ProviderPlan | None
+    ) -> ort.InferenceSession:
+        """Load a changed graph, or the file as it is, with the provider and without onnxruntime's fallback."""
         index = device_index(self.options.device)
-        check_available(self._ort, self.provider)
-        plan = plan_provider(self._artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, self._artifact, self.provider, index, plan)
-        graph, path, self.limits = self._changed_graph(stage), plan.graph, plan.limits
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        try:  # without its fallback, which is the CPU
+        try:
             session = self._ort.InferenceSession(
                 str(path) if graph is None else graph, options, providers=providers or None, enable_fallback=0
             )
         except Exception as error:
             message = f"onnxruntime {self._ort.__version__} cannot load {path}"
-            if on_cpu:
+            if self.provider == "cpu":
                 raise CheckFailed(f"{message}: {error}") from error
             raise LucidError(f"{message} with --provider {self.provider}: {error}") from error
         check_chosen(self._ort, session, self.provider)
@@ -154,8 +192,8 @@ class OrtSession(ArtifactSession[Any]):
         graph, few = self._artifact.graph(stage), stage != "prefill"
         recurs = self._library is None and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         reads = few and self._can_read_stored(stage)
-        by_library = self._library is not None and (few or self._quantization is not None)
-        if not recurs and not reads and not by_library and self._quantization is None:
+        by_library = self._library is not None and (few or self.quantization is not None)
+        if not recurs and not reads and not by_library and self.quantization is None:
             return None
         import onnx
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from lucid_deploy.artifact.external_data import stored_weights
 from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE
 from lucid_deploy.runtimes.passes.editing import declare, nodes_of
@@ -112,23 +110,14 @@ def has_fp4(model: onnx.ModelProto) -> bool:
     return any(tensor.data_type == TensorProto.FLOAT4E2M1 for tensor in model.graph.initializer)
 
 
-def retype_fp4(model: onnx.ModelProto, weights: Path | None = None) -> None:
-    """Declare weights in E2M1 as E4M3, changing a graph in place.
+def retype_fp4(model: onnx.ModelProto) -> None:
+    """Declare weights in E2M1 as E4M3, changing a graph in place. The session has to give their codes, :func:`widened`.
 
-    Result: ``DequantizeLinear`` gives the same weights, from numbers of twice the bytes. With the weight file the graph
-    holds their new bytes; otherwise the session has to be given them, see :func:`widened`.
+    Result: ``DequantizeLinear`` gives the same weights, from numbers of twice the bytes.
     """
-    places = {weight.name: weight for weight in stored_weights(model)}
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT4E2M1:
-            continue
-        tensor.data_type = TensorProto.FLOAT8E4M3FN
-        if weights is not None:
-            place = places[tensor.name]
-            packed = np.fromfile(weights, np.uint8, place.size, offset=place.offset)
-            tensor.ClearField("external_data")
-            tensor.data_location = TensorProto.DEFAULT
-            tensor.raw_data = widened(packed, int(np.prod(place.shape))).tobytes()
+        if tensor.data_type == TensorProto.FLOAT4E2M1:
+            tensor.data_type = TensorProto.FLOAT8E4M3FN
 
 
 def widened(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ CAPABILITIES = Capabilities(
     runs_graphs=False,
     reads_layers=True,
     opens_graphs=True,
-    copies_weights=False,
     packages=("torch",),
     install="lucid-deploy[export]",
 )

@@ -12,9 +12,10 @@ import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.runtimes import RuntimeOptions, open_session
+from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.passes.cut_layers import cut_layers
 from tests.runtimes.layer_runs import IDS, given_residuals_are_read, same_as_the_session, solves_start_from_v
 
@@ -24,21 +25,22 @@ Exported = Callable[..., tuple[Path, Artifact]]
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_they_are_the_sessions(cache: str, exported: Exported) -> None:
     _, artifact = exported(cache=cache)
-    same_as_the_session(OrtLayers(artifact, RuntimeOptions()), open_session(artifact))
+    session = open_session(artifact)
+    same_as_the_session(OrtLayers(session), session)
 
 
 def test_residuals_from_outside(exported: Exported) -> None:
-    given_residuals_are_read(OrtLayers(exported()[1], RuntimeOptions()))
+    given_residuals_are_read(OrtLayers(OrtSession(exported()[1])))
 
 
 def test_the_solve_in_view(exported: Exported) -> None:
-    solves_start_from_v(OrtLayers(exported()[1], RuntimeOptions()))
+    solves_start_from_v(OrtLayers(OrtSession(exported()[1])))
 
 
 def test_a_graph_without_its_solves_cannot_be_explained(artifact_copy: Path) -> None:
     path, manifest = artifact_copy / "prefill.onnx", open_artifact(artifact_copy).manifest
     onnx.save(onnx.inliner.inline_local_functions(onnx.load(str(path), load_external_data=False)), str(path))
-    layers = OrtLayers(Artifact(artifact_copy, manifest), RuntimeOptions())
+    layers = OrtLayers(OrtSession(Artifact(artifact_copy, manifest)))
     with pytest.raises(CheckFailed, match="functions were inlined"):
         layers.run(NewTokens.after(IDS), layers.empty_past(2))
 

@@ -170,7 +170,7 @@ def test_what_decodes_multiplies_so_and_prefill_does_not(
     assert products() == [(15, 0), (0, 15)]  # prefill, decode
     session.prepare_several()
     assert products() == [(0, 15)]  # the graph that verifies drafts
-    layers = OrtLayers(artifact, RuntimeOptions(kernels="library"))
+    layers = OrtLayers(session)
     for decode, wanted in ((False, (15, 0)), (True, (0, 15))):
         layers.run(NewTokens.after(np.array([[5]])), layers.empty_past(), decode=decode)
         assert products() == [wanted]
@@ -308,7 +308,7 @@ def test_sessions_and_layers_multiply_in_blocks(
     assert products() == [(2, 6), (2, 6)]  # prefill, decode
     session.prepare_several()
     assert products() == [(2, 6)]  # the graph that verifies drafts
-    layers = OrtLayers(artifact, RuntimeOptions(kernels="library"))
+    layers = OrtLayers(session)
     for decode in (False, True):
         layers.run(NewTokens.after(np.array([[5]])), layers.empty_past(), decode=decode)
         assert products() == [(2, 6)]
