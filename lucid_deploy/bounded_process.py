@@ -75,11 +75,7 @@ class _TimeIsUp(BaseException):
 class BoundedProcess:
     """A worker process, started again when it has ended. Thread-safe: one task at a time.
 
-    Args:
-        module: Run as ``python -m``; it calls :func:`serve`.
-        setup: Passed to the module's ``open`` function.
-        bounds: What one task may cost.
-        what: The work as error messages name it, such as "Rendering this chat".
+    It runs ``python -m module``, which calls :func:`serve` and gets ``setup``. Error messages call its work ``what``.
 
     Attributes:
         ready: What the worker returned when it was ready; None before the first start.
@@ -119,9 +115,7 @@ class BoundedProcess:
         """Run a task in the process, which is started again if it has ended.
 
         Raises:
-            TooCostly: It took too much time or memory.
-            WorkerKilled: Somebody killed the process.
-            LucidError: The task was refused.
+            LucidError: The task was refused, or is TooCostly; or the process was killed, WorkerKilled.
             WorkerFault: The worker has a bug.
         """
         with self._lock:
@@ -147,25 +141,21 @@ class BoundedProcess:
                 self._process.communicate()
 
     def _start(self) -> None:
+        if self._closed:
+            raise LucidError("The process is closed.")
         pipe = subprocess.PIPE
-        while True:
-            if self._closed:
-                raise LucidError("The process is closed.")
-            # A session of its own: signals of a terminal or a shell to the parent's group do not reach it.
-            self._process = process = subprocess.Popen(
-                self.command,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                start_new_session=True,
-                env={**os.environ, **ENVIRONMENT},
-            )
-            reply = self._exchange(msgspec.msgpack.encode(self._setup))
-            if reply is not None:
-                break
-            status = process.wait()
-            if -status not in IGNORED_SIGNALS:  # else a signal to all processes of a service came before it ignored it
-                raise _not_started(status, _stderr_of(process))
+        # A session of its own: signals of a terminal or a shell to the parent's group do not reach it.
+        self._process = process = subprocess.Popen(
+            self.command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
+        reply = self._exchange(msgspec.msgpack.encode(self._setup))
+        if reply is None:
+            raise _not_started(process.wait(), _stderr_of(process))
         self.ready = self._result(reply)
 
     def _exchange(self, data: bytes) -> Reply | None:
@@ -204,9 +194,8 @@ class BoundedProcess:
 def serve(open_worker: Callable[[bytes, Bounds], tuple[bytes, Callable[[bytes], bytes]]]) -> None:
     """Run tasks until stdin ends; the main function of a worker process.
 
-    Args:
-        open_worker: Gets the setup; returns what the parent finds in ``ready`` and the function that does a task. It
-            calls :func:`bound_memory` once what is large has been loaded.
+    ``open_worker`` gets the setup; it returns what the parent finds in ``ready`` and the function that does a task, and
+    calls :func:`bound_memory` once what is large has been loaded.
     """
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -246,7 +235,7 @@ def attempt(work: Callable[[], bytes], bounds: Bounds) -> Reply:
 
 
 def bound_memory(more: int) -> None:
-    """Limit the address space to its size now plus so many bytes, or to the user's own limit; Linux only."""
+    """Limit the address space to its size now plus so many bytes, or to the user's own limit; on Linux."""
     if not sys.platform.startswith("linux"):
         return
     import resource

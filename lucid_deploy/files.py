@@ -1,7 +1,7 @@
 """Files and folders that appear complete or not at all: written beside their names, flushed to the disk, then renamed.
 
-What a killed process leaves is a visible sibling, ``NAME.tmp-XXXXXXXX``, for the user to delete. No command reads,
-renames or removes one that it has not made: anybody who can write into the folder may have put it there.
+A killed process leaves a visible sibling, ``NAME.tmp-XXXXXXXX``, for the user to delete. No command reads, renames or
+removes one that it has not made: anybody who can write into the folder may have put it there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def atomic_write(path: Path, content: bytes, mode: int = 0o666) -> None:
         create = mode if kept is None else stat.S_IMODE(kept)
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, create)) as file:
             if kept is not None:
-                os.fchmod(file.fileno(), create)  # as the umask does not concern a file that was there
+                os.fchmod(file.fileno(), create)  # whatever the umask is
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -108,11 +108,9 @@ def _put_in_place(new: dict[Path, Path], overwrite: bool) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False if the system or the file system cannot."""
-    at_current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    """Exchange two absolute names in one step; False if the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    names = (at_current_folder, os.fsencode(one), at_current_folder, os.fsencode(other), exchange)
-    return rename is not None and rename(*names) == 0
+    return rename is not None and rename(0, os.fsencode(one), 0, os.fsencode(other), 2) == 0  # RENAME_EXCHANGE
 
 
 def _sibling(target: Path, kind: str) -> Path:

@@ -18,9 +18,6 @@ def import_onnxruntime() -> ModuleType:
     """Import onnxruntime with its telemetry off, unless ``ORT_DISABLE_TELEMETRY`` is in the environment and says no.
 
     If the program has imported onnxruntime before, what it sends after its start is turned off.
-
-    Raises:
-        ImportError: It is not installed.
     """
     # Processes that this one starts inherit it. A value of the user's stays.
     off = os.environ.setdefault(SWITCH, "1").strip().lower() in _OFF

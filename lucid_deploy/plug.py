@@ -1,4 +1,4 @@
-"""What other installed packages add: objects that they register as entry points, each checked when it is loaded."""
+"""Objects that other installed packages register as entry points."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ T = TypeVar("T")
 
 
 def entry_points(group: str) -> dict[str, list[EntryPoint]]:
-    """Return what installed packages register in a group, by name. Loads nothing.
-
-    Args:
-        group: Such as ``lucid_deploy.runtimes``.
-    """
+    """Return what installed packages register in a group, such as ``lucid_deploy.runtimes``, without loading it."""
     found: dict[str, list[EntryPoint]] = {}
     for entry in importlib.metadata.entry_points(group=group):
         found.setdefault(entry.name, []).append(entry)
@@ -25,14 +21,9 @@ def entry_points(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
-    """Load the object that an installed package registers; None if none does.
+    """Load the object of a class that an installed package registers under a name; None if none does.
 
-    Args:
-        group: Such as ``lucid_deploy.runtimes``.
-        name: Of the entry.
-        kind: The class that it must be an object of.
-        what: What such an object is, for messages: ``runtime``.
-        attribute: Where the object has its own name, which must be the entry's.
+    ``what`` is the word for such objects in messages; their own ``attribute`` must be the name.
     """
     found = entry_points(group).get(name, [])
     if not found:
@@ -50,17 +41,11 @@ def _load(entry: EntryPoint, kind: Any, what: str, attribute: str) -> Any:
     try:
         loaded: Any = entry.load()
     except Exception as error:  # a package's own code, which may raise anything: its author is named
-        reason = in_one_line(error)
-        if not isinstance(error, ImportError | AttributeError | LucidError):
-            reason = f"{type(error).__name__}: {reason}"
-        reason = reason.removesuffix(".")
+        reason = f"{type(error).__name__}: {in_one_line(error)}".removesuffix(".")
         raise LucidError(f"{label} does not load: {reason}. Install its package again, or remove it.") from error
-    if isinstance(loaded, type):
-        raise LucidError(f"{label} is no {what}, but a class: name an object of it, as in {loaded.__name__}().")
-    if not isinstance(loaded, kind):
-        raise LucidError(f"{label} is no {what}: it is no object of a subclass of {kind.__name__}.")
-    if (own := getattr(loaded, attribute, None)) != entry.name:
-        raise LucidError(f"{label} is no {what} of the name {entry.name}: its {attribute} is {own!r}.")
+    if not isinstance(loaded, kind) or getattr(loaded, attribute) != entry.name:
+        wanted = f"an object of a subclass of {kind.__name__} whose {attribute} is {entry.name}"
+        raise LucidError(f"{label} is no {what}: it must be {wanted}.")
     return loaded
 
 

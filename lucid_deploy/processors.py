@@ -11,15 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-_ROOT = Path("/")
+_ROOT = Path("/")  # holds proc and sys
 
 
 def allowed_threads(root: Path = _ROOT) -> int | None:
-    """Return :func:`usable_cores`, or None where nothing keeps this process from using the whole machine.
-
-    Args:
-        root: Where ``proc`` and ``sys`` are.
-    """
+    """Return :func:`usable_cores`, or None where this process may use the whole machine."""
     if sys.platform != "linux":
         return None
     cores, usable = _cores(root), usable_cores(root)
@@ -28,26 +24,14 @@ def allowed_threads(root: Path = _ROOT) -> int | None:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Return how many threads of this process can compute at a time.
-
-    Args:
-        root: As in :func:`allowed_threads`.
-
-    Returns:
-        The cores that it may run on, or the quota of its control group, rounded, if that is less; at least 1. Where the
-        system does not say, the machine's processors.
-    """
+    """Return how many threads of this process can compute at a time: its cores, or the quota of its control group."""
     cores, quota = _cores(root), processor_quota(root)
     # With a quota of 1.5, two threads were faster than one.
     return cores if quota is None or quota >= cores else max(1, int(quota + 0.5))
 
 
 def processor_quota(root: Path = _ROOT) -> float | None:
-    """Return how much processor time control groups (version 2) give this process, in processors; None: all there is.
-
-    Args:
-        root: As in :func:`allowed_threads`.
-    """
+    """Return how many processors' time control groups (version 2) give this process; None: all there is."""
     quotas = []
     lines = _read_text(root / "proc/self/cgroup").splitlines()
     own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")

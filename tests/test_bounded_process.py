@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,13 +73,6 @@ def test_a_process_that_cannot_be_interrupted_or_was_killed_is_started_again() -
         except WorkerKilled as error:
             assert "was killed" in str(error)
         assert process.ask(b"a") == b"a!\x01"
-
-
-def test_a_signal_for_the_parent_may_end_a_worker_before_it_ignores_it(tmp_path: Path) -> None:
-    mark = tmp_path / "started before"
-    first = f"import os, signal\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'x')\n"
-    with worker(f"{first}    os.kill(os.getpid(), signal.SIGTERM)\n{WORKER}") as process:
-        assert process.ask(b"a") == b"a!\x01" and mark.exists()
 
 
 def test_a_process_that_does_not_start_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

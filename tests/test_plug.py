@@ -52,18 +52,22 @@ def test_objects_are_loaded_by_group_and_name(install: Callable[..., None]) -> N
 @pytest.mark.parametrize(
     ("module", "entry", "code", "message"),
     [
-        ("bad_module", "first = nowhere_at_all:X", CODE, "does not load: No module named 'nowhere_at_all'. Install"),
+        (
+            "bad_module",
+            "first = nowhere_at_all:X",
+            CODE,
+            "does not load: ModuleNotFoundError: No module named",
+        ),
         (
             "bad_attribute",
             "first = bad_attribute:X",
             CODE,
-            "does not load: module 'bad_attribute' has no attribute 'X'",
+            "does not load: AttributeError: module 'bad_attribute' has no attribute 'X'",
         ),
         ("bad_syntax", "first = bad_syntax:X", "def (", "does not load: SyntaxError: invalid syntax"),
         ("bad_import", "first = bad_import:X", "1/0", "does not load: ZeroDivisionError: division by zero"),
-        ("bad_class", "first = bad_class:Class", CODE, r"no thing, but a class: name an object of it, as in Named\(\)"),
-        ("bad_kind", "first = bad_kind:X", "X = 'text'", "no thing: it is no object of a subclass of float"),
-        ("bad_name", "second = bad_name:FIRST", CODE, "no thing of the name second: its name is 'first'"),
+        ("bad_class", "first = bad_class:Class", CODE, "no thing: it must be an object of a subclass of float"),
+        ("bad_name", "second = bad_name:FIRST", CODE, "no thing: it must be .* whose name is second"),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_line(

@@ -151,7 +151,6 @@ def read_manifest(directory: Path) -> Manifest:
         raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
     with reading(path):
         content = path.read_bytes()
-    _check_text(path, content)
     try:
         data = finite(content.decode("utf-8"))
         name, version = data["format"], data["format_version"]
@@ -178,21 +177,6 @@ def _advice(directory: Path) -> str:
         names = " and ".join(path.name for path in left)
         return f" A command that was killed left {names} beside it: rename the one to keep."
     return " Make one with: lucid-deploy export"
-
-
-def _check_text(path: Path, content: bytes) -> None:
-    """Refuse an empty file, one of blanks, and bytes that are not text."""
-    if not content:
-        raise LucidError(f"{path} is empty: it was not written to the end. {_REMEDY}")
-    if not content.strip(b"\0 \t\r\n"):
-        raise LucidError(f"{path} has {len(content)} bytes, all of them blank or zero: it was damaged. {_REMEDY}")
-    try:
-        place = content.find(0)
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = error.start
-    if place >= 0:
-        raise LucidError(f"{path} is no text in UTF-8 (byte {place}), but binary data: it was damaged. {_REMEDY}")
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:

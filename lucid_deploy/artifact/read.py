@@ -76,12 +76,7 @@ class Artifact:
 
 
 def open_artifact(directory: str | Path) -> Artifact:
-    """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths.
-
-    Raises:
-        LucidError: It is no artifact, or of another format.
-        CheckFailed: A file is missing, was cut, or was swapped for one of another size.
-    """
+    """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths."""
     directory = Path(directory)
     artifact = Artifact(directory, read_manifest(directory))
     _check_files(artifact)
@@ -110,11 +105,7 @@ def _check_files(artifact: Artifact) -> None:
 
 
 def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
-    """Compare the sha256 of every file with the manifest.
-
-    Raises:
-        CheckFailed: A file differs; all of them are named.
-    """
+    """Compare the sha256 of every file with the manifest."""
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
     read, wrong = 0, []
     for name, facts in artifact.manifest.files.items():
@@ -132,20 +123,6 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
             f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
             "Export it again."
         )
-
-
-def check_json_files(artifact: Artifact) -> None:
-    """Check that the artifact's JSON files are JSON; contents of the right size may be anything else.
-
-    Raises:
-        CheckFailed: A file is not.
-    """
-    for path in map(artifact.path, artifact.manifest.files):
-        try:
-            with reading(path):
-                _ = json.loads(path.read_bytes()) if path.suffix == ".json" else None
-        except (ValueError, RecursionError) as error:
-            raise CheckFailed(f"{path} is damaged, it is not JSON: {in_one_line(error)}. Export it again.") from error
 
 
 def _check_layers(manifest: Manifest, directory: Path) -> None:
@@ -236,11 +213,7 @@ class ArtifactWatch:
         self._files = {path: _identity(path) for path in map(artifact.path, [MANIFEST, *artifact.manifest.files])}
 
     def check(self) -> None:
-        """Compare; takes some microseconds for each file.
-
-        Raises:
-            CheckFailed: A file was written to, replaced, removed or made unreachable.
-        """
+        """Compare; takes some microseconds for each file."""
         for path, known in self._files.items():
             if _identity(path) != known:
                 raise CheckFailed(
@@ -251,11 +224,7 @@ class ArtifactWatch:
 
 @contextmanager
 def unchanged(artifact: Artifact) -> Iterator[None]:
-    """Fail a block that uses an artifact which is replaced meanwhile: its result may mix parts of two artifacts.
-
-    Raises:
-        CheckFailed: The artifact was replaced before or during the block, also if that made the block fail.
-    """
+    """Fail a block that uses an artifact which is replaced meanwhile: its result may mix parts of two artifacts."""
     watch = ArtifactWatch(artifact)
     try:
         yield

@@ -155,11 +155,7 @@ def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
 
 
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
-    """Check that a cache of ``tokens`` columns can be cut back to ``length`` of them exactly.
-
-    Raises:
-        LucidError: A tensor cannot be cut back; the message names the first one and the reason.
-    """
+    """Check that a cache of ``tokens`` columns can be cut back to ``length`` of them exactly."""
     if cuts_exactly(layout, length, tokens):
         return
     tensors = [(index, tensor) for index, layer in enumerate(layout) for tensor in layer]

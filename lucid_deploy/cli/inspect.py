@@ -24,13 +24,11 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
     Example: lucid-deploy inspect ./artifact --batch 8 --context 4096
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.artifact.read import check_json_files
     from lucid_deploy.cli._console import note, progress, write_results
     from lucid_deploy.errors import CheckFailed, in_one_line
     from lucid_deploy.runtimes.inspection import describe
 
     opened = open_artifact(artifact)
-    check_json_files(opened)
     if check:
         with progress("Checking sha256") as update:
             check_hashes(opened, update)

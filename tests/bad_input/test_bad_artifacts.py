@@ -82,25 +82,13 @@ def test_a_manifest_of_another_form(refused_run: Refused, artifact_copy: Path, c
     assert str(artifact_copy) in refused_run(artifact_copy)
 
 
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "is empty: it was not written to the end"),
-        (b" \t\r\n\n", "has 5 bytes, all of them blank or zero"),
-        (bytes(4096), "has 4096 bytes, all of them blank or zero"),
-        (b"PK\x03\x04\x00\x00", "is no text in UTF-8 (byte 4), but binary data"),
-        (b'{"format": "\xff"}', "is no text in UTF-8 (byte 12), but binary data"),
-        (b'{"format": ', "is not a manifest of lucid-deploy: Expecting value: line 1 column 12 (char 11)."),
-    ],
-    ids=["empty", "blank", "zeros", "archive", "bytes", "cut"],
-)
-def test_a_manifest_that_no_export_has_written(
-    refused_run: Refused, artifact_copy: Path, content: bytes, what: str
-) -> None:
-    """What an interrupted copy or a full disk leaves; a parser's own message would not say what to do."""
+@pytest.mark.parametrize("content", [b"", bytes(4096), b"PK\x03\x04\x9b\x00", b'{"format": '])
+def test_a_manifest_that_no_export_has_written(refused_run: Refused, artifact_copy: Path, content: bytes) -> None:
+    """What an interrupted copy or a full disk leaves."""
     (artifact_copy / "lucid.json").write_bytes(content)
     message = refused_run(artifact_copy)
-    assert f"{artifact_copy / 'lucid.json'} {what}" in message and "Export the model again, or copy the file" in message
+    assert f"{artifact_copy / 'lucid.json'} is not a manifest of lucid-deploy" in message
+    assert "Export the model again, or copy the file" in message
 
 
 @pytest.mark.parametrize(

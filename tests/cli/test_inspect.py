@@ -59,14 +59,6 @@ def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
     assert damaged.exit_code == 1 and "weights.bin" in damaged.stderr
 
 
-def test_json_files_are_read_always(artifact_copy: Path) -> None:
-    size = (artifact_copy / "config.json").stat().st_size
-    (artifact_copy / "config.json").write_bytes(bytes([0x9B]) * size)
-    result = run(artifact_copy)
-    assert result.exit_code == 1 and "config.json is damaged, it is not JSON" in result.stderr
-    assert result.stderr.count("\n") == 1 and result.stdout == ""
-
-
 @pytest.mark.parametrize("words", [["--batch", 0], ["--context", -1], ["--batch", "two"]], ids=str)
 def test_wrong_numbers(words: list[Any], exported: Exported) -> None:
     result = run(exported()[1].directory, *words)

@@ -80,24 +80,11 @@ def test_a_package_brings_a_runtime(package: Any) -> None:
     assert wrong.exit_code == 2 and "'lost' is not one of" in wrong.stderr and "'found'" in wrong.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        (
-            "gone",
-            "no_such_module:RUNTIME",
-            r"Runtime gone of brings \(no_such_module:RUNTIME\) does not load: No module",
-        ),
-        ("gone", "brings:OTHER", "does not load: .*OTHER"),
-        ("other", "brings:RUNTIME", "is no runtime of the name other"),
-        ("other", "brings:Found", r"is no runtime, but a class: name an object of it, as in Found\(\)"),
-    ],
-)
-def test_a_broken_package_is_named(name: str, value: str, message: str, package: Any) -> None:
-    package(name, value, FOUND)
-    assert name in runtime_names()  # nothing is loaded to list it
-    with pytest.raises(LucidError, match=message):
-        find_runtime(name)
+def test_a_broken_package_is_named(package: Any) -> None:
+    package("gone", "no_such_module:RUNTIME", FOUND)
+    assert "gone" in runtime_names()  # nothing is loaded to list it
+    with pytest.raises(LucidError, match=r"Runtime gone of brings \(no_such_module:RUNTIME\) does not load: "):
+        find_runtime("gone")
 
 
 def test_no_package_replaces_a_built_in_runtime(package: Any) -> None:

@@ -63,11 +63,6 @@ class OrtSession(ArtifactSession[Any]):
     Args:
         artifact: The opened artifact.
         options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`; None: the defaults.
-
-    Raises:
-        LucidError: onnxruntime lacks the provider, or is a version that computes this artifact wrongly, or the library
-            of kernels is wanted and cannot be used.
-        CheckFailed: onnxruntime cannot load a graph.
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:

@@ -21,10 +21,6 @@ class OpenVinoSession(ArtifactSession[Array]):
     Args:
         artifact: An artifact whose graphs have no functions.
         options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
-
-    Raises:
-        LucidError: A version that does not run the graphs, or graphs with an operator that OpenVINO does not have.
-        CheckFailed: OpenVINO cannot load a graph.
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:

@@ -15,29 +15,19 @@ _KNOWN = {
     "tensorrt": ("tensorrt", "trt", "TensorRT"),
 }
 BACKENDS = tuple(_KNOWN)
-_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
-# The oldest that have what graphs need. TensorRT's parser has the operator Attention from 10.14 (its release notes); of
-# TensorRT-RTX 1.7 is the oldest that built an engine here.
+# The oldest that have what graphs need: TensorRT's parser has the operator Attention from 10.14; of TensorRT-RTX 1.7 is
+# the oldest that built an engine here.
 LEAST = {"tensorrt-rtx": "1.7", "tensorrt": "10.14"}
-# The layer that writes a static cache in place: IKVCacheUpdateLayer, of TensorRT 10.15 (its C++ API).
-LEAST_STATIC = {"tensorrt-rtx": "1.7", "tensorrt": "10.15"}
 _TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An imported TensorRT.
+    """An imported TensorRT."""
 
-    Attributes:
-        name: ``tensorrt-rtx`` or ``tensorrt``.
-        title: Its name in messages.
-        trt: The module.
-        version: Its version.
-    """
-
-    name: str
-    title: str
-    trt: Any
+    name: str  # tensorrt-rtx or tensorrt
+    title: str  # its name in messages
+    trt: Any  # the module
     version: str
 
     @property
@@ -45,29 +35,19 @@ class Backend:
         """Whether building measures on a GPU; TensorRT-RTX leaves that to the machine that runs the engine."""
         return self.name == "tensorrt"
 
-    def check_version(self, static_cache: bool = False) -> None:
+    def check_version(self) -> None:
         """Check that the backend is not older than what engines need."""
         from packaging.version import InvalidVersion, Version
 
-        for least, what in ((LEAST, "engines"), (LEAST_STATIC, "engines with a static cache"))[: 1 + static_cache]:
-            try:
-                old = Version(self.version) < Version(least[self.name])
-            except InvalidVersion:  # a custom build: TensorRT reports itself what it lacks
-                continue
-            if old:
-                remedy = "" if what == "engines" else ", or export with --cache growing"
-                raise LucidError(
-                    f"{self.title} {self.version} is too old for {what}, which need {least[self.name]} or newer. Run: "
-                    + spelled_out(f'pip install "lucid-deploy[{_KNOWN[self.name][1]}]"')
-                    + remedy
-                )
-
-    def check_dtype(self, dtype: str) -> None:
-        """Check that the backend has a type."""
-        if dtype not in _TYPES or not hasattr(self.trt.DataType, _TYPES[dtype]):
-            known = [name for name, kind in _TYPES.items() if hasattr(self.trt.DataType, kind)]
+        least = LEAST[self.name]
+        try:
+            old = Version(self.version) < Version(least)
+        except InvalidVersion:  # a custom build: TensorRT reports itself what it lacks
+            return
+        if old:
             raise LucidError(
-                f"{self.title} {self.version} has no type {dtype}. Export again with --dtype {' or '.join(known)}."
+                f"{self.title} {self.version} is too old for engines, which need {least} or newer. Run: "
+                + spelled_out(f'pip install "lucid-deploy[{_KNOWN[self.name][1]}]"')
             )
 
     def capabilities(self, wanted: tuple[str, ...], dtype: str, with_plugin: bool) -> tuple[int, ...]:

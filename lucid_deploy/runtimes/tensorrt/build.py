@@ -45,48 +45,28 @@ MOST_WORKSPACE = 1 << 64  # TensorRT takes a number of 64 bits
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build.
+    """What to build."""
 
-    Attributes:
-        backend: ``tensorrt-rtx`` or ``tensorrt``; None: the one that is installed.
-        max_batch: Most rows; None: 4.
-        max_context: Most tokens of a row; None: the model's.
-        prefill_chunk: Most new tokens of one prefill; None: 2048, or less if the context is shorter.
-        capabilities: Compute capabilities to build for, such as ``8.6``; (): all that the backend supports.
-        workspace: Most scratch bytes of a layer; None: the backend chooses.
-        weightless: Leave the weights out of the engines. Needs a GPU when building.
-        plugin: The plugin library; None: the wheel's, else where ``lucid-deploy plugin build`` puts it.
-        overwrite: Whether engines that are there may be replaced.
-        plugin_build: Whether a plugin library is built if there is none.
-        speculate: Whether a third engine is built, which verifies drafts.
-    """
-
-    backend: str | None = None
-    max_batch: int | None = None
-    max_context: int | None = None
-    prefill_chunk: int | None = None
-    capabilities: tuple[str, ...] = ()
-    workspace: int | None = None
-    weightless: bool = False
-    plugin: Path | None = None
-    overwrite: bool = False
-    plugin_build: bool = True
-    speculate: bool = False
+    backend: str | None = None  # tensorrt-rtx or tensorrt; None: the one that is installed
+    max_batch: int | None = None  # most rows; None: 4
+    max_context: int | None = None  # most tokens of a row; None: the model's
+    prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
+    capabilities: tuple[str, ...] = ()  # compute capabilities to build for, such as 8.6; (): all of the backend
+    workspace: int | None = None  # most scratch bytes of a layer; None: the backend chooses
+    weightless: bool = False  # leave the weights out of the engines; needs a GPU when building
+    plugin: Path | None = None  # the plugin library; None: the wheel's, else that of `lucid-deploy plugin build`
+    overwrite: bool = False  # whether engines that are there may be replaced
+    plugin_build: bool = True  # whether a plugin library is built if there is none
+    speculate: bool = False  # whether a third engine is built, which verifies drafts
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built.
+    """What was built."""
 
-    Attributes:
-        directory: Where the engines lie.
-        manifest: What was written beside them.
-        built: By stage: layers of the network, and seconds.
-    """
-
-    directory: Path
-    manifest: EngineManifest
-    built: dict[str, dict[str, Any]]
+    directory: Path  # of the engines
+    manifest: EngineManifest  # written beside them
+    built: dict[str, dict[str, Any]]  # by stage: layers of the network, and seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -159,8 +139,7 @@ def _check(artifact: Artifact, backend: Backend, options: BuildOptions) -> tuple
     if options.workspace is not None and not 1 <= options.workspace < MOST_WORKSPACE:
         raise LucidError(f"--workspace must be at least 1 byte and less than 2⁶⁴, not {options.workspace}.")
     manifest = artifact.manifest
-    backend.check_version(manifest.cache == "static")
-    backend.check_dtype(manifest.dtype)
+    backend.check_version()
     check_artifact(artifact)
     capabilities = backend.capabilities(options.capabilities, manifest.dtype, manifest.uses(PLUGIN_OPERATORS))
     check_float_formats(artifact, capabilities)

@@ -19,45 +19,24 @@ from typing import Any
 Report = Callable[[int, int], None]
 _FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # the parser's lines around a node that it shows
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-STEPS = 1000  # the whole build, in the numbers that progress is reported with
 
 
 class Progress:
-    """Turns nested phases into one number that never goes back.
-
-    Args:
-        report: Called with (done, STEPS).
-    """
+    """The steps of the outermost phase, as (done, steps); what happens within a step is not counted."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._phases: dict[str, tuple[str | None, int]] = {}  # parent, steps
-        self._done: dict[str, int] = {}
-        self._reached = 0
+        self._outermost: tuple[str, int] | None = None
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """Begin a phase, which is one step of its parent."""
-        self._phases[phase], self._done[phase] = (parent, max(steps, 1)), 0
+        """Begin a phase."""
+        if parent is None:
+            self._outermost = (phase, steps)
 
     def step(self, phase: str, index: int) -> None:
         """Finish a step of a phase."""
-        if phase not in self._phases:
-            return
-        self._done[phase] = index + 1
-        roots = [name for name, (parent, _) in self._phases.items() if parent not in self._phases]
-        reached = min(int(STEPS * max(map(self._fraction, roots))), STEPS)
-        if reached > self._reached:
-            self._reached = reached
-            self._report(reached, STEPS)
-
-    def finish(self, phase: str) -> None:
-        """End a phase; its parent reports the step."""
-        self._phases.pop(phase, None)
-
-    def _fraction(self, phase: str) -> float:
-        steps = self._phases[phase][1]
-        inside = sum(self._fraction(name) for name, (parent, _) in self._phases.items() if parent == phase)
-        return min(self._done[phase] + min(inside, 1.0), steps) / steps
+        if self._outermost is not None and self._outermost[0] == phase:
+            self._report(index + 1, self._outermost[1])
 
 
 class CallbackFailure:
@@ -149,8 +128,7 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
                 self._progress.start(phase_name, parent_phase, num_steps)
 
         def phase_finish(self, phase_name: str) -> None:
-            with failure.stored():
-                self._progress.finish(phase_name)
+            pass
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             with failure.stored():

@@ -20,13 +20,6 @@ class Device:
         name: The driver's name of it.
         capability: Compute capability, 86 for 8.6.
         stream: Handle of the stream, as TensorRT takes it.
-
-    Args:
-        driver: The module ``cuda.bindings.driver``.
-        index: Number of the GPU.
-
-    Raises:
-        LucidError: No driver, or no such GPU.
     """
 
     def __init__(self, driver: Any, index: int = 0) -> None:

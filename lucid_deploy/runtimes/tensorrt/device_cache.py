@@ -17,7 +17,7 @@ _LEAST = 256  # bytes: an empty tensor has an address too
 
 
 class DeviceBlock:
-    """Bytes on the device; they go back to their pool when nobody holds the block any more."""
+    """Bytes on the device; they return to their pool when the block is collected."""
 
     def __init__(self, pool: MemoryPool, address: int, size: int) -> None:
         self.address, self.size = address, size
@@ -56,15 +56,10 @@ def _free_all(device: Device, free: dict[int, list[int]]) -> None:
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """One layer's K or Y on the device, ``(batch, heads, tokens, width)``.
-
-    Attributes:
-        block: Where it lies.
-        pitch: Tokens from one head's first row to the next head's: as many as it holds, or the length of a buffer.
-    """
+    """One layer's K or Y on the device, ``(batch, heads, tokens, width)``."""
 
     block: DeviceBlock
-    pitch: int
+    pitch: int  # tokens from one head's first row to the next head's: as many as it holds, or a buffer's length
 
     @property
     def address(self) -> int:
@@ -76,14 +71,7 @@ Layers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, 
 
 
 class DeviceCaches:
-    """Makes caches of one model.
-
-    Args:
-        layout: What its layers cache.
-        device: The GPU.
-        pool: Where memory comes from.
-        most: Tokens that a cache has at most.
-    """
+    """Make caches of one model, of at most ``most`` tokens."""
 
     def __init__(self, layout: CacheLayout, device: Device, pool: MemoryPool, most: int) -> None:
         self._layout, self._device, self._pool, self._most = layout, device, pool, most

@@ -19,30 +19,19 @@ from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
 
 @dataclass(frozen=True)
 class StateCopy:
-    """Where a state is read and where the next one is written: an engine cannot write it over the one it reads.
+    """Where a state is read and where the next one is written: an engine cannot write it over the one it reads."""
 
-    Attributes:
-        read: Address of what the engine reads, ``(B, …)``.
-        written: Address of what it writes, of the same shape.
-        size: Bytes of one row of the batch.
-    """
-
-    read: int
-    written: int
-    size: int
+    read: int  # address, (B, …)
+    written: int  # address, of the same shape
+    size: int  # bytes of one row of the batch
 
 
 class DecodeStep:
-    """Runs the decode engine on buffers that stay where they are; new states then go where the next step reads them.
+    """Run the decode engine on buffers that stay where they are; then move new states to where the next step reads.
 
     The engine counts the new column of every row as a token. For rows of K and Y the next step's mask corrects that,
     for a state nothing does, so the states of rows that wait are not copied. A recorded graph copies those of all rows:
     where a row waits, the engine runs without it.
-
-    Args:
-        device: The GPU.
-        batch: Rows.
-        states: The cache's states.
     """
 
     def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:
@@ -51,12 +40,7 @@ class DecodeStep:
         self._has_run = False
 
     def run(self, execute: Callable[[], None], tokens: Array) -> None:
-        """Queue the step.
-
-        Args:
-            execute: Queues the engine, always the same.
-            tokens: Bool ``(B,)``, False for rows that only wait for others.
-        """
+        """Queue the engine with ``execute``; ``tokens``, bool ``(B,)``, is False for rows that only wait for others."""
 
         def queue() -> None:
             execute()
@@ -90,31 +74,17 @@ Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every inpu
 
 @dataclass(frozen=True)
 class Engines:
-    """Loaded engines, as a session needs them.
-
-    Attributes:
-        manifest: What they were built for.
-        make_context: Returns a new execution context of a stage; contexts of one engine share its weights.
-        tensors: Names of each stage's inputs and outputs; TensorRT drops an input that nothing reads.
-        errors: What TensorRT has reported since the engines were loaded.
-        save: Keeps for the next start what was compiled while the engines ran.
-    """
+    """Loaded engines, as a session needs them."""
 
     manifest: EngineManifest
-    make_context: Callable[[str], Any]
-    tensors: dict[str, frozenset[str]]
-    errors: list[str] = field(default_factory=list)
-    save: Callable[[], None] = lambda: None
+    make_context: Callable[[str], Any]  # from a stage; contexts of one engine share its weights
+    tensors: dict[str, frozenset[str]]  # names of each stage's inputs and outputs; TensorRT drops unread inputs
+    errors: list[str] = field(default_factory=list)  # what TensorRT has reported since the engines were loaded
+    save: Callable[[], None] = lambda: None  # keeps for the next start what was compiled while the engines ran
 
 
 class EngineContexts:
-    """An execution context of each stage, and memory for its small inputs and outputs.
-
-    Args:
-        engines: The engines.
-        device: The GPU, with a stream of its own.
-        pool: Where memory comes from.
-    """
+    """An execution context of each stage, and memory for its small inputs and outputs."""
 
     def __init__(self, engines: Engines, device: Device, pool: MemoryPool) -> None:
         self._engines, self._device, self._pool = engines, device, pool

@@ -16,7 +16,7 @@ from lucid_deploy.runtimes.tensorrt.backend import BACKENDS, Backend, dotted, lo
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger, without_collection
 from lucid_deploy.runtimes.tensorrt.device import Device, open_device
 from lucid_deploy.runtimes.tensorrt.engine_contexts import Engines
-from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineManifest, engine_directory, open_engines
+from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineManifest, check_file, engine_directory, open_engines
 from lucid_deploy.runtimes.tensorrt.prepare import check_float_formats, prepare_graph
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 
@@ -24,11 +24,7 @@ log = logging.getLogger("lucid_deploy.jit_cache")
 
 
 class JitCache:
-    """The compiled kernels of one engine, shared by all its contexts. Contexts must be gone before it is.
-
-    Args:
-        path: The file; it need not exist.
-    """
+    """The compiled kernels of one engine, shared by all its contexts. Contexts must be gone before it is."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,12 +108,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
     runtime = trt.Runtime(logger)
     engines = {}
     for stage, entry in manifest.engines.items():
-        content = (folder / entry.file).read_bytes()
-        if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise CheckFailed(
-                f"{folder / entry.file} was changed after it was built. "
-                f"Build it again: lucid-deploy build {artifact.directory} --overwrite"
-            )
+        content = check_file(folder, entry)
         with failure.raising():
             engine = runtime.deserialize_cuda_engine(content)
         if engine is None:

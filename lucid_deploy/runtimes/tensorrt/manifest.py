@@ -44,29 +44,17 @@ class PluginFile:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """The content of ``engines.json``.
+    """The content of ``engines.json``."""
 
-    Attributes:
-        backend: ``tensorrt-rtx`` or ``tensorrt``.
-        backend_version: Its version; engines of another one are not read.
-        toolkit_version: The lucid-deploy that built them.
-        capabilities: Compute capabilities they were built for, 86 for 8.6; () is all that the backend supports.
-        limits: The largest sizes they accept.
-        weightless: Whether they take their weights from the artifact when they are loaded.
-        sources: Sha256 of the graphs and of the weights they were built from.
-        plugin: The plugin library; None for models that need none.
-        engines: By stage; ``verify`` only where engines were built with ``--speculate``.
-    """
-
-    backend: str
-    backend_version: str
-    toolkit_version: str
-    capabilities: tuple[int, ...]
-    limits: Limits
-    weightless: bool
-    sources: dict[str, str]
-    plugin: PluginFile | None
-    engines: dict[str, EngineFile]
+    backend: str  # tensorrt-rtx or tensorrt
+    backend_version: str  # engines of another one are not read
+    toolkit_version: str  # the lucid-deploy that built them
+    capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; () is all of the backend
+    limits: Limits  # the largest sizes they accept
+    weightless: bool  # whether they take their weights from the artifact when they are loaded
+    sources: dict[str, str]  # sha256 of the graphs and of the weights they were built from
+    plugin: PluginFile | None  # the plugin library; None for models that need none
+    engines: dict[str, EngineFile]  # by stage; verify only with --speculate
 
     def to_json(self) -> str:
         """Return the text of ``engines.json``."""
@@ -113,23 +101,21 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
             f"The engines in {folder} were built with plugin ABI {manifest.plugin.abi}, and this version has "
             f"{PLUGIN_ABI}. Run: lucid-deploy plugin build. {again}"
         )
-    kept: list[EngineFile | PluginFile] = list(manifest.engines.values())
-    for entry in [*kept, manifest.plugin] if manifest.plugin is not None else kept:
-        _check_size(folder / entry.file, entry.size, again)
-    if manifest.plugin is not None:  # small, and it is code that is about to run
-        found = file_facts(folder / manifest.plugin.file)["sha256"]
-        if found != manifest.plugin.sha256:
-            raise CheckFailed(f"{folder / manifest.plugin.file} was changed after the engines were built. {again}")
+    if manifest.plugin is not None:  # it is code that is about to run; engines are checked as they are read
+        check_file(folder, manifest.plugin)
     return manifest
 
 
-def _check_size(path: Path, size: int, again: str) -> None:
-    if not path.is_file():
-        raise CheckFailed(f"{path} is missing. {again}")
-    if path.stat().st_size != size:
+def check_file(folder: Path, entry: EngineFile | PluginFile) -> bytes:
+    """Return the content of a file beside the engines' manifest; refuse it if it is not the one that was written."""
+    path = folder / entry.file
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise CheckFailed(
-            f"{path} has {path.stat().st_size} bytes, its manifest says {size}: it was cut or swapped. {again}"
+            f"{path} is missing or was changed after it was built. "
+            f"Build it again: lucid-deploy build {folder.parent.parent} --overwrite"
         )
+    return content
 
 
 def _read(artifact: Artifact, backend: str, folder: Path, again: str) -> EngineManifest:

@@ -29,36 +29,22 @@ _LOOPS = ("TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT")
 
 @dataclass(frozen=True)
 class Settings:
-    """How an engine is built.
+    """How an engine is built."""
 
-    Attributes:
-        capabilities: Compute capabilities to build for, 86 for 8.6; () lets the backend choose.
-        workspace: Most scratch bytes of a layer; None lets the backend choose.
-        weightless: Leave the weights out; loading takes them from the artifact.
-        capturable: Refuse whatever would keep the engine from being recorded as a CUDA graph.
-    """
-
-    capabilities: tuple[int, ...] = ()
-    workspace: int | None = None
-    weightless: bool = False
-    capturable: bool = False
+    capabilities: tuple[int, ...] = ()  # compute capabilities to build for, 86 for 8.6; () lets the backend choose
+    workspace: int | None = None  # most scratch bytes of a layer; None lets the backend choose
+    weightless: bool = False  # leave the weights out; loading takes them from the artifact
+    capturable: bool = False  # refuse whatever would keep the engine from being recorded as a CUDA graph
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialised engine and what is known about it.
+    """A serialised engine and what is known about it."""
 
-    Attributes:
-        content: The engine, as a buffer.
-        layers: Layers of the network.
-        plugin_layers: Names of the layers that the plugin library computes, by operator.
-        seconds: Time to parse and build.
-    """
-
-    content: Any = field(repr=False)
-    layers: int
-    plugin_layers: dict[str, list[str]]
-    seconds: float
+    content: Any = field(repr=False)  # a buffer
+    layers: int  # of the network
+    plugin_layers: dict[str, list[str]]  # names of the layers that the plugin library computes, by operator
+    seconds: float  # to parse and build
 
 
 @without_collection()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import VERIFY, Artifact
-from lucid_deploy.artifact.quantization import AUTO, GROUP_FP8, NEAREST, STORED, TOKEN_FP8, Quantization
+from lucid_deploy.artifact.quantization import GROUP_FP8, TOKEN_FP8
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import (
     DECODE_ATTENTION,
@@ -18,6 +18,8 @@ from lucid_deploy.plugins.table import (
     IN_TENSORRT,
     PRECONDITION,
 )
+from lucid_deploy.runtimes.open import check_artifact as check_capabilities
+from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.backend import dotted
 
 if TYPE_CHECKING:
@@ -69,19 +71,12 @@ _FP8_WIDTH_UNIT = 8  # and in those that read a cache in fp8
 
 @dataclass(frozen=True)
 class PreparedGraph:
-    """A graph ready for TensorRT's parser.
+    """A graph ready for TensorRT's parser."""
 
-    Attributes:
-        stage: ``prefill``, ``decode`` or ``verify``.
-        model: The serialised ONNX model; its weights still lie in the artifact's weight file.
-        plugin_nodes: How many nodes of each of the plugin's operators it has.
-        cache_updates: How many nodes write into a static cache.
-    """
-
-    stage: str
-    model: bytes
-    plugin_nodes: dict[str, int]
-    cache_updates: int
+    stage: str  # prefill, decode or verify
+    model: bytes  # serialised; its weights still lie in the artifact's weight file
+    plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators it has
+    cache_updates: int  # how many nodes write into a static cache
 
 
 def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxruntime: bool = False) -> PreparedGraph:
@@ -95,8 +90,9 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     record = artifact.manifest.quantization
     if record is not None and record.format != "qdq":
         raise LucidError(
-            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. "
-            f"{_remedy(record)}"
+            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
+            f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq, from the checkpoint before it was "
+            "quantized if that has zero points."
         )
     static = artifact.manifest.cache == "static"
     if stage == VERIFY and (reason := artifact.drafts_unsupported_reason):
@@ -135,19 +131,6 @@ def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx
     return changed
 
 
-def _remedy(record: Quantization) -> str:
-    """Say how a quantized model comes to TensorRT."""
-    if any(tensor.zero_points for tensor in record.tensors.values()):
-        return (
-            "Its weights have zero points, which TensorRT does not take either: take the checkpoint that it was made "
-            f"from, before it was quantized, and export that with --quantize {record.scheme} --quantize-format qdq."
-        )
-    scheme = STORED if record.method.name == STORED else record.scheme
-    method = "" if record.method.name in (NEAREST, STORED) else f" --method {record.method.name}"
-    more = f" --target-bits {record.method.settings['target_bits']:g}" if record.method.name == AUTO else ""
-    return f"Export it for TensorRT with --quantize {scheme}{method}{more} --quantize-format qdq."
-
-
 def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> None:
     path = artifact.graph_path(stage)
     of_layers = "decode" if stage == VERIFY else stage
@@ -168,34 +151,18 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
 def check_artifact(artifact: Artifact) -> None:
     """Check that an artifact is of the kind that TensorRT's graphs are made from."""
     manifest = artifact.manifest
-    if manifest.cache_dtype not in (manifest.dtype, FP8):
-        raise LucidError(
-            f"TensorRT engines keep the cache in the model's type or in fp8, and this artifact's is in "
-            f"{manifest.cache_dtype}. Export with --cache-dtype auto or fp8 for them."
-        )
+    check_capabilities(CAPABILITIES, "TensorRT", artifact)
     if manifest.cache_dtype == FP8 and (manifest.dtype == "float32" or manifest.cache == "static"):
         raise LucidError(
             "TensorRT engines keep a cache in fp8 beside float16 and bfloat16, and a growing one: TensorRT writes no "
             f"E4M3 in place. {artifact.directory} is in {manifest.dtype} with a {manifest.cache} cache. Export with "
             "--dtype float16 and --cache growing, or with --cache-dtype auto."
         )
-    if manifest.inline:
-        raise LucidError(
-            f"TensorRT's plugin computes operators that the graphs of {artifact.directory} do not have: they were "
-            "exported with --inline. Export without it for engines."
-        )
     if manifest.cache == "static" and not artifact.writes_in_place:
         raise LucidError(
             f"The graphs of {artifact.directory} were exported with --opset 23, without the TensorScatter that engines "
             "write their static cache with. Export without --opset for engines."
         )
-    for index, layer in enumerate(manifest.layers):
-        if any(tensor.sort == "ring" for tensor in layer.cache):
-            kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
-            raise LucidError(
-                f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of all tokens, and states. "
-                "Run the artifact with onnxruntime."
-            )
     check_head_width(artifact)
 
 

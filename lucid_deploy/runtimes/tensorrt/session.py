@@ -35,15 +35,7 @@ class _BoundCache:
 
 
 class TensorRtSession(ArtifactSession[DeviceTensor]):
-    """Runs an artifact's engines on one GPU stream.
-
-    Args:
-        artifact: The opened artifact.
-        engines: Its engines.
-        device: The GPU, with a stream of its own.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted; the engines' own limits
-            hold in any case.
-    """
+    """Run an artifact's engines on one GPU stream. Their limits hold even where extrapolation is permitted."""
 
     def __init__(self, artifact: Artifact, engines: Engines, device: Device, allow_extrapolation: bool = False) -> None:
         super().__init__(artifact, "tensorrt", allow_extrapolation, CAPABILITIES)
@@ -58,12 +50,6 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
     def close(self) -> None:
         """Keep what was compiled for the next start; the session cannot be used any more. Needs no call at exit."""
         self._contexts.close()
-
-    def share(self, device: Device) -> TensorRtSession:
-        """Return a second session on the same engines: contexts, stream and memory of its own, weights in common."""
-        second = TensorRtSession(self._artifact, self._engines, device, self.allow_extrapolation)
-        second.rounded_inputs = self.rounded_inputs
-        return second
 
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
         if self._contexts.closed:
