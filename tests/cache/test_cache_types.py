@@ -126,5 +126,5 @@ def test_what_does_not_go_together_is_refused(cached: MakeArtifact, tmp_path: Pa
     for name in (*artifact.manifest.files, "lucid.json"):
         (copy / name).write_bytes(artifact.path(name).read_bytes())
     (copy / "lucid.json").write_text(manifest.replace('"cache_dtype": "int8"', '"cache_dtype": "int3"'))
-    with pytest.raises(LucidError, match=r"'int3' - at `\$\.cache_dtype`"):
+    with pytest.raises(LucidError, match=r"is damaged: .*cache_dtype"):
         open_artifact(copy)
