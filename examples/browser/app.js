@@ -1,4 +1,5 @@
 // The page: loads the artifact that ?artifact=… names (artifact/ if it names none) and streams answers.
+// ?device=wasm or webgpu chooses what computes.
 
 import { Model } from "./lucid.js";
 
@@ -9,8 +10,9 @@ const say = (state, text) => {
 };
 
 async function start() {
-  const folder = new URLSearchParams(location.search).get("artifact") ?? "artifact/";
-  const model = await Model.load(new URL(folder.replace(/\/*$/, "/"), location.href), (text) => say("loading", text));
+  const query = new URLSearchParams(location.search);
+  const folder = new URL((query.get("artifact") ?? "artifact/").replace(/\/*$/, "/"), location.href);
+  const model = await Model.load(folder, query.get("device"), (text) => say("loading", text));
   at("form").addEventListener("submit", (event) => {
     event.preventDefault();
     answer(model).catch(failed);
@@ -32,7 +34,7 @@ async function answer(model) {
     await new Promise((painted) => setTimeout(painted)); // lets the page show it
   }
   const rate = tokens > 1 ? `, ${((tokens - 1) / ((last - first) / 1000)).toFixed(1)} tokens per second` : "";
-  say("done", `${tokens} tokens${rate}; the first after ${(first - begun).toFixed(0)} ms.`);
+  say("done", `${tokens} tokens${rate}; the first after ${(first - begun).toFixed(0)} ms; ${model.device}.`);
   at("go").disabled = false;
 }
 

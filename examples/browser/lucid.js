@@ -1,19 +1,21 @@
-// An artifact of lucid-deploy in the browser: its graphs in onnxruntime-web (WASM), its cache handed from step to step.
+// An artifact of lucid-deploy in the browser: its graphs in onnxruntime-web, its cache handed from step to step.
 
-import * as ort from "onnxruntime-web";
 import { Tokenizer } from "@huggingface/tokenizers";
 
-ort.env.wasm.numThreads = 1; // more need headers of the server that isolate the page
-ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).href;
-
+let ort; // onnxruntime-web, in the build for the device
 const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array ?? Uint16Array, int8: Int8Array };
 const PAST = "past_key_values.", PRESENT = "present.";
 
 export class Model {
-  // Load an artifact from a folder's URL; `progress` is told what is being loaded.
-  static async load(folder, progress = () => {}) {
+  // Load an artifact from a folder's URL. `device` is "webgpu", "wasm", or null for WebGPU where the browser has it;
+  // `progress` is called with what is being loaded.
+  static async load(folder, device = null, progress = () => {}) {
     const manifest = await fetched(new URL("lucid.json", folder), "json");
     check(manifest, folder);
+    device ??= await deviceFor([manifest.dtype, manifest.cache_dtype]);
+    ort = await (device === "webgpu" ? import("onnxruntime-web/webgpu") : import("onnxruntime-web"));
+    ort.env.wasm.numThreads = 1; // more need headers of the server that isolate the page
+    ort.env.wasm.wasmPaths = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).href;
     const tokenizer = new Tokenizer(
       await fetched(new URL("tokenizer.json", folder), "json"),
       // An artifact may have none; only those that the manifest lists are there.
@@ -25,18 +27,23 @@ export class Model {
     for (const stage of ["prefill", "decode"]) {
       progress(`Loading the ${stage} graph…`);
       const graph = new Uint8Array(await fetched(new URL(manifest.graphs[stage].file, folder), "arrayBuffer"));
-      const externalData = [{ path: "weights.bin", data }];
-      sessions[stage] = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData });
+      const options = { executionProviders: [device], externalData: [{ path: "weights.bin", data }] };
+      if (device === "webgpu") { // the cache stays on the GPU
+        const present = manifest.graphs[stage].outputs.filter(({ name }) => name.startsWith(PRESENT));
+        options.preferredOutputLocation = Object.fromEntries(present.map(({ name }) => [name, "gpu-buffer"]));
+      }
+      sessions[stage] = await ort.InferenceSession.create(graph, options);
     }
-    return new Model(manifest, tokenizer, sessions);
+    return new Model(manifest, tokenizer, sessions, device);
   }
 
-  constructor(manifest, tokenizer, sessions) {
+  constructor(manifest, tokenizer, sessions, device) {
+    this.device = { webgpu: "WebGPU", wasm: "WASM" }[device];
     this.config = manifest.config;
     this.tokenizer = tokenizer;
     this.sessions = sessions;
     this.cache = manifest.graphs.prefill.inputs.filter((input) => input.name.startsWith(PAST));
-    this.summary = `${manifest.config.num_hidden_layers} layers, ${manifest.dtype}`;
+    this.summary = `${manifest.config.num_hidden_layers} layers, ${manifest.dtype}, ${this.device}`;
   }
 
   // Yield the answer's text so far after each new token, the most probable one each time.
@@ -51,13 +58,15 @@ export class Model {
       const stage = seen === 0 ? "prefill" : "decode";
       const found = await this.sessions[stage].run({ ...inputs(ids, seen), ...past });
       seen += ids.length;
+      for (const tensor of Object.values(past)) tensor.dispose();
       past = Object.fromEntries(this.cache.map(({ name }) => [name, found[name.replace(PAST, PRESENT)]]));
       const token = best(found.logits, this.config.vocab_size);
-      if (this.config.eos_token_ids.includes(token)) return;
+      if (this.config.eos_token_ids.includes(token)) break;
       answer.push(token);
       ids = [token];
       yield this.tokenizer.decode(answer, { skip_special_tokens: true });
     }
+    for (const tensor of Object.values(past)) tensor.dispose();
   }
 }
 
@@ -67,6 +76,13 @@ function check(manifest, folder) {
   for (const type of [manifest.dtype, manifest.cache_dtype]) {
     if (!(type in ARRAYS)) throw new Error(`onnxruntime-web has no ${type}. Export with --dtype float32.`);
   }
+}
+
+// WebGPU has no int8 tensors, and float16 only where the GPU says so.
+async function deviceFor(types) {
+  const adapter = await navigator.gpu?.requestAdapter();
+  const has = (type) => type === "float32" || (type === "float16" && adapter.features.has("shader-f16"));
+  return adapter && types.every(has) ? "webgpu" : "wasm";
 }
 
 async function fetched(url, form) {

@@ -96,15 +96,18 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
             weights = op.Exp(op.MatMul(k_outer, op.Transpose(k_j, perm=[0, 1, 3, 2])))  # (B, H, outer, 512)
             received = received + op.MatMul(weights, op.Slice(sent, low, high, [2]))
         rhs_outer = op.Slice(v_pad, first, first + outer, [2]) - received * (t_outer * gain)
-        solved = op.Slice(rhs_outer, zero, zero, [2])
-        for i_block in range(op.Squeeze(inner)):
-            start = op.Unsqueeze(i_block, [0]) * rows
+        # The first block outside of the loop, where it would multiply empty tensors, which WebGPU's MatMul cannot.
+        rhs_0 = op.Slice(rhs_outer, zero, rows, [2])
+        y_0 = op.MatMul(op.Gather(inverse, i_outer * op.Squeeze(inner), axis=2), rhs_0)
+        solved = y_0 * op.Slice(t_outer, zero, rows, [2])
+        for i_block in range(op.Squeeze(inner - 1)):
+            start = (op.Unsqueeze(i_block, [0]) + 1) * rows
             t_i = op.Slice(t_outer, start, start + rows, [2])
             k_i = op.Slice(k_outer, start, start + rows, [2])
             k_before = op.Slice(k_outer, zero, start, [2])
             weights = op.Exp(op.MatMul(k_i, op.Transpose(k_before, perm=[0, 1, 3, 2])))  # (B, H, rows, start)
             rhs = op.Slice(rhs_outer, start, start + rows, [2]) - op.MatMul(weights, solved) * (t_i * gain)
-            y_i = op.MatMul(op.Gather(inverse, i_outer * op.Squeeze(inner) + i_block, axis=2), rhs)
+            y_i = op.MatMul(op.Gather(inverse, i_outer * op.Squeeze(inner) + i_block + 1, axis=2), rhs)
             solved = op.Concat(solved, y_i * t_i, axis=2)
         sent = op.Concat(sent, solved, axis=2)
     y = op.CastLike(op.Slice(sent, past, past + n, [2]), V)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+WEBGPU = ("--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-webgpu-adapter=swiftshader")  # without a GPU
 
 
 def find_browser() -> str | None:
@@ -65,11 +66,11 @@ class Page:
 
 
 @contextmanager
-def browsing(browser: str, profile: Path) -> Iterator[Page]:
+def browsing(browser: str, profile: Path, gpu: tuple[str, ...] = ("--disable-gpu",)) -> Iterator[Page]:
     """Start a browser without a window, with a profile of its own; yield its page."""
     from websockets.sync.client import connect
 
-    switches = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+    switches = ("--headless=new", "--no-sandbox", *gpu, "--disable-dev-shm-usage", "--no-first-run")
     command = [browser, *switches, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
     with open(profile.with_suffix(".log"), "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:

@@ -13,7 +13,7 @@ import pytest
 
 import lucid_deploy as ld
 from lucid_deploy.artifact import Artifact
-from tests.compat.browser import Page, browsing, find_browser, serving
+from tests.compat.browser import WEBGPU, Page, browsing, find_browser, serving
 from tests.compat.environments import node_packages
 
 pytestmark = pytest.mark.compat
@@ -40,15 +40,15 @@ WATCH = """(() => {
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, Path, str]]:
-    """Yield a browser's page, the folder that is served, and its URL."""
+def page(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Page, Path, str]]:
+    """Yield a browser's page, the folder that is served, and its URL; the parameter WEBGPU gives a software GPU."""
     browser = find_browser()
     if browser is None or not shutil.which("npm"):
         pytest.skip(f"not run: {'npm' if browser else 'chromium'} is missing; Debian's packages are chromium and npm")
     root = tmp_path_factory.mktemp("browser")
     folder = Path(shutil.copytree(EXAMPLE, root / "site", ignore=shutil.ignore_patterns("node_modules", "artifact")))
     (folder / "node_modules").symlink_to(node_packages(EXAMPLE / "package.json") / "node_modules")
-    with serving(folder) as url, browsing(browser, root / "profile") as opened:
+    with serving(folder) as url, browsing(browser, root / "profile", *getattr(request, "param", ())) as opened:
         yield opened, folder, url
 
 
@@ -80,11 +80,22 @@ def ask(page: tuple[Page, Path, str], prompt: str, count: int) -> dict[str, Any]
     return found
 
 
+@pytest.mark.parametrize("page", [(WEBGPU,)], ids=["webgpu"], indirect=True)
+def test_prefill_and_decode_run_on_webgpu(page: tuple[Page, Path, str], demo: Callable[..., Artifact]) -> None:
+    artifact = demo(logits="last").directory
+    assert open_page(page, artifact)["status"] == "Ready: 3 layers, float32, WebGPU."
+    with ld.open(artifact) as model:
+        for prompt, count in ((f"{FACTS * 2}owl has", 8), ("fox has red", 8)):  # 50 tokens: two blocks of the solve
+            found = ask(page, prompt, count)
+            assert found["state"] == "done" and found["status"].endswith("; WebGPU."), found
+            assert found["seen"][-1].strip() == model.generate(prompt, max_new_tokens=count).text.strip()
+
+
 def test_the_answer_is_that_of_onnxruntime(page: tuple[Page, Path, str], demo: Callable[..., Artifact]) -> None:
     artifact = demo(logits="last").directory
     loaded = open_page(page, artifact)
     assert loaded["state"] == "ready", loaded
-    assert loaded["status"] == "Ready: 3 layers, float32."
+    assert loaded["status"] == "Ready: 3 layers, float32, WASM."
     with ld.open(artifact) as model:
         for prompt, count in ((f"{FACTS}owl has", 8), (f"{FACTS}swan has", 8), ("fox has red", 40)):
             wanted = model.generate(prompt, max_new_tokens=count)
@@ -95,7 +106,7 @@ def test_the_answer_is_that_of_onnxruntime(page: tuple[Page, Path, str], demo: C
             tokens = len(wanted.ids)
             assert len(texts) == tokens > 1, "a text for each token, without that of the end"
             assert all(later.startswith(text) for text, later in itertools.pairwise(texts))
-            assert re.match(rf"{tokens} tokens, \d+\.\d tokens per second; the first after \d+ ms\.", found["status"])
+            assert re.match(rf"{tokens} tokens, \d+\.\d tokens per second; the first after \d+ ms; WASM\.", found["status"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -103,7 +114,7 @@ def test_a_byte_level_tokenizer_and_half_precision(
     page: tuple[Page, Path, str], with_byte_level_tokenizer: Callable[..., Any], dtype: str
 ) -> None:
     artifact = with_byte_level_tokenizer(dtype)[1].directory
-    assert open_page(page, artifact)["status"] == f"Ready: 2 layers, {dtype}."
+    assert open_page(page, artifact)["status"] == f"Ready: 2 layers, {dtype}, WASM."
     prompt = "Die Schlüssel ähneln sich; fox has red lamp"
     with ld.open(artifact) as model:
         wanted = model.generate(prompt, max_new_tokens=25)
@@ -117,7 +128,7 @@ def test_an_artifact_needs_no_tokenizer_config(page: tuple[Page, Path, str], tmp
     checkpoint = Path(shutil.copytree(Path(ld.__file__).parent / "demo", tmp_path / "checkpoint", ignore=without))
     artifact = ld.export(checkpoint, tmp_path / "artifact", logits="last").directory
     assert not (artifact / "tokenizer_config.json").exists()
-    assert open_page(page, artifact)["status"] == "Ready: 3 layers, float32."
+    assert open_page(page, artifact)["status"] == "Ready: 3 layers, float32, WASM."
     with ld.open(artifact) as model:
         wanted = model.generate(f"{FACTS}owl has", max_new_tokens=8)
     found = ask(page, f"{FACTS}owl has", 8)
