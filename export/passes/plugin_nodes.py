@@ -7,6 +7,7 @@ import onnx_ir as ir
 from lucid_deploy.plugins.table import DOMAIN, IN_TENSORRT, VERSION
 
 _OPERATORS = tuple(each.name for each in IN_TENSORRT)
+_OPTIONAL = {each.name: [one for one in each.attributes if one.default is not None] for each in IN_TENSORRT}
 PROVIDER_DOMAIN = "trt.plugins"  # where onnxruntime registers all creators it finds in TensorRT's registry
 
 
@@ -27,11 +28,12 @@ def strip_bodies(model: ir.Model) -> bool:
 
 
 def name_plugins(model: ir.Model) -> int:
-    """Give the plugins' nodes the attributes ``plugin_namespace`` and ``plugin_version``.
+    """Give the plugins' nodes the attributes ``plugin_namespace`` and ``plugin_version``, and their optional ones.
 
-    With them TensorRT's parser takes the plugin even where the file has a function of the node's name.
+    With the first two TensorRT's parser takes the plugin even where the file has a function of the node's name. It
+    warns about each attribute of a plugin that a node leaves out.
     Requires: nothing.
-    Result: every node that the plugin library computes has both.
+    Result: every node that the plugin library computes has all of them.
 
     Returns:
         How many nodes there are.
@@ -40,6 +42,8 @@ def name_plugins(model: ir.Model) -> int:
     for node in nodes:
         node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
         node.attributes["plugin_version"] = ir.AttrString("plugin_version", str(VERSION))
+        for each in _OPTIONAL[node.op_type]:
+            node.attributes.setdefault(each.name, ir.AttrFloat32(each.name, each.default))
     return len(nodes)
 
 

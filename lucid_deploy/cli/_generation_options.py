@@ -80,7 +80,8 @@ def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: s
             answers = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_word, constraint)
             return function(answers=answers, **given)
 
-        length: dict[str, Any] = dict(type=int, default=max_new_tokens, help="Most tokens of an answer.")
+        bound = "Most tokens of an answer; a full context ends it earlier."
+        length: dict[str, Any] = dict(type=int, default=max_new_tokens, help=bound)
         chunk: dict[str, Any] = dict(type=int, default=prefill_chunk, metavar="N", help=chunk_help)
         options = [
             click.option("-n", "--max-new-tokens", show_default=True, **length),

@@ -18,6 +18,10 @@ from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
 QK_NORMS = ("none", "after_rope", "before_rope")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+_GGUF = (
+    " GGUF is not read: take the original checkpoint, or let transformers convert the file (gguf_file; docs/models.md "
+    "has the lines)."
+)
 STATE_DTYPES = ("float32", "float16", "bfloat16")
 
 _SIZES = (
@@ -301,10 +305,18 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not directory.exists():
         raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
     if not directory.is_dir():
-        raise LucidError(f"{directory} is a file; a checkpoint is a directory with config.json and *.safetensors.")
+        is_gguf = directory.suffix == ".gguf"
+        raise LucidError(
+            f"{directory} is a file; a checkpoint is a directory with config.json and *.safetensors."
+            f"{_GGUF if is_gguf else ''}"
+        )
     path = directory / "config.json"
     if not path.is_file():
-        raise LucidError(f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors.")
+        is_gguf = any(directory.glob("*.gguf"))
+        raise LucidError(
+            f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors."
+            f"{_GGUF if is_gguf else ''}"
+        )
     return read_object(path)
 
 

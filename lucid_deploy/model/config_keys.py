@@ -24,8 +24,8 @@ LUCID_KEYS = ("which_rmsnorm", "use_rope", "use_beta", "use_qknorm", "use_forget
 COMPUTED = frozenset(ConfigFile.__struct_fields__)
 # Keys that change no logits in evaluation mode, whatever their value.
 _NO_EFFECT = {
-    "describes the file": "_commit_hash _name_or_path dtype torch_dtype transformers_version unsloth_fixed "
-    "unsloth_version",
+    "describes the file": "_commit_hash _name_or_path _model_name_or_path dtype torch_dtype transformers_version "
+    "unsloth_fixed unsloth_version",
     "is for training": "finetuning_task gradient_checkpointing initializer_range neftune_noise_alpha "
     "use_token_grad_clip",
     "drops values in training only": "attention_dropout attn_pdrop classifier_dropout dropout embd_pdrop "
@@ -264,10 +264,11 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
     if family is None:
         of = f" ({', '.join(named)})" if named else ""
         also = "".join(f" {refusal}" for refusal in _refused(raw, family_named("llama")))
+        hint = f'{_classes_hint()} If it is Llama in all but name, set model_type to "llama" and architectures to '
+        hint += '["LlamaForCausalLM"].'
         raise LucidError(
             f"{where}: model_type {kind!r}{of} is not supported; supported are {', '.join(families())}. Its own code "
-            f"may compute something else from the same tensors.{also}{_classes_hint()} If it is Llama in all but name, "
-            'set model_type to "llama" and architectures to ["LlamaForCausalLM"].'
+            f"may compute something else from the same tensors.{also or hint}"
         )
     of_all = [name for model_type in families() for name in family_named(model_type).architectures]
     allowed = of_all if kind is None else family.architectures

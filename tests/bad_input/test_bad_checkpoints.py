@@ -38,6 +38,19 @@ def test_missing_directory(refused_export: Refused, tmp_path: Path, process: boo
 def test_directory_without_config(refused_export: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refused_export(tmp_path / "empty")
+    (tmp_path / "empty" / "model.gguf").touch()
+    assert "GGUF is not read" in refused_export(tmp_path / "empty")
+    assert "GGUF is not read" in refused_export(tmp_path / "empty" / "model.gguf")
+
+
+@pytest.mark.parametrize("part", ["vision_config", None])
+def test_only_a_language_model_may_be_llama_in_all_but_name(
+    refused_export: Refused, make_checkpoint: MakeCheckpoint, part: str | None
+) -> None:
+    checkpoint = make_checkpoint()
+    edit_config(checkpoint, model_type="unknown", architectures=["Unknown"], **({part: {"depth": 2}} if part else {}))
+    message = refused_export(checkpoint)
+    assert ('set model_type to "llama"' in message) == (part is None), message
 
 
 def test_name_too_long_for_the_file_system(refused_export: Refused) -> None:

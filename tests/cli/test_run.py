@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import lucid_deploy as ld
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
+from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -102,6 +104,13 @@ def test_stdout_has_the_tokens_and_stderr_the_timings(exported: Exported) -> Non
     result = run(artifact.directory, "--prompt-ids", ",".join(map(str, PROMPT)), "-n", 5, "--ignore-eos")
     assert result.stdout == ",".join(map(str, greedy(artifact, 5))) + "\n"
     assert result.stderr.startswith("11 prompt tokens, 5 new (length), ")
+
+
+def test_the_line_of_timings_names_quantized_weights_and_a_full_context(tmp_path: Path) -> None:
+    artifact = ld.export("demo", tmp_path / "int8", quantize=QuantizeOptions("int8")).directory
+    line = run(artifact, "fox has red lamp", "-n", 10**12, "--ignore-eos").stderr
+    assert "new (the context of 512 tokens is full)" in line
+    assert line.endswith("int8 weights, float32\n")
 
 
 def test_eos_ends_a_generation(artifact_copy: Path, exported: Exported) -> None:

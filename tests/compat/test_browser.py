@@ -106,7 +106,8 @@ def test_the_answer_is_that_of_onnxruntime(page: tuple[Page, Path, str], demo: C
             tokens = len(wanted.ids)
             assert len(texts) == tokens > 1, "a text for each token, without that of the end"
             assert all(later.startswith(text) for text, later in itertools.pairwise(texts))
-            assert re.match(rf"{tokens} tokens, \d+\.\d tokens per second; the first after \d+ ms; WASM\.", found["status"])
+            line = rf"{tokens} tokens, \d+\.\d tokens per second; the first after \d+ ms; WASM\."
+            assert re.match(line, found["status"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

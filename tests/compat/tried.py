@@ -14,6 +14,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("runs", "runs", f"from {STATIC_FROM}", "runs", "runs", "runs", "1e-6"),
     "onnxruntime-node": ("runs", "runs", "not tried", "not tried", "runs", "runs", "3e-7"),
     "onnxruntime-web, WASM": ("runs", "runs", "not tried", "not tried", "runs", "runs", "3.2e-7"),
+    "onnxruntime-web, WebGPU": ("runs", "runs", *("not tried",) * 4, "7e-6"),
     "OpenVINO": ("no", "runs", "no", "runs", "runs", "runs", "2.9e-7"),
     "ONNX ReferenceEvaluator": ("runs", "runs", "not tried", "not tried", "runs", "runs", "1e-5"),
     "TensorRT-RTX": ("built", "no", "built", "no", "no", "built", "not run"),
