@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ CHOICES = {
 }
 _QUESTIONS, _HARNESS, _TASKS = ("recall", "needles"), ("lm_eval", "suite"), ("recall", "needles", "lm_eval", "suite")
 _MEANT_FOR = {  # options that are not for everything that can be evaluated
-    **dict.fromkeys(("limit", "seed", "against"), _TASKS),
+    **dict.fromkeys(("limit", "seed"), _TASKS),
     "ask": ("needles",),
     **dict.fromkeys(("needles", "lengths"), ("needles", "suite")),
     **dict.fromkeys(("minimum", "minimum_relative"), _QUESTIONS),
@@ -188,16 +188,16 @@ def _write(facts: dict[str, Any], json_target: str | None, show: Callable[[], No
 
 def _perplexity(
     artifact: Artifact,
-    _other: Artifact | None,
+    other: Artifact | None,
     options: SimpleNamespace,
     runtime: RuntimeOptions,
     json_target: str | None,
 ) -> None:
-    """Measure the perplexity of ``--text``."""
+    """Measure the perplexity of ``--text``, and what it costs beside ``--against``."""
     import numpy as np
 
     from lucid_deploy.cli._console import console_out, progress
-    from lucid_deploy.parity.perplexity import session_logits, surprisals, windows
+    from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
 
     session, tokenizer = _open(artifact, runtime)
     try:
@@ -212,8 +212,25 @@ def _perplexity(
         raise CheckFailed("The model gave logits that are not finite.")
     facts = {"artifact": str(artifact.directory), **session.facts(), "ablate": runtime.ablate, "text": options.text}
     facts |= {"tokens": len(found), "window": len(pieces[0]), "perplexity": float(np.exp(found.mean()))}
-    shown = "perplexity {perplexity:.4f} over {tokens} tokens, in windows of {window}; {runtime}, {dtype}"
-    _write(facts, json_target, lambda: console_out.print(shown.format(**facts), soft_wrap=True, markup=False))
+    lines = [
+        "perplexity {perplexity:.4f} over {tokens} tokens, in windows of {window}; {runtime}, {dtype}".format(**facts)
+    ]
+    if other is not None:
+        theirs, their_tokenizer = _open(other, replace(runtime, ablate=None))
+        if their_tokenizer.encode(text) != ids.tolist():
+            raise LucidError(f"{other.directory} reads the text as other tokens, so the two cannot be compared.")
+        done = iter(range(1, 1 + len(ids)))
+        with progress(f"Comparing with {other.directory.name}", estimate=True) as update:
+            logits = session_logits(session), session_logits(theirs)
+            cost = cost_on_text(*logits, pieces, lambda: update(next(done), len(pieces)))
+        facts["against"] = {"artifact": options.against, **asdict(cost)}
+        lines.append(f"against {other.directory}: {cost.original:.4f}, so {cost.sentence(facts['perplexity'])}")
+
+    def show() -> None:
+        for line in lines:
+            console_out.print(line, soft_wrap=True, markup=False)
+
+    _write(facts, json_target, show)
 
 
 def _questions(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.parity.metrics import kl_divergence
 from lucid_deploy.parity.targets import CallCounter, Progress
 from lucid_deploy.runtimes.layers import ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
@@ -16,6 +17,22 @@ from lucid_deploy.runtimes.session import Array, Session
 WINDOW = 512  # tokens of context at most: the text is scored window by window, each from an empty cache
 PIECE = 64  # tokens whose logits are in memory at once
 Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pieces (n, vocab)
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """What a model loses on a text beside the one that it was made from."""
+
+    original: float  # perplexity of the other model
+    kl: float  # mean KL divergence from the other, nats a token
+    same: float  # share of the tokens whose most likely successor is the other's
+
+    def sentence(self, own: float) -> str:
+        """Say what it costs, given the model's own perplexity."""
+        return (
+            f"{own - self.original:+.3g} ({own / self.original - 1:+.1%}); KL divergence {self.kl:.2g} nats a token, "
+            f"most likely token the same at {self.same:.1%}"
+        )
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,7 @@ class Perplexity:
     candidate: float  # the artifact
     difference: float  # candidate less reference
     largest: float  # largest difference of one token's log-probability, candidate against reference, in nats
+    cost: TextCost | None = None  # beside the checkpoint before quantization; None: nothing is quantized
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
@@ -63,14 +81,35 @@ def surprisals(score: Score, pieces: list[Array], tick: Callable[[], None]) -> A
         start = 0
         for logits in score(ids[:-1]):  # the last token predicts nothing that is there
             next_ids = ids[start + 1 : start + 1 + len(logits)]
-            values = logits.astype(np.float64)  # (n, vocab)
-            with np.errstate(invalid="ignore"):
-                peak = values.max(axis=-1)
-                total = peak + np.log(np.exp(values - peak[:, None]).sum(axis=-1))
-            found.append(total - values[np.arange(len(values)), next_ids])
+            found.append(_surprise(logits, next_ids))
             start += len(logits)
         tick()
     return np.concatenate(found)
+
+
+def _surprise(logits: Array, next_ids: Array) -> Array:
+    """Return ``−log p`` of tokens ``(n,)`` by the logits before them ``(n, vocab)``."""
+    values = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        peak = values.max(axis=-1)
+        total = peak + np.log(np.exp(values - peak[:, None]).sum(axis=-1))
+    return np.asarray(total - values[np.arange(len(values)), next_ids])
+
+
+def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
+    """Compare what two models predict, over the windows of a text; one window's logits are in memory at once."""
+    surprise, divergence, same = 0.0, 0.0, 0
+    for ids in pieces:
+        mine, start = np.concatenate(list(own(ids[:-1]))), 0
+        for theirs in original(ids[:-1]):
+            part, next_ids = mine[start : start + len(theirs)], ids[start + 1 : start + 1 + len(theirs)]
+            surprise += float(_surprise(theirs, next_ids).sum())
+            divergence += float(kl_divergence(part, theirs).sum())
+            same += int((part.argmax(-1) == theirs.argmax(-1)).sum())
+            start += len(theirs)
+        tick()
+    count = sum(len(ids) - 1 for ids in pieces)
+    return TextCost(float(np.exp(surprise / count)), divergence / count, same / count)
 
 
 def compare_perplexity(
@@ -79,8 +118,12 @@ def compare_perplexity(
     reference: Callable[[], ScoringLayers],
     ids: Array,
     progress: Progress | None = None,
+    original: Callable[[], ScoringLayers] | None = None,
 ) -> Perplexity:
-    """Score a text ``(N,)`` with a session, with PyTorch in the same precision, and with PyTorch in float64."""
+    """Score a text ``(N,)`` with a session, with PyTorch in the same precision, and with PyTorch in float64.
+
+    With quantized weights these are all on the dequantized ones; ``original`` opens the checkpoint before.
+    """
     pieces = windows(ids, session.config.max_position_embeddings)
     found = []
     for name, open_score in (
@@ -94,4 +137,8 @@ def compare_perplexity(
     with np.errstate(over="ignore", invalid="ignore"):
         exact, rounded, candidate = (float(np.exp(values.mean())) for values in found)
         largest = float(np.abs(own - true).max())
-    return Perplexity(len(own), max(map(len, pieces)), exact, rounded, candidate, candidate - exact, largest)
+    cost = None
+    if original is not None:
+        meter = CallCounter(progress, "Perplexity: the original checkpoint", len(pieces))
+        cost = cost_on_text(session_logits(session), original().logits, pieces, meter.tick)
+    return Perplexity(len(own), max(map(len, pieces)), exact, rounded, candidate, candidate - exact, largest, cost)

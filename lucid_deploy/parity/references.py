@@ -111,6 +111,12 @@ class ReferenceModels:
 
         return self._session(float64_on_demand(self.source.config, _weights(self.source, None)))
 
+    def original_layers(self) -> TorchLayers:
+        """Open the checkpoint as it was before quantization, for running its layers one by one."""
+        from lucid_deploy.runtimes.torch.layers import TorchLayers
+
+        return TorchLayers(self.original().model)
+
     def _open(self, dtype: str, cache_dtype: str) -> TorchSession:
         import torch
 

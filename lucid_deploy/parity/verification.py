@@ -16,14 +16,14 @@ from lucid_deploy.parity.causes import Explanation, explain
 from lucid_deploy.parity.compare import check, measure_cost
 from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids
 from lucid_deploy.parity.other_references import OtherReferences, open_references
-from lucid_deploy.parity.perplexity import compare_perplexity
+from lucid_deploy.parity.perplexity import Perplexity, compare_perplexity
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.parity.targets import DEQUANTIZED, CallCounter, Progress, explained_scenarios, prepare
 from lucid_deploy.runtimes.layers import Layers
-from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.session import Array, Session
 
 __all__ = ["Verification", "VerifyOptions", "find_checkpoint", "verify_against", "verify_artifact"]
 
@@ -129,8 +129,7 @@ def verify_against(
         cost = measure_cost(models.original, candidate, targets, progress)
         found = replace(found, reference=DEQUANTIZED, quantization=artifact.manifest.quantization, cost=cost)
     if text is not None:
-        scores = compare_perplexity(candidate, models.baseline_layers, models.reference_layers, text, progress)
-        found = replace(found, perplexity=scores)
+        found = replace(found, perplexity=_on_text(candidate, models, text, progress))
     # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
     if layers is None or not (options.explain or found.own_failure is not None or found.unproven):
         return found
@@ -148,6 +147,11 @@ def verify_against(
         progress=progress,
     )
     return replace(found, explanation=explanation)
+
+
+def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> Perplexity:
+    original = models.original_layers if models.quantized else None
+    return compare_perplexity(candidate, models.baseline_layers, models.reference_layers, text, progress, original)
 
 
 def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress | None) -> Check:

@@ -72,10 +72,18 @@ def _success(found: Verification) -> str:
     rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
     others = ", ".join(reference.kind for reference in found.others)
     others = f"PyTorch and the other references ({others}) compute" if others else "PyTorch computes"
+    weights, cost = ("", "") if found.quantization is None else (" on the quantized weights", _cost(found.perplexity))
     return (
-        f"{found.label} {same} what {others}: {coverage.judged} comparisons in {found.dtype}, the "
-        f"worst error is {worst:.2f} of its gate{rest}."
+        f"{found.label} {same} what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
+        f"worst error is {worst:.2f} of its gate{rest}.{cost}"
     )
+
+
+def _cost(text: Perplexity | None) -> str:
+    if text is None or text.cost is None:
+        return " Quantization itself is not judged: --text FILE measures what it costs on a text of yours."
+    share = text.candidate / text.cost.original - 1
+    return f" Quantization costs {text.candidate - text.cost.original:+.3g} perplexity ({share:+.1%}) on your text."
 
 
 def advice(found: Verification) -> str:
@@ -212,8 +220,14 @@ def quantization_lines(found: Verification) -> list[str]:
 
 
 def perplexity_line(item: Perplexity) -> str:
-    """One sentence about a text."""
+    """Say how well a text is predicted: beside the original checkpoint, then beside PyTorch on the same weights."""
+    cost = ""
+    if item.cost is not None:
+        cost = (
+            f"the original checkpoint's {item.cost.original:.6g}: quantization costs "
+            f"{item.cost.sentence(item.candidate)}. On the quantized weights: "
+        )
     return (
-        f"Perplexity of {item.tokens} tokens: {item.candidate:.6g}, PyTorch in float64 {item.reference:.6g}, "
+        f"Perplexity of {item.tokens} tokens: {item.candidate:.6g}, {cost}PyTorch in float64 {item.reference:.6g}, "
         f"difference {item.difference:+.2g} (PyTorch in the same precision: {item.baseline - item.reference:+.2g})."
     )

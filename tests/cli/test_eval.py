@@ -125,7 +125,8 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
     assert printed(demo().directory, "--text", text, "--runtime", "torch")["perplexity"] == pytest.approx(
         found["perplexity"], rel=1e-4
     )
-    assert "perplexity " in run(demo().directory, "--text", text).stdout
+    shown = run(demo(quantize=QuantizeOptions("int8")).directory, "--text", text, "--against", demo().directory).stdout
+    assert "perplexity " in shown and f": {found['perplexity']:.4f}, so " in shown
     missing = run(demo().directory, "--text", tmp_path / "nowhere")
     assert missing.exit_code == 2 and "nowhere cannot be read" in " ".join(missing.stderr.split())
 

@@ -13,7 +13,7 @@ from lucid_deploy.parity import check, explain, explained_scenarios, prepare
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.own_errors import Part, WorstOwnError
-from lucid_deploy.parity.perplexity import compare_perplexity, session_logits, surprisals, windows
+from lucid_deploy.parity.perplexity import compare_perplexity, cost_on_text, session_logits, surprisals, windows
 from lucid_deploy.parity.record import no_tick
 from tests.parity.small_models import LAYERS, VOCAB, in_dtype, layers, session, small_model
 
@@ -146,6 +146,24 @@ def test_perplexity_is_that_of_the_plain_formula(model):
     found = compare_perplexity(session(model), lambda: layers(model), lambda: layers(model, torch.float64), ids)
     assert found.tokens == 73 and found.reference == pytest.approx(math.exp(wanted.mean()))
     assert abs(found.difference) < 1e-2 * found.reference
+
+
+def test_the_cost_of_a_text_is_that_of_the_plain_formula(model):
+    ids = np.random.default_rng(5).integers(VOCAB, size=75)
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.mul_(3)
+    pieces = windows(ids, limit=48)
+    logs = [], []
+    for piece in pieces:
+        for found, made in zip(logs, (model, broken), strict=True):
+            found.append(in_dtype(made, torch.float64)(torch.from_numpy(piece[None]))[0][0, :-1].log_softmax(-1))
+    original, worse = map(torch.cat, logs)
+    following = torch.from_numpy(np.concatenate([piece[1:] for piece in pieces]))
+    cost = cost_on_text(session_logits(session(broken)), layers(model, torch.float64).logits, pieces, no_tick)
+    divergence = (original.exp() * (original - worse)).sum(-1).mean()
+    assert cost.kl == pytest.approx(float(divergence), rel=1e-3) and cost.kl > 0.1
+    assert cost.original == pytest.approx(math.exp(-original.gather(1, following[:, None]).mean()), rel=1e-6)
+    assert cost.same == pytest.approx(float((original.argmax(-1) == worse.argmax(-1)).double().mean()))
 
 
 def test_a_worse_model_is_more_perplexed(model):
