@@ -7,7 +7,8 @@ there is any such file, ``chat_template`` of ``tokenizer_config.json`` is ignore
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,14 +168,19 @@ class ChatTemplates:
         )
 
 
-def load_chat_templates(directory: Path) -> ChatTemplates | None:
+def load_chat_templates(directory: Path, change: Callable[[str], str] | None = None) -> ChatTemplates | None:
     """Return the templates of an artifact, or None if it has none.
 
     Their special tokens are those that ``tokenizer_config.json`` and ``special_tokens_map.json`` name.
+
+    Args:
+        change: Changes the text of each template before it is compiled.
     """
     texts = read_chat_templates(directory)
     if texts is None:
         return None
+    if change is not None:
+        texts = {name: replace(template, text=change(template.text)) for name, template in texts.items()}
     settings = read_settings(directory)
     # tokenizer.json is large: read it only if a template uses the padding token and no other file names one.
     reads_padding = (

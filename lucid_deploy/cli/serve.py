@@ -72,6 +72,11 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @click.option(
     "--served-model-name", "model", metavar="NAME", help="Name in requests; the artifact directory's if not given."
 )
+@click.option(
+    "--tool-format",
+    metavar="NAME",
+    help="Tools for a model whose chat template has none, in this form: hermes, llama3 or mistral.",
+)
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
 @click.option(
     "--metrics-key-file",

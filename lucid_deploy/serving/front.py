@@ -61,6 +61,7 @@ class ApiOptions:
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served, and what only they use
     otlp_endpoint: str | None = None  # URL of the collector that gets spans; None: there are none
+    tool_format: str | None = None  # how tools are called where the chat template has none
 
 
 class Service:

@@ -12,6 +12,7 @@ from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import Backend, EngineOptions, open_checked
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
 from lucid_deploy.serving.requests import Limits
+from lucid_deploy.serving.tool_formats import tool_format_named
 from lucid_deploy.serving.tracing import open_tracing
 
 LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
@@ -26,6 +27,8 @@ def check_limits(artifact: Artifact, api: ApiOptions) -> None:
                 f"{option} {tokens} is more than the context of {artifact.directory}, {context} tokens for prompt and "
                 "answer together. Give less, or leave it out."
             )
+    if api.tool_format is not None:
+        tool_format_named(api.tool_format)
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
@@ -45,7 +48,8 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
         body_bytes=api.max_body_bytes,
         seconds=api.seconds,
     )
-    return ReaderSetup(str(artifact.directory.resolve()), api.model or artifact.directory.resolve().name, limits)
+    directory = artifact.directory.resolve()
+    return ReaderSetup(str(directory), api.model or directory.name, limits, api.tool_format)
 
 
 def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:

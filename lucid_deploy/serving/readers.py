@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from lucid_deploy.bounded_process import (
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError, unavailable
 from lucid_deploy.serving.requests import Kind, Limits, PreparedRequest, RequestReader
+from lucid_deploy.serving.tool_formats import tool_format_named, with_tools
 
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
@@ -44,6 +46,7 @@ class ReaderSetup(msgspec.Struct, frozen=True):
     directory: str
     model: str
     limits: Limits
+    tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
 
 
 class ReadTask(msgspec.Struct, frozen=True):
@@ -74,7 +77,9 @@ def main() -> None:
         directory = Path(setup.directory)
         tokenizer = TextTokenizer(directory, bound_time=False)
         bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
-        reader = RequestReader(setup.model, setup.limits, tokenizer, load_chat_templates(directory))
+        form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
+        templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
+        reader = RequestReader(setup.model, setup.limits, tokenizer, templates)
 
         def handle(frame: bytes) -> bytes:
             return msgspec.msgpack.encode(answer(reader, msgspec.msgpack.decode(frame, type=ReadTask)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
 import msgspec
+
+from lucid_deploy.errors import LucidError
 
 FOLDER = Path(__file__).parent / "tool_formats"
 
@@ -44,3 +47,59 @@ def tool_format_of(template: str) -> ToolFormat | None:
         if has and not any(text in template for text in item.template_without):
             return item
     return None
+
+
+def tool_format_named(name: str) -> ToolFormat:
+    """Return the format of a name; a LucidError lists those there are."""
+    names = {item.name: item for item in tool_formats()}
+    if name not in names:
+        raise LucidError(f"--tool-format {name} is not known; known are {', '.join(names)}.")
+    return names[name]
+
+
+def with_tools(template: str, form: ToolFormat) -> str:
+    """Return a chat template that has no tools with tools in a form: it shows them in the system message.
+
+    Calls become text of the assistant's messages, and results become the user's.
+    """
+    own = tool_format_of(template)
+    if own is not None:
+        raise LucidError(f"The model's chat template has tools already, as {own.name}. Leave out --tool-format.")
+    shape = json.dumps({"open": form.opening, "call": form.call, "between": form.between, "close": form.closing})
+    return f"{{# {' '.join(form.template)} #}}" + _TOOLS.replace("FORM", shape) + template
+
+
+_TOOLS = """\
+{%- if tools -%}
+  {%- set form = FORM -%}
+  {%- set to = namespace(messages=[], text='You can call these functions:') -%}
+  {%- for tool in tools -%}{%- set to.text = to.text ~ '\\n' ~ tool | tojson -%}{%- endfor -%}
+  {%- set to.text = to.text ~ '\\n\\nTo call one, write its name and its arguments, a JSON object, in this form:\\n'
+      ~ form.open ~ form.call[0] ~ 'NAME' ~ form.call[1] ~ 'ARGUMENTS' ~ form.call[2] ~ form.close -%}
+  {%- if messages[0].role == 'system' -%}
+    {%- set to.text = messages[0].content ~ '\\n\\n' ~ to.text -%}
+  {%- endif -%}
+  {%- set to.messages = [{'role': 'system', 'content': to.text}] -%}
+  {%- for message in messages[1 if messages[0].role == 'system' else 0:] -%}
+    {%- if message.role == 'tool' -%}
+      {%- set to.text = 'The function returned:\\n' ~ message.content -%}
+      {%- if to.messages[-1].result -%}
+        {%- set to.text = to.messages[-1].content ~ '\\n' ~ to.text -%}
+        {%- set to.messages = to.messages[:-1] -%}
+      {%- endif -%}
+      {%- set to.messages = to.messages + [{'role': 'user', 'content': to.text, 'result': true}] -%}
+    {%- elif message.tool_calls -%}
+      {%- set to.text = '' -%}
+      {%- for call in message.tool_calls -%}
+        {%- set to.text = to.text ~ (form.between if to.text else '') ~ form.call[0] ~ call.function.name
+            ~ form.call[1] ~ call.function.arguments | tojson ~ form.call[2] -%}
+      {%- endfor -%}
+      {%- set to.text = message.content ~ form.open ~ to.text ~ form.close -%}
+      {%- set to.messages = to.messages + [{'role': message.role, 'content': to.text}] -%}
+    {%- else -%}
+      {%- set to.messages = to.messages + [message] -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- set messages = to.messages -%}
+{%- endif -%}
+"""
