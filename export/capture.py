@@ -134,8 +134,23 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         # The exporter's own translation has no allowzero: it takes a size of 0 for "as it was".
         return op.Reshape(self, op.Concat(*sizes(), axis=0), allowzero=True)
 
+    def contiguous(self, memory_format: str = ""):  # type: ignore[no-untyped-def]
+        return op.Identity(self)
+
+    def chunk(self, chunks: int, dim: int = 0):  # type: ignore[no-untyped-def]
+        size = self.shape[dim]
+        if not isinstance(size, int) or size % chunks:  # PyTorch then returns parts of other sizes, or fewer
+            raise NotImplementedError(f"chunks of unequal size: {size} in {chunks}")
+        return op.Split(self, axis=dim, num_outputs=chunks)
+
     aten = torch.ops.aten
-    return {aten.to.dtype: to_dtype, aten.to.device: to_device, aten.reshape.default: reshape}
+    return {
+        aten.to.dtype: to_dtype,
+        aten.to.device: to_device,
+        aten.reshape.default: reshape,
+        aten.contiguous.default: contiguous,
+        aten.chunk.default: chunk,
+    }
 
 
 @contextmanager
