@@ -39,8 +39,7 @@ def embedded(checkpoint: Checkpoint, prompts: Sequence[Array], table: torch.Tens
         return slices.first_streams(checkpoint, prompts, table)
     if table is None:
         table = checkpoint.tensor("model.embed_tokens.weight")
-    multiplier = checkpoint.config.embedding_multiplier
-    return [table[torch.from_numpy(ids)].float() * multiplier for ids in prompts]
+    return [table[torch.from_numpy(ids)].float() for ids in prompts]
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> nn.Module:

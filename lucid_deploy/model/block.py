@@ -17,7 +17,7 @@ class Layer(nn.Module):
     def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
         super().__init__()
         kind = layer_kind(config.kinds[index])
-        self._attribute, self._multiplier = kind.attribute, config.residual_multiplier
+        self._attribute = kind.attribute
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.add_module(kind.attribute, kind.mixer(config, index, implementation))
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -33,35 +33,13 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """``(B, N, C)`` and the layer's cache to the output ``(B, N, C)`` and the extended cache."""
         mixed, present = self.mixer(self.input_layernorm(x), step, past)
-        x = x + self.scaled(mixed)
-        return x + self.scaled(self.mlp(self.post_attention_layernorm(x))), present
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """Multiply what is added to the residual stream by the residual multiplier; same shape."""
-        return x if self._multiplier == 1 else x * self._multiplier
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), present
 
     @property
     def mlp_norm(self) -> nn.Module:
         """The norm before the MLP: its input is the residual stream after attention."""
         return self.post_attention_layernorm
-
-
-class SandwichLayer(Layer):
-    """Norms before and after both attention and MLP, as in Gemma 2 and 3."""
-
-    def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
-        super().__init__(config, index, implementation)
-        self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        mixed, present = self.mixer(self.input_layernorm(x), step, past)
-        x = x + self.post_attention_layernorm(mixed)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), present
-
-    @property
-    def mlp_norm(self) -> nn.Module:
-        return self.pre_feedforward_layernorm
 
 
 def make_layer(config: LucidConfig, index: int, implementation: str) -> Layer:

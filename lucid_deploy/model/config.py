@@ -52,12 +52,7 @@ _ADDED = frozenset(
         "family",
         "hidden_act",
         "attention_output_bias",
-        "attention_scale",
-        "embedding_multiplier",
-        "residual_multiplier",
-        "logits_divisor",
         "sliding_window",
-        "window_rope_theta",
         "rope_layers",
         "diagonal",
         "rotary_width",
@@ -68,6 +63,10 @@ _ADDED = frozenset(
         "attention",
         "softcap",
     )
+)
+# Fields of artifacts of earlier versions, from when Granite, Gemma 3 and others had code here; their graphs have them.
+_GONE = frozenset(
+    ("attention_scale", "embedding_multiplier", "residual_multiplier", "logits_divisor", "window_rope_theta")
 )
 
 
@@ -112,12 +111,7 @@ class LucidConfig:
         family: The model family, see :mod:`lucid_deploy.model.families`.
         hidden_act: The MLPs' activation, ``silu`` or ``gelu_pytorch_tanh``.
         attention_output_bias: Whether ``o_proj`` has a bias; None: as the other projections.
-        attention_scale: Factor of attention scores; None: 1/√head_dim. LUCID's solve keeps √head_dim.
-        embedding_multiplier: Factor of embeddings.
-        residual_multiplier: Factor of attention and MLP outputs before they are added to the residual stream.
-        logits_divisor: Divisor of logits.
         sliding_window: How many tokens, itself included, a token sees in window layers.
-        window_rope_theta: The rotary base of window layers, without scaling; None: the same as other layers.
         rope_layers: Which layers rotate; empty: all.
         diagonal: The diagonal entry of row i of the solve: ``unit`` is 1, ``training`` follows the formula,
             exp(√d(m/(m + eps) − 1)) with m the mean square of key i. Not a key of ``config.json``.
@@ -156,12 +150,7 @@ class LucidConfig:
     family: str = "llama"
     hidden_act: str = "silu"
     attention_output_bias: bool | None = None
-    attention_scale: float | None = None
-    embedding_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    logits_divisor: float = 1.0
     sliding_window: int | None = None
-    window_rope_theta: float | None = None
     rope_layers: tuple[bool, ...] = ()
     diagonal: str = UNIT
     rotary_width: int | None = None
@@ -190,8 +179,6 @@ class LucidConfig:
         """Return the rotary settings of a layer; None: no rotation."""
         if self.class_config or not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
             return None
-        if self.kinds[index] == WINDOW and self.window_rope_theta is not None:
-            return Rope(self.window_rope_theta, RopeScaling())
         return Rope(self.rope_theta, self.rope_scaling)
 
     @property
@@ -249,6 +236,7 @@ class LucidConfig:
             KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
         """
         names = {item.name for item in fields(cls)}
+        data = {name: value for name, value in data.items() if name not in _GONE}
         if names - _ADDED - data.keys() or data.keys() - names:
             raise KeyError(f"fields {', '.join(sorted((names - _ADDED - data.keys()) | (data.keys() - names)))}")
         config = msgspec.convert(data, cls)

@@ -112,6 +112,7 @@ _CHANGES: tuple[tuple[str, Harmless, str], ...] = (
     ("It leaves layers without positions", _off, "no_rope_layer_interval nope_layer_interval"),
     ("It rotates a part of each head only", _one, "partial_rotary_factor rope_pct rotary_pct"),
     ("It rotates a part of each head only", _off, "rotary_dim"),
+    ("It rotates parts of each head by positions of their own", _off, "use_mrope"),
     ("It rotates pairs of neighbours", _off, "rope_interleave rope_interleaved"),
     (
         "It rotates layers by another base",
@@ -283,7 +284,7 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
 
 def _classes_hint() -> str:
     if importlib.util.find_spec("transformers") is None:
-        return " Other families need transformers, which the extra of that name brings."
+        return " Other families need transformers, which the extra export brings."
     return " transformers has no causal language model of that name."
 
 

@@ -122,6 +122,5 @@ def _positions(config: LucidConfig) -> str:
         return "no rotary positions"
     scaling = "" if config.rope_scaling == RopeScaling() else f", {config.rope_scaling.rope_type} scaling by "
     factor = f"{config.rope_scaling.factor:g}" if scaling else ""
-    local = "" if config.window_rope_theta is None else f", {config.window_rope_theta:g} over windows"
     bare = f" in {sum(config.rope_layers)} of them" if config.rope_layers else ""
-    return f"rotary positions{bare} (base {config.rope_theta:g}{scaling}{factor}{local})"
+    return f"rotary positions{bare} (base {config.rope_theta:g}{scaling}{factor})"

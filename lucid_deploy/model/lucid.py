@@ -42,8 +42,7 @@ class LucidBody(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Int64 ``(B, N)`` to the input of the first layer, ``(B, N, C)``."""
-        x = self.embed_tokens(input_ids)  # (B, N, C)
-        return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
+        return self.embed_tokens(input_ids)
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
@@ -209,9 +208,8 @@ class LucidForCausalLM(CausalModel):
         yield from map(self.logits, body[0].split(LOGIT_ROWS))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Apply final norm, head and divisor to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
-        logits = self.lm_head(self.model.norm(x))
-        return logits if self.config.logits_divisor == 1 else logits / self.config.logits_divisor
+        """Apply final norm and head to the last layer's output: ``(…, C)`` to ``(…, vocab)``."""
+        return self.lm_head(self.model.norm(x))
 
 
 def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor, new: int = 1) -> Tensor:

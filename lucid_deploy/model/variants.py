@@ -37,15 +37,16 @@ def settle(
     Raises:
         LucidError: The tensors belong to an unsupported variant.
     """
-    if config.class_config:  # the class says what its tensors are
-        return config, ()
-    _refuse_variants(names, where)
-    notes = []
-    if raw.get("use_beta") and "use_beta" not in family_named(config.family).computed:
+    notes: list[str] = []
+    own = () if config.class_config else family_named(config.family).computed
+    if raw.get("use_beta") and "use_beta" not in own:
         notes.append(
             "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
             "published code does."
         )
+    if config.class_config:  # the class says what its tensors are
+        return config, tuple(notes)
+    _refuse_variants(names, where)
     if config.qk_norm != "none":  # set by the family
         return config, tuple(notes)
     norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)

@@ -8,8 +8,6 @@ trained with and :mod:`lucid_deploy.model.rope` has them: transformers' own may 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config_file import read_object
-from lucid_deploy.model.config_keys import CHANGES, NO_EFFECT
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.float64 import all_in_float64
 from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace
@@ -31,18 +28,8 @@ if TYPE_CHECKING:
 
 KIND = "transformers"
 INSTEAD = "Verify without --against, or with --golden and a file that the model's own code has written."
-# Keys of LUCID and of older transformers, and the values with which they say what the class of transformers does.
-_SAME: dict[str, Callable[[Any], bool]] = {
-    "attention_type": lambda value: True,  # the layers say what it means
-    "which_rmsnorm": lambda value: True,  # of the solve; the layers have none
-    "use_rope": lambda value: value is True,
-    "use_beta": lambda value: value is False,
-    "use_qknorm": lambda value: value is False,
-    "rope_theta": lambda value: True,  # read into rope_parameters
-    "rope_scaling": lambda value: True,
-    "architectures": lambda value: True,
-    "model_type": lambda value: True,
-}
+# LUCID's keys that are not about the solve, and the values with which they say what the class of transformers does.
+_SAME: dict[str, bool] = {"use_rope": True, "use_beta": False, "use_qknorm": False}
 
 
 class TransformersModel:
@@ -109,14 +96,14 @@ class TransformersModel:
 
 
 def _exact_frequencies(model: Any) -> None:
-    """Put rotary frequencies in place that were computed in float64 and rounded to float32 once."""
-    for module in list(model.modules()):
-        names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
-        if names:
-            with all_in_float64():
-                fresh = type(module)(model.config)
-            for name in names:
-                module.register_buffer(name, getattr(fresh, name).float().double(), persistent=False)
+    """Compute rotary frequencies and other tables in float64, and round them to float32 once."""
+    from lucid_deploy.model.transformers_class.module import restore_buffers
+
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set & module._buffers.keys():
+            table = module._buffers[name]
+            module._buffers[name] = table.float() if table is not None and table.is_floating_point() else table
+    restore_buffers(model)
 
 
 def _kept(layer: Any, tensor: CacheTensor, tokens: int) -> TensorRows:
@@ -165,15 +152,17 @@ def _config_and_class(source: Checkpoint) -> tuple[Any, str]:
 
 def _check_keys(source: Checkpoint, config: Any, class_name: str) -> None:
     """Refuse keys that the class does not read although they change the numbers."""
-    form = type(config)
-    known = {*form().to_dict(), *vars(form()), *form.attribute_map, *inspect.signature(form.__init__).parameters}
-    code = inspect.getsource(inspect.getmodule(form) or form)  # keys of older files are read by name there
-    for key, value in read_object(source.directory / "config.json").items():
-        harmless = _SAME.get(key, CHANGES[key][1] if key in CHANGES else None)
-        if key in known or f'"{key}"' in code or key in NO_EFFECT or key in source.assumed_unused:
-            continue
-        if harmless is None or not harmless(value):
+    from lucid_deploy.model.transformers_class.configuration import unread_keys
+
+    raw = read_object(source.directory / "config.json")
+    for key, value in unread_keys(raw, config, source.assumed_unused).items():
+        raise LucidError(
+            f"transformers' {class_name} computes another model than {source.directory}: it does not read the key "
+            f"{key} of config.json, which is {value!r}. {INSTEAD}"
+        )
+    for key, wanted in _SAME.items():
+        if raw.get(key) not in (None, wanted):
             raise LucidError(
-                f"transformers' {class_name} computes another model than {source.directory}: it does not read the key "
-                f"{key} of config.json, which is {value!r}. {INSTEAD}"
+                f"transformers' {class_name} computes another model than {source.directory}: it has no {key}, which "
+                f"is {raw[key]!r} in config.json. {INSTEAD}"
             )

@@ -173,7 +173,7 @@ def test_another_kind_of_model(refused_export: Refused, make_checkpoint: MakeChe
     checkpoint = make_checkpoint()
     edit_config(checkpoint, model_type="no_such_model")
     message = refused_export(checkpoint)
-    assert "model_type 'no_such_model'" in message and "is not supported; supported are llama, mistral" in message
+    assert "model_type 'no_such_model'" in message and "is not supported; supported are llama, qwen3_next" in message
 
 
 @pytest.mark.parametrize(

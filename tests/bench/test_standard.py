@@ -70,20 +70,8 @@ def artifact_of(checkpoint: Path, like: Artifact) -> Artifact:
     [
         ({"lucid_layers": [1]}, ("standard", "standard")),
         ({"layer_kinds": ["standard", "lucid"]}, ("standard", "standard")),
-        (
-            {
-                "model_type": "smollm3",
-                "architectures": ["SmolLM3ForCausalLM"],
-                "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-                "num_hidden_layers": 3,
-                "use_sliding_window": True,
-                "sliding_window": 8,
-                "lucid_layers": [2],
-            },
-            ("window", "standard", "standard"),
-        ),
     ],
-    ids=["lucid_layers", "layer_kinds", "windows"],
+    ids=["lucid_layers", "layer_kinds"],
 )
 def test_layers_of_several_kinds(
     changes: dict[str, Any],

@@ -27,8 +27,6 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 LUCID = {**LLAMA, "attention_type": "lucid"}
-GEMMA = {**LLAMA, "model_type": "gemma3_text"}
-
 
 # The configuration file that the authors published, as it stands.
 OFFICIAL: dict[str, Any] = {

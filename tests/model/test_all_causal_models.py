@@ -60,6 +60,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 50}
+OURS = ("qwen3_next", "qwen3_5_text")
 COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SMALL),
     "llama, tied, biases": lambda: LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -83,7 +84,7 @@ COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama, yarn with magnitudes": lambda: LlamaConfig(
         **SMALL, rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}
     ),
-    **{f"{name}, {shape}": make for name, shapes in SHAPES.items() for shape, make in shapes.items()},
+    **{f"{name}, {shape}": make for name in OURS for shape, make in SHAPES[name].items()},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -16,15 +17,13 @@ from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.mixer import layer_steps
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
-from tests.model.config_samples import GEMMA, LLAMA, LUCID, parse
+from tests.model.config_samples import LLAMA, LUCID, parse
 
 MODELS: dict[str, dict[str, Any]] = {
     "lucid": LUCID,
     "standard with biases": {**LLAMA, "attention_bias": True},
-    "biases but the output's": {**LLAMA, "model_type": "qwen2"},
-    "norms, lucid over windows": {
-        **GEMMA,
-        "attention_type": "lucid",
+    "lucid over windows": {
+        **LUCID,
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 3,
     },
@@ -82,11 +81,6 @@ def test_describing_layers_imports_no_torch() -> None:
 
 
 def test_each_layer_gets_its_own_rotary_tables() -> None:
-    mixed = ["full_attention", "sliding_attention", "full_attention"]
-    config = parse(GEMMA, num_hidden_layers=3, layer_types=mixed, sliding_window=5, rope_local_base_freq=100.0)
-    first, local, last = (step.rope for step in layer_steps(config, torch.tensor([[0, 1, 7]]), torch.float32))
-    assert first is not None and local is not None and last is not None
-    assert first[0] is last[0] and not torch.equal(first[0], local[0])
-    bare = parse({**LLAMA, "model_type": "smollm3"}, num_hidden_layers=3, no_rope_layers=[1, 0, 1])
-    steps = layer_steps(bare, torch.tensor([[0, 1, 7]]), torch.float32)
-    assert [step.rope is None for step in steps] == [False, True, False]
+    config = dataclasses.replace(parse(LLAMA, num_hidden_layers=3), rope_layers=(True, False, True))
+    first, bare, last = (step.rope for step in layer_steps(config, torch.tensor([[0, 1, 7]]), torch.float32))
+    assert bare is None and first is not None and last is not None and first[0] is last[0]

@@ -17,8 +17,8 @@ import lucid_deploy as ld
 from examples.dump_golden import dump_golden
 from lucid_deploy.artifact.quantization import STORED
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model import checkpoint as checkpoints
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.families import granite, qwen3
 from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.gate import FACTOR, UNIT, Gate
 from lucid_deploy.parity.golden import read_golden
@@ -128,18 +128,19 @@ def test_json_says_it_too(verified: Any):
 # Faults that the own model shares
 
 
-def let_the_parser_ignore(monkeypatch: pytest.MonkeyPatch, **settings: float) -> None:
-    """Make Granite's parser give these settings, whatever the configuration says."""
-    configure = type(granite.FAMILY).configure
+def let_the_parser_ignore(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """Make the parser give this key's neutral value, whatever the configuration says."""
+    parse = checkpoints.parse_model_config
 
-    def ignoring(self: Any, config: Any, keys: Any, where: str) -> Any:
-        return dataclasses.replace(configure(self, config, keys, where), **settings)
+    def ignoring(*given: Any) -> Any:
+        config = parse(*given)
+        return dataclasses.replace(config, class_config={**config.class_config, key: 1.0})
 
-    monkeypatch.setattr(type(granite.FAMILY), "configure", ignoring)
+    monkeypatch.setattr(checkpoints, "parse_model_config", ignoring)
 
 
 def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    let_the_parser_ignore(monkeypatch, residual_multiplier=1.0)
+    let_the_parser_ignore(monkeypatch, "residual_multiplier")
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     assert in_torch(checkpoint).passed
     for options in ({"golden": golden}, {"against": "transformers"}):
@@ -149,24 +150,12 @@ def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_key_that_only_the_logits_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    let_the_parser_ignore(monkeypatch, logits_divisor=1.0)
+    let_the_parser_ignore(monkeypatch, "logits_scaling")
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     for options, position in (({"golden": golden}, 0), ({"against": "transformers"}, 190)):  # after prompts of 191
         found = in_torch(checkpoint, **options)
         only_own_model_passes(found)
         assert (str(found.first_failure.tensor), found.first_failure.failed_at) == ("logits", position)
-
-
-def test_norms_after_rotation_in_place_of_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        type(qwen3.FAMILY), "configure", lambda self, config, *_: dataclasses.replace(config, qk_norm="after_rope")
-    )
-    checkpoint, golden = recorded(tmp_path, "qwen3", "wide heads")
-    assert in_torch(checkpoint).passed
-    for options in ({"golden": golden}, {"against": "transformers"}):
-        found = in_torch(checkpoint, **options)
-        only_own_model_passes(found)
-        assert str(found.first_failure.tensor) == "layer 0 K"
 
 
 def test_another_diagonal(exported: Any, tmp_path: Path):

@@ -54,10 +54,10 @@ def check_equal(source: Checkpoint) -> None:
         assert np.linalg.norm(found.values - wanted.values) <= EXACT * np.linalg.norm(wanted.values), tensor
 
 
-@pytest.mark.parametrize(("family", "shape"), [(family, shape) for family in SHAPES for shape in SHAPES[family]])
-def test_it_is_our_own_model_to_float64s_last_digits(tmp_path: Path, family: str, shape: str):
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_text", "gemma3_text", "phi3"])
+def test_it_is_our_own_model_to_float64s_last_digits(tmp_path: Path, family: str):
     """Although norms, softmax and angles are cast to float32 in its code, and frequencies are computed there."""
-    random_model(SHAPES[family][shape]()).float().save_pretrained(tmp_path)
+    random_model(list(SHAPES[family].values())[-1]()).float().save_pretrained(tmp_path)
     check_equal(Checkpoint(tmp_path))
 
 
@@ -92,7 +92,7 @@ def test_transformers_remarks_stay_as_they_were(tmp_path: Path, capsys: pytest.C
     ("changes", "words"),
     [
         ({"attention_type": "lucid"}, r"2 of its 2 layers are of the kind 'lucid' \(the first is layer 0\)"),
-        ({"use_rope": False}, "LlamaForCausalLM computes another model .* key use_rope of config.json, which is False"),
+        ({"use_rope": False}, "LlamaForCausalLM computes another model .* no use_rope, which is False"),
     ],
 )
 def test_what_the_class_does_not_compute(tmp_path: Path, changes: dict[str, Any], words: str):

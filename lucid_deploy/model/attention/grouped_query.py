@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -93,8 +92,7 @@ class GroupedQueryAttention(Mixer):
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens ``(B, N, C)``.
 
-        Keys are as the cache holds them: normed and rotated, as the configuration says. Queries carry the family's
-        scale of the scores, since the operators divide by √D.
+        Keys are as the cache holds them: normed and rotated, as the configuration says.
         """
         batch, n, _ = x.shape
         d = self.config.head_dim
@@ -107,8 +105,6 @@ class GroupedQueryAttention(Mixer):
             q, k = rotate(q, *step.rope), rotate(k, *step.rope)
         if self.config.qk_norm == "after_rope":
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.attention_scale is not None:
-            q = q * (self.config.attention_scale * math.sqrt(d))
         return q, k, v
 
     @abstractmethod

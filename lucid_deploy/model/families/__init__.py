@@ -27,13 +27,6 @@ __all__ = [
 GROUP = "lucid_deploy.families"
 BUILT_IN = (
     "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "granite",
-    "smollm3",
-    "phi3",
-    "gemma3_text",
     "qwen3_next",
     "qwen3_5_text",
     "delta_net",

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import AttentionShape, LucidConfig, check_shape
 from lucid_deploy.model.config_file import Flag, Names, Positive, Text, Tokens, checked, token_ids
-from lucid_deploy.model.config_keys import ATTENTION_TYPES, CHANGES, LUCID_KEYS, LUCID_TYPES, NO_EFFECT
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, CHANGES, LUCID_KEYS, LUCID_TYPES, NO_EFFECT, ROPE_BLOCKS
 from lucid_deploy.model.layer_plan import LARGEST_WINDOW, LUCID, STANDARD, WINDOW
 from lucid_deploy.model.transformers_class.module import (
     NAME,
@@ -84,12 +84,12 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
     _check_names(raw, where)
     _check_lucid_keys(raw, keys, where)
     kept = {key: value for key, value in raw.items() if key not in _DROPPED and not key.startswith("_")}
-    kept = {key: value for key, value in kept.items() if key not in assume_unused}
+    kept = {key: _without_dynamic(value) for key, value in kept.items() if key not in assume_unused}
     class_name = class_of(raw["model_type"])[0]
     try:
         with torch.device("meta"):
             net = make_class(kept)
-        _check_keys(raw, net.config, class_name, where, assume_unused)
+        _check_keys({**raw, **kept}, net.config, class_name, where, assume_unused)
         _check_parts(net)
         restore_buffers(net)
         shapes = attention_shapes(net)
@@ -101,7 +101,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
             raise LucidError(
                 f"{where}: {class_name} is not supported: it does not call attention by transformers' registry."
             ) from error
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = " ".join(str(error).split())[:200]
         raise LucidError(f"{where}: {class_name} cannot be made from it: {type(error).__name__}: {reason}") from error
     config = net.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
@@ -163,7 +163,6 @@ def _check_lucid_keys(raw: dict[str, Any], keys: _LucidKeys, where: str) -> None
     wrong = {
         "which_rmsnorm": keys.which_rmsnorm != "exp_k_norm",
         "use_rope": not keys.use_rope,
-        "use_beta": keys.use_beta,
         "use_qknorm": keys.use_qknorm,
     }
     for key in (*(key for key, is_wrong in wrong.items() if is_wrong), "use_forget_gate", "key_scaling_exp"):
@@ -189,7 +188,10 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
         if kind not in fits:
             raise LucidError(f"{where}: layer_kinds calls layer {index} {kind}; it can be {' or '.join(fits)}.")
     if lucid and not chosen:
-        raise LucidError(f"{where}: attention_type is {keys.attention_type}, and no layer attends to all tokens.")
+        raise LucidError(
+            f"{where}: attention_type is {keys.attention_type}, and no layer attends to all tokens. Name some "
+            "full_attention in layer_types, or set sliding_window to null."
+        )
     for index in chosen:
         if index not in full:
             raise LucidError(f"{where}: lucid_layers names layer {index}, which does not attend to all tokens.")
@@ -217,8 +219,8 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
     }
 
 
-# Read into rope_parameters; or about the file.
-_SAID = frozenset(("rope_theta", "rope_scaling", "architectures", "model_type"))
+# Read into rope_parameters; about the file; or of windows, whose layers the class names in another way.
+_SAID = frozenset(("rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"))
 
 
 def _check_keys(raw: dict[str, Any], config: Any, class_name: str, where: str, assume_unused: Collection[str]) -> None:
@@ -233,11 +235,25 @@ def _check_keys(raw: dict[str, Any], config: Any, class_name: str, where: str, a
             f"it does not know the key {key} of config.json, which is {value!r}. If its own code leaves it unused, "
             f"export with --assume-unused {key}"
         )
-    rope = getattr(config, "rope_parameters", None)
-    for block in (rope or {}, *_inner(rope)):
-        kind = block.get("rope_type", "default") if isinstance(block, dict) else "default"
+    rope = getattr(config, "rope_parameters", None) or {}
+    read = _inner(rope) or [rope]
+    for block in read:
+        kind = block.get("rope_type", "default")
         if kind not in _STANDARD_ROPE:
             raise LucidError(f"its rotary positions are scaled by {kind!r}, which changes with the length of the text")
+    for name in ROPE_BLOCKS:
+        for block in (raw.get(name) or {}, *_inner(raw.get(name))):
+            for key in ("rope_type", "type", "factor", "rope_theta"):
+                if block.get(key) not in (None, *(other.get("rope_type" if key == "type" else key) for other in read)):
+                    raise LucidError(f"it does not read {key} of {name} in config.json, which is {block[key]!r}")
+
+
+def _without_dynamic(value: Any) -> Any:
+    """Turn a rope block of the type ``dynamic`` to ``default``, which it is up to max_position_embeddings tokens."""
+    if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")):
+        return value
+    rest = {key: item for key, item in value.items() if key not in ("rope_type", "type", "factor")}
+    return {**rest, "rope_type": "default"}
 
 
 def _check_parts(net: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -53,14 +51,6 @@ def test_new_rows_see_each_other_as_they_were_computed() -> None:
         mixer.store_cache_as(cache_dtype, torch.float64)
         found.append(mixer(x, Step(), mixer.empty_cache(1, x))[0])
     assert torch.equal(*found)
-
-
-def test_a_familys_scale_takes_the_place_of_one_over_the_root_of_the_width() -> None:
-    plain, scaled = make("standard"), make("standard", attention_scale=0.5)
-    scaled.load_state_dict(plain.state_dict())
-    (q, k, v), (q_scaled, k_same, v_same) = (mixer.project(tokens(), Step()) for mixer in (plain, scaled))
-    assert torch.equal(k, k_same) and torch.equal(v, v_same)
-    torch.testing.assert_close(q_scaled / math.sqrt(12), 0.5 * q)
 
 
 @pytest.mark.parametrize("where", ["before_rope", "after_rope"])

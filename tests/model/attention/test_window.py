@@ -15,7 +15,7 @@ from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.mixer import Step
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.attention.dense import attend, make, tokens
-from tests.model.config_samples import GEMMA, parse
+from tests.model.config_samples import LUCID, parse
 
 WINDOW = 5
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_it_is_softmax_attention_over_the_window(window: int, sizes: tuple[int, 
 def test_a_window_does_not_grow() -> None:
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     given = {"num_hidden_layers": 3, "layer_types": kinds, "sliding_window": 6, "head_dim": 16}
-    session = TorchSession(LucidForCausalLM(parse(GEMMA, attention_type="lucid", **given)).eval())
+    session = TorchSession(LucidForCausalLM(parse(LUCID, **given)).eval())
     cache = session.empty_cache(1)
     session.prefill(np.arange(60)[None], cache)
     layout = layout_of(session.layers)

@@ -39,6 +39,9 @@ CLASSES = (
 )
 
 
+LONG = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+
+
 def parsed(kind: str, **more: Any) -> LucidConfig:
     return parse_model_config({**json.loads(small_config(kind).to_json_string(use_diff=False)), **more}, "config.json")
 
@@ -95,7 +98,8 @@ def test_the_layers_that_compute_the_same_are_known() -> None:
         ("gemma3", {}, "computes more than text"),
         ("olmo2", {"attention_sink": 4}, "does not know the key attention_sink"),
         ("olmo2", {"use_rope": False, "attention_type": "lucid"}, "use_rope is False"),
-        ("olmo2", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic'"),
+        ("phi3", {"rope_scaling": {"type": "longrope", **LONG}}, "longrope"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 5e5}}, "does not read rope_theta of rope_parameters"),
         ("olmo2", {"architectures": ["Olmo2ForSequenceClassification"]}, "supported is Olmo2ForCausalLM"),
         ("olmo2", {"attention_type": "lucid", "lucid_layers": [9]}, "lucid_layers names layer 9"),
         ("gemma2", {"attention_type": "lucid"}, "caps its scores"),
