@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.quantization import AUTO, STORED, Method, Quantization
@@ -49,14 +48,12 @@ def method_sentence(method: Method) -> str:
         return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
     if not method.tensors:
         return ""
-    ratios = [found.output_error / found.nearest_error for found in method.tensors.values() if found.nearest_error]
     wide = [kind for kind, bits in method.settings.get("bits", {}).items() if bits == 8]
     mixed = f", with 8 bits for {', '.join(wide) or 'none'}" if method.name == AUTO else ""
-    share = f"; their layers' errors are {median(ratios):.2f} of round-to-nearest's (median)" if ratios else ""
     text = method.calibration
     return (
         f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
-        f"{text['file']}{mixed}{share}."
+        f"{text['file']}{mixed}. What that costs: eval --text FILE --against an artifact that is not quantized."
     )
 
 

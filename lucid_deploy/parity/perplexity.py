@@ -14,7 +14,7 @@ from lucid_deploy.parity.targets import CallCounter, Progress
 from lucid_deploy.runtimes.layers import ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
 
-WINDOW = 512  # tokens of context at most: the text is scored window by window, each from an empty cache
+WINDOW = 512  # tokens of context at most, as llama.cpp has it: windows of a text begin with an empty cache
 PIECE = 64  # tokens whose logits are in memory at once
 Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pieces (n, vocab)
 
@@ -97,19 +97,28 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
 
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
-    """Compare what two models predict, over the windows of a text; one window's logits are in memory at once."""
+    """Compare what two models predict, over the windows of a text."""
     surprise, divergence, same = 0.0, 0.0, 0
     for ids in pieces:
-        mine, start = np.concatenate(list(own(ids[:-1]))), 0
-        for theirs in original(ids[:-1]):
-            part, next_ids = mine[start : start + len(theirs)], ids[start + 1 : start + 1 + len(theirs)]
-            surprise += float(_surprise(theirs, next_ids).sum())
-            divergence += float(kl_divergence(part, theirs).sum())
-            same += int((part.argmax(-1) == theirs.argmax(-1)).sum())
+        start = 0
+        for mine, theirs in _together(own(ids[:-1]), original(ids[:-1])):
+            surprise += float(_surprise(theirs, ids[start + 1 : start + 1 + len(theirs)]).sum())
+            divergence += float(kl_divergence(mine, theirs).sum())
+            same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
             start += len(theirs)
         tick()
     count = sum(len(ids) - 1 for ids in pieces)
     return TextCost(float(np.exp(surprise / count)), divergence / count, same / count)
+
+
+def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
+    """Yield the logits of two models for the same tokens, in the second's pieces."""
+    held = next(first)
+    for theirs in second:
+        while len(held) < len(theirs):
+            held = np.concatenate([held, next(first)])
+        yield held[: len(theirs)], theirs
+        held = held[len(theirs) :]
 
 
 def compare_perplexity(

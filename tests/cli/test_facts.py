@@ -35,8 +35,8 @@ def test_what_was_learned_is_a_sentence() -> None:
     tensors = {str(part): LearnedTensor(0.1, part * 0.01, 0.1) for part in (2, 4, 9)}
     said = method_sentence(Method("gptq", {}, {"file": "text", "tokens": 512}, tensors))
     assert said == (
-        " The numbers of 3 were chosen by gptq over 512 tokens of text; their layers' errors are 0.40 of "
-        "round-to-nearest's (median)."
+        " The numbers of 3 were chosen by gptq over 512 tokens of text. What that costs: eval --text FILE --against an "
+        "artifact that is not quantized."
     )
 
 
