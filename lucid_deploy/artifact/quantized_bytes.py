@@ -123,11 +123,9 @@ def dequantize(
 
 
 def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Bytes:
-    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: flat bytes of ``(in, out)``, signed.
+    """Turn rows of ``matmulnbits`` into what ``DequantizeLinear`` reads: flat bytes of ``(in, out)``, signed.
 
-    Args:
-        packed: ``(out, blocks, block_size · bits / 8)``, as the format ``matmulnbits`` stores them.
-        is_float: Whether these are codes of floating-point numbers, which stay as they are.
+    ``packed`` is ``(out, blocks, block_size · bits / 8)``. Codes of floating-point numbers stay as they are.
     """
     signed = 0 if is_float else 1 << (bits - 1)  # from numbers with half the range added
     rows = packed.reshape(len(packed), -1)
@@ -171,12 +169,7 @@ def write_scales(directory: Path, scales: Scales) -> None:
 
 
 def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
-    """Apply scales to a weight: float32, or the weight itself if there are none for it.
-
-    Args:
-        weight: ``(out, in)``, or ``(out,)`` of a norm or a bias.
-        back: Undo it: from a scaled weight to the one before.
-    """
+    """Apply scales to a weight, ``(out, in)`` or ``(out,)``, or undo it: float32, or itself if it has no scales."""
     import torch
 
     inputs, outputs = (scales.get(name + part) for part in (INPUTS, OUTPUTS))

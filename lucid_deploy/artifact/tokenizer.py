@@ -33,8 +33,7 @@ _PLACES = re.compile(r"\\[bBAzZGKyY]|\(\?<?[=!]|[\^$]")
 def check_rules(content: dict[str, Any], longest_piece: int, path: Path) -> None:
     """Check the normalizer, decoder and post-processor of a tokenizer.
 
-    Args:
-        longest_piece: Characters of the longest token; 0: not known yet.
+    ``longest_piece`` is the number of characters of the longest token; 0: not known yet.
     """
     growth = {}
     for part, key in _PARTS.items():
@@ -69,7 +68,7 @@ def _rules(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
 def _growth(rule: dict[str, Any]) -> float:
     """Return how many characters (of a post-processor: tokens) one may become at most.
 
-    Rules are told by their fields: the library reads rules of old files, which have no type, in the same way.
+    Rules are recognized by their fields, as the library does for old files, which have no type.
     """
     if "pattern" in rule and "content" in rule:  # Replace
         pattern, content = rule["pattern"], len(rule["content"])
@@ -123,12 +122,11 @@ def advice(directory: Path) -> str:
 class TextTokenizer:
     """The ``tokenizer.json`` of an artifact or checkpoint, with the tokens that the files beside it add.
 
+    A tokenizer's regular expressions may take any time, so with ``bound_time`` encoding fails after 30 s, and 1 s more
+    for each 100,000 characters.
+
     Attributes:
         decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and the strings that it replaces.
-
-    Args:
-        bound_time: Whether encoding a text fails after 30 s, and 1 s more for each 100,000 characters: a tokenizer's
-            regular expressions may take any time. False in a process that has a limit of its own.
     """
 
     def __init__(self, directory: str | Path, bound_time: bool = True) -> None:

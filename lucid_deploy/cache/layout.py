@@ -74,11 +74,9 @@ class CacheTensor:
         return (batch, heads, self.held(tokens), width)
 
     def axes(self, tokens: int | str, prefix: str = "") -> tuple[int | str, ...]:
-        """Return the shape as graphs declare it, dynamic axes by name.
+        """Return the shape as graphs declare it, dynamic axes by name; ``tokens`` is that of rows.
 
-        Args:
-            tokens: Length or name of the token axis of rows.
-            prefix: Of the name of a ring's axis: ``past_`` for the inputs of a call.
+        The name of a ring's axis begins with ``prefix``: ``past_`` for the inputs of a call.
         """
         if not self.has_tokens:
             return ("batch", *self.shape)
@@ -115,15 +113,7 @@ def states_bytes(layout: CacheLayout) -> int:
 
 
 def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Array:
-    """Return the content of one batch row without padding.
-
-    Args:
-        array: The whole tensor.
-        mask: Bool ``(batch, T)``, False at padding.
-
-    Returns:
-        ``(heads, tokens held, width)``, or ``shape`` of a state.
-    """
+    """Return one batch row of a tensor without padding, ``(heads, tokens held, width)`` or ``shape`` of a state."""
     if not tensor.has_tokens:
         return array[row]
     if tensor.sort == "rows":
@@ -133,12 +123,7 @@ def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Arr
 
 
 def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Array:
-    """Combine contents of single rows into a batch; pad shorter ones with zeros on the left.
-
-    Args:
-        contents: From ``row_content``.
-        tokens: Columns of the batch: the tokens of its longest row.
-    """
+    """Combine rows from ``row_content`` into a batch of ``tokens`` columns, shorter ones with zeros on the left."""
     if not tensor.has_tokens:
         return np.stack(contents)
     heads, _, width = contents[0].shape
@@ -172,12 +157,9 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
 
 
 def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) -> Array:
-    """Cut a tensor back to its first columns; ``check_truncation`` decides whether that is exact.
+    """Cut a tensor back to its first ``length`` columns; ``check_truncation`` decides whether that is exact.
 
-    Args:
-        array: The whole tensor; a ring may have free room in front of its rows.
-        length: Columns to keep.
-        mask: Bool ``(batch, T)`` over all columns, those to be dropped included; False at padding.
+    The mask, bool ``(batch, T)``, is of all columns, those to be dropped included. A ring may have room in front.
     """
     if tensor.sort == "ring":
         return np.take_along_axis(array, first_of_ring(mask, length, array.shape[2])[:, None, :, None], axis=2)
@@ -185,30 +167,20 @@ def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) ->
 
 
 def first_of_ring(mask: Array, length: int, rows: int) -> Array:
-    """Return which row of a ring moves to each place when a cache is cut back.
+    """Return which of a ring's ``rows`` moves to each place when a cache is cut back to ``length`` columns.
 
     A ring holds tokens and no padding, the newest last. So the rows that go are as many as the columns cut off hold
     tokens, which differs from one batch row to the next.
 
-    Args:
-        mask: Bool ``(batch, T)``, False at padding.
-        length: Columns to keep, L.
-        rows: Rows of the ring, R.
-
     Returns:
-        Int64 ``(batch, L)``: the row that comes to each place; any row where there is no token.
+        Int64 ``(batch, length)``: the row that comes to each place; any row where there is no token.
     """
     dropped = mask[:, length:].sum(axis=1, dtype=np.int64)  # (B,)
     return np.maximum(np.arange(rows - length, rows) - dropped[:, None], 0)
 
 
 def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
-    """Return a view of the used part of a buffer: rows lie at the front, a ring at the end.
-
-    Args:
-        buffer: ``(batch, heads, room, width)`` with enough room; a state is returned as it is.
-        tokens: Columns of the batch.
-    """
+    """Return a view of what ``tokens`` columns use of a buffer: rows lie at the front, a ring at the end."""
     if not tensor.has_tokens:
         return buffer
     return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]

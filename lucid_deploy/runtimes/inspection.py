@@ -69,10 +69,7 @@ def remarks(artifact: Artifact) -> list[str]:
 
 
 def compression(artifact: Artifact) -> float:
-    """Return how many times larger the weight file would be if nothing were quantized; 1 if nothing is.
-
-    With the padding: each tensor, and each part of a quantized one, begins on a page of its own.
-    """
+    """Return how many times larger the weight file, padding to pages included, would be if nothing were quantized."""
     record, dtype = artifact.manifest.quantization, artifact.manifest.dtype
     if record is None:
         return 1.0

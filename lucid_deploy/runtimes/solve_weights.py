@@ -1,4 +1,4 @@
-"""The system that a LUCID layer solves over a text, in float64, from the keys that its cache holds."""
+"""The triangular system that a LUCID layer solves over a text, in float64, from the keys in its cache."""
 
 from __future__ import annotations
 
@@ -15,30 +15,20 @@ from lucid_deploy.runtimes.session import Array, Session
 
 
 class PlaceError(LucidError):
-    """There is no such layer or head, or the layer solves no system.
-
-    Attributes:
-        argument: Which of both is wrong: ``layer`` or ``head``.
-    """
+    """There is no such layer or head, or the layer solves no system."""
 
     def __init__(self, message: str, argument: str) -> None:
         super().__init__(message)
-        self.argument = argument
+        self.argument = argument  # which of both is wrong: layer or head
 
 
 @dataclass(frozen=True)
 class SolveWeights:
-    """L Y = V of one key/value head over N tokens, so that Y_i = (V_i − Σ_{j<i} L_ij Y_j) / L_ii.
+    """L Y = V of one key/value head over N tokens, so that Y_i = (V_i − Σ_{j<i} L_ij Y_j) / L_ii; all float64."""
 
-    Attributes:
-        subtracted: L below its diagonal, float64 ``(N, N)``: how much of Y_j token i subtracts.
-        diagonal: L_ii, float64 ``(N,)``; 1 unless the artifact has the diagonal that training divides by.
-        coefficients: L⁻¹, float64 ``(N, N)``, lower triangular: how much of V_j is in Y_i.
-    """
-
-    subtracted: Array
-    diagonal: Array
-    coefficients: Array
+    subtracted: Array  # (N, N), L below its diagonal: how much of Y_j token i subtracts
+    diagonal: Array  # (N,), L_ii; 1 unless the artifact has the diagonal that training divides by
+    coefficients: Array  # (N, N), L⁻¹, lower triangular: how much of V_j is in Y_i
 
 
 def solving_layers(session: Session[Any]) -> dict[int, int]:
@@ -66,12 +56,9 @@ def solve_weights(session: Session[Any], ids: list[int], layer: int, head: int) 
 
 
 def system_of(keys: Array, eps: float, training_diagonal: bool = False) -> SolveWeights:
-    """Return the system over raw keys: L = tril(exp(K̂K̂ᵀ/√D − √D)), K̂ = K / sqrt(mean(K²) + eps).
+    """Return the system over raw keys ``(N, D)``: L = tril(exp(K̂K̂ᵀ/√D − √D)), K̂ = K / sqrt(mean(K²) + eps).
 
-    Args:
-        keys: ``(N, D)``.
-        eps: Of the keys' norm.
-        training_diagonal: Whether L_ii is what the formula gives, slightly below 1; otherwise it is 1.
+    L_ii is 1, or with ``training_diagonal`` what the formula gives, slightly below.
     """
     raw = keys.astype(np.float64)
     root = math.sqrt(raw.shape[1])

@@ -81,20 +81,14 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether a library multiplies by weights itself: with AVX-512 and AVX2.
-
-    On other processors its products were not compared with onnxruntime's, which stay.
-    """
+    """Return whether a library multiplies by weights itself: where its products were compared with onnxruntime's."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES
 
 
 def multiplies_in_blocks(library: Path | None) -> bool:
-    """Return whether a library multiplies by weights in blocks itself: with AVX-512 VNNI.
-
-    With other instructions onnxruntime's own product is faster.
-    """
+    """Return whether a library multiplies by weights in blocks itself: with AVX-512 VNNI, where it is faster."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots
 
     return library is not None and has_dots(library)

@@ -36,17 +36,11 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class ProviderPlan:
-    """How a provider runs one stage.
+    """How a provider runs one stage."""
 
-    Attributes:
-        graph: The file to load.
-        options: The provider's options.
-        limits: The largest sizes its optimization profile takes; None: any.
-    """
-
-    graph: Path
-    options: dict[str, str]
-    limits: Limits | None = None
+    graph: Path  # the file to load
+    options: dict[str, str]  # the provider's
+    limits: Limits | None = None  # the largest sizes its optimization profile takes; None: any
 
 
 def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
@@ -105,13 +99,10 @@ def provider_folder(artifact: Artifact, provider: str, library: Path | None = No
 
 
 def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -> Path:
-    """Write the copy of a stage's graph in which TensorRT finds our plugins; a copy that is there is replaced.
+    """Write the copy of a stage's graph in which TensorRT finds our plugins, over one that is there; return it.
 
     Left as it is, the graph's functions are inlined before a provider sees them, loops included. The weight file is
-    linked beside the copy: onnxruntime and TensorRT read external data from the folder of the graph only.
-
-    Returns:
-        The copy.
+    copied beside it: onnxruntime and TensorRT read external data from the folder of the graph only.
     """
     from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
 

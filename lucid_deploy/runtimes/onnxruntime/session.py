@@ -16,9 +16,8 @@ from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
-from lucid_deploy.plugins.table import DECODE_ATTENTION, DELTA_RULE
+from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.graph_sessions import ArrayLayers, ArtifactSession, BoundStep, StaticSession
-from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.onnxruntime.compatibility import (
     check_version,
     choose_kernels,
@@ -34,6 +33,7 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
     choose_provider,
     plan_provider,
 )
+from lucid_deploy.runtimes.onnxruntime.runtime import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, NewTokens
 
@@ -49,20 +49,14 @@ _READ_BY_BODY = "int8"  # the type that there is a body for
 
 
 class OrtSession(ArtifactSession[Any]):
-    """Runs an artifact's prefill and decode graphs; the cache stays in onnxruntime's own tensors.
+    """Run an artifact's graphs; the cache stays in onnxruntime's own tensors.
 
-    On the CPU both graphs read one mapping of the weight file; other providers load the file themselves.
+    On the CPU all graphs read one mapping of the weight file; other providers load the file themselves.
 
     Attributes:
-        reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
-            all of it is converted in every step. The library of kernels has operators for float16 and int8. On the CPU
-            without it, onnxruntime 1.25 and newer reads int8 in contexts of up to 262,144 tokens, with a body in
-            standard operators. See :mod:`lucid_deploy.runtimes.passes.stored_cache`.
+        reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored, otherwise
+            it converts all of it in every step; see :mod:`lucid_deploy.runtimes.passes.stored_cache`.
         options: The options it was opened with; ``kernels`` says what was chosen.
-
-    Args:
-        artifact: The opened artifact.
-        options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`; None: the defaults.
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
@@ -184,34 +178,22 @@ class OrtSession(ArtifactSession[Any]):
         """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
         if self.provider != "cpu":
             return None
-        graph, few = self._artifact.graph(stage), stage != "prefill"
-        recurs = self._library is None and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
-        reads = few and self._can_read_stored(stage)
-        by_library = self._library is not None and (few or self.quantization is not None)
-        if not recurs and not reads and not by_library and self.quantization is None:
-            return None
         import onnx
 
         from lucid_deploy.runtimes.passes import library_kernels, own_operators, stored_cache
 
-        widens = own_operators.has_fp4(graph)
-        if not recurs and not reads and not by_library and not widens:
-            return None
-        model = onnx.ModelProto()
-        model.CopyFrom(graph)
-        changed = False
-        if recurs and own_operators.has_linear_attention(self._ort.__version__):
+        model, few, changed = onnx.ModelProto(), stage != "prefill", False
+        model.CopyFrom(self._artifact.graph(stage))
+        if self._library is None and own_operators.has_linear_attention(self._ort.__version__):
             changed |= own_operators.use_linear_attention(model)
         if multiplies_in_blocks(self._library):
             changed |= library_kernels.use_quantized_matmul(model)
-        if by_library and few:
+        if self._library is not None and few:
             changed |= library_kernels.use_growing_attention(model)
         if few and multiplies(self._library):
             changed |= library_kernels.use_weight_matmul(model)
-        if widens:
-            own_operators.retype_fp4(model)
-            changed = True
-        if reads and self._read_as_stored(stage, model):
+        changed |= own_operators.retype_fp4(model)
+        if few and self._can_read_stored(stage) and self._read_as_stored(stage, model):
             changed = self.reads_stored_cache = True
             if self._library is None:
                 stored_cache.attach_int8_body(model)

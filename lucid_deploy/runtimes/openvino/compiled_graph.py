@@ -57,9 +57,8 @@ def import_openvino() -> ModuleType:
 def core() -> openvino.Core:
     """Return the process's only Core.
 
-    The CPU device gives the thread that first compiles a graph another stack for signal handlers, and frees it with
-    itself, in whichever thread. With a Core for each session, the next signal after another thread had closed the last
-    one was a segmentation fault (OpenVINO 2026.4).
+    With a Core for each session, the next signal after another thread had closed the last one was a segmentation fault
+    (OpenVINO 2026.4): the thread that first compiles a graph gets a stack for signal handlers, which the Core frees.
     """
     found: openvino.Core = import_openvino().Core()
     return found

@@ -56,15 +56,12 @@ _KNOWN = {"K", "N", "bits", "block_size", "accuracy_level"}  # attributes of Mat
 
 
 def use_growing_attention(model: onnx.ModelProto) -> bool:
-    """Let attention write the grown cache too: it copies rows while they are near, and on all threads.
+    """Let attention write the grown cache too, on all threads; return whether a node was changed.
 
     onnxruntime's ``Concat`` copies on one thread, and reads again what attention has just read.
 
     Result: nodes are changed where the new rows go into the cache as they are, and nowhere else; caches that are static
     or stored in another type stay as they were.
-
-    Returns:
-        Whether there was such a node.
     """
     graph = model.graph
     read, given = Counter(read_names(graph)), {output.name for output in graph.output}
@@ -93,16 +90,13 @@ def _joins_tokens(node: onnx.NodeProto) -> bool:
 
 
 def use_weight_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights: it reads each once, as it lies in the file.
+    """Let the library multiply by weights, which it reads as they lie in the file; return whether there are products.
 
     onnxruntime's product is made for many rows, wants a packed copy of the weight, and converts float16 weights to
     float32 when the graph is loaded. Decoding, batches of it and verifying drafts have few rows.
 
     Result: products in float32 and float16 by a matrix among the initializers are changed; casts of weights are gone
     unless something else reads them.
-
-    Returns:
-        Whether there was such a product.
     """
     graph = model.graph
     weights = {each.name: each.data_type for each in graph.initializer if len(each.dims) == 2}
@@ -142,7 +136,7 @@ def _is_product(node: onnx.NodeProto) -> bool:
 
 
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights in blocks, where the inputs are rounded to 8 bits block by block.
+    """Let the library multiply by weights in blocks, with inputs rounded to 8 bits; return whether there are any.
 
     It reads the weight as it lies in the file, where onnxruntime makes a packed copy of it for each graph, and takes
     half of the time for many rows.
@@ -150,9 +144,6 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     Result: ``MatMulNBits`` nodes are changed whose weight is in 4 or 8 bits, in whole blocks of a multiple of 16, with
     scales in float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor
     an attribute that is unknown here; others stay.
-
-    Returns:
-        Whether there was such a node.
     """
     tensors = {each.name: each for each in model.graph.initializer}
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]

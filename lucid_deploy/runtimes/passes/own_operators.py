@@ -28,11 +28,8 @@ def use_linear_attention(model: onnx.ModelProto) -> bool:
 
     Its CPU kernel goes token by token, in float32. The library's kernel is faster, so with that the body stays.
 
-    Result: the body is onnxruntime's operator between changes of layout; nodes stay as they are.
-
-    Returns:
-        Whether the body was changed: not where there is no such function, or where nodes have several numbers of heads
-        or an unknown one, which the operator needs as a number.
+    Result: the body is onnxruntime's operator between changes of layout; nodes stay as they are. Nothing changes, and
+    False is returned, where nodes have several numbers of heads or an unknown one, which the operator needs.
     """
     nodes = nodes_of(model.graph, DOMAIN, DELTA_RULE.name)
     bodies = [each for each in model.functions if (each.domain, each.name) == (DOMAIN, DELTA_RULE.name)]
@@ -105,19 +102,15 @@ _CODES = np.array([np.flatnonzero((value == E4M3) & (np.signbit(value) == np.sig
 _CODES = _CODES.astype(np.uint8)
 
 
-def has_fp4(model: onnx.ModelProto) -> bool:
-    """Whether a graph has weights in E2M1, which onnxruntime's CPU has no kernel for."""
-    return any(tensor.data_type == TensorProto.FLOAT4E2M1 for tensor in model.graph.initializer)
+def retype_fp4(model: onnx.ModelProto) -> bool:
+    """Declare weights in E2M1, which onnxruntime's CPU has no kernel for, as E4M3; return whether there are any.
 
-
-def retype_fp4(model: onnx.ModelProto) -> None:
-    """Declare weights in E2M1 as E4M3, changing a graph in place. The session has to give their codes, :func:`widened`.
-
-    Result: ``DequantizeLinear`` gives the same weights, from numbers of twice the bytes.
+    Result: ``DequantizeLinear`` gives the same weights, once the session gives their codes, :func:`widened`.
     """
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT4E2M1:
-            tensor.data_type = TensorProto.FLOAT8E4M3FN
+    found = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT4E2M1]
+    for tensor in found:
+        tensor.data_type = TensorProto.FLOAT8E4M3FN
+    return bool(found)
 
 
 def widened(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

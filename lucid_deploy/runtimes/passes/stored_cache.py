@@ -43,7 +43,7 @@ _SCALED = {TensorProto.INT8: DECODE_ATTENTION_INT8, TensorProto.FLOAT8E4M3FN: DE
 
 @dataclass(frozen=True)
 class _StoredTensor:
-    """What K or Y is converted from: an input of the graph, its scales if any, and the nodes between, last to first."""
+    """What K or Y is converted from: an input of the graph, its scales, and the nodes between, last to first."""
 
     operator: Operator  # reads such tensors
     rows: str
@@ -55,12 +55,9 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
     """Put operators that read the stored cache in the place of ``DecodeAttention`` and the conversions before it.
 
     Requires: a decode graph whose cache has another type than the model.
-    Result: every ``DecodeAttention`` is changed, or none and the graph is as it was. The new operators compute the
-    same, except that an int8 row's values, and an fp8 row's of K, are not rounded to the model's type in between.
-    Conversions that something else reads stay.
-
-    Returns:
-        Why nothing was changed, a line for each place that is not as expected; empty when the graph was changed.
+    Result: every ``DecodeAttention`` is changed, and nothing is returned; or none is, and the reasons are returned. The
+    new operators compute the same, except that an int8 row's values, and an fp8 row's of K, are not rounded to the
+    model's type in between. Conversions that something else reads stay.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}

@@ -1,8 +1,7 @@
-"""TensorRT's logger and progress monitor, and the exceptions of what runs inside them.
+"""TensorRT's logger and progress monitor, and the exceptions that are raised inside them.
 
-TensorRT's C++ code has no place for an exception. Callbacks store it, the monitor stops the build, and the caller
-raises it again. A signal's handler may run in the bindings, before any line of ours: they print what it raises, and go
-on. So what handlers raise is stored as well.
+TensorRT's C++ code cannot pass on an exception: callbacks store it, the monitor stops the build, and the caller raises
+it again. Signal handlers may run in the bindings, which print what they raise and go on, so that is stored as well.
 """
 
 from __future__ import annotations

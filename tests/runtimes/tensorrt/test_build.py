@@ -25,7 +25,7 @@ from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
 from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT8, PRECONDITION
 from lucid_deploy.runtimes.tensorrt import build
-from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
+from lucid_deploy.runtimes.tensorrt.build import BuildOptions, BuiltEngine, build_engines, check_network
 from lucid_deploy.runtimes.tensorrt.callbacks import (
     CallbackFailure,
     Progress,
@@ -34,7 +34,6 @@ from lucid_deploy.runtimes.tensorrt.callbacks import (
 )
 from lucid_deploy.runtimes.tensorrt.limits import Limits, axis_ranges, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
-from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, check_network
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph
 from tests.plugins.hosts.tensorrt.plugin_tools import stand_ins
 from tests.runtimes.tensorrt.engine_copies import SMALL, copy_of
@@ -231,7 +230,7 @@ def test_cache_updates_must_be_in_place() -> None:
 def built_small(tmp_path: Path) -> Callable[..., Any]:
     pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
     from lucid_deploy.runtimes.tensorrt.backend import load_backend
-    from lucid_deploy.runtimes.tensorrt.network import Settings, build_engine
+    from lucid_deploy.runtimes.tensorrt.build import Settings, build_engine
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
     model = helper.make_model(
