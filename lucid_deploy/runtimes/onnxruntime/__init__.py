@@ -1,1 +1,24 @@
-"""Run an artifact's graphs in onnxruntime."""
+"""The exported graphs in onnxruntime; what it can do depends on the execution provider."""
+
+from dataclasses import replace
+
+from lucid_deploy.runtimes.runtime import Capabilities
+
+_GPU = Capabilities(
+    dtypes=("float32", "float16"),  # tensors go through numpy, which has no bfloat16
+    devices=("cuda",),
+    cache_sorts=("rows", "ring", "state"),
+    reads_layers=True,
+    packages=("onnxruntime",),
+    install="lucid-deploy[cpu]",
+)
+_CPU = replace(
+    _GPU,
+    devices=("cpu",),
+    caches=("growing", "static"),  # a static cache lives in the CPU's memory
+    cache_dtypes=("float16", "int8", "fp8"),
+    opens_graphs=True,
+    rounds_activations=True,
+)
+_WHOLE = replace(_GPU, graphs=("functions",), reads_layers=False)  # these providers build engines of whole graphs
+CAPABILITIES = {"cpu": _CPU, "cuda": _GPU, "tensorrt": _WHOLE, "nv-tensorrt-rtx": _WHOLE}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
 
@@ -15,25 +15,6 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
-
-_GPU = Capabilities(
-    dtypes=("float32", "float16"),  # tensors go through numpy, which has no bfloat16
-    devices=("cuda",),
-    cache_sorts=("rows", "ring", "state"),
-    reads_layers=True,
-    packages=("onnxruntime",),
-    install="lucid-deploy[cpu]",
-)
-_CPU = replace(
-    _GPU,
-    devices=("cpu",),
-    caches=("growing", "static"),  # a static cache lives in the CPU's memory
-    cache_dtypes=("float16", "int8", "fp8"),
-    opens_graphs=True,
-    rounds_activations=True,
-)
-_WHOLE = replace(_GPU, graphs=("functions",), reads_layers=False)  # these providers build engines of whole graphs
-CAPABILITIES = {"cpu": _CPU, "cuda": _GPU, "tensorrt": _WHOLE, "nv-tensorrt-rtx": _WHOLE}
 
 
 class OnnxRuntime(Runtime):

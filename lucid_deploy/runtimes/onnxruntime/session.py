@@ -18,6 +18,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.graph_sessions import ArrayLayers, ArtifactSession, BoundStep, StaticSession
+from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.onnxruntime.compatibility import (
     check_version,
     choose_kernels,
@@ -33,7 +34,6 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
     choose_provider,
     plan_provider,
 )
-from lucid_deploy.runtimes.onnxruntime.runtime import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, NewTokens
 

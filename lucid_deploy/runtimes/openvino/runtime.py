@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.runtimes.openvino import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
 
@@ -12,17 +13,6 @@ if TYPE_CHECKING:
 
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.session import Session
-
-CAPABILITIES = Capabilities(
-    dtypes=("float32", "float16"),  # tensors go through numpy, which has no bfloat16
-    caches=("growing", "static"),
-    graphs=("inline",),  # its reader of ONNX files does not know functions
-    cache_dtypes=("float16", "int8"),
-    cache_sorts=("rows", "ring"),
-    opens_graphs=True,
-    packages=("openvino",),
-    install="lucid-deploy[openvino]",
-)
 
 
 class OpenVinoRuntime(Runtime):

@@ -9,8 +9,8 @@ import numpy as np
 from lucid_deploy.artifact import STAGES, VERIFY, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.graph_sessions import ArrayLayers, ArtifactSession, BoundStep, StaticSession
+from lucid_deploy.runtimes.openvino import CAPABILITIES
 from lucid_deploy.runtimes.openvino.compiled_graph import CompiledGraph, check_version, import_openvino
-from lucid_deploy.runtimes.openvino.runtime import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, NewTokens
 

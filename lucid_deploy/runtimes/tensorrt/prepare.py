@@ -19,8 +19,8 @@ from lucid_deploy.plugins.table import (
     PRECONDITION,
 )
 from lucid_deploy.runtimes.open import check_artifact as check_capabilities
+from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.backend import dotted
-from lucid_deploy.runtimes.tensorrt.runtime import CAPABILITIES
 
 if TYPE_CHECKING:
     import onnx

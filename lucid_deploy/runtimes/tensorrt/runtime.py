@@ -6,22 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.runtime import Capabilities, Runtime
+from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.session import Session
-
-CAPABILITIES = Capabilities(
-    dtypes=("float32", "float16", "bfloat16"),
-    devices=("cuda",),
-    caches=("growing", "static"),
-    cache_dtypes=("fp8",),
-    graphs=("functions",),  # a plugin computes our operators
-    cache_sorts=("rows", "state"),
-    builds_engines=True,
-    packages=("tensorrt_rtx", "tensorrt"),  # one of the two
-    install="lucid-deploy[rtx]",
-)
 
 
 class TensorRtRuntime(Runtime):

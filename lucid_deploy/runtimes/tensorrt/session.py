@@ -17,10 +17,10 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.description import drafts_unsupported_reason
 from lucid_deploy.runtimes.graph_sessions import ArtifactSession
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens
+from lucid_deploy.runtimes.tensorrt import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.device import Device
 from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, DeviceTensor, Layers, MemoryPool
 from lucid_deploy.runtimes.tensorrt.engine_contexts import DecodeStep, EngineContexts, Engines, Feed, StateCopy
-from lucid_deploy.runtimes.tensorrt.runtime import CAPABILITIES
 
 
 @dataclass

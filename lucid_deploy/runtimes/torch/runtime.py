@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
+from lucid_deploy.runtimes.torch import CAPABILITIES
 
 if TYPE_CHECKING:
     import onnx
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
-
-CAPABILITIES = Capabilities(
-    dtypes=("float32", "float16", "bfloat16"),
-    devices=("cpu", "cuda"),
-    caches=("growing", "static"),
-    cache_dtypes=("float16", "int8", "fp8"),
-    cache_sorts=("rows", "ring", "state"),
-    runs_graphs=False,
-    reads_layers=True,
-    opens_graphs=True,
-    packages=("torch",),
-    install="lucid-deploy[export]",
-)
 
 
 class TorchRuntime(Runtime):

@@ -10,7 +10,7 @@ from lucid_deploy.cache.storage import SCALED, decoded_layout
 from lucid_deploy.model.description import drafts_unsupported_reason
 from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
-from lucid_deploy.runtimes.torch.runtime import CAPABILITIES
+from lucid_deploy.runtimes.torch import CAPABILITIES
 from lucid_deploy.runtimes.torch.threads import check_threads_are_here, torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]

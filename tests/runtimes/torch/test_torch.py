@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtimes.torch import CAPABILITIES
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model, stored_parts
-from lucid_deploy.runtimes.torch.runtime import CAPABILITIES
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]
