@@ -26,7 +26,7 @@ class FieldError(LucidError):
         code: A word for programs: ``invalid_json``, ``missing_field``, ``unknown_parameter`` or ``invalid_value``.
     """
 
-    def __init__(self, message: str, param: str | None, code: str) -> None:
+    def __init__(self, message: str, param: str | None, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
         self.code = code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import shlex
 from dataclasses import fields
@@ -137,7 +138,7 @@ def command(artifact: str, **options: Any) -> None:
         from lucid_deploy.serving.tracing import open_tracing
 
         open_tracing(options["otlp_endpoint"]).close()
-    from lucid_deploy.serving.logs import set_up_logging
+    from lucid_deploy.serving.loading import set_up_logging
     from lucid_deploy.serving.security import is_loopback
 
     engine_options, api = _checked_options(artifact, options)
@@ -188,7 +189,7 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
         speculate=speculation.mode,
         draft=speculation.draft,
         most_step_seconds=options["timeout"],
-        share_queue=keys.several,
+        share_queue=len(keys) > 1,
         **_fields_of(EngineOptions, options),
     )
     api = ApiOptions(
@@ -221,22 +222,22 @@ def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
     from lucid_deploy.cli._console import note
-    from lucid_deploy.serving.front import Service
-    from lucid_deploy.serving.jobs import LocalBackend, make_backend
+    from lucid_deploy.serving.jobs import make_backend
     from lucid_deploy.serving.loading import make_service
-    from lucid_deploy.serving.server import ListenOptions, bind, serve
+    from lucid_deploy.serving.server import bind, serve
 
     opened = bind(options["host"], options["port"])
     url = _url(options["host"], opened.getsockname()[1])
 
-    def make() -> tuple[Service, LocalBackend]:
+    async def run() -> None:
         backend = make_backend(engine)
-        return make_service(engine, api, backend), backend
+        service = make_service(engine, api, backend)
+        limits = (options["grace"], options["max_connections"], options["idle_timeout"])
+        await serve(service, backend.engine, opened, lambda: click.echo(f"Serving on {url}"), *limits)
 
     with opened:
         note(f"Loading {engine.directory}")
-        listening = ListenOptions(opened, options["grace"], options["max_connections"], options["idle_timeout"])
-        serve(make, listening, lambda: click.echo(f"Serving on {url}"))
+        asyncio.run(run())
     note("Stopped.")
 
 

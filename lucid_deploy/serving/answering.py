@@ -15,15 +15,15 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.serving.answers import Answer
-from lucid_deploy.serving.errors import ApiError, queue_full, unavailable
+from lucid_deploy.serving.errors import ApiError, refusal_error
 from lucid_deploy.serving.front import Exchange
 from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, RowTimes
 from lucid_deploy.serving.requests import Kind
 from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 
-LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does not read gets none
-CACHED_STEP = 128  # tokens: reused ones are counted so, as OpenAI does; exact counts would spell others' prompts out
+LAST_WORD_SECONDS = 1.0  # to send the error that ends a stream; a client that does not read misses it
+CACHED_STEP = 128  # tokens; OpenAI counts reused ones in such steps, and exact counts could reveal others' prompts
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -38,7 +38,6 @@ class Endpoint:
         self._kind: Kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; called by the router."""
         exchange: Exchange = scope["exchange"]
         service = exchange.service
         if service.tracing is not None:
@@ -71,7 +70,6 @@ class RunningAnswer:
         self._last: dict[int, float] = {}  # when each generation's last token came, by time.perf_counter
 
     async def next(self) -> list[Event]:
-        """Return the next events for the client."""
         events: list[Event] = []
         while not events:
             taken = await anext(self._events)
@@ -93,11 +91,10 @@ class RunningAnswer:
         if event.reason == "error":
             raise ApiError(500, event.message, "engine_error")
         self._open -= 1
-        if event.row % self._answer.request.job.n == 0:  # a prompt counts once, as in prompt_tokens
+        if event.row % self._answer.request.job.n == 0:  # count each prompt once, as prompt_tokens does
             self._answer.cached_tokens += event.reused - event.reused % CACHED_STEP
 
     def _tick(self, row: int) -> None:
-        """Measure the time of a token."""
         metrics, now = self._exchange.service.metrics, time.perf_counter()
         if not self._last:
             metrics.first.observe(now - self._exchange.started)
@@ -151,14 +148,3 @@ class RunningAnswer:
 
 async def _send(send: Send, body: bytes, more: bool = True) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-def refusal_error(refusal: Refusal) -> ApiError:
-    """Return the error that tells a client of a refusal."""
-    if refusal.kind == "queue_full":
-        return queue_full(refusal.retry_after)
-    if refusal.kind == "unsupported":
-        return ApiError(501, refusal.message, "not_supported")
-    if refusal.kind == "invalid":
-        return ApiError(400, refusal.message, "invalid_value" if refusal.param else "invalid_request", refusal.param)
-    return unavailable(refusal.message, "engine_down")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.tool_parser import ToolCallParser, WholeMessage
+from lucid_deploy.serving.tool_parser import ToolCallParser, whole_message
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.requests import PreparedRequest
@@ -33,18 +32,12 @@ class Answer:
         self.request = request
         self.new_tokens = self.cached_tokens = 0
         self.id = ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(16)
-        self._common = {
-            "id": self.id,
-            "object": "",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
-        }
+        self._common = {"id": self.id, "created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
+        self._chunk_kind = "chat.completion.chunk" if request.chat else "text_completion"
         echo = request.echo or ("",) * len(request.job.prompts)
         self._choices = [_Choice(request, echo[row // request.job.n]) for row in range(request.job.rows)]
 
     def usage(self) -> dict[str, Any]:
-        """Return the counts of tokens."""
         prompt = self.request.prompt_tokens
         return {
             "prompt_tokens": prompt,
@@ -68,14 +61,13 @@ class Answer:
     def chunks(self, piece: TextPiece) -> Events:
         """Take a piece in; return it as a chunk, or nothing if there is nothing to show yet."""
         self.new_tokens += piece.tokens
-        choice = self._choices[piece.row]
-        content, logprobs = choice.add(piece)
-        return [self._chunk(piece.row, content, choice.logprobs_json(logprobs))] if content or logprobs else []
+        content, logprobs = self._choices[piece.row].add(piece)
+        return [self._chunk(piece.row, content, logprobs)] if content or piece.logprobs else []
 
     def closing(self, row: int, reason: str) -> Events:
         """End a generation; return the chunk that says why."""
-        content, final = self._choices[row].end(reason)
-        return [self._chunk(row, content, reason=final)]
+        content = self._choices[row].end(reason)
+        return [self._chunk(row, content, reason=self._choices[row].reason)]
 
     def ending(self) -> Events:
         """Return the chunk after all generations: the counts, if they were requested."""
@@ -88,12 +80,7 @@ class Answer:
         return error.body()
 
     def frame(self, event: dict[str, Any]) -> bytes:
-        """Return a chunk as a server-sent event."""
         return b"data: " + msgspec.json.encode(event) + b"\n\n"
-
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.request.chat else "text_completion"
 
     def _chunk(self, row: int, content: Any, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
         name = "delta" if self.request.chat else "text"
@@ -105,83 +92,73 @@ class Answer:
 
 
 class _Choice:
-    """One generation of an answer.
-
-    Log-probabilities are encoded as they come: all of a long answer's at its end would hold up the event loop.
-    """
+    """One generation of an answer."""
 
     def __init__(self, request: PreparedRequest, echo: str) -> None:
         self.echo = echo
         self.reason: str | None = None
         self._parser = None if request.tools is None else ToolCallParser(request.tools)
-        self._message = WholeMessage([echo])
         self._stream, self._chat, self._top = request.stream, request.chat, request.job.top_logprobs
-        self._logprobs: list[_Encoded] = []
+        self._texts: list[str] = []
+        self._logprobs: list[Any] = []
+        self._message: dict[str, Any] = {}  # the content and calls of a chat that is not streamed, once it has ended
 
-    def add(self, piece: TextPiece) -> tuple[str | dict[str, Any], list[_Encoded]]:
-        """Add a piece of the generation; return what is new."""
-        logprobs = [_encoded(item) for item in piece.logprobs]
+    def add(self, piece: TextPiece) -> tuple[str | dict[str, Any], dict[str, Any] | None]:
+        """Add a piece of the generation; return what a stream shows of its text and its log-probabilities."""
+        # Encode now: encoding all of a long answer at its end would block the event loop.
+        encoded = [_chat_logprob(item) if self._chat else _completion_logprob(item) for item in piece.logprobs]
         if not self._stream:
-            self._logprobs += logprobs
-        if self._parser is None:
-            self._message.content.append(piece.text)
-            return piece.text, logprobs
-        return self._message.add(self._parser.push(piece.text)).json(), logprobs
+            self._texts.append(piece.text)
+            self._logprobs += encoded
+            return "", None
+        content = piece.text if self._parser is None else self._parser.push(piece.text).json()
+        return content, self._logprobs_json(encoded)
 
-    def end(self, reason: str) -> tuple[str | dict[str, Any], str]:
-        """End the generation; return what is left to show, and why it ended as clients expect it.
+    def end(self, reason: str) -> str | dict[str, Any]:
+        """End the generation; return what is left to show.
 
         Calls are a reason of their own, unless a stop string has cut one, which nobody should carry out.
         """
-        rest: str | dict[str, Any] = ""
-        if self._parser is not None:
-            rest = self._message.add(self._parser.finish()).json()
-            reason = "tool_calls" if reason == "stop" and self._parser.has_whole_calls else reason
         self.reason = reason
-        return rest, reason
+        if self._parser is None:
+            return ""
+        if not self._stream:
+            self._message = whole_message(self._parser, "".join(self._texts))
+        rest = self._parser.finish().json()
+        if reason == "stop" and self._parser.has_whole_calls:
+            self.reason = "tool_calls"
+        return rest
 
     def whole(self) -> dict[str, Any]:
-        """Return the choice, without its index."""
-        choice: dict[str, Any] = {"finish_reason": self.reason, "logprobs": self.logprobs_json(self._logprobs)}
+        choice: dict[str, Any] = {"finish_reason": self.reason, "logprobs": self._logprobs_json(self._logprobs)}
+        text = self.echo + "".join(self._texts)
         if self._chat:
-            return {**choice, "message": {"role": "assistant", "refusal": None, **self._message.json()}}
-        return {**choice, "text": "".join(self._message.content)}
+            return {**choice, "message": {"role": "assistant", "refusal": None, "content": text, **self._message}}
+        return {**choice, "text": text}
 
-    def logprobs_json(self, items: list[_Encoded]) -> dict[str, Any] | None:
-        """Return log-probabilities, if they were requested."""
+    def _logprobs_json(self, encoded: list[Any]) -> dict[str, Any] | None:
         if self._top is None:
             return None
         if self._chat:
-            return {"content": _list(item.full for item in items), "refusal": None}
+            return {"content": encoded, "refusal": None}
+        tokens, logprobs, top, offsets = ([item[i] for item in encoded] for i in range(4))
         return {
-            "tokens": [item.text for item in items],
-            "token_logprobs": [item.logprob for item in items],
-            "top_logprobs": _list(item.by_text for item in items) if self._top else None,
-            "text_offset": [item.offset for item in items],
+            "tokens": tokens,
+            "token_logprobs": logprobs,
+            "top_logprobs": top if self._top else None,
+            "text_offset": offsets,
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A token's log-probabilities, as JSON where they are long."""
-
-    text: str
-    logprob: float
-    offset: int
-    full: bytes
-    by_text: bytes
+def _chat_logprob(item: TokenLogprob) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(logprob_json(item)))
 
 
-def _encoded(item: TokenLogprob) -> _Encoded:
+def _completion_logprob(item: TokenLogprob) -> tuple[str, float, msgspec.Raw, int]:
     by_text: dict[str, float] = {}
-    for token in (*item.top, item.chosen):  # of two tokens with one text the more likely counts
+    for token in (*item.top, item.chosen):  # of two tokens with the same text keep the more likely
         by_text[token.text] = max(token.logprob, by_text.get(token.text, token.logprob))
-    full = msgspec.json.encode(logprob_json(item))
-    return _Encoded(item.chosen.text, item.chosen.logprob, item.offset, full, msgspec.json.encode(by_text))
-
-
-def _list(items: Any) -> msgspec.Raw:
-    return msgspec.Raw(b"[" + b",".join(items) + b"]")
+    return item.chosen.text, item.chosen.logprob, msgspec.Raw(msgspec.json.encode(by_text)), item.offset
 
 
 def logprob_json(item: TokenLogprob) -> dict[str, Any]:

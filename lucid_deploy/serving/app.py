@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from lucid_deploy.serving.answering import Endpoint, refusal_error
+from lucid_deploy.serving.answering import Endpoint
 from lucid_deploy.serving.errors import ApiError, no_such_model
-from lucid_deploy.serving.fields import MOST_SOLVE_TOKENS
+from lucid_deploy.serving.fields import (
+    MOST_SOLVE_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    ResponseRequest,
+    SolveRequest,
+)
 from lucid_deploy.serving.front import HEALTH, METRICS, Exchange, RequestGuard, Service
-from lucid_deploy.serving.jobs import Refusal
-from lucid_deploy.serving.pages import PAGES, document, page
+from lucid_deploy.serving.pages import PAGES, page
 from lucid_deploy.version import __version__
 
 
 def build_app(service: Service) -> ASGIApp:
     """Return the application."""
-    routes = [Route(path, partial(_health, service)) for path in HEALTH]
-    routes += [
-        Route("/v1/completions", Endpoint("completion"), methods=["POST"]),
-        Route("/v1/chat/completions", Endpoint("chat"), methods=["POST"]),
-        Route("/v1/responses", Endpoint("response"), methods=["POST"]),
-        Route("/v1/embeddings", _embeddings, methods=["POST"]),
-        Route("/v1/models", partial(_models, service)),
-        Route("/v1/models/{name:path}", partial(_model, service)),
-        Route(METRICS, partial(_metrics, service)),
-        Route("/openapi.json", _openapi),
-        Route("/version", _version),
-    ]
+    wanted = [*ROUTES, *SOLVE_ROUTES] if service.api.pages else ROUTES
+    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in wanted]
+    routes.append(Route("/v1/embeddings", _embeddings, methods=["POST"]))
     if service.api.pages:
         routes += [Route(path, _page) for path in PAGES]
-        routes += [
-            Route("/v1/lucid/solve", partial(_layers, service)),
-            Route("/v1/lucid/solve", partial(_solve, service), methods=["POST"]),
-        ]
     return RequestGuard(Router(routes, redirect_slashes=False), service)
 
 
-async def _health(service: Service, request: Request) -> Response:
+def _service(request: Request) -> Service:
+    exchange: Exchange = request.scope["exchange"]
+    return exchange.service
+
+
+async def _health(request: Request) -> Response:
     try:
-        service.check_ready()
+        _service(request).check_ready()
     except ApiError as error:
         return JSONResponse({"status": error.code}, 503, error.headers)
     return JSONResponse({"status": "ok"})
@@ -65,18 +64,19 @@ def _model_json(service: Service) -> dict[str, Any]:
     }
 
 
-async def _models(service: Service, request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_model_json(service)]})
+async def _models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_model_json(_service(request))]})
 
 
-async def _model(service: Service, request: Request) -> Response:
-    name = request.path_params["name"]
+async def _model(request: Request) -> Response:
+    name, service = request.path_params["name"], _service(request)
     if name != service.model:
         raise no_such_model(name, service.model)
     return JSONResponse(_model_json(service))
 
 
-async def _metrics(service: Service, request: Request) -> Response:
+async def _metrics(request: Request) -> Response:
+    service = _service(request)
     text = service.metrics.text(exact=bool(service.api.metrics_keys))
     return Response(text, media_type=service.metrics.content_type)
 
@@ -90,25 +90,68 @@ async def _version(request: Request) -> Response:
 
 
 async def _page(request: Request) -> Response:
-    return page(request.url.path)
+    return page(request.url.path, document)
 
 
-async def _layers(service: Service, request: Request) -> Response:
+async def _layers(request: Request) -> Response:
+    service = _service(request)
     service.check_ready()
-    layers = _result(await request.scope["exchange"].during(service.backend.solving_layers()))
+    layers = await request.scope["exchange"].during(service.backend.solving_layers())
     return JSONResponse({"object": "list", "data": layers, "max_tokens": MOST_SOLVE_TOKENS})
 
 
-async def _solve(service: Service, request: Request) -> Response:
+async def _solve(request: Request) -> Response:
     exchange: Exchange = request.scope["exchange"]
     prepared = await exchange.prepare("solve")
     assert prepared.place is not None
     (ids,) = prepared.job.prompts
-    return JSONResponse(_result(await exchange.during(service.backend.solve(list(ids), *prepared.place))))
+    return JSONResponse(await exchange.during(exchange.service.backend.solve(list(ids), *prepared.place)))
 
 
-def _result(found: Any) -> Any:
-    """Return what the backend gave, unless it is a refusal."""
-    if isinstance(found, Refusal):
-        raise refusal_error(found)
-    return found
+RouteRow = tuple[str, str, Callable[..., Any], str]  # method, path, endpoint, what it does
+ROUTES: list[RouteRow] = [
+    ("POST", "/v1/completions", Endpoint("completion"), "Continue a prompt."),
+    ("POST", "/v1/chat/completions", Endpoint("chat"), "Answer a chat."),
+    ("POST", "/v1/responses", Endpoint("response"), "Answer a text or a chat, by the Responses API."),
+    ("GET", "/v1/models", _models, "The model that is served."),
+    ("GET", "/v1/models/{name:path}", _model, "One model."),
+    *(("GET", path, _health, "Whether requests are taken. Needs no key.") for path in HEALTH),
+    ("GET", "/version", _version, "The version of lucid-deploy."),
+    ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format."),
+    ("GET", "/openapi.json", _openapi, "This document."),
+]
+SOLVE_ROUTES: list[RouteRow] = [
+    ("GET", "/v1/lucid/solve", _layers, "The layers that solve a system. Off with --no-ui."),
+    ("POST", "/v1/lucid/solve", _solve, "What a layer solves over a short text. Off with --no-ui."),
+]
+BODIES = (CompletionRequest, ChatRequest, ResponseRequest, SolveRequest)  # of the POSTs, in that order
+
+
+@lru_cache
+def document() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document, which has the schemas of bodies as the structs have them."""
+    references, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    names: dict[str, Any] = {name: {"type": kind} for name, kind in (("message", "string"), ("type", "string"))}
+    names |= {name: {"type": ["string", "null"]} for name in ("param", "code")}
+    error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "properties": names}}}
+    errors = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    bodies = iter(references)
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, _, summary in (*ROUTES, *SOLVE_ROUTES):
+        responses = {"200": {"description": "The answer."}, "default": {"description": "An error.", "content": errors}}
+        operation: dict[str, Any] = {"summary": summary, "responses": responses}
+        if method == "POST":
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
+        if "{name" in path:
+            operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+        paths.setdefault(path.replace(":path", ""), {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "lucid-deploy", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": {**schemas, "Error": error},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
+    }

@@ -25,28 +25,29 @@ MOST_CALLS = 4
 T = TypeVar("T")
 
 
-class QueueFullError(Exception):
-    """There is no room; ``retry_after`` is a guess in seconds."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("The queue is full.")
-        self.retry_after = retry_after
-
-
-class EngineDownError(Exception):
-    """The engine is not running: still loading, stopped, or ended by an error."""
-
-
 @dataclass(frozen=True, slots=True)
-class EngineFault:
-    """The end of a generation that the batcher refused (``invalid``), or whose engine ended (``down``)."""
+class Refusal:
+    """A job or a generation was refused: ``queue_full``, ``invalid``, ``unsupported``, or ``down``.
+
+    Down is an engine that loads, was stopped, or ended by an error.
+    """
 
     kind: str
-    message: str
+    message: str = ""
+    retry_after: int = 1  # seconds, a guess, with ``queue_full``
+    param: str | None = None  # the request's field that is wrong, if one is
+
+
+class RefusedError(Exception):
+    """The engine takes no job now; ``refusal`` says why."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message or refusal.kind)
+        self.refusal = refusal
 
 
 if TYPE_CHECKING:
-    EngineEvent = Token | Finished | Mark | EngineFault
+    EngineEvent = Token | Finished | Mark | Refusal
 
 
 class _Command(NamedTuple):
@@ -71,10 +72,9 @@ class _Running(NamedTuple):
 class JobEvents:
     """The events of generations that were submitted together, numbered from 0. Belongs to one event loop."""
 
-    def __init__(self, engine: Engine, rows: int) -> None:
+    def __init__(self, commands: queue.SimpleQueue[_Command], rows: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self._engine = engine
-        self._open = set(range(rows))
+        self._commands, self._rows = commands, rows
         self._events: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
@@ -82,24 +82,16 @@ class JobEvents:
         return await self._events.get()
 
     def cancel(self, row: int) -> None:
-        """End one generation and free its row; nothing further comes from it."""
-        if row in self._open:
-            self._open.discard(row)
-            self._engine.commands.put(_Command("cancel", self, row))
+        """End a generation, if it runs, and free its row; ignore what still comes from it."""
+        self._commands.put(_Command("cancel", self, row))
 
     def close(self) -> None:
-        """End everything that still runs."""
-        for row in list(self._open):
+        for row in range(self._rows):
             self.cancel(row)
 
     def deliver(self, events: list[tuple[int, EngineEvent]]) -> None:
-        """Take events over; runs in the event loop."""
-        from lucid_deploy.batching import Finished
-
-        wanted = [(row, event) for row, event in events if row in self._open]
-        self._open -= {row for row, event in wanted if isinstance(event, (Finished, EngineFault))}
-        if wanted:
-            self._events.put_nowait(wanted)
+        """Store events for :meth:`next`; runs in the event loop."""
+        self._events.put_nowait(events)
 
 
 class Engine:
@@ -123,30 +115,30 @@ class Engine:
         self.capacity = rows + max_queue  # most generations that are taken at once
         self.state = "loading"
         self.error: BaseException | None = None
-        self.commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._most_each = rows + max_queue // 2 if share_queue else self.capacity
         self._open_batcher, self._check = open_batcher, check
         self._checked = 0.0  # when, by time.monotonic
         self._step_began: float | None = None  # when, by time.monotonic; None between steps
-        self._lock = threading.Lock()  # over state, the count of admitted generations and that of calls
+        self._lock = threading.Lock()  # over state and the count of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
-        self._calls = 0
+        self._calls = threading.Semaphore(MOST_CALLS)
         self._seconds = 1.0  # a generation's usual duration, queue included
         self._running: dict[int, _Running] = {}
         self._numbers: dict[tuple[JobEvents, int], int] = {}
         self._cached: dict[int, int] = {}  # tokens in the cache of each running row
         self._gauges = {"rows": float(rows)}
         self._thread = threading.Thread(target=self._main, name="lucid-engine", daemon=True)
-        self._when_loaded: Callable[[], None] = lambda: None
+        self._when_loaded: Callable[[], object] = lambda: None
 
-    def start(self, when_loaded: Callable[[], None] = lambda: None) -> None:
+    def start(self, when_loaded: Callable[[], object] = lambda: None) -> None:
         """Start loading; call ``when_loaded`` in the thread when the state is ``ready``, or ``dead`` with ``error``."""
         self._when_loaded = when_loaded
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
         """End the thread; what still runs gets an error. Return False if a step of the model runs for longer."""
-        self.commands.put(_Command("stop"))
+        self._commands.put(_Command("stop"))
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -158,7 +150,6 @@ class Engine:
         return 0.0 if began is None else time.monotonic() - began
 
     def gauges(self) -> dict[str, float]:
-        """Return the batcher's state after its last step."""
         return dict(self._gauges)
 
     def submit(self, requests: list[Request]) -> JobEvents:
@@ -166,13 +157,14 @@ class Engine:
         client = requests[0].client
         with self._lock:
             self._check_ready()
-            total, own = self._admitted.total() + len(requests), self._admitted[client] + len(requests)
-            if total > self.capacity or own > self._most_each:
-                raise QueueFullError(min(60, max(1, math.ceil(self._seconds))))
+            total, own = self._admitted.total(), self._admitted[client]
+            too_many = own and own + len(requests) > self._most_each  # a client's only request may exceed it
+            if total + len(requests) > self.capacity or too_many:
+                raise RefusedError(Refusal("queue_full", retry_after=min(60, max(1, math.ceil(self._seconds)))))
             self._admitted[client] += len(requests)
-            events = JobEvents(self, len(requests))
+            events = JobEvents(self._commands, len(requests))
             for row, request in enumerate(requests):
-                self.commands.put(_Command("submit", events, row, request))
+                self._commands.put(_Command("submit", events, row, request))
         return events
 
     def call(self, function: Callable[[Batcher], T]) -> Future[T]:
@@ -180,25 +172,21 @@ class Engine:
         future: Future[T] = Future()
         with self._lock:
             self._check_ready()
-            if self._calls >= MOST_CALLS:
-                raise QueueFullError(1)
-            self._calls += 1
-            self.commands.put(_Command("call", data=(function, future)))
-        future.add_done_callback(lambda _: self._call_done())
+            if not self._calls.acquire(blocking=False):
+                raise RefusedError(Refusal("queue_full"))
+            self._commands.put(_Command("call", data=(function, future)))
+        future.add_done_callback(lambda _: self._calls.release())
         return future
 
     def _check_ready(self) -> None:
         if self.state != "ready":
-            raise EngineDownError("The model is still loading." if self.state == "loading" else "The engine ended.")
-
-    def _call_done(self) -> None:
-        with self._lock:
-            self._calls -= 1
+            message = "The model is still loading." if self.state == "loading" else "The engine ended."
+            raise RefusedError(Refusal("down", message))
 
     def _main(self) -> None:
         try:
             batcher = self._open_batcher()
-            self._observe(batcher)  # who finds it ready finds its state
+            self._observe(batcher)  # before the state is ready, so that gauges are never missing
             with self._lock:
                 self.state = "ready"
             self._when_loaded()
@@ -209,7 +197,7 @@ class Engine:
                 self._step_began = time.monotonic()
                 for events in batcher.parts():
                     addressed = self._addressed([*batcher.marks, *events])
-                    self._observe(batcher)  # who has an answer finds what it took
+                    self._observe(batcher)  # before events are sent, so that gauges include them
                     _send(addressed)
                     self._step_began = time.monotonic()
                 self._step_began = None
@@ -224,7 +212,7 @@ class Engine:
             if batcher.idle:
                 self._observe(batcher)
             try:
-                kind, events, row, data = self.commands.get(block=batcher.idle)
+                kind, events, row, data = self._commands.get(block=batcher.idle)
             except queue.Empty:
                 return True
             if kind == "stop":
@@ -237,7 +225,7 @@ class Engine:
             assert events is not None
             if kind == "cancel":
                 number = self._numbers.get((events, row))
-                if number is not None:  # else it ended meanwhile
+                if number is not None:  # otherwise it has already ended
                     batcher.cancel(number)
                     self._forget(number)
                 continue
@@ -245,13 +233,13 @@ class Engine:
                 number = batcher.submit(data)
             except LucidError as error:
                 self._release(data.client)
-                _send([(events, row, EngineFault("invalid", str(error)))])
+                _send([(events, row, Refusal("invalid", str(error)))])
                 continue
             self._running[number] = _Running(events, row, data.client, len(data.prompt_ids), time.monotonic())
             self._numbers[events, row] = number
 
     def _addressed(self, events: Sequence[Mark | Token | Finished]) -> list[tuple[JobEvents, int, Any]]:
-        """Note what events mean for the engine; return them with whom they are for."""
+        """Update the engine's counts; return the events with the jobs that they belong to."""
         from lucid_deploy.batching import Finished, Token
 
         out: list[tuple[JobEvents, int, Any]] = []
@@ -268,7 +256,6 @@ class Engine:
         return out
 
     def _forget(self, number: int) -> None:
-        """Free what a generation holds."""
         running = self._running.pop(number)
         del self._numbers[running.events, running.row]
         self._cached.pop(number, None)
@@ -295,10 +282,10 @@ class Engine:
         loading = self.state == "loading"
         left = [(running.events, running.row) for running in self._running.values()]
         unanswered: list[Future[Any]] = []
-        with self._lock:  # afterwards nothing more is queued
+        with self._lock:  # nothing is queued after this
             self.state, self.error = "dead", error
-            while not self.commands.empty():
-                command = self.commands.get()
+            while not self._commands.empty():
+                command = self._commands.get()
                 if command.kind == "submit" and command.events is not None:
                     left.append((command.events, command.row))
                 if command.kind == "call":
@@ -306,15 +293,15 @@ class Engine:
             nothing = ("queue_length", "active_rows", "cache_tokens", "prefix_cache_tokens")
             self._gauges = {**self._gauges, **dict.fromkeys(nothing, 0.0)}
         for future in unanswered:
-            future.set_exception(EngineDownError("The engine ended."))
+            future.set_exception(RefusedError(Refusal("down", "The engine ended.")))
         message = "The server is shutting down."
         if error is not None:
             ours = isinstance(error, LucidError)
             message = f"The engine ended: {error}" if ours else "The engine ended by an error; see the server's log."
-            if not loading:  # else the command says it
+            if not loading:  # while loading, the command reports it
                 kind = "" if ours else f"{type(error).__name__}: "
                 log.critical("The engine ended: %s%s", kind, error, exc_info=None if ours else error)
-        _send([(events, row, EngineFault("down", message)) for events, row in left])
+        _send([(events, row, Refusal("down", message)) for events, row in left])
         if loading:
             self._when_loaded()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lucid_deploy.json_fields import shown
+from lucid_deploy.serving.engine import Refusal
 
 
 class ApiError(Exception):
@@ -53,3 +54,14 @@ def unavailable(message: str, code: str) -> ApiError:
 def timed_out(seconds: float) -> ApiError:
     """Return the 504 for a request that took longer than the server allows."""
     return ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")
+
+
+def refusal_error(refusal: Refusal) -> ApiError:
+    """Return the error that tells a client of a refusal."""
+    if refusal.kind == "queue_full":
+        return queue_full(refusal.retry_after)
+    if refusal.kind == "unsupported":
+        return ApiError(501, refusal.message, "not_supported")
+    if refusal.kind == "invalid":
+        return ApiError(400, refusal.message, "invalid_value" if refusal.param else "invalid_request", refusal.param)
+    return unavailable(refusal.message, "engine_down")

@@ -84,12 +84,7 @@ class CommonFields(Fields, kw_only=True, frozen=True):
     seed: Annotated[int, about("The same seed gives the same tokens."), Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stream: Annotated[bool, about("Send tokens as they come, by server-sent events.")] | None = None
     ignore_eos: Annotated[bool, about("Go on after an end-of-sequence token.")] | None = None
-    cache_salt: (
-        Annotated[
-            str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)
-        ]
-        | None
-    ) = None
+    cache_salt: Salt | None = None
     user: HarmlessText = None
     metadata: Annotated[dict[str, str], about("Accepted, without effect on the answer.")] | None = None
     store: Annotated[Any, only(False)] = None
@@ -109,14 +104,9 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
     repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.")] = None
     bad_words: Annotated[BadWords | None, about("Texts that no answer contains.")] = None
-    stop: Annotated[
-        StopText | StopTexts | None,
-        about("Texts that end an answer."),
-    ] = None
+    stop: Annotated[StopText | StopTexts | None, about("Texts that end an answer.")] = None
     stream_options: StreamOptions | None = None
-    return_tokens_as_token_ids: (
-        Annotated[bool, about("Log-probabilities name tokens as token_id:N, not by their text.")] | None
-    ) = None
+    return_tokens_as_token_ids: Annotated[bool, about("Log-probabilities name tokens as token_id:N.")] | None = None
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
@@ -170,11 +160,7 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
     parallel_tool_calls: Annotated[bool, about("Whether an answer may have several calls.")] | None = None
     function_call: Annotated[Any, only("none", "auto")] = None
     modalities: Annotated[Any, only(["text"])] = None
-    audio: Annotated[Any, only()] = None
-    prediction: Annotated[Any, only()] = None
     reasoning_effort: Annotated[Any, only()] = None
-    verbosity: Annotated[Any, only()] = None
-    web_search_options: Annotated[Any, only()] = None
 
 
 class InputPart(Fields, kw_only=True, frozen=True):
@@ -241,14 +227,9 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     tool_choice: ResponseChoice = None
     parallel_tool_calls: Annotated[bool, about("Whether there may be several calls.")] | None = None
     previous_response_id: Annotated[Any, only()] = None
-    conversation: Annotated[Any, only()] = None
-    prompt: Annotated[Any, only()] = None
     background: Annotated[Any, only(False)] = None
-    context_management: Annotated[Any, only([])] = None
     truncation: Annotated[Any, only("disabled")] = None
     reasoning: Annotated[Any, only({})] = None
-    max_tool_calls: Annotated[Any, only()] = None
-    moderation: Annotated[Any, only()] = None
 
 
 class SolveRequest(Fields, kw_only=True, frozen=True):

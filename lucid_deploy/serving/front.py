@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -19,8 +18,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, timed_out, unavailable
-from lucid_deploy.serving.jobs import Backend
+from lucid_deploy.serving.engine import RefusedError
+from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, refusal_error, timed_out, unavailable
+from lucid_deploy.serving.jobs import LocalBackend
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.pages import PAGES
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
@@ -28,13 +28,16 @@ from lucid_deploy.serving.requests import Kind, PreparedRequest
 from lucid_deploy.serving.security import NO_KEYS, ApiKeys, host_allowed
 from lucid_deploy.serving.tracing import RequestTrace, Tracing
 
+if TYPE_CHECKING:
+    from lucid_deploy.serving.ray_cluster import RayBackend
+
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
 HEALTH = ("/healthz", "/health")
 METRICS = "/metrics"
-DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that is not needed
 BODY_SECONDS = 30.0  # for a body to arrive
-FREE_BYTES = 64 << 10  # of each body that do not count: small requests get in whatever large ones take
+DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that is not needed, from a client that closes
+FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
 BODIES = 16  # as many of the largest bodies may be in memory at once
 STATES = {
     "loading": ("The model is still loading.", "loading"),
@@ -80,7 +83,7 @@ class Service:
         self,
         api: ApiOptions,
         setup: ReaderSetup,
-        backend: Backend,
+        backend: LocalBackend | RayBackend,
         readers: ReaderPool,
         tracing: Tracing | None = None,
         fingerprint: str = "",
@@ -121,15 +124,15 @@ class Exchange:
         self.key, self.answer_id, self.status = "", "", 499
         self.trace: RequestTrace | None = None
         self._receive, self._send = receive, send
-        self.id = "req_" + secrets.token_hex(12)
         self._body_left = "content-length" in self.headers or "transfer-encoding" in self.headers
+        self.id = "req_" + secrets.token_hex(12)
         self._counted = 0  # bytes of the body that count in the service's memory
         self._busy = False
 
     def check(self) -> None:
         """Refuse ambiguous requests, names of other hosts, and clients without a key."""
         api, path = self.service.api, self.scope["path"]
-        ambiguous = ""  # what a proxy in front may understand in another way
+        ambiguous = ""  # what a proxy in front may interpret differently
         if "transfer-encoding" in self.headers and "content-length" in self.headers:
             ambiguous = "Send Content-Length or Transfer-Encoding, not both."
         elif self.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
@@ -143,7 +146,7 @@ class Exchange:
             raise ApiError(403, message, "host_not_allowed")
         keys = api.metrics_keys if path == METRICS and api.metrics_keys else api.keys
         key = keys.identify(self.headers.get("authorization"))
-        open_paths = (*HEALTH, *PAGES) if api.pages else HEALTH  # pages hold nothing of the model
+        open_paths = (*HEALTH, *PAGES) if api.pages else HEALTH  # the pages contain nothing about the model
         if path not in open_paths and key is None:
             message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
             raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
@@ -159,31 +162,14 @@ class Exchange:
             prepared = await self.during(service.readers.read(body, kind))
         finally:
             self.count(0)
-        service.check_ready()  # again: the body may have taken its time
+        service.check_ready()  # again, because receiving the body may take long
         return prepared
-
-    def _check_body_headers(self) -> None:
-        kind, _, parameters = self.headers.get("content-type", "").lower().partition(";")
-        charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
-        wrong = ""
-        if kind.strip() != "application/json":  # a web page cannot send this type to another site without asking first
-            wrong = "Send the body as Content-Type: application/json."
-        elif charset is not None and charset[1] not in ("utf-8", "utf8", "us-ascii"):
-            wrong = "Send the body in UTF-8, not in another charset."
-        elif self.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
-            wrong = "Send the body without Content-Encoding: this server does not decompress."
-        if wrong:
-            raise ApiError(415, wrong, "unsupported_media_type")
-        length = self.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > self.service.limits.body_bytes:
-            raise self._too_large()
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"The body is larger than {self.service.limits.body_bytes} bytes.", "body_too_large")
 
     async def body(self) -> bytes:
         """Return the body, whatever its headers say of the size."""
-        self._check_body_headers()
+        kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
+        if kind != "application/json":  # a web page cannot send this type to another site without asking first
+            raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
         limits, body, more = self.service.limits, bytearray(), True
         left = min(BODY_SECONDS, limits.seconds) - (time.perf_counter() - self.started)
         try:
@@ -194,7 +180,7 @@ class Exchange:
                         raise ClientGone
                     body += message.get("body", b"")
                     if len(body) > limits.body_bytes:
-                        raise self._too_large()
+                        raise ApiError(413, f"The body is larger than {limits.body_bytes} bytes.", "body_too_large")
                     self.count(len(body))
                     more = message.get("more_body", False)
         except TimeoutError as error:
@@ -212,7 +198,7 @@ class Exchange:
     def _count_busy(self) -> None:
         """Count a request that has arrived whole, until its answer ends; half of them are for other keys."""
         busy, most = self.service.busy, self.service.most_busy
-        if busy.total() >= most or (self.service.api.keys.several and busy[self.key] >= most // 2):
+        if busy.total() >= most or (len(self.service.api.keys) > 1 and busy[self.key] >= most // 2):
             raise queue_full(1)
         busy[self.key] += 1
         self._busy = True
@@ -240,38 +226,32 @@ class Exchange:
             await asyncio.gather(*everyone, return_exceptions=True)
 
     async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self.receive())["type"] != "http.disconnect":
             pass
 
     async def receive(self) -> Message:
-        """Return what the client sends next."""
         message = await self._receive()
         self._body_left = message["type"] == "http.request" and message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status >= 400 and "expect" not in self.headers:  # else the body comes after a 100 Continue
+            if self.status >= 400 and self.headers.get("connection", "").lower() == "close":
                 await self._drop_body()
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
-            if self._body_left or self.service.draining:
+            # A client that waits for 100 Continue may send the body or its next request: they cannot be told apart.
+            if self.service.draining or (self.status >= 400 and "expect" in self.headers):
                 message["headers"].append((b"connection", b"close"))
-        try:
-            await self._send(message)
-        except OSError as error:
-            raise ClientGone from error
+        await self._send(message)
 
     async def _drop_body(self) -> None:
         """Drop a bounded rest of the body: a client that still sends when the connection closes reads no answer."""
         size = 0
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while self._body_left and size <= DRAIN_BYTES:
+                while self._body_left and size <= DRAIN_BYTES and "expect" not in self.headers:
                     size += len((await self.receive()).get("body", b""))
-        except TimeoutError:
-            return  # _body_left makes the connection close
 
     async def refuse(self, error: ApiError) -> None:
         """Note an error, and answer with it unless an answer has begun."""
@@ -279,8 +259,7 @@ class Exchange:
         if self.trace is not None:
             self.trace.fail(error.code)
         if self.status == 499:
-            with suppress(ClientGone):
-                await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
+            await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
         self.status = error.status
 
     def end(self) -> None:
@@ -290,7 +269,7 @@ class Exchange:
         if self.trace is not None:
             self.trace.end(self.status)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
-        route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels, whatever paths clients send
+        route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels
         metrics.requests.labels(route, str(self.status)).inc()
         if scope["method"] == "POST" and self.status == 200:
             metrics.whole.observe(seconds)
@@ -309,12 +288,11 @@ class RequestGuard:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = Exchange(self._service, scope, receive, send)
-        scope.update(app=self, exchange=exchange)  # with an app, the router raises what it does not find
+        scope.update(app=self, exchange=exchange)  # with an app in the scope, the router raises its 404 and 405
         try:
             exchange.check()
             await self._app(scope, exchange.receive, exchange.send)
@@ -322,6 +300,8 @@ class RequestGuard:
             exchange.status = 499
         except ApiError as error:
             await exchange.refuse(error)
+        except RefusedError as error:
+            await exchange.refuse(refusal_error(error.refusal))
         except HTTPException as error:
             message = f"{scope['method']} {shown(scope['path'])}: {error.detail}."
             code = HTTP_CODES.get(error.status_code, "invalid_request")

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.artifact.read import ArtifactWatch
@@ -21,7 +21,7 @@ from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
+from lucid_deploy.serving.engine import Engine, Refusal, RefusedError
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
@@ -83,42 +83,7 @@ class RowTimes:
     reused: int = 0  # prompt tokens that a stored prefix held
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A job was refused: ``queue_full``, ``invalid``, ``down``, or ``unsupported`` here."""
-
-    kind: str
-    message: str = ""
-    retry_after: int = 1  # seconds, with ``queue_full``
-    param: str | None = None  # the request's field that is wrong, if one is
-
-
 Event = TextPiece | RowEnd | RowTimes | Refusal
-
-
-class Backend(Protocol):
-    """Where jobs run: an engine in this process, or replicas elsewhere."""
-
-    @property
-    def state(self) -> str:
-        """``loading``, ``ready``, ``stuck`` (a step takes longer than it may) or ``dead``."""
-        ...
-
-    def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
-        """Run a job; closing the generator cancels what still runs."""
-        ...
-
-    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
-        """Return the layers that solve a system: ``layer`` and ``heads``, the number of key/value heads."""
-        ...
-
-    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
-        """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it."""
-        ...
-
-    def gauges(self) -> dict[str, float]:
-        """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -166,13 +131,13 @@ def make_engine(options: EngineOptions) -> Engine:
         artifact = open_checked(options.directory)
         draft = check_drafters(options.speculate, artifact, options.draft)
         for each in [artifact] if draft is None else [artifact, draft]:
-            watches.append(ArtifactWatch(each))  # before its weights are read: what changes in between is noticed
+            watches.append(ArtifactWatch(each))  # before its weights are read, to notice changes in between
             if options.check:
                 _check_hashes(each)
         drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
         session = open_session(artifact, options.runtime)
         tokenizer, config = TextTokenizer(artifact.directory), session.config
-        guides = None  # without the library for it nothing holds answers to constraints
+        guides = None  # without llguidance there are no constrained answers
         if find_spec("llguidance") is not None:
             guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
@@ -199,7 +164,11 @@ def make_backend(options: EngineOptions) -> LocalBackend:
 
 
 class LocalBackend:
-    """The engine of this process; a step of the model that takes longer than ``most_step_seconds`` makes it stuck."""
+    """The engine of this process. Ray's has the same methods.
+
+    Attributes:
+        state: ``loading``, ``ready``, ``stuck`` (a step takes longer than ``most_step_seconds``) or ``dead``.
+    """
 
     def __init__(self, engine: Engine, tokenizer: TextTokenizer, most_step_seconds: float = math.inf) -> None:
         self.engine = engine
@@ -213,26 +182,21 @@ class LocalBackend:
         return "stuck" if stuck else self.engine.state
 
     def gauges(self) -> dict[str, float]:
+        """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
-    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
+    async def solving_layers(self) -> list[dict[str, Any]]:
+        """Return the layers that solve a system: ``layer`` and ``heads``, the number of key/value heads."""
         from lucid_deploy.runtimes.solve_weights import solving_layers
 
-        found = await self._called(lambda batcher: solving_layers(batcher.session))
-        return found if isinstance(found, Refusal) else [{"layer": layer, "heads": n} for layer, n in found.items()]
+        found = await self._call(lambda batcher: solving_layers(batcher.session))
+        return [{"layer": layer, "heads": heads} for layer, heads in found.items()]
 
-    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
-        from lucid_deploy.runtimes.solve_weights import PlaceError, SolveWeights, solve_weights
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any]:
+        """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it; or raise a RefusedError."""
+        from lucid_deploy.runtimes.solve_weights import solve_weights
 
-        def weights(batcher: Batcher) -> SolveWeights | Refusal:
-            try:
-                return solve_weights(batcher.session, ids, layer, head)
-            except PlaceError as error:
-                return Refusal("invalid", str(error), param=error.argument)
-
-        found = await self._called(weights)
-        if isinstance(found, Refusal):
-            return found
+        found = await self._call(lambda batcher: solve_weights(batcher.session, ids, layer, head))
         return {
             "object": "lucid.solve",
             "layer": layer,
@@ -244,19 +208,19 @@ class LocalBackend:
             "coefficients": [_rounded(row[: i + 1]) for i, row in enumerate(found.coefficients)],
         }
 
-    async def _called(self, function: Callable[[Batcher], T]) -> T | Refusal:
+    async def _call(self, function: Callable[[Batcher], T]) -> T:
         try:
             return await asyncio.wrap_future(self.engine.call(function))
-        except (QueueFullError, EngineDownError, LucidError) as error:
-            return _refusal(error)
+        except LucidError as error:
+            raise RefusedError(Refusal("invalid", str(error), param=getattr(error, "argument", None))) from error
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels what still runs."""
         rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         try:
             stream = self.engine.submit(requests_of(job))
-        except (QueueFullError, EngineDownError) as error:
-            yield [_refusal(error)]
+        except RefusedError as error:
+            yield [error.refusal]
             return
         try:
             yield [row.times() for row in rows.values()]
@@ -280,12 +244,6 @@ class LocalBackend:
             stream.close()
 
 
-def _refusal(error: Exception) -> Refusal:
-    if isinstance(error, QueueFullError):
-        return Refusal("queue_full", retry_after=error.retry_after)
-    return Refusal("down" if isinstance(error, EngineDownError) else "invalid", str(error))
-
-
 def _rounded(row: Any) -> list[float]:
     """Return numbers with six digits, which is more than the artifact's own."""
     return [float(f"{value:.6g}") for value in row]
@@ -295,13 +253,19 @@ def requests_of(job: Job) -> list[Request]:
     """Return a request for each generation of a job."""
     from lucid_deploy.batching import Request
 
-    out = []
-    for row in range(job.rows):
-        seed = None if job.sampling.seed is None else job.sampling.seed + row % job.n
-        request = Request(list(job.prompts[row // job.n]), job.max_new_tokens, replace(job.sampling, seed=seed))
-        request = replace(request, stop_at_eos=job.stop_at_eos, top_logprobs=job.top_logprobs, client=job.client)
-        out.append(replace(request, cache_owner=job.cache_owner, constraint=job.constraint))
-    return out
+    return [
+        Request(
+            list(job.prompts[row // job.n]),
+            job.max_new_tokens,
+            replace(job.sampling, seed=None if job.sampling.seed is None else job.sampling.seed + row % job.n),
+            stop_at_eos=job.stop_at_eos,
+            top_logprobs=job.top_logprobs,
+            client=job.client,
+            cache_owner=job.cache_owner,
+            constraint=job.constraint,
+        )
+        for row in range(job.rows)
+    ]
 
 
 class RowText:
@@ -314,10 +278,9 @@ class RowText:
         self._at = {"queue": time.time_ns()}
 
     def times(self) -> RowTimes:
-        """Return when its phases began."""
         return RowTimes(self._row, dict(self._at), self._reused)
 
-    def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
+    def take(self, event: Mark | Token | Finished | Refusal) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
         from lucid_deploy.batching import Mark
 
@@ -336,13 +299,13 @@ class RowText:
             events = [self.times(), *events]
         return events, done
 
-    def _take(self, event: Token | Finished | EngineFault) -> tuple[list[Event], bool]:
+    def _take(self, event: Token | Finished | Refusal) -> tuple[list[Event], bool]:
         from lucid_deploy.batching import Token
 
         if isinstance(event, Token):
             piece = self._pieces.push(event.token, event.logprob, event.top)
             return ([piece, self._end("stop")], True) if self._pieces.stopped else ([piece], False)
-        if isinstance(event, EngineFault):
+        if isinstance(event, Refusal):
             return [RowEnd(self._row, "invalid" if event.kind == "invalid" else "error", event.message)], True
         if event.reason == "refused":
             return [RowEnd(self._row, "invalid", event.error or "")], True

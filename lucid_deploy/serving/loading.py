@@ -1,21 +1,26 @@
-"""From the options of ``lucid-deploy serve`` to the application's state."""
+"""From the options of ``lucid-deploy serve`` to the application's state, and its log."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import MANIFEST, Artifact
-from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.front import ApiOptions, Service
-from lucid_deploy.serving.jobs import Backend, EngineOptions, open_checked
+from lucid_deploy.serving.jobs import EngineOptions, LocalBackend, open_checked
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
 from lucid_deploy.serving.requests import Limits
 from lucid_deploy.serving.tool_formats import tool_format_named
 from lucid_deploy.serving.tracing import open_tracing
 
-LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
+if TYPE_CHECKING:
+    from lucid_deploy.serving.ray_cluster import RayBackend
+
+LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")  # only their warnings are logged
 
 
 def check_limits(artifact: Artifact, api: ApiOptions) -> None:
@@ -36,13 +41,10 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
     artifact = open_checked(engine.directory)
     check_limits(artifact, api)
     context = artifact.config.max_position_embeddings
-    tokens = api.max_prompt_tokens or context
-    longest = TextTokenizer(artifact.directory).longest_piece + 1  # 1: blanks between words
     limits = Limits(
         context=context,
         vocabulary=artifact.config.vocab_size,
-        prompt_tokens=tokens,
-        prompt_characters=tokens * max(longest, LEAST_CHARACTERS),
+        prompt_tokens=api.max_prompt_tokens or context,
         new_tokens=api.max_new_tokens or context,
         choices=api.max_choices or max(1, engine.rows - 1),
         body_bytes=api.max_body_bytes,
@@ -52,7 +54,7 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
     return ReaderSetup(str(directory), api.model or directory.name, limits, api.tool_format)
 
 
-def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
+def make_service(engine: EngineOptions, api: ApiOptions, backend: LocalBackend | RayBackend) -> Service:
     """Return the application's state over a backend; its readers are not started. Call it in an event loop."""
     setup = reader_setup(engine, api)
     manifest = Path(setup.directory) / MANIFEST
@@ -60,3 +62,14 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
     tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
     readers = ReaderPool(setup, api.readers)
     return Service(api, setup, backend, readers, tracing, fingerprint, int(manifest.stat().st_mtime))
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stderr, one line an event, without anything that a request contains beyond its path."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("lucid_deploy.serving", *LIBRARIES):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel("WARNING" if name in LIBRARIES else level.upper())
+        logger.propagate = False

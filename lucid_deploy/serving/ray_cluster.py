@@ -9,36 +9,34 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.serving.app import build_app
+from lucid_deploy.serving.engine import Refusal, RefusedError
 from lucid_deploy.serving.front import ApiOptions
 from lucid_deploy.serving.jobs import (
     EngineOptions,
     Event,
     Job,
-    Refusal,
     RowEnd,
     RowTimes,
     check_runtime,
     make_backend,
 )
-from lucid_deploy.serving.loading import make_service, reader_setup
-from lucid_deploy.serving.logs import set_up_logging
+from lucid_deploy.serving.loading import make_service, reader_setup, set_up_logging
 from lucid_deploy.serving.ray_router import PrefixRouter
-from lucid_deploy.serving.ray_start import Need, check_room, connect, delete, run_until_ready, start_proxies
+from lucid_deploy.serving.ray_start import check_room, connect, delete, deploy
 from lucid_deploy.serving.readers import check_setup
-from lucid_deploy.serving.server import bind, hangup
+from lucid_deploy.serving.server import bind, handle_ends
 
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
@@ -66,21 +64,21 @@ class ClusterOptions:
 
 def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT. The artifacts must exist on every machine of the cluster."""
-    if cluster.address is None:
+    own = cluster.address is None
+    if own:
         if cluster.port == 0:
             raise LucidError("--engine ray needs a port; 0 does not work there.")
         bind(cluster.host, cluster.port).close()  # Ray would only log that it is in use
-    check_runtime(engine, cluster.address is None)
+    check_runtime(engine, own)
     asyncio.run(check_setup(reader_setup(engine, api)))
     served, deployed = threading.Event(), False
     previous: dict[int, Any] = {}
-    try:  # a signal before all engines have loaded ends this as it ends any work
+    try:  # before all engines have loaded, a signal interrupts this as usual
         connect(cluster.address, cluster.log_level)
-        check_room(Need(max(cluster.low, 1), cluster.cpus, cluster.gpus), own=cluster.address is None)
-        start_proxies(cluster.host, cluster.port, cluster.address is not None)
+        check_room(max(cluster.low, 1), cluster.cpus, cluster.gpus, own)
         deployed = True
-        run_until_ready(application(engine, api, cluster), APPLICATION, patient=cluster.address is not None)
-        previous = _set_on_signals(served)
+        deploy(application(engine, api, cluster), APPLICATION, HTTPOptions(host=cluster.host, port=cluster.port), own)
+        previous = handle_ends(lambda *_: served.set())
         ready()
         served.wait()
         log.warning("Shutting down: running requests may take %g s to finish.", cluster.grace)
@@ -88,21 +86,12 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
         for number, handler in previous.items():
             signal.signal(number, handler)  # a second signal ends the wait for requests
         try:
-            if deployed and (previous or cluster.address is not None):
+            if deployed and (previous or not own):
                 delete(APPLICATION, cluster.grace)
         finally:
             # A cluster of our own ends with all of Serve. serve.shutdown() before that would make the controller kill
             # itself during the call, which Ray reports as an error, on stdout.
             ray.shutdown()
-
-
-def _set_on_signals(event: threading.Event) -> dict[int, Any]:
-    """Make SIGTERM, SIGINT and SIGHUP set an event; return the handlers before."""
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        event.set()
-
-    return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, *hangup())}
 
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
@@ -130,7 +119,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     engines: Any = serve.deployment(
         EngineReplica,
         name=ENGINE,
-        # An engine refuses by itself what its queue does not hold, so that clients get a 429.
+        # The engine itself refuses what its queue cannot hold, so that clients get a 429.
         max_ongoing_requests=2 * (engine.rows + engine.max_queue) + 16,
         graceful_shutdown_timeout_s=cluster.grace,
         health_check_period_s=2.0,
@@ -174,7 +163,7 @@ class EngineReplica:
         self._backend.engine.start(loaded.set)
         loaded.wait()
         error = self._backend.engine.error
-        if isinstance(error, LucidError):  # Ray passes its text on, and the command says it
+        if isinstance(error, LucidError):  # Ray passes on its text, which the command then prints
             raise error
         self.check_health()
 
@@ -184,7 +173,6 @@ class EngineReplica:
             yield events
 
     async def gauges(self) -> dict[str, float]:
-        """Return the engine's state."""
         return self._backend.gauges()
 
     def check_health(self) -> None:
@@ -214,15 +202,13 @@ class RayBackend:
     def gauges(self) -> dict[str, float]:
         return {}
 
-    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
-        """Refuse: replicas only generate."""
-        return Refusal("unsupported", "The weights of the solve are not to be had with --engine ray.")
+    async def solving_layers(self) -> list[dict[str, Any]]:
+        raise RefusedError(Refusal("unsupported", "--engine ray does not give the weights of the solve."))
 
-    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
-        return await self.solving_layers()  # type: ignore[return-value]
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any]:
+        raise RefusedError(Refusal("unsupported", "--engine ray does not give the weights of the solve."))
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
-        """Run a job; closing the generator cancels it."""
         for last in (False, True):
             response: Any = self._streaming.generate.remote(job)
             begun = False

@@ -18,11 +18,12 @@ from lucid_deploy.serving.jobs import Job
 
 BLOCK = 32  # tokens; prefixes are compared in whole blocks
 MOST_BLOCKS = 256  # of a prompt that are looked at
-REMEMBERED = 100_000  # blocks
 
 
 class PrefixRouter(RequestRouter):
     """Prefers the engine that has the longest prefix of a prompt, unless it is much busier than the idlest one."""
+
+    remembered = 100_000  # blocks
 
     def initialize_state(self, imbalance: int = 8, **_unused: Any) -> None:
         """Set up; ``imbalance`` is how many requests more than the idlest engine the preferred one may have."""
@@ -53,7 +54,7 @@ class PrefixRouter(RequestRouter):
         for block in _blocks(pending_request):
             self._engines[block] = replica_id.to_full_id_str()
             self._engines.move_to_end(block)
-        while len(self._engines) > REMEMBERED:
+        while len(self._engines) > self.remembered:
             self._engines.popitem(last=False)
 
 

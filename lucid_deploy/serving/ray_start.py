@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from ray.serve.schema import ApplicationStatus
 
 from lucid_deploy.errors import CheckFailed, LucidError
 
@@ -31,9 +28,9 @@ PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 LISTENING_SECONDS = 30.0  # in which the cluster must take a connection
 POLL_SECONDS = 0.1
 _ROUNDING = 1e-6  # of sums of tenths of processors
-# Ray's own remarks are one step less welcome than ours: its warnings come with our information, nothing with --quiet.
+# Ray's messages are shown one level lower than ours: its warnings with our information, nothing with --quiet.
 _RAYS_LEVEL = {"debug": logging.INFO, "info": logging.WARNING}
-# How the text of a traceback ends that one of ours raised in another process.
+# The end of a traceback in which another process raised an error of ours.
 _OURS = re.compile(r"^lucid_deploy\.errors\.(\w+): (.+)$", re.MULTILINE)
 
 
@@ -60,7 +57,7 @@ def connect(address: str | None, log_level: str) -> None:
     except SystemExit as error:  # Ray has put a handler in place that ends with the signal's number
         raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from error
     except Exception as error:
-        if "timed out during startup" not in str(error):  # which Ray has no class for
+        if "timed out during startup" not in str(error):  # Ray has no class for this error
             raise
         raise LucidError(
             f"Ray did not start within the time that it gives itself: {error} Try again when this machine is less busy."
@@ -82,99 +79,66 @@ def check_listening(address: str) -> None:
         raise LucidError(f"No Ray cluster at {address}: {reason}. {remedy}") from error
 
 
-@dataclass(frozen=True)
-class Need:
-    """What the application reserves at its start; its front doors reserve nothing."""
-
-    engines: int  # how many
-    cpus: float  # processors of each
-    gpus: float  # GPUs of each: a part of one, or whole ones
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a machine of the cluster has in all, used now or not."""
-
-    cpus: float
-    gpus: float
-
-
-def machines() -> list[Machine]:
-    """Return the machines of the cluster that this process is connected with."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Machine(each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in found]
-
-
-def lack(need: Need, cluster: Sequence[Machine]) -> str | None:
-    """Return what the machines lack, as a sentence; None if nothing is known to be lacking."""
-    each = _amount(need.cpus, "processor") + (f" and {_amount(need.gpus, 'GPU')}" if need.gpus else "")
-    rooms = [_room(need, machine) for machine in cluster]
-    if not any(rooms):
-        cpus = _amount(max((machine.cpus for machine in cluster), default=0), "processor")
-        gpus = _amount(max((machine.gpus for machine in cluster), default=0), "GPU")
-        return (
-            f"No machine of the Ray cluster has room for an engine, which reserves {each}: they have up to {cpus} and "
-            f"up to {gpus}."
-        )
-    if sum(rooms) < need.engines:
-        return f"The Ray cluster has room for {sum(rooms):g} of {need.engines} engines; each reserves {each}."
-    return None
-
-
-def _amount(number: float, what: str) -> str:
-    return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
-
-
-def _room(need: Need, machine: Machine) -> float:
-    """Return how many engines a machine can hold. Ray takes a part of a GPU from one GPU, never from several."""
-    by_cpus = _times(need.cpus, machine.cpus)
-    if 0 < need.gpus < 1:
-        return min(by_cpus, machine.gpus // 1 * _times(need.gpus, 1.0))
-    return min(by_cpus, _times(need.gpus, machine.gpus))
-
-
-def _times(wanted: float, there: float) -> float:
-    return (there + _ROUNDING) // wanted if wanted else math.inf
-
-
-def check_room(need: Need, own: bool) -> None:
-    """Check that the connected cluster can hold an application.
+def check_room(engines: int, cpus: float, gpus: float, own: bool) -> None:
+    """Check that the connected cluster has the processors and GPUs that so many engines reserve.
 
     A running cluster may get more machines, so for one that is not our own a warning is logged and Ray waits.
     """
-    missing = lack(need, machines())
-    if missing is not None and own:
-        raise LucidError(f"{missing} Lower --replica-cpus, --replica-gpus or the number of engines.")
-    if missing is not None:
-        log.warning("%s Waiting for machines to join it.", missing)
+    there = ray.cluster_resources()
+    lacking = [
+        f"{engines * needed:g} {kind}s, of which it has {there.get(kind, 0):g}"
+        for kind, needed in (("CPU", cpus), ("GPU", gpus))
+        if engines * needed > there.get(kind, 0) + _ROUNDING
+    ]
+    if not lacking:
+        return
+    message = f"The Ray cluster lacks room: {engines} engines reserve {', and '.join(lacking)}."
+    if own:
+        raise LucidError(f"{message} Lower --replica-cpus, --replica-gpus or the number of engines.")
+    log.warning("%s Waiting for machines to join it.", message)
 
 
-def start_proxies(host: str, port: int, everywhere: bool) -> None:
-    """Start Ray Serve and its HTTP proxies, on every machine of the cluster or on the head node alone."""
-    location = ProxyLocation.EveryNode if everywhere else ProxyLocation.HeadOnly
-    try:
-        serve.start(proxy_location=location, http_options=HTTPOptions(host=host, port=port))
-    except (TimeoutError, RayError) as error:
-        reason = str(error).splitlines()[0]
-        raise LucidError(
-            f"Ray's HTTP proxy did not start: {reason} Try again when its machine is less busy."
-        ) from error
+def deploy(application: serve.Application, name: str, options: HTTPOptions, own: bool) -> None:
+    """Start Ray Serve's HTTP proxies and an application at ``/``, and wait until requests reach it.
 
-
-def run_until_ready(application: serve.Application, name: str, patient: bool) -> None:
-    """Deploy an application at ``/`` and wait until requests reach it.
-
-    Raises the LucidError that a replica raised, unless ``patient``: then Ray may try again elsewhere.
+    Raises the LucidError that a replica raised; on a cluster that is not our own, Ray may try again elsewhere first.
     """
     try:
+        location = ProxyLocation.HeadOnly if own else ProxyLocation.EveryNode
+        serve.start(proxy_location=location, http_options=options)
         serve.run_many([serve.RunTarget(application, name, "/")], wait_for_applications_running=False)
-        wait_until_running(lambda: serve.status().applications.get(name), patient)
+        _wait_until_running(name, own)
         client = _get_global_client()
         assert client is not None  # it raises where there is none
         client.wait_for_proxies_serving(wait_for_applications_running=True)
     except (TimeoutError, RayError, RayServeException) as error:
         reason = str(error).splitlines()[0]
-        raise LucidError(f"The application did not start on Ray: {reason}") from error
+        raise LucidError(
+            f"The application did not start on Ray: {reason} Try again when its machines are less busy."
+        ) from error
+
+
+def _wait_until_running(name: str, own: bool) -> None:
+    """Wait until an application runs, and log the messages of its deployments meanwhile."""
+    logged: set[str] = set()
+    while (seen := serve.status().applications.get(name)) is None or seen.status != ApplicationStatus.RUNNING:
+        deployments = {} if seen is None else seen.deployments
+        ours = [found for each in deployments.values() for found in _OURS.findall(each.message)]
+        status, message = (None, "") if seen is None else (seen.status, seen.message.strip())
+        failed = status == ApplicationStatus.DEPLOY_FAILED
+        if ours and (failed or own):
+            kind, reason = ours[-1]
+            raise (CheckFailed if kind == CheckFailed.__name__ else LucidError)(reason)
+        texts = {each: found.message.strip() for each, found in deployments.items() if found.message.strip()}
+        if failed:
+            last = [f"{each}: {text.splitlines()[-1].strip()}" for each, text in texts.items()]
+            raise LucidError(f"The application did not start on Ray: {' '.join([message, *last])}")
+        for each, text in texts.items():
+            first = " ".join(text.partition("\n")[0].split())
+            if first not in logged:
+                logged.add(first)
+                log.warning("%s: %s", each, first)
+        time.sleep(POLL_SECONDS)
 
 
 def delete(name: str, grace: float) -> None:
@@ -184,52 +148,10 @@ def delete(name: str, grace: float) -> None:
         try:
             serve.delete(name)
             return
-        except TimeoutError:  # after 60 s of waiting, whatever the application was promised
+        except TimeoutError:  # Ray gives up after 60 s, whatever the application's grace
             if time.monotonic() > end:
                 log.warning("Ray Serve has not ended all replicas of %s; they are left to it.", name)
                 return
         except (RayError, RayServeException) as error:
             log.warning("Ray Serve does not answer: %s", str(error).splitlines()[0])
             return
-
-
-def wait_until_running(look: Callable[[], ApplicationStatusOverview | None], patient: bool) -> None:
-    """Wait until an application runs, and log the messages of its deployments meanwhile."""
-    logged: set[str] = set()
-    while True:
-        seen = look()
-        if seen is not None:
-            if seen.status == ApplicationStatus.RUNNING:
-                return
-            found = cause(seen)
-            failed = seen.status == ApplicationStatus.DEPLOY_FAILED
-            if found is not None and (failed or not patient):
-                raise found
-            if failed:
-                raise LucidError(f"The application did not start on Ray: {last_words(seen)}")
-            for name, deployment in seen.deployments.items():
-                message = " ".join(deployment.message.partition("\n")[0].split())
-                if message and message not in logged:
-                    logged.add(message)
-                    log.warning("%s: %s", name, message)
-        time.sleep(POLL_SECONDS)
-
-
-def cause(seen: ApplicationStatusOverview) -> LucidError | None:
-    """Return the error of ours that kept a replica from starting; None if there is none."""
-    for deployment in seen.deployments.values():
-        found = _OURS.findall(deployment.message)
-        if found:
-            kind, text = found[-1]
-            return (CheckFailed if kind == CheckFailed.__name__ else LucidError)(text)
-    return None
-
-
-def last_words(seen: ApplicationStatusOverview) -> str:
-    """Return what Ray says of an application that did not start: its own line, and the end of each message."""
-    lines = [seen.message.strip()]
-    for name, deployment in seen.deployments.items():
-        words = deployment.message.strip().splitlines()
-        if words:
-            lines.append(f"{name}: {words[-1].strip()}")
-    return " ".join(line for line in lines if line)

@@ -32,11 +32,10 @@ from lucid_deploy.serving.tool_formats import tool_format_named, with_tools
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
-LARGE = 64 << 10  # bytes of a body that may not take the last reader
-# Neither may bodies with a form that may have to be compiled, or with escapes that could spell these words.
+LARGE = 64 << 10  # bytes; a body of this size never takes the last free reader
+# Nor do bodies whose grammar may have to be compiled, or with escapes that could spell these words.
 COSTLY = (b"guided_", b"schema", b"tools", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
-WALL_SECONDS = 60.0  # for a body, however busy the machine is
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
 
 
@@ -47,13 +46,6 @@ class ReaderSetup(msgspec.Struct, frozen=True):
     model: str
     limits: Limits
     tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
-
-
-class ReadTask(msgspec.Struct, frozen=True):
-    """A body, and the kind of request that it is."""
-
-    kind: Kind
-    body: bytes
 
 
 class ReadReply(msgspec.Struct, frozen=True):
@@ -69,32 +61,24 @@ def reader_process(setup: ReaderSetup) -> BoundedProcess:
     return BoundedProcess(__name__, msgspec.msgpack.encode(setup), bounds, WHAT)
 
 
-def main() -> None:
-    """Read bodies until stdin ends."""
+def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], bytes]]:
+    """Load what a reader process needs; return whether it can read chats, and what reads a body."""
+    setup = msgspec.msgpack.decode(data, type=ReaderSetup)
+    directory = Path(setup.directory)
+    tokenizer = TextTokenizer(directory, bound_time=False)
+    bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
+    form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
+    templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
+    reader = RequestReader(setup.model, setup.limits, tokenizer, templates)
 
-    def open_worker(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], bytes]]:
-        setup = msgspec.msgpack.decode(data, type=ReaderSetup)
-        directory = Path(setup.directory)
-        tokenizer = TextTokenizer(directory, bound_time=False)
-        bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
-        form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
-        templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
-        reader = RequestReader(setup.model, setup.limits, tokenizer, templates)
+    def read(frame: bytes) -> bytes:
+        try:
+            reply = ReadReply(reader.read(*msgspec.msgpack.decode(frame, type=tuple[Kind, bytes])))
+        except ApiError as error:
+            reply = ReadReply(error=(error.status, error.message, error.code, error.param))
+        return msgspec.msgpack.encode(reply)
 
-        def handle(frame: bytes) -> bytes:
-            return msgspec.msgpack.encode(answer(reader, msgspec.msgpack.decode(frame, type=ReadTask)))
-
-        return msgspec.msgpack.encode(reader.can_chat), handle
-
-    serve(open_worker)
-
-
-def answer(reader: RequestReader, task: ReadTask) -> ReadReply:
-    """Read one body."""
-    try:
-        return ReadReply(reader.read(task.kind, task.body))
-    except ApiError as error:
-        return ReadReply(error=(error.status, error.message, error.code, error.param))
+    return msgspec.msgpack.encode(templates is not None), read
 
 
 async def check_setup(setup: ReaderSetup) -> None:
@@ -117,34 +101,22 @@ class ReaderPool:
         self._background: set[asyncio.Task[None]] = set()
 
     @property
-    def pids(self) -> list[int | None]:
-        """The processes' ids."""
-        return [reader.pid for reader in self._readers]
-
-    @property
     def has_chat_template(self) -> bool | None:
         """Whether chats can be read; None until a process has started."""
         ready = next((reader.ready for reader in self._readers if reader.ready is not None), None)
         return None if ready is None else msgspec.msgpack.decode(ready, type=bool)
 
-    @property
-    def free(self) -> int:
-        """How many wait for a body."""
-        return self._free.qsize()
-
     async def start(self) -> None:
         """Start all processes; raise a LucidError if the tokenizer or the chat template cannot be read."""
         await asyncio.gather(*(self._in_thread(reader.start) for reader in self._readers))
-        for reader in self._readers:
-            self._free.put_nowait(reader)
+        self.start_in_background()
 
     def start_in_background(self) -> None:
         """Start all processes, again and again until they start; requests wait for them."""
         for reader in self._readers:
-            self._in_background(self._restart_and_free(reader))
+            self._in_background(self._free_again(reader))
 
     async def close(self) -> None:
-        """End all processes."""
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -152,31 +124,26 @@ class ReaderPool:
         self._threads.shutdown()
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
-        """Read a body of one kind."""
         costly = len(body) >= LARGE or any(word in body for word in COSTLY)
         async with self._costly if costly else contextlib.nullcontext():
             reader = await self._free.get()
-            work = asyncio.ensure_future(self._read(reader, ReadTask(kind, body)))
+            work = asyncio.ensure_future(self._read(reader, (kind, body)))
             try:
                 reply = await asyncio.shield(work)
             finally:
                 if work.done() and reader.running:
                     self._free.put_nowait(reader)
                 else:
-                    self._in_background(self._recover(reader, work))
+                    self._in_background(self._free_again(reader, work))
         if reply.request is None:
             assert reply.error is not None
             raise ApiError(*reply.error)
         return reply.request
 
-    async def _read(self, reader: BoundedProcess, task: ReadTask) -> ReadReply:
+    async def _read(self, reader: BoundedProcess, task: tuple[Kind, bytes]) -> ReadReply:
         try:
-            async with asyncio.timeout(WALL_SECONDS):
-                reply = await self._in_thread(reader.ask, msgspec.msgpack.encode(task))
+            reply = await self._in_thread(reader.ask, msgspec.msgpack.encode(task))
             return msgspec.msgpack.decode(reply, type=ReadReply)
-        except TimeoutError as error:
-            reader.kill()
-            raise ApiError(400, f"{WHAT} took more than {WALL_SECONDS:g} s. Shorten it.", "too_costly") from error
         except TooCostly as error:
             raise ApiError(400, str(error), "too_costly") from error
         except WorkerKilled as error:
@@ -186,15 +153,13 @@ class ReaderPool:
             log.error("Reading a request failed by a bug: %s", error)
             raise ApiError(500, "The server failed on this request; see its log.", "internal_error") from error
 
-    async def _recover(self, reader: BoundedProcess, work: asyncio.Future[Any]) -> None:
-        """Free a reader that still works on a cancelled request, or that has died."""
-        await asyncio.wait([work], timeout=ABANDONED_SECONDS)
-        if not work.done():
-            work.cancel()
-            reader.kill()
-        await self._restart_and_free(reader)
-
-    async def _restart_and_free(self, reader: BoundedProcess) -> None:
+    async def _free_again(self, reader: BoundedProcess, work: asyncio.Future[Any] | None = None) -> None:
+        """Free a reader that has died, or still does some work for a request that was cancelled."""
+        if work is not None:
+            await asyncio.wait([work], timeout=ABANDONED_SECONDS)
+            if not work.done():
+                work.cancel()
+                reader.kill()
         while True:
             try:
                 await self._in_thread(reader.start)
@@ -214,4 +179,4 @@ class ReaderPool:
 
 
 if __name__ == "__main__":
-    main()
+    serve(open_reader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lucid_deploy.artifact.chat import ChatTemplate, ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -54,7 +54,6 @@ class Limits:
     context: int  # tokens of prompt and answer together
     vocabulary: int  # words the model knows
     prompt_tokens: int  # tokens of one prompt
-    prompt_characters: int  # characters of one prompt, or of a chat; checked before anything is tokenized
     new_tokens: int  # new tokens of one generation
     choices: int  # generations of one request: prompts times ``n``
     body_bytes: int = 4 << 20  # size of a request
@@ -92,21 +91,17 @@ class RequestReader:
 
     def __init__(self, model: str, limits: Limits, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
         self._model, self._limits, self._tokenizer, self._templates = model, limits, tokenizer, templates
-        self._constraints = ConstraintReader(tokenizer, limits.vocabulary)
+        self._guides: GuideFactory | None = None
+        # Cache the result only: compiled grammars would count against the memory bound of the next body.
+        self._begin_once = OncePerConstraint(self._begin, 1024)
         self._kinds: dict[Kind, tuple[Any, Callable[[Any], PreparedRequest]]] = {
             "completion": (CompletionRequest, self._completion),
             "chat": (ChatRequest, self._chat),
-            "response": (ResponseRequest, self._response),
+            "response": (ResponseRequest, lambda body: replace(self._chat(as_chat(body)), response=repeated(body))),
             "solve": (SolveRequest, self._solve),
         }
 
-    @property
-    def can_chat(self) -> bool:
-        """Whether there are chat templates."""
-        return self._templates is not None
-
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:
-        """Read a body of one kind."""
         form, read = self._kinds[kind]
         try:
             body = decode(data, form, "body")
@@ -117,9 +112,6 @@ class RequestReader:
         except FieldError as error:
             error = renamed(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error
-
-    def _response(self, body: ResponseRequest) -> PreparedRequest:
-        return replace(self._chat(as_chat(body)), response=repeated(body))
 
     def _solve(self, body: SolveRequest) -> PreparedRequest:
         ids = self._prompt(body.prompt)
@@ -146,7 +138,7 @@ class RequestReader:
             message = "The model has no chat template, so that it cannot chat; use /v1/completions."
             raise ApiError(400, message, "no_chat_template")
         if body.top_logprobs is not None and not body.logprobs:
-            raise FieldError("top_logprobs needs logprobs: true.", "top_logprobs", "invalid_value")
+            raise FieldError("top_logprobs needs logprobs: true.", "top_logprobs")
         older = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         new = _within("max_completion_tokens", body.max_completion_tokens, self._limits.new_tokens)
         tools = tool_use_of(body, self._templates, self._tokenizer)
@@ -155,7 +147,7 @@ class RequestReader:
         job = self._job(body, (prompt,), older if new is None else new, top)
         form = None
         if tools is not None:
-            self._constraints.check("tools", tools.constraint)
+            self._check_begins("tools", tools.constraint)
             form, trigger = tools.form, tools.trigger_token
             job = replace(job, constraint=tools.constraint, shown_tokens=() if trigger is None else (trigger,))
         return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
@@ -169,19 +161,15 @@ class RequestReader:
         if len({type(item) for item in given}) > 1:
             raise wrong("prompt", PROMPT, "a mixture")
         if isinstance(given[0], int):
-            return [[item for item in given if isinstance(item, int)]]
+            return [cast(list[int], given)]
         if len(given) > self._limits.choices:
             message = f"{len(given)} prompts are too many; this server takes {self._limits.choices} in a request."
-            raise FieldError(message, "prompt", "invalid_value")
-        return [item for item in given if not isinstance(item, int)]
+            raise FieldError(message, "prompt")
+        return cast(list[PromptItems], given)
 
     def _prompt(self, item: PromptItems) -> tuple[int, ...]:
         if isinstance(item, str):
             return self._tokens(item, "prompt") if item else self._checked([], "prompt")
-        for token in item:
-            if not 0 <= token < self._limits.vocabulary:
-                message = f"Token id {shown(token)} is outside the vocabulary (0 to {self._limits.vocabulary - 1})."
-                raise FieldError(message, "prompt", "invalid_value")
         return self._checked(item, "prompt")
 
     def _conversation(self, body: ChatRequest, templates: ChatTemplates, tools: ToolUse | None) -> tuple[int, ...]:
@@ -190,31 +178,17 @@ class RequestReader:
         except LucidError as error:
             raise ApiError(400, str(error), "no_chat_template") from error
         messages, shown_tools = messages_of(body.messages), None if tools is None else tools.shown
-        calls = [str(call) for message in messages for call in message.get("tool_calls", ())]
-        self._check_length(sum(len(message["content"]) for message in messages) + sum(map(len, calls)), "messages")
         with named_field("messages"):
             rendered = template.render(messages, shown_tools)
         _refuse_left_out(template, messages, shown_tools, rendered)
         return self._tokens(rendered, "messages", add_special_tokens=False)
 
     def _tokens(self, text: str, name: str, add_special_tokens: bool = True) -> tuple[int, ...]:
-        self._check_length(len(text), name)
         try:
-            return self._checked(self._tokenizer.encode(text, add_special_tokens), name)
-        except FieldError:
-            raise
+            ids = self._tokenizer.encode(text, add_special_tokens)
         except LucidError as error:
             raise FieldError(str(error), name, "tokenizer_failed") from error
-
-    def _check_length(self, characters: int, name: str) -> None:
-        """Refuse what cannot fit, before the work of tokenizing it."""
-        limits = self._limits
-        if characters > limits.prompt_characters:
-            message = (
-                f"The prompt has {characters} characters; this server takes {limits.prompt_characters}, which is more "
-                f"than {limits.prompt_tokens} tokens have."
-            )
-            raise FieldError(message, name, "context_length_exceeded")
+        return self._checked(ids, name)
 
     def _checked(self, ids: list[int], name: str) -> tuple[int, ...]:
         limits = self._limits
@@ -227,9 +201,10 @@ class RequestReader:
             too_long = f"this server takes {limits.prompt_tokens}"
         if too_long:
             raise FieldError(f"The prompt has {len(ids)} tokens; {too_long}.", name, "context_length_exceeded")
-        if (highest := max(ids)) >= limits.vocabulary:
-            message = f"Token {highest} of the tokenizer and the model's {limits.vocabulary} words do not fit together."
-            raise FieldError(message, name, "invalid_value")
+        last = limits.vocabulary - 1
+        for token in (min(ids), max(ids)):  # the tokenizer may know more tokens than the model
+            if not 0 <= token <= last:
+                raise FieldError(f"Token id {shown(token)} is outside the vocabulary (0 to {last}).", name)
         return tuple(ids)
 
     def _job(
@@ -240,9 +215,6 @@ class RequestReader:
         top_logprobs: int | None,
     ) -> Job:
         limits = self._limits
-        if body.return_tokens_as_token_ids and top_logprobs is None:
-            message = "return_tokens_as_token_ids changes log-probabilities, and logprobs asks for none."
-            raise FieldError(message, "return_tokens_as_token_ids", "invalid_value")
         n = _within("n", body.n, limits.choices) or 1
         rows = len(prompts) * n
         if rows > limits.choices:
@@ -250,22 +222,22 @@ class RequestReader:
                 f"{len(prompts)} prompts with n {n} are {rows} generations; this server takes {limits.choices} in a "
                 "request. Send several."
             )
-            raise FieldError(message, "n", "invalid_value")
+            raise FieldError(message, "n")
         if rows * (top_logprobs or 0) > MOST_LOGPROBS_TOGETHER:
             message = (
                 f"{top_logprobs} log-probabilities for each of {rows} generations are too many; this server reports "
                 f"{MOST_LOGPROBS_TOGETHER} a request. Ask for fewer."
             )
-            raise FieldError(message, "logprobs", "invalid_value")
+            raise FieldError(message, "logprobs")
         return Job(
             prompts=prompts,
             n=n,
             max_new_tokens=self._new_tokens(new_tokens, max(map(len, prompts))),
-            sampling=sampling_of(body, self._tokenizer, limits.vocabulary),
+            sampling=self._sampling(body),
             stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
-            constraint=self._constraints.read(body),
+            constraint=self._constraint(body),
             tokens_as_ids=bool(body.return_tokens_as_token_ids),
         )
 
@@ -282,6 +254,40 @@ class RequestReader:
             raise FieldError(message, None, "context_length_exceeded")
         return wanted
 
+    def _sampling(self, body: SamplingFields) -> Sampling:
+        given = {name: value for name in SAMPLED if (value := getattr(body, name)) is not None}
+        if "seed" in given:
+            given["seed"] %= 2**64  # the generator takes no negative ones
+        with named_field("bad_words"):
+            given["bad_words"] = bad_word_ids(body.bad_words or (), self._tokenizer)
+        with named_field("logit_bias"):
+            sampling = Sampling(**{"temperature": 1.0, **given}, logit_bias=logit_bias(body.logit_bias or {}))
+            sampling.check(self._limits.vocabulary)
+        return sampling
+
+    def _constraint(self, body: SamplingFields) -> Constraint | None:
+        """Return what the answer must be; None if it is free."""
+        name, found = "response_format", _formatted(body.response_format)
+        given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
+        if given:
+            name = next(iter(given))
+            if found is not None:
+                raise FieldError(f"{name} cannot be combined with response_format.", name)
+            found = constraint_of(given)
+        if found is not None:
+            self._check_begins(name, found)
+        return found
+
+    def _check_begins(self, name: str, constraint: Constraint) -> None:
+        """Refuse a constraint that no answer can begin."""
+        with named_field(name):
+            self._begin_once(constraint)
+
+    def _begin(self, constraint: Constraint) -> None:
+        if self._guides is None:
+            self._guides = GuideFactory(self._tokenizer, self._limits.vocabulary, [], kept=0)
+        self._guides.check(constraint)
+
 
 def _refuse_left_out(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, rendered: str
@@ -293,12 +299,12 @@ def _refuse_left_out(
         changed = [*messages[:place], {**message, "content": message["content"] + "0"}, *messages[place + 1 :]]
         try:
             is_left_out = template.render(changed, tools) == rendered
-        except LucidError:  # so the template has read the content
+        except LucidError:  # the template rejects the changed text, so it reads it
             continue
         if is_left_out:
             field, role, known = f"messages[{place}].role", shown(message["role"]), ", ".join(USUAL_ROLES)
             text = f"{field}: the model's chat template leaves out this message of the role {role}. Use {known}."
-            raise FieldError(text, field, "invalid_value")
+            raise FieldError(text, field)
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:
@@ -313,48 +319,15 @@ def _streaming(body: SamplingFields) -> tuple[bool, bool]:
     if body.stream_options is None:
         return bool(body.stream), False
     if not body.stream:
-        raise FieldError("stream_options needs stream: true.", "stream_options", "invalid_value")
+        raise FieldError("stream_options needs stream: true.", "stream_options")
     refuse_unsupported(body.stream_options, "stream_options.")
     return True, bool(body.stream_options.include_usage)
-
-
-class ConstraintReader:
-    """Reads what answers must be, and checks that an answer can begin."""
-
-    def __init__(self, tokenizer: TextTokenizer, vocabulary: int) -> None:
-        self._tokenizer, self._vocabulary = tokenizer, vocabulary
-        self._guides: GuideFactory | None = None
-        # Caches that an answer can begin, not what was compiled, which would count as the next body's memory.
-        self._begin_once = OncePerConstraint(self._begin, 1024)
-
-    def read(self, body: SamplingFields) -> Constraint | None:
-        """Return the constraint that a body asks for, or None."""
-        name, found = "response_format", _formatted(body.response_format)
-        given = {name: getattr(body, name) for name in NAMES}
-        other = next((name for name in NAMES if given[name] is not None), None)
-        if other is not None:
-            if found is not None:
-                raise FieldError(f"{other} cannot be combined with response_format.", other, "invalid_value")
-            name, found = other, constraint_of(given)
-        if found is not None:
-            self.check(name, found)
-        return found
-
-    def check(self, name: str, constraint: Constraint) -> None:
-        """Refuse a constraint that no answer can begin."""
-        with named_field(name):
-            self._begin_once(constraint)
-
-    def _begin(self, constraint: Constraint) -> None:
-        if self._guides is None:
-            self._guides = GuideFactory(self._tokenizer, self._vocabulary, [], kept=0)
-        self._guides.check(constraint)
 
 
 def _formatted(given: ResponseFormat | None) -> Constraint | None:
     where = "response_format.json_schema"
     if given is not None and given.type != "json_schema" and given.json_schema is not None:
-        raise FieldError(f"{where} is for the type json_schema.", where, "invalid_value")
+        raise FieldError(f"{where} is for the type json_schema.", where)
     if given is None or given.type == "text":
         return None
     if given.type == "json_object":
@@ -367,27 +340,11 @@ def _formatted(given: ResponseFormat | None) -> Constraint | None:
     return named(where, from_json_schema, schema)
 
 
-def sampling_of(body: SamplingFields, tokenizer: TextTokenizer, vocabulary: int) -> Sampling:
-    """Return how tokens are chosen."""
-    with named_field("bad_words"):
-        bad_words = bad_word_ids(body.bad_words or (), tokenizer)
-    given = {name: value for name in SAMPLED if (value := getattr(body, name)) is not None}
-    if "seed" in given:
-        given["seed"] %= 2**64  # the generator takes no negative ones
-    sampling = Sampling(**{"temperature": 1.0, **given}, bad_words=bad_words)
-    with named_field("logit_bias"):
-        sampling = replace(sampling, logit_bias=logit_bias(body.logit_bias or {}))
-        sampling.check(vocabulary)
-    return sampling
-
-
 @contextmanager
 def named_field(name: str) -> Iterator[None]:
     """Name the field in errors that are raised in the body of the ``with``."""
     try:
         yield
-    except FieldError:
-        raise
     except LucidError as error:
         message = str(error) if str(error).startswith(name) or name == "messages" else f"{name}: {error}"
-        raise FieldError(message, name, "invalid_value") from error
+        raise FieldError(message, name) from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +15,7 @@ from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import (
     LOGPROBS,
     ChatRequest,
+    CommonFields,
     InputItem,
     JsonSchema,
     Message,
@@ -31,7 +30,7 @@ from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
 if TYPE_CHECKING:
     from lucid_deploy.serving.requests import PreparedRequest
 
-# What this server does not have, or a request did not ask for, as /v1/responses says it.
+# Fields of OpenAI's answers for what this server does not have or the request did not ask for.
 NEUTRAL: dict[str, Any] = {
     "error": None,
     "background": False,
@@ -49,7 +48,7 @@ _FIELDS = {
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id", "output"),
 }
-# Fields of a chat, and what they are called here; of several that fit, the first.
+# Fields of a chat and their names in this API; the first match counts.
 _NAMES_HERE = (
     (r"messages(\[\d+\][\w.\[\]]*)?", "input"),
     (r"max_completion_tokens", "max_output_tokens"),
@@ -78,21 +77,15 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         refuse_unsupported(body.stream_options, "stream_options.")
     logprobs, choice = bool(body.include), body.tool_choice
     if body.top_logprobs is not None and not logprobs:
-        raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs", "invalid_value")
+        raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs")
     if logprobs and body.tools and choice != "none":
         message = "include cannot be combined with tools: log-probabilities are of the text, and calls are not text."
-        raise FieldError(message, "include", "invalid_value")
+        raise FieldError(message, "include")
+    common = {name: getattr(body, name) for name in CommonFields.__struct_fields__}
     return ChatRequest(
-        model=body.model,
+        **common,
         messages=messages_of(body.instructions, body.input),
         max_completion_tokens=body.max_output_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        seed=body.seed,
-        stream=body.stream,
-        ignore_eos=body.ignore_eos,
-        cache_salt=body.cache_salt,
         logprobs=logprobs or None,
         top_logprobs=body.top_logprobs,
         response_format=_format(None if body.text is None else body.text.format),
@@ -134,7 +127,7 @@ def _format(form: TextFormat | None) -> ResponseFormat | None:
     for name in ("name", "schema", "description", "strict"):
         if getattr(form, name) not in (None, False) or (name == "schema" and form.schema is False):
             field = f"text.format.{name}"
-            raise FieldError(f"{field} is for the type json_schema.", field, "invalid_value")
+            raise FieldError(f"{field} is for the type json_schema.", field)
     return ResponseFormat(type=form.type)
 
 
@@ -161,7 +154,7 @@ def _check_fields(item: InputItem, place: str) -> None:
     for name in sorted({name for names in _FIELDS.values() for name in names}.difference(_FIELDS[item.type])):
         if getattr(item, name) is not None:
             message = f"{place}.{name} does not belong to an item of the type {item.type}."
-            raise FieldError(message, f"{place}.{name}", "invalid_value")
+            raise FieldError(message, f"{place}.{name}")
 
 
 def _message(item: InputItem) -> Message:
@@ -183,16 +176,10 @@ class ResponseAnswer(Answer):
 
     def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
         super().__init__(request, model, fingerprint)
+        created = self._common.pop("created")
         self.id = "resp_" + secrets.token_hex(16)
-        self._common = {
-            "id": self.id,
-            "object": "response",
-            "created_at": int(time.time()),
-            "model": model,
-            "system_fingerprint": fingerprint,
-            **NEUTRAL,
-            **(request.response or {}),
-        }
+        self._common |= {"object": "response", "created_at": created, **NEUTRAL, **(request.response or {})}
+        self._common["id"] = self.id
         self._parser = None if request.tools is None else ToolCallParser(request.tools)
         self._items: list[_Item] = []  # all but the last are complete
         self._status = "in_progress"
@@ -209,8 +196,18 @@ class ResponseAnswer(Answer):
             "usage": self.usage() if ended else None,
         }
 
+    def usage(self) -> dict[str, Any]:
+        prompt = self.request.prompt_tokens
+        return {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": self.new_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + self.new_tokens,
+        }
+
     def opening(self) -> Events:
-        begun = [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
+        begun = [self._event(name, response=self.whole()) for name in ("created", "in_progress")]
         return begun if self._parser is not None else begun + self._begin(_Item())
 
     def chunks(self, piece: TextPiece) -> Events:
@@ -224,21 +221,20 @@ class ResponseAnswer(Answer):
         if not self._items:
             events += self._begin(_Item())
         self._status = "incomplete" if reason == "length" else "completed"
-        ended = self._of_last_item(self._items[-1].end(self._status))
-        return [*events, *ended, self._event(f"response.{self._status}", response=self.whole())]
+        return [*events, *self._end_item(self._status), self._event(self._status, response=self.whole())]
 
     def ending(self) -> Events:
         return []  # the last event has the counts
 
     def failure(self, error: ApiError) -> dict[str, Any]:
-        return {**self._event("error"), **error.body()}
+        return {**self._event(""), "type": "error", **error.body()}
 
     def frame(self, event: dict[str, Any]) -> bytes:
         return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), msgspec.json.encode(event))
 
     def _event(self, kind: str, **more: Any) -> dict[str, Any]:
         self._number += 1
-        return {"type": kind, "sequence_number": self._number, **more}
+        return {"type": f"response.{kind}", "sequence_number": self._number, **more}
 
     def _take(self, delta: AnswerDelta) -> Events:
         """Return what is new of text and calls as events; no text comes after a call."""
@@ -247,91 +243,65 @@ class ResponseAnswer(Answer):
             if part.id is not None:
                 events += self._begin(_Item(part.id, part.name))
             if part.arguments:
-                events += self._of_last_item(self._items[-1].add(part.arguments, []))
+                events += self._add(part.arguments, [])
         return events
 
     def _add_text(self, text: str, logprobs: Events) -> Events:
         if not text and not logprobs:
             return []
-        events = [] if self._items else self._begin(_Item())
-        return events + self._of_last_item(self._items[-1].add(text, logprobs))
+        begun = [] if self._items else self._begin(_Item())
+        return begun + self._add(text, logprobs)
+
+    def _add(self, text: str, logprobs: Events) -> Events:
+        item = self._items[-1]
+        item.texts.append(text)
+        item.logprobs += logprobs
+        more = {} if item.call_id else {"logprobs": logprobs}
+        return [self._item_event(f"{item.kind}.delta", item.place, delta=text, **more)]
 
     def _begin(self, item: _Item) -> Events:
         """Begin an item, which ends the one before."""
-        ended = self._of_last_item(self._items[-1].end("completed")) if self._items else []
+        ended = self._end_item("completed") if self._items else []
         self._items.append(item)
-        return ended + self._of_last_item(item.begin())
+        shown = item.json("in_progress")
+        parts = shown.pop("content", None)
+        if parts is None:
+            return [*ended, self._item_event("output_item.added", {}, item=shown)]
+        begun = self._item_event("output_item.added", {}, item={**shown, "content": []})
+        return [*ended, begun, self._item_event("content_part.added", item.place, part=parts[0])]
 
-    def _of_last_item(self, events: list[tuple[str, dict[str, Any]]]) -> Events:
-        place = len(self._items) - 1
-        return [self._event(f"response.{kind}", output_index=place, **more) for kind, more in events]
+    def _end_item(self, status: str) -> Events:
+        item = self._items[-1]
+        shown = item.json(status)
+        if item.call_id is not None:
+            done = {"name": item.name, "arguments": shown["arguments"]}
+            events = [self._item_event(f"{item.kind}.done", item.place, **done)]
+        else:
+            (part,) = shown["content"]
+            done = {"text": part["text"], "logprobs": part["logprobs"]}
+            events = [self._item_event(f"{item.kind}.done", item.place, **done)]
+            events.append(self._item_event("content_part.done", item.place, part=part))
+        return [*events, self._item_event("output_item.done", {}, item=shown)]
 
-    def usage(self) -> dict[str, Any]:
-        prompt = self.request.prompt_tokens
-        return {
-            "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": self.new_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": prompt + self.new_tokens,
-        }
+    def _item_event(self, kind: str, place: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return self._event(kind, output_index=len(self._items) - 1, **place, **more)
 
 
-@dataclass
 class _Item:
-    """An item of an answer of ``/v1/responses``: a message with one part of text, or the call of a function.
+    """An item of an answer: a message with one part of text, or the call of a function."""
 
-    Its methods return events: each its type, without ``response.``, and its fields.
-    """
-
-    call_id: str | None = None  # names a call in its result; None: it is a message
-    name: str | None = None  # the called function's
-    texts: list[str] = field(default_factory=list)
-    logprobs: Events = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.id = ("msg_" if self.call_id is None else "fc_") + secrets.token_hex(16)
-        self._place: dict[str, Any] = {"item_id": self.id}
-        if self.call_id is None:
-            self._place["content_index"] = 0
+    def __init__(self, call_id: str | None = None, name: str | None = None) -> None:
+        self.call_id, self.name = call_id, name
+        self.texts: list[str] = []
+        self.logprobs: Events = []
+        self.kind = "output_text" if call_id is None else "function_call_arguments"  # of its events
+        self.id = ("msg_" if call_id is None else "fc_") + secrets.token_hex(16)
+        self.place = {"item_id": self.id, **({"content_index": 0} if call_id is None else {})}
 
     def json(self, status: str) -> dict[str, Any]:
-        """Return the item."""
         text = "".join(self.texts)
         if self.call_id is not None:
             call = {"call_id": self.call_id, "name": self.name, "arguments": text}
             return {"id": self.id, "type": "function_call", "status": status, **call}
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": [*self.logprobs]}
         return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": [part]}
-
-    def begin(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the events before its text or arguments."""
-        item = self.json("in_progress")
-        if self.call_id is not None:
-            return [("output_item.added", {"item": item})]
-        (part,) = item["content"]
-        item["content"] = []
-        return [("output_item.added", {"item": item}), ("content_part.added", {**self._place, "part": part})]
-
-    def add(self, text: str, logprobs: Events) -> list[tuple[str, dict[str, Any]]]:
-        """Add a piece of its text or arguments; return its event."""
-        self.texts.append(text)
-        self.logprobs += logprobs
-        if self.call_id is not None:
-            return [("function_call_arguments.delta", {**self._place, "delta": text})]
-        return [("output_text.delta", {**self._place, "delta": text, "logprobs": logprobs})]
-
-    def end(self, status: str) -> list[tuple[str, dict[str, Any]]]:
-        """Return the events of its end."""
-        item = self.json(status)
-        done = ("output_item.done", {"item": item})
-        if self.call_id is not None:
-            arguments = {"name": self.name, "arguments": item["arguments"]}
-            return [("function_call_arguments.done", {**self._place, **arguments}), done]
-        (part,) = item["content"]
-        text = {"text": part["text"], "logprobs": part["logprobs"]}
-        return [
-            ("output_text.done", {**self._place, **text}),
-            ("content_part.done", {**self._place, "part": part}),
-            done,
-        ]

@@ -20,13 +20,8 @@ class ApiKeys:
     def __init__(self, digests: tuple[bytes, ...] = ()) -> None:
         self.digests = digests
 
-    def __bool__(self) -> bool:
-        return bool(self.digests)
-
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one."""
-        return len(self.digests) > 1
+    def __len__(self) -> int:
+        return len(self.digests)
 
     def identify(self, authorization: str | None) -> str | None:
         """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if the key is unknown.
@@ -53,26 +48,24 @@ def cache_owner(key: str, salt: str) -> str:
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
     """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped."""
-    file = Path(path)
+    file, where = Path(path), f"{option} {path}"
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise LucidError(f"{option} {path} is not a file.")
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+            raise LucidError(f"{where} is not a file.")
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise LucidError(f"{option} {path} cannot be read: {error.strerror}.") from error
+        raise LucidError(f"{where} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise LucidError(f"{option} {path} is not text in UTF-8.") from error
+        raise LucidError(f"{where} is not text in UTF-8.") from error
     if os.name == "posix" and mode & stat.S_IROTH:
-        raise LucidError(f"{option} {path} can be read by every user of this machine; run: chmod o-r {path}")
-    keys = {number: key for number, line in enumerate(lines, 1) if (key := line.strip()) and not key.startswith("#")}
+        raise LucidError(f"{where} can be read by every user of this machine; run: chmod o-r {path}")
+    keys = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
     for number, key in keys.items():
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise LucidError(f"{option} {path}, line {number}: a key is printable ASCII without blanks.")
-    if not keys:
-        raise LucidError(f"{option} {path} has no keys: write one a line.")
-    if len(keys) > MOST_KEYS:
-        raise LucidError(f"{option} {path} has {len(keys)} keys; at most {MOST_KEYS} are taken.")
+            raise LucidError(f"{where}, line {number}: a key is printable ASCII without blanks.")
+    if not 0 < len(keys) <= MOST_KEYS:
+        raise LucidError(f"{where} has {len(keys)} keys; give 1 to {MOST_KEYS}, one a line.")
     return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys.values()))
 
 

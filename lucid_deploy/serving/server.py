@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -21,27 +20,17 @@ import uvicorn
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.connections import Connection, ConnectionTable
+from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.front import Service
-from lucid_deploy.serving.jobs import LocalBackend
 
 log = logging.getLogger("lucid_deploy.serving")
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that wait in the system
-ACCEPTED_AT_ONCE = 64  # then what they sent is read, so that whole requests count as such
+ACCEPTED_AT_ONCE = 64  # per turn of the event loop, so that those already connected are read in between
 OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
 LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
 STEP_SECONDS = 5.0  # for the step that runs at the end
-
-
-@dataclass
-class ListenOptions:
-    """Where the server listens, to how many, and how long it waits for them."""
-
-    socket: socket.socket  # where
-    grace: float  # seconds that running requests get to finish after a signal
-    connections: int | None = None  # most that are open; None: by how many generations run and wait
-    idle: float = 30.0  # seconds that a connection may be silent between requests
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -65,64 +54,63 @@ def bind(host: str, port: int) -> socket.socket:
     return opened
 
 
-def hangup() -> list[int]:
-    """Return SIGHUP, unless it is ignored (nohup) or the system has none (Windows)."""
-    number = getattr(signal, "SIGHUP", None)
-    return [] if number is None or signal.getsignal(number) is signal.SIG_IGN else [number]
+def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Handle SIGTERM, SIGINT and SIGHUP, unless nohup ignores that; return the handlers before."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
-def serve(
-    make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
+async def serve(
+    service: Service,
+    engine: Engine,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    grace: float,
+    connections: int | None = None,
+    idle: float = 30.0,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then let running requests finish; ``make_service`` needs an event loop."""
-    asyncio.run(_serve(make_service, listening, ready))
+    """Load the model, call ``ready``, serve until SIGTERM, SIGINT or SIGHUP, and let running requests finish.
 
-
-async def _serve(
-    make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
-) -> None:
-    service, backend = make_service()
-    engine = backend.engine
-    connections = listening.connections or 2 * engine.capacity + SPARE_CONNECTIONS
+    Args:
+        grace: Seconds that running requests get to finish after a signal.
+        connections: Most that are open; None: by how many generations run and wait.
+        idle: Seconds that a connection may wait for its client.
+    """
+    connections = connections or 2 * engine.capacity + SPARE_CONNECTIONS
     reserve_descriptors(connections)
     service.most_busy = engine.capacity + READ_AHEAD
-    server = DrainingServer(service, listening, ConnectionTable(connections))
+    server = DrainingServer(service, ConnectionTable(connections, idle), grace)
     loop, loaded = asyncio.get_running_loop(), asyncio.Event()
-
-    def when_loaded() -> None:
-        loop.call_soon_threadsafe(loaded.set)
 
     async def announce() -> None:
         await loaded.wait()
         if engine.state != "ready":
             server.should_exit = True
             return
-        await server.up.wait()  # a signal before that would end the process and not the server
+        await server.up.wait()  # a signal before this would kill the process
         ready()
 
     announcing = asyncio.ensure_future(announce())
-    try:
-        engine.start(when_loaded)  # a signal may raise in it, and a thread that loads on keeps the process from ending
-        await server.serve(sockets=[listening.socket])
+    try:  # start may be interrupted by a signal, and the loading thread would keep the process alive
+        engine.start(lambda: loop.call_soon_threadsafe(loaded.set))
+        await server.serve(sockets=[listener])
     finally:
         announcing.cancel()
-        failed_to_load = engine.state == "dead" and not server.got_signal
+        failed_to_load = engine.state == "dead" and server.drain is None
         await service.readers.close()
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
         if service.tracing is not None:
             await asyncio.to_thread(service.tracing.close)
-        if not stopped:
-            _end_process()
+        if not stopped:  # the thread cannot be stopped, and a normal exit would abort
+            log.critical("The model still runs a step, or loads. The process ends without waiting for it.")
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(1)
     if failed_to_load and engine.error is not None:
         raise engine.error
-
-
-def _end_process() -> None:
-    """End the process although a step of the model runs: its thread cannot be stopped, and a normal end would abort."""
-    log.critical("The model still runs a step, or loads. The process ends without waiting for it.")
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(1)
 
 
 def reserve_descriptors(connections: int) -> None:
@@ -144,10 +132,15 @@ def reserve_descriptors(connections: int) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503."""
+    """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503.
 
-    def __init__(self, service: Service, listening: ListenOptions, table: ConnectionTable) -> None:
-        protocol: Any = partial(Connection, table, listening.idle)
+    Attributes:
+        up: Set once connections are accepted and signals are handled.
+        drain: Waits for running requests after a signal.
+    """
+
+    def __init__(self, service: Service, table: ConnectionTable, grace: float) -> None:
+        protocol: Any = partial(Connection, table)
         config = uvicorn.Config(
             build_app(service),
             http=protocol,
@@ -159,22 +152,16 @@ class DrainingServer(uvicorn.Server):
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=math.ceil(listening.idle) + 1,  # Connection's own timer comes first
+            timeout_keep_alive=math.ceil(table.idle_seconds) + 1,  # later than Connection's own timer
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self.up = asyncio.Event()  # set once connections are accepted and signals are handled
-        self._service, self._grace, self._table = service, listening.grace, table
-        self._drain: asyncio.Task[None] | None = None
+        self.up = asyncio.Event()
+        self.drain: asyncio.Task[None] | None = None
+        self._service, self._grace, self._table = service, grace, table
         self._loop = asyncio.get_running_loop()
 
-    @property
-    def got_signal(self) -> bool:
-        """Whether the server ends because of a signal."""
-        return self._drain is not None
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections and to read bodies."""
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)
@@ -185,46 +172,44 @@ class DrainingServer(uvicorn.Server):
         """Let those who have connected send their request and be answered, then close."""
         for server in self.servers:
             server.close()
-        end = self._loop.time() + LINGER_SECONDS
-        while self._loop.time() < end and not all(each.answered for each in self._table.waiting):
-            await asyncio.sleep(0.02)
-        for connection in self._table.waiting:
+        await self._until(lambda: all(each.answered for each in self._table.waiting), LINGER_SECONDS)
+        for connection in list(self._table.waiting):
             connection.close()
         await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while the server runs: uvicorn's, and that of a terminal that closes."""
-        with super().capture_signals():
-            before = {number: signal.signal(number, self.handle_exit) for number in hangup()}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+        before = handle_ends(self.handle_exit)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end at the first signal; end at once at the second."""
         self._loop.call_soon_threadsafe(self._on_signal)
 
     def _on_signal(self) -> None:
-        if self._drain is not None:
+        if self.drain is not None:
             self._service.ending.set()
             self.should_exit = True
             return
         self._service.draining = True
-        self._drain = asyncio.ensure_future(self._drained())
+        self.drain = asyncio.ensure_future(self._drain())
 
-    async def _drained(self) -> None:
-        if self._service.busy.total():
-            log.warning("Shutting down: %d requests may take %g s to finish.", self._service.busy.total(), self._grace)
-        else:
-            log.info("Shutting down: no request is running.")
-        end = self._loop.time() + self._grace
-        while self._service.busy.total() and self._loop.time() < end:
-            await asyncio.sleep(0.02)
-        if self._service.busy.total():
-            log.warning("Ending %d requests.", self._service.busy.total())
+    async def _drain(self) -> None:
+        busy = self._service.busy
+        log.warning("Shutting down: %d requests may take %g s to finish.", busy.total(), self._grace)
+        await self._until(lambda: not busy.total(), self._grace)
+        if busy.total():
+            log.warning("Ending %d requests.", busy.total())
         self._service.ending.set()
         await asyncio.sleep(0)
         self.should_exit = True
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is done, at most so many seconds."""
+        end = self._loop.time() + seconds
+        while self._loop.time() < end and not done():
+            await asyncio.sleep(0.02)

@@ -47,7 +47,6 @@ class ResponseTool(ToolFunction, kw_only=True, frozen=True, forbid_unknown_field
     type: FunctionKind
 
     def as_chat(self) -> Tool:
-        """Return it as a chat has it."""
         function = ToolFunction(name=self.name, description=self.description, parameters=self.parameters)
         return Tool(type=self.type, function=function)
 
@@ -59,7 +58,6 @@ class ResponseToolChoice(Struct, kw_only=True, frozen=True, forbid_unknown_field
     name: str
 
     def as_chat(self) -> ToolChoice:
-        """Return it as a chat has it."""
         return ToolChoice(type=self.type, function=ChosenFunction(name=self.name))
 
 

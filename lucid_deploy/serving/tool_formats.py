@@ -1,15 +1,23 @@
-"""How models of a family write calls of tools: read from the files in ``tool_formats``, found by the chat template."""
+"""How models of a family write calls of tools, and the grammar of an answer that may call them.
+
+Formats are read from the files in ``tool_formats`` and found by the chat template.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import JSON_OPTIONS, Constraint
 
+_ANY = r"(.|\n)*"
 FOLDER = Path(__file__).parent / "tool_formats"
 
 
@@ -103,3 +111,50 @@ _TOOLS = """\
   {%- set messages = to.messages -%}
 {%- endif -%}
 """
+
+
+def tool_grammar(
+    form: ToolFormat, schemas: Mapping[str, dict[str, Any]], must_call: bool, several: bool, trigger_token: int | None
+) -> Constraint:
+    """Return what an answer must be.
+
+    Args:
+        schemas: The JSON schemas of the arguments, by the tools' names; each is checked.
+        must_call: Whether the answer is a call; else it may be text.
+        trigger_token: The special token that the trigger is, in vocabularies that have one.
+    """
+    first = form.opening + form.call[0]
+    rest = f"body {_literal(form.call[2], form, trigger_token)}"
+    if several and form.several:
+        again = _literal(form.between + form.call[0], form, trigger_token)
+        rest += f" ({again} body {_literal(form.call[2], form, trigger_token)})*"
+    rest += f" {_literal(form.closing, form, trigger_token)}"
+    behind = _literal(first.removeprefix(form.trigger), form, trigger_token)
+    lines = [f"calls: {behind} {rest}"]
+    trigger = _literal(form.trigger, form, trigger_token)
+    if must_call:
+        lines.insert(0, f"start: {trigger} calls")
+    elif not form.text_before:
+        lines.insert(0, f"start: TEXT | {trigger} calls")
+        lines.append(f"TEXT: /([^{re.escape(form.trigger[0])}]{_ANY})?/")
+    elif trigger_token is not None:
+        lines.insert(0, f"start: TEXT | TEXT {trigger} calls")
+        lines.append(f"TEXT: /{_ANY}/")
+    else:
+        lines.insert(0, "start: TEXT | head calls")
+        lines.append(f"head[lazy]: /{_ANY}{re.escape(form.trigger)}/")
+        lines.append(f"TEXT: /{_ANY}/ & ~/{_ANY}{re.escape(form.trigger)}{_ANY}/")
+    bodies = [f"{json.dumps(name + form.call[1])} arguments_{index}" for index, name in enumerate(schemas)]
+    lines.append("body: " + " | ".join(bodies))
+    for index, schema in enumerate(schemas.values()):
+        lines.append(f"arguments_{index}: %json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}")
+    return Constraint("\n".join(lines))
+
+
+def _literal(text: str, form: ToolFormat, trigger_token: int | None) -> str:
+    """Return a text as the grammar spells it; a trigger that is a special token is one there too."""
+    if trigger_token is None:
+        return json.dumps(text, ensure_ascii=False) if text else ""
+    parts = text.split(form.trigger)
+    spelled = [json.dumps(part, ensure_ascii=False) if part else "" for part in parts]
+    return f" <[{trigger_token}]> ".join(spelled)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import string
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lucid_deploy.serving.tool_formats import ToolFormat
@@ -42,62 +43,36 @@ class AnswerDelta:
         return {**out, "tool_calls": calls} if calls else out
 
 
-@dataclass
-class WholeMessage:
-    """An answer's content and calls so far, from what was new of it."""
-
-    content: list[str] = field(default_factory=list)
-    calls: list[tuple[CallDelta, list[str]]] = field(default_factory=list)  # each with its arguments in pieces
-
-    def add(self, delta: AnswerDelta) -> AnswerDelta:
-        """Add what is new; return it."""
-        self.content.append(delta.content)
-        for part in delta.calls:
-            if part.id is not None:
-                self.calls.append((part, []))
-            self.calls[part.index][1].append(part.arguments)
-        return delta
-
-    def json(self) -> dict[str, Any]:
-        """Return the message without its role; beside calls an empty content is null."""
-        content = "".join(self.content)
-        if not self.calls:
-            return {"content": content}
-        named = [(call.id, {"name": call.name, "arguments": "".join(parts)}) for call, parts in self.calls]
-        calls = [{"id": call, "type": "function", "function": function} for call, function in named]
-        return {"content": content or None, "tool_calls": calls}
-
-
 class ToolCallParser:
-    """Reads one answer. A grammar holds answers to the format, so calls are never malformed; they may be cut."""
+    """Reads one answer. A grammar holds answers to the format, so calls are never malformed; they may be cut.
+
+    Attributes:
+        calls: How many have begun.
+    """
 
     def __init__(self, form: ToolFormat) -> None:
+        self.calls = 0
         self._form = form
         self._buffer = ""
-        self._read = self._content
-        self._at_start = True
-        self._depth, self._in_text, self._escaped = 0, False, False
-        self._new: list[CallDelta] = []
-        self._shown = ""
-        self.calls = 0
+        self._in_content, self._in_arguments = True, False
+        self._shown, self._new = "", list[CallDelta]()  # since the last delta
+        self._reading = self._read()
 
     @property
     def has_whole_calls(self) -> bool:
         """Whether there are calls, and the arguments of each have come to their end."""
-        return self.calls > 0 and self._read != self._arguments
+        return self.calls > 0 and not self._in_arguments
 
     def push(self, text: str) -> AnswerDelta:
         """Add text; return what it makes known."""
         self._buffer += text
-        while self._read():
-            pass
+        next(self._reading)
         return self._delta()
 
     def finish(self) -> AnswerDelta:
         """Return what is held back; call it when no more text comes."""
-        if self._read == self._content:
-            self._shown += self._buffer
-        self._buffer = ""
+        if self._in_content:
+            self._shown += self._take(len(self._buffer))
         return self._delta()
 
     def _delta(self) -> AnswerDelta:
@@ -105,72 +80,70 @@ class ToolCallParser:
         self._shown, self._new = "", []
         return found
 
-    def _content(self) -> bool:
-        """Let out text up to the trigger; hold back what may become one."""
+    def _take(self, count: int) -> str:
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def _read(self) -> Iterator[None]:
+        """Read the answer; yield where more text is needed."""
         form = self._form
-        place = self._buffer.find(form.trigger)
-        if place >= 0 and (form.text_before or (self._at_start and place == 0)):
-            self._shown += self._buffer[:place]
-            self._buffer = self._buffer[place:]
-            self._read = self._first
-            return True
-        held = 0
-        if form.text_before:
-            lengths = range(min(len(form.trigger) - 1, len(self._buffer)), 0, -1)
-            held = next((n for n in lengths if form.trigger.startswith(self._buffer[-n:])), 0)
-        end = len(self._buffer) - held
-        self._at_start = self._at_start and not self._buffer
-        self._shown, self._buffer = self._shown + self._buffer[:end], self._buffer[end:]
-        return False
+        yield from self._content()
+        yield from self._skip(form.opening + form.call[0])
+        while True:
+            while form.call[1] not in self._buffer:
+                yield
+            name, _, self._buffer = self._buffer.partition(form.call[1])
+            letters = "".join(secrets.choice(_LETTERS) for _ in range(form.id_length))
+            self._new.append(CallDelta(self.calls, id=form.id_prefix + letters, name=name))
+            self.calls += 1
+            yield from self._arguments()
+            yield from self._skip(form.call[2] + form.between + form.call[0])  # never returns after the last call
 
-    def _first(self) -> bool:
-        return self._skip(self._form.opening + self._form.call[0]) and self._go(self._name)
+    def _content(self) -> Iterator[None]:
+        """Show text up to the trigger; hold back what may become one."""
+        trigger, at_start = self._form.trigger, True
+        while (place := self._buffer.find(trigger)) < 0 or not (self._form.text_before or (at_start and place == 0)):
+            held = 0
+            if self._form.text_before:
+                lengths = range(min(len(trigger) - 1, len(self._buffer)), 0, -1)
+                held = next((n for n in lengths if trigger.startswith(self._buffer[-n:])), 0)
+            at_start = at_start and not self._buffer
+            self._shown += self._take(len(self._buffer) - held)
+            yield
+        self._shown += self._take(place)
+        self._in_content = False
 
-    def _name(self) -> bool:
-        name, behind, rest = self._buffer.partition(self._form.call[1])
-        if not behind:
-            return False
-        letters = "".join(secrets.choice(_LETTERS) for _ in range(self._form.id_length))
-        self._new.append(CallDelta(self.calls, id=self._form.id_prefix + letters, name=name))
-        self.calls, self._buffer = self.calls + 1, rest
-        self._depth, self._in_text, self._escaped = 0, False, False
-        return self._go(self._arguments)
+    def _arguments(self) -> Iterator[None]:
+        """Show arguments up to the bracket that ends their object."""
+        self._in_arguments, depth, in_text, escaped, place = True, 0, False, False, 0
+        while self._in_arguments:
+            for place, sign in enumerate(self._buffer, 1):  # noqa: B007 (used behind the loop)
+                if in_text:
+                    escaped, in_text = sign == "\\" and not escaped, sign != '"' or escaped
+                elif sign == '"':
+                    in_text = True
+                else:
+                    depth += (sign in "{[") - (sign in "}]")
+                    if sign in "}]" and depth == 0:
+                        self._in_arguments = False
+                        break
+            if self._buffer:
+                self._new.append(CallDelta(self.calls - 1, self._take(place)))
+            if self._in_arguments:
+                yield
 
-    def _arguments(self) -> bool:
-        """Let out arguments up to the bracket that ends their object."""
-        for place, sign in enumerate(self._buffer):
-            if self._in_text:
-                self._escaped, ends = sign == "\\" and not self._escaped, sign == '"' and not self._escaped
-                self._in_text = not ends
-            elif sign == '"':
-                self._in_text = True
-            else:
-                self._depth += (sign in "{[") - (sign in "}]")
-                if sign in "}]" and self._depth == 0:
-                    self._take_arguments(place + 1)
-                    return self._go(self._behind)
-        self._take_arguments(len(self._buffer))
-        return False
+    def _skip(self, expected: str) -> Iterator[None]:
+        while not self._buffer.startswith(expected):
+            yield
+        self._take(len(expected))
 
-    def _take_arguments(self, count: int) -> None:
-        if count:
-            self._new.append(CallDelta(self.calls - 1, self._buffer[:count]))
-        self._buffer = self._buffer[count:]
 
-    def _behind(self) -> bool:
-        return self._skip(self._form.call[2]) and self._go(self._next)
-
-    def _next(self) -> bool:
-        """Go on with another call, if one begins."""
-        return self._skip(self._form.between + self._form.call[0]) and self._go(self._name)
-
-    def _skip(self, expected: str) -> bool:
-        """Take a text off the buffer; return whether it is there."""
-        if not self._buffer.startswith(expected):
-            return False
-        self._buffer = self._buffer[len(expected) :]
-        return True
-
-    def _go(self, state: object) -> bool:
-        self._read = state  # type: ignore[assignment]
-        return True
+def whole_message(parser: ToolCallParser, text: str) -> dict[str, Any]:
+    """Return the content and calls of a whole answer; beside calls an empty content is null."""
+    first, rest = parser.push(text), parser.finish()
+    content, calls = first.content + rest.content, list[dict[str, Any]]()
+    for part in first.calls:
+        if part.id is not None:
+            calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
+        calls[-1]["function"]["arguments"] += part.arguments
+    return {"content": content or None, "tool_calls": calls} if calls else {"content": content}

@@ -12,12 +12,11 @@ import msgspec
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import Constraint, from_json_schema, named
+from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema, named
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.fields import ChatRequest, Message, refuse_unsupported
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
-from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
-from lucid_deploy.serving.tool_grammar import tool_grammar
+from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_grammar
 
 
 @dataclass(frozen=True)
@@ -35,28 +34,8 @@ def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextToke
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise FieldError("tool_choice needs tools.", "tool_choice", "invalid_value")
+            raise FieldError("tool_choice needs tools.", "tool_choice")
         return None
-    form = _form(templates)
-    schemas = _schemas(tools)
-    if isinstance(choice, ToolChoice):
-        name = choice.function.name
-        if name not in schemas:
-            message = f"tool_choice names {name[:64]!r}, which is none of the tools."
-            raise FieldError(message, "tool_choice", "invalid_value")
-        schemas = {name: schemas[name]}
-    if choice == "none":
-        return None
-    _refuse_other_forms(body)
-    special = tokenizer.special_id(form.trigger)
-    must_call = choice == "required" or isinstance(choice, ToolChoice)
-    several = body.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
-    constraint = tool_grammar(form, schemas, must_call, several, special)
-    return ToolUse([_shown(tool) for tool in tools], form, constraint, special)
-
-
-def _form(templates: ChatTemplates) -> ToolFormat:
-    """Return how the template for tools writes calls."""
     try:
         form = tool_format_of(templates.chosen(tools=True).source)
     except LucidError as error:
@@ -64,16 +43,24 @@ def _form(templates: ChatTemplates) -> ToolFormat:
     if form is None:
         message = "tools: the model's chat template has no tools, or writes calls in a form that is unknown here."
         raise FieldError(message, "tools", "unsupported_parameter")
-    return form
-
-
-def _refuse_other_forms(body: ChatRequest) -> None:
-    others = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-    wanted = [name for name in others if getattr(body, name) is not None]
-    if body.response_format is not None and body.response_format.type != "text":
-        wanted.append("response_format")
-    if wanted:
-        raise FieldError(f"{wanted[0]} cannot be combined with tools.", wanted[0], "invalid_value")
+    schemas = _schemas(tools)
+    if isinstance(choice, ToolChoice):
+        name = choice.function.name
+        if name not in schemas:
+            message = f"tool_choice names {name[:64]!r}, which is none of the tools."
+            raise FieldError(message, "tool_choice")
+        schemas = {name: schemas[name]}
+    if choice == "none":
+        return None
+    other = "response_format" if body.response_format is not None and body.response_format.type != "text" else None
+    other = next((name for name in NAMES if getattr(body, name) is not None), other)
+    if other is not None:
+        raise FieldError(f"{other} cannot be combined with tools.", other)
+    special = tokenizer.special_id(form.trigger)
+    must_call = choice == "required" or isinstance(choice, ToolChoice)
+    several = body.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
+    constraint = tool_grammar(form, schemas, must_call, several, special)
+    return ToolUse([_shown(tool) for tool in tools], form, constraint, special)
 
 
 def _schemas(tools: Sequence[Tool]) -> dict[str, dict[str, Any]]:
@@ -83,13 +70,13 @@ def _schemas(tools: Sequence[Tool]) -> dict[str, dict[str, Any]]:
         where = f"tools[{index}].function"
         if tool.function.name in found:
             message = f"{where}.name: another tool is called {tool.function.name}."
-            raise FieldError(message, f"{where}.name", "invalid_value")
+            raise FieldError(message, f"{where}.name")
         schema = tool.function.parameters
         if schema is None:
             schema = {"type": "object", "properties": {}, "additionalProperties": False}
         elif schema.get("type") != "object":
             message = f'{where}.parameters must be a JSON schema of the type "object".'
-            raise FieldError(message, f"{where}.parameters", "invalid_value")
+            raise FieldError(message, f"{where}.parameters")
         named(f"{where}.parameters", from_json_schema, schema)
         found[tool.function.name] = schema
     return found
@@ -110,9 +97,7 @@ def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
         refuse_unsupported(message, f"{where}.")
         calls = message.tool_calls or []
         if calls and message.role != "assistant":
-            raise FieldError(
-                f"{where}.tool_calls: only the assistant calls tools.", f"{where}.tool_calls", "invalid_value"
-            )
+            raise FieldError(f"{where}.tool_calls: only the assistant calls tools.", f"{where}.tool_calls")
         if message.content is None and not calls:
             raise FieldError(f"The field {where}.content is missing.", f"{where}.content", "missing_field")
         content = message.content
@@ -135,11 +120,11 @@ def _check_result(where: str, message: Message, known: set[str]) -> None:
     field = f"{where}.tool_call_id"
     if message.role != "tool":
         if message.tool_call_id is not None:
-            raise FieldError(f"{field}: only messages of the role tool have one.", field, "invalid_value")
+            raise FieldError(f"{field}: only messages of the role tool have one.", field)
     elif message.tool_call_id is None:
         raise FieldError(f"The field {field} is missing.", field, "missing_field")
     elif message.tool_call_id not in known:
-        raise FieldError(f"{field}: no assistant's message before it has a call of that id.", field, "invalid_value")
+        raise FieldError(f"{field}: no assistant's message before it has a call of that id.", field)
 
 
 def _call(where: str, call: Any) -> dict[str, Any]:
@@ -147,7 +132,7 @@ def _call(where: str, call: Any) -> dict[str, Any]:
     try:
         arguments = json.loads(call.function.arguments)
     except (ValueError, RecursionError) as error:
-        raise FieldError(f"{field} is not the text of a JSON object.", field, "invalid_value") from error
+        raise FieldError(f"{field} is not the text of a JSON object.", field) from error
     if not isinstance(arguments, dict):
-        raise FieldError(f"{field} is not the text of a JSON object.", field, "invalid_value")
+        raise FieldError(f"{field} is not the text of a JSON object.", field)
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

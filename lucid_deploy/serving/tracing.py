@@ -6,7 +6,6 @@ and ``lucid.*`` for what they do not name. No attribute has text of a prompt, an
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 OTLP_PATH = "/v1/traces"
-CLOSE_SECONDS = 5.0  # for the last spans, at the end of the server
 OPERATIONS: dict[Kind, str] = {"completion": "text_completion", "chat": "chat", "response": "chat"}
 SAMPLING = ("temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty", "seed")
 
@@ -86,10 +84,8 @@ class Tracing:
         return RequestTrace(self._tracer, span, begun)
 
     def close(self) -> None:
-        """Send what is left, unless that takes too long."""
-        ending = threading.Thread(target=self._provider.shutdown, name="lucid-traces", daemon=True)
-        ending.start()
-        ending.join(CLOSE_SECONDS)
+        """Send what is left."""
+        self._provider.shutdown()
 
 
 class RequestTrace:
@@ -114,7 +110,6 @@ class RequestTrace:
         self._span.set_attribute("gen_ai.response.id", answer)
 
     def take(self, events: Sequence[Event]) -> None:
-        """Note what came from the engine."""
         for event in events:
             if isinstance(event, RowTimes):
                 self._times[event.row] = event
@@ -127,7 +122,6 @@ class RequestTrace:
                 self._tokens[event.row] = self._tokens.get(event.row, 0) + event.tokens
 
     def fail(self, code: str) -> None:
-        """Note an error, by its code."""
         self._error = code
 
     def end(self, status: int) -> None:
@@ -145,7 +139,7 @@ class RequestTrace:
             span.set_attribute("gen_ai.response.finish_reasons", reasons)
         if status >= 400:
             span.set_attribute("error.type", self._error or str(status))
-        if status >= 500:  # by the conventions, 4xx is no error of a server
+        if status >= 500:  # by the conventions, 4xx is not a server error
             span.set_status(StatusCode.ERROR)
         if span.is_recording():
             parent = set_span_in_context(span)

@@ -17,7 +17,7 @@ from typing import Any
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server
 
-KEY = "sk-of-the-other-client"
+KEY, ATTACKER = "sk-of-the-other-client", "sk-of-the-attacker"
 
 
 def bearable() -> float:
@@ -38,10 +38,10 @@ def head(path: str = "/v1/completions", method: str = "POST", **headers: Any) ->
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def completion(**more: Any) -> bytes:
+def completion(key: str = KEY, **more: Any) -> bytes:
     """Return a whole request for a completion."""
     body = json.dumps({"model": MODEL, "prompt": PROMPT, "temperature": 0, **more}).encode()
-    return head(content_type="application/json", content_length=len(body), authorization=f"Bearer {KEY}") + body
+    return head(content_type="application/json", content_length=len(body), authorization=f"Bearer {key}") + body
 
 
 def connect(server: Server, data: bytes = b"", source: str = "127.0.0.1") -> socket.socket:

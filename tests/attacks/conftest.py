@@ -12,32 +12,47 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.attack_tools import KEY
+from tests.attacks.attack_tools import ATTACKER, KEY
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, ONE_THREAD, Server, artifacts, start  # noqa: F401
 
 CONFIGURATION = Path(__file__).parents[2] / "examples" / "nginx" / "nginx.conf"
 
 
-@pytest.fixture(scope="session", params=["open", "keys"])
-def target(
-    request: pytest.FixtureRequest,
-    artifacts: dict[str, Path],  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
-    """A server without API keys and one with them; no attack may put a traceback into its log.
+@pytest.fixture(scope="session")
+def open_server(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: F811
+    """A server without API keys."""
+    with attacked(artifacts["growing"], tmp_path_factory) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def keyed_server(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: F811
+    """A server with API keys."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"{KEY}\n{ATTACKER}\n")
+    file.chmod(0o600)
+    with attacked(artifacts["growing"], tmp_path_factory, "--api-key-file", str(file)) as running:
+        yield running
+
+
+@pytest.fixture(params=["open", "keyed"])
+def target(request: pytest.FixtureRequest) -> Server:
+    """Both servers, one after the other: one reads a body that the other refuses for its missing key."""
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
+@contextmanager
+def attacked(artifact: Path, folders: pytest.TempPathFactory, *options: str) -> Iterator[Server]:
+    """Start a server; no attack may put a traceback into its log.
 
     With LUCID_ATTACKS_NGINX the attacks go through nginx with the configuration of the examples.
     """
-    words = ["serve", str(artifacts["growing"]), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD]
-    if request.param == "keys":
-        file = tmp_path_factory.mktemp("keys") / "keys"
-        file.write_text(KEY)
-        file.chmod(0o600)
-        words += ["--api-key-file", str(file)]
+    words = ["serve", str(artifact), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD, *options]
     running = Server(["-m", "lucid_deploy.cli", *words, "--idle-timeout", "2"])
     if os.environ.get("LUCID_ATTACKS_NGINX"):
-        with behind_nginx(running, tmp_path_factory.mktemp("nginx")):
+        with behind_nginx(running, folders.mktemp("nginx")):
             yield running
     else:
         yield running

@@ -47,10 +47,10 @@ def test_a_step_that_does_not_end_fails_health_and_does_not_keep_the_process(
     assert not any("Traceback" in line or "terminate" in line for line in server.errors)
 
 
-def test_clients_that_leave_change_no_answer(target: Server) -> None:
+def test_clients_that_leave_change_no_answer(keyed_server: Server) -> None:
     """Sixty-four clients, half of which leave in the middle: the others get what they get alone."""
     headers = {"Authorization": f"Bearer {KEY}"}
-    url = f"{target.url}/v1/completions"
+    url = f"{keyed_server.url}/v1/completions"
     kinds = [{"temperature": 0}, {"temperature": 1, "seed": 7}, {"temperature": 0.8, "top_p": 0.9, "seed": 1}]
 
     def ask(number: int) -> str:
@@ -78,7 +78,7 @@ def test_clients_that_leave_change_no_answer(target: Server) -> None:
             for each in left:
                 each.result()
     end = time.monotonic() + PATIENCE
-    while "lucid_active_rows 0.0" not in httpx.get(f"{target.url}/metrics", headers=headers).text:
+    while "lucid_active_rows 0.0" not in httpx.get(f"{keyed_server.url}/metrics", headers=headers).text:
         assert time.monotonic() < end, "rows are not freed"
         time.sleep(0.05)
 

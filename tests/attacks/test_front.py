@@ -36,25 +36,28 @@ def test_hundreds_of_slow_bodies(target: Server) -> None:
         send_slowly(connections, b" ", 2.0)
 
 
-def test_hundreds_of_heads_that_do_not_end(target: Server) -> None:
-    with OtherClient(target), many(target, 300, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nA: ") as connections:
+def test_hundreds_of_heads_that_do_not_end(open_server: Server) -> None:
+    with (
+        OtherClient(open_server),
+        many(open_server, 300, b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nA: ") as connections,
+    ):
         send_slowly(connections, b"b", 1.0)
 
 
-def test_hundreds_of_silent_connections(target: Server) -> None:
-    before = _descriptors(target)
-    with OtherClient(target), many(target, 600, b""):
-        _wait_for_descriptors(target, before + MOST + 5)
-    _wait_for_descriptors(target, before + 5)
+def test_hundreds_of_silent_connections(open_server: Server) -> None:
+    before = _descriptors(open_server)
+    with OtherClient(open_server), many(open_server, 600, b""):
+        _wait_for_descriptors(open_server, before + MOST + 5)
+    _wait_for_descriptors(open_server, before + 5)
 
 
-def test_heads_and_trailers_without_end(target: Server) -> None:
-    with OtherClient(target):
+def test_heads_and_trailers_without_end(open_server: Server) -> None:
+    with OtherClient(open_server):
         line = b"X: " + b"a" * 1000 + b"\r\n"
         for many_bytes in (b"X: " + b"a" * 10_000_000, line * 5000):
-            answer = talk(target, b"GET / HTTP/1.1\r\nHost: x\r\n" + many_bytes)
+            answer = talk(open_server, b"GET / HTTP/1.1\r\nHost: x\r\n" + many_bytes)
             assert not answer or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))  # nginx says 400
-        answer = talk(target, head(transfer_encoding="chunked", **JSON) + b"2\r\n{}\r\n0\r\n" + line * 5000)
+        answer = talk(open_server, head(transfer_encoding="chunked", **JSON) + b"2\r\n{}\r\n0\r\n" + line * 5000)
         assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
 
 
@@ -63,7 +66,7 @@ def test_a_body_of_400_megabytes(target: Server, chunked: bool) -> None:
     part = b" " * (1 << 20)
     with OtherClient(target), socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as connection:
         length = {"transfer_encoding": "chunked"} if chunked else {"content_length": 400 << 20}
-        connection.sendall(head(authorization=f"Bearer {KEY}", **length, **JSON))
+        connection.sendall(head(**length, **JSON))
         try:
             for _ in range(400):
                 connection.sendall(b"100000\r\n" + part + b"\r\n" if chunked else part)
@@ -73,53 +76,53 @@ def test_a_body_of_400_megabytes(target: Server, chunked: bool) -> None:
             answer = connection.recv(4096)
         except OSError:
             return
-        assert answer.startswith(b"HTTP/1.1 413")
+        assert answer.startswith((b"HTTP/1.1 413", b"HTTP/1.1 401"))
     assert _memory(target) < 1500 << 20
 
 
-def test_answers_that_nobody_reads(target: Server) -> None:
-    before = _descriptors(target)
+def test_answers_that_nobody_reads(open_server: Server) -> None:
+    before = _descriptors(open_server)
     request = head("/openapi.json", "GET", authorization=f"Bearer {KEY}")
-    with OtherClient(target):
+    with OtherClient(open_server):
         deaf = []
         for _ in range(60):
             connection = socket.socket()
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            connection.connect(("127.0.0.1", target.port))
+            connection.connect(("127.0.0.1", open_server.port))
             connection.sendall(10 * request)
             deaf.append(connection)
-        _wait_for_descriptors(target, before + 5)  # cut after --idle-timeout
+        _wait_for_descriptors(open_server, before + 5)  # cut after --idle-timeout
         for connection in deaf:
             connection.close()
 
 
 @DIRECT
-def test_thousands_of_pipelined_requests(target: Server) -> None:
-    with OtherClient(target), many(target, 100, b"GET /healthz HTTP/1.1\r\n\r\n" * 5000):
+def test_thousands_of_pipelined_requests(open_server: Server) -> None:
+    with OtherClient(open_server), many(open_server, 100, b"GET /healthz HTTP/1.1\r\n\r\n" * 5000):
         time.sleep(1.0)
     few = head("/healthz", "GET") * 5 + head("/healthz", "GET", connection="close")
-    assert talk(target, few).count(b"HTTP/1.1 200 OK") == 6
+    assert talk(open_server, few).count(b"HTTP/1.1 200 OK") == 6
 
 
-def test_requests_that_ask_for_everything(target: Server) -> None:
+def test_requests_that_ask_for_everything(open_server: Server) -> None:
     """One request may not take all rows and the queue."""
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {"model": MODEL, "prompt": PROMPT, "n": 72, "logprobs": 20, "max_tokens": 400, "ignore_eos": True}
-    with OtherClient(target):
-        answer = httpx.post(f"{target.url}/v1/completions", json=body, headers=headers)
+    with OtherClient(open_server):
+        answer = httpx.post(f"{open_server.url}/v1/completions", json=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
         assert "1 to 7" in answer.json()["error"]["message"]
         prompts = {**body, "n": 2, "prompt": [PROMPT] * 4}
-        answer = httpx.post(f"{target.url}/v1/completions", json=prompts, headers=headers)
+        answer = httpx.post(f"{open_server.url}/v1/completions", json=prompts, headers=headers)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
         most = {**body, "n": 7, "max_tokens": 100}
-        answer = httpx.post(f"{target.url}/v1/completions", json=most, headers=headers, timeout=PATIENCE)
+        answer = httpx.post(f"{open_server.url}/v1/completions", json=most, headers=headers, timeout=PATIENCE)
         assert [len(choice["logprobs"]["tokens"]) for choice in answer.json()["choices"]] == [100] * 7
 
 
-def test_expressions_that_take_long_to_compile(target: Server) -> None:
+def test_expressions_that_take_long_to_compile(open_server: Server) -> None:
     form = "(owl |has |" + "|".join(f"[a-z]{{1,{i}}}x" for i in range(1, 300)) + ")*"
-    with OtherClient(target), many(target, 24, completion(guided_regex=form, max_tokens=1)) as connections:
+    with OtherClient(open_server), many(open_server, 24, completion(guided_regex=form, max_tokens=1)) as connections:
         for connection in connections:
             assert connection.recv(4096).startswith((b"HTTP/1.1 200", b"HTTP/1.1 429"))
 
@@ -153,19 +156,19 @@ def test_expressions_that_take_long_to_compile(target: Server) -> None:
         head(transfer_encoding="chunked") + b"2\r\nxyz\r\n0\r\n\r\n",
     ],
 )
-def test_what_is_not_http_or_ambiguous_is_refused(target: Server, data: bytes) -> None:
+def test_what_is_not_http_or_ambiguous_is_refused(open_server: Server, data: bytes) -> None:
     """A proxy and this server may never see different requests in the same bytes."""
-    answer = talk(target, data + head("/v1/models", "GET"))
+    answer = talk(open_server, data + head("/v1/models", "GET"))
     assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer
     assert error_of(answer)["code"] in ("invalid_request", "invalid_api_key", "unsupported_media_type")
 
 
 @DIRECT
-def test_connections_that_are_silent_are_closed(target: Server) -> None:
-    assert talk(target, b"") == b""
-    answer = talk(target, b"GET /healthz HTTP/1.1\r\nHost: local")
+def test_connections_that_are_silent_are_closed(open_server: Server) -> None:
+    assert talk(open_server, b"") == b""
+    answer = talk(open_server, b"GET /healthz HTTP/1.1\r\nHost: local")
     assert answer.startswith(b"HTTP/1.1 408 ") and error_of(answer)["code"] == "timeout"
-    assert talk(target, head("/healthz", "GET")).endswith(b'{"status":"ok"}')
+    assert talk(open_server, head("/healthz", "GET")).endswith(b'{"status":"ok"}')
 
 
 def receive_until(connection: socket.socket, end: bytes) -> bytes:
@@ -180,37 +183,35 @@ def receive_until(connection: socket.socket, end: bytes) -> bytes:
 
 @DIRECT
 @pytest.mark.parametrize("wanted", ["h2c", "websocket"])
-def test_upgrades_are_ignored_in_silence(target: Server, wanted: str) -> None:
-    before = len(target.errors)
-    with connect(target, head("/healthz", "GET", connection="Upgrade", upgrade=wanted)) as connection:
+def test_upgrades_are_ignored_in_silence(open_server: Server, wanted: str) -> None:
+    before = len(open_server.errors)
+    with connect(open_server, head("/healthz", "GET", connection="Upgrade", upgrade=wanted)) as connection:
         assert receive_until(connection, b'{"status":"ok"}').startswith(b"HTTP/1.1 200 OK")
         connection.sendall(head("/healthz", "GET"))
         assert receive_until(connection, b'{"status":"ok"}').startswith(b"HTTP/1.1 200 OK")
-    assert not [line for line in target.errors[before:] if "WARNING" in line]
+    assert not [line for line in open_server.errors[before:] if "WARNING" in line]
 
 
 @DIRECT
-def test_wrong_keys_are_refused_before_the_body(artifacts: dict[str, Path], target: Server) -> None:
-    if "--api-key-file" not in " ".join(map(str, target.process.args)):  # type: ignore[arg-type]
-        return
-    with OtherClient(target):
+def test_wrong_keys_are_refused_before_the_body(artifacts: dict[str, Path], keyed_server: Server) -> None:
+    with OtherClient(keyed_server):
         for key in ("", "Bearer", "Bearer x", f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer \xe9"):
             began = time.monotonic()
             lines = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 0\r\n\r\n"
-            assert connect(target, lines.encode("latin-1")).recv(4096).startswith(b"HTTP/1.1 401"), key
+            assert connect(keyed_server, lines.encode("latin-1")).recv(4096).startswith(b"HTTP/1.1 401"), key
             assert time.monotonic() - began < 1.0
-        answer = connect(target, head(content_length=10, authorization="Bearer x")).recv(4096)
+        answer = connect(keyed_server, head(content_length=10, authorization="Bearer x")).recv(4096)
         assert answer.startswith(b"HTTP/1.1 401")  # the body never comes
 
 
 @DIRECT
-def test_nothing_of_a_request_makes_lines_in_the_log(target: Server) -> None:
-    before = len(target.errors)
+def test_nothing_of_a_request_makes_lines_in_the_log(open_server: Server) -> None:
+    before = len(open_server.errors)
     for path in ("/a%0d%0aWARNING%20forged", "/\x1b[31m", "/%1b]0;x%07", "/" + "x" * 5000):
-        talk(target, head(path, "GET", connection="close", user_agent="y\tz"))
-    with connect(target, completion()) as connection:
+        talk(open_server, head(path, "GET", connection="close", user_agent="y\tz"))
+    with connect(open_server, completion()) as connection:
         connection.recv(4096)
-    lines = target.errors[before:]
+    lines = open_server.errors[before:]
     assert not any("\x1b" in line or line.startswith("WARNING forged") or len(line) > 400 for line in lines), lines
 
 

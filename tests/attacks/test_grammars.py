@@ -22,6 +22,8 @@ from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import open_session
+from tests.attacks.attack_tools import ATTACKER, KEY, OtherClient, completion, head, many, talk
+from tests.serving.serving_tools import Server
 
 HOSTILE = 'start: e\ne: e e | e e e | "a" | "b"'  # the masks of n tokens take a time that grows with n³
 PROMPT = [40, 41, 40, 41, 70]
@@ -85,6 +87,19 @@ def test_a_file_of_prompts_has_it_as_one_error(made: Made, tmp_path: Path) -> No
     assert result.exit_code == 1 and "1 of 2 prompts failed" in result.stderr
     answers = {answer["line"]: answer for answer in map(json.loads, output.read_text().splitlines())}
     assert "too costly" in answers[1]["error"] and len(answers[2]["ids"]) == 7
+
+
+def test_costly_grammars_of_one_key_do_not_keep_another_waiting(keyed_server: Server) -> None:
+    """More of them than there are rows: what waits for its mask leaves its row to the other key."""
+    grammar = 'start: e\ne: e e | e e e | "owl " | "has "'
+    request = completion(ATTACKER, guided_grammar=grammar, max_tokens=400, ignore_eos=True)
+    with OtherClient(keyed_server), many(keyed_server, 12, request) as connections:
+        time.sleep(4.0)
+        text = talk(keyed_server, head("/metrics", "GET", authorization=f"Bearer {KEY}", connection="close")).decode()
+        assert float(text.partition("\nlucid_active_rows ")[2].split()[0]) >= 8
+        connections[0].settimeout(0.1)
+        with pytest.raises(TimeoutError):  # they are still at it
+            connections[0].recv(1)
 
 
 def test_a_grammar_of_sixty_thousand_alternatives_is_refused_at_once() -> None:

@@ -23,7 +23,6 @@ def limits(**more: Any) -> Limits:
         "context": 4096,
         "vocabulary": 100,
         "prompt_tokens": 4096,
-        "prompt_characters": 1 << 20,
         "new_tokens": 100,
         "choices": 8,
         "reading_seconds": 0.4,

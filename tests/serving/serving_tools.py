@@ -174,10 +174,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.stop(signal.SIGKILL)
 
 
-@pytest.fixture(scope="session", params=["growing", "static"])
-def server(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Server]:
-    """A server without keys, once with each kind of cache."""
-    words = ["serve", str(artifacts[request.param]), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD]
+@pytest.fixture(scope="session")
+def server(artifacts: dict[str, Path]) -> Iterator[Server]:
+    """A server without keys."""
+    words = ["serve", str(artifacts["static"]), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD]
     running = Server(["-m", "lucid_deploy.cli", *words])
     yield running
     assert running.stop() == 0

@@ -14,7 +14,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Token
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import TextPiece, TokenTexts
-from lucid_deploy.serving.engine import EngineFault
+from lucid_deploy.serving.engine import Refusal
 from lucid_deploy.serving.jobs import Job, LocalBackend, RowEnd, RowText, requests_of
 
 
@@ -79,7 +79,7 @@ def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
     assert run_row(byte_level, "a", "context")[0][-1] == RowEnd(0, "length")
     row = RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level))
     for fault, reason in (("invalid", "invalid"), ("down", "error")):
-        events, done = row.take(EngineFault(fault, "why"))
+        events, done = row.take(Refusal(fault, "why"))
         assert (events[-1], done) == (RowEnd(0, reason, "why"), True)
 
 

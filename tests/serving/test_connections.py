@@ -23,7 +23,7 @@ class OpenConnection:
 
 
 def test_the_connection_that_waits_longest_makes_room() -> None:
-    table = ConnectionTable(most=3)
+    table = ConnectionTable(most=3, idle_seconds=1.0)
     connections: list[Any] = [OpenConnection() for _ in range(3)]
     assert all(map(table.add, connections))
     table.set_waiting(connections[0], False)  # its request is being answered
@@ -35,10 +35,10 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
     assert not table.add(OpenConnection())  # type: ignore[arg-type]
     table.set_waiting(connections[2], True)
     assert table.add(OpenConnection())  # type: ignore[arg-type]
-    assert connections[2].aborted and len(table) == 3
+    assert connections[2].aborted and len(table.open) == 3
     table.remove(connections[0])
     table.set_waiting(connections[0], True)  # it is closed: of no account
-    assert len(table) == 2 and connections[0] not in table.waiting
+    assert len(table.open) == 2 and connections[0] not in table.waiting
 
 
 def test_more_connections_than_the_system_allows_are_refused(artifacts: dict[str, Path]) -> None:

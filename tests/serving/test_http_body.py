@@ -55,21 +55,9 @@ def test_a_body_in_parts() -> None:
     assert read([b"abc"], {"content-type": "Application/JSON; charset=utf-8", "content-length": "3"}) == b"abc"
 
 
-def test_other_types_codings_and_charsets_are_refused() -> None:
+def test_other_types_are_refused() -> None:
     for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/jsonp"}):
         refused(415, [b"{}"], headers)
-    for coding in ("gzip", "identity, gzip"):
-        error = refused(415, [b"{}"], {**JSON, "content-encoding": coding})
-        assert (error.code, "without Content-Encoding" in error.message) == ("unsupported_media_type", True)
-    assert read([b"{}"], {**JSON, "content-encoding": "Identity"}) == b"{}"
-    for charset in ("latin-1", '"iso-8859-1"'):
-        assert "UTF-8" in refused(415, [b"{}"], {"content-type": f"application/json;charset={charset}"}).message
-    assert read([b"{}"], {"content-type": 'application/json; q=1; Charset="UTF-8"'}) == b"{}"
-
-
-@pytest.mark.parametrize("length", ["11", "9" * 5000, "-1", "x", "²"])
-def test_lengths_that_are_too_large_or_none(length: str) -> None:
-    refused(413, [b"{}"], {**JSON, "content-length": length}, body_bytes=10)
 
 
 def test_a_body_may_be_larger_than_it_said() -> None:

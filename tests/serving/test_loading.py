@@ -24,24 +24,14 @@ def test_limits_come_from_artifact_tokenizer_and_options(with_tokenizer: Path) -
     limits = setup.limits
     assert (limits.context, limits.prompt_tokens, limits.new_tokens, limits.choices) == (512, 512, 512, 2)
     assert reader_setup(engine, ApiOptions(max_choices=7)).limits.choices == 7
-    assert (limits.vocabulary, limits.prompt_characters) == (97, 512 * 16)  # words of three letters
+    assert limits.vocabulary == 97
     assert limits.reading_seconds == 5.0  # of processor time, which no option changes
     assert setup.model == with_tokenizer.name
     narrow = reader_setup(engine, ApiOptions("other", 100, 9, max_body_bytes=1000, seconds=5.0)).limits
-    assert (narrow.prompt_tokens, narrow.new_tokens, narrow.prompt_characters) == (100, 9, 1600)
+    assert (narrow.prompt_tokens, narrow.new_tokens) == (100, 9)
     assert (narrow.body_bytes, narrow.seconds) == (1000, 5.0)
     with pytest.raises(LucidError, match=r"--max-prompt-tokens 513 is more than the context of .*, 512 tokens"):
         reader_setup(engine, ApiOptions(max_prompt_tokens=513))
-
-
-def test_long_words_are_allowed_for(with_tokenizer: Path) -> None:
-    from tokenizers import Tokenizer
-
-    path = str(with_tokenizer / "tokenizer.json")
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.add_tokens(["x" * 99])
-    tokenizer.save(path)
-    assert reader_setup(EngineOptions(str(with_tokenizer)), ApiOptions()).limits.prompt_characters == 512 * 100
 
 
 def test_what_is_no_artifact_with_a_tokenizer(tmp_path: Path, artifact_copy: Path) -> None:

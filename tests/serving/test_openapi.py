@@ -10,8 +10,8 @@ import jsonschema
 import msgspec
 import pytest
 
+from lucid_deploy.serving.app import document
 from lucid_deploy.serving.fields import ChatRequest, CompletionRequest, ResponseRequest
-from lucid_deploy.serving.pages import document
 
 
 def schema(name: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.serving.pages import HEADERS, PAGES, document
+from lucid_deploy.serving.app import document
+from lucid_deploy.serving.pages import HEADERS, PAGES
 from lucid_deploy.serving.security import read_api_keys
 from tests.serving.stand_ins import ScriptedBackend, client, service
 

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("ray", reason="the extra ray")
 
-from lucid_deploy.serving import ray_router
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.ray_router import BLOCK, PrefixRouter, block_names
 
@@ -84,9 +83,9 @@ def test_an_engine_that_is_much_busier_is_passed_over() -> None:
     assert choose(router, PROMPT) == "b"
 
 
-def test_what_was_used_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_router, "REMEMBERED", 5)
+def test_what_was_used_longest_ago_is_forgotten() -> None:
     router = Router({})
+    router.remembered = 5
     note(router, PROMPT, "a")
     note(router, [9] * 2 * BLOCK, "b")
     assert choose(router, PROMPT[: 2 * BLOCK]) is None

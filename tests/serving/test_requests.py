@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.generation.constraint import from_regex
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
@@ -46,7 +47,6 @@ def test_chats_without_tools_need_a_template_called_default(tmp_path: Path) -> N
     with pytest.raises(ApiError, match=r"called default; those of the model are called tool_use\.") as caught:
         read.read("chat", chat("w5"))
     assert (caught.value.status, caught.value.code) == (400, "no_chat_template")
-    assert read.can_chat
 
 
 LEAVES_OUT = "w1 {% for m in messages %}{% if m.role in ('user', 'system') %}{{ m.content }} {% endif %}{% endfor %}"
@@ -65,15 +65,14 @@ def test_messages_of_an_unusual_role_that_the_template_leaves_out_are_refused(tm
     assert every.read("chat", json.dumps({"model": "m", "messages": messages}).encode()).job.prompts == ((1, 5, 8),)
 
 
-# Users have the even places, as in Llama 2's template.
-# A system message of its own if the first is none, as in Qwen2.5's template.
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"response_format": {"type": "json_object", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"guided_regex": "zebra"}, "guided_regex"),  # no token begins it
         ({"response_format": {"type": "text", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
@@ -83,6 +82,12 @@ def test_messages_of_an_unusual_role_that_the_template_leaves_out_are_refused(tm
 )
 def test_what_would_be_ignored_is_refused(fields: dict[str, Any], param: str, tmp_path: Path) -> None:
     assert refused(tmp_path, chat("w5", **fields), is_chat=True).param == param
+
+
+def test_a_constraint_is_a_part_of_the_job(tmp_path: Path) -> None:
+    read = reader(tmp_path)
+    assert read.read("completion", completion("w1", guided_regex=".*")).job.constraint == from_regex(".*")
+    assert read.read("completion", completion("w1", response_format={"type": "text"})).job.constraint is None
 
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:
@@ -164,7 +169,6 @@ def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
         (completion("w1 " * 41), "41 tokens; this server takes 40", "context_length_exceeded"),
         (completion("w1", max_tokens=50), "1 of the prompt and 50 new ones are 51", "context_length_exceeded"),
         (completion("w1", max_tokens=101), "max_tokens must be 1 to 100", "invalid_value"),
-        (completion("x" * 1001), "1001 characters; this server takes 1000", "context_length_exceeded"),
         (completion("w1", best_of=2), "best_of is not supported", "unsupported_parameter"),
         (completion("w1", echo=True, logprobs=1), "echo together with logprobs", "unsupported_parameter"),
         (
@@ -188,7 +192,7 @@ def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
     ],
 )
 def test_completions_that_do_not_fit(body: bytes, message: str, code: str, tmp_path: Path) -> None:
-    error = refused(tmp_path, body, context=50, prompt_tokens=40, prompt_characters=1000)
+    error = refused(tmp_path, body, context=50, prompt_tokens=40)
     assert (message in error.message, error.code) == (True, code)
 
 
@@ -197,7 +201,7 @@ def test_a_context_that_a_prompt_fills(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
-    assert "do not fit together" in refused(tmp_path, completion("w50"), vocabulary=50).message
+    assert "Token id 50 is outside the vocabulary" in refused(tmp_path, completion("w50"), vocabulary=50).message
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,6 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
         (None, {}, "has no chat template", None),
         ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate", "messages"),
         ("x", {"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
-        ("x", {"return_tokens_as_token_ids": True}, "asks for none", "return_tokens_as_token_ids"),
         ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template has no tools", "tools"),
         ("", {}, "it has no tokens", "messages"),
     ],

@@ -14,7 +14,7 @@ import torch
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.runtimes.torch.session import TorchSession
-from lucid_deploy.serving.jobs import Refusal
+from lucid_deploy.serving.engine import Refusal, RefusedError
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 from tests.serving.stand_ins import ScriptedBackend, client, service
@@ -68,10 +68,12 @@ class SolvingBackend(ScriptedBackend):
         self.outcome = outcome
 
     async def solving_layers(self) -> Any:
-        return self.outcome
+        raise RefusedError(self.outcome)
 
     async def solve(self, ids: list[int], layer: int, head: int) -> Any:
-        return self.outcome if isinstance(self.outcome, Refusal) else {"ids": ids, "place": [layer, head]}
+        if isinstance(self.outcome, Refusal):
+            raise RefusedError(self.outcome)
+        return {"ids": ids, "place": [layer, head]}
 
 
 def ask(folder: Path, method: str, outcome: Any, **settings: Any) -> Any:

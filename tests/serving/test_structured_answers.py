@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
 
-from lucid_deploy.artifact import Artifact
-from tests.patience import PATIENCE
-from tests.serving.serving_tools import MODEL, Server
-from tests.serving.tool_server import running, with_template
+from tests.serving.serving_tools import MODEL
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -29,19 +24,9 @@ USER: Any = [{"role": "user", "content": "keys"}]
 SAMPLED: dict[str, Any] = {"model": MODEL, "temperature": 1.5, "seed": 5, "max_tokens": 150}
 
 
-@pytest.fixture(scope="module")
-def server(
-    with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    directory = with_template(with_byte_level_tokenizer, tmp_path_factory.mktemp("served"))
-    with running(directory, "--prefix-cache-tokens", 500, "--max-body", 30 << 20) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
-        yield made
+@pytest.fixture
+def client(tool_client: openai.OpenAI) -> openai.OpenAI:
+    return tool_client
 
 
 def test_a_chat_follows_a_schema_whole_and_streamed(client: openai.OpenAI) -> None:

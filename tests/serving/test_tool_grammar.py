@@ -15,8 +15,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.text_stream import AnswerText
-from lucid_deploy.serving.tool_formats import ToolFormat, tool_formats
-from lucid_deploy.serving.tool_grammar import tool_grammar
+from lucid_deploy.serving.tool_formats import ToolFormat, tool_formats, tool_grammar
 from lucid_deploy.serving.tool_parser import ToolCallParser
 from tests.generation.guided_walks import END, SIZE, tokenizer_of, walk
 from tests.serving.tool_examples import WEATHER

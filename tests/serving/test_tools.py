@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
 
-from lucid_deploy.artifact import Artifact
-from tests.patience import PATIENCE
-from tests.serving.serving_tools import MODEL, Server
+from tests.serving.serving_tools import MODEL
 from tests.serving.tool_examples import TIME, WEATHER
-from tests.serving.tool_server import running, with_template
 
 USER: Any = [{"role": "user", "content": "weather?"}]
 TOOLS: Any = [WEATHER, TIME]
@@ -23,18 +18,9 @@ SAMPLED: dict[str, Any] = {"model": MODEL, "temperature": 1.0, "seed": 3, "max_t
 SCHEMAS = {"get_weather": WEATHER["function"]["parameters"], "time-now": {"type": "object", "maxProperties": 0}}
 
 
-@pytest.fixture(scope="module")
-def server(
-    with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    with running(with_template(with_byte_level_tokenizer, tmp_path_factory.mktemp("served"))) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
-        yield made
+@pytest.fixture
+def client(tool_client: openai.OpenAI) -> openai.OpenAI:
+    return tool_client
 
 
 def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.OpenAI) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+import openai
+import pytest
 
 from lucid_deploy.artifact import Artifact
+from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, Server
 
 HERMES = (
@@ -20,20 +22,21 @@ HERMES = (
 )
 
 
-def with_template(exported: Callable[..., tuple[Path, Artifact]], folder: Path, template: str | None = HERMES) -> Path:
-    _, artifact = exported(cache="static")
-    directory = Path(shutil.copytree(artifact.directory, folder / "artifact"))
-    if template is not None:
-        (directory / "chat_template.jinja").write_text(template)
-    return directory
+@pytest.fixture(scope="session")
+def tool_server(
+    with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    _, artifact = with_byte_level_tokenizer(cache="static")
+    directory = Path(shutil.copytree(artifact.directory, tmp_path_factory.mktemp("served") / "artifact"))
+    (directory / "chat_template.jinja").write_text(HERMES)
+    words = ["serve", str(directory), "--port", "0", "--served-model-name", MODEL, "--rows", "4"]
+    server = Server(["-m", "lucid_deploy.cli", *words, "--prefix-cache-tokens", "500"])
+    yield server
+    assert server.stop() == 0
+    assert not any("Traceback" in line for line in server.errors), "".join(server.errors)
 
 
-@contextmanager
-def running(directory: Path, *options: Any) -> Iterator[Server]:
-    words = ["serve", str(directory), "--port", "0", "--served-model-name", MODEL, "--rows", "4", *map(str, options)]
-    server = Server(["-m", "lucid_deploy.cli", *words])
-    try:
-        yield server
-    finally:
-        assert server.stop() == 0
-        assert not any("Traceback" in line for line in server.errors), "".join(server.errors)
+@pytest.fixture(scope="session")
+def tool_client(tool_server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
+        yield made

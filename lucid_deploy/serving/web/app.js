@@ -335,7 +335,7 @@ function listHeads() {
 async function drawSolve() {
   clearError();
   find("draw").disabled = true;
-  find("solve-status").textContent = "The server computes it …";
+  find("solve-status").textContent = "Computing …";
   try {
     const body = { model, prompt: find("solve-text").value, layer: number("layer"), head: number("head") };
     solve.found = await (await request("/v1/lucid/solve", body)).json();
