@@ -39,12 +39,10 @@ _WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every
 # The fields that say what an answer must be, as vLLM names them, in requests and in files of prompts.
 GuidedJson = Annotated[
     dict[str, Any] | bool | str | None,
-    Meta(description="A JSON schema, or its text, that the answer follows.", extra={"expected": "a JSON schema"}),
+    Meta(description="A JSON schema, or its text, that the answer follows."),
 ]
 GuidedRegex = Annotated[str | None, Meta(description="A regular expression that the whole answer matches.")]
-GuidedChoice = Annotated[
-    list[str] | None, Meta(description="Texts of which the answer is one.", extra={"expected": "a list of texts"})
-]
+GuidedChoice = Annotated[list[str] | None, Meta(description="Texts of which the answer is one.")]
 GuidedGrammar = Annotated[str | None, Meta(description="A grammar of the answer, in Lark's syntax or GBNF.")]
 
 
