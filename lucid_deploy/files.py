@@ -93,7 +93,7 @@ def _put_in_place(new: dict[Path, Path], overwrite: bool) -> None:
     if len(new) == 1 and existing and _exchange(new[existing[0]], existing[0]):
         return
     old = {target: _sibling(target, "old") for target in existing}
-    # Old ones first, so that an old and a new one, such as two graphs of different models, never stand side by side.
+    # Old ones first, so that an old and a new one, such as graphs of two models, are never there together.
     moves = [*old.items(), *((path, target) for target, path in new.items())]
     try:
         for source, destination in moves:

@@ -100,7 +100,7 @@ def _may_match_nothing(expression: str) -> bool:
 
 
 _CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
-_BEFORE = ("\n", ".", "a")  # texts that another may stand behind; of the last, few vocabularies make one token with it
+_BEFORE = ("\n", ".", "a")  # texts to put in front; few vocabularies join the last one with what follows
 ENCODE_SECONDS = 30.0
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
 
@@ -150,7 +150,7 @@ class TextTokenizer:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             added = self._tokenizer.get_added_tokens_decoder()
-            # The library goes on leaving out a token that was special before a file said that it is not.
+            # The library still leaves out a token that was special before a file made it an ordinary one.
             special = {token.content for token in (*before.values(), *added.values()) if token.special}
             self._special = frozenset(index for index, token in added.items() if token.content in special)
             self._added = frozenset(added)
@@ -235,7 +235,7 @@ class TextTokenizer:
         return found
 
     def is_added(self, token: int) -> bool:
-        """Whether a token was added to the model's vocabulary, so that its text stands for itself."""
+        """Whether a token was added to the model's vocabulary, so that it is spelled as its text."""
         return token in self._added
 
     def piece(self, token: int) -> str | None:

@@ -3,8 +3,7 @@
 ``special_tokens_map.json`` and ``added_tokens.json`` count only if ``tokenizer_config.json`` has no
 ``added_tokens_decoder``; then the former overrides ``tokenizer_config.json``, and ``tokenizer.json`` overrides the
 latter. With ``added_tokens_decoder``, that overrides what ``tokenizer.json`` says about a token, apart from its id.
-Beside ``tokenizer.json`` transformers passes over ``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json``,
-whatever they are.
+Beside ``tokenizer.json`` transformers ignores ``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json``.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_
 _ADDITIONAL, _EXTRA = "additional_special_tokens", "extra_special_tokens"
 _SPECIFIC, _DECODER = "model_specific_special_tokens", "added_tokens_decoder"
 _ADDING = ("add_bos_token", "add_eos_token")
-# The map is no place for these, but transformers takes them from there too, over what other files say.
+# These do not belong into the map, but transformers reads them there too, and prefers them to other files.
 _NOT_IN_MAP = (
     *_ADDING,
     _SPECIFIC,
@@ -46,7 +45,7 @@ class TokenizerSettings:
     specific: dict[str, Token]  # named tokens of this model alone, such as image_token
     extra: tuple[Token, ...]  # special tokens without a name
     numbered: dict[int, AddedToken]  # tokens by the ids that the files give them
-    decides: bool  # whether numbered stands over what tokenizer.json says about a token
+    decides: bool  # whether numbered overrides what tokenizer.json says about a token
     split_special_tokens: bool  # whether special tokens in a text are read as text
 
     def texts(self, padding: str | None = None) -> dict[str, str]:
@@ -248,7 +247,7 @@ def _object(value: dict[str, Any], name: str, path: Path) -> AddedToken:
     try:
         if isinstance(content, str):
             return AddedToken(content, **{rule: value[rule] for rule in rules if rule in value})
-    except (TypeError, ValueError) as error:  # a rule that is no truth value, half a character
+    except (TypeError, ValueError) as error:  # a rule that is neither true nor false, or half a character
         raise LucidError(f"{path}: {name} has a token that is none: {error}.") from error
     raise LucidError(f"{path}: {name} has an object whose content is no text: {value!r}.")
 

@@ -1,6 +1,6 @@
-"""Running models: one session interface, and behind it the runtimes that are registered.
+"""Run models: one session interface, with a runtime behind it.
 
-What stands here is imported when it is first used, so that names of runtimes can be listed without numpy.
+Names are imported when they are first used, so that runtimes can be listed without numpy.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Cache(Generic[Tensor]):
 
 
 class CacheOperations(ABC, Generic[Tensor]):
-    """Caches in a runtime's own kind of tensor; if that is no numpy array, it overrides _to_array and _from_array."""
+    """Caches in a runtime's own kind of tensor. If it is not numpy's, override ``_to_array`` and ``_from_array``."""
 
     layers: tuple[LayerDescription, ...]
     layout: CacheLayout  # what they cache
@@ -75,7 +75,7 @@ class CacheOperations(ABC, Generic[Tensor]):
         ]
 
     def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
-        """Return a second cache that goes on from here on its own. Growing tensors are shared, not copied."""
+        """Return an independent copy of a cache. Growing tensors are shared, not copied."""
         return Cache(cache.mask, list(cache.layers))
 
     def truncate(self, cache: Cache[Tensor], length: int) -> None:

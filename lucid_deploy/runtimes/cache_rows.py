@@ -96,7 +96,7 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, i
 
 
 def make_room(session: Session[Any], cache: Cache[Any], new: int) -> None:
-    """Pack a cache if its holes stand in the way of so many new columns."""
+    """Pack a cache if ``new`` more columns would exceed the context because of its holes."""
     limit = session.context_limit
     if limit is not None and cache.length + new > limit:
         pack(session, cache)

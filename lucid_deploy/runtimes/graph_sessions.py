@@ -188,7 +188,7 @@ class StaticSession(Session[Any]):
         n, bound = input_ids.shape[1], self._bound
         past = tokens.past
         if bound is None or bound.layers is not layers or mask.shape[1] > bound.mask.shape[1]:
-            bound = self._bound = None  # lets go of the old buffers, whether or not there is memory for all new ones
+            bound = self._bound = None  # frees the old buffers first, since there may be no memory for both
             bound = self._bound = self._bind(layers, past, n, mask)
         if n not in bound.tokens:
             ids, places = np.zeros(input_ids.shape, np.int64), np.zeros(input_ids.shape, np.int64)

@@ -155,7 +155,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def fallback_hint(self) -> str | None:
-        """How to run the same without our kernels, as a clause; None where there is no such way."""
+        """How to run the same without our kernels, as a clause; None if there is no way."""
         return None
 
     def facts(self) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class Session(CacheOperations[Tensor]):
         """Run up to :data:`MOST` new tokens of each row, as :meth:`prefill`, for the logits of all: verify drafts.
 
         What comes after a token does not change its logits, so those of rejected drafts are simply not used;
-        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops the tokens. Padding stands behind a row's tokens.
+        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops the tokens. Padding comes behind a row's tokens.
 
         Returns:
             Logits, float ``(B, N, vocab)``; those at padding mean nothing.

@@ -291,7 +291,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
         logits: Array = bound.get_outputs()[0].numpy().copy()
-        bound.bind_output("logits")  # lets go of them: a server has a binding for each size of a step
+        bound.bind_output("logits")  # frees them: a server has a binding for each size of a step
         binding.copy_back()
         return logits
 

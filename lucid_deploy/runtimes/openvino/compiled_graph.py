@@ -44,7 +44,7 @@ def import_openvino() -> ModuleType:
     """Import OpenVINO with telemetry disabled; if the program has imported it before, nothing changes."""
     hidden = not {"openvino", _TELEMETRY} & sys.modules.keys()
     if hidden:
-        sys.modules[_TELEMETRY] = cast(ModuleType, None)  # as if it were not installed: OpenVINO has a stand-in for it
+        sys.modules[_TELEMETRY] = cast(ModuleType, None)  # as if it were not installed: OpenVINO then uses a stub
     try:
         import openvino
     finally:

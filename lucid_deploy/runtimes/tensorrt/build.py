@@ -92,7 +92,7 @@ def build_engines(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
-    """Build the prefill and the decode engine of an artifact, and one that verifies drafts if it is asked for.
+    """Build the prefill and the decode engine of an artifact, and with ``speculate`` one that verifies drafts.
 
     Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
     """
