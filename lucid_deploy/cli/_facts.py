@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.quantization import AUTO, STORED, Method, Quantization
@@ -57,7 +58,7 @@ def method_sentence(method: Method) -> str:
     )
 
 
-def show_ranges(ranges: dict[str, Any], table: bool) -> None:
+def show_ranges(ranges: Mapping[str, Any], table: bool) -> None:
     """Print the largest magnitude and the warnings of a manifest's ``ranges``; with ``table``, those of all layers."""
     from rich.table import Table
 
