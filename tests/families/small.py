@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -26,6 +27,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "num_experts_per_token"), 2),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), None),
+    "is_decoder": True,  # BERT and its kin are causal with it only
     "vocab_size": VOCABULARY,
     "head_dim": 16,
     "global_head_dim": 16,
@@ -47,7 +49,8 @@ def small_config(kind: str, **more: Any) -> PreTrainedConfig:
     if inner or not hasattr(default, "num_hidden_layers"):
         raise ValueError(f"it is a model of more than text ({', '.join(inner) or 'several layers'})")
     fixed = [key for key in SIZES if isinstance(getattr(form, key, None), property)]
-    given = {key: size for key, size in SIZES.items() if hasattr(default, key) and key not in fixed}
+    known = {*vars(default), *form.attribute_map}
+    given = {key: size for key, size in SIZES.items() if key in known and key not in fixed}
     if getattr(default, "sliding_window", None) is None:
         given.pop("sliding_window", None)
     layers = default.num_hidden_layers
@@ -59,8 +62,15 @@ def small_config(kind: str, **more: Any) -> PreTrainedConfig:
             and not isinstance(value[0], PreTrainedConfig)
         ):
             given[key] = [*value[: LAYERS - 1], value[-1]]
-    config: PreTrainedConfig = form(**{**given, **more})
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    try:
+        config: PreTrainedConfig = form(**{**given, **more})
+    except StrictDataclassError:  # it must have tokens
+        return form(**{**given, **{key: id for key, id in tokens.items() if key in given}, **more})
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None  # some classes put theirs back
+    padding = getattr(default, "pad_token_id", None)
+    if isinstance(padding, int) and padding < VOCABULARY:
+        config.pad_token_id = padding  # by which some classes count positions
     return config
 
 

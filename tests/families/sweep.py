@@ -7,6 +7,7 @@ and compared with transformers' eager attention in float64: in one pass, and in 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import re
 import subprocess
@@ -99,7 +100,7 @@ def page(results: list[Result]) -> str:
     lines = [
         "# Every family of transformers",
         "",
-        f"Made by `make test-families` at {commit.stdout.strip()}, with transformers {transformers.__version__} and "
+        f"Made by `make test-families` on {datetime.date.today()} at {commit.stdout.strip()}, with transformers {transformers.__version__} and "
         f"PyTorch {torch.__version__}. {len(results)} classes: **{len(count[RIGHT])} right, {len(count[REFUSED])} "
         f"refused, {len(count[WRONG]) or 'none'} wrong**; of {len(count[UNTRIED])} no small model was made.",
         "",

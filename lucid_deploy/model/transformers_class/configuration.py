@@ -220,7 +220,9 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
 
 
 # Read into rope_parameters; about the file; or of windows, whose layers the class names in another way.
-_SAID = frozenset(("rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"))
+_SAID = frozenset(
+    ("rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers", "bos_token_id", "eos_token_id")
+)
 
 
 def _check_keys(raw: dict[str, Any], config: Any, class_name: str, where: str, assume_unused: Collection[str]) -> None:
@@ -274,7 +276,7 @@ class _Question:
     layers: Any
     length: int  # the longest text
     found: dict[int, AttentionShape] = field(default_factory=dict)
-    masks: list[tuple[Tensor, int | None]] = field(default_factory=list)
+    masks: list[tuple[Tensor, int | LucidError | None]] = field(default_factory=list)
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
         place = getattr(module, "lucid_layer", None)
@@ -297,13 +299,19 @@ class _Question:
     def _window(self, place: int, mask: Any) -> int | None:
         for made, window in self.masks:
             if mask is made or (isinstance(mask, Tensor) and mask._base is made):
+                if isinstance(window, LucidError):
+                    raise window
                 return window
         raise LucidError(f"layer {place} does not get its mask from transformers' registry")
 
     def mask(self, sees: Callable[..., Tensor]) -> Tensor:
         """Return a mask that says by its identity how many tokens a token sees."""
-        with torch.device("cpu"):
-            window = self._sees_last(sees)
+        window: int | LucidError | None
+        try:
+            with torch.device("cpu"):
+                window = self._sees_last(sees)
+        except LucidError as error:  # which matters only if a layer attends by this mask
+            window = error
         made = torch.empty((1, 1, _TOKENS, _TOKENS), device="meta")
         self.masks.append((made, window))
         return made

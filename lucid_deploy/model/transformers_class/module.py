@@ -226,7 +226,9 @@ class ClassModel(CausalModel):
         embedding, head = ends(net)
         paths = {module: path for path, module in net.named_modules()}
         moved = {layers_path(net): "model.layers", paths[embedding]: "model.embed_tokens", paths[head]: "lm_head"}
-        names = {name: _renamed(name, moved) for name in net.state_dict(keep_vars=True)}
+        # In some classes lm_head has several parts, the projection among them or beside them.
+        several = {"lm_head": "head_parts"} if paths[head] != "lm_head" and "lm_head" in net._modules else {}
+        names = {name: _renamed(name, {**moved, **several}) for name in net.state_dict(keep_vars=True)}
         parts = {path: net.get_submodule(path) for path in moved}
         parts[paths[head]] = Head(head.in_features, head.out_features, head.bias is not None)
         for path, ours in moved.items():
@@ -236,7 +238,7 @@ class ClassModel(CausalModel):
                 layers = isinstance(parts[path], nn.ModuleList)
                 net.get_submodule(parent).__dict__[name] = parts[path] if layers else _Part(self, ours)
         for name, child in net.named_children():
-            self.add_module(name, child)
+            self.add_module(several.get(name, name), child)
         if not isinstance(self._modules.get("model"), nn.Module):
             self.model = nn.Module()
         for path, ours in moved.items():
@@ -358,7 +360,10 @@ def stored_names(net: Any) -> dict[str, str]:
     other = [name for name, value in named.items() if id(value) not in names]
     if other:
         raise LucidError(f"its checkpoints store {other[0]} in another form")
-    return {name: name if stored.get(name) is value else names[id(value)] for name, value in named.items()}
+    found = {name: name if stored.get(name) is value else names[id(value)] for name, value in named.items()}
+    # Of tensors that are tied, checkpoints store the first; a tied embedding is known as such.
+    tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
+    return {**found, **{name: found[source] for name, source in tied.items() if source in found}}
 
 
 def _tables(module: nn.Module) -> dict[str, Tensor | None]:

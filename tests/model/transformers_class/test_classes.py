@@ -20,13 +20,15 @@ from lucid_deploy.model.transformers_class.module import ClassModel
 from tests.families.small import VOCABULARY, logits_of, saved, small_config
 
 # Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,
-# positions that are learned, parallel layers, several embeddings' scales.
+# positions that are learned, parallel layers, several embeddings' scales, heads of several parts, tied biases.
 CLASSES = (
     "apertus",
+    "bert-generation",
     "cohere2",
     "exaone4",
     "gemma",
     "gemma2",
+    "gemma4_text",
     "glm4",
     "gpt2",
     "helium",
@@ -80,6 +82,11 @@ def test_the_trial_finds_what_is_computed_wrong(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(trial, "ClassModel", Wrong)
     with pytest.raises(LucidError, match=r"layer 1 \(window\) differs by 0\.\d+ from transformers"):
         trial.prove(parsed("gemma2", layer_types=["full_attention", "sliding_attention"] * 2), "here")
+
+
+def test_positions_that_do_not_begin_at_0_are_refused() -> None:
+    with pytest.raises(LucidError, match="does not count positions from 0"):
+        trial.prove(parsed("roberta", pad_token_id=1), "here")
 
 
 def test_the_layers_that_compute_the_same_are_known() -> None:
