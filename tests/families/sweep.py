@@ -31,6 +31,8 @@ RIGHT, REFUSED, WRONG, UNTRIED = "right", "refused", "wrong", "not tried"
 
 # Details of reasons that the page leaves out, so that equal ones stand together.
 _PLAIN = (
+    (r"^it: (its class is not supported: )?", ""),
+    (r"differs by \S+ from", "differs from"),
     (r"layer \d+ ", "a layer "),
     (r" \([\w.]+\), which is not computed", ", which is not computed"),
     (r"of more than text \(.*\)", "of more than text"),
