@@ -22,14 +22,7 @@ from lucid_deploy.json_fields import FieldError
 
 REFUSED: dict[str, Any] = {
     "not": {"not": {"type": "string"}},
-    "if": {"if": {"type": "string"}, "then": {"type": "integer"}},
-    "uniqueItems": {"type": "array", "uniqueItems": True},
-    "contains": {"contains": {"type": "string"}},
-    "propertyNames": {"propertyNames": {"maxLength": 3}},
-    "dependentRequired": {"dependentRequired": {"a": ["b"]}},
-    "dependentSchemas": {"dependentSchemas": {"a": {"type": "integer"}}},
     "unevaluatedProperties": {"unevaluatedProperties": False},
-    "unevaluatedItems": {"unevaluatedItems": False},
     "minProperties": {"type": "object", "minProperties": 2},
     "dependencies": {"dependencies": {"a": ["b"]}},
     "oneOf": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
@@ -58,7 +51,6 @@ def test_names_that_are_spelled_like_keywords_are_names() -> None:
     ("schema", "said"),
     [
         ([], "must be an object or a boolean"),
-        (5, "must be an object or a boolean"),
         (False, "Unsatisfiable"),
         ({"enum": []}, "Unsatisfiable"),
         ({"type": "text"}, "Invalid type: text"),
@@ -167,10 +159,7 @@ def test_each_field_makes_its_constraint() -> None:
         ({"guided_json": "{"}, "guided_json", "The schema is not JSON"),
         ({"guided_json": "[" * 100_000}, "guided_json", "The schema is not JSON"),
         ({"guided_json": {"not": {}}}, "guided_json", "keyword not"),
-        ({"guided_json": "5"}, "guided_json", "an object or a boolean"),
-        ({"guided_choice": []}, "guided_choice", "at least one choice"),
         ({"guided_regex": ""}, "guided_regex", "empty"),
-        ({"guided_grammar": "x"}, "guided_grammar", "not valid"),
     ],
 )
 def test_wrong_fields_are_named(fields: dict[str, Any], name: str, said: str) -> None:

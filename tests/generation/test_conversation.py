@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.drafting import ModelDrafter
 from lucid_deploy.generation.generate import Conversation, Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.model.checkpoint import load_model
@@ -106,26 +104,6 @@ def test_a_prompt_that_is_given_up_halfway_changes_nothing(session: Session[Any]
             list(made.answer([*FIRST, *answer[:2], change, 7, 7, 7], give_up))
     text = [*FIRST, *answer[:3], 52]
     assert list(made.answer(text)) == alone(session, text, 8)
-
-
-@pytest.mark.parametrize("stop_after", [1, 4, 8])
-def test_drafts_leave_the_cache_as_it_is_without_them(tmp_path: Path, stop_after: int) -> None:
-    session = TorchSession(load_model(write_checkpoint(tmp_path / "c"), torch.float64))
-    plain, guessed = (
-        Conversation(session, 8, Sampling(), stop_at_eos=False, drafters=drafters)
-        for drafters in (None, lambda: ModelDrafter(session, 97))
-    )
-    text = list(FIRST)
-    for more in ([7, 5], [17, 33, 17]):
-        answers = []
-        for made in (plain, guessed):
-            with closing(made.answer(text)) as tokens:  # type: ignore[type-var]
-                answers.append(list(islice(tokens, stop_after)))
-        assert answers[0] == answers[1] == alone(session, text, 8)[:stop_after]
-        assert (plain.reused, plain.computed) == (guessed.reused, guessed.computed)
-        text += [*answers[0], *more]
-    assert plain.drafts is None and guessed.drafts is not None
-    assert guessed.drafts.accepted <= guessed.drafts.proposed and (guessed.drafts.proposed > 0) == (stop_after > 1)
 
 
 def test_each_answer_has_a_guide_of_its_own(session: Session[Any]) -> None:

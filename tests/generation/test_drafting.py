@@ -82,16 +82,6 @@ def test_the_length_follows_what_is_accepted():
     assert [length.now() for _ in range(2)] == [0, 3]  # one chance is passed over
 
 
-def test_a_text_without_repetition_is_left_alone_more_and_more():
-    length, tries = DraftLength(2), 0
-    for _ in range(1000):
-        count = length.now()
-        if count:
-            tries += 1
-            length.learn(count, 0)
-    assert tries <= 1000 / 64 + 8
-
-
 def test_each_length_of_n_gram_learns_for_itself():
     drafter = drafter_of([1, 2, 3, 9, 1])
     assert drafter.propose(5) == [2, 3]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
@@ -174,19 +172,6 @@ def test_stop_strings_in_pieces_of_any_size(stops: list[str], text: str, shown: 
                 break
         out += matcher.flush()
         assert (out, found, matcher.stopped) == (shown, stopped, stopped)
-
-
-def test_random_text_against_a_plain_search() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        text = "".join(rng.choice(list("ab"), size=20))
-        stops = ["".join(rng.choice(list("ab"), size=rng.integers(1, 6))) for _ in range(rng.integers(1, 4))]
-        end = min((text[:n] for n in range(21) if text[:n].endswith(tuple(stops))), key=len, default=None)
-        expected = text if end is None else end[: min(len(end) - len(s) for s in stops if end.endswith(s))]
-        matcher, out = StopStrings(stops), ""
-        for first, second in itertools.pairwise([0, *sorted(rng.integers(0, 21, 4).tolist()), 20]):
-            out += matcher.push(text[first:second])[0]
-        assert out + matcher.flush() == expected
 
 
 @pytest.mark.parametrize("kind", ["byte-level bpe", "bytes alone"])
