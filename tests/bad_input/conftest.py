@@ -1,9 +1,8 @@
-"""How a refusal has to look, and how to damage an artifact."""
+"""How a refusal has to look."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,31 +73,3 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave tracing out, which takes seconds, for exports that fail while they write weights."""
     traced = SimpleNamespace(transposed=frozenset())
     monkeypatch.setattr("lucid_deploy.export.trace.trace", lambda *_, **__: traced)
-
-
-Change = Callable[[dict[str, Any]], Any]
-
-
-@pytest.fixture
-def change_manifest() -> Callable[[Path, Change], None]:
-    """Return a function that edits an artifact's manifest: ``change_manifest(artifact, change)``."""
-
-    def edit(artifact: Path, change: Change) -> None:
-        manifest = artifact / "lucid.json"
-        data = json.loads(manifest.read_text())
-        change(data)
-        manifest.write_text(json.dumps(data))
-
-    return edit
-
-
-@pytest.fixture
-def replace_file(change_manifest: Callable[[Path, Change], None]) -> Callable[[Path, str, bytes], None]:
-    """Return a function that replaces a file so that the manifest agrees, as one who means harm would."""
-
-    def replace(artifact: Path, name: str, content: bytes) -> None:
-        (artifact / name).write_bytes(content)
-        facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        change_manifest(artifact, lambda data: data["files"].update({name: facts}))
-
-    return replace

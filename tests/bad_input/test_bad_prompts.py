@@ -44,14 +44,6 @@ def test_ids_that_are_no_numbers(refused: Refused, artifact_copy: Path, garbage:
     assert f"--prompt-ids takes whole numbers separated by commas; number 3 is '{garbage}'." in message
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"), [(",".join(["5"] * 3000 + ["x"]), "number 3001 is 'x'"), ("9" * 9000, "…, 9000 c")]
-)
-def test_of_many_ids_the_wrong_one_is_shown(refused: Refused, artifact_copy: Path, given: str, shown: str) -> None:
-    message = refused("run", artifact_copy, "--prompt-ids", given)
-    assert shown in message and len(message) < 200
-
-
 @pytest.mark.parametrize("empty", ["", ",", " , "])
 def test_no_ids(refused: Refused, artifact_copy: Path, empty: str) -> None:
     assert "The prompt is empty" in refused("run", artifact_copy, "--prompt-ids", empty)
@@ -92,12 +84,9 @@ def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None
         ("--temperature", "nan", "temperature must be 0 or more"),
         ("--top-p", "0", "top_p must be above 0"),
         ("--top-k", "-1", "top_k must be 0 (all) or more"),
-        ("--min-p", "nan", "min_p must be 0 to 1"),
         ("--presence-penalty", "2.5", "presence_penalty must be -2 to 2"),
         ("--repetition-penalty", "0", "repetition_penalty must be 0.01 to 100"),
-        ("--logit-bias", "5", "--logit-bias takes a token id and a number, such as 15=-100, not '5'"),
         ("--logit-bias", "97=5", "logit_bias: token id 97 is outside the vocabulary (0 to 96)"),
-        ("--logit-bias", "5=101", "The bias of token 5 must be -100 to 100, not 101"),
         ("--bad-word", "w1", "has no tokenizer.json"),
         ("--seed", "-1", "seed must be 0 or more"),
         ("--device", "cuda", "Choose --runtime torch"),

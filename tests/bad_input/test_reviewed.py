@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import exporter
-from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
+from lucid_deploy.model.checkpoint import DEMO, resolve
 from lucid_deploy.runtimes import open_session
 from tests.patience import PATIENCE
 
@@ -80,30 +77,6 @@ def test_verify_passes_a_model_of_very_short_context(exported: Exported) -> None
     _, artifact = exported(max_position_embeddings=7)
     result = CliRunner().invoke(main, ["verify", str(artifact.directory), "--seed", "1"])
     assert result.exit_code == 0, result.output
-
-
-def test_a_closed_terminal_leaves_nothing_behind(exported: Exported, tmp_path: Path, preloaded: Path) -> None:
-    checkpoint, _ = exported()
-    command = [preloaded / "lucid-deploy", "export", str(checkpoint), "-o", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + PATIENCE
-        while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGHUP)
-        process.wait(timeout=PATIENCE)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_end_tokens_of_generation_config_count(exported: Exported, tmp_path: Path) -> None:
-    import shutil
-
-    checkpoint, _ = exported()
-    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
-    (copy / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
-    assert Checkpoint(copy).config.eos_token_ids == (1, 5)
-    (copy / "generation_config.json").write_text("[]")
-    with pytest.raises(LucidError, match=r"generation_config\.json"):
-        Checkpoint(copy)
 
 
 @pytest.mark.parametrize(
