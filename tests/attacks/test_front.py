@@ -26,11 +26,6 @@ def test_a_body_in_chunks_of_one_byte(target: Server) -> None:
             assert not answer or answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
 
 
-def test_many_bodies_in_chunks_of_one_byte(target: Server) -> None:
-    with OtherClient(target), many(target, 300, head(transfer_encoding="chunked", **JSON)) as connections:
-        send_slowly(connections, b"1\r\nx\r\n" * 2000, 2.0)
-
-
 def test_hundreds_of_slow_bodies(target: Server) -> None:
     with OtherClient(target), many(target, 300, head(content_length=100_000, **JSON) + b"{") as connections:
         send_slowly(connections, b" ", 2.0)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Batcher, Finished, Request, Token
-from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation import guide
 from lucid_deploy.generation.constraint import from_grammar
@@ -27,14 +24,14 @@ from tests.serving.serving_tools import Server
 
 HOSTILE = 'start: e\ne: e e | e e e | "a" | "b"'  # the masks of n tokens take a time that grows with n³
 PROMPT = [40, 41, 40, 41, 70]
-Made = tuple[Any, Artifact, GuideFactory]
+Made = tuple[Any, GuideFactory]
 
 
 @pytest.fixture(scope="module", params=["growing", "static"])
 def made(request: pytest.FixtureRequest, with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]]) -> Made:
     _, artifact = with_byte_level_tokenizer(cache=request.param)
     session = open_session(artifact)
-    return session, artifact, GuideFactory(TextTokenizer(artifact.directory), session.config.vocab_size, [])
+    return session, GuideFactory(TextTokenizer(artifact.directory), session.config.vocab_size, [])
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +41,7 @@ def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_alone_it_ends_with_an_error(made: Made) -> None:
-    session, _, guides = made
+    session, guides = made
     running = Generation(session, PROMPT, 400, guide=guides.open(from_grammar(HOSTILE)).result())
     started = time.thread_time()
     with pytest.raises(LucidError, match=r"constraint is too costly: after \d+ tokens it had taken more than 0\.3 s"):
@@ -53,7 +50,7 @@ def test_alone_it_ends_with_an_error(made: Made) -> None:
 
 
 def test_the_other_rows_go_on(made: Made) -> None:
-    session, _, guides = made
+    session, guides = made
     free = Request(PROMPT, 200, Sampling(1.5, seed=1), stop_at_eos=False)
     expected = list(Generation(session, free.prompt_ids, 200, free.sampling, stop_at_eos=False))
     batcher = Batcher(session, guides=guides)
@@ -75,18 +72,6 @@ def test_the_other_rows_go_on(made: Made) -> None:
     assert {ends[each].reason for each in hostile} == {"refused"}
     assert all("too costly" in (ends[each].error or "") for each in hostile)
     assert longest < 2
-
-
-def test_a_file_of_prompts_has_it_as_one_error(made: Made, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    lines = [{"prompt_ids": PROMPT, "guided_grammar": HOSTILE}, {"prompt_ids": PROMPT, "max_new_tokens": 7}]
-    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    output = tmp_path / "answers.jsonl"
-    options = ["--batch", str(prompts), "--output", str(output), "-n", "400", "--ignore-eos"]
-    result = CliRunner().invoke(main, ["run", str(made[1].directory), *options])
-    assert result.exit_code == 1 and "1 of 2 prompts failed" in result.stderr
-    answers = {answer["line"]: answer for answer in map(json.loads, output.read_text().splitlines())}
-    assert "too costly" in answers[1]["error"] and len(answers[2]["ids"]) == 7
 
 
 def test_costly_grammars_of_one_key_do_not_keep_another_waiting(keyed_server: Server) -> None:
