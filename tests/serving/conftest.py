@@ -11,7 +11,7 @@ import pytest
 from tests.patience import PATIENCE
 from tests.serving.patient_ray import patient_ray  # noqa: F401
 from tests.serving.serving_tools import artifacts, reference, server, start  # noqa: F401
-from tests.serving.tool_server import tool_client, tool_server  # noqa: F401
+from tests.serving.tool_server import client, tool_server  # noqa: F401
 
 
 @pytest.fixture

@@ -10,11 +10,15 @@ and its ports are free ones.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 
+import openai
 import pytest
 
 from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, PROMPT
 
 SETTINGS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PATIENCE),
@@ -34,3 +38,23 @@ def patient_ray() -> Iterator[None]:
             patch.setenv(name, value)
         patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE)
         yield
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def ask(client: openai.AsyncOpenAI, count: int, stream: bool) -> str:
+    """Return an answer; a stream that ends without saying why is no answer."""
+    options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": count}
+    options["extra_body"] = {"ignore_eos": True}
+    if not stream:
+        return str((await client.completions.create(**options)).choices[0].text)
+    text, reason = "", None
+    async for chunk in await client.completions.create(**options, stream=True):
+        text += chunk.choices[0].text
+        reason = chunk.choices[0].finish_reason
+    assert reason == "length", "a stream ended early and without an error"
+    return text

@@ -146,22 +146,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a server: ``start(directory, "--rows", 2, slow=0.25)``.
 
     ``slow`` is the least number of seconds that a step takes until :meth:`Server.hurry`, so that what a test does in
-    the middle of an answer comes before its end on a slow machine, too. ``reading`` is the processor time, in seconds,
-    for reading a request, in place of the server's own limit.
+    the middle of an answer comes before its end on a slow machine, too.
     """
     started: list[Server] = []
 
-    def run(
-        directory: Path,
-        *options: Any,
-        slow: float | None = None,
-        reading: float | None = None,
-        ready: bool = True,
-    ) -> Server:
+    def run(directory: Path, *options: Any, slow: float | None = None, ready: bool = True) -> Server:
         file = None if slow is None else tmp_path / f"slow{len(started)}"
         program = ["-m", "lucid_deploy.cli"]
-        if reading is not None:
-            program = [str(HERE / "strict_server.py"), str(reading)]
         if file is not None:
             file.touch()
             program = [str(HERE / "slow_server.py"), str(slow), str(file)]

@@ -73,16 +73,6 @@ def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_log_names_the_request_and_the_answer(
-    stream: bool, tmp_path: Path, serving_log: pytest.LogCaptureFixture
-) -> None:
-    answer, _ = ask(tmp_path, *GOOD, stream=stream)
-    made = events_of(answer)[0] if stream else answer.json()
-    line = serving_log.records[-1].getMessage()
-    assert line.endswith(f" {answer.headers['x-request-id']} {made['id']}")
-
-
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("event", "status", "code"),
     [
@@ -113,18 +103,6 @@ def test_an_error_within_a_stream_is_its_last_event(tmp_path: Path) -> None:
 def test_a_fault_of_ours(tmp_path: Path) -> None:
     answer, backend = ask(tmp_path, KeyError("x"))
     assert (answer.status_code, answer.json()["error"]["code"], backend.closed) == (500, "internal_error", 1)
-
-
-def test_who_owns_what_is_kept(tmp_path: Path) -> None:
-    salted = ask(tmp_path, *GOOD, cache_salt="s")[1].jobs[0].cache_owner
-    other = ask(tmp_path, *GOOD, cache_salt="t")[1].jobs[0].cache_owner
-    assert salted != other and salted and salted != "s"
-
-
-def test_requests_are_refused_while_the_server_ends(tmp_path: Path) -> None:
-    answer, backend = ask(tmp_path, *GOOD, change=lambda made: setattr(made, "draining", True))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
-    assert (answer.headers["connection"], backend.jobs) == ("close", [])
 
 
 def test_times_of_tokens_are_measured(tmp_path: Path) -> None:

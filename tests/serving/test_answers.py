@@ -76,8 +76,11 @@ def test_logprobs_of_a_completion() -> None:
 
 
 def test_logprobs_of_a_chat() -> None:
-    made = answer(top_logprobs=1, chat=True)
-    made.chunks(TextPiece(0, "é", 1, (logprob("é", 0, "e"),)))
+    made, streamed = (answer(top_logprobs=1, chat=True, stream=stream) for stream in (False, True))
+    piece = TextPiece(0, "é", 1, (logprob("é", 0, "e"),))
+    made.chunks(piece)
     (found,) = plain(made.whole())["choices"][0]["logprobs"]["content"]
+    (chunk,) = plain(streamed.chunks(piece))
+    assert chunk["choices"][0]["logprobs"]["content"] == [found]
     assert (found["token"], found["bytes"]) == ("é", [0xC3, 0xA9])
     assert found["top_logprobs"] == [{"token": "e", "logprob": -1.0, "bytes": [0x65]}]

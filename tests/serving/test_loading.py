@@ -12,7 +12,7 @@ import pytest
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.serving.front import ApiOptions
-from lucid_deploy.serving.jobs import EngineOptions, make_engine, open_checked
+from lucid_deploy.serving.jobs import EngineOptions, make_engine
 from lucid_deploy.serving.loading import reader_setup
 
 Exported = Callable[..., tuple[Path, Any]]
@@ -32,13 +32,6 @@ def test_limits_come_from_artifact_tokenizer_and_options(with_tokenizer: Path) -
     assert (narrow.body_bytes, narrow.seconds) == (1000, 5.0)
     with pytest.raises(LucidError, match=r"--max-prompt-tokens 513 is more than the context of .*, 512 tokens"):
         reader_setup(engine, ApiOptions(max_prompt_tokens=513))
-
-
-def test_what_is_no_artifact_with_a_tokenizer(tmp_path: Path, artifact_copy: Path) -> None:
-    with pytest.raises(LucidError):
-        open_checked(str(tmp_path))
-    with pytest.raises(LucidError, match=r"has no tokenizer\.json"):
-        open_checked(str(artifact_copy))
 
 
 def test_the_draft_model_s_files_are_checked_and_watched(

@@ -35,13 +35,6 @@ def test_greedy_completion_is_what_run_gives(client: openai.OpenAI, reference: R
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (18, 60, 78)
 
 
-def test_end_of_sequence_ends_with_stop(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt=PROMPT, temperature=0)
-    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("blue cup", "stop")
-    assert answer.object == "text_completion"
-    assert answer.model == MODEL
-
-
 def test_a_stream_has_the_same_text_and_ends_with_counts(client: openai.OpenAI, reference: Reference) -> None:
     options = {"include_usage": True}
     stream = client.completions.create(
@@ -70,52 +63,6 @@ def test_chat_is_the_template_and_the_model(client: openai.OpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "blue cup"
     assert chunks[-1].choices[0].finish_reason == "stop"
-
-
-def test_logprobs_of_a_chat_are_the_same_streamed(client: openai.OpenAI) -> None:
-    options: Any = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": PROMPT}],
-        "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": 2,
-    }
-    found = client.chat.completions.create(**options).choices[0].logprobs
-    assert found is not None and found.content is not None
-    assert [item.token for item in found.content] == ["blue", "cup"]
-    assert [item.bytes for item in found.content] == [list(b"blue"), list(b"cup")]
-    assert all(len(item.top_logprobs) == 2 and item.top_logprobs[0].token == item.token for item in found.content)
-    streamed = [
-        item
-        for chunk in client.chat.completions.create(**options, stream=True)
-        if chunk.choices[0].logprobs is not None
-        for item in chunk.choices[0].logprobs.content or []
-    ]
-    assert [(item.token, pytest.approx(item.logprob, abs=1e-5)) for item in streamed] == [
-        (item.token, item.logprob) for item in found.content
-    ]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_ends_it_and_is_not_shown(client: openai.OpenAI, reference: Reference, stream: bool) -> None:
-    text = reference.text(PROMPT, 60, eos=False)
-    words = text.split(" ")
-    stop = f"{words[8][1:]} {words[9][:2]}"  # across two tokens
-    options: dict[str, Any] = {
-        "model": MODEL,
-        "prompt": PROMPT,
-        "temperature": 0,
-        "max_tokens": 60,
-        "stop": ["@", stop],
-    }
-    if stream:
-        chunks = list(client.completions.create(**options, **LONG, stream=True))
-        shown, reason = "".join(chunk.choices[0].text for chunk in chunks), chunks[-1].choices[0].finish_reason
-    else:
-        choice = client.completions.create(**options, **LONG).choices[0]
-        shown, reason = choice.text, choice.finish_reason
-    assert shown == text[: text.index(stop)]
-    assert reason == "stop"
 
 
 def test_prompts_as_texts_and_as_token_ids(client: openai.OpenAI, reference: Reference) -> None:

@@ -10,7 +10,7 @@ import openai
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
 SECRET = PROMPT.replace("owl has blue", "swan has heavy")
-REUSED, COMPUTED = "lucid_prompt_tokens_reused_total", "lucid_prompt_tokens_computed_total"
+REUSED = "lucid_prompt_tokens_reused_total"
 
 
 def write_keys(path: Path, *keys: str) -> Path:
@@ -23,39 +23,33 @@ def key(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {name}"}
 
 
-def metric(server: Server, name: str, reader: str = "metrics-key") -> float:
-    text = httpx.get(f"{server.url}/metrics", headers=key(reader)).text
+def metric(server: Server, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", headers=key("metrics-key")).text
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
 
 
-class Counted:
-    """A server whose exact counters tell how many tokens of a prompt were reused."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-
-    def reused(self, owner: str, prompt: str = SECRET, salt: str | None = None) -> int:
-        before = metric(self.server, REUSED)
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": 1, "cache_salt": salt}
-        answer = httpx.post(f"{self.server.url}/v1/completions", json=body, headers=key(owner))
-        assert answer.status_code == 200, answer.text
-        return int(metric(self.server, REUSED) - before)
+def reused(server: Server, owner: str, salt: str | None = None) -> int:
+    """Ask, and return how many tokens of the prompt were reused, by the server's exact counters."""
+    before = metric(server, REUSED)
+    body = {"model": MODEL, "prompt": SECRET, "max_tokens": 1, "cache_salt": salt}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=key(owner))
+    assert answer.status_code == 200, answer.text
+    return int(metric(server, REUSED) - before)
 
 
 def test_prefixes_belong_to_a_key_and_a_salt(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
     files = ["--api-key-file", write_keys(tmp_path / "keys", "alice", "bob")]
     files += ["--metrics-key-file", write_keys(tmp_path / "metrics", "metrics-key")]
-    counted = Counted(start(artifacts["static"], "--prefix-cache-tokens", 2000, *files))
-    assert counted.reused("alice") == 0
-    assert counted.reused("alice") > 10
-    assert counted.reused("bob") == 0  # neither in the counter nor, therefore, in the time that it takes
-    assert counted.reused("bob") > 10
-    assert counted.reused("bob", salt="x") == 0
-    assert counted.reused("bob", salt="y") == 0
-    assert counted.reused("bob", salt="x") > 10
-    assert counted.reused("alice", salt="x") == 0
+    server = start(artifacts["static"], "--prefix-cache-tokens", 2000, *files)
+    assert reused(server, "alice") == 0
+    assert reused(server, "alice") > 10
+    assert reused(server, "bob") == 0  # neither in the counter nor, therefore, in the time that it takes
+    assert reused(server, "bob") > 10
+    assert reused(server, "bob", salt="x") == 0
+    assert reused(server, "bob", salt="y") == 0
+    assert reused(server, "bob", salt="x") > 10
+    assert reused(server, "alice", salt="x") == 0
 
-    server = counted.server
     prompt, found = ", ".join([PROMPT.partition(".")[0]] * 20), []
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="alice", max_retries=0) as client:
         for salt in ("a", "a", "b"):
@@ -74,7 +68,7 @@ def test_prefixes_belong_to_a_key_and_a_salt(start: Start, artifacts: dict[str, 
 def test_prefixes_are_shared_on_request(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
     files = ["--api-key-file", write_keys(tmp_path / "keys", "alice", "bob")]
     files += ["--metrics-key-file", write_keys(tmp_path / "metrics", "metrics-key")]
-    counted = Counted(start(artifacts["static"], "--prefix-cache-tokens", 1000, "--share-prefix-cache", *files))
-    assert counted.reused("alice") == 0
-    assert counted.reused("bob") > 10
-    assert counted.reused("bob", salt="x") == 0  # a salt still keeps a request to itself
+    server = start(artifacts["static"], "--prefix-cache-tokens", 1000, "--share-prefix-cache", *files)
+    assert reused(server, "alice") == 0
+    assert reused(server, "bob") > 10
+    assert reused(server, "bob", salt="x") == 0  # a salt still keeps a request to itself

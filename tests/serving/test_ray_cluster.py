@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +15,11 @@ import openai
 import pytest
 
 from tests.patience import PATIENCE
+from tests.serving.patient_ray import ask, free_port
 from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 
 pytest.importorskip("ray", reason="the extra ray")
 COUNT = 250
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +69,6 @@ def test_the_api_listens_on_this_machine_only(cluster: Server) -> None:
     }
 
 
-async def ask(client: openai.AsyncOpenAI, stream: bool) -> str:
-    """Return an answer; a stream that ends without saying why is no answer."""
-    options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": COUNT}
-    options["extra_body"] = {"ignore_eos": True}
-    if not stream:
-        return str((await client.completions.create(**options)).choices[0].text)
-    text, reason = "", None
-    async for chunk in await client.completions.create(**options, stream=True):
-        text += chunk.choices[0].text
-        reason = chunk.choices[0].finish_reason
-    assert reason == "length", "a stream ended early and without an error"
-    return text
-
-
 async def load(server: Server, clients: int, rounds: int, victim: int | None = None) -> list[str | openai.OpenAIError]:
     """Ask from many clients, kill a process meanwhile, and return every outcome."""
     out: list[str | openai.OpenAIError] = []
@@ -96,7 +76,7 @@ async def load(server: Server, clients: int, rounds: int, victim: int | None = N
     async def one(client: openai.AsyncOpenAI, stream: bool) -> None:
         for _ in range(rounds):
             try:
-                out.append(await ask(client, stream))
+                out.append(await ask(client, COUNT, stream))
             except openai.OpenAIError as error:
                 out.append(error)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from lucid_deploy.serving.jobs import EngineOptions
 from lucid_deploy.serving.ray_cluster import APPLICATION, ENGINE, ClusterOptions, application
 from lucid_deploy.serving.ray_start import OBJECT_STORE_BYTES
 from tests.patience import PATIENCE
+from tests.serving.patient_ray import ask, free_port
 from tests.serving.serving_tools import MODEL, PROMPT, Reference
 
 CLIENTS, COUNT = 4, 60
@@ -30,9 +30,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def port(patient_ray: None) -> Iterator[int]:
     """A cluster on this machine, as ``serve --engine ray`` starts one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number = int(probe.getsockname()[1])
+    number = free_port()
     ray.init(
         address="local",
         include_dashboard=False,
@@ -58,26 +56,14 @@ def rows_of_an_engine() -> float:
     return float(gauges["rows"])
 
 
-async def ask(client: openai.AsyncOpenAI, stream: bool) -> str:
-    fields = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": COUNT}
-    if not stream:
-        return str((await client.completions.create(**fields, extra_body={"ignore_eos": True})).choices[0].text)
-    text, reason = "", None
-    async for chunk in await client.completions.create(**fields, stream=True, extra_body={"ignore_eos": True}):
-        text += chunk.choices[0].text
-        reason = chunk.choices[0].finish_reason
-    assert reason == "length", "a stream ended early and without an error"
-    return text
-
-
 async def ask_while(work: asyncio.Task[None], url: str) -> list[str]:
     """Ask from several clients until some work is done, and once more after it; an error ends the test."""
     answers: list[str] = []
 
     async def one(client: openai.AsyncOpenAI, stream: bool) -> None:
         while not work.done():
-            answers.append(await ask(client, stream))
-        answers.append(await ask(client, stream))
+            answers.append(await ask(client, COUNT, stream))
+        answers.append(await ask(client, COUNT, stream))
 
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     async with client, asyncio.TaskGroup() as group:

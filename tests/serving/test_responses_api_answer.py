@@ -131,14 +131,6 @@ def test_the_events_of_items_fit_together(text: str) -> None:
     assert (done[-1]["status"], whole["status"]) == (("incomplete",) * 2 if cut else ("completed",) * 2)
 
 
-def test_a_frame_has_the_event_s_name() -> None:
-    made = answer()
-    assert (
-        made.frame({"type": "response.x", "text": "é"})
-        == 'event: response.x\ndata: {"type":"response.x","text":"é"}\n\n'.encode()
-    )
-
-
 def test_an_error_within_a_stream_is_one_that_the_client_raises() -> None:
     event = answer().failure(ApiError(500, "broken", "engine_error"))
     assert (event["type"], event["sequence_number"], event["error"]["code"]) == ("error", 0, "engine_error")

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from click.testing import CliRunner
 
-from lucid_deploy.cli import main
-from tests.conftest import MIXED
 from tests.serving.serving_tools import MODEL, PROMPT, Reference, Start
 
 
@@ -49,11 +46,3 @@ def test_answers_stay_the_same_and_drafts_are_counted(
     assert len(found[3]["logprobs"]["tokens"]) == len(found[3]["logprobs"]["top_logprobs"])
     counts = metrics(url)
     assert 0 < counts["lucid_draft_tokens_accepted_total"] <= counts["lucid_draft_tokens_proposed_total"]
-
-
-def test_what_cannot_speculate_is_refused_before_anything_is_loaded(exported: Any, with_tokenizer: Path) -> None:
-    artifact = exported(**MIXED)[1].directory
-    refused = CliRunner().invoke(main, ["serve", str(with_tokenizer), "--speculate", "draft", "--draft", str(artifact)])
-    assert refused.exit_code == 2 and "has another tokenizer" in refused.stderr
-    refused = CliRunner().invoke(main, ["serve", str(with_tokenizer), "--speculate", "draft"])
-    assert refused.exit_code == 2 and "go together" in refused.stderr

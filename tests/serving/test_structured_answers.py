@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import openai
-import pytest
 
 from tests.serving.serving_tools import MODEL
 
@@ -22,11 +20,6 @@ SCHEMA: dict[str, Any] = {
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
 USER: Any = [{"role": "user", "content": "keys"}]
 SAMPLED: dict[str, Any] = {"model": MODEL, "temperature": 1.5, "seed": 5, "max_tokens": 150}
-
-
-@pytest.fixture
-def client(tool_client: openai.OpenAI) -> openai.OpenAI:
-    return tool_client
 
 
 def test_a_chat_follows_a_schema_whole_and_streamed(client: openai.OpenAI) -> None:
@@ -79,16 +72,3 @@ def test_log_probabilities_are_of_the_whole_distribution(client: openai.OpenAI) 
     assert all(item.logprob < -1 for item in answer.logprobs.content[:1])
     tops = [top.token for item in answer.logprobs.content for top in item.top_logprobs]
     assert any(top not in (answer.message.content or "") for top in tops)
-
-
-def test_constrained_and_free_requests_together_get_what_they_get_alone(client: openai.OpenAI) -> None:
-    def ask(index: int) -> str | None:
-        form: Any = {"response_format": FORMAT} if index % 2 else {}
-        messages: Any = [{"role": "user", "content": f"keys {index}"}]
-        settings = {**SAMPLED, "seed": index, "max_tokens": 40}
-        found = client.chat.completions.create(messages=messages, **settings, **form)
-        return found.choices[0].message.content
-
-    alone = [ask(index) for index in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, range(8))) == alone

@@ -79,12 +79,6 @@ def test_wrong_tools_are_named(fields: dict[str, Any], param: str, said: str, to
     assert caught.value.param == param and said in str(caught.value), caught.value
 
 
-def test_a_template_without_tools_refuses_them_by_name(tokenizer: TextTokenizer) -> None:
-    with pytest.raises(FieldError, match="template has no tools") as caught:
-        tool_use_of(read(tools=[TIME]), templates(default="{{ messages[0].content }}"), tokenizer)
-    assert caught.value.param == "tools"
-
-
 def test_the_form_is_that_of_the_template_for_tools(tokenizer: TextTokenizer) -> None:
     plain, other = "{{ messages[0].content }}", "{{ tools }}"
     for texts in ({"default": plain, "tool_use": TEMPLATES["hermes"]}, {"default": TEMPLATES["hermes"], "rag": other}):
@@ -120,15 +114,13 @@ def test_calls_and_results_reach_the_template() -> None:
         ),
         ([{**ASKED, "role": "user"}], "messages[0].tool_calls", "only the assistant"),
         ([{"role": "assistant"}], "messages[0].content", "is missing"),
-        (
-            [{**ASKED, "tool_calls": [{**CALL, "function": {"name": "a", "arguments": "[1]"}}]}],
-            "messages[0].tool_calls[0].function.arguments",
-            "not the text of a JSON object",
-        ),
-        (
-            [{**ASKED, "tool_calls": [{**CALL, "function": {"name": "a", "arguments": "[" * 100_000}}]}],
-            "messages[0].tool_calls[0].function.arguments",
-            "not the text of a JSON object",
+        *(
+            (
+                [{**ASKED, "tool_calls": [{**CALL, "function": {"name": "a", "arguments": text}}]}],
+                "messages[0].tool_calls[0].function.arguments",
+                "not the text of a JSON object",
+            )
+            for text in ("[1]", "[" * 100_000)
         ),
     ],
 )

@@ -18,11 +18,6 @@ SAMPLED: dict[str, Any] = {"model": MODEL, "temperature": 1.0, "seed": 3, "max_t
 SCHEMAS = {"get_weather": WEATHER["function"]["parameters"], "time-now": {"type": "object", "maxProperties": 0}}
 
 
-@pytest.fixture
-def client(tool_client: openai.OpenAI) -> openai.OpenAI:
-    return tool_client
-
-
 def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.OpenAI) -> None:
     fields: Any = {"messages": USER, "tool_choice": "required", "parallel_tool_calls": False, "n": 3, **SAMPLED}
     answers = client.chat.completions.create(**fields)
@@ -45,17 +40,6 @@ def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.Ope
     assert list(map(tuple, streamed)) == whole and reasons == ["tool_calls"] * 3
 
 
-def test_a_conversation_goes_on_with_the_result(client: openai.OpenAI) -> None:
-    first = client.chat.completions.create(messages=USER, tool_choice="required", parallel_tool_calls=False, **SAMPLED)
-    message = first.choices[0].message
-    assert message.tool_calls
-    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "warm"}
-    messages: Any = [*USER, message.model_dump(), result]
-    answer = client.chat.completions.create(messages=messages, **{**SAMPLED, "max_tokens": 5})
-    assert answer.usage is not None and first.usage is not None
-    assert answer.usage.prompt_tokens > first.usage.prompt_tokens
-
-
 def responses_fields(choice: Any = "required") -> dict[str, Any]:
     """Return what asks /v1/responses for what :data:`SAMPLED` asks a chat."""
     tools = [{"type": "function", "parameters": None, **tool["function"]} for tool in TOOLS]
@@ -75,11 +59,6 @@ def test_responses_make_the_calls_of_a_chat(client: openai.OpenAI) -> None:
         assert call.type == "function_call" and answer.status == "completed"
         assert (call.name, call.arguments) == (wanted.function.name, wanted.function.arguments)
     assert "".join(deltas) == wanted.function.arguments and len(deltas) > 2
-
-
-def test_a_call_that_length_cuts_says_so(client: openai.OpenAI) -> None:
-    fields: Any = {**SAMPLED, "max_tokens": 30, "tool_choice": "required"}
-    assert client.chat.completions.create(messages=USER, **fields).choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize("stop", ["city", "unit", "</tool_call>"])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -30,7 +28,6 @@ from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import EngineOptions, Refusal, RowEnd, RowTimes, make_backend
 from lucid_deploy.serving.loading import reader_setup
 from lucid_deploy.serving.tracing import Tracing, open_tracing, traces_url
-from tests.patience import PATIENCE
 from tests.serving.reader_tools import completion
 from tests.serving.serving_tools import MODEL, PROMPT
 from tests.serving.stand_ins import ReaderHere, ScriptedBackend, client, service
@@ -43,29 +40,37 @@ CONVENTIONS = {value for name, value in vars(gen_ai_attributes).items() if name.
 Use = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 
-def traced(directory: Path, use: Use, rows: int = 2, prefix_tokens: int = 0, **limits: Any) -> list[ReadableSpan]:
-    """Serve an artifact in this process, use it, and return the spans."""
+def recorded(use: Use, make: Callable[[], Service]) -> list[ReadableSpan]:
+    """Use a service that is made in the event loop, and return its spans."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    options = EngineOptions(str(directory), rows=rows, max_queue=1, prefix_tokens=prefix_tokens, check=False)
-    api = ApiOptions(MODEL, pages=False, **limits)
-    setup = reader_setup(options, api)
 
     async def run() -> None:
-        backend = make_backend(options)
-        loaded = threading.Event()
-        backend.engine.start(loaded.set)
-        await asyncio.to_thread(loaded.wait)
-        readers: Any = ReaderHere(setup)
-        made = Service(api, setup, backend, readers, Tracing(provider))
-        try:
-            async with client(made) as http:
-                await use(http)
-        finally:
-            backend.engine.stop()
+        made = make()
+        made.tracing = Tracing(provider)
+        async with client(made) as http:
+            await use(http)
 
     asyncio.run(run())
     return list(exporter.get_finished_spans())
+
+
+def traced(directory: Path, use: Use) -> list[ReadableSpan]:
+    """Serve an artifact in this process."""
+    options, api = EngineOptions(str(directory), rows=2, check=False), ApiOptions(MODEL, pages=False)
+    setup, backend, loaded = reader_setup(options, api), make_backend(options), threading.Event()
+    readers: Any = ReaderHere(setup)
+    backend.engine.start(loaded.set)
+    loaded.wait()
+    try:
+        return recorded(use, lambda: Service(api, setup, backend, readers))
+    finally:
+        backend.engine.stop()
+
+
+def scripted(folder: Path, use: Use, *script: Any) -> list[ReadableSpan]:
+    """As :func:`traced`, over an engine that does what the script says."""
+    return recorded(use, lambda: service(folder, ScriptedBackend(*script)))
 
 
 def of_request(spans: list[ReadableSpan]) -> ReadableSpan:
@@ -75,16 +80,6 @@ def of_request(spans: list[ReadableSpan]) -> ReadableSpan:
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
-
-
-def begun(span: ReadableSpan) -> int:
-    assert span.start_time is not None
-    return span.start_time
-
-
-def ended(span: ReadableSpan) -> int:
-    assert span.end_time is not None
-    return span.end_time
 
 
 def test_the_spans_of_a_request(artifacts: dict[str, Path]) -> None:
@@ -106,14 +101,14 @@ def test_the_spans_of_a_request(artifacts: dict[str, Path]) -> None:
     assert request.context.trace_state.to_header() == "a=1"
     for span in children.values():
         assert span.parent == request.context
-        assert begun(request) <= begun(span) <= ended(span) <= ended(request)
-    ends = [ended(children[name]) for name in PHASES[:2]]
-    assert ends == [begun(children[name]) for name in PHASES[1:3]]
-    assert begun(children["prefill"]) < ended(children["prefill"]) <= begun(children["detokenize"])
-    assert ended(children["read"]) <= begun(children["queue"])
+        assert request.start_time <= span.start_time <= span.end_time <= request.end_time
+    ends = [children[name].end_time for name in PHASES[:2]]
+    assert ends == [children[name].start_time for name in PHASES[1:3]]
+    assert children["prefill"].start_time < children["prefill"].end_time <= children["detokenize"].start_time
+    assert children["read"].end_time <= children["queue"].start_time
 
     found, usage = attributes(request), answer["usage"]
-    assert found.pop("gen_ai.response.time_to_first_chunk") <= (ended(request) - begun(request)) / 1e9
+    assert found.pop("gen_ai.response.time_to_first_chunk") <= (request.end_time - request.start_time) / 1e9
     assert found == {
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "lucid-deploy",
@@ -137,27 +132,12 @@ def test_the_spans_of_a_request(artifacts: dict[str, Path]) -> None:
     assert {name for name in attributes(request) if name.startswith("gen_ai.")} <= CONVENTIONS
     assert attributes(children["prefill"])["lucid.prompt_tokens"] == usage["prompt_tokens"]
     assert attributes(children["decode"])["lucid.new_tokens"] == usage["completion_tokens"] > 0
-    lasts = (ended(children["detokenize"]) - begun(children["detokenize"])) / 1e9
+    lasts = (children["detokenize"].end_time - children["detokenize"].start_time) / 1e9
     assert 0 < attributes(children["detokenize"])["lucid.seconds_spent"] <= lasts
 
     everything = json.dumps([json.loads(span.to_json()) for span in spans])  # no text, of the client or the model
     words = {*PROMPT.split(), *answer["choices"][0]["text"].split(), "zebra"}
     assert not [word for word in words if len(word) > 2 and word in everything]
-
-
-def scripted(folder: Path, use: Use, *script: Any) -> list[ReadableSpan]:
-    """As :func:`traced`, over an engine that does what the script says."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-
-    async def run() -> None:
-        made = service(folder, ScriptedBackend(*script))
-        made.tracing = Tracing(provider)
-        async with client(made) as http:
-            await use(http)
-
-    asyncio.run(run())
-    return list(exporter.get_finished_spans())
 
 
 def test_refused_and_failed_requests(tmp_path: Path) -> None:
@@ -209,21 +189,14 @@ def test_the_client_context(headers: list[tuple[str, str]], count: int, tmp_path
     assert all(span.parent is None for span in spans if span.kind is SpanKind.SERVER)
 
 
-class Collector(HTTPServer):
+class Collector(BaseHTTPRequestHandler):
     """Takes spans by OTLP over HTTP."""
 
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, str | None, ExportTraceServiceRequest]] = []
-        super().__init__(("127.0.0.1", 0), _Taker)
-
-
-class _Taker(BaseHTTPRequestHandler):
-    server: Collector
+    taken: ClassVar[list[tuple[str, str | None, ExportTraceServiceRequest]]] = []
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        sent = ExportTraceServiceRequest.FromString(body)
-        self.server.taken.append((self.path, self.headers["Authorization"], sent))
+        self.taken.append((self.path, self.headers["Authorization"], ExportTraceServiceRequest.FromString(body)))
         self.send_response(200)
         self.end_headers()
 
@@ -235,13 +208,13 @@ def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20key")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    with Collector() as collector:
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         tracing = open_tracing(f"http://127.0.0.1:{collector.server_port}")
         tracing.begin(Headers(), "chat", "m", 0.0).end(200)
         tracing.close()
         collector.shutdown()
-    ((path, key, sent),) = collector.taken
+    ((path, key, sent),) = Collector.taken
     assert (path, key) == ("/v1/traces", "Bearer key")
     (resource,) = sent.resource_spans
     named = {item.key: item.value.string_value for item in resource.resource.attributes}
@@ -256,13 +229,3 @@ def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_collector_is_refused(endpoint: str) -> None:
     with pytest.raises(LucidError, match="otlp-endpoint"):
         traces_url(endpoint)
-
-
-def test_without_the_option_nothing_is_imported() -> None:
-    code = (
-        "import sys, lucid_deploy.serving.server, lucid_deploy.serving.loading, lucid_deploy.cli.serve\n"
-        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    assert done.stdout == "[]\n"

@@ -37,6 +37,6 @@ def tool_server(
 
 
 @pytest.fixture(scope="session")
-def tool_client(tool_server: Server) -> Iterator[openai.OpenAI]:
+def client(tool_server: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
         yield made
