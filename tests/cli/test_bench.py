@@ -68,16 +68,6 @@ def test_a_stopped_run_shows_what_was_measured(exported: Exported, monkeypatch: 
         assert ("the run was stopped" in result.stderr) is shown and "Traceback" not in result.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
-def test_times_are_shown_also_if_their_file_cannot_be_written(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lucid_deploy.bench.run_plan", measured("decode"))
-    result = run(exported()[1].directory, "--lengths", 8, "--json", "/dev/full")
-    assert result.exit_code == 2 and "Error: /dev/full cannot be written: No space left on device." in result.stderr
-    assert "decode" in result.stdout and "copies" in result.stdout
-
-
 def test_openvino_as_the_runtime(exported: Exported) -> None:
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     small = {"num_hidden_layers": 1, "inline": True, "cache": "static", "opset": 23}

@@ -73,8 +73,6 @@ def test_sizes_have_units(text: str, size: int, exported: Exported, asked: list[
         (["--workspace", "much"], "'much' is not a size; write bytes, or a number with a unit, such as 4GiB."),
         (["--workspace", "-1"], "'-1' is not a size"),
         (["--compute-capability", ","], "--compute-capability names no GPU; it takes a list such as 8.6,12.0."),
-        (["--backend", "tvm"], "'tvm' is not one of 'tensorrt-rtx', 'tensorrt'"),
-        (["--max-batch", "x"], "'x' is not a valid integer"),
     ],
 )
 def test_wrong_options(words: list[str], message: str, exported: Exported, asked: list[BuildOptions]) -> None:

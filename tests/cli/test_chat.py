@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from lucid_deploy.artifact import chat_process
 from lucid_deploy.bounded_process import Bounds
 from lucid_deploy.cli import main
-from lucid_deploy.cli._chat_loop import HELP, ChatSession, CompletionTurns, stoppable
+from lucid_deploy.cli._chat_loop import ChatSession, CompletionTurns, stoppable
 from lucid_deploy.errors import LucidError
 from tests.generation.sample_tokenizers import BLANKS, with_blank_first
 from tests.patience import PATIENCE
@@ -66,12 +66,6 @@ def ran(directory: Path, prompt: str) -> str:
     return result.stdout.removesuffix("\n")
 
 
-@pytest.mark.parametrize(("more", "noted"), [((), True), (("--temperature", "0.5"), False)])
-def test_options_of_sampling_that_do_nothing_are_named(chatty: Path, more: tuple[str, ...], noted: bool) -> None:
-    shown = chat(chatty, "w1", options=(*FIXED, "--top-k", "3", *more)).stderr
-    assert ("--top-k, --top-p, --min-p and --seed do nothing at temperature 0" in " ".join(shown.split())) == noted
-
-
 def test_each_answer_is_that_of_run_to_the_whole_chat(chatty: Path) -> None:
     result = chat(chatty, "w1 w2 w3", "w4", options=(*FIXED, "--system", "w20"))
     first, second = result.stdout.splitlines()
@@ -79,21 +73,6 @@ def test_each_answer_is_that_of_run_to_the_whole_chat(chatty: Path) -> None:
     assert second == ran(chatty, f"w11 w20 w12 w1 w2 w3 w13 {first} w12 w4 w13")
     # Of the second prompt the first's seven tokens and all of its answer but the last are in the cache.
     assert new_tokens(result) == [(7, 7), (4, 16)]
-
-
-def test_the_cache_is_kept_between_turns(chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lucid_deploy.runtimes.session import Session
-
-    prefilled: list[int] = []
-    prefill = Session.prefill
-
-    def counted(self: Any, input_ids: Any, *more: Any, **named: Any) -> Any:
-        prefilled.append(input_ids.shape[1])
-        return prefill(self, input_ids, *more, **named)
-
-    monkeypatch.setattr(Session, "prefill", counted)
-    result = chat(chatty, "w1 w2 w3", "w4", "/reset", "w4")
-    assert prefilled == [new for new, _ in new_tokens(result)] == [5, 4, 3]
 
 
 def test_a_model_without_a_template_continues_one_text(with_tokenizer: Path) -> None:
@@ -304,10 +283,6 @@ def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     assert terminal.status() == 0
     history = tmp_path / "history"
     assert history.read_text().splitlines()[-1] == "w1 w2 w3" and history.stat().st_mode & 0o77 == 0
-
-
-def test_the_help_fits_a_terminal_of_80_columns() -> None:
-    assert max(map(len, HELP.splitlines())) <= 80 and "\\ " in HELP and '"""' in HELP
 
 
 def test_ctrl_c_stops_an_answer_and_a_second_one_interrupts() -> None:

@@ -12,31 +12,11 @@ from click.testing import CliRunner
 from lucid_deploy.cli import main
 from tests.patience import PATIENCE
 
-FOR_TENSORRT = [
-    "Triton",
-    "C++ compiler",
-    "TensorRT headers",
-    "CUDA headers",
-    "plugin library",
-    "TensorRT-RTX",
-    "TensorRT",
-    "cuda-bindings",
-    "CUDA driver, GPU",
-]
-
 
 def findings(**environment: str) -> dict[str, dict[str, Any]]:
     result = CliRunner().invoke(main, ["doctor", "--json", "-"], env=environment, catch_exceptions=False)
     assert result.exit_code == 0
     return {item["name"]: item for item in json.loads(result.stdout)}
-
-
-def test_everything_for_tensorrt_has_an_optional_line() -> None:
-    found = findings()
-    assert [name for name in found if name in FOR_TENSORRT] == FOR_TENSORRT
-    for name in FOR_TENSORRT:
-        assert not found[name]["required"] and found[name]["purpose"] and found[name]["remark"]
-        assert found[name]["status"] in ("ok", "missing", "broken")
 
 
 def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:

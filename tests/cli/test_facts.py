@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import LearnedTensor, Method
-from lucid_deploy.cli._facts import method_sentence, quantization_facts, show_quantization, show_ranges
+from lucid_deploy.cli._facts import quantization_facts, show_quantization, show_ranges
 
 Made = Callable[..., tuple[Path, Artifact]]
 
@@ -30,16 +29,6 @@ def test_quantization_in_a_line_and_as_facts(quantized: Made, capsys: pytest.Cap
     assert quantization_facts(quantized(None)[1]) is None
 
 
-def test_what_was_learned_is_a_sentence() -> None:
-    assert method_sentence(Method()) == ""
-    tensors = {str(part): LearnedTensor(0.1, part * 0.01, 0.1) for part in (2, 4, 9)}
-    said = method_sentence(Method("gptq", {}, {"file": "text", "tokens": 512}, tensors))
-    assert said == (
-        " The numbers of 3 were chosen by gptq over 512 tokens of text. What that costs: eval --text FILE --against an "
-        "artifact that is not quantized."
-    )
-
-
 def ranges(layers: int, **changes: Any) -> dict[str, Any]:
     peaks: dict[str, dict[str, float]] = {
         f"layer {i}": {"keys": 1.0 + i, "residual stream": 10.0 + i} for i in range(layers)
@@ -55,14 +44,6 @@ def test_one_line_names_the_largest(capsys: pytest.CaptureFixture[str]) -> None:
         "Range scan over 3 prompts, 96 tokens: the largest magnitude is 12 (layer 2, residual stream); "
         "float16 ends at 65504.\n"
     )
-
-
-@pytest.mark.parametrize(("layers", "rows"), [(3, 3), (20, 21)])
-def test_the_table_has_a_column_per_layer_or_a_row(layers: int, rows: int, capsys: pytest.CaptureFixture[str]) -> None:
-    show_ranges(ranges(layers), table=True)
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("│")]) == rows and max(map(len, lines)) <= 120
-    assert any("Largest magnitudes" in line for line in lines)
 
 
 def test_warnings_and_a_skipped_scan_are_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,9 +62,3 @@ def test_every_help_has_an_example_that_parses(name: str) -> None:
     program, subcommand, *arguments = shlex.split(examples[0])
     assert (program, subcommand) == ("lucid-deploy", name)
     command(name).make_context(name, arguments)
-
-
-def test_an_unknown_command_is_bad_usage() -> None:
-    result = CliRunner().invoke(main, ["exprot"])
-    assert result.exit_code == 2
-    assert "No such command 'exprot'" in result.stderr

@@ -59,12 +59,6 @@ def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
     assert damaged.exit_code == 1 and "weights.bin" in damaged.stderr
 
 
-@pytest.mark.parametrize("words", [["--batch", 0], ["--context", -1], ["--batch", "two"]], ids=str)
-def test_wrong_numbers(words: list[Any], exported: Exported) -> None:
-    result = run(exported()[1].directory, *words)
-    assert result.exit_code == 2 and words[0] in result.stderr and result.stdout == ""
-
-
 def test_what_is_no_artifact(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr

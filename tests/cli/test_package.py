@@ -55,12 +55,6 @@ def test_the_folder_for_tensorrt(exported: Exported, plugin: Path, tmp_path: Pat
     assert facts["attention"] == "standard"
 
 
-def test_more_instances_than_the_configuration_can_say_are_refused(tmp_path: Path) -> None:
-    words = ["package", "nowhere", "--target", "triton", "--output", str(tmp_path / "out"), "--instances", str(2**31)]
-    result = CliRunner().invoke(main, words)
-    assert result.exit_code == 2 and "1<=x<=2147483647" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("target", "option", "other"), [("triton", "--max-batch", "tensorrt"), ("tensorrt", "--instances", "triton")]
 )

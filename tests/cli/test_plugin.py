@@ -89,13 +89,6 @@ def test_one_type_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-def test_a_folder_is_no_library(target: str, compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(tmp_path)])
-    assert (result.exit_code, compiled) == (2, [])
-    assert result.stderr == f"Error: --output {tmp_path} cannot be written: it is no regular file. Name a file.\n"
-
-
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_a_device_or_a_pipe_is_not_replaced(target: str, compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # the library is put in its place by a rename, as in that of /dev/null

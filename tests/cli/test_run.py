@@ -19,7 +19,6 @@ from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 PROMPT = [5, 17, 80, 5, 17, 33, 2, 9, 9, 41, 60]
-SAMPLING = ["--temperature", "1.5", "--seed", "7"]
 
 
 def run(artifact: Path, *options: Any, stdin: str | None = None) -> Result:
@@ -87,18 +86,6 @@ def test_json_says_what_was_done(generate: Callable[..., dict[str, Any]]) -> Non
     }
 
 
-def test_sampling_with_a_seed_repeats(generate: Callable[..., dict[str, Any]]) -> None:
-    first = generate(*SAMPLING)["ids"]
-    assert generate(*SAMPLING)["ids"] == first
-    assert generate("--temperature", 1.5, "--seed", 8)["ids"] != first
-    assert generate()["ids"] != first
-
-
-def test_sampling_among_one_token_is_greedy(generate: Callable[..., dict[str, Any]]) -> None:
-    assert generate(*SAMPLING, "--top-k", 1)["ids"] == generate()["ids"]
-    assert generate(*SAMPLING, "--top-p", 1e-9)["ids"] == generate()["ids"]
-
-
 def test_stdout_has_the_tokens_and_stderr_the_timings(exported: Exported) -> None:
     _, artifact = exported()
     result = run(artifact.directory, "--prompt-ids", ",".join(map(str, PROMPT)), "-n", 5, "--ignore-eos")
@@ -127,15 +114,6 @@ def test_eos_ends_a_generation(artifact_copy: Path, exported: Exported) -> None:
     assert (ignored["ids"], ignored["finish_reason"]) == (tokens, "length")
 
 
-def test_a_full_context_ends_a_generation(exported: Exported) -> None:
-    _, artifact = exported()
-    prompt = ",".join(str(i % 97) for i in range(510))
-    options = ["--prompt-ids", prompt, "-n", 10**9, "--ignore-eos", "--json"]
-    facts = json.loads(run(artifact.directory, *options).stdout)
-    assert facts["finish_reason"] == "context"
-    assert len(facts["ids"]) == 3  # two fit and are read again, and the last one only has to be written
-
-
 def test_text_in_and_text_out(with_tokenizer: Path, exported: Exported) -> None:
     text = " ".join(f"w{i}" for i in PROMPT)
     tokens = greedy(exported()[1], 5)
@@ -160,8 +138,6 @@ def test_the_prompt_is_an_argument_and_a_dash_reads_it_from_stdin(with_tokenizer
     assert as_argument == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
     for more in (["--prompt", "w5"], ["--batch", "x.jsonl", "--output", "y.jsonl"]):
         assert CliRunner().invoke(main, ["run", str(with_tokenizer), "w5", *more]).exit_code == 2
-    from_stdin = run(with_tokenizer, "--prompt", "-", "-n", 5, "--ignore-eos", stdin=text + "\n")
-    assert from_stdin.stdout == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
 
 
 def test_words_that_the_tokenizer_does_not_know_are_named(with_tokenizer: Path) -> None:

@@ -67,21 +67,6 @@ def test_a_batch_counts_no_token_behind_a_stop_string(with_tokenizer: Path, tmp_
     assert found["speculation"]["accepted"] == single["speculation"]["accepted"] < len(single["ids"])
 
 
-def test_the_summary_says_how_far_drafts_were_right(exported: Exported) -> None:
-    result = run(
-        exported()[1].directory, "--prompt-ids", "5,6,5,6,5,6", "-n", 9, "--ignore-eos", "--speculate", "lookup"
-    )
-    assert " drafted tokens accepted" in result.stderr
-
-
-@pytest.mark.parametrize(
-    "options", [["--speculate", "draft"], ["--draft", "x"], ["--speculate", "lookup", "--draft", "x"]]
-)
-def test_a_draft_and_its_mode_go_together(exported: Exported, options: list[str]) -> None:
-    result = CliRunner().invoke(main, ["run", str(exported()[1].directory), "--prompt-ids", "5", *options])
-    assert result.exit_code == 2 and "go together" in result.stderr
-
-
 def test_a_damaged_draft_model_is_found_by_check(exported: Exported, artifact_copy: Path) -> None:
     with (artifact_copy / "weights.bin").open("r+b") as file:
         file.write(bytes(64))

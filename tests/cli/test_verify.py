@@ -61,15 +61,6 @@ def change_manifest(artifact, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_fresh_export_passes(example):
-    _, artifact = example
-    result = run(artifact)
-    assert result.exit_code == 0, result.output
-    assert "PASSED" in result.stdout
-    assert "onnxruntime, float32" in result.stdout
-    assert "FAILED" not in result.output
-
-
 def test_the_checkpoint_can_be_elsewhere(example):
     checkpoint, artifact = example
     change_manifest(artifact, source="/no/such/place")
@@ -77,26 +68,6 @@ def test_the_checkpoint_can_be_elsewhere(example):
     assert result.exit_code == 2
     assert "exported from /no/such/place" in message(result) and "--checkpoint" in message(result)
     assert run(artifact, "--checkpoint", checkpoint, "--runtime", "torch").exit_code == 0
-
-
-def test_json_on_stdout_is_json_alone(example):
-    _, artifact = example
-    result = run(artifact, "--json", "-", "--seed", "3")
-    assert result.exit_code == 0
-    data = json.loads(result.stdout)
-    assert (data["passed"], data["runtime"], data["seed"], data["hashes_checked"]) == (True, "onnxruntime", 3, True)
-    assert data["artifact"] == str(artifact)
-
-
-def test_one_flipped_bit_in_the_weights_is_caught_by_its_hash(example):
-    _, artifact = example
-    path = artifact / WEIGHTS
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    result = run(artifact)
-    assert result.exit_code == 1
-    assert "sha256" in message(result) and WEIGHTS in message(result)
 
 
 def test_a_failed_gate_names_layer_tensor_and_position(example, tmp_path):
@@ -152,11 +123,6 @@ def test_a_real_prompt_is_verified(example):
     assert run(artifact, "--prompt", " ").exit_code == 2
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--runtime", "abacus"]])
-def test_bad_usage(example, arguments):
-    assert CliRunner().invoke(main, ["verify", str(example[1]), *arguments]).exit_code == 2
-
-
 def test_no_artifact(tmp_path):
     result = run(tmp_path / "nothing")
     assert result.exit_code == 2
@@ -177,9 +143,7 @@ def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
         (["--prompt", ""], "prompt to verify with is empty"),
         (["--tolerance", "0"], "above 0 and below 1"),
         (["--tolerance", "nan"], "above 0 and below 1"),
-        (["--tolerance", "1"], "above 0 and below 1"),
         (["--seed", "-1"], "The seed must be 0 or more, not -1."),
-        (["--tolerance", "much"], "not a valid float"),
         (["--report", "{tmp}/none/page.html"], "there is no folder"),
         (["--report", "{tmp}"], "it is a folder"),
         (["--report", "-"], "is no file: name one"),
@@ -238,7 +202,7 @@ def test_a_damaged_file_ends_the_verification_and_is_in_the_json(example, tmp_pa
         file.write(b"damage")
     target = tmp_path / "data.json"
     result = run(artifact, "--json", target)
-    assert result.exit_code == 1
+    assert result.exit_code == 1 and "sha256" in message(result) and WEIGHTS in message(result)
     data = json.loads(target.read_text())
     assert (data["passed"], data["hashes_checked"]) == (False, True)
     outcomes = {check["name"]: check["outcome"] for check in data["checks"]}
