@@ -36,22 +36,6 @@ def worker(exported: Exported) -> LlamaCppWorker:
     return found
 
 
-SETS = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = {} | REPACK = 1 | "
-
-
-@pytest.mark.parametrize(
-    ("compiled", "has", "told"), [(0, True, True), (1, True, False), (0, False, False)], ids=["other", "own", "all"]
-)
-def test_it_says_that_another_build_is_faster(
-    compiled: int, has: bool, told: bool, worker: LlamaCppWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(xllamacpp, "get_system_info", lambda: SETS.format(compiled))
-    monkeypatch.setattr("lucid_deploy.bench.llama_cpp.has_avx512", lambda: has)
-    facts = worker.open()
-    assert facts["provider"].endswith("compiled for SSE3, AVX2, AVX512, REPACK" if compiled else "AVX2, REPACK")
-    assert ("without AVX-512" in (facts["remark"] or "")) is told
-
-
 def test_prompts_and_tokens_are_timed(worker: LlamaCppWorker) -> None:
     """In a context that grows with what is asked, and again behind one that is known."""
     for length in (8, 300):

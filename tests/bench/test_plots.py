@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +53,6 @@ def test_what_is_drawn(tmp_path: Path, figures: list[Any]) -> None:
         figure.get_suptitle() == "Prefill, 2 tokens, batch 1: theirs 2.00 times what ours takes; a processor, 2 cores"
     )
     assert "medians of 3 interleaved rounds" in figure.get_supxlabel() and "against ours" in figure.get_supxlabel()
-
-
-def test_no_panel_has_more_than_five_lines_and_each_is_named_at_its_end(tmp_path: Path, figures: list[Any]) -> None:
-    names = [f"other {number}" for number in range(6)]
-    paths = plot(report("ours", *names), tmp_path)
-    assert [path.name for path in paths] == ["prefill.png", "prefill-2.png"]
-    shown = [[[text.get_text() for text in axis.texts] for axis in figure.axes] for figure in figures]
-    assert shown == [[["ours", *names[:4]]] * 3, [["ours", *names[4:]]] * 3]
-    for figure in figures:
-        figure.canvas.draw()
-        for axis in figure.axes:
-            colours = [line.lines[0].get_color() for line in axis.containers]
-            assert (
-                len({*colours}) == len(colours) and colours[0] == figures[0].axes[0].containers[0].lines[0].get_color()
-            )
-            assert [text.get_color() for text in axis.texts] == colours
-            # All but the first lie on each other: their names do not.
-            places = [text.get_window_extent() for text in axis.texts]
-            spans = sorted((place.y0, place.y1) for place in places)
-            assert all(below[1] <= above[0] for below, above in pairwise(spans))
-            assert all(place.x0 >= axis.bbox.x1 for place in places)
 
 
 def test_names_that_are_formulas_or_begin_with_an_underscore(tmp_path: Path, figures: list[Any]) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,11 @@ def with_engines(artifact: Artifact, backend: str = "tensorrt", weightless: bool
     (folder / "engines.json").write_text(manifest.to_json())
 
 
-def copied(artifact_copy: Path) -> Artifact:
-    from lucid_deploy.artifact import open_artifact
-
-    return open_artifact(artifact_copy)
-
-
 GPU = TritonOptions(name="lucid", backend="tensorrt", device="gpu")
 
 
 def test_engines_go_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> None:
-    artifact = copied(artifact_copy)
+    artifact = open_artifact(artifact_copy)
     with_engines(artifact)
     prefill, decode, script = package_triton(artifact, tmp_path / "models", GPU)
     for stage, folder in (("prefill", prefill), ("decode", decode)):
@@ -125,8 +120,6 @@ def test_engines_go_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> No
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     stand_in.chmod(0o755)
-    import subprocess
-
     environment = {**os.environ, "PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
     told = subprocess.run([script, "--http-port=1"], env=environment, capture_output=True, text=True, check=True).stdout
     repository = tmp_path / "models"
@@ -148,7 +141,7 @@ def test_engines_go_with_their_plugin(artifact_copy: Path, tmp_path: Path) -> No
 def test_engines_that_triton_cannot_load(
     artifact_copy: Path, tmp_path: Path, backend: str | None, weightless: bool, message: str
 ) -> None:
-    artifact = copied(artifact_copy)
+    artifact = open_artifact(artifact_copy)
     if backend is not None:
         with_engines(artifact, backend, weightless)
     with pytest.raises(LucidError, match=message):
