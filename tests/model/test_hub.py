@@ -237,7 +237,7 @@ def test_a_quantized_checkpoint_is_fetched(older: bool, hub: Hub, options: HubOp
     else:
         change_settings(source, {**settings, "quant_method": "gptq", "bits": 3})
     hub.add("org/other", source)
-    assert "bits must be 4 or 8, not 3" in refusal("org/other", options)
+    assert "bits: unsupported value 3" in refusal("org/other", options)
     assert hub.fetched() <= {"config.json", "quantize_config.json"}
 
 
