@@ -168,6 +168,15 @@ def open_tokenizer(artifact: Artifact, required: bool = False) -> TextTokenizer 
     return TextTokenizer(artifact.directory) if required or artifact.path("tokenizer.json").is_file() else None
 
 
+def note_unknown_words(tokenizer: TextTokenizer, text: str) -> None:
+    """Name the words that a tokenizer does not know: they are one token to the model, whatever they say."""
+    from lucid_deploy.cli._console import note
+
+    if unknown := tokenizer.unknown_words(text):
+        more = " …" if len(unknown) > 8 else ""
+        note(f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{more}.")
+
+
 def open_guides(
     answers: PromptDefaults, session: Session[Any], tokenizer: TextTokenizer | None
 ) -> Callable[[], Guide] | None:

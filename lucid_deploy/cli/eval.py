@@ -16,7 +16,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
-    from lucid_deploy.evaluation.task import TokenizerLike
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
@@ -170,7 +170,7 @@ def _flag(name: str) -> str:
     return "--length" if name == "lengths" else f"--{name.replace('_', '-')}"
 
 
-def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TokenizerLike]:
+def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TextTokenizer]:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._console import progress
     from lucid_deploy.runtimes import open_session
@@ -197,13 +197,12 @@ def _perplexity(
     import numpy as np
 
     from lucid_deploy.cli._console import console_out, progress
+    from lucid_deploy.cli._generation_options import note_unknown_words, read_file
     from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
 
+    text = read_file("--text", options.text)
     session, tokenizer = _open(artifact, runtime)
-    try:
-        text = Path(str(options.text)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LucidError(f"The text {options.text} cannot be read: {error}.") from error
+    note_unknown_words(tokenizer, text)
     ids = np.asarray(tokenizer.encode(text), np.int64)
     pieces, done = windows(ids, session.config.max_position_embeddings), iter(range(1, 1 + len(ids)))
     with progress(f"Scoring {artifact.directory.name}", estimate=True) as update:

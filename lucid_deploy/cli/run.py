@@ -19,6 +19,7 @@ from lucid_deploy.cli._generation_options import (
     answer_options,
     as_token_ids,
     drafts_text,
+    note_unknown_words,
     open_guides,
     open_tokenizer,
     read_file,
@@ -152,11 +153,8 @@ def command(
 def _encode(text: str, tokenizer: TextTokenizer) -> list[int]:
     if not text.strip():
         raise LucidError("The prompt is empty.")
-    ids = tokenizer.encode(text)
-    if unknown := tokenizer.unknown_words(text):
-        more = " …" if len(unknown) > 8 else ""
-        note(f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{more}.")
-    return ids
+    note_unknown_words(tokenizer, text)
+    return tokenizer.encode(text)
 
 
 def _listed_ids(text: str) -> list[int]:

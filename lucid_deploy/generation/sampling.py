@@ -75,7 +75,7 @@ class Sampling:
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits change before temperature and filters."""
+        """Whether penalties, biases or bad words change the logits, before temperature and filters do."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 

@@ -196,7 +196,7 @@ class Exchange:
         service.body_memory += more
 
     def _count_busy(self) -> None:
-        """Count a request that has arrived whole, until its answer ends; half of them are for other keys."""
+        """Count a request that has arrived whole until its answer ends; no key of several may have more than half."""
         busy, most = self.service.busy, self.service.most_busy
         if busy.total() >= most or (len(self.service.api.keys) > 1 and busy[self.key] >= most // 2):
             raise queue_full(1)

@@ -56,7 +56,7 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Generations in all; number ``i`` continues prompt ``i // n``."""
+        """Number of generations, prompts times ``n``; generation ``i`` continues prompt ``i // n``."""
         return len(self.prompts) * self.n
 
 

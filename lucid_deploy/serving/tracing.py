@@ -29,7 +29,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "frequency_penalty", "presence_pena
 
 
 def traces_url(endpoint: str) -> str:
-    """Return where spans are sent, by the URL of a collector."""
+    """Return the URL that spans are sent to, given the URL of a collector."""
     try:
         parts = urlsplit(endpoint)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -101,7 +101,7 @@ class RequestTrace:
         self._read = 0  # when the body was read
 
     def prepared(self, request: PreparedRequest, answer: str) -> None:
-        """Note the request, once the body is read. Stops, biases and words have text of the client's."""
+        """Note the request once its body is read; not stops, biases and bad words, which are the client's text."""
         self._request, self._read = request, time.time_ns()
         job = request.job
         given = {name: value for name in SAMPLING if (value := getattr(job.sampling, name)) is not None}

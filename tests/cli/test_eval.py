@@ -120,6 +120,8 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
     )
     shown = run(demo(quantize=QuantizeOptions("int8")).directory, "--text", text, "--against", demo().directory).stdout
     assert "perplexity " in shown and f": {found['perplexity']:.4f}, so " in shown
+    text.write_text("fox has zebra lamp")
+    assert "does not know zebra" in run(demo().directory, "--text", text).stderr
     missing = run(demo().directory, "--text", tmp_path / "nowhere")
     assert missing.exit_code == 2 and "nowhere cannot be read" in " ".join(missing.stderr.split())
 

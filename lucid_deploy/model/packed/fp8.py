@@ -108,7 +108,7 @@ class FloatLayout:
         return FloatWeight(weight.view(torch.uint8), scales, block, inputs)
 
     def _blocks(self, rows: int, width: int) -> tuple[int, int]:
-        """Return how many blocks a weight has along either axis."""
+        """Return how many blocks a weight of this size has, one below the other and side by side."""
         high, wide = self.block
         return count_blocks(rows, high or rows), count_blocks(width, wide or width)
 
