@@ -91,7 +91,7 @@ def main() -> int:
                 passed, text = run(path.parent, tolerances, chosen.library)
                 status = "passed" if passed else "FAILED"
         except Exception as error:  # noqa: BLE001 (whatever is wrong with the files)
-            text = " ".join(str(error).split())[:150]
+            text = " ".join(str(error).split())[:500]
             sys.stderr.write(f"{path.parent} cannot be read: {type(error).__name__}: {text}\n")
             return 2
         counts[status] += 1
