@@ -159,6 +159,7 @@ def _manifest(
         hub=contents.hub,
         options=options.recorded(),
         inline=options.inline,
+        adapter=None if source.adapter is None else str(source.adapter.directory.resolve()),
     )
 
 

@@ -48,7 +48,7 @@ def export(
     checkpoint, hub = _download(checkpoint, options, progress)
     check_links(resolve(checkpoint))
     state_dtype = options.dtype if options.state_dtype == "model" else None
-    source = Checkpoint(checkpoint, options.assume_unused, options.diagonal, state_dtype)
+    source = Checkpoint(checkpoint, options.assume_unused, options.diagonal, state_dtype, options.merge_adapter)
     check_assumed(source, options.assume_unused)
     check_target(source.directory, output)
     check_tokenizer(source.directory)

@@ -42,6 +42,7 @@ class ExportOptions:
             TensorScatter, which older runtimes do not have. None: the newer.
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
+        merge_adapter: Directory of a LoRA adapter of PEFT that is added to the weights; None: none.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
@@ -59,10 +60,11 @@ class ExportOptions:
     diagonal: str = UNIT
     state_dtype: str = "float32"
     opset: int | None = None
+    merge_adapter: Path | None = None
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that the manifest records: all that decide what is exported."""
-        left_out = {"overwrite", "hub"}  # where a checkpoint of the Hub comes from is recorded in its own field
+        left_out = {"overwrite", "hub", "merge_adapter"}  # where weights come from is recorded in fields of its own
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
         return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
 

@@ -107,6 +107,7 @@ class Manifest:
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str | None] | None = None  # of a checkpoint from the Hub: repository, revision and commit
     options: dict[str, Any] = field(default_factory=dict)  # fields of ExportOptions that were given
+    adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
 
     def __post_init__(self) -> None:

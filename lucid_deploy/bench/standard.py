@@ -61,6 +61,7 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
             inline=inline or manifest.inline,
             opset=INLINE_OPSET if inline else manifest.opset,
             state_dtype="model" if manifest.config.has_narrow_states else "float32",
+            merge_adapter=None if manifest.adapter is None else Path(manifest.adapter),
             range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere
         ),
     )

@@ -159,6 +159,12 @@ _QUANTIZATION = (
     help="Ignore this key of config.json, which lucid-deploy does not know and the model's code does not use; may be "
     "repeated.",
 )
+@click.option(
+    "--merge-adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Add a LoRA adapter, as PEFT saves it, to the weights; they may be quantized afterwards.",
+)
 @hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")

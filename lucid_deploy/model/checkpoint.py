@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.adapter import Adapter
 from lucid_deploy.model.build import family_for, make_model, parse_model_config
 from lucid_deploy.model.config import LucidConfig, read_config
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
@@ -58,6 +59,7 @@ class Checkpoint:
         assume_unused: Unknown keys of ``config.json`` that the user declares to have no effect.
         diagonal: See :attr:`LucidConfig.diagonal`.
         state_dtype: See :attr:`LucidConfig.state_dtype`; None: float32.
+        adapter: Directory of a LoRA adapter that is added to the weights; None: none.
 
     Attributes:
         directory: Its folder.
@@ -67,6 +69,7 @@ class Checkpoint:
         assumed_unused: The unknown keys that the user declared unused, with their values.
         layout: How its quantized weights are stored; None: it is not quantized.
         packed: The parts of quantized weights, by the weights' names in the file.
+        adapter: The adapter that is added to its weights; None: none.
 
     Raises:
         LucidError: Missing or broken files, an unsupported configuration, or tensors that do not fit it (one error
@@ -79,6 +82,7 @@ class Checkpoint:
         assume_unused: Collection[str] = (),
         diagonal: str = UNIT,
         state_dtype: str | None = None,
+        adapter: str | Path | None = None,
     ) -> None:
         self.directory = resolve(checkpoint)
         refuse_adapter(self.directory)
@@ -99,7 +103,10 @@ class Checkpoint:
         self.config: LucidConfig = _with_states(config, state_dtype, str(self.directory))
         self.tied = self.config.tie_word_embeddings
         self.notes = (*_wrapper_notes(wrappers), *notes, *of_tokens, *self._share_head())
+        self.adapter: Adapter | None = None
         self._check_tensors()
+        if adapter is not None:
+            self.adapter = self._open_adapter(adapter)
 
     def stored_name(self, name: str) -> str:
         """Return the model's name of the stored weight: a tied head is stored as the embedding."""
@@ -129,8 +136,7 @@ class Checkpoint:
             whole = self.packed[place.name].read(self._stored_tensor, self.directory).dequantize()
             return _rows(whole, place).double() + place.plus if place.plus else _rows(whole, place)
         try:
-            file = self._open(path)
-            data: torch.Tensor = _placed(file, stored, place)
+            data = self._placed(self._open(path), stored, place)
         except safetensors.SafetensorError as error:
             raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
         return data.double() + place.plus if place.plus else data
@@ -153,6 +159,33 @@ class Checkpoint:
                 "not supported. Use the checkpoint that it was made from."
             )
         return self.packed[place.name].read(self._stored_tensor, self.directory)
+
+    def _placed(self, file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
+        """Read a parameter, which may be some rows of a fused tensor, with what the adapter adds to it."""
+        if self.adapter is not None and place.name in self.adapter.weights:
+            return _rows(self.adapter.merged(place.name, file.get_tensor(stored)), place)
+        if place.rows is not None and place.groups == 1:
+            rows: torch.Tensor = file.get_slice(stored)[slice(*place.rows)]
+            return rows
+        return _rows(file.get_tensor(stored), place)
+
+    def _open_adapter(self, directory: str | Path) -> Adapter:
+        adapter = Adapter(directory)
+        quantized = sorted(adapter.weights & self.packed.keys())
+        if quantized:
+            raise LucidError(
+                f"{adapter.directory} changes {quantized[0]}, which {self.directory} stores quantized: what is added "
+                "would have to be rounded again. Use the checkpoint that it was made from."
+            )
+        tied = sorted(adapter.weights & {self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD)})
+        if self.tied and tied:
+            raise LucidError(
+                f"{adapter.directory} changes {tied[0]} alone, and in {self.directory} embedding and lm_head are one "
+                "weight (tie_word_embeddings). Merge it by PEFT's merge_and_unload, and export the result."
+            )
+        shapes = {name: tuple(self._header(name).get_shape()) for name in adapter.weights & self._named.keys()}
+        self.notes = (*self.notes, *adapter.check(shapes.get, self.directory))
+        return adapter
 
     def _find_packed(self) -> dict[str, PackedParts]:
         """Find the quantized weights, and list each by its name instead of its parts."""
@@ -269,17 +302,6 @@ def _rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
     if place.rows is None:
         return whole
     return whole.unflatten(0, (place.groups, -1))[:, slice(*place.rows)].flatten(0, 1)
-
-
-def _placed(file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
-    """Read a parameter, which may be some rows of a fused tensor."""
-    if place.rows is None:
-        whole: torch.Tensor = file.get_tensor(stored)
-        return whole
-    if place.groups == 1:
-        rows: torch.Tensor = file.get_slice(stored)[slice(*place.rows)]
-        return rows
-    return _rows(file.get_tensor(stored), place)
 
 
 def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:

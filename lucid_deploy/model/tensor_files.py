@@ -38,12 +38,10 @@ def refuse_adapter(directory: Path) -> None:
 
 
 def adapter_error(where: str) -> str:
-    """Return the error for a checkpoint with an adapter."""
+    """Return the error for an adapter in the place of a checkpoint, or beside one."""
     return (
-        f"{where} has an adapter, such as LoRA ({ADAPTER}), which is not added to the weights here; the answers would "
-        "be those of the model without it. Merge it, "
-        'PeftModel.from_pretrained(BASE, "ADAPTER").merge_and_unload().save_pretrained("MERGED"), and export MERGED. '
-        f"If these weights are merged already, export a folder without {ADAPTER}."
+        f"{where} has an adapter, such as LoRA ({ADAPTER}). Export the model that it was trained on, with this folder "
+        f"as --merge-adapter. If these weights are merged already, export a folder without {ADAPTER}."
     )
 
 

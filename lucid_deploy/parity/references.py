@@ -44,9 +44,14 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None) -> Checkp
             f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
             f"--checkpoint DIR.{again}"
         )
+    adapter = artifact.manifest.adapter
+    if adapter is not None and not Path(adapter).exists():
+        raise LucidError(
+            f"{artifact.directory} was exported with the adapter {adapter}, which is not there any more. Put it back."
+        )
     states = artifact.config.state_dtype
     chosen = None if states == "float32" else states
-    source = Checkpoint(name, artifact.manifest.assumed_unused, artifact.config.diagonal, chosen)
+    source = Checkpoint(name, artifact.manifest.assumed_unused, artifact.config.diagonal, chosen, adapter)
     differing = [
         f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
         f"{getattr(source.config, field.name)} in the checkpoint"

@@ -39,6 +39,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "opset": manifest.opset,
         "operators": {"domain": DOMAIN, "version": manifest.operators},
         "source": manifest.source,
+        "adapter": manifest.adapter,
         "versions": manifest.versions,
         "files": manifest.files,
         "layers": [layer.to_dict() for layer in manifest.layers],

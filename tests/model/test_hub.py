@@ -110,7 +110,7 @@ def test_an_adapter_is_named_and_costs_no_weights(hub: Hub, published: Path, opt
     (published / "adapter_config.json").write_text("{}")
     hub.add(NAME, published)
     message = refusal(NAME, options)
-    assert f"{NAME} at main on the Hub has an adapter" in message and "merge_and_unload" in message
+    assert f"{NAME} at main on the Hub has an adapter" in message and "--merge-adapter" in message
     assert hub.fetched() == set()
 
 

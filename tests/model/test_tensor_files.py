@@ -171,7 +171,7 @@ def test_an_adapter_is_refused(make_checkpoint: MakeCheckpoint, alone: bool) -> 
         (checkpoint / "config.json").unlink()
         (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
     message = refusal(checkpoint)
-    assert f"{checkpoint} has an adapter" in message and "merge_and_unload" in message
+    assert f"{checkpoint} has an adapter" in message and "--merge-adapter" in message
 
 
 @pytest.mark.parametrize(

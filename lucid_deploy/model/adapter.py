@@ -1,0 +1,253 @@
+"""LoRA adapters as PEFT saves them, added to a checkpoint's weights while they are read.
+
+A module with the weight W gets ``W + scale·B·A``, where scale is ``lora_alpha / r``, or ``lora_alpha / √r`` with rsLoRA
+(arXiv 2106.09685, 2312.03732). Other weights, of ``modules_to_save`` and biases, stand in the adapter whole.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config_file import Flag, Size, Text, checked, read_object
+from lucid_deploy.model.tensor_files import ADAPTER, open_safetensors
+from lucid_deploy.model.variants import listed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PARTS = re.compile(r"(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B))")
+_Number = Annotated[float, Meta(description="a number")]
+_Numbers = Annotated[dict[str, _Number], Meta(description="numbers by names of modules")]
+
+
+class _AdapterFile(msgspec.Struct, kw_only=True, frozen=True):
+    """The keys of ``adapter_config.json`` that decide what an adapter computes, with PEFT's defaults."""
+
+    peft_type: Text
+    r: Size = 8
+    lora_alpha: _Number = 8
+    use_rslora: Flag = False
+    fan_in_fan_out: Flag = False
+    rank_pattern: Annotated[dict[str, Size], Meta(description="ranks by names of modules")] = {}
+    alpha_pattern: _Numbers = {}
+    init_lora_weights: Annotated[bool | str, Meta(description="true, false or a name")] = True
+    base_model_name_or_path: Text = ""
+
+
+# Keys that only matter while an adapter is trained, or that say what its tensors say too.
+_WITHOUT_EFFECT = frozenset(
+    (
+        *("auto_mapping", "bias", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode"),
+        *("layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "modules_to_save"),
+        *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type"),
+    )
+)
+# Ways to begin training that leave the base's weights as they are; pissa, olora, loftq and others change them.
+_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+@dataclass
+class _Update:
+    """What is added to the weight of one module."""
+
+    scale: float
+    turned: bool  # whether the weight is stored [in, out], as that of GPT-2's Conv1D is
+    a: Tensor | None = None  # (r, in)
+    b: Tensor | None = None  # (out, r)
+
+
+class Adapter:
+    """An opened LoRA adapter.
+
+    Args:
+        directory: Where PEFT's ``save_pretrained`` wrote it.
+
+    Attributes:
+        directory: The same.
+        base: What it says it was trained on, a path or a name on the Hub; may be empty.
+
+    Raises:
+        LucidError: Missing or broken files, numbers that are not finite, another method than LoRA, or one of LoRA's
+            variants that is not supported.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._settings = self._read_settings()
+        self.base = self._settings.base_model_name_or_path
+        if not (self.directory / WEIGHTS).is_file():
+            raise LucidError(
+                f"{self.directory} has no {WEIGHTS}. Save the adapter as safetensors: save_pretrained(..., "
+                "safe_serialization=True)."
+            )
+        self._file = open_safetensors(self.directory / WEIGHTS)
+        self._updates: dict[str, _Update] = {}  # by the name of the weight
+        self._replaced: dict[str, str] = {}  # names in the file, by the name of the weight
+        for key in sorted(self._file.keys()):
+            self._add(key)
+        for name, update in self._updates.items():
+            self._check_ranks(name, update)
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """Names of the weights that it changes, as the base's class has them."""
+        return frozenset((*self._updates, *self._replaced))
+
+    def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
+        """Check that the adapter belongs to a checkpoint; return notes.
+
+        Args:
+            shape_of: Returns the shape of one of the checkpoint's tensors by its name; None: there is none.
+            base: Directory of the checkpoint.
+
+        Raises:
+            LucidError: It changes a weight that the checkpoint does not have, or that has another shape.
+        """
+        shapes = {name: shape_of(name) for name in sorted(self.weights)}
+        absent = [name for name, shape in shapes.items() if shape is None]
+        if absent:
+            raise LucidError(f"{self.directory} changes weights that {base} does not have: {listed(absent)}.")
+        wrong = [
+            f"{name} is {list(shape)} there and {list(found)} here"
+            for name, shape in shapes.items()
+            for found in self._shapes(name)
+            if shape is not None and found != shape
+        ]
+        if wrong:
+            raise LucidError(f"{self.directory} was not trained on {base}: {listed(wrong)}.")
+        return tuple(self._notes(base))
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight with the adapter in it, float32, or float64 if the weight is; unchanged ones as they are.
+
+        Args:
+            name: The weight's name, as the base's class has it.
+            weight: The checkpoint's numbers.
+        """
+        import torch
+
+        if name in self._replaced:
+            weight = self._tensor(self._replaced[name])
+        if name not in self._updates:
+            return weight
+        update = self._updates[name]
+        assert update.a is not None and update.b is not None
+        kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        change = update.scale * (update.b.to(kind) @ update.a.to(kind))
+        return weight.to(kind) + (change.mT if update.turned else change)
+
+    def _read_settings(self) -> _AdapterFile:
+        path = self.directory / ADAPTER
+        raw = read_object(path)
+        settings = checked(raw, _AdapterFile, str(path))
+        if settings.peft_type != "LORA":
+            raise LucidError(f"{path}: peft_type {settings.peft_type} is not supported; LORA is.")
+        given = [key for key, value in raw.items() if value]
+        unknown = [key for key in given if key not in (*_AdapterFile.__struct_fields__, *_WITHOUT_EFFECT)]
+        if unknown:
+            raise LucidError(
+                f"{path} sets {listed(unknown)}, which is not supported. Merge the adapter by PEFT's merge_and_unload "
+                "if it can, and export the result."
+            )
+        if settings.init_lora_weights not in _BEGINNINGS:
+            raise LucidError(
+                f"{path}: init_lora_weights {settings.init_lora_weights!r} changed the base's weights before training, "
+                "so the adapter does not fit the published ones. Save it with path_initial_model_for_weight_conversion."
+            )
+        return settings
+
+    def _add(self, key: str) -> None:
+        """Sort in one tensor of the file."""
+        where = self.directory / WEIGHTS
+        if not key.startswith(_PREFIX):
+            raise LucidError(f"{where}: the tensor {key} does not begin with {_PREFIX}, as those of PEFT do.")
+        name = key.removeprefix(_PREFIX)
+        parts = _PARTS.fullmatch(name)
+        if parts is None:
+            if "lora_" in name or not name.endswith((".weight", ".bias")):
+                raise LucidError(f"{where}: the tensor {key} is of no kind that is supported.")
+            self._replaced[name.replace(".base_layer.", ".")] = key
+            return
+        value = self._tensor(key)
+        if value.dim() != 2:
+            raise LucidError(f"{where}: {key} is {list(value.shape)}; matrices are expected.")
+        turned = self._settings.fan_in_fan_out and parts[2] is not None
+        update = self._updates.setdefault(f"{parts[1]}.weight", _Update(self._scale(parts[1]), turned))
+        if parts[2] is not None:
+            setattr(update, parts[2].lower(), value)
+        else:  # an embedding's weight is the transpose of a linear layer's
+            setattr(update, "b" if parts[3] == "A" else "a", value.mT)
+
+    def _scale(self, module: str) -> float:
+        rank = _by_pattern(self._settings.rank_pattern, module, self._settings.r)
+        alpha = _by_pattern(self._settings.alpha_pattern, module, self._settings.lora_alpha)
+        return float(alpha / (math.sqrt(rank) if self._settings.use_rslora else rank))
+
+    def _check_ranks(self, name: str, update: _Update) -> None:
+        module = name.removesuffix(".weight")
+        where = f"{self.directory / WEIGHTS}: {module}"
+        if update.a is None or update.b is None:
+            raise LucidError(f"{where} has one of the two matrices A and B.")
+        rank = _by_pattern(self._settings.rank_pattern, module, self._settings.r)
+        if (update.b.shape[1], update.a.shape[0]) != (rank, rank):
+            raise LucidError(
+                f"{where}: A is {list(update.a.shape)} and B {list(update.b.shape)}, and {ADAPTER} says rank {rank}."
+            )
+
+    def _shapes(self, name: str) -> list[tuple[int, ...]]:
+        """Return the shapes of what replaces a weight and of what is added to it."""
+        shapes = []
+        if name in self._replaced:
+            shapes.append(tuple(self._file.get_slice(self._replaced[name]).get_shape()))
+        if name in self._updates:
+            update = self._updates[name]
+            assert update.a is not None and update.b is not None
+            shape = (update.b.shape[0], update.a.shape[1])
+            shapes.append(shape[::-1] if update.turned else shape)
+        return shapes
+
+    def _tensor(self, key: str) -> Tensor:
+        import safetensors
+
+        path = self.directory / WEIGHTS
+        try:
+            value: Tensor = self._file.get_tensor(key)
+        except safetensors.SafetensorError as error:
+            raise LucidError(f"{path}: tensor {key} cannot be read: {error}") from error
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise LucidError(f"{path}: {key} has numbers that are not finite, or no floating-point ones.")
+        return value
+
+    def _notes(self, base: Path) -> Iterable[str]:
+        named = (
+            self.base.rstrip("/").rpartition("/")[2],
+            f"models--{self.base.replace('/', '--')}",
+        )  # in the Hub's cache
+        if self.base and not {*named} & {*base.resolve().parts}:
+            yield f"The adapter {self.directory} says that it was trained on {self.base}; it was added to {base}."
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            own, other = self.directory / name, base / name
+            if own.is_file() and (not other.is_file() or own.read_bytes() != other.read_bytes()):
+                yield f"{own} differs from the checkpoint's, which was taken. Copy it there if it is the right one."
+
+
+def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
+    """Return a module's own value, as PEFT looks it up: the first key that its name ends with."""
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error as error:
+            raise LucidError(f"{ADAPTER}: {key!r} is no regular expression: {error}") from error
+    return default
