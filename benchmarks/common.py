@@ -16,7 +16,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.bench.machine import describe_machine
 from lucid_deploy.demo.recall import held_out
 from lucid_deploy.model.checkpoint import DEMO, expected_shapes, resolve
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.parity.metrics import kl_divergence, position_errors
 
 RESULTS = Path(__file__).parent / "results"

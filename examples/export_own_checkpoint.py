@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.generate import Generation
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 from lucid_deploy.runtimes import open_session

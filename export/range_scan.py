@@ -24,7 +24,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import read_lines
 from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, mixer_of, run_layer
 from lucid_deploy.model.attention.lucid import LucidAttention
-from lucid_deploy.model.layer_plan import LUCID
+from lucid_deploy.model.config import LUCID
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.plugins.shared.keys import log_row_factors
 

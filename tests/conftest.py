@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 from tests.once_per_run import made_once, run_folder
 

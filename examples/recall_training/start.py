@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from lucid_deploy.model.attention.delta_net import DeltaNet
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.rope import inverse_frequencies
 from recall_training.words import SPECIAL

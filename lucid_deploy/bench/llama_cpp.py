@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.machine import has_avx512, reset_peak, resident_bytes
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.layer_plan import LUCID, STANDARD
+from lucid_deploy.model.config import LUCID, STANDARD, LucidConfig
 from lucid_deploy.processors import allowed_threads
 
 TYPES = {

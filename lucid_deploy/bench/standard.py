@@ -13,7 +13,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
-from lucid_deploy.model.layer_plan import LUCID, STANDARD, WINDOW
+from lucid_deploy.model.config import LUCID, STANDARD, WINDOW
 
 INLINE_OPSET = 23  # OpenVINO has no TensorScatter
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import Family, family_named, family_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         assume_unused: Unknown keys that the user declares to have no effect.
 
     Raises:
-        LucidError: As :func:`~lucid_deploy.model.config.parse_config`, or a class that is not supported.
+        LucidError: As :func:`~lucid_deploy.model.config_parsing.parse_config`, or a class that is not supported.
     """
     if not _names_class(raw):
         return parse_config(raw, where, assume_unused)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.adapter import Adapter
 from lucid_deploy.model.build import family_for, make_model, parse_model_config
-from lucid_deploy.model.config import LucidConfig, read_config
-from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
+from lucid_deploy.model.config import LUCID, LucidConfig
+from lucid_deploy.model.config_file import GenerationFile, checked, read_config, read_object, token_ids
 from lucid_deploy.model.config_keys import unknown_keys, value_of
 from lucid_deploy.model.description import describe
 from lucid_deploy.model.families import StoredParameter
-from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
     find_tensor_files,

@@ -1,28 +1,37 @@
-"""The model configuration: Hugging Face's Llama ``config.json`` plus the keys LUCID adds to it."""
+"""The configuration of a model: what a checkpoint's ``config.json`` says and an artifact's manifest records.
+
+:mod:`lucid_deploy.model.config_file` reads ``config.json``. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import sys
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config_file import ConfigFile, checked, given_or, read_object, token_ids
-from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, check_keys
-from lucid_deploy.model.layer_plan import LARGEST_WINDOW, WINDOW, with_layer_kinds
-from lucid_deploy.model.rope_settings import ROPE_TYPES, Rope, RopeScaling, parse_rope
-from lucid_deploy.plugins.table import DIAGONALS, UNIT
+from lucid_deploy.plugins.table import UNIT
 
-QK_NORMS = ("none", "after_rope", "before_rope")
+LUCID, STANDARD, WINDOW = "lucid", "standard", "window"  # kinds of layers
+LUCID_TYPES = ("lucid", "oglucid")
+ATTENTION_TYPES = (*LUCID_TYPES, "llama")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-_GGUF = (
-    " GGUF is not read: take the original checkpoint, or let transformers convert the file (gguf_file; docs/models.md "
-    "has the lines)."
-)
-STATE_DTYPES = ("float32", "float16", "bfloat16")
+LARGEST_WINDOW = 2**20
+
+# Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
+Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
+Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
+Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+_Attention = Annotated[str, Meta(pattern="^(lucid|oglucid|llama)$")]
+_RopeType = Annotated[str, Meta(pattern="^(default|linear|dynamic|llama3|yarn)$")]
+_Norm = Annotated[str, Meta(pattern="^(none|after_rope|before_rope)$")]
+_Activation = Annotated[str, Meta(pattern="^(silu|gelu_pytorch_tanh)$")]
+_Diagonal = Annotated[str, Meta(pattern="^(unit|training)$")]
+_StateType = Annotated[str, Meta(pattern="^(float32|float16|bfloat16)$")]
 
 _SIZES = (
     "vocab_size",
@@ -34,40 +43,47 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Sizes above these (2²⁰ for those not listed) are mistakes, and would only show as exhausted memory or overflow later.
-_LARGEST = {
-    "num_hidden_layers": 10_000,
-    "max_position_embeddings": 2**31 - 1,
-    "original_max_position_embeddings": 2**31 - 1,
-}
-# Keys whose null has a meaning of its own even where a family has a default: no window, as many key/value heads as
-# query heads, heads that share the width, untied embeddings.
-_MEANINGFUL_NULLS = frozenset(("sliding_window", "num_key_value_heads", "head_dim", "tie_word_embeddings"))
-# Fields that artifacts of earlier versions lack; the defaults are the earlier behaviour.
-_ADDED = frozenset(
-    (
-        "qk_norm",
-        "layer_kinds",
-        "layer_settings",
-        "family",
-        "hidden_act",
-        "attention_output_bias",
-        "sliding_window",
-        "rope_layers",
-        "diagonal",
-        "rotary_width",
-        "attention_gate",
-        "state_dtype",
-        "class_config",
-        "class_layers",
-        "attention",
-        "softcap",
-    )
-)
 # Fields of artifacts of earlier versions, from when Granite, Gemma 3 and others had code here; their graphs have them.
 _GONE = frozenset(
     ("attention_scale", "embedding_multiplier", "residual_multiplier", "logits_divisor", "window_rope_theta")
 )
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for longer contexts, in transformers' terms.
+
+    Attributes:
+        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
+            divided, high ones kept, a ramp between), ``dynamic`` (unchanged up to ``max_position_embeddings``, which
+            sessions do not exceed).
+        factor: The divisor; without effect for ``dynamic``.
+        low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
+        high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
+        original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
+        attention_factor: ``yarn`` only: factor of cosines and sines.
+        beta_fast: ``yarn`` only: frequencies that turn more often over the original context are kept.
+        beta_slow: ``yarn`` only: frequencies that turn less often over it are divided.
+        truncate: ``yarn`` only: whether the ramp begins and ends at whole indices of frequencies.
+    """
+
+    rope_type: _RopeType = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The rotary settings of a layer: the base of its frequencies, and their scaling."""
+
+    theta: float
+    scaling: RopeScaling
 
 
 @dataclass(frozen=True)
@@ -126,18 +142,18 @@ class LucidConfig:
         softcap: As :attr:`AttentionShape.softcap`.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    max_position_embeddings: int
-    attention_type: str = "lucid"
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    rms_norm_eps: Positive
+    max_position_embeddings: Context
+    attention_type: _Attention = "lucid"
     use_rope: bool = True
-    rope_theta: float = 10000.0
+    rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -146,16 +162,16 @@ class LucidConfig:
     eos_token_ids: tuple[int, ...] = ()
     layer_kinds: tuple[str, ...] = ()
     layer_settings: dict[str, Any] = field(default_factory=dict)
-    qk_norm: str = "none"
+    qk_norm: _Norm = "none"
     family: str = "llama"
-    hidden_act: str = "silu"
+    hidden_act: _Activation = "silu"
     attention_output_bias: bool | None = None
     sliding_window: int | None = None
     rope_layers: tuple[bool, ...] = ()
-    diagonal: str = UNIT
-    rotary_width: int | None = None
+    diagonal: _Diagonal = UNIT
+    rotary_width: Size | None = None
     attention_gate: bool = False
-    state_dtype: str = "float32"
+    state_dtype: _StateType = "float32"
     class_config: dict[str, Any] = field(default_factory=dict)
     class_layers: tuple[int, ...] = ()
     attention: tuple[AttentionShape, ...] = ()
@@ -217,16 +233,14 @@ class LucidConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
-        data = asdict(self)
-        for name in ("eos_token_ids", "layer_kinds", "rope_layers", "class_layers"):
-            data[name] = list(data[name])
-        data["attention"] = [{**item, "weights": list(item["weights"])} for item in data["attention"]]
-        return data
+        builtins: dict[str, Any] = msgspec.to_builtins(asdict(self))
+        return builtins
 
     @classmethod
     def added_defaults(cls) -> dict[str, Any]:
         """Return the fields that artifacts of earlier versions lack, with the defaults for them."""
-        return {name: getattr(cls, name, {}) for name in _ADDED}
+        names = [item.name for item in fields(cls)]
+        return {name: getattr(cls, name, {}) for name in names[names.index("layer_kinds") :]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LucidConfig:
@@ -237,158 +251,56 @@ class LucidConfig:
         """
         names = {item.name for item in fields(cls)}
         data = {name: value for name, value in data.items() if name not in _GONE}
-        if names - _ADDED - data.keys() or data.keys() - names:
-            raise KeyError(f"fields {', '.join(sorted((names - _ADDED - data.keys()) | (data.keys() - names)))}")
+        missing = names - cls.added_defaults().keys() - data.keys()
+        if missing or data.keys() - names:
+            raise KeyError(f"fields {', '.join(sorted(missing | (data.keys() - names)))}")
         config = msgspec.convert(data, cls)
-        for name in _SIZES:
-            if not 0 < getattr(config, name) <= _LARGEST.get(name, 2**20):
-                raise ValueError(f"{name} is {getattr(config, name)}")
-        if not (config.rms_norm_eps > 0 and config.rope_theta > 0):
-            raise ValueError(f"rms_norm_eps is {config.rms_norm_eps}, rope_theta {config.rope_theta}")
-        if config.attention_type not in ATTENTION_TYPES or config.rope_scaling.rope_type not in ROPE_TYPES:
-            raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
-        if len(config.kinds) != config.num_hidden_layers or not isinstance(config.layer_settings, dict):
-            raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
-        if config.qk_norm not in QK_NORMS or config.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"qk_norm is {config.qk_norm!r}, hidden_act {config.hidden_act!r}")
-        if config.diagonal not in DIAGONALS:
-            raise ValueError(f"diagonal is {config.diagonal!r}")
-        if config.rotary_width is not None and not 0 < config.rotary_width <= config.head_dim:
-            raise ValueError(f"rotary_width is {config.rotary_width} of heads of {config.head_dim}")
-        if config.state_dtype not in STATE_DTYPES:
-            raise ValueError(f"state_dtype is {config.state_dtype!r}")
-        if config.rope_layers and len(config.rope_layers) != config.num_hidden_layers:
-            raise ValueError(f"rope_layers are {config.rope_layers} for {config.num_hidden_layers} layers")
-        if len(config.attention) not in (0, config.num_hidden_layers) or bool(config.attention) != bool(
-            config.class_config
-        ):
-            raise ValueError(f"attention describes {len(config.attention)} of {config.num_hidden_layers} layers")
-        if WINDOW in config.kinds and not 0 < (config.sliding_window or 0) <= LARGEST_WINDOW:
-            raise ValueError(f"sliding_window is {config.sliding_window}")
-        tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
-        if any(not 0 <= token < config.vocab_size for token in tokens):
-            raise ValueError(f"bos and eos tokens are {tokens}, with a vocabulary of {config.vocab_size}")
+        if (problem := config.problem()) is not None:
+            raise ValueError(problem)
         return config
 
-
-def load_config(directory: Path, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Read ``config.json`` of a checkpoint.
-
-    Args:
-        directory: The checkpoint.
-        assume_unused: As :func:`parse_config`.
-
-    Raises:
-        LucidError: No directory, no file, not JSON, or as :func:`parse_config`.
-    """
-    return parse_config(read_config(directory), str(directory / "config.json"), assume_unused)
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint's ``config.json``, unchecked.
-
-    Raises:
-        LucidError: No directory, no file, or no JSON object in it.
-    """
-    if not directory.exists():
-        raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
-    if not directory.is_dir():
-        is_gguf = directory.suffix == ".gguf"
-        raise LucidError(
-            f"{directory} is a file; a checkpoint is a directory with config.json and *.safetensors."
-            f"{_GGUF if is_gguf else ''}"
-        )
-    path = directory / "config.json"
-    if not path.is_file():
-        is_gguf = any(directory.glob("*.gguf"))
-        raise LucidError(
-            f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors."
-            f"{_GGUF if is_gguf else ''}"
-        )
-    return read_object(path)
-
-
-def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
-
-    What only the tensors show is decided by :func:`lucid_deploy.model.variants.settle`.
-
-    Args:
-        raw: The parsed JSON object.
-        where: Name of the file, for messages.
-        assume_unused: Unknown keys that the user declares to have no effect.
-
-    Raises:
-        LucidError: An unsupported model, an unknown or unsupported key, a missing or impossible value.
-    """
-    family = check_keys(raw, where, assume_unused)
-    raw = family.normalized(raw, where)
-    absent = [key for key in family.defaults if key not in raw or (raw[key] is None and key not in _MEANINGFUL_NULLS)]
-    given = {**raw, **{key: family.defaults[key] for key in absent}}
-    file = checked(given, ConfigFile, where)
-    _refuse_variants(file, where)
-    theta, scaling = parse_rope(file, where)
-    config = LucidConfig(
-        vocab_size=file.vocab_size,
-        hidden_size=file.hidden_size,
-        intermediate_size=file.intermediate_size,
-        num_hidden_layers=file.num_hidden_layers,
-        num_attention_heads=file.num_attention_heads,
-        num_key_value_heads=given_or(file.num_key_value_heads, file.num_attention_heads),
-        head_dim=given_or(file.head_dim, file.hidden_size // file.num_attention_heads),
-        rms_norm_eps=file.rms_norm_eps,
-        max_position_embeddings=file.max_position_embeddings,
-        attention_type=file.attention_type,
-        use_rope=file.use_rope,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_word_embeddings=file.tie_word_embeddings,
-        attention_bias=file.attention_bias,
-        mlp_bias=file.mlp_bias,
-        bos_token_id=next(iter(token_ids(file.bos_token_id)), None),
-        eos_token_ids=token_ids(file.eos_token_id),
-        layer_kinds=tuple(file.layer_kinds),
-        layer_settings=file.layer_settings,
-        family=family.model_type,
-        hidden_act="silu" if file.hidden_act == "swish" else file.hidden_act,
-    )
-    config = family.configure(config, checked(given, family.keys, where), where)
-    config = with_layer_kinds(config, given, family, where)
-    check_shape(config, where)
-    return config
+    def problem(self) -> str | None:
+        """Return which fields do not fit together, without a full stop; None if all do."""
+        tokens = [token for token in (self.bos_token_id, *self.eos_token_ids) if token is not None]
+        beyond = [token for token in tokens if not 0 <= token < self.vocab_size]
+        layers = self.num_hidden_layers
+        if beyond:
+            return (
+                f"token {beyond[0]}, a bos_token_id or eos_token_id, is outside the vocabulary (0 to "
+                f"{self.vocab_size - 1})"
+            )
+        if self.head_dim == 0:
+            return f"hidden_size ({self.hidden_size}) is below num_attention_heads ({self.num_attention_heads})"
+        if self.num_attention_heads % self.num_key_value_heads:
+            return (
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        if len(self.kinds) != layers:
+            return f"layer_kinds names {len(self.kinds)} layers, num_hidden_layers is {layers}"
+        if self.use_rope and not self.class_config and self.rotated % 2:
+            what = "head_dim" if self.rotary_width is None else "part of each head"
+            return f"rotary positions need an even {what}, not {self.rotated}"
+        if self.rotated > self.head_dim:
+            return f"rotary_width is {self.rotated} of heads of {self.head_dim}"
+        if len(self.rope_layers) not in (0, layers):
+            return f"rope_layers are {self.rope_layers} for {layers} layers"
+        if len(self.attention) != (layers if self.class_config else 0):
+            return f"attention describes {len(self.attention)} of {layers} layers"
+        if WINDOW in self.kinds and not 0 < (self.sliding_window or 0) <= LARGEST_WINDOW:
+            return f"sliding_window is {self.sliding_window}"
+        return None
 
 
 def check_shape(config: LucidConfig, where: str) -> None:
-    """Refuse sizes and tokens that do not fit together."""
-    beyond = [token for token in (config.bos_token_id, *config.eos_token_ids) if (token or 0) >= config.vocab_size]
-    if beyond:
-        raise LucidError(
-            f"{where}: token {beyond[0]}, a bos_token_id or eos_token_id, is outside the vocabulary (0 to "
-            f"{config.vocab_size - 1})."
-        )
-    if config.head_dim == 0:
-        raise LucidError(
-            f"{where}: hidden_size ({config.hidden_size}) is below num_attention_heads ({config.num_attention_heads})."
-        )
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise LucidError(
-            f"{where}: num_attention_heads ({config.num_attention_heads}) is not a multiple of num_key_value_heads "
-            f"({config.num_key_value_heads})."
-        )
-    if len(config.kinds) != config.num_hidden_layers:
-        raise LucidError(
-            f"{where}: layer_kinds names {len(config.layer_kinds)} layers, num_hidden_layers is "
-            f"{config.num_hidden_layers}."
-        )
-    if config.use_rope and config.rotated % 2:
-        what = "head_dim" if config.rotary_width is None else "part of each head"
-        raise LucidError(f"{where}: rotary positions need an even {what}, not {config.rotated}.")
+    """Refuse fields that do not fit together.
 
+    Args:
+        config: The configuration.
+        where: Name of the file, for messages.
 
-def _refuse_variants(file: ConfigFile, where: str) -> None:
-    if file.which_rmsnorm != "exp_k_norm":
-        raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
-    if file.hidden_act not in (*ACTIVATIONS, "swish"):
-        raise LucidError(
-            f"{where}: hidden_act {file.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}."
-        )
+    Raises:
+        LucidError: They do not.
+    """
+    if (problem := config.problem()) is not None:
+        raise LucidError(f"{where}: {problem}.")

@@ -1,9 +1,8 @@
-"""The keys of ``config.json`` that are read, with types and ranges, checked strictly (true is not a number)."""
+"""``config.json`` as a file: JSON, and the keys that are read, with types and ranges checked strictly."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -13,18 +12,15 @@ from msgspec import UNSET, Meta, UnsetType
 
 from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.json_fields import finite
+from lucid_deploy.model.config import Context, Layers, Positive, Size
 
-# Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
-Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
 Whole = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number")]
-Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
-Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
-Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
 Turns = Annotated[float, Meta(ge=1e-9, le=1e9, description="a number between 1e-9 and 1e9")]
 Flag = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="a string")]
 Block = Annotated[dict[str, Any], Meta(description="an object")]
 Names = Annotated[list[str], Meta(description="a list of names")]
+Indices = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(description="a list of layers, counted from 0")]
 _Token = Annotated[int, Meta(ge=0)]
 Tokens = Annotated[_Token | list[_Token], Meta(description="a token id or a list of them")]
 
@@ -55,10 +51,18 @@ class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
     which_rmsnorm: Text = "exp_k_norm"
     use_rope: Flag = True
     use_beta: Flag = False
+    use_qknorm: Flag | UnsetType = UNSET  # the tensors say
     # One kind a layer, and what those kinds need beyond Llama's settings.
     layer_kinds: Names = []
     layer_settings: Block = {}
-    use_qknorm: Flag | UnsetType = UNSET  # the tensors say
+
+
+class LayerKeys(msgspec.Struct, kw_only=True, frozen=True):
+    """The keys that say which layers are LUCID and which attend over a window."""
+
+    sliding_window: Size | None = None
+    layer_types: Names | None = None
+    lucid_layers: Indices | None = None
 
 
 class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
@@ -87,6 +91,30 @@ class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):
 
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
+_GGUF = (
+    " GGUF is not read: take the original checkpoint, or let transformers convert the file (gguf_file; docs/models.md "
+    "has the lines)."
+)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's ``config.json``, unchecked.
+
+    Raises:
+        LucidError: No directory, no file, or no JSON object in it.
+    """
+    path = directory / "config.json"
+    if not directory.exists():
+        raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
+    if not directory.is_dir():
+        gguf = _GGUF if directory.suffix == ".gguf" else ""
+        raise LucidError(
+            f"{directory} is a file; a checkpoint is a directory with config.json and *.safetensors.{gguf}"
+        )
+    if not path.is_file():
+        gguf = _GGUF if any(directory.glob("*.gguf")) else ""
+        raise LucidError(f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors.{gguf}")
+    return read_object(path)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lucid_deploy.cache.layout import CacheLayout, LayerLayout
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config import LucidConfig, RopeScaling
 from lucid_deploy.model.layers import layer_kind
-from lucid_deploy.model.rope_settings import RopeScaling
 from lucid_deploy.plugins.table import TRAINING, UNIT
 
 STAGES = ("prefill", "decode")

@@ -17,7 +17,7 @@ from typing import Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.build import parse_model_config
 from lucid_deploy.model.checkpoint import DEMO
-from lucid_deploy.model.config import read_config
+from lucid_deploy.model.config_file import read_config
 from lucid_deploy.model.packed.read import MODELOPT_FILE, OLDER_FILE, split_layout
 from lucid_deploy.model.tensor_files import ADAPTER, adapter_error
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
@@ -77,7 +77,7 @@ def fetch(
     Args:
         name: The repository, ``org/name``.
         options: Revision, token, cache and endpoint.
-        assume_unused: As :func:`~lucid_deploy.model.config.parse_config`.
+        assume_unused: As :func:`~lucid_deploy.model.config_parsing.parse_config`.
         progress: Called with (description, bytes done, bytes in total).
 
     Returns:

@@ -10,9 +10,8 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config import LucidConfig, Rope
 from lucid_deploy.model.rope import rope_tables
-from lucid_deploy.model.rope_settings import Rope
 
 LayerCache: TypeAlias = tuple[Tensor, ...]  # the tensors of a layer's layout, in order
 _T = TypeVar("_T")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lucid_deploy.model.rope_settings import Rope, RopeScaling
+from lucid_deploy.model.config import Rope, RopeScaling
 
 
 def inverse_frequencies(rope: Rope, width: int) -> Tensor:

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.cache.storage import SCALE
-from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.rope_settings import Rope
+from lucid_deploy.model.config import LucidConfig, Rope
 from lucid_deploy.parity.own_errors import (
     DECODE,
     ReferenceStates,

@@ -17,7 +17,7 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.manifest import Manifest, read_manifest
 from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.description import describe
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
 from tests.conftest import TINY

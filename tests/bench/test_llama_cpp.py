@@ -22,7 +22,7 @@ from lucid_deploy.bench.contenders import Contender
 from lucid_deploy.bench.llama_cpp import TYPES, LlamaCppWorker, write_gguf
 from lucid_deploy.bench.worker import make_worker
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from tests.conftest import TINY
 
 Exported = Callable[..., tuple[Path, Artifact]]

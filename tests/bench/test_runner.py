@@ -23,7 +23,7 @@ from lucid_deploy.bench.contenders import KINDS, open_contender
 from lucid_deploy.bench.runner import WorkerProcess
 from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.runtimes import RuntimeOptions
 from tests.conftest import TINY
 

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from common import logit_errors
 
 from lucid_deploy.model.checkpoint import expected_shapes
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.evaluation import Task, recall_task
 from lucid_deploy.model.checkpoint import DEMO, resolve
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.runtimes.session import Array, Session
 
 EOS = 2  # of the bundled tokenizer

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.export.trace import graph_inputs, graph_outputs, trace
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.lucid import LucidForCausalLM
 from tests.conftest import MIXED, TINY

@@ -24,7 +24,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.block import Layer
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import Family, StoredParameter, family_named, register_family
 from lucid_deploy.model.mixer import LayerCache, Step
 from lucid_deploy.model.parts import RMSNorm

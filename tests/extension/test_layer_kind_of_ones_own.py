@@ -16,7 +16,7 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import Family, family_named, register_family
 from lucid_deploy.model.layers import layer_kind, register_layer_kind
 from lucid_deploy.model.lucid import LucidForCausalLM

@@ -32,7 +32,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import decode
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.model.config import parse_config, read_config
+from lucid_deploy.model.config_file import read_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.runtimes.cache_files import load_cache
 from lucid_deploy.serving.fields import ChatRequest, CompletionRequest, ResponseRequest
 from tests.conftest import TINY

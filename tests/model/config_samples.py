@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -9,7 +9,7 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.ablation import ABLATIONS, ablated
-from lucid_deploy.model.config import load_config
+from lucid_deploy.model.config_parsing import load_config
 from lucid_deploy.model.description import describe
 from lucid_deploy.runtimes import options
 

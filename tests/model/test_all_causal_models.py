@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import BUILT_IN
 from lucid_deploy.model.float64 import all_in_float64
 from tests.model.family_shapes import SHAPES, SMALL, random_model

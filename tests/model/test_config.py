@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, parse_config
-from lucid_deploy.model.rope_settings import RopeScaling
+from lucid_deploy.model.config import LucidConfig, RopeScaling
+from lucid_deploy.model.config_parsing import parse_config
 from tests.model.config_samples import LLAMA3
 
 SIZES: dict[str, Any] = {

@@ -10,32 +10,30 @@ from tests.model.config_samples import LUCID, OFFICIAL, parse, refusal
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "does"),
+    ("key", "value"),
     [
-        ("embedding_multiplier", 12.0, "It scales the embeddings"),
-        ("logits_scaling", 8, "It scales the logits"),
-        ("residual_multiplier", 0.22, "It scales the residuals"),
-        ("attention_multiplier", 0.015625, "It scales the attention scores"),
-        ("final_logit_softcapping", 30.0, "It caps the logits"),
-        ("sliding_window", 128, "Attention over a window is another model"),
-        ("layer_types", ["full_attention", "sliding_attention"], "It makes layers of several kinds"),
-        ("no_rope_layers", [1, 0], "It leaves layers without positions"),
-        ("partial_rotary_factor", 0.5, "It rotates a part of each head only"),
-        ("use_qk_norm", True, "It normalises queries and keys"),
-        ("hidden_activation", "gelu_pytorch_tanh", "It makes MLPs of another kind"),
-        ("num_local_experts", 8, "mixtures of experts"),
-        ("is_causal", False, "Attention to later tokens is another model"),
-        ("quantization_config", {"bits": 4}, "Its weights are quantized"),
-        ("auto_map", {"AutoModelForCausalLM": "m.M"}, "A file of code that comes with the checkpoint"),
-        ("text_config", {"vocab_size": 3}, "It describes a model inside of another"),
-        ("embedding_multiplier", True, "It scales the embeddings"),
+        ("embedding_multiplier", 12.0),
+        ("logits_scaling", 8),
+        ("residual_multiplier", 0.22),
+        ("attention_multiplier", 0.015625),
+        ("final_logit_softcapping", 30.0),
+        ("sliding_window", 128),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("no_rope_layers", [1, 0]),
+        ("partial_rotary_factor", 0.5),
+        ("use_qk_norm", True),
+        ("hidden_activation", "gelu_pytorch_tanh"),
+        ("num_local_experts", 8),
+        ("is_causal", False),
+        ("quantization_config", {"bits": 4}),
+        ("auto_map", {"AutoModelForCausalLM": "m.M"}),
+        ("text_config", {"vocab_size": 3}),
+        ("embedding_multiplier", True),
     ],
 )
-def test_a_key_that_changes_the_numbers_is_refused(key: str, value: Any, does: str) -> None:
+def test_a_key_that_changes_the_numbers_is_refused(key: str, value: Any) -> None:
     message = refusal(**{key: value})
-    assert f"{key} is {value!r}" in message
-    assert does in message
-    assert "not supported" in message
+    assert f"{key} is {value!r}, which changes what the model computes and is not supported" in message
     assert "Remove a key from the file only if" in message
     assert "known to change the numbers" in refusal(assume_unused=(key,), **{key: value})
 

@@ -49,9 +49,9 @@ def test_layers_are_named_in_two_ways(changes: dict[str, Any], kinds: tuple[str,
         ({"lucid_layers": []}, "lucid_layers names no layer"),
         ({"lucid_layers": [-1]}, "lucid_layers must be a list of layers, counted from 0"),
         ({"lucid_layers": 1}, "lucid_layers must be a list of layers, counted from 0"),
-        ({"sliding_window": 5}, "sliding_window is 5. Attention over a window"),
+        ({"sliding_window": 5}, "sliding_window is 5, which changes"),
         ({"lucid_layers": [1], "layer_kinds": ["lucid", "lucid"]}, "layer_kinds and layer_types or lucid_layers"),
-        ({"attention_type": "llama", "lucid_layers": [1]}, "lucid_layers is [1]. It makes layers of several kinds"),
+        ({"attention_type": "llama", "lucid_layers": [1]}, "lucid_layers is [1], which changes"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from lucid_deploy.model.config import Rope
 from lucid_deploy.model.rope import inverse_frequencies, rope_tables, rotate
-from lucid_deploy.model.rope_settings import Rope
 from tests.model.config_samples import LLAMA, parse
 
 WIDTH = 12

@@ -13,10 +13,10 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config import RopeScaling
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import families
 from lucid_deploy.model.rope import inverse_frequencies
-from lucid_deploy.model.rope_settings import RopeScaling
 from tests.model.config_samples import LLAMA3, parse, refusal
 from tests.model.families.both_models import THREE, theirs, tokens, write_theirs
 from tests.model.families.read_both import FULL, SIZES, SLIDING

@@ -12,7 +12,8 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, expected_shapes
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.description import summarize
 from lucid_deploy.model.variants import settle
 from tests.model.config_samples import OFFICIAL

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import WINDOW
 from lucid_deploy.model.description import describe
-from lucid_deploy.model.layer_plan import WINDOW
 from lucid_deploy.parity.golden import Golden, read_golden
 from lucid_deploy.parity.options import FULL, QUICK
 from tests.parity.small_models import VOCAB, small_config

@@ -13,7 +13,7 @@ import torch
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes import graph_sessions as static_session
 from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession

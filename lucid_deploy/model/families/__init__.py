@@ -1,4 +1,4 @@
-"""Families of models: one file each, with the differences of its ``config.json``, tensors and layers from Llama's.
+"""Families of models: the differences of their ``config.json``, tensors and layers from Llama's.
 
 To add a family, pass a :class:`Family` to :func:`register_family`, or name it in an installed package under the entry
 point group ``lucid_deploy.families`` by its ``model_type``.
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 GROUP = "lucid_deploy.families"
-BUILT_IN = (
-    "llama",
-    "qwen3_next",
-    "qwen3_5_text",
-    "delta_net",
-    "gated_deltanet",
-)
+BUILT_IN = {  # model_type: module and object
+    "llama": ("family", "LLAMA"),
+    "qwen3_next": ("qwen3_next", "QWEN3_NEXT"),
+    "qwen3_5_text": ("qwen3_next", "QWEN3_5_TEXT"),
+    "delta_net": ("flash_linear", "DELTA_NET"),
+    "gated_deltanet": ("flash_linear", "GATED_DELTANET"),
+}
 _registered: dict[str, Family] = {}
 
 
@@ -89,7 +89,8 @@ def family_of(raw: dict[str, Any]) -> Family | None:
 
 def _find(model_type: str) -> Family | None:
     if model_type in BUILT_IN:
-        family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
+        module, attribute = BUILT_IN[model_type]
+        family: Family = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
         return family
     if model_type not in _registered:
         found = load_plugin(GROUP, model_type, Family, "family", "model_type")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from lucid_deploy.errors import LucidError
-
 if TYPE_CHECKING:
     from lucid_deploy.model.block import Layer
     from lucid_deploy.model.config import LucidConfig
@@ -46,7 +44,6 @@ class Family:
         architectures: The permitted classes in ``architectures``.
         defaults: Defaults of the family's own code that differ from Llama's.
         keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
-        refused: Llama's keys that its code does not use, with the reason to refuse values other than false.
         ignored: Keys of other families that its code does not use; any value is accepted.
         linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
         unused_tensors: Prefixes of the names of stored tensors that its code ignores.
@@ -57,7 +54,6 @@ class Family:
     architectures: ClassVar[tuple[str, ...]]
     defaults: ClassVar[Mapping[str, Any]] = {}
     keys: ClassVar[type[msgspec.Struct]] = NoKeys
-    refused: ClassVar[Mapping[str, str]] = {}
     ignored: ClassVar[frozenset[str]] = frozenset()
     linear_kind: ClassVar[str] = ""
     unused_tensors: ClassVar[tuple[str, ...]] = ()
@@ -123,28 +119,12 @@ class Family:
         return None
 
 
-def listed_types(
-    given: list[str], layers: int, window: int | None, where: str, known: tuple[str, ...] = (FULL, SLIDING)
-) -> list[str]:
-    """Check ``layer_types``.
+class _Llama(Family):
+    """Llama, and LUCID as the authors publish it: Llama's names with keys of its own."""
 
-    Args:
-        given: The key's value.
-        layers: How many layers there are.
-        window: The window of ``sliding_attention``; None: not given.
-        where: Name of the file, for messages.
-        known: The types that there may be.
+    model_type = "llama"
+    architectures = ("LlamaForCausalLM", "LLaMAForCausalLM")
+    about = "LUCID's published checkpoints are of this family"
 
-    Raises:
-        LucidError: Another number of entries, an unsupported type, or windows without a size.
-    """
-    if len(given) != layers:
-        raise LucidError(f"{where}: layer_types names {len(given)} layers, num_hidden_layers is {layers}.")
-    other = sorted(set(given) - set(known))
-    if other:
-        raise LucidError(
-            f"{where}: layer_types names {other[0]!r}, which is not supported; supported are {' and '.join(known)}."
-        )
-    if SLIDING in given and window is None:
-        raise LucidError(f"{where}: layer_types names {SLIDING}, and sliding_window does not say over how many tokens.")
-    return given
+
+LLAMA = _Llama()

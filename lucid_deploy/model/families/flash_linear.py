@@ -1,4 +1,7 @@
-"""What flash-linear-attention's models have in common: names of tensors, MLPs by a ratio, and layers of attention."""
+"""flash-linear-attention's models: DeltaNet (arXiv 2406.06484), and gated DeltaNet (arXiv 2412.06464), which decays.
+
+They differ from Llama in names of tensors and in MLPs by a ratio; the layers that ``attn`` lists attend.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.config_file import Flag, Positive, Size, Whole, checked
+from lucid_deploy.model.config import LucidConfig, Positive, Size
+from lucid_deploy.model.config_file import Flag, Text, Whole, checked
 from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
 from lucid_deploy.model.layers.delta_settings import check_kernel
 
@@ -21,6 +24,7 @@ _STORED = {
     ".linear_attn.": ".attn.",
     ".self_attn.": ".attn.",
 }
+_GATES = {"swish": "silu", "silu": "silu", "sigmoid": "sigmoid"}
 # Llama's keys that this toolkit would compute, and that these models say in other ways or do not have.
 _FOREIGN = (
     "num_attention_heads",
@@ -200,3 +204,85 @@ def _refuse(keys: Any, where: str) -> None:
 
 def _listed(form: type[msgspec.Struct]) -> str:
     return ", ".join(form.__struct_fields__)
+
+
+class _DeltaKeys(FlashKeys, kw_only=True, frozen=True):
+    expand_k: Positive = 1.0
+    use_beta: Flag = True
+    qk_norm: Text = "l2"
+    qk_activation: Text = "silu"
+
+
+class _DeltaNet(FlashLinearFamily):
+    model_type = "delta_net"
+    architectures = ("DeltaNetForCausalLM",)
+    keys = _DeltaKeys
+    linear_kind = "delta"
+    about = (
+        "flash-linear-attention's layers of the delta rule; the layers in attn attend to all tokens or over a window"
+    )
+
+    def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
+        for key, value, supported in (
+            ("qk_norm", keys.qk_norm, "l2"),
+            ("qk_activation", keys.qk_activation, "silu"),
+        ):
+            if value != supported:
+                raise LucidError(f"{where}: {key} {value!r} is not supported; only {supported} is.")
+        widths = {
+            name: whole(config.hidden_size * factor, f"hidden_size · {name}", where)
+            for name, factor in (("expand_k", keys.expand_k), ("expand_v", keys.expand_v))
+        }
+        for name, width in widths.items():
+            if width % keys.num_heads:
+                raise LucidError(
+                    f"{where}: hidden_size · {name} ({width}) is not a multiple of num_heads ({keys.num_heads})."
+                )
+        return {
+            "key_heads": keys.num_heads,
+            "value_heads": keys.num_heads,
+            "key_width": widths["expand_k"] // keys.num_heads,
+            "value_width": widths["expand_v"] // keys.num_heads,
+            "kernel": keys.conv_size if keys.use_short_conv else 0,
+            "gate": "silu" if keys.use_gate else "none",
+            "has_beta": keys.use_beta,
+            "negative_eigenvalues": keys.allow_neg_eigval,
+        }
+
+
+class _GatedKeys(FlashKeys, kw_only=True, frozen=True):
+    expand_v: Positive = 2.0
+    use_gate: Flag = True
+    head_dim: Size = 256
+    num_v_heads: Size | None = None
+    output_gate_activation: Text = "swish"
+
+
+class _GatedDeltaNet(FlashLinearFamily):
+    model_type = "gated_deltanet"
+    architectures = ("GatedDeltaNetForCausalLM",)
+    keys = _GatedKeys
+    linear_kind = "gated_delta"
+    about = "flash-linear-attention's layers of the gated delta rule; the layers in attn attend, as in delta_net"
+
+    def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
+        if keys.output_gate_activation not in _GATES:
+            raise LucidError(
+                f"{where}: output_gate_activation {keys.output_gate_activation!r} is not supported; supported are "
+                f"{', '.join(_GATES)}."
+            )
+        values = keys.num_v_heads or keys.num_heads
+        if values % keys.num_heads:
+            raise LucidError(f"{where}: num_v_heads ({values}) is not a multiple of num_heads ({keys.num_heads}).")
+        return {
+            "key_heads": keys.num_heads,
+            "value_heads": values,
+            "key_width": keys.head_dim,
+            "value_width": whole(keys.head_dim * keys.expand_v, "head_dim · expand_v", where),
+            "kernel": keys.conv_size if keys.use_short_conv else 0,
+            "gate": _GATES[keys.output_gate_activation] if keys.use_gate else "none",
+            "negative_eigenvalues": keys.allow_neg_eigval,
+        }
+
+
+DELTA_NET, GATED_DELTANET = _DeltaNet(), _GatedDeltaNet()

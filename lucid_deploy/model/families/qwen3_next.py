@@ -1,4 +1,7 @@
-"""Qwen3-Next without experts: layers of the gated delta rule, and gated attention that rotates a part of each head."""
+"""Qwen3-Next and Qwen3.5's text model, without experts: the gated delta rule, and gated attention.
+
+Attention rotates a part of each head. Qwen3.5 stores the projections of its delta layers apart.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from typing import Any, ClassVar
 import msgspec
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.config_file import Flag, Names, Positive, Size, Text, Whole
+from lucid_deploy.model.config import LucidConfig, Positive, Size
+from lucid_deploy.model.config_file import Flag, Names, Text, Whole
 from lucid_deploy.model.config_keys import ROPE_BLOCKS
 from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
 from lucid_deploy.model.layers.delta_settings import check_kernel, delta_settings
 
 _FACTOR = "partial_rotary_factor"
+# How positions of images are divided among frequencies. A text has one position a token, so they say nothing.
+_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
 class LinearKeys(msgspec.Struct, kw_only=True, frozen=True):
@@ -42,7 +47,6 @@ class QwenHybrid(Family):
     """What Qwen3-Next and Qwen3.5 have in common."""
 
     linear_kind = "gated_delta"
-    refused: ClassVar = {"mlp_bias": "Qwen's code makes no biases in its MLPs"}
     # In published configurations, and passed over by its code: how serving engines keep states, and the heads that
     # predict further tokens.
     ignored: ClassVar[frozenset[str]] = frozenset(
@@ -53,7 +57,7 @@ class QwenHybrid(Family):
     )  # heads that predict further tokens; its code passes over them too
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """See :meth:`Family.normalized`: how much of each head is rotated stands beside the block of the rotation."""
+        """How much of each head is rotated stands beside the block of the rotation."""
         plain = {key: value for key, value in raw.items() if key != _FACTOR or value is not None}
         for name in ROPE_BLOCKS:
             block = raw.get(name)
@@ -113,7 +117,7 @@ class QwenHybrid(Family):
         )
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
-        """See :meth:`Family.stored`: norms scale by 1 + w, and queries lie beside the gates of their heads."""
+        """Norms scale by 1 + w, and queries lie beside the gates of their heads."""
         if ".linear_attn." in name:
             return self.stored_linear(name, config)
         for part, rows in (("q_proj", (0, config.head_dim)), ("g_proj", (config.head_dim, 2 * config.head_dim))):
@@ -145,6 +149,8 @@ def _check_variants(config: LucidConfig, keys: LinearKeys, where: str) -> None:
             f"{where}: layer_types names {SLIDING}, which Qwen's code does not have in this family; supported are "
             f"{FULL} and {LINEAR}."
         )
+    if config.mlp_bias:
+        raise LucidError(f"{where}: mlp_bias is true, which is not supported: Qwen's code makes no biases in its MLPs.")
     if config.hidden_act != "silu":
         raise LucidError(f"{where}: hidden_act {config.hidden_act!r} is not supported in this family; only silu is.")
     if not keys.attn_output_gate:
@@ -185,7 +191,7 @@ class _Qwen3Next(QwenHybrid):
         return super().configure(config, keys, where)
 
     def stored_linear(self, name: str, config: LucidConfig) -> StoredParameter:
-        """See :meth:`QwenHybrid.stored_linear`: each key head's queries, keys, values and gates lie together."""
+        """Each key head's queries, keys, values and gates lie together."""
         settings = delta_settings(config, self.linear_kind)
         shared = settings.value_heads // settings.key_heads
         key, value = settings.key_width, shared * settings.value_width
@@ -203,4 +209,31 @@ class _Qwen3Next(QwenHybrid):
         return super().stored_linear(name, config)
 
 
-FAMILY = _Qwen3Next()
+class _Qwen35(QwenHybrid):
+    model_type = "qwen3_5_text"
+    architectures = ("Qwen3_5ForCausalLM",)
+    defaults: ClassVar = {"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 32768}
+    keys = LinearKeys
+    unused_tensors = ("mtp.", "model.visual.")  # as its code has it
+    about = "Qwen3.5's text model, as Qwen3-Next without experts"
+
+    def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
+        plain = super().normalized(raw, where)
+        for name in ROPE_BLOCKS:
+            if isinstance(plain.get(name), dict):
+                plain[name] = {key: value for key, value in plain[name].items() if key not in _OF_IMAGES}
+        return plain
+
+    def stored_linear(self, name: str, config: LucidConfig) -> StoredParameter:
+        settings = delta_settings(config, self.linear_kind)
+        keys, values = settings.key_channels, settings.value_channels
+        places = {"q_proj": (0, keys), "k_proj": (keys, 2 * keys), "v_proj": (2 * keys, 2 * keys + values)}
+        for part, rows in places.items():
+            if f".{part}." in name:
+                return StoredParameter(name.replace(part, "in_proj_qkv"), rows)
+        for ours, theirs in (("g_proj", "in_proj_z"), ("b_proj", "in_proj_b"), ("a_proj", "in_proj_a")):
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        return super().stored_linear(name, config)
+
+
+QWEN3_NEXT, QWEN3_5_TEXT = _Qwen3Next(), _Qwen35()

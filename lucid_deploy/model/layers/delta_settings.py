@@ -13,7 +13,8 @@ from msgspec import Meta
 from lucid_deploy.cache.layout import CacheTensor, LayerLayout
 from lucid_deploy.cache.storage import SCALED
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config_file import Flag, Size, checked
+from lucid_deploy.model.config import Size
+from lucid_deploy.model.config_file import Flag, checked
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig

@@ -18,10 +18,20 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import AttentionShape, LucidConfig, check_shape
-from lucid_deploy.model.config_file import Flag, Names, Positive, Text, Tokens, checked, token_ids
-from lucid_deploy.model.config_keys import ATTENTION_TYPES, CHANGES, LUCID_KEYS, LUCID_TYPES, NO_EFFECT, ROPE_BLOCKS
-from lucid_deploy.model.layer_plan import LARGEST_WINDOW, LUCID, STANDARD, WINDOW
+from lucid_deploy.model.config import (
+    ATTENTION_TYPES,
+    LARGEST_WINDOW,
+    LUCID,
+    LUCID_TYPES,
+    STANDARD,
+    WINDOW,
+    AttentionShape,
+    LucidConfig,
+    Positive,
+    check_shape,
+)
+from lucid_deploy.model.config_file import Flag, Names, Text, Tokens, checked, token_ids
+from lucid_deploy.model.config_keys import CHANGES, LUCID_KEYS, NO_EFFECT, ROPE_BLOCKS
 from lucid_deploy.model.transformers_class.module import (
     NAME,
     attention_options,
@@ -166,7 +176,7 @@ def _check_lucid_keys(raw: dict[str, Any], keys: _LucidKeys, where: str) -> None
         "use_qknorm": keys.use_qknorm,
     }
     for key in (*(key for key, is_wrong in wrong.items() if is_wrong), "use_forget_gate", "key_scaling_exp"):
-        if wrong.get(key) or not CHANGES.get(key, ("", lambda value: True))[1](raw.get(key)):
+        if wrong.get(key) or not CHANGES.get(key, lambda value: True)(raw.get(key)):
             raise LucidError(f"{where}: {key} is {raw[key]!r}, which is not supported in a class of transformers.")
 
 
@@ -215,7 +225,7 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
         key: value
         for key, value in raw.items()
         if not (key in known or f'"{key}"' in code or key in NO_EFFECT or key in OURS or key in assume_unused)
-        and not (key in _SAID or (key in CHANGES and CHANGES[key][1](value)))
+        and not (key in _SAID or (key in CHANGES and CHANGES[key](value)))
     }
 
 

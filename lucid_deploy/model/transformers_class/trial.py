@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config import LUCID, STANDARD, WINDOW, LucidConfig
 from lucid_deploy.model.float64 import all_in_float64
-from lucid_deploy.model.layer_plan import LUCID, STANDARD, WINDOW
 from lucid_deploy.model.transformers_class.configuration import class_of, parse_class_config
 from lucid_deploy.model.transformers_class.module import ClassModel, layers_path, make_class, quiet, restore_buffers
 

@@ -12,7 +12,7 @@ import pytest
 import lucid_deploy.export.trace as tracing
 from lucid_deploy.export.passes import NotRepeatable, layers_of, repeat_layers
 from lucid_deploy.export.passes.repeat_layers import excerpt
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.description import describe
 from tests.conftest import TINY
 from tests.export.passes import graphs

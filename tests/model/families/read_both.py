@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 
 # 32 heads, since that is how many key/value heads some families have where none are named.
 SIZES: dict[str, Any] = {

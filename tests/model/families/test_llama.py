@@ -32,5 +32,5 @@ def test_biases_are_read() -> None:
 def test_it_has_nothing_of_its_own() -> None:
     """It is what every other family is measured by, and what LUCID's checkpoints are."""
     family = family_named("llama")
-    assert (family.computed, dict(family.defaults), dict(family.refused)) == (frozenset(), {}, {})
+    assert (family.computed, dict(family.defaults)) == (frozenset(), {})
     assert family.stored("lm_head.weight", read_both("llama")[0]).name == "lm_head.weight"

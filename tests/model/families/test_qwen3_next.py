@@ -10,7 +10,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from lucid_deploy.model.checkpoint import expected_shapes
-from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import family_named
 from tests.model.config_samples import refusal
 from tests.model.families.both_models import THREE, difference

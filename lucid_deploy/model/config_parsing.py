@@ -1,0 +1,222 @@
+"""Turn ``config.json`` of a family of ours into a configuration: its values, rotary settings and kinds of layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from msgspec import UNSET
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import ACTIVATIONS, LUCID, STANDARD, WINDOW, LucidConfig, RopeScaling, check_shape
+from lucid_deploy.model.config_file import (
+    ConfigFile,
+    LayerKeys,
+    RopeBlock,
+    checked,
+    given_or,
+    read_config,
+    token_ids,
+)
+from lucid_deploy.model.config_keys import ROPE_KEYS, check_keys
+from lucid_deploy.model.families import Family
+from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING
+
+# Keys whose null has a meaning of its own even where a family has a default: no window, as many key/value heads as
+# query heads, heads that share the width, untied embeddings.
+_MEANINGFUL_NULLS = frozenset(("sliding_window", "num_key_value_heads", "head_dim", "tie_word_embeddings"))
+_SAME = {item.name for item in dataclasses.fields(LucidConfig)} & set(ConfigFile.__struct_fields__)
+# Why other types of rotary scaling are refused.
+_LONGROPE = " It switches between two sets of angles with the length of a text, which cached keys cannot follow."
+_ROPE_REASONS = {"longrope": _LONGROPE, "su": _LONGROPE}
+_ORIGINAL = "original_max_position_embeddings"
+_ROPE_REQUIRED = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
+    "yarn": ("factor", _ORIGINAL),
+}
+
+
+def load_config(directory: Path, assume_unused: Collection[str] = ()) -> LucidConfig:
+    """Read ``config.json`` of a checkpoint; arguments and errors as :func:`parse_config`."""
+    return parse_config(read_config(directory), str(directory / "config.json"), assume_unused)
+
+
+def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
+    """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
+
+    What only the tensors show is decided by :func:`lucid_deploy.model.variants.settle`.
+
+    Args:
+        raw: The parsed JSON object.
+        where: Name of the file, for messages.
+        assume_unused: Unknown keys that the user declares to have no effect.
+
+    Raises:
+        LucidError: An unsupported model, an unknown or unsupported key, a missing or impossible value.
+    """
+    family = check_keys(raw, where, assume_unused)
+    raw = family.normalized(raw, where)
+    absent = [key for key in family.defaults if key not in raw or (raw[key] is None and key not in _MEANINGFUL_NULLS)]
+    given = {**raw, **{key: family.defaults[key] for key in absent}}
+    file = checked(given, ConfigFile, where)
+    if file.which_rmsnorm != "exp_k_norm":
+        raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
+    if file.hidden_act not in (*ACTIVATIONS, "swish"):
+        raise LucidError(
+            f"{where}: hidden_act {file.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}."
+        )
+    theta, scaling = _parse_rope(file, where)
+    values = {
+        **{name: getattr(file, name) for name in _SAME},
+        "num_key_value_heads": given_or(file.num_key_value_heads, file.num_attention_heads),
+        "head_dim": given_or(file.head_dim, file.hidden_size // file.num_attention_heads),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "bos_token_id": next(iter(token_ids(file.bos_token_id)), None),
+        "eos_token_ids": token_ids(file.eos_token_id),
+        "layer_kinds": tuple(file.layer_kinds),
+        "family": family.model_type,
+        "hidden_act": "silu" if file.hidden_act == "swish" else file.hidden_act,
+    }
+    config = family.configure(LucidConfig(**values), checked(given, family.keys, where), where)
+    config = _with_layer_kinds(config, given, family, where)
+    check_shape(config, where)
+    return config
+
+
+def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
+    """Read both spellings: ``rope_theta`` + ``rope_scaling`` (transformers 4), ``rope_parameters`` (transformers 5).
+
+    Returns:
+        The base of the frequencies, and their scaling.
+
+    Raises:
+        LucidError: Another scaling, or one whose settings are missing or contradict each other.
+    """
+    block = checked(file.rope_scaling or file.rope_parameters, RopeBlock, where)
+    theta = given_or(block.rope_theta, file.rope_theta)
+    kind = given_or(block.rope_type, given_or(block.type, "default"))
+    if kind not in ROPE_KEYS:
+        raise LucidError(
+            f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_KEYS)}."
+            f"{_ROPE_REASONS.get(kind, '')}"
+        )
+    for key in _ROPE_REQUIRED[kind]:
+        if getattr(block, key) is UNSET:
+            meant = "what it was trained with"
+            if key == _ORIGINAL:
+                meant = "the context, in tokens, before it was extended"
+            raise LucidError(f"{where}: {key} is missing, which rope_scaling {kind!r} needs. Add it: {meant}.")
+    read = {*ROPE_KEYS[kind], *_ROPE_REQUIRED[kind]} & {item.name for item in dataclasses.fields(RopeScaling)}
+    scaling = RopeScaling(kind, **{key: value for key in read if (value := getattr(block, key)) is not UNSET})
+    if kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise LucidError(
+            f"{where}: low_freq_factor ({scaling.low_freq_factor}) must be below high_freq_factor "
+            f"({scaling.high_freq_factor})."
+        )
+    if kind == "yarn" and theta == 1:
+        raise LucidError(f"{where}: rope_theta is 1: all frequencies are the same, so that yarn has no ramp.")
+    if kind == "yarn" and block.attention_factor is UNSET:
+        scaling = dataclasses.replace(scaling, attention_factor=_yarn_magnitude(block, scaling.factor))
+    return theta, scaling
+
+
+def _yarn_magnitude(block: RopeBlock, factor: float) -> float:
+    """Return yarn's factor of cosines and sines where the file does not name it."""
+
+    def magnitude(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if block.mscale is UNSET or block.mscale_all_dim is UNSET:
+        return magnitude(1.0)
+    return magnitude(block.mscale) / magnitude(block.mscale_all_dim)
+
+
+def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family, where: str) -> LucidConfig:
+    """Add the kind of every layer to a configuration.
+
+    ``layer_types`` names the layers that attend over a window. With ``attention_type: lucid`` the others are LUCID, or
+    only those that ``lucid_layers`` lists.
+
+    Args:
+        config: The configuration from the other keys.
+        given: The keys of ``config.json`` and the family's defaults.
+        family: The model's.
+        where: Name of the file, for messages.
+
+    Raises:
+        LucidError: Keys that do not fit the model, or each other.
+    """
+    keys = checked(given, LayerKeys, where)
+    if config.layer_kinds:
+        if keys.layer_types is not None or keys.lucid_layers is not None:
+            raise LucidError(f"{where}: layer_kinds and layer_types or lucid_layers exclude each other.")
+        return dataclasses.replace(config, sliding_window=keys.sliding_window if WINDOW in config.layer_kinds else None)
+    window = keys.sliding_window if config.sliding_window is None else config.sliding_window
+    types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
+    if keys.layer_types is not None and "layer_types" not in family.computed:
+        types = keys.layer_types  # with LUCID, it counts even where the family's code ignores it
+    _check_types(types, config, window, family, where)
+    if config.is_lucid and SLIDING in types and given.get("use_sliding_window") is False:
+        raise LucidError(
+            f"{where}: layer_types names {SLIDING}, and use_sliding_window is false. Remove use_sliding_window if the "
+            f"model was trained with windows; if not, name those layers {FULL}."
+        )
+    full = _full_kinds(config, keys.lucid_layers, types, where)
+    others = {SLIDING: WINDOW, LINEAR: family.linear_kind}
+    kinds = tuple(others.get(kind, full[index]) for index, kind in enumerate(types))
+    if set(types) == {FULL} and len(set(kinds)) == 1 and keys.lucid_layers is None:
+        return config  # attention_type applies to all layers
+    return dataclasses.replace(config, layer_kinds=kinds, sliding_window=window if WINDOW in kinds else None)
+
+
+def _check_types(types: list[str], config: LucidConfig, window: int | None, family: Family, where: str) -> None:
+    """Refuse ``layer_types`` of another length, with types that are not supported, or windows without a size."""
+    known = (FULL, SLIDING, LINEAR) if family.linear_kind else (FULL, SLIDING)
+    if len(types) != config.num_hidden_layers:
+        raise LucidError(
+            f"{where}: layer_types names {len(types)} layers, num_hidden_layers is {config.num_hidden_layers}."
+        )
+    other = sorted(set(types) - set(known))
+    if other:
+        raise LucidError(
+            f"{where}: layer_types names {other[0]!r}, which is not supported; supported are {' and '.join(known)}."
+        )
+    if SLIDING in types and window is None:
+        raise LucidError(f"{where}: layer_types names {SLIDING}, and sliding_window does not say over how many tokens.")
+
+
+def _full_kinds(config: LucidConfig, chosen: list[int] | None, types: list[str], where: str) -> list[str]:
+    """Return the kind of each layer in case it attends to all tokens; ``chosen`` is ``lucid_layers``."""
+    if not config.is_lucid:
+        return [STANDARD] * len(types)
+    if chosen is None:
+        if FULL not in types:
+            what = "no layer attends to all tokens"
+            if set(types) == {SLIDING}:
+                what = "all layers attend over a window"
+            raise LucidError(
+                f"{where}: attention_type is {config.attention_type}, and {what}, so that none is LUCID. Name layers "
+                "full_attention in layer_types, or set sliding_window to null."
+            )
+        return [LUCID] * len(types)
+    beyond = [index for index in chosen if index >= len(types)]
+    if beyond or len(set(chosen)) < len(chosen) or not chosen:
+        what = f"layer {beyond[0]}" if beyond else "a layer twice" if chosen else "no layer"
+        raise LucidError(
+            f"{where}: lucid_layers names {what}; it lists layers, counted from 0, of {len(types)} (num_hidden_layers)."
+        )
+    other = [index for index in chosen if types[index] != FULL]
+    if other:
+        what = "attends over a window" if types[other[0]] == SLIDING else "is one of linear attention"
+        raise LucidError(
+            f"{where}: lucid_layers names layer {other[0]}, which {what}; LUCID attention needs all tokens. Name it "
+            "full_attention in layer_types, or take it out of lucid_layers."
+        )
+    return [LUCID if index in chosen else STANDARD for index in range(len(types))]
