@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight
+    from lucid_deploy.model.packed.layouts import PackedLayout
+    from lucid_deploy.model.packed.weight import PackedWeight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ADVICE = "Take the checkpoint that it was made from, and quantize that."

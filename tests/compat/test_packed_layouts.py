@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lucid_deploy.model.packed.awq import AwqLayout
-from lucid_deploy.model.packed.compressed import CompressedLayout
-from lucid_deploy.model.packed.gptq import GptqLayout
+from lucid_deploy.model.packed.settings import awq_layout, compressed_layout, gptq_layout
 from tests.compat.environments import packages_beside
-from tests.model.packed.packing import SETTINGS, numbers, stored
+from tests.model.packed.packing import SETTINGS, compressed_settings, numbers, stored
 
 pytestmark = pytest.mark.compat
 
@@ -50,7 +48,7 @@ def test_gptq_packed_by_its_package(bits: int) -> None:
     theirs = module.QuantLinear(bits, 32, 128, 64, bias=False, weight_dtype=torch.float16)
     theirs.pack(linear, scales.float(), zeros.float(), None)
     parts = {name: getattr(theirs, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
-    found = GptqLayout(bits, 32, True).read(parts)
+    found = gptq_layout({"bits": bits, "group_size": 32}).read(parts)
     assert found.zeros.equal(zeros) and found.scales.equal(scales)
     assert found.codes.int().sub(codes.int()).abs().max() <= (0 if bits == 4 else 1), "they round from float16 again"
 
@@ -61,7 +59,7 @@ def test_awq_unpacked_by_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     parts, meant = stored("awq", WEIGHT)
     theirs, zeros = published["unpack_awq"](parts["qweight"], parts["qzeros"], parts["scales"].float(), 4, 16)
-    found = AwqLayout.from_settings(SETTINGS["awq"]).read(parts)
+    found = awq_layout(SETTINGS["awq"]).read(parts)
     assert found.dequantize().double().equal(meant)
     assert (theirs.float() - found.dequantize()).abs().max() < 2**-9 * meant.abs().max(), "they subtract in float16"
     assert found.zeros.mT.equal(zeros.to(torch.uint8))
@@ -80,5 +78,5 @@ def test_compressed_packed_by_its_package(bits: int) -> None:
         "weight_scale": scales,
         "weight_shape": torch.tensor(WEIGHT.shape),
     }
-    found = CompressedLayout(bits, "group", 32, True, False).read(parts)
+    found = compressed_layout(compressed_settings("pack-quantized", bits, "group", 32, False)).read(parts)
     assert found.codes.equal(codes) and found.zeros.equal(zeros)

@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.packed.awq import AwqLayout
-from lucid_deploy.model.packed.compressed import compressed_layout
-from lucid_deploy.model.packed.fp8 import fp8_layout
-from lucid_deploy.model.packed.gptq import GptqLayout
-from lucid_deploy.model.packed.weight import FP8, FloatWeight, PackedLayout, PackedWeight, Shape
+from lucid_deploy.model.packed.layouts import FP8, PackedLayout, Shape
+from lucid_deploy.model.packed.settings import METHODS
+from lucid_deploy.model.packed.weight import FloatWeight, PackedWeight
 
 KEY = "quantization_config"
 OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
 MODELOPT_FILE = "hf_quant_config.json"  # of NVIDIA's ModelOpt
 _OPTIONAL = ("sym", "desc_act", "static_groups")  # compared only where both files have them
-_LAYOUTS: dict[str, Callable[[dict[str, Any]], PackedLayout]] = {
-    "gptq": GptqLayout.from_settings,
-    "awq": AwqLayout.from_settings,
-    "compressed-tensors": compressed_layout,
-    "fp8": fp8_layout,
-}
 
 
 def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], PackedLayout | None]:
@@ -54,17 +46,17 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
 
 def _layout_of(settings: Any, directory: Path) -> PackedLayout:
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if not isinstance(method, str) or method not in _LAYOUTS:
+    if not isinstance(method, str) or method not in METHODS:
         raise LucidError(_unsupported(directory, method or "a tool that its configuration does not name"))
     try:
-        return _LAYOUTS[method](settings)
+        return METHODS[method](settings)
     except ValueError as error:
         raise LucidError(f"{directory} is quantized by {method} in an unsupported way: {error}.") from error
 
 
 def _unsupported(directory: Path, method: Any) -> str:
     return (
-        f"{directory} is quantized by {method}, which is not supported; {', '.join(_LAYOUTS)} are. Use the checkpoint "
+        f"{directory} is quantized by {method}, which is not supported; {', '.join(METHODS)} are. Use the checkpoint "
         "that it was made from, or one of these."
     )
 

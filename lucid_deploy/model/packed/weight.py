@@ -1,25 +1,12 @@
-"""Weights of quantized checkpoints, whatever layout they are stored in, and what the layouts' readers share."""
+"""Weights of quantized checkpoints, whatever layout they are stored in."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import msgspec
-
-from lucid_deploy.json_fields import FieldError, decode
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-Shape = tuple[int, ...]
-Settings = TypeVar("Settings", bound=msgspec.Struct)
-SCALARS: list[Shape] = [(), (1,), (1, 1)]  # the shapes in which tools store a single number
-# Tensor types, as safetensors spells them.
-WORD_TYPES, INDEX_TYPES, SCALE_TYPES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
-FP8 = "F8_E4M3"
 
 
 @dataclass(frozen=True)
@@ -101,132 +88,9 @@ class FloatWeight:
         return self.codes.view(torch.float8_e4m3fn).to(dtype) * scales
 
 
-class PackedLayout(Protocol):
-    """How one tool stores quantized weights.
-
-    Attributes:
-        name: The ``quant_method`` of ``config.json``.
-        bits: Bits of an element.
-        scheme: The artifact's name for such weights: ``int4``, ``int8`` or ``fp8``.
-        inputs: How the inputs of products are rounded; None: not at all.
-        required: The parts of a weight, by the last component of their tensors' names: ``qweight``, ``scales``, …
-        optional: Parts that may be missing.
-        types: The supported types of each part, as safetensors spells them.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def bits(self) -> int: ...
-
-    @property
-    def scheme(self) -> str: ...
-
-    @property
-    def inputs(self) -> InputRounding | None: ...
-
-    @property
-    def required(self) -> tuple[str, ...]: ...
-
-    @property
-    def optional(self) -> tuple[str, ...]: ...
-
-    @property
-    def types(self) -> Mapping[str, tuple[str, ...]]: ...
-
-    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
-        """Return ``(out, in)`` of a weight from the shapes of its parts.
-
-        Raises:
-            ValueError: They do not fit each other or the settings.
-        """
-
-    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight | FloatWeight:
-        """Return a weight from its parts.
-
-        Raises:
-            ValueError: Their values are not supported.
-        """
-
-
-def read_settings(
-    settings: dict[str, Any], form: type[Settings], ignored: Collection[str] = (), where: str = "quantization_config"
-) -> Settings:
-    """Check settings against a struct. Null counts as absent; unknown keys might change the numbers' meaning.
-
-    Args:
-        settings: A JSON object.
-        form: The keys that are read, with their types.
-        ignored: Keys that do not change what the numbers mean.
-        where: What the settings are in, for messages.
-
-    Raises:
-        ValueError: A key is unknown, missing or of another type or value.
-    """
-    given = {key: value for key, value in settings.items() if value is not None and key not in ignored}
-    unknown = sorted(given.keys() - set(form.__struct_fields__))
-    if unknown:
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}, which may change what the numbers mean")
-    try:
-        return decode(json.dumps(given).encode(), form, where)
-    except FieldError as error:
-        raise ValueError(f"in {where}: {str(error).rstrip('.')}") from error
-
-
-def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the numbers of int32 words ``(…, n)``, lowest bits first, uint8 ``(…, n·32/bits)``."""
-    import torch
-
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
-
-
 def count_blocks(size: int, block: int) -> int:
     """Return how many blocks or groups an axis has; the last one may be smaller."""
     return -(-size // block)
-
-
-def group_inputs(width: int, size: int) -> int:
-    """Return the inputs of a group in a row of ``width``; −1, and a size above the row's, mean the whole row."""
-    return width if size == -1 else min(size, width)
-
-
-def check_group_size(size: int) -> int:
-    """Return a group size if it is positive or −1; raise ValueError otherwise."""
-    if size < 1 and size != -1:
-        raise ValueError(f"group_size is {size}, and must be positive, or -1 for whole rows")
-    return size
-
-
-def check_shapes(shapes: dict[str, Shape], expected: dict[str, list[Shape]]) -> None:
-    """Compare the shapes of parts with those that the settings allow; parts may be missing.
-
-    Raises:
-        ValueError: One differs.
-    """
-    for part, allowed in expected.items():
-        if part in shapes and tuple(shapes[part]) not in allowed:
-            wanted = " or ".join(str(list(shape)) for shape in allowed)
-            raise ValueError(f"{part} has the shape {list(shapes[part])}, but the settings require {wanted}")
-
-
-def check_order(index: torch.Tensor | None, width: int, group: int, remedy: str) -> None:
-    """Refuse groups that are not of neighbouring inputs.
-
-    Args:
-        index: The group of each input, ``(width,)``; None: neighbours share a group.
-        width: Inputs of the layer.
-        group: Inputs that share a scale.
-        remedy: The setting that avoids such groups.
-
-    Raises:
-        ValueError: Inputs are grouped in another order.
-    """
-    import torch
-
-    if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
-        raise ValueError(f"groups of reordered inputs (activation order) are not supported. Quantize with {remedy}")
 
 
 def _exact_dtype(scales: torch.Tensor) -> torch.dtype:

@@ -14,11 +14,8 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.packed.awq import AwqLayout
-from lucid_deploy.model.packed.compressed import compressed_layout
-from lucid_deploy.model.packed.fp8 import fp8_layout
-from lucid_deploy.model.packed.gptq import GptqLayout
 from lucid_deploy.model.packed.read import KEY, find_parts, split_layout
+from lucid_deploy.model.packed.settings import awq_layout, compressed_layout, fp8_layout, gptq_layout
 from lucid_deploy.model.packed.weight import InputRounding, PackedWeight
 from tests.model.packed import floats, packing
 from tests.model.packed.floats import GROUP, STATIC, TOKEN, compressed_float, fine_grained
@@ -121,12 +118,12 @@ def test_how_inputs_are_rounded(tmp_path: Path) -> None:
 def test_other_spellings_of_the_same_settings() -> None:
     """As older and newer versions of the tools, transformers 5 and gptqmodel write them."""
     gptq = {"method": "gptq", "format": "gptq", "checkpoint_format": "gptq", "lm_head": False, "pack_dtype": "int32"}
-    assert GptqLayout.from_settings({**SETTINGS["gptq"], **gptq}) == GptqLayout.from_settings(SETTINGS["gptq"])
+    assert gptq_layout({**SETTINGS["gptq"], **gptq}) == gptq_layout(SETTINGS["gptq"])
     v2 = {**SETTINGS["gptq_v2"], "checkpoint_format": None, "format": "gptq_v2"}
-    assert GptqLayout.from_settings(v2) == GptqLayout.from_settings(SETTINGS["gptq_v2"])
+    assert gptq_layout(v2) == gptq_layout(SETTINGS["gptq_v2"])
     older = {"quant_method": "awq", "w_bit": 4, "q_group_size": 16, "version": "GEMM"}
     newer = {**SETTINGS["awq"], "method": "awq", "backend": "autoawq"}
-    assert AwqLayout.from_settings(older) == AwqLayout.from_settings(newer) == AwqLayout(16)
+    assert awq_layout(older) == awq_layout(newer)
     more = {"version": "0.14", "transform_config": {}, "sparsity_config": {}, "kv_cache_scheme": None, "zeta": None}
     assert compressed_layout({**SETTINGS["packed"], **more}) == compressed_layout(SETTINGS["packed"])
     loaded = {**compressed_float("channel", None), "dequantize": True, "run_compressed": False}
@@ -255,12 +252,12 @@ def test_groups_above_a_row_are_all_of_it(tmp_path: Path) -> None:
 def test_reordered_inputs_are_refused() -> None:
     """With desc_act, or actorder group, only the index says which inputs share a scale."""
     parts, meant = stored("gptq")
-    layout = GptqLayout.from_settings({**SETTINGS["gptq"], "desc_act": True})
+    layout = gptq_layout({**SETTINGS["gptq"], "desc_act": True})
     assert "g_idx" in layout.required and layout.read(parts).dequantize().double().equal(meant)
     with pytest.raises(ValueError, match=r"reordered inputs .*static_groups=True"):
         layout.read({**parts, "g_idx": parts["g_idx"].flip(0)})
     for change in ({"static_groups": True}, {"group_size": -1}, {"desc_act": False}):
-        changed = GptqLayout.from_settings({**SETTINGS["gptq"], "desc_act": True, **change})
+        changed = gptq_layout({**SETTINGS["gptq"], "desc_act": True, **change})
         assert "g_idx" not in changed.required
     assert "weight_g_idx" in compressed_layout(grouped(actorder="group")).required
     assert "weight_g_idx" in compressed_layout(grouped(actorder=True)).required
@@ -277,13 +274,13 @@ def test_zero_points_of_the_other_gptq_format(kind: str, zero: int) -> None:
     if kind != "gptq_v2":
         parts["qzeros"] = parts["qzeros"] + (0x01010101 if kind == "gptq8" else 0x11111111)
     with pytest.raises(ValueError, match=rf"sym is true.* the stored zero point is {zero}"):
-        GptqLayout.from_settings({**SETTINGS[kind], "sym": True}).read(parts)
+        gptq_layout({**SETTINGS[kind], "sym": True}).read(parts)
 
 
 def test_ambiguous_zero_points_of_gptq() -> None:
     parts, _ = stored("gptq")
     with pytest.raises(ValueError, match=r"stored as 15 .*gptq_v2"):
-        GptqLayout.from_settings(SETTINGS["gptq"]).read({**parts, "qzeros": torch.full_like(parts["qzeros"], -1)})
+        gptq_layout(SETTINGS["gptq"]).read({**parts, "qzeros": torch.full_like(parts["qzeros"], -1)})
 
 
 def test_zero_points_of_compressed_tensors_in_int8() -> None:

@@ -1,0 +1,318 @@
+"""Layouts of quantized weights: how the parts of a weight lie in a checkpoint, and how to read them.
+
+Two classes read all of them. They are described by the names, types and orientation of the parts:
+
+- :class:`IntegerLayout`: numbers of 4 or 8 bits with scales and zero points, as AutoGPTQ, AutoAWQ and
+  compressed-tensors store them;
+- :class:`FloatLayout`: numbers in E4M3 with scales.
+
+:mod:`lucid_deploy.model.packed.settings` makes them from ``quantization_config``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from lucid_deploy.model.packed.weight import FloatWeight, InputRounding, PackedWeight, count_blocks
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+SCALARS: list[Shape] = [(), (1,), (1, 1)]  # the shapes in which tools store a single number
+# Tensor types, as safetensors spells them.
+FP8 = "F8_E4M3"
+_WORDS, _INDICES, _SCALES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word of AutoAWQ the number of each of eight outputs lies
+
+
+class PackedLayout:
+    """How one tool stores quantized weights.
+
+    Attributes:
+        name: The ``quant_method`` of ``config.json``.
+        bits: Bits of an element.
+        scheme: The artifact's name for such weights: ``int4``, ``int8`` or ``fp8``.
+        inputs: How the inputs of products are rounded; None: not at all.
+        required: The parts of a weight, by the last component of their tensors' names: ``qweight``, ``scales``, …
+        optional: Parts that may be missing.
+        types: The supported types of each part, as safetensors spells them.
+    """
+
+    name: str
+    bits: int
+    scheme: str
+    inputs: InputRounding | None
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    types: Mapping[str, tuple[str, ...]]
+
+    @abstractmethod
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        """Return ``(out, in)`` of a weight from the shapes of its parts.
+
+        Raises:
+            ValueError: They do not fit each other or the settings.
+        """
+
+    @abstractmethod
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight | FloatWeight:
+        """Return a weight from its parts.
+
+        Raises:
+            ValueError: Their values are not supported.
+        """
+
+
+@dataclass(frozen=True)
+class IntegerLayout(PackedLayout):
+    """Integer weights with scales and zero points.
+
+    Attributes:
+        group_size: Inputs that share a scale; −1: a whole row.
+        numbers: Name of the part with the numbers; they are int8 where it is ``weight``, or packed into int32, the
+            first in the lowest bits.
+        scale: Name of the scales.
+        zero: Name of the zero points; empty: every zero point is the middle of the range.
+        index: Name of the part with the group of each input, which must be in order; empty: there is none.
+        remedy: The setting that keeps the groups in order.
+        ordered: Whether only ``index`` says which inputs share a group.
+        size: Name of the part that stores ``(out, in)``; empty: there is none.
+        transposed: Whether parts are stored with the inputs first: ``(in, out)``, ``(groups, out)``.
+        along_outputs: Whether a word has numbers of neighbouring outputs; otherwise of neighbouring inputs.
+        places: Where in a word each of its numbers lies; empty: in order.
+        strategy: What shares a scale: ``group``, ``channel`` or ``tensor``.
+        zeros_less_one: Whether zero points are stored less one.
+        middle: Whether the settings say that stored zero points are the middle of the range.
+    """
+
+    name: str
+    bits: int
+    group_size: int
+    numbers: str
+    scale: str
+    zero: str
+    index: str = ""
+    remedy: str = ""
+    ordered: bool = False
+    size: str = ""
+    transposed: bool = False
+    along_outputs: bool = False
+    places: tuple[int, ...] = ()
+    strategy: str = "group"
+    zeros_less_one: bool = False
+    middle: bool = False
+    inputs = None
+
+    @property
+    def scheme(self) -> str:  # type: ignore[override]
+        return f"int{self.bits}"
+
+    @property
+    def required(self) -> tuple[str, ...]:  # type: ignore[override]
+        names = (self.numbers, self.size, self.scale, self.zero, self.index if self.ordered else "")
+        return tuple(name for name in names if name)
+
+    @property
+    def optional(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.index,) if self.index else ()
+
+    @property
+    def types(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
+        zeros = _WORDS
+        if not self.transposed:  # older versions of compressed-tensors store zero points as int8
+            zeros = ("I8", *_WORDS) if self._packs_zeros else ("I8",)
+        return {
+            self.numbers: _WORDS if self._packs_numbers else ("I8",),
+            self.scale: _SCALES,
+            self.zero: zeros,
+            self.index: _INDICES,
+            self.size: _INDICES,
+        }
+
+    @property
+    def _packs_numbers(self) -> bool:
+        return self.numbers != "weight"
+
+    @property
+    def _packs_zeros(self) -> bool:
+        return self._packs_numbers and self.strategy != "tensor"
+
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        out, width = shapes[self.numbers][::-1] if self.transposed else shapes[self.numbers]
+        if self._packs_numbers and self.along_outputs:
+            out = out * 32 // self.bits
+        elif self._packs_numbers:
+            width = width * 32 // self.bits
+        groups = count_blocks(width, _group(width, self.group_size))
+        scales = {"group": [(out, groups)], "channel": [(out, 1), (out,)], "tensor": SCALARS}[self.strategy]
+        zeros = [(count_blocks(out * self.bits, 32), groups)] if self._packs_zeros else []
+        if not self.transposed:
+            zeros += scales
+        expected: dict[str, list[Shape]] = {self.scale: scales, self.zero: zeros}
+        if self.transposed:
+            expected = {part: [shape[::-1] for shape in allowed] for part, allowed in expected.items()}
+        _check_shapes(shapes, {**expected, self.size: [(2,)], self.index: [(width,)]})
+        return out, width
+
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
+        if self.transposed:
+            parts = {name: part.mT if part.ndim > 1 else part for name, part in parts.items()}
+        codes = self._codes(parts)  # (out, in)
+        out, width = codes.shape
+        group = _group(width, self.group_size)
+        groups = count_blocks(width, group)
+        self._check_order(parts.get(self.index), width, group)
+        scales = parts[self.scale].reshape(-1, groups).expand(out, groups).contiguous()
+        return PackedWeight(codes, self._zeros(parts, out, groups), scales, self.bits, group)
+
+    def _codes(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        numbers = parts[self.numbers]
+        if not self._packs_numbers:
+            return (numbers.to(torch.int16) + 128).to(torch.uint8)
+        codes = self._unpack_outputs(numbers) if self.along_outputs else _unpack(numbers, self.bits)
+        if self.size and codes.shape != (sizes := tuple(int(size) for size in parts[self.size])):
+            raise ValueError(f"{self.size} is {list(sizes)}, but {self.numbers} holds {list(codes.shape)}")
+        return codes
+
+    def _zeros(self, parts: dict[str, torch.Tensor], out: int, groups: int) -> torch.Tensor:
+        """Return the zero points as codes have them: uint8 ``(out, groups)``."""
+        import torch
+
+        half = 1 << (self.bits - 1)
+        if not self.zero:
+            return torch.full((out, groups), half, dtype=torch.uint8)
+        stored = parts[self.zero]
+        if stored.dtype != torch.int32:
+            return self._moved(stored.reshape(-1, groups).to(torch.int16), out, groups, half)  # int8 has no 128
+        if len(stored) != count_blocks(out * self.bits, 32):
+            raise ValueError(f"{self.zero} has {len(stored)} rows of words for {out} outputs")
+        zeros = self._unpack_outputs(stored)[:out]
+        form, most = "gptq" if self.zeros_less_one else "gptq_v2", (1 << self.bits) - 1
+        if self.zeros_less_one:
+            if (zeros == most).any():
+                raise ValueError(
+                    f"zero points are stored as {most} in the format gptq, which may mean 0 or {most + 1}. Save it in "
+                    "the format gptq_v2"
+                )
+            zeros = zeros + 1
+        # Kernels for symmetric weights take the middle of the range, other kernels the zero points that are stored.
+        other = zeros[zeros != half]
+        if self.middle and len(other):
+            raise ValueError(
+                f"sym is true, which means the zero point {half}, but in its format ({form}) the stored zero point is "
+                f"{int(other[0])}. Correct checkpoint_format or sym"
+            )
+        return zeros.contiguous()
+
+    def _moved(self, zeros: torch.Tensor, out: int, groups: int, half: int) -> torch.Tensor:
+        """Add half the range to zero points that are stored around 0, as codes have it."""
+        import torch
+
+        if len(zeros) not in (1, out):
+            raise ValueError(f"{self.zero} has {len(zeros)} rows for {out} outputs")
+        if ((zeros < -half) | (zeros >= half)).any():
+            raise ValueError(f"{self.zero} has numbers outside {-half} to {half - 1}, the range of its bits")
+        return (zeros + half).to(torch.uint8).expand(out, groups).contiguous()
+
+    def _unpack_outputs(self, words: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of words ``(out·bits/32, n)`` that have numbers of neighbouring outputs, ``(out, n)``."""
+        numbers = _unpack(words.mT, self.bits)  # (n, out)
+        if self.places:
+            numbers = numbers.unflatten(-1, (-1, len(self.places)))[..., list(self.places)].flatten(-2)
+        return numbers.mT.contiguous()
+
+    def _check_order(self, index: torch.Tensor | None, width: int, group: int) -> None:
+        """Refuse groups that are not of neighbouring inputs."""
+        import torch
+
+        if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
+            raise ValueError(
+                f"groups of reordered inputs (activation order) are not supported. Quantize with {self.remedy}"
+            )
+
+
+@dataclass(frozen=True)
+class FloatLayout(PackedLayout):
+    """Weights in E4M3: ``weight`` ``(out, in)`` with a scale for each block.
+
+    Attributes:
+        block: Rows and inputs that share a scale; None for one of them: all.
+        scale: Name of the weight's scales.
+        input_scale: Name of the inputs' scale; None: it is not stored.
+    """
+
+    name: str
+    block: tuple[int | None, int | None]
+    scale: str
+    input_scale: str | None
+    inputs: InputRounding | None
+    bits = 8
+    scheme = "fp8"
+    optional = ()
+    types: ClassVar = {
+        "weight": (FP8,),
+        **dict.fromkeys(("weight_scale", "weight_scale_inv", "input_scale", "activation_scale"), _SCALES),
+    }
+
+    @property
+    def required(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("weight", self.scale, *([] if self.input_scale is None else [self.input_scale]))
+
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        rows, width = shapes["weight"]
+        scales: list[Shape] = [self._blocks(rows, width)]
+        if self.block == (None, None):
+            scales = SCALARS
+        elif self.block == (1, None):
+            scales.append((rows,))
+        _check_shapes(shapes, {self.scale: scales, self.input_scale or "": SCALARS})
+        return rows, width
+
+    def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
+        import torch
+
+        weight = parts["weight"]
+        if weight.float().isnan().any():
+            raise ValueError("the weight contains NaN: the checkpoint is damaged")
+        rows, width = weight.shape
+        inputs = None
+        if self.input_scale is not None:
+            inputs = parts[self.input_scale].reshape(())
+            if not (inputs.isfinite() and inputs > 0):
+                raise ValueError(f"{self.input_scale} is {inputs.item():g}, and must be positive")
+        high, wide = self.block
+        block = min(high or rows, rows), min(wide or width, width)
+        scales = parts[self.scale].reshape(self._blocks(rows, width))
+        return FloatWeight(weight.view(torch.uint8), scales, block, inputs)
+
+    def _blocks(self, rows: int, width: int) -> tuple[int, int]:
+        """Return how many blocks a weight of this size has, one below the other and side by side."""
+        high, wide = self.block
+        return count_blocks(rows, high or rows), count_blocks(width, wide or width)
+
+
+def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the numbers of int32 words ``(…, n)``, lowest bits first, uint8 ``(…, n·32/bits)``."""
+    import torch
+
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
+
+
+def _group(width: int, size: int) -> int:
+    """Return the inputs of a group in a row of ``width``; −1, and a size above the row's, mean the whole row."""
+    return width if size == -1 else min(size, width)
+
+
+def _check_shapes(shapes: dict[str, Shape], expected: dict[str, list[Shape]]) -> None:
+    """Compare the shapes of parts with those that the settings allow; parts may be missing."""
+    for part, allowed in expected.items():
+        if part in shapes and tuple(shapes[part]) not in allowed:
+            wanted = " or ".join(str(list(shape)) for shape in allowed)
+            raise ValueError(f"{part} has the shape {list(shapes[part])}, but the settings require {wanted}")
