@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,8 +33,13 @@ class FieldError(LucidError):
         self.code = code
 
 
-def decode(data: bytes, form: type[T], what: str = "text") -> T:
-    """Parse JSON in UTF-8 into a msgspec struct; raise a FieldError that calls the whole ``what``."""
+def decode(
+    data: bytes, form: type[T], what: str = "text", prepare: Callable[[dict[str, Any]], None] | None = None
+) -> T:
+    """Parse JSON in UTF-8 into a msgspec struct; raise a FieldError that calls the whole ``what``.
+
+    ``prepare`` may change the parsed object before it is checked.
+    """
     try:
         text = data.decode()
         raw = finite(text, object_pairs_hook=_without_repeats)
@@ -47,6 +53,8 @@ def decode(data: bytes, form: type[T], what: str = "text") -> T:
         raise FieldError(f"The {what} is not valid JSON: {reason}.", None, "invalid_json") from error
     if not isinstance(raw, dict):
         raise FieldError(f"The {what} must be a JSON object.", None, "invalid_json")
+    if prepare is not None:
+        prepare(raw)
     try:
         return msgspec.convert(raw, form)
     except msgspec.ValidationError as error:

@@ -30,7 +30,6 @@ def build_app(service: Service) -> ASGIApp:
     """Return the application."""
     wanted = [*ROUTES, *SOLVE_ROUTES] if service.api.pages else ROUTES
     routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in wanted]
-    routes.append(Route("/v1/embeddings", _embeddings, methods=["POST"]))
     if service.api.pages:
         routes += [Route(path, _page) for path in PAGES]
     return RequestGuard(Router(routes, redirect_slashes=False), service)
@@ -47,10 +46,6 @@ async def _health(request: Request) -> Response:
     except ApiError as error:
         return JSONResponse({"status": error.code}, 503, error.headers)
     return JSONResponse({"status": "ok"})
-
-
-async def _embeddings(request: Request) -> Response:
-    raise ApiError(404, "This server has no embeddings; its model generates text.", "not_found")
 
 
 def _model_json(service: Service) -> dict[str, Any]:
@@ -130,18 +125,19 @@ BODIES = (CompletionRequest, ChatRequest, ResponseRequest, SolveRequest)  # of t
 @lru_cache
 def document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document, which has the schemas of bodies as the structs have them."""
-    references, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
-    names: dict[str, Any] = {name: {"type": kind} for name, kind in (("message", "string"), ("type", "string"))}
-    names |= {name: {"type": ["string", "null"]} for name in ("param", "code")}
-    error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "properties": names}}}
+    bodies, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    schemas["InputMessage"]["required"].remove("type")  # the reader adds it
+    text, maybe = {"type": "string"}, {"type": ["string", "null"]}
+    detail = {"type": "object", "properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
+    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": detail}}
     errors = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    bodies = iter(references)
+    left = iter(bodies)
     paths: dict[str, dict[str, Any]] = {}
     for method, path, _, summary in (*ROUTES, *SOLVE_ROUTES):
         responses = {"200": {"description": "The answer."}, "default": {"description": "An error.", "content": errors}}
         operation: dict[str, Any] = {"summary": summary, "responses": responses}
         if method == "POST":
-            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(bodies)}}}
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(left)}}}
         if "{name" in path:
             operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
         paths.setdefault(path.replace(":path", ""), {})[method.lower()] = operation
@@ -149,9 +145,6 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "lucid-deploy", "version": __version__},
         "paths": paths,
-        "components": {
-            "schemas": {**schemas, "Error": error},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{"key": []}, {}],
     }

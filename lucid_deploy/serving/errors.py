@@ -24,7 +24,7 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON body: ``{"error": {message, type, param, code}}``."""
+        """Return the JSON body."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -49,11 +49,6 @@ def queue_full(retry_after: int) -> ApiError:
 def unavailable(message: str, code: str) -> ApiError:
     """Return the 503 of a server that is loading, stopping or broken."""
     return ApiError(503, message, code, headers={"Retry-After": "5"})
-
-
-def timed_out(seconds: float) -> ApiError:
-    """Return the 504 for a request that took longer than the server allows."""
-    return ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")
 
 
 def refusal_error(refusal: Refusal) -> ApiError:

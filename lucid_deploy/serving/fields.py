@@ -16,6 +16,7 @@ MOST_STOPS = 16
 MOST_SOLVE_TOKENS = 256  # the answer grows with their square
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
+DEVELOPER = "The chat template gets developer as system."
 _REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
 _MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
 
@@ -39,8 +40,6 @@ Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | 
 Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(ge=0, le=MOST_LOGPROBS)] | None
 _PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
-Schema = Annotated[dict[str, Any] | bool | None, about("With the type json_schema.")]
-Enforced = Annotated[bool, about("Accepted: schemas are always enforced.")] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
 HarmlessText = Annotated[str, about("Accepted, without effect.")] | None
 Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
@@ -58,20 +57,34 @@ class StreamOptions(Fields, kw_only=True, frozen=True):
     include_obfuscation: Annotated[Any, only(False)] = None
 
 
+class PlainText(Fields, kw_only=True, frozen=True, tag_field="type", tag="text"):
+    """An answer that may be any text."""
+
+
+class AnyObject(Fields, kw_only=True, frozen=True, tag_field="type", tag="json_object"):
+    """An answer that is a JSON object."""
+
+
 class JsonSchema(Fields, kw_only=True, frozen=True):
-    """A schema, as ``response_format`` has it."""
+    """A JSON schema that the answer follows."""
 
-    name: str
-    schema: Schema = None
+    schema: dict[str, Any] | bool
+    name: str = "answer"
     description: HarmlessText = None
-    strict: Enforced = None
+    strict: Annotated[bool, about("Accepted: schemas are always enforced.")] | None = None
 
 
-class ResponseFormat(Fields, kw_only=True, frozen=True):
-    """What the answer must be."""
+class SchemaFormat(Fields, kw_only=True, frozen=True, tag_field="type", tag="json_schema"):
+    """An answer that follows a JSON schema, in a chat or completion."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: Annotated[JsonSchema | None, about("With the type json_schema.")] = None
+    json_schema: JsonSchema
+
+
+class TextSchema(JsonSchema, kw_only=True, frozen=True, tag_field="type", tag="json_schema"):
+    """An answer that follows a JSON schema, in ``/v1/responses``."""
+
+
+ResponseFormat = PlainText | AnyObject | SchemaFormat
 
 
 class CommonFields(Fields, kw_only=True, frozen=True):
@@ -135,7 +148,7 @@ class TextPart(Fields, kw_only=True, frozen=True):
 class Message(Fields, kw_only=True, frozen=True):
     """A message of a chat."""
 
-    role: str
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], about(DEVELOPER)]
     content: Annotated[str | list[TextPart] | None, about("May be left out beside tool_calls.")] = None
     name: str | None = None
     refusal: Annotated[Any, only("")] = None
@@ -173,18 +186,36 @@ class InputPart(Fields, kw_only=True, frozen=True):
 
 
 class InputItem(Fields, kw_only=True, frozen=True):
-    """A message, a call that an earlier answer made, or the result of one."""
+    """Something said or called so far. The output of an earlier answer can be sent back as it is."""
 
-    type: Literal["message", "function_call", "function_call_output"] = "message"
-    role: Annotated[str | None, about("Of a message; developer is the template's system.")] = None
-    content: Annotated[str | list[InputPart] | None, about("Of a message.")] = None
-    call_id: Annotated[str | None, about("Of a call and its result.")] = None
-    name: Annotated[FunctionName | None, about("Of a call.")] = None
-    arguments: Annotated[str | None, about("Of a call: the text of a JSON object.")] = None
-    output: Annotated[str | list[InputPart] | None, about("Of a result.")] = None
     id: Harmless = None
     status: Harmless = None
+
+
+class InputMessage(InputItem, kw_only=True, frozen=True, tag_field="type", tag="message"):
+    """A message; the type may be left out."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[InputPart]
     phase: Harmless = None
+
+
+class InputCall(InputItem, kw_only=True, frozen=True, tag_field="type", tag="function_call"):
+    """A call that an earlier answer made."""
+
+    call_id: str
+    name: FunctionName
+    arguments: Annotated[str, about("The text of a JSON object.")]
+
+
+class InputResult(InputItem, kw_only=True, frozen=True, tag_field="type", tag="function_call_output"):
+    """The result of a call."""
+
+    call_id: str
+    output: str | list[InputPart]
+
+
+InputItems = Annotated[list[InputMessage | InputCall | InputResult], Meta(min_length=1)]
 
 
 class ResponseStreamOptions(Fields, kw_only=True, frozen=True):
@@ -193,30 +224,17 @@ class ResponseStreamOptions(Fields, kw_only=True, frozen=True):
     include_obfuscation: Annotated[Any, only(False)] = None
 
 
-class TextFormat(Fields, kw_only=True, frozen=True):
-    """What the text must be."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    schema: Schema = None
-    description: HarmlessText = None
-    strict: Enforced = None
-
-
 class TextSettings(Fields, kw_only=True, frozen=True):
     """What the answer's text is like."""
 
-    format: TextFormat | None = None
+    format: PlainText | AnyObject | TextSchema | None = None
     verbosity: Annotated[Any, only()] = None
 
 
 class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/responses``."""
 
-    input: Annotated[
-        str | Annotated[list[InputItem], Meta(min_length=1)],
-        about("The user's text, or all messages and calls so far."),
-    ]
+    input: Annotated[str | InputItems, about("The user's text, or all messages and calls so far.")]
     instructions: Annotated[str, about("A system message in front of the input.")] | None = None
     max_output_tokens: Tokens = None
     stream_options: ResponseStreamOptions | None = None

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import RefusedError
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, refusal_error, timed_out, unavailable
+from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, refusal_error, unavailable
 from lucid_deploy.serving.jobs import LocalBackend
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.pages import PAGES
@@ -36,7 +35,6 @@ T = TypeVar("T")
 HEALTH = ("/healthz", "/health")
 METRICS = "/metrics"
 BODY_SECONDS = 30.0  # for a body to arrive
-DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that is not needed, from a client that closes
 FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
 BODIES = 16  # as many of the largest bodies may be in memory at once
 STATES = {
@@ -114,6 +112,7 @@ class Exchange:
         id: Names the request, in the log and in a header of the answer.
         key: Names the client's API key; empty where none is needed.
         answer_id: The answer's id, for the log.
+        error: The code of the error that ended it.
         status: Of the answer; 499 until it has begun.
     """
 
@@ -121,10 +120,9 @@ class Exchange:
         self.service, self.scope = service, scope
         self.started = time.perf_counter()
         self.headers = Headers(scope=scope)
-        self.key, self.answer_id, self.status = "", "", 499
+        self.key, self.answer_id, self.error, self.status = "", "", "", 499
         self.trace: RequestTrace | None = None
-        self._receive, self._send = receive, send
-        self._body_left = "content-length" in self.headers or "transfer-encoding" in self.headers
+        self.receive, self._send = receive, send
         self.id = "req_" + secrets.token_hex(12)
         self._counted = 0  # bytes of the body that count in the service's memory
         self._busy = False
@@ -132,15 +130,10 @@ class Exchange:
     def check(self) -> None:
         """Refuse ambiguous requests, names of other hosts, and clients without a key."""
         api, path = self.service.api, self.scope["path"]
-        ambiguous = ""  # what a proxy in front may interpret differently
-        if "transfer-encoding" in self.headers and "content-length" in self.headers:
-            ambiguous = "Send Content-Length or Transfer-Encoding, not both."
-        elif self.headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
-            ambiguous = "The only Transfer-Encoding that is read is chunked."
-        elif len(self.headers.getlist("host")) > 1:
-            ambiguous = "Send one Host header."
-        if ambiguous:
-            raise ApiError(400, ambiguous, headers={"Connection": "close"})
+        coding = self.headers.get("transfer-encoding", "chunked").strip().lower()
+        if coding != "chunked" or len(self.headers.getlist("host")) > 1:  # a proxy in front may read these differently
+            message = "Send one Host header, and no Transfer-Encoding but chunked."
+            raise ApiError(400, message, headers={"Connection": "close"})
         if api.hosts is not None and not host_allowed(self.headers.get("host"), api.hosts):
             message = "This server answers under the name of its own machine only; see --allow-host."
             raise ApiError(403, message, "host_not_allowed")
@@ -219,7 +212,7 @@ class Exchange:
                 raise ClientGone
             if ending.done():
                 raise unavailable("The server is shutting down.", "shutting_down")
-            raise timed_out(seconds)
+            raise ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")
         finally:
             for future in everyone:
                 future.cancel()
@@ -229,35 +222,19 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._body_left = message["type"] == "http.request" and message.get("more_body", False)
-        return message
-
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self.status >= 400 and self.headers.get("connection", "").lower() == "close":
-                await self._drop_body()
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
             # A client that waits for 100 Continue may send the body or its next request: they cannot be told apart.
             if self.service.draining or (self.status >= 400 and "expect" in self.headers):
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
-    async def _drop_body(self) -> None:
-        """Drop a bounded rest of the body: a client that still sends when the connection closes reads no answer."""
-        size = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self._body_left and size <= DRAIN_BYTES and "expect" not in self.headers:
-                    size += len((await self.receive()).get("body", b""))
-
     async def refuse(self, error: ApiError) -> None:
         """Note an error, and answer with it unless an answer has begun."""
         self.service.metrics.rejected.labels(error.code).inc()
-        if self.trace is not None:
-            self.trace.fail(error.code)
+        self.error = error.code
         if self.status == 499:
             await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
         self.status = error.status
@@ -267,7 +244,7 @@ class Exchange:
         if self._busy:
             self.service.busy[self.key] -= 1
         if self.trace is not None:
-            self.trace.end(self.status)
+            self.trace.end(self.status, self.error)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
         route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels
         metrics.requests.labels(route, str(self.status)).inc()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -26,7 +25,6 @@ from lucid_deploy.serving.engine import Engine, Refusal, RefusedError
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
 
-log = logging.getLogger("lucid_deploy.serving")
 ENDS = {"eos": "stop", "length": "length", "context": "length"}
 DEFAULTS = RuntimeOptions()
 T = TypeVar("T")
@@ -133,7 +131,7 @@ def make_engine(options: EngineOptions) -> Engine:
         for each in [artifact] if draft is None else [artifact, draft]:
             watches.append(ArtifactWatch(each))  # before its weights are read, to notice changes in between
             if options.check:
-                _check_hashes(each)
+                check_hashes(each)
         drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
         session = open_session(artifact, options.runtime)
         tokenizer, config = TextTokenizer(artifact.directory), session.config
@@ -147,14 +145,6 @@ def make_engine(options: EngineOptions) -> Engine:
             watch.check()
 
     return Engine(open_batcher, options.rows, options.max_queue, check, options.share_queue)
-
-
-def _check_hashes(artifact: Artifact) -> None:
-    """Compare the hashes of all files, and log what that took."""
-    began = time.perf_counter()
-    check_hashes(artifact)
-    size = sum(facts["size"] for facts in artifact.manifest.files.values())
-    log.info("Hashes of %.1f MiB checked in %.1f s.", size / 2**20, time.perf_counter() - began)
 
 
 def make_backend(options: EngineOptions) -> LocalBackend:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from lucid_deploy.artifact.chat import ChatTemplate, ChatTemplates
+from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import (
@@ -25,22 +25,22 @@ from lucid_deploy.serving.errors import ApiError, no_such_model
 from lucid_deploy.serving.fields import (
     MOST_SOLVE_TOKENS,
     PROMPT,
+    AnyObject,
     ChatRequest,
     CompletionRequest,
-    ResponseFormat,
     ResponseRequest,
     SamplingFields,
+    SchemaFormat,
     SolveRequest,
     refuse_unsupported,
 )
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.responses_api import as_chat, renamed, repeated
+from lucid_deploy.serving.responses_api import as_chat, name_messages, renamed, repeated
 from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
-USUAL_ROLES = ("system", "user", "assistant", "tool")
 PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 SAMPLED = ("temperature", "top_k", "top_p", "seed", "min_p", *PENALTIES)  # fields as Sampling has them
 PromptItems = str | list[int]
@@ -104,7 +104,7 @@ class RequestReader:
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:
         form, read = self._kinds[kind]
         try:
-            body = decode(data, form, "body")
+            body = decode(data, form, "body", name_messages if kind == "response" else None)
             if body.model != self._model:
                 raise no_such_model(body.model, self._model)
             refuse_unsupported(body)
@@ -180,7 +180,6 @@ class RequestReader:
         messages, shown_tools = messages_of(body.messages), None if tools is None else tools.shown
         with named_field("messages"):
             rendered = template.render(messages, shown_tools)
-        _refuse_left_out(template, messages, shown_tools, rendered)
         return self._tokens(rendered, "messages", add_special_tokens=False)
 
     def _tokens(self, text: str, name: str, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -267,7 +266,11 @@ class RequestReader:
 
     def _constraint(self, body: SamplingFields) -> Constraint | None:
         """Return what the answer must be; None if it is free."""
-        name, found = "response_format", _formatted(body.response_format)
+        form, name, found = body.response_format, "response_format", None
+        if isinstance(form, AnyObject):
+            found = from_json_schema({"type": "object"})
+        elif isinstance(form, SchemaFormat):
+            found = named(f"{name}.json_schema.schema", from_json_schema, form.json_schema.schema)
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         if given:
             name = next(iter(given))
@@ -289,24 +292,6 @@ class RequestReader:
         self._guides.check(constraint)
 
 
-def _refuse_left_out(
-    template: ChatTemplate, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, rendered: str
-) -> None:
-    """Refuse messages of unusual roles that the template leaves out: more text in them changes nothing."""
-    for place, message in enumerate(messages):
-        if message["role"] in USUAL_ROLES or not message["content"]:
-            continue
-        changed = [*messages[:place], {**message, "content": message["content"] + "0"}, *messages[place + 1 :]]
-        try:
-            is_left_out = template.render(changed, tools) == rendered
-        except LucidError:  # the template rejects the changed text, so it reads it
-            continue
-        if is_left_out:
-            field, role, known = f"messages[{place}].role", shown(message["role"]), ", ".join(USUAL_ROLES)
-            text = f"{field}: the model's chat template leaves out this message of the role {role}. Use {known}."
-            raise FieldError(text, field)
-
-
 def _within(name: str, value: int | None, high: int) -> int | None:
     """Return a whole number from 1 up to what this server allows; None if it was not given."""
     if value is not None and not 1 <= value <= high:
@@ -322,22 +307,6 @@ def _streaming(body: SamplingFields) -> tuple[bool, bool]:
         raise FieldError("stream_options needs stream: true.", "stream_options")
     refuse_unsupported(body.stream_options, "stream_options.")
     return True, bool(body.stream_options.include_usage)
-
-
-def _formatted(given: ResponseFormat | None) -> Constraint | None:
-    where = "response_format.json_schema"
-    if given is not None and given.type != "json_schema" and given.json_schema is not None:
-        raise FieldError(f"{where} is for the type json_schema.", where)
-    if given is None or given.type == "text":
-        return None
-    if given.type == "json_object":
-        return from_json_schema({"type": "object"})
-    schema = None
-    if given.json_schema is not None:
-        where, schema = f"{where}.schema", given.json_schema.schema
-    if schema is None:
-        raise FieldError(f"The field {where} is missing.", where, "missing_field")
-    return named(where, from_json_schema, schema)
 
 
 @contextmanager

@@ -16,12 +16,15 @@ from lucid_deploy.serving.fields import (
     LOGPROBS,
     ChatRequest,
     CommonFields,
-    InputItem,
-    JsonSchema,
+    InputCall,
+    InputMessage,
+    InputPart,
+    InputResult,
     Message,
-    ResponseFormat,
+    PlainText,
     ResponseRequest,
-    TextFormat,
+    SchemaFormat,
+    TextSchema,
     refuse_unsupported,
 )
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
@@ -42,12 +45,6 @@ NEUTRAL: dict[str, Any] = {
     "tools": [],
     "truncation": "disabled",
 }
-# The fields of each type of item.
-_FIELDS = {
-    "message": ("role", "content"),
-    "function_call": ("call_id", "name", "arguments"),
-    "function_call_output": ("call_id", "output"),
-}
 # Fields of a chat and their names in this API; the first match counts.
 _NAMES_HERE = (
     (r"messages(\[\d+\][\w.\[\]]*)?", "input"),
@@ -55,6 +52,14 @@ _NAMES_HERE = (
     (r"response_format(\.json_schema)?", "text.format"),
     (r"(tools\[\d+\])\.function", r"\1"),
 )
+
+
+def name_messages(raw: dict[str, Any]) -> None:
+    """Add the type of items that have none: they are messages."""
+    given = raw.get("input")
+    for item in given if isinstance(given, list) else ():
+        if isinstance(item, dict):
+            item.setdefault("type", "message")
 
 
 def renamed(error: FieldError) -> FieldError:
@@ -75,7 +80,7 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         refuse_unsupported(body.text, "text.")
     if body.stream_options is not None:
         refuse_unsupported(body.stream_options, "stream_options.")
-    logprobs, choice = bool(body.include), body.tool_choice
+    logprobs, choice, form = bool(body.include), body.tool_choice, body.text and body.text.format
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs")
     if logprobs and body.tools and choice != "none":
@@ -88,7 +93,7 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         max_completion_tokens=body.max_output_tokens,
         logprobs=logprobs or None,
         top_logprobs=body.top_logprobs,
-        response_format=_format(None if body.text is None else body.text.format),
+        response_format=SchemaFormat(json_schema=form) if isinstance(form, TextSchema) else form,
         tools=None if body.tools is None else [tool.as_chat() for tool in body.tools],
         tool_choice=choice.as_chat() if isinstance(choice, ResponseToolChoice) else choice,
         parallel_tool_calls=body.parallel_tool_calls,
@@ -97,10 +102,9 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
 
 def repeated(body: ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
-    form = None if body.text is None else body.text.format
-    shown: dict[str, Any] = {"type": "text" if form is None else form.type}
-    if form is not None and form.type == "json_schema":
-        shown |= {"name": form.name or "answer", "schema": form.schema, "strict": True}
+    shown = msgspec.to_builtins((body.text and body.text.format) or PlainText())
+    if shown["type"] == "json_schema":
+        shown["strict"] = True
     out: dict[str, Any] = {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
@@ -117,56 +121,26 @@ def repeated(body: ResponseRequest) -> dict[str, Any]:
     return out
 
 
-def _format(form: TextFormat | None) -> ResponseFormat | None:
-    if form is None:
-        return None
-    if form.type == "json_schema":
-        if form.schema is None:
-            raise FieldError("The field text.format.schema is missing.", "text.format.schema", "missing_field")
-        return ResponseFormat(type=form.type, json_schema=JsonSchema(name=form.name or "answer", schema=form.schema))
-    for name in ("name", "schema", "description", "strict"):
-        if getattr(form, name) not in (None, False) or (name == "schema" and form.schema is False):
-            field = f"text.format.{name}"
-            raise FieldError(f"{field} is for the type json_schema.", field)
-    return ResponseFormat(type=form.type)
-
-
-def messages_of(instructions: str | None, given: str | list[InputItem]) -> list[Message]:
+def messages_of(instructions: str | None, given: str | list[InputMessage | InputCall | InputResult]) -> list[Message]:
     """Return the input as messages of a chat; an assistant's calls in a row are one message."""
     out = [] if instructions is None else [Message(role="system", content=instructions)]
     if isinstance(given, str):
         return [*out, Message(role="user", content=given)]
-    for index, item in enumerate(given):
-        _check_fields(item, f"input[{index}]")
-        message, before = _message(item), out[-1] if out else None
-        if message.tool_calls and before is not None and before.role == "assistant":
-            calls = [*(before.tool_calls or []), *message.tool_calls]
-            out[-1] = Message(role="assistant", content=before.content, tool_calls=calls)
+    for item in given:
+        if isinstance(item, InputMessage):
+            out.append(Message(role=item.role, content=_text(item.content)))
+        elif isinstance(item, InputResult):
+            out.append(Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
         else:
-            out.append(message)
+            before = out.pop() if out and out[-1].role == "assistant" else Message(role="assistant")
+            call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
+            calls = [*(before.tool_calls or []), call]
+            out.append(Message(role="assistant", content=before.content, tool_calls=calls))
     return out
 
 
-def _check_fields(item: InputItem, place: str) -> None:
-    for name in _FIELDS[item.type]:
-        if getattr(item, name) is None:
-            raise FieldError(f"The field {place}.{name} is missing.", f"{place}.{name}", "missing_field")
-    for name in sorted({name for names in _FIELDS.values() for name in names}.difference(_FIELDS[item.type])):
-        if getattr(item, name) is not None:
-            message = f"{place}.{name} does not belong to an item of the type {item.type}."
-            raise FieldError(message, f"{place}.{name}")
-
-
-def _message(item: InputItem) -> Message:
-    if item.type == "function_call":
-        assert item.call_id is not None and item.name is not None and item.arguments is not None  # checked
-        call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
-        return Message(role="assistant", tool_calls=[call])
-    given = item.content if item.type == "message" else item.output
-    text = given if isinstance(given, str) else "".join(part.text for part in given or ())
-    if item.type == "function_call_output":
-        return Message(role="tool", content=text, tool_call_id=item.call_id)
-    return Message(role="system" if item.role == "developer" else str(item.role), content=text)
+def _text(given: str | list[InputPart]) -> str:
+    return given if isinstance(given, str) else "".join(part.text for part in given)
 
 
 class ResponseAnswer(Answer):

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -80,7 +80,7 @@ async def serve(
         idle: Seconds that a connection may wait for its client.
     """
     connections = connections or 2 * engine.capacity + SPARE_CONNECTIONS
-    reserve_descriptors(connections)
+    raise_descriptor_limit(connections)
     service.most_busy = engine.capacity + READ_AHEAD
     server = DrainingServer(service, ConnectionTable(connections, idle), grace)
     loop, loaded = asyncio.get_running_loop(), asyncio.Event()
@@ -113,22 +113,14 @@ async def serve(
         raise engine.error
 
 
-def reserve_descriptors(connections: int) -> None:
-    """Raise this process's limit of open files so that so many connections fit."""
-    try:
+def raise_descriptor_limit(connections: int) -> None:
+    """Raise this process's limit of open files for so many connections, as far as the system allows."""
+    with suppress(ImportError):  # Windows has no such limit
         import resource
-    except ImportError:  # Windows has no such limit
-        return
-    needed = connections + OTHER_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise LucidError(
-            f"{connections} connections need {needed} open files and the limit is {hard}. Raise it (ulimit -n), or "
-            "give fewer --max-connections."
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+        needed, (soft, hard) = connections + OTHER_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < needed:  # -1: there is no limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else min(needed, hard), hard))
 
 
 class DrainingServer(uvicorn.Server):

@@ -74,43 +74,8 @@ def with_tools(template: str, form: ToolFormat) -> str:
     if own is not None:
         raise LucidError(f"The model's chat template has tools already, as {own.name}. Leave out --tool-format.")
     shape = json.dumps({"open": form.opening, "call": form.call, "between": form.between, "close": form.closing})
-    return f"{{# {' '.join(form.template)} #}}" + _TOOLS.replace("FORM", shape) + template
-
-
-_TOOLS = """\
-{%- if tools -%}
-  {%- set form = FORM -%}
-  {%- set to = namespace(messages=[], text='You can call these functions:') -%}
-  {%- for tool in tools -%}{%- set to.text = to.text ~ '\\n' ~ tool | tojson -%}{%- endfor -%}
-  {%- set to.text = to.text ~ '\\n\\nTo call one, write its name and its arguments, a JSON object, in this form:\\n'
-      ~ form.open ~ form.call[0] ~ 'NAME' ~ form.call[1] ~ 'ARGUMENTS' ~ form.call[2] ~ form.close -%}
-  {%- if messages[0].role == 'system' -%}
-    {%- set to.text = messages[0].content ~ '\\n\\n' ~ to.text -%}
-  {%- endif -%}
-  {%- set to.messages = [{'role': 'system', 'content': to.text}] -%}
-  {%- for message in messages[1 if messages[0].role == 'system' else 0:] -%}
-    {%- if message.role == 'tool' -%}
-      {%- set to.text = 'The function returned:\\n' ~ message.content -%}
-      {%- if to.messages[-1].result -%}
-        {%- set to.text = to.messages[-1].content ~ '\\n' ~ to.text -%}
-        {%- set to.messages = to.messages[:-1] -%}
-      {%- endif -%}
-      {%- set to.messages = to.messages + [{'role': 'user', 'content': to.text, 'result': true}] -%}
-    {%- elif message.tool_calls -%}
-      {%- set to.text = '' -%}
-      {%- for call in message.tool_calls -%}
-        {%- set to.text = to.text ~ (form.between if to.text else '') ~ form.call[0] ~ call.function.name
-            ~ form.call[1] ~ call.function.arguments | tojson ~ form.call[2] -%}
-      {%- endfor -%}
-      {%- set to.text = message.content ~ form.open ~ to.text ~ form.close -%}
-      {%- set to.messages = to.messages + [{'role': message.role, 'content': to.text}] -%}
-    {%- else -%}
-      {%- set to.messages = to.messages + [message] -%}
-    {%- endif -%}
-  {%- endfor -%}
-  {%- set messages = to.messages -%}
-{%- endif -%}
-"""
+    shown = (FOLDER.parent / "tools.jinja").read_text(encoding="utf-8").replace("FORM", shape)
+    return f"{{# {' '.join(form.template)} #}}" + shown + template
 
 
 def tool_grammar(

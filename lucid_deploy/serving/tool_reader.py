@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema, named
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.fields import ChatRequest, Message, refuse_unsupported
+from lucid_deploy.serving.fields import ChatRequest, Message, PlainText, refuse_unsupported
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_grammar
 
@@ -52,7 +53,7 @@ def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextToke
         schemas = {name: schemas[name]}
     if choice == "none":
         return None
-    other = "response_format" if body.response_format is not None and body.response_format.type != "text" else None
+    other = "response_format" if not isinstance(body.response_format, PlainText | None) else None
     other = next((name for name in NAMES if getattr(body, name) is not None), other)
     if other is not None:
         raise FieldError(f"{other} cannot be combined with tools.", other)
@@ -103,7 +104,8 @@ def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
         content = message.content
         # Most templates expect one text.
         text = "" if content is None else content if isinstance(content, str) else "".join(p.text for p in content)
-        made: dict[str, Any] = {"role": message.role, "content": text}
+        role = "system" if message.role == "developer" else message.role
+        made: dict[str, Any] = {"role": role, "content": text}
         if message.name is not None:
             made["name"] = message.name
         if calls:
@@ -129,10 +131,9 @@ def _check_result(where: str, message: Message, known: set[str]) -> None:
 
 def _call(where: str, call: Any) -> dict[str, Any]:
     field = f"{where}.function.arguments"
-    try:
+    arguments = None
+    with suppress(ValueError, RecursionError):
         arguments = json.loads(call.function.arguments)
-    except (ValueError, RecursionError) as error:
-        raise FieldError(f"{field} is not the text of a JSON object.", field) from error
     if not isinstance(arguments, dict):
         raise FieldError(f"{field} is not the text of a JSON object.", field)
     return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

@@ -6,16 +6,17 @@ and ``lucid.*`` for what they do not name. No attribute has text of a prompt, an
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.generation.text_stream import TextPiece
-from lucid_deploy.serving.jobs import Event, RowEnd, RowTimes
+from lucid_deploy.serving.jobs import Event, Job, RowEnd, RowTimes
 from lucid_deploy.serving.requests import Kind, PreparedRequest
 from lucid_deploy.version import __version__
 
@@ -30,12 +31,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "frequency_penalty", "presence_pena
 
 def traces_url(endpoint: str) -> str:
     """Return the URL that spans are sent to, given the URL of a collector."""
-    try:
-        parts = urlsplit(endpoint)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid or parts.query or parts.fragment or parts.username is not None:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", endpoint):
         raise LucidError(
             f"--otlp-endpoint {endpoint!r} is not the URL of a collector; give one such as http://localhost:4318, "
             "without query or password (OTEL_EXPORTER_OTLP_HEADERS takes credentials)."
@@ -94,11 +90,10 @@ class RequestTrace:
     def __init__(self, tracer: Any, span: Any, begun: int) -> None:
         self._tracer, self._span, self._begun = tracer, span, begun
         self._request: PreparedRequest | None = None
-        self._times: dict[int, RowTimes] = {}
-        self._tokens: dict[int, int] = {}
-        self._reasons: dict[int, str] = {}
-        self._error = ""
         self._read = 0  # when the body was read
+        self._times: dict[int, RowTimes] = {}
+        self._tokens: Counter[int] = Counter()
+        self._reasons: dict[int, str] = {}
 
     def prepared(self, request: PreparedRequest, answer: str) -> None:
         """Note the request once its body is read; not stops, biases and bad words, which are the client's text."""
@@ -119,51 +114,46 @@ class RequestTrace:
                 if not self._tokens:
                     seconds = (time.time_ns() - self._begun) / 1e9
                     self._span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
-                self._tokens[event.row] = self._tokens.get(event.row, 0) + event.tokens
+                self._tokens[event.row] += event.tokens
 
-    def fail(self, code: str) -> None:
-        self._error = code
-
-    def end(self, status: int) -> None:
-        """End the request's span and make those of its phases."""
+    def end(self, status: int, error: str) -> None:
+        """End the request's span and make those of its phases; ``error`` is the code of one that the client got."""
         from opentelemetry.trace import StatusCode, set_span_in_context
 
-        now, span = time.time_ns(), self._span
+        now, span, request = time.time_ns(), self._span, self._request
         span.set_attribute("http.response.status_code", status)
-        if self._request is not None and self._times:
-            counts = {"input": self._request.prompt_tokens, "output": sum(self._tokens.values())}
-            counts["cache_read.input"] = sum(times.reused for times in self._times.values())
-            span.set_attributes({f"gen_ai.usage.{name}_tokens": count for name, count in counts.items()})
+        if status >= 400:
+            span.set_attribute("error.type", error or str(status))
+        if status >= 500:  # by the conventions, 4xx is not a server error
+            span.set_status(StatusCode.ERROR)
         if self._reasons:
             reasons = [self._reasons[row] for row in sorted(self._reasons)]
             span.set_attribute("gen_ai.response.finish_reasons", reasons)
-        if status >= 400:
-            span.set_attribute("error.type", self._error or str(status))
-        if status >= 500:  # by the conventions, 4xx is not a server error
-            span.set_status(StatusCode.ERROR)
-        if span.is_recording():
+        if request is not None:
             parent = set_span_in_context(span)
-            if self._read:
-                self._phase("read", parent, self._begun, self._read, {})
+            self._phase("read", parent, self._begun, self._read, {})
             for times in self._times.values():
-                self._row(parent, times, now)
+                self._row(parent, times, request.job, now)
+            if self._times:
+                counts = {"input": request.prompt_tokens, "output": self._tokens.total()}
+                counts["cache_read.input"] = sum(times.reused for times in self._times.values())
+                span.set_attributes({f"gen_ai.usage.{name}_tokens": count for name, count in counts.items()})
         span.end(now)
 
-    def _row(self, parent: Context, times: RowTimes, now: int) -> None:
+    def _row(self, parent: Context, times: RowTimes, job: Job, now: int) -> None:
         """Make the spans of one generation; a phase that did not end lasts until the request does."""
-        assert self._request is not None  # it came before any event
-        job, at = self._request.job, times.at
-        prompt = {"lucid.prompt_tokens": len(job.prompts[times.row // job.n]), "lucid.reused_tokens": times.reused}
-        phases: dict[str, tuple[str, str, dict[str, Any]]] = {
-            "queue": ("queue", "prefill", {}),
-            "prefill": ("prefill", "decode", prompt),
-            "decode": ("decode", "end", {"lucid.new_tokens": self._tokens.get(times.row, 0)}),
-            "detokenize": ("text", "text_end", {"lucid.seconds_spent": at.get("text_spent", 0) / 1e9}),
-        }
-        for name, (begin, end, attributes) in phases.items():
+        row, at = times.row, times.at
+        prompt = {"lucid.prompt_tokens": len(job.prompts[row // job.n]), "lucid.reused_tokens": times.reused}
+        phases: list[tuple[str, str, str, dict[str, Any]]] = [
+            ("queue", "queue", "prefill", {}),
+            ("prefill", "prefill", "decode", prompt),
+            ("decode", "decode", "end", {"lucid.new_tokens": self._tokens[row]}),
+            ("detokenize", "text", "text_end", {"lucid.seconds_spent": at.get("text_spent", 0) / 1e9}),
+        ]
+        for name, begin, end, attributes in phases:
             if begin in at:
                 last = at.get(end, at.get("end", now))
-                self._phase(name, parent, at[begin], last, {"lucid.row": times.row, **attributes})
+                self._phase(name, parent, at[begin], last, {"lucid.row": row, **attributes})
 
     def _phase(self, name: str, parent: Context, begin: int, end: int, attributes: dict[str, Any]) -> None:
         self._tracer.start_span(name, parent, attributes=attributes, start_time=begin).end(max(begin, end))

@@ -47,7 +47,6 @@ def test_weights_that_change_end_the_engine_with_the_reason(
     artifact = copy_of(artifacts, tmp_path / "changed")
     server = start(artifact)
     assert ask(server).json()["choices"][0]["text"] == "blue cup"
-    assert any("Hashes of " in line and " MiB checked in " in line for line in server.errors)
     damage(artifact)
     while (answer := ask(server)).status_code == 200:  # it looks once a second
         pass

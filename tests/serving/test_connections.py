@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from lucid_deploy.serving.connections import ConnectionTable
-from tests.patience import PATIENCE
 
 
 class OpenConnection:
@@ -39,13 +35,3 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
     table.remove(connections[0])
     table.set_waiting(connections[0], True)  # it is closed: of no account
     assert len(table.open) == 2 and connections[0] not in table.waiting
-
-
-def test_more_connections_than_the_system_allows_are_refused(artifacts: dict[str, Path]) -> None:
-    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400));"
-    code += "from lucid_deploy.cli import main; main()"
-    words = ["serve", str(artifacts["growing"]), "--port", "0", "--max-connections", "1000"]
-    command = [sys.executable, "-c", code, *words]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert result.returncode == 2
-    assert "1000 connections need 1264 open files and the limit is 400" in result.stderr

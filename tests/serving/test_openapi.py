@@ -40,14 +40,14 @@ def test_references_lead_somewhere() -> None:
         (CompletionRequest, {"model": "m", "prompt": "p", "stop": ["x"] * 17}, False),
         (CompletionRequest, {"model": "m", "prompt": "p", "stop": ""}, False),
         (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "c"}]}, True),
-        (ChatRequest, {"model": "m", "messages": [{"role": "u", "content": [{"type": "text", "text": "c"}]}]}, True),
+        (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "c"}]}]}, True),
         (ResponseRequest, {"model": "m", "input": "c", "store": False}, True),
-        (ResponseRequest, {"model": "m", "input": [{"role": "user", "content": "c"}]}, True),
+        (ResponseRequest, {"model": "m", "input": [{"type": "message", "role": "user", "content": "c"}]}, True),
         (ResponseRequest, {"model": "m", "input": []}, False),
         (ResponseRequest, {"model": "m", "input": [{"type": "reasoning"}]}, False),
         (ResponseRequest, {"model": "m", "input": "c", "stop": "d"}, False),
         (ChatRequest, {"model": "m", "messages": []}, False),
-        (ChatRequest, {"model": "m", "messages": [{"role": "u", "content": [{"type": "image_url"}]}]}, False),
+        (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, False),
     ],
 )
 def test_schema_and_reader_agree(form: Any, body: dict[str, Any], good: bool) -> None:

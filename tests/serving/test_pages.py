@@ -64,4 +64,4 @@ def test_the_docs_have_every_path_and_every_field(tmp_path: Path) -> None:
         if name != "Error" and schema.get("properties"):
             section = text.partition(f'<h2 id="{name}">')[2].partition("<h2")[0]
             assert re.findall(r"<td><code>(\w+)</code>", section) == list(schema["properties"])
-    assert "list of InputItem" in text and "0 is greedy; 1 if not given." in text
+    assert "list of InputMessage or InputCall or InputResult" in text and "0 is greedy; 1 if not given." in text
