@@ -176,11 +176,11 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
     """Return what is to be served and how, after what can be checked without loading a model."""
     from lucid_deploy.serving.front import ApiOptions
     from lucid_deploy.serving.jobs import EngineOptions, open_checked
-    from lucid_deploy.serving.loading import check_limits
+    from lucid_deploy.serving.loading import reader_setup
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
-    opened, speculation = open_checked(artifact), options["speculation"]
-    speculation.check(opened)
+    speculation = options["speculation"]
+    speculation.check(open_checked(artifact))
     key_file, metrics_file = options["api_key_file"], options["metrics_key_file"]
     keys = ApiKeys() if key_file is None else read_api_keys(key_file)
     hosts = frozenset(name.lower() for name in options["allow_host"])
@@ -199,7 +199,7 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
         metrics_keys=ApiKeys() if metrics_file is None else read_api_keys(metrics_file, "--metrics-key-file"),
         **_fields_of(ApiOptions, options),
     )
-    check_limits(opened, api)
+    reader_setup(engine, api)
     if api.model is not None and not api.model.strip():
         raise LucidError("--served-model-name is empty. Name the model, or leave the option out.")
     if api.share_prefixes and not (api.keys and engine.prefix_tokens):

@@ -75,11 +75,11 @@ class JobEvents:
     def __init__(self, commands: queue.SimpleQueue[_Command], rows: int) -> None:
         self.loop = asyncio.get_running_loop()
         self._commands, self._rows = commands, rows
-        self._events: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
+        self.queue: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
         """Return the next events as (number, event), as soon as there are any."""
-        return await self._events.get()
+        return await self.queue.get()
 
     def cancel(self, row: int) -> None:
         """End a generation, if it runs, and free its row; ignore what still comes from it."""
@@ -88,10 +88,6 @@ class JobEvents:
     def close(self) -> None:
         for row in range(self._rows):
             self.cancel(row)
-
-    def deliver(self, events: list[tuple[int, EngineEvent]]) -> None:
-        """Store events for :meth:`next`; runs in the event loop."""
-        self._events.put_nowait(events)
 
 
 class Engine:
@@ -330,4 +326,4 @@ def _send(events: list[tuple[JobEvents, int, Any]]) -> None:
 
 def _deliver_all(jobs: dict[JobEvents, list[tuple[int, Any]]]) -> None:
     for job, events in jobs.items():
-        job.deliver(events)
+        job.queue.put_nowait(events)

@@ -53,7 +53,7 @@ class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 class StreamOptions(Fields, kw_only=True, frozen=True):
     """How a stream ends."""
 
-    include_usage: Annotated[bool, about("Whether a last chunk has the counts of tokens.")] | None = None
+    include_usage: Annotated[bool, about("Whether a last chunk counts tokens; responses always do.")] | None = None
     include_obfuscation: Annotated[Any, only(False)] = None
 
 
@@ -218,12 +218,6 @@ class InputResult(InputItem, kw_only=True, frozen=True, tag_field="type", tag="f
 InputItems = Annotated[list[InputMessage | InputCall | InputResult], Meta(min_length=1)]
 
 
-class ResponseStreamOptions(Fields, kw_only=True, frozen=True):
-    """How a stream of events is sent."""
-
-    include_obfuscation: Annotated[Any, only(False)] = None
-
-
 class TextSettings(Fields, kw_only=True, frozen=True):
     """What the answer's text is like."""
 
@@ -237,7 +231,7 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     input: Annotated[str | InputItems, about("The user's text, or all messages and calls so far.")]
     instructions: Annotated[str, about("A system message in front of the input.")] | None = None
     max_output_tokens: Tokens = None
-    stream_options: ResponseStreamOptions | None = None
+    stream_options: StreamOptions | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Logprobs = None
     text: TextSettings | None = None

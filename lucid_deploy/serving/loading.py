@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact import MANIFEST, Artifact
+from lucid_deploy.artifact import MANIFEST
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import EngineOptions, LocalBackend, open_checked
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")  # only their warnings are logged
 
 
-def check_limits(artifact: Artifact, api: ApiOptions) -> None:
-    """Refuse limits that are larger than the model's context."""
+def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
+    """Return what the readers of a server read for; refuse limits that are larger than the model's context."""
+    artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
     for option, tokens in (("--max-prompt-tokens", api.max_prompt_tokens), ("--max-new-tokens", api.max_new_tokens)):
         if tokens is not None and tokens > context:
@@ -34,13 +35,6 @@ def check_limits(artifact: Artifact, api: ApiOptions) -> None:
             )
     if api.tool_format is not None:
         tool_format_named(api.tool_format)
-
-
-def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what the readers of a server read for."""
-    artifact = open_checked(engine.directory)
-    check_limits(artifact, api)
-    context = artifact.config.max_position_embeddings
     limits = Limits(
         context=context,
         vocabulary=artifact.config.vocab_size,

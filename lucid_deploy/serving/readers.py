@@ -57,7 +57,8 @@ class ReadReply(msgspec.Struct, frozen=True):
 
 def reader_process(setup: ReaderSetup) -> BoundedProcess:
     """Return a process that reads for a setup, not started; its ``ready`` says whether it can read chats."""
-    bounds = Bounds(setup.limits.reading_seconds, setup.limits.reading_bytes)
+    memory = max(256 << 20, 64 * setup.limits.body_bytes)  # parsed, "[]," is 80 bytes for 3
+    bounds = Bounds(setup.limits.reading_seconds, memory)
     return BoundedProcess(__name__, msgspec.msgpack.encode(setup), bounds, WHAT)
 
 

@@ -41,8 +41,10 @@ from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
-PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
-SAMPLED = ("temperature", "top_k", "top_p", "seed", "min_p", *PENALTIES)  # fields as Sampling has them
+SAMPLED = (  # fields as Sampling has them
+    *("temperature", "top_k", "top_p", "seed", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
 PromptItems = str | list[int]
 Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
@@ -59,11 +61,6 @@ class Limits:
     body_bytes: int = 4 << 20  # size of a request
     seconds: float = 300.0  # time from the request's first byte to the answer's last
     reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
-
-    @property
-    def reading_bytes(self) -> int:
-        """Memory for reading one request, beyond what a reader has anyway: parsed, "[]," is 80 bytes for 3."""
-        return max(256 << 20, 64 * self.body_bytes)
 
 
 @dataclass(frozen=True)
@@ -144,12 +141,8 @@ class RequestReader:
         tools = tool_use_of(body, self._templates, self._tokenizer)
         prompt = self._conversation(body, self._templates, tools)
         top = (body.top_logprobs or 0) if body.logprobs else None
-        job = self._job(body, (prompt,), older if new is None else new, top)
-        form = None
-        if tools is not None:
-            self._check_begins("tools", tools.constraint)
-            form, trigger = tools.form, tools.trigger_token
-            job = replace(job, constraint=tools.constraint, shown_tokens=() if trigger is None else (trigger,))
+        job = self._job(body, (prompt,), older if new is None else new, top, tools)
+        form = None if tools is None else tools.form
         return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
 
     def _prompt_items(self, given: str | list[str | int | list[int]]) -> list[PromptItems]:
@@ -212,6 +205,7 @@ class RequestReader:
         prompts: tuple[tuple[int, ...], ...],
         new_tokens: int | None,
         top_logprobs: int | None,
+        tools: ToolUse | None = None,
     ) -> Job:
         limits = self._limits
         n = _within("n", body.n, limits.choices) or 1
@@ -236,8 +230,9 @@ class RequestReader:
             stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
-            constraint=self._constraint(body),
+            constraint=self._constraint(body) if tools is None else self._checked_begin("tools", tools.constraint),
             tokens_as_ids=bool(body.return_tokens_as_token_ids),
+            shown_tokens=() if tools is None or tools.trigger_token is None else (tools.trigger_token,),
         )
 
     def _new_tokens(self, wanted: int | None, longest: int) -> int:
@@ -277,14 +272,13 @@ class RequestReader:
             if found is not None:
                 raise FieldError(f"{name} cannot be combined with response_format.", name)
             found = constraint_of(given)
-        if found is not None:
-            self._check_begins(name, found)
-        return found
+        return None if found is None else self._checked_begin(name, found)
 
-    def _check_begins(self, name: str, constraint: Constraint) -> None:
-        """Refuse a constraint that no answer can begin."""
+    def _checked_begin(self, name: str, constraint: Constraint) -> Constraint:
+        """Return a constraint; refuse one that no answer can begin."""
         with named_field(name):
             self._begin_once(constraint)
+        return constraint
 
     def _begin(self, constraint: Constraint) -> None:
         if self._guides is None:

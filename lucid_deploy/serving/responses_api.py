@@ -64,14 +64,11 @@ def name_messages(raw: dict[str, Any]) -> None:
 
 def renamed(error: FieldError) -> FieldError:
     """Return an error of the chat with the names that its fields have in a request for a response."""
-    for pattern, here in _NAMES_HERE:
-        name, count = re.subn("^" + pattern, here, error.param or "")
-        if count and error.param:
-            message = str(error)
-            if message.removeprefix("The field ").startswith(error.param):
-                message = message.replace(error.param, name, 1)
-            return FieldError(message, name, error.code)
-    return error
+    field, message = error.param or "", str(error)
+    name = next((re.sub(pattern, here, field) for pattern, here in _NAMES_HERE if re.match(pattern, field)), field)
+    if field and message.removeprefix("The field ").startswith(field):
+        message = message.replace(field, name, 1)
+    return FieldError(message, name or None, error.code)
 
 
 def as_chat(body: ResponseRequest) -> ChatRequest:

@@ -35,20 +35,14 @@ STEP_SECONDS = 5.0  # for the step that runs at the end
 
 def bind(host: str, port: int) -> socket.socket:
     """Open the socket before the model is loaded, so that a port in use shows at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        raise LucidError(f"--host {host} is not an address of this machine: {error}.") from error
-    family, kind, protocol, _, address = found[0]
-    opened = socket.socket(family, kind, protocol)
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen(BACKLOG)
-    except OSError as error:
-        opened.close()
+        opened = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise LucidError(
-            f"Port {port} on {host} cannot be used: {error.strerror}. Choose another with --port, or 0 for a free one."
+            f"Port {port} on {host} cannot be used: {reason.partition(' (while')[0]}. Choose another address of this "
+            "machine with --host, or another port with --port, 0 for a free one."
         ) from error
     opened.setblocking(False)
     return opened

@@ -24,7 +24,7 @@ def test_every_option_that_its_help_gives_to_ray_is_declared_so() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "no.such.host.invalid"], "is not an address of this machine"),
+        (["--host", "no.such.host.invalid"], "on no.such.host.invalid cannot be used"),
         (["--api-key-file", "missing"], "--api-key-file missing cannot be read: No such file"),
         (["--api-key-file", "."], "is not a file"),
         (["--replicas", "2"], "--replicas is for --engine ray"),
