@@ -8,7 +8,7 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation import Question, Report, Task
-from lucid_deploy.evaluation.task import TokenizerLike, can_write, check_seed_and_limit
+from lucid_deploy.evaluation.task import TokenizerLike, can_write
 from needle_training.texts import KINDS, SENTENCE, Words, draw
 from needle_training.words import COMMA, WORDS
 
@@ -32,7 +32,6 @@ def needle_questions(tokenizer: TokenizerLike, task: str, length: int, limit: in
         LucidError: A tokenizer without the tasks' words, or a length that the task does not fit in or has too few keys
             for.
     """
-    check_seed_and_limit(seed, limit)
     if not can_write(tokenizer, " ".join(WORDS)):
         raise LucidError(
             "This model's tokenizer cannot write the words of these tasks; train one with train_needles.py."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,20 +53,23 @@ class NumberRange(click.FloatRange):
 
 
 class NumberList(click.ParamType):
-    """Positive whole numbers separated by commas, such as ``example``."""
+    """Whole numbers separated by commas, such as ``example``; ``4k`` is 4096."""
 
     name = "numbers"
 
-    def __init__(self, example: str) -> None:
-        self.example = example
+    def __init__(self, example: str, low: int = 1) -> None:
+        self.example, self.low = example, low
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        items = [item.strip() for item in str(value).split(",")]
-        if not all(item.isdecimal() and int(item) for item in items):
-            self.fail(f"{value!r} is not a list of positive whole numbers such as {self.example}.", param, ctx)
-        return tuple(dict.fromkeys(map(int, items)))
+        found = [re.fullmatch(r"\s*(\d{1,18})(k?)\s*", item) for item in str(value).split(",")]
+        numbers = [-1 if item is None else int(item[1]) * (1024 if item[2] else 1) for item in found]
+        if min(numbers) < self.low:
+            self.fail(
+                f"{value!r} is not a list of whole numbers from {self.low} up such as {self.example}.", param, ctx
+            )
+        return tuple(dict.fromkeys(numbers))
 
 
 def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._options import NumberRange, artifact_argument, json_option, runtime_options
+from lucid_deploy.cli._options import NumberList, NumberRange, artifact_argument, json_option, runtime_options
 from lucid_deploy.errors import CheckFailed, LucidError
 
 if TYPE_CHECKING:
@@ -70,15 +69,6 @@ def _kind(options: SimpleNamespace) -> str:
     return kind
 
 
-def _numbers(options: SimpleNamespace, name: str) -> list[int] | None:
-    """Return the whole numbers of an option that takes several with commas between them."""
-    text = getattr(options, name)
-    try:
-        return None if text is None else [int(item) for item in text.split(",")]
-    except ValueError as error:
-        raise LucidError(f"{_flag(name)} takes whole numbers separated by commas, not {text!r}.") from error
-
-
 @click.command("eval", cls=Command)
 @artifact_argument
 @click.option("--task", help="recall, needles, or lm_eval:NAME[,NAME] for tasks of lm-evaluation-harness.")
@@ -91,14 +81,19 @@ def _numbers(options: SimpleNamespace, name: str) -> list[int] | None:
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
 @click.option(
     "--limit",
-    type=int,
+    type=click.IntRange(1, 1_000_000),
     help="Prompts; with needles, of each length; with lm_eval, documents of each task. "
     " [default: 200; lm_eval: all; suites: as published]",
 )
-@click.option("--seed", type=int, help="Seed of the prompts.  [default: 2026; suites: 0, as published]")
-@click.option("--batch", type=int, default=8, show_default=True, help="Prompts to run at once.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 32) - 1),
+    help="Seed of the prompts.  [default: 2026; suites: 0, as published]",
+)
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Prompts to run at once.")
 @click.option(
     "--needles",
+    type=NumberList("2,4"),
     metavar="N[,N,...]",
     help="Needles in a text; several numbers with --suite mniah.  [default: 4; mniah: 2,4,6,8,10]",
 )
@@ -107,6 +102,7 @@ def _numbers(options: SimpleNamespace, name: str) -> list[int] | None:
     "--length",
     "--lengths",
     "lengths",
+    type=NumberList("512,4k", low=0),  # BABILong has the length 0k
     metavar="N,N,...",
     help="Lengths of the needles' texts, or of a suite's prompts with their answers, in tokens. "
     " [default: 1/8, 1/4, 1/2, all of 4096; suites: as published]",
@@ -180,12 +176,6 @@ def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Te
         return open_session(artifact, runtime), tokenizer
 
 
-def _write(facts: dict[str, Any], json_target: str | None, show: Callable[[], None]) -> None:
-    from lucid_deploy.cli._console import write_results
-
-    write_results(facts, json_target, show)
-
-
 def _perplexity(
     artifact: Artifact,
     other: Artifact | None,
@@ -196,7 +186,7 @@ def _perplexity(
     """Measure the perplexity of ``--text``, and what it costs beside ``--against``."""
     import numpy as np
 
-    from lucid_deploy.cli._console import console_out, progress
+    from lucid_deploy.cli._console import console_out, progress, write_results
     from lucid_deploy.cli._generation_options import note_unknown_words, read_file
     from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
 
@@ -229,7 +219,7 @@ def _perplexity(
         for line in lines:
             console_out.print(line, soft_wrap=True, markup=False)
 
-    _write(facts, json_target, show)
+    write_results(facts, json_target, show)
 
 
 def _questions(
@@ -241,7 +231,7 @@ def _questions(
 ) -> None:
     """Ask the questions of recall or needles."""
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.cli._console import console_out, progress
+    from lucid_deploy.cli._console import console_out, progress, write_results
     from lucid_deploy.evaluation import compare, evaluate, needles_task, recall_task
     from lucid_deploy.evaluation.report import require, summary
     from lucid_deploy.evaluation.task import SEED
@@ -254,15 +244,15 @@ def _questions(
     if options.task == "recall":
         task = recall_task(tokenizer, limit, seed)
     else:
-        needles = _numbers(options, "needles") or [4]
+        needles = options.needles or (4,)
         if len(needles) > 1:
-            raise LucidError(f"--needles takes one whole number with --task needles, not {options.needles!r}.")
+            raise LucidError(f"--needles takes one whole number with --task needles, not {len(needles)}.")
         task = needles_task(
             tokenizer,
             session.context_limit,
             needles=needles[0],
             ask=options.ask,
-            lengths=_numbers(options, "lengths"),
+            lengths=options.lengths,
             limit=limit,
             seed=seed,
         )
@@ -284,7 +274,7 @@ def _questions(
         for line in summary(report, _weights(artifact), comparison, theirs):
             console_out.print(line, soft_wrap=True, markup=False)
 
-    _write(facts, json_target, show)
+    write_results(facts, json_target, show)
     require(report, comparison, options.minimum, options.minimum_relative)
 
 
@@ -310,20 +300,23 @@ def _harness(
     json_target: str | None,
 ) -> None:
     """Run tasks of lm-evaluation-harness, by name or of a suite."""
-    from lucid_deploy.cli._console import console_out, progress
+    from lucid_deploy.cli._console import console_out, progress, write_results
     from lucid_deploy.errors import missing_extra
 
     try:
         import lm_eval
 
         from lucid_deploy.evaluation import harness
-        from lucid_deploy.evaluation.suites import SEED, SUITES
-        from lucid_deploy.evaluation.suites.tasks import plan_suite, suite_tasks
+        from lucid_deploy.evaluation.suites import SEED, SUITES, plan
+        from lucid_deploy.evaluation.suites.tasks import suite_tasks
     except ImportError as error:
         raise missing_extra("lm_eval", "eval", "run tasks of lm-evaluation-harness") from error
     metadata, facts = harness.json_object("--metadata", options.metadata), dict[str, Any]()
     suite = options.suite
-    planned = [] if suite is None else plan_suite(suite, metadata, options.lengths, options.needles, options.only)
+    only = [] if options.only is None else [name.strip() for name in options.only.split(",")]
+    planned = [] if suite is None else plan(suite, options.lengths or (), options.needles or (), only)
+    if planned and metadata.keys() & {"max_seq_lengths", "num_needle_k"}:
+        raise LucidError("Suites take lengths and needles from --lengths and --needles, not from --metadata.")
     asked = harness.HarnessOptions(
         limit=SUITES[str(suite)].limit if planned and options.limit is None else options.limit,
         num_fewshot=options.num_fewshot,
@@ -377,7 +370,7 @@ def _harness(
         facts["against"] = {
             "artifact": str(other.directory),
             "tasks": [result.to_dict() for result in theirs],
-            "differences": harness.differences_to_list(differences),
+            "differences": [{"task": t, "metric": m, **asdict(item)} for (t, m), item in differences.items()],
         }
         tables.append(harness.difference_table(f"{artifact.directory.name} less {other.directory.name}", differences))
     if asked.output is not None:
@@ -387,4 +380,4 @@ def _harness(
         for table in tables:
             console_out.print(table)
 
-    _write(facts, json_target, show)
+    write_results(facts, json_target, show)

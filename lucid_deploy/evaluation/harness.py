@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,6 @@ class HarnessOptions:
     truncate: str | None = None  # how to cut prompts that are too long; None: refuse them
     output: Path | None = None  # a directory for results and answers
     answers: Path | None = None  # a file of answers that are not computed again; None: no file
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise LucidError(f"The limit must be at least 1 document, not {self.limit}.")
-        if self.seed is not None and not 0 <= self.seed < 1 << 32:
-            raise LucidError(f"The seed must be 0 or more, and below 2^32, not {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -225,11 +219,6 @@ def difference_table(title: str, found: dict[tuple[str, str], Difference]) -> Ta
     return table
 
 
-def differences_to_list(found: dict[tuple[str, str], Difference]) -> list[dict[str, Any]]:
-    """Return the differences for JSON."""
-    return [{"task": task, "metric": metric, **asdict(item)} for (task, metric), item in found.items()]
-
-
 def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResult], samples: bool) -> None:
     """Write ``results.json`` and, if wanted, ``samples_NAME.jsonl`` of each task into a folder."""
     try:
@@ -255,14 +244,10 @@ def json_object(option: str, text: str | None) -> dict[str, Any]:
 
 def generation_options(text: str | None) -> dict[str, Any]:
     """Return ``--gen-kwargs``: a JSON object, or ``name=value,name=value`` as lm_eval takes it."""
+    from lm_eval.utils import simple_parse_args_string
+
     if not text or text.lstrip().startswith("{"):
         return json_object("--gen-kwargs", text)
-    found: dict[str, Any] = {}
-    for name, sign, value in (item.partition("=") for item in text.split(",")):
-        if not sign or not name.strip():
-            raise LucidError(f"--gen-kwargs takes a JSON object or name=value,name=value, not {name!r}.")
-        try:
-            found[name.strip()] = json.loads(value)
-        except ValueError:
-            found[name.strip()] = {"True": True, "False": False, "None": None}.get(value.strip(), value.strip())
-    return found
+    if not all("=" in item for item in text.split(",")):
+        raise LucidError(f"--gen-kwargs takes a JSON object or name=value,name=value, not {text!r}.")
+    return dict(simple_parse_args_string(text))

@@ -175,27 +175,14 @@ class LucidLM(TemplateLM):
         return None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self._check_room(requests)
-        encoded = [(request.args, *self._pair(*request.args)) for request in requests]
-        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
-
-    def _pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
-        if context:
-            pair: tuple[Ids, Ids] = self._encode_pair(context, continuation)
-        else:
-            rest, prefix = self._encode(continuation), self.prefix_token_id
-            pair = (rest[:1], rest[1:]) if rest[:1] == [prefix] else ([prefix], rest)
-        if not pair[1]:
-            raise LucidError(
-                f"The continuation {continuation!r} has no tokens of its own: its tokens merge with those of its "
-                "context."
-            )
-        return pair
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm or self._progress is not None)
+        return found
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, Ids, Ids]], disable_tqdm: bool = False, **_kwargs: Any
     ) -> list[tuple[float, bool]]:
-        pairs = [(cut(context, self._most + 1 - len(rest), self._truncate), rest) for _, context, rest in requests]
+        contexts = self._fitted([context for _, context, _ in requests], [len(rest) - 1 for _, _, rest in requests])
+        pairs = [(context, rest) for context, (_, _, rest) in zip(contexts, requests, strict=True)]
         if any(len(rest) > 1 for _, rest in pairs) and not self.session.gives_all_logits and not self._warned:
             self._warned = True
             _log.warning(
@@ -230,11 +217,8 @@ class LucidLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         options = [read_options(request.args[1], self.max_gen_toks) for request in requests]
-        self._check_room(requests)
-        prompts = [
-            cut(self._prompt(request.args[0]), self._most - most, self._truncate)
-            for request, (_, most, _) in zip(requests, options, strict=True)
-        ]
+        prompts = [self._prompt(request.args[0]) for request in requests]
+        prompts = self._fitted(prompts, [most for _, most, _ in options])
         texts = [""] * len(requests)
         alike: dict[str, list[int]] = {}  # requests with the same options run together
         for number, chosen in enumerate(options):
@@ -262,37 +246,36 @@ class LucidLM(TemplateLM):
     def _prompt(self, text: str) -> Ids:
         return self.tok_encode(text) or [self.prefix_token_id]
 
-    def size(self, request: Instance) -> tuple[int, int]:
-        """Return how many tokens the context of a request has, and how many fit."""
-        if request.request_type == "loglikelihood":
-            context, rest = self._pair(*request.args)
-            return len(context), self._most + 1 - len(rest)
-        if request.request_type == "generate_until":
-            return len(self._prompt(request.args[0])), self._most - read_options(request.args[1], self.max_gen_toks)[1]
-        return 0, self._most  # a text that is scored in windows
-
     def is_cut(self, request: Instance) -> bool:
         """Return whether the context of a request has more tokens than fit."""
-        tokens, room = self.size(request)
-        return tokens > room
+        if request.request_type == "generate_until":
+            return len(self._prompt(request.args[0])) + read_options(request.args[1], self.max_gen_toks)[1] > self._most
+        if request.request_type != "loglikelihood" or not request.args[0]:
+            return False  # a text that is scored in windows, or without a context
+        context, rest = self._encode_pair(*request.args)
+        return len(context) + len(rest) - 1 > self._most
 
-    def _check_room(self, requests: list[Instance]) -> None:
-        """Refuse contexts with more tokens than fit, unless they may be cut."""
-        sizes = [(str(request.task_name or "this request"), *self.size(request)) for request in requests]
-        if any(room < 1 for _, _, room in sizes):
+    def _fitted(self, prompts: list[Ids], answers: list[int]) -> list[Ids]:
+        """Return prompts cut to what their answers leave of the context; refuse to cut unless that is asked for.
+
+        Args:
+            answers: Tokens that run behind each prompt.
+        """
+        rooms = [self._most - answer for answer in answers]
+        if min(rooms, default=1) < 1:
             raise LucidError(
-                f"The answers of {min(sizes, key=lambda size: size[2])[0]} leave no room for a context: the model's is "
-                f"{self._most} tokens. Set a smaller max_gen_toks for the task."
+                f"Answers leave no room for a prompt: the model's context is {self._most} tokens. Set a smaller "
+                "max_gen_toks for the task."
             )
-        over = [size for size in sizes if size[1] > size[2]]
+        over = [(len(ids), room) for ids, room in zip(prompts, rooms, strict=True) if len(ids) > room]
         if over and self._truncate is None:
-            task, tokens, room = max(over, key=lambda size: size[1])
-            count, of = (sum(size[0] == task for size in some) for some in (over, sizes))
+            tokens, room = max(over)
             raise LucidError(
-                f"{count} of {of} prompts of {task} are too long: one has {tokens} tokens where {room} fit, for "
+                f"{len(over)} of {len(prompts)} prompts are too long: one has {tokens} tokens where {room} fit, for "
                 f"the model's context is {self._most} with the answer. Cut them with --truncate left (the end is kept) "
                 "or --truncate middle (both ends are kept); scores are then marked."
             )
+        return [cut(ids, room, self._truncate) for ids, room in zip(prompts, rooms, strict=True)]
 
     @contextmanager
     def _bar(self, description: str, sizes: list[int], disable: bool) -> Iterator[Callable[[int], None]]:

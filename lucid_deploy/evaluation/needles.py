@@ -13,7 +13,7 @@ import numpy as np
 
 from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.task import SEED, Question, Task, TokenizerLike, can_write, check_seed_and_limit
+from lucid_deploy.evaluation.task import SEED, Question, Task, TokenizerLike, can_write
 
 DEPTHS = 5  # rows of the table
 SPARE = 4  # tokens generated beyond the right answer, so that an answer that is too long shows
@@ -139,7 +139,6 @@ def needles_task(
         LucidError: Bad numbers, needles that do not fit in a length, a length beyond the context, or a tokenizer that
             cannot write the words.
     """
-    check_seed_and_limit(seed, limit)
     wording = _wording(tokenizer)
     if not 1 <= needles <= len(wording.keys):
         raise LucidError(f"The number of needles must be 1 to {len(wording.keys)}, not {needles}.")

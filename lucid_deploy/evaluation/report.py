@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -157,16 +157,6 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Disagreement:
-    """A question that two models answered differently."""
-
-    prompt: str
-    answer: str
-    given: str
-    given_by_other: str
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Two reports on the same questions."""
 
@@ -174,7 +164,7 @@ class Comparison:
     other: Score  # of the second
     only_right: int  # questions that only the first answered rightly
     only_other_right: int  # questions that only the second answered rightly
-    disagreements: list[Disagreement]  # every question with different answers
+    disagreements: list[dict[str, str]]  # every question with different answers: prompt, answer, given, given_by_other
 
     @property
     def relative(self) -> float | None:
@@ -187,7 +177,7 @@ class Comparison:
             "relative_accuracy": None if self.relative is None else round(self.relative, 6),
             "only_right_here": self.only_right,
             "only_right_there": self.only_other_right,
-            "disagreements": [asdict(item) for item in self.disagreements],
+            "disagreements": self.disagreements,
         }
 
 
@@ -201,9 +191,9 @@ def compare(report: Report, other: Report) -> Comparison:
         raise LucidError("Two reports can be compared only if they are about the same questions.")
     read, pairs = report.task.answer_in, list(zip(report.outcomes, other.outcomes, strict=True))
     disagreements = [
-        Disagreement(mine.question.prompt, mine.question.answer, mine.given, theirs.given)
+        {"prompt": q.prompt, "answer": q.answer, "given": mine.given, "given_by_other": theirs.given}
         for mine, theirs in pairs
-        if read(mine.given) != read(theirs.given)
+        if read(mine.given) != read(theirs.given) and (q := mine.question)
     ]
     return Comparison(
         report.score,
@@ -224,8 +214,9 @@ def summary(report: Report, weights: str, comparison: Comparison | None = None, 
             f"{comparison.only_other_right}; {len(comparison.disagreements)} answers differ"
         )
         for item in comparison.disagreements[:10]:
-            prompt = item.prompt if len(item.prompt) <= 60 else "… " + item.prompt[-58:]
-            lines.append(f"  {prompt!r}: {item.answer!r} asked for, {item.given!r} here, {item.given_by_other!r} there")
+            prompt, answer, here, there = item.values()
+            prompt = prompt if len(prompt) <= 60 else "… " + prompt[-58:]
+            lines.append(f"  {prompt!r}: {answer!r} asked for, {here!r} here, {there!r} there")
     return lines
 
 

@@ -82,8 +82,8 @@ def test_openvino_as_the_runtime(exported: Exported) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--lengths", "8,x"], "'8,x' is not a list of positive whole numbers such as 512,2048."),
-        (["--batches", "0"], "'0' is not a list of positive whole numbers"),
+        (["--lengths", "8,x"], "'8,x' is not a list of whole numbers from 1 up such as 512,2048."),
+        (["--batches", "0"], "'0' is not a list of whole numbers from 1 up"),
         (["--stages", "train"], "--stages takes prefill, decode, or prefill,decode, not 'train'"),
         (["--baseline", "vllm"], "'vllm' is not one of 'standard'"),
     ],

@@ -130,15 +130,15 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--task", "chess"], "Task 'chess' is not known; known are recall, needles and lm_eval:NAME."),
-        (["--task", "recall", "--limit", 0], "The limit must be 1 to 1000000 prompts, not 0."),
-        (["--task", "recall", "--batch", 0], "at least one row"),
+        (["--task", "recall", "--limit", 0], "0 is not in the range 1<=x<=1000000"),
+        (["--task", "recall", "--batch", 0], "0 is not in the range x>=1"),
         (
             [],
             "Choose what to evaluate: --task recall, --task needles, --task lm_eval:NAME, --suite NAME, or --text FILE",
         ),
         (["--task", "recall", "--needles", 3], "--needles is for --task needles and --suite NAME."),
         (["--task", "needles", "--needles", "2,3"], "--needles takes one whole number with --task needles"),
-        (["--task", "needles", "--length", "64,x"], "--length takes whole numbers"),
+        (["--task", "needles", "--length", "64,x"], "not a list of whole numbers from 0 up"),
         (["--task", "recall", "--minimum-relative", 0.9], "name it with --against"),
         (["--task", "recall", "--minimum", 1.5], "1.5 is not in the range"),
         (["--task", "recall", "--against", "nowhere"], "There is no artifact at nowhere"),
@@ -153,12 +153,8 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
         (["--suite", "ruler", "--metadata", "x"], "--metadata is not JSON"),
         (["--suite", "ruler", "--gen-kwargs", "x", "--lengths", 512], "--gen-kwargs takes a JSON object or name=value"),
         (["--suite", "ruler", "--include-path", "."], "--include-path is for --task lm_eval:NAME"),
-        (["--suite", "mniah", "--metadata", '{"max_seq_lengths": 1}', "--length", 1], "say the same: give one of them"),
+        (["--suite", "mniah", "--metadata", '{"max_seq_lengths": 1}'], "from --lengths and --needles, not from"),
         (["--suite", "mniah", "--lengths", "1k"], "and the model's context is 512: choose --lengths"),
-        (
-            ["--suite", "mniah", "--metadata", '{"max_seq_lengths": [1024], "num_needle_k": 3}'],
-            "niah_multikey_1_n3_1024 asks for 1024 tokens",
-        ),
     ],
 )
 def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
@@ -187,7 +183,7 @@ def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(LM_EVAL_TASK.format(folder=tmp_path))
     options = [demo().directory, "--task", "lm_eval:local_recall", "--include-path", tmp_path]
     refused = run(*options)
-    assert refused.exit_code == 2 and "1 of 4 prompts of local_recall are too long" in " ".join(refused.stderr.split())
+    assert refused.exit_code == 2 and "1 of 4 prompts are too long" in " ".join(refused.stderr.split())
     target = tmp_path / "out.json"
     cut = run(*options, "--truncate", "left", "--json", target, "--against", demo().directory)
     assert cut.exit_code == 0, cut.stderr
@@ -198,8 +194,6 @@ def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
     assert short["tasks"][0]["metrics"]["exact_match"]["value"] == 0.0
     assert short["tasks"][0]["documents"] == 3 and short["gen_kwargs"] == {"max_gen_toks": 1}
     for given, message in (
-        (["--limit", 0], "at least 1 document"),
-        (["--seed", -1], "seed must be 0 or more"),
         (["--include-path", "nowhere"], "no such directory"),
         (["--task", "lm_eval:no_such_task"], "has no task 'no_such_task'"),
     ):

@@ -195,12 +195,12 @@ def test_contexts_that_are_too_long(session: Session[Any], checkpoint: Path) -> 
     long = "The lamp is red. " * 9
     for kind, arguments in (("loglikelihood", (long, " is")), ("generate_until", (long, {"max_gen_toks": 4}))):
         requests = asked(kind, arguments, ("is", arguments[1]))
-        with pytest.raises(LucidError, match=r"1 of 2 prompts of task are too long.*--truncate left"):
+        with pytest.raises(LucidError, match=r"1 of 2 prompts are too long.*--truncate left"):
             getattr(lm, kind)(requests, disable_tqdm=True)
         assert [lm.is_cut(request) for request in requests] == [True, False]
-    with pytest.raises(LucidError, match="leave no room for a context"):
+    with pytest.raises(LucidError, match="leave no room for a prompt"):
         lm.generate_until(asked("generate_until", ("is", {"max_gen_toks": 20})), disable_tqdm=True)
-    with pytest.raises(LucidError, match="leave no room for a context"):
+    with pytest.raises(LucidError, match="leave no room for a prompt"):
         lm.loglikelihood(asked("loglikelihood", ("is", long)), disable_tqdm=True)
 
 

@@ -60,9 +60,9 @@ class SuiteTask:
 
 
 def plan(
-    suite: str, lengths: Sequence[str] = (), needles: Sequence[int] = (), only: Sequence[str] = ()
+    suite: str, lengths: Sequence[int] = (), needles: Sequence[int] = (), only: Sequence[str] = ()
 ) -> list[SuiteTask]:
-    """Return the tasks of a suite, of which ``only`` names some, with lengths such as ``4k`` or the published ones.
+    """Return the tasks of a suite, of which ``only`` names some, with lengths in tokens or the published ones.
 
     Raises:
         LucidError: A name that is not known, or lengths or needles that the suite does not take.
@@ -78,8 +78,14 @@ def plan(
         raise LucidError(f"--needles is for the suite mniah, not for {suite}.")
     if wrong := [count for count in needles if not 1 <= count <= _MOST_NEEDLES]:
         raise LucidError(f"--needles takes 1 to {_MOST_NEEDLES}, not {wrong[0]}.")
-    counts: Sequence[int | None] = list(dict.fromkeys(needles)) or chosen.needles or [None]
-    sizes: Sequence[int | str | None] = list(dict.fromkeys(_length(suite, item) for item in lengths))
+    sizes: Sequence[int | str | None] = lengths
+    if suite == "babilong":
+        sizes = [f"{length // 1024}k" for length in lengths]
+        if not set(sizes) <= set(BABILONG_LENGTHS) or any(length % 1024 for length in lengths):
+            raise LucidError(f"BABILong has the lengths {', '.join(BABILONG_LENGTHS)}.")
+    elif 0 in lengths:
+        raise LucidError("A length is at least one token.")
+    counts: Sequence[int | None] = needles or chosen.needles or [None]
     tasks = [name for name in chosen.tasks if not only or name in only]
     return [
         SuiteTask(suite, task, size, count)
@@ -87,14 +93,3 @@ def plan(
         for count in counts
         for size in sizes or chosen.lengths or [None]
     ]
-
-
-def _length(suite: str, text: str) -> int | str:
-    if suite == "babilong":
-        if text not in BABILONG_LENGTHS:
-            raise LucidError(f"BABILong has the lengths {', '.join(BABILONG_LENGTHS)}, not {text!r}.")
-        return text
-    digits = text.removesuffix("k")
-    if not digits.isdecimal() or int(digits) < 1:
-        raise LucidError(f"A length is a whole number of tokens, such as 4096 or 4k, not {text!r}.")
-    return int(digits) * (1024 if text.endswith("k") else 1)

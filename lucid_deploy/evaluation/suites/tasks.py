@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,37 +12,17 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks.qasper.metrics import f1_abstractive, normalize_answer
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.harness import HarnessOptions
-from lucid_deploy.evaluation.suites import SuiteTask, plan
+from lucid_deploy.evaluation.suites import SuiteTask
 from lucid_deploy.evaluation.suites.documents import BUNDLED, Haystack, Row, open_haystack, read_documents
 from lucid_deploy.evaluation.suites.ruler import DOCUMENTS, Generators
 from lucid_deploy.evaluation.task import TokenizerLike, can_write
 
 SCORE = "score"  # the metric of RULER's tasks here; lm_eval names it by the length, since a task of it mixes lengths
 _ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-def plan_suite(
-    suite: str, metadata: dict[str, Any], lengths: str | None, needles: str | None, only: str | None
-) -> list[SuiteTask]:
-    """Return the tasks of a suite, from options with commas between their values.
-
-    Lengths and numbers of needles may be in ``metadata`` instead, from which they are removed.
-    """
-
-    def values(text: str | None, flag: str = "", key: str = "") -> list[str]:
-        given = [] if text is None else [item.strip() for item in text.split(",")]
-        if key in metadata and given:
-            raise LucidError(f"{flag} and {key} in --metadata say the same: give one of them.")
-        more = metadata.pop(key, [])
-        return given + [str(item) for item in (more if isinstance(more, list) else [more])]
-
-    sizes, counts = values(lengths, "--lengths", "max_seq_lengths"), values(needles, "--needles", "num_needle_k")
-    if wrong := [item for item in counts if not item.isdecimal()]:
-        raise LucidError(f"--needles takes whole numbers separated by commas, not {wrong[0]!r}.")
-    return plan(suite, sizes, [int(item) for item in counts], values(only))
 
 
 def suite_tasks(
@@ -234,24 +211,15 @@ class ScrollsTask(ConfigurableTask):
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
         if self._qasper:
-            return {"f1": lambda items: 100 * mean([max(f1(gold, text) for gold in golds) for text, golds in items])}
+            return {
+                "f1": lambda items: (
+                    100 * mean([max(f1_abstractive([text], [gold]) for gold in golds) for text, golds in items])
+                )
+            }
         return {name: lambda items, name=name: _rouge(name, items) for name in _ROUGE}  # type: ignore[misc]
 
     def higher_is_better(self) -> dict[str, bool]:
         return dict.fromkeys(self.aggregation(), True)
-
-
-def normalize_answer(text: str) -> str:
-    """Return a text as SQuAD's evaluation compares it: lower case, without punctuation, articles and double blanks."""
-    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
-
-
-def f1(gold: str, text: str) -> float:
-    """Return the F1 of the words of two texts."""
-    wanted, given = normalize_answer(gold).split(), normalize_answer(text).split()
-    same = sum((Counter(wanted) & Counter(given)).values())
-    return 2 * same / (len(wanted) + len(given)) if same else 0.0
 
 
 def _rouge(name: str, items: Sequence[tuple[str, Sequence[str]]]) -> float:

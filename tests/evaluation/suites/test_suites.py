@@ -21,7 +21,6 @@ from lucid_deploy.evaluation.harness import (
     TaskResult,
     compare_tasks,
     difference_table,
-    differences_to_list,
     result_table,
     run_tasks,
 )
@@ -32,14 +31,14 @@ from tests.evaluation.suites.conftest import Pair
 pytest.importorskip("lm_eval")
 from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 from lucid_deploy.evaluation.suites.ruler import Generators
-from lucid_deploy.evaluation.suites.tasks import ScrollsTask, TaskMaker, normalize_answer
+from lucid_deploy.evaluation.suites.tasks import ScrollsTask, TaskMaker
 
 RULER = ["niah_multikey_2", "niah_multivalue", "ruler_fwe", "ruler_qa_squad"]
 SUITES = {
-    "ruler": plan("ruler", ["768"], only=RULER),
-    "mniah": plan("mniah", ["512"], [2, 5]),
+    "ruler": plan("ruler", [768], only=RULER),
+    "mniah": plan("mniah", [512], [2, 5]),
     "longbench": plan("longbench", only=["longbench_2wikimqa", "longbench_qasper"]),
-    "babilong": plan("babilong", ["0k"], only=["babilong_qa1", "babilong_qa10"]),
+    "babilong": plan("babilong", [0], only=["babilong_qa1", "babilong_qa10"]),
     "scrolls": plan("scrolls"),
 }
 
@@ -106,7 +105,7 @@ def longbench(llama: Pair, data: Path, tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_cut_prompts_and_right_answers(llama: Pair, longbench: Any) -> None:
-    with pytest.raises(LucidError, match=r"1 of 3 prompts of longbench_2wikimqa are too long: one has [0-9]+ tokens"):
+    with pytest.raises(LucidError, match=r"1 of 3 prompts are too long: one has [0-9]+ tokens"):
         run(llama, longbench())
     left, middle = (run(llama, longbench(), truncate=way)[0] for way in ("left", "middle"))
     for found in (left, middle):
@@ -155,7 +154,6 @@ def test_two_models_are_compared_by_task_and_on_average() -> None:
     assert found["task1", "score"].value == 0.25 and found["task1", "score"].method == "bootstrap"
     mean = found["all", "mean"]
     assert mean.value == 0.375 and (mean.documents, mean.better, mean.worse) == (6, 3, 0)
-    assert differences_to_list(found)[0]["task"] == "task0"
     table = difference_table("m[int8] less m[int4]", found)
     assert table.row_count == 3 and Text.from_markup(str(table.title)).plain == "m[int8] less m[int4]"
     (mine,) = results([1, 0])
@@ -176,7 +174,7 @@ def test_documents_are_those_of_lm_evals_own_task(llama: Pair, name: str) -> Non
         "ruler_cwe": cwe_utils.get_cw_dataset,
     }[name]
     state = cwe_utils.RNG.getstate()
-    (made,) = make(llama.tokenizer, None, plan("ruler", ["1536"], only=[name]), 3).values()
+    (made,) = make(llama.tokenizer, None, plan("ruler", [1536], only=[name]), 3).values()
     cwe_utils.RNG.setstate(state)
     random.seed(0)
     np.random.seed(0)
@@ -191,7 +189,7 @@ def documents(tokenizer: TextTokenizer, task: SuiteTask, count: int, data: Path 
 
 @pytest.mark.parametrize("needles", [2, 10])
 def test_each_text_has_its_needles(llama_tokenizer: TextTokenizer, needles: int) -> None:
-    (task,) = plan("mniah", ["1k"], [needles])
+    (task,) = plan("mniah", [1024], [needles])
     rows = documents(llama_tokenizer, task, 3)
     for row in rows:
         assert row["input"].count("One of the special magic numbers for ") == needles
@@ -202,7 +200,7 @@ def test_each_text_has_its_needles(llama_tokenizer: TextTokenizer, needles: int)
 
 
 def test_questions_of_squad_come_from_the_data(llama_tokenizer: TextTokenizer, data: Path, tmp_path: Path) -> None:
-    (task,) = plan("ruler", ["768"], only=["ruler_qa_squad"])
+    (task,) = plan("ruler", [768], only=["ruler_qa_squad"])
     rows = documents(llama_tokenizer, task, 4, data)
     assert rows[0]["outputs"] == ["The wheel.", "oil"] and "Question: What does paragraph" in rows[0]["input"]
     assert not any("about 2?" in row["input"] for row in rows)  # those have no answer
@@ -215,13 +213,13 @@ def test_questions_of_squad_come_from_the_data(llama_tokenizer: TextTokenizer, d
 @pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe", "niah_multikey_3"])
 def test_too_short_a_length_is_refused(llama_tokenizer: TextTokenizer, name: str) -> None:
     """Of the first three, lm_eval's own generators would never return."""
-    (task,) = plan("ruler", ["150"], only=[name])
+    (task,) = plan("ruler", [150], only=[name])
     with pytest.raises(LucidError, match=rf"{name}_150: "):
         documents(llama_tokenizer, task, 1)
 
 
 def test_ruler_has_one_metric(llama_tokenizer: TextTokenizer) -> None:
-    (made,) = make(llama_tokenizer, None, plan("mniah", ["512"], [3]), 2).values()
+    (made,) = make(llama_tokenizer, None, plan("mniah", [512], [3]), 2).values()
     assert made.config.generation_kwargs["max_gen_toks"] == 128 and list(made.aggregation()) == ["score"]
     row = made.eval_docs[0]
     assert made.process_results(row, ["… it is " + row["outputs"][0]]) == {"score": 1.0}
@@ -230,8 +228,6 @@ def test_ruler_has_one_metric(llama_tokenizer: TextTokenizer) -> None:
 
 def test_scrolls(data: Path) -> None:
     """The example in the published metric's documentation; answers to one question are one document."""
-    from lm_eval.tasks.longbench.metrics import normalize_answer as published
-
     qasper, qmsum = (ScrollsTask(task.task, read_documents(task, data)) for task in plan("scrolls"))
     given = ["exact match example", "hello there", "general kenobi"]
     items = list(zip(given, [["exact match example"], ["hello", "hi there"], ["commander kenobi"]], strict=True))
@@ -244,5 +240,3 @@ def test_scrolls(data: Path) -> None:
     requests = [qasper.construct_requests(row, "text") for row in qasper.eval_docs]
     assert [isinstance(each, list) for each in requests] == [False, True, True, False]  # yes or no: two likelihoods
     assert qasper.process_results(qasper.eval_docs[1], [(-1.0, True), (-2.0, False)]) == {"f1": (" yes", ["Yes"])}
-    for text in ("The  Old-oil, an Oil; a THE", "theatre a.n. b", "", "¡Año nuevo!"):
-        assert normalize_answer(text) == published(text)
