@@ -148,6 +148,20 @@ def delta_rule(
     return out, s
 
 
+def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
+    """O_i = W_e X_i for row i and its expert e.
+
+    Args:
+        X: ``(R, K)``.
+        expert: ``(R,)``.
+        W: ``(E, N, K)``.
+
+    Returns:
+        ``(R, N)``, float64.
+    """
+    return (np.stack([exact(W[e]) @ exact(row) for row, e in zip(X, expert, strict=True)]),)
+
+
 def scatter_row(cache: Array, row: Array, index: Array) -> tuple[Array]:
     """Return the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at ``index`` ``(B,)``, float64."""
     present = exact(cache).copy()
@@ -174,5 +188,6 @@ FORMULAS: Mapping[str, Compute] = {
     table.DECODE_ATTENTION_INT8.name: decode_attention_scaled,
     table.DECODE_ATTENTION_FLOAT8.name: decode_attention_scaled,
     table.DELTA_RULE.name: delta_rule,
+    table.EXPERT_MATMUL.name: expert_matmul,
     table.SCATTER_ROW.name: scatter_row,
 }

@@ -211,11 +211,27 @@ def _delta_rule() -> list[Problem]:
     ]
 
 
+def _expert_matmul() -> list[Problem]:
+    def make(name: str, text: str, **fields: object) -> Problem:
+        return Problem(table.EXPERT_MATMUL, name, text, **fields)  # type: ignore[arg-type]
+
+    several = make("several", "rows that resemble each other, and experts that nobody chose", new=37, heads=9, groups=5)
+    return [
+        make("one_token", "the two choices of one token", new=2, heads=8),
+        make("all_chosen", "each expert has rows", new=21, heads=4, groups=4),
+        make("blocks", "more rows than two blocks of 64", new=129, heads=2, width=5, groups=2),
+        make("odd_width", "rows 5 wide, which repeat", new=23, width=5, keys=1.0, heads=3, groups=3),
+        several,
+        *_in_types(several),
+    ]
+
+
 PROBLEMS = (
     *_precondition(),
     *_causal_attention(),
     *_decode_attention(),
     *_stored_caches(),
     *_delta_rule(),
+    *_expert_matmul(),
     *_scatter_row(),
 )

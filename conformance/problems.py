@@ -38,14 +38,15 @@ class Problem:
         name: Of the case, behind the operator's.
         text: What is special about it.
         dtype: What ``T`` is.
-        new: New tokens; of a buffer, its rows.
+        new: New tokens; of a buffer, its rows; of experts, the rows that chose one.
         past: Tokens of the cache.
         width: Of a head, ``D``.
         keys: Correlation of two keys; 1: three keys, repeated.
         size: What keys are multiplied with.
         padded: Whether the last batch row begins with padding and the first has a hole.
         hidden: Rows of a buffer behind the cache's tokens, which hold other numbers and are hidden by the mask.
-        batch, heads, groups: ``B``, ``H`` and ``G``.
+        batch, heads, groups: ``B``, ``H`` and ``G``; of experts, ``heads`` is how many there are and ``groups`` how
+            many of them a row chose.
         diagonal: 1: the diagonal of L that training code divides by; 0: one.
         beta: The largest β of the delta rule; the smallest is half of it. Where there is a past, its state is not 0.
         decay: The smallest log α of the delta rule; the largest is 0.
@@ -99,6 +100,8 @@ def make_inputs(problem: Problem) -> dict[str, Array]:
         return _buffer(problem, random)
     if problem.operator is table.DELTA_RULE:
         return _delta(problem, random)
+    if problem.operator is table.EXPERT_MATMUL:
+        return _experts(problem, random)
     return {item.name: _input(item.name, item.type, values) for item, values in _tensors(problem, random)}
 
 
@@ -164,6 +167,19 @@ def _buffer(problem: Problem, random: np.random.RandomState) -> dict[str, Array]
         cache, row = (np.rint(40 * x).clip(-127, 127) for x in (cache, row))
     dtype = NUMPY[problem.dtype]
     return {"cache": cache.astype(dtype), "row": row.astype(dtype), "index": index.astype(np.int64)}
+
+
+def _experts(problem: Problem, random: np.random.RandomState) -> dict[str, Array]:
+    rows = _keys(problem, (1, 1, problem.new, problem.width), random)[0, 0]
+    chosen = random.permutation(problem.heads)[: problem.groups]  # nobody chooses the others
+    expert = chosen[(np.arange(problem.new) * 7 // 2) % problem.groups]
+    weight = random.standard_normal((problem.heads, problem.value_width, problem.width))
+    dtype = problem.dtype
+    return {
+        "X": _input("X", dtype, rows),
+        "expert": _input("expert", "int64", expert),
+        "W": _input("W", dtype, weight / np.sqrt(problem.width)),
+    }
 
 
 def _delta(problem: Problem, random: np.random.RandomState) -> dict[str, Array]:

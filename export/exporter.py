@@ -70,6 +70,8 @@ def export(
         rows = rows_to_learn_from(source, quantize, quantization, options.calibration)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
+    if quantization is not None and any(shape.experts for shape in source.config.attention):
+        warnings = (*warnings, f"Experts and routers stay in {options.dtype}: only other linear layers are quantized.")
     warnings = (*tried, *warnings)
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):

@@ -21,6 +21,7 @@ from lucid_deploy.plugins.table import (
     DELTA_RULE,
     DIAGONAL,
     DOMAIN,
+    EXPERT_MATMUL,
     PRECONDITION,
     SCATTER_ROW,
     VERSION,
@@ -75,7 +76,9 @@ def _attribute(attribute: Attribute) -> OpSchema.Attribute:
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the translations of our PyTorch operators to nodes of the domain, for ``torch.onnx.export``."""
-    causal_attention, delta_rule, scatter_row = map(_node_maker, (CAUSAL_ATTENTION, DELTA_RULE, SCATTER_ROW))
+    causal_attention, delta_rule, scatter_row, expert_matmul = map(
+        _node_maker, (CAUSAL_ATTENTION, DELTA_RULE, SCATTER_ROW, EXPERT_MATMUL)
+    )
     precondition, decode_attention = map(_solver, (PRECONDITION, DECODE_ATTENTION))
 
     # The tracer reads these signatures. Arguments that are not passed on only choose PyTorch's implementation.
@@ -100,12 +103,16 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def translate_scatter_row(cache, row, index):  # type: ignore[no-untyped-def]
         return scatter_row(cache, row, index)
 
+    def translate_expert_matmul(x, expert, weight):  # type: ignore[no-untyped-def]
+        return expert_matmul(x, expert, weight)
+
     return {
         _torch_operator(SCATTER_ROW): translate_scatter_row,
         _torch_operator(PRECONDITION): translate_precondition,
         _torch_operator(CAUSAL_ATTENTION): translate_causal_attention,
         _torch_operator(DECODE_ATTENTION): translate_decode_attention,
         _torch_operator(DELTA_RULE): translate_delta_rule,
+        _torch_operator(EXPERT_MATMUL): translate_expert_matmul,
     }
 
 
@@ -130,6 +137,7 @@ def _torch_operator(operator: Operator) -> Callable[..., Any]:
     import lucid_deploy.plugins.causal_attention.torch_operator
     import lucid_deploy.plugins.decode_attention.torch_operator
     import lucid_deploy.plugins.delta_rule.torch_operator
+    import lucid_deploy.plugins.expert_matmul.torch_operator
     import lucid_deploy.plugins.precondition.torch_operator
     import lucid_deploy.plugins.scatter_row.torch_operator  # noqa: F401
 

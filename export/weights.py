@@ -62,7 +62,7 @@ def plan_weights(
                 size, kind = quantization.part_size(name, part, dtype), quantization.part_dtype(name, part, dtype)
                 add(name, quantization.part_shape(name, part), size, kind, part)
         else:
-            stored = shape[::-1] if name in transposed else shape
+            stored = (*shape[:-2], *shape[:-3:-1]) if name in transposed else shape
             add(name, stored, math.prod(shape) * ITEM_SIZES[dtype], dtype, turned=name in transposed)
     return plan
 

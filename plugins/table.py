@@ -174,6 +174,17 @@ DELTA_RULE = Operator(
     attributes=(SCALE,),
     torch_name="lucid::delta_rule",
 )
+EXPERT_MATMUL = Operator(
+    name="ExpertMatMul",
+    text="O_i = W_e X_i for each row i and its expert e: the products of a mixture of experts.",
+    inputs=(
+        Tensor("X", "[rows, depth]", "a row for each choice of an expert by a token"),
+        Tensor("expert", "[rows]", "the expert of each row", "int64"),
+        Tensor("W", "[experts, columns, depth]", "the experts' matrices"),
+    ),
+    outputs=(Tensor("O", "[rows, columns]", "the products"),),
+    torch_name="lucid::expert_matmul",
+)
 # Never in an artifact: runtimes put these into the decode graph when they load or build it, to read a cache in the type
 # in which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
@@ -303,6 +314,7 @@ OPERATORS = (  # operators with conformance cases
     DECODE_ATTENTION_INT8,
     DECODE_ATTENTION_FLOAT8,
     DELTA_RULE,
+    EXPERT_MATMUL,
     SCATTER_ROW,
 )
 LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels

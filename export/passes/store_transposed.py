@@ -14,9 +14,10 @@ def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
     """Remove ``Transpose`` nodes of weights, in place; return the names of the weights to be stored transposed.
 
     Requires: weights are graph inputs or initializers without data; ``Transpose`` of a weight, or of a ``Cast`` of it,
-    is a plain 2-D one.
-    Result: a weight that was only ever transposed has the shape ``[in, out]``. One that is also read as it is (a tied
-    embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``. A ``Cast`` stays.
+    swaps its last two axes.
+    Result: a weight that was only ever transposed has the shape ``[in, out]``, experts' ``[experts, in, out]``.
+    One that is also read as it is (a tied embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``. A
+    ``Cast`` stays.
     """
     transposed = set()
     candidates = [value for value in (*model.graph.inputs, *model.graph.initializers.values()) if value.name in weights]
@@ -29,7 +30,8 @@ def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
         if len(transposes) == len(users):
             for form in forms:
                 assert form.shape is not None
-                form.shape = ir.Shape(list(form.shape)[::-1])
+                *lead, rows, columns = form.shape
+                form.shape = ir.Shape([*lead, columns, rows])
             for node in transposes:
                 assert node.inputs[0] is not None
                 ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])

@@ -65,6 +65,9 @@ def _show(facts: dict[str, Any]) -> None:
     for name, entry in facts["files"].items():
         files.add_row(name, human_size(entry["size"]), entry["sha256"][:16])
     console_out.print(files)
+    count = facts["parameters"]
+    active = f"; one token reads {count['active']:,} of them" if count["active"] < count["total"] else ""
+    show(f"Weights: {count['total']:,}{active}")
     types = ", ".join(f"{kind} {human_size(size)}" for kind, size in facts["weight_types"].items())
     show(f"Weights by type: {types}")
     if facts["quantization"] is not None:

@@ -126,19 +126,25 @@ class Checkpoint:
         Raises:
             LucidError: The file cannot be read.
         """
+        place = self._family.stored(name, self.config)
+        if place.join is not None:
+            data = place.join([self._read(StoredParameter(part)) for part, _ in place.parts])
+        else:
+            data = self._read(place)
+        return data.double() + place.plus if place.plus else data
+
+    def _read(self, place: StoredParameter) -> torch.Tensor:
+        """Read one stored tensor, or some rows of it."""
         import safetensors
 
-        place = self._family.stored(name, self.config)
+        if place.name in self.packed:
+            return _rows(self.packed[place.name].read(self._stored_tensor, self.directory).dequantize(), place)
         stored = self._named[place.name]
         path = self._file_of[stored]
-        if place.name in self.packed:
-            whole = self.packed[place.name].read(self._stored_tensor, self.directory).dequantize()
-            return _rows(whole, place).double() + place.plus if place.plus else _rows(whole, place)
         try:
-            data = self._placed(self._open(path), stored, place)
+            return self._placed(self._open(path), stored, place)
         except safetensors.SafetensorError as error:
-            raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
-        return data.double() + place.plus if place.plus else data
+            raise LucidError(f"{path}: tensor {place.name} cannot be read: {error}") from error
 
     def packed_weight(self, name: str) -> PackedWeight | FloatWeight | None:
         """Read a weight without dequantizing it; None if it is not quantized.
@@ -242,6 +248,9 @@ class Checkpoint:
         wanted: dict[str, tuple[int, ...]] = {}
         for name, shape in self.stored_shapes().items():
             place = self._family.stored(name, self.config)
+            if place.parts:
+                wanted.update(place.parts)
+                continue
             if place.rows is not None:
                 shape = (max(place.rows[1] * place.groups, *wanted.get(place.name, (0,))[:1]), *shape[1:])
             wanted[place.name] = shape

@@ -88,7 +88,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The attention of one layer of a class of transformers.
+    """The attention and the experts of one layer of a class of transformers.
 
     Attributes:
         heads: Query heads.
@@ -99,6 +99,7 @@ class AttentionShape:
         softcap: The scores s become softcap · tanh(s / softcap); None: they stay.
         weights: Names of the weights of the module that calls attention, without the layer's prefix.
         like: The first layer that computes the same from its weights, counted from 0.
+        experts: How many experts its MLP has, and how many of them a token chooses; None: it has none.
     """
 
     heads: int
@@ -109,6 +110,7 @@ class AttentionShape:
     softcap: float | None = None
     weights: tuple[str, ...] = ()
     like: int = 0
+    experts: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

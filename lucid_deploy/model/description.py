@@ -6,6 +6,7 @@ files and verification use only these descriptions; the rest is in :mod:`lucid_d
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 from lucid_deploy.cache.layout import CacheLayout, LayerLayout
 from lucid_deploy.model.config import LucidConfig, RopeScaling
 from lucid_deploy.model.layers import layer_kind
-from lucid_deploy.plugins.table import TRAINING, UNIT
+from lucid_deploy.plugins.table import EXPERT_MATMUL, TRAINING, UNIT
 
 STAGES = ("prefill", "decode")
 
@@ -72,7 +73,15 @@ def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, .
     Raises:
         LucidError: A layer is of a kind that is not known.
     """
-    return tuple(layer_kind(name).describe(config, index, cache_dtype) for index, name in enumerate(config.kinds))
+    return tuple(_described(config, index, name, cache_dtype) for index, name in enumerate(config.kinds))
+
+
+def _described(config: LucidConfig, index: int, kind: str, cache_dtype: str) -> LayerDescription:
+    layer = layer_kind(kind).describe(config, index, cache_dtype)
+    if not config.attention or config.attention[index].experts is None:
+        return layer
+    operators = {stage: (*layer.operators.get(stage, ()), EXPERT_MATMUL.name) for stage in STAGES}
+    return dataclasses.replace(layer, operators=operators)
 
 
 def drafts_unsupported_reason(layers: tuple[LayerDescription, ...]) -> str | None:
@@ -105,6 +114,8 @@ def summarize(config: LucidConfig) -> str:
     counts = Counter(config.kinds)
     layers = " and ".join(_layers(kind, counts[kind], config) for kind in dict.fromkeys(config.kinds))
     parts = [layers, _positions(config)]
+    if found := sorted({shape.experts for shape in config.attention if shape.experts}):
+        parts.insert(1, " and ".join(f"{chosen} of {count} experts for each token" for count, chosen in found))
     if config.qk_norm != "none":
         parts.append(f"norms of queries and keys {'after' if config.qk_norm == 'after_rope' else 'before'} rotation")
     if config.diagonal == TRAINING:

@@ -154,7 +154,7 @@ def _plain_difference(buffer: mmap.mmap, place: StoredWeight, wanted: torch.Tens
     types = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}  # by onnx.TensorProto.DataType
     if place.data_type not in types:
         return f"it is stored as type {place.data_type} of ONNX"
-    if tuple(wanted.shape) != (place.shape[::-1] if transposed else place.shape):
+    if tuple(wanted.shape) != ((*place.shape[:-2], *place.shape[:-3:-1]) if transposed else place.shape):
         return f"it is {list(place.shape)}{', transposed' if transposed else ''}, not {list(wanted.shape)}"
     kind = types[place.data_type]
     # A copy, so that the file can be closed while PyTorch still holds the memory of what was compared.

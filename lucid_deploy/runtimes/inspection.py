@@ -11,7 +11,7 @@ import msgspec
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of, summarize
-from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
@@ -46,6 +46,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "quantization": None if manifest.quantization is None else manifest.quantization.to_dict(),
         "compression": compression(artifact),
         "weight_types": weight_types(artifact),
+        "parameters": parameters(artifact),
         "kernels": describe_kernels(),
         "graphs": {stage: _graph(artifact, stage) for stage in manifest.graphs},
         "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
@@ -102,6 +103,25 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
     for kind, size in sizes.values():
         totals[kind] += size
     return dict(totals.most_common())
+
+
+def parameters(artifact: Artifact) -> dict[str, int]:
+    """Return how many weights the model has, and how many of them one token reads: of experts only those it chooses."""
+    manifest = artifact.manifest
+    record = manifest.quantization
+    quantized = {} if record is None else {name: tensor.shape for name, tensor in record.tensors.items()}
+    parts = () if record is None else tuple(name + part for name in quantized for part in record.parts(name))
+    shapes = {weight.name: weight.shape for stage in STAGES for weight in artifact.weights(stage)}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in parts}
+    sizes |= {name: math.prod(shape) for name, shape in quantized.items()}
+    graph, place = artifact.graph("decode").graph, EXPERT_MATMUL.place("W")
+    stacked = {node.input[place] for node in graph.node if node.op_type == EXPERT_MATMUL.name}
+    idle = 0
+    for name in stacked & sizes.keys():
+        layer = int(name.removeprefix("model.layers.").split(".")[0])
+        count, chosen = manifest.config.attention[layer].experts
+        idle += sizes[name] * (count - chosen) // count
+    return {"total": sum(sizes.values()), "active": sum(sizes.values()) - idle}
 
 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:

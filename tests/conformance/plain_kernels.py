@@ -35,6 +35,7 @@ class PlainKernels:
             table.DECODE_ATTENTION_INT8.name: self.decode_attention_scaled,
             table.DECODE_ATTENTION_FLOAT8.name: self.decode_attention_scaled,
             table.DELTA_RULE.name: self.delta_rule,
+            table.EXPERT_MATMUL.name: self.expert_matmul,
             table.SCATTER_ROW.name: self.scatter_row,
         }
 
@@ -110,6 +111,15 @@ class PlainKernels:
         output = np.float32(scale) * (q * from_start) @ state + attended @ corrections
         to_end = self.kept_in_state(np.swapaxes(between[:, :, -1:], 2, 3))  # (B, H, N, 1): γ_N/γ
         return self.stored(output), from_start[:, :, -1:] * state + np.swapaxes(k * to_end, 2, 3) @ corrections
+
+    def expert_matmul(self, X: Array, expert: Array, W: Array) -> tuple[Array, ...]:
+        order = np.argsort(expert, kind="stable")  # the rows of an expert stand together
+        products = np.stack([single(W[e]) @ row for row, e in zip(single(X)[order], expert[order], strict=True)])
+        return (self.stored(products[self.places(order)]),)
+
+    def places(self, order: Array) -> Array:
+        """Return where each row's product stands among the sorted ones."""
+        return np.argsort(order)
 
     def scatter_row(self, cache: Array, row: Array, index: Array) -> tuple[Array, ...]:
         present = cache.copy()

@@ -14,6 +14,7 @@ from lucid_deploy.plugins import table
 from lucid_deploy.plugins.causal_attention.reference import causal_attention_reference
 from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
 from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
+from lucid_deploy.plugins.expert_matmul.reference import expert_matmul_reference
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.plugins.scatter_row.reference import scatter_row_reference
 
@@ -22,6 +23,7 @@ REFERENCES = {
     table.CAUSAL_ATTENTION.name: lambda _, *tensors: (causal_attention_reference(*tensors),),
     table.DECODE_ATTENTION.name: lambda diagonal, *tensors: decode_attention_reference(*tensors, EPSILON, diagonal),
     table.DELTA_RULE.name: lambda _, *tensors: delta_rule_reference(*tensors, SCALE),
+    table.EXPERT_MATMUL.name: lambda _, *tensors: (expert_matmul_reference(*tensors),),
     table.SCATTER_ROW.name: lambda _, *tensors: (scatter_row_reference(*tensors),),
 }
 COMPARED = [each for each in PROBLEMS if each.dtype == "float32" and each.operator.name in REFERENCES]

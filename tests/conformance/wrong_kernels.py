@@ -1,4 +1,4 @@
-"""Fifteen kernels that are wrong, each as somebody once wrote it; each must fail at least one case."""
+"""Sixteen kernels that are wrong, each as somebody once wrote it; each must fail at least one case."""
 
 from __future__ import annotations
 
@@ -139,6 +139,13 @@ class LastTokenNotInState(PlainKernels):
         return decay * (np.arange(decay.shape[2]) < decay.shape[2] - 1)[:, None]
 
 
+class ProductsInOrderOfExperts(PlainKernels):
+    """The products of experts stay in the order of experts instead of that of rows."""
+
+    def places(self, order: Array) -> Array:
+        return np.arange(len(order))
+
+
 WRONG: tuple[type[PlainKernels], ...] = (
     ValuesAreNotPreconditioned,
     NormalizedKeysCached,
@@ -155,4 +162,5 @@ WRONG: tuple[type[PlainKernels], ...] = (
     DecayMissingInTheCorrection,
     QueryBeforeTheCorrection,
     LastTokenNotInState,
+    ProductsInOrderOfExperts,
 )

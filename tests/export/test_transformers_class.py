@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lucid_deploy as ld
 from lucid_deploy.artifact import open_artifact
@@ -26,6 +28,9 @@ from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.range_scan import measure_diagonal, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.inspection import parameters, summary
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
 from tests.families.small import saved, small_config
 
 RUN = """
@@ -65,6 +70,49 @@ def test_equal_layers_of_a_class_are_traced_once(mixed: Path) -> None:
     source = Checkpoint(mixed)
     shorter = excerpt(source.config, describe(source.config, "float32"))
     assert shorter is not None and shorter.config.class_layers == shorter.origins and len(shorter.origins) < 8
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Qwen3-MoE with LUCID."""
+    path = tmp_path_factory.mktemp("mixture")
+    checkpoint(path / "checkpoint", "qwen3_moe", {"attention_type": "lucid"}, num_hidden_layers=2)
+    return path / "checkpoint"
+
+
+def test_a_mixture_of_experts_is_exported_with_lucid(mixture: Path) -> None:
+    ld.export(mixture, mixture.parent / "artifact")
+    artifact = open_artifact(mixture.parent / "artifact")
+    assert artifact.config.kinds == ("lucid", "lucid") and artifact.config.attention[0].experts == (4, 2)
+    assert "2 of 4 experts for each token" in summary(artifact)
+    count = parameters(artifact)
+    assert count["total"] - count["active"] == 2 * 2 * 3 * 32 * 64  # layers, idle experts, matrices
+    ld.verify(artifact, quick=True).raise_if_failed()
+    with pytest.raises(LucidError, match="is a mixture of experts, which the TensorRT plugin does not compute"):
+        check_artifact(artifact)
+
+
+def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's topk takes any of them; ONNX's the one with the lower number."""
+
+    def first(x: torch.Tensor, k: int, dim: int = -1, **_: Any) -> Any:
+        return tuple(each[..., :k] for each in x.sort(dim=dim, descending=True, stable=True))
+
+    tied = mixture.parent / "tied"
+    shutil.copytree(mixture, tied)
+    tensors = load_file(tied / "model.safetensors")
+    for layer in range(2):
+        rows = tensors[f"model.layers.{layer}.mlp.gate.weight"]
+        rows[1:] = rows[1]
+    save_file(tensors, tied / "model.safetensors")
+    ld.export(tied, mixture.parent / "tied_artifact")
+    ids = np.arange(40)[None] % 13
+    session = open_session(open_artifact(mixture.parent / "tied_artifact"))
+    found = session.prefill(ids, session.empty_cache(1))
+    monkeypatch.setattr(torch, "topk", first)
+    model = load_model(tied, torch.float64)
+    wanted = model(torch.from_numpy(ids), last_only=True)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_class_is_quantized(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 if TYPE_CHECKING:
+    import torch
+
     from lucid_deploy.model.block import Layer
     from lucid_deploy.model.config import LucidConfig
 
@@ -28,12 +30,17 @@ class StoredParameter:
         rows: First and end row of the parameter in a tensor of several fused parameters; None: all rows.
         groups: Number of equal parts of the tensor, to each of which ``rows`` applies.
         plus: An offset that is added to the stored numbers: 1 for norms that scale by 1 + w.
+        parts: Names and shapes of the stored tensors that it is joined of, such as one for each expert; none of them
+            is called ``name`` then.
+        join: Makes the parameter of the parts.
     """
 
     name: str
     rows: tuple[int, int] | None = None
     groups: int = 1
     plus: float = 0.0
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    join: Callable[[list[torch.Tensor]], torch.Tensor] | None = None
 
 
 class Family:

@@ -61,6 +61,9 @@ _DROPPED = OURS | frozenset(
         "use_cache",
     )
 )
+# Names of the number of experts, and of how many of them a token chooses.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _STANDARD_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 
@@ -100,7 +103,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         with torch.device("meta"):
             net = make_class(kept)
         _check_keys({**raw, **kept}, net.config, class_name, where, assume_unused)
-        _check_parts(net)
+        _check_experts(net)
         restore_buffers(net)
         shapes = attention_shapes(net)
         embedding, _ = ends(net)
@@ -268,11 +271,18 @@ def _without_dynamic(value: Any) -> Any:
     return {**rest, "rope_type": "default"}
 
 
-def _check_parts(net: Any) -> None:
-    """Refuse by name what is known not to be traced."""
+def _check_experts(net: Any) -> None:
+    """Refuse experts that transformers' registry does not know, and more choices than there are experts."""
     for path, module in net.named_modules():
-        if "Experts" in type(module).__name__:
-            raise LucidError(f"it is a mixture of experts ({path}), which is not computed")
+        stacked = any(value.dim() == 3 for value in module.parameters(recurse=False))
+        if "Experts" in type(module).__name__ and stacked and not hasattr(module, "is_transposed"):
+            raise LucidError(f"it does not call its experts ({path}) by transformers' registry")
+    config = net.config.get_text_config()
+    count, chosen = (
+        next((getattr(config, key) for key in keys if hasattr(config, key)), None) for keys in (EXPERTS, _CHOSEN)
+    )
+    if isinstance(count, int) and isinstance(chosen, int) and 0 < count < chosen:
+        raise LucidError(f"each token would choose {chosen} experts, and there are {count}")
 
 
 def _inner(block: Any) -> list[Any]:
@@ -287,6 +297,7 @@ class _Question:
     length: int  # the longest text
     found: dict[int, AttentionShape] = field(default_factory=dict)
     masks: list[tuple[Tensor, int | LucidError | None]] = field(default_factory=list)
+    experts: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
         place = getattr(module, "lucid_layer", None)
@@ -305,6 +316,12 @@ class _Question:
         weights = tuple(f"{path}.{name}" for name, _ in module.named_parameters())
         self.found[place] = AttentionShape(heads, kv_heads, width, scale, self._window(place, mask), softcap, weights)
         return q.new_zeros(batch, n, heads, width)
+
+    def choose(self, module: nn.Module, experts: int, choices: int) -> None:
+        place = getattr(module, "lucid_layer", None)
+        if place is None or place in self.experts:
+            raise LucidError("experts outside of its layers, or several of a layer, are called")
+        self.experts[place] = (experts, choices)
 
     def _window(self, place: int, mask: Any) -> int | None:
         for made, window in self.masks:
@@ -369,7 +386,10 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
     silent = [place for place in range(len(layers)) if place not in question.found]
     if silent:
         raise LucidError(f"layer {silent[0]} does not call attention by transformers' registry")
-    return _numbered(layers, given, [question.found[place] for place in range(len(layers))])
+    shapes = [
+        dataclasses.replace(question.found[place], experts=question.experts.get(place)) for place in range(len(layers))
+    ]
+    return _numbered(layers, given, shapes)
 
 
 def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:

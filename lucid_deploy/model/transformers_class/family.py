@@ -18,4 +18,4 @@ class ClassFamily(Family):
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
         place = self._sources[name]
-        return StoredParameter(place.stored, plus=place.offset)
+        return StoredParameter(place.stored.name, plus=place.offset, parts=place.stored.parts, join=place.stored.join)

@@ -27,11 +27,14 @@ from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.lucid import CausalModel, last_token
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import Head, RMSNorm
+from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 
 try:
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.integrations.moe import ExpertsInterface
     from transformers.utils import logging
+
+    from lucid_deploy.model.transformers_class.stored import Stored, stored_parameters
 except ImportError as error:
     raise missing_extra("transformers", "transformers", "use a model of transformers' classes") from error
 
@@ -62,6 +65,9 @@ class Running(Protocol):
 
     def mask(self, sees: Callable[..., Tensor]) -> Any:
         """Return what attention gets as its mask, given the function that says which token sees which."""
+
+    def choose(self, module: nn.Module, experts: int, choices: int) -> None:
+        """Note that each token chooses so many of a module's experts."""
 
 
 _RUNNING: ContextVar[Running | None] = ContextVar("running", default=None)
@@ -95,8 +101,36 @@ def attention_mask(*_: Any, mask_function: Callable[..., Tensor], **__: Any) -> 
     return _running().mask(mask_function)
 
 
+def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Compute the experts that each token chose; the signature is that of transformers' registry.
+
+    Args:
+        module: The experts of a layer, of a class that transformers' ``use_experts_implementation`` decorates.
+        hidden_states: ``(T, H)``.
+        top_k_index: The experts that each token chose, ``(T, k)``.
+        top_k_weights: Their weights, ``(T, k)``.
+    """
+    (tokens, width), choices = hidden_states.shape, top_k_index.shape[1]
+    _running().choose(module, module.down_proj.shape[0], choices)
+    expert = top_k_index.reshape(-1)  # (T·k,)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        weight = getattr(module, name)  # (E, out, in), or (E, in, out)
+        product = expert_matmul(x, expert, weight.mT if module.is_transposed else weight)
+        return product + getattr(module, f"{name}_bias")[expert] if module.has_bias else product
+
+    x = hidden_states[:, None].expand(tokens, choices, width).reshape(-1, width)  # (T·k, H)
+    x = module._apply_gate(linear(x, "gate_up_proj")) if module.has_gate else module.act_fn(linear(x, "up_proj"))
+    x = linear(x, "down_proj")
+    if module.has_post_expert_norm:
+        x = module.post_expert_norm(x)
+    x = x * top_k_weights.reshape(-1, 1)
+    return x.reshape(tokens, choices, width).sum(1).to(hidden_states.dtype)
+
+
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, attention_mask)
+ExpertsInterface.register(NAME, experts)
 
 
 def attention_options(options: dict[str, Any], width: int) -> tuple[float, float | None]:
@@ -135,12 +169,14 @@ def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), imple
     Args:
         class_config: The keys of its configuration.
         layers: Which of its layers to keep; empty: all.
-        implementation: Its attention: ours, or ``eager``.
+        implementation: Its attention and experts: ours, or ``eager``.
     """
     kind = {key: value for key, value in class_config.items() if key != "model_type"}
     with quiet():
         config = AutoConfig.for_model(class_config["model_type"], **kind)
-        net: Any = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+        net: Any = AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation, experts_implementation=implementation
+        )
     if layers:
         keep_layers(net, layers)
     return net.eval()
@@ -185,10 +221,10 @@ def layers_path(net: Any) -> str:
 
 
 class ClassParameter(NamedTuple):
-    """A parameter of a class: its name there and in checkpoints, and what is added to the stored numbers."""
+    """A parameter of a class: its name there, where checkpoints have it, and what is added to the stored numbers."""
 
     name: str
-    stored: str
+    stored: Stored
     offset: float
 
 
@@ -207,7 +243,7 @@ class ClassModel(CausalModel):
         super().__init__(config)
         net = make_class(config.class_config, config.class_layers)
         restore_buffers(net)
-        stored = stored_names(net)
+        stored = stored_parameters(net)
         offsets = put_norms(net)
         self.sources = {
             ours: ClassParameter(name, stored[name], offsets.get(name, 0.0))
@@ -305,6 +341,9 @@ class ClassCall:
     def mask(self, sees: Callable[..., Tensor]) -> None:
         return None  # our attention makes its own
 
+    def choose(self, module: nn.Module, experts: int, choices: int) -> None:
+        pass
+
     def rows(self, x: Tensor) -> Tensor:
         """Select what the head reads, ``(B, N, C)`` or ``(B, 1, C)``."""
         return last_token(x, self._step.mask) if self._last_only and x.shape[1] > 1 else x
@@ -346,24 +385,6 @@ def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
     if type(head) is not nn.Linear:
         raise LucidError("its head is no linear layer")
     return embedding, head
-
-
-def stored_names(net: Any) -> dict[str, str]:
-    """Return the name in checkpoints of each of a class's parameters: transformers renames some when it loads them.
-
-    Raises:
-        LucidError: A parameter is stored in another form, such as fused with others.
-    """
-    named = dict(net.state_dict(keep_vars=True))
-    stored = revert_weight_conversion(net, dict(named))
-    names = {id(value): name for name, value in stored.items()}
-    other = [name for name, value in named.items() if id(value) not in names]
-    if other:
-        raise LucidError(f"its checkpoints store {other[0]} in another form")
-    found = {name: name if stored.get(name) is value else names[id(value)] for name, value in named.items()}
-    # Of tensors that are tied, checkpoints store the first; a tied embedding is known as such.
-    tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
-    return {**found, **{name: found[source] for name, source in tied.items() if source in found}}
 
 
 def _tables(module: nn.Module) -> dict[str, Tensor | None]:

@@ -17,13 +17,19 @@ from torch import Tensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LUCID, STANDARD, WINDOW, LucidConfig
 from lucid_deploy.model.float64 import all_in_float64
-from lucid_deploy.model.transformers_class.configuration import class_of, parse_class_config
+from lucid_deploy.model.transformers_class.configuration import EXPERTS, class_of, parse_class_config
 from lucid_deploy.model.transformers_class.module import ClassModel, layers_path, make_class, quiet, restore_buffers
 
 TOLERANCE = 1e-9  # relative; float64 gives 1e-15
 LAYERS = 4
 # Sizes of the trial's model that change nothing in how it computes.
-_SMALLER = {"vocab_size": 64, "intermediate_size": 128, "sliding_window": 5}
+_SMALLER = {
+    "vocab_size": 64,
+    "intermediate_size": 128,
+    "sliding_window": 5,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+}
 _CHUNKS, _SINGLE = (6, 5), 3
 _PADDED = 2  # columns before the second row's first token
 
@@ -70,6 +76,8 @@ def _small(config: LucidConfig) -> LucidConfig:
     smaller: dict[str, Any] = {
         key: min(keys[key], size) for key, size in _SMALLER.items() if isinstance(keys.get(key), int)
     }
+    if experts := max((shape.experts for shape in config.attention if shape.experts), default=None):
+        smaller |= {key: min(keys[key], 2 * experts[1]) for key in EXPERTS if isinstance(keys.get(key), int)}
     if WINDOW not in config.kinds:
         smaller.pop("sliding_window", None)
     raw = {**keys, "attention_type": config.attention_type, "layer_kinds": list(config.kinds)}

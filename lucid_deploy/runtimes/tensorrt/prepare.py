@@ -15,6 +15,7 @@ from lucid_deploy.plugins.table import (
     DECODE_ATTENTION_FLOAT8,
     DELTA_RULE,
     DOMAIN,
+    EXPERT_MATMUL,
     IN_TENSORRT,
     PRECONDITION,
 )
@@ -152,6 +153,11 @@ def check_artifact(artifact: Artifact) -> None:
     """Check that an artifact is of the kind that TensorRT's graphs are made from."""
     manifest = artifact.manifest
     check_capabilities(CAPABILITIES, "TensorRT", artifact)
+    if manifest.uses((EXPERT_MATMUL.name,)):
+        raise LucidError(
+            f"{artifact.directory} is a mixture of experts, which the TensorRT plugin does not compute. Run it with "
+            "onnxruntime."
+        )
     if manifest.cache_dtype == FP8 and (manifest.dtype == "float32" or manifest.cache == "static"):
         raise LucidError(
             "TensorRT engines keep a cache in fp8 beside float16 and bfloat16, and a growing one: TensorRT writes no "

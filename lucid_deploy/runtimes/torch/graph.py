@@ -61,6 +61,7 @@ def _operators(device: str) -> Operators:
     from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
     from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
     from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
+    from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
     from lucid_deploy.plugins.hosts.triton import torch_kernels  # noqa: F401 (registers them for GPUs)
     from lucid_deploy.plugins.precondition.torch_operator import precondition
     from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
@@ -76,6 +77,7 @@ def _operators(device: str) -> Operators:
         table.CAUSAL_ATTENTION.name: causal_attention,
         table.DECODE_ATTENTION.name: decode,
         table.DELTA_RULE.name: delta_rule,
+        table.EXPERT_MATMUL.name: expert_matmul,
         table.SCATTER_ROW.name: scatter_row,
     }
     return {name: _with_arrays(compute, device) for name, compute in operators.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lucid_deploy.errors import LucidError
@@ -20,7 +21,8 @@ from lucid_deploy.model.transformers_class.module import ClassModel
 from tests.families.small import VOCABULARY, logits_of, saved, small_config
 
 # Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,
-# positions that are learned, parallel layers, several embeddings' scales, heads of several parts, tied biases.
+# positions that are learned, parallel layers, several embeddings' scales, heads of several parts, tied biases, experts
+# that a checkpoint stores one by one.
 CLASSES = (
     "apertus",
     "bert-generation",
@@ -33,6 +35,7 @@ CLASSES = (
     "gpt2",
     "helium",
     "ministral",
+    "mixtral",
     "nemotron",
     "olmo2",
     "phi",
@@ -101,7 +104,9 @@ def test_the_layers_that_compute_the_same_are_known() -> None:
         ("diffllama", {}, "layer 0 calls attention twice"),
         ("bloom", {}, "layer 0 does not call attention by transformers' registry"),
         ("bert", {}, "sees later ones"),
-        ("mixtral", {}, "it is a mixture of experts"),
+        ("llama4_text", {}, r"does not call its experts \(.*\) by transformers' registry"),
+        ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 4}, "would choose 4 experts, and there are 3"),
+        ("gpt_oss", {}, "sinks"),
         ("gemma3", {}, "computes more than text"),
         ("olmo2", {"attention_sink": 4}, "does not know the key attention_sink"),
         ("olmo2", {"use_rope": False, "attention_type": "lucid"}, "use_rope is False"),
@@ -117,6 +122,22 @@ def test_what_is_not_computed_is_refused_by_name(kind: str, more: dict[str, Any]
     with pytest.raises(LucidError, match=reason) as caught:
         parse_model_config({"model_type": kind, "num_hidden_layers": 2, **more}, "config.json")
     assert "\n" not in str(caught.value)
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    saved(small_config("qwen3_moe"), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.2.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(LucidError, match=r"missing: model.layers.2.mlp.experts.3.up_proj.weight\.$"):
+        Checkpoint(tmp_path)
+
+
+def test_the_trial_of_many_experts_is_small() -> None:
+    """128 experts of width 4096 are 26 GB in float64."""
+    sizes = {"num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 4096}
+    small = trial._small(parsed("qwen3_moe", **sizes))
+    assert small.attention[0].experts == (16, 8) and small.class_config["moe_intermediate_size"] == 64
 
 
 def test_sinks_and_unknown_arguments_of_attention_are_refused() -> None:

@@ -1,0 +1,95 @@
+"""Where the parameters of a class of transformers lie in checkpoints.
+
+transformers renames and joins tensors when it loads a checkpoint: the matrices of experts, which checkpoints store one
+by one, become one tensor with an axis of experts. Its own conversions are run here, backwards on the meta device to
+learn the stored names, and forwards on the tensors that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from lucid_deploy.errors import LucidError
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter in a checkpoint.
+
+    Attributes:
+        name: The stored tensor, or what the parts are joined to.
+        parts: Names and shapes of the stored tensors that it is made of; empty: it is stored as it is.
+        join: Makes the parameter of the parts.
+    """
+
+    name: str
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    join: Callable[[list[Tensor]], Tensor] | None = None
+
+
+def stored_parameters(net: Any) -> dict[str, Stored]:
+    """Return where each of a class's parameters is stored.
+
+    Args:
+        net: The class, on the meta device.
+
+    Raises:
+        LucidError: A parameter is stored in a form that transformers' conversions do not lead back from.
+    """
+    named = dict(net.state_dict(keep_vars=True))
+    stored = revert_weight_conversion(net, dict(named))
+    names = {id(value): name for name, value in stored.items()}
+    whole = {name: name if stored.get(name) is value else names.get(id(value), "") for name, value in named.items()}
+    # Of tensors that are tied, checkpoints store the first; a tied embedding is known as such.
+    tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
+    whole |= {name: whole[source] for name, source in tied.items() if whole.get(source)}
+    found = {name: Stored(place) for name, place in whole.items() if place}
+    if len(found) < len(named):
+        rest = {name: tuple(value.shape) for name, value in stored.items() if name not in whole.values()}
+        found |= _joined(net, {name: named[name] for name in named if name not in found}, rest)
+    return found
+
+
+def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
+    """Return where parameters lie that are made of several stored tensors, or of one in another form."""
+    conversions = get_model_conversion_mapping(net, add_legacy=False)
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    groups: dict[str, list[tuple[str, str]]] = {}  # by the first parameter that comes of it: stored names, patterns
+    for name in sorted(stored, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters)
+        if pattern is not None:
+            groups.setdefault(target, []).append((name, pattern))
+    found = {}
+    for target, parts in groups.items():
+        converter = next(each for each in converters if parts[0][1] in each.source_patterns)
+
+        def convert(tensors: Iterable[Tensor], target: str = target, parts: Any = parts, of: Any = converter) -> Any:
+            conversion = deepcopy(of)
+            for (name, pattern), tensor in zip(parts, tensors, strict=True):
+                conversion.add_tensor(target, name, pattern, tensor)
+            return conversion.convert(target, model=net, config=net.config)
+
+        like = next(iter(named.values()))
+        made = convert(like.new_empty(stored[name]) for name, _ in parts)
+        for name, value in made.items():
+            if name in named and value.shape == named[name].shape:
+                places = tuple((part, stored[part]) for part, _ in parts)
+                found[name] = Stored(name, places, lambda tensors, name=name, run=convert: run(tensors)[name])
+    missing = [name for name in named if name not in found]
+    if missing:
+        raise LucidError(f"its checkpoints store {missing[0]} in another form")
+    return found
