@@ -27,8 +27,8 @@ from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.nearest import quantize_matrix
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.runtimes import RuntimeOptions
+from lucid_deploy.runtimes.torch.quantized_activations import round_to_int8
 
 VARIANTS: dict[str, ExportOptions] = {
     "float32": ExportOptions(cache="static"),

@@ -25,6 +25,7 @@ from lucid_deploy.export.calibration import read_lines
 from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, mixer_of, run_layer
 from lucid_deploy.model.attention.lucid import LucidAttention
 from lucid_deploy.model.config import LUCID
+from lucid_deploy.model.synthetic_tokens import synthetic_tokens
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.plugins.shared.keys import log_row_factors
 
@@ -81,6 +82,7 @@ class DiagonalEffect:
 LIMIT = 65504.0  # largest number of float16
 MARGIN = 4.0  # other prompts give other values: a value nearer to the limit than this factor is a warning
 PROMPT_TOKENS = 512  # at most, of a prompt
+SYNTHETIC_TOKENS = 282  # of a synthetic sequence, as in verification
 CALIBRATION_LINES = 64  # at most
 SHORT_PROMPT = 32  # tokens of a prompt when only the diagonal of L is measured: reading the model dominates
 RECALL_PROMPTS = 27  # for the demo: one of each length
@@ -172,17 +174,17 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int =
     text file; at most ``most`` tokens each. Tokens whose embedding is zero, such as padding, are replaced: they are
     masked in use, and would have the smallest keys of all.
     """
-    from lucid_deploy.model.scenarios import synthetic_scenarios
-
     embeddings = checkpoint.tensor("model.embed_tokens.weight").float().numpy()
-    scenarios = synthetic_scenarios(checkpoint.config, embeddings=embeddings)
-    rows = [_without_empty(np.concatenate([item.prompt, item.forced]), embeddings) for item in scenarios]
+    limit = min(most, checkpoint.config.max_position_embeddings)
+    length = min(SYNTHETIC_TOKENS, limit)
+    sequences = synthetic_tokens(checkpoint.config.vocab_size, length, length, embeddings=embeddings)
+    rows = [_without_empty(ids, embeddings) for ids in sequences.values()]
     rows += _recall_prompts(checkpoint)
     if calibration is not None:
         rows += islice(read_lines(checkpoint, calibration), CALIBRATION_LINES)
     by_length: dict[int, list[Array]] = {}
     for row in rows:
-        cut = row[: min(most, checkpoint.config.max_position_embeddings)]
+        cut = row[:limit]
         by_length.setdefault(len(cut), []).append(cut)
     return [np.stack(group) for group in by_length.values()]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.model.scenarios import ONE_SHOT, Schedule, batches, equal_lengths
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import Comparison, compare_rows
 from lucid_deploy.parity.metrics import kl_divergence, position_errors
 from lucid_deploy.parity.record import TensorRows, Trace, record, record_at_once, record_together
 from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
+from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches, equal_lengths
 from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
 from lucid_deploy.runtimes.session import Array, Session
 

@@ -19,10 +19,10 @@ from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.model.scenarios import MIN_PROMPT, PADDING, Scenario
 from lucid_deploy.parity.gate import UNIT
 from lucid_deploy.parity.options import Workload
 from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace
+from lucid_deploy.parity.scenarios import MIN_PROMPT, PADDING, Scenario
 from lucid_deploy.parity.targets import Reference
 from lucid_deploy.runtimes.session import Array
 

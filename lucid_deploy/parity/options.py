@@ -10,7 +10,8 @@ import numpy as np
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, ONE_TOKEN, PROMPT_TOKENS, SCHEDULES, Schedule
+from lucid_deploy.model.synthetic_tokens import CORRELATED, ONE_TOKEN
+from lucid_deploy.parity.scenarios import DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, Schedule
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array
 

@@ -13,13 +13,13 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, equal_lengths
 from lucid_deploy.parity.gate import FACTOR, UNIT
 from lucid_deploy.parity.golden import Golden, read_golden
 from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.options import Workload
 from lucid_deploy.parity.record import TensorId, Trace, record_all
 from lucid_deploy.parity.rounded_cache import Gates
+from lucid_deploy.parity.scenarios import ONE_SHOT, Scenario, equal_lengths
 from lucid_deploy.parity.targets import CallCounter, OtherTrace, Progress, Target, Targets, common_positions
 from lucid_deploy.parity.transformers_model import TransformersModel
 from lucid_deploy.runtimes.session import Session

@@ -12,7 +12,7 @@ from lucid_deploy.cache.layout import CacheTensor, row_content
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.model.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule, equal_lengths
+from lucid_deploy.parity.scenarios import ONE_SHOT, REJECTED, Scenario, Schedule, equal_lengths
 from lucid_deploy.runtimes.cache_rows import take_back
 from lucid_deploy.runtimes.session import Array, Cache, Session
 

@@ -91,7 +91,7 @@ class ReferenceModels:
 
     def reference(self) -> TorchSession:
         """Open PyTorch in float64, its weights cast while they are used."""
-        from lucid_deploy.model.on_demand import float64_on_demand
+        from lucid_deploy.parity.on_demand import float64_on_demand
 
         return self._session(float64_on_demand(self.source.config, _weights(self.source, self.artifact)))
 
@@ -117,7 +117,7 @@ class ReferenceModels:
 
     def original(self) -> TorchSession:
         """Open the checkpoint as it was before quantization, in float64."""
-        from lucid_deploy.model.on_demand import float64_on_demand
+        from lucid_deploy.parity.on_demand import float64_on_demand
 
         return self._session(float64_on_demand(self.source.config, _weights(self.source, None)))
 
@@ -156,8 +156,8 @@ def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) ->
     In the artifact's own type it sets the gates, so it does what the runtime does: on the CPU onnxruntime rounds the
     inputs of quantized products to 8 bits, if the artifact says so.
     """
-    from lucid_deploy.model.quantized_activations import quantize_activations
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+    from lucid_deploy.runtimes.torch.quantized_activations import quantize_activations
 
     record = artifact.manifest.quantization
     model = load_artifact_model(artifact, dtype=dtype)

@@ -13,13 +13,13 @@ from typing import Any
 
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.model.scenarios import SCHEDULES
 from lucid_deploy.parity import words
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Coverage, first_failure
 from lucid_deploy.parity.metrics import Divergence
 from lucid_deploy.parity.perplexity import Perplexity
 from lucid_deploy.parity.record import TensorId
+from lucid_deploy.parity.scenarios import SCHEDULES
 from lucid_deploy.parity.targets import OWN_MODEL, Reference
 from lucid_deploy.version import __version__
 

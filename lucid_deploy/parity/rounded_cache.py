@@ -33,7 +33,6 @@ import numpy as np
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import E4M3_MAX, LEVELS, decoded_layout
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.scenarios import Scenario, Schedule
 from lucid_deploy.parity.gate import (
     FACTOR,
     FLOOR_UNITS,
@@ -47,6 +46,7 @@ from lucid_deploy.parity.gate import (
 )
 from lucid_deploy.parity.metrics import zero_errors
 from lucid_deploy.parity.record import KINDS, STATES, TensorId, TensorRows, Tick, Trace, has_states
+from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Gates = dict[TensorId, Gate]

@@ -345,7 +345,7 @@ def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
 def _logits_and_keys(checkpoint: Checkpoint, load: Callable[[str], Any]) -> dict[str, Array]:
     import torch
 
-    from lucid_deploy.model.on_demand import float64_on_demand
+    from lucid_deploy.parity.on_demand import float64_on_demand
     from lucid_deploy.runtimes.torch.session import TorchSession
 
     session = TorchSession(float64_on_demand(checkpoint.config, lambda name: load(checkpoint.stored_name(name))))

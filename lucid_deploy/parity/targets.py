@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.scenarios import (
-    CORRELATED,
+from lucid_deploy.model.synthetic_tokens import CORRELATED
+from lucid_deploy.parity import rounded_cache
+from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, compare_rows, derive_gates, widest
+from lucid_deploy.parity.options import FULL, Workload, check_tolerance
+from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_all, record_at_once, record_greedy
+from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
+from lucid_deploy.parity.scenarios import (
     MIN_PROMPT,
     ONE_SHOT,
     Scenario,
@@ -19,11 +24,6 @@ from lucid_deploy.model.scenarios import (
     greedy_prompt,
     synthetic_scenarios,
 )
-from lucid_deploy.parity import rounded_cache
-from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, compare_rows, derive_gates, widest
-from lucid_deploy.parity.options import FULL, Workload, check_tolerance
-from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_all, record_at_once, record_greedy
-from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
 from lucid_deploy.runtimes.session import Array, Session
 
 Source = Session[Any] | Callable[[], Session[Any]]  # a session, or a function that opens it when it is needed

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.model.scenarios import Scenario
 from lucid_deploy.parity.gate import Gate, derive_gates, widest
 from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.record import TensorId, Trace, record
+from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.runtimes.cache_rows import row_layers
 from lucid_deploy.runtimes.session import Cache, Session
 from lucid_deploy.runtimes.torch.session import TorchSession

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3
 from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
 from lucid_deploy.model.packed.settings import compressed_layout
-from lucid_deploy.model.quantized_activations import round_to_fp8 as round_inputs_to_fp8
+from lucid_deploy.runtimes.torch.quantized_activations import round_to_fp8 as round_inputs_to_fp8
 from tests.compat.environments import packages_beside
 from tests.model.packed.floats import GROUP, STATIC, TOKEN, compressed_float
 

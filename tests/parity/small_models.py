@@ -7,7 +7,7 @@ import torch
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.model.scenarios import SCHEDULES
+from lucid_deploy.parity.scenarios import SCHEDULES
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
 

@@ -7,8 +7,8 @@ import pytest
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.scenarios import PROMPT_TOKENS, SCHEDULES
 from lucid_deploy.parity.options import FULL, QUICK, VerifyOptions, prompt_ids, text_ids
+from lucid_deploy.parity.scenarios import PROMPT_TOKENS, SCHEDULES
 
 
 @pytest.fixture

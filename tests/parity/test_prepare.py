@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.model.scenarios import DECODE_STEPS, SCHEDULES, synthetic_scenarios
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import FLOOR_UNITS, UNIT
 from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.record import TensorId, record, record_greedy
+from lucid_deploy.parity.scenarios import DECODE_STEPS, SCHEDULES, synthetic_scenarios
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import assert_same, in_dtype, session, small_model

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.model.scenarios import DRAFTS, REJECTED, SCHEDULES, Scenario, batches, synthetic_scenarios
 from lucid_deploy.parity.record import TensorId, record, record_at_once, record_greedy, record_together
+from lucid_deploy.parity.scenarios import DRAFTS, REJECTED, SCHEDULES, Scenario, batches, synthetic_scenarios
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import VOCAB, assert_same, session
 

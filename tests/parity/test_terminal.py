@@ -8,13 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from lucid_deploy.model.scenarios import ONE_SHOT
 from lucid_deploy.parity import check, prepare, words
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.own_errors import Part
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.parity.results import Check, FreeRun, not_done
+from lucid_deploy.parity.scenarios import ONE_SHOT
 from lucid_deploy.parity.terminal import band_label, check_lines, render
 from tests.parity.small_models import LAYERS, session, small_model
 

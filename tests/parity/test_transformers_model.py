@@ -17,8 +17,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe
 from lucid_deploy.model.float64 import all_in_float64
-from lucid_deploy.model.scenarios import Scenario
 from lucid_deploy.parity.record import record_at_once
+from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.parity.targets import common_positions
 from lucid_deploy.parity.transformers_model import TransformersModel
 from lucid_deploy.runtimes.torch.session import TorchSession

@@ -10,9 +10,9 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.model.scenarios import Scenario
 from lucid_deploy.parity.gate import derive_gates
 from lucid_deploy.parity.record import TensorId, record
+from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.runtimes import (
     Capabilities,
     Session,

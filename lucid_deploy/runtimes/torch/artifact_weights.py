@@ -17,7 +17,7 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.build import make_model
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import CausalModel
-from lucid_deploy.model.quantized_activations import round_inputs
+from lucid_deploy.runtimes.torch.quantized_activations import round_inputs
 
 
 def load_artifact_model(

@@ -28,7 +28,7 @@ class TorchRuntime(Runtime):
         return CAPABILITIES
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
-        from lucid_deploy.model.ablation import ablated
+        from lucid_deploy.runtimes.torch.ablation import ablated
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
         from lucid_deploy.runtimes.torch.threads import torch_threads

@@ -19,7 +19,7 @@ from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.export.passes import quantize_weights
 from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
 from lucid_deploy.model.packed.weight import FloatWeight
-from lucid_deploy.model.quantized_activations import round_to_fp8
+from lucid_deploy.runtimes.torch.quantized_activations import round_to_fp8
 from tests.export.passes.graphs import FLOAT, model, weight_of
 from tests.model.packed.floats import blocks
 

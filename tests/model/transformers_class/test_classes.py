@@ -15,9 +15,9 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.build import parse_model_config
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.on_demand import float64_on_demand
 from lucid_deploy.model.transformers_class import trial
 from lucid_deploy.model.transformers_class.module import ClassModel
+from lucid_deploy.parity.on_demand import float64_on_demand
 from tests.families.small import VOCABULARY, logits_of, saved, small_config
 
 # Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,

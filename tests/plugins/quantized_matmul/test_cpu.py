@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_POINTS
+from lucid_deploy.runtimes.torch.quantized_activations import round_to_int8
 from tests.plugins.cpu_sessions import FACTOR, FLOOR, check, error, run, runnable, session
 
 KINDS = tuple(itertools.product((4, 8), (False, True)))  # bits, and whether there are zero points

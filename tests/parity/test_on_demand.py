@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.model.on_demand import float64_on_demand
-from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.on_demand import float64_on_demand
 from lucid_deploy.parity.record import record
+from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -32,7 +32,7 @@ def test_weights_cast_in_use_give_what_a_float64_model_gives(changes, stored):
 
 def test_large_weights_are_cast_in_pieces(monkeypatch):
     model = small_model()
-    monkeypatch.setattr("lucid_deploy.model.on_demand.ELEMENTS", 7 * model.config.hidden_size)
+    monkeypatch.setattr("lucid_deploy.parity.on_demand.ELEMENTS", 7 * model.config.hidden_size)
     cast = float64_on_demand(model.config, model.state_dict().__getitem__)
     ids = torch.arange(9)[None]
     torch.testing.assert_close(cast(ids)[0], in_dtype(model, torch.float64)(ids)[0], rtol=0, atol=1e-12)

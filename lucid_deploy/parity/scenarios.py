@@ -1,8 +1,4 @@
-"""The inputs of a verification: token sequences, and the ways to feed them.
-
-LUCID's triangular solve does next to nothing on independent random keys, so random tokens alone would pass with a wrong
-solve. Repeated and correlated tokens give keys close to each other, where the solve carries the result.
-"""
+"""The inputs of a verification: token sequences, and the ways to feed them."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ import numpy as np
 from lucid_deploy.cache.storage import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.synthetic_tokens import ONE_TOKEN, synthetic_tokens
 
 # Prompt and steps cross the block sizes 128 and 256 and end inside a block: 256 is crossed by the steps after this
 # prompt, and by prefills where the tokens before the last FEW_STEPS are fed with it.
@@ -28,14 +25,6 @@ PADDING = 5  # padded columns of the padded schedule, not a multiple of anything
 DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in turn
 REJECTED = 2  # wrong tokens behind those of its first step, which are taken back; at most PADDING, so that they fit
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
-PATTERN_TOKENS = 7  # period of the repeated pattern
-# Without position encoding, one token all the time computes one and the same score everywhere. Its rounding error would
-# be a single draw, and a gate derived from a lucky one too narrow for a correct candidate (seen in 2 or more of 120
-# runs). So that scenario begins with this many other tokens, each twice: as many draws of the same kind of error.
-PAIRED_TOKENS = 16
-ONE_TOKEN = "one token"
-CORRELATED = "correlated"  # name of the scenario whose keys resemble each other: the hardest for the solve
-NEIGHBOURS = 8  # tokens that the correlated scenario draws from
 # Chunk lengths, in turn: one row, two, half a block, sevens across the end of a block of 128, half a block and one
 # more, sevens across 256, a whole block and one more.
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
@@ -266,13 +255,7 @@ def synthetic_scenarios(
         LucidError: As :func:`fit_lengths`.
     """
     prompt, steps = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
-    total, rng = prompt + steps, np.random.default_rng(seed)
-    sequences = {
-        "random": rng.integers(config.vocab_size, size=total),
-        ONE_TOKEN: _one_token(rng, config.vocab_size, prompt, total),
-        "pattern": np.resize(rng.integers(config.vocab_size, size=PATTERN_TOKENS), total),
-        CORRELATED: rng.choice(_neighbours(rng, config.vocab_size, embeddings), size=total),
-    }
+    sequences = synthetic_tokens(config.vocab_size, prompt + steps, prompt, seed, embeddings)
     return [Scenario(name, ids[:prompt], ids[prompt:], few_draws=name == ONE_TOKEN) for name, ids in sequences.items()]
 
 
@@ -305,23 +288,3 @@ def greedy_prompt(
             f"of the {config.max_position_embeddings} that the model was made for (max_position_embeddings)."
         )
     return "prompt", ids, min(steps, room)
-
-
-def _one_token(rng: np.random.Generator, vocabulary: int, prompt: int, total: int) -> Array:
-    """Return a few pairs of equal tokens, in at most half of the prompt, and one token from there on."""
-    ids = np.full(total, rng.integers(vocabulary))
-    pairs = min(PAIRED_TOKENS, prompt // 4)
-    ids[: 2 * pairs] = np.repeat(rng.integers(vocabulary, size=pairs), 2)
-    return ids
-
-
-def _neighbours(rng: np.random.Generator, vocabulary: int, embeddings: Array | None) -> Array:
-    """Return a few token ids whose embeddings are close; without embeddings, any few."""
-    count = min(NEIGHBOURS, vocabulary)
-    if embeddings is None:
-        return rng.choice(vocabulary, size=count, replace=False)
-    centre = embeddings[rng.integers(vocabulary)]
-    # An all-zero embedding (unused tokens) has no direction: it counts as farthest, not as a division by zero.
-    norms = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(centre)
-    cosine = np.divide(embeddings @ centre, norms, out=np.full(len(norms), -1.0), where=norms > 0)
-    return np.argsort(-cosine, kind="stable")[:count]

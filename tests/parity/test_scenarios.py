@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.scenarios import (
+from lucid_deploy.parity.scenarios import (
     PADDING,
     SCHEDULES,
     Scenario,

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.model.quantized_activations import quantize_activations, round_to_int8
+from lucid_deploy.runtimes.torch.quantized_activations import quantize_activations, round_to_int8
 from tests.model.config_samples import LUCID, parse
 
 WIDTH, BLOCK = 64, 32
