@@ -103,8 +103,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def translate_scatter_row(cache, row, index):  # type: ignore[no-untyped-def]
         return scatter_row(cache, row, index)
 
-    def translate_expert_matmul(x, expert, weight):  # type: ignore[no-untyped-def]
-        return expert_matmul(x, expert, weight)
+    def translate_expert_matmul(x, expert, w):  # type: ignore[no-untyped-def]
+        return expert_matmul(x, expert, w)
 
     return {
         _torch_operator(SCATTER_ROW): translate_scatter_row,
