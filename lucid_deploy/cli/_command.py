@@ -48,7 +48,7 @@ class Command(click.Command):
         if quiet and verbose:
             raise LucidError("Give --quiet or --verbose, not both.")
         ctx.meta[_VERBOSE] = verbose
-        ctx.call_on_close(set_output(quiet, no_color))
+        set_output(quiet, no_color)
         ctx.color = False if no_color else ctx.color
         check_outputs(ctx.params, ctx.meta.get(CONFIG))
         return super().invoke(ctx)

@@ -32,23 +32,11 @@ console_out = _Console(highlight=False, width=None if sys.stdout.isatty() else 1
 console_err = _Console(stderr=True, highlight=False)
 
 
-def set_output(quiet: bool, no_color: bool) -> Callable[[], None]:
-    """Set up both consoles for a command; return the function that puts them back as they were.
-
-    Args:
-        quiet: Write nothing to stderr; errors do not go through the console.
-        no_color: Write no colours, as with the variable NO_COLOR.
-    """
-    before = [(console, console.quiet, console.no_color) for console in (console_out, console_err)]
+def set_output(quiet: bool, no_color: bool) -> None:
+    """Set up both consoles for a command: with ``quiet`` nothing goes to stderr but errors."""
     console_err.quiet = quiet
     for console in (console_out, console_err):
         console.no_color = no_color or bool(os.environ.get("NO_COLOR"))
-
-    def restore() -> None:
-        for console, was_quiet, had_no_color in before:
-            console.quiet, console.no_color = was_quiet, had_no_color
-
-    return restore
 
 
 def note(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,11 @@ def _paths(given: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Path]:
 
 def _checkpoint_of(artifact: Path) -> Path | None:
     """Return the checkpoint that an artifact was exported from, if it is here. A damaged manifest is reported later."""
-    manifest = artifact / "lucid.json"
-    if not manifest.is_file():  # nor a pipe or a device, which reading could wait for
-        return None
-    try:
-        source = Path(json.loads(manifest.read_text(encoding="utf-8"))["source"])
+    manifest = artifact / "lucid.json"  # not by open_artifact, which loads NumPy before its threads are set up
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        source = Path(json.loads(manifest.read_text(encoding="utf-8"))["source"]) if manifest.is_file() else Path()
         return source if source.is_absolute() and source.is_dir() else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    return None
 
 
 def _real(path: Path) -> Path:

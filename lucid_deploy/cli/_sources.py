@@ -40,9 +40,16 @@ def near(name: str, known: Collection[str]) -> str:
     return "".join(f" Did you mean {found}?" for found in get_close_matches(name, known, n=1))
 
 
-def is_given(context: click.Context, name: str) -> bool:
-    """Whether an option was set anywhere, even to its default."""
-    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+def given_options(context: click.Context, names: Collection[str]) -> list[click.Parameter]:
+    """Return those of some options that were set anywhere, even to their defaults."""
+    options = [option for option in context.command.params if option.name in names]
+    return [each for each in options if context.get_parameter_source(str(each.name)) is not ParameterSource.DEFAULT]
+
+
+def refuse_given(context: click.Context, names: Collection[str], reason: str, remedy: str = "Leave it out.") -> None:
+    """Refuse options that have no effect here, whatever their value; ``reason`` follows their names."""
+    if given := given_options(context, names):
+        raise LucidError(f"{', '.join(map(long_name, given))} {reason}.{origins(context, given)} {remedy}")
 
 
 def origins(context: click.Context, options: Sequence[click.Parameter]) -> str:

@@ -10,7 +10,7 @@ import click
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
 from lucid_deploy.cli._options import choice_option, json_option, type_option
-from lucid_deploy.cli._sources import is_given, long_name, origins
+from lucid_deploy.cli._sources import refuse_given
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -240,20 +240,16 @@ def _show(checkpoint: str, artifact: Artifact) -> None:
 
 
 def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.export.quantize.options import QuantizeOptions
 
     scheme = given.pop("quantize")
     if scheme is not None:
         form, embeddings = given.pop("quantize_format"), given.pop("quantize_embeddings")
         return QuantizeOptions(scheme, format=form, embeddings=embeddings, **given)
-    context = click.get_current_context()
-    # Defaults that were given count, too: who asks for --method rtn expects it.
-    set_anyway = [each for each in context.command.params if each.name in given and is_given(context, each.name)]
-    if set_anyway:
-        raise LucidError(
-            f"{', '.join(map(long_name, set_anyway))} is for quantized weights.{origins(context, set_anyway)} Add "
-            "--quantize int8, int4, fp8 or nvfp4 (or stored, where the checkpoint is quantized already), or leave it "
-            "out."
-        )
+    refuse_given(
+        click.get_current_context(),
+        given.keys(),
+        "is for quantized weights",
+        "Add --quantize int8, int4, fp8 or nvfp4 (stored, where the checkpoint is quantized already), or leave it out.",
+    )
     return None

@@ -9,6 +9,7 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, json_option
+from lucid_deploy.cli._sources import refuse_given
 
 _OF_TRITON = ("name", "backend", "device", "instances", "threads")
 _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attention")
@@ -62,7 +63,8 @@ def command(
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.cli._console import progress, show, write_results
 
-    _refuse_others(context, target)
+    other = "tensorrt" if target == "triton" else "triton"
+    refuse_given(context, _OF_TENSORRT if target == "triton" else _OF_TRITON, f"is for --target {other}")
     opened = open_artifact(artifact)
     with progress("Checking sha256") as update:  # a package has no manifest that it could be checked against later
         check_hashes(opened, update)
@@ -70,15 +72,6 @@ def command(
     facts = {"artifact": str(opened.directory), "target": target, **facts, "made": [*map(str, made)]}
     line = f"Packaged {opened.directory} for {target}: {', '.join(map(str, made))}"
     write_results(facts, json_target, lambda: show(line))
-
-
-def _refuse_others(context: click.Context, target: str) -> None:
-    from lucid_deploy.errors import LucidError
-
-    for name in _OF_TENSORRT if target == "triton" else _OF_TRITON:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            other = "tensorrt" if target == "triton" else "triton"
-            raise LucidError(f"--{name.replace('_', '-')} is for --target {other}; leave it out with {target}.")
 
 
 def _triton(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:

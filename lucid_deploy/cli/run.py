@@ -26,7 +26,7 @@ from lucid_deploy.cli._generation_options import (
     speculation_options,
 )
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
-from lucid_deploy.cli._sources import is_given, origins
+from lucid_deploy.cli._sources import given_options, origins, refuse_given
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
@@ -116,15 +116,13 @@ def command(
         options = BatchOptions(batch, output or "", rows, overwrite, prefix_tokens, prefill_chunk, json_target)
         run_batch(options, answers, opened, runtime, speculation)
         return
-    if output is not None or overwrite:
-        raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
+    refuse_given(context, ("output", "overwrite"), "goes with --batch; a single answer goes to stdout")
     if ParameterSource.COMMANDLINE in map(context.get_parameter_source, ("rows", "prefix_tokens")):
         raise LucidError("--rows and --prefix-cache-tokens go with --batch; a single prompt runs alone.")
     if len(prompts) != 1:
-        given = [item for item in context.command.params if item.name in _PROMPTS and is_given(context, item.name)]
         raise LucidError(
             "Give the prompt once: PROMPT, --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3."
-            + origins(context, given)
+            + origins(context, given_options(context, _PROMPTS))
         )
     needs_text = bool(answers.stop or answers.bad_words or answers.constraint)
     tokenizer = open_tokenizer(opened, required=prompt_ids is None or needs_text)

@@ -13,7 +13,7 @@ import click
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._generation_options import SpeculationOptions, speculation_options
 from lucid_deploy.cli._options import Decorator, NumberRange, artifact_argument, choice_option, runtime_options
-from lucid_deploy.cli._sources import is_given, long_name, origins
+from lucid_deploy.cli._sources import refuse_given
 from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
@@ -156,13 +156,9 @@ def command(artifact: str, **options: Any) -> None:
 
 
 def _check_engine(context: click.Context, engine: str) -> None:
-    """Refuse options that were given, whatever their value, and are for the other engine."""
     other = RAY if engine == LOCAL else LOCAL
-    for option in context.command.params:
-        if option.name in ENGINE_OPTIONS[other] and is_given(context, option.name):
-            reason = "; with ray, Ray's proxies handle the connections" if other == LOCAL else ""
-            where = origins(context, [option])
-            raise LucidError(f"{long_name(option)} is for --engine {other}{reason}.{where} Leave it out.")
+    reason = "; with ray, Ray's proxies handle the connections" if other == LOCAL else ""
+    refuse_given(context, ENGINE_OPTIONS[other], f"is for --engine {other}{reason}")
 
 
 def _check_package(package: str, extra: str, purpose: str) -> None:
@@ -270,9 +266,7 @@ def ray_application(args: dict[str, str]) -> Any:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise LucidError(f"options: {reason}") from error
     options = context.params
-    for option in command.params:
-        if option.name in _NOT_IN_A_CONFIGURATION and is_given(context, option.name):
-            raise LucidError(f"options: {long_name(option)} has no meaning here; Ray's configuration says it.")
+    refuse_given(context, _NOT_IN_A_CONFIGURATION, "has no meaning here; Ray's configuration says it")
     _check_engine(context, RAY)
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
     options["speculation"] = SpeculationOptions(options.pop("speculate"), options.pop("draft"))

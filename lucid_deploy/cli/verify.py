@@ -128,6 +128,7 @@ def command(
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import console_out, progress, write_json, write_text
+    from lucid_deploy.cli._generation_options import read_file
     from lucid_deploy.errors import LucidError
     from lucid_deploy.parity.options import check_tolerance
     from lucid_deploy.parity.terminal import render
@@ -150,7 +151,7 @@ def command(
         prompt=prompt,
         tolerance=tolerance,
         explain=explain or page is not None,
-        text=None if text is None else _read_text(text, text_tokens),
+        text=None if text is None else read_file("--text", text)[: text_tokens * TOKEN_CHARACTERS],
         text_tokens=text_tokens,
         golden=golden,
         against=against,
@@ -180,16 +181,3 @@ def _data(found: dict[str, Verification]) -> dict[str, Any]:
         return next(iter(found.values())).to_dict()
     runs = {kernels: verification.to_dict() for kernels, verification in found.items()}
     return {"passed": all(verification.passed for verification in found.values()), "runs": runs}
-
-
-def _read_text(name: str, limit: int) -> str:
-    """Return as much of a text file as ``limit`` tokens take; refuse a file that cannot be read or is not UTF-8."""
-    from lucid_deploy.errors import LucidError
-
-    try:
-        with open(name, encoding="utf-8") as file:
-            return file.read(limit * TOKEN_CHARACTERS)
-    except UnicodeDecodeError as error:
-        raise LucidError(f"{name} is no UTF-8 text (byte {error.start}); --text takes a text file.") from error
-    except OSError as error:
-        raise LucidError(f"The text {name} cannot be read: {error.strerror or error}.") from error

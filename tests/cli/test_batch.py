@@ -196,7 +196,7 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
         (["--batch", str(place.prompts)], "needs a file for the answers"),
         (["--batch", str(place.prompts), "--output", "-"], "--output cannot be -"),
         (["--batch", "-", "--output", "answers.jsonl"], "--batch cannot be -"),
-        (["--prompt", "w1", "--output", "x"], "go with --batch"),
+        (["--prompt", "w1", "--output", "x"], "--output goes with --batch"),
         (["--prompt", "w1", "--rows", "8"], "--rows and --prefix-cache-tokens go with --batch"),
         (["--prompt", "w1", "--prefix-cache-tokens", "5"], "--rows and --prefix-cache-tokens go with --batch"),
     ):

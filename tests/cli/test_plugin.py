@@ -66,7 +66,7 @@ def test_some_head_widths_only(compiled: list[tuple[int, ...]], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("widths", "said"),
     [
-        ("64,wide", "'64,wide' is not a list of positive"),
+        ("64,wide", "'64,wide' is not a list of whole numbers"),
         ("8", "head width 8 is not supported"),
         ("64,300", "width 300"),
     ],

@@ -150,7 +150,7 @@ def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
         (["--text", "{tmp}/none.txt"], "cannot be read"),
         (["--text", "{tmp}"], "cannot be read"),
         (["--text", "{tmp}/empty.txt"], "takes at least 2"),
-        (["--text", "{tmp}/binary.txt"], "no UTF-8 text"),
+        (["--text", "{tmp}/binary.txt"], "is not valid UTF-8 text"),
         (["--text", "{tmp}/empty.txt", "--text-tokens", "1"], "--text-tokens"),
     ],
 )
