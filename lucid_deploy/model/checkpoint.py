@@ -19,8 +19,6 @@ from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
     find_tensor_files,
     open_safetensors,
-    other_prefix,
-    prefix_advice,
     refuse_adapter,
     unwrapped,
 )
@@ -266,8 +264,6 @@ class Checkpoint:
         }
         if self.tied:
             self._check_tied_head(found)
-        if (prefix := other_prefix(wanted.keys() - found.keys(), found.keys() - wanted.keys())) is not None:
-            raise LucidError(f"The tensors of {self.directory} have names {prefix_advice(prefix)}")
         problems = [f"missing: {listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
         if found.keys() - wanted.keys():
             problems.append(f"unexpected: {listed(sorted(found.keys() - wanted.keys()))}")

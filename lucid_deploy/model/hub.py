@@ -170,10 +170,10 @@ def _select_files(files: list[str], where: str) -> list[str]:
 
 @contextmanager
 def _translate_errors(name: str, options: HubOptions) -> Iterator[None]:
-    """Convert errors of huggingface_hub into one-line errors with a remedy."""
+    """Convert errors of huggingface_hub, whose messages have many lines, into one line with a remedy."""
     from huggingface_hub import constants, errors
 
-    hub = options.endpoint or constants.ENDPOINT
+    hub, revision = options.endpoint or constants.ENDPOINT, options.revision or "main"
     login = "Log in with: hf auth login; or give a token with --token-file."
     try:
         yield
@@ -185,35 +185,27 @@ def _translate_errors(name: str, options: HubOptions) -> Iterator[None]:
             f"of this machine has it. {login}"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise LucidError(f"{name} has no revision {options.revision or 'main'} on {hub}.") from error
+        raise LucidError(f"{name} has no revision {revision} on {hub}.") from error
     except errors.LocalEntryNotFoundError as error:
-        raise LucidError(_not_here(name, options, hub)) from error
-    except errors.HFValidationError as error:
-        raise LucidError(f"{name} cannot be a name on the Hugging Face Hub: {_first_line(error)}") from error
+        if not options.offline:
+            raise LucidError(
+                f"{hub} could not be reached to download {name}. Check the network; --offline takes what was "
+                "downloaded before."
+            ) from error
+        raise LucidError(
+            f"{name} at revision {revision} was not downloaded before. Run the command without --offline where there "
+            "is a network, or name the cache that it is in with --hub-cache."
+        ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         remedy = login if status in (401, 403) else "Try again later."
         raise LucidError(f"{hub} answered {status} when it was asked for {name}. {remedy}") from error
-    except (errors.HTTPError, OSError) as error:  # connections, truncated files, and a full disk
+    except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # connections, cut files, a full disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise LucidError(
-            f"{name} could not be downloaded from {hub}: {_first_line(error)}. Check the network and run the command "
-            "again, which continues where it broke off; --offline uses what was downloaded before."
+            f"{name} could not be downloaded from {hub}: {reason}. Check the network and run the command again, which "
+            "continues where it broke off; --offline uses what was downloaded before."
         ) from error
-
-
-def _not_here(name: str, options: HubOptions, hub: str) -> str:
-    if options.offline:
-        return (
-            f"{name} at revision {options.revision or 'main'} was not downloaded before. Run the command without "
-            "--offline where there is a network, or name the cache that it is in with --hub-cache."
-        )
-    return (
-        f"{hub} could not be reached to download {name}. Check the network; --offline takes what was downloaded before."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -159,31 +159,3 @@ def unwrapped(names: Iterable[str], where: str) -> tuple[dict[str, str], tuple[s
             raise LucidError(f"{where} holds {name} twice, as {stored_names[name]} and {stored}. Remove one of them.")
         stored_names[name] = stored
     return stored_names, tuple(sorted(f"{part}." for part in parts))
-
-
-def other_prefix(missing: Collection[str], unexpected: Collection[str]) -> str | None:
-    """Return the prefix that stored names have instead of ``model.``; None if that does not explain the mismatch.
-
-    Args:
-        missing: Names that the model needs and the checkpoint lacks.
-        unexpected: Names that only the checkpoint has.
-    """
-    wanted = [name.removeprefix(_PREFIX) for name in missing if name.startswith(_PREFIX)]
-    for name in unexpected:
-        prefix = name.removesuffix(wanted[0]) if wanted else name
-        if prefix != name and all(prefix + rest in unexpected for rest in wanted):
-            return prefix
-    return None
-
-
-def prefix_advice(prefix: str) -> str:
-    """Return the advice for names with the prefix of :func:`other_prefix`, as the end of a sentence."""
-    if not prefix:
-        return (
-            "without model. in front, as transformers' classes without a head write them. Save the checkpoint from the "
-            "class for causal language models."
-        )
-    return (
-        f"that begin with {prefix} where model. is expected, as those of a language model inside of another one do. "
-        "Write a checkpoint of this part alone, with model. in its place."
-    )

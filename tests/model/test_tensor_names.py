@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.tensor_files import other_prefix, unwrapped
+from lucid_deploy.model.tensor_files import unwrapped
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -56,31 +56,3 @@ def test_names_of_a_compiled_model_are_read(make_checkpoint: MakeCheckpoint) -> 
 def test_two_names_that_become_one_are_refused() -> None:
     with pytest.raises(LucidError, match=r"holds a\.b twice, as a\.b and module\.a\.b"):
         unwrapped(["a.b", "module.a.b"], "checkpoint")
-
-
-@pytest.mark.parametrize(
-    ("beginning", "said"),
-    [
-        ("model.language_model.", "that begin with model.language_model. where model. is expected"),
-        ("language_model.model.", "that begin with language_model.model. where model. is expected"),
-        ("", "without model. in front, as transformers' classes without a head write them"),
-    ],
-)
-def test_names_of_a_model_inside_of_another_are_told_by_their_beginning(
-    make_checkpoint: MakeCheckpoint, beginning: str, said: str
-) -> None:
-    path = make_checkpoint() / "model.safetensors"
-    tensors = {"visual.patch": torch.ones(1)}
-    for name, value in load_file(path).items():
-        tensors[beginning + name.removeprefix("model.") if name.startswith("model.") else name] = value
-    save_file(tensors, path)
-    with pytest.raises(LucidError) as raised:
-        Checkpoint(path.parent)
-    assert f"The tensors of {path.parent} have names {said}" in str(raised.value)
-    assert "layers.0" not in str(raised.value), "no lists of names"
-
-
-def test_other_names_that_do_not_fit_are_no_other_prefix() -> None:
-    assert other_prefix(["model.a.weight", "model.b.weight"], ["inner.a.weight"]) is None
-    assert other_prefix(["lm_head.weight"], ["inner.lm_head.weight"]) is None
-    assert other_prefix([], ["extra"]) is None

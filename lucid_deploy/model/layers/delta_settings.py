@@ -63,10 +63,6 @@ class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
         """Channels that the short convolutions run over: queries, keys and values, in this order."""
         return 2 * self.key_channels + self.value_channels
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``layer_settings`` holds it."""
-        return msgspec.structs.asdict(self)
-
 
 def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
     """Return the settings of a kind's layers.
