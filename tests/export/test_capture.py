@@ -70,14 +70,14 @@ MODULES = [
 
 
 @pytest.mark.parametrize("compute", MODULES)
-@pytest.mark.parametrize("rows", [3, 0])
-def test_graphs_compute_what_the_module_does(compute: Callable[[Tensor], Tensor], rows: int) -> None:
+def test_graphs_compute_what_the_module_does(compute: Callable[[Tensor], Tensor]) -> None:
     import onnxruntime
 
     axes = ({0: torch.export.Dim.DYNAMIC},)
     model = capture(Module(compute).eval(), (torch.ones(2, 3, 4),), axes, ["x"], ["y"])
-    x = torch.randn(rows, 3, 4)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
-    (found,) = session.run(None, {"x": x.numpy()})
-    assert found.shape == compute(x.clone()).shape
-    np.testing.assert_allclose(found, compute(x.clone()).numpy(), rtol=1e-3)  # float16's rounding
+    for rows in (3, 0):
+        x = torch.randn(rows, 3, 4)
+        (found,) = session.run(None, {"x": x.numpy()})
+        assert found.shape == compute(x.clone()).shape
+        np.testing.assert_allclose(found, compute(x.clone()).numpy(), rtol=1e-3)

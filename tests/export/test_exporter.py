@@ -81,8 +81,7 @@ def test_all_logits(exported: Exported) -> None:
     np.testing.assert_allclose(logits[0, 0], reference[0, 2].numpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "tied"), [("float16", False), ("bfloat16", True)])
 def test_half_precision_artifacts(exported: Exported, dtype: str, tied: bool) -> None:
     checkpoint, artifact = exported(dtype=dtype, tie_word_embeddings=tied)
     session = open_session(artifact, "torch" if dtype == "bfloat16" else "onnxruntime")

@@ -23,21 +23,16 @@ from lucid_deploy.runtimes.torch.session import TorchSession
 
 SHAPES: dict[str, dict[str, Any]] = {
     "one query head per key head": {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 36},
-    "four, head_dim 64, tied": {
+    "four, head_dim 64, tied, biases": {
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
         "head_dim": 64,
         "tie_word_embeddings": True,
-    },
-    "two, head_dim 68": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 68},
-    "no rope": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 36, "use_rope": False},
-    "biases": {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 20,
         "attention_bias": True,
         "mlp_bias": True,
     },
+    "two, head_dim 68": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 68},
+    "no rope": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 36, "use_rope": False},
     "linear rope": {
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
@@ -137,7 +132,7 @@ def test_the_float64_model_is_the_independent_one(pair: tuple[Any, Path]) -> Non
     np.testing.assert_allclose(logits, wanted(model), rtol=0, atol=2e-5 * np.abs(wanted(model)).max())
 
 
-@pytest.mark.parametrize("pair", ["four, head_dim 64, tied", "no rope", "biases"], indirect=True)
+@pytest.mark.parametrize("pair", ["four, head_dim 64, tied, biases", "no rope"], indirect=True)
 def test_the_exported_graphs_are_the_independent_one(pair: tuple[Any, Path], tmp_path: Path) -> None:
     model, path = pair
     session = open_session(export(path, tmp_path / "artifact"))

@@ -20,7 +20,6 @@ from tests.parity.small_models import small_config
 
 pytestmark = pytest.mark.usefixtures("fresh_traces")
 MODELS: dict[str, dict[str, Any]] = {
-    "lucid": {"num_hidden_layers": 4},
     "tied": {"num_hidden_layers": 4, "tie_word_embeddings": True, "use_rope": False},
     "once": {"num_hidden_layers": 5, "lucid_layers": [0, 1, 3, 4]},
 }
@@ -38,7 +37,7 @@ def traced(name: str, monkeypatch: pytest.MonkeyPatch, stage: str = "prefill") -
     return [ir.serde.serialize_model(item.model).graph for item in (whole, repeated)]
 
 
-@pytest.mark.parametrize(("name", "stage"), [("lucid", "decode"), ("tied", "prefill"), ("once", "prefill")])
+@pytest.mark.parametrize(("name", "stage"), [("tied", "decode"), ("once", "prefill")])
 def test_graph_node_for_node(monkeypatch: pytest.MonkeyPatch, name: str, stage: str) -> None:
     whole, repeated = traced(name, monkeypatch, stage)
     for graph in (whole, repeated):  # which layer's past tells the number of rows does not matter

@@ -40,7 +40,6 @@ def test_its_attention_can_be_lucid(tmp_path: Path) -> None:
 
 
 GRAPHS = [
-    ("gate, doubled beta, other widths, attention", "growing"),
     ("decay, shared keys, attention", "static"),
     ("bare, attention over a window", "growing"),
 ]
