@@ -81,6 +81,16 @@ struct DecodeAttentionInt8 {
     };
 };
 
+struct ExpertMatMul {
+    static constexpr char const* kName = "ExpertMatMul";
+    struct In {
+        enum : int { X, expert, W, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 struct DecodeAttentionGrowing {
     static constexpr char const* kName = "DecodeAttentionGrowing";
     struct In {

@@ -112,6 +112,8 @@ constexpr ONNXTensorElementDataType element_type() {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     else if constexpr (std::is_same_v<T, bool>)
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    else if constexpr (std::is_same_v<T, int64_t>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
     else if constexpr (std::is_same_v<T, int8_t>)
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
     else if constexpr (std::is_same_v<T, uint8_t>)

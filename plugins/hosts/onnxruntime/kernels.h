@@ -4,6 +4,7 @@
 #include "causal_attention/cpu.h"
 #include "decode_attention/cpu.h"
 #include "delta_rule/cpu.h"
+#include "expert_matmul/cpu.h"
 #include "precondition/cpu.h"
 #include "quantized_matmul/cpu.h"
 #include "weight_matmul/cpu.h"
@@ -18,6 +19,7 @@ struct KernelsOf {
     void (*decode_half)(const DecodeArguments<T, Half>&, const Pool&);
     void (*decode_int8)(const DecodeArguments<T, int8_t>&, const Pool&);
     void (*delta_rule)(const DeltaRuleArguments<T>&, const Pool&);
+    void (*expert_matmul)(const ExpertMatMulArguments<T>&, const Pool&);
     void (*weight_matmul)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);

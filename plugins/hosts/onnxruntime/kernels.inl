@@ -23,6 +23,8 @@ namespace {
 
 #include "weight_matmul/cpu_transposed.inl"
 
+#include "expert_matmul/cpu.inl"
+
 #include "quantized_matmul/cpu_rounding.inl"
 
 #include "quantized_matmul/cpu_panel.inl"
@@ -37,10 +39,10 @@ const Kernels LUCID_TABLE = {
     [] { return static_cast<bool>(LUCID_SUPPORTED); },
     has_dots,
     {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>,
-     delta_rule<float>, weight_matmul<float, float>, weight_matmul<float, Half>, weight_matmul_transposed<float, float>,
-     weight_matmul_transposed<float, Half>, quantized_matmul<float>},
+     delta_rule<float>, expert_matmul<float>, weight_matmul<float, float>, weight_matmul<float, Half>,
+     weight_matmul_transposed<float, float>, weight_matmul_transposed<float, Half>, quantized_matmul<float>},
     {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>,
-     delta_rule<Half>, weight_matmul<Half, Half>, weight_matmul<Half, Half>, weight_matmul_transposed<Half, Half>,
-     weight_matmul_transposed<Half, Half>, quantized_matmul<Half>},
+     delta_rule<Half>, expert_matmul<Half>, weight_matmul<Half, Half>, weight_matmul<Half, Half>,
+     weight_matmul_transposed<Half, Half>, weight_matmul_transposed<Half, Half>, quantized_matmul<Half>},
 };
 } // namespace lucid

@@ -4,6 +4,7 @@
 #include "custom_operator.h"
 #include "decode_attention/onnxruntime.h"
 #include "delta_rule/onnxruntime.h"
+#include "expert_matmul/onnxruntime.h"
 #include "precondition/onnxruntime.h"
 #include "quantized_matmul/onnxruntime.h"
 #include "weight_matmul/onnxruntime.h"
@@ -58,6 +59,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
     static const CustomOperator<DeltaRule<float>> delta_rule;
     static const CustomOperator<DeltaRule<Half>> delta_rule_half;
+    static const CustomOperator<ExpertMatMul<float>> experts;
+    static const CustomOperator<ExpertMatMul<Half>> experts_half;
     static const CustomOperator<WeightMatMul<float>> product;
     static const CustomOperator<WeightMatMul<Half>> product_half;
     static const CustomOperator<WeightMatMul<float, Half>> product_by_half;
@@ -72,7 +75,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
         &precondition,     &precondition_half, &attention,        &attention_half,
         &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
         &decode_from_half, &decode_from_int8,  &decode_half_from_int8,
-        &delta_rule,       &delta_rule_half,   &product,          &product_half,
+        &delta_rule,       &delta_rule_half,   &experts,          &experts_half,
+        &product,          &product_half,
         &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
         &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half};
     return all;

@@ -1,0 +1,23 @@
+// Arguments of the products of experts on the CPU. Tensors are contiguous; T is float or Half.
+#pragma once
+
+#include "shared/cpu_types.h"
+
+namespace lucid {
+
+// The rows of one expert among the rows sorted by expert.
+struct ExpertRows {
+    size_t expert, first, rows;
+};
+
+template <class T>
+struct ExpertMatMulArguments {
+    const T* x;               // [rows, depth]
+    const T* w;               // [experts, columns, depth]
+    T* o;                     // [rows, columns]
+    const size_t* order;      // [rows]: rows sorted by expert
+    const ExpertRows* chosen; // [chosen_count]: experts that have rows
+    size_t chosen_count, rows, depth, columns;
+};
+
+} // namespace lucid

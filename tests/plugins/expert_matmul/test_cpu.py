@@ -1,0 +1,49 @@
+"""The CPU kernel of expert_matmul against float64; a row's result must not depend on other rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.table import EXPERT_MATMUL
+from tests.plugins.cpu_sessions import check, run, runnable, session
+
+
+def problem(rows: int, depth: int, columns: int, experts: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Rows that resemble each other; every third expert is chosen by nobody, and its matrix is not finite."""
+    draw = torch.Generator().manual_seed(rows + depth + columns)
+    x = torch.randn(depth, generator=draw) + torch.randn(rows, depth, generator=draw)
+    expert = torch.randint(experts, (rows,), generator=draw) // 3 * 3
+    weight = torch.randn(experts, columns, depth, generator=draw) / depth
+    weight[[index for index in range(experts) if index % 3]] = torch.nan
+    return x.to(dtype), expert, weight.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (2, 65, 129), (8, 700, 401), (33, 36, 200)])
+def test_rows_and_sizes(library: Path, fastest: Any, dtype: torch.dtype, rows: int, depth: int, columns: int) -> None:
+    x, expert, weight = problem(rows, depth, columns, 7, dtype)
+    exact = torch.einsum("rnk,rk->rn", weight[expert].double(), x.double())
+    dense = torch.einsum("rnk,rk->rn", weight[expert].float(), x.float()).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    for kernels in runnable(library):
+        kernels_name(library, kernels)
+        (found,) = run(session(EXPERT_MATMUL, library, 2, name), x, expert, weight)
+        check(found, dense, exact, name)
+        (alone,) = run(session(EXPERT_MATMUL, library, 1, name), x[-1:], expert[-1:], weight)
+        assert torch.equal(alone, found[-1:])
+
+
+def test_no_row_is_no_work_and_what_does_not_fit_is_refused(library: Path) -> None:
+    x, expert, weight = problem(3, 8, 5, 7, torch.float32)
+    kernel = session(EXPERT_MATMUL, library)
+    assert run(kernel, x[:0], expert[:0], weight)[0].shape == (0, 5)
+    for wrong in (expert + 7, expert - 7):
+        with pytest.raises(Exception, match="there is no such expert"):
+            run(kernel, x, wrong, weight)
+    with pytest.raises(Exception, match="as many columns as the matrices"):
+        run(kernel, x[:, 1:], expert, weight)
