@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROW = 512  # tokens of a row at most; the last one may be shorter
 SEED = 0  # of the choice of rows, where there are more than are wanted
+HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: so many, and one of so many at most
 UNKNOWN_SHARE = 0.5  # of tokens that the vocabulary has no word for: with more, the text is another model's
 TOKEN_IDS = ".jsonl"  # what the name of a file of token ids ends with
 
@@ -30,7 +31,7 @@ class CalibrationRows:
     """The token rows to learn from."""
 
     rows: list[Array]  # token ids, int64 (B, N) each, of the rows of one length
-    facts: dict[str, Any]  # for the manifest: file, sha256, tokens, rows, row_tokens, seed
+    facts: dict[str, Any]  # for the manifest: file, sha256, tokens, rows, row_tokens, seed, held_out (rows' numbers)
 
     @property
     def tokens(self) -> int:
@@ -90,11 +91,12 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) 
     if path.suffix != TOKEN_IDS:
         _check_known(checkpoint, joined, path)
     width = min(ROW, checkpoint.config.max_position_embeddings)
-    rows = [joined[start : start + width] for start in range(0, len(joined), width)]
+    rows = _cut(joined, width)
+    order = np.random.default_rng(SEED).permutation(len(rows) - 1)  # of whole rows; the last may be short
+    held_out = order[: min(HELD_OUT, len(rows) // HELD_OUT_SHARE, (len(joined) - least) // width)]
     wanted = -(-most // width)
-    if len(rows) > wanted:
-        chosen = np.random.default_rng(SEED).permutation(len(rows) - 1)[:wanted]  # whole rows; the last may be short
-        rows = [rows[index] for index in sorted(chosen)]
+    chosen = [*order[len(held_out) :], len(rows) - 1][:wanted]
+    rows = [rows[index] for index in sorted(chosen)]
     if (beyond := sum(map(len, rows)) - most) > 0:
         rows[-1] = rows[-1][:-beyond]
     by_length: dict[int, list[Array]] = {}
@@ -107,8 +109,24 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) 
         "rows": len(rows),
         "row_tokens": width,
         "seed": SEED,
+        "held_out": sorted(held_out.tolist()),
     }
     return CalibrationRows([np.stack(group) for group in by_length.values()], facts)
+
+
+def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> list[Array]:
+    """Return the rows of a calibration file that nothing was learned from, int64 ``(N,)`` each.
+
+    Args:
+        path: The file of :func:`calibration_rows`.
+        facts: What it recorded of it.
+    """
+    rows = _cut(np.concatenate(list(read_lines(checkpoint, path))), facts["row_tokens"])
+    return [rows[index] for index in facts["held_out"]]
+
+
+def _cut(joined: Array, width: int) -> list[Array]:
+    return [joined[start : start + width] for start in range(0, len(joined), width)]
 
 
 def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:

@@ -54,7 +54,7 @@ def method_sentence(method: Method) -> str:
     text = method.calibration
     return (
         f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
-        f"{text['file']}{mixed}. What that costs: eval --text FILE --against an artifact that is not quantized."
+        f"{text['file']}{mixed}."
     )
 
 

@@ -213,7 +213,7 @@ def _perplexity(
             logits = session_logits(session), session_logits(theirs)
             cost = cost_on_text(*logits, pieces, lambda: update(next(done), len(pieces)))
         facts["against"] = {"artifact": options.against, **asdict(cost)}
-        lines.append(f"against {other.directory}: {cost.original:.4f}, so {cost.sentence(facts['perplexity'])}")
+        lines.append(f"against {other.directory}: {cost.original:.4f}, so {cost.sentence()}")
 
     def show() -> None:
         for line in lines:

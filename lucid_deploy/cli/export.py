@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from lucid_deploy.cli._sources import refuse_given
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.artifact.quantization import Method
     from lucid_deploy.export.quantize.options import QuantizeOptions
+    from lucid_deploy.parity.perplexity import TextCost
 
 _QUANTIZATION = (
     *("quantize", "quantize_format", "block_size", "keep_float", "quantize_embeddings", "activations", "method"),
@@ -193,9 +197,24 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
     )
     with progress("Exporting", estimate=True) as update:
         artifact = export(checkpoint, output, options, update)
+        cost = None if options.calibration is None else _cost(artifact, options.calibration, update)
     if not artifact.path("tokenizer.json").is_file():
         note(f"Note: {advice(artifact.directory)}")
-    write_results(_facts(artifact), json_target, lambda: _show(checkpoint, artifact))
+    facts = {**_facts(artifact), "cost": None if cost is None else asdict(cost)}
+    write_results(facts, json_target, lambda: _show(checkpoint, artifact, cost))
+
+
+def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int], None]) -> TextCost | None:
+    """Measure what quantization costs; a note if it cannot be measured."""
+    from lucid_deploy.cli._console import note
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.parity.verification import held_out_cost
+
+    try:
+        return held_out_cost(artifact, calibration, update)
+    except LucidError as error:  # the artifact is complete all the same
+        note(f"What quantization costs was not measured: {error}")
+        return None
 
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
@@ -220,7 +239,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _show(checkpoint: str, artifact: Artifact) -> None:
+def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
     from lucid_deploy.artifact import WEIGHTS
     from lucid_deploy.cli._command import is_verbose
     from lucid_deploy.cli._console import human_size, show
@@ -235,8 +254,22 @@ def _show(checkpoint: str, artifact: Artifact) -> None:
         show(remark)
     if manifest.quantization is not None:
         show_quantization(manifest.quantization, manifest.dtype, compression(artifact))
+        _show_cost(manifest.quantization.method, cost)
     if manifest.ranges is not None:
         show_ranges(manifest.ranges, table=is_verbose())
+
+
+def _show_cost(method: Method, cost: TextCost | None) -> None:
+    from lucid_deploy.cli._console import show
+
+    if cost is not None:
+        kept = len(method.calibration["held_out"]) * method.calibration["row_tokens"]
+        show(
+            f"On {kept} tokens of that text that nothing was learned from, its perplexity is {cost.own:.4g}, and was "
+            f"{cost.original:.4g}: {cost.sentence()}."
+        )
+    else:
+        show("What that costs in answers: verify --text FILE, with text of the kind that the model will read.")
 
 
 def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:

@@ -23,15 +23,16 @@ Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pi
 class TextCost:
     """What a model loses on a text beside the one that it was made from."""
 
-    original: float  # perplexity of the other model
+    own: float  # its perplexity
+    original: float  # that of the other model
     kl: float  # mean KL divergence from the other, nats a token
     same: float  # share of the tokens whose most likely successor is the other's
 
-    def sentence(self, own: float) -> str:
-        """Say what it costs, given the model's own perplexity."""
+    def sentence(self) -> str:
+        """Say what it costs."""
         return (
-            f"{own - self.original:+.3g} ({own / self.original - 1:+.1%}); KL divergence {self.kl:.2g} nats a token, "
-            f"most likely token the same at {self.same:.1%}"
+            f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%}); KL divergence {self.kl:.2g} nats "
+            f"a token, most likely token the same at {self.same:.1%}"
         )
 
 
@@ -98,17 +99,19 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
     """Compare what two models predict, over the windows of a text."""
-    surprise, divergence, same = 0.0, 0.0, 0
+    lost, surprise, divergence, same = 0.0, 0.0, 0.0, 0
     for ids in pieces:
         start = 0
         for mine, theirs in _together(own(ids[:-1]), original(ids[:-1])):
-            surprise += float(_surprise(theirs, ids[start + 1 : start + 1 + len(theirs)]).sum())
+            next_ids = ids[start + 1 : start + 1 + len(theirs)]
+            lost += float(_surprise(mine, next_ids).sum())
+            surprise += float(_surprise(theirs, next_ids).sum())
             divergence += float(kl_divergence(mine, theirs).sum())
             same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
             start += len(theirs)
         tick()
     count = sum(len(ids) - 1 for ids in pieces)
-    return TextCost(float(np.exp(surprise / count)), divergence / count, same / count)
+    return TextCost(*(float(np.exp(each / count)) for each in (lost, surprise)), divergence / count, same / count)
 
 
 def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:

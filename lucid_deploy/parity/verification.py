@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
@@ -16,7 +17,7 @@ from lucid_deploy.parity.causes import Explanation, explain
 from lucid_deploy.parity.compare import check, measure_cost
 from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids
 from lucid_deploy.parity.other_references import OtherReferences, open_references
-from lucid_deploy.parity.perplexity import Perplexity, compare_perplexity
+from lucid_deploy.parity.perplexity import Perplexity, TextCost, compare_perplexity, cost_on_text, session_logits
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification
 from lucid_deploy.parity.stored_files import check_files
@@ -152,6 +153,34 @@ def verify_against(
 def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> Perplexity:
     original = models.original_layers if models.quantized else None
     return compare_perplexity(candidate, models.baseline_layers, models.reference_layers, text, progress, original)
+
+
+def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:
+    """Measure what quantization costs on the rows of the calibration text that nothing was learned from.
+
+    Args:
+        artifact: A quantized one.
+        calibration: The text that its numbers were learned from.
+        progress: Called with (phase, rows done, rows in all).
+
+    Returns:
+        The cost beside the checkpoint before quantization; None if the text was too short to keep rows apart.
+
+    Raises:
+        LucidError: The checkpoint is gone, or onnxruntime is missing.
+    """
+    from lucid_deploy.export.calibration import held_out_rows
+    from lucid_deploy.runtimes import open_session
+
+    quantization = artifact.manifest.quantization
+    if quantization is None or not quantization.method.calibration.get("held_out"):
+        return None
+    source = find_checkpoint(artifact, None)
+    rows = held_out_rows(source, calibration, quantization.method.calibration)
+    session = open_session(artifact)
+    original = ReferenceModels(session, source, artifact).original_layers()
+    meter = CallCounter(progress, "Measuring the cost on text that was held out", len(rows))
+    return cost_on_text(session_logits(session), original.logits, rows, meter.tick)
 
 
 def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress | None) -> Check:

@@ -82,8 +82,8 @@ def _success(found: Verification) -> str:
 def _cost(text: Perplexity | None) -> str:
     if text is None or text.cost is None:
         return " Quantization itself is not judged: --text FILE measures what it costs on a text of yours."
-    share = text.candidate / text.cost.original - 1
-    return f" Quantization costs {text.candidate - text.cost.original:+.3g} perplexity ({share:+.1%}) on your text."
+    share = text.cost.own / text.cost.original - 1
+    return f" Quantization costs {text.cost.own - text.cost.original:+.3g} perplexity ({share:+.1%}) on your text."
 
 
 def advice(found: Verification) -> str:
@@ -225,7 +225,7 @@ def perplexity_line(item: Perplexity) -> str:
     if item.cost is not None:
         cost = (
             f"the original checkpoint's {item.cost.original:.6g}: quantization costs "
-            f"{item.cost.sentence(item.candidate)}. On the quantized weights: "
+            f"{item.cost.sentence()}. On the quantized weights: "
         )
     return (
         f"Perplexity of {item.tokens} tokens: {item.candidate:.6g}, {cost}PyTorch in float64 {item.reference:.6g}, "

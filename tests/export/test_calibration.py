@@ -12,7 +12,7 @@ import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.calibration import calibration_rows, read_lines
+from lucid_deploy.export.calibration import calibration_rows, held_out_rows, read_lines
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
 
 LINE = "fox has red lamp, owl has blue cup. fox has red lamp"
@@ -33,6 +33,7 @@ def test_text_is_read_by_the_checkpoints_tokenizer(tmp_path: Path) -> None:
         "rows": 1,
         "row_tokens": 512,
         "seed": 0,
+        "held_out": [],
     }
 
 
@@ -52,7 +53,10 @@ def test_token_ids_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any
     again = calibration_rows(checkpoint, path, most=1536, least=1)
     assert np.array_equal(again.rows[0], rows)
     every = calibration_rows(checkpoint, path, most=10**6, least=1)
-    assert every.tokens == len(ids) and [part.shape for part in every.rows] == [(9, 512), (1, 5)]
+    assert every.tokens == len(ids) - 512 and [part.shape for part in every.rows] == [(8, 512), (1, 5)]
+    (kept,) = held_out_rows(checkpoint, path, every.facts)
+    learned = [row.tolist() for part in every.rows for row in part]
+    assert sorted([kept.tolist(), *learned]) == sorted(whole), "one row in eight is never learned from"
 
 
 @pytest.mark.parametrize(

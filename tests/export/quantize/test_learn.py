@@ -25,6 +25,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.stored_weights import check_weights
+from lucid_deploy.parity.verification import held_out_cost
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
 from tests.hybrid_artifact import write_hybrid
@@ -39,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         write_checkpoint(folder / "checkpoint", **BIASED)
-        ids = np.random.default_rng(0).integers(0, 97, (24, 128))
+        ids = np.random.default_rng(0).integers(0, 97, (32, 128))
         (folder / "ids.jsonl").write_text("\n".join(str(row.tolist()) for row in ids))
 
     return made_once(run_folder(tmp_path_factory, "learned"), "source", make)
@@ -84,7 +85,7 @@ def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
     record = learned.manifest.quantization
     method = record.method
     assert (method.name, method.settings) == ("gptq", {"damping": 0.01, "activation_order": True})
-    assert method.calibration["file"] == "ids.jsonl" and method.calibration["tokens"] == 24 * 128
+    assert method.calibration["file"] == "ids.jsonl" and method.calibration["tokens"] == 28 * 128
     assert method.tensors.keys() == record.tensors.keys() and record.tool.startswith("lucid-deploy")
     assert learned.manifest.options["quantize"]["method"] == "gptq"
     original, model = Checkpoint(source / "checkpoint"), load_artifact_model(learned, dtype="float64").state_dict()
@@ -93,7 +94,20 @@ def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
         assert found.distance == pytest.approx(float((model[name] - weight).norm() / weight.norm()), rel=1e-5)
         assert 0 < found.output_error < found.nearest_error < 0.2
     shown = CliRunner().invoke(main, ["inspect", str(learned.directory)])
-    assert "were chosen by gptq over 3072 tokens of ids.jsonl" in " ".join(shown.output.split())
+    assert "were chosen by gptq over 3584 tokens of ids.jsonl" in " ".join(shown.output.split())
+
+
+def test_the_cost_is_measured_on_rows_that_were_held_out(source: Path, learned: Artifact) -> None:
+    """The artifact's perplexity and the checkpoint's, computed by hand on the same row."""
+    facts = learned.manifest.quantization.method.calibration
+    found = held_out_cost(learned, source / "ids.jsonl")
+    (index,) = facts["held_out"]
+    ids = [token for line in (source / "ids.jsonl").read_text().splitlines() for token in json.loads(line)]
+    row = torch.tensor(ids[index * facts["row_tokens"] : (index + 1) * facts["row_tokens"]])
+    models = load_artifact_model(learned), load_model(source / "checkpoint")
+    wanted = [torch.nn.functional.cross_entropy(model(row[None])[0][0, :-1], row[1:]).exp() for model in models]
+    assert (found.own, found.original) == pytest.approx([float(each) for each in wanted], rel=1e-2)
+    assert found.original == pytest.approx(float(wanted[1]), rel=1e-5) and 0 < found.kl < 1
 
 
 def test_the_check_finds_another_checkpoint_and_other_records(source: Path, learned: Artifact, tmp_path: Path) -> None:
