@@ -311,7 +311,7 @@ class _LargestMagnitudes:
             self.add("key", k)
 
         def after(name: str) -> Callable[..., None]:
-            return lambda _, __, out: self.add(name, out)
+            return lambda _, __, out: self.add(name, out[0] if isinstance(out, tuple) else out)  # routers give several
 
         def before(name: str) -> Callable[..., None]:
             return lambda _, args: self.add(name, args[0])

@@ -38,6 +38,22 @@ SIZES: dict[str, Any] = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": VOCABULARY,
     "num_kv_shared_layers": 0,
+    "n_shared_experts": 1,
+    "v_head_dim": 12,
+    "n_group": 2,
+    "topk_group": 1,
+    "default_language": "en_XX",
+}
+# Of classes whose keys and values come of a narrow projection; there are as many of them as of queries.
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "head_dim": 8,
+    "qk_head_dim": 24,
 }
 
 
@@ -50,7 +66,8 @@ def small_config(kind: str, **more: Any) -> PreTrainedConfig:
         raise ValueError(f"it is a model of more than text ({', '.join(inner) or 'several layers'})")
     fixed = [key for key in SIZES if isinstance(getattr(form, key, None), property)]
     known = {*vars(default), *form.attribute_map}
-    given = {key: size for key, size in SIZES.items() if key in known and key not in fixed}
+    sizes = {**SIZES, **LATENT} if "kv_lora_rank" in known else SIZES
+    given = {key: size for key, size in sizes.items() if key in known and key not in fixed}
     if getattr(default, "sliding_window", None) is None:
         given.pop("sliding_window", None)
     layers = default.num_hidden_layers

@@ -59,6 +59,8 @@ def attempt(kind: str) -> Result:
         try:
             theirs = saved(small_config(kind), Path(folder))
             ids = torch.randint(VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
+            padding = theirs.config.pad_token_id
+            ids[ids == padding] += 1  # some classes do not count it as a position
             wanted = logits_of(theirs, ids)
         except Exception as error:  # noqa: BLE001 (a class that needs sizes of its own is listed as such)
             return Result(kind, name, UNTRIED, f"no small model was made: {_first_line(error)}")

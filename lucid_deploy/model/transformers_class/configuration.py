@@ -43,6 +43,7 @@ from lucid_deploy.model.transformers_class.module import (
     restore_buffers,
     running,
 )
+from lucid_deploy.model.transformers_class.positions import first_position
 
 OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that the class does not read
 _TOKENS = 5  # of the run that asks the class
@@ -105,7 +106,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         _check_keys({**raw, **kept}, net.config, class_name, where, assume_unused)
         _check_experts(net)
         restore_buffers(net)
-        shapes = attention_shapes(net)
+        shapes, first = attention_shapes(net), first_position(net)
         embedding, _ = ends(net)
     except LucidError as error:
         raise LucidError(f"{where}: {class_name} is not supported: {error}.") from error
@@ -130,7 +131,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         num_key_value_heads=shapes[0].kv_heads,
         head_dim=shapes[0].head_dim,
         rms_norm_eps=keys.rms_norm_eps,
-        max_position_embeddings=length,
+        max_position_embeddings=length - first,
         attention_type=keys.attention_type,
         tie_word_embeddings=bool(config.tie_word_embeddings),
         bos_token_id=next(iter(token_ids(keys.bos_token_id)), None),
@@ -309,13 +310,13 @@ class _Question:
         if rows != n or v.shape[:3] != k.shape[:3] or k.shape[3] != width or heads % kv_heads:
             shapes = f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
             raise LucidError(f"layer {place} gives attention queries, keys and values of the shapes {shapes}")
-        if v.shape[3] != width:
-            raise LucidError(f"layer {place} has values of another width ({v.shape[3]}) than its keys ({width})")
+        if v.shape[3] > width:
+            raise LucidError(f"layer {place} has values that are wider ({v.shape[3]}) than its keys ({width})")
         scale, softcap = attention_options(options, width)
         path = next(path for path, part in self.layers[place].named_modules() if part is module)
         weights = tuple(f"{path}.{name}" for name, _ in module.named_parameters())
         self.found[place] = AttentionShape(heads, kv_heads, width, scale, self._window(place, mask), softcap, weights)
-        return q.new_zeros(batch, n, heads, width)
+        return q.new_zeros(batch, n, heads, v.shape[3])
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
         place = getattr(module, "lucid_layer", None)

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
@@ -27,6 +28,7 @@ from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.lucid import CausalModel, last_token
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import Head, RMSNorm
+from lucid_deploy.model.transformers_class.positions import first_position, given_positions, put_positions
 from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 
 try:
@@ -243,6 +245,8 @@ class ClassModel(CausalModel):
         super().__init__(config)
         net = make_class(config.class_config, config.class_layers)
         restore_buffers(net)
+        self.first_position = first_position(net)
+        put_positions(net)
         stored = stored_parameters(net)
         offsets = put_norms(net)
         self.sources = {
@@ -299,7 +303,10 @@ class ClassModel(CausalModel):
     def call(self, call: ClassCall, position_ids: Tensor | None, exact: bool, **inputs: Tensor) -> Any:
         """Run the class on ``input_ids`` or ``inputs_embeds``; with ``exact`` everything in float64."""
         (given,) = inputs.values()
-        with running(call), all_in_float64() if exact else contextlib.nullcontext():
+        if position_ids is not None and self.first_position:
+            position_ids = position_ids + self.first_position
+        exactly = all_in_float64() if exact else contextlib.nullcontext()
+        with running(call), given_positions(position_ids), exactly:
             return self.__dict__["_net"](
                 **inputs,
                 position_ids=position_ids,
@@ -330,13 +337,15 @@ class ClassCall:
         if self.present[place] is not None:
             raise LucidError(f"layer {place} calls attention twice")
         scale, softcap = attention_options(options, width)
+        own = v.shape[3]  # the cache holds keys and values of one width
+        v = F.pad(v, (0, width - own))
         if (scale, softcap) != (shape.scale, shape.softcap):
             raise LucidError(f"layer {place} gave attention the scale {shape.scale} and now gives {scale}")
         if scale != width**-0.5:  # our operators divide by the root of the width
             q = q * (scale * math.sqrt(width))
         mixer: Any = self._model.mixers()[place]
         attended, self.present[place] = mixer.mix(q, k, v, self._step, self._past[place])
-        return attended.transpose(1, 2).contiguous()  # (B, N, H, D)
+        return attended[..., :own].transpose(1, 2).contiguous()  # (B, N, H, D)
 
     def mask(self, sees: Callable[..., Tensor]) -> None:
         return None  # our attention makes its own

@@ -19,6 +19,7 @@ from lucid_deploy.model.config import LUCID, STANDARD, WINDOW, LucidConfig
 from lucid_deploy.model.float64 import all_in_float64
 from lucid_deploy.model.transformers_class.configuration import EXPERTS, class_of, parse_class_config
 from lucid_deploy.model.transformers_class.module import ClassModel, layers_path, make_class, quiet, restore_buffers
+from lucid_deploy.model.transformers_class.positions import given_positions, put_positions
 
 TOLERANCE = 1e-9  # relative; float64 gives 1e-15
 LAYERS = 4
@@ -53,6 +54,8 @@ def prove(config: LucidConfig, where: str) -> str:
     try:
         with torch.no_grad(), quiet():
             model = _random(plain)
+            if model.first_position:  # a class that counts from behind its padding token does not count that
+                ids[ids == model.first_position - 1] += 1
             wanted = _eager(model, ids, mask)
             if not torch.allclose(_eager(model, ids[:1])[-1], wanted[-1][:1], rtol=0, atol=TOLERANCE):
                 raise LucidError(f"{where}: {name} is not supported: it does not count positions from 0.")
@@ -144,15 +147,18 @@ def _eager(model: ClassModel, ids: Tensor, mask: Tensor | None = None) -> list[T
 
     Without a mask, the class counts positions itself.
     """
-    given = {} if mask is None else {"attention_mask": mask, "position_ids": _positions(mask)}
+    positions = None if mask is None else _positions(mask) + model.first_position
+    given = {} if mask is None else {"attention_mask": mask, "position_ids": positions}
     config = model.config
     with torch.device("meta"):
         net = make_class(config.class_config, config.class_layers, "eager")
     restore_buffers(net)
+    if mask is not None:
+        put_positions(net)
     net.to(torch.float64)
     values = model.state_dict()
     net.load_state_dict({place.name: values[ours] - place.offset for ours, place in model.sources.items()}, assign=True)
-    with all_in_float64():
+    with given_positions(positions), all_in_float64():
         return _outputs(
             net.get_submodule(layers_path(net)),
             lambda: net(input_ids=ids, use_cache=False, **given).logits,

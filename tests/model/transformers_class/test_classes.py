@@ -22,11 +22,14 @@ from tests.families.small import VOCABULARY, logits_of, saved, small_config
 
 # Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,
 # positions that are learned, parallel layers, several embeddings' scales, heads of several parts, tied biases, experts
-# that a checkpoint stores one by one.
+# that a checkpoint stores one by one, values narrower than keys, positions that the class counts itself or from behind
+# its padding token.
 CLASSES = (
     "apertus",
+    "bart",
     "bert-generation",
     "cohere2",
+    "deepseek_v3",
     "exaone4",
     "gemma",
     "gemma2",
@@ -39,6 +42,7 @@ CLASSES = (
     "nemotron",
     "olmo2",
     "phi",
+    "roberta",
     "stablelm",
     "starcoder2",
 )
@@ -56,6 +60,7 @@ def test_a_class_is_equal_to_eager_attention_in_float64(kind: str, tmp_path: Pat
     theirs = saved(small_config(kind), tmp_path)
     ids = torch.randint(VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
     ids[1, 8:16] = 7
+    ids[ids == 1] = 2  # the padding token of some
     wanted = logits_of(theirs, ids)
     source = Checkpoint(tmp_path)
     assert source.config.class_config and LucidConfig.from_dict(source.config.to_dict()) == source.config
@@ -87,9 +92,13 @@ def test_the_trial_finds_what_is_computed_wrong(monkeypatch: pytest.MonkeyPatch)
         trial.prove(parsed("gemma2", layer_types=["full_attention", "sliding_attention"] * 2), "here")
 
 
-def test_positions_that_do_not_begin_at_0_are_refused() -> None:
-    with pytest.raises(LucidError, match="does not count positions from 0"):
-        trial.prove(parsed("roberta", pad_token_id=1), "here")
+def test_positions_that_begin_behind_an_unknown_padding_token_are_refused() -> None:
+    with pytest.raises(LucidError, match="pad_token_id is not known"):
+        parsed("roberta", pad_token_id=None)
+
+
+def test_a_text_of_a_class_that_counts_from_its_padding_token_is_shorter() -> None:
+    assert parsed("roberta", pad_token_id=1).max_position_embeddings == 128 - 2
 
 
 def test_the_layers_that_compute_the_same_are_known() -> None:

@@ -1,0 +1,68 @@
+"""Positions of classes that do not take them as other classes do.
+
+Some count them from behind their padding token. Others, decoders of translation, count them in the module that embeds
+them, from the length of a cache that is not theirs here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lucid_deploy.errors import LucidError
+
+_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
+
+
+@contextlib.contextmanager
+def given_positions(positions: Tensor | None) -> Iterator[None]:
+    """Have the modules of :func:`put_positions` embed these positions, ``(B, N)``."""
+    before = _POSITIONS.set(positions)
+    try:
+        yield
+    finally:
+        _POSITIONS.reset(before)
+
+
+class _GivenPositions(nn.Module):
+    """Embed the positions of the running call, whatever the class says."""
+
+    def __init__(self, weight: nn.Parameter, offset: int) -> None:
+        super().__init__()
+        self.weight, self.offset = weight, offset
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        positions = _POSITIONS.get()
+        assert positions is not None, "a class was called without positions"
+        return F.embedding(positions + self.offset, self.weight)
+
+
+def put_positions(net: Any) -> None:
+    """Replace the modules that count positions themselves where a class passes none of ours to them."""
+    for path, module in list(net.named_modules()):
+        if not isinstance(module, nn.Embedding) or "cache_length" not in inspect.signature(module.forward).parameters:
+            continue
+        parent = net.get_submodule(path.rpartition(".")[0])
+        if "position_ids" not in inspect.signature(parent.forward).parameters:
+            offset = int(getattr(module, "offset", 0))
+            setattr(parent, path.rpartition(".")[2], _GivenPositions(module.weight, offset))
+
+
+def first_position(net: Any) -> int:
+    """Return the position of a text's first token.
+
+    Raises:
+        LucidError: It follows from a padding token that the configuration does not name.
+    """
+    for module in net.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            if not isinstance(getattr(module, "padding_idx", None), int):
+                raise LucidError("its positions begin behind its padding token, and pad_token_id is not known")
+            return int(module.padding_idx) + 1
+    return 0
