@@ -99,6 +99,7 @@ class AttentionShape:
         softcap: The scores s become softcap · tanh(s / softcap); None: they stay.
         weights: Names of the weights of the module that calls attention, without the layer's prefix.
         like: The first layer that computes the same from its weights, counted from 0.
+        sinks: Whether the softmax has a score of its own for each query head beside those of the tokens.
         experts: How many experts its MLP has, and how many of them a token chooses; None: it has none.
     """
 
@@ -110,6 +111,7 @@ class AttentionShape:
     softcap: float | None = None
     weights: tuple[str, ...] = ()
     like: int = 0
+    sinks: bool = False
     experts: tuple[int, int] | None = None
 
 

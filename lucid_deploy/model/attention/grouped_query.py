@@ -23,6 +23,8 @@ class GroupedQueryAttention(Mixer):
     In a class of transformers it has no projections: the class calls :meth:`mix` with queries, keys and values.
 
     Attributes:
+        sinks: A score for each query head, ``(H,)``, that the softmax counts beside those of the tokens; set before
+            each call by classes whose attention has them.
         watchers: Called with the queries, keys and values of the new tokens, as attention gets them.
 
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
@@ -33,6 +35,7 @@ class GroupedQueryAttention(Mixer):
         super().__init__()
         self.config, self.implementation = config, implementation
         self.codec = CacheCodec()
+        self.sinks: Tensor | None = None
         self.watchers: list[Callable[[Tensor, Tensor, Tensor], None]] = []
         if config.class_config:
             return

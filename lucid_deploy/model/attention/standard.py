@@ -23,9 +23,9 @@ class StandardAttention(GroupedQueryAttention):
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = torch.cat([v_past, v], dim=2)  # (B, KV, T, D)
-        if self.config.softcap is not None:
+        if self.config.softcap is not None or self.sinks is not None:
             seen = visible_tokens(q.shape[2], keys.shape[2], step.mask, q.device)
-            return masked_attention(q, keys, values, seen, self.config.softcap), v, values
+            return masked_attention(q, keys, values, seen, self.config.softcap, self.sinks), v, values
         attend = attend_from_last if step.decode and q.shape[2] == 1 else causal_attention
         return attend(q, keys, values, step.mask), v, values
 
@@ -42,30 +42,51 @@ class StandardAttention(GroupedQueryAttention):
         else:  # the new row as it is
             keys, values = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
         seen = mask[:, :-1].logical_or(own)
-        return attend_from_last(q, keys, values, seen, self.config.softcap), present
+        return attend_from_last(q, keys, values, seen, self.config.softcap, self.sinks), present
 
 
-def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, softcap: float | None = None) -> Tensor:
+def attend_from_last(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Attend with one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
-    return masked_attention(q, k, v, None if visible is None else visible[:, None, None, :], softcap)
+    return masked_attention(q, k, v, None if visible is None else visible[:, None, None, :], softcap, sinks)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float | None = None) -> Tensor:
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Attend with ``(B, H, N, D)`` over ``(B, KV, T, D)``; mask ``(B, 1, N, T)`` or None: all. In float32 at least."""
     work = compute_dtype(q.dtype)
-    if softcap is not None:
+    if softcap is not None or sinks is not None:
         assert mask is not None
-        return _capped_attention(q.to(work), k.to(work), v.to(work), mask, softcap).to(q.dtype)
+        return _scored_attention(q.to(work), k.to(work), v.to(work), mask, softcap, sinks).to(q.dtype)
     grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter rejects enable_gqa where heads are not grouped
     attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
     return attended.to(q.dtype)
 
 
-def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float) -> Tensor:
-    """Attend with scores softcap · tanh(s / softcap), as Gemma 2 does; no fused attention of PyTorch's has that."""
+def _scored_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attend with scores softcap · tanh(s / softcap) or with sinks, which no fused attention of PyTorch's has."""
     batch, heads, n, width = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, n, width)  # (B, KV, G, N, D)
     scores = grouped @ k[:, :, None].mT / math.sqrt(width)  # (B, KV, G, N, T)
-    scores = (scores / softcap).tanh() * softcap
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     scores = scores.masked_fill(mask.logical_not().unsqueeze(-3), torch.finfo(q.dtype).min)
-    return (scores.softmax(-1) @ v[:, :, None]).reshape(batch, heads, n, width)
+    if sinks is not None:  # one more column of the softmax, without a value
+        column = sinks.to(q.dtype).reshape(1, k.shape[1], -1, 1, 1).expand(batch, k.shape[1], -1, n, 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[2]]
+    return (weights @ v[:, :, None]).reshape(batch, heads, n, width)

@@ -109,7 +109,7 @@ class WindowAttention(StandardAttention):
         at = step.once(("places", window), lambda: places(step.mask, batch, rows, n, window, q.device))
         seen = step.once(("visible", window), lambda: visible(at, n, window))
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
-        o = masked_attention(q, keys, values, seen[:, None], self.config.softcap)
+        o = masked_attention(q, keys, values, seen[:, None], self.config.softcap, self.sinks)
         pairs = zip(past, self.codec.encode(k, v), strict=True)  # the ring's rows and the new ones
         if step.decode or step.cache_length is not None:
             new = None if step.mask is None else at.valid[:, -1:]

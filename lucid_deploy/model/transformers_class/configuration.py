@@ -211,6 +211,8 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
             raise LucidError(f"{where}: lucid_layers names layer {index}, which does not attend to all tokens.")
         if shapes[index].softcap is not None:
             raise LucidError(f"{where}: layer {index} caps its scores, which LUCID attention does not compute.")
+        if shapes[index].sinks:
+            raise LucidError(f"{where}: layer {index} has sinks, which LUCID attention does not compute.")
     other = [WINDOW if shape.window else STANDARD for shape in shapes]
     return tuple(LUCID if index in chosen else kind for index, kind in enumerate(other))
 
@@ -315,7 +317,12 @@ class _Question:
         scale, softcap = attention_options(options, width)
         path = next(path for path, part in self.layers[place].named_modules() if part is module)
         weights = tuple(f"{path}.{name}" for name, _ in module.named_parameters())
-        self.found[place] = AttentionShape(heads, kv_heads, width, scale, self._window(place, mask), softcap, weights)
+        window, sinks = self._window(place, mask), options.get("s_aux")
+        if sinks is not None and sinks.shape != (heads,):
+            raise LucidError(f"layer {place} has sinks of the shape {tuple(sinks.shape)} for {heads} heads")
+        self.found[place] = AttentionShape(
+            heads, kv_heads, width, scale, window, softcap, weights, sinks=sinks is not None
+        )
         return q.new_zeros(batch, n, heads, v.shape[3])
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:

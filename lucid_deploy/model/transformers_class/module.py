@@ -143,8 +143,7 @@ def attention_options(options: dict[str, Any], width: int) -> tuple[float, float
     """
     known = {**options}
     scale, softcap = known.pop("scaling", None), known.pop("softcap", None)
-    if known.pop("s_aux", None) is not None:
-        raise LucidError("its attention has sinks (s_aux), which are not computed")
+    known.pop("s_aux", None)  # sinks
     other = sorted(key for key, value in known.items() if value is not None and key not in _IGNORED)
     if other:
         raise LucidError(f"it gives attention the argument {other[0]}, which is not known")
@@ -344,6 +343,7 @@ class ClassCall:
         if scale != width**-0.5:  # our operators divide by the root of the width
             q = q * (scale * math.sqrt(width))
         mixer: Any = self._model.mixers()[place]
+        vars(mixer)["sinks"] = options.get("s_aux")
         attended, self.present[place] = mixer.mix(q, k, v, self._step, self._past[place])
         return attended[..., :own].transpose(1, 2).contiguous()  # (B, N, H, D)
 
