@@ -11,10 +11,10 @@ Two classes read all of them. They are described by the names, types and orienta
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lucid_deploy.model.packed.weight import FloatWeight, InputRounding, PackedWeight, count_blocks
 
@@ -29,7 +29,7 @@ _WORDS, _INDICES, _SCALES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word of AutoAWQ the number of each of eight outputs lies
 
 
-class PackedLayout:
+class PackedLayout(ABC):
     """How one tool stores quantized weights.
 
     Attributes:
@@ -44,11 +44,20 @@ class PackedLayout:
 
     name: str
     bits: int
-    scheme: str
     inputs: InputRounding | None
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    types: Mapping[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def scheme(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def required(self) -> tuple[str, ...]: ...
+
+    @property
+    @abstractmethod
+    def types(self) -> Mapping[str, tuple[str, ...]]: ...
 
     @abstractmethod
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
@@ -108,11 +117,11 @@ class IntegerLayout(PackedLayout):
     inputs = None
 
     @property
-    def scheme(self) -> str:  # type: ignore[override]
+    def scheme(self) -> str:
         return f"int{self.bits}"
 
     @property
-    def required(self) -> tuple[str, ...]:  # type: ignore[override]
+    def required(self) -> tuple[str, ...]:
         names = (self.numbers, self.size, self.scale, self.zero, self.index if self.ordered else "")
         return tuple(name for name in names if name)
 
@@ -121,8 +130,8 @@ class IntegerLayout(PackedLayout):
         return (self.index,) if self.index else ()
 
     @property
-    def types(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
-        zeros = _WORDS
+    def types(self) -> Mapping[str, tuple[str, ...]]:
+        zeros: tuple[str, ...] = _WORDS
         if not self.transposed:  # older versions of compressed-tensors store zero points as int8
             zeros = ("I8", *_WORDS) if self._packs_zeros else ("I8",)
         return {
@@ -148,8 +157,9 @@ class IntegerLayout(PackedLayout):
         elif self._packs_numbers:
             width = width * 32 // self.bits
         groups = count_blocks(width, _group(width, self.group_size))
-        scales = {"group": [(out, groups)], "channel": [(out, 1), (out,)], "tensor": SCALARS}[self.strategy]
-        zeros = [(count_blocks(out * self.bits, 32), groups)] if self._packs_zeros else []
+        by_strategy: dict[str, list[Shape]] = {"channel": [(out, 1), (out,)], "tensor": SCALARS}
+        scales = by_strategy.get(self.strategy, [(out, groups)])
+        zeros: list[Shape] = [(count_blocks(out * self.bits, 32), groups)] if self._packs_zeros else []
         if not self.transposed:
             zeros += scales
         expected: dict[str, list[Shape]] = {self.scale: scales, self.zero: zeros}
@@ -253,16 +263,18 @@ class FloatLayout(PackedLayout):
     input_scale: str | None
     inputs: InputRounding | None
     bits = 8
-    scheme = "fp8"
-    optional = ()
-    types: ClassVar = {
-        "weight": (FP8,),
-        **dict.fromkeys(("weight_scale", "weight_scale_inv", "input_scale", "activation_scale"), _SCALES),
-    }
 
     @property
-    def required(self) -> tuple[str, ...]:  # type: ignore[override]
+    def scheme(self) -> str:
+        return "fp8"
+
+    @property
+    def required(self) -> tuple[str, ...]:
         return ("weight", self.scale, *([] if self.input_scale is None else [self.input_scale]))
+
+    @property
+    def types(self) -> Mapping[str, tuple[str, ...]]:
+        return {"weight": (FP8,), self.scale: _SCALES, self.input_scale or "": _SCALES}
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         rows, width = shapes["weight"]
