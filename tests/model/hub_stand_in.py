@@ -133,7 +133,7 @@ def _serving(hub: Hub) -> Iterator[Hub]:
             return self.send(200, content, cut, **facts)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     try:
         yield hub
