@@ -29,8 +29,10 @@ class TokenColumns:
     valid: Tensor
 
 
-def places(mask: Tensor | None, batch: int, rows: int, n: int, window: int, device: torch.device) -> TokenColumns:
-    """Number the tokens of a call.
+def number_columns(
+    mask: Tensor | None, batch: int, rows: int, n: int, window: int, device: torch.device
+) -> TokenColumns:
+    """Number the columns of a call by their tokens.
 
     Args:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding.
@@ -51,7 +53,7 @@ def places(mask: Tensor | None, batch: int, rows: int, n: int, window: int, devi
     return TokenColumns(counts, torch.cat([filled, new], 1))
 
 
-def newest(valid: Tensor, window: int) -> Tensor:
+def newest_columns(valid: Tensor, window: int) -> Tensor:
     """Return the columns of the newest W tokens in order, the last at the end: int64 ``(B, R')``.
 
     Args:
@@ -66,12 +68,12 @@ def newest(valid: Tensor, window: int) -> Tensor:
     return source[:, :total][:, -window:]
 
 
-def kept(rows: Tensor, source: Tensor) -> Tensor:
+def select_columns(rows: Tensor, source: Tensor) -> Tensor:
     """Return the ring after a call, ``(B, KV, R', ·)``.
 
     Args:
         rows: The ring's rows and the new ones, ``(B, KV, R + N, ·)``.
-        source: The columns that stay, ``(B, R')``, see :func:`newest`.
+        source: The columns that stay, ``(B, R')``, see :func:`newest_columns`.
     """
     batch, heads, total, width = rows.shape
     # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
@@ -80,7 +82,7 @@ def kept(rows: Tensor, source: Tensor) -> Tensor:
     return picked.reshape(batch, heads, source.shape[1], width)
 
 
-def shifted(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
+def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
     """Return the ring after one new column; padding leaves it as it is.
 
     Args:
@@ -106,17 +108,17 @@ class WindowAttention(StandardAttention):
         assert window is not None
         k_past, v_past = self.codec.decode(past, q.dtype)  # (B, KV, R, D)
         rows = k_past.shape[2]  # the same in all layers with this window
-        at = step.once(("places", window), lambda: places(step.mask, batch, rows, n, window, q.device))
+        at = step.once(("places", window), lambda: number_columns(step.mask, batch, rows, n, window, q.device))
         seen = step.once(("visible", window), lambda: visible(at, n, window))
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
         o = masked_attention(q, keys, values, seen[:, None], self.config.softcap, self.sinks)
         pairs = zip(past, self.codec.encode(k, v), strict=True)  # the ring's rows and the new ones
         if step.decode or step.cache_length is not None:
             new = None if step.mask is None else at.valid[:, -1:]
-            present = tuple(shifted(old, row, new, window) for old, row in pairs)
+            present = tuple(push_row(old, row, new, window) for old, row in pairs)
         else:
-            source = step.once(("newest", window), lambda: newest(at.valid, window))
-            present = tuple(kept(torch.cat([old, row], dim=2), source) for old, row in pairs)
+            source = step.once(("newest", window), lambda: newest_columns(at.valid, window))
+            present = tuple(select_columns(torch.cat([old, row], dim=2), source) for old, row in pairs)
         return o, present
 
 

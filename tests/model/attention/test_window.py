@@ -8,7 +8,7 @@ import torch
 
 from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.attention.window import kept, newest, places, shifted, visible
+from lucid_deploy.model.attention.window import newest_columns, number_columns, push_row, select_columns, visible
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.layers.attention import ring_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -32,7 +32,7 @@ def test_a_ring_holds_the_last_tokens_and_each_sees_those_of_its_window(seed: in
     while done < 40:
         n = min(int(rng.integers(1, 9)), 40 - done)
         mask = torch.from_numpy(columns[:, : done + n])
-        at = places(mask, 3, ring.shape[2], n, WINDOW, CPU)
+        at = number_columns(mask, 3, ring.shape[2], n, WINDOW, CPU)
         new = torch.arange(done + 1.0, done + n + 1).expand(3, n)[:, None, :, None]  # a token is its column's number
         rows, seen = torch.cat([ring, new], dim=2), visible(at, n, WINDOW)
         for row, held in enumerate(lists):
@@ -42,7 +42,11 @@ def test_a_ring_holds_the_last_tokens_and_each_sees_those_of_its_window(seed: in
                     continue
                 held.append(number)
                 assert rows[row, 0, seen[row, column], 0].tolist() == held[-WINDOW:]
-        ring = shifted(ring, new, mask[:, -1:], WINDOW) if n == 1 else kept(rows, newest(at.valid, WINDOW))
+        ring = (
+            push_row(ring, new, mask[:, -1:], WINDOW)
+            if n == 1
+            else select_columns(rows, newest_columns(at.valid, WINDOW))
+        )
         done += n
         assert ring.shape[2] == min(done, WINDOW)
         for row, held in enumerate(lists):
@@ -51,10 +55,12 @@ def test_a_ring_holds_the_last_tokens_and_each_sees_those_of_its_window(seed: in
 
 
 def test_without_padding_no_mask_is_needed() -> None:
-    without, given = (places(mask, 2, 3, 4, WINDOW, CPU) for mask in (None, torch.ones(2, 7, dtype=torch.bool)))
+    without, given = (number_columns(mask, 2, 3, 4, WINDOW, CPU) for mask in (None, torch.ones(2, 7, dtype=torch.bool)))
     assert torch.equal(without.counts, given.counts) and torch.equal(without.valid, given.valid)
     ring, row = torch.randn(2, 1, 5, 3), torch.randn(2, 1, 1, 3)
-    assert torch.equal(shifted(ring, row, None, WINDOW), shifted(ring, row, torch.ones(2, 1, dtype=torch.bool), WINDOW))
+    assert torch.equal(
+        push_row(ring, row, None, WINDOW), push_row(ring, row, torch.ones(2, 1, dtype=torch.bool), WINDOW)
+    )
 
 
 @pytest.mark.parametrize("window", [1, 5, 23, 100])
