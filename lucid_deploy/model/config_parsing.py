@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from msgspec import UNSET
@@ -18,7 +17,6 @@ from lucid_deploy.model.config_file import (
     RopeBlock,
     checked,
     given_or,
-    read_config,
     token_ids,
 )
 from lucid_deploy.model.config_keys import ROPE_KEYS, check_keys
@@ -40,11 +38,6 @@ _ROPE_REQUIRED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
     "yarn": ("factor", _ORIGINAL),
 }
-
-
-def load_config(directory: Path, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Read ``config.json`` of a checkpoint; arguments and errors as :func:`parse_config`."""
-    return parse_config(read_config(directory), str(directory / "config.json"), assume_unused)
 
 
 def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:

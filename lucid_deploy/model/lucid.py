@@ -40,10 +40,6 @@ class LucidBody(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Int64 ``(B, N)`` to the input of the first layer, ``(B, N, C)``."""
-        return self.embed_tokens(input_ids)
-
 
 def _table(rows: int, width: int) -> nn.Embedding:
     """Return a random embedding. On the meta device it is not initialized, which would import PyTorch's compiler."""
@@ -188,7 +184,7 @@ class LucidForCausalLM(CausalModel):
     def run(
         self, input_ids: Tensor, position_ids: Tensor | None, past: list[LayerCache], step: Step, last_only: bool
     ) -> tuple[Tensor, list[LayerCache]]:
-        x = self.model.embed(input_ids)  # (B, N, C)
+        x = self.model.embed_tokens(input_ids)  # (B, N, C)
         steps = layer_steps(self.config, position_ids, x.dtype, step.mask, step.decode, step.cache_length)
         present = []
         for layer, step_of_layer, layer_past in zip(self.model.layers, steps, past, strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config_parsing import load_config
+from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.description import describe
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.runtimes import options
@@ -19,7 +19,7 @@ from lucid_deploy.runtimes.torch.ablation import ABLATIONS, RawKeyAttention, abl
 
 
 def test_only_lucid_layers_change(demo_directory: Path) -> None:
-    config = load_config(demo_directory)
+    config = Checkpoint(demo_directory).config
     assert config.kinds == ("lucid",) * 3
     assert ablated(config, "preconditioner").kinds == ("standard",) * 3
     assert ablated(config, "keys").kinds == ("lucid_raw_keys",) * 3
@@ -30,13 +30,13 @@ def test_only_lucid_layers_change(demo_directory: Path) -> None:
 
 
 def test_other_layers_stay(demo_directory: Path) -> None:
-    mixed = replace(load_config(demo_directory), layer_kinds=("delta", "lucid", "standard"))
+    mixed = replace(Checkpoint(demo_directory).config, layer_kinds=("delta", "lucid", "standard"))
     assert ablated(mixed, "preconditioner").kinds == ("delta", "standard", "standard")
     assert ablated(mixed, "keys").kinds == ("delta", "lucid_raw_keys", "standard")
 
 
 def test_what_cannot_be_ablated(demo_directory: Path) -> None:
-    config = load_config(demo_directory)
+    config = Checkpoint(demo_directory).config
     with pytest.raises(LucidError, match="no ablation of 'heads'; there are preconditioner, keys"):
         ablated(config, "heads")
     with pytest.raises(LucidError, match="has no LUCID layers, so it can't be run without their keys"):
