@@ -107,7 +107,7 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
 
 
 def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str, Path]) -> None:
-    server = start(artifacts["growing"], "--rows", 1, "--timeout", 4, slow=STEP)
+    server = start(artifacts["growing"], "--rows", 1, "--timeout", 2, slow=STEP)
     running, queued = Asking(server, body()), Asking(server, body())
     for asking in (running, queued):
         answer = asking.result()
@@ -126,7 +126,7 @@ def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str,
     wait_for(lambda: httpx.post(f"{server.url}/v1/completions", json=body(3)).status_code == 200)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_running_requests_finish_and_new_ones_are_told(
     start: Start, artifacts: dict[str, Path], number: signal.Signals
 ) -> None:
