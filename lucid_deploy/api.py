@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
-_GENERATION = ("prefill_chunk", "stop_at_eos", "speculate", "draft")  # options of generation besides sampling
-
 
 @dataclass(frozen=True)
 class Artifact(OpenedArtifact):
@@ -194,14 +192,12 @@ class _GenerationRun:
 
         model.check_open()
         self._model = model
-        names = [item.name for item in fields(Sampling)]
-        _check_names(options, [*names, *_GENERATION])
         stops = _texts(stop)
         if model.tokenizer is None and (stops or options.get("bad_words")):
             raise LucidError(
                 f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings and bad words."
             )
-        sampling = {name: options.pop(name) for name in names if name in options}
+        sampling = {item.name: options.pop(item.name) for item in fields(Sampling) if item.name in options}
         if "logit_bias" in sampling:
             sampling["logit_bias"] = tuple(dict(sampling["logit_bias"]).items())
         if model.tokenizer is not None and "bad_words" in sampling:
@@ -255,12 +251,11 @@ def export(
             ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize.options.QuantizeOptions`) and others.
 
     Raises:
-        LucidError: A checkpoint that cannot be read or is not computed, an output that exists or an unknown option.
+        LucidError: A checkpoint that cannot be read or is not computed, or an output that exists.
     """
     from lucid_deploy.export import ExportOptions
     from lucid_deploy.export import export as export_checkpoint
 
-    _check_names(options, [item.name for item in fields(ExportOptions)])
     made = export_checkpoint(checkpoint, Path(output), progress=progress, options=ExportOptions(**options))
     return Artifact(made.directory, made.manifest)
 
@@ -276,15 +271,14 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
             ``allow_extrapolation``, ``provider``, ``kernels``.
 
     Raises:
-        LucidError: No artifact, an unknown runtime or option, a package that is not installed, or an opened artifact
-            whose directory holds another one by now.
+        LucidError: No artifact, an unknown runtime, a package that is not installed, or an opened artifact whose
+            directory holds another one by now.
         CheckFailed: A damaged artifact.
     """
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.runtimes import open_session
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    _check_names(options, [item.name for item in fields(RuntimeOptions)])
     opened = _opened(artifact)
     has_tokenizer = opened.path("tokenizer.json").is_file()
     running = RuntimeOptions(runtime, **options)
@@ -315,9 +309,8 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    how_to_run = [item.name for item in fields(RuntimeOptions)]
-    _check_names(options, [*how_to_run, *(item.name for item in fields(VerifyOptions) if item.name != "runtime")])
-    running = RuntimeOptions(**{name: options.pop(name) for name in how_to_run if name in options})
+    how_to_run = {item.name for item in fields(RuntimeOptions)} & options.keys()
+    running = RuntimeOptions(**{name: options.pop(name) for name in how_to_run})
     return verify_artifact(_opened(artifact), VerifyOptions(runtime=running, **options))
 
 
@@ -331,12 +324,6 @@ def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
             "replaced. Give the directory, or the object that the newer export returned."
         )
     return artifact
-
-
-def _check_names(options: dict[str, Any], known: Sequence[str]) -> None:
-    """Refuse an unknown option, in a message that lists the known ones."""
-    if unknown := sorted(options.keys() - set(known)):
-        raise LucidError(f"There is no option {unknown[0]!r}; there are {', '.join(known)}.")
 
 
 def _texts(given: str | Iterable[str] | None) -> tuple[str, ...]:
