@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._generation_options import read_file
+from lucid_deploy.errors import LucidError
+
 if TYPE_CHECKING:
     from lucid_deploy.model.hub import HubOptions
 
@@ -42,7 +45,6 @@ def read_hub_options(values: dict[str, Any]) -> HubOptions:
     Args:
         values: By :data:`NAMES`.
     """
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.model.hub import HubOptions
 
     endpoint, token = values["hub_endpoint"], values["token_file"]
@@ -52,25 +54,17 @@ def read_hub_options(values: dict[str, Any]) -> HubOptions:
         raise LucidError(f"--hub-endpoint {endpoint} is no address: it begins with https:// or http://")
     return HubOptions(
         revision=values["revision"],
-        token=None if token is None else _read_token(Path(token)),
+        token=None if token is None else _read_token(token),
         cache=None if values["hub_cache"] is None else Path(values["hub_cache"]),
         offline=values["offline"],
         endpoint=None if endpoint is None else endpoint.rstrip("/"),
     )
 
 
-def _read_token(path: Path) -> str:
-    from lucid_deploy.errors import LucidError
-
-    try:
-        mode = path.stat().st_mode
-        token = path.read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise LucidError(f"--token-file {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise LucidError(f"--token-file {path} holds no token: a token is ASCII.") from error
-    if os.name == "posix" and mode & stat.S_IROTH:
+def _read_token(path: str) -> str:
+    token = read_file("--token-file", path).strip()
+    if os.name == "posix" and Path(path).stat().st_mode & stat.S_IROTH:
         raise LucidError(f"--token-file {path} can be read by every user of this machine; run: chmod o-r {path}")
-    if not token.isprintable() or not token or " " in token:
+    if not (token.isascii() and token.isprintable() and token) or " " in token:
         raise LucidError(f"--token-file {path} holds no token: it is one line of ASCII without blanks.")
     return token

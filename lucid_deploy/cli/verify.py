@@ -90,22 +90,11 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @json_option("all results")
 def command(
     artifact: str,
-    checkpoint: str | None,
     runtime: RuntimeOptions,
     chosen_kernels: str,
-    prompt_tokens: int | None,
-    steps: int | None,
-    prompt: str | None,
-    seed: int,
-    tolerance: float | None,
-    quick: bool,
-    explain: bool,
-    text: str | None,
-    text_tokens: int,
-    golden: str | None,
-    against: str | None,
     page: str | None,
     json_target: str | None,
+    **given: Any,
 ) -> None:
     """Prove that an artifact computes what PyTorch computes.
 
@@ -134,29 +123,18 @@ def command(
     from lucid_deploy.parity.terminal import render
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 
-    if tolerance is not None:
-        check_tolerance(tolerance)
+    if given["tolerance"] is not None:
+        check_tolerance(given["tolerance"])
     if page == "-":
         raise LucidError("--report - is no file: name one.")
     choices = ("library", "functions") if chosen_kernels == BOTH else (chosen_kernels,)
     if page is not None and len(choices) > 1:
         raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
     opened = open_artifact(artifact)
-    options = VerifyOptions(
-        checkpoint=checkpoint,
-        runtime=runtime,
-        steps=steps,
-        prompt_tokens=prompt_tokens,
-        seed=seed,
-        prompt=prompt,
-        tolerance=tolerance,
-        explain=explain or page is not None,
-        text=None if text is None else read_file("--text", text)[: text_tokens * TOKEN_CHARACTERS],
-        text_tokens=text_tokens,
-        golden=golden,
-        against=against,
-        quick=quick,
-    )
+    given["explain"] |= page is not None
+    if given["text"] is not None:
+        given["text"] = read_file("--text", given["text"])[: given["text_tokens"] * TOKEN_CHARACTERS]
+    options = VerifyOptions(runtime=runtime, **given)
     found: dict[str, Verification] = {}
     for kernels in choices:
         with progress("Verifying") as listener:
