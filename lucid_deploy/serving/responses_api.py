@@ -77,7 +77,7 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         refuse_unsupported(body.text, "text.")
     if body.stream_options is not None:
         refuse_unsupported(body.stream_options, "stream_options.")
-    logprobs, choice, form = bool(body.include), body.tool_choice, body.text and body.text.format
+    logprobs, choice, form = bool(body.include), body.tool_choice, None if body.text is None else body.text.format
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs")
     if logprobs and body.tools and choice != "none":
@@ -99,7 +99,8 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
 
 def repeated(body: ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
-    shown = msgspec.to_builtins((body.text and body.text.format) or PlainText())
+    form = None if body.text is None else body.text.format
+    shown = msgspec.to_builtins(form or PlainText())
     if shown["type"] == "json_schema":
         shown["strict"] = True
     out: dict[str, Any] = {
