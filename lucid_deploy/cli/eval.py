@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 HARNESS = "lm_eval:"
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 CHOICES = {
     "recall": "--task recall",
     "needles": "--task needles",
@@ -62,8 +63,6 @@ def _kind(options: SimpleNamespace) -> str:
         raise LucidError("--log-samples needs --output-path DIR to write to.")
     if options.haystack is not None and options.suite not in ("ruler", "mniah"):
         raise LucidError(f"--haystack is for the suites ruler and mniah; {options.suite} hides nothing.")
-    if options.data is not None and not Path(options.data).is_dir():
-        raise LucidError(f"There are no data at {options.data}: no such directory.")
     if options.suite == "scrolls" and (options.gen_kwargs or options.num_fewshot):
         raise LucidError("The tasks of SCROLLS take neither --gen-kwargs nor --num-fewshot: leave them out.")
     return kind
@@ -114,9 +113,9 @@ def _kind(options: SimpleNamespace) -> str:
     type=NumberRange(min=0),
     help="Exit with 1 if it is below this share of the accuracy of --against.",
 )
-@click.option("--include-path", metavar="DIR", type=click.Path(), help="With lm_eval: a directory with more tasks.")
+@click.option("--include-path", metavar="DIR", type=FOLDER, help="With lm_eval: a directory with more tasks.")
 @click.option("--only", metavar="NAME,NAME,...", help="With --suite: run these of its tasks.")
-@click.option("--data", metavar="DIR", type=click.Path(), help="With --suite: where data are.  [default: the Hub]")
+@click.option("--data", metavar="DIR", type=FOLDER, help="With --suite: where data are.  [default: the Hub]")
 @click.option(
     "--haystack",
     metavar="TEXT",
@@ -138,7 +137,7 @@ def _kind(options: SimpleNamespace) -> str:
 @click.option(
     "--output-path",
     metavar="DIR",
-    type=click.Path(),
+    type=click.Path(path_type=Path),
     help="Keep results and answers there. The same command continues where it was stopped.",
 )
 @click.option("--log-samples", is_flag=True, help="With --output-path: write every prompt and answer too.")
@@ -325,7 +324,7 @@ def _harness(
         seed=SEED if planned and options.seed is None else options.seed,
         batch=options.batch,
         truncate=options.truncate,
-        output=None if options.output_path is None else Path(options.output_path),
+        output=options.output_path,
     )
     session, tokenizer = _open(artifact, runtime)
     if planned:
@@ -336,13 +335,13 @@ def _harness(
                 asked,
                 context=session.context_limit,
                 haystack=options.haystack,
-                data=None if options.data is None else Path(options.data),
+                data=options.data,
                 metadata=metadata,
                 progress=update,
             )
     else:
-        folder = None if options.include_path is None else Path(options.include_path)
-        tasks = harness.load_tasks(str(options.task).removeprefix(HARNESS).split(","), folder, metadata)
+        names = str(options.task).removeprefix(HARNESS).split(",")
+        tasks = harness.load_tasks(names, options.include_path, metadata)
     with progress(f"Asking {artifact.directory.name}", estimate=True) as update:
         results = harness.ask(artifact, session, tasks, asked, runtime, "answers", update)
     facts = {

@@ -74,8 +74,6 @@ def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[s
     Raises:
         LucidError: A task is unknown, or its data cannot be read.
     """
-    if include_path is not None and not include_path.is_dir():
-        raise LucidError(f"There are no tasks at {include_path}: no such directory.")
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=None if include_path is None else str(include_path), metadata=metadata)

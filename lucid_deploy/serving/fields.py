@@ -253,9 +253,9 @@ class SolveRequest(Fields, kw_only=True, frozen=True):
     head: Annotated[Layer, about("Its key/value head, counted from 0.")]
 
 
-def refuse_unsupported(body: Struct, where: str = "") -> None:
+def refuse_unsupported(body: Struct | None, where: str = "") -> None:
     """Refuse fields that are not supported unless they have no effect; ``where`` is a path such as ``messages[0].``."""
-    for name, neutral in _unsupported(type(body)).items():
+    for name, neutral in ({} if body is None else _unsupported(type(body))).items():
         value = getattr(body, name)
         if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
             message = f"{where}{name} is not supported by this server; leave it out."

@@ -73,10 +73,8 @@ def renamed(error: FieldError) -> FieldError:
 
 def as_chat(body: ResponseRequest) -> ChatRequest:
     """Return the chat that a request asks for."""
-    if body.text is not None:
-        refuse_unsupported(body.text, "text.")
-    if body.stream_options is not None:
-        refuse_unsupported(body.stream_options, "stream_options.")
+    refuse_unsupported(body.text, "text.")
+    refuse_unsupported(body.stream_options, "stream_options.")
     logprobs, choice, form = bool(body.include), body.tool_choice, None if body.text is None else body.text.format
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs")

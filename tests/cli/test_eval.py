@@ -148,7 +148,7 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
         (["--suite", "ruler", "--task", "recall"], "--task and --suite both say what to run"),
         (["--suite", "ruler", "--log-samples"], "--log-samples needs --output-path"),
         (["--suite", "scrolls", "--haystack", "x"], "scrolls hides nothing"),
-        (["--suite", "scrolls", "--data", "nowhere"], "no data at nowhere"),
+        (["--suite", "scrolls", "--data", "nowhere"], "'nowhere' does not exist"),
         (["--suite", "scrolls", "--num-fewshot", 2], "take neither --gen-kwargs nor --num-fewshot"),
         (["--suite", "ruler", "--metadata", "x"], "--metadata is not JSON"),
         (["--suite", "ruler", "--gen-kwargs", "x", "--lengths", 512], "--gen-kwargs takes a JSON object or name=value"),
@@ -194,7 +194,7 @@ def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
     assert short["tasks"][0]["metrics"]["exact_match"]["value"] == 0.0
     assert short["tasks"][0]["documents"] == 3 and short["gen_kwargs"] == {"max_gen_toks": 1}
     for given, message in (
-        (["--include-path", "nowhere"], "no such directory"),
+        (["--include-path", "nowhere"], "'nowhere' does not exist"),
         (["--task", "lm_eval:no_such_task"], "has no task 'no_such_task'"),
     ):
         result = run(*options, *given)
