@@ -18,8 +18,7 @@ from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import families
 from lucid_deploy.model.rope import inverse_frequencies
 from tests.model.config_samples import LLAMA3, parse, refusal
-from tests.model.families.both_models import THREE, theirs, tokens, write_theirs
-from tests.model.families.read_both import FULL, SIZES, SLIDING
+from tests.model.families.both_models import FULL, SIZES, SLIDING, THREE, theirs, tokens, write_theirs
 
 LINEAR, SCALED = RopeScaling("linear", 4.0), RopeScaling("llama3", *LLAMA3.values())
 

@@ -16,6 +16,16 @@ from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.config_samples import LLAMA
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 128,
+    "intermediate_size": 112,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 32,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
 THREE = {**LLAMA, "num_hidden_layers": 3, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 
 

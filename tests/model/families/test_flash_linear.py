@@ -12,15 +12,17 @@ import torch
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.families.flash_linear import FlashKeys
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.model.config_samples import refusal
+from tests.model.config_samples import parse, refusal
 from tests.model.families.flash_model import ATTENTION, MODELS, SMALL, Flash
 from tests.model.sequence_runs import check_sequences, token_ids
 
 EXACT = 1e-11  # float64 in another order, through a few layers
 GATE = 1e-4  # relative, of logits in float32
 PLAIN = {**SMALL, "model_type": "delta_net"}
+GATED = {**SMALL, "model_type": "gated_deltanet", "head_dim": 6}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -54,8 +56,6 @@ def test_the_graphs_compute_it(name: str, cache: str, tmp_path: Path) -> None:
 
 
 def test_mlps_are_as_wide_as_its_code_makes_them() -> None:
-    from tests.model.config_samples import parse
-
     assert parse({**PLAIN, "intermediate_size": None}).intermediate_size == 256  # 48 · 4 · 2/3 = 128, rounded up
     assert parse({**PLAIN, "intermediate_size": None, "hidden_size": 1024}).intermediate_size == 2816
 
@@ -125,3 +125,77 @@ def test_the_written_out_layers_are_not_the_products() -> None:
 
     exact = model.logits(ids).numpy()
     assert np.linalg.norm(model.logits(ids, uncorrected).numpy() - exact) > 0.05 * np.linalg.norm(exact)
+
+
+def test_widths_follow_from_the_hidden_width() -> None:
+    config = parse({**PLAIN, "expand_k": 0.5, "expand_v": 1.5, "use_short_conv": False})
+    assert config.kinds == ("delta",) * 3 and not config.use_rope
+    assert config.layer_settings["delta"] == {
+        "key_heads": 4,
+        "value_heads": 4,
+        "key_width": 6,
+        "value_width": 18,
+        "kernel": 0,
+        "gate": "none",
+        "has_beta": True,
+        "negative_eigenvalues": False,
+    }
+
+
+def test_what_flash_linear_attention_writes_of_its_own_is_taken() -> None:
+    written = {
+        "attn_mode": "chunk",
+        "fuse_norm": True,
+        "fuse_swiglu": True,
+        "fuse_cross_entropy": True,
+        "fuse_linear_cross_entropy": False,
+        "use_l2warp": False,
+        "use_output_norm": True,
+        "attnres_block_size": None,
+        "attn": None,
+        "hidden_act": "swish",
+        "qk_norm": "l2",
+        "qk_activation": "silu",
+        "use_beta": True,
+        "architectures": ["DeltaNetForCausalLM"],
+    }
+    assert parse({**PLAIN, **written}) == parse(PLAIN)
+    assert FlashKeys(num_heads=4).conv_size == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"qk_norm": "sum"}, "qk_norm 'sum' is not supported; only l2 is"),
+        ({"qk_activation": "elu"}, "qk_activation 'elu' is not supported; only silu is"),
+        ({"num_heads": 5}, "hidden_size · expand_k (48) is not a multiple of num_heads (5)"),
+        ({"expand_v": 0.3}, "hidden_size · expand_v is 14.4, which is not a whole number"),
+        ({"num_heads": None}, "num_heads is missing"),
+        ({"use_beta": 3}, "use_beta must be true or false, not 3"),
+    ],
+)
+def test_what_delta_net_does_not_compute_is_refused(given: dict[str, Any], said: str) -> None:
+    assert said in refusal(PLAIN, **given)
+
+
+def test_heads_of_its_linear_layers_are_not_those_of_its_attention() -> None:
+    config = parse({**GATED, "num_heads": 5, "num_v_heads": 10, "attn": ATTENTION})
+    assert config.kinds == ("gated_delta", "standard", "gated_delta")
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 2, 12)
+    settings = config.layer_settings["gated_delta"]
+    assert (settings["key_heads"], settings["value_heads"]) == (5, 10)
+    assert (settings["key_width"], settings["value_width"], settings["gate"]) == (6, 12, "silu")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_v_heads": 6}, "num_v_heads (6) is not a multiple of num_heads (4)"),
+        ({"num_v_heads": 2}, "num_v_heads (2) is not a multiple of num_heads (4)"),
+        ({"expand_v": 1.3}, "head_dim · expand_v is 7.8, which is not a whole number"),
+        ({"output_gate_activation": "tanh"}, "output_gate_activation 'tanh' is not supported"),
+        ({"use_beta": False}, "attention_type is missing, beside use_beta of LUCID's configuration"),
+    ],
+)
+def test_what_gated_deltanet_does_not_compute_is_refused(given: dict[str, Any], said: str) -> None:
+    assert said in refusal(GATED, **given)
