@@ -119,7 +119,7 @@ class ChatSession:
 
     Args:
         conversation: Runs the model.
-        turns: What was said so far.
+        turns: The conversation so far.
         tokenizer: The artifact's.
         stops: Texts that end an answer.
         interactive: Whether somebody types: then mistakes do not end the session, and control characters of answers do

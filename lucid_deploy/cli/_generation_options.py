@@ -237,7 +237,7 @@ class SpeculationOptions:
         return open_drafters(self.mode, artifact, self.draft, runtime)
 
     def open_session(self, artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], MakeDrafter | None]:
-        """Open an artifact, ready to verify drafts if that is asked for, and what makes drafters."""
+        """Open an artifact, prepared to verify drafts if speculation is on, and what makes drafters."""
         from lucid_deploy.generation.speculation import prepare_speculation
         from lucid_deploy.runtimes import open_session
 

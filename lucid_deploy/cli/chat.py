@@ -101,7 +101,7 @@ def command(
 
 @contextlib.contextmanager
 def _line_editing(history: str | None) -> Iterator[None]:
-    """Let lines be edited and called up again, where Python has GNU readline or libedit; keep them if that is asked."""
+    """Edit and recall lines with readline, if Python has it; store them in a history file if one is named."""
     try:
         import readline
     except ImportError:  # Windows: the console edits lines itself

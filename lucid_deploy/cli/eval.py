@@ -316,7 +316,7 @@ def _harness(
     planned = [] if suite is None else plan(suite, options.lengths or (), options.needles or (), only)
     if planned and metadata.keys() & {"max_seq_lengths", "num_needle_k"}:
         raise LucidError("Suites take lengths and needles from --lengths and --needles, not from --metadata.")
-    asked = harness.HarnessOptions(
+    settings = harness.HarnessOptions(
         limit=SUITES[str(suite)].limit if planned and options.limit is None else options.limit,
         num_fewshot=options.num_fewshot,
         gen_kwargs=harness.generation_options(options.gen_kwargs),
@@ -332,7 +332,7 @@ def _harness(
             tasks, facts = suite_tasks(
                 planned,
                 tokenizer,
-                asked,
+                settings,
                 context=session.context_limit,
                 haystack=options.haystack,
                 data=options.data,
@@ -343,15 +343,15 @@ def _harness(
         names = str(options.task).removeprefix(HARNESS).split(",")
         tasks = harness.load_tasks(names, options.include_path, metadata)
     with progress(f"Asking {artifact.directory.name}", estimate=True) as update:
-        results = harness.ask(artifact, session, tasks, asked, runtime, "answers", update)
+        results = harness.ask(artifact, session, tasks, settings, runtime, "answers", update)
     facts = {
         "artifact": str(artifact.directory),
         **session.facts(),
         "ablate": runtime.ablate,
         "suite": suite,
-        "limit": asked.limit,
+        "limit": settings.limit,
         "num_fewshot": options.num_fewshot,
-        "gen_kwargs": asked.gen_kwargs,
+        "gen_kwargs": settings.gen_kwargs,
         "chat_template": options.apply_chat_template,
         "truncate": options.truncate,
         "lm_eval": lm_eval.__version__,
@@ -364,7 +364,7 @@ def _harness(
         whole = replace(runtime, ablate=None)
         session = _open(other, whole)[0]
         with progress(f"Asking {other.directory.name}", estimate=True) as update:
-            theirs = harness.ask(other, session, tasks, asked, whole, "answers_against", update)
+            theirs = harness.ask(other, session, tasks, settings, whole, "answers_against", update)
         differences = harness.compare_tasks(results, theirs)
         facts["against"] = {
             "artifact": str(other.directory),
@@ -372,8 +372,8 @@ def _harness(
             "differences": [{"task": t, "metric": m, **asdict(item)} for (t, m), item in differences.items()],
         }
         tables.append(harness.difference_table(f"{artifact.directory.name} less {other.directory.name}", differences))
-    if asked.output is not None:
-        harness.write_output(asked.output, facts, results, options.log_samples)
+    if settings.output is not None:
+        harness.write_output(settings.output, facts, results, options.log_samples)
 
     def show() -> None:
         for table in tables:

@@ -120,8 +120,8 @@ def log_likelihoods(
     tails = [[len(pairs[i][1]) for i in group] for group in numbers]
     results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for wave in _waves(session, groups, tails, batch):
-        wanted = [[] if member is None else pairs[numbers[member[0]][member[1]]][1] for member in wave.members]
-        for member, result in zip(wave.members, _scores(session, wave, wanted), strict=True):
+        continuations = [[] if member is None else pairs[numbers[member[0]][member[1]]][1] for member in wave.members]
+        for member, result in zip(wave.members, _scores(session, wave, continuations), strict=True):
             if member is not None:
                 number = numbers[member[0]][member[1]]
                 results[number] = result
@@ -130,13 +130,13 @@ def log_likelihoods(
     return results
 
 
-def _scores(session: Session[Any], wave: Wave, wanted: list[Ids]) -> list[tuple[float, bool]]:
-    """Score the tokens wanted of each row: token j of n is predicted by the logits of column N − n + j."""
+def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list[tuple[float, bool]]:
+    """Score each row's continuation: its token j of n is predicted by the logits of column N − n + j."""
     width = wave.input_ids.shape[1]
-    first = width - max(len(row) for row in wanted)  # no logits are wanted before this column
-    sums, greedy = np.zeros(len(wanted)), np.ones(len(wanted), dtype=bool)
+    first = width - max(len(row) for row in continuations)  # no logits are needed before this column
+    sums, greedy = np.zeros(len(continuations)), np.ones(len(continuations), dtype=bool)
     for start, logits in _logits(session, wave, first):
-        for row, tokens in enumerate(wanted):
+        for row, tokens in enumerate(continuations):
             offset = width - len(tokens)
             columns = np.arange(max(start, offset), start + logits.shape[1])
             values = logits[row, columns - start].astype(np.float64)  # (columns, vocab)

@@ -29,7 +29,7 @@ _BOOTSTRAP = 1000  # resamples of lm_eval's standard errors
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """How tasks are asked."""
+    """Settings of a run of tasks."""
 
     limit: int | None = None  # documents of each task; None: all
     num_fewshot: int | None = None  # solved examples in each prompt; None: as the task says
@@ -154,14 +154,14 @@ def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) ->
 
 def _result(model: LucidLM, name: str, task: Any, found: dict[str, Any], samples: list[dict[str, Any]]) -> TaskResult:
     values = {}
-    kept = next((key.partition(",")[2] for key in found if "," in key), "none")  # of several filters, the first
+    chosen = next((key.partition(",")[2] for key in found if "," in key), "none")  # of several filters, the first
     for key, value in found.items():
         metric, _, filtered = key.partition(",")
-        if filtered == kept and not metric.endswith("_stderr") and isinstance(value, int | float):
+        if filtered == chosen and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = found.get(f"{metric}_stderr,{filtered}")
             values[metric] = (float(value), float(error) if isinstance(error, int | float) else None)
     cut = {request.doc_id for request in task.instances if model.is_cut(request)}
-    mine = sorted((row for row in samples if row.get("filter", kept) == kept), key=lambda row: int(row["doc_id"]))
+    mine = sorted((row for row in samples if row.get("filter", chosen) == chosen), key=lambda row: int(row["doc_id"]))
     return TaskResult(name, values, [{**row, "truncated": row["doc_id"] in cut} for row in mine], task.aggregation())
 
 
@@ -218,7 +218,7 @@ def difference_table(title: str, found: dict[tuple[str, str], Difference]) -> Ta
 
 
 def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResult], samples: bool) -> None:
-    """Write ``results.json`` and, if wanted, ``samples_NAME.jsonl`` of each task into a folder."""
+    """Write ``results.json`` and, if requested, ``samples_NAME.jsonl`` of each task into a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for result in results if samples else ():

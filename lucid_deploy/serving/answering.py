@@ -119,7 +119,7 @@ class RunningAnswer:
             events = await self.next()
 
     async def collect(self, first: list[Event]) -> None:
-        """Take all events in; ``first`` are those that have come."""
+        """Collect the whole answer; ``first`` are the events that have come."""
         async for _ in self._chunks(first):
             pass
 

@@ -19,7 +19,7 @@ Events = list[dict[str, Any]]
 
 
 class Answer:
-    """An answer of ``/v1/completions`` or ``/v1/chat/completions`` in the making.
+    """Builds an answer of ``/v1/completions`` or ``/v1/chat/completions``.
 
     Every event of the engine goes through ``chunks`` and ``closing``, which return what a stream sends. ``whole`` is
     the answer that is not streamed. The ``fingerprint`` names the artifact, so that clients see when seeds stop giving
@@ -59,7 +59,7 @@ class Answer:
         return [self._chunk(row, choice.echo) for row, choice in enumerate(self._choices) if choice.echo]
 
     def chunks(self, piece: TextPiece) -> Events:
-        """Take a piece in; return it as a chunk, or nothing if there is nothing to show yet."""
+        """Add a piece; return it as a chunk, or nothing if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         content, logprobs = self._choices[piece.row].add(piece)
         return [self._chunk(piece.row, content, logprobs)] if content or piece.logprobs else []
@@ -117,7 +117,7 @@ class _Choice:
     def end(self, reason: str) -> str | dict[str, Any]:
         """End the generation; return what is left to show.
 
-        Calls are a reason of their own, unless a stop string has cut one, which nobody should carry out.
+        The reason is ``tool_calls``, unless a stop string has cut a call, which must not be carried out.
         """
         self.reason = reason
         if self._parser is None:

@@ -28,8 +28,8 @@ from lucid_deploy.version import __version__
 
 def build_app(service: Service) -> ASGIApp:
     """Return the application."""
-    wanted = [*ROUTES, *SOLVE_ROUTES] if service.api.pages else ROUTES
-    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in wanted]
+    rows = [*ROUTES, *SOLVE_ROUTES] if service.api.pages else ROUTES
+    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in rows]
     if service.api.pages:
         routes += [Route(path, _page) for path in PAGES]
     return RequestGuard(Router(routes, redirect_slashes=False), service)

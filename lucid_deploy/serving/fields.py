@@ -186,7 +186,7 @@ class InputPart(Fields, kw_only=True, frozen=True):
 
 
 class InputItem(Fields, kw_only=True, frozen=True):
-    """Something said or called so far. The output of an earlier answer can be sent back as it is."""
+    """A message, a call or the result of one. The output of an earlier answer can be sent back unchanged."""
 
     id: Harmless = None
     status: Harmless = None

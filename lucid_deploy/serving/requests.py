@@ -235,18 +235,18 @@ class RequestReader:
             shown_tokens=() if tools is None or tools.trigger_token is None else (tools.trigger_token,),
         )
 
-    def _new_tokens(self, wanted: int | None, longest: int) -> int:
+    def _new_tokens(self, count: int | None, longest: int) -> int:
         """Return how many tokens to generate behind a prompt; None: all that fit."""
         room = self._limits.context - longest
-        if wanted is None:
+        if count is None:
             return min(self._limits.new_tokens, room)
-        if wanted > room:
+        if count > room:
             message = (
-                f"The model's context is {self._limits.context} tokens; {longest} of the prompt and {wanted} new ones "
-                f"are {longest + wanted}. Shorten the prompt or ask for fewer."
+                f"The model's context is {self._limits.context} tokens; {longest} of the prompt and {count} new ones "
+                f"are {longest + count}. Shorten the prompt or ask for fewer."
             )
             raise FieldError(message, None, "context_length_exceeded")
-        return wanted
+        return count
 
     def _sampling(self, body: SamplingFields) -> Sampling:
         given = {name: value for name in SAMPLED if (value := getattr(body, name)) is not None}

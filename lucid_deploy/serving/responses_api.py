@@ -140,7 +140,7 @@ def _text(given: str | list[InputPart]) -> str:
 
 
 class ResponseAnswer(Answer):
-    """An answer of ``/v1/responses`` in the making."""
+    """Builds an answer of ``/v1/responses``."""
 
     end_of_stream = b""  # the last event says that it is the last
 

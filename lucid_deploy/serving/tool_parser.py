@@ -70,7 +70,7 @@ class ToolCallParser:
         return self._delta()
 
     def finish(self) -> AnswerDelta:
-        """Return what is held back; call it when no more text comes."""
+        """Return the text that is still buffered; call it when no more text comes."""
         if self._in_content:
             self._shown += self._take(len(self._buffer))
         return self._delta()
@@ -100,15 +100,15 @@ class ToolCallParser:
             yield from self._skip(form.call[2] + form.between + form.call[0])  # never returns after the last call
 
     def _content(self) -> Iterator[None]:
-        """Show text up to the trigger; hold back what may become one."""
+        """Show text up to the trigger; buffer what may become one."""
         trigger, at_start = self._form.trigger, True
         while (place := self._buffer.find(trigger)) < 0 or not (self._form.text_before or (at_start and place == 0)):
-            held = 0
+            buffered = 0
             if self._form.text_before:
                 lengths = range(min(len(trigger) - 1, len(self._buffer)), 0, -1)
-                held = next((n for n in lengths if trigger.startswith(self._buffer[-n:])), 0)
+                buffered = next((n for n in lengths if trigger.startswith(self._buffer[-n:])), 0)
             at_start = at_start and not self._buffer
-            self._shown += self._take(len(self._buffer) - held)
+            self._shown += self._take(len(self._buffer) - buffered)
             yield
         self._shown += self._take(place)
         self._in_content = False

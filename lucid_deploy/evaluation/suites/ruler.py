@@ -1,7 +1,7 @@
 """RULER's documents, made on the spot by lm_eval's own generators with the model's own tokenizer.
 
 lm_eval draws 500 documents for every task and length from one stream of random numbers. Here each task and length
-starts from the seed again, and only as many documents are made as are wanted.
+starts from the seed again, and only the requested number of documents is made.
 """
 
 from __future__ import annotations
