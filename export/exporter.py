@@ -70,7 +70,7 @@ def export(
         rows = rows_to_learn_from(source, quantize, quantization, options.calibration)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
-    if quantization is not None and any(shape.experts for shape in source.config.attention):
+    if quantization is not None and any(map(source.config.experts_of, range(source.config.num_hidden_layers))):
         warnings = (*warnings, f"Experts and routers stay in {options.dtype}: only other linear layers are quantized.")
     warnings = (*tried, *warnings)
     try:
@@ -129,6 +129,9 @@ def _plan(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantizat
     return plan_quantization(_quantizable(source), source.tied, options)
 
 
+_ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")  # small, and what they choose is all or nothing
+
+
 def _quantizable(source: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights that may be quantized: a class of transformers also has other matrices."""
     import torch
@@ -137,7 +140,11 @@ def _quantizable(source: Checkpoint) -> dict[str, tuple[int, ...]]:
 
     shapes = source.stored_shapes()
     if not source.config.class_config:
-        return shapes
+        return {
+            name: shape
+            for name, shape in shapes.items()
+            if not name.endswith((".mlp.gate.weight", "_expert_gate.weight"))
+        }
     with torch.device("meta"):
         modules = dict(make_model(source.config).named_modules())
     read = {f"{name}.weight" for name, module in modules.items() if isinstance(module, torch.nn.Linear)}

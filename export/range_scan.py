@@ -323,7 +323,7 @@ class _LargestMagnitudes:
                 part.register_forward_pre_hook(before(f"{name} input"))
                 part.register_forward_hook(after(f"{name} output"))
             return
-        mlp: Any = layer.mlp
+        mlp: Any = getattr(layer.mlp, "shared_expert", layer.mlp)  # of a mixture, the expert that all tokens read
         layer.input_layernorm.register_forward_hook(after("attention input"))
         for part, name in _PROJECTED.items():
             if hasattr(mixer, part):

@@ -125,7 +125,7 @@ class Checkpoint:
             LucidError: The file cannot be read.
         """
         place = self._family.stored(name, self.config)
-        if place.join is not None:
+        if place.join is not None and place.name not in self._named:
             data = place.join([self._read(StoredParameter(part)) for part, _ in place.parts])
         else:
             data = self._read(place)
@@ -246,7 +246,7 @@ class Checkpoint:
         wanted: dict[str, tuple[int, ...]] = {}
         for name, shape in self.stored_shapes().items():
             place = self._family.stored(name, self.config)
-            if place.parts:
+            if place.parts and place.name not in self._named:  # transformers reads experts that are stacked, too
                 wanted.update(place.parts)
                 continue
             if place.rows is not None:

@@ -116,6 +116,25 @@ class AttentionShape:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """The mixture of experts in the MLPs of a family of ours.
+
+    Attributes:
+        count: How many experts there are.
+        chosen: How many of them a token chooses.
+        width: The width of an expert.
+        shared_width: That of the expert of all tokens.
+        normalized: Whether the weights of a token's experts add up to 1.
+    """
+
+    count: Size
+    chosen: Size
+    width: Size
+    shared_width: Size
+    normalized: bool = True
+
+
+@dataclass(frozen=True)
 class LucidConfig:
     """Shape and variant of one model. Field names are those of Hugging Face's ``LlamaConfig``.
 
@@ -144,6 +163,8 @@ class LucidConfig:
         class_layers: Which layers of that class there are; empty: all.
         attention: The attention of each of its layers; empty for a family of ours.
         softcap: As :attr:`AttentionShape.softcap`.
+        mixture: Of a family of ours: the mixture of experts in some layers.
+        mixture_layers: Which layers have it; empty: none.
     """
 
     vocab_size: Size
@@ -180,6 +201,16 @@ class LucidConfig:
     class_layers: tuple[int, ...] = ()
     attention: tuple[AttentionShape, ...] = ()
     softcap: float | None = None
+    mixture: Mixture | None = None
+    mixture_layers: tuple[bool, ...] = ()
+
+    def experts_of(self, index: int) -> tuple[int, int] | None:
+        """Return how many experts the MLP of a layer has, and how many of them a token chooses; None: it has none."""
+        if self.attention:
+            return self.attention[index].experts
+        if self.mixture is None or not self.mixture_layers[index]:
+            return None
+        return self.mixture.count, self.mixture.chosen
 
     def of_layer(self, index: int) -> LucidConfig:
         """Return the configuration whose heads, window and soft cap are those of one layer."""
@@ -289,6 +320,10 @@ class LucidConfig:
             return f"rotary_width is {self.rotated} of heads of {self.head_dim}"
         if len(self.rope_layers) not in (0, layers):
             return f"rope_layers are {self.rope_layers} for {layers} layers"
+        if len(self.mixture_layers) != (0 if self.mixture is None else layers):
+            return f"mixture_layers are {self.mixture_layers} for {layers} layers"
+        if self.mixture is not None and self.mixture.chosen > self.mixture.count:
+            return f"each token would choose {self.mixture.chosen} experts, and there are {self.mixture.count}"
         if len(self.attention) != (layers if self.class_config else 0):
             return f"attention describes {len(self.attention)} of {layers} layers"
         if WINDOW in self.kinds and not 0 < (self.sliding_window or 0) <= LARGEST_WINDOW:

@@ -78,7 +78,7 @@ def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, .
 
 def _described(config: LucidConfig, index: int, kind: str, cache_dtype: str) -> LayerDescription:
     layer = layer_kind(kind).describe(config, index, cache_dtype)
-    if not config.attention or config.attention[index].experts is None:
+    if config.experts_of(index) is None:
         return layer
     operators = {stage: (*layer.operators.get(stage, ()), EXPERT_MATMUL.name) for stage in STAGES}
     return dataclasses.replace(layer, operators=operators)
@@ -114,7 +114,7 @@ def summarize(config: LucidConfig) -> str:
     counts = Counter(config.kinds)
     layers = " and ".join(_layers(kind, counts[kind], config) for kind in dict.fromkeys(config.kinds))
     parts = [layers, _positions(config)]
-    if found := sorted({shape.experts for shape in config.attention if shape.experts}):
+    if found := sorted({own for own in map(config.experts_of, range(config.num_hidden_layers)) if own}):
         parts.insert(1, " and ".join(f"{chosen} of {count} experts for each token" for count, chosen in found))
     if config.qk_norm != "none":
         parts.append(f"norms of queries and keys {'after' if config.qk_norm == 'after_rope' else 'before'} rotation")

@@ -119,7 +119,7 @@ def parameters(artifact: Artifact) -> dict[str, int]:
     idle = 0
     for name in stacked & sizes.keys():
         layer = int(name.removeprefix("model.layers.").split(".")[0])
-        count, chosen = manifest.config.attention[layer].experts
+        count, chosen = manifest.config.experts_of(layer) or (1, 1)
         idle += sizes[name] * (count - chosen) // count
     return {"total": sum(sizes.values()), "active": sum(sizes.values()) - idle}
 

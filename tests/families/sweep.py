@@ -32,6 +32,7 @@ RIGHT, REFUSED, WRONG, UNTRIED = "right", "refused", "wrong", "not tried"
 # Details of reasons that the page leaves out, so that equal ones stand together.
 _PLAIN = (
     (r"^it: (its class is not supported: )?", ""),
+    (r"its experts \([\w.]+\) by", "its experts by"),
     (r"differs by \S+ from", "differs from"),
     (r"layer \d+ ", "a layer "),
     (r" \([\w.]+\), which is not computed", ", which is not computed"),

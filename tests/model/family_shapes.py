@@ -14,6 +14,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3NextConfig,
@@ -43,7 +44,12 @@ HYBRID = {
     "linear_key_head_dim": 8,
 }
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
-
+EXPERTS: dict[str, Any] = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
 SHAPES: dict[str, dict[str, Callable[[], PreTrainedConfig]]] = {
     "mistral": {
         "no window": lambda: MistralConfig(**SMALL, sliding_window=None),
@@ -102,7 +108,9 @@ SHAPES: dict[str, dict[str, Callable[[], PreTrainedConfig]]] = {
         "listed, no experts by layer": lambda: Qwen3NextConfig(
             **HYBRID, mlp_only_layers=[0, 1, 2], layer_types=[LINEAR, FULL, LINEAR], linear_conv_kernel_dim=3
         ),
+        "experts": lambda: Qwen3NextConfig(**HYBRID, **EXPERTS, mlp_only_layers=[1], norm_topk_prob=False),
     },
+    "qwen3_5_moe_text": {"experts": lambda: Qwen3_5MoeTextConfig(**HYBRID, **EXPERTS)},
     "qwen3_5_text": {
         "tied": lambda: Qwen3_5TextConfig(**HYBRID, tie_word_embeddings=True),
         "listed": lambda: Qwen3_5TextConfig(
@@ -121,7 +129,8 @@ def random_model(config: PreTrainedConfig) -> Any:
     Tokens share a direction that the keys see, so that keys are correlated, as trained ones are.
     """
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    model = model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.25) if parameter.dim() == 2 else parameter.add_(0.3 * torch.randn_like(parameter))

@@ -60,7 +60,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 50}
-OURS = ("qwen3_next", "qwen3_5_text")
+OURS = ("qwen3_next", "qwen3_5_moe_text", "qwen3_5_text")
 COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SMALL),
     "llama, tied, biases": lambda: LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -106,7 +106,7 @@ def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path)
         ours, _ = load_model(tmp_path, torch.float64)(ids)
         rounded = model.float()(ids).logits
     # Rotary frequencies are float32, computed in another way: as close as transformers' own float32 is.
-    assert (ours - wanted).norm() <= 3 * (rounded - wanted).norm() < 3e-5 * wanted.norm()
+    assert (ours - wanted).norm() <= 3 * (rounded - wanted).norm() < 1e-4 * wanted.norm()
 
 
 def test_every_family_that_is_taken_is_compared() -> None:

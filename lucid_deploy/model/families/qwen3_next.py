@@ -1,4 +1,4 @@
-"""Qwen3-Next and Qwen3.5's text model, without experts: the gated delta rule, and gated attention.
+"""Qwen3-Next and Qwen3.5's text models: the gated delta rule, gated attention, and mixtures of experts.
 
 Attention rotates a part of each head. Qwen3.5 stores the projections of its delta layers apart.
 """
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, Positive, Size
+from lucid_deploy.model.config import LucidConfig, Mixture, Positive, Size
 from lucid_deploy.model.config_file import Flag, Names, Text, Whole
 from lucid_deploy.model.config_keys import ROPE_BLOCKS
 from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
@@ -37,8 +37,17 @@ class LinearKeys(msgspec.Struct, kw_only=True, frozen=True):
     output_gate_type: Text = "swish"
 
 
-class _Keys(LinearKeys, kw_only=True, frozen=True):
+class _ExpertKeys(LinearKeys, kw_only=True, frozen=True):
+    num_experts: Whole = 256
+    num_experts_per_tok: Size = 8
+    moe_intermediate_size: Size = 512
+    shared_expert_intermediate_size: Size = 512
+
+
+class _Keys(_ExpertKeys, kw_only=True, frozen=True):
     num_experts: Whole = 512
+    num_experts_per_tok: Size = 10
+    norm_topk_prob: Flag = True
     decoder_sparse_step: Size = 1
     mlp_only_layers: list[Whole] = []
 
@@ -120,6 +129,10 @@ class QwenHybrid(Family):
         """Norms scale by 1 + w, and queries lie beside the gates of their heads."""
         if ".linear_attn." in name:
             return self.stored_linear(name, config)
+        if ".experts." in name:
+            from lucid_deploy.model.experts import stored_experts  # with PyTorch, which running needs not
+
+            return stored_experts(name, config)
         for part, rows in (("q_proj", (0, config.head_dim)), ("g_proj", (config.head_dim, 2 * config.head_dim))):
             if f".self_attn.{part}." in name:
                 return StoredParameter(name.replace(part, "q_proj"), rows, config.num_attention_heads)
@@ -161,34 +174,30 @@ def _check_variants(config: LucidConfig, keys: LinearKeys, where: str) -> None:
         raise LucidError(f"{where}: output_gate_type {keys.output_gate_type!r} is not supported; only swish is.")
 
 
+_OF_TRAINING = frozenset(("output_router_logits", "router_aux_loss_coef"))  # of the router
+
+
+def _with_experts(config: LucidConfig, keys: _ExpertKeys, layers: tuple[bool, ...], normalized: bool) -> LucidConfig:
+    if not any(layers):
+        return config
+    sizes = keys.num_experts, keys.num_experts_per_tok, keys.moe_intermediate_size, keys.shared_expert_intermediate_size
+    return dataclasses.replace(config, mixture=Mixture(*sizes, normalized), mixture_layers=layers)
+
+
 class _Qwen3Next(QwenHybrid):
     model_type = "qwen3_next"
     architectures = ("Qwen3NextForCausalLM",)
     defaults: ClassVar = {"num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32768}
     keys = _Keys
-    # Of the experts, of which there are none.
-    ignored = QwenHybrid.ignored | {
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-        "num_experts_per_tok",
-        "norm_topk_prob",
-        "output_router_logits",
-        "router_aux_loss_coef",
-    }
-    about = "without experts; layers of the gated delta rule, gated attention that rotates a part of each head"
+    ignored = QwenHybrid.ignored | _OF_TRAINING
+    about = "layers of the gated delta rule, gated attention that rotates a part of each head, mixtures of experts"
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        mixtures = [
-            index
+        layers = tuple(
+            bool(keys.num_experts) and index not in keys.mlp_only_layers and (index + 1) % keys.decoder_sparse_step == 0
             for index in range(config.num_hidden_layers)
-            if keys.num_experts and index not in keys.mlp_only_layers and (index + 1) % keys.decoder_sparse_step == 0
-        ]
-        if mixtures:
-            raise LucidError(
-                f"{where}: the MLP of layer {mixtures[0]} is a mixture of {keys.num_experts} experts (num_experts, "
-                "mlp_only_layers, decoder_sparse_step), which is not supported."
-            )
-        return super().configure(config, keys, where)
+        )
+        return super().configure(_with_experts(config, keys, layers, keys.norm_topk_prob), keys, where)
 
     def stored_linear(self, name: str, config: LucidConfig) -> StoredParameter:
         """Each key head's queries, keys, values and gates lie together."""
@@ -215,7 +224,7 @@ class _Qwen35(QwenHybrid):
     defaults: ClassVar = {"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 32768}
     keys = LinearKeys
     unused_tensors = ("mtp.", "model.visual.")  # as its code has it
-    about = "Qwen3.5's text model, as Qwen3-Next without experts"
+    about = "Qwen3.5's text model without experts, as Qwen3-Next"
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
         plain = super().normalized(raw, where)
@@ -236,4 +245,20 @@ class _Qwen35(QwenHybrid):
         return super().stored_linear(name, config)
 
 
-QWEN3_NEXT, QWEN3_5_TEXT = _Qwen3Next(), _Qwen35()
+class _Qwen35Moe(_Qwen35):
+    model_type = "qwen3_5_moe_text"
+    architectures = ("Qwen3_5MoeForCausalLM",)
+    # Without an MLP of the usual kind, its configuration names no width of one.
+    defaults: ClassVar = {**_Qwen35.defaults, "num_key_value_heads": 2, "intermediate_size": 512}
+    keys = _ExpertKeys
+    ignored = QwenHybrid.ignored | _OF_TRAINING
+    about = "Qwen3.5's text model with a mixture of experts in each layer"
+
+    def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        if not keys.num_experts:
+            raise LucidError(f"{where}: num_experts is 0, and this family has experts in every layer.")
+        layers = (True,) * config.num_hidden_layers
+        return super().configure(_with_experts(config, keys, layers, True), keys, where)
+
+
+QWEN3_NEXT, QWEN3_5_TEXT, QWEN3_5_MOE_TEXT = _Qwen3Next(), _Qwen35(), _Qwen35Moe()

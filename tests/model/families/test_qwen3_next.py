@@ -112,9 +112,8 @@ def test_the_parts_of_fused_tensors_cover_each_row_once() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"num_experts": 8}, "the MLP of layer 0 is a mixture of 8 experts"),
-        ({"num_experts": None}, "the MLP of layer 0 is a mixture of 512 experts"),
-        ({"num_experts": 8, "mlp_only_layers": [0, 1, 3]}, "the MLP of layer 2 is a mixture of 8 experts"),
+        ({"num_experts": 8}, "each token would choose 10 experts, and there are 8"),
+        ({"model_type": "qwen3_5_moe_text"}, "num_experts is 0, and this family has experts in every layer"),
         ({"linear_num_value_heads": 5, "linear_num_key_heads": 2}, "linear_num_value_heads (5) is not a multiple of"),
         ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; short convolutions over 2 to 64 tokens"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; a head is rotated once at most"),
@@ -203,7 +202,6 @@ def test_what_a_published_configuration_says_beyond_its_class_changes_nothing() 
         ({"num_experts": 8}, "num_experts is 8, which changes"),
         ({"vision_config": {"depth": 2}}, "vision_config is {'depth': 2}, which changes"),
         ({"model_type": "qwen3_5"}, "model_type 'qwen3_5' is not supported"),
-        ({"model_type": "qwen3_5_moe_text"}, "model_type 'qwen3_5_moe_text' is not supported"),
         ({"architectures": ["Qwen3_5ForConditionalGeneration"]}, "supported is Qwen3_5ForCausalLM"),
         ({"rope_parameters": {"long_factor": [1.0]}}, "rope_type default has no such setting"),
     ],
