@@ -15,7 +15,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.build import parse_model_config
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.transformers_class import trial
+from lucid_deploy.model.transformers_class import module, trial
 from lucid_deploy.model.transformers_class.module import ClassModel
 from lucid_deploy.parity.on_demand import float64_on_demand
 from tests.families.small import VOCABULARY, logits_of, saved, small_config
@@ -52,13 +52,16 @@ CLASSES = (
 LONG = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 
 
+MORE: dict[str, Any] = {"mixtral": {"num_local_experts": 11}}  # whose names are not in the order of their numbers
+
+
 def parsed(kind: str, **more: Any) -> LucidConfig:
     return parse_model_config({**json.loads(small_config(kind).to_json_string(use_diff=False)), **more}, "config.json")
 
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_class_is_equal_to_eager_attention_in_float64(kind: str, tmp_path: Path) -> None:
-    theirs = saved(small_config(kind), tmp_path)
+    theirs = saved(small_config(kind, **MORE.get(kind, {})), tmp_path)
     ids = torch.randint(VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0))
     ids[1, 8:16] = 7
     ids[ids == 1] = 2  # the padding token of some
@@ -91,6 +94,12 @@ def test_the_trial_finds_what_is_computed_wrong(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(trial, "ClassModel", Wrong)
     with pytest.raises(LucidError, match=r"layer 1 \(window\) differs by 0\.\d+ from transformers"):
         trial.prove(parsed("gemma2", layer_types=["full_attention", "sliding_attention"] * 2), "here")
+
+
+def test_positions_that_do_not_begin_at_0_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "first_position", lambda _: 0)
+    with pytest.raises(LucidError, match="does not count positions from 0"):
+        trial.prove(parsed("roberta", pad_token_id=1), "here")
 
 
 def test_positions_that_begin_behind_an_unknown_padding_token_are_refused() -> None:
@@ -151,11 +160,9 @@ def test_the_trial_of_many_experts_is_small() -> None:
 
 
 def test_unknown_arguments_of_attention_are_refused() -> None:
-    from lucid_deploy.model.transformers_class.module import attention_options
-
-    assert attention_options({"scaling": None, "dropout": 0.0}, 16) == (0.25, None)
+    assert module.attention_options({"scaling": None, "dropout": 0.0}, 16) == (0.25, None)
     with pytest.raises(LucidError, match="the argument tilt"):
-        attention_options({"tilt": 1.0}, 16)
+        module.attention_options({"tilt": 1.0}, 16)
 
 
 def test_half_precision_keeps_the_rotary_tables(tmp_path: Path) -> None:
