@@ -42,6 +42,7 @@ def capture(
         _ONE_CAPTURE,
         warnings.catch_warnings(),
         _quiet_logging(),
+        torch.no_grad(),  # a class that turns gradients off would be traced as a graph within the graph
         torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined] # sizes may be 0
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # with symbolic sizes it costs more than it saves
     ):
