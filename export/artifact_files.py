@@ -39,7 +39,7 @@ class ArtifactContents:
     quantization: Quantization | None = None  # what is quantized, and how; None: nothing
     hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it was here
     notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
-    learned: LearnedWeights | None = None  # numbers that were learned; None: none were
+    learned: LearnedWeights | None = None  # numbers and scales that were learned; None: none were
 
     @property
     def float32_head(self) -> bool:
@@ -58,9 +58,11 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     from lucid_deploy.export import genai
     from lucid_deploy.export.companions import settings_note
     from lucid_deploy.export.graph_file import write_graph
+    from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.weights import plan_weights, write_weights
 
     options, learned = contents.options, contents.learned
+    folded = {} if learned is None else learned.folded
     traced = _trace_stages(contents, progress)
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
     assert len(transposed) == 1, "all graphs must read the shared weights in one layout"
@@ -68,13 +70,12 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     digest = write_weights(
         building / WEIGHTS,
         plan,
-        contents.source,
+        with_scales(contents.source, folded),
         contents.quantization,
         lambda done, total: progress("Writing weights", done, total),
         None if learned is None else learned.parts,
-        {} if learned is None else learned.folded,
     )
-    write_scales(building, {} if learned is None else learned.folded)
+    write_scales(building, folded)
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"

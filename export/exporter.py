@@ -18,6 +18,7 @@ from lucid_deploy.plugins.table import UNIT
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
+    from lucid_deploy.export.quantize.method import LearnedWeights
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.export.range_scan import DiagonalEffect
     from lucid_deploy.model.checkpoint import Checkpoint
@@ -56,8 +57,7 @@ def export(
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.quantize.awq import with_scales
-    from lucid_deploy.export.quantize.method import find_method
+    from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.options import check_options
     from lucid_deploy.export.quantize.stored import resolve_stored
 
@@ -75,9 +75,8 @@ def export(
     warnings = (*tried, *warnings)
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
-            if quantize is not None and quantization is not None and rows is not None:
-                method = find_method(quantize.method)
-                learned, quantization = method.learn(source, quantization, rows, quantize, options.dtype, progress)
+            if quantize is not None and quantization is not None:
+                learned, quantization = _choose_numbers(source, quantize, quantization, rows, options.dtype, progress)
                 if learned.folded and ranges is not None and options.range_scan:
                     # scales of inputs make some values larger
                     ranges, _ = _scan_ranges(with_scales(source, learned.folded), options, quantization, progress)
@@ -149,6 +148,33 @@ def _quantizable(source: Checkpoint) -> dict[str, tuple[int, ...]]:
         modules = dict(make_model(source.config).named_modules())
     read = {f"{name}.weight" for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
     return {name: shape for name, shape in shapes.items() if name in (*read, "model.embed_tokens.weight")}
+
+
+def _choose_numbers(
+    source: Checkpoint,
+    options: QuantizeOptions,
+    quantization: Quantization,
+    rows: CalibrationRows | None,
+    dtype: str,
+    progress: Progress | None,
+) -> tuple[LearnedWeights, Quantization]:
+    """Do what must be done before weights can be rounded one by one: equalize them, and learn from the rows."""
+    from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
+    from lucid_deploy.export.quantize.folds import with_scales
+    from lucid_deploy.export.quantize.method import LearnedWeights, find_method
+
+    learned, folded = LearnedWeights(), {}
+    if options.equalize:
+        folded = equalizing_scales(source, quantization, dtype, progress)
+        source = with_scales(source, folded)
+    if rows is not None:
+        learned, quantization = find_method(options.method).learn(source, quantization, rows, options, dtype, progress)
+    if options.equalize:
+        learned.folded |= folded
+        method = quantization.method
+        settings = {**method.settings, "equalization": ALPHA}
+        quantization = dataclasses.replace(quantization, method=dataclasses.replace(method, settings=settings))
+    return learned, quantization
 
 
 def rows_to_learn_from(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import whole_pages
 from lucid_deploy.artifact.quantization import NEAREST, OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
-from lucid_deploy.artifact.quantized_bytes import Scales, scaled, to_qdq
+from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import find_method
@@ -74,18 +74,16 @@ def write_weights(
     quantization: Quantization | None = None,
     progress: Callable[[int, int], None] | None = None,
     chosen: Chosen | None = None,
-    folded: Scales | None = None,
 ) -> str:
     """Write the weights, one tensor in memory at a time; return the file's sha256.
 
     Args:
         chosen: Packed numbers and scales of quantized weights whose numbers were learned, by name; each is removed
             once it is written.
-        folded: Scales that AWQ folded into weights.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}
-    contents = _TensorBytes(checkpoint, quantization, types, {} if chosen is None else chosen, folded or {})
+    contents = _TensorBytes(checkpoint, quantization, types, {} if chosen is None else chosen)
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
@@ -111,10 +109,9 @@ class _TensorBytes:
         quantization: Quantization | None,
         scale_types: dict[str, str],
         chosen: Chosen,
-        folded: Scales,
     ) -> None:
         self._checkpoint, self._quantization, self._scale_types = checkpoint, quantization, scale_types
-        self._chosen, self._folded = chosen, folded
+        self._chosen = chosen
         self._scales: torch.Tensor | None = None
         self._zeros: Any = None
         self._offsets: Any = None
@@ -135,7 +132,7 @@ class _TensorBytes:
         elif tensor.part == OFFSETS:
             yield self._bytes(self._offsets, tensor)
         else:
-            yield self._bytes(scaled(self._checkpoint.tensor(tensor.name), tensor.name, self._folded), tensor)
+            yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
 
     def _float_part(self, tensor: StoredTensor, quantization: Quantization) -> Any:
         from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts

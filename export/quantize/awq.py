@@ -5,11 +5,7 @@ which the products lose least over the text (Lin, Tang, Tang, Yang, Dang, Han, "
 constants are those of the authors' code, llm-awq). Then each block gets the scale that loses least over the text: the
 authors' search for clipping, with the same candidates as GPTQ here.
 
-The division goes into the norm before the layer or into the rows of another product (``find_folds``), never into K: the
-solve sees the keys that it was trained with. No kind of layer is treated specially: a place is right if the layer's
-outputs stay the same with scales there and in the weights that read them, which is tried in float64. So the input of q,
-k and v is divided in the norm before them, that of ``down`` in the rows of ``up``, and that of ``o`` in those of ``v``
-if every query head has a value head of its own. Where there is no such place, as behind a delta rule, the input stays.
+Where the division goes: :mod:`lucid_deploy.export.quantize.folds`.
 
 Two things differ from the authors' code. Losses are those of the products that read an input, each relative to its own
 size, where they take the outputs of attention and of the MLP as a whole. And the scales of q and k are searched too,
@@ -18,14 +14,14 @@ which they leave as they are.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS, Scales, scaled
+from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS
+from lucid_deploy.export.quantize.folds import find_folds, storable
 from lucid_deploy.export.quantize.inputs import InputMoments, ProductErrors, final_norm, inputs_of, run_layer
 from lucid_deploy.export.quantize.learn import learn_weights
 from lucid_deploy.export.quantize.method import Choose, LayerInputs, LearningRule, QuantizationMethod, Streams, Target
@@ -35,93 +31,8 @@ from lucid_deploy.export.quantize.scales import number_range, search_scales
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
 
     from lucid_deploy.model.checkpoint import Checkpoint
-
-_PROBE = 5  # tokens to try a place with
-_SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
-Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
-
-
-def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
-    """Return a view of the checkpoint whose weights have the scales folded in."""
-    changed = copy.copy(checkpoint)
-    changed.tensor = lambda name: scaled(checkpoint.tensor(name), name, scales)  # type: ignore[method-assign]
-    return changed
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A place for the scale of an input."""
-
-    giver: str  # name of the norm or linear layer that produces the input
-    readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
-
-    def apply(self, layer: nn.Module, scale: torch.Tensor) -> None:
-        """Divide the rows of ``giver`` by a scale ``(in,)``, and multiply the columns of ``readers`` by it."""
-        giver = layer.get_submodule(self.giver)
-        for parameter in giver.parameters(recurse=False):  # a weight, and a bias
-            parameter.data = parameter.data / scale.unflatten(0, (-1, *([1] * (parameter.dim() - 1))))
-        for name in self.readers:
-            weight = layer.get_parameter(f"{name}.weight")
-            weight.data = weight.data * scale  # not in place: it may be the file itself
-
-    def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
-        """Return the scale for each name of a tensor that it changes."""
-        found = {f"{prefix}{name}.weight{INPUTS}": scale.numpy() for name in self.readers}
-        parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
-        return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}
-
-
-def find_folds(layer: nn.Module, run: Run, x: torch.Tensor, groups: Sequence[Sequence[str]]) -> list[Fold | None]:
-    """Find a place for the scale of each group's input; None if there is none.
-
-    Args:
-        run: Runs a copy of it in float64 over ``(B, N, C)``.
-        groups: Names of its linear parts that read the same tensor, in the order they run.
-    """
-    import torch
-
-    wide, given = copy.deepcopy(layer).double(), x[:1, :_PROBE].double()
-    before = run(wide, given)
-    norms = [
-        name
-        for name, part in layer.named_modules()
-        if not isinstance(part, torch.nn.Linear) and [p.dim() for p in part.parameters(recurse=False)] == [1]
-    ]
-    found: list[Fold | None] = []
-    earlier: list[str] = []
-    for group in groups:
-        width = layer.get_parameter(f"{group[0]}.weight").shape[1]
-        candidates = [
-            name for name in (*norms, *reversed(earlier)) if len(layer.get_parameter(f"{name}.weight")) == width
-        ]
-        folds = (Fold(name, tuple(group)) for name in candidates)
-        found.append(next((fold for fold in folds if _is_same(fold, wide, run, given, before)), None))
-        earlier += group
-    return found
-
-
-def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: torch.Tensor) -> bool:
-    import torch
-
-    kept = {name: value.detach().clone() for name, value in layer.state_dict().items()}
-    width = len(layer.get_parameter(f"{fold.giver}.weight"))
-    scale = torch.exp2(torch.linspace(-1, 1, width, dtype=torch.float64)[torch.arange(width) * 7 % width])
-    fold.apply(layer, scale)
-    after = run(layer, x)
-    layer.load_state_dict(kept)
-    return bool((after - before).abs().max() <= _SAME * before.abs().max())
-
-
-def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return the scale nearest to ``scale`` that divides a norm's weight exactly to numbers of its type."""
-    import torch
-
-    stored = (norm / scale).to(getattr(torch, dtype)).float()
-    return torch.where((stored != 0) & stored.isfinite(), norm / stored, torch.ones_like(scale))
-
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GRID = 20  # values of α: 0, 0.05, … 0.95; with 0 nothing is scaled
@@ -216,7 +127,7 @@ class AwqRule(LearningRule):
             return run_layer(other, part.config, part.index, x)[0]
 
         folds = find_folds(layer, run, streams[0][0], part.groups)
-        used = [fold for fold in folds if fold is not None and _may_change(fold, part)]
+        used = [fold for fold in folds if fold is not None and fold.changes_only(part.targets, part.layer, part.prefix)]
         readers = [layer.get_submodule(fold.readers[0]) for fold in used]
         inputs = (inputs_of(readers, lambda x: run(layer, x), x)[0] for x, _ in streams)
         sizes = input_sizes(inputs, len(used))
@@ -252,13 +163,6 @@ class AwqRule(LearningRule):
             return rounded(weight, scales, target)[0], scales
 
         return choose
-
-
-def _may_change(fold: Fold, part: LayerInputs) -> bool:
-    """Whether all weights that a scale changes, except a norm's, are quantized: others must stay as they are."""
-    is_norm = part.layer.get_parameter(f"{fold.giver}.weight").dim() == 1
-    changed = [*fold.readers] if is_norm else [fold.giver, *fold.readers]
-    return all(f"{part.prefix}{name}.weight" in part.targets for name in changed)
 
 
 class Awq(QuantizationMethod):

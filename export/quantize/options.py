@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lucid_deploy.artifact.quantization import (
     ACTIVATIONS,
+    AWQ,
     BLOCK_SIZES,
     FLOAT_SCHEMES,
     FORMATS,
@@ -43,6 +44,8 @@ class QuantizeOptions:
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
         target_bits: With ``auto``: bits a quantized weight at most, on average, scales included.
+        equalize: Make the columns of weights alike before rounding, which needs no text.
+        head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's.
         bits: Of weights that have others than the scheme's, by the checkpoint's names; to quantize like an artifact.
     """
 
@@ -57,6 +60,8 @@ class QuantizeOptions:
     gptq_damping: float = GPTQ_DAMPING
     gptq_order: str = GPTQ_ORDER
     target_bits: float | None = None
+    equalize: bool = False
+    head_bits: int | None = None
     bits: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -94,9 +99,11 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         )
     if not 0 <= options.gptq_damping <= 1:  # NaN too
         raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
+    if options.equalize and options.method == AWQ:
+        raise LucidError("--method awq scales inputs itself, so leave out --equalize.")
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
-    if not set(options.bits.values()) <= set(WHOLE_SCHEMES.values()):
+    if not {*options.bits.values(), options.head_bits or 8} <= set(WHOLE_SCHEMES.values()):
         raise LucidError(f"bits of a weight must be one of {', '.join(map(str, WHOLE_SCHEMES.values()))}.")
     find_method(options.method).check(options)
     if options.scheme == STORED:
@@ -125,6 +132,8 @@ def _check_float(options: QuantizeOptions) -> None:
         "--quantize-embeddings": options.embeddings,
         "--activations int8": options.activations == "int8",
         "--method": options.method != NEAREST,
+        "--equalize": options.equalize,
+        "--head-bits": options.head_bits is not None,
         "bits": bool(options.bits),
     }
     names = [*(name for name, there in given.items() if there), *_learning_given(options)]
@@ -160,6 +169,8 @@ def _check_stored(options: QuantizeOptions) -> None:
     default = QuantizeOptions(STORED)
     given = {
         "--method": options.method != default.method,
+        "--equalize": options.equalize,
+        "--head-bits": options.head_bits is not None,
         "--block-size": options.block_size is not None,
         "--keep-float": bool(options.keep_float),
         "--quantize-embeddings": options.embeddings,

@@ -37,10 +37,11 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
     chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
     if not chosen:
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
-    if strangers := sorted(options.bits.keys() - set(chosen)):
-        raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     method = find_method(options.method)
-    tensors = {name: _planned(name, shapes[name], options) for name in chosen}
+    bits = {**({EMBEDDING if tied else HEAD: options.head_bits} if options.head_bits else {}), **options.bits}
+    if strangers := sorted(bits.keys() - set(chosen)):
+        raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
+    tensors = {name: _planned(name, shapes[name], options, bits.get(name)) for name in chosen}
     return Quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],
@@ -53,7 +54,7 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
     )
 
 
-def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions) -> QuantizedTensor:
+def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: int | None) -> QuantizedTensor:
     rows, width = shape
     if options.scheme == "fp8":
         return QuantizedTensor((rows, width), width, granularity="tensor")
@@ -69,7 +70,7 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions) -> Qua
     whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
     size = block if whole is None else _dividing(name, width, block, whole)
     zeros = method.zero_points and name != EMBEDDING  # whose rows an operator without zero points reads
-    return QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name), offsets=offsets)
+    return QuantizedTensor((rows, width), size, zeros, bits=bits, offsets=offsets)
 
 
 def short_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The stored bytes of quantized weights, and the scales that AWQ folds into weights.
+"""The stored bytes of quantized weights, and the scales of inputs that are folded into weights.
 
 A linear layer's weight ``[out, in]`` is cut into blocks of ``block_size`` neighbouring inputs of one output. A block
 has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits-1) ≤ q < 2^(bits-1)``; the weight is
@@ -139,9 +139,9 @@ def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
     return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
 
 
-# AWQ multiplies the columns of W by scales s and divides what gives x by them, which leaves the product W x as it is:
-# the norm before, or the rows (and the bias) of another product. The graphs hold the results and need no scales; what
-# compares an artifact's weights with its checkpoint's does.
+# AWQ and equalization multiply the columns of W by scales s and divide what gives x by them, which leaves the product
+# W x as it is: the norm before, or the rows (and the bias) of another product. The graphs hold the results and need no
+# scales; what compares an artifact's weights with its checkpoint's does.
 FILE = "folded_scales.safetensors"
 INPUTS, OUTPUTS = ".inputs", ".outputs"  # behind a weight's name: its columns were multiplied, its rows divided
 Scales = Mapping[str, np.ndarray[Any, np.dtype[Any]]]

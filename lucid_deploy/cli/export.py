@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _QUANTIZATION = (
     *("quantize", "quantize_format", "block_size", "keep_float", "quantize_embeddings", "activations", "method"),
-    *("target_bits", "calibration_tokens", "gptq_damping", "gptq_order"),
+    *("target_bits", "calibration_tokens", "gptq_damping", "gptq_order", "equalize", "head_bits"),
 )
 
 
@@ -128,6 +128,18 @@ _QUANTIZATION = (
     "so too, with an offset for each block. awq and gptq: by what the layers compute over the --calibration text, "
     "which costs time and makes int4's error much smaller. auto: gptq, with 8 bits where 4 cost most. Installed "
     "packages may add others.",
+)
+@click.option(
+    "--equalize",
+    is_flag=True,
+    help="Before rounding, multiply columns of weights and divide what gives their inputs, so that columns are alike. "
+    "Needs no text, and makes int4's error much smaller.",
+)
+@click.option(
+    "--head-bits",
+    type=click.Choice(["4", "8"]),
+    callback=lambda _, __, value: None if value is None else int(value),
+    help="Bits of lm_head, and of an embedding that is tied to it. Default: those of --quantize.",
 )
 @click.option(
     "--target-bits",

@@ -71,8 +71,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
     element must be within half a step of the original (one step if it was clipped), and the scales must be those that
     the scheme prescribes. If data chose the numbers, scales must be in the range that is searched, and the distance
-    from the original the recorded one. Numbers of an already quantized checkpoint must be equal. Scales that AWQ has
-    put into weights are applied to the original, and must cancel.
+    from the original the recorded one. Numbers of an already quantized checkpoint must be equal. Scales that AWQ or
+    equalization has put into weights are applied to the original, and must cancel.
 
     Raises:
         CheckFailed: A weight differs.
@@ -85,8 +85,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
 
     folded = read_scales(artifact.directory)
-    if folded and record.method.name != AWQ:
-        raise CheckFailed(f"{artifact.directory} has scales of AWQ, and its numbers were chosen by another method.")
+    if folded and not (record.method.name == AWQ or "equalization" in record.method.settings):
+        raise CheckFailed(f"{artifact.directory} has scales of inputs, and its record says nothing of them.")
     if folded:
         check_folding(folded, checkpoint)
     for name, *parts in stored_parts(artifact):
@@ -96,10 +96,10 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
         tick()
     check_plain_weights(artifact, checkpoint, folded, tick)
-    return _quantized_words(record)
+    return _quantized_words(record, bool(folded))
 
 
-def _quantized_words(record: Quantization) -> str:
+def _quantized_words(record: Quantization, folded: bool) -> str:
     if record.method.name == STORED:
         return f"{len(record.tensors)} are the checkpoint's numbers exactly, others equal"
     chosen = len(record.method.tensors)
@@ -107,7 +107,7 @@ def _quantized_words(record: Quantization) -> str:
     found = [f"every element of {nearest} quantized weights is within half a step"] if nearest else []
     if chosen:
         found.append(f"{chosen} whose numbers {record.method.name} chose are as far off as recorded")
-    others = "others are equal but for inputs' scales" if record.method.name == AWQ else "others are equal"
+    others = "others are equal but for inputs' scales" if folded else "others are equal"
     return f"{', '.join(found)}, {others}"
 
 
@@ -119,7 +119,7 @@ def check_plain_weights(
 ) -> int:
     """Compare every element with the checkpoint's, rounded to the artifact's type; return the number of weights.
 
-    Prefill and decode must read them from the same place of the weight file. ``folded`` are scales of AWQ.
+    Prefill and decode must read them from the same place of the weight file. ``folded`` are scales of inputs.
     """
     places = {stage: {weight.name: weight for weight in artifact.weights(stage)} for stage in STAGES}
     for name in places["prefill"].keys() & places["decode"].keys():
@@ -316,7 +316,7 @@ def _beyond(error: Array, allowed: Array, steps: Array) -> str | None:
     )
 
 
-# Scales that AWQ has put into weights
+# Scales that AWQ or equalization has put into weights
 
 _TOKENS, _REPEATED = 48, 16  # of a prompt whose last tokens repeat the first, so that keys are correlated
 _ROUNDING = 2.0**-24  # of float32, relative: scaled weights are rounded to it
@@ -337,7 +337,7 @@ def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
         found = np.linalg.norm(folded[what] - exact)
         if not found <= allowed:
             raise CheckFailed(
-                f"the scales that AWQ has put into weights do not cancel: without any rounding they change {what} by "
+                f"the scales that were put into weights do not cancel: without any rounding they change {what} by "
                 f"{found / max(float(np.linalg.norm(exact)), 1e-300):.2g} of their size"
             )
 

@@ -13,13 +13,12 @@ from lucid_deploy.artifact.quantization import QuantizedTensor
 from lucid_deploy.export.quantize.awq import (
     Target,
     clipped_scales,
-    find_folds,
     input_scale,
     input_sizes,
     nearest_scales,
     rounded,
-    storable,
 )
+from lucid_deploy.export.quantize.folds import find_folds, storable
 from lucid_deploy.export.quantize.inputs import embedded, load_layer, run_layer, shared_inputs
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint

@@ -1,0 +1,125 @@
+"""Scales of a product's inputs that cancel: columns are multiplied, and what gives the input is divided.
+
+The division goes into the norm before the layer or into the rows of another product, never into K: the solve sees the
+keys that it was trained with. No kind of layer is treated specially: a place is right if the layer's outputs stay the
+same with scales there and in the weights that read them, which is tried in float64. So the input of q, k and v is
+divided in the norm before them, that of ``down`` in the rows of ``up``, and that of ``o`` in those of ``v``. Where
+there is no such place, as behind a delta rule, the input stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS, Scales, scaled
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+_PROBE = 5  # tokens to try a place with
+_SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
+Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
+
+
+def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
+    """Return a view of the checkpoint whose weights have the scales folded in."""
+    changed = copy.copy(checkpoint)
+    changed.tensor = lambda name: scaled(checkpoint.tensor(name), name, scales)  # type: ignore[method-assign]
+    return changed
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A place for the scale of an input."""
+
+    giver: str  # name of the norm or linear layer that produces the input
+    readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
+    heads: int = 1  # heads of the giver that several groups of inputs share: (heads, repeated, width of a head)
+    repeated: int = 1
+
+    def spread(self, scale: torch.Tensor) -> torch.Tensor:
+        """Return the readers' scale ``(in,)``, given one for each of the giver's outputs."""
+        return scale.unflatten(0, (self.heads, 1, -1)).expand(-1, self.repeated, -1).flatten()
+
+    def apply(self, layer: nn.Module, scale: torch.Tensor) -> None:
+        """Divide the rows of ``giver`` by a scale, one for each, and multiply the columns of ``readers`` by it."""
+        giver = layer.get_submodule(self.giver)
+        for parameter in giver.parameters(recurse=False):  # a weight, and a bias
+            parameter.data = parameter.data / scale.unflatten(0, (-1, *([1] * (parameter.dim() - 1))))
+        for name in self.readers:
+            weight = layer.get_parameter(f"{name}.weight")
+            weight.data = weight.data * self.spread(scale)  # not in place: it may be the file itself
+
+    def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return the scale for each name of a tensor that it changes."""
+        found = {f"{prefix}{name}.weight{INPUTS}": self.spread(scale).numpy() for name in self.readers}
+        parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
+        return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}
+
+    def changes_only(self, quantized: Collection[str], layer: nn.Module, prefix: str) -> bool:
+        """Whether all weights that a scale changes, except a norm's, are quantized: others must stay as they are."""
+        is_norm = layer.get_parameter(f"{self.giver}.weight").dim() == 1
+        changed = [*self.readers] if is_norm else [self.giver, *self.readers]
+        return all(f"{prefix}{name}.weight" in quantized for name in changed)
+
+
+def find_folds(
+    layer: nn.Module, run: Run, x: torch.Tensor, groups: Sequence[Sequence[str]], heads: int = 0
+) -> list[Fold | None]:
+    """Find a place for the scale of each group's input; None if there is none.
+
+    Args:
+        run: Runs a copy of it in float64 over ``(B, N, C)``.
+        groups: Names of its linear parts that read the same tensor, in the order they run.
+        heads: Heads of keys and values, each of which several query heads may share; 0: look for no such places.
+    """
+    import torch
+
+    wide, given = copy.deepcopy(layer).double(), x[:1, :_PROBE].double()
+    before = run(wide, given)
+    norms = [
+        name
+        for name, part in layer.named_modules()
+        if not isinstance(part, torch.nn.Linear) and [p.dim() for p in part.parameters(recurse=False)] == [1]
+    ]
+    found: list[Fold | None] = []
+    earlier: list[str] = []
+    for group in groups:
+        width = layer.get_parameter(f"{group[0]}.weight").shape[1]
+        folds = []
+        for name in (*norms, *reversed(earlier)):
+            given_by = len(layer.get_parameter(f"{name}.weight"))
+            if given_by == width:
+                folds.append(Fold(name, tuple(group)))
+            elif heads and name in earlier and width % given_by == 0 and given_by % heads == 0:
+                folds.append(Fold(name, tuple(group), heads, width // given_by))
+        found.append(next((fold for fold in folds if _is_same(fold, wide, run, given, before)), None))
+        earlier += group
+    return found
+
+
+def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: torch.Tensor) -> bool:
+    import torch
+
+    kept = {name: value.detach().clone() for name, value in layer.state_dict().items()}
+    width = len(layer.get_parameter(f"{fold.giver}.weight"))
+    scale = torch.exp2(torch.linspace(-1, 1, width, dtype=torch.float64)[torch.arange(width) * 7 % width])
+    fold.apply(layer, scale)
+    after = run(layer, x)
+    layer.load_state_dict(kept)
+    return bool((after - before).abs().max() <= _SAME * before.abs().max())
+
+
+def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return the scale nearest to ``scale`` that divides a norm's weight exactly to numbers of its type."""
+    import torch
+
+    stored = (norm / scale).to(getattr(torch, dtype)).float()
+    return torch.where((stored != 0) & stored.isfinite(), norm / stored, torch.ones_like(scale))

@@ -1,0 +1,107 @@
+"""Equalization: the same model in other numbers, nearer to the original once they are rounded; places cancel."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lucid_deploy as ld
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize.equalize import equalizing_scales
+from lucid_deploy.export.quantize.folds import with_scales
+from lucid_deploy.export.quantize.learn import rounded_weight
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import plan_quantization
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from tests.conftest import write_checkpoint
+from tests.export.quantize.test_learn import logits_of
+from tests.hybrid_artifact import write_hybrid
+
+READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.up_proj": ("mlp.down_proj",),
+}
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LUCID checkpoint with grouped heads, in other numbers: columns multiplied, what gives their inputs divided."""
+    path = write_checkpoint(tmp_path_factory.mktemp("uneven") / "c")
+    file = path / "model.safetensors"
+    tensors, draw = load_file(file), torch.Generator().manual_seed(0)
+    layers = sorted({name.split(".")[2] for name in tensors if ".layers." in name})
+    for layer, (giver, readers) in itertools.product(layers, READERS.items()):
+        given = f"model.layers.{layer}.{giver}.weight"
+        factor = torch.exp2(5 * torch.rand(len(tensors[given]), generator=draw) - 2.5)
+        tensors[given] = tensors[given] / factor.unflatten(0, (-1, *[1] * (tensors[given].dim() - 1)))
+        for name in readers:
+            tensors[f"model.layers.{layer}.{name}.weight"] *= factor
+    save_file(tensors, file, metadata={"format": "pt"})
+    return path
+
+
+def test_logits_are_nearer_after_rounding(uneven: Path) -> None:
+    source, exact = Checkpoint(uneven), logits_of(load_model(uneven))
+    plan = plan_quantization(source.stored_shapes(), source.tied, QuantizeOptions("int4", keep_float=("lm_head",)))
+    changed = with_scales(source, equalizing_scales(source, plan, "float32"))
+    torch.testing.assert_close(logits_of_weights(changed), exact, rtol=1e-4, atol=1e-5)
+    before, after = ((logits_of_weights(each, plan) - exact).norm() for each in (source, changed))
+    assert after < 0.7 * before
+
+
+def logits_of_weights(source: Checkpoint, rounded: Quantization | None = None) -> torch.Tensor:
+    model = load_model(source.directory)
+    for name, value in model.named_parameters():
+        value.data = source.tensor(name).float()
+        if rounded is not None and name in rounded.tensors:
+            value.data = rounded_weight(source, rounded, name, None, "float32")
+    return logits_of(model)
+
+
+def test_every_input_of_a_layer_has_a_place_and_keys_keep_their_size(uneven: Path) -> None:
+    source = Checkpoint(uneven)
+    scales = equalizing_scales(
+        source, plan_quantization(source.stored_shapes(), False, QuantizeOptions("int4")), "float32"
+    )
+    read = {name.split(".", 3)[3].removesuffix(f".weight{INPUTS}") for name in scales if name.endswith(INPUTS)}
+    wanted = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}
+    assert read == wanted | {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+    assert not any("k_proj" in name for name in scales if name.endswith(OUTPUTS))
+
+
+def test_weights_that_stay_are_not_scaled(uneven: Path) -> None:
+    source, options = Checkpoint(uneven), QuantizeOptions("int4", keep_float=("layers.*.up_proj", "layers.*.v_proj"))
+    names = equalizing_scales(source, plan_quantization(source.stored_shapes(), False, options), "float32")
+    assert not any(kind in name for name in names for kind in ("up_proj", "down_proj", "v_proj", "o_proj"))
+
+
+def test_layers_of_the_delta_rule_have_places(tmp_path: Path) -> None:
+    source = Checkpoint(write_hybrid(tmp_path / "c"))
+    plan = plan_quantization(source.stored_shapes(), source.tied, QuantizeOptions("int4"))
+    changed = with_scales(source, equalizing_scales(source, plan, "float32"))
+    ids = torch.arange(40)[None] % source.config.vocab_size
+    model, exact = load_model(source.directory), load_model(source.directory)(ids)[0]
+    for name, value in model.named_parameters():
+        value.data = changed.tensor(name).float()
+    torch.testing.assert_close(model(ids)[0], exact, rtol=1e-4, atol=1e-5)
+
+
+def test_an_equalized_artifact_is_verified(uneven: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions("int4", equalize=True, head_bits=8)
+    artifact = ld.export(uneven, tmp_path / "artifact", quantize=options)
+    record = artifact.manifest.quantization
+    assert record.bits_of("lm_head.weight") == 8 and record.method.settings == {"equalization": 0.75}
+    found = ld.verify(artifact, quick=True).raise_if_failed()
+    assert "others are equal but for inputs' scales" in str(found.checks)
+
+
+def test_awq_is_not_equalized_too(uneven: Path, tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match="leave out --equalize"):
+        ld.export(uneven, tmp_path / "artifact", quantize=QuantizeOptions("int4", method="awq", equalize=True))
