@@ -280,7 +280,8 @@ class RequestGuard:
         except RefusedError as error:
             await exchange.refuse(refusal_error(error.refusal))
         except HTTPException as error:
-            message = f"{scope['method']} {shown(scope['path'])}: {error.detail}."
+            asked = f"{scope['method']} {shown(scope['path'])}: {error.detail}"
+            message = f"{asked}. This server generates text; /openapi.json lists what it answers."
             code = HTTP_CODES.get(error.status_code, "invalid_request")
             await exchange.refuse(ApiError(error.status_code, message, code, headers=dict(error.headers or {})))
         except Exception:

@@ -47,6 +47,8 @@ def test_health(tmp_path: Path) -> None:
 def test_what_there_is_not(method: str, path: str, status: int, code: str, tmp_path: Path) -> None:
     answer = request(tmp_path, method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    if code == "not_found":
+        assert "This server generates text" in answer.json()["error"]["message"]
 
 
 def test_other_sites_may_not_read(tmp_path: Path) -> None:
