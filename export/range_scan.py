@@ -303,6 +303,7 @@ class _LargestMagnitudes:
 
     def _watch(self, layer: nn.Module) -> None:
         from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
+        from lucid_deploy.model.experts import SparseMLP
 
         mixer: Any = mixer_of(layer)
 
@@ -318,12 +319,20 @@ class _LargestMagnitudes:
 
         if isinstance(mixer, GroupedQueryAttention):
             mixer.watchers.append(attended)
+
+        def of_experts(part: str, x: torch.Tensor, product: torch.Tensor) -> None:
+            self.add(f"experts' {part} input", x)
+            self.add(f"experts' {part} output", product)
+
         if "lucid_model" in vars(layer):  # of a class of transformers: whatever a part reads and gives
             for name, part in _parts(layer):
+                vars(part)["lucid_watchers"] = [of_experts]  # which experts alone call
                 part.register_forward_pre_hook(before(f"{name} input"))
                 part.register_forward_hook(after(f"{name} output"))
             return
-        mlp: Any = getattr(layer.mlp, "shared_expert", layer.mlp)  # of a mixture, the expert that all tokens read
+        if isinstance(layer.mlp, SparseMLP):
+            layer.mlp.watchers.append(of_experts)
+        mlp: Any = getattr(layer.mlp, "shared_expert", layer.mlp)
         layer.input_layernorm.register_forward_hook(after("attention input"))
         for part, name in _PROJECTED.items():
             if hasattr(mixer, part):

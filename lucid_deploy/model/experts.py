@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,18 @@ class _Experts(nn.Module):
 
 
 class SparseMLP(nn.Module):
-    """The k experts that the router chooses for a token, weighted, and one that all tokens share, behind a gate."""
+    """The k experts that the router chooses for a token, weighted, and one that all tokens share, behind a gate.
+
+    Attributes:
+        watchers: Called with the name, the input and the output of each product of the experts.
+    """
 
     def __init__(self, config: LucidConfig) -> None:
         super().__init__()
         mixture = config.mixture
         assert mixture is not None
         self._mixture, self._activation = mixture, ACTIVATIONS[config.hidden_act]
+        self.watchers: list[Callable[[str, Tensor, Tensor], None]] = []
         self.gate = nn.Linear(config.hidden_size, mixture.count, bias=False)  # the router
         self.experts = _Experts(mixture.count, mixture.width, config.hidden_size)
         self.shared_expert = MLP(dataclasses.replace(config, intermediate_size=mixture.shared_width))
@@ -46,9 +52,14 @@ class SparseMLP(nn.Module):
         if self._mixture.normalized:
             weight = weight / weight.sum(-1, keepdim=True)
         rows, expert = tokens[:, None].expand(-1, chosen, -1).reshape(-1, x.shape[2]), expert.reshape(-1)  # (T·k, C)
-        gate, up = expert_matmul(rows, expert, self.experts.gate_up_proj).to(work).chunk(2, dim=-1)  # (T·k, F)
-        product = (self._activation(gate) * up).to(x.dtype)
-        routed = expert_matmul(product, expert, self.experts.down_proj).to(work) * weight.reshape(-1, 1)
+        gate_up = expert_matmul(rows, expert, self.experts.gate_up_proj)  # (T·k, 2F)
+        gate, up = gate_up.to(work).chunk(2, dim=-1)
+        product = (self._activation(gate) * up).to(x.dtype)  # (T·k, F)
+        down = expert_matmul(product, expert, self.experts.down_proj)  # (T·k, C)
+        for watch in self.watchers:
+            watch("gate_up_proj", rows, gate_up)
+            watch("down_proj", product, down)
+        routed = down.to(work) * weight.reshape(-1, 1)
         shared = self.shared_expert_gate(tokens).to(work).sigmoid() * self.shared_expert(tokens).to(work)
         total = routed.reshape(-1, chosen, x.shape[2]).sum(1) + shared
         return total.to(x.dtype).reshape(x.shape)

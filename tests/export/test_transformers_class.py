@@ -88,6 +88,9 @@ def test_a_mixture_of_experts_is_exported_with_lucid(mixture: Path) -> None:
     count = parameters(artifact)
     assert count["total"] - count["active"] == 2 * 2 * 3 * 32 * 64  # layers, idle experts, matrices
     ld.verify(artifact, quick=True).raise_if_failed()
+    assert {"experts' gate_up_proj output", "experts' down_proj input"} <= scan(Checkpoint(mixture)).peaks[
+        "layer 0"
+    ].keys()
     with pytest.raises(LucidError, match="is a mixture of experts, which the TensorRT plugin does not compute"):
         check_artifact(artifact)
 

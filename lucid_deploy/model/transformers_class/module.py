@@ -119,7 +119,11 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     def linear(x: Tensor, name: str) -> Tensor:
         weight = getattr(module, name)  # (E, out, in), or (E, in, out)
         product = expert_matmul(x, expert, weight.mT if module.is_transposed else weight)
-        return product + getattr(module, f"{name}_bias")[expert] if module.has_bias else product
+        if module.has_bias:
+            product = product + getattr(module, f"{name}_bias")[expert]
+        for watch in vars(module).get("lucid_watchers", ()):  # of the scan for float16
+            watch(name, x, product)
+        return product
 
     x = hidden_states[:, None].expand(tokens, choices, width).reshape(-1, width)  # (T·k, H)
     x = module._apply_gate(linear(x, "gate_up_proj")) if module.has_gate else module.act_fn(linear(x, "up_proj"))
