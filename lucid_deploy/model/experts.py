@@ -14,8 +14,6 @@ from lucid_deploy.model.parts import ACTIVATIONS, MLP
 from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
-GATE_UP, DOWN = ".experts.gate_up_proj", ".experts.down_proj"
-
 
 class _Experts(nn.Module):
     """The experts' matrices; E experts, F their width, C hidden width."""
@@ -65,14 +63,15 @@ class SparseMLP(nn.Module):
         return total.to(x.dtype).reshape(x.shape)
 
 
-def stored_experts(name: str, config: LucidConfig) -> StoredParameter | None:
-    """Return where the experts' matrices lie, which checkpoints store one by one; None for other parameters."""
+def stored_experts(name: str, config: LucidConfig) -> StoredParameter:
+    """Return where the matrices of all experts lie, which checkpoints store one by one."""
     mixture = config.mixture
-    if mixture is None or not name.endswith((GATE_UP, DOWN)):
-        return None
-    prefix = name.rpartition(".")[0]
-    shape = (config.hidden_size, mixture.width) if name.endswith(DOWN) else (mixture.width, config.hidden_size)
-    names = ("down_proj",) if name.endswith(DOWN) else ("gate_proj", "up_proj")
+    assert mixture is not None
+    prefix, _, part = name.rpartition(".")
+    names: tuple[str, ...] = ("gate_proj", "up_proj")
+    shape = (mixture.width, config.hidden_size)
+    if part == "down_proj":
+        names, shape = ("down_proj",), (config.hidden_size, mixture.width)
     parts = tuple((f"{prefix}.{index}.{part}.weight", shape) for index in range(mixture.count) for part in names)
 
     def join(tensors: list[Tensor]) -> Tensor:

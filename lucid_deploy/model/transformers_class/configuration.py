@@ -430,6 +430,8 @@ def _signature(layer: nn.Module) -> str:
 def _given(value: Any, seen: dict[int, int]) -> str:
     """Spell what a layer was given, with tensors told apart by identity."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise LucidError("its layers are given complex numbers, such as rotary positions, which ONNX does not have")
         return f"tensor {seen.setdefault(id(value), len(seen))}"
     if isinstance(value, dict):
         return str({key: _given(item, seen) for key, item in value.items() if key != "hidden_states"})

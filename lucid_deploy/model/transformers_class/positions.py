@@ -33,7 +33,7 @@ def given_positions(positions: Tensor | None) -> Iterator[None]:
 class _GivenPositions(nn.Module):
     """Embed the positions of the running call, whatever the class says."""
 
-    def __init__(self, weight: nn.Parameter, offset: int) -> None:
+    def __init__(self, weight: Tensor, offset: int) -> None:
         super().__init__()
         self.weight, self.offset = weight, offset
 

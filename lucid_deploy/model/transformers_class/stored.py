@@ -7,6 +7,7 @@ learn the stored names, and forwards on the tensors that are read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ def stored_parameters(net: Any) -> dict[str, Stored]:
     return found
 
 
+def _part(convert: Callable[[list[Tensor]], dict[str, Tensor]], name: str, tensors: list[Tensor]) -> Tensor:
+    return convert(tensors)[name]
+
+
 def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
     """Return where parameters lie that are made of several stored tensors, or of one in another form."""
     conversions = get_model_conversion_mapping(net, add_legacy=False)
@@ -88,7 +93,7 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
         for name, value in made.items():
             if name in named and value.shape == named[name].shape:
                 places = tuple((part, stored[part]) for part, _ in parts)
-                found[name] = Stored(name, places, lambda tensors, name=name, run=convert: run(tensors)[name])
+                found[name] = Stored(name, places, functools.partial(_part, convert, name))
     missing = [name for name in named if name not in found]
     if missing:
         raise LucidError(f"its checkpoints store {missing[0]} in another form")
