@@ -52,7 +52,9 @@ CLASSES = (
 LONG = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 
 
-MORE: dict[str, Any] = {"mixtral": {"num_local_experts": 11}}  # whose names are not in the order of their numbers
+MORE: dict[str, Any] = {
+    "mixtral": {"num_local_experts": 11, "num_experts": 11}
+}  # whose names are not in the order of their numbers
 
 
 def parsed(kind: str, **more: Any) -> LucidConfig:
