@@ -111,7 +111,8 @@ def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callabl
             start += len(theirs)
         tick()
     count = sum(len(ids) - 1 for ids in pieces)
-    return TextCost(*(float(np.exp(each / count)) for each in (lost, surprise)), divergence / count, same / count)
+    own_perplexity, other_perplexity = (float(np.exp(each / count)) for each in (lost, surprise))
+    return TextCost(own_perplexity, other_perplexity, divergence / count, same / count)
 
 
 def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
