@@ -49,7 +49,14 @@ def export(
     checkpoint, hub = _download(checkpoint, options, progress)
     check_links(resolve(checkpoint))
     state_dtype = options.dtype if options.state_dtype == "model" else None
-    source = Checkpoint(checkpoint, options.assume_unused, options.diagonal, state_dtype, options.merge_adapter)
+    source = Checkpoint(
+        checkpoint,
+        options.assume_unused,
+        options.diagonal,
+        state_dtype,
+        options.merge_adapter,
+        options.trust_remote_code,
+    )
     check_assumed(source, options.assume_unused)
     check_target(source.directory, output)
     check_tokenizer(source.directory)
@@ -97,6 +104,11 @@ def _download(
     hub = options.hub or HubOptions()
     if not is_on_hub(checkpoint, hub):
         return checkpoint, None
+    if options.trust_remote_code:
+        raise LucidError(
+            f"Code of {checkpoint} is not downloaded. Look at it first: hf download {checkpoint} --local-dir DIR, and "
+            "export DIR."
+        )
     return fetch(str(checkpoint), hub, options.assume_unused, progress)
 
 

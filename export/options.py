@@ -43,6 +43,7 @@ class ExportOptions:
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         merge_adapter: Directory of a LoRA adapter of PEFT that is added to the weights; None: none.
+        trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
@@ -61,6 +62,7 @@ class ExportOptions:
     state_dtype: str = "float32"
     opset: int | None = None
     merge_adapter: Path | None = None
+    trust_remote_code: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that the manifest records: all that decide what is exported."""

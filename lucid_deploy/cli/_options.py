@@ -35,6 +35,12 @@ def json_option(what: str) -> Decorator:
     return click.option("--json", "json_target", metavar="[FILE]", is_flag=False, flag_value="-", help=text)
 
 
+def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--trust-remote-code``."""
+    text = "Run the code that lies beside the checkpoint's weights, as you, where transformers has no class for it."
+    return click.option("--trust-remote-code", is_flag=True, help=text)(command)
+
+
 class TypeName(click.Choice):
     """A type of numbers; short names are taken too."""
 

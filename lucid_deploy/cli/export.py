@@ -11,7 +11,7 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
-from lucid_deploy.cli._options import choice_option, json_option, type_option
+from lucid_deploy.cli._options import choice_option, json_option, trust_option, type_option
 from lucid_deploy.cli._sources import refuse_given
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ _QUANTIZATION = (
     metavar="DIR",
     help="Add a LoRA adapter, as PEFT saves it, to the weights; they may be quantized afterwards.",
 )
+@trust_option
 @hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
+from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options, trust_option
 from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     type=click.Choice(["transformers"]),
     help="Compare with the checkpoint in transformers' own class too, in float64; standard attention only.",
 )
+@trust_option
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
 @json_option("all results")
 def command(

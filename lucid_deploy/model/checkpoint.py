@@ -14,7 +14,7 @@ from lucid_deploy.model.config import LUCID, LucidConfig
 from lucid_deploy.model.config_file import GenerationFile, checked, read_config, read_object, token_ids
 from lucid_deploy.model.config_keys import unknown_keys, value_of
 from lucid_deploy.model.description import describe
-from lucid_deploy.model.families import StoredParameter
+from lucid_deploy.model.families import StoredParameter, family_of
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
     find_tensor_files,
@@ -57,6 +57,7 @@ class Checkpoint:
         diagonal: See :attr:`LucidConfig.diagonal`.
         state_dtype: See :attr:`LucidConfig.state_dtype`; None: float32.
         adapter: Directory of a LoRA adapter that is added to the weights; None: none.
+        trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
 
     Attributes:
         directory: Its folder.
@@ -80,10 +81,13 @@ class Checkpoint:
         diagonal: str = UNIT,
         state_dtype: str | None = None,
         adapter: str | Path | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.directory = resolve(checkpoint)
         refuse_adapter(self.directory)
         raw, self.layout = split_layout(read_config(self.directory), self.directory)
+        if trust_remote_code or raw.get("auto_map"):
+            _take_code(raw, self.directory, trust_remote_code)
         where = str(self.directory / "config.json")
         config = parse_model_config(raw, where, assume_unused)
         self._family = family_for(config)
@@ -306,6 +310,17 @@ def _rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
     if place.rows is None:
         return whole
     return whole.unflatten(0, (place.groups, -1))[:, slice(*place.rows)].flatten(0, 1)
+
+
+def _take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
+    if family_of(raw) is not None:
+        if trusted:
+            raise LucidError(f"{directory} needs no code of its own: leave out --trust-remote-code.")
+        return
+    import lucid_deploy.model.transformers_class.module  # noqa: F401 (says what to install where transformers is missing)
+    from lucid_deploy.model.transformers_class.remote_code import take_code
+
+    take_code(raw, directory, trusted)
 
 
 def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:

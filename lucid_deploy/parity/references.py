@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.torch.session import TorchSession
 
 
-def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None) -> Checkpoint:
+def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_remote_code: bool = False) -> Checkpoint:
     """Open the checkpoint to verify against, by default the manifest's source; check that it is of the same model.
 
     Raises:
@@ -51,7 +51,9 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None) -> Checkp
         )
     states = artifact.config.state_dtype
     chosen = None if states == "float32" else states
-    source = Checkpoint(name, artifact.manifest.assumed_unused, artifact.config.diagonal, chosen, adapter)
+    source = Checkpoint(
+        name, artifact.manifest.assumed_unused, artifact.config.diagonal, chosen, adapter, trust_remote_code
+    )
     differing = [
         f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
         f"{getattr(source.config, field.name)} in the checkpoint"

@@ -58,7 +58,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
     if options.tolerance is not None:
         check_tolerance(options.tolerance)
-    source = find_checkpoint(artifact, options.checkpoint)
+    source = find_checkpoint(artifact, options.checkpoint, options.trust_remote_code)
     prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
     options = replace(options, prompt=prompt, text=text)
     others = open_references(options.golden, options.against, source, artifact.manifest.layers, artifact)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
 from lucid_deploy.errors import LucidError
@@ -147,8 +148,11 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
 
 
 def class_of(model_type: str) -> tuple[str, ...]:
-    """Return the names of transformers' causal models of a ``model_type``; none if there is none."""
+    """Return the names of the causal models of a ``model_type``, registered ones too; none if there is none."""
     names = CLASSES.get(model_type, ())
+    if not names and model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING:
+        registered: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+        return (registered.__name__,)
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -235,9 +239,12 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
     }
 
 
-# Read into rope_parameters; about the file; or of windows, whose layers the class names in another way.
+# Read into rope_parameters; about the file or its code; or of windows, whose layers the class names in another way.
 _SAID = frozenset(
-    ("rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers", "bos_token_id", "eos_token_id")
+    (
+        *("auto_map", "rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"),
+        *("bos_token_id", "eos_token_id"),
+    )
 )
 
 

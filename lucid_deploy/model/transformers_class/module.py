@@ -32,7 +32,13 @@ from lucid_deploy.model.transformers_class.positions import first_position, give
 from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 
 try:
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import (
+        CONFIG_MAPPING,
+        AttentionInterface,
+        AttentionMaskInterface,
+        AutoConfig,
+        AutoModelForCausalLM,
+    )
     from transformers.integrations.moe import ExpertsInterface
     from transformers.utils import logging
 
@@ -177,6 +183,11 @@ def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), imple
         implementation: Its attention and experts: ours, or ``eager``.
     """
     kind = {key: value for key, value in class_config.items() if key != "model_type"}
+    if class_config["model_type"] not in CONFIG_MAPPING:
+        raise LucidError(
+            f"transformers has no class for {class_config['model_type']}, whose code came with the checkpoint. Run the "
+            "artifact in onnxruntime; verify it with --trust-remote-code."
+        )
     with quiet():
         config = AutoConfig.for_model(class_config["model_type"], **kind)
         net: Any = AutoModelForCausalLM.from_config(
