@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.generate import Generation
@@ -236,17 +239,23 @@ class _GenerationRun:
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | PreTrainedModel,
     output: str | Path,
     progress: Callable[[str, int, int], None] | None = None,
+    tokenizer: Any = None,
+    keep_checkpoint: str | Path | None = None,
     **options: Any,
 ) -> Artifact:
     """Export a checkpoint, as ``lucid-deploy export`` does. The output appears complete or not at all.
 
     Args:
-        checkpoint: A directory, the word ``demo``, or a model of the Hugging Face Hub, ``org/name``.
+        checkpoint: A directory, the word ``demo``, a model of the Hugging Face Hub, ``org/name``, or a model of
+            transformers in memory, also of a class of your own.
         output: The directory to make.
         progress: Called with (what is being done, steps or bytes done, in all).
+        tokenizer: With a model in memory: its tokenizer.
+        keep_checkpoint: With a model in memory: a directory to save it to, which ``verify`` reads; None: it is saved
+            for the time of the export only.
         options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,
             ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize.options.QuantizeOptions`) and others.
 
@@ -256,6 +265,15 @@ def export(
     from lucid_deploy.export import ExportOptions
     from lucid_deploy.export import export as export_checkpoint
 
+    if not isinstance(checkpoint, str | Path):
+        from lucid_deploy.model.transformers_class.live import save_checkpoint
+
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(keep_checkpoint or f"{scratch}/checkpoint")
+            save_checkpoint(checkpoint, tokenizer, directory)
+            return export(directory, output, progress, **options)
+    if tokenizer is not None or keep_checkpoint is not None:
+        raise LucidError("tokenizer and keep_checkpoint are for a model in memory; a checkpoint has its own tokenizer.")
     made = export_checkpoint(checkpoint, Path(output), progress=progress, options=ExportOptions(**options))
     return Artifact(made.directory, made.manifest)
 

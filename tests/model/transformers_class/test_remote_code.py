@@ -71,9 +71,9 @@ CONFIG = {
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep what transformers copies in a folder of the test, and forget what a test registered."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    yield
     for mapping in (CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
-        mapping._extra_content.clear()
+        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
+    yield
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
 

@@ -1,0 +1,48 @@
+"""A model in memory as a checkpoint on the disk, for what reads checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.transformers_class.module import quiet
+
+
+def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Save a model, and register its class with transformers for this process if it is one of the user's own.
+
+    Args:
+        model: One of transformers' models for causal language modelling, in evaluation mode.
+        tokenizer: Its tokenizer; None: there is none.
+        directory: Where to; it must not exist.
+
+    Raises:
+        LucidError: It is no such model, or its weights are not what will be computed.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        wrapped = hasattr(model, "peft_config")
+        advice = (
+            "Give the model that it wraps, and save the adapter for merge_adapter"
+            if wrapped
+            else ("Give a PreTrainedModel with a language model's head, or the directory of a checkpoint")
+        )
+        raise LucidError(f"{name} is no model of transformers that generates text. {advice}.")
+    if model.training:
+        raise LucidError(f"{name} is in training mode. Call eval() first, if it is trained.")
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise LucidError(f"{name} is quantized in memory. Export the checkpoint that it was loaded from.")
+    if any(value.is_meta for value in model.state_dict().values()):
+        raise LucidError(f"Some weights of {name} are on the meta device, where they have no values.")
+    if directory.exists():
+        raise LucidError(f"{directory} exists already, so the model is not saved there.")
+    if model.config.model_type not in CONFIG_MAPPING:
+        AutoConfig.register(model.config.model_type, type(model.config))
+        AutoModelForCausalLM.register(type(model.config), type(model))
+    with quiet():
+        model.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
