@@ -29,11 +29,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="The directory, made if it is missing.")
     parser.add_argument("--lengths", nargs="*", default=[], choices=BABILONG_LENGTHS, help="Of BABILong.")
     options = parser.parse_args()
+    lengths = [1024 * int(length.removesuffix("k")) for length in options.lengths]
     for suite in options.suites:
         if suite in ("ruler", "mniah"):
             ruler(options.output)
         else:
-            for task in plan(suite, options.lengths if suite == "babilong" else ()):
+            for task in plan(suite, lengths if suite == "babilong" else ()):
                 recorded(task, options.output)
 
 

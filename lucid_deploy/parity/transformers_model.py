@@ -80,6 +80,7 @@ class TransformersModel:
                 config=self._config,
                 dtype=torch.float64,
                 attn_implementation="eager",
+                experts_implementation="eager",  # its grouped product takes no float64
                 local_files_only=True,
                 output_loading_info=True,
             )

@@ -42,7 +42,7 @@ def test_what_is_fetched_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["fetch_suites.py", *words])
     script.main()
     count = len(asked)
-    for task in (*plan("longbench"), *plan("scrolls"), *plan("babilong", ["0k"])):
+    for task in (*plan("longbench"), *plan("scrolls"), *plan("babilong", [0])):
         assert len(read_documents(task, tmp_path / "data")) == 1
     assert open_haystack("essays", tmp_path / "data").words == ("An", "essay.")
     assert (tmp_path / "data/squad/dev-v2.0.json").read_text() == "{}"
