@@ -27,7 +27,7 @@ def capture(
     inputs: Sequence[str],
     outputs: Sequence[str],
 ) -> ir.Model:
-    """Return the graph of a module. Another thread's capture waits for this one.
+    """Trace a module into an ONNX graph. One thread traces at a time; others wait.
 
     Args:
         module: What to capture.

@@ -80,7 +80,7 @@ class Operator:
 
     @property
     def required(self) -> tuple[Attribute, ...]:
-        """The required attributes."""
+        """Names of the attributes that every node of the operator must have."""
         return tuple(each for each in self.attributes if each.default is None)
 
     def place(self, name: str) -> int:

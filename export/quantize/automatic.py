@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization import Quantization, short_name
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.gptq import rule
 from lucid_deploy.export.quantize.learn import learn_weights, rounded_weight
 from lucid_deploy.export.quantize.method import LearnedWeights, LearningRule, QuantizationMethod
-from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
+from lucid_deploy.export.quantize.plan import EMBEDDING
 
 if TYPE_CHECKING:
     import torch

@@ -22,6 +22,7 @@ from lucid_deploy.artifact.quantization import (
     Quantization,
     QuantizedTensor,
     relative_distance,
+    short_name,
 )
 from lucid_deploy.artifact.quantized_bytes import INPUTS, scaled, unpack_nibbles
 from lucid_deploy.errors import LucidError
@@ -39,7 +40,7 @@ from lucid_deploy.export.quantize.inputs import (
 )
 from lucid_deploy.export.quantize.method import Choose, LayerInputs, LearnedWeights, LearningRule, Streams, Target
 from lucid_deploy.export.quantize.nearest import pack_numbers, quantize_matrix
-from lucid_deploy.export.quantize.plan import EMBEDDING, HEAD, short_name
+from lucid_deploy.export.quantize.plan import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     import torch

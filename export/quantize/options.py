@@ -154,7 +154,7 @@ def _check_learning(options: QuantizeOptions) -> None:
 
 
 def _learning_given(options: QuantizeOptions) -> dict[str, str]:
-    """Return the given options that only some methods read, with their names in ``QuantizationMethod.options``."""
+    """Return the learning options that were given, with their names in ``QuantizationMethod.options``."""
     given = {
         (_TOKENS, "tokens"): options.calibration_tokens != CALIBRATION_TOKENS,
         ("--gptq-damping", "damping"): options.gptq_damping != GPTQ_DAMPING,

@@ -14,6 +14,7 @@ from lucid_deploy.artifact.quantization import (
     Method,
     Quantization,
     QuantizedTensor,
+    short_name,
 )
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import find_method
@@ -71,11 +72,6 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     size = block if whole is None else _dividing(name, width, block, whole)
     zeros = method.zero_points and name != EMBEDDING  # whose rows an operator without zero points reads
     return QuantizedTensor((rows, width), size, zeros, bits=bits, offsets=offsets)
-
-
-def short_name(name: str) -> str:
-    """Return a weight's name as globs see it: ``layers.0.self_attn.k_proj``, ``lm_head``, ``embed_tokens``."""
-    return name.removeprefix("model.").removesuffix(".weight")
 
 
 def _kept(candidates: list[str], tied: bool, globs: tuple[str, ...]) -> set[str]:

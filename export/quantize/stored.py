@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import BLOCK_SIZES, FLOAT_SCHEMES, STORED, Method, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import (
+    BLOCK_SIZES,
+    FLOAT_SCHEMES,
+    STORED,
+    Method,
+    Quantization,
+    QuantizedTensor,
+    short_name,
+)
 from lucid_deploy.artifact.quantized_bytes import pack_nibbles
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.options import QuantizeOptions, activations_of, check_kernels, format_of
-from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
+from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.packed.weight import FloatWeight
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> Quant
 
 
 def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOptions:
-    """Return the options for a checkpoint in fp8, whose format is ``qdq`` and whose inputs it says itself."""
+    """Return the options for a checkpoint in FP8: the format ``qdq``, and activations as its ``config.json`` says."""
     given = [
         text
         for text, there in (

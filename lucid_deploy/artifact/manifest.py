@@ -34,7 +34,7 @@ _REMEDY = "Export the model again, or copy the file again if the artifact was co
 
 
 def whole_pages(size: int) -> int:
-    """Return the bytes of the weight file that so many bytes of a tensor take, up to where the next one begins."""
+    """Round a tensor's size in bytes up to whole pages: each tensor in the weight file begins on a page."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

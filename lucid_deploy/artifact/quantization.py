@@ -53,6 +53,11 @@ class QuantizedTensor:
         return -(-self.shape[1] // self.block_size)
 
 
+def short_name(name: str) -> str:
+    """Return a weight's name as globs see it: ``layers.0.self_attn.k_proj``, ``lm_head``, ``embed_tokens``."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
 def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
     """Return ‖Ŵ − W‖ / ‖W‖ of Frobenius norms; 0 where both are zero, and infinite where W alone is."""
     lost, whole = float(np.linalg.norm(rounded - weight)), float(np.linalg.norm(weight))

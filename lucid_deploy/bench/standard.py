@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import FLOAT_SCHEMES, STORED, Quantization
+from lucid_deploy.artifact.quantization import FLOAT_SCHEMES, STORED, Quantization, short_name
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from lucid_deploy.export.quantize.plan import EMBEDDING, short_name
+from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
 from lucid_deploy.model.config import LUCID, STANDARD, WINDOW
 

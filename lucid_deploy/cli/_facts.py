@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.quantization import AUTO, STORED, Method, Quantization
+from lucid_deploy.artifact.quantization import AUTO, STORED, Method, Quantization, short_name
 from lucid_deploy.cli._console import show
 
 if TYPE_CHECKING:
@@ -34,12 +34,15 @@ def show_quantization(record: Quantization, dtype: str, compression: float) -> N
     sharing = record.sharing
     how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
     cpu = "on the CPU " if record.activations == "int8" else ""
-    kept = [name.removeprefix("model.").removesuffix(".weight") for name in record.kept]
+    kept = [short_name(name) for name in record.kept]
     shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
+    others = [name for name in record.tensors if record.method.name != AUTO and record.bits_of(name) != record.bits]
+    which = short_name(others[0]) if len(others) == 1 else f"{len(others)} of them"
+    other = f", {which} to {record.bits_of(others[0])} bits," if others else ""
     show(
-        f"Quantized {len(record.tensors)} weights to {record.scheme} {how} ({record.format}; {cpu}{record.inputs}) by "
-        f"{record.tool}; kept in {dtype}: {shown or 'nothing'}. The weights are {compression:.1f} times smaller than "
-        f"in {dtype}.{method_sentence(record.method)}"
+        f"Quantized {len(record.tensors)} weights to {record.scheme}{other} {how} ({record.format}; {cpu}"
+        f"{record.inputs}) by {record.tool}; kept in {dtype}: {shown or 'nothing'}. The weights are {compression:.1f} "
+        f"times smaller than in {dtype}.{method_sentence(record.method)}"
     )
 
 
@@ -47,14 +50,15 @@ def method_sentence(method: Method) -> str:
     """Say how numbers were chosen, after a space; nothing if all are the nearest."""
     if method.name == STORED:
         return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
+    equalized = " Columns were equalized before." if "equalization" in method.settings else ""
     if not method.tensors:
-        return ""
+        return equalized
     wide = [kind for kind, bits in method.settings.get("bits", {}).items() if bits == 8]
     mixed = f", with 8 bits for {', '.join(wide) or 'none'}" if method.name == AUTO else ""
     text = method.calibration
     return (
         f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
-        f"{text['file']}{mixed}."
+        f"{text['file']}{mixed}.{equalized}"
     )
 
 

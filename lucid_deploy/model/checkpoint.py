@@ -110,7 +110,7 @@ class Checkpoint:
             self.adapter = self._open_adapter(adapter)
 
     def stored_name(self, name: str) -> str:
-        """Return the model's name of the stored weight: a tied head is stored as the embedding."""
+        """Return the name under which a weight is stored: that of a tied ``lm_head.weight`` is the embedding's."""
         return _EMBEDDING if self.tied and name == _HEAD else name
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:

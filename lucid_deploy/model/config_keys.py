@@ -26,15 +26,15 @@ COMPUTED = frozenset(ConfigFile.__struct_fields__)
 NO_EFFECT = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _model_name_or_path
-    _name_or_path attention_dropout attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens
+    _name_or_path attention_dropout attn_implementation attn_pdrop aux_loss_alpha bad_words_ids begin_suppress_tokens
     cache_implementation chunk_size_feed_forward classifier_dropout cls_token_id decoder_start_token_id
-    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
+    diversity_penalty do_sample dropout dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size ep_size
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
     hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder label2id length_penalty low_cpu_mem_usage
     mask_token_id max_length min_length model_max_length neftune_noise_alpha no_repeat_ngram_size num_beam_groups
     num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
     pretraining_tp problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    return_dict_in_generate sep_token_id seq_aux suppress_tokens task_specific_params temperature tf_legacy_loss
     tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
     unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_token_grad_clip
     """.split()  # noqa: SIM905 (a table)

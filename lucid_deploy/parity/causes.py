@@ -114,7 +114,7 @@ def explain(
     tolerance: float | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Find where an error of the candidate's ``layers`` starts, in scenarios of which the most important comes first.
+    """Find the layer and the part in which the candidate's error starts; the most important scenario comes first.
 
     Reference and baseline are opened one after the other, to save memory. ``tolerance`` replaces the derived gates.
     """

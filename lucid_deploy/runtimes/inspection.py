@@ -67,7 +67,8 @@ def remarks(artifact: Artifact) -> list[str]:
     hub = manifest.hub
     found = [] if hub is None else [f"From the Hugging Face Hub: {hub['repository']}, commit {hub['commit']}."]
     assumed = [f"Assumed unused: {key}, which is {value!r}." for key, value in manifest.assumed_unused.items()]
-    return [*found, *manifest.notes, *assumed]
+    adapter = [] if manifest.adapter is None else [f"The LoRA adapter {manifest.adapter} is in its weights."]
+    return [*found, *adapter, *manifest.notes, *assumed]
 
 
 def compression(artifact: Artifact) -> float:

@@ -58,7 +58,7 @@ def tool_format_of(template: str) -> ToolFormat | None:
 
 
 def tool_format_named(name: str) -> ToolFormat:
-    """Return the format of a name; a LucidError lists those there are."""
+    """Return the tool format of this name; raise a LucidError that lists the known ones."""
     names = {item.name: item for item in tool_formats()}
     if name not in names:
         raise LucidError(f"--tool-format {name} is not known; known are {', '.join(names)}.")

@@ -10,10 +10,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import lucid_deploy as ld
+from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.adapter import WEIGHTS
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -176,6 +178,8 @@ def test_an_artifact_has_the_adapter_in_it(made: tuple[Path, Path], tmp_path: Pa
     checkpoint, adapter = made
     artifact = ld.export(checkpoint, tmp_path / "artifact", merge_adapter=adapter)
     assert artifact.manifest.adapter == str(adapter)
+    shown = CliRunner().invoke(main, ["inspect", str(artifact.directory)]).output
+    assert f"The LoRA adapter {adapter} is in its weights." in " ".join(shown.split())
     ld.verify(artifact, quick=True).raise_if_failed()
     adapter.rename(tmp_path / "gone")
     with pytest.raises(LucidError, match=f"the adapter {adapter}, which is not there any more"):

@@ -104,7 +104,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
     try:
         with torch.device("meta"):
             net = make_class(kept)
-        _check_keys({**raw, **kept}, net.config, class_name, where, assume_unused)
+        _check_keys({**raw, **kept}, net.config, assume_unused)
         _check_experts(net)
         restore_buffers(net)
         shapes, first = attention_shapes(net), first_position(net)
@@ -230,15 +230,23 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
     except (TypeError, ValueError):  # it has no defaults
         known = set()
     known |= {*form.attribute_map, *inspect.signature(form.__init__).parameters}
-    code = inspect.getsource(inspect.getmodule(form) or form)  # keys of older files are read by name there
+    # Keys of older files are read by name in the configuration; some it leaves to the model.
+    code = inspect.getsource(inspect.getmodule(form) or form)
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(form, form)
+    of_model = inspect.getsource(inspect.getmodule(model) or model)
     return {
         key: value
         for key, value in raw.items()
-        if not (key in known or f'"{key}"' in code or key in NO_EFFECT or key in OURS or key in assume_unused)
+        if not (key in known or f'"{key}"' in code or f'config, "{key}"' in of_model)
+        and not (key in NO_EFFECT or key in OURS or key in assume_unused)
         and not (key in _SAID or (key in CHANGES and CHANGES[key](value)))
+        and not (key in _TENSORS_SAY and value is False)
+        and not (key in _ALSO_CALLED and value == getattr(config, _ALSO_CALLED[key], None))
     }
 
 
+_TENSORS_SAY = ("attention_bias", "mlp_bias")  # where a class does not read them: biases that are stored are read
+_ALSO_CALLED = {"hidden_act": "hidden_activation", "experts_per_token": "num_experts_per_tok"}  # published beside it
 # Read into rope_parameters; about the file or its code; or of windows, whose layers the class names in another way.
 _SAID = frozenset(
     (
@@ -248,7 +256,7 @@ _SAID = frozenset(
 )
 
 
-def _check_keys(raw: dict[str, Any], config: Any, class_name: str, where: str, assume_unused: Collection[str]) -> None:
+def _check_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]) -> None:
     text = config.get_text_config()
     if text is not config:
         raise LucidError(f"it computes more than text; its text part is of model_type {text.model_type!r}")

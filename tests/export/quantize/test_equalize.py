@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import lucid_deploy as ld
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS
+from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.equalize import equalizing_scales
 from lucid_deploy.export.quantize.folds import with_scales
@@ -100,6 +102,8 @@ def test_an_equalized_artifact_is_verified(uneven: Path, tmp_path: Path) -> None
     assert record.bits_of("lm_head.weight") == 8 and record.method.settings == {"equalization": 0.75}
     found = ld.verify(artifact, quick=True).raise_if_failed()
     assert "others are equal but for inputs' scales" in str(found.checks)
+    shown = " ".join(CliRunner().invoke(main, ["inspect", str(artifact.directory)]).output.split())
+    assert "weights to int4, lm_head to 8 bits, in blocks of 32" in shown and "Columns were equalized before." in shown
 
 
 def test_awq_is_not_equalized_too(uneven: Path, tmp_path: Path) -> None:

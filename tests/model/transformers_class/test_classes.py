@@ -145,6 +145,27 @@ def test_what_is_not_computed_is_refused_by_name(kind: str, more: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "published", "refused"),
+    [
+        ("qwen3_moe", {"head_dim": 16}, {"heads_dim": 16}),  # the model reads it, the configuration does not
+        ("phi3", {"attention_bias": False, "auto_map": {"AutoConfig": "theirs.Config"}}, {"attention_bias": True}),
+        ("gemma2", {"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "silu"}),
+        ("gpt_oss", {"experts_per_token": 4}, {"experts_per_token": 2}),
+        ("deepseek_v3", {"aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1}, {"topk_method": "other"}),
+    ],
+)
+def test_keys_of_published_checkpoints(kind: str, published: dict[str, Any], refused: dict[str, Any]) -> None:
+    """What a class reads elsewhere, or by another key, is no unknown key."""
+    config = {**small_config(kind).to_dict(), "model_type": kind, **published}
+    if kind == "gpt_oss":
+        config["num_experts_per_tok"] = 4
+    found = parse_model_config(config, "config.json")
+    assert kind != "qwen3_moe" or found.head_dim == 16
+    with pytest.raises(LucidError, match=f"does not know the key {next(iter(refused))}"):
+        parse_model_config({**config, **refused}, "config.json")
+
+
 def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
     saved(small_config("qwen3_moe"), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
