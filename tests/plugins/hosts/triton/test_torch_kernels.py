@@ -115,5 +115,6 @@ def test_without_triton_a_warning_comes_once(monkeypatch, device, recwarn):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "Triton is not installed" in unsupported_reason(gpu_tensor())
     assert "Triton is not installed" in unsupported_reason(gpu_tensor())
-    [warning] = recwarn.list
+    # Others may warn meanwhile: a socket of an earlier test, closed by the garbage collector.
+    [warning] = [warning for warning in recwarn.list if "triton" in str(warning.message)]
     assert 'pip install "triton<4,>=3.7"' in str(warning.message) and "slower" in str(warning.message)
