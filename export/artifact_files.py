@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import MANIFEST, STAGES, VERIFY, WEIGHTS, GraphInfo, Manifest
+from lucid_deploy.artifact import ADAPTERS, MANIFEST, STAGES, VERIFY, WEIGHTS, GraphInfo, Manifest
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.companions import copy_companions
 from lucid_deploy.export.options import ExportOptions
@@ -20,6 +20,7 @@ from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.export.adapters import AdapterPlan
     from lucid_deploy.export.quantize.method import LearnedWeights
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.model.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ class ArtifactContents:
     hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it was here
     notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
     learned: LearnedWeights | None = None  # numbers and scales that were learned; None: none were
+    adapters: AdapterPlan | None = None  # adapters that are kept apart, and room for later ones; None: none
 
     @property
     def float32_head(self) -> bool:
@@ -56,6 +58,7 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     """Fill a directory with the artifact's files."""
     from lucid_deploy.artifact.quantized_bytes import write_scales
     from lucid_deploy.export import genai
+    from lucid_deploy.export.adapters import plan_file, write_new
     from lucid_deploy.export.companions import settings_note
     from lucid_deploy.export.graph_file import write_graph
     from lucid_deploy.export.quantize.folds import with_scales
@@ -76,13 +79,17 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
         None if learned is None else learned.parts,
     )
     write_scales(building, folded)
+    stacked = {} if contents.adapters is None else plan_file(contents.adapters, options.dtype)
+    slots = None
+    if contents.adapters is not None:
+        slots = write_new(building, contents.adapters, stacked, options.dtype, folded)
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"
-        write_graph(building / file, graph.model, plan, options.inline)
+        write_graph(building / file, graph.model, plan, options.inline, stacked)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
     notes = (*copy_companions(contents.source.directory, building), *settings_note(building))
-    manifest = _manifest(contents, graphs, set(*transposed), notes)
+    manifest = dataclasses.replace(_manifest(contents, graphs, set(*transposed), notes), adapters=slots)
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -110,6 +117,7 @@ def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, T
             options.cache_dtype,
             float32_head=contents.float32_head,
             opset=options.opset,
+            slots=None if contents.adapters is None else contents.adapters.slots,
         )
     progress("Tracing", len(stages), len(stages))
     if contents.quantization is not None:
@@ -177,7 +185,7 @@ def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, o
             "sha256": known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ADAPTERS  # it is changed alone, and has a hash of its own
     }
 
 

@@ -41,6 +41,7 @@ def export(
         LucidError: A checkpoint that cannot be read or overflows float16, an output that exists, unknown options, a
             full disk.
     """
+    from lucid_deploy.export.adapters import plan_adapters
     from lucid_deploy.model.checkpoint import Checkpoint, resolve
 
     options = options or ExportOptions()
@@ -60,6 +61,7 @@ def export(
     check_assumed(source, options.assume_unused)
     check_target(source.directory, output)
     check_tokenizer(source.directory)
+    adapters = plan_adapters(source, options)
     tried = _try_class(source, progress)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
@@ -79,7 +81,7 @@ def export(
     warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
     if quantization is not None and any(map(source.config.experts_of, range(source.config.num_hidden_layers))):
         warnings = (*warnings, f"Experts and routers stay in {options.dtype}: only other linear layers are quantized.")
-    warnings = (*tried, *warnings)
+    warnings = (*tried, *warnings, *(() if adapters is None else adapters.notes))
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
             if quantize is not None and quantization is not None:
@@ -87,7 +89,9 @@ def export(
                 if learned.folded and ranges is not None and options.range_scan:
                     # scales of inputs make some values larger
                     ranges, _ = _scan_ranges(with_scales(source, learned.folded), options, quantization, progress)
-            contents = ArtifactContents(source, str(checkpoint), options, ranges, quantization, hub, warnings, learned)
+            contents = ArtifactContents(
+                source, str(checkpoint), options, ranges, quantization, hub, warnings, learned, adapters
+            )
             write_artifact(building, contents, progress or (lambda *_: None))
             check_request(output, options)  # again: tracing and writing took a while
     except OSError as error:

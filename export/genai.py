@@ -30,7 +30,8 @@ def is_supported(manifest: Manifest) -> bool:
     """
     layers = [{(tensor.name, tensor.sort) for tensor in layer.cache} for layer in manifest.layers]
     same_type = manifest.cache_dtype == manifest.dtype
-    return manifest.cache == "growing" and same_type and all(layer in (_ROWS, _STATES) for layer in layers)
+    plain = manifest.cache == "growing" and manifest.adapters is None  # it gives graphs no adapter_ids
+    return plain and same_type and all(layer in (_ROWS, _STATES) for layer in layers)
 
 
 def genai_config(manifest: Manifest, directory: Path) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import onnx
 
-from lucid_deploy.artifact import WEIGHTS
+from lucid_deploy.artifact import ADAPTERS, WEIGHTS
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.passes import pair_heads
@@ -28,10 +29,18 @@ def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 
-def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inline: bool = False) -> None:
+def write_graph(
+    path: Path,
+    model: ir.Model,
+    plan: dict[str, StoredTensor],
+    inline: bool = False,
+    adapters: Mapping[str, StoredTensor] = MappingProxyType({}),
+) -> None:
     """Write a graph beside its weight file, and check it with ONNX's checker.
 
     Args:
+        plan: Where its weights lie in the weight file.
+        adapters: Where the matrices of adapters lie in the file of adapters.
         inline: Replace operators by their bodies instead of attaching the bodies as functions.
     """
     import onnx_ir as ir
@@ -43,10 +52,10 @@ def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inli
         if value.const_value is None:
             name = str(value.name)
             view = name.endswith(ROWS)  # the same bytes in another shape
-            tensor = plan[_stored_name(name.removesuffix(ROWS) + PACKED if view else name, plan)]
+            tensor = adapters.get(name) or plan[_stored_name(name.removesuffix(ROWS) + PACKED if view else name, plan)]
             kind = types.get(tensor.dtype) or ir.DataType[tensor.dtype.upper()]
             value.const_value = ir.ExternalTensor(
-                WEIGHTS,
+                ADAPTERS if name in adapters else WEIGHTS,
                 tensor.offset,
                 tensor.size,
                 kind,

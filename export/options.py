@@ -43,6 +43,11 @@ class ExportOptions:
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         merge_adapter: Directory of a LoRA adapter of PEFT that is added to the weights; None: none.
+        adapters: Names and directories of LoRA adapters that are kept apart from the weights, so that each row of a
+            batch may have its own.
+        max_adapters: The most adapters that the artifact has room for; None: those that are given. With a number, any
+            linear layer may get an adapter later.
+        max_adapter_rank: The largest rank that it has room for; None: that of the adapters.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
@@ -62,11 +67,21 @@ class ExportOptions:
     state_dtype: str = "float32"
     opset: int | None = None
     merge_adapter: Path | None = None
+    adapters: tuple[tuple[str, Path], ...] = ()
+    max_adapters: int | None = None
+    max_adapter_rank: int | None = None
     trust_remote_code: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that the manifest records: all that decide what is exported."""
-        left_out = {"overwrite", "hub", "merge_adapter"}  # where weights come from is recorded in fields of its own
+        left_out = {
+            "overwrite",
+            "hub",
+            "merge_adapter",
+            "adapters",
+            "max_adapters",
+            "max_adapter_rank",
+        }  # where weights come from is recorded in fields of its own
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
         return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
 

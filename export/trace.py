@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+    from lucid_deploy.model.adapter_slots import Slots
+
 Layers: TypeAlias = tuple[LayerDescription, ...]
 _Infos: TypeAlias = tuple[TensorInfo, ...]
 _PREFIX = "model."  # the traced wrapper's attribute
@@ -43,7 +45,9 @@ class Traced:
     transposed: frozenset[str]  # names of the weights that the graph reads transposed
 
 
-def graph_inputs(layers: Layers, stage: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
+def graph_inputs(
+    layers: Layers, stage: str, cache: str = "growing", with_adapters: bool = False
+) -> tuple[TensorInfo, ...]:
     """Return a stage's inputs in the graph contract; a static cache changes those of all stages but prefill."""
     new: int | str = 1 if stage == "decode" else "sequence"
     static = _is_static(stage, cache)
@@ -54,6 +58,7 @@ def graph_inputs(layers: Layers, stage: str, cache: str = "growing") -> tuple[Te
         TensorInfo("position_ids", "int64", ("batch", new)),
         *_cache_infos(layers, "past_key_values", tokens, "past_"),
         *([TensorInfo("cache_length", "int64", ("batch",))] if static else []),
+        *([TensorInfo("adapter_ids", "int64", ("batch",))] if with_adapters else []),
     )
 
 
@@ -91,22 +96,24 @@ def trace(
     cache_dtype: str = "auto",
     float32_head: bool = True,
     opset: int | None = None,
+    slots: Slots | None = None,
 ) -> Traced:
     """Trace one stage.
 
     Args:
+        slots: What is reserved for adapters; None: nothing.
         opset: Version of the standard operators; None: :func:`~lucid_deploy.export.operators.opset_of` the cache.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
     layers = describe(config, stored)
-    inputs = graph_inputs(layers, stage, cache)
+    inputs = graph_inputs(layers, stage, cache, slots is not None)
     outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
 
     def traced(config: LucidConfig) -> _Graph:
         described = describe(config, stored)
         return _trace_whole(
-            _stage_module(config, stage, dtype, logits, stored, float32_head),
-            graph_inputs(described, stage, cache),
+            _stage_module(config, stage, dtype, logits, stored, float32_head, slots),
+            graph_inputs(described, stage, cache, slots is not None),
             graph_outputs(described, config.vocab_size, stage, logits, cache),
             opset or opset_of(cache),
         )
@@ -173,16 +180,24 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
 
 
 def _stage_module(
-    config: LucidConfig, stage: str, dtype: str, logits: str, cache_dtype: str, float32_head: bool
+    config: LucidConfig,
+    stage: str,
+    dtype: str,
+    logits: str,
+    cache_dtype: str,
+    float32_head: bool,
+    slots: Slots | None,
 ) -> torch.nn.Module:
     import torch
 
+    from lucid_deploy.model.adapter_slots import AdapterRows
     from lucid_deploy.model.build import make_model
 
     class Stage(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = make_model(config)
+            self.rows = None if slots is None else AdapterRows(self.model, slots)
 
         def forward(
             self,
@@ -191,7 +206,10 @@ def _stage_module(
             position_ids: torch.Tensor,
             past: list[Any],
             cache_length: torch.Tensor | None = None,
+            adapter_ids: torch.Tensor | None = None,
         ) -> Any:
+            if self.rows is not None:
+                self.rows.ids = adapter_ids
             return self.model(
                 input_ids,
                 past,
@@ -230,8 +248,10 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
             if name.startswith("past_key_values."):
                 past.setdefault(name.split(".")[1], []).append(value)
         layers = [tuple(layer) for layer in past.values()]
-        length = (of["cache_length"],) if "cache_length" in of else ()
-        return (of["input_ids"], of["attention_mask"], of["position_ids"], layers, *length)
+        rest = (of.get("cache_length"), of.get("adapter_ids"))
+        while rest and rest[-1] is None:
+            rest = rest[:-1]
+        return (of["input_ids"], of["attention_mask"], of["position_ids"], layers, *rest)
 
     return arguments(tensors), arguments(axes)
 

@@ -5,6 +5,7 @@ Reading it needs neither torch nor onnxruntime.
 
 from lucid_deploy.artifact.external_data import check_external_data
 from lucid_deploy.artifact.manifest import (
+    ADAPTERS,
     ALIGNMENT,
     CACHES,
     DTYPES,
@@ -23,6 +24,7 @@ from lucid_deploy.artifact.manifest import (
 from lucid_deploy.artifact.read import Artifact, check_hashes, open_artifact
 
 __all__ = [
+    "ADAPTERS",
     "ALIGNMENT",
     "CACHES",
     "DTYPES",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact.manifest import WEIGHTS
+from lucid_deploy.artifact.manifest import ADAPTERS, WEIGHTS
 from lucid_deploy.errors import CheckFailed, reading
 
 if TYPE_CHECKING:
@@ -17,19 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of a graph, where it lies in the artifact's weight file."""
+    """A weight of a graph, where it lies in the artifact's weight file, or the matrices of adapters in theirs."""
 
     name: str  # in the graph
     data_type: int  # its type, a value of onnx.TensorProto.DataType
     shape: tuple[int, ...]
     offset: int  # of its first byte
     size: int  # in bytes
+    file: str = WEIGHTS
 
 
 def stored_weights(model: onnx.ModelProto) -> tuple[StoredWeight, ...]:
     """Return the weights of a graph that ``check_external_data`` accepted, in the graph's order."""
     return tuple(
-        StoredWeight(tensor.name, tensor.data_type, tuple(tensor.dims), int(place["offset"]), int(place["length"]))
+        StoredWeight(
+            tensor.name,
+            tensor.data_type,
+            tuple(tensor.dims),
+            int(place["offset"]),
+            int(place["length"]),
+            place["location"],
+        )
         for tensor in model.graph.initializer
         if (place := _place(tensor))
     )
@@ -49,21 +57,24 @@ def check_external_data(path: Path) -> onnx.ModelProto:
             model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
         raise CheckFailed(f"{path} is not a readable ONNX file: {error}") from error
-    size = (path.parent / WEIGHTS).stat().st_size
+    sizes = {
+        name: (path.parent / name).stat().st_size for name in (WEIGHTS, ADAPTERS) if (path.parent / name).is_file()
+    }
     for tensor in _tensors(model.graph, *model.functions):
         place = _place(tensor)
         if not place:
             continue
-        if place.get("location") != WEIGHTS:
+        file = place.get("location", "")
+        if file not in sizes:
             raise CheckFailed(
-                f"{path}: weight {tensor.name} lies in {place.get('location')!r}, outside the artifact's {WEIGHTS}. "
+                f"{path}: weight {tensor.name} lies in {file!r}, outside the artifact's {WEIGHTS}. "
                 "Do not trust this file; export it again."
             )
         offset, length = place.get("offset", ""), place.get("length", "")
-        if not (offset.isdecimal() and length.isdecimal() and int(offset) + int(length) <= size):
+        if not (offset.isdecimal() and length.isdecimal() and int(offset) + int(length) <= sizes[file]):
             raise CheckFailed(
-                f"{path}: weight {tensor.name} lies beyond the end of {WEIGHTS} ({length} bytes at {offset} of "
-                f"{size}). Export it again."
+                f"{path}: weight {tensor.name} lies beyond the end of {file} ({length} bytes at {offset} of "
+                f"{sizes[file]}). Export it again."
             )
         if (needed := _bytes_of(tensor)) not in (None, int(length)):
             raise CheckFailed(

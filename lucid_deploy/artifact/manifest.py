@@ -23,6 +23,7 @@ from lucid_deploy.model.description import LayerDescription
 
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
+ADAPTERS = "adapters.bin"  # LoRA adapters that rows of a batch choose; see lucid_deploy.artifact.adapters
 FORMAT, FORMAT_VERSION = "lucid-deploy", 2
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
@@ -64,6 +65,15 @@ class FileFacts(TypedDict):
 
     size: Size
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class AdapterSlots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the graphs reserve for LoRA adapters: the most of them, their largest rank, and which layers they change."""
+
+    count: Size
+    rank: Size
+    targets: tuple[Name, ...]  # names of linear layers within a layer, such as self_attn.q_proj, and lm_head
+    size: Size  # bytes of the matrices in the file
 
 
 class Ranges(TypedDict):
@@ -109,6 +119,7 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)  # fields of ExportOptions that were given
     adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
+    adapters: AdapterSlots | None = None  # None: the graphs have no input adapter_ids, and there is no file of adapters
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
@@ -137,6 +148,10 @@ class Manifest:
         data["config"] = self.config.to_dict()
         data["graphs"] = msgspec.to_builtins(self.graphs)
         data["layers"] = [layer.to_dict() for layer in self.layers]
+        if self.adapters is None:
+            del data["adapters"]
+        else:
+            data["adapters"] = msgspec.to_builtins(self.adapters)
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 

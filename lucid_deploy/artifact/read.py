@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact.adapters import StoredAdapter, check_adapters, read_adapters
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, VERIFY, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization import PACKED, PARTS, ROWS
@@ -55,6 +56,11 @@ class Artifact:
             self._graphs[stage] = check_external_data(self.graph_path(stage))
         return self._graphs[stage]
 
+    def adapters(self) -> tuple[StoredAdapter, ...]:
+        """Read which adapters there are now; ``lucid-deploy adapters`` may have changed them."""
+        slots = self.manifest.adapters
+        return () if slots is None else read_adapters(self.directory, slots)
+
     @property
     def writes_in_place(self) -> bool:
         """Whether decode writes rows into a static cache with ``TensorScatter``, as in opset 24."""
@@ -95,6 +101,7 @@ def _check_files(artifact: Artifact) -> None:
                 "Export it again."
             )
     _check_layers(manifest, directory)
+    artifact.adapters()
     for stage in manifest.graphs:
         graph = artifact.graph(stage)
         try:
@@ -118,6 +125,8 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
                     progress(read, total)
         if digest.hexdigest() != facts["sha256"]:
             wrong.append(name)
+    if artifact.manifest.adapters is not None:
+        check_adapters(artifact.directory, artifact.manifest.adapters)
     if wrong:
         raise CheckFailed(
             f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
@@ -153,12 +162,14 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
         for tensor in layer.cache
     ]
     static = any(item.name == "cache_length" for item in info.inputs)
+    by_row = any(item.name == "adapter_ids" for item in info.inputs)
     fits = (
         graph == listed
         and cache == wanted
         and info.outputs[0].shape[-1] == artifact.config.vocab_size
         and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
         and static == (stage != "prefill" and artifact.manifest.cache == "static")
+        and by_row == (artifact.manifest.adapters is not None)
     )
     if not fits:
         raise CheckFailed(
@@ -225,14 +236,15 @@ class ArtifactWatch:
 @contextmanager
 def unchanged(artifact: Artifact) -> Iterator[None]:
     """Fail a block that uses an artifact which is replaced meanwhile: its result may mix parts of two artifacts."""
-    watch = ArtifactWatch(artifact)
+    watch, adapters = ArtifactWatch(artifact), artifact.adapters()
     try:
         yield
     except Exception:
         watch.check()  # a clearer error than a library's about halves of two artifacts
         raise
     watch.check()
-    if read_manifest(artifact.directory).files != artifact.manifest.files:  # replaced before the watch was made
+    # replaced before the watch was made, or only its adapters, which the watch leaves alone
+    if read_manifest(artifact.directory).files != artifact.manifest.files or artifact.adapters() != adapters:
         raise CheckFailed(f"{artifact.directory} was replaced while it was read. Run the command again.")
 
 

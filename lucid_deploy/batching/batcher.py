@@ -217,9 +217,10 @@ class Batcher:
                 self._end(number, Finished(number, "refused", str(error)), events)
                 continue
             most = len(request.prompt_ids) - 1  # the last token gives the logits
-            cache = self._store.find(request.prompt_ids, most, request.cache_owner)
+            adapter = self.session.adapter_id(request.adapter)
+            cache = self._store.find(request.prompt_ids, most, request.cache_owner, adapter)
             if cache is None:
-                cache = self.session.empty_cache(1)
+                cache = self.session.empty_cache(1, np.array([adapter], np.int64))
             ids = list(request.prompt_ids[: cache.length])
             self._filling = Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
             del self._waiting[number]

@@ -60,6 +60,7 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     guided_grammar: GuidedGrammar = None
     bad_words: list[_StopText] | None = None
     stop: _StopText | list[_StopText] | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Prompt:
     stop_at_eos: bool
     bad_words: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    adapter: str | None = None
 
     def request(self, tokenizer: TextTokenizer | None) -> Request:
         """Return the request for the batcher, with the text tokenized."""
@@ -103,7 +105,9 @@ class Prompt:
         if self.bad_words:
             assert tokenizer is not None
             sampling = replace(sampling, bad_words=bad_word_ids(self.bad_words, tokenizer))
-        return Request(ids, self.max_new_tokens, sampling, self.stop_at_eos, constraint=self.constraint)
+        return Request(
+            ids, self.max_new_tokens, sampling, self.stop_at_eos, constraint=self.constraint, adapter=self.adapter
+        )
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def _prompt(number: int, line: bytes, defaults: PromptDefaults) -> Prompt:
         stop_at_eos=defaults.stop_at_eos,
         bad_words=tuple(_or(given.bad_words, defaults.bad_words)),
         constraint=_or(constraint_of({name: getattr(given, name) for name in NAMES}), defaults.constraint),
+        adapter=given.adapter,
     )
 
 

@@ -20,6 +20,7 @@ class Request:
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
+        adapter: Name of the adapter that it runs with; None: the session's default.
         client: Whose request it is; clients that wait take turns.
         constraint: The form of the answer; it ends when nothing can follow, or at an end-of-sequence token if the text
             is complete.
@@ -33,9 +34,11 @@ class Request:
     cache_owner: str = ""
     constraint: Constraint | None = None
     client: str = ""
+    adapter: str | None = None
 
     def check(self, session: Session) -> None:
         """Refuse a request that a session cannot run."""
+        session.adapter_id(self.adapter)
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         vocabulary = session.config.vocab_size
         self.sampling.check(vocabulary)

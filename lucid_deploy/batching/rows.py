@@ -153,6 +153,7 @@ class StaticRows(Rows):
         self._lengths = np.zeros((rows,), np.int64)
         self._ids = np.zeros((rows, 1), np.int64)
         self._positions = np.zeros((rows, 1), np.int64)
+        self._adapters = np.zeros((rows,), np.int64)
         self._mask = np.ones((rows, 0), np.int64)  # rows have no padding; beyond its length the graph masks a row
         self._layers: list[tuple[Array, ...]] = []
         self._bindings: dict[int, Any] = {}  # by number of rows
@@ -170,7 +171,7 @@ class StaticRows(Rows):
         self._make_room(cache.length + 1, cache.layers)
         for (tensor, buffer), (_, array) in zip(self._tensors(self._layers), self._tensors(cache.layers), strict=True):
             held(tensor, buffer[slot : slot + 1], cache.length)[:] = held(tensor, array[:1], cache.length)
-        self._lengths[slot] = cache.length
+        self._lengths[slot], self._adapters[slot] = cache.length, cache.adapter_ids[0]
         self._slots[slot : slot + 1] = [key]
 
     def leave(self, key: int) -> None:
@@ -187,7 +188,7 @@ class StaticRows(Rows):
             tuple(held(t, buffer[slot : slot + 1], length).copy() for t, buffer in zip(layout, layer, strict=True))
             for layout, layer in zip(self._decoding.layout, self._layers, strict=True)
         ]
-        return Cache(np.ones((1, length), dtype=bool), layers)
+        return Cache(np.ones((1, length), dtype=bool), layers, self._adapters[slot : slot + 1].copy())
 
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
         self._close_holes()
@@ -205,6 +206,7 @@ class StaticRows(Rows):
                 self._ids[:count],
                 self._positions[:count],
                 self._lengths[:count],
+                self._adapters[:count],
             )
         logits = self._decoding.run_bound(binding)
         found = {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
@@ -241,7 +243,8 @@ class StaticRows(Rows):
     def _bind_several(self, count: int, n: int) -> _BoundSeveral:
         ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)
         layers = [tuple(buffer[:count] for buffer in layer) for layer in self._layers]
-        binding = self._decoding.bind(layers, self._mask[:count], ids, positions, self._lengths[:count])
+        rows = (self._lengths[:count], self._adapters[:count])
+        binding = self._decoding.bind(layers, self._mask[:count], ids, positions, *rows)
         return _BoundSeveral(ids, positions, binding)
 
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
@@ -257,6 +260,7 @@ class StaticRows(Rows):
                 continue
             source, hole = len(self._slots), self._slots.index(None)
             length = self._lengths[hole] = self._lengths[source]
+            self._adapters[hole] = self._adapters[source]
             for tensor, buffer in self._tensors(self._layers):
                 held(tensor, buffer[hole : hole + 1], int(length))[:] = held(
                     tensor, buffer[source : source + 1], int(length)

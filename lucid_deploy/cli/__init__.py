@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": "Prove that an artifact computes what PyTorch computes.",
     "eval": "Measure how good an artifact's answers are.",
     "package": "Write what NVIDIA Triton, or trtexec and Polygraphy, take.",
+    "adapters": "List, add and remove the LoRA adapters of an artifact.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "conformance": "Check that a runtime computes our operators correctly, case by case.",

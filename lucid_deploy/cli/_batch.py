@@ -116,6 +116,9 @@ def _facts(
     with reading(artifact.path(MANIFEST)):
         manifest = artifact.path(MANIFEST).read_bytes()
     used = {**asdict(defaults), "extrapolation": session.allow_extrapolation}
+    if session.adapters is not None:
+        used["adapters"] = {name: each.sha256 for name, each in session.adapters.items()}
+        used["adapter"] = session.default_adapter
     facts = {
         "artifact": hashlib.sha256(manifest).hexdigest(),
         "runtime": session.label,

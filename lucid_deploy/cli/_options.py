@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,6 +79,20 @@ class NumberList(click.ParamType):
         return tuple(dict.fromkeys(numbers))
 
 
+class NamedFolder(click.ParamType):
+    """A name and a folder, ``NAME=DIR``."""
+
+    name = "name=dir"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, folder = str(value).partition("=")
+        if not (name and equals and Path(folder).is_dir()):
+            self.fail(f"{value!r} is not NAME=DIR with the folder of an adapter.", param, ctx)
+        return name, Path(folder)
+
+
 def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
     """Return an option that is one of several types of numbers; the first one is the default."""
     text = f"{help} Also: {', '.join(short for short, full in SHORT_TYPES.items() if full in types)}."
@@ -116,6 +131,7 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
         type=click.Choice(ABLATIONS),
         help="With --runtime torch: leave out the preconditioner (Y = V) or the normalization of its keys.",
     ),
+    "adapter": dict(metavar="NAME", help="Run with this adapter, of those that lucid-deploy adapters list names."),
     "threads": dict(
         type=int, help="Threads within an operator; default: the runtime's choice, or as many as this process may use."
     ),

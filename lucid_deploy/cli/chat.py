@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @artifact_argument
 @click.option("--system", metavar="TEXT", help="The system message, for models with a chat template.")
 @click.option("--completion", is_flag=True, help="Continue one text, though the model has a chat template.")
-@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation")
 @answer_options(512, 512, "Run prompts N tokens at a time.")
 @speculation_options
 @click.option("--history", metavar="FILE", help="Keep the lines that were typed in FILE; otherwise they are forgotten.")

@@ -77,7 +77,7 @@ def _kind(options: SimpleNamespace) -> str:
     help="ruler, mniah, longbench, scrolls or babilong, with the settings of LUCID's authors.",
 )
 @click.option("--text", metavar="FILE", type=click.Path(), help="Measure the perplexity of a text.")
-@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation", "ablate")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),

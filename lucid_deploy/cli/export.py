@@ -11,7 +11,7 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
-from lucid_deploy.cli._options import choice_option, json_option, trust_option, type_option
+from lucid_deploy.cli._options import NamedFolder, choice_option, json_option, trust_option, type_option
 from lucid_deploy.cli._sources import refuse_given
 
 if TYPE_CHECKING:
@@ -180,6 +180,26 @@ _QUANTIZATION = (
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="DIR",
     help="Add a LoRA adapter, as PEFT saves it, to the weights; they may be quantized afterwards.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=NamedFolder(),
+    metavar="NAME=DIR",
+    help="Keep a LoRA adapter apart from the weights, so that each row of a batch may have its own; may be repeated.",
+)
+@click.option(
+    "--max-adapters",
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    help="Leave room for so many adapters, in all linear layers: lucid-deploy adapters adds them later.",
+)
+@click.option(
+    "--max-adapter-rank",
+    type=click.IntRange(1, 4096),
+    metavar="R",
+    help="The largest rank to leave room for. Default: that of the adapters, or 16 without any.",
 )
 @trust_option
 @hub_options

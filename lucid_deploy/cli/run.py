@@ -46,7 +46,7 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 @click.option("-p", "--prompt", help="The prompt, as an option instead; - reads it from stdin.")
 @click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
-@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation", "ablate")
 @answer_options(128, None, "Run a prompt N tokens at a time; default: 1024, with --batch 512.")
 @speculation_options
 @click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
@@ -94,7 +94,8 @@ def command(
     With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and optionally "id",
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty",
     "repetition_penalty", "logit_bias" (an object from token ids to numbers) and "bad_words" (a list), and one of
-    "guided_json" (a schema), "guided_regex", "guided_choice" (a list) and "guided_grammar"; they replace the options.
+    "guided_json" (a schema), "guided_regex", "guided_choice" (a list) and "guided_grammar", and "adapter" (a name);
+    they replace the options.
     Each line of the output is an answer with the number of its "line", in the order in which they are completed. After
     an interruption run the same command again: it continues where it stopped.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -86,6 +87,14 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     type=click.Choice(["transformers"]),
     help="Compare with the checkpoint in transformers' own class too, in float64; standard attention only.",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME",
+    help="Verify the model with this adapter; base is the model without one; may be repeated. Default: base and all "
+    "adapters, one after the other.",
+)
 @trust_option
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
 @json_option("all results")
@@ -93,6 +102,7 @@ def command(
     artifact: str,
     runtime: RuntimeOptions,
     chosen_kernels: str,
+    adapters: tuple[str, ...],
     page: str | None,
     json_target: str | None,
     **given: Any,
@@ -117,6 +127,7 @@ def command(
 
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.artifact.adapters import BASE
     from lucid_deploy.cli._console import console_out, progress, write_json, write_text
     from lucid_deploy.cli._generation_options import read_file
     from lucid_deploy.errors import LucidError
@@ -132,22 +143,26 @@ def command(
     if page is not None and len(choices) > 1:
         raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
     opened = open_artifact(artifact)
+    alone = given["golden"] is not None or given["against"] is not None  # which are about the base
+    names = adapters or (BASE, *(() if alone else (each.name for each in opened.adapters())))
+    if page is not None and len(names) > 1:
+        raise LucidError(f"--report is a page about one adapter: name it with --adapter, or {BASE} for none.")
     given["explain"] |= page is not None
     if given["text"] is not None:
         given["text"] = read_file("--text", given["text"])[: given["text_tokens"] * TOKEN_CHARACTERS]
     options = VerifyOptions(runtime=runtime, **given)
     found: dict[str, Verification] = {}
-    for kernels in choices:
+    for kernels, adapter in itertools.product(choices, names):
+        chosen = replace(runtime, kernels=kernels, adapter=None if adapter == BASE else adapter)
+        run = " ".join(([kernels] if len(choices) > 1 else []) + ([adapter] if len(names) > 1 else []))
         with progress("Verifying") as listener:
-            found[kernels] = verify_artifact(
-                opened, replace(options, runtime=replace(runtime, kernels=kernels)), listener
-            )
+            found[run] = verify_artifact(opened, replace(options, runtime=chosen), listener)
         if json_target != "-":
-            console_out.print(render(found[kernels]))
-    if page is not None and found[chosen_kernels].comparisons:
+            console_out.print(render(found[run]))
+    if page is not None and found[""].comparisons:
         from lucid_deploy.parity.page import render_page
 
-        write_text(render_page(found[chosen_kernels]), page)
+        write_text(render_page(found[""]), page)
     if json_target is not None:
         write_json(_data(found), json_target)
     for verification in found.values():
@@ -155,8 +170,8 @@ def command(
 
 
 def _data(found: dict[str, Verification]) -> dict[str, Any]:
-    """Return plain data for JSON: of one verification, or of several by their kernels."""
+    """Return plain data for JSON: of one verification, or of several by their kernels and adapters."""
     if len(found) == 1:
         return next(iter(found.values())).to_dict()
-    runs = {kernels: verification.to_dict() for kernels, verification in found.items()}
+    runs = {run: verification.to_dict() for run, verification in found.items()}
     return {"passed": all(verification.passed for verification in found.values()), "runs": runs}

@@ -251,12 +251,13 @@ def open_drafters(
 ) -> MakeDrafter | None:
     """Return a function that makes a drafter for each text; None without speculation.
 
-    ``draft`` is the artifact of the draft model, with the mode of that name; an ablation in ``options`` does not apply.
+    ``draft`` is the artifact of the draft model, with the mode of that name; ``options`` apply
+    to it, except for an ablation and an adapter.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:
         try:
-            session = open_session(opened, replace(options or RuntimeOptions(), ablate=None))
+            session = open_session(opened, replace(options or RuntimeOptions(), ablate=None, adapter=None))
         except LucidError as error:
             raise type(error)(f"--draft {draft} cannot be opened: {error}") from error
         return ModelDrafters(session, artifact.config.vocab_size)

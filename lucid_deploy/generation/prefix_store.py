@@ -12,7 +12,7 @@ from lucid_deploy.cache.layout import cuts_exactly
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-_Key = tuple[str, bytes]  # owner, token ids
+_Key = tuple[tuple[str, int], bytes]  # owner and adapter, token ids
 
 
 class PrefixStore:
@@ -23,7 +23,7 @@ class PrefixStore:
     with all of its text, so beginnings of a text are stored as well.
 
     Entries have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
-    what another has asked.
+    what another has asked. Keys and values depend on the adapter too, so texts of different adapters share nothing.
 
     ``budget`` is the most tokens to keep, over all entries; 0 keeps nothing.
     """
@@ -57,7 +57,8 @@ class PrefixStore:
             )
         if not 0 < len(new) <= self.budget:
             return
-        for key, old in self._of(owner):
+        group = owner, int(cache.adapter_ids[0])
+        for key, old in self._of(group):
             shared = _common(old, new)
             if shared == len(new) and self._gives(shared, old):  # this one and more is there already
                 self._entries.move_to_end(key)
@@ -66,19 +67,19 @@ class PrefixStore:
                 del self._entries[key]
         while self._entries and self.tokens + len(new) > self.budget:
             self._entries.popitem(last=False)
-        self._entries[owner, new.tobytes()] = (new, self._session.fork(cache))
+        self._entries[group, new.tobytes()] = (new, self._session.fork(cache))
 
-    def find(self, ids: Sequence[int], most: int | None = None, owner: str = "") -> Cache[Any] | None:
-        """Return a cache of the longest beginning of a text that its owner has run; None if there is none.
+    def find(self, ids: Sequence[int], most: int | None = None, owner: str = "", adapter: int = 0) -> Cache[Any] | None:
+        """Return a cache of the longest beginning of a text that its owner has run with an adapter; else None.
 
         At most ``most`` tokens are returned; None: all of the text.
         """
         wanted = np.asarray(ids, dtype=np.int64)[: len(ids) if most is None else most]
-        common = ((_common(old, wanted), key, old) for key, old in self._of(owner))
+        common = ((_common(old, wanted), key, old) for key, old in self._of((owner, adapter)))
         shared, best = max(
             ((shared, key) for shared, key, old in common if self._gives(shared, old)),
             key=lambda item: item[0],
-            default=(0, ("", b"")),
+            default=(0, (("", 0), b"")),
         )
         if shared == 0:
             return None
@@ -99,8 +100,8 @@ class PrefixStore:
         """Whether the cache of a text can be cut back to its first tokens."""
         return cuts_exactly(self._session.layout, shared, len(ids))
 
-    def _of(self, owner: str) -> list[tuple[_Key, Array]]:
-        return [(key, ids) for key, (ids, _) in self._entries.items() if key[0] == owner]
+    def _of(self, group: tuple[str, int]) -> list[tuple[_Key, Array]]:
+        return [(key, ids) for key, (ids, _) in self._entries.items() if key[0] == group]
 
 
 def _common(first: Array, second: Array) -> int:

@@ -104,6 +104,22 @@ class Adapter:
         """Names of the weights that it changes, as the base's class has them."""
         return frozenset((*self._updates, *self._replaced))
 
+    @property
+    def replaced(self) -> frozenset[str]:
+        """Names of the weights and biases that it has whole."""
+        return frozenset(self._replaced)
+
+    @property
+    def rank(self) -> int:
+        """Its largest rank."""
+        return max((update.a.shape[0] for update in self._updates.values() if update.a is not None), default=1)
+
+    def matrices(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return A ``(r, in)`` and B ``(out, r)`` of a linear layer, float32, with the scale in B."""
+        update = self._updates[name]
+        assert update.a is not None and update.b is not None
+        return update.a.float(), update.scale * update.b.float()
+
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
         """Check that the adapter belongs to a checkpoint; return notes.
 

@@ -14,7 +14,7 @@ from lucid_deploy.model.config import LUCID, LucidConfig
 from lucid_deploy.model.config_file import GenerationFile, checked, read_config, read_object, token_ids
 from lucid_deploy.model.config_keys import unknown_keys, value_of
 from lucid_deploy.model.description import describe
-from lucid_deploy.model.families import StoredParameter, family_of
+from lucid_deploy.model.families import Family, StoredParameter, family_of
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_files import (
     find_tensor_files,
@@ -140,7 +140,7 @@ class Checkpoint:
         import safetensors
 
         if place.name in self.packed:
-            return _rows(self.packed[place.name].read(self._stored_tensor, self.directory).dequantize(), place)
+            return select_rows(self.packed[place.name].read(self._stored_tensor, self.directory).dequantize(), place)
         stored = self._named[place.name]
         path = self._file_of[stored]
         try:
@@ -170,11 +170,11 @@ class Checkpoint:
     def _placed(self, file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
         """Read a parameter, which may be some rows of a fused tensor, with what the adapter adds to it."""
         if self.adapter is not None and place.name in self.adapter.weights:
-            return _rows(self.adapter.merged(place.name, file.get_tensor(stored)), place)
+            return select_rows(self.adapter.merged(place.name, file.get_tensor(stored)), place)
         if place.rows is not None and place.groups == 1:
             rows: torch.Tensor = file.get_slice(stored)[slice(*place.rows)]
             return rows
-        return _rows(file.get_tensor(stored), place)
+        return select_rows(file.get_tensor(stored), place)
 
     def _open_adapter(self, directory: str | Path) -> Adapter:
         adapter = Adapter(directory)
@@ -247,16 +247,7 @@ class Checkpoint:
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
         """Return the expected shape of every tensor in the file, by its stored name."""
-        wanted: dict[str, tuple[int, ...]] = {}
-        for name, shape in self.stored_shapes().items():
-            place = self._family.stored(name, self.config)
-            if place.parts and place.name not in self._named:  # transformers reads experts that are stacked, too
-                wanted.update(place.parts)
-                continue
-            if place.rows is not None:
-                shape = (max(place.rows[1] * place.groups, *wanted.get(place.name, (0,))[:1]), *shape[1:])
-            wanted[place.name] = shape
-        return wanted
+        return file_shapes(self.config, self._family, self._named)
 
     def _check_tensors(self) -> None:
         wanted = self._expected()
@@ -305,11 +296,27 @@ class Checkpoint:
             )
 
 
-def _rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
+def select_rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
     """Select the rows of a parameter from a fused tensor."""
     if place.rows is None:
         return whole
     return whole.unflatten(0, (place.groups, -1))[:, slice(*place.rows)].flatten(0, 1)
+
+
+def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a checkpoint's files, by its stored name; ``named``: names that are there."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, shape in expected_shapes(config).items():
+        if config.tie_word_embeddings and name == _HEAD:
+            continue
+        place = family.stored(name, config)
+        if place.parts and place.name not in named:  # transformers reads experts that are stacked, too
+            wanted.update(place.parts)
+            continue
+        if place.rows is not None:
+            shape = (max(place.rows[1] * place.groups, *wanted.get(place.name, (0,))[:1]), *shape[1:])
+        wanted[place.name] = shape
+    return wanted
 
 
 def _take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.adapters import BASE
 from lucid_deploy.artifact.quantized_bytes import dequantize, read_scales, scaled
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.adapters import LinearLayers
+from lucid_deploy.model.adapter import Adapter
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
 from lucid_deploy.parity.targets import Progress
 from lucid_deploy.runtimes.session import Session
@@ -81,6 +84,7 @@ class ReferenceModels:
     source: Checkpoint
     artifact: Artifact | None = None  # the session's; without it, nothing is taken to be quantized
     progress: Progress | None = None  # called while weights are loaded
+    adapter: Adapter | None = None  # the one that the candidate runs with, as PEFT saved it
 
     @property
     def quantized(self) -> bool:
@@ -95,7 +99,8 @@ class ReferenceModels:
         """Open PyTorch in float64, its weights cast while they are used."""
         from lucid_deploy.parity.on_demand import float64_on_demand
 
-        return self._session(float64_on_demand(self.source.config, _weights(self.source, self.artifact)))
+        model = float64_on_demand(self.source.config, _weights(self.source, self.artifact))
+        return self._session(model, is_folded=self.quantized)
 
     def baseline_layers(self) -> TorchLayers:
         """Open the baseline for running its layers one by one."""
@@ -142,14 +147,48 @@ class ReferenceModels:
             model = _quantized_model(self.artifact, self.candidate, dtype)
         else:
             model = load_model(self.source, getattr(torch, dtype), progress=loading)
-        return self._session(model.store_cache_as(cache_dtype))
+        return self._session(model.store_cache_as(cache_dtype), is_folded=self.quantized)
 
-    def _session(self, model: CausalModel) -> TorchSession:
+    def _session(self, model: CausalModel, is_folded: bool = False) -> TorchSession:
         from lucid_deploy.runtimes.torch.session import TorchSession
 
+        if self.adapter is not None:
+            folded = read_scales(self.artifact.directory) if is_folded and self.artifact is not None else {}
+            _add_adapter(model, LinearLayers(self.source.config).matrices(self.adapter, folded))
         session = TorchSession(model)
         session.config = self.candidate.config  # engines may take less context than the model: prompts must fit both
         return session
+
+
+def open_adapter(artifact: Artifact, name: str | None) -> Adapter | None:
+    """Open the adapter of a name as PEFT saved it; None for the base.
+
+    Raises:
+        LucidError: There is no such adapter, or it is not any more where it was taken from.
+    """
+    if name in (None, BASE):
+        return None
+    stored = next((each for each in artifact.adapters() if each.name == name), None)
+    if stored is None:
+        known = ", ".join((BASE, *(each.name for each in artifact.adapters())))
+        raise LucidError(f"{artifact.directory} has no adapter {name!r}; there are {known}.")
+    if not Path(stored.source).is_dir():
+        raise LucidError(
+            f"The adapter {name} was taken from {stored.source}, which is not there any more. Put it back, or verify "
+            f"others with --adapter; --adapter {BASE} is the model without one."
+        )
+    return Adapter(stored.source)
+
+
+def _add_adapter(model: CausalModel, matrices: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Add what an adapter's A ``(in, rank)`` and B ``(rank, out)`` compute to linear layers, by their names."""
+    kind = model.embedding.dtype
+
+    def hook(a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+        return lambda _, inputs, output: output + (inputs[0].to(kind) @ a @ b).to(output.dtype)
+
+    for name, (a, b) in matrices.items():
+        model.get_submodule(name).register_forward_hook(hook(a.to(kind), b.to(kind)))
 
 
 def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> CausalModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.adapters import BASE
 from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from lucid_deploy.parity.compare import check, measure_cost
 from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids
 from lucid_deploy.parity.other_references import OtherReferences, open_references
 from lucid_deploy.parity.perplexity import Perplexity, TextCost, compare_perplexity, cost_on_text, session_logits
-from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
+from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
@@ -59,6 +60,8 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     if options.tolerance is not None:
         check_tolerance(options.tolerance)
     source = find_checkpoint(artifact, options.checkpoint, options.trust_remote_code)
+    if open_adapter(artifact, options.runtime.adapter) is not None and (options.golden or options.against):
+        raise LucidError(f"--golden and --against are about the model without an adapter: add --adapter {BASE}.")
     prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
     options = replace(options, prompt=prompt, text=text)
     others = open_references(options.golden, options.against, source, artifact.manifest.layers, artifact)
@@ -110,7 +113,8 @@ def verify_against(
     text = text_ids(options.text, artifact, options.text_tokens)
     if others is None:
         others = open_references(options.golden, options.against, source, candidate.layers, artifact)
-    models = ReferenceModels(candidate, source, artifact, progress)
+    adapter = None if artifact is None else open_adapter(artifact, options.runtime.adapter)
+    models = ReferenceModels(candidate, source, artifact, progress, adapter)
     targets = prepare(
         models.baseline,
         models.reference,
@@ -192,7 +196,10 @@ def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress | 
 
 
 def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> dict[str, Any]:
-    manifest = artifact.manifest
+    manifest, adapter = artifact.manifest, options.runtime.adapter
+    words = (
+        "" if manifest.adapters is None else ", without adapter" if adapter in (None, BASE) else f", adapter {adapter}"
+    )
     return {
         "artifact": str(artifact.directory),
         "checkpoint": str(source.directory),
@@ -200,7 +207,7 @@ def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> di
         "provider": None,
         "kernels": None,
         "model": manifest.config.to_dict(),
-        "summary": summarize(manifest.config),
+        "summary": summarize(manifest.config) + words,
         "cache": f"{manifest.cache}, {manifest.cache_dtype}",
         "files": len(manifest.files),
         "bytes": sum(int(item["size"]) for item in manifest.files.values()),

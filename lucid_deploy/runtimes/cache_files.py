@@ -43,6 +43,9 @@ def save_cache(session: Session[Any], cache: Cache[Any], path: str | Path, ids: 
         "cache_dtype": session.cache_dtype,
         "sha256": _digest(tensors),
     }
+    if cache.adapter_ids.any():
+        hashes = {each.slot: each.sha256 for each in (session.adapters or {}).values()}
+        metadata["adapters"] = json.dumps([hashes.get(slot, "") for slot in cache.adapter_ids.tolist()])
     _write(Path(path), save(tensors, metadata))
 
 
@@ -65,9 +68,15 @@ def load_cache(session: Session[Any], path: str | Path) -> tuple[Cache[Any], lis
     if metadata.get("sha256") != _digest(tensors):
         raise CheckFailed(f"{path} is damaged: its content does not have the sha256 it was written with.")
     try:
-        return _cache_of(session, tensors)
+        cache, ids = _cache_of(session, tensors)
+        hashes = json.loads(metadata.get("adapters", "[]")) or [""] * cache.batch
     except (KeyError, ValueError) as error:
         raise CheckFailed(f"{path} is damaged: {error!r}.") from error
+    slots = {"": 0} | {each.sha256: each.slot for each in (session.adapters or {}).values()}
+    if not {*hashes} <= slots.keys() or len(hashes) != cache.batch:
+        raise LucidError(f"{path} was computed with an adapter that is not there. Run its text again.")
+    cache.adapter_ids = np.array([slots[each] for each in hashes], np.int64)
+    return cache, ids
 
 
 def _cache_of(session: Session[Any], tensors: dict[str, Array]) -> tuple[Cache[Any], list[int] | None]:

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens so far, KV key/value heads, D head width.
 from __future__ import annotations
 
 from abc import ABC
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -27,6 +27,12 @@ class Cache(Generic[Tensor]):
     mask: Array  # bool (B, T), False at padding
     # Per layer the tensors of its layout in their stored form, such as K and Y, each (B, KV, T, D).
     layers: list[tuple[Tensor, ...]]
+    # Int64 (B,): the adapter that each row was computed with, 0 for none. Keys and values depend on it.
+    adapter_ids: Array = field(default_factory=lambda: np.zeros((0,), np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.adapter_ids) != self.batch:
+            self.adapter_ids = np.zeros((self.batch,), np.int64)
 
     @property
     def batch(self) -> int:
@@ -44,6 +50,7 @@ class CacheOperations(ABC, Generic[Tensor]):
 
     layers: tuple[LayerDescription, ...]
     layout: CacheLayout  # what they cache
+    default_adapter: int = 0  # of rows whose adapter is not given
 
     def _to_array(self, tensor: CacheTensor, value: Tensor) -> Array:
         """Return a cached tensor as an array in its stored form; it may share memory."""
@@ -53,19 +60,23 @@ class CacheOperations(ABC, Generic[Tensor]):
         """Return an array in the stored form as a cached tensor; it may share memory."""
         return array  # type: ignore[return-value]
 
-    def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
-        """Return the cache before the first token."""
+    def empty_cache(self, batch: int = 1, adapter_ids: Array | None = None) -> Cache[Tensor]:
+        """Return the cache before the first token, of rows with these adapters; None: the default one."""
         if batch < 0:
             raise LucidError(f"A batch cannot have {batch} rows.")
-        return self.cache_from_arrays(empty_arrays(self.layers, batch), np.ones((batch, 0), dtype=bool))
+        arrays = empty_arrays(self.layers, batch)
+        return self.cache_from_arrays(arrays, np.ones((batch, 0), dtype=bool), adapter_ids)
 
-    def cache_from_arrays(self, layers: list[tuple[Array, ...]], mask: Array) -> Cache[Tensor]:
+    def cache_from_arrays(
+        self, layers: list[tuple[Array, ...]], mask: Array, adapter_ids: Array | None = None
+    ) -> Cache[Tensor]:
         """Return a cache with given content: per layer the tensors of its layout without scales, and the mask.
 
         Raw keys K and preconditioned values Y are float32 ``(B, KV, T, D)``; the mask is bool ``(B, T)``.
         """
         check_arrays(layers, self.layout, *mask.shape)
-        return Cache(mask, self._layers_from_arrays(layers))
+        ids = np.full(len(mask), self.default_adapter, np.int64) if adapter_ids is None else adapter_ids
+        return Cache(mask, self._layers_from_arrays(layers), ids)
 
     def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, ...]]:
         """Return what is cached per layer, without scales, as numpy arrays: float32 for half types, else their own."""
@@ -76,7 +87,7 @@ class CacheOperations(ABC, Generic[Tensor]):
 
     def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
         """Return an independent copy of a cache. Growing tensors are shared, not copied."""
-        return Cache(cache.mask, list(cache.layers))
+        return Cache(cache.mask, list(cache.layers), cache.adapter_ids)
 
     def truncate(self, cache: Cache[Tensor], length: int) -> None:
         """Keep the first ``length`` columns, padding included, as if the later tokens had never been run.

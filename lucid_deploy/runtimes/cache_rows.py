@@ -27,6 +27,7 @@ class CacheRow:
 
     tokens: int  # how many it has seen
     layers: list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, from row_content
+    adapter: int = 0  # what it was computed with, see Cache.adapter_ids
 
 
 def _layouts(session: Session[Any]) -> list[LayerLayout]:
@@ -43,6 +44,7 @@ def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) ->
         CacheRow(
             int(cache.mask[row].sum()),
             [tuple(row_content(t, x, cache.mask, row) for t, x in zip(*pair, strict=True)) for pair in pairs],
+            int(cache.adapter_ids[row]),
         )
         for row in rows
     ]
@@ -62,7 +64,7 @@ def cache_of_rows(session: Session[Any], rows: Sequence[CacheRow]) -> Cache[Any]
         )
         for index, layout in enumerate(_layouts(session))
     ]
-    return session.cache_from_arrays(merged, mask)
+    return session.cache_from_arrays(merged, mask, np.array([row.adapter for row in rows], np.int64))
 
 
 def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> Cache[Any]:

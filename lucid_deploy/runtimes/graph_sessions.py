@@ -92,6 +92,7 @@ class _BoundBuffers:
     layers: ArrayLayers  # (K, Y[, scale of K, scale of Y]), each (B, KV, M, ·)
     mask: Array  # int64 (B, M)
     length: Array  # int64 (B,)
+    adapter_ids: Array  # int64 (B,)
     tokens: dict[int, _BoundTokens]  # by N
 
 
@@ -109,7 +110,13 @@ class StaticSession(Session[Any]):
 
     @abstractmethod
     def bind(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+        self,
+        layers: Sequence[tuple[Array, ...]],
+        mask: Array,
+        input_ids: Array,
+        positions: Array,
+        length: Array,
+        adapter_ids: Array | None = None,
     ) -> BoundStep:
         """Bind arrays to a step, which reads them and writes each row's N new tokens into its buffers.
 
@@ -122,6 +129,7 @@ class StaticSession(Session[Any]):
             input_ids: Int64 ``(B, N)``; N = 1 is decoding, more are those of ``decode_several``.
             positions: Int64 ``(B, N)``.
             length: Int64 ``(B,)``, tokens in each row before the new ones.
+            adapter_ids: Int64 ``(B,)``, the adapter of each row; not read by graphs without adapters.
         """
 
     @abstractmethod
@@ -146,7 +154,7 @@ class StaticSession(Session[Any]):
 
     def fork(self, cache: Cache[Any]) -> Cache[Any]:
         # Buffers are written in place.
-        return Cache(cache.mask, [tuple(x.copy() for x in layer) for layer in cache.layers])
+        return Cache(cache.mask, [tuple(x.copy() for x in layer) for layer in cache.layers], cache.adapter_ids)
 
     @property
     def cuts_freely(self) -> bool:
@@ -192,11 +200,13 @@ class StaticSession(Session[Any]):
             bound = self._bound = self._bind(layers, past, n, mask)
         if n not in bound.tokens:
             ids, places = np.zeros(input_ids.shape, np.int64), np.zeros(input_ids.shape, np.int64)
-            bound.tokens[n] = _BoundTokens(ids, places, self.bind(layers, bound.mask, ids, places, bound.length))
+            step = self.bind(layers, bound.mask, ids, places, bound.length, bound.adapter_ids)
+            bound.tokens[n] = _BoundTokens(ids, places, step)
         inputs = bound.tokens[n]
         inputs.input_ids[:] = input_ids
         inputs.positions[:] = tokens.positions
         bound.length[:] = past
+        bound.adapter_ids[:] = 0 if tokens.adapter_ids is None else tokens.adapter_ids
         bound.mask[:, :past] = mask[:, :past]  # tokens may have been taken back
         return bound, inputs
 
@@ -211,7 +221,7 @@ class StaticSession(Session[Any]):
             layers[index] = tuple(_moved(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
         whole = np.zeros((batch, room), np.int64)
         whole[:, :past] = mask[:, :past]
-        return _BoundBuffers(layers, whole, np.zeros((batch,), np.int64), {})
+        return _BoundBuffers(layers, whole, np.zeros((batch,), np.int64), np.zeros((batch,), np.int64), {})
 
 
 def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:

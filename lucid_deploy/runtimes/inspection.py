@@ -68,6 +68,9 @@ def remarks(artifact: Artifact) -> list[str]:
     found = [] if hub is None else [f"From the Hugging Face Hub: {hub['repository']}, commit {hub['commit']}."]
     assumed = [f"Assumed unused: {key}, which is {value!r}." for key, value in manifest.assumed_unused.items()]
     adapter = [] if manifest.adapter is None else [f"The LoRA adapter {manifest.adapter} is in its weights."]
+    if manifest.adapters is not None:
+        slots, names = manifest.adapters, ", ".join(each.name for each in artifact.adapters()) or "none"
+        adapter.append(f"Adapters of each row: {names}; room for {slots.count} of rank {slots.rank}.")
     return [*found, *adapter, *manifest.notes, *assumed]
 
 
@@ -96,10 +99,10 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
     """Return the bytes of weights of each type, as ONNX spells it in lower case; what both graphs read counts once."""
     import onnx
 
-    sizes: dict[int, tuple[str, int]] = {}
+    sizes: dict[tuple[str, int], tuple[str, int]] = {}
     for weight in (weight for stage in STAGES for weight in artifact.weights(stage)):
         kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
-        sizes[weight.offset] = ("float32" if kind == "float" else kind, weight.size)
+        sizes[weight.file, weight.offset] = ("float32" if kind == "float" else kind, weight.size)
     totals: Counter[str] = Counter()
     for kind, size in sizes.values():
         totals[kind] += size
@@ -112,7 +115,8 @@ def parameters(artifact: Artifact) -> dict[str, int]:
     record = manifest.quantization
     quantized = {} if record is None else {name: tensor.shape for name, tensor in record.tensors.items()}
     parts = () if record is None else tuple(name + part for name in quantized for part in record.parts(name))
-    shapes = {weight.name: weight.shape for stage in STAGES for weight in artifact.weights(stage)}
+    read = (weight for stage in STAGES for weight in artifact.weights(stage) if weight.file == WEIGHTS)
+    shapes = {weight.name: weight.shape for weight in read}
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in parts}
     sizes |= {name: math.prod(shape) for name, shape in quantized.items()}
     graph, place = artifact.graph("decode").graph, EXPERT_MATMUL.place("W")

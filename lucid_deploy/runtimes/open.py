@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
-_EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation"})  # options that every runtime supports
+_EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation", "adapter"})  # options that every runtime supports
 
 
 def open_session(
@@ -37,6 +37,9 @@ def open_session(
     chosen.check_installed(wanted)
     with unchanged(opened):  # graphs of two exports together would give wrong answers
         session = chosen.open(opened, wanted)
+        if opened.manifest.adapters is not None:
+            session.adapters = {each.name: each for each in opened.adapters()}
+    session.default_adapter = session.adapter_id(wanted.adapter)
     record = opened.manifest.quantization
     session.rounded_inputs = None if record is None else record.rounded_inputs(session.capabilities.rounds_activations)
     return session

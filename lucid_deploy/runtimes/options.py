@@ -30,6 +30,7 @@ class RuntimeOptions:
     # graph's functions, or auto: the library if it has been built.
     kernels: str = "auto"
     ablate: str | None = None  # with PyTorch, a part of LUCID attention to leave out
+    adapter: str | None = None  # name of the adapter that rows are computed with if nothing else is said; None: none
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import VERIFY
+from lucid_deploy.artifact.adapters import BASE, StoredAdapter
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, drafts_unsupported_reason, layout_of
@@ -38,19 +39,23 @@ class NewTokens:
         input_ids: Int64 ``(B, N)``.
         mask: Bool ``(B, P + N)``, False at padding.
         positions: Int64 ``(B, N)``.
+        adapter_ids: Int64 ``(B,)``; None for graphs without adapters.
     """
 
     input_ids: Array
     mask: Array
     positions: Array
+    adapter_ids: Array | None = None
 
     @staticmethod
-    def after(input_ids: Array, past: int = 0, mask: Array | None = None) -> NewTokens:
+    def after(
+        input_ids: Array, past: int = 0, mask: Array | None = None, adapter_ids: Array | None = None
+    ) -> NewTokens:
         """Number new tokens ``(B, N)`` behind ``past`` cached columns; mask ``(B, P + N)``, None: no padding."""
         batch, n = input_ids.shape
         full = np.ones((batch, past + n), dtype=bool) if mask is None else mask
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, past:]
-        return NewTokens(input_ids, full, positions)
+        return NewTokens(input_ids, full, positions, adapter_ids)
 
     @property
     def past(self) -> int:
@@ -71,6 +76,7 @@ class NewTokens:
             "input_ids": np.ascontiguousarray(self.input_ids),
             "attention_mask": self.mask.astype(np.int64),
             "position_ids": np.ascontiguousarray(self.positions),
+            **({} if self.adapter_ids is None else {"adapter_ids": self.adapter_ids}),
         }
 
 
@@ -107,6 +113,7 @@ class Session(CacheOperations[Tensor]):
         identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
         rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``; None: they are not.
             Sums in another order then change results by as much as that rounding.
+        adapters: The adapters by name, whose slots are values of ``adapter_ids``; None: its graphs take none.
     """
 
     def __init__(
@@ -132,6 +139,26 @@ class Session(CacheOperations[Tensor]):
         self.limits: Limits | None = None
         self.identity: str | None = None
         self.rounded_inputs: str | None = None
+        self.adapters: dict[str, StoredAdapter] | None = None
+
+    def adapter_id(self, name: str | None) -> int:
+        """Return the value of ``adapter_ids`` for a name: ``base`` is the model without an adapter, None the default.
+
+        Raises:
+            LucidError: There is no such adapter.
+        """
+        if name is None:
+            return self.default_adapter
+        if name == BASE:
+            return 0
+        if self.adapters is None:
+            raise LucidError(
+                f"This model has no adapters, so there is no {name!r}. Export it with --adapter NAME=DIR, or with "
+                "--max-adapters to add them later."
+            )
+        if name not in self.adapters:
+            raise LucidError(f"There is no adapter {name!r}; there are {', '.join((BASE, *self.adapters))}.")
+        return self.adapters[name].slot
 
     def close(self) -> None:
         """Release what the session holds; it cannot be used any more. Most sessions need no call."""
@@ -278,7 +305,7 @@ class Session(CacheOperations[Tensor]):
     def _advance(self, stage: str, input_ids: Array, mask: Array, cache: Cache[Tensor], keep: int) -> Array:
         """Run new tokens with one of the graphs and add them to the cache; return the logits of the last ``keep``."""
         full = np.concatenate([cache.mask, mask], axis=1)
-        tokens = NewTokens.after(input_ids, cache.length, full)
+        tokens = NewTokens.after(input_ids, cache.length, full, self._checked_adapters(cache))
         logits, layers = self._run(stage, tokens, cache.layers, keep)
         if keep == 1 and logits.ndim == 3:
             logits = tokens.last_logits(logits)
@@ -291,6 +318,14 @@ class Session(CacheOperations[Tensor]):
         cache.mask = full
         cache.layers = layers if isinstance(layers, list) else list(layers)  # a list stays itself: it may be bound
         return logits
+
+    def _checked_adapters(self, cache: Cache[Tensor]) -> Array | None:
+        """Return the rows' adapters for the graphs, after checking that there are such adapters."""
+        slots = {BASE: 0} | {name: each.slot for name, each in (self.adapters or {}).items()}
+        if not {*cache.adapter_ids.tolist()} <= {*slots.values()}:
+            known = ", ".join(f"{slot} for {name}" for name, slot in slots.items())
+            raise LucidError(f"adapter_ids are {cache.adapter_ids.tolist()}; there are {known}.")
+        return None if self.adapters is None else cache.adapter_ids
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
         """Return token ids as int64 after checking their type, shape, range, and the length of the context."""

@@ -40,14 +40,16 @@ def solving_layers(session: Session[Any]) -> dict[int, int]:
     return heads
 
 
-def solve_weights(session: Session[Any], ids: list[int], layer: int, head: int) -> SolveWeights:
-    """Run a text and return what one head of one layer solves over it."""
+def solve_weights(
+    session: Session[Any], ids: list[int], layer: int, head: int, adapter: str | None = None
+) -> SolveWeights:
+    """Run a text, with an adapter if one is named, and return what one head of one layer solves over it."""
     heads = solving_layers(session)
     if layer not in heads:
         raise PlaceError(_no_such_layer(session, layer, list(heads)), "layer")
     if not 0 <= head < heads[layer]:
         raise PlaceError(f"Layer {layer} has key/value heads 0 to {heads[layer] - 1}, not {head}.", "head")
-    cache = session.empty_cache(1)
+    cache = session.empty_cache(1, np.array([session.adapter_id(adapter)], np.int64))
     session.prefill(np.array([ids], dtype=np.int64), cache)
     names = [tensor.name for tensor in decoded_layout(session.layout[layer])]
     keys = session.layer_arrays(cache)[layer][names.index("key")][0, head]  # (N, D)

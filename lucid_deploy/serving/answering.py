@@ -46,7 +46,7 @@ class Endpoint:
         owner = cache_owner("" if service.api.share_prefixes else exchange.key, prepared.cache_salt)
         prepared = replace(prepared, job=replace(prepared.job, client=exchange.key, cache_owner=owner))
         form = ResponseAnswer if self._kind == "response" else Answer
-        answer = form(prepared, service.model, service.fingerprint)
+        answer = form(prepared, prepared.job.adapter or service.model, service.fingerprint)
         exchange.answer_id = answer.id
         if exchange.trace is not None:
             exchange.trace.prepared(prepared, answer.id)

@@ -48,26 +48,28 @@ async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def _model_json(service: Service) -> dict[str, Any]:
+def _model_json(service: Service, name: str) -> dict[str, Any]:
     return {
-        "id": service.model,
+        "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "lucid-deploy",
         "max_model_len": service.limits.context,
         "has_chat_template": service.readers.has_chat_template,
+        **({} if name == service.model else {"parent": service.model}),
     }
 
 
 async def _models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_model_json(_service(request))]})
+    service = _service(request)
+    return JSONResponse({"object": "list", "data": [_model_json(service, name) for name in service.models]})
 
 
 async def _model(request: Request) -> Response:
     name, service = request.path_params["name"], _service(request)
-    if name != service.model:
-        raise no_such_model(name, service.model)
-    return JSONResponse(_model_json(service))
+    if name not in service.models:
+        raise no_such_model(name, *service.models)
+    return JSONResponse(_model_json(service, name))
 
 
 async def _metrics(request: Request) -> Response:
@@ -100,7 +102,8 @@ async def _solve(request: Request) -> Response:
     prepared = await exchange.prepare("solve")
     assert prepared.place is not None
     (ids,) = prepared.job.prompts
-    return JSONResponse(await exchange.during(exchange.service.backend.solve(list(ids), *prepared.place)))
+    solve = exchange.service.backend.solve(list(ids), *prepared.place, prepared.job.adapter)
+    return JSONResponse(await exchange.during(solve))
 
 
 RouteRow = tuple[str, str, Callable[..., Any], str]  # method, path, endpoint, what it does
@@ -108,7 +111,7 @@ ROUTES: list[RouteRow] = [
     ("POST", "/v1/completions", Endpoint("completion"), "Continue a prompt."),
     ("POST", "/v1/chat/completions", Endpoint("chat"), "Answer a chat."),
     ("POST", "/v1/responses", Endpoint("response"), "Answer a text or a chat, by the Responses API."),
-    ("GET", "/v1/models", _models, "The model that is served."),
+    ("GET", "/v1/models", _models, "The model that is served, and its adapters."),
     ("GET", "/v1/models/{name:path}", _model, "One model."),
     *(("GET", path, _health, "Whether requests are taken. Needs no key.") for path in HEALTH),
     ("GET", "/version", _version, "The version of lucid-deploy."),

@@ -34,9 +34,9 @@ class ClientGone(Exception):
     """The client closed the connection before its answer was complete."""
 
 
-def no_such_model(name: str, served: str) -> ApiError:
+def no_such_model(name: str, *served: str) -> ApiError:
     """Return the 404 for another model's name."""
-    message = f"The model {shown(name)} does not exist here; this server has {shown(served)}."
+    message = f"The model {shown(name)} does not exist here; this server has {', '.join(map(shown, served))}."
     return ApiError(404, message, "model_not_found", "model")
 
 

@@ -69,6 +69,7 @@ class Service:
     """The application's state. Make it in an event loop.
 
     Attributes:
+        models: The names of the base and of its adapters.
         fingerprint: Names the artifact.
         created: When the artifact was made, in seconds since 1970.
         draining: Whether new requests are refused because the server will end.
@@ -88,6 +89,7 @@ class Service:
         created: int = 0,
     ) -> None:
         self.api, self.model, self.limits = api, setup.model, setup.limits
+        self.models = (setup.model, *setup.adapters)
         self.backend, self.readers, self.tracing = backend, readers, tracing
         self.fingerprint, self.created = fingerprint, created
         self.metrics = Metrics(backend.gauges)

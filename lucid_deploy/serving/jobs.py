@@ -51,6 +51,7 @@ class Job:
     cache_owner: str = ""  # stored prefixes are reused among jobs of one owner only
     constraint: Constraint | None = None  # what each generation must be
     shown_tokens: tuple[int, ...] = ()  # special tokens that are text all the same
+    adapter: str | None = None  # name of the adapter that it runs with; None: the base
 
     @property
     def rows(self) -> int:
@@ -182,11 +183,11 @@ class LocalBackend:
         found = await self._call(lambda batcher: solving_layers(batcher.session))
         return [{"layer": layer, "heads": heads} for layer, heads in found.items()]
 
-    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any]:
+    async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
         """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it; or raise a RefusedError."""
         from lucid_deploy.runtimes.solve_weights import solve_weights
 
-        found = await self._call(lambda batcher: solve_weights(batcher.session, ids, layer, head))
+        found = await self._call(lambda batcher: solve_weights(batcher.session, ids, layer, head, adapter))
         return {
             "object": "lucid.solve",
             "layer": layer,
@@ -253,6 +254,7 @@ def requests_of(job: Job) -> list[Request]:
             client=job.client,
             cache_owner=job.cache_owner,
             constraint=job.constraint,
+            adapter=job.adapter,
         )
         for row in range(job.rows)
     ]

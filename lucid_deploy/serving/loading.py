@@ -45,7 +45,12 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
         seconds=api.seconds,
     )
     directory = artifact.directory.resolve()
-    return ReaderSetup(str(directory), api.model or directory.name, limits, api.tool_format)
+    model, adapters = api.model or directory.name, tuple(each.name for each in artifact.adapters())
+    if model in adapters:
+        raise LucidError(
+            f"The model and an adapter of it are both called {model}: give the model another --served-model-name."
+        )
+    return ReaderSetup(str(directory), model, limits, api.tool_format, adapters)
 
 
 def make_service(engine: EngineOptions, api: ApiOptions, backend: LocalBackend | RayBackend) -> Service:

@@ -205,7 +205,7 @@ class RayBackend:
     async def solving_layers(self) -> list[dict[str, Any]]:
         raise RefusedError(Refusal("unsupported", "--engine ray does not give the weights of the solve."))
 
-    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any]:
+    async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
         raise RefusedError(Refusal("unsupported", "--engine ray does not give the weights of the solve."))
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:

@@ -46,6 +46,7 @@ class ReaderSetup(msgspec.Struct, frozen=True):
     model: str
     limits: Limits
     tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
+    adapters: tuple[str, ...] = ()  # names of its adapters, which are models of their own to clients
 
 
 class ReadReply(msgspec.Struct, frozen=True):
@@ -70,7 +71,7 @@ def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], b
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
     templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
-    reader = RequestReader(setup.model, setup.limits, tokenizer, templates)
+    reader = RequestReader(setup.model, setup.limits, tokenizer, templates, setup.adapters)
 
     def read(frame: bytes) -> bytes:
         try:

@@ -84,10 +84,18 @@ class PreparedRequest:
 
 
 class RequestReader:
-    """Reads bodies."""
+    """Reads bodies, for a model and its adapters, which requests name as models of their own."""
 
-    def __init__(self, model: str, limits: Limits, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
-        self._model, self._limits, self._tokenizer, self._templates = model, limits, tokenizer, templates
+    def __init__(
+        self,
+        model: str,
+        limits: Limits,
+        tokenizer: TextTokenizer,
+        templates: ChatTemplates | None,
+        adapters: tuple[str, ...] = (),
+    ) -> None:
+        self._models = (model, *adapters)
+        self._limits, self._tokenizer, self._templates = limits, tokenizer, templates
         self._guides: GuideFactory | None = None
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
         self._begin_once = OncePerConstraint(self._begin, 1024)
@@ -102,10 +110,12 @@ class RequestReader:
         form, read = self._kinds[kind]
         try:
             body = decode(data, form, "body", name_messages if kind == "response" else None)
-            if body.model != self._model:
-                raise no_such_model(body.model, self._model)
+            if body.model not in self._models:
+                raise no_such_model(body.model, *self._models)
             refuse_unsupported(body)
-            return read(body)
+            prepared = read(body)
+            adapter = None if body.model == self._models[0] else body.model
+            return replace(prepared, job=replace(prepared.job, adapter=adapter))
         except FieldError as error:
             error = renamed(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error

@@ -32,7 +32,7 @@ class Recorder(StaticSession):
     def _run_growing(self, tokens: Any, layers: Any, keep: int) -> Any:
         raise NotImplementedError
 
-    def bind(self, layers: Any, mask: Array, input_ids: Array, positions: Array, length: Array) -> BoundStep:
+    def bind(self, layers: Any, mask: Array, input_ids: Array, positions: Array, length: Array, *_: Any) -> BoundStep:
         self.bound.append(mask.shape[1])
         pairs = [pair for each in zip(self.layout, layers, strict=True) for pair in zip(*each, strict=True)]
         replaced = [(buffer, np.empty_like(buffer)) for tensor, buffer in pairs if tensor.sort != "rows"]

@@ -70,7 +70,7 @@ class SolvingBackend(ScriptedBackend):
     async def solving_layers(self) -> Any:
         raise RefusedError(self.outcome)
 
-    async def solve(self, ids: list[int], layer: int, head: int) -> Any:
+    async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> Any:
         if isinstance(self.outcome, Refusal):
             raise RefusedError(self.outcome)
         return {"ids": ids, "place": [layer, head]}

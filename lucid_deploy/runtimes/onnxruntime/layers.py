@@ -49,6 +49,7 @@ class OrtLayers(Layers):
         cached = tokens.past
         static = "cache_length" in kinds
         feed: dict[str, Array] = {"input_ids": tokens.input_ids, "position_ids": tokens.positions}
+        feed["adapter_ids"] = np.full(len(tokens.mask), self._whole.default_adapter)
         if static:  # buffers that end behind the new row
             feed["attention_mask"] = np.concatenate([tokens.mask[:, :-1], np.zeros_like(tokens.mask[:, -1:])], axis=1)
             feed["cache_length"] = np.full(len(tokens.mask), cached)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import PACK_LIMIT, STAGES, VERIFY, WEIGHTS, Artifact
+from lucid_deploy.artifact import ADAPTERS, PACK_LIMIT, STAGES, VERIFY, WEIGHTS, Artifact
 from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -269,11 +269,19 @@ class StaticOrtSession(StaticSession, OrtSession):
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
     def bind(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+        self,
+        layers: Sequence[tuple[Array, ...]],
+        mask: Array,
+        input_ids: Array,
+        positions: Array,
+        length: Array,
+        adapter_ids: Array | None = None,
     ) -> BoundStep:
         graph = self._graphs["decode" if input_ids.shape[1] == 1 else VERIFY]
         binding, make = graph.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
+        if self.adapters is not None and adapter_ids is not None:
+            inputs["adapter_ids"] = adapter_ids
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, make(array))
         binding.bind_output("logits")
@@ -305,7 +313,9 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
 
     from lucid_deploy.runtimes.passes.own_operators import widened
 
-    file = np.memmap(artifact.path(WEIGHTS), dtype=np.uint8, mode="c")  # copy on write: nothing can change the file
+    names = (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS)
+    # Copy on write: nothing can change the files.
+    files = {name: np.memmap(artifact.path(name), dtype=np.uint8, mode="c") for name in names}
     kinds: dict[int, Any] = {
         onnx.TensorProto.UINT8: np.uint8,
         onnx.TensorProto.INT8: np.int8,
@@ -313,21 +323,21 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
         onnx.TensorProto.FLOAT16: np.float16,
     }
     fp8, fp4 = onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT4E2M1  # which numpy does not know
-    made: dict[tuple[int, tuple[int, ...]], Any] = {}
+    made: dict[tuple[str, int, tuple[int, ...]], Any] = {}
     weights: dict[str, dict[str, Any]] = {}
     for stage in artifact.manifest.graphs:
         weights[stage] = {}
         for weight in artifact.weights(stage):
             if weight.data_type not in (*kinds, fp8, fp4):  # Python has no integers of 4 bits: each graph loads its own
                 continue
-            offset, shape = weight.offset, weight.shape
-            if (offset, shape) not in made:
-                data = file[offset : offset + weight.size]
+            key, shape = (weight.file, weight.offset, weight.shape), weight.shape
+            if key not in made:
+                data = files[weight.file][weight.offset : weight.offset + weight.size]
                 if weight.data_type in kinds:
                     view = data.view(kinds[weight.data_type]).reshape(shape)
-                    made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
+                    made[key] = ort.OrtValue.ortvalue_from_numpy(view)
                 else:
                     codes = data if weight.data_type == fp8 else widened(data, math.prod(shape))
-                    made[offset, shape] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes.reshape(shape), fp8)
-            weights[stage][weight.name] = made[offset, shape]
+                    made[key] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes.reshape(shape), fp8)
+            weights[stage][weight.name] = made[key]
     return weights

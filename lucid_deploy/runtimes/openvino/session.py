@@ -51,10 +51,18 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
     """
 
     def bind(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+        self,
+        layers: Sequence[tuple[Array, ...]],
+        mask: Array,
+        input_ids: Array,
+        positions: Array,
+        length: Array,
+        adapter_ids: Array | None = None,
     ) -> BoundStep:
         openvino = import_openvino()
         inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
+        if self.adapters is not None and adapter_ids is not None:
+            inputs["adapter_ids"] = adapter_ids
         request = self._graphs["decode"].new_request()
         for name, array in (inputs | self._named(list(layers))).items():
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))

@@ -78,7 +78,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
             lambda layout, tensor: self._caches.moved(layout, tensor, cache.batch, cache.length, tensor.pitch),
             cache.layers,
         )
-        return Cache(cache.mask, copies)
+        return Cache(cache.mask, copies, cache.adapter_ids)
 
     def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> Layers:
         return cache.layers  # what lies beyond the cache's length is not read

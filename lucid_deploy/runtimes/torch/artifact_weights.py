@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lucid_deploy.artifact import WEIGHTS, Artifact
+from lucid_deploy.artifact import ADAPTERS, WEIGHTS, Artifact
+from lucid_deploy.artifact.adapters import read_matrices
 from lucid_deploy.artifact.external_data import StoredWeight
 from lucid_deploy.artifact.quantization import INPUT_SCALE, OFFSETS, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.adapter_slots import AdapterRows, Slots
 from lucid_deploy.model.build import make_model
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import CausalModel
@@ -70,6 +72,22 @@ def load_artifact_model(
     if record is not None and record.rounds_inputs and wanted_type != torch.float64:
         round_inputs(model, record.tensors, record.input_block, _input_scales(artifact, buffer))
     return model.eval().requires_grad_(False)
+
+
+def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
+    """Give a model the adapters of its artifact; None if it has none."""
+    slots = artifact.manifest.adapters
+    if slots is None:
+        return None
+    rows = AdapterRows(model, Slots(slots.targets, slots.count, slots.rank))
+    data = read_matrices(artifact.directory, slots)
+    stored = getattr(torch, artifact.manifest.dtype)
+    for weight in artifact.weights("decode"):
+        if weight.file == ADAPTERS:
+            count = weight.size // stored.itemsize
+            found = torch.frombuffer(data, dtype=stored, count=count, offset=weight.offset).view(*weight.shape)
+            model.get_parameter(weight.name).data.copy_(found)
+    return rows
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:

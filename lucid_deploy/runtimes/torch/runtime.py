@@ -29,7 +29,7 @@ class TorchRuntime(Runtime):
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
         from lucid_deploy.runtimes.torch.ablation import ablated
-        from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+        from lucid_deploy.runtimes.torch.artifact_weights import load_adapters, load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
         from lucid_deploy.runtimes.torch.threads import torch_threads
 
@@ -37,7 +37,8 @@ class TorchRuntime(Runtime):
         with torch_threads(options.threads):
             config = artifact.config if options.ablate is None else ablated(artifact.config, options.ablate)
             model = load_artifact_model(artifact, options.device, config=config)
-        session = TorchSession(model, options.allow_extrapolation, options.threads)
+            rows = load_adapters(artifact, model)
+        session = TorchSession(model, options.allow_extrapolation, options.threads, rows)
         session.identity = artifact.identity if options.ablate is None else None  # its caches fit no other
         return session
 
@@ -46,6 +47,7 @@ class TorchRuntime(Runtime):
         from lucid_deploy.runtimes.torch.session import TorchSession
 
         assert isinstance(session, TorchSession)
+        session.run_default_adapter()
         return TorchLayers(session.model)
 
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:

@@ -7,6 +7,7 @@ import torch
 
 from lucid_deploy.cache.layout import CacheTensor, first_of_ring
 from lucid_deploy.cache.storage import SCALED, decoded_layout
+from lucid_deploy.model.adapter_slots import AdapterRows
 from lucid_deploy.model.description import drafts_unsupported_reason
 from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session
@@ -23,9 +24,16 @@ class TorchSession(Session[torch.Tensor]):
         model: What runs.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
+        rows: Its adapters; None: it has none.
     """
 
-    def __init__(self, model: CausalModel, allow_extrapolation: bool = False, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        allow_extrapolation: bool = False,
+        threads: int | None = None,
+        rows: AdapterRows | None = None,
+    ) -> None:
         weight = model.embedding
         super().__init__(
             model.config,
@@ -35,13 +43,18 @@ class TorchSession(Session[torch.Tensor]):
             CAPABILITIES,
             None if model.cache_dtype == "auto" else model.cache_dtype,
         )
-        self._model, self._threads = model, threads
+        self._model, self._threads, self._rows = model, threads, rows
         self._device, self._dtype = weight.device, weight.dtype
 
     @property
     def model(self) -> CausalModel:
         """The model that runs."""
         return self._model
+
+    def run_default_adapter(self) -> None:
+        """Let calls of the model alone, which give no adapters, run with the session's default one."""
+        if self._rows is not None:
+            self._rows.ids, self._rows.default = None, self.default_adapter
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         pairs = zip(self._model.mixers(), cache.layers, strict=True)
@@ -92,6 +105,8 @@ class TorchSession(Session[torch.Tensor]):
         with torch_threads(self._threads), torch.inference_mode():
             if self._device.type == "cpu":
                 check_threads_are_here()
+            if self._rows is not None and tokens.adapter_ids is not None:
+                self._rows.ids = self._tensor(tokens.adapter_ids)
             logits, present = self._model(
                 self._tensor(tokens.input_ids),
                 layers,

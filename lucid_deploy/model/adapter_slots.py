@@ -1,0 +1,84 @@
+"""LoRA adapters beside the weights of a PyTorch model: every row of a batch chooses one.
+
+A linear layer y = W x becomes y = W x + (x A_i) B_i, where i is the row's adapter. The matrices of all adapters are
+stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B. Slot 0 belongs to the base, zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.lucid import CausalModel
+
+A, B = ".lora_A", ".lora_B"  # behind a linear layer's name: the names of its stacked matrices
+
+
+class Slots(NamedTuple):
+    """What is reserved for adapters.
+
+    Attributes:
+        targets: Names of linear layers within a layer, such as ``self_attn.q_proj``, and ``lm_head``.
+        count: The most adapters, the base not counted.
+        rank: The largest rank.
+    """
+
+    targets: tuple[str, ...]
+    count: int
+    rank: int
+
+
+def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:
+    """Return the linear layers that may have adapters, by name.
+
+    Parts of a mixture of experts are left out: they compute on tokens that were sorted out of their rows. So is a tied
+    head, whose weight is the embedding too.
+    """
+    modules = dict(model.named_modules())
+    mixtures = tuple(name.rpartition(".")[0] + "." for name in modules if name.endswith(".experts"))
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear)
+        and not (mixtures and name.startswith(mixtures))
+        and not (name == "lm_head" and model.config.tie_word_embeddings)
+    }
+
+
+def target_of(name: str) -> str:
+    """Return a linear layer's name within its layer: ``self_attn.q_proj`` of ``model.layers.0.self_attn.q_proj``."""
+    return name.removeprefix("model.layers.").partition(".")[2] if name.startswith("model.layers.") else name
+
+
+class AdapterRows:
+    """The adapters of a model.
+
+    Attributes:
+        ids: The slot of each row of the next call, int64 ``(B,)``; None: all rows have the same.
+        default: That slot.
+    """
+
+    def __init__(self, model: CausalModel, slots: Slots) -> None:
+        self.ids: Tensor | None = None
+        self.default = 0
+        like = model.embedding
+        for name, linear in linear_layers(model).items():
+            if target_of(name) in slots.targets:
+                made = functools.partial(torch.zeros, dtype=like.dtype, device=like.device)
+                a = made(slots.count + 1, linear.in_features, slots.rank)
+                b = made(slots.count + 1, slots.rank, linear.out_features)
+                for part, value in ((A, a), (B, b)):
+                    linear.register_parameter(part[1:], nn.Parameter(value, requires_grad=False))
+                linear.register_forward_hook(functools.partial(self._add, name))
+
+    def _add(self, name: str, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]  # (B, N, in)
+        if x.dim() != 3:
+            raise LucidError(f"{name} computes on tokens without their rows, so it can have no adapter of each row")
+        ids = x.new_full(x.shape[:1], self.default, dtype=torch.int64) if self.ids is None else self.ids
+        a, b = linear.lora_A.index_select(0, ids), linear.lora_B.index_select(0, ids)
+        return output + (x.to(a.dtype) @ a @ b).to(output.dtype)
