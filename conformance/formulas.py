@@ -162,6 +162,14 @@ def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
     return (np.stack([exact(W[e]) @ exact(row) for row, e in zip(X, expert, strict=True)]),)
 
 
+def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array]:
+    """Multiply by experts' matrices in blocks ``(E, N, B, bytes)`` of 4 or 8 bits, with scales ``(E, N, B)``."""
+    bits = 8 * W.shape[2] * W.shape[3] // X.shape[1]
+    numbers = W if bits == 8 else np.stack([W & 15, W >> 4], axis=-1).reshape(*W.shape[:3], -1)
+    weights = (exact(numbers) - (1 << (bits - 1))) * exact(scales)[..., None]
+    return expert_matmul(X, expert, weights.reshape(*W.shape[:2], -1))
+
+
 def scatter_row(cache: Array, row: Array, index: Array) -> tuple[Array]:
     """Return the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at ``index`` ``(B,)``, float64."""
     present = exact(cache).copy()
@@ -189,5 +197,6 @@ FORMULAS: Mapping[str, Compute] = {
     table.DECODE_ATTENTION_FLOAT8.name: decode_attention_scaled,
     table.DELTA_RULE.name: delta_rule,
     table.EXPERT_MATMUL.name: expert_matmul,
+    table.QUANTIZED_EXPERT_MATMUL.name: quantized_expert_matmul,
     table.SCATTER_ROW.name: scatter_row,
 }

@@ -226,6 +226,18 @@ def _expert_matmul() -> list[Problem]:
     ]
 
 
+def _quantized_expert_matmul() -> list[Problem]:
+    def make(name: str, text: str, **fields: object) -> Problem:
+        return Problem(table.QUANTIZED_EXPERT_MATMUL, name, text, **fields)  # type: ignore[arg-type]
+
+    several = make("int4", "rows that resemble each other, 4 bits", new=19, width=96, heads=7, groups=4, past=4)
+    return [
+        make("one_token", "the two choices of one token, 8 bits", new=2, width=32, heads=5, groups=2, past=8),
+        several,
+        *_in_types(several, ("float16",)),
+    ]
+
+
 PROBLEMS = (
     *_precondition(),
     *_causal_attention(),
@@ -233,5 +245,6 @@ PROBLEMS = (
     *_stored_caches(),
     *_delta_rule(),
     *_expert_matmul(),
+    *_quantized_expert_matmul(),
     *_scatter_row(),
 )

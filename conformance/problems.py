@@ -22,6 +22,7 @@ NUMPY = {
     "float8e4m3fn": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.FLOAT8E4M3FN),
     "int8": np.dtype(np.int8),
     "int64": np.dtype(np.int64),
+    "uint8": np.dtype(np.uint8),
     "bool": np.dtype(bool),
 }
 EPSILON = 1e-5
@@ -100,7 +101,7 @@ def make_inputs(problem: Problem) -> dict[str, Array]:
         return _buffer(problem, random)
     if problem.operator is table.DELTA_RULE:
         return _delta(problem, random)
-    if problem.operator is table.EXPERT_MATMUL:
+    if problem.operator in (table.EXPERT_MATMUL, table.QUANTIZED_EXPERT_MATMUL):
         return _experts(problem, random)
     return {item.name: _input(item.name, item.type, values) for item, values in _tensors(problem, random)}
 
@@ -175,11 +176,13 @@ def _experts(problem: Problem, random: np.random.RandomState) -> dict[str, Array
     expert = chosen[(np.arange(problem.new) * 7 // 2) % problem.groups]
     weight = random.standard_normal((problem.heads, problem.value_width, problem.width))
     dtype = problem.dtype
-    return {
-        "X": _input("X", dtype, rows),
-        "expert": _input("expert", "int64", expert),
-        "W": _input("W", dtype, weight / np.sqrt(problem.width)),
-    }
+    arrays = {"X": _input("X", dtype, rows), "expert": _input("expert", "int64", expert)}
+    if problem.operator is table.EXPERT_MATMUL:
+        return {**arrays, "W": _input("W", dtype, weight / np.sqrt(problem.width))}
+    blocks = (problem.heads, problem.value_width, problem.width // 32)
+    scales = random.uniform(0.01, 0.02, blocks) * random.choice((-1, 1), blocks)
+    packed = random.randint(0, 256, (*blocks, 32 * problem.past // 8))  # past: the bits of a number
+    return {**arrays, "W": _input("W", "uint8", packed), "scales": _input("scales", dtype, scales)}
 
 
 def _delta(problem: Problem, random: np.random.RandomState) -> dict[str, Array]:

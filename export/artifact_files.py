@@ -16,10 +16,11 @@ from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.companions import copy_companions
 from lucid_deploy.export.options import ExportOptions
 from lucid_deploy.model.description import describe, drafts_unsupported_reason
+from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
     from lucid_deploy.export.adapters import AdapterPlan
     from lucid_deploy.export.quantize.method import LearnedWeights
     from lucid_deploy.export.trace import Traced
@@ -160,7 +161,7 @@ def _manifest(
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=contents.ranges,
         quantization=quantization,
-        layers=_described(source, options),
+        layers=_described(source, options, {} if quantization is None else quantization.tensors),
         transposed=tuple(sorted(transposed - set(() if quantization is None else quantization.tensors))),
         float32_head=contents.float32_head,
         notes=(*source.notes, *contents.notes, *notes),
@@ -172,10 +173,22 @@ def _manifest(
     )
 
 
-def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:
-    """Describe the layers; those of inlined graphs use no operators of ours."""
+def _described(
+    source: Checkpoint, options: ExportOptions, tensors: dict[str, QuantizedTensor]
+) -> tuple[LayerDescription, ...]:
+    """Describe the layers, given what is quantized; those of inlined graphs use no operators of ours."""
     layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
-    return tuple(dataclasses.replace(layer, operators={}) for layer in layers) if options.inline else layers
+    if options.inline:
+        return tuple(dataclasses.replace(layer, operators={}) for layer in layers)
+    experts = {name.split(".")[2] for name, tensor in tensors.items() if tensor.experts}
+    return tuple(_quantized(layer) if str(index) in experts else layer for index, layer in enumerate(layers))
+
+
+def _quantized(layer: LayerDescription) -> LayerDescription:
+    changed = {EXPERT_MATMUL.name: QUANTIZED_EXPERT_MATMUL.name}
+    return dataclasses.replace(
+        layer, operators={stage: tuple(changed.get(n, n) for n in names) for stage, names in layer.operators.items()}
+    )
 
 
 def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.quantization import STORED, Quantization
+from lucid_deploy.artifact.quantization import NEAREST, STORED, Quantization, QuantizedTensor
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.artifact_files import ArtifactContents, Progress, has_float32_head, write_artifact
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.export.range_scan import DiagonalEffect
     from lucid_deploy.model.checkpoint import Checkpoint
+
+_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")
 
 __all__ = ["ExportOptions", "Progress", "export"]
 
@@ -80,7 +82,7 @@ def export(
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
     if quantization is not None and any(map(source.config.experts_of, range(source.config.num_hidden_layers))):
-        warnings = (*warnings, f"Experts and routers stay in {options.dtype}: only other linear layers are quantized.")
+        warnings = (*warnings, _about_experts(quantization, options.dtype))
     warnings = (*tried, *warnings, *(() if adapters is None else adapters.notes))
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
@@ -141,29 +143,43 @@ def _plan(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantizat
 
     if options.scheme == STORED:
         return plan_stored(source, options, dtype)
-    return plan_quantization(_quantizable(source), source.tied, options)
+    shapes, experts = _quantizable(source)
+    return plan_quantization(shapes, source.tied, options, experts)
 
 
-_ROUTERS = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")  # small, and what they choose is all or nothing
+def _about_experts(quantization: Quantization, dtype: str) -> str:
+    if not any(tensor.experts for tensor in quantization.tensors.values()):
+        return f"Experts and routers stay in {dtype}: only other linear layers are quantized."
+    nearest = "" if quantization.method.name == NEAREST else ", without text, whatever --method says"
+    return f"The matrices of experts are rounded to the nearest numbers{nearest}; routers stay in {dtype}."
 
 
-def _quantizable(source: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights that may be quantized: a class of transformers also has other matrices."""
+def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:
+    """Return the shapes of the weights that may be quantized, and records without blocks of the experts among them.
+
+    A class of transformers also has other matrices. Routers are small, and what they choose is all or nothing.
+    """
     import torch
 
     from lucid_deploy.model.build import make_model
 
     shapes = source.stored_shapes()
-    if not source.config.class_config:
-        return {
-            name: shape
-            for name, shape in shapes.items()
-            if not name.endswith((".mlp.gate.weight", "_expert_gate.weight"))
-        }
     with torch.device("meta"):
         modules = dict(make_model(source.config).named_modules())
-    read = {f"{name}.weight" for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
-    return {name: shape for name, shape in shapes.items() if name in (*read, "model.embed_tokens.weight")}
+    experts = {}
+    for path, module in modules.items():
+        turned = getattr(module, "is_transposed", None)  # of experts alone
+        for name, value in module.named_parameters(recurse=False) if turned is not None else ():
+            if value.dim() == 3:
+                count, *sizes = value.shape
+                rows, width = reversed(sizes) if turned else sizes
+                experts[f"{path}.{name}"] = QuantizedTensor((count * rows, width), 0, experts=count, transposed=turned)
+    if source.config.class_config:
+        linear = {f"{path}.weight" for path, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        shapes = {
+            name: shape for name, shape in shapes.items() if name in (*linear, *experts, "model.embed_tokens.weight")
+        }
+    return {name: shape for name, shape in shapes.items() if not name.endswith(_ROUTERS)}, experts
 
 
 def _choose_numbers(
@@ -215,7 +231,9 @@ def rows_to_learn_from(
     from lucid_deploy.export.quantize.method import find_method
 
     method = find_method(options.method)
-    widest = max(tensor.shape[1] for tensor in quantization.tensors.values())  # fewer tokens give singular moments
+    widest = max(
+        tensor.shape[1] for tensor in quantization.tensors.values() if not tensor.experts
+    )  # fewer tokens give singular moments
     row = min(ROW, source.config.max_position_embeddings)
     most = max(options.calibration_tokens, method.tokens_needed(row, widest))
     rows = calibration_rows(source, calibration, most, widest)

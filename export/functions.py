@@ -19,7 +19,7 @@ from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
 from lucid_deploy.plugins.decode_attention.onnx_body_int8 import DecodeAttentionInt8
 from lucid_deploy.plugins.decode_attention.onnx_body_several import DecodeAttentionSeveral
 from lucid_deploy.plugins.delta_rule.onnx_body import DeltaRule, DeltaRuleOneToken
-from lucid_deploy.plugins.expert_matmul.onnx_body import ExpertMatMul
+from lucid_deploy.plugins.expert_matmul.onnx_body import ExpertMatMul, QuantizedExpertMatMul
 from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
 from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
@@ -33,7 +33,10 @@ DIVIDED = {
     DecodeAttentionInt8.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),
     DecodeAttentionSeveral.name: DividedRows("K_new", 1.0, {"weights": 0, "within": 0, "rhs": 0}),
 }
-FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule, ExpertMatMul)}
+FUNCTIONS = {
+    body.name: body
+    for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule, ExpertMatMul, QuantizedExpertMatMul)
+}
 OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # without a loop, for graphs whose nodes get one new token
 OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that verify drafts
 OF_STORED_CACHES = {DecodeAttentionInt8.name: DecodeAttentionInt8}  # for decode graphs that a session changes

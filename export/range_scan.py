@@ -331,7 +331,7 @@ class _LargestMagnitudes:
                 part.register_forward_hook(after(f"{name} output"))
             return
         if isinstance(layer.mlp, SparseMLP):
-            layer.mlp.watchers.append(of_experts)
+            vars(layer.mlp.experts)["lucid_watchers"] = [of_experts]
         mlp: Any = getattr(layer.mlp, "shared_expert", layer.mlp)
         layer.input_layernorm.register_forward_hook(after("attention input"))
         for part, name in _PROJECTED.items():

@@ -176,12 +176,12 @@ class _TensorBytes:
             packed, scales, self._zeros = self._taken_over(tensor.name, quantization)
             yield np.ascontiguousarray(packed), scales
             return
-        weight = self._checkpoint.tensor(tensor.name)
+        record, bits = quantization.tensors[tensor.name], quantization.bits_of(tensor.name)
+        weight = record.matrix(self._checkpoint.tensor(tensor.name))
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         method = find_method(quantization.method.name)
-        if method.learns:  # of the weights that are not learned: a tied embedding
+        if method.learns or record.experts:  # of the weights that are not learned: a tied embedding
             method = find_method(NEAREST)
-        record, bits = quantization.tensors[tensor.name], quantization.bits_of(tensor.name)
         positive = quantization.has_positive_scales(tensor.name)
         rounded = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
         if record.zero_points:

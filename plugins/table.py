@@ -185,6 +185,19 @@ EXPERT_MATMUL = Operator(
     outputs=(Tensor("O", "[rows, columns]", "the products"),),
     torch_name="lucid::expert_matmul",
 )
+QUANTIZED_EXPERT_MATMUL = Operator(
+    name="QuantizedExpertMatMul",
+    text="ExpertMatMul by matrices in blocks of 4 or 8 bits: elements are (W − half of the range) · the block's scale.",
+    inputs=(
+        *EXPERT_MATMUL.inputs[:2],
+        Tensor(
+            "W", "[experts, columns, blocks, bytes]", "the matrices; of two 4-bit numbers the first is low", "uint8"
+        ),
+        Tensor("scales", "[experts, columns, blocks]", "one per block, of a multiple of 32 numbers"),
+    ),
+    outputs=EXPERT_MATMUL.outputs,
+    types=("float32", "float16"),
+)
 # Never in an artifact: runtimes put these into the decode graph when they load or build it, to read a cache in the type
 # in which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
@@ -315,6 +328,7 @@ OPERATORS = (  # operators with conformance cases
     DECODE_ATTENTION_FLOAT8,
     DELTA_RULE,
     EXPERT_MATMUL,
+    QUANTIZED_EXPERT_MATMUL,
     SCATTER_ROW,
 )
 LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
@@ -335,5 +349,6 @@ IN_ONNXRUNTIME = (  # in the library of CPU kernels
     DECODE_ATTENTION_INT8,
     DELTA_RULE,
     EXPERT_MATMUL,
+    QUANTIZED_EXPERT_MATMUL,
     *LIBRARY_ONLY,
 )

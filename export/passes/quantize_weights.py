@@ -7,6 +7,7 @@ import onnx_ir as ir
 from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization
 from lucid_deploy.export.passes.editing import NodeChain, integers
 from lucid_deploy.export.passes.quantize_floats import InputRounding, dequantize_float_weight
+from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 
 CONTRIB = "com.microsoft"
 _ACCURACY_LEVEL = {"float": 0, "int8": 4}  # of MatMulNBits: 4 allows rounding the inputs to int8, block by block
@@ -16,7 +17,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     """Replace weights by their quantized parts, in place.
 
     Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
-    ``[out, in]`` or by ``Gather(axis=0)``; a weight that ``Gather`` reads is in the format ``matmulnbits``.
+    ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``; what these two read is in the format ``matmulnbits``.
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
     read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Inputs of
@@ -36,7 +37,9 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
         for use in list(weight.uses()):
             node = use.node
             kind = (node.op_type, use.idx)
-            if kind == ("Gather", 0) and quantization.format == "matmulnbits":
+            if kind == (EXPERT_MATMUL.name, EXPERT_MATMUL.place("W")):
+                _replace_expert_product(model.graph, node, parts)
+            elif kind == ("Gather", 0) and quantization.format == "matmulnbits":
                 _replace_gather(model.graph, node, parts)
             elif kind in (("MatMul", 1), ("Gemm", 1)) and quantization.format == "matmulnbits":
                 offsets.add(_replace_product(model.graph, node, parts), parts)
@@ -136,6 +139,11 @@ def _replace_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) 
     product = ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB)
     _replace(graph, node, product)
     return product
+
+
+def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
+    inputs = [*node.inputs[:2], parts.get(PACKED), parts.get(SCALES)]
+    _replace(graph, node, ir.node(QUANTIZED_EXPERT_MATMUL.name, inputs, domain=DOMAIN))
 
 
 def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:

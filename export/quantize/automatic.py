@@ -197,12 +197,13 @@ def budget_of(quantization: Quantization, kinds: dict[str, list[str]], dtype: st
         kind: tuple(float(sum(plan.stored_size(name, dtype) for name in names)) for plan in plans)
         for kind, names in kinds.items()
     }
-    return Budget(sizes, sum(math.prod(tensor.shape) for tensor in quantization.tensors.values()), target)
+    weights = (math.prod(quantization.tensors[name].shape) for names in kinds.values() for name in names)
+    return Budget(sizes, sum(weights), target)
 
 
 def widest_input(quantization: Quantization) -> int:
     """Return the inputs of the widest quantized weight; second moments of fewer tokens are singular."""
-    return max(tensor.shape[1] for tensor in quantization.tensors.values())
+    return max(tensor.shape[1] for tensor in quantization.tensors.values() if not tensor.experts)
 
 
 def tokens_needed(row: int, widest: int) -> int:
@@ -244,7 +245,8 @@ def learn_mixed(
     Args:
         target: The most bits that a quantized weight may take on average, scales included.
     """
-    kinds = by_kind(list(quantization.tensors), checkpoint.tied)
+    names = [name for name, tensor in quantization.tensors.items() if not tensor.experts]
+    kinds = by_kind(names, checkpoint.tied)
     budget = budget_of(quantization, kinds, dtype, target)
     budget.check()
     choice, facts = _search(checkpoint, quantization, kinds, budget, rows, method, dtype, progress)
@@ -277,7 +279,8 @@ def _search(
         report()
         learned, record = learn_weights(checkpoint, with_bits(quantization, kinds, choice), few, method, dtype)
         parts = learned.parts
-        return errors.of({n: rounded_weight(checkpoint, record, n, parts.get(n), dtype) for n in record.tensors})
+        names = (name for kind in kinds.values() for name in kind)
+        return errors.of({n: rounded_weight(checkpoint, record, n, parts.get(n), dtype) for n in names})
 
     report()
     alone = nearest_sensitivities(checkpoint, quantization, kinds, errors, dtype)

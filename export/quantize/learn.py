@@ -99,11 +99,14 @@ class _Learner:
         def run(x: torch.Tensor) -> torch.Tensor:
             return run_layer(layer, config, index, x)[0]
 
-        wanted = {name for name in self._quantization.tensors if name.startswith(prefix)}
+        own = {name: t for name, t in self._quantization.tensors.items() if name.startswith(prefix)}
+        wanted = {name for name, tensor in own.items() if not tensor.experts}
         every = shared_inputs(layer, run, streams[0][0])
         groups = [names for group in every if (names := [part for part in group if f"{prefix}{part}.weight" in wanted])]
         first_parts = [layer.get_submodule(names[0]) for names in groups]
         exact = [inputs_of(first_parts, run, y) for _, y in streams]  # nothing is rounded yet
+        for name in own.keys() - wanted:  # experts are rounded to nearest: some of them no row may have chosen
+            layer.get_parameter(name.removeprefix(prefix)).data = own[name].as_stored(self._nearest(name))
         targets = {name: self._target(name) for name in wanted}
         self.learned.folded |= self._method.fold(LayerInputs(layer, prefix, config, index, every, targets), streams)
         for module, names in zip(first_parts, groups, strict=True):
@@ -188,7 +191,7 @@ def rounded_weight(
     tensor, bits = quantization.tensors[name], quantization.bits_of(name)
     if parts is None:
         least = LEAST_SCALE[dtype] if quantization.has_positive_scales(name) else None
-        found = quantize_matrix(checkpoint.tensor(name), tensor, bits, least)
+        found = quantize_matrix(tensor.matrix(checkpoint.tensor(name)), tensor, bits, least)
         rows = [_dequantized(packed, scales, tensor, bits) for packed, scales in found]
     else:
         rows = [_dequantized(*parts, tensor, bits)]

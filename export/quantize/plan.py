@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lucid_deploy.artifact.quantization import (
     BLOCK_SIZES,
@@ -24,15 +25,22 @@ from lucid_deploy.version import __version__
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: QuantizeOptions) -> Quantization:
+def plan_quantization(
+    shapes: dict[str, tuple[int, ...]],
+    tied: bool,
+    options: QuantizeOptions,
+    experts: dict[str, QuantizedTensor] | None = None,
+) -> Quantization:
     """Choose what is quantized.
 
     Args:
         shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
+        experts: Those of them that are matrices of experts, as records with any blocks.
     """
-    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    form = format_of(options)
+    form, experts = format_of(options), experts or {}
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2 or name in experts]
     candidates = [name for name in matrices if name != EMBEDDING]
+    candidates = [name for name in candidates if name not in experts or _expert_block(experts[name], options)]
     if form == "matmulnbits" and (tied or options.embeddings):
         candidates.insert(0, EMBEDDING)
     chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
@@ -42,12 +50,18 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
     bits = {**({EMBEDDING if tied else HEAD: options.head_bits} if options.head_bits else {}), **options.bits}
     if strangers := sorted(bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
-    tensors = {name: _planned(name, shapes[name], options, bits.get(name)) for name in chosen}
+    tensors = {
+        name: replace(experts[name], block_size=_expert_block(experts[name], options), bits=bits.get(name))
+        if name in experts
+        else _planned(name, shapes[name], options, bits.get(name))
+        for name in chosen
+    }
     return Quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],
         format=form,
-        activations=activations_of(options),
+        # Rounded inputs would make routers choose other experts, and nothing could be verified.
+        activations="float" if experts and options.activations == "auto" else activations_of(options),
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in tensors),
         tool=f"lucid-deploy {__version__}" if options.is_float else method.tool(),
@@ -72,6 +86,14 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     size = block if whole is None else _dividing(name, width, block, whole)
     zeros = method.zero_points and name != EMBEDDING  # whose rows an operator without zero points reads
     return QuantizedTensor((rows, width), size, zeros, bits=bits, offsets=offsets)
+
+
+def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions) -> int:
+    """Return the block of experts' matrices, which divides their rows; 0: they are not quantized."""
+    if format_of(options) == "qdq":
+        return 0
+    most = options.block_size or DEFAULT_BLOCK[options.scheme]
+    return next((size for size in reversed(BLOCK_SIZES[1:]) if size <= most and tensor.shape[1] % size == 0), 0)
 
 
 def _kept(candidates: list[str], tied: bool, globs: tuple[str, ...]) -> set[str]:

@@ -46,11 +46,26 @@ class QuantizedTensor:
     bits: int | None = None  # of an element; None: the record's
     granularity: str = "block"  # what shares a scale; in fp8 also channel (a row, of block_size columns) and tensor
     offsets: bool = False  # whether a weight is q · s + c, c of its block and of the scales' type
+    experts: int = 0  # matrices of experts that stand one below the other in shape; 0: it is one matrix
+    transposed: bool = False  # whether a checkpoint has experts as (experts, in, out)
 
     @property
     def blocks(self) -> int:
         """Blocks of a row."""
         return -(-self.shape[1] // self.block_size)
+
+    def matrix(self, weight: Any) -> Any:
+        """Return a tensor of PyTorch as the checkpoint has it as one matrix, ``(out, in)``."""
+        if not self.experts:
+            return weight
+        return (weight.mT if self.transposed else weight).reshape(self.shape)
+
+    def as_stored(self, matrix: Any) -> Any:
+        """Return an array ``(out, in)`` in the shape that the checkpoint has."""
+        if not self.experts:
+            return matrix
+        stacked = matrix.reshape(self.experts, -1, self.shape[1])
+        return stacked.swapaxes(1, 2) if self.transposed else stacked
 
 
 def short_name(name: str) -> str:
@@ -128,6 +143,12 @@ class Quantization:
             and min(rows, width) > 0
             and not (tensor.zero_points and (self.format == "qdq" or tensor.offsets))
             and (is_whole or not tensor.offsets)
+            and not (
+                tensor.experts
+                and (
+                    self.format == "qdq" or rows % tensor.experts or width % tensor.block_size or tensor.block_size % 32
+                )
+            )
             and (tensor.bits is None or (is_whole and tensor.bits in WHOLE_SCHEMES.values()))
         )
 
@@ -201,6 +222,9 @@ class Quantization:
             return scales[tensor.granularity] if part == SCALES else (width, rows)
         bits = self.bits_of(name)
         blob = tensor.block_size * bits // 8
+        if tensor.experts:
+            experts = (tensor.experts, rows // tensor.experts, blocks)
+            return experts if part == SCALES else (*experts, blob)
         zeros = -(-blocks * bits // 8)
         return {
             SCALES: (rows, blocks),

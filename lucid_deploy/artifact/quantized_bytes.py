@@ -90,7 +90,8 @@ def unpack(
     """
     tensor, bits = quantization.tensors[name], quantization.bits_of(name)
     rows, width = tensor.shape
-    scales = scales.astype(np.float64).reshape(quantization.part_shape(name, SCALES))
+    shape = (rows, tensor.blocks) if tensor.experts else quantization.part_shape(name, SCALES)
+    scales = scales.astype(np.float64).reshape(shape)
     if quantization.is_float:
         codes = unpack_nibbles(packed)[: width * rows] if bits == 4 else packed
         whole = scales.T if scales.ndim == 2 else np.broadcast_to(scales.reshape(-1, 1), (rows, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,27 @@ from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
+def expert_product(module: Any, name: str, x: Tensor, expert: Tensor) -> Tensor:
+    """Multiply rows ``(R, in)`` by a matrix of their experts ``(R,)``, and add its bias if there is one.
+
+    Args:
+        module: The experts of a layer, ours or of a class of transformers. Its ``lucid_watchers``
+            are called with the name, the input and the output of each product.
+        name: Of the matrices, ``(E, out, in)``, or ``(E, in, out)`` where ``module.is_transposed``.
+    """
+    weight = getattr(module, name)
+    product = expert_matmul(x, expert, weight.mT if module.is_transposed else weight)
+    if module.has_bias:
+        product = product + getattr(module, f"{name}_bias")[expert]
+    for watch in vars(module).get("lucid_watchers", ()):
+        watch(name, x, product)
+    return product
+
+
 class _Experts(nn.Module):
     """The experts' matrices; E experts, F their width, C hidden width."""
+
+    is_transposed, has_bias = False, False
 
     def __init__(self, count: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -25,18 +44,13 @@ class _Experts(nn.Module):
 
 
 class SparseMLP(nn.Module):
-    """The k experts that the router chooses for a token, weighted, and one that all tokens share, behind a gate.
-
-    Attributes:
-        watchers: Called with the name, the input and the output of each product of the experts.
-    """
+    """The k experts that the router chooses for a token, weighted, and one that all tokens share, behind a gate."""
 
     def __init__(self, config: LucidConfig) -> None:
         super().__init__()
         mixture = config.mixture
         assert mixture is not None
         self._mixture, self._activation = mixture, ACTIVATIONS[config.hidden_act]
-        self.watchers: list[Callable[[str, Tensor, Tensor], None]] = []
         self.gate = nn.Linear(config.hidden_size, mixture.count, bias=False)  # the router
         self.experts = _Experts(mixture.count, mixture.width, config.hidden_size)
         self.shared_expert = MLP(dataclasses.replace(config, intermediate_size=mixture.shared_width))
@@ -50,13 +64,10 @@ class SparseMLP(nn.Module):
         if self._mixture.normalized:
             weight = weight / weight.sum(-1, keepdim=True)
         rows, expert = tokens[:, None].expand(-1, chosen, -1).reshape(-1, x.shape[2]), expert.reshape(-1)  # (T·k, C)
-        gate_up = expert_matmul(rows, expert, self.experts.gate_up_proj)  # (T·k, 2F)
+        gate_up = expert_product(self.experts, "gate_up_proj", rows, expert)  # (T·k, 2F)
         gate, up = gate_up.to(work).chunk(2, dim=-1)
         product = (self._activation(gate) * up).to(x.dtype)  # (T·k, F)
-        down = expert_matmul(product, expert, self.experts.down_proj)  # (T·k, C)
-        for watch in self.watchers:
-            watch("gate_up_proj", rows, gate_up)
-            watch("down_proj", product, down)
+        down = expert_product(self.experts, "down_proj", product, expert)  # (T·k, C)
         routed = down.to(work) * weight.reshape(-1, 1)
         shared = self.shared_expert_gate(tokens).to(work).sigmoid() * self.shared_expert(tokens).to(work)
         total = routed.reshape(-1, chosen, x.shape[2]).sum(1) + shared

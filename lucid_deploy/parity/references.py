@@ -224,7 +224,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
         if record is None or artifact is None:
             return source.tensor(name)
         if name in parts:
-            return torch.from_numpy(dequantize(record, name, *parts[name]))
+            return torch.from_numpy(record.tensors[name].as_stored(dequantize(record, name, *parts[name])))
         weight = scaled(source.tensor(name), name, folded)
         return weight.to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
 

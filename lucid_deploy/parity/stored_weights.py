@@ -90,7 +90,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     if folded:
         check_folding(folded, checkpoint)
     for name, *parts in stored_parts(artifact):
-        weight = scaled(checkpoint.tensor(name), name, folded)
+        weight = record.tensors[name].matrix(scaled(checkpoint.tensor(name), name, folded))
         problem = _problem(record, name, parts, weight, artifact.manifest.dtype)
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
@@ -182,6 +182,7 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
     if record.is_float:
         return _float_difference(record, name, parts, original)
     is_fitted = record.method.name != NEAREST and not record.method.tensors  # an installed package's method may clip
+    is_fitted = is_fitted and not record.tensors[name].experts
     if record.tensors[name].zero_points or record.tensors[name].offsets or is_fitted:
         return _asymmetric_difference(record, name, parts, original, dtype)
     check = _learned_difference if name in record.method.tensors else _nearest_difference

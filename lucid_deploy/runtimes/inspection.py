@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
+from lucid_deploy.artifact.quantization import PACKED
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of, summarize
-from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL
+from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
@@ -120,7 +121,8 @@ def parameters(artifact: Artifact) -> dict[str, int]:
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in parts}
     sizes |= {name: math.prod(shape) for name, shape in quantized.items()}
     graph, place = artifact.graph("decode").graph, EXPERT_MATMUL.place("W")
-    stacked = {node.input[place] for node in graph.node if node.op_type == EXPERT_MATMUL.name}
+    kinds = (EXPERT_MATMUL.name, QUANTIZED_EXPERT_MATMUL.name)
+    stacked = {node.input[place].removesuffix(PACKED) for node in graph.node if node.op_type in kinds}
     idle = 0
     for name in stacked & sizes.keys():
         layer = int(name.removeprefix("model.layers.").split(".")[0])

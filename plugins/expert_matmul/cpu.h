@@ -20,4 +20,15 @@ struct ExpertMatMulArguments {
     size_t chosen_count, rows, depth, columns;
 };
 
+template <class T>
+struct QuantizedExpertArguments {
+    const T* x;               // [rows, depth]
+    const uint8_t* w;         // [experts, columns, blocks, depth / blocks · bits / 8]
+    const T* scales;          // [experts, columns, blocks]
+    T* o;                     // [rows, columns]
+    const size_t* order;      // as above
+    const ExpertRows* chosen;
+    size_t chosen_count, rows, depth, columns, blocks, bits;
+};
+
 } // namespace lucid

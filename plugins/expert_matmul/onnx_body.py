@@ -2,7 +2,7 @@
 
 onnxscript compiles the Python below to ONNX functions; it never runs as Python.
 
-``R`` rows, ``E`` experts, ``K`` depth, ``N`` columns.
+``R`` rows, ``E`` experts, ``K`` depth, ``N`` columns, ``B`` blocks.
 """
 # mypy: ignore-errors
 
@@ -42,4 +42,51 @@ def ExpertMatMul(X, expert, W):
     joined = op.Loop(op.Squeeze(op.Shape(chosen)), op.Constant(value=TRUE), none, body=step)
     _places, back = op.TopK(order, rows, largest=0)
     O = op.CastLike(op.Gather(joined, back), X)  # noqa: E741
+    return O
+
+
+@script(_LUCID, default_opset=op)
+def QuantizedExpertMatMul(X, expert, W, scales):
+    """Do the same with matrices in blocks, and dequantize those of chosen experts, one after the other."""
+    zero = op.Constant(value_ints=[0])
+    rows = op.Shape(expert)
+    chosen, _first, _inverse, counts = op.Unique(expert, axis=0, sorted=1)
+    ends = op.CumSum(counts, op.Constant(value_int=0))
+    row = op.Range(0, op.Squeeze(rows), 1)
+    _keys, order = op.TopK(expert * rows + row, rows, largest=0)
+    sorted_rows = op.Gather(X, order)
+    columns = op.Shape(W, start=1, end=2)
+    none = op.Expand(0.0, op.Concat(zero, columns, axis=0))  # (0, N)
+    depth = op.Shape(X, start=1, end=2)
+    blocks, size = op.Shape(W, start=2, end=3), op.Shape(W, start=3, end=4)
+    in_byte = op.Div(depth, op.Mul(blocks, size))  # numbers of 4 or 8 bits: 2 or 1
+    has_two = op.Equal(in_byte, op.Constant(value_ints=[2]))
+    low_bits = op.Cast(op.Where(has_two, op.Constant(value_ints=[15]), op.Constant(value_ints=[255])), to=2)
+    low_half = op.Cast(op.Where(has_two, op.Constant(value_ints=[8]), op.Constant(value_ints=[128])), to=2)
+    high_bits, high_half = op.Cast(op.Constant(value_ints=[240]), to=2), op.Cast(op.Constant(value_ints=[128]), to=2)
+    last = op.Constant(value_ints=[-1])
+    by_block = op.Concat(last, size, axis=0)
+    each = op.Mul(columns, blocks)  # (N·B)
+    low_zeros, high_zeros = op.Expand(low_half, each), op.Expand(high_half, each)
+    matrix_shape = op.Concat(columns, depth, axis=0)
+
+    @graph()
+    def step(i: INT64, goes_on: BOOL, products: FLOAT[...]):
+        end = op.Unsqueeze(op.Gather(ends, i), zero)
+        start = end - op.Unsqueeze(op.Gather(counts, i), zero)
+        own = op.Slice(sorted_rows, start, end, zero)  # (r, K)
+        one = op.Gather(chosen, i)
+        packed = op.Reshape(op.Gather(W, one, axis=0), by_block)  # (N·B, bytes)
+        scale = op.Cast(op.Reshape(op.Gather(scales, one, axis=0), each), to=1)
+        # Numbers of the upper half of a byte are 16 times as large: OpenVINO rounds what BitShift gives.
+        low = op.DequantizeLinear(op.BitwiseAnd(packed, low_bits), scale, low_zeros, axis=0)
+        high = op.DequantizeLinear(op.BitwiseAnd(packed, high_bits), scale / 16.0, high_zeros, axis=0)
+        both = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)  # (N·B, bytes, 2)
+        matrix = op.Reshape(op.Slice(both, zero, in_byte, last), matrix_shape)  # (N, K)
+        product = op.Gemm(op.Cast(own, to=1), matrix, transB=1)
+        return op.Identity(goes_on), op.Concat(products, product, axis=0)
+
+    joined = op.Loop(op.Squeeze(op.Shape(chosen)), op.Constant(value=TRUE), none, body=step)
+    _sorted, places = op.TopK(order, rows, largest=0)
+    O = op.CastLike(op.Gather(joined, places), X)  # noqa: E741
     return O

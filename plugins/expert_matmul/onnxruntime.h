@@ -1,4 +1,4 @@
-// ExpertMatMul for onnxruntime: checks shapes and calls the CPU kernel.
+// ExpertMatMul and QuantizedExpertMatMul for onnxruntime: check shapes and call the CPU kernels.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
@@ -8,6 +8,24 @@
 #include <numeric>
 
 namespace lucid {
+
+// Rows in the order of their experts, and the experts that have rows.
+struct SortedRows {
+    std::vector<size_t> order;
+    std::vector<ExpertRows> chosen;
+
+    SortedRows(const Context& context, const int64_t* expert, size_t rows, int64_t experts) : order(rows) {
+        for (size_t row = 0; row < rows; ++row)
+            context.require(expert[row] >= 0 && expert[row] < experts, "there is no such expert");
+        std::iota(order.begin(), order.end(), size_t{0});
+        std::stable_sort(order.begin(), order.end(), [&](size_t one, size_t other) { return expert[one] < expert[other]; });
+        for (size_t place = 0; place < order.size(); ++place) {
+            size_t own = static_cast<size_t>(expert[order[place]]);
+            if (chosen.empty() || chosen.back().expert != own) chosen.push_back({own, place, 0});
+            ++chosen.back().rows;
+        }
+    }
+};
 
 template <class T>
 struct ExpertMatMul {
@@ -26,21 +44,44 @@ struct ExpertMatMul {
         auto expert = context.input<int64_t>(In::expert, 1);
         context.require(x.shape[1] == w.shape[2], "X has not as many columns as the matrices of W");
         context.require(expert.shape[0] == x.shape[0], "expert has not as many elements as X has rows");
-        for (size_t row = 0; row < x.at(0); ++row)
-            context.require(expert.data[row] >= 0 && expert.data[row] < w.shape[0], "there is no such expert");
-        std::vector<size_t> order(x.at(0));
-        std::iota(order.begin(), order.end(), size_t{0});
-        std::stable_sort(order.begin(), order.end(),
-                         [&](size_t one, size_t other) { return expert.data[one] < expert.data[other]; });
-        std::vector<ExpertRows> chosen;
-        for (size_t place = 0; place < order.size(); ++place) {
-            size_t own = static_cast<size_t>(expert.data[order[place]]);
-            if (chosen.empty() || chosen.back().expert != own) chosen.push_back({own, place, 0});
-            ++chosen.back().rows;
-        }
+        SortedRows sorted(context, expert.data, x.at(0), w.shape[0]);
         T* o = context.output<T>(Table::Out::O, {x.shape[0], w.shape[1]});
-        kernels<T>().expert_matmul({x.data, w.data, o, order.data(), chosen.data(), chosen.size(), x.at(0), x.at(1), w.at(1)},
+        kernels<T>().expert_matmul({x.data, w.data, o, sorted.order.data(), sorted.chosen.data(), sorted.chosen.size(), x.at(0),
+                                    x.at(1), w.at(1)},
                                    SessionPool(context));
+    }
+};
+
+template <class T>
+struct QuantizedExpertMatMul {
+    using Table = table::QuantizedExpertMatMul;
+    using In = Table::In;
+    static constexpr bool kSolves = false, kScales = false;
+
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        return index == In::expert ? element_type<int64_t>() : index == In::W ? element_type<uint8_t>() : element_type<T>();
+    }
+
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
+
+    static void compute(const Context& context, const Attributes&) {
+        auto x = context.input<T>(In::X, 2);
+        auto w = context.input<uint8_t>(In::W, 4);
+        auto scales = context.input<T>(In::scales, 3);
+        auto expert = context.input<int64_t>(In::expert, 1);
+        size_t depth = x.at(1), columns = w.at(1), blocks = w.at(2), bytes = w.at(3);
+        size_t bits = depth == 0 ? 0 : blocks * bytes * 8 / depth;
+        context.require((bits == 4 || bits == 8) && blocks * bytes * 8 == depth * bits && depth % blocks == 0 &&
+                            depth / blocks % 32 == 0,
+                        "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 32 numbers");
+        context.require(scales.at(0) == w.at(0) && scales.at(1) == columns && scales.at(2) == blocks,
+                        "scales has not one number a block of W");
+        context.require(expert.shape[0] == x.shape[0], "expert has not as many elements as X has rows");
+        SortedRows sorted(context, expert.data, x.at(0), w.shape[0]);
+        T* o = context.output<T>(Table::Out::O, {x.shape[0], w.shape[1]});
+        kernels<T>().quantized_expert_matmul({x.data, w.data, scales.data, o, sorted.order.data(), sorted.chosen.data(),
+                                              sorted.chosen.size(), x.at(0), depth, columns, blocks, bits},
+                                             SessionPool(context));
     }
 };
 

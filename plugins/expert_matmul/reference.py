@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -12,3 +13,10 @@ def expert_matmul_reference(x: Tensor, expert: Tensor, weight: Tensor) -> Tensor
         rows = (expert == chosen).nonzero()[:, 0]
         output[rows] = x[rows] @ weight[chosen].mT
     return output
+
+
+def dequantized_experts(packed: Tensor, scales: Tensor, depth: int) -> Tensor:
+    """Return matrices ``(E, N, K)`` in the type of the scales ``(E, N, B)``, of bytes ``(E, N, B, bytes)``."""
+    bits = 8 * packed.shape[2] * packed.shape[3] // depth
+    numbers = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2) if bits == 4 else packed  # (E, N, B, block)
+    return ((numbers.to(scales.dtype) - (1 << (bits - 1))) * scales[..., None]).flatten(-2)

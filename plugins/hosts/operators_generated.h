@@ -91,6 +91,16 @@ struct ExpertMatMul {
     };
 };
 
+struct QuantizedExpertMatMul {
+    static constexpr char const* kName = "QuantizedExpertMatMul";
+    struct In {
+        enum : int { X, expert, W, scales, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 struct DecodeAttentionGrowing {
     static constexpr char const* kName = "DecodeAttentionGrowing";
     struct In {

@@ -36,6 +36,7 @@ class PlainKernels:
             table.DECODE_ATTENTION_FLOAT8.name: self.decode_attention_scaled,
             table.DELTA_RULE.name: self.delta_rule,
             table.EXPERT_MATMUL.name: self.expert_matmul,
+            table.QUANTIZED_EXPERT_MATMUL.name: self.quantized_expert_matmul,
             table.SCATTER_ROW.name: self.scatter_row,
         }
 
@@ -116,6 +117,11 @@ class PlainKernels:
         order = np.argsort(expert, kind="stable")  # the rows of an expert stand together
         products = np.stack([single(W[e]) @ row for row, e in zip(single(X)[order], expert[order], strict=True)])
         return (self.stored(products[self.places(order)]),)
+
+    def quantized_expert_matmul(self, X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array, ...]:
+        numbers = W if W[0, 0].size == X.shape[1] else np.stack([W % 16, W // 16], axis=-1).reshape(*W.shape[:3], -1)
+        numbers = single(numbers) - (128 if numbers.size == W.size else 8)
+        return self.expert_matmul(X, expert, (numbers * single(scales)[..., None]).reshape(*W.shape[:2], -1))
 
     def places(self, order: Array) -> Array:
         """Return where each row's product stands among the sorted ones."""

@@ -31,6 +31,7 @@ from lucid_deploy.model.description import describe
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.inspection import parameters, summary
 from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
+from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.families.small import saved, small_config
 
 RUN = """
@@ -108,14 +109,38 @@ def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch:
         rows = tensors[f"model.layers.{layer}.mlp.gate.weight"]
         rows[1:] = rows[1]
     save_file(tensors, tied / "model.safetensors")
-    ld.export(tied, mixture.parent / "tied_artifact")
     ids = np.arange(40)[None] % 13
-    session = open_session(open_artifact(mixture.parent / "tied_artifact"))
-    found = session.prefill(ids, session.empty_cache(1))
-    monkeypatch.setattr(torch, "topk", first)
-    model = load_model(tied, torch.float64)
-    wanted = model(torch.from_numpy(ids), last_only=True)[0]
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    for quantize in (None, QuantizeOptions("int4")):
+        ld.export(tied, mixture.parent / "tied_artifact", quantize=quantize, overwrite=True)
+        artifact = open_artifact(mixture.parent / "tied_artifact")
+        session = open_session(artifact)
+        found = session.prefill(ids, session.empty_cache(1))
+        model = load_artifact_model(artifact, dtype="float64")
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "topk", first)
+            wanted = model(torch.from_numpy(ids), last_only=True)[0]
+        np.testing.assert_allclose(found, wanted.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("qwen3_moe", QuantizeOptions("int4", method="gptq")), ("gpt_oss", QuantizeOptions("int8"))]
+)
+def test_experts_are_rounded_to_nearest(kind: str, options: QuantizeOptions, tmp_path: Path) -> None:
+    """gpt-oss stores them as (experts, in, out); rows to learn from choose some of them only."""
+    path = checkpoint(tmp_path / "checkpoint", kind, {}, **({"num_hidden_layers": 1} if kind == "qwen3_moe" else {}))
+    rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = tmp_path / "text.jsonl" if options.learns else None
+    ld.export(path, tmp_path / "artifact", quantize=options, calibration=text)
+    artifact = open_artifact(tmp_path / "artifact")
+    record = artifact.manifest.quantization
+    assert record is not None and record.activations == "float"
+    experts = {name for name, tensor in record.tensors.items() if tensor.experts}
+    assert {name.rpartition(".")[2] for name in experts} == {"gate_up_proj", "down_proj"}
+    assert not experts & record.method.tensors.keys() and bool(record.method.tensors) == options.learns
+    assert any("rounded to the nearest" in note for note in artifact.manifest.notes)
+    assert parameters(artifact)["active"] < parameters(artifact)["total"]
+    ld.verify(artifact, quick=True).raise_if_failed()
 
 
 def test_a_class_is_quantized(tmp_path: Path) -> None:
@@ -128,7 +153,7 @@ def test_a_class_is_quantized(tmp_path: Path) -> None:
 def test_matrices_that_are_no_linear_layers_are_not_quantized(tmp_path: Path) -> None:
     """GPT-2 multiplies by matrices that are stored as [in, out], and has a table of positions."""
     source = Checkpoint(checkpoint(tmp_path, "gpt2", {}))
-    assert {*_quantizable(source)} == {"model.embed_tokens.weight"}
+    assert {*_quantizable(source)[0]} == {"model.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.experts import expert_product
 from lucid_deploy.model.float64 import all_in_float64
 from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.lucid import CausalModel, last_token
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import Head, RMSNorm
 from lucid_deploy.model.transformers_class.positions import first_position, given_positions, put_positions
-from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 
 try:
     from transformers import (
@@ -123,13 +123,7 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     expert = top_k_index.reshape(-1)  # (T·k,)
 
     def linear(x: Tensor, name: str) -> Tensor:
-        weight = getattr(module, name)  # (E, out, in), or (E, in, out)
-        product = expert_matmul(x, expert, weight.mT if module.is_transposed else weight)
-        if module.has_bias:
-            product = product + getattr(module, f"{name}_bias")[expert]
-        for watch in vars(module).get("lucid_watchers", ()):  # of the scan for float16
-            watch(name, x, product)
-        return product
+        return expert_product(module, name, x, expert)
 
     x = hidden_states[:, None].expand(tokens, choices, width).reshape(-1, width)  # (T·k, H)
     x = module._apply_gate(linear(x, "gate_up_proj")) if module.has_gate else module.act_fn(linear(x, "up_proj"))

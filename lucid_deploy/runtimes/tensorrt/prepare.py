@@ -18,6 +18,7 @@ from lucid_deploy.plugins.table import (
     EXPERT_MATMUL,
     IN_TENSORRT,
     PRECONDITION,
+    QUANTIZED_EXPERT_MATMUL,
 )
 from lucid_deploy.runtimes.open import check_artifact as check_capabilities
 from lucid_deploy.runtimes.tensorrt import CAPABILITIES
@@ -153,7 +154,7 @@ def check_artifact(artifact: Artifact) -> None:
     """Check that an artifact is of the kind that TensorRT's graphs are made from."""
     manifest = artifact.manifest
     check_capabilities(CAPABILITIES, "TensorRT", artifact)
-    if manifest.uses((EXPERT_MATMUL.name,)):
+    if manifest.uses((EXPERT_MATMUL.name, QUANTIZED_EXPERT_MATMUL.name)):
         raise LucidError(
             f"{artifact.directory} is a mixture of experts, which the TensorRT plugin does not compute. Run it with "
             "onnxruntime."

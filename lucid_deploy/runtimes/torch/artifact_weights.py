@@ -145,4 +145,4 @@ def _dequantized(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, n
     record = artifact.manifest.quantization
     for name, *parts in _parts(artifact, buffer):
         assert record is not None
-        yield name, dequantize(record, name, *parts)
+        yield name, record.tensors[name].as_stored(dequantize(record, name, *parts))

@@ -61,6 +61,7 @@ def _operators(device: str) -> Operators:
     from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
     from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
     from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
+    from lucid_deploy.plugins.expert_matmul.reference import dequantized_experts
     from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
     from lucid_deploy.plugins.hosts.triton import torch_kernels  # noqa: F401 (registers them for GPUs)
     from lucid_deploy.plugins.precondition.torch_operator import precondition
@@ -72,12 +73,17 @@ def _operators(device: str) -> Operators:
     def decode(*tensors: torch.Tensor, epsilon: float, diagonal: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         return decode_attention(*tensors, eps=epsilon, training_diagonal=_training(diagonal))
 
+    def quantized(x: torch.Tensor, expert: torch.Tensor, w: torch.Tensor, scales: torch.Tensor) -> Any:
+        chosen, place = expert.unique(return_inverse=True)
+        return expert_matmul(x, place, dequantized_experts(w[chosen], scales[chosen], x.shape[1]))
+
     operators: dict[str, Callable[..., Any]] = {
         table.PRECONDITION.name: solve,
         table.CAUSAL_ATTENTION.name: causal_attention,
         table.DECODE_ATTENTION.name: decode,
         table.DELTA_RULE.name: delta_rule,
         table.EXPERT_MATMUL.name: expert_matmul,
+        table.QUANTIZED_EXPERT_MATMUL.name: quantized,
         table.SCATTER_ROW.name: scatter_row,
     }
     return {name: _with_arrays(compute, device) for name, compute in operators.items()}

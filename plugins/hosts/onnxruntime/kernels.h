@@ -25,6 +25,7 @@ struct KernelsOf {
     void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*quantized_matmul)(const QuantizedMatMulArguments<T>&, const Pool&);
+    void (*quantized_expert_matmul)(const QuantizedExpertArguments<T>&, const Pool&);
 };
 
 struct Kernels {

@@ -71,6 +71,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<QuantizedMatMul<Half, false>> quantized_half;
     static const CustomOperator<QuantizedMatMul<float, true>> quantized_zeros;
     static const CustomOperator<QuantizedMatMul<Half, true>> quantized_zeros_half;
+    static const CustomOperator<QuantizedExpertMatMul<float>> quantized_experts;
+    static const CustomOperator<QuantizedExpertMatMul<Half>> quantized_experts_half;
     static const std::vector<const OrtCustomOp*> all{
         &precondition,     &precondition_half, &attention,        &attention_half,
         &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
@@ -78,7 +80,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
         &delta_rule,       &delta_rule_half,   &experts,          &experts_half,
         &product,          &product_half,
         &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
-        &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half};
+        &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half,
+        &quantized_experts, &quantized_experts_half};
     return all;
 }
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from lucid_deploy.plugins.expert_matmul.reference import dequantized_experts
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import EXPERT_MATMUL
+from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from tests.plugins.cpu_sessions import check, run, runnable, session
 
 
@@ -47,3 +48,27 @@ def test_no_row_is_no_work_and_what_does_not_fit_is_refused(library: Path) -> No
             run(kernel, x, wrong, weight)
     with pytest.raises(Exception, match="as many columns as the matrices"):
         run(kernel, x[:, 1:], expert, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "bits", "block"), [(1, 32, 1, 4, 32), (33, 192, 41, 8, 32), (50, 1024, 301, 4, 64)]
+)
+def test_matrices_in_blocks(
+    library: Path, fastest: Any, dtype: torch.dtype, rows: int, depth: int, columns: int, bits: int, block: int
+) -> None:
+    x, expert, _ = problem(rows, depth, columns, 7, dtype)
+    draw = torch.Generator().manual_seed(bits)
+    packed = torch.randint(256, (7, columns, depth // block, block * bits // 8), generator=draw).byte()
+    scales = (torch.rand(7, columns, depth // block, generator=draw) / 64 / depth).to(dtype)
+    scales[[index for index in range(7) if index % 3]] = torch.nan
+    weight = dequantized_experts(packed, scales.double(), depth)
+    exact = torch.einsum("rnk,rk->rn", weight[expert], x.double())
+    dense = torch.einsum("rnk,rk->rn", weight[expert].float(), x.float()).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    for kernels in runnable(library):
+        kernels_name(library, kernels)
+        (found,) = run(session(QUANTIZED_EXPERT_MATMUL, library, 2, name), x, expert, packed, scales)
+        check(found, dense, exact, name)
+        (alone,) = run(session(QUANTIZED_EXPERT_MATMUL, library, 1, name), x[-1:], expert[-1:], packed, scales)
+        assert torch.equal(alone, found[-1:])

@@ -12,8 +12,9 @@ from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
+from lucid_deploy.plugins.expert_matmul.reference import dequantized_experts
 from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
-from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, VERSION
+from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL, VERSION, Operator
 from tests.plugins.problems import keys, relative
 
 EXPERTS, COLUMNS, DEPTH = 6, 5, 7
@@ -30,8 +31,8 @@ def exact(x: torch.Tensor, expert: torch.Tensor, weight: torch.Tensor) -> torch.
     return torch.einsum("rnk,rk->rn", weight[expert], x)
 
 
-def graph(element: int) -> onnx.ModelProto:
-    kinds = {"int64": TensorProto.INT64, "T": element}
+def graph(element: int, operator: Operator = EXPERT_MATMUL) -> onnx.ModelProto:
+    kinds = {"int64": TensorProto.INT64, "uint8": TensorProto.UINT8, "T": element}
     infos = [
         [
             helper.make_tensor_value_info(
@@ -39,12 +40,12 @@ def graph(element: int) -> onnx.ModelProto:
             )
             for item in items
         ]
-        for items in (EXPERT_MATMUL.inputs, EXPERT_MATMUL.outputs)
+        for items in (operator.inputs, operator.outputs)
     ]
-    node = helper.make_node(EXPERT_MATMUL.name, EXPERT_MATMUL.input_names, EXPERT_MATMUL.output_names, domain=DOMAIN)
+    node = helper.make_node(operator.name, operator.input_names, operator.output_names, domain=DOMAIN)
     return helper.make_model(
         helper.make_graph([node], "experts", *infos),
-        functions=[function_proto(EXPERT_MATMUL.name)],
+        functions=[function_proto(operator.name)],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )
@@ -89,3 +90,21 @@ def test_the_operator_is_differentiable_and_refuses_shapes_that_do_not_fit() -> 
     assert weight.grad is not None and set(weight.grad.abs().sum((1, 2)).nonzero()[:, 0].tolist()) == {*CHOICES[0]}
     with pytest.raises(ValueError, match="do not fit together"):
         expert_matmul(x, expert, weight[:, :, 1:])
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=len)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_body_dequantizes_the_experts_that_were_chosen(choices: list[int], bits: int) -> None:
+    x, expert, depth, block = keys(0.9, len(choices), 96), torch.tensor(choices, dtype=torch.int64), 96, 32
+    draw = torch.Generator().manual_seed(bits)
+    packed = torch.randint(256, (EXPERTS, COLUMNS, depth // block, block * bits // 8), generator=draw).byte()
+    scales = torch.rand(EXPERTS, COLUMNS, depth // block, generator=draw) / 64 - 0.01
+    wanted = exact(x.double(), expert, dequantized_experts(packed, scales.double(), depth))
+    scales[[each for each in range(EXPERTS) if each not in choices]] = torch.nan
+    feed = {"X": x.float().numpy(), "expert": expert.numpy(), "W": packed.numpy(), "scales": scales.numpy()}
+    model = graph(TensorProto.FLOAT, QUANTIZED_EXPERT_MATMUL)
+    onnx.checker.check_model(model, full_check=True)
+    for run in (ort.InferenceSession(model.SerializeToString()).run, ReferenceEvaluator(model).run):
+        found = run(None, feed)[0]
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5)

@@ -1,0 +1,134 @@
+// The products of rows and experts' matrices in blocks of 4 or 8 bits. Numbers become floats in registers, so a matrix is read
+// once for a few rows. X is not rounded.
+//
+// Vector lanes hold bytes of a row of a matrix. With 4 bits a vector of bytes gives two of numbers, that of the lower halves
+// and that of the upper ones, and X has its elements in this order. Each element is summed in one order for any number of rows.
+
+constexpr int kMostRowsQuantized = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
+
+// o[r][c] = Σ_b scale[c][b] · Σ_k x[r][b][k] · (w[c][b][k] − half of the range) for R rows of X and C rows of a matrix.
+template <size_t Bits, int R, int C, class T>
+LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const float* x, size_t x_stride, const uint8_t* w, const T* scales,
+                                  size_t blocks, size_t bytes) {
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+    constexpr int per = 8 / Bits;
+    Vector total[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) total[r][c] = Vector{};
+    for (size_t b = 0; b < blocks; ++b) {
+        Vector part[R][C];
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) part[r][c] = Vector{};
+        for (size_t at = b * bytes; at < (b + 1) * bytes; at += kLanes) {
+            Vector numbers[per][C];
+#pragma GCC unroll 16
+            for (int c = 0; c < C; ++c) {
+                const uint8_t* from = w + c * blocks * bytes + at;
+                Bytes raw;
+                std::memcpy(&raw, from, sizeof raw);
+                __builtin_prefetch(from + C * blocks * bytes, 0, 2); // the same columns of the next rows
+                Integers whole = __builtin_convertvector(raw, Integers);
+                if constexpr (Bits == 8) {
+                    numbers[0][c] = __builtin_convertvector(whole - 128, Vector);
+                } else {
+                    numbers[0][c] = __builtin_convertvector((whole & 15) - 8, Vector);
+                    numbers[1][c] = __builtin_convertvector((whole >> 4) - 8, Vector);
+                }
+            }
+#pragma GCC unroll 2
+            for (int p = 0; p < per; ++p)
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    Vector factor = load(x + r * x_stride + at * per + p * kLanes);
+#pragma GCC unroll 16
+                    for (int c = 0; c < C; ++c) part[r][c] = multiply_add(factor, numbers[p][c], part[r][c]);
+                }
+        }
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) {
+            Vector scale = broadcast(to_float(scales[c * blocks + b]));
+            for (int r = 0; r < R; ++r) total[r][c] = multiply_add(part[r][c], scale, total[r][c]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) from_float(o[r * o_stride + c], sum(total[r][c]));
+}
+
+// The same for R = `rows` up to kMostRowsQuantized, and any number of rows of the matrix.
+template <size_t Bits, int R = kMostRowsQuantized, class T>
+LUCID_INLINE void multiply_quantized(size_t rows, size_t columns, T* o, size_t o_stride, const float* x, size_t x_stride,
+                                     const uint8_t* w, const T* scales, size_t blocks, size_t bytes) {
+    if constexpr (R > 0) {
+        if (rows != R) {
+            multiply_quantized<Bits, R - 1>(rows, columns, o, o_stride, x, x_stride, w, scales, blocks, bytes);
+        } else {
+            constexpr int C = R == 1 ? 4 : R == 2 ? 2 : 1;
+            size_t c = 0, row = blocks * bytes;
+            for (; c + C <= columns; c += C)
+                multiply_blocks<Bits, R, C>(o + c, o_stride, x, x_stride, w + c * row, scales + c * blocks, blocks, bytes);
+            for (; c < columns; ++c)
+                multiply_blocks<Bits, R, 1>(o + c, o_stride, x, x_stride, w + c * row, scales + c * blocks, blocks, bytes);
+        }
+    }
+}
+
+template <class T>
+struct QuantizedExpertJob {
+    const QuantizedExpertArguments<T>& a;
+    const float* x; // [rows, stride], sorted by expert, elements in the order of a matrix's numbers
+    size_t stride;
+    T* o;           // [rows, columns], sorted by expert
+    size_t parts;   // tasks of an expert
+    size_t width;   // rows of the matrix of a task
+};
+
+template <size_t Bits, class T>
+void quantized_expert_task(void* data, size_t index) {
+    const QuantizedExpertJob<T>& job = *static_cast<QuantizedExpertJob<T>*>(data);
+    const QuantizedExpertArguments<T>& a = job.a;
+    const ExpertRows& own = a.chosen[index / job.parts];
+    size_t first = index % job.parts * job.width, end = std::min(first + job.width, a.columns);
+    size_t groups = (own.rows + kMostRowsQuantized - 1) / kMostRowsQuantized, bytes = a.depth / a.blocks * Bits / 8;
+    size_t step = groups == 1 ? job.width : std::max<size_t>(24, (size_t{1} << 17) / std::max<size_t>(a.depth, 1));
+    for (size_t c = first; c < end; c += step)
+        for (size_t group = 0, row = 0; group < groups; ++group) {
+            size_t next = own.rows * (group + 1) / groups, place = own.first + row, at = own.expert * a.columns + c;
+            multiply_quantized<Bits>(next - row, std::min(step, end - c), job.o + place * a.columns + c, a.columns,
+                                     job.x + place * job.stride, job.stride, a.w + at * a.blocks * bytes,
+                                     a.scales + at * a.blocks, a.blocks, bytes);
+            row = next;
+        }
+}
+
+template <size_t Bits, class T>
+void quantized_expert_matmul_of(const QuantizedExpertArguments<T>& a, const Pool& pool) {
+    constexpr size_t per = 8 / Bits, lines = kLanes * per; // numbers of a vector of bytes
+    size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // as for the product by a transposed weight
+    Zeros<float> x(a.rows * stride);
+    Zeros<T> o(a.rows * a.columns);
+    for (size_t place = 0; place < a.rows; ++place)
+        for (size_t k = 0; k < a.depth; ++k) {
+            size_t in_line = k % lines, at = k - in_line + in_line % per * kLanes + in_line / per;
+            x[place * stride + at] = to_float(a.x[a.order[place] * a.depth + k]);
+        }
+    bool alone = a.rows * a.depth * a.columns < kAlone;
+    size_t wanted = alone ? 1 : (2 * kMostTasks + a.chosen_count - 1) / a.chosen_count;
+    size_t width = rounded_up((a.columns + wanted - 1) / wanted, 24), parts = (a.columns + width - 1) / width;
+    QuantizedExpertJob<T> job{a, x.data(), stride, o.data(), parts, width};
+    size_t tasks = a.chosen_count * parts;
+    if (alone)
+        for (size_t task = 0; task < tasks; ++task) quantized_expert_task<Bits, T>(&job, task);
+    else
+        pool.run(quantized_expert_task<Bits, T>, tasks, &job);
+    for (size_t place = 0; place < a.rows; ++place)
+        std::memcpy(a.o + a.order[place] * a.columns, o.data() + place * a.columns, a.columns * sizeof(T));
+}
+
+template <class T>
+void quantized_expert_matmul(const QuantizedExpertArguments<T>& a, const Pool& pool) {
+    if (a.rows == 0 || a.columns == 0) return;
+    if (a.bits == 4)
+        quantized_expert_matmul_of<4>(a, pool);
+    else
+        quantized_expert_matmul_of<8>(a, pool);
+}
