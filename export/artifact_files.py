@@ -11,10 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import ADAPTERS, MANIFEST, STAGES, VERIFY, WEIGHTS, GraphInfo, Manifest
+from lucid_deploy.artifact import (
+    ADAPTERS,
+    CACHES,
+    MANIFEST,
+    OPSET_TENSOR_SCATTER,
+    STAGES,
+    VERIFY,
+    WEIGHTS,
+    GraphForm,
+    GraphInfo,
+    Manifest,
+)
+from lucid_deploy.artifact.manifest import form_name
 from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.companions import copy_companions
-from lucid_deploy.export.options import ExportOptions
+from lucid_deploy.export.options import NO_STATIC_FP8, ExportOptions
 from lucid_deploy.model.description import describe, drafts_unsupported_reason
 from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.version import __version__
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.adapters import AdapterPlan
     from lucid_deploy.export.quantize.method import LearnedWeights
     from lucid_deploy.export.trace import Traced
+    from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.description import LayerDescription
 
@@ -61,14 +75,13 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     from lucid_deploy.export import genai
     from lucid_deploy.export.adapters import plan_file, write_new
     from lucid_deploy.export.companions import settings_note
-    from lucid_deploy.export.graph_file import write_graph
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.weights import plan_weights, write_weights
 
     options, learned = contents.options, contents.learned
     folded = {} if learned is None else learned.folded
-    traced = _trace_stages(contents, progress)
-    transposed = {frozenset(graph.transposed) for graph in traced.values()}
+    traced, left_out = _trace_caches(contents, progress)
+    transposed = {frozenset(graph.transposed) for stages in traced.values() for graph in stages.values()}
     assert len(transposed) == 1, "all graphs must read the shared weights in one layout"
     plan = plan_weights(contents.source.stored_shapes(), set(*transposed), options.dtype, contents.quantization)
     digest = write_weights(
@@ -84,13 +97,9 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     slots = None
     if contents.adapters is not None:
         slots = write_new(building, contents.adapters, stacked, options.dtype, folded)
-    graphs = {}
-    for stage, graph in traced.items():
-        file = f"{stage}.onnx"
-        write_graph(building / file, graph.model, plan, options.inline, stacked)
-        graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
+    forms = _write_graphs(building, options, traced, plan, stacked)
     notes = (*copy_companions(contents.source.directory, building), *settings_note(building))
-    manifest = dataclasses.replace(_manifest(contents, graphs, set(*transposed), notes), adapters=slots)
+    manifest = dataclasses.replace(_manifest(contents, forms, left_out, set(*transposed), notes), adapters=slots)
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -98,65 +107,131 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, Traced]:
-    """Trace all stages; let the graphs read quantized weights if there are any."""
+def _trace_caches(
+    contents: ArtifactContents, progress: Progress
+) -> tuple[dict[str, dict[str, Traced]], dict[str, str]]:
+    """Trace the stages with every kind of cache; let the graphs read quantized weights if there are any.
+
+    Prefill is the same for both kinds, so it is traced once, with the first.
+
+    Returns:
+        The graphs by cache and stage; and of kinds that are left out, the reason.
+    """
     from lucid_deploy.export.graph_file import other_names
     from lucid_deploy.export.passes import quantize_weights
-    from lucid_deploy.export.trace import trace
 
-    source, options = contents.source, contents.options
-    traced: dict[str, Traced] = {}
-    stages = _stages(source, options)
-    for step, stage in enumerate(stages):
-        progress(f"Tracing {stage}", step, len(stages))
-        traced[stage] = trace(
-            source.config,
-            stage,
-            options.dtype,
-            options.logits,
-            options.cache,
-            options.cache_dtype,
-            float32_head=contents.float32_head,
-            opset=options.opset,
-            slots=None if contents.adapters is None else contents.adapters.slots,
-        )
-    progress("Tracing", len(stages), len(stages))
+    options, left_out = contents.options, {}
+    caches = CACHES if options.every_form else (options.cache or CACHES[0],)
+    if len(caches) > 1 and resolve_cache_dtype(options.cache_dtype, options.dtype) == "fp8":
+        caches, left_out = caches[:1], {"static": NO_STATIC_FP8}
+    traced: dict[str, dict[str, Traced]] = {}
+    for cache in caches:
+        traced[cache] = {}
+        stages = _stages(contents.source, options, cache)
+        for step, stage in enumerate(stages):
+            if stage == STAGES[0] and cache != caches[0]:
+                continue
+            progress(f"Tracing {stage}" if cache == caches[0] else f"Tracing {stage}, {cache} cache", step, len(stages))
+            growing = traced[caches[0]].get(stage) if cache != caches[0] else None
+            try:
+                traced[cache][stage] = _trace(contents, cache, stage, growing)
+            except LucidError as error:  # of a class of transformers, whose code is another one for static caches
+                if cache == caches[0]:
+                    raise
+                left_out[cache] = str(error)
+                del traced[cache]
+                break
+        progress("Tracing", len(stages), len(stages))
     if contents.quantization is not None:
-        for graph in traced.values():
-            names = other_names(graph.model, source.stored_shapes())
+        for graph in (graph for stages in traced.values() for graph in stages.values()):
+            names = other_names(graph.model, contents.source.stored_shapes())
             quantize_weights(graph.model, contents.quantization, names)
-    return traced
+    return traced, left_out
 
 
-def _stages(source: Checkpoint, options: ExportOptions) -> tuple[str, ...]:
+def _trace(contents: ArtifactContents, cache: str, stage: str, growing: Traced | None) -> Traced:
+    """Trace a stage; one with a static cache is derived from its ``growing`` graph where that can be done."""
+    from lucid_deploy.export.trace import derive_static, trace
+
+    options, config = contents.options, contents.source.config
+    opset = options.opset_for(cache)
+    if growing is not None:
+        layers = describe(config, resolve_cache_dtype(options.cache_dtype, options.dtype))
+        if (derived := derive_static(growing, layers, stage, opset)) is not None:
+            return derived
+    return trace(
+        config,
+        stage,
+        options.dtype,
+        options.logits,
+        cache,
+        options.cache_dtype,
+        float32_head=contents.float32_head,
+        opset=opset,
+        slots=None if contents.adapters is None else contents.adapters.slots,
+    )
+
+
+def _stages(source: Checkpoint, options: ExportOptions, cache: str) -> tuple[str, ...]:
     """Return the stages to export; ``verify`` only if rejected draft tokens can be removed from the cache."""
-    from lucid_deploy.export.operators import OPSET_STATIC, opset_of
-
-    opset = options.opset or opset_of(options.cache)
-    writes_rows = options.cache != "static" or opset >= OPSET_STATIC  # else only one row a step
+    writes_rows = cache != "static" or options.opset_for(cache) >= OPSET_TENSOR_SCATTER  # else only one row a step
     reason = drafts_unsupported_reason(describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)))
     return (*STAGES, VERIFY) if writes_rows and reason is None else STAGES
 
 
+def _write_graphs(
+    building: Path,
+    options: ExportOptions,
+    traced: dict[str, dict[str, Traced]],
+    plan: dict[str, StoredTensor],
+    stacked: dict[str, StoredTensor],
+) -> list[GraphForm]:
+    """Write every form's graphs; the first form has the plain names, ``prefill.onnx`` and so on.
+
+    Inlined graphs are written from those with a growing cache, after these: the pass that prepares them changes them.
+    """
+    from lucid_deploy.export.graph_file import write_graph
+
+    kinds = [(cache, options.inline) for cache in traced]
+    if options.every_form:
+        kinds.append((CACHES[0], True))
+    forms: list[GraphForm] = []
+    for cache, inline in kinds:
+        suffix = f"_{form_name(cache, inline)}" if forms else ""
+        graphs = {}
+        for stage, graph in traced[cache].items():
+            file = f"{stage}{suffix}.onnx"
+            write_graph(building / file, graph.model, plan, inline, stacked)
+            graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
+        if STAGES[0] not in graphs:  # the first form's, which has no cache of its own kind
+            graphs = {STAGES[0]: forms[0].graphs[STAGES[0]], **graphs}
+        forms.append(GraphForm(cache, inline, options.opset_for(cache), graphs))
+    return forms
+
+
 def _manifest(
-    contents: ArtifactContents, graphs: dict[str, GraphInfo], transposed: set[str], notes: tuple[str, ...]
+    contents: ArtifactContents,
+    forms: list[GraphForm],
+    left_out: dict[str, str],
+    transposed: set[str],
+    notes: tuple[str, ...],
 ) -> Manifest:
     """Return the manifest without the files' sizes and hashes."""
-    from lucid_deploy.export.operators import opset_of
     from lucid_deploy.model.checkpoint import DEMO
     from lucid_deploy.plugins.table import VERSION
 
     source, options, quantization = contents.source, contents.options, contents.quantization
+    first, *others = forms
     return Manifest(
         config=source.config,
         dtype=options.dtype,
-        cache=options.cache,
+        cache=first.cache,
         logits=options.logits,
-        opset=options.opset or opset_of(options.cache),
+        opset=first.opset,
         operators=VERSION,
         source=DEMO if contents.name == DEMO else str(source.directory.resolve()),
         versions=_versions(source),
-        graphs=graphs,
+        graphs=first.graphs,
         files={},
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=contents.ranges,
@@ -168,7 +243,9 @@ def _manifest(
         assumed_unused=source.assumed_unused,
         hub=contents.hub,
         options=options.recorded(),
-        inline=options.inline,
+        inline=first.inline,
+        forms=tuple(others),
+        forms_left_out=left_out,
         adapter=None if source.adapter is None else str(source.adapter.directory.resolve()),
     )
 

@@ -31,12 +31,6 @@ from lucid_deploy.plugins.table import (
 )
 
 OPSET = 23  # of the standard operators: the first with Attention and RMSNormalization
-OPSET_STATIC = 24  # of graphs that write into a cache in place: the first with TensorScatter
-
-
-def opset_of(cache: str) -> int:
-    """Return the default opset of graphs with a ``growing`` or ``static`` cache."""
-    return OPSET_STATIC if cache == "static" else OPSET
 
 
 _ONNX_TYPES = {"float32": "float"}  # where ONNX has another name for a type

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import CACHES, DTYPES, MANIFEST
+from lucid_deploy.artifact import CACHES, DTYPES, MANIFEST, OPSET_TENSOR_SCATTER
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DIAGONALS, UNIT
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.hub import HubOptions
 
+NO_STATIC_FP8 = (
+    'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type Float, '
+    'Half, or BFloat16") and in onnxruntime.'
+)
 STATE_TYPES = ("float32", "model")  # how a recurrent state may be kept
 
 
@@ -28,8 +32,9 @@ class ExportOptions:
     Attributes:
         dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
         logits: ``last`` or ``all`` of a prefill's tokens.
-        cache: ``growing`` (present tensors are past ones plus the new rows) or ``static`` (decode writes its row in
-            place into buffers that the client allocates).
+        cache: Write graphs with this cache only: ``growing`` (present tensors are past ones plus the new rows) or
+            ``static`` (decode writes its row in place into buffers that the client allocates). None: every form, unless
+            ``inline`` is given.
         overwrite: Whether an existing artifact at the output may be replaced.
         cache_dtype: Type of the cache: ``auto`` (the model's), ``float16``, ``int8`` or ``fp8``.
         quantize: How to quantize weights; None: not at all.
@@ -37,9 +42,10 @@ class ExportOptions:
             of L costs. Without, a float16 artifact records that.
         calibration: A text file whose lines the scan runs too, and that ``quantize`` learns from.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
-        inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
-        opset: Version of ONNX's standard operators: 23, or 24 with a static cache, whose rows are then written by
-            TensorScatter, which older runtimes do not have. None: the newer.
+        inline: Write only graphs without functions, the operators' bodies in their places, for runtimes that know none;
+            their cache is growing unless ``cache`` says otherwise.
+        opset: Version of ONNX's standard operators in graphs with a static cache: 24, whose rows are written by
+            TensorScatter, which older runtimes do not have, or 23. None: the newer. Other graphs are of 23.
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         merge_adapter: Directory of a LoRA adapter of PEFT that is added to the weights; None: none.
@@ -55,7 +61,7 @@ class ExportOptions:
     dtype: str = "float32"
     logits: str = "last"
     overwrite: bool = False
-    cache: str = "growing"
+    cache: str | None = None
     cache_dtype: str = "auto"
     quantize: QuantizeOptions | None = None
     range_scan: bool = True
@@ -71,6 +77,17 @@ class ExportOptions:
     max_adapters: int | None = None
     max_adapter_rank: int | None = None
     trust_remote_code: bool = False
+
+    @property
+    def every_form(self) -> bool:
+        """Whether growing, static and inlined graphs are written side by side."""
+        return self.cache is None and not self.inline
+
+    def opset_for(self, cache: str) -> int:
+        """Return the version of the standard operators in graphs with this cache."""
+        from lucid_deploy.export.operators import OPSET
+
+        return (self.opset or OPSET_TENSOR_SCATTER) if cache == "static" else OPSET
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that the manifest records: all that decide what is exported."""
@@ -92,10 +109,7 @@ def check_request(output: Path, options: ExportOptions) -> None:
     _check_opset(options)
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if stored == "fp8" and options.cache == "static":
-        raise LucidError(
-            'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type '
-            'Float, Half, or BFloat16") and in onnxruntime. Export with --cache growing, or with --cache-dtype auto.'
-        )
+        raise LucidError(f"{NO_STATIC_FP8} Export with --cache growing, or with --cache-dtype auto.")
     if options.quantize is not None:
         from lucid_deploy.export.quantize.options import check_options
 
@@ -108,7 +122,7 @@ def _check_names(options: ExportOptions) -> None:
         raise LucidError(f"dtype {options.dtype!r} is not supported; supported are {', '.join(DTYPES)}.")
     if options.logits not in ("last", "all"):
         raise LucidError(f"logits must be last or all, not {options.logits!r}.")
-    if options.cache not in CACHES:
+    if options.cache not in (None, *CACHES):
         raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
     if options.state_dtype not in STATE_TYPES:
         raise LucidError(f"state_dtype must be {' or '.join(STATE_TYPES)}, not {options.state_dtype!r}.")
@@ -117,13 +131,14 @@ def _check_names(options: ExportOptions) -> None:
 
 
 def _check_opset(options: ExportOptions) -> None:
-    from lucid_deploy.export.operators import OPSET, opset_of
+    from lucid_deploy.export.operators import OPSET
 
-    allowed = sorted({OPSET, opset_of(options.cache)})
+    has_static = options.every_form or options.cache == "static"
+    allowed = (OPSET, OPSET_TENSOR_SCATTER) if has_static else (OPSET,)
     if options.opset is not None and options.opset not in allowed:
+        form = "static" if has_static else "growing"
         raise LucidError(
-            f"Graphs with a {options.cache} cache are written in opset {' or '.join(map(str, allowed))}, not "
-            f"{options.opset}."
+            f"Graphs with a {form} cache are written in opset {' or '.join(map(str, allowed))}, not {options.opset}."
         )
 
 

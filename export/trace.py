@@ -9,7 +9,7 @@ from lucid_deploy.artifact import VERIFY, TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.capture import capture
-from lucid_deploy.export.operators import opset_of
+from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.passes import (
     NotRepeatable,
     layers_of,
@@ -17,6 +17,7 @@ from lucid_deploy.export.passes import (
     name_values,
     repeat_layers,
     repeat_names,
+    static_cache,
     store_transposed,
     write_rows,
 )
@@ -87,6 +88,27 @@ def _is_static(stage: str, cache: str) -> bool:
     return stage != "prefill" and cache == "static"
 
 
+def derive_static(growing: Traced, layers: Layers, stage: str, opset: int) -> Traced | None:
+    """Return the graph of a stage with a static cache, made from its graph with a growing one.
+
+    None where it must be traced: standard attention decodes over the buffers themselves, where the growing graph would
+    copy them first, and a layer of your own may treat the two kinds of cache in any way.
+    """
+    tensors = [(index, tensor) for index, layer in enumerate(layers) for tensor in layer.cache]
+    rows = [f"{index}.{tensor.name}" for index, tensor in tensors if tensor.sort == "rows"]
+    with_adapters = any(info.name == "adapter_ids" for info in growing.inputs)
+    infos = graph_inputs(layers, stage, "static", with_adapters)
+    model = static_cache(growing.model, opset, {info.name: info.shape for info in infos}, rows, copies=stage == VERIFY)
+    if model is None:
+        return None
+    vocab_size = growing.outputs[0].shape[-1]
+    assert isinstance(vocab_size, int)
+    outputs = graph_outputs(layers, vocab_size, stage, "last", "static")
+    for value, info in zip(model.graph.outputs, outputs, strict=True):
+        _set_shape(value, info)
+    return Traced(model, infos, outputs, growing.transposed)
+
+
 def trace(
     config: LucidConfig,
     stage: str,
@@ -95,14 +117,14 @@ def trace(
     cache: str = "growing",
     cache_dtype: str = "auto",
     float32_head: bool = True,
-    opset: int | None = None,
+    opset: int = OPSET,
     slots: Slots | None = None,
 ) -> Traced:
     """Trace one stage.
 
     Args:
         slots: What is reserved for adapters; None: nothing.
-        opset: Version of the standard operators; None: :func:`~lucid_deploy.export.operators.opset_of` the cache.
+        opset: Version of the standard operators; rows are written into a static cache as it allows.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
     layers = describe(config, stored)
@@ -115,7 +137,7 @@ def trace(
             _stage_module(config, stage, dtype, logits, stored, float32_head, slots),
             graph_inputs(described, stage, cache, slots is not None),
             graph_outputs(described, config.vocab_size, stage, logits, cache),
-            opset or opset_of(cache),
+            opset,
         )
 
     shorter = excerpt(config, layers)

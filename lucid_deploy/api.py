@@ -336,7 +336,8 @@ def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
     """Open a directory, or check that an opened artifact's directory holds what it did then."""
     if not isinstance(artifact, OpenedArtifact):
         return open_artifact(artifact)
-    if open_artifact(artifact.directory).manifest != artifact.manifest:
+    found = open_artifact(artifact.directory).manifest
+    if artifact.manifest not in (found, *found.each_form()):
         raise LucidError(
             f"{artifact.directory} holds another artifact than when this object was made: it was exported again or "
             "replaced. Give the directory, or the object that the newer export returned."

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import pytest
 
 from lucid_deploy.export import trace as tracing
-from lucid_deploy.export.operators import opset_of
+from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
 
@@ -57,9 +57,7 @@ def asked_for(*arguments: Any, **options: Any) -> str:
     call.apply_defaults()
     asked = call.arguments
     if asked["stage"] == "prefill":  # is the same for either cache
-        asked.update(cache="growing", opset=None)
-    elif asked["opset"] is None:
-        asked["opset"] = opset_of(asked["cache"])
+        asked.update(cache="growing", opset=OPSET)
     asked["float32_head"] |= asked["dtype"] == "float32"
     asked["config"] = dataclasses.replace(asked["config"], **NOT_IN_GRAPHS)
     return repr(sorted(asked.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lucid_deploy.export.operators import OPSET_STATIC
+from lucid_deploy.artifact import OPSET_TENSOR_SCATTER
 from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 
 
@@ -19,10 +19,10 @@ def write_rows(model: ir.Model, opset: int) -> None:
     for node in list(model.graph):
         if (node.domain, node.op_type) != (DOMAIN, SCATTER_ROW.name):
             continue
-        if opset >= OPSET_STATIC:
-            node.domain, node.op_type, node.version = "", "TensorScatter", OPSET_STATIC
+        if opset >= OPSET_TENSOR_SCATTER:
+            node.domain, node.op_type, node.version = "", "TensorScatter", OPSET_TENSOR_SCATTER
             node.attributes["axis"] = ir.AttrInt64("axis", -2)
-            model.opset_imports[""] = OPSET_STATIC
+            model.opset_imports[""] = OPSET_TENSOR_SCATTER
         else:
             _scatter_elements(model.graph, node)
 

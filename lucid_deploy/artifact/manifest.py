@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -31,7 +31,13 @@ DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")  # the graphs that every artifact has
 VERIFY = "verify"  # a third one: a few new tokens over a cache, logits of all of them
 CACHES = ("growing", "static")
+OPSET_TENSOR_SCATTER = 24  # of the standard operators: the first with TensorScatter, which writes into a static cache
 _REMEDY = "Export the model again, or copy the file again if the artifact was copied."
+
+
+def form_name(cache: str, inline: bool) -> str:
+    """Name a form of the graphs: growing, static, inlined, or static inlined."""
+    return ("inlined" if cache == "growing" else f"{cache} inlined") if inline else cache
 
 
 def whole_pages(size: int) -> int:
@@ -58,6 +64,15 @@ class GraphInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: Name
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+
+class GraphForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A second form of the graphs, on the same weights: another kind of cache, or without functions."""
+
+    cache: Annotated[str, Meta(pattern="^(growing|static)$")]
+    inline: bool
+    opset: Size
+    graphs: dict[str, GraphInfo]
 
 
 class FileFacts(TypedDict):
@@ -120,11 +135,14 @@ class Manifest:
     adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
     adapters: AdapterSlots | None = None  # None: the graphs have no input adapter_ids, and there is no file of adapters
+    forms: tuple[GraphForm, ...] = ()  # the same graphs in other forms; cache, inline, opset and graphs say the first
+    forms_left_out: dict[str, str] = field(default_factory=dict)  # form (static, inlined) and why it was not written
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
-        if not {*STAGES} <= self.graphs.keys() <= {*STAGES, VERIFY}:
-            raise ValueError(f"graphs are {', '.join(self.graphs)}, not {' and '.join(STAGES)}")
+        for graphs in (self.graphs, *(form.graphs for form in self.forms)):
+            if not {*STAGES} <= graphs.keys() <= {*STAGES, VERIFY}:
+                raise ValueError(f"graphs are {', '.join(graphs)}, not {' and '.join(STAGES)}")
         scan = self.ranges
         if (
             scan
@@ -138,6 +156,28 @@ class Manifest:
         """What a runtime must load: our operators as ``functions``, or their bodies in their places, ``inline``."""
         return "inline" if self.inline else "functions"
 
+    @property
+    def form(self) -> str:
+        """The form of ``graphs`` in words: growing, static, inlined, or static inlined."""
+        return form_name(self.cache, self.inline)
+
+    def each_form(self) -> tuple[Manifest, ...]:
+        """Return a manifest of every form, as if the artifact had that one only; the first form comes first."""
+        others = (
+            replace(
+                self,
+                cache=form.cache,
+                inline=form.inline,
+                opset=form.opset,
+                graphs=form.graphs,
+                layers=tuple(replace(layer, operators={}) for layer in self.layers) if form.inline else self.layers,
+                forms=(),
+                forms_left_out={},
+            )
+            for form in self.forms
+        )
+        return (replace(self, forms=(), forms_left_out={}), *others)
+
     def uses(self, operators: tuple[str, ...]) -> bool:
         """Whether any layer's graphs use one of these operators of the domain ``ai.lucid``."""
         return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
@@ -147,6 +187,10 @@ class Manifest:
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
         data["graphs"] = msgspec.to_builtins(self.graphs)
+        data["forms"] = msgspec.to_builtins(self.forms)
+        for name in ("forms", "forms_left_out"):  # earlier versions read an artifact that has one form
+            if not data[name]:
+                del data[name]
         data["layers"] = [layer.to_dict() for layer in self.layers]
         if self.adapters is None:
             del data["adapters"]
@@ -204,7 +248,8 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
-    if unlisted := {WEIGHTS, *(graph.file for graph in manifest.graphs.values())} - manifest.files.keys():
+    named = {graph.file for form in (manifest, *manifest.forms) for graph in form.graphs.values()}
+    if unlisted := {WEIGHTS, *named} - manifest.files.keys():
         raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
     if manifest.cache_dtype not in (manifest.dtype, *CACHE_DTYPES[1:]):
         raise ValueError(f"cache_dtype is {manifest.cache_dtype!r} with dtype {manifest.dtype!r}")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.adapters import StoredAdapter, check_adapters, read_adapters
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
-from lucid_deploy.artifact.manifest import MANIFEST, VERIFY, WEIGHTS, Manifest, read_manifest
+from lucid_deploy.artifact.manifest import MANIFEST, VERIFY, WEIGHTS, Manifest, form_name, read_manifest
 from lucid_deploy.artifact.quantization import PACKED, PARTS, ROWS
-from lucid_deploy.errors import CheckFailed, in_one_line, reading
+from lucid_deploy.errors import CheckFailed, LucidError, in_one_line, reading
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, drafts_unsupported_reason
 
@@ -29,7 +29,8 @@ class Artifact:
 
     directory: Path
     manifest: Manifest
-    _graphs: dict[str, onnx.ModelProto] = field(default_factory=dict, init=False, compare=False, repr=False)
+    # Graphs that were read, by file; the forms of an artifact share them.
+    _graphs: dict[str, onnx.ModelProto] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def config(self) -> LucidConfig:
@@ -52,9 +53,33 @@ class Artifact:
 
     def graph(self, stage: str) -> onnx.ModelProto:
         """Return a stage's graph without the data of its weights. It is cached: change a copy."""
-        if stage not in self._graphs:
-            self._graphs[stage] = check_external_data(self.graph_path(stage))
-        return self._graphs[stage]
+        file = self.manifest.graphs[stage].file
+        if file not in self._graphs:
+            self._graphs[file] = check_external_data(self.directory / file)
+        return self._graphs[file]
+
+    def form(self, cache: str | None = None, inline: bool | None = None) -> Artifact:
+        """Return the artifact with the graphs of one form and no other forms, after checking these graphs.
+
+        Args:
+            cache: ``growing`` or ``static``; None: that of the first form that fits.
+            inline: Whether the graphs have no functions; None: as the first form that fits.
+
+        Raises:
+            LucidError: The artifact has no such form.
+            CheckFailed: Its graphs are damaged.
+        """
+        for manifest in self.manifest.each_form():
+            if cache in (None, manifest.cache) and inline in (None, manifest.inline):
+                found = Artifact(self.directory, manifest, self._graphs)
+                _check_graphs(found)
+                return found
+        wanted = form_name(cache or self.manifest.cache, self.manifest.inline if inline is None else inline)
+        reason = self.manifest.forms_left_out.get(wanted)
+        raise LucidError(
+            f"{self.directory} has no {wanted} graphs"
+            + (f": {reason}" if reason else ". Export it again without --cache and --inline, which writes every form.")
+        )
 
     def adapters(self) -> tuple[StoredAdapter, ...]:
         """Read which adapters there are now; ``lucid-deploy adapters`` may have changed them."""
@@ -102,7 +127,12 @@ def _check_files(artifact: Artifact) -> None:
             )
     _check_layers(manifest, directory)
     artifact.adapters()
-    for stage in manifest.graphs:
+    _check_graphs(artifact)
+
+
+def _check_graphs(artifact: Artifact) -> None:
+    """Check the graphs of the artifact's first form against its manifest."""
+    for stage in artifact.manifest.graphs:
         graph = artifact.graph(stage)
         try:
             _check_contract(artifact, stage, graph)

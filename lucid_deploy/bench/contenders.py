@@ -102,7 +102,8 @@ def baseline(
         return with_kernels(name, str(export_standard(artifact, scratch)), options, kernels)
     elsewhere = RuntimeOptions("openvino", threads=options.threads)
     try:
-        check_fits(replace(artifact, manifest=replace(artifact.manifest, inline=True)), elsewhere, here=False)
+        inlined = replace(artifact.manifest, inline=True, forms=())
+        check_fits(replace(artifact, manifest=inlined), elsewhere, here=False)
     except LucidError as error:
         reason = str(error).rsplit(". ", 1)[0]  # the next sentence says what to do about an artifact
         raise LucidError(f"{reason}. Leave out --baseline openvino.") from error

@@ -54,12 +54,12 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
         ExportOptions(
             dtype=manifest.dtype,
             logits=manifest.logits,
-            cache=manifest.cache,
+            cache=None if manifest.forms else manifest.cache,
             cache_dtype=requested,
             assume_unused=tuple(manifest.assumed_unused),
             quantize=_as_recorded(manifest.quantization, artifact.config.tie_word_embeddings),
             inline=inline or manifest.inline,
-            opset=INLINE_OPSET if inline else manifest.opset,
+            opset=INLINE_OPSET if inline else max(each.opset for each in manifest.each_form()),
             state_dtype="model" if manifest.config.has_narrow_states else "float32",
             merge_adapter=None if manifest.adapter is None else Path(manifest.adapter),
             range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere

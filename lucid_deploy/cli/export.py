@@ -37,10 +37,11 @@ _QUANTIZATION = (
 @choice_option(
     "--logits", ["last", "all"], help="Whether prefill returns logits of each row's last token, or of all new tokens."
 )
-@choice_option(
+@click.option(
     "--cache",
-    ["growing", "static"],
-    help="growing: present tensors are past ones plus the new rows. static: decode writes in place into buffers.",
+    type=click.Choice(["growing", "static"]),
+    help="Write graphs with one kind of cache only. growing: present tensors are past ones plus the new rows. static: "
+    "decode writes in place into buffers. Default: growing, static and inlined graphs side by side.",
 )
 @type_option(
     "--cache-dtype",
@@ -63,13 +64,14 @@ _QUANTIZATION = (
 @click.option(
     "--opset",
     type=click.Choice(["23", "24"]),
-    help="Version of ONNX's standard operators. Default: 23, and 24 with --cache static. With 23, a static cache runs "
-    "in OpenVINO and onnxruntime below 1.25 too, which have no TensorScatter.",
+    help="Version of ONNX's standard operators in graphs with a static cache; others have 23. Default: 24. With 23 "
+    "they run in OpenVINO and onnxruntime below 1.25 too, which have no TensorScatter.",
 )
 @click.option(
     "--inline",
     is_flag=True,
-    help="Write graphs without functions, for runtimes that know none, such as OpenVINO. Our own kernels need them.",
+    help="Write only graphs without functions, for runtimes that know none, such as OpenVINO. Our own kernels need "
+    "functions.",
 )
 @click.option(
     "--calibration",
@@ -252,7 +254,7 @@ def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
     from lucid_deploy.cli._facts import quantization_facts
-    from lucid_deploy.runtimes.inspection import remarks, summary
+    from lucid_deploy.runtimes.inspection import forms, remarks, summary
 
     manifest = artifact.manifest
     return {
@@ -261,6 +263,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "logits": manifest.logits,
         "files": manifest.files,
         "inline": manifest.inline,
+        "forms": forms(artifact),
         "summary": summary(artifact),
         "remarks": remarks(artifact),
         "hub": manifest.hub,

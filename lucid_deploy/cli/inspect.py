@@ -76,6 +76,10 @@ def _show(facts: dict[str, Any]) -> None:
         show_ranges(facts["ranges"], table=True)
     for stage, graph in facts["graphs"].items():
         _show_graph(stage, graph)
+    if len(facts["forms"]) > 1:
+        show("The same graphs in every form, on the same weights; each runtime takes the one that it runs best:")
+    for form in facts["forms"] if len(facts["forms"]) > 1 else []:
+        show(f"- {form['name']} (opset {form['opset']}): {', '.join(form['files'].values())}")
     kernels = facts["kernels"]
     show("Kernels on this machine: " + (kernels["problem"] or _kernels(kernels)))
     memory = facts["memory"]

@@ -108,7 +108,7 @@ def _openvino() -> str:
     from lucid_deploy.runtimes.openvino.compiled_graph import check_version, import_openvino
 
     check_version(import_openvino().__version__)
-    return "imports; runs what export --inline writes"
+    return "imports; runs inlined graphs"
 
 
 def _cpu_kernels() -> str:

@@ -125,7 +125,7 @@ def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
     if options.backend == "onnxruntime" and artifact.manifest.cache == "static":
         raise LucidError(
             f"{artifact.directory} has a static cache, which decoding writes in place; between a client and Triton its "
-            "whole buffers would travel with every token. Export with --cache growing."
+            "whole buffers would travel with every token. Export without --cache."
         )
     if artifact.manifest.cache_dtype == "fp8":
         raise LucidError(

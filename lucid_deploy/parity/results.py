@@ -70,6 +70,7 @@ class Verification:
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     artifact_checks: tuple[Check, ...] = ()  # of files and weights
+    form_checks: tuple[Check, ...] = ()  # of the graphs in other forms than the one that was compared in full
     comparisons: tuple[Comparison, ...] = ()  # empty if a check before them failed
     runtime: str = ""  # what ran the candidate
     label: str = ""  # the same for people, such as "onnxruntime (cuda)"
@@ -114,7 +115,8 @@ class Verification:
     @property
     def failed_artifact_check(self) -> str:
         """What the first failed check of the artifact found; empty if none failed."""
-        return next((check.detail for check in self.artifact_checks if check.outcome == FAILED), "")
+        checks = (*self.artifact_checks, *self.form_checks)
+        return next((check.detail for check in checks if check.outcome == FAILED), "")
 
     def raise_if_failed(self) -> Verification:
         """Return the verification if it passed.
@@ -215,6 +217,7 @@ class Verification:
         return (
             *before,
             self._tensors_check(),
+            *self.form_checks,
             *map(self._reference_check, self.others),
             self._free_generation_check(),
             self._causes_check(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.description import summarize
 from lucid_deploy.parity.causes import Explanation, explain
 from lucid_deploy.parity.compare import check, measure_cost
+from lucid_deploy.parity.gate import Coverage
 from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids
 from lucid_deploy.parity.other_references import OtherReferences, open_references
 from lucid_deploy.parity.perplexity import Perplexity, TextCost, compare_perplexity, cost_on_text, session_logits
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
-from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification
+from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not_done
 from lucid_deploy.parity.stored_files import check_files
 from lucid_deploy.parity.stored_weights import check_weights
-from lucid_deploy.parity.targets import DEQUANTIZED, CallCounter, Progress, explained_scenarios, prepare
+from lucid_deploy.parity.targets import DEQUANTIZED, CallCounter, Progress, Targets, explained_scenarios, prepare
 from lucid_deploy.runtimes.layers import Layers
+from lucid_deploy.runtimes.open import runnable_forms
 from lucid_deploy.runtimes.session import Array, Session
 
 __all__ = ["Verification", "VerifyOptions", "find_checkpoint", "verify_against", "verify_artifact"]
@@ -75,17 +77,44 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
         return stopped(files)
     # Opened before the long run in PyTorch, so that a missing package shows at once.
     candidate = open_session(artifact, options.runtime)
+    forms, form_checks = _other_forms(artifact, options, candidate.capabilities.runs_graphs)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
     weights = _check_weights(artifact, source, progress)
     if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference would have them too
         return stopped(files, weights)
     try:
         found = verify_against(
-            candidate, source, options, artifact, progress, lambda: open_layers(candidate, artifact), others
+            candidate, source, options, artifact, progress, lambda: open_layers(candidate, artifact), others, forms
         )
     except CheckFailed as failure:  # shapes that are not the model's, or a model that does not fit into the type
         return stopped(files, weights, Check("tensors", FAILED, str(failure)))
-    return replace(found, facts=facts, seconds=time.monotonic() - started, artifact_checks=(files, weights))
+    return replace(
+        found,
+        facts=facts,
+        seconds=time.monotonic() - started,
+        artifact_checks=(files, weights),
+        form_checks=(*found.form_checks, *form_checks),
+    )
+
+
+def _other_forms(
+    artifact: Artifact, options: VerifyOptions, runs_graphs: bool
+) -> tuple[dict[str, Artifact], tuple[Check, ...]]:
+    """Return the forms of the graphs beside the one that the runtime prefers, and checks of those that it cannot make.
+
+    Returns:
+        By name the artifact with each form to be compared; and one check, not done, for each form that is not.
+    """
+    if not artifact.manifest.forms or not runs_graphs:
+        return {}, ()
+    _, *others = runnable_forms(artifact, options.runtime)
+    forms = {other.manifest.form: other for other in others}
+    reasons = dict.fromkeys((each.form for each in artifact.manifest.each_form()), "this runtime does not run them")
+    del reasons[runnable_forms(artifact, options.runtime)[0].manifest.form]
+    if options.quick:
+        reasons |= dict.fromkeys(forms, "left out by --quick")
+        forms = {}
+    return forms, tuple(not_done(f"{name} graphs", why) for name, why in reasons.items() if name not in forms)
 
 
 def verify_against(
@@ -96,6 +125,7 @@ def verify_against(
     progress: Progress | None = None,
     layers: Callable[[], Layers] | None = None,
     others: OtherReferences | None = None,
+    forms: Mapping[str, Artifact] | None = None,
 ) -> Verification:
     """Compare a session with its checkpoint: parity and causes, without the checks of an artifact's files.
 
@@ -108,6 +138,7 @@ def verify_against(
         layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
             None: no causes are looked for.
         others: Other implementations to compare with; None: those that the options name.
+        forms: Other forms of the artifact's graphs that must be within the same gates, by name.
     """
     options = options or VerifyOptions()
     text = text_ids(options.text, artifact, options.text_tokens)
@@ -130,6 +161,8 @@ def verify_against(
     if options.tolerance is not None:
         targets = targets.with_tolerance(options.tolerance)
     found = check(candidate, targets, progress=progress)
+    checks = tuple(_check_form(name, form, options, targets, progress) for name, form in (forms or {}).items())
+    found = replace(found, form_checks=checks)
     if artifact is not None and models.quantized:
         cost = measure_cost(models.original, candidate, targets, progress)
         found = replace(found, reference=DEQUANTIZED, quantization=artifact.manifest.quantization, cost=cost)
@@ -152,6 +185,19 @@ def verify_against(
         progress=progress,
     )
     return replace(found, explanation=explanation)
+
+
+def _check_form(
+    name: str, form: Artifact, options: VerifyOptions, targets: Targets, progress: Progress | None
+) -> Check:
+    """Compare another form of the graphs with the same targets."""
+    from lucid_deploy.runtimes import open_session
+
+    found = check(open_session(form, options.runtime), targets, progress=progress)
+    total = Coverage.of(found.comparisons).total
+    if found.tensors_passed:
+        return Check(f"{name} graphs", PASSED, f"{total:,} comparisons within the same gates")
+    return Check(f"{name} graphs", FAILED, f"The {name} graphs failed: {found.verdict()}")
 
 
 def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> Perplexity:
@@ -190,9 +236,22 @@ def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | No
 def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress | None) -> Check:
     meter = CallCounter(progress, "Weights: every element", len(source.stored_shapes()))
     try:
-        return Check("weights", PASSED, check_weights(artifact, source, meter))
+        passed = Check("weights", PASSED, check_weights(artifact, source, meter))
+        _check_shared(artifact)
+        return passed
     except CheckFailed as failure:
         return Check("weights", FAILED, str(failure))
+
+
+def _check_shared(artifact: Artifact) -> None:
+    """Check that every form's graphs read the weights that the first form's do."""
+    for manifest in artifact.manifest.each_form():
+        form = artifact.form(manifest.cache, manifest.inline)
+        for stage in set(manifest.graphs) & set(artifact.manifest.graphs):
+            if set(form.weights(stage)) != set(artifact.weights(stage)):
+                raise CheckFailed(
+                    f"{form.graph_path(stage)} reads other weights than {artifact.graph_path(stage)}. Export it again."
+                )
 
 
 def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> dict[str, Any]:
@@ -208,7 +267,7 @@ def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> di
         "kernels": None,
         "model": manifest.config.to_dict(),
         "summary": summarize(manifest.config) + words,
-        "cache": f"{manifest.cache}, {manifest.cache_dtype}",
+        "cache": f"{' and '.join(sorted({each.cache for each in manifest.each_form()}))}, {manifest.cache_dtype}",
         "files": len(manifest.files),
         "bytes": sum(int(item["size"]) for item in manifest.files.values()),
         "exported_with": manifest.versions,

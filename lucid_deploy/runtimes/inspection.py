@@ -37,6 +37,8 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "ranges": manifest.ranges,
         "logits": manifest.logits,
         "inline": manifest.inline,
+        "forms": forms(artifact),
+        "forms_left_out": manifest.forms_left_out,
         "opset": manifest.opset,
         "operators": {"domain": DOMAIN, "version": manifest.operators},
         "source": manifest.source,
@@ -58,8 +60,25 @@ def summary(artifact: Artifact) -> str:
     """Return the model and the form of the artifact in one line."""
     manifest = artifact.manifest
     cache_dtype = "" if manifest.cache_dtype == manifest.dtype else f" in {manifest.cache_dtype}"
-    form = ", inlined graphs" if manifest.inline else ""
-    return f"{summarize(manifest.config)}, {manifest.dtype}, {manifest.cache} cache{cache_dtype}{form}"
+    model = f"{summarize(manifest.config)}, {manifest.dtype}"
+    if manifest.forms:
+        *names, last = (each.form for each in manifest.each_form())
+        return f"{model}, {', '.join(names)} and {last} graphs{cache_dtype and f', cache{cache_dtype}'}"
+    return f"{model}, {manifest.cache} cache{cache_dtype}{', inlined graphs' if manifest.inline else ''}"
+
+
+def forms(artifact: Artifact) -> list[dict[str, Any]]:
+    """Return the forms that the graphs have, as plain data, and the files of each."""
+    return [
+        {
+            "name": each.form,
+            "cache": each.cache,
+            "inline": each.inline,
+            "opset": each.opset,
+            "files": {stage: graph.file for stage, graph in each.graphs.items()},
+        }
+        for each in artifact.manifest.each_form()
+    ]
 
 
 def remarks(artifact: Artifact) -> list[str]:
@@ -72,7 +91,8 @@ def remarks(artifact: Artifact) -> list[str]:
     if manifest.adapters is not None:
         slots, names = manifest.adapters, ", ".join(each.name for each in artifact.adapters()) or "none"
         adapter.append(f"Adapters of each row: {names}; room for {slots.count} of rank {slots.rank}.")
-    return [*found, *adapter, *manifest.notes, *assumed]
+    missing = [f"It has no {name} graphs: {reason}" for name, reason in manifest.forms_left_out.items()]
+    return [*found, *adapter, *missing, *manifest.notes, *assumed]
 
 
 def compression(artifact: Artifact) -> float:
@@ -146,7 +166,8 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     if manifest.cache_dtype != manifest.dtype:  # one layer, a tensor of it at a time, in float32
         elements = [math.prod(t.batch_shape(batch, context)) for layer in layout for t in layer]
         decoded = 4 * _DECODED * max(elements)
-    moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
+    static = any(each.cache == "static" for each in manifest.each_form())
+    moving = batch * max(layout_bytes((layer,), context) for layer in layout) if static else cache
     weights = int(manifest.files[WEIGHTS]["size"])
     packed = 2 * (weights if weights <= PACK_LIMIT else quantized_size(artifact))
     heads = artifact.config.num_attention_heads + artifact.config.num_key_value_heads

@@ -23,17 +23,17 @@ _EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation", "adapter"})
 def open_session(
     artifact: str | Path | Artifact, runtime: str | RuntimeOptions = "auto", **options: Any
 ) -> Session[Any]:
-    """Open an artifact in a runtime.
+    """Open an artifact in a runtime, with the form of the graphs that the runtime prefers.
 
     Args:
-        artifact: Its directory, or an opened artifact.
+        artifact: Its directory, or an opened artifact; one of ``Artifact.form`` has one form only.
         runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
     """
     wanted = replace(runtime if isinstance(runtime, RuntimeOptions) else RuntimeOptions(runtime), **options)
     chosen, wanted, can = _choose(wanted)
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    check_artifact(can, _title(wanted), opened)
+    opened = _choose_form(opened, wanted, can)
     chosen.check_installed(wanted)
     with unchanged(opened):  # graphs of two exports together would give wrong answers
         session = chosen.open(opened, wanted)
@@ -48,7 +48,7 @@ def open_session(
 def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
     """Check without loading that a runtime supports the options and the artifact; ``here``: on this machine, now."""
     chosen, wanted, can = _choose(options)
-    check_artifact(can, _title(wanted), artifact)
+    _choose_form(artifact, wanted, can)
     if here:
         chosen.check_installed(wanted)
 
@@ -92,24 +92,46 @@ def _device_error(can: Capabilities, options: RuntimeOptions) -> str:
     return f"{_title(options)} runs on {_listed(can.devices)}, not on {options.device!r}.{remedy}"
 
 
+def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Artifact, ...]:
+    """Return the artifact with each form of its graphs that a runtime runs, the preferred one first."""
+    chosen, _, can = _choose(options)
+    forms = [
+        manifest
+        for manifest in artifact.manifest.each_form()
+        if manifest.cache in can.caches and manifest.graph_form in can.graphs and chosen.runs_form(manifest)
+    ]
+    forms.sort(key=lambda each: (can.caches.index(each.cache), can.graphs.index(each.graph_form)))
+    return tuple(artifact.form(each.cache, each.inline) for each in forms)
+
+
+def _choose_form(artifact: Artifact, options: RuntimeOptions, can: Capabilities) -> Artifact:
+    """Return the artifact with the form of its graphs that a runtime prefers, after checking that it runs it."""
+    if artifact.manifest.forms:
+        artifact = next(iter(runnable_forms(artifact, options)), artifact)
+    check_artifact(can, _title(options), artifact)
+    return artifact
+
+
 def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
     """Check that a runtime with these capabilities runs an artifact."""
     manifest, path = artifact.manifest, artifact.directory
-    for kind, what, accepted, option in (
-        (manifest.dtype, "models in", can.dtypes, "--dtype"),
-        (manifest.cache, "caches that are", can.caches, "--cache"),
+    every_form = "without --cache and --inline, which writes every form"
+    for kind, what, accepted, remedy in (
+        (manifest.dtype, "models in", can.dtypes, f"with --dtype {_listed(can.dtypes)}"),
+        (manifest.cache, "caches that are", can.caches, every_form),
     ):
         if kind not in accepted:
             raise LucidError(
-                f"{title} runs {what} {_listed(accepted)}, and {path} has {kind}. Export with {option} "
-                f"{_listed(accepted)}, or choose another --runtime."
+                f"{title} runs {what} {_listed(accepted)}, and {path} has {kind}. Export {remedy}, or choose another "
+                "--runtime."
             )
     if manifest.graph_form not in can.graphs:
-        has, remedy = "functions that it does not know", "with --inline"
+        has = "functions that it does not know"
         if manifest.inline:
-            has, remedy = "none of the operators that it has kernels for, since they were inlined", "without --inline"
+            has = "none of the operators that it has kernels for, since they were inlined"
         raise LucidError(
-            f"{title} cannot run the graphs of {path}: they have {has}. Export {remedy}, or choose another --runtime."
+            f"{title} cannot run the graphs of {path}: they have {has}. Export {every_form}, or choose another "
+            "--runtime."
         )
     for index, layer in enumerate(manifest.layers):
         for tensor in layer.cache:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.artifact import Artifact, Manifest
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
 
@@ -29,8 +29,9 @@ class Capabilities:
 
     dtypes: tuple[str, ...] = ("float32",)  # of weights and arithmetic
     devices: tuple[str, ...] = ("cpu",)  # kinds, the preferred one first
-    caches: tuple[str, ...] = ("growing",)
-    # Forms of graphs: functions, with our operators as functions that the file defines; inline, of export --inline.
+    caches: tuple[str, ...] = ("growing",)  # the preferred one first
+    # Forms of graphs, the preferred one first: functions, with our operators as functions that the file defines;
+    # inline, without functions.
     graphs: tuple[str, ...] = ("functions", "inline")
     cache_dtypes: tuple[str, ...] = ()  # types of the cache besides the model's own
     cache_sorts: tuple[str, ...] = ("rows",)  # sorts of cached tensors, as in lucid_deploy.cache.layout
@@ -67,6 +68,10 @@ class Runtime(ABC):
     @abstractmethod
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
         """Open an artifact that fits the declared capabilities."""
+
+    def runs_form(self, manifest: Manifest) -> bool:
+        """Whether the installed version runs graphs of this form; only asked where an artifact has several."""
+        return True
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
         """Return the layers behind a session of this runtime; only with ``reads_layers``."""

@@ -51,7 +51,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
 def test_export_says_attention_positions_and_layers(official: tuple[Path, list[str]]) -> None:
     said = official[1]
     assert "verify.onnx " in said[0] and said[0].endswith(
-        "; 2 LUCID layers, no rotary positions, float32, growing cache"
+        "; 2 LUCID layers, no rotary positions, float32, growing, static and inlined graphs"
     )
     assert said[1].startswith(BETA)
     assert said[2].startswith("The diagonal of L is 1 in this artifact.")
@@ -64,7 +64,7 @@ def test_the_manifest_and_json_have_it_too(official: tuple[Path, list[str]]) -> 
     assert manifest.assumed_unused == {"zeta_gain": 3}
     assert [manifest.notes[0], manifest.hub] == [said[1], None]
     facts = json.loads((root / "facts.json").read_text())
-    assert facts["summary"] == "2 LUCID layers, no rotary positions, float32, growing cache"
+    assert facts["summary"] == "2 LUCID layers, no rotary positions, float32, growing, static and inlined graphs"
     assert facts["remarks"] == said[1:]
     assert facts["assumed_unused"] == {"zeta_gain": 3}
 
@@ -72,7 +72,7 @@ def test_the_manifest_and_json_have_it_too(official: tuple[Path, list[str]]) -> 
 def test_inspect_shows_it(official: tuple[Path, list[str]]) -> None:
     root, said = official
     shown = printed("inspect", root / "artifact").splitlines()
-    assert "2 LUCID layers, no rotary positions, float32, growing cache, hidden 64" in shown[0]
+    assert "2 LUCID layers, no rotary positions, float32, growing, static and inlined graphs, hidden 64" in shown[0]
     assert shown[1:4] == said[1:]
     facts = json.loads(printed("inspect", root / "artifact", "--json", "-"))
     assert (facts["remarks"], facts["assumed_unused"]) == (said[1:], {"zeta_gain": 3})
@@ -103,4 +103,6 @@ def test_standard_attention_is_no_silent_default(make_checkpoint: MakeCheckpoint
         del config[key]
     (checkpoint / "config.json").write_text(json.dumps(config))
     (said,) = printed("export", checkpoint, "-o", tmp_path / "artifact").splitlines()
-    assert said.endswith("; 1 layer of standard attention, rotary positions (base 10000), float32, growing cache")
+    assert said.endswith(
+        "; 1 layer of standard attention, rotary positions (base 10000), float32, growing, static and inlined graphs"
+    )

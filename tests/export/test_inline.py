@@ -73,7 +73,10 @@ def test_graphs_have_standard_operators_alone_and_the_same_contract(exported: Ex
             "--kernels library computes operators that graphs of export --inline do not",
         ),
         (RuntimeOptions(provider="tensorrt"), "none of the operators that it has kernels for, since they were inlined"),
-        (RuntimeOptions("tensorrt", "cuda"), "Export without --inline, or choose another --runtime"),
+        (
+            RuntimeOptions("tensorrt", "cuda"),
+            "Export without --cache and --inline, which writes every form",
+        ),
     ],
     ids=str,
 )

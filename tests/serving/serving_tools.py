@@ -50,7 +50,7 @@ def export_served(root: Path) -> None:
     chatty = Path(shutil.copytree(plain, root / "checkpoint"))
     settings = json.loads((chatty / "tokenizer_config.json").read_text())
     (chatty / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
-    export(chatty, root / "growing", ExportOptions())
+    export(chatty, root / "growing", ExportOptions(cache="growing"))
     export(chatty, root / "static", ExportOptions(cache="static"))
     shutil.copytree(root / "growing", root / "plain")
     replace_file(root / "plain", "tokenizer_config.json", (plain / "tokenizer_config.json").read_bytes())

@@ -98,8 +98,8 @@ def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
     if artifact.manifest.cache == "static":
         raise LucidError(
             f"{artifact.directory} has a static cache. TensorRT updates one only where input and output are the same "
-            "memory, and trtexec and Polygraphy give each its own. Export with --cache growing, or build its engines "
-            "with lucid-deploy build."
+            "memory, and trtexec and Polygraphy give each its own. Export without --cache, or build its engines with "
+            "lucid-deploy build."
         )
     if artifact.manifest.cache_dtype == "fp8":
         raise LucidError(

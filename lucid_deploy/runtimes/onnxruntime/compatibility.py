@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lucid_deploy.artifact import Artifact
@@ -20,6 +22,14 @@ _MULTIPLIES = ("avx512", "avx2")  # instructions whose products were compared wi
 def has_quantize_linear(version: str) -> bool:
     """Return whether a version has ``QuantizeLinear`` of the graphs' opset, which the body that reads int8 needs."""
     return _numbers(version) >= _QUANTIZES
+
+
+def has_tensor_scatter() -> bool:
+    """Return whether the installed version writes rows into a static cache, without importing it."""
+    for package in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            return _numbers(version(package)) >= _STATIC
+    return True
 
 
 def check_version(version: str, artifact: Artifact) -> None:

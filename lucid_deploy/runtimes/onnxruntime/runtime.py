@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact import OPSET_TENSOR_SCATTER
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -12,7 +13,7 @@ from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
 if TYPE_CHECKING:
     import onnx
 
-    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.artifact import Artifact, Manifest
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
 
@@ -26,6 +27,11 @@ class OnnxRuntime(Runtime):
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
         return CAPABILITIES[options.provider]
+
+    def runs_form(self, manifest: Manifest) -> bool:
+        from lucid_deploy.runtimes.onnxruntime.compatibility import has_tensor_scatter
+
+        return manifest.cache != "static" or manifest.opset < OPSET_TENSOR_SCATTER or has_tensor_scatter()
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
         from lucid_deploy.runtimes.onnxruntime.session import OrtSession, StaticOrtSession

@@ -19,7 +19,7 @@ class OpenVinoRuntime(Runtime):
     """Opens artifacts in OpenVINO."""
 
     name = "openvino"
-    description = "The graphs of export --inline in OpenVINO, on the CPU."
+    description = "The inlined graphs in OpenVINO, on the CPU."
     options = frozenset({"threads"})
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:

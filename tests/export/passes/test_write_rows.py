@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import helper
 
-from lucid_deploy.export.operators import OPSET, OPSET_STATIC
+from lucid_deploy.artifact import OPSET_TENSOR_SCATTER
+from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.passes import write_rows
 from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
@@ -25,7 +26,10 @@ def made() -> ir.Model:
 
 @pytest.mark.parametrize(
     ("opset", "wanted"),
-    [(OPSET_STATIC, ["TensorScatter"]), (OPSET, ["Shape", "Constant", "Unsqueeze", "Expand", "ScatterElements"])],
+    [
+        (OPSET_TENSOR_SCATTER, ["TensorScatter"]),
+        (OPSET, ["Shape", "Constant", "Unsqueeze", "Expand", "ScatterElements"]),
+    ],
 )
 def test_it_writes_the_rows_that_pytorchs_operator_writes(opset: int, wanted: list[str]) -> None:
     found = made()

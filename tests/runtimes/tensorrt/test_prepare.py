@@ -69,7 +69,7 @@ def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[
             {"cache_dtype": "fp8", "dtype": "float16", "cache": "static"},
             "TensorRT writes no E4M3 in place.* is in float16 with a static cache",
         ),
-        ({"inline": True}, "Export without --inline"),
+        ({"inline": True}, "Export without --cache and --inline"),
     ],
 )
 def test_an_artifact_of_another_kind(changes: dict[str, Any], message: str, exported: Exported) -> None:

@@ -1,0 +1,111 @@
+"""Turn a graph with a growing cache into the one with a static cache, so that it need not be traced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from lucid_deploy.export.passes.editing import NodeChain, constant, integers
+from lucid_deploy.export.passes.write_rows import write_rows
+from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW, VERSION
+
+_INT64, _BOOL = ir.DataType.INT64, ir.DataType.BOOL
+
+
+def static_cache(
+    growing: ir.Model, opset: int, inputs: Mapping[str, Sequence[int | str]], rows: Sequence[str], copies: bool
+) -> ir.Model | None:
+    """Return a graph that decodes over buffers, made from one that decodes over a growing cache.
+
+    The growing graph computes the same over whole buffers, as a past with padding: only its mask must leave out rows
+    that are not filled yet, and new rows are written into the buffers instead of joined to them.
+
+    Requires: every tensor of ``rows`` is a join of the past and of new rows, and the mask is only read as bool.
+    Result: the contract's static inputs and outputs; the model that was given is not changed.
+
+    Args:
+        growing: A traced graph of ``decode`` or ``verify``.
+        opset: Version of the standard operators of the result, see :func:`write_rows`.
+        inputs: The result's inputs in order, with their shapes.
+        rows: Ends of the names of the tensors that hold a row for each token, such as ``0.key``.
+        copies: Whether layers may read a join of the whole buffers and the new rows. In decoding that would cost more
+            than a layer of its own for static caches.
+
+    Returns:
+        The graph; None if it is of another form than required.
+    """
+    model = growing.clone()
+    graph = model.graph
+    values = {str(value.name): value for value in (*graph.inputs, *graph.outputs)}
+    joins = {name: values[f"present.{name}"].producer() for name in rows}
+    masks = [use.node for use in values["attention_mask"].uses()]
+    if not all(_joins(join, values[f"past_key_values.{name}"], copies) for name, join in joins.items()):
+        return None
+    if not all(node.op_type == "Cast" and node.outputs[0].dtype == _BOOL for node in masks):
+        return None
+    length = ir.Value(name="cache_length", type=ir.TensorType(_INT64))
+    graph.inputs.insert(list(inputs).index("cache_length"), length)
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(axis) for axis in value.shape])
+    for value in graph.inputs:
+        value.shape = ir.Shape(inputs[str(value.name)])
+    mask = _mask(graph, values["attention_mask"], values["input_ids"], length)
+    for node in masks:
+        ir.convenience.replace_all_uses_with(node.outputs[0], mask)
+        graph.remove(node, safe=True)
+    for join in joins.values():
+        assert join is not None
+        _write(graph, join, length)
+    write_rows(model, opset)
+    return model
+
+
+def _joins(node: ir.Node | None, past: ir.Value, copies: bool) -> bool:
+    """Whether a node joins new rows to a past and, unless ``copies``, only the graph's output reads the result."""
+    if node is None or node.op_type != "Concat" or len(node.inputs) != 2 or node.inputs[0] is not past:
+        return False
+    return node.attributes["axis"].as_int() in (2, -2) and (copies or not node.outputs[0].uses())
+
+
+def _renamed(axis: int | ir.SymbolicDim) -> int | str | None:
+    """Return a dynamic axis with the name that the buffers' has."""
+    if isinstance(axis, int) or axis.value is None:
+        return axis if isinstance(axis, int) else None
+    return re.sub(r"\bpast_sequence\b", "max_context", str(axis.value))
+
+
+def _mask(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, length: ir.Value) -> ir.Value:
+    """Add nodes that say which of a buffer's M rows are tokens, with True for the N new ones: bool ``(B, M + N)``."""
+    chain = NodeChain("static_mask")
+    zero, one = (constant(graph, f"static_mask.{n}", np.array(n, np.int64)) for n in (0, 1))
+    axis = integers(graph, "static_mask.axis", 1)
+    size = chain.add("Shape", [mask], "size", {"start": 1, "end": 2}, _INT64)
+    columns = chain.add(
+        "Range", [zero, chain.add("Squeeze", [size], "rows", dtype=_INT64), one], "columns", dtype=_INT64
+    )
+    filled = chain.add("Less", [columns, chain.add("Unsqueeze", [length, axis], "length", dtype=_INT64)], "filled")
+    filled.dtype = _BOOL
+    past = chain.add("And", [filled, chain.cast(mask, _BOOL, "given")], "past", dtype=_BOOL)
+    new = chain.add("Expand", [one, chain.add("Shape", [input_ids], "new_size", dtype=_INT64)], "ones", dtype=_INT64)
+    whole = chain.add("Concat", [past, chain.cast(new, _BOOL, "new")], "whole", {"axis": 1}, _BOOL)
+    graph.insert_before(graph[0], chain.nodes)
+    return whole
+
+
+def _write(graph: ir.Graph, join: ir.Node, length: ir.Value) -> None:
+    """Let the graph put out its buffer with the new rows in it; the join stays if a layer reads it."""
+    past, new = join.inputs
+    joined = join.outputs[0]
+    node = ir.node(SCATTER_ROW.name, [past, new, length], domain=DOMAIN, version=VERSION, name=f"{join.name}_written")
+    written, name = node.outputs[0], joined.name
+    assert past is not None
+    written.type, written.shape = past.type, past.shape
+    graph.insert_after(join, node)
+    graph.outputs[graph.outputs.index(joined)] = written
+    joined.name, written.name = join.name, name
+    if not joined.uses():
+        graph.remove(join, safe=True)
