@@ -107,10 +107,10 @@ def _other_forms(
     """
     if not artifact.manifest.forms or not runs_graphs:
         return {}, ()
-    _, *others = runnable_forms(artifact, options.runtime)
-    forms = {other.manifest.form: other for other in others}
+    compared, *others = runnable_forms(artifact, options.runtime)
+    forms = {each.form: artifact.form(each.cache, each.inline) for each in others}
     reasons = dict.fromkeys((each.form for each in artifact.manifest.each_form()), "this runtime does not run them")
-    del reasons[runnable_forms(artifact, options.runtime)[0].manifest.form]
+    del reasons[compared.form]
     if options.quick:
         reasons |= dict.fromkeys(forms, "left out by --quick")
         forms = {}

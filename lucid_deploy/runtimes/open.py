@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact import Artifact, Manifest, open_artifact
 from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions, flag, is_device
@@ -92,8 +92,8 @@ def _device_error(can: Capabilities, options: RuntimeOptions) -> str:
     return f"{_title(options)} runs on {_listed(can.devices)}, not on {options.device!r}.{remedy}"
 
 
-def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Artifact, ...]:
-    """Return the artifact with each form of its graphs that a runtime runs, the preferred one first."""
+def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Manifest, ...]:
+    """Return a manifest of each form of the graphs that a runtime runs, the preferred one first."""
     chosen, _, can = _choose(options)
     forms = [
         manifest
@@ -101,13 +101,13 @@ def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Artifac
         if manifest.cache in can.caches and manifest.graph_form in can.graphs and chosen.runs_form(manifest)
     ]
     forms.sort(key=lambda each: (can.caches.index(each.cache), can.graphs.index(each.graph_form)))
-    return tuple(artifact.form(each.cache, each.inline) for each in forms)
+    return tuple(forms)
 
 
 def _choose_form(artifact: Artifact, options: RuntimeOptions, can: Capabilities) -> Artifact:
     """Return the artifact with the form of its graphs that a runtime prefers, after checking that it runs it."""
-    if artifact.manifest.forms:
-        artifact = next(iter(runnable_forms(artifact, options)), artifact)
+    if artifact.manifest.forms and (forms := runnable_forms(artifact, options)):
+        artifact = artifact.form(forms[0].cache, forms[0].inline)
     check_artifact(can, _title(options), artifact)
     return artifact
 

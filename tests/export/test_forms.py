@@ -103,7 +103,7 @@ def test_each_runtime_takes_the_form_that_it_prefers(
     whole: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def preferred(**options: Any) -> list[str]:
-        return [form.manifest.form for form in runnable_forms(whole(), RuntimeOptions(**options))]
+        return [form.form for form in runnable_forms(whole(), RuntimeOptions(**options))]
 
     assert preferred() == ["static", "growing", "inlined"]
     assert preferred(runtime="openvino") == ["inlined"]
