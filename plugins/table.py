@@ -318,6 +318,20 @@ QUANTIZED_MATMUL_ZERO_POINTS = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
+# In place of two Gather, two MatMul and an Add, for a few rows.
+ADAPTER_MATMUL = Operator(
+    name="AdapterMatMul",
+    text="Y + X · A · B with the A and B that each batch row chooses; 0 chooses none.",
+    inputs=(
+        Tensor("Y", "[batch, sequence, columns]", "the product without an adapter"),
+        Tensor("X", "[batch, sequence, depth]", "what was multiplied"),
+        Tensor("A", "[adapters, depth, rank]", "of all adapters; the first is zeros"),
+        Tensor("B", "[adapters, rank, columns]", "of all adapters; the first is zeros"),
+        Tensor("adapter_ids", "[batch]", "which of them, for each row", "int64"),
+    ),
+    outputs=(Tensor("O", "[batch, sequence, columns]", "the sum"),),
+    types=("float32", "float16"),
+)
 
 OPERATORS = (  # operators with conformance cases
     PRECONDITION,
@@ -339,6 +353,7 @@ LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
     WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
     QUANTIZED_MATMUL,
     QUANTIZED_MATMUL_ZERO_POINTS,
+    ADAPTER_MATMUL,
 )
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # in the TensorRT plugin library
 IN_ONNXRUNTIME = (  # in the library of CPU kernels

@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
+from lucid_deploy.artifact import ADAPTERS, STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.artifact.read import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import atomic_folders, atomic_write
@@ -164,7 +164,8 @@ def _fill(
     version.mkdir()
     if engines is None:
         shutil.copyfile(artifact.graph_path(stage), version / "model.onnx")
-        shutil.copyfile(artifact.path(WEIGHTS), version / WEIGHTS)  # ONNX refuses external data with several links
+        for file in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
+            shutil.copyfile(artifact.path(file), version / file)  # ONNX refuses external data with several links
         plugin = None
     else:
         built = engine_directory(artifact, engines.backend)

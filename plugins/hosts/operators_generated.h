@@ -171,4 +171,14 @@ struct QuantizedMatMulZeroPoints {
     };
 };
 
+struct AdapterMatMul {
+    static constexpr char const* kName = "AdapterMatMul";
+    struct In {
+        enum : int { Y, X, A, B, adapter_ids, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 } // namespace lucid::table

@@ -13,4 +13,16 @@ struct WeightMatMulArguments {
     size_t rows, depth, columns;
 };
 
+// What an adapter of each row adds to a product.
+template <class T>
+struct AdapterMatMulArguments {
+    const T* y; // [batch, tokens, columns]
+    const T* x; // [batch, tokens, depth]
+    const T* a; // [adapters, depth, rank]
+    const T* b; // [adapters, rank, columns]
+    const int64_t* ids; // [batch]
+    T* o;       // [batch, tokens, columns]
+    size_t batch, tokens, depth, rank, columns;
+};
+
 } // namespace lucid

@@ -46,4 +46,33 @@ private:
     }
 };
 
+// Y + X · A · B with the A and B of each batch row.
+template <class T>
+struct AdapterMatMul {
+    using Table = table::AdapterMatMul;
+    using In = Table::In;
+    static constexpr bool kSolves = false, kScales = false;
+
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        return index == In::adapter_ids ? element_type<int64_t>() : element_type<T>();
+    }
+
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
+
+    static void compute(const Context& context, const Attributes&) {
+        auto y = context.input<T>(In::Y, 3), x = context.input<T>(In::X, 3);
+        auto a = context.input<T>(In::A, 3), b = context.input<T>(In::B, 3);
+        auto ids = context.input<int64_t>(In::adapter_ids, 1);
+        context.require(x.shape[0] == y.shape[0] && x.shape[1] == y.shape[1], "X has not as many rows as Y");
+        context.require(a.shape[1] == x.shape[2] && b.shape[2] == y.shape[2], "A and B do not fit X and Y");
+        context.require(a.shape[0] == b.shape[0] && a.shape[2] == b.shape[1], "A and B do not fit each other");
+        context.require(ids.shape[0] == y.shape[0], "adapter_ids has not as many elements as Y has rows");
+        for (size_t row = 0; row < y.at(0); ++row)
+            context.require(ids.data[row] >= 0 && ids.data[row] < a.shape[0], "there is no such adapter");
+        T* o = context.output<T>(Table::Out::O, y.shape);
+        kernels<T>().adapter_matmul({y.data, x.data, a.data, b.data, ids.data, o, y.at(0), y.at(1), x.at(2), a.at(2), y.at(2)},
+                                    SessionPool(context));
+    }
+};
+
 } // namespace lucid

@@ -11,10 +11,13 @@ import numpy as np
 import peft
 import pytest
 import torch
+from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.artifact.adapters import read_matrices, write_adapters
 from lucid_deploy.batching.batcher import Batcher
 from lucid_deploy.batching.request import Request, Token
+from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.adapters import change_adapters
@@ -94,6 +97,12 @@ def test_each_row_of_a_batch_computes_pefts_model(made: dict[str, Any], runtime:
     assert (errors(made["artifact"], made["wanted"], runtime=runtime) < 1e-5).all()
 
 
+def test_the_library_computes_each_row_as_if_it_were_alone(made: dict[str, Any], built_library: Path) -> None:
+    assert (errors(made["artifact"], made["wanted"], kernels="library") < 1e-5).all()
+    session = open_session(made["artifact"], kernels="library")
+    assert b"AdapterMatMul" in session._changed_graph("decode")
+
+
 def test_inlined_graphs_have_adapters(made: dict[str, Any], tmp_path: Path) -> None:
     options = ExportOptions(cache="static", inline=True, opset=23, adapters=made["adapters"])
     artifact = export(made["checkpoint"], tmp_path / "artifact", options)
@@ -143,6 +152,23 @@ def test_requests_with_different_adapters_share_a_batch(made: dict[str, Any], st
                     found.setdefault(event.request, []).append(event.logprob)
         assert batcher.prompt_tokens_reused > 0 and found.keys() == wanted.keys()
         np.testing.assert_allclose([found[each] for each in wanted], [*wanted.values()], atol=1e-4)
+
+
+def test_verify_compares_every_adapter(made: dict[str, Any], tmp_path: Path) -> None:
+    artifact = open_artifact(shutil.copytree(made["artifact"].directory, tmp_path / "artifact"))
+    command = ["verify", str(artifact.directory), "--quick", "--json", "-"]
+    found = CliRunner().invoke(main, command)
+    assert found.exit_code == 0, found.output
+    assert {*json.loads(found.stdout)["runs"]} == {"base", "one", "two"}
+    slots = artifact.manifest.adapters
+    data = read_matrices(artifact.directory, slots)
+    np.frombuffer(data, np.float32)[:] *= 1.01
+    write_adapters(artifact.directory, data, artifact.adapters())
+    assert CliRunner().invoke(main, [*command, "--adapter", "base"]).exit_code == 0
+    assert CliRunner().invoke(main, [*command, "--adapter", "one"]).exit_code == 1
+    for name, said in (("three", "there are base, one, two"), ("one", "--golden and --against are about the model")):
+        found = CliRunner().invoke(main, [*command, "--adapter", name, "--against", "transformers"])
+        assert found.exit_code == 2 and said in found.stderr
 
 
 def test_rows_keep_their_adapters(made: dict[str, Any], tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def package_tensorrt(
 def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
     if options.attention not in (None, *FORMS):
         raise LucidError(f"--attention must be {' or '.join(FORMS)}, not {options.attention!r}.")
+    if artifact.manifest.adapters is not None:
+        raise LucidError(
+            f"{artifact.directory} has adapters of each row, which this package does not feed. Export with "
+            "--merge-adapter, or build engines: lucid-deploy build."
+        )
     if artifact.manifest.cache == "static":
         raise LucidError(
             f"{artifact.directory} has a static cache. TensorRT updates one only where input and output are the same "

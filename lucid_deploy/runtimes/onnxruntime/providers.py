@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.artifact import WEIGHTS, Artifact
+from lucid_deploy.artifact import ADAPTERS, WEIGHTS, Artifact
 from lucid_deploy.errors import LucidError, spelled_out
 from lucid_deploy.runtimes.session import Limits
 
@@ -113,10 +113,11 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
             made = Path(scratch, path.name)
             made.write_bytes(graph.model)
             os.replace(made, path)
-            if not _is_own_file(folder / WEIGHTS):
-                made = Path(scratch, WEIGHTS)
-                shutil.copyfile(artifact.path(WEIGHTS), made)
-                os.replace(made, folder / WEIGHTS)
+            for name in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
+                if not _is_own_file(folder / name):
+                    made = Path(scratch, name)
+                    shutil.copyfile(artifact.path(name), made)
+                    os.replace(made, folder / name)
     except OSError as error:
         raise _unwritable(folder, error) from error
     return path

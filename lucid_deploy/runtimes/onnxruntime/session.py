@@ -190,6 +190,7 @@ class OrtSession(ArtifactSession[Any]):
             changed |= library_kernels.use_quantized_matmul(model)
         if self._library is not None and few:
             changed |= library_kernels.use_growing_attention(model)
+            changed |= library_kernels.use_adapter_matmul(model)
         if few and multiplies(self._library):
             changed |= library_kernels.use_weight_matmul(model)
         changed |= own_operators.retype_fp4(model)

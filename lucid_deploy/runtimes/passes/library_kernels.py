@@ -12,6 +12,7 @@ in the file                                          in memory
 ``Gemm(X, Cast(float16 weight))``, the same          ``WeightMatMulTransposedFloat16(X, float16 weight)``
 ``MatMulNBits(X, W, scales)``, accuracy level 4      ``QuantizedMatMul(X, W, scales)``
 ``MatMulNBits(X, W, scales, zero_points)``, as well  ``QuantizedMatMulZeroPoints(X, W, scales, zero_points)``
+``Add(Y, X · Gather(A, ids) · Gather(B, ids))``      ``AdapterMatMul(Y, X, A, B, ids)``
 ===================================================  ==================================================
 """
 
@@ -23,6 +24,7 @@ import onnx
 from onnx import TensorProto
 
 from lucid_deploy.plugins.table import (
+    ADAPTER_MATMUL,
     DECODE_ATTENTION,
     DECODE_ATTENTION_GROWING,
     DOMAIN,
@@ -124,6 +126,38 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
     return changed
 
 
+def use_adapter_matmul(model: onnx.ModelProto) -> bool:
+    """Let the library add what adapters of rows compute, without copies of their matrices; return whether it does.
+
+    Result: where ``Add(Y, MatMul(MatMul(X, Gather(A, ids)), Gather(B, ids)))`` reads A and B among the initializers,
+    and nothing else reads what is between, one node computes it; the base's rows then cost nothing.
+    """
+    graph = model.graph
+    stacked = {each.name for each in graph.initializer if len(each.dims) == 3 and each.data_type in _FLOATS}
+    makers = {name: node for node in graph.node for name in node.output}
+    read, changed = Counter(read_names(graph)), False
+
+    def made_by(name: str, operator: str) -> onnx.NodeProto | None:
+        node = makers.get(name)
+        return node if node is not None and (node.domain, node.op_type, read[name]) == ("", operator, 1) else None
+
+    for node in nodes_of(graph, "", "Add"):
+        up = made_by(node.input[1], "MatMul")
+        down = None if up is None else made_by(up.input[0], "MatMul")
+        if up is None or down is None:
+            continue
+        a, b = made_by(down.input[1], "Gather"), made_by(up.input[1], "Gather")
+        if a is None or b is None or a.input[1] != b.input[1] or not {a.input[0], b.input[0]} <= stacked:
+            continue
+        node.input[:] = [node.input[0], down.input[0], a.input[0], b.input[0], a.input[1]]
+        node.op_type, node.domain, changed = ADAPTER_MATMUL.name, DOMAIN, True
+        for between in (up, down, a, b):
+            graph.node.remove(between)
+    if changed:
+        declare(model, DOMAIN, VERSION)
+    return changed
+
+
 def _is_product(node: onnx.NodeProto) -> bool:
     """Say whether a node multiplies two tensors, the second of a ``Gemm`` transposed, and does nothing else."""
     if node.domain or node.op_type not in _BY:
@@ -136,7 +170,7 @@ def _is_product(node: onnx.NodeProto) -> bool:
 
 
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights in blocks, with inputs rounded to 8 bits; return whether there are any.
+    """Let the library multiply by weights in blocks, with inputs rounded to 8 bits; return whether it does.
 
     It reads the weight as it lies in the file, where onnxruntime makes a packed copy of it for each graph, and takes
     half of the time for many rows.

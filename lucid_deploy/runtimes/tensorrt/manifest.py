@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from lucid_deploy.artifact import STAGES, VERIFY, WEIGHTS, Artifact
+from lucid_deploy.artifact import ADAPTERS, STAGES, VERIFY, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.session import Limits
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS
@@ -69,7 +69,10 @@ def engine_directory(artifact: Artifact, backend: str) -> Path:
 def source_hashes(artifact: Artifact) -> dict[str, str]:
     """Return the sha256 of everything an engine is built from, as the artifact's manifest has them."""
     names = (*(graph.file for graph in artifact.manifest.graphs.values()), WEIGHTS)
-    return {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
+    hashes = {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
+    if artifact.manifest.adapters is not None:  # engines hold the adapters that there were
+        hashes[ADAPTERS] = hashlib.sha256(msgspec.json.encode(artifact.adapters())).hexdigest()
+    return hashes
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -195,10 +195,10 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         whole = np.zeros((batch, room), np.int64)
         whole[:, :past] = mask
         column = np.zeros((batch, 1), np.int64)
-        feed = self._contexts.upload(
-            "decode",
-            {"input_ids": column, "attention_mask": whole, "position_ids": column, "cache_length": column[:, 0]},
-        )
+        inputs = {"input_ids": column, "attention_mask": whole, "position_ids": column, "cache_length": column[:, 0]}
+        if self.adapters is not None:
+            inputs["adapter_ids"] = column[:, 0]
+        feed = self._contexts.upload("decode", inputs)
         feed |= {
             name: (tensor.address, layout.batch_shape(batch, room))
             for name, layout, tensor in self._caches.named("past_key_values", moved)
@@ -222,4 +222,5 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
 def _static_feed(tokens: NewTokens) -> dict[str, Array]:
     """Return the inputs that say which tokens are new, and behind how many."""
     length = np.full((len(tokens.input_ids),), tokens.past, np.int64)
-    return {"input_ids": tokens.input_ids, "position_ids": tokens.positions, "cache_length": length}
+    feed = {"input_ids": tokens.input_ids, "position_ids": tokens.positions, "cache_length": length}
+    return feed if tokens.adapter_ids is None else {**feed, "adapter_ids": tokens.adapter_ids}

@@ -26,6 +26,7 @@ struct KernelsOf {
     void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*quantized_matmul)(const QuantizedMatMulArguments<T>&, const Pool&);
     void (*quantized_expert_matmul)(const QuantizedExpertArguments<T>&, const Pool&);
+    void (*adapter_matmul)(const AdapterMatMulArguments<T>&, const Pool&);
 };
 
 struct Kernels {

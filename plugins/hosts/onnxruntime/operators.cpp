@@ -73,6 +73,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<QuantizedMatMul<Half, true>> quantized_zeros_half;
     static const CustomOperator<QuantizedExpertMatMul<float>> quantized_experts;
     static const CustomOperator<QuantizedExpertMatMul<Half>> quantized_experts_half;
+    static const CustomOperator<AdapterMatMul<float>> adapter;
+    static const CustomOperator<AdapterMatMul<Half>> adapter_half;
     static const std::vector<const OrtCustomOp*> all{
         &precondition,     &precondition_half, &attention,        &attention_half,
         &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
@@ -81,7 +83,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
         &product,          &product_half,
         &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
         &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half,
-        &quantized_experts, &quantized_experts_half};
+        &quantized_experts, &quantized_experts_half,
+        &adapter,          &adapter_half};
     return all;
 }
 

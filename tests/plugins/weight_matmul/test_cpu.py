@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import (
+    ADAPTER_MATMUL,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
     WEIGHT_MATMUL_TRANSPOSED,
@@ -108,3 +109,32 @@ def test_infinity_and_nan_stay_in_their_columns(library, fastest, kind):
 def test_shapes_that_do_not_fit_are_refused(library, kind, message):
     with pytest.raises(Exception, match=message):
         product(library, kind).run(None, {"X": np.ones((2, 3), np.float32), "W": np.ones((4, 5), np.float32)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (65, 5, 129), (700, 16, 401), (300, 37, 64)])
+def test_adapters_of_rows(library, fastest, dtype, shape):
+    (depth, rank, columns), kind = shape, getattr(torch, dtype)
+    x, a = problem(3 * 4, depth, rank, dtype)
+    y, b = problem(3 * 4, rank, columns, dtype)
+    x, y = x.view(4, 3, depth), y[:, :1].expand(-1, columns).reshape(4, 3, columns).contiguous()
+    a, b = (torch.stack([torch.zeros_like(w), w, -w]).to(kind) for w in (a, b))
+    ids = torch.tensor([2, 0, 1, 2])
+    exact = y.double() + x.double() @ a.double()[ids] @ b.double()[ids]
+    dense = (y.float() + x.float() @ a.float()[ids] @ b.float()[ids]).to(kind)
+    for name in runnable(library):
+        kernels_name(library, name)
+        (got,) = run(session(ADAPTER_MATMUL, library, 2, dtype), y, x, a, b, ids)
+        assert torch.equal(got[1], y[1])
+        check(got, dense, exact, dtype)
+        for row in range(4):
+            part = slice(row, row + 1)
+            alone = run(session(ADAPTER_MATMUL, library, 1, dtype), y[part], x[part], a, b, ids[part])[0]
+            assert torch.equal(alone, got[part])
+
+
+def test_an_adapter_that_is_not_there_is_refused(library):
+    y, x, a, b = (torch.zeros(shape) for shape in ((1, 1, 4), (1, 1, 3), (2, 3, 1), (2, 1, 4)))
+    for wrong in (2, -1):
+        with pytest.raises(Exception, match="there is no such adapter"):
+            run(session(ADAPTER_MATMUL, library), y, x, a, b, torch.tensor([wrong]))
