@@ -62,7 +62,7 @@ LUCID_INLINE void multiply_quantized(size_t rows, size_t columns, T* o, size_t o
         if (rows != R) {
             multiply_quantized<Bits, R - 1>(rows, columns, o, o_stride, x, x_stride, w, scales, blocks, bytes);
         } else {
-            constexpr int C = R == 1 ? 4 : R == 2 ? 2 : 1;
+            constexpr int C = R == 2 ? 2 : 1; // one row reads one after the other, as for the product by a transposed weight
             size_t c = 0, row = blocks * bytes;
             for (; c + C <= columns; c += C)
                 multiply_blocks<Bits, R, C>(o + c, o_stride, x, x_stride, w + c * row, scales + c * blocks, blocks, bytes);

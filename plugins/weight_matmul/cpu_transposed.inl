@@ -9,6 +9,8 @@
 
 constexpr int kMostRowsTransposed = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
 
+constexpr size_t kPage = 4096; // bytes
+
 // Rows of the weight to multiply with R rows of X at a time, so that sums fit into registers.
 constexpr int rows_of_weight(int R) {
     if (R == 1) return 4;
@@ -73,8 +75,10 @@ LUCID_INLINE void multiply_transposed(size_t rows, size_t columns, T* o, size_t 
             multiply_transposed<R - 1>(rows, columns, o, o_stride, x, x_stride, w, depth);
         } else {
             constexpr int C = rows_of_weight(R);
+            // Short rows of a weight one after the other: of several in one page, the processor fetches none in advance.
+            bool short_rows = R == 1 && depth * sizeof(W) <= kPage;
             size_t c = 0;
-            for (; c + C <= columns; c += C) multiply_pair<R, C>(o + c, o_stride, x, x_stride, w + c * depth, depth);
+            for (; c + C <= columns && !short_rows; c += C) multiply_pair<R, C>(o + c, o_stride, x, x_stride, w + c * depth, depth);
             for (; c < columns; ++c) multiply_pair<R, 1>(o + c, o_stride, x, x_stride, w + c * depth, depth);
         }
     }
