@@ -45,6 +45,7 @@ from lucid_deploy.model.transformers_class.module import (
     running,
 )
 from lucid_deploy.model.transformers_class.positions import first_position
+from lucid_deploy.model.transformers_class.published_keys import ALSO_NAMED, is_computed
 
 OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that the class does not read
 _TOKENS = 5  # of the run that asks the class
@@ -104,7 +105,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
     try:
         with torch.device("meta"):
             net = make_class(kept)
-        _check_keys({**raw, **kept}, net.config, assume_unused)
+        _check_keys({**raw, **kept}, net, assume_unused)
         _check_experts(net)
         restore_buffers(net)
         shapes, first = attention_shapes(net), first_position(net)
@@ -159,7 +160,7 @@ def class_of(model_type: str) -> tuple[str, ...]:
 def _check_names(raw: dict[str, Any], where: str) -> None:
     named = raw.get("architectures") or []
     allowed = class_of(raw["model_type"])
-    if not isinstance(named, list) or set(named) - set(allowed):
+    if not isinstance(named, list) or set(named) - {*allowed, ALSO_NAMED.get(raw["model_type"])}:
         raise LucidError(
             f"{where}: architectures {named!r} is not supported with model_type {raw['model_type']!r}; supported is "
             f"{' or '.join(allowed)}. Another class computes something else from the same tensors."
@@ -239,24 +240,12 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
         for key, value in raw.items()
         if not (key in known or f'"{key}"' in code or f'config, "{key}"' in of_model)
         and not (key in NO_EFFECT or key in OURS or key in assume_unused)
-        and not (key in _SAID or (key in CHANGES and CHANGES[key](value)))
-        and not (key in _TENSORS_SAY and value is False)
-        and not (key in _ALSO_CALLED and value == getattr(config, _ALSO_CALLED[key], None))
+        and not (is_computed(key, value, config) or (key in CHANGES and CHANGES[key](value)))
     }
 
 
-_TENSORS_SAY = ("attention_bias", "mlp_bias")  # where a class does not read them: biases that are stored are read
-_ALSO_CALLED = {"hidden_act": "hidden_activation", "experts_per_token": "num_experts_per_tok"}  # published beside it
-# Read into rope_parameters; about the file or its code; or of windows, whose layers the class names in another way.
-_SAID = frozenset(
-    (
-        *("auto_map", "rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"),
-        *("bos_token_id", "eos_token_id"),
-    )
-)
-
-
-def _check_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]) -> None:
+def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -> None:
+    config = net.config
     text = config.get_text_config()
     if text is not config:
         raise LucidError(f"it computes more than text; its text part is of model_type {text.model_type!r}")
@@ -272,7 +261,8 @@ def _check_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
     read = _inner(rope) or [rope]
     for block in read:
         kind = block.get("rope_type", "default")
-        if kind not in _STANDARD_ROPE:
+        changes = any("dynamic" in str(getattr(module, "rope_type", "")) for module in net.modules())
+        if kind not in _STANDARD_ROPE and (kind != "dynamic" or changes):
             raise LucidError(f"its rotary positions are scaled by {kind!r}, which changes with the length of the text")
     for name in ROPE_BLOCKS:
         for block in (raw.get(name) or {}, *_inner(raw.get(name))):
@@ -283,8 +273,8 @@ def _check_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
 
 def _without_dynamic(value: Any) -> Any:
     """Turn a rope block of the type ``dynamic`` to ``default``, which it is up to max_position_embeddings tokens."""
-    if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")):
-        return value
+    if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")) or "alpha" in value:
+        return value  # with alpha, Hunyuan's, which is the same for all lengths
     rest = {key: item for key, item in value.items() if key not in ("rope_type", "type", "factor")}
     return {**rest, "rope_type": "default"}
 

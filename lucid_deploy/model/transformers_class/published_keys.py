@@ -1,0 +1,92 @@
+"""Keys of published ``config.json`` files that a class of transformers does not read, and computes all the same.
+
+Most are left over from the code that a model was published with. A value stands here only if it is what the class
+computes; any other is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+# Read into rope_parameters; about the file or its code; or of windows, whose layers the class names in another way.
+_ELSEWHERE = frozenset(
+    (
+        *("auto_map", "rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"),
+        *("bos_token_id", "eos_token_id"),
+    )
+)
+_BIASES = ("attention_bias", "mlp_bias")  # where a class does not read them: biases that are stored are read
+_ALSO_CALLED = {  # keys that are published beside another one of the same value
+    "attention_head_dim": "head_dim",
+    "experts_per_token": "num_experts_per_tok",
+    "hidden_act": "hidden_activation",
+    "layer_norm_epsilon": "norm_epsilon",
+}
+_ROPE_CALLED = {"initial_context_length": "original_max_position_embeddings", "rope_percent": "partial_rotary_factor"}
+_TOKENS_OF_HUNYUAN = (
+    "eod_token_id im_end_id im_newline_id im_start_id mask_init_id org_vocab_size pad_id text_end_id text_start_id"
+)
+_HUNYUAN: dict[str, tuple[Any, ...]] = {
+    **{"add_classification_head": (False,), "class_num": (0,), "norm_type": ("rms",), "pool_type": ("last",)},
+    **{"use_cla": (False,), "use_qk_norm": (True,), "use_rotary_pos_emb": (True,)},
+}
+# By model_type: the values that the class computes.
+_COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "apertus": {"post_norm": (False,), "qk_norm": (True,)},
+    "cohere2": {
+        **{"order_of_interleaved_layers": ("local_attn_first",), "position_embedding_type": ("rope_gptj",)},
+        **{"use_embedding_sharing": (True,), "use_gated_activation": (True,), "use_parallel_block": (True,)},
+        "use_parallel_embedding": (True, False),  # how training split the table
+    },
+    "deepseek_v3": {"moe_layer_freq": (1,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
+    "hunyuan_v1_dense": _HUNYUAN,
+    "starcoder2": {
+        **{
+            "activation_function": ("gelu",),
+            "mlp_type": ("default",),
+            "norm_type": ("layer_norm",),
+        },  # beside hidden_act
+        **{"attention_softmax_in_fp32": (True,), "scale_attention_softmax_in_fp32": (True,)},
+    },
+}
+# By model_type: keys that the class does not read whatever they are, and that no computation of it depends on.
+_UNUSED: dict[str, frozenset[str]] = {
+    "hunyuan_v1_dense": frozenset(
+        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")
+    ),  # with use_cla false
+}
+ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in published files
+
+
+def is_computed(key: str, value: Any, config: Any) -> bool:
+    """Whether a class computes what a key that it does not read says.
+
+    Args:
+        config: Its configuration, as transformers made it.
+    """
+    kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
+    if key in _ELSEWHERE or key in _UNUSED.get(kind, ()) or (key in _BIASES and value is False):
+        return True
+    if key in _ALSO_CALLED:
+        return _equal(value, getattr(config, _ALSO_CALLED[key], None)) or value in _COMPUTED.get(kind, {}).get(key, ())
+    if key in _ROPE_CALLED:
+        return _equal(value, rope.get(_ROPE_CALLED[key]))
+    check = _CHECKED.get((kind, key))
+    if check is not None:
+        return check(value, config)
+    return any(_equal(value, each) for each in _COMPUTED.get(kind, {}).get(key, ()))
+
+
+def _equal(value: Any, other: Any) -> bool:
+    return value is not None and value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _every(value: Any, config: Any) -> bool:
+    """Whether each so many-th layer attends to all tokens."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        return False
+    return all((kind == "full_attention") == (not place % value) for place, kind in enumerate(config.layer_types, 1))
+
+
+_CHECKED: dict[tuple[str, str], Callable[[Any, Any], bool]] = {("cohere2", "layer_switch"): _every}
