@@ -240,8 +240,12 @@ def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]
         for key, value in raw.items()
         if not (key in known or f'"{key}"' in code or f'config, "{key}"' in of_model)
         and not (key in NO_EFFECT or key in OURS or key in assume_unused)
-        and not (is_computed(key, value, config) or (key in CHANGES and CHANGES[key](value)))
+        and not (computed if (computed := is_computed(key, value, config)) is not None else _harmless(key, value))
     }
+
+
+def _harmless(key: str, value: Any) -> bool:
+    return key in CHANGES and CHANGES[key](value)
 
 
 def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -> None:

@@ -59,8 +59,8 @@ _UNUSED: dict[str, frozenset[str]] = {
 ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in published files
 
 
-def is_computed(key: str, value: Any, config: Any) -> bool:
-    """Whether a class computes what a key that it does not read says.
+def is_computed(key: str, value: Any, config: Any) -> bool | None:
+    """Whether a class computes what a key that it does not read says; None: nothing is known of the key.
 
     Args:
         config: Its configuration, as transformers made it.
@@ -68,14 +68,15 @@ def is_computed(key: str, value: Any, config: Any) -> bool:
     kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
     if key in _ELSEWHERE or key in _UNUSED.get(kind, ()) or (key in _BIASES and value is False):
         return True
-    if key in _ALSO_CALLED:
-        return _equal(value, getattr(config, _ALSO_CALLED[key], None)) or value in _COMPUTED.get(kind, {}).get(key, ())
+    if key in _ALSO_CALLED and hasattr(config, _ALSO_CALLED[key]):
+        return _equal(value, getattr(config, _ALSO_CALLED[key]))
     if key in _ROPE_CALLED:
         return _equal(value, rope.get(_ROPE_CALLED[key]))
     check = _CHECKED.get((kind, key))
     if check is not None:
         return check(value, config)
-    return any(_equal(value, each) for each in _COMPUTED.get(kind, {}).get(key, ()))
+    values = _COMPUTED.get(kind, {}).get(key)
+    return None if values is None else any(_equal(value, each) for each in values)
 
 
 def _equal(value: Any, other: Any) -> bool:
