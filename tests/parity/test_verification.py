@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -51,6 +52,22 @@ def test_everything_is_checked(artifact):
         "another implementation": "not done",
     }
     assert seen[0][0] == "Files: sha256" and found.seconds > 0
+
+
+def test_every_form_of_the_graphs_is_compared(exported, tmp_path):
+    artifact = exported(cache=None, max_position_embeddings=CONTEXT)[1]
+    quick = verify_artifact(artifact, VerifyOptions(steps=4, quick=True))
+    assert quick.passed and [outcomes(quick)[f"{form} graphs"] for form in ("growing", "inlined")] == ["not done"] * 2
+    damaged = shutil.copytree(artifact.directory, tmp_path / "artifact")
+    model = onnx.load(damaged / "decode_inlined.onnx", load_external_data=False)
+    norm = next(node for node in model.graph.node if node.op_type == "RMSNormalization")
+    next(attribute for attribute in norm.attribute if attribute.name == "epsilon").f = 0.5
+    (damaged / "decode_inlined.onnx").write_bytes(model.SerializeToString())
+    rehash(damaged)
+    found = verify_artifact(open_artifact(damaged), FEW)
+    results = outcomes(found)
+    assert (results["tensors"], results["growing graphs"], results["inlined graphs"]) == ("passed", "passed", "failed")
+    assert not found.passed and "The inlined graphs failed: " in found.failure
 
 
 def test_the_result_is_plain_data(artifact):
