@@ -27,7 +27,7 @@ def export_peak(checkpoint: str, output: str, dtype: str, scheme: str | None = N
         marks.setdefault(text, time.perf_counter())
 
     started = time.perf_counter()
-    quantize = None if scheme is None else QuantizeOptions(scheme)
+    quantize = None if scheme is None else QuantizeOptions(scheme, method="rtn")
     export(checkpoint, output, ExportOptions(dtype=dtype, quantize=quantize), progress)
     ended = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

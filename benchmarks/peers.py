@@ -28,7 +28,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 PLOTS = Path(__file__).parent.parent / "build" / "plots"
-TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4")}
+TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4", method="rtn")}
 
 
 def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, threads: int) -> list[Contender]:

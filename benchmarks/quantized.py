@@ -34,18 +34,19 @@ VARIANTS: dict[str, ExportOptions] = {
     "float32": ExportOptions(cache="static"),
     "float16": ExportOptions(dtype="float16", cache="static"),
     **{
-        f"{scheme}-{block}": ExportOptions(cache="static", quantize=QuantizeOptions(scheme, block_size=block))
+        f"{scheme}-{block}": ExportOptions(
+            cache="static", quantize=QuantizeOptions(scheme, block_size=block, method="rtn")
+        )
         for scheme in WHOLE_SCHEMES
         for block in (32, 128)
     },
     "int4-32-float": ExportOptions(
-        cache="static", quantize=QuantizeOptions("int4", block_size=32, activations="float")
+        cache="static", quantize=QuantizeOptions("int4", block_size=32, activations="float", method="rtn")
     ),
 }
-# Methods whose products have another form than round-to-nearest's; those of gptq and awq have the same.
+# Methods whose products have another form than round-to-nearest's.
 FORMS: dict[str, ExportOptions] = {
     **{name: VARIANTS[name] for name in ("float32", "int4-32")},
-    "int4-32-k_quant": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="k_quant")),
     "int4-32-hqq": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="hqq")),
     "int4-64-hqq": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="hqq", block_size=64)),
 }

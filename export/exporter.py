@@ -46,8 +46,10 @@ def export(
     from lucid_deploy.export.adapters import plan_adapters
     from lucid_deploy.model.checkpoint import Checkpoint, resolve
 
-    options = options or ExportOptions()
-    output = Path(output)
+    options, output = options or ExportOptions(), Path(output)
+    if options.quantize is not None:
+        quantize = dataclasses.replace(options.quantize, has_text=options.calibration is not None)
+        options = dataclasses.replace(options, quantize=quantize)
     check_request(output, options)
     checkpoint, hub = _download(checkpoint, options, progress)
     check_links(resolve(checkpoint))
@@ -69,7 +71,7 @@ def export(
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
     from lucid_deploy.export.quantize.folds import with_scales
-    from lucid_deploy.export.quantize.options import check_options
+    from lucid_deploy.export.quantize.options import FEW_TOKENS, check_options
     from lucid_deploy.export.quantize.stored import resolve_stored
 
     quantize = resolve_stored(source, options.quantize)
@@ -83,6 +85,12 @@ def export(
     warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
     if quantization is not None and any(map(source.config.experts_of, range(source.config.num_hidden_layers))):
         warnings = (*warnings, _about_experts(quantization, options.dtype))
+    if rows is not None and rows.tokens < FEW_TOKENS:
+        warnings = (
+            *warnings,
+            f"The calibration text has {rows.tokens} tokens: what is learned from fewer than {FEW_TOKENS} may not hold "
+            "for other text.",
+        )
     warnings = (*tried, *warnings, *(() if adapters is None else adapters.notes))
     try:
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
@@ -194,14 +202,15 @@ def _choose_numbers(
     from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.method import LearnedWeights, find_method
+    from lucid_deploy.export.quantize.options import equalizes, method_of
 
     learned, folded = LearnedWeights(), {}
-    if options.equalize:
+    if equalizes(options):
         folded = equalizing_scales(source, quantization, dtype, progress)
         source = with_scales(source, folded)
     if rows is not None:
-        learned, quantization = find_method(options.method).learn(source, quantization, rows, options, dtype, progress)
-    if options.equalize:
+        learned, quantization = find_method(method_of(options)).learn(source, quantization, rows, dtype, progress)
+    if equalizes(options):
         learned.folded |= folded
         method = quantization.method
         settings = {**method.settings, "equalization": ALPHA}
@@ -215,30 +224,15 @@ def rows_to_learn_from(
     """Read the text that weights are learned from; None for a method that does not learn."""
     if not options.learns:
         return None
-    shapes = source.stored_shapes()
-    plain_norm = "model.norm.weight" in shapes and "model.norm.bias" not in shapes
-    if options.method == "awq" and "lm_head.weight" in quantization.tensors and not plain_norm:
-        raise LucidError(
-            f"--method awq folds scales for lm_head into the norm before it, which in {source.config.family} is no RMS "
-            "norm called model.norm. Add --keep-float lm_head, or use --method gptq."
-        )
     if calibration is None:
         raise LucidError(
             f"--method {options.method} learns from text like what the model will read. Give such a file with "
-            "--calibration, or use --method rtn."
+            "--calibration, or leave out --method."
         )
-    from lucid_deploy.export.calibration import ROW, calibration_rows
-    from lucid_deploy.export.quantize.method import find_method
+    from lucid_deploy.export.calibration import calibration_rows
 
-    method = find_method(options.method)
-    widest = max(
-        tensor.shape[1] for tensor in quantization.tensors.values() if not tensor.experts
-    )  # fewer tokens give singular moments
-    row = min(ROW, source.config.max_position_embeddings)
-    most = max(options.calibration_tokens, method.tokens_needed(row, widest))
-    rows = calibration_rows(source, calibration, most, widest)
-    method.check_rows(rows, widest)
-    return rows
+    widest = max(tensor.shape[1] for tensor in quantization.tensors.values() if not tensor.experts)
+    return calibration_rows(source, calibration, options.calibration_tokens, widest)
 
 
 def _scan_ranges(
@@ -258,8 +252,8 @@ def _scan_ranges(
     half = "float16" in (options.dtype, stored)
     if options.calibration is not None and not learns and not (half and options.range_scan):
         raise LucidError(
-            f"Nothing reads --calibration {options.calibration}: methods of --quantize that learn do (awq, gptq, "
-            "auto), and the range scan of --dtype float16. Leave it out, or add one of them."
+            f"Nothing reads --calibration {options.calibration}: --quantize int4 and --method gptq learn from it, and "
+            "the range scan of --dtype float16 runs it. Leave it out, or add one of them."
         )
     if not half:
         return None, measure_diagonal(source, progress) if measures else None

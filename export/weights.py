@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import whole_pages
-from lucid_deploy.artifact.quantization import NEAREST, OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
+from lucid_deploy.artifact.quantization import HQQ, NEAREST, OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
 from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.method import find_method
+from lucid_deploy.export.quantize.method import Rounded, find_method
 
 if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-Chosen = dict[str, tuple[Any, Any]]  # packed bytes and scales, as quantize_matrix gives them
+Chosen = dict[str, Rounded]  # all rows of weights whose numbers were learned
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,9 @@ class _TensorBytes:
 
     def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
         import numpy as np
-        import torch
 
         if tensor.name in self._chosen:
-            yield self._chosen.pop(tensor.name)
+            yield from self._rounded([self._chosen.pop(tensor.name)])
             return
         if quantization.method.name == STORED:
             packed, scales, self._zeros = self._taken_over(tensor.name, quantization)
@@ -180,15 +179,17 @@ class _TensorBytes:
         weight = record.matrix(self._checkpoint.tensor(tensor.name))
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         method = find_method(quantization.method.name)
-        if method.learns or record.experts:  # of the weights that are not learned: a tied embedding
-            method = find_method(NEAREST)
+        if method.learns or record.experts:  # what no text went through: a tied embedding, experts
+            method = find_method(HQQ if record.offsets else NEAREST)
         positive = quantization.has_positive_scales(tensor.name)
-        rounded = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
-        if record.zero_points:
-            self._zeros = np.concatenate([rows.zeros for rows in rounded])
-        if record.offsets:
-            self._offsets = torch.cat([torch.as_tensor(rows.offsets) for rows in rounded]).mT  # (blocks, out)
-        yield from ((rows.packed, rows.scales) for rows in rounded)
+        yield from self._rounded(list(method.round(weight, record, bits, self._scale_types[tensor.name], positive)))
+
+    def _rounded(self, rows: list[Rounded]) -> Iterator[tuple[Any, Any]]:
+        import torch
+
+        if rows[0].offsets is not None:
+            self._offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows]).mT  # (blocks, out)
+        yield from ((some.packed, some.scales) for some in rows)
 
     def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:
         import numpy as np

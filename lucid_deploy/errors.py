@@ -20,6 +20,12 @@ class CheckFailed(LucidError):
     exit_code = 1
 
 
+class NotProvenError(CheckFailed):
+    """Nothing failed, but passing shows too little. The command line exits with 3."""
+
+    exit_code = 3
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Name the file if reading it fails; Python's own error does so only if opening it fails."""

@@ -178,7 +178,7 @@ def quantized(
             write_checkpoint(folder / "checkpoint", **{"num_hidden_layers": 1, **(changes or {})})
 
         checkpoint = Path(source) if source else made_once(root, model, write) / "checkpoint"
-        quantize = None if scheme is None else QuantizeOptions(scheme, form, **more)
+        quantize = None if scheme is None else QuantizeOptions(scheme, form, **{"method": "rtn", **more})
 
         def make(folder: Path) -> None:
             export(source or checkpoint, folder / "artifact", ExportOptions(dtype, cache=cache, quantize=quantize))

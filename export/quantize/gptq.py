@@ -3,39 +3,53 @@
 A linear layer y = W x has, over inputs with second moments H = mean(x xᵀ), the mean squared error tr(E H Eᵀ) for an
 error E of its weight. Once a column is rounded, the best change of the columns that are left follows from the inverse
 of H; with U the upper Cholesky factor of H⁻¹ it is row by row of U (Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ",
-arXiv 2210.17323, algorithm 1). Every row of W is treated alike and by itself.
+arXiv 2210.17323, algorithm 1). Every row of W is treated alike and by itself. Columns of the largest inputs come first.
 
-Own code: the libraries that have this algorithm take models of transformers only, and onnxruntime's passes on no error.
+H is that of the exact model: the text runs through it once, layer by layer. (In the paper a layer sees the inputs that
+rounded layers before it give. On text of another kind than was learned from, that was worse than not learning at all.)
+Where blocks have offsets, scales and offsets are those of HQQ, else those of nearest numbers.
+
+Own code: the libraries that have this algorithm take models of transformers only, and onnxruntime's knows no offsets.
 Tests hold it to the definition, and to the numbers of the package ``auto-gptq``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lucid_deploy.artifact.quantization import LearnedTensor, Method, QuantizedTensor, relative_distance
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.inputs import InputMoments, ProductErrors
-from lucid_deploy.export.quantize.learn import learn_weights
-from lucid_deploy.export.quantize.method import Choose, LearningRule, QuantizationMethod, Target
-from lucid_deploy.export.quantize.scales import number_range, search_scales
+from lucid_deploy.export.quantize.hqq import hqq_matrix
+from lucid_deploy.export.quantize.inputs import (
+    add_moments,
+    embedded,
+    final_norm,
+    inputs_of,
+    load_layer,
+    run_layer,
+    shared_inputs,
+)
+from lucid_deploy.export.quantize.method import LearnedWeights, QuantizationMethod, Rounded
+from lucid_deploy.export.quantize.nearest import METHOD as NEAREST
+from lucid_deploy.export.quantize.nearest import pack_numbers
+from lucid_deploy.export.quantize.plan import HEAD
 
 if TYPE_CHECKING:
     import torch
 
-    from lucid_deploy.export.quantize.options import QuantizeOptions
+    from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.export.calibration import CalibrationRows
+    from lucid_deploy.export.quantize.method import Progress
+    from lucid_deploy.model.checkpoint import Checkpoint
 
+DAMPING = 0.01  # share of the mean of H's diagonal that is added to it
+BATCH = 8  # rows that are run together
 _LAZY = 128  # columns after which all remaining columns are updated: one large product
 _NEAR = 16  # columns after which the rest of these 128 are updated: the innermost loop touches at most 16
 _ELEMENTS = 1 << 23  # of a matrix rounded together
-
-
-@dataclass(frozen=True)
-class GptqSettings:
-    """Settings of GPTQ."""
-
-    damping: float = 0.01  # share of the mean of H's diagonal that is added to it
-    activation_order: bool = True  # whether columns are rounded in the order of their inputs' second moments
 
 
 @dataclass(frozen=True)
@@ -45,37 +59,23 @@ class ColumnOrder:
     columns: torch.Tensor  # int64 (in,): the first is rounded first
     factor: torch.Tensor  # upper Cholesky factor U of the inverse of the damped H in that order, float64 (in, in)
 
-    def divided(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return ``rows``, ``(out, in)``, times the inverse of the damped H, which is Uᵀ U in this order; float64."""
-        import torch
 
-        found = torch.empty(rows.shape, dtype=torch.float64)
-        found[:, self.columns] = rows[:, self.columns].double() @ self.factor.mT @ self.factor
-        return found
-
-
-def column_order(hessian: torch.Tensor, damping: float, by_size: bool) -> ColumnOrder:
-    """Factor the second moments of a layer's inputs.
-
-    Args:
-        damping: Share of the mean of its diagonal that is added to the diagonal.
-        by_size: Round the inputs of largest second moment first ("activation order"); otherwise as they stand.
-    """
+def column_order(hessian: torch.Tensor, damping: float = DAMPING) -> ColumnOrder:
+    """Order a layer's inputs, the largest second moment first, and factor their second moments, float64 (in, in)."""
     import torch
 
     damped = hessian.clone()
     diagonal = damped.diagonal()
     diagonal += damping * diagonal.mean()
     diagonal[diagonal == 0] = 1  # an input that was always zero, without damping
-    columns = torch.argsort(diagonal, descending=True, stable=True) if by_size else torch.arange(len(diagonal))
-    ordered = damped[columns][:, columns]
+    columns = torch.argsort(diagonal, descending=True, stable=True)
     try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[columns][:, columns]))
         factor = torch.linalg.cholesky(inverse, upper=True)
     except torch.linalg.LinAlgError as error:
         raise LucidError(
             "The inputs of a layer are so alike over the calibration text that their second moments cannot be "
-            "inverted. Give more text, or a larger --gptq-damping."
+            "inverted. Give more text."
         ) from error
     return ColumnOrder(columns, factor)
 
@@ -88,6 +88,10 @@ def round_columns(
     Args:
         weight: Float32 or float64 ``(out, in)``; computed in this type.
         scales: Of every element, ``(out, in)``, same type.
+        limits: The least and the greatest whole number.
+
+    Returns:
+        Int8 ``(out, in)``.
     """
     import torch
 
@@ -134,36 +138,32 @@ def _spread(left: torch.Tensor, factor: torch.Tensor, errors: torch.Tensor) -> N
         left.addmm_(factor.mT, errors, alpha=-1)
 
 
-class GptqRule(LearningRule):
-    """Round each weight column by column.
+def round_weight(
+    weight: torch.Tensor, order: ColumnOrder, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
+) -> tuple[Rounded, float]:
+    """Quantize a weight, float32 ``(out, in)``; return its parts, and how far it is off, ‖Ŵ − W‖ / ‖W‖.
 
-    What is rounded is not the weight itself, but the weight whose outputs on the rounded model's inputs are nearest to
-    the exact outputs.
+    The arguments are those of :meth:`~lucid_deploy.export.quantize.method.QuantizationMethod.round`.
     """
+    import torch
 
-    name = "gptq"
+    def of_elements(of_blocks: torch.Tensor) -> torch.Tensor:
+        return of_blocks.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
 
-    def __init__(self, settings: GptqSettings | None = None) -> None:
-        self._settings = settings or GptqSettings()
-        self.settings = vars(self._settings).copy()
-
-    def chooser(self, moments: InputMoments, scale: torch.Tensor | None) -> Choose:
-        assert scale is None
-        order = column_order(moments.x_x, self._settings.damping, self._settings.activation_order)
-
-        def choose(weight: torch.Tensor, target: Target, errors: ProductErrors) -> tuple[torch.Tensor, torch.Tensor]:
-            scales = search_scales(weight, target.tensor, target.bits, target.dtype, target.positive)
-            spread = scales.repeat_interleave(target.tensor.block_size, dim=1)[:, : weight.shape[1]]
-            return round_columns(
-                errors.target(order), spread, order, number_range(target.bits, target.positive)
-            ), scales
-
-        return choose
-
-
-def rule(options: QuantizeOptions) -> GptqRule:
-    """Return the rule with an export's settings."""
-    return GptqRule(GptqSettings(options.gptq_damping, options.gptq_order == "activation"))
+    if tensor.offsets:
+        _, scales, offsets = hqq_matrix(weight, tensor, bits, dtype)
+    else:
+        nearest = NEAREST.round(weight, tensor, bits, dtype, positive)
+        scales = torch.cat([torch.as_tensor(rows.scales) for rows in nearest])
+        scales, offsets = scales.to(getattr(torch, dtype)).float(), torch.zeros_like(scales)
+    high = (1 << (bits - 1)) - 1
+    used = torch.where(scales == 0, torch.ones_like(scales), scales)  # of a block of zeros
+    moved = weight - of_elements(offsets)
+    numbers = round_columns(moved, of_elements(used), order, (-high if positive else -high - 1, high))
+    found = numbers * of_elements(scales) + of_elements(offsets)
+    packed = pack_numbers(numbers.numpy(), tensor, bits)
+    distance = relative_distance(found.double().numpy(), weight.double().numpy())
+    return Rounded(packed, scales, offsets=offsets if tensor.offsets else None), distance
 
 
 class Gptq(QuantizationMethod):
@@ -171,10 +171,65 @@ class Gptq(QuantizationMethod):
 
     name = "gptq"
     learns = True
-    options = frozenset({"tokens", "damping", "order"})
+    offsets = ("matmulnbits",)
 
-    def learn(self, checkpoint, quantization, rows, options, dtype, progress):  # type: ignore[no-untyped-def]
-        return learn_weights(checkpoint, quantization, rows, rule(options), dtype, progress)
+    def learn(
+        self,
+        checkpoint: Checkpoint,
+        quantization: Quantization,
+        rows: CalibrationRows,
+        dtype: str,
+        progress: Progress | None,
+    ) -> tuple[LearnedWeights, Quantization]:
+        import torch
+
+        config, learned = checkpoint.config, LearnedWeights()
+        layers = config.num_hidden_layers
+        progress = progress or (lambda *_: None)
+
+        def choose(names: list[str], moments: torch.Tensor) -> None:
+            """Round the weights that read one input."""
+            order = column_order(moments / rows.tokens)
+            for name in names:
+                weight = checkpoint.tensor(name).float()
+                if not weight.isfinite().all():
+                    raise LucidError(f"{checkpoint.directory}: {name} has values that are not finite: it is damaged.")
+                target = quantization.tensors[name], quantization.bits_of(name), dtype
+                positive = quantization.has_positive_scales(name)
+                learned.parts[name], distance = round_weight(weight, order, *target, positive)
+                learned.tensors[name] = LearnedTensor(float(f"{distance:.7g}"))
+
+        with torch.inference_mode():
+            batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
+            streams = embedded(checkpoint, batches)
+            for index in range(layers):
+                progress("Calibrating", index, layers + 1)
+                layer, prefix = load_layer(checkpoint, index), f"model.layers.{index}."
+
+                def run(x: torch.Tensor, layer: torch.nn.Module = layer, index: int = index) -> torch.Tensor:
+                    return run_layer(layer, config, index, x)[0]
+
+                every = shared_inputs(layer, run, streams[0])
+                parts = [
+                    [part for part in group if f"{prefix}{part}.weight" in quantization.tensors] for group in every
+                ]
+                parts = [group for group in parts if group]
+                readers = [layer.get_submodule(group[0]) for group in parts]
+                moments: list[torch.Tensor | None] = [None] * len(parts)
+                for place, x in enumerate(streams):
+                    inputs, streams[place] = inputs_of(readers, run, x)
+                    moments = [add_moments(total, each) for total, each in zip(moments, inputs, strict=True)]
+                for group, total in zip(parts, moments, strict=True):
+                    choose([f"{prefix}{part}.weight" for part in group], total)
+            progress("Calibrating", layers, layers + 1)
+            if HEAD in quantization.tensors:
+                total = None
+                for x in streams:
+                    total = add_moments(total, final_norm(checkpoint, x))
+                choose([HEAD], total)
+            progress("Calibrating", layers + 1, layers + 1)
+        settings = {"damping": DAMPING}
+        return learned, replace(quantization, method=Method(self.name, settings, rows.facts, learned.tensors))
 
 
 METHOD = Gptq()

@@ -106,7 +106,7 @@ class Hqq(QuantizationMethod):
     """``--method hqq``."""
 
     name = "hqq"
-    offsets = True
+    offsets = ("matmulnbits", "qdq")
 
     def round(
         self, weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool

@@ -1,14 +1,12 @@
 """Run a checkpoint layer by layer in float32, and measure the inputs of its linear layers over the calibration rows.
 
-Inputs are compared with those of the exact model, in which nothing is rounded. Only moments are kept, ``(in, in)``
-each, so memory does not grow with the text. Linear layers that read the same input, such as those of queries, keys and
-values, share them.
+Of an input only its second moments are kept, ``(in, in)``, so memory does not grow with the text. Linear layers that
+read the same input, such as those of queries, keys and values, share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lucid_deploy.export.quantize.gptq import ColumnOrder
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.config import LucidConfig
     from lucid_deploy.model.mixer import LayerCache, Mixer
@@ -25,20 +22,15 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def embedded(checkpoint: Checkpoint, prompts: Sequence[Array], table: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """Embed prompts: float32 ``(B, N, C)`` for each int64 ``(B, N)``.
-
-    Args:
-        table: An embedding ``(vocab, C)`` in place of the checkpoint's.
-    """
+def embedded(checkpoint: Checkpoint, prompts: Sequence[Array]) -> list[torch.Tensor]:
+    """Embed prompts: float32 ``(B, N, C)`` for each int64 ``(B, N)``."""
     import torch
 
     if checkpoint.config.class_config:
         from lucid_deploy.model.transformers_class import slices
 
-        return slices.first_streams(checkpoint, prompts, table)
-    if table is None:
-        table = checkpoint.tensor("model.embed_tokens.weight")
+        return slices.first_streams(checkpoint, prompts)
+    table = checkpoint.tensor("model.embed_tokens.weight")
     return [table[torch.from_numpy(ids)].float() for ids in prompts]
 
 
@@ -102,49 +94,6 @@ _STRIPE = 1024  # rows of a symmetric matrix that are computed together
 Run = Callable[["torch.Tensor"], Any]
 
 
-@dataclass
-class InputMoments:
-    """Means over tokens of an input x, and of d = x − y, where y is the same input in the exact model."""
-
-    x_x: torch.Tensor  # mean(x xᵀ), float64 (in, in)
-    x_d: torch.Tensor  # mean(x dᵀ)
-    d_d: torch.Tensor  # mean(d dᵀ)
-
-    def to(self, dtype: torch.dtype) -> InputMoments:
-        """Return them in another type."""
-        return InputMoments(*(moment.to(dtype) for moment in (self.x_x, self.x_d, self.d_d)))
-
-
-class ProductErrors:
-    """Errors of a linear layer's outputs over the calibration rows when its weight W is replaced.
-
-    Args:
-        moments: Of its inputs, in the type of ``weight``; float32 is enough, since every term below is small.
-    """
-
-    def __init__(self, moments: InputMoments, weight: torch.Tensor) -> None:
-        self._moments, self._weight = moments, weight
-        self._cross = weight @ moments.x_d.mT  # W mean(d xᵀ), (out, in)
-        self._whole, self._inherited = (_trace(weight @ moment, weight) for moment in (moments.x_x, moments.d_d))
-
-    def target(self, order: ColumnOrder) -> torch.Tensor:
-        """Return the weight W' whose outputs W' x are nearest to the exact ones W y: W − W mean(d xᵀ) H⁻¹."""
-        return self._weight - order.divided(self._cross).to(self._weight.dtype)
-
-    def of(self, rounded: torch.Tensor) -> float:
-        """Return the relative error of Ŵ x against W y, sqrt(mean‖Ŵ x − W y‖² / mean‖W x‖²)."""
-        error = rounded - self._weight  # Ŵ x − W y = (Ŵ − W) x + W d
-        lost = _trace((error @ self._moments.x_x).add_(self._cross, alpha=2), error) + self._inherited
-        return float((max(lost, 0.0) / self._whole) ** 0.5) if self._whole > 0 else 0.0
-
-
-def _trace(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return tr(a bᵀ), rows added up in float64."""
-    import torch
-
-    return float(torch.linalg.vecdot(a, b).sum(dtype=torch.float64))
-
-
 def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]]:
     """Return the names of a layer's linear layers in the order they run, grouped by the tensor that they read."""
     import torch
@@ -170,24 +119,6 @@ def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]
     return groups
 
 
-def input_of(module: nn.Module, run: Run, x: torch.Tensor) -> torch.Tensor:
-    """Return the input of a linear layer when its layer runs over ``(B, N, C)``; stop the run there."""
-    found: list[torch.Tensor] = []
-
-    def look(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        found.append(args[0])
-        raise _Seen
-
-    handle = module.register_forward_pre_hook(look)
-    try:
-        run(x)
-    except _Seen:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
-
-
 def inputs_of(modules: Sequence[nn.Module], run: Run, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return the inputs of linear layers when their layer runs over ``(B, N, C)``, and its output."""
     found: dict[nn.Module, torch.Tensor] = {}
@@ -204,35 +135,15 @@ def inputs_of(modules: Sequence[nn.Module], run: Run, x: torch.Tensor) -> tuple[
     return [found[module] for module in modules], output
 
 
-def input_moments(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> InputMoments:
-    """Compute the moments of pairs of inputs ``(…, in)``: the rounded model's and the exact model's."""
+def add_moments(total: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Add the second moments of an input ``(…, in)`` to those of others, float64 ``(in, in)``; None: there are none."""
     import torch
 
-    found: InputMoments | None = None
-    count = 0
-    for given, exact in pairs:
-        x = given.reshape(-1, given.shape[-1])
-        d = x - exact.reshape(x.shape)
-        count += len(x)
-        if found is None:
-            width = x.shape[1]
-            found = InputMoments(*(torch.zeros(width, width, dtype=torch.float64) for _ in range(3)))
-        _add_symmetric(found.x_x, x)
-        _add_symmetric(found.d_d, d)
-        found.x_d += x.mT @ d
-    assert found is not None, "there are no inputs"
-    for total in (found.x_x, found.d_d):
-        total.copy_(total.tril() + total.tril(-1).mT)
-    for total in (found.x_x, found.x_d, found.d_d):
-        total /= count
-    return found
-
-
-def _add_symmetric(total: torch.Tensor, x: torch.Tensor) -> None:
-    """Add xᵀ x on and below the diagonal; what is above it is meaningless until the end."""
+    x = x.reshape(-1, x.shape[-1])
+    if total is None:
+        total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for start in range(0, len(total), _STRIPE):
-        total[start : start + _STRIPE, : start + _STRIPE] += x[:, start : start + _STRIPE].mT @ x[:, : start + _STRIPE]
-
-
-class _Seen(Exception):
-    """Stop a layer whose remaining parts are not needed."""
+        rows = slice(start, start + _STRIPE)
+        total[rows, : start + _STRIPE] += x[:, rows].mT @ x[:, : start + _STRIPE]
+        total[:start, rows] = total[rows, :start].mT
+    return total

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from lucid_deploy.artifact.quantization import (
     ACTIVATIONS,
-    AWQ,
     BLOCK_SIZES,
     FLOAT_SCHEMES,
     FORMATS,
+    GPTQ,
+    HQQ,
     NEAREST,
     SCHEMES,
     STORED,
@@ -21,8 +22,9 @@ from lucid_deploy.export.quantize.nearest import nearest_kernel
 
 # By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
-CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER = 32768, 0.01, "activation"
-_TOKENS = "--calibration-tokens"
+BEST_HEAD_BITS = 8  # of int4, if no method is named
+CALIBRATION_TOKENS = 65536
+FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class QuantizeOptions:
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
             and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: How numbers are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`.
+        method: How numbers are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: what
+            costs least: of int4 for onnxruntime ``hqq``, or ``gptq`` if there is a text, equalized, with a head of 8
+            bits; else ``rtn``.
+        has_text: Whether there is a calibration text; export sets it.
         calibration_tokens: How many tokens of that text to learn from at most.
-        gptq_damping: Share of the mean of the diagonal of H that is added to it.
-        gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
-        target_bits: With ``auto``: bits a quantized weight at most, on average, scales included.
-        equalize: Make the columns of weights alike before rounding, which needs no text.
-        head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's.
+        equalize: Make the columns of weights alike before rounding, which needs no text. None: as ``method`` says.
+        head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
         bits: Of weights that have others than the scheme's, by the checkpoint's names; to quantize like an artifact.
     """
 
@@ -55,12 +57,10 @@ class QuantizeOptions:
     keep_float: tuple[str, ...] = ()
     embeddings: bool = False
     activations: str = "auto"
-    method: str = NEAREST
+    method: str = ""
+    has_text: bool = False
     calibration_tokens: int = CALIBRATION_TOKENS
-    gptq_damping: float = GPTQ_DAMPING
-    gptq_order: str = GPTQ_ORDER
-    target_bits: float | None = None
-    equalize: bool = False
+    equalize: bool | None = None
     head_bits: int | None = None
     bits: dict[str, int] = field(default_factory=dict)
 
@@ -72,7 +72,12 @@ class QuantizeOptions:
     @property
     def learns(self) -> bool:
         """Whether numbers are chosen by data."""
-        return find_method(self.method).learns
+        return find_method(method_of(self)).learns
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether no method is named where there is one to recommend."""
+        return not self.method and self.scheme == "int4" and format_of(self) == "matmulnbits"
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
@@ -81,7 +86,6 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
         ("activations", options.activations, ("auto", *ACTIVATIONS)),
-        ("gptq-order", options.gptq_order, ("activation", "stored")),
     ):
         if value not in known:
             raise LucidError(f"--{name} must be one of {', '.join(known)}, not {value!r}.")
@@ -97,15 +101,10 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             "In the format qdq an embedding would be dequantized whole for every token. Leave out "
             "--quantize-embeddings, or export with --quantize-format matmulnbits."
         )
-    if not 0 <= options.gptq_damping <= 1:  # NaN too
-        raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
-    if options.equalize and options.method == AWQ:
-        raise LucidError("--method awq scales inputs itself, so leave out --equalize.")
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
     if not {*options.bits.values(), options.head_bits or 8} <= set(WHOLE_SCHEMES.values()):
         raise LucidError(f"bits of a weight must be one of {', '.join(map(str, WHOLE_SCHEMES.values()))}.")
-    find_method(options.method).check(options)
     if options.scheme == STORED:
         _check_stored(options)
     elif options.is_float:
@@ -131,12 +130,12 @@ def _check_float(options: QuantizeOptions) -> None:
         "--block-size": options.block_size is not None,
         "--quantize-embeddings": options.embeddings,
         "--activations int8": options.activations == "int8",
-        "--method": options.method != NEAREST,
-        "--equalize": options.equalize,
+        "--method": method_of(options) != NEAREST,
+        "--equalize": bool(options.equalize),
         "--head-bits": options.head_bits is not None,
         "bits": bool(options.bits),
     }
-    names = [*(name for name, there in given.items() if there), *_learning_given(options)]
+    names = [name for name, there in given.items() if there]
     if names:
         raise LucidError(
             f"--quantize {options.scheme} rounds weights to floating-point numbers with scales that its format "
@@ -146,37 +145,25 @@ def _check_float(options: QuantizeOptions) -> None:
 
 def _check_learning(options: QuantizeOptions) -> None:
     """Refuse options that the method ignores."""
-    method = find_method(options.method)
-    given = [name for name, kind in _learning_given(options).items() if kind not in method.options]
-    if given:
-        why = "has no such setting" if method.learns else "does not learn"
-        raise LucidError(f"--method {method.name} {why}, so leave out {', '.join(given)}, or choose another method.")
-
-
-def _learning_given(options: QuantizeOptions) -> dict[str, str]:
-    """Return the learning options that were given, with their names in ``QuantizationMethod.options``."""
-    given = {
-        (_TOKENS, "tokens"): options.calibration_tokens != CALIBRATION_TOKENS,
-        ("--gptq-damping", "damping"): options.gptq_damping != GPTQ_DAMPING,
-        ("--gptq-order", "order"): options.gptq_order != GPTQ_ORDER,
-        ("--target-bits", "target"): options.target_bits is not None,
-    }
-    return {name: kind for (name, kind), there in given.items() if there}
+    if not options.learns and options.calibration_tokens != CALIBRATION_TOKENS:
+        raise LucidError(
+            f"--method {method_of(options)} does not learn, so leave out --calibration-tokens, or choose --method gptq."
+        )
 
 
 def _check_stored(options: QuantizeOptions) -> None:
     """Refuse options that would change the checkpoint's numbers."""
-    default = QuantizeOptions(STORED)
     given = {
-        "--method": options.method != default.method,
-        "--equalize": options.equalize,
+        "--method": method_of(options) != NEAREST,
+        "--equalize": bool(options.equalize),
         "--head-bits": options.head_bits is not None,
         "--block-size": options.block_size is not None,
         "--keep-float": bool(options.keep_float),
         "--quantize-embeddings": options.embeddings,
         "bits": bool(options.bits),
+        "--calibration-tokens": options.calibration_tokens != CALIBRATION_TOKENS,
     }
-    names = [*(name for name, there in given.items() if there), *_learning_given(options)]
+    names = [name for name, there in given.items() if there]
     if names:
         raise LucidError(f"The checkpoint's numbers are taken over as they are, so leave out {', '.join(names)}.")
 
@@ -186,6 +173,17 @@ def format_of(options: QuantizeOptions) -> str:
     if options.format == "auto":
         return "qdq" if options.is_float else "matmulnbits"
     return options.format
+
+
+def method_of(options: QuantizeOptions) -> str:
+    """Resolve the method."""
+    best = GPTQ if options.has_text else HQQ
+    return options.method or (best if options.takes_best else NEAREST)
+
+
+def equalizes(options: QuantizeOptions) -> bool:
+    """Resolve whether columns are made alike."""
+    return options.takes_best if options.equalize is None else options.equalize
 
 
 def activations_of(options: QuantizeOptions) -> str:

@@ -19,7 +19,14 @@ from lucid_deploy.artifact.quantization import (
 )
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.method import find_method
-from lucid_deploy.export.quantize.options import DEFAULT_BLOCK, QuantizeOptions, activations_of, format_of
+from lucid_deploy.export.quantize.options import (
+    BEST_HEAD_BITS,
+    DEFAULT_BLOCK,
+    QuantizeOptions,
+    activations_of,
+    format_of,
+    method_of,
+)
 from lucid_deploy.version import __version__
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -46,8 +53,10 @@ def plan_quantization(
     chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
     if not chosen:
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
-    method = find_method(options.method)
-    bits = {**({EMBEDDING if tied else HEAD: options.head_bits} if options.head_bits else {}), **options.bits}
+    method = find_method(method_of(options))
+    head = EMBEDDING if tied else HEAD
+    head_bits = options.head_bits or (BEST_HEAD_BITS if options.takes_best and head in chosen else None)
+    bits = {**({head: head_bits} if head_bits else {}), **options.bits}
     if strangers := sorted(bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     tensors = {
@@ -80,12 +89,11 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
                 f"nvfp4 asks for. Keep it with --keep-float {short_name(name)!r}, or use --quantize fp8."
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
-    method, block = find_method(options.method), options.block_size or DEFAULT_BLOCK[options.scheme]
-    offsets = method.offsets and name != EMBEDDING  # whose rows an operator reads that has none
+    method, block = find_method(method_of(options)), options.block_size or DEFAULT_BLOCK[options.scheme]
+    offsets = format_of(options) in method.offsets and name != EMBEDDING  # whose rows an operator reads that has none
     whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
     size = block if whole is None else _dividing(name, width, block, whole)
-    zeros = method.zero_points and name != EMBEDDING  # whose rows an operator without zero points reads
-    return QuantizedTensor((rows, width), size, zeros, bits=bits, offsets=offsets)
+    return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets)
 
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions) -> int:

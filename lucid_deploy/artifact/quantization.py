@@ -32,7 +32,7 @@ TYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "u
 TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
 # The smallest scale, by its type, where scales must be positive: that of a block of zeros.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
-NEAREST, AWQ, AUTO = "rtn", "awq", "auto"  # methods that others ask about
+NEAREST, HQQ, GPTQ = "rtn", "hqq", "gptq"  # methods that others ask about
 STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 
@@ -83,12 +83,9 @@ def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64])
 
 @dataclass(frozen=True)
 class LearnedTensor:
-    """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms."""
+    """What choosing a weight's numbers by data came to."""
 
-    # Of the dequantized weight; verify computes it again. With awq, from the weight after its scales were folded in.
-    distance: float
-    output_error: float  # of the product over the calibration rows, errors of its inputs included
-    nearest_error: float  # the same if this weight were rounded to nearest
+    distance: float  # of the dequantized weight, a ratio of Frobenius norms; verify computes it again
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.quantization import AUTO, STORED, Method, Quantization, short_name
+from lucid_deploy.artifact.quantization import STORED, Method, Quantization, short_name
 from lucid_deploy.cli._console import show
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def show_quantization(record: Quantization, dtype: str, compression: float) -> N
     cpu = "on the CPU " if record.activations == "int8" else ""
     kept = [short_name(name) for name in record.kept]
     shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
-    others = [name for name in record.tensors if record.method.name != AUTO and record.bits_of(name) != record.bits]
+    others = [name for name in record.tensors if record.bits_of(name) != record.bits]
     which = short_name(others[0]) if len(others) == 1 else f"{len(others)} of them"
     other = f", {which} to {record.bits_of(others[0])} bits," if others else ""
     show(
@@ -53,12 +53,10 @@ def method_sentence(method: Method) -> str:
     equalized = " Columns were equalized before." if "equalization" in method.settings else ""
     if not method.tensors:
         return equalized
-    wide = [kind for kind, bits in method.settings.get("bits", {}).items() if bits == 8]
-    mixed = f", with 8 bits for {', '.join(wide) or 'none'}" if method.name == AUTO else ""
     text = method.calibration
     return (
         f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
-        f"{text['file']}{mixed}.{equalized}"
+        f"{text['file']}.{equalized}"
     )
 
 

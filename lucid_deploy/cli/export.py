@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _QUANTIZATION = (
     *("quantize", "quantize_format", "block_size", "keep_float", "quantize_embeddings", "activations", "method"),
-    *("target_bits", "calibration_tokens", "gptq_damping", "gptq_order", "equalize", "head_bits"),
+    *("calibration_tokens", "equalize", "head_bits"),
 )
 
 
@@ -77,7 +77,7 @@ _QUANTIZATION = (
     "--calibration",
     type=click.Path(),
     metavar="FILE",
-    help="A text file like what the model will read: --method awq or gptq learns from it, and the range scan of "
+    help="A text file like what the model will read: int4 learns from it, and the range scan of "
     "float16 runs its lines. One named *.jsonl holds a list of token ids in each line.",
 )
 @click.option(
@@ -123,17 +123,16 @@ _QUANTIZATION = (
 )
 @click.option(
     "--method",
-    default="rtn",
-    show_default=True,
+    default="",
     metavar="NAME",
-    help="How numbers are chosen. rtn: the nearest. k_quant: with zero points, of a range fitted to each block. hqq: "
-    "so too, with an offset for each block. awq and gptq: by what the layers compute over the --calibration text, "
-    "which costs time and makes int4's error much smaller. auto: gptq, with 8 bits where 4 cost most. Installed "
+    help="How numbers are chosen. Default: rtn; of int4 in matmulnbits what costs least, which is hqq, and gptq "
+    "with --calibration, with --equalize and --head-bits 8. rtn: the nearest. "
+    "hqq: an offset for each block as well. gptq: by what the layers compute over the --calibration text. Installed "
     "packages may add others.",
 )
 @click.option(
-    "--equalize",
-    is_flag=True,
+    "--equalize/--no-equalize",
+    default=None,
     help="Before rounding, multiply columns of weights and divide what gives their inputs, so that columns are alike. "
     "Needs no text, and makes int4's error much smaller.",
 )
@@ -141,34 +140,15 @@ _QUANTIZATION = (
     "--head-bits",
     type=click.Choice(["4", "8"]),
     callback=lambda _, __, value: None if value is None else int(value),
-    help="Bits of lm_head, and of an embedding that is tied to it. Default: those of --quantize.",
-)
-@click.option(
-    "--target-bits",
-    type=float,
-    metavar="BITS",
-    help="With --method auto: how many bits a quantized weight may take on average, scales included, such as 6.",
+    help="Bits of lm_head, and of an embedding that is tied to it. Default: those of --quantize; see --method.",
 )
 @click.option(
     "--calibration-tokens",
     type=int,
-    default=32768,
+    default=65536,
     show_default=True,
     metavar="N",
-    help="How many tokens of the --calibration text awq and gptq learn from at most.",
-)
-@click.option(
-    "--gptq-damping",
-    type=float,
-    default=0.01,
-    show_default=True,
-    metavar="SHARE",
-    help="What is added to the diagonal of the inputs' second moments, as a share of its mean.",
-)
-@choice_option(
-    "--gptq-order",
-    ["activation", "stored"],
-    help="Order in which gptq rounds a weight's columns: those of the largest inputs first, or as they stand.",
+    help="How many tokens of the --calibration text gptq learns from at most.",
 )
 @click.option(
     "--assume-unused",

@@ -115,8 +115,9 @@ def command(
     error is 4 times what PyTorch itself loses in the artifact's precision, in every form of the graphs; with --quick in
     one. The sha256 of every file is checked too. A quantized artifact is compared with the model on its dequantized
     weights, these with the checkpoint's, and the cost of quantization is reported. That model is this toolkit's own:
-    --golden and --against add numbers that others computed. Exit status 1 if anything fails; then, and with --explain
-    or --report, every layer is also run on the inputs that the reference has there, which finds where the error starts.
+    --golden and --against add numbers that others computed. Exit status 1 if anything fails, 3 if nothing does but
+    too little is proven; then, and with --explain or --report, every layer is also run on the inputs that the reference
+    has there, which finds where the error starts.
     With --kernels both, all of it is done for the library of kernels and for the graph's functions; both must pass.
 
     Example: lucid-deploy verify ./artifact --report report.html

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.errors import CheckFailed
+from lucid_deploy.errors import CheckFailed, NotProvenError
 from lucid_deploy.parity import words
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Coverage, first_failure
@@ -96,20 +96,21 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the comparison was made, every tensor is within its gate and tested, and no other check failed."""
-        return bool(self.comparisons) and self.tensors_passed and not self.failed_artifact_check
+        """Whether the comparison was made, every tensor is within a gate that proves something, and nothing failed."""
+        return bool(self.comparisons) and not self.failed and not self.not_proven
 
     @property
-    def tensors_passed(self) -> bool:
-        """Whether every tensor is within its gate, and none was left without a gate that means something."""
-        return self.first_failure is None and not self.unproven
+    def failed(self) -> bool:
+        """Whether a tensor is beyond its gate, or a check of the artifact failed."""
+        return self.first_failure is not None or bool(self.failed_artifact_check)
 
     @property
     def failure(self) -> str:
         """What failed first, in one line; empty if nothing did."""
         if self.comparisons and not self.passed:
             name = self.facts.get("artifact", self.label)
-            return f"{name} failed: {self.verdict()} {self.cause()}".rstrip()
+            outcome = "failed" if self.failed else "is not proven"
+            return f"{name} {outcome}: {self.verdict()} {self.cause()}".rstrip()
         return self.failed_artifact_check
 
     @property
@@ -123,9 +124,10 @@ class Verification:
 
         Raises:
             CheckFailed: Something failed; the first failure is the message.
+            NotProvenError: Nothing failed, and passing shows too little.
         """
         if not self.passed:
-            raise CheckFailed(self.failure)
+            raise (CheckFailed if self.failed or not self.comparisons else NotProvenError)(self.failure)
         return self
 
     def verdict(self) -> str:
@@ -134,7 +136,8 @@ class Verification:
 
     def cause(self) -> str:
         """Say where errors start, as far as it was looked into; may be empty."""
-        return "" if self.explanation is None else self.explanation.sentence(failed=not self.tensors_passed)
+        failed = self.first_failure is not None or bool(self.unproven)
+        return "" if self.explanation is None else self.explanation.sentence(failed)
 
     def advice(self) -> str:
         """Say what to do about a failure; empty if no gate failed."""
@@ -170,6 +173,11 @@ class Verification:
                 key = (item.tensor, item.schedule, item.against)
                 judged[key] = judged.get(key, False) or item.judged
         return tuple(sorted({tensor for (tensor, _, _), any_judged in judged.items() if not any_judged}))
+
+    @functools.cached_property
+    def not_proven(self) -> tuple[str, ...]:
+        """Why gates that held prove too little for a user, the start of a sentence each; empty if they prove enough."""
+        return tuple(words.not_proven(self))
 
     @property
     def coverage(self) -> Coverage:
@@ -232,7 +240,7 @@ class Verification:
         lost = f", and all of {', '.join(map(str, self.unproven))} is among them" if self.unproven else ""
         return Check(
             "tensors",
-            PASSED if self.own_failure is None and not self.unproven else FAILED,
+            FAILED if self.own_failure else REPORTED if self.unproven else PASSED,
             f"logits and {words.cached(self)} of every layer: {coverage.total:,} comparisons, of which {failed:,} "
             f"failed and {coverage.unjudged:,} could not be judged{lost}",
         )
@@ -305,6 +313,7 @@ class Verification:
         return {
             **data,
             "passed": self.passed,
+            "not_proven": list(self.not_proven),
             "verdict": self.verdict(),
             "checks": [{**asdict(check), "done": check.done} for check in self.checks],
             **(plain(self._comparison_dict()) if self.comparisons else {}),

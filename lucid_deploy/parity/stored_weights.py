@@ -15,7 +15,6 @@ import numpy as np
 
 from lucid_deploy.artifact import STAGES, WEIGHTS
 from lucid_deploy.artifact.quantization import (
-    AWQ,
     LEAST_SCALE,
     NEAREST,
     STORED,
@@ -37,7 +36,6 @@ from lucid_deploy.artifact.quantized_bytes import (
     unpack,
 )
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export.quantize.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
 # Of a step: float32 arithmetic in the quantizer may round a number half way between two steps to either.
 _SLACK = 1e-3
 # Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
-_SCALE_SLACK, _DISTANCE_SLACK = 1 - 2.0**-7, 1e-5
+_DISTANCE_SLACK = 1e-5
 _FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds a scale of E4M3 or NVFP4 once or twice
 # A scale in half precision is rounded, and every number with it: by this share of it, and by half a unit in the last
 # place of the smallest scales (in float16 those below 2^-14 are multiples of 2^-24).
@@ -70,9 +68,9 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
 
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
     element must be within half a step of the original (one step if it was clipped), and the scales must be those that
-    the scheme prescribes. If data chose the numbers, scales must be in the range that is searched, and the distance
-    from the original the recorded one. Numbers of an already quantized checkpoint must be equal. Scales that AWQ or
-    equalization has put into weights are applied to the original, and must cancel.
+    the scheme prescribes. If data chose the numbers, their distance from the original must be the recorded one. Numbers
+    of an already quantized checkpoint must be equal. Scales that equalization has put into weights are applied to the
+    original, and must cancel.
 
     Raises:
         CheckFailed: A weight differs.
@@ -85,8 +83,6 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
 
     folded = read_scales(artifact.directory)
-    if folded and not (record.method.name == AWQ or "equalization" in record.method.settings):
-        raise CheckFailed(f"{artifact.directory} has scales of inputs, and its record says nothing of them.")
     if folded:
         check_folding(folded, checkpoint)
     for name, *parts in stored_parts(artifact):
@@ -181,12 +177,13 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
     original = weight.float().numpy()
     if record.is_float:
         return _float_difference(record, name, parts, original)
+    if name in record.method.tensors:
+        return _learned_difference(record, name, parts, original)
     is_fitted = record.method.name != NEAREST and not record.method.tensors  # an installed package's method may clip
     is_fitted = is_fitted and not record.tensors[name].experts
     if record.tensors[name].zero_points or record.tensors[name].offsets or is_fitted:
         return _asymmetric_difference(record, name, parts, original, dtype)
-    check = _learned_difference if name in record.method.tensors else _nearest_difference
-    return check(record, name, parts, original, dtype)
+    return _nearest_difference(record, name, parts, original, dtype)
 
 
 def _nearest_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
@@ -242,22 +239,10 @@ def _asymmetric_difference(
     return _beyond(error, np.where(clipped, 2.0, 0.5 + _SLACK) * steps + rounding + least, steps)
 
 
-def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
+def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
     """Check numbers that data chose."""
     tensor, recorded = record.tensors[name], record.method.tensors[name]
     numbers, factors = unpack(record, name, *parts)
-    low, high = number_range(record.bits_of(name), record.has_positive_scales(name))
-    fits = _blocks(np.abs(original), tensor).max(axis=-1) / max(-low, high)
-    step = _SCALE_STEP.get(dtype, 0.0)
-    within = (np.abs(factors) >= NARROWEST * _SCALE_SLACK * fits - step) & (
-        np.abs(factors) <= np.maximum(WIDEST * fits, LEAST_SCALE[dtype]) / _SCALE_SLACK + step
-    )
-    if not within.all():
-        row, block = np.argwhere(~within)[0]
-        return (
-            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, and the original's largest element "
-            f"asks for {NARROWEST:g} to {WIDEST:g} times ±{fits[row, block]:.6g}"
-        )
     distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))
     if not abs(distance - recorded.distance) <= _DISTANCE_SLACK * recorded.distance:
         return f"it is {distance:.6g} of the original's norm away from it, and {recorded.distance:.6g} is recorded"
@@ -317,7 +302,7 @@ def _beyond(error: Array, allowed: Array, steps: Array) -> str | None:
     )
 
 
-# Scales that AWQ or equalization has put into weights
+# Scales that equalization has put into weights
 
 _TOKENS, _REPEATED = 48, 16  # of a prompt whose last tokens repeat the first, so that keys are correlated
 _ROUNDING = 2.0**-24  # of float32, relative: scaled weights are rounded to it

@@ -12,6 +12,10 @@ from lucid_deploy.parity.perplexity import Perplexity
 if TYPE_CHECKING:
     from lucid_deploy.parity.results import FreeRun, Verification
 
+# What a user would accept of an artifact that "computes what PyTorch computes". Beyond it, passing proves too little.
+ACCEPTED_ERROR = 0.1  # of the logits, relative: the widest gate
+ACCEPTED_UNJUDGED = 5  # comparisons that could not fail
+ACCEPTED_OTHER = 0.05  # share of positions with another most likely token than the reference's
 MEANINGS = {
     "K": "the keys that a layer caches",
     "Y": "its preconditioned values, which solve L Y = V and are cached in place of V",
@@ -23,7 +27,7 @@ def verdict(found: Verification) -> str:
     """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
     if not found.comparisons:
         return found.failed_artifact_check
-    failed = _failure(found) or _unproven(found)
+    failed = _failure(found) or _not_proven(found)
     if not failed and found.failed_artifact_check:
         failed = f"What was compared is within its gates, but {found.failed_artifact_check}"
     return _tolerance_note(found) + (failed or _success(found))
@@ -51,8 +55,23 @@ def _failure(found: Verification) -> str:
     )
 
 
-def _unproven(found: Verification) -> str:
-    if not found.unproven:
+def not_proven(found: Verification) -> Iterator[str]:
+    """Say why passing would prove too little to a user, the start of a sentence each."""
+    if found.unproven:
+        yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
+    logits = [item for item in found.against() if item.logits is not None]
+    widest = max((item.gate.limit for item in logits if item.judged), default=0.0)
+    if found.tolerance is None and widest > ACCEPTED_ERROR:
+        yield f"an error of {widest:.0%} of the logits would have passed"
+    if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED:
+        yield f"{found.coverage.unjudged} of {found.coverage.total} comparisons could not be judged"
+    positions, agreed = (sum(getattr(item.logits, name) for item in logits) for name in ("positions", "agreed"))
+    if positions - agreed > ACCEPTED_OTHER * positions:
+        yield f"{positions - agreed} of {positions} most likely tokens are not those of PyTorch in float64"
+
+
+def _not_proven(found: Verification) -> str:
+    if not found.not_proven:
         return ""
     remedies = {}
     if found.rounded_cache:
@@ -61,8 +80,7 @@ def _unproven(found: Verification) -> str:
         remedies[f"inputs rounded to {found.rounded_inputs}"] = "--activations float"
     where = f"In {found.dtype}" + (f", with {' and '.join(remedies)}," if remedies else "")
     remedy = f"Export with less rounding: {', '.join(remedies.values())}." if remedies else "Use a wider type."
-    names = ", ".join(map(str, found.unproven))
-    return f"{where} PyTorch itself loses {names}: nothing was proven. {remedy}"
+    return f"{where} {'; '.join(found.not_proven)}. No gate failed, but that proves too little. {remedy}"
 
 
 def _success(found: Verification) -> str:

@@ -99,7 +99,7 @@ RECORD = Quantization(
     {"w": QuantizedTensor((4, 64), 32)},
     (),
     "a tool",
-    Method("gptq", {"damping": 0.01}, {"file": "text", "tokens": 5}, {"w": LearnedTensor(0.1, 0.02, 0.05)}),
+    Method("gptq", {"damping": 0.01}, {"file": "text", "tokens": 5}, {"w": LearnedTensor(0.1)}),
 )
 
 

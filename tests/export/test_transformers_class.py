@@ -20,10 +20,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import CalibrationRows
 from lucid_deploy.export.exporter import _plan, _quantizable
 from lucid_deploy.export.passes.repeat_layers import excerpt
-from lucid_deploy.export.quantize.awq import AwqRule
-from lucid_deploy.export.quantize.gptq import GptqRule
+from lucid_deploy.export.quantize.gptq import METHOD
 from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
-from lucid_deploy.export.quantize.learn import learn_weights
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.range_scan import measure_diagonal, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -191,12 +189,11 @@ def test_a_class_is_scanned_for_float16_and_for_the_diagonal(mixed: Path) -> Non
     assert measure_diagonal(source).sentence
 
 
-@pytest.mark.parametrize("rule", [GptqRule, AwqRule])
-def test_methods_that_learn_read_a_class_layer_by_layer(rule: Any, mixed: Path) -> None:
+def test_gptq_reads_a_class_layer_by_layer(mixed: Path) -> None:
     source = Checkpoint(mixed)
     plan = _plan(source, QuantizeOptions("int8", method="rtn"), "float32")
     ids = np.random.default_rng(0).integers(64, size=(8, 100))
-    learned, _ = learn_weights(source, plan, CalibrationRows([ids], {}), rule(), "float32")
+    learned, _ = METHOD.learn(source, plan, CalibrationRows([ids], {}), "float32", None)
     assert {*learned.parts} == {name for name in plan.tensors if name != "model.embed_tokens.weight"}
 
 
@@ -208,10 +205,3 @@ def test_a_tied_embedding_beside_learned_weights_is_rounded_to_nearest(tmp_path:
     ld.export(path, tmp_path / "artifact", quantize=options, calibration=tmp_path / "text.jsonl")
     record = open_artifact(tmp_path / "artifact").manifest.quantization
     assert record is not None and "model.embed_tokens.weight" in record.tensors
-
-
-def test_awq_is_refused_where_the_last_norm_cannot_take_scales(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "checkpoint", "gpt_neox", {}, num_hidden_layers=1)
-    options = QuantizeOptions("int4", method="awq")
-    with pytest.raises(LucidError, match="--keep-float lm_head"):
-        ld.export(path, tmp_path / "artifact", quantize=options, calibration=Path(__file__))

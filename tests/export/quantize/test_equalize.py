@@ -14,10 +14,8 @@ import lucid_deploy as ld
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS
 from lucid_deploy.cli import main
-from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.equalize import equalizing_scales
 from lucid_deploy.export.quantize.folds import with_scales
-from lucid_deploy.export.quantize.learn import rounded_weight
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -63,7 +61,9 @@ def logits_of_weights(source: Checkpoint, rounded: Quantization | None = None) -
     for name, value in model.named_parameters():
         value.data = source.tensor(name).float()
         if rounded is not None and name in rounded.tensors:
-            value.data = rounded_weight(source, rounded, name, None, "float32")
+            blocks = value.unflatten(1, (rounded.tensors[name].blocks, -1))
+            scale = blocks.abs().amax(-1, keepdim=True) / 8
+            value.data = ((blocks / scale).round().clamp(-8, 7) * scale).flatten(1)
     return logits_of(model)
 
 
@@ -96,16 +96,12 @@ def test_layers_of_the_delta_rule_have_places(tmp_path: Path) -> None:
 
 
 def test_an_equalized_artifact_is_verified(uneven: Path, tmp_path: Path) -> None:
-    options = QuantizeOptions("int4", equalize=True, head_bits=8)
-    artifact = ld.export(uneven, tmp_path / "artifact", quantize=options)
+    """It is what is made where no method is named: with offsets, and a head of 8 bits."""
+    artifact = ld.export(uneven, tmp_path / "artifact", quantize=QuantizeOptions("int4"))
     record = artifact.manifest.quantization
-    assert record.bits_of("lm_head.weight") == 8 and record.method.settings == {"equalization": 0.75}
+    assert record.method.name == "hqq" and record.method.settings == {"equalization": 0.75}
+    assert record.bits_of("lm_head.weight") == 8
     found = ld.verify(artifact, quick=True).raise_if_failed()
     assert "others are equal but for inputs' scales" in str(found.checks)
     shown = " ".join(CliRunner().invoke(main, ["inspect", str(artifact.directory)]).output.split())
-    assert "weights to int4, lm_head to 8 bits, in blocks of 32" in shown and "Columns were equalized before." in shown
-
-
-def test_awq_is_not_equalized_too(uneven: Path, tmp_path: Path) -> None:
-    with pytest.raises(LucidError, match="leave out --equalize"):
-        ld.export(uneven, tmp_path / "artifact", quantize=QuantizeOptions("int4", method="awq", equalize=True))
+    assert "weights to int4, lm_head to 8 bits, in blocks of" in shown and "Columns were equalized before." in shown

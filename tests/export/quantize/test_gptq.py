@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from lucid_deploy.artifact.quantization import QuantizedTensor
+from lucid_deploy.artifact.quantized_bytes import unpack_nibbles
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.gptq import column_order, round_columns
+from lucid_deploy.export.quantize.gptq import column_order, round_columns, round_weight
+from lucid_deploy.export.quantize.hqq import hqq_matrix
+from lucid_deploy.export.quantize.nearest import METHOD as NEAREST
 
 LIMITS = (-8, 7)
 
@@ -23,10 +28,10 @@ def layer(width: int, rows: int, correlation: float, dead: bool = False) -> tupl
     return torch.randn(rows, width, generator=generator, dtype=torch.float64), inputs.mT @ inputs / len(inputs)
 
 
-def by_definition(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor, damping: float, order: list[int]):
+def by_definition(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor, order: list[int]):
     """Round one column; change those that are left by its error times a row of the inverse of what is left of H."""
     left, weight = list(order), weight.clone()
-    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
     numbers = torch.zeros_like(weight)
     while left:
         inverse = torch.linalg.inv(damped[left][:, left])
@@ -38,22 +43,47 @@ def by_definition(weight: torch.Tensor, scales: torch.Tensor, hessian: torch.Ten
     return numbers.to(torch.int8)
 
 
-@pytest.mark.parametrize("by_size", [True, False])
 @pytest.mark.parametrize(("width", "correlation", "dead"), [(1, 0.0, False), (40, 0.9, True), (150, 0.99, False)])
-def test_it_is_the_definition(width: int, correlation: float, dead: bool, by_size: bool) -> None:
+def test_it_is_the_definition(width: int, correlation: float, dead: bool) -> None:
     """150 columns: more than are brought up to date at once."""
     weight, hessian = layer(width, 6, correlation, dead)
     scales = (weight.abs().amax(dim=1, keepdim=True) / 8).expand_as(weight)
-    order = column_order(hessian, 0.01, by_size)
-    expected = torch.argsort(hessian.diagonal(), descending=True, stable=True) if by_size else torch.arange(width)
-    assert order.columns.equal(expected)
+    order = column_order(hessian)
+    assert order.columns.equal(torch.argsort(hessian.diagonal(), descending=True, stable=True))
     found = round_columns(weight, scales, order, LIMITS)
-    assert found.equal(by_definition(weight, scales, hessian, 0.01, order.columns.tolist()))
+    assert found.equal(by_definition(weight, scales, hessian, order.columns.tolist()))
 
 
 def test_inputs_that_are_all_alike() -> None:
     alike = torch.ones(8, 8, dtype=torch.float64)
-    with pytest.raises(LucidError, match="larger --gptq-damping"):
-        column_order(alike, 0.0, True)
-    assert column_order(alike, 0.01, True).factor.isfinite().all()
-    assert column_order(torch.zeros(4, 4, dtype=torch.float64), 0.01, True).factor.equal(torch.eye(4).double())
+    with pytest.raises(LucidError, match="Give more text"):
+        column_order(alike, 0.0)
+    assert column_order(alike).factor.isfinite().all()
+    assert column_order(torch.zeros(4, 4, dtype=torch.float64)).factor.equal(torch.eye(4).double())
+
+
+@pytest.mark.parametrize(("bits", "offsets", "positive"), [(4, True, False), (4, False, False), (8, False, True)])
+def test_outputs_are_nearer_than_those_of_the_same_grid(bits: int, offsets: bool, positive: bool) -> None:
+    """Scales and offsets are those without text; a block of zeros stays zeros."""
+    weight, hessian = layer(64, 48, 0.9)
+    weight = weight.float()
+    weight[3, :32] = 0
+    tensor = QuantizedTensor((48, 64), 32, bits=bits, offsets=offsets)
+    found, distance = round_weight(weight, column_order(hessian), tensor, bits, "float32", positive)
+    if offsets:
+        packed, scales, shift = hqq_matrix(weight, tensor, bits)
+        assert torch.equal(found.offsets, shift)
+    else:
+        (rows,) = NEAREST.round(weight, tensor, bits, "float32", positive)
+        packed, scales, shift = rows.packed, torch.as_tensor(rows.scales), torch.zeros(48, 2)
+
+    def lost(numbers: np.ndarray) -> float:
+        whole = torch.from_numpy((unpack_nibbles(numbers) if bits == 4 else numbers).astype(np.float32))
+        values = (whole - (1 << (bits - 1))) * scales[..., None] + shift[..., None]
+        error = (values.flatten(1) - weight).double()
+        if numbers is found.packed:
+            assert distance == pytest.approx(float(error.norm() / weight.norm()))
+            assert values[3, 0].abs().max() < 1e-6
+        return float(((error @ hessian) * error).sum())
+
+    assert lost(found.packed) < 0.7 * lost(packed)

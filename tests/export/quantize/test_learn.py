@@ -19,8 +19,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import calibration_rows
-from lucid_deploy.export.quantize.gptq import GptqRule
-from lucid_deploy.export.quantize.learn import learn_weights
+from lucid_deploy.export.quantize.gptq import METHOD
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -84,7 +83,7 @@ def test_logits_are_nearer_by_two_fifths_at_least(source: Path, learned: Artifac
 def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
     record = learned.manifest.quantization
     method = record.method
-    assert (method.name, method.settings) == ("gptq", {"damping": 0.01, "activation_order": True})
+    assert (method.name, method.settings) == ("gptq", {"damping": 0.01})
     assert method.calibration["file"] == "ids.jsonl" and method.calibration["tokens"] == 28 * 128
     assert method.tensors.keys() == record.tensors.keys() and record.tool.startswith("lucid-deploy")
     assert learned.manifest.options["quantize"]["method"] == "gptq"
@@ -92,7 +91,6 @@ def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
     for name, found in method.tensors.items():
         weight = original.tensor(name).double()
         assert found.distance == pytest.approx(float((model[name] - weight).norm() / weight.norm()), rel=1e-5)
-        assert 0 < found.output_error < found.nearest_error < 0.2
     shown = CliRunner().invoke(main, ["inspect", str(learned.directory)])
     assert "were chosen by gptq over 3584 tokens of ids.jsonl" in " ".join(shown.output.split())
 
@@ -124,11 +122,11 @@ def test_the_check_finds_another_checkpoint_and_other_records(source: Path, lear
             return value
 
     added = [0.0]
-    for added[0], message in ((0.02, "of the original's norm away"), (5.0, "the scale of row 3, block 0")):
-        with pytest.raises(CheckFailed, match=f"{name} is not .*{message}"):
+    for added[0] in (0.02, 5.0):
+        with pytest.raises(CheckFailed, match=f"{name} is not .*of the original's norm away"):
             check_weights(learned, Changed(source / "checkpoint"))
     record = learned.manifest.quantization
-    tensors = {**record.method.tensors, name: LearnedTensor(0.2, 0.1, 0.1)}
+    tensors = {**record.method.tensors, name: LearnedTensor(0.2)}
     changed = replace(record, method=replace(record.method, tensors=tensors))
     with pytest.raises(CheckFailed, match=r"and 0\.2 is recorded"):
         check_weights(Artifact(learned.directory, replace(learned.manifest, quantization=changed)), original)
@@ -144,14 +142,11 @@ def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "calibration", "message"),
     [
-        ({"method": "gptq"}, None, "learns from text.*--calibration, or use --method rtn"),
-        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, k_quant, hqq, awq, gptq, auto"),
-        ({"method": "gptq", "gptq_damping": 2.0}, "ids.jsonl", "from 0 to 1, not 2"),
-        ({"method": "gptq", "gptq_damping": float("nan")}, "ids.jsonl", "from 0 to 1, not nan"),
-        ({"method": "gptq", "gptq_order": "random"}, "ids.jsonl", "--gptq-order"),
+        ({"method": "gptq"}, None, "learns from text.*--calibration, or leave out --method"),
+        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, hqq, gptq"),
         ({"method": "gptq", "calibration_tokens": 0}, "ids.jsonl", "--calibration-tokens must be 1 or more"),
         ({"method": "gptq"}, "short.jsonl", "needs at least 144"),
-        ({}, "ids.jsonl", "Leave it out"),
+        ({"method": "rtn"}, "ids.jsonl", "Leave it out"),
     ],
 )
 def test_bad_requests_leave_nothing(
@@ -177,18 +172,17 @@ def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
     with pytest.raises(LucidError, match=r"layers\.1\.mlp\.up_proj\.weight has values that are not finite"):
-        learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
+        METHOD.learn(checkpoint, plan, rows, "float32", None)
 
 
 def test_layers_of_other_kinds(tmp_path: Path) -> None:
-    """A hybrid of the delta rule and LUCID: every product is seen, none is worse for it."""
+    """A hybrid of the delta rule and LUCID: every product is seen."""
     checkpoint = Checkpoint(write_hybrid(tmp_path / "c"))
     (tmp_path / "ids.jsonl").write_text(str(np.random.default_rng(0).integers(0, 61, 1024).tolist()))
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, tmp_path / "ids.jsonl", 1024, 1)
-    found, _ = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
+    found, _ = METHOD.learn(checkpoint, plan, rows, "float32", None)
     assert found.parts.keys() == plan.tensors.keys() and any("linear_attn.b_proj" in name for name in found.parts)
-    assert all(part.output_error < part.nearest_error for part in found.tensors.values())
 
 
 def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
@@ -202,7 +196,7 @@ def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
     checkpoint = Zeros(source / "checkpoint")
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
-    found, record = learn_weights(checkpoint, plan, rows, GptqRule(), "float32")
-    assert found.tensors[name] == LearnedTensor(0.0, 0.0, 0.0)
+    found, record = METHOD.learn(checkpoint, plan, rows, "float32", None)
+    assert found.tensors[name] == LearnedTensor(0.0)
     text = replace(learned.manifest, quantization=record).to_json()
     assert msgspec.convert(json.loads(text)["quantization"], Quantization) == record

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize.options import QuantizeOptions, check_options
+from lucid_deploy.export.quantize.options import QuantizeOptions, check_options, equalizes, method_of
 
 
 @pytest.mark.parametrize(
@@ -18,7 +16,6 @@ from lucid_deploy.export.quantize.options import QuantizeOptions, check_options
         (QuantizeOptions("nvfp4", embeddings=True), "In the format qdq an embedding"),
         (QuantizeOptions("nvfp4", activations="int8"), "leave out --activations int8"),
         (QuantizeOptions("fp8", method="gptq"), "leave out --method"),
-        (QuantizeOptions("fp8", gptq_damping=0.5), "leave out --gptq-damping"),
         (QuantizeOptions("fp8", bits={"lm_head.weight": 8}), "leave out bits"),
     ],
 )
@@ -28,17 +25,25 @@ def test_options_of_whole_numbers_beside_floats(options: QuantizeOptions, messag
 
 
 @pytest.mark.parametrize("scheme", ["int4", "stored"])
+def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
+    with pytest.raises(LucidError, match=r"eave out --calibration-tokens") as caught:
+        check_options(QuantizeOptions(scheme, calibration_tokens=100), "float32")
+    assert "\n" not in str(caught.value)
+    if scheme != "stored":
+        check_options(QuantizeOptions(scheme, method="gptq", calibration_tokens=100), "float32")
+        check_options(QuantizeOptions(scheme, has_text=True, calibration_tokens=100), "float32")
+
+
 @pytest.mark.parametrize(
-    ("changes", "option"),
+    ("options", "method", "equalized"),
     [
-        ({"gptq_damping": 0.1}, "--gptq-damping"),
-        ({"gptq_order": "stored"}, "--gptq-order"),
-        ({"calibration_tokens": 100}, "--calibration-tokens"),
+        (QuantizeOptions("int4"), "hqq", True),
+        (QuantizeOptions("int4", has_text=True), "gptq", True),
+        (QuantizeOptions("int4", equalize=False), "hqq", False),
+        (QuantizeOptions("int4", "qdq"), "rtn", False),
+        (QuantizeOptions("int8"), "rtn", False),
+        (QuantizeOptions("int4", method="rtn"), "rtn", False),
     ],
 )
-def test_options_of_learning_where_nothing_learns(scheme: str, changes: dict[str, Any], option: str) -> None:
-    with pytest.raises(LucidError, match=option) as caught:
-        check_options(QuantizeOptions(scheme, **changes), "float32")
-    assert "eave" in str(caught.value) and "\n" not in str(caught.value)
-    if scheme != "stored":
-        check_options(QuantizeOptions(scheme, method="gptq", **changes), "float32")
+def test_what_is_done_where_no_method_is_named(options: QuantizeOptions, method: str, equalized: bool) -> None:
+    assert (method_of(options), equalizes(options)) == (method, equalized)

@@ -1,0 +1,119 @@
+"""What quantization costs a pretrained model: perplexity and KL divergence beside float32, size, and time.
+
+Each way is measured twice: on the checkpoint, and on the same function in other numbers (gains of norms moved into the
+weights behind them, channels multiplied and divided by factors of 0.5 to 2). The only pretrained weights that come with
+a package come from a 4-bit grid, which flatters formats with the same grid; their rewritten form does not.
+
+    python examples/smollm2.py smollm2
+    python benchmarks/quantization_cost.py smollm2 --calibration FILE --text OTHER
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from common import write_result
+from transformers import AutoModelForCausalLM
+
+import lucid_deploy as ld
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.parity.perplexity import cost_on_text, session_logits, windows
+from lucid_deploy.runtimes import open_session
+
+WINDOW = 512  # tokens that are read together
+WAYS: dict[str, QuantizeOptions] = {
+    "int8": QuantizeOptions("int8"),
+    "int8, equalized": QuantizeOptions("int8", equalize=True),
+    "int4 rtn": QuantizeOptions("int4", method="rtn"),
+    "int4 rtn, equalized, head int8": QuantizeOptions("int4", method="rtn", equalize=True, head_bits=8),
+    "int4 hqq": QuantizeOptions("int4", method="hqq"),
+    "int4": QuantizeOptions("int4"),
+    "int4 with calibration": QuantizeOptions("int4"),
+}
+
+
+def rewrite(checkpoint: Path, output: Path) -> None:
+    """Write a Llama's function in other numbers."""
+    model, draw = AutoModelForCausalLM.from_pretrained(checkpoint), torch.Generator().manual_seed(0)
+    config = model.config
+
+    def factors(count: int) -> torch.Tensor:
+        return torch.exp2(2 * torch.rand(count, generator=draw) - 1)
+
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            scale = factors(mlp.up_proj.out_features)
+            mlp.up_proj.weight *= scale[:, None]
+            mlp.down_proj.weight /= scale
+            scale = factors(attention.v_proj.out_features)
+            attention.v_proj.weight *= scale[:, None]
+            repeated = config.num_attention_heads // config.num_key_value_heads
+            attention.o_proj.weight /= (
+                scale.unflatten(0, (config.num_key_value_heads, -1)).repeat_interleave(repeated, 0).flatten()
+            )
+            for norm, readers in (
+                (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+            ):
+                for reader in readers:
+                    reader.weight *= norm.weight
+                norm.weight.fill_(1)
+    model.save_pretrained(output)
+    for file in checkpoint.iterdir():
+        if not (output / file.name).exists():
+            shutil.copy(file, output)
+
+
+def measure(checkpoint: Path, name: str, calibration: Path, pieces: list[Any], original: Any) -> dict[str, Any]:
+    """Export one way and compare it with float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        text = {"calibration": calibration} if name.endswith("calibration") else {}
+        artifact = ld.export(checkpoint, Path(folder, "artifact"), quantize=WAYS[name], logits="all", **text)
+        seconds = time.process_time() - began
+        size = artifact.path("weights.bin").stat().st_size
+        cost = cost_on_text(session_logits(open_session(artifact)), original, pieces, lambda: None)
+    return {
+        "mib": size / 2**20,
+        "perplexity": cost.own,
+        "of_float32": cost.own / cost.original,
+        "kl": cost.kl,
+        "same_best_token": cost.same,
+        "export_seconds": seconds,
+    }
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="To measure on.")
+@click.option("--calibration", type=click.Path(exists=True, path_type=Path), required=True, help="To learn from.")
+@click.option("--only", multiple=True, type=click.Choice(list(WAYS)), help="Measure these ways alone.")
+def main(checkpoint: Path, text: Path, calibration: Path, only: tuple[str, ...]) -> None:
+    """Measure CHECKPOINT, a Llama with standard attention, and its rewritten form."""
+    pieces = windows(torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))).numpy(), WINDOW)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        exact = ld.export(checkpoint, Path(folder, "exact"), logits="all")
+        rewrite(checkpoint, Path(folder, "rewritten"))
+        original = session_logits(open_session(exact))
+        for form, source in (("published", checkpoint), ("rewritten", Path(folder, "rewritten"))):
+            for name in only or WAYS:
+                found = results.setdefault(form, {})[name] = measure(source, name, calibration, pieces, original)
+                click.echo(
+                    f"{form:10}{name:32}{found['mib']:6.1f} MiB  perplexity {found['perplexity']:.2f} "
+                    f"({found['of_float32']:.3f} of float32's)  KL {found['kl']:.3f}  "
+                    f"best token {found['same_best_token']:.1%}  {found['export_seconds']:.0f} s"
+                )
+    write_result("quantization_cost", {"model": checkpoint.name, "tokens": sum(map(len, pieces)), "ways": results})
+
+
+if __name__ == "__main__":
+    main()
