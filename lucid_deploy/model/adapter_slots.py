@@ -7,7 +7,8 @@ stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from lucid_deploy.model.lucid import CausalModel
 A, B = ".lora_A", ".lora_B"  # behind a linear layer's name: the names of its stacked matrices
 
 
-class Slots(NamedTuple):
+@dataclass(frozen=True)
+class Slots:
     """What is reserved for adapters.
 
     Attributes:
