@@ -248,7 +248,8 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
-    named = {graph.file for form in (manifest, *manifest.forms) for graph in form.graphs.values()}
+    graphs = [*manifest.graphs.values(), *(graph for form in manifest.forms for graph in form.graphs.values())]
+    named = {graph.file for graph in graphs}
     if unlisted := {WEIGHTS, *named} - manifest.files.keys():
         raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
     if manifest.cache_dtype not in (manifest.dtype, *CACHE_DTYPES[1:]):
