@@ -286,7 +286,7 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
         runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``openvino``, ``torch``, ``tensorrt``, or one of
             your own.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`: ``device``, ``threads``,
-            ``allow_extrapolation``, ``provider``, ``kernels``.
+            ``allow_extrapolation``, ``provider``, ``kernels``, ``adapter`` (the name of one that was kept apart).
 
     Raises:
         LucidError: No artifact, an unknown runtime, a package that is not installed, or an opened artifact whose

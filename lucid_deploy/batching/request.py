@@ -38,7 +38,8 @@ class Request:
 
     def check(self, session: Session) -> None:
         """Refuse a request that a session cannot run."""
-        session.adapter_id(self.adapter)
+        if self.adapter is not None:
+            session.adapter_id(self.adapter)
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         vocabulary = session.config.vocab_size
         self.sampling.check(vocabulary)
