@@ -87,7 +87,7 @@ class Checkpoint:
         refuse_adapter(self.directory)
         raw, self.layout = split_layout(read_config(self.directory), self.directory)
         if trust_remote_code or raw.get("auto_map"):
-            _take_code(raw, self.directory, trust_remote_code)
+            take_own_code(raw, self.directory, trust_remote_code)
         where = str(self.directory / "config.json")
         config = parse_model_config(raw, where, assume_unused)
         self._family = family_for(config)
@@ -319,7 +319,8 @@ def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()
     return wanted
 
 
-def _take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
+def take_own_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
+    """Take the code of a checkpoint that brings some, or refuse it; the arguments are those of ``take_code``."""
     if family_of(raw) is not None:
         if trusted:
             raise LucidError(f"{directory} needs no code of its own: leave out --trust-remote-code.")

@@ -16,7 +16,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.build import parse_model_config
-from lucid_deploy.model.checkpoint import DEMO
+from lucid_deploy.model.checkpoint import DEMO, take_own_code
 from lucid_deploy.model.config_file import read_config
 from lucid_deploy.model.packed.read import MODELOPT_FILE, OLDER_FILE, split_layout
 from lucid_deploy.model.tensor_files import ADAPTER, adapter_error
@@ -108,6 +108,8 @@ def fetch(
 
 def _check_settings(directory: Path, assume_unused: Collection[str]) -> None:
     raw, _ = split_layout(read_config(directory), directory)
+    if raw.get("auto_map"):
+        take_own_code(raw, directory, trusted=False)
     parse_model_config(raw, str(directory / "config.json"), assume_unused)
 
 

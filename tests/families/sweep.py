@@ -1,7 +1,8 @@
 """Try every causal language model that transformers knows, and write docs/families.md: right, or refused with a reason.
 
 Run it with ``make test-families``. A small random model of each class is saved as a checkpoint, read by lucid-deploy,
-and compared with transformers' eager attention in float64: in one pass, and in chunks and single tokens.
+and compared with transformers' eager attention in float64: in one pass, and in chunks and single tokens. Its decode
+graph is traced, as an export would.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.trace import trace
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.families import BUILT_IN
 from lucid_deploy.model.transformers_class.trial import TOLERANCE, prove
@@ -70,6 +72,7 @@ def attempt(kind: str) -> Result:
             if source.config.class_config:
                 prove(source.config, "it")
             worst = _difference(source, ids, wanted)
+            trace(source.config, "decode", "float32", "last")
         except LucidError as error:
             reason = _first_line(error).replace(f"{folder}/config.json: ", "").replace(folder, "the checkpoint")
             return Result(kind, name, REFUSED, reason.removeprefix(f"{name} is not supported: "))
@@ -108,7 +111,8 @@ def page(results: list[Result]) -> str:
         f"refused, {len(count[WRONG]) or 'none'} wrong**; of {len(count[UNTRIED])} no small model was made.",
         "",
         f"Right: logits of a small random model equal those of transformers' eager attention in float64 within "
-        f"{TOLERANCE:g}, in one pass and in chunks and single tokens. Those with code of ours are marked.",
+        f"{TOLERANCE:g}, in one pass and in chunks and single tokens, and the decode graph can be traced. Those with "
+        "code of ours are marked.",
         "",
         f"Right: {right}.",
         "",

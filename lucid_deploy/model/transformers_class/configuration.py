@@ -135,7 +135,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         rms_norm_eps=keys.rms_norm_eps,
         max_position_embeddings=length - first,
         attention_type=keys.attention_type,
-        tie_word_embeddings=bool(config.tie_word_embeddings),
+        tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         bos_token_id=next(iter(token_ids(keys.bos_token_id)), None),
         eos_token_ids=token_ids(keys.eos_token_id),
         layer_kinds=_kinds(keys, shapes, where),

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.hub import _check_settings
 
 KIND = "two_gates"
 CONFIGURATION = """
@@ -109,6 +110,8 @@ def change(checkpoint: Path, **keys: Any) -> None:
 def test_code_is_not_run_unless_the_user_says_so(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(LucidError, match=r"configuration_two_gates\.py, modeling_two_gates\.py.*--trust-remote-code"):
         Checkpoint(checkpoint)
+    with pytest.raises(LucidError, match="--trust-remote-code"):
+        _check_settings(checkpoint, ())  # of one on the Hub, before its weights are downloaded
     assert capsys.readouterr().out == "" and KIND not in CONFIG_MAPPING
 
 
