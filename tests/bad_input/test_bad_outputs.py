@@ -69,6 +69,7 @@ import types
 import lucid_deploy.export.trace
 from lucid_deploy.cli import main
 lucid_deploy.export.trace.trace = lambda *_, **__: types.SimpleNamespace(transposed=frozenset())
+lucid_deploy.export.trace.derive_static = lambda *_: None
 """
 
 
