@@ -73,3 +73,4 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave tracing out, which takes seconds, for exports that fail while they write weights."""
     traced = SimpleNamespace(transposed=frozenset())
     monkeypatch.setattr("lucid_deploy.export.trace.trace", lambda *_, **__: traced)
+    monkeypatch.setattr("lucid_deploy.export.trace.derive_static", lambda *_: None)
