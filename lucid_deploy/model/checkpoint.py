@@ -117,6 +117,15 @@ class Checkpoint:
         """Return the shape of every weight of the model but a tied head, by its name."""
         return {name: shape for name, shape in expected_shapes(self.config).items() if self.stored_name(name) == name}
 
+    def is_same(self, one: str, other: str) -> bool:
+        """Whether two weights of the model are one: the same tensor of the checkpoint, read in the same way."""
+        if one == other or self.stored_name(one) == other:
+            return True
+        known = expected_shapes(self.config)
+        return {one, other} <= known.keys() and self._family.stored(one, self.config) == self._family.stored(
+            other, self.config
+        )
+
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor of the model, in its stored type; float64 where the family adds an offset.
 

@@ -124,10 +124,12 @@ def check_plain_weights(
     names = plain_names(artifact, checkpoint)
     with artifact.path(WEIGHTS).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as buffer:
         for name in names:
-            # Where embedding and head are one weight, graphs may call it by either name.
+            # Where two weights are one, such as embedding and head, graphs may call it by either name.
             read = {
                 stage: [at for at in found if checkpoint.stored_name(at) == name] for stage, found in places.items()
             }
+            for stage, found in places.items():
+                read[stage] = read[stage] or [at for at in found if checkpoint.is_same(at, name)]
             for stage in STAGES:
                 if not read[stage]:
                     raise CheckFailed(f"{artifact.directory}: the {stage} graph does not read {name}.")

@@ -148,6 +148,12 @@ def test_a_class_is_quantized(tmp_path: Path) -> None:
     ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
 
 
+def test_tables_of_whole_numbers_and_biases_that_are_tied_are_exported(tmp_path: Path) -> None:
+    """XLM-RoBERTa-XL adds the row of a table that a buffer names; its head's bias has two names."""
+    ld.export(checkpoint(tmp_path / "checkpoint", "xlm-roberta-xl", {}, num_hidden_layers=1), tmp_path / "artifact")
+    ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
+
+
 def test_matrices_that_are_no_linear_layers_are_not_quantized(tmp_path: Path) -> None:
     """GPT-2 multiplies by matrices that are stored as [in, out], and has a table of positions."""
     source = Checkpoint(checkpoint(tmp_path, "gpt2", {}))

@@ -314,7 +314,7 @@ class ClassModel(CausalModel):
         if position_ids is not None and self.first_position:
             position_ids = position_ids + self.first_position
         exactly = all_in_float64() if exact else contextlib.nullcontext()
-        with running(call), given_positions(position_ids), exactly:
+        with running(call), given_positions(position_ids), exactly, whole_numbers_on(self, given.device):
             return self.__dict__["_net"](
                 **inputs,
                 position_ids=position_ids,
@@ -408,6 +408,22 @@ def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
 def _tables(module: nn.Module) -> dict[str, Tensor | None]:
     """Return the buffers of a module that are not stored in checkpoints."""
     return {name: module._buffers[name] for name in module._non_persistent_buffers_set if name in module._buffers}
+
+
+@contextlib.contextmanager
+def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have tables of whole numbers on a device: graphs are traced on the meta device, where tables have no values."""
+    moved = []
+    for module in net.modules():
+        for name, table in _tables(module).items():
+            if table is not None and table.device != device and not table.is_floating_point():
+                moved.append((module, name, table))
+                module._buffers[name] = table.to(device)
+    try:
+        yield
+    finally:
+        for module, name, table in moved:
+            module._buffers[name] = table
 
 
 def restore_buffers(net: Any) -> None:
