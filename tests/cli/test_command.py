@@ -18,7 +18,7 @@ from lucid_deploy.cli._sources import read_defaults
 
 Exported = Callable[..., tuple[Path, Artifact]]
 COMMON = {"config", "quiet", "verbose", "no_color"}
-WITHOUT_RESULTS = {"chat", "serve", "completion"}
+WITHOUT_RESULTS = {"adapters add", "adapters remove", "chat", "serve", "completion"}
 
 
 def run(*arguments: Any, **environment: str) -> Result:
@@ -60,7 +60,7 @@ def sample(option: click.Option) -> str:
     if option.is_flag:
         return "false" if option.default is True else "true"
     choices = list(getattr(option.type, "choices", ()))
-    for value in (*choices[::-1], "torch", "3", "0.5", "3,4", "."):
+    for value in (*choices[::-1], "torch", "3", "0.5", "3,4", ".", "name=."):
         try:
             if option.type.convert(value, option, None) != option.default:
                 return value
