@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import FLOAT_SCHEMES, NEAREST, STORED, Quantization, short_name
+from lucid_deploy.artifact.quantization import FLOAT_SCHEMES, HQQ, NEAREST, STORED, Quantization, short_name
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
@@ -113,6 +113,6 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
         keep_float=kept,
         embeddings=EMBEDDING in record.tensors and not tied,
         activations=record.activations,
-        method=NEAREST,
+        method=HQQ if any(tensor.offsets for tensor in record.tensors.values()) else NEAREST,
         bits={name: tensor.bits for name, tensor in record.tensors.items() if tensor.bits is not None},
     )

@@ -34,7 +34,15 @@ READ = (
     *("batch", "prompt_file", "calibration", "text", "haystack", "golden", "config"),
     *("api_key_file", "metrics_key_file", "token_file", "json_schema", "grammar"),
 )
-OTHERS = ("include_path", "data", "hub_cache", "plugin", "cases", "merge_adapter")  # searched folders, libraries
+OTHERS = (
+    "include_path",
+    "data",
+    "hub_cache",
+    "plugin",
+    "cases",
+    "merge_adapter",
+    "adapters",
+)  # searched folders, libraries
 RECORD = ".run.json"  # beside the answers of a batch
 
 

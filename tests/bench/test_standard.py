@@ -103,7 +103,7 @@ def test_windows_that_the_family_has_with_lucid_only(
     ("changes", "options"),
     [
         ({}, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
-        ({"tie_word_embeddings": True}, QuantizeOptions("int4", block_size=16)),
+        ({"tie_word_embeddings": True}, QuantizeOptions("int4", block_size=16, method="hqq")),
     ],
 )
 def test_the_same_weights_are_quantized(

@@ -62,7 +62,7 @@ def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str
 
 
 def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Path) -> None:
-    small = export(DEMO, tmp_path / "small", ExportOptions(quantize=QuantizeOptions("int4"))).directory
+    small = export(DEMO, tmp_path / "small", ExportOptions(quantize=QuantizeOptions("int4", method="rtn"))).directory
     shown = run(
         small, "--task", "recall", "--limit", 2, "--against", demo().directory, "--json", tmp_path / "facts.json"
     ).stdout

@@ -18,7 +18,23 @@ from lucid_deploy.cli._outputs import MODELS, OTHERS, OUTPUTS, READ
 Exported = Callable[..., tuple[Path, Artifact]]
 # What the help calls values that are no paths; a parameter with any other name, or of the type Path, has one.
 NO_PATHS = {
-    *("ADDRESS", "B", "BITS", "EXPRESSION", "GLOB", "ID=BIAS", "IDS", "JSON", "KEY", "LIST", "N", "N,N,...", "NAME"),
+    *(
+        "ADDRESS",
+        "B",
+        "BITS",
+        "EXPRESSION",
+        "GLOB",
+        "ID=BIAS",
+        "IDS",
+        "JSON",
+        "KEY",
+        "LIST",
+        "N",
+        "N,N,...",
+        "NAME",
+        "NAME...",
+        "R",
+    ),
     *("NAME,NAME,...", "N[,N,...]", "SHARE", "SIZE", "TEXT", "URL", "X"),
 }
 
