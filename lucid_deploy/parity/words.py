@@ -60,14 +60,18 @@ def not_proven(found: Verification) -> Iterator[str]:
     if found.unproven:
         yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
     logits = [item for item in found.against() if item.logits is not None]
-    widest = max((item.gate.limit for item in logits if item.judged), default=0.0)
-    if found.tolerance is None and widest > ACCEPTED_ERROR:
-        yield f"an error of {widest:.0%} of the logits would have passed"
+    if found.tolerance is None and not found.rounded_inputs and _widest(found) > ACCEPTED_ERROR:
+        yield f"an error of {_widest(found):.0%} of the logits would have passed"
     if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED:
         yield f"{found.coverage.unjudged} of {found.coverage.total} comparisons could not be judged"
     positions, agreed = (sum(getattr(item.logits, name) for item in logits) for name in ("positions", "agreed"))
     if positions - agreed > ACCEPTED_OTHER * positions:
         yield f"{positions - agreed} of {positions} most likely tokens are not those of PyTorch in float64"
+
+
+def _widest(found: Verification) -> float:
+    """Return the widest gate of the logits that judges them."""
+    return max((item.gate.limit for item in found.against() if item.logits is not None and item.judged), default=0.0)
 
 
 def _not_proven(found: Verification) -> str:
@@ -93,7 +97,16 @@ def _success(found: Verification) -> str:
     weights, cost = ("", "") if found.quantization is None else (" on the quantized weights", _cost(found.perplexity))
     return (
         f"{found.label} {same} what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
-        f"worst error is {worst:.2f} of its gate{rest}.{cost}"
+        f"worst error is {worst:.2f} of its gate{rest}.{_about_inputs(found)}{cost}"
+    )
+
+
+def _about_inputs(found: Verification) -> str:
+    if not found.rounded_inputs or found.tolerance is not None or _widest(found) <= ACCEPTED_ERROR:
+        return ""
+    return (
+        f" With inputs rounded to {found.rounded_inputs} an error of {_widest(found):.0%} of the logits would have "
+        "passed; after export with --activations float gates are narrow."
     )
 
 

@@ -77,6 +77,12 @@ def test_a_tensor_that_every_gate_lets_through_is_unproven():
     assert raised.value.exit_code == 3
 
 
+def test_wide_gates_of_rounded_inputs_are_said():
+    found = replace(verification(logits(0.16, 100)), rounded_inputs="int8")
+    assert found.passed and "an error of 16% of the logits would have passed" in found.verdict()
+    assert "would have passed" not in replace(verification(logits(0.09, 100)), rounded_inputs="int8").verdict()
+
+
 @pytest.mark.parametrize(
     ("items", "words"),
     [
