@@ -40,6 +40,11 @@ assert not {"torch", "transformers"} & {*sys.modules}
 """
 
 
+def export(path: Path, output: Path, **options: Any) -> None:
+    """Export one form of the graphs: the others are derived from it."""
+    ld.export(path, output, **{"cache": "growing", **options})
+
+
 def checkpoint(path: Path, kind: str, keys: dict[str, Any], **config: Any) -> Path:
     saved(small_config(kind, **config), path).float().save_pretrained(path)  # as most checkpoints are
     raw = json.loads((path / "config.json").read_text())
@@ -57,7 +62,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_lucid_and_windows_in_a_class_are_exported(mixed: Path, tmp_path: Path) -> None:
-    ld.export(mixed, tmp_path / "artifact", cache="static")
+    export(mixed, tmp_path / "artifact", cache="static")
     artifact = open_artifact(tmp_path / "artifact")
     assert artifact.config.kinds == ("window", "window", "window", "lucid") * 2
     assert any("Cohere2ForCausalLM computes the layers" in note for note in artifact.manifest.notes)
@@ -80,7 +85,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_mixture_of_experts_is_exported_with_lucid(mixture: Path) -> None:
-    ld.export(mixture, mixture.parent / "artifact")
+    export(mixture, mixture.parent / "artifact")
     artifact = open_artifact(mixture.parent / "artifact")
     assert artifact.config.kinds == ("lucid", "lucid") and artifact.config.attention[0].experts == (4, 2)
     assert "2 of 4 experts for each token" in summary(artifact)
@@ -109,7 +114,7 @@ def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch:
     save_file(tensors, tied / "model.safetensors")
     ids = np.arange(40)[None] % 13
     for quantize in (None, QuantizeOptions("int4")):
-        ld.export(tied, mixture.parent / "tied_artifact", quantize=quantize, overwrite=True)
+        export(tied, mixture.parent / "tied_artifact", quantize=quantize, overwrite=True)
         artifact = open_artifact(mixture.parent / "tied_artifact")
         session = open_session(artifact)
         found = session.prefill(ids, session.empty_cache(1))
@@ -129,7 +134,7 @@ def test_experts_are_rounded_to_nearest(kind: str, options: QuantizeOptions, tmp
     rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = tmp_path / "text.jsonl" if options.learns else None
-    ld.export(path, tmp_path / "artifact", quantize=options, calibration=text)
+    export(path, tmp_path / "artifact", quantize=options, calibration=text)
     artifact = open_artifact(tmp_path / "artifact")
     record = artifact.manifest.quantization
     assert record is not None and record.activations == "float"
@@ -144,13 +149,13 @@ def test_experts_are_rounded_to_nearest(kind: str, options: QuantizeOptions, tmp
 def test_a_class_is_quantized(tmp_path: Path) -> None:
     """It has LayerNorm and biases, and its checkpoint calls the head by another name than its class."""
     path = checkpoint(tmp_path / "checkpoint", "gpt_neox", {}, num_hidden_layers=2)
-    ld.export(path, tmp_path / "artifact", quantize=QuantizeOptions("int8"))
+    export(path, tmp_path / "artifact", quantize=QuantizeOptions("int8"))
     ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
 
 
 def test_tables_of_whole_numbers_and_biases_that_are_tied_are_exported(tmp_path: Path) -> None:
     """XLM-RoBERTa-XL adds the row of a table that a buffer names; its head's bias has two names."""
-    ld.export(checkpoint(tmp_path / "checkpoint", "xlm-roberta-xl", {}, num_hidden_layers=1), tmp_path / "artifact")
+    export(checkpoint(tmp_path / "checkpoint", "xlm-roberta-xl", {}, num_hidden_layers=1), tmp_path / "artifact")
     ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
 
 
@@ -169,7 +174,7 @@ def test_matrices_that_are_no_linear_layers_are_not_quantized(tmp_path: Path) ->
 def test_what_is_not_computed_for_classes_is_refused(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "checkpoint", "olmo2", {}, num_hidden_layers=1)
     with pytest.raises(LucidError, match=reason):
-        ld.export(path, tmp_path / "artifact", **options)
+        export(path, tmp_path / "artifact", **options)
     assert not (tmp_path / "artifact").exists()
 
 
@@ -208,6 +213,6 @@ def test_a_tied_embedding_beside_learned_weights_is_rounded_to_nearest(tmp_path:
     rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = QuantizeOptions("int8", method="gptq")
-    ld.export(path, tmp_path / "artifact", quantize=options, calibration=tmp_path / "text.jsonl")
+    export(path, tmp_path / "artifact", quantize=options, calibration=tmp_path / "text.jsonl")
     record = open_artifact(tmp_path / "artifact").manifest.quantization
     assert record is not None and "model.embed_tokens.weight" in record.tensors
