@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lucid_deploy.parity.gate import FACTOR, Comparison
 from lucid_deploy.parity.perplexity import Perplexity
 
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
     from lucid_deploy.parity.results import FreeRun, Verification
 
 # What a user would accept of an artifact that "computes what PyTorch computes". Beyond it, passing proves too little.
-ACCEPTED_ERROR = 0.1  # of the logits, relative: the widest gate
-ACCEPTED_UNJUDGED = 5  # comparisons that could not fail
+ACCEPTED_ERROR = 0.1  # of the logits, relative: their gate in half of the comparisons
+ACCEPTED_UNJUDGED = 0.1  # share of comparisons that could not fail
 ACCEPTED_OTHER = 0.05  # share of positions with another most likely token than the reference's
 MEANINGS = {
     "K": "the keys that a layer caches",
@@ -60,28 +62,34 @@ def not_proven(found: Verification) -> Iterator[str]:
     if found.unproven:
         yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
     logits = [item for item in found.against() if item.logits is not None]
-    if found.tolerance is None and not found.rounded_inputs and _widest(found) > ACCEPTED_ERROR:
-        yield f"an error of {_widest(found):.0%} of the logits would have passed"
-    if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED:
+    if found.tolerance is None and not _remedies(found) and _logits_gate(found) > ACCEPTED_ERROR:
+        yield f"an error of {_logits_gate(found):.0%} of the logits would have passed"
+    if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED * found.coverage.total:
         yield f"{found.coverage.unjudged} of {found.coverage.total} comparisons could not be judged"
     positions, agreed = (sum(getattr(item.logits, name) for item in logits) for name in ("positions", "agreed"))
     if positions - agreed > ACCEPTED_OTHER * positions:
         yield f"{positions - agreed} of {positions} most likely tokens are not those of PyTorch in float64"
 
 
-def _widest(found: Verification) -> float:
-    """Return the widest gate of the logits that judges them."""
-    return max((item.gate.limit for item in found.against() if item.logits is not None and item.judged), default=0.0)
+def _logits_gate(found: Verification) -> float:
+    """Return the logits' gate in the middle of all comparisons that it judges."""
+    return float(np.median([c.gate.limit for c in found.against() if c.logits is not None and c.judged] or [0.0]))
 
 
-def _not_proven(found: Verification) -> str:
-    if not found.not_proven:
-        return ""
+def _remedies(found: Verification) -> dict[str, str]:
+    """Return what is rounded beside the model's arithmetic, with the options to export without it."""
     remedies = {}
     if found.rounded_cache:
         remedies[f"a cache in {found.rounded_cache}"] = "--cache-dtype auto"
     if found.rounded_inputs:
         remedies[f"inputs rounded to {found.rounded_inputs}"] = "--activations float"
+    return remedies
+
+
+def _not_proven(found: Verification) -> str:
+    if not found.not_proven:
+        return ""
+    remedies = _remedies(found)
     where = f"In {found.dtype}" + (f", with {' and '.join(remedies)}," if remedies else "")
     remedy = f"Export with less rounding: {', '.join(remedies.values())}." if remedies else "Use a wider type."
     return f"{where} {'; '.join(found.not_proven)}. No gate failed, but that proves too little. {remedy}"
@@ -97,16 +105,17 @@ def _success(found: Verification) -> str:
     weights, cost = ("", "") if found.quantization is None else (" on the quantized weights", _cost(found.perplexity))
     return (
         f"{found.label} {same} what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
-        f"worst error is {worst:.2f} of its gate{rest}.{_about_inputs(found)}{cost}"
+        f"worst error is {worst:.2f} of its gate{rest}.{_about_rounding(found)}{cost}"
     )
 
 
-def _about_inputs(found: Verification) -> str:
-    if not found.rounded_inputs or found.tolerance is not None or _widest(found) <= ACCEPTED_ERROR:
+def _about_rounding(found: Verification) -> str:
+    remedies = _remedies(found)
+    if not remedies or found.tolerance is not None or _logits_gate(found) <= ACCEPTED_ERROR:
         return ""
     return (
-        f" With inputs rounded to {found.rounded_inputs} an error of {_widest(found):.0%} of the logits would have "
-        "passed; after export with --activations float gates are narrow."
+        f" With {' and '.join(remedies)} an error of {_logits_gate(found):.0%} of the logits would have passed; after "
+        f"export with {' '.join(remedies.values())} gates are narrow."
     )
 
 

@@ -203,7 +203,7 @@ def test_what_cancels_to_nothing_is_not_judged_by_its_size():
     assert "one token" in {item.scenario for item in unjudged} <= {"one token", "pattern"}  # both repeat tokens
     assert all("ed rows" in item.schedule and str(item.tensor).endswith("Y") for item in unjudged)
     assert max(item.gate.limit for item in unjudged) > VACUOUS  # one was derived, and is as wide
-    assert f"{len(unjudged)} of {report.coverage.total} comparisons could not be judged" in report.verdict()
+    assert f"{len(unjudged)} more could not be judged" in report.verdict()
 
 
 def test_an_echo_of_roundings_fails_no_correct_candidate():
