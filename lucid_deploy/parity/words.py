@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.parity.results import FreeRun, Verification
 
 # What a user would accept of an artifact that "computes what PyTorch computes". Beyond it, passing proves too little.
-ACCEPTED_ERROR = 0.1  # of the logits, relative: their gate in half of the comparisons
+ACCEPTED_ERROR = 0.1  # of the logits, relative: their gate in half of the sequences
 ACCEPTED_UNJUDGED = 0.1  # share of comparisons that could not fail
 ACCEPTED_OTHER = 0.05  # share of positions with another most likely token than the reference's
 MEANINGS = {
@@ -72,8 +72,8 @@ def not_proven(found: Verification) -> Iterator[str]:
 
 
 def _logits_gate(found: Verification) -> float:
-    """Return the logits' gate in the middle of all comparisons that it judges."""
-    return float(np.median([c.gate.limit for c in found.against() if c.logits is not None and c.judged] or [0.0]))
+    """Return the logits' gate in the middle of the sequences that judge them; equal ones are borrowed."""
+    return float(np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0]))
 
 
 def _remedies(found: Verification) -> dict[str, str]:

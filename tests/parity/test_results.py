@@ -87,7 +87,7 @@ def test_wide_gates_of_rounded_inputs_are_said():
     ("items", "words"),
     [
         ([logits(0.11, 100)], "an error of 11% of the logits would have passed"),
-        ([logits(0.3, 100), logits(0.02, 100), logits(0.02, 100)], ""),
+        ([logits(0.3, 100), logits(0.02, 100), logits(0.03, 100)], ""),
         ([comparison(K0, gate=2.0), *[comparison(K0, gate=0.1)] * 9], ""),
         ([comparison(K0, gate=2.0), *[comparison(K0, gate=0.1)] * 8], "1 of 9 comparisons could not be judged"),
         ([logits(0.1, 95)], ""),
