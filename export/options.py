@@ -107,6 +107,8 @@ def check_request(output: Path, options: ExportOptions) -> None:
     """Check the request as far as possible without the checkpoint."""
     _check_names(options)
     _check_opset(options)
+    if options.calibration is not None and not options.calibration.exists():
+        raise LucidError(f"The calibration text {options.calibration} cannot be read: No such file or directory.")
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if stored == "fp8" and options.cache == "static":
         raise LucidError(f"{NO_STATIC_FP8} Export with --cache growing, or with --cache-dtype auto.")

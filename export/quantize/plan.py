@@ -130,7 +130,6 @@ def _dividing(name: str, width: int, block: int, needed: str) -> int:
         if size <= block and width % size == 0:
             return size
     raise LucidError(
-        f"{short_name(name)} has rows of {width} elements, which no block of {BLOCK_SIZES[0]} or more divides; "
-        f"{needed} needs that. Keep it with --keep-float {short_name(name)!r}, or export with --quantize-format "
-        "matmulnbits and another method."
+        f"{short_name(name)} has rows of {width} elements, and {needed} needs a multiple of {BLOCK_SIZES[0]}. Keep it "
+        f"with --keep-float {short_name(name)!r}, or export with --quantize-format matmulnbits --method rtn."
     )

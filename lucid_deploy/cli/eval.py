@@ -62,7 +62,7 @@ def _kind(options: SimpleNamespace) -> str:
     if options.log_samples and options.output_path is None:
         raise LucidError("--log-samples needs --output-path DIR to write to.")
     if options.haystack is not None and options.suite not in ("ruler", "mniah"):
-        raise LucidError(f"--haystack is for the suites ruler and mniah; {options.suite} hides nothing.")
+        raise LucidError(f"--haystack is the text in which ruler and mniah hide facts; {options.suite} hides none.")
     if options.suite == "scrolls" and (options.gen_kwargs or options.num_fewshot):
         raise LucidError("The tasks of SCROLLS take neither --gen-kwargs nor --num-fewshot: leave them out.")
     return kind

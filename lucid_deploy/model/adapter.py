@@ -197,7 +197,7 @@ class Adapter:
             return
         value = self._tensor(key)
         if value.dim() != 2:
-            raise LucidError(f"{where}: {key} is {list(value.shape)}; matrices are expected.")
+            raise LucidError(f"{where}: {key} has the shape {list(value.shape)}; a LoRA adapter has matrices.")
         turned = self._settings.fan_in_fan_out and parts[2] is not None
         update = self._updates.setdefault(f"{parts[1]}.weight", _Update(self._scale(parts[1]), turned))
         if parts[2] is not None:

@@ -183,7 +183,7 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
 
 @dataclass(frozen=True)
 class Evidence:
-    """One layer's tensors at the tokens where it failed, of one batch row, and the reference's."""
+    """What a layer computed for one batch row at the tokens where it failed, and what it should have computed."""
 
     keys: Array  # what the candidate's layer gives on the reference's inputs, (KV, n, D)
     values: Array  # its V

@@ -115,7 +115,7 @@ class CacheOperations(ABC, Generic[Tensor]):
         return False
 
     def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[tuple[Tensor, ...]]:
-        """Return a cache's layers with the first tokens only, as stored, so that nothing is rounded twice."""
+        """Return the first tokens of a cache's layers in their stored type: decoding them would round them twice."""
 
         def cut(tensor: CacheTensor, value: Tensor) -> Tensor:
             # A copy: the first rows of one row and head are contiguous, and would keep the whole tensor's memory.

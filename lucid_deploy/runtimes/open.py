@@ -58,7 +58,7 @@ def choose_for_graphs(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions,
     chosen, wanted, can = _choose(options)
     if not can.opens_graphs:
         others = _listed(each.name for each in built_in_runtimes() if each.capabilities(RuntimeOptions()).opens_graphs)
-        raise LucidError(f"{_title(wanted)} cannot run a graph by itself. Choose --runtime {others}.")
+        raise LucidError(f"{_title(wanted)} runs artifacts only, no single graphs. Choose --runtime {others}.")
     chosen.check_installed(wanted)
     return chosen, wanted, can
 

@@ -79,7 +79,7 @@ class Runtime(ABC):
 
     def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
         """Return a function that runs a single graph, given with its weights; only with ``opens_graphs``."""
-        raise LucidError(f"Runtime {self.name} cannot run a graph by itself.")
+        raise LucidError(f"Runtime {self.name} runs artifacts only, no single graphs.")
 
     def check_installed(self, options: RuntimeOptions) -> None:
         """Check that the packages are installed, without importing them."""

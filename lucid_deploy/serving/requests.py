@@ -84,7 +84,7 @@ class PreparedRequest:
 
 
 class RequestReader:
-    """Reads bodies, for a model and its adapters, which requests name as models of their own."""
+    """Read the bodies of requests for a model and its adapters; the name of the model in a request chooses one."""
 
     def __init__(
         self,

@@ -55,8 +55,8 @@ def test_nothing_run_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runtime", "tensorrt"], "cannot run a graph by itself"),
-        (["--provider", "cuda"], "--provider cuda cannot run a graph by itself"),
+        (["--runtime", "tensorrt"], "runs artifacts only, no single graphs"),
+        (["--provider", "cuda"], "--provider cuda runs artifacts only, no single graphs"),
         (["--runtime", "torch", "--kernels", "library"], "--kernels is for onnxruntime"),
         (["--cases", "nowhere"], "nowhere has no cases"),
         (["--only", "nothing"], "No case has 'nothing' in its name"),

@@ -147,7 +147,7 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
         (["--task", "recall", "--truncate", "left"], "--truncate is for --task lm_eval:NAME and --suite NAME."),
         (["--suite", "ruler", "--task", "recall"], "--task and --suite both say what to run"),
         (["--suite", "ruler", "--log-samples"], "--log-samples needs --output-path"),
-        (["--suite", "scrolls", "--haystack", "x"], "scrolls hides nothing"),
+        (["--suite", "scrolls", "--haystack", "x"], "scrolls hides none"),
         (["--suite", "scrolls", "--data", "nowhere"], "'nowhere' does not exist"),
         (["--suite", "scrolls", "--num-fewshot", 2], "take neither --gen-kwargs nor --num-fewshot"),
         (["--suite", "ruler", "--metadata", "x"], "--metadata is not JSON"),

@@ -112,7 +112,7 @@ def test_a_type_that_is_missing_is_not_run() -> None:
 
 
 def test_what_cannot_be_run_is_refused() -> None:
-    with pytest.raises(LucidError, match="Runtime tensorrt cannot run a graph by itself"):
+    with pytest.raises(LucidError, match="Runtime tensorrt runs artifacts only, no single graphs"):
         run_cases(RuntimeOptions("tensorrt"))
     with pytest.raises(LucidError, match="No case has 'nothing' in its name"):
         run_cases(RuntimeOptions(), only="nothing")

@@ -122,7 +122,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
     config = net.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int):
-        raise LucidError(f"{where}: {class_name} is not supported: its max_position_embeddings is not known.")
+        raise LucidError(f"{where}: {class_name} is not supported: its configuration has no max_position_embeddings.")
     windows = [shape.window for shape in shapes if shape.window]
     found = LucidConfig(
         vocab_size=embedding.weight.shape[0],

@@ -157,7 +157,7 @@ def test_an_artifact_of_such_numbers(scheme: str, form: str, tied: bool, tmp_pat
 
 
 def test_rows_that_no_block_divides() -> None:
-    with pytest.raises(LucidError, match=r"up_proj has rows of 40 .* --method hqq needs that.*--keep-float"):
+    with pytest.raises(LucidError, match=r"rows of 40 .* --method hqq needs a multiple of 16.*--keep-float"):
         plan_quantization({"model.layers.0.mlp.up_proj.weight": (8, 40)}, False, QuantizeOptions("int4", method="hqq"))
     plan = plan_quantization(
         {"model.layers.0.mlp.up_proj.weight": (8, 48)}, False, QuantizeOptions("int4", method="hqq")

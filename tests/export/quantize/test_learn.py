@@ -146,6 +146,7 @@ def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
         ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, hqq, gptq"),
         ({"method": "gptq", "calibration_tokens": 0}, "ids.jsonl", "--calibration-tokens must be 1 or more"),
         ({"method": "gptq"}, "short.jsonl", "needs at least 144"),
+        ({}, "missing.txt", "missing.txt cannot be read: No such file"),
         ({"method": "rtn"}, "ids.jsonl", "Leave it out"),
     ],
 )
