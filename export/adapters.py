@@ -213,8 +213,8 @@ class _Editor:
         free = {*range(1, slots.count + 1)} - {each.slot for each in self._adapters.values()}
         if not free:
             raise LucidError(
-                f"All places for adapters are taken, of which there are {slots.count}. Remove one, or export the model "
-                "again with a larger --max-adapters."
+                f"This artifact has room for {slots.count} adapters, and all of it is taken. Remove one, or export the "
+                "model again with a larger --max-adapters."
             )
         if adapter.rank > slots.rank:
             raise LucidError(
