@@ -49,11 +49,7 @@ def check_name(name: str) -> None:
 
 
 def read_adapters(directory: Path, slots: AdapterSlots) -> tuple[StoredAdapter, ...]:
-    """Return the adapters of an artifact, in the order of their slots.
-
-    Raises:
-        CheckFailed: The file is missing, cut or damaged.
-    """
+    """Return the adapters of an artifact, in the order of their slots."""
     return _read_index(directory / ADAPTERS, slots).adapters
 
 

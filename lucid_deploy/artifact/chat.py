@@ -100,8 +100,7 @@ class ChatTemplate:
     ) -> str:
         """Render a chat as text that ends with the opening of the model's answer.
 
-        Args:
-            continue_last: The last message is the beginning of the answer: end the text where it ends.
+        With ``continue_last`` the last message is the beginning of the answer, and the text ends where it ends.
         """
         import jinja2
 
@@ -169,12 +168,9 @@ class ChatTemplates:
 
 
 def load_chat_templates(directory: Path, change: Callable[[str], str] | None = None) -> ChatTemplates | None:
-    """Return the templates of an artifact, or None if it has none.
+    """Return the templates of an artifact, or None if it has none; ``change`` edits each text before it is compiled.
 
     Their special tokens are those that ``tokenizer_config.json`` and ``special_tokens_map.json`` name.
-
-    Args:
-        change: Changes the text of each template before it is compiled.
     """
     texts = read_chat_templates(directory)
     if texts is None:

@@ -45,11 +45,7 @@ class ChatRenderer:
         self.close()
 
     def __call__(self, messages: list[dict[str, Any]], continue_last: bool = False) -> str:
-        """Return a chat as text.
-
-        Args:
-            continue_last: End where the last message ends; otherwise the model's answer is opened.
-        """
+        """Return a chat that opens the model's answer, or with ``continue_last`` ends where its last message does."""
         try:
             task = msgspec.msgpack.encode(_Chat(messages, continue_last))
         except UnicodeEncodeError as error:

@@ -160,11 +160,7 @@ class Quantization:
         return self.activations in FP8_ACTIVATIONS
 
     def rounded_inputs(self, to_int8: bool) -> str | None:
-        """Return what a runtime rounds the inputs of quantized products to, ``int8`` or ``fp8``; None: to nothing.
-
-        Args:
-            to_int8: Whether it rounds to int8 where :attr:`activations` says so.
-        """
+        """Return what a runtime, which may round to int8, rounds inputs of quantized products to; None: to nothing."""
         if self.rounds_inputs:
             return "fp8"
         return "int8" if to_int8 and self.activations == "int8" else None
@@ -203,11 +199,7 @@ class Quantization:
         return sizes
 
     def part_shape(self, name: str, part: str) -> tuple[int, ...]:
-        """Return the shape of a stored part.
-
-        Args:
-            part: Which part; ``ROWS`` is another view of ``PACKED``.
-        """
+        """Return the shape of a stored part; ``ROWS`` is another view of ``PACKED``."""
         tensor = self.tensors[name]
         (rows, width), blocks = tensor.shape, tensor.blocks
         if part in (WHOLE_SCALE, INPUT_SCALE):

@@ -61,13 +61,7 @@ class Artifact:
     def form(self, cache: str | None = None, inline: bool | None = None) -> Artifact:
         """Return the artifact with the graphs of one form and no other forms, after checking these graphs.
 
-        Args:
-            cache: ``growing`` or ``static``; None: that of the first form that fits.
-            inline: Whether the graphs have no functions; None: as the first form that fits.
-
-        Raises:
-            LucidError: The artifact has no such form.
-            CheckFailed: Its graphs are damaged.
+        ``cache`` is ``growing`` or ``static``, ``inline`` whether the graphs have no functions; None: as the first.
         """
         for manifest in self.manifest.each_form():
             if cache in (None, manifest.cache) and inline in (None, manifest.inline):
@@ -244,10 +238,8 @@ _Identity = tuple[int, int, int, int]
 class ArtifactWatch:
     """Detect changes of an artifact's files by device, inode, size and time of the last change.
 
-    Runtimes map the weights into memory: what is written into the file shows in the model at once.
-
-    Args:
-        artifact: The artifact; make the watch before anything reads its files.
+    Runtimes map the weights into memory: what is written into the file shows in the model at once. Make the watch
+    before anything reads the files.
     """
 
     def __init__(self, artifact: Artifact) -> None:

@@ -49,11 +49,7 @@ class TokenizerSettings:
     split_special_tokens: bool  # whether special tokens in a text are read as text
 
     def texts(self, padding: str | None = None) -> dict[str, str]:
-        """Return the named tokens as text, by name.
-
-        Args:
-            padding: The ``pad_token`` where no file names one.
-        """
+        """Return the named tokens as text, by name; ``padding`` is the ``pad_token`` where no file names one."""
         named = {**self._padded(padding), **self.specific}
         return {name: _text(token) for name, token in named.items() if token is not None}
 

@@ -33,11 +33,7 @@ SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
 
 
 def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
-    """Return the tensors of an attention layer, in order.
-
-    Args:
-        cache_dtype: ``int8``, ``fp8``, or the float type that keys and values are stored in.
-    """
+    """Return the tensors of an attention layer, for ``int8``, ``fp8``, or the float type of keys and values."""
     names = ("key", "value")
     rows = tuple(CacheTensor(name, SCALED.get(cache_dtype, cache_dtype), (heads, width)) for name in names)
     if cache_dtype not in SCALED:

@@ -41,17 +41,12 @@ def generate(
     """Return new tokens for each prompt, up to an end-of-sequence token, ``stop``, or the number of tokens.
 
     Args:
-        session: The session to run.
         groups: Prompts as token ids; those of a group begin with the same tokens.
         max_new_tokens: Most tokens to generate for each.
         batch: Most groups to run at once.
         sampling: How tokens are chosen; None: greedily.
         stop: Called with a prompt's new tokens; true ends the answer.
         answered: Called with group, place in the group and new tokens as soon as an answer is complete.
-
-    Raises:
-        LucidError: An empty prompt or one without room for the new tokens.
-        CheckFailed: The model gave logits that are not finite.
     """
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
@@ -97,18 +92,9 @@ def log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """Return log p(continuation | context) of each pair, and whether greedy decoding would give the continuation.
 
-    A context that several pairs have in common is run once. Sums are float64 over float32 logits.
-
-    Args:
-        session: The session to run.
-        pairs: Contexts and continuations as token ids, neither empty. Together they may be one token longer than the
-            model's context, since the last token is not run.
-        batch: Most contexts to run at once.
-        answered: Called with a pair's number and its result as soon as it is known.
-
-    Raises:
-        LucidError: An empty context or continuation, or a pair longer than the context.
-        CheckFailed: The model gave logits that are not finite.
+    A context that several pairs have in common is run once. Sums are float64 over float32 logits. A pair may be one
+    token longer than the model's context, since the last token is not run. ``answered`` is called with a pair's number
+    and its result as soon as it is known.
     """
     same: dict[tuple[int, ...], list[int]] = {}
     for i, (context, continuation) in enumerate(pairs):

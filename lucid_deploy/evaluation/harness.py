@@ -70,9 +70,6 @@ def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[s
     """Return lm_eval's tasks of some names, groups or tags, with their documents.
 
     ``include_path`` is a directory with more tasks as YAML files.
-
-    Raises:
-        LucidError: A task is unknown, or its data cannot be read.
     """
     from lm_eval.tasks import TaskManager
 
@@ -112,12 +109,7 @@ def ask(
 
 
 def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) -> list[TaskResult]:
-    """Ask a model all documents of some tasks, given by name.
-
-    Raises:
-        LucidError: Prompts are too long and may not be cut, or a task asks for what the model does not support.
-        CheckFailed: The model gave logits that are not finite.
-    """
+    """Ask a model all documents of some tasks, given by name."""
     import torch
     from lm_eval import evaluate
     from lm_eval.api.model import CachingLM

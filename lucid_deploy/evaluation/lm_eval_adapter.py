@@ -256,11 +256,7 @@ class LucidLM(TemplateLM):
         return len(context) + len(rest) - 1 > self._most
 
     def _fitted(self, prompts: list[Ids], answers: list[int]) -> list[Ids]:
-        """Return prompts cut to what their answers leave of the context; refuse to cut unless that is asked for.
-
-        Args:
-            answers: Tokens that run behind each prompt.
-        """
+        """Cut prompts to what answers of so many tokens leave of the context; refuse that unless it is asked for."""
         rooms = [self._most - answer for answer in answers]
         if min(rooms, default=1) < 1:
             raise LucidError(

@@ -126,18 +126,12 @@ def needles_task(
     evenly and each is known. Texts are in English where the tokenizer can write it, else in the bundled model's words.
 
     Args:
-        tokenizer: The model's.
         context: Most tokens the model takes, new ones included; None: any number.
         needles: Needles in a text, K.
         ask: How many of them are asked for, one after the other; None: all.
         lengths: Tokens of a prompt, question included, of which as much as possible is filled; None: an eighth, a
             quarter, a half and all of the context, of at most 4096 tokens of it.
         limit: Questions for each length.
-        seed: Equal seeds give equal texts.
-
-    Raises:
-        LucidError: Bad numbers, needles that do not fit in a length, a length beyond the context, or a tokenizer that
-            cannot write the words.
     """
     wording = _wording(tokenizer)
     if not 1 <= needles <= len(wording.keys):

@@ -128,12 +128,7 @@ def evaluate(
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Answer every question greedily and score the answers; ``progress`` gets (questions done, questions in all).
-
-    Raises:
-        LucidError: A question does not fit in the model's context.
-        CheckFailed: The model gave logits that are not finite.
-    """
+    """Answer every question greedily and score the answers; ``progress`` gets (questions done, questions in all)."""
     groups: dict[int, list[Question]] = {}
     for question in task.questions:
         groups.setdefault(question.context, []).append(question)
@@ -182,11 +177,7 @@ class Comparison:
 
 
 def compare(report: Report, other: Report) -> Comparison:
-    """Compare two models' answers to the same questions.
-
-    Raises:
-        LucidError: The questions differ.
-    """
+    """Compare two models' answers to the same questions."""
     if report.task.questions != other.task.questions:
         raise LucidError("Two reports can be compared only if they are about the same questions.")
     read, pairs = report.task.answer_in, list(zip(report.outcomes, other.outcomes, strict=True))

@@ -50,9 +50,6 @@ def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) ->
     """Return ``limit`` held-out prompts of the bundled model's task, going through the list lengths in turn.
 
     An answer is right if it is exactly the two words (see :mod:`lucid_deploy.demo.recall`).
-
-    Raises:
-        LucidError: The tokenizer lacks the task's words.
     """
     if not can_write(tokenizer, " ".join(recall.vocabulary())):
         raise LucidError(

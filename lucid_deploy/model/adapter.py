@@ -68,18 +68,9 @@ class _Update:
 
 
 class Adapter:
-    """An opened LoRA adapter.
+    """An opened LoRA adapter, as PEFT's ``save_pretrained`` wrote it.
 
-    Args:
-        directory: Where PEFT's ``save_pretrained`` wrote it.
-
-    Attributes:
-        directory: The same.
-        base: What it says it was trained on, a path or a name on the Hub; may be empty.
-
-    Raises:
-        LucidError: Missing or broken files, numbers that are not finite, another method than LoRA, or one of LoRA's
-            variants that is not supported.
+    Its ``base`` is what it says it was trained on, a path or a name on the Hub; may be empty.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -121,15 +112,7 @@ class Adapter:
         return update.a.float(), update.scale * update.b.float()
 
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
-        """Check that the adapter belongs to a checkpoint; return notes.
-
-        Args:
-            shape_of: Returns the shape of one of the checkpoint's tensors by its name; None: there is none.
-            base: Directory of the checkpoint.
-
-        Raises:
-            LucidError: It changes a weight that the checkpoint does not have, or that has another shape.
-        """
+        """Check that the adapter fits a checkpoint; return notes. ``shape_of`` gives None for a missing tensor."""
         shapes = {name: shape_of(name) for name in sorted(self.weights)}
         absent = [name for name, shape in shapes.items() if shape is None]
         if absent:
@@ -145,12 +128,7 @@ class Adapter:
         return tuple(self._notes(base))
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Return a weight with the adapter in it, float32, or float64 if the weight is; unchanged ones as they are.
-
-        Args:
-            name: The weight's name, as the base's class has it.
-            weight: The checkpoint's numbers.
-        """
+        """Return a weight with the adapter in it, float32, or float64 if the weight is; unchanged ones as they are."""
         import torch
 
         if name in self._replaced:

@@ -21,17 +21,11 @@ A, B = ".lora_A", ".lora_B"  # behind a linear layer's name: the names of its st
 
 @dataclass(frozen=True)
 class Slots:
-    """What is reserved for adapters.
+    """What is reserved for adapters."""
 
-    Attributes:
-        targets: Names of linear layers within a layer, such as ``self_attn.q_proj``, and ``lm_head``.
-        count: The most adapters, the base not counted.
-        rank: The largest rank.
-    """
-
-    targets: tuple[str, ...]
-    count: int
-    rank: int
+    targets: tuple[str, ...]  # names of linear layers within a layer, such as self_attn.q_proj, and lm_head
+    count: int  # the most adapters, the base not counted
+    rank: int  # the largest rank
 
 
 def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:

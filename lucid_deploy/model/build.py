@@ -15,16 +15,7 @@ if TYPE_CHECKING:
 
 
 def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Check the content of a checkpoint's ``config.json``, of a family of ours or any class of transformers.
-
-    Args:
-        raw: The parsed JSON object.
-        where: Name of the file, for messages.
-        assume_unused: Unknown keys that the user declares to have no effect.
-
-    Raises:
-        LucidError: As :func:`~lucid_deploy.model.config_parsing.parse_config`, or a class that is not supported.
-    """
+    """Check the content of a checkpoint's ``config.json``, of a family of ours or any class of transformers."""
     if not _names_class(raw):
         return parse_config(raw, where, assume_unused)
     from lucid_deploy.model.transformers_class.configuration import parse_class_config
@@ -33,12 +24,7 @@ def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collectio
 
 
 def make_model(config: LucidConfig, implementation: str = "blocked") -> CausalModel:
-    """Make the PyTorch model of a configuration, on the current default device.
-
-    Args:
-        config: Its shape and variant.
-        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
-    """
+    """Make the PyTorch model of a configuration, on the current default device."""
     if config.class_config:
         from lucid_deploy.model.transformers_class.module import ClassModel
 

@@ -54,24 +54,17 @@ class Checkpoint:
     Args:
         checkpoint: A directory, or the word ``demo``.
         assume_unused: Unknown keys of ``config.json`` that the user declares to have no effect.
-        diagonal: See :attr:`LucidConfig.diagonal`.
-        state_dtype: See :attr:`LucidConfig.state_dtype`; None: float32.
+        diagonal: Of LUCID's system, as in :class:`LucidConfig`.
+        state_dtype: Type of recurrent states; None: float32.
         adapter: Directory of a LoRA adapter that is added to the weights; None: none.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
 
     Attributes:
-        directory: Its folder.
-        config: Its configuration.
         tied: Whether ``lm_head.weight`` is the embedding.
         notes: Notes for the user about what was decided without a key.
         assumed_unused: The unknown keys that the user declared unused, with their values.
         layout: How its quantized weights are stored; None: it is not quantized.
         packed: The parts of quantized weights, by the weights' names in the file.
-        adapter: The adapter that is added to its weights; None: none.
-
-    Raises:
-        LucidError: Missing or broken files, an unsupported configuration, or tensors that do not fit it (one error
-            names them all).
     """
 
     def __init__(
@@ -130,12 +123,6 @@ class Checkpoint:
         """Read one tensor of the model, in its stored type; float64 where the family adds an offset.
 
         Quantized weights are dequantized without rounding, to float32 or, where necessary, float64.
-
-        Args:
-            name: The model's name of the tensor.
-
-        Raises:
-            LucidError: The file cannot be read.
         """
         place = self._family.stored(name, self.config)
         if place.join is not None and place.name not in self._named:
@@ -158,14 +145,7 @@ class Checkpoint:
             raise LucidError(f"{path}: tensor {place.name} cannot be read: {error}") from error
 
     def packed_weight(self, name: str) -> PackedWeight | FloatWeight | None:
-        """Read a weight without dequantizing it; None if it is not quantized.
-
-        Args:
-            name: The model's name of the weight.
-
-        Raises:
-            LucidError: It is stored fused with other weights, with an offset, or in an unsupported way.
-        """
+        """Read a weight of the model without dequantizing it; None if it is not quantized."""
         place = self._family.stored(name, self.config)
         if place.name not in self.packed:
             return None
@@ -388,18 +368,7 @@ def load_model(
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalModel:
-    """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients.
-
-    Args:
-        checkpoint: A directory, the word ``demo``, or an opened checkpoint.
-        dtype: Type of the parameters; None is float32.
-        device: Where they go.
-        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.CausalModel`.
-        progress: Called with (tensors loaded, tensors in all).
-
-    Raises:
-        LucidError: As :class:`Checkpoint`.
-    """
+    """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients."""
     import torch
 
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)

@@ -51,31 +51,19 @@ _GONE = frozenset(
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed for longer contexts, in transformers' terms.
+    """How rotary frequencies are changed for longer contexts, in transformers' terms."""
 
-    Attributes:
-        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
-            divided, high ones kept, a ramp between), ``dynamic`` (unchanged up to ``max_position_embeddings``, which
-            sessions do not exceed).
-        factor: The divisor; without effect for ``dynamic``.
-        low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
-        high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
-        original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
-        attention_factor: ``yarn`` only: factor of cosines and sines.
-        beta_fast: ``yarn`` only: frequencies that turn more often over the original context are kept.
-        beta_slow: ``yarn`` only: frequencies that turn less often over it are divided.
-        truncate: ``yarn`` only: whether the ramp begins and ends at whole indices of frequencies.
-    """
-
+    # default (unchanged), linear (all divided by factor), llama3 or yarn (low ones divided, high ones kept, a ramp
+    # between), dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
     rope_type: _RopeType = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
+    factor: float = 1.0  # the divisor; without effect for dynamic
+    low_freq_factor: float = 1.0  # llama3 only: wavelengths above original context / this are divided
+    high_freq_factor: float = 4.0  # llama3 only: wavelengths below original context / this are kept
+    original_max_position_embeddings: int = 8192  # llama3 and yarn: the context length before scaling, in tokens
+    attention_factor: float = 1.0  # yarn only: factor of cosines and sines
+    beta_fast: float = 32.0  # yarn only: frequencies that turn more often over the original context are kept
+    beta_slow: float = 1.0  # yarn only: frequencies that turn less often over it are divided
+    truncate: bool = True  # yarn only: whether the ramp begins and ends at whole indices of frequencies
 
 
 @dataclass(frozen=True)
@@ -88,84 +76,35 @@ class Rope:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The attention and the experts of one layer of a class of transformers.
+    """The attention and the experts of one layer of a class of transformers."""
 
-    Attributes:
-        heads: Query heads.
-        kv_heads: Key/value heads.
-        head_dim: Width of a head.
-        scale: Factor of the scores before the softmax.
-        window: How many tokens, itself included, a token sees; None: all before it.
-        softcap: The scores s become softcap · tanh(s / softcap); None: they stay.
-        weights: Names of the weights of the module that calls attention, without the layer's prefix.
-        like: The first layer that computes the same from its weights, counted from 0.
-        sinks: Whether the softmax has a score of its own for each query head beside those of the tokens.
-        experts: How many experts its MLP has, and how many of them a token chooses; None: it has none.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    weights: tuple[str, ...] = ()
-    like: int = 0
-    sinks: bool = False
+    heads: int  # query heads
+    kv_heads: int  # key/value heads
+    head_dim: int  # width of a head
+    scale: float  # factor of the scores before the softmax
+    window: int | None = None  # how many tokens, itself included, a token sees; None: all before it
+    softcap: float | None = None  # the scores s become softcap · tanh(s / softcap); None: they stay
+    weights: tuple[str, ...] = ()  # names of the weights of the module that calls attention, without the layer's prefix
+    like: int = 0  # the first layer that computes the same from its weights, counted from 0
+    sinks: bool = False  # whether the softmax has a score of its own for each query head beside those of the tokens
+    # how many experts its MLP has, and how many of them a token chooses; None: it has none
     experts: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The mixture of experts in the MLPs of a family of ours.
+    """The mixture of experts in the MLPs of a family of ours."""
 
-    Attributes:
-        count: How many experts there are.
-        chosen: How many of them a token chooses.
-        width: The width of an expert.
-        shared_width: That of the expert of all tokens.
-        normalized: Whether the weights of a token's experts add up to 1.
-    """
-
-    count: Size
-    chosen: Size
-    width: Size
-    shared_width: Size
-    normalized: bool = True
+    count: Size  # how many experts there are
+    chosen: Size  # how many of them a token chooses
+    width: Size  # the width of an expert
+    shared_width: Size  # that of the expert of all tokens
+    normalized: bool = True  # whether the weights of a token's experts add up to 1
 
 
 @dataclass(frozen=True)
 class LucidConfig:
-    """Shape and variant of one model. Field names are those of Hugging Face's ``LlamaConfig``.
-
-    Attributes:
-        attention_type: ``lucid`` (``oglucid`` is an older spelling of the same) or ``llama`` (standard attention).
-        head_dim: Width of one head; need not be ``hidden_size / num_attention_heads``.
-        use_rope: Whether queries and keys are rotated. LUCID models exist without any position encoding.
-        eos_token_ids: Tokens that end a generation; may be empty.
-        layer_kinds: The kind of every layer; empty: ``attention_type`` applies to all.
-        layer_settings: Settings of kinds of layers beyond Llama's, plain data by kind.
-        qk_norm: ``none``, or ``after_rope`` or ``before_rope``: queries and keys go through RMS norms with weights of
-            width ``head_dim``, ``q_norm`` and ``k_norm``, after rotation or before it. The cache holds the normed keys.
-        family: The model family, see :mod:`lucid_deploy.model.families`.
-        hidden_act: The MLPs' activation, ``silu`` or ``gelu_pytorch_tanh``.
-        attention_output_bias: Whether ``o_proj`` has a bias; None: as the other projections.
-        sliding_window: How many tokens, itself included, a token sees in window layers.
-        rope_layers: Which layers rotate; empty: all.
-        diagonal: The diagonal entry of row i of the solve: ``unit`` is 1, ``training`` follows the formula,
-            exp(√d(m/(m + eps) − 1)) with m the mean square of key i. Not a key of ``config.json``.
-        rotary_width: How many of the first elements of each head are rotated; None: all.
-        attention_gate: Whether the output of attention is multiplied by the sigmoid of a projection, ``g_proj``.
-        state_dtype: Type of recurrent states in a cache, ``float32`` or the exported model's; float64 in a float64
-            model. Not a key of ``config.json``.
-        class_config: The keys of ``config.json`` for the class of transformers that computes the model; empty: a
-            family of ours does.
-        class_layers: Which layers of that class there are; empty: all.
-        attention: The attention of each of its layers; empty for a family of ours.
-        softcap: As :attr:`AttentionShape.softcap`.
-        mixture: Of a family of ours: the mixture of experts in some layers.
-        mixture_layers: Which layers have it; empty: none.
-    """
+    """Shape and variant of one model. Field names are those of Hugging Face's ``LlamaConfig``."""
 
     vocab_size: Size
     hidden_size: Size
@@ -173,36 +112,45 @@ class LucidConfig:
     num_hidden_layers: Layers
     num_attention_heads: Size
     num_key_value_heads: Size
-    head_dim: Size
+    head_dim: Size  # width of one head; need not be hidden_size / num_attention_heads
     rms_norm_eps: Positive
     max_position_embeddings: Context
+    # lucid (oglucid is an older spelling of the same) or llama (standard attention)
     attention_type: _Attention = "lucid"
-    use_rope: bool = True
+    use_rope: bool = True  # whether queries and keys are rotated. LUCID models exist without any position encoding.
     rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
     bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    layer_kinds: tuple[str, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()  # tokens that end a generation; may be empty
+    layer_kinds: tuple[str, ...] = ()  # the kind of every layer; empty: attention_type applies to all
+    # settings of kinds of layers beyond Llama's, plain data by kind
     layer_settings: dict[str, Any] = field(default_factory=dict)
+    # none, or after_rope or before_rope: queries and keys go through RMS norms with weights of width head_dim, q_norm
+    # and k_norm, after rotation or before it. The cache holds the normed keys.
     qk_norm: _Norm = "none"
-    family: str = "llama"
-    hidden_act: _Activation = "silu"
-    attention_output_bias: bool | None = None
-    sliding_window: int | None = None
-    rope_layers: tuple[bool, ...] = ()
+    family: str = "llama"  # the model family, see lucid_deploy.model.families
+    hidden_act: _Activation = "silu"  # the MLPs' activation, silu or gelu_pytorch_tanh
+    attention_output_bias: bool | None = None  # whether o_proj has a bias; None: as the other projections
+    sliding_window: int | None = None  # how many tokens, itself included, a token sees in window layers
+    rope_layers: tuple[bool, ...] = ()  # which layers rotate; empty: all
+    # the diagonal entry of row i of the solve: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
+    # m the mean square of key i. Not a key of config.json.
     diagonal: _Diagonal = UNIT
-    rotary_width: Size | None = None
-    attention_gate: bool = False
+    rotary_width: Size | None = None  # how many of the first elements of each head are rotated; None: all
+    attention_gate: bool = False  # whether the output of attention is multiplied by the sigmoid of a projection, g_proj
+    # type of recurrent states in a cache, float32 or the exported model's; float64 in a float64 model. Not a key of
+    # config.json.
     state_dtype: _StateType = "float32"
+    # the keys of config.json for the class of transformers that computes the model; empty: a family of ours does
     class_config: dict[str, Any] = field(default_factory=dict)
-    class_layers: tuple[int, ...] = ()
-    attention: tuple[AttentionShape, ...] = ()
-    softcap: float | None = None
-    mixture: Mixture | None = None
-    mixture_layers: tuple[bool, ...] = ()
+    class_layers: tuple[int, ...] = ()  # which layers of that class there are; empty: all
+    attention: tuple[AttentionShape, ...] = ()  # the attention of each of its layers; empty for a family of ours
+    softcap: float | None = None  # as AttentionShape.softcap
+    mixture: Mixture | None = None  # of a family of ours: the mixture of experts in some layers
+    mixture_layers: tuple[bool, ...] = ()  # which layers have it; empty: none
 
     def experts_of(self, index: int) -> tuple[int, int] | None:
         """Return how many experts the MLP of a layer has, and how many of them a token chooses; None: it has none."""
@@ -332,14 +280,6 @@ class LucidConfig:
 
 
 def check_shape(config: LucidConfig, where: str) -> None:
-    """Refuse fields that do not fit together.
-
-    Args:
-        config: The configuration.
-        where: Name of the file, for messages.
-
-    Raises:
-        LucidError: They do not.
-    """
+    """Refuse fields that do not fit together."""
     if (problem := config.problem()) is not None:
         raise LucidError(f"{where}: {problem}.")

@@ -98,11 +98,7 @@ _GGUF = (
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint's ``config.json``, unchecked.
-
-    Raises:
-        LucidError: No directory, no file, or no JSON object in it.
-    """
+    """Return the content of a checkpoint's ``config.json``, unchecked."""
     path = directory / "config.json"
     if not directory.exists():
         raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
@@ -118,11 +114,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        LucidError: It cannot be read, is not JSON, or not an object.
-    """
+    """Read a file that holds one JSON object."""
     with reading(path):
         content = path.read_bytes()
     try:
@@ -135,16 +127,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def checked(values: dict[str, Any], form: type[_Form], where: str) -> _Form:
-    """Convert values to a struct. Null counts as absent; keys that the struct lacks are left out.
-
-    Args:
-        values: A parsed JSON object.
-        form: The struct.
-        where: Name of the file, for messages.
-
-    Raises:
-        LucidError: A key is missing, of another type, or out of range.
-    """
+    """Convert values to a struct. Null counts as absent; keys that the struct lacks are left out."""
     given = {key: value for key, value in values.items() if value is not None}
     try:
         return msgspec.convert(given, form)

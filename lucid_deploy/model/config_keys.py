@@ -133,17 +133,7 @@ _SIMILAR = 0.8  # of difflib's ratio: one or two letters of a key's name
 
 
 def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> Family:
-    """Refuse a configuration unless each of its keys is supported or without effect; return its family.
-
-    Args:
-        raw: The content of ``config.json``.
-        where: Name of the file, for messages.
-        assume_unused: Unknown keys that the user declares to have no effect; in a rope block
-            ``rope_scaling.key``.
-
-    Raises:
-        LucidError: An unsupported model, or unsupported or unknown keys; one error names all of them.
-    """
+    """Refuse a configuration unless each of its keys is supported or without effect; return its family."""
     family = _check_family(raw, where)
     _check_assumed(where, assume_unused, family)
     _check_lucid_keys(raw, where, family)

@@ -44,14 +44,6 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
 
     What only the tensors show is decided by :func:`lucid_deploy.model.variants.settle`.
-
-    Args:
-        raw: The parsed JSON object.
-        where: Name of the file, for messages.
-        assume_unused: Unknown keys that the user declares to have no effect.
-
-    Raises:
-        LucidError: An unsupported model, an unknown or unsupported key, a missing or impossible value.
     """
     family = check_keys(raw, where, assume_unused)
     raw = family.normalized(raw, where)
@@ -88,9 +80,6 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
 
     Returns:
         The base of the frequencies, and their scaling.
-
-    Raises:
-        LucidError: Another scaling, or one whose settings are missing or contradict each other.
     """
     block = checked(file.rope_scaling or file.rope_parameters, RopeBlock, where)
     theta = given_or(block.rope_theta, file.rope_theta)
@@ -136,15 +125,6 @@ def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family
 
     ``layer_types`` names the layers that attend over a window. With ``attention_type: lucid`` the others are LUCID, or
     only those that ``lucid_layers`` lists.
-
-    Args:
-        config: The configuration from the other keys.
-        given: The keys of ``config.json`` and the family's defaults.
-        family: The model's.
-        where: Name of the file, for messages.
-
-    Raises:
-        LucidError: Keys that do not fit the model, or each other.
     """
     keys = checked(given, LayerKeys, where)
     if config.layer_kinds:

@@ -22,24 +22,17 @@ STAGES = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class LayerDescription:
-    """The properties of one layer that are known without running it.
+    """The properties of one layer that are known without running it."""
 
-    Attributes:
-        kind: The name of its kind, such as ``lucid``.
-        cache: The tensors it keeps between calls, in the order of the graphs' inputs.
-        operators: By stage, the operators of the domain ``ai.lucid`` that its graph uses.
-        weights: Names of the weights its mixer reads, without the layer's prefix: ``self_attn.k_proj.weight``.
-        solves: Whether its cached ``value`` solves the triangular system of its cached ``key``.
-        diagonal: Of a layer that solves: the diagonal of its system, as :attr:`LucidConfig.diagonal`.
-        eviction: Why its oldest tokens cannot be dropped from a cache, as the end of a sentence.
-    """
-
-    kind: str
-    cache: LayerLayout
+    kind: str  # the name of its kind, such as lucid
+    cache: LayerLayout  # the tensors it keeps between calls, in the order of the graphs' inputs
+    # by stage, the operators of the domain ai.lucid that its graph uses
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # names of the weights its mixer reads, without the layer's prefix: self_attn.k_proj.weight
     weights: tuple[str, ...] = ()
-    solves: bool = False
-    diagonal: str = UNIT
+    solves: bool = False  # whether its cached value solves the triangular system of its cached key
+    diagonal: str = UNIT  # of a layer that solves: the diagonal of its system, as LucidConfig.diagonal
+    # why its oldest tokens cannot be dropped from a cache, as the end of a sentence
     eviction: str = "what is cached for the later tokens was computed from them"
 
     def __post_init__(self) -> None:
@@ -64,15 +57,7 @@ class LayerDescription:
 
 
 def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, ...]:
-    """Describe every layer of a model.
-
-    Args:
-        config: The model.
-        cache_dtype: Type that rows are cached in: ``int8``, ``fp8``, ``float16`` or the model's.
-
-    Raises:
-        LucidError: A layer is of a kind that is not known.
-    """
+    """Describe every layer of a model; rows are cached as ``int8``, ``fp8``, ``float16`` or in the model's type."""
     return tuple(_described(config, index, name, cache_dtype) for index, name in enumerate(config.kinds))
 
 

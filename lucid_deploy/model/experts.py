@@ -18,10 +18,8 @@ from lucid_deploy.plugins.shared.keys import compute_dtype
 def expert_product(module: Any, name: str, x: Tensor, expert: Tensor) -> Tensor:
     """Multiply rows ``(R, in)`` by a matrix of their experts ``(R,)``, and add its bias if there is one.
 
-    Args:
-        module: The experts of a layer, ours or of a class of transformers. Its ``lucid_watchers``
-            are called with the name, the input and the output of each product.
-        name: Of the matrices, ``(E, out, in)``, or ``(E, in, out)`` where ``module.is_transposed``.
+    The matrices are ``(E, out, in)``, or ``(E, in, out)`` where ``module.is_transposed``. The module's
+    ``lucid_watchers`` are called with the name, the input and the output of each product.
     """
     weight = getattr(module, name)
     product = expert_matmul(x, expert, weight.mT if module.is_transposed else weight)

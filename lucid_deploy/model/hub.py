@@ -32,20 +32,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How to reach a checkpoint of the Hub.
+    """How to reach a checkpoint of the Hub."""
 
-    Attributes:
-        revision: Branch, tag or commit; None: ``main``.
-        token: For private and gated models; None: the one that huggingface_hub is logged in with, if any.
-        cache: Directory of downloads; None: huggingface_hub's own.
-        offline: Use the cache only, without network access.
-        endpoint: Address of the Hub; None: huggingface_hub's own. A stored token is not sent to another one.
-    """
-
-    revision: str | None = None
+    revision: str | None = None  # branch, tag or commit; None: main
+    # for private and gated models; None: the one that huggingface_hub is logged in with, if any
     token: str | None = None
-    cache: Path | None = None
-    offline: bool = False
+    cache: Path | None = None  # directory of downloads; None: huggingface_hub's own
+    offline: bool = False  # use the cache only, without network access
+    # address of the Hub; None: huggingface_hub's own. A stored token is not sent to another one.
     endpoint: str | None = None
 
 
@@ -53,9 +47,6 @@ def is_on_hub(checkpoint: str | Path, options: HubOptions) -> bool:
     """Return whether to download a checkpoint: its name is ``org/name``, and no local path has that name.
 
     A missing directory inside an existing one counts as a mistyped path, unless options for the Hub are given.
-
-    Raises:
-        LucidError: Options for the Hub are given for a local checkpoint, or for a name that is not a repository's.
     """
     name = str(checkpoint)
     here = name == DEMO or Path(name).exists()
@@ -74,18 +65,8 @@ def fetch(
 
     The configuration, including quantization settings, is downloaded and checked before any weights.
 
-    Args:
-        name: The repository, ``org/name``.
-        options: Revision, token, cache and endpoint.
-        assume_unused: As :func:`~lucid_deploy.model.config_parsing.parse_config`.
-        progress: Called with (description, bytes done, bytes in total).
-
     Returns:
         The directory in the cache, and repository, revision and commit for the manifest.
-
-    Raises:
-        LucidError: No such model or revision, no access, no network, an interrupted download, no safetensors, or an
-            unsupported configuration.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -141,11 +122,7 @@ def _token(options: HubOptions) -> str | bool | None:
 
 
 def _select_files(files: list[str], where: str) -> list[str]:
-    """Choose the files to download.
-
-    Raises:
-        LucidError: No configuration, no safetensors or two sets of them, or an adapter.
-    """
+    """Choose the files to download."""
     if ADAPTER in files:
         raise LucidError(adapter_error(f"{where} on the Hub"))
     chosen = [file for file in files if file in _FILES or _SHARD.fullmatch(file) or is_tokenizer_file(file)]

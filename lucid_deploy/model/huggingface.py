@@ -34,12 +34,7 @@ class LucidGenerationConfig(LlamaConfig):
 
 
 class LucidForGeneration(PreTrainedModel, GenerationMixin):
-    """A LUCID model with the methods of transformers' models. Make one with :meth:`from_checkpoint`.
-
-    Args:
-        config: The configuration for generate.
-        model: The model, a :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
-    """
+    """A LUCID model with the methods of transformers' models. Make one with :meth:`from_checkpoint`."""
 
     config_class = LucidGenerationConfig
     main_input_name = "input_ids"
@@ -57,17 +52,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
         device: str = "cpu",
         assume_unused: Collection[str] = (),
     ) -> LucidForGeneration:
-        """Load a checkpoint.
-
-        Args:
-            checkpoint: Its directory, or the word ``demo``.
-            dtype: Type of parameters and cache; None is float32.
-            device: Their device.
-            assume_unused: Unknown keys of its configuration that have no effect.
-
-        Raises:
-            LucidError: As :class:`~lucid_deploy.model.checkpoint.Checkpoint`, or layers with windows or states.
-        """
+        """Load a checkpoint, a directory or the word ``demo``; its parameters and cache are float32 by default."""
         source = Checkpoint(checkpoint, assume_unused)
         _check_caches(source)
         model = load_model(source, dtype, device)
@@ -96,7 +81,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Compute logits, and add the new rows to the cache.
+        """Compute logits, float32 ``(B, N or logits_to_keep, vocab)``, and add the new rows to the cache.
 
         Args:
             input_ids: New tokens, int64 ``(B, N)``.
@@ -105,12 +90,6 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             cache: The cache of the P tokens before, changed in place; None: there are none.
             use_cache: Whether to return a cache if none was given.
             logits_to_keep: How many last positions' logits to return; 0: all N.
-
-        Returns:
-            Logits, float32 ``(B, N or logits_to_keep, vocab)``, and the cache.
-
-        Raises:
-            LucidError: Context beyond ``max_position_embeddings``, or a mask of another shape.
         """
         batch, n = input_ids.shape
         past = None if cache is None or cache.get_seq_length() == 0 else _layers(cache)

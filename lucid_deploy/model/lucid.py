@@ -86,10 +86,9 @@ class CausalModel(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
 
     def store_cache_as(self, cache_dtype: str) -> Self:
-        """Store the cache in another type than the model's, see :mod:`lucid_deploy.cache.storage`; return the model.
+        """Store the cache as ``float16``, ``int8`` or ``fp8``, or (``auto``) in the model's type; return the model.
 
-        Args:
-            cache_dtype: ``float16``, ``int8`` or ``fp8``; ``auto`` or the model's own type: no conversion.
+        See :mod:`lucid_deploy.cache.storage`.
         """
         self.cache_dtype = cache_dtype
         for mixer in self.mixers():
@@ -161,13 +160,9 @@ class CausalModel(nn.Module):
 
 
 class LucidForCausalLM(CausalModel):
-    """The whole model of a family of ours.
+    """The whole model of a family of ours; its cache has the model's type unless :meth:`store_cache_as` changes it.
 
-    Args:
-        config: Its shape and variant.
-        implementation: ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
-
-    The cache has the model's type unless :meth:`store_cache_as` changes it.
+    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
     """
 
     model: LucidBody

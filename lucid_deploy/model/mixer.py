@@ -22,29 +22,20 @@ class Step:
     """Arguments that all layers of one call share.
 
     Shapes: B batch, N new tokens, P cached columns, M rows of a static cache's buffers, D head width.
-
-    Attributes:
-        mask: Bool ``(B, P + N)``, False at padding; None: no padding. With a static cache ``(B, M + 1)``, the last
-            column for the new token.
-        decode: Whether to use the path for one or a few new tokens.
-        rope: Cosine and sine of the new tokens' rotary angles, ``(B, 1, N, D/2)`` each; None: no rotary positions.
-        cache_length: Int64 ``(B,)``, with a static cache: how many rows of each buffer are filled.
-        computed: Values derived from the above and shared by layers, see :meth:`once`.
     """
 
+    # bool (B, P + N), False at padding; None: no padding. With a static cache (B, M + 1), the last column for the new
+    # token.
     mask: Tensor | None = None
-    decode: bool = False
+    decode: bool = False  # whether to use the path for one or a few new tokens
+    # cosine and sine of the new tokens' rotary angles, (B, 1, N, D/2) each; None: no rotary positions
     rope: tuple[Tensor, Tensor] | None = None
-    cache_length: Tensor | None = None
+    cache_length: Tensor | None = None  # int64 (B,), with a static cache: how many rows of each buffer are filled
+    # values derived from the above and shared by layers, for once()
     computed: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """Return the value of ``make``, which is called once per key and call of the model.
-
-        Args:
-            key: The value's name; equal for layers with equal values.
-            make: Computes the value from what all layers share.
-        """
+        """Return the value of ``make``, which is called once per key and call of the model."""
         if key not in self.computed:
             self.computed[key] = make()
         value: _T = self.computed[key]
@@ -63,12 +54,7 @@ class Mixer(nn.Module):
         """Return the cache before the first token, on the device of ``like`` and by default in its type."""
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
-        """Store cached rows in another type than the model's, see :mod:`lucid_deploy.cache.storage`.
-
-        Args:
-            cache_dtype: ``auto``, ``float16``, ``int8``, ``fp8`` or the model's type.
-            dtype: The model's type.
-        """
+        """Store cached rows in another type than the model's ``dtype``, as in :mod:`lucid_deploy.cache.storage`."""
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
         """Convert a stored cache to a floating-point type, without scales."""
@@ -89,13 +75,7 @@ def layer_steps(
 ) -> list[Step]:
     """Return a step for every layer; layers with equal rotary settings share tables.
 
-    Args:
-        config: The model.
-        positions: Positions of the new tokens, int64 ``(B, N)``; None only in a model without rotary positions.
-        dtype: Type of the model.
-        mask: See :attr:`Step.mask`.
-        decode: See :attr:`Step.decode`.
-        cache_length: See :attr:`Step.cache_length`.
+    ``positions`` are those of the new tokens, int64 ``(B, N)``; None only in a model without rotary positions.
     """
     ropes = [config.rope(index) for index in range(config.num_hidden_layers)]
     tables: dict[Rope, tuple[Tensor, Tensor]] = {}

@@ -17,10 +17,6 @@ def inverse_frequencies(rope: Rope, width: int) -> Tensor:
     angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
     ``low_freq_factor`` are stretched by ``factor``, those shorter than it divided by ``high_freq_factor`` are kept, and
     between them runs a linear ramp. ``yarn`` (arXiv 2309.00071) has its ramp over the index of the frequency.
-
-    Args:
-        rope: Base and scaling.
-        width: Of a head, D, or of the part of it that is rotated.
     """
     scaling = rope.scaling
     frequencies = rope.theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)

@@ -26,10 +26,7 @@ def synthetic_tokens(
     """Return random tokens, one token, a pattern and correlated tokens, int64 ``(total,)`` each.
 
     Args:
-        vocabulary: How many tokens there are.
-        total: Tokens of each sequence.
         prompt: How many of them are a prompt: at most half of these differ in the sequence of one token.
-        seed: Equal seeds give equal tokens.
         embeddings: ``(vocab, hidden)``; with them, correlated tokens are neighbours in cosine distance.
     """
     rng = np.random.default_rng(seed)

@@ -17,12 +17,7 @@ _LONGEST_NAME = 255  # bytes, of Linux' and macOS' file systems
 
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:
-    """Map every tensor to the file that holds it.
-
-    Raises:
-        LucidError: No safetensors, an unreadable index, an index with paths outside the folder, a missing shard or
-            tensor, or tensors that are stored twice.
-    """
+    """Map every tensor to the file that holds it."""
     index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
         return _sharded(index, single)
@@ -111,11 +106,7 @@ def _without_safetensors(directory: Path) -> str:
 
 
 def open_safetensors(path: Path) -> Any:
-    """Open a safetensors file for reading single tensors.
-
-    Raises:
-        LucidError: The file cannot be read.
-    """
+    """Open a safetensors file for reading single tensors."""
     import safetensors
 
     try:
@@ -133,18 +124,7 @@ _PREFIX = "model."  # doubled where PyTorch Lightning's module has the model as 
 
 
 def unwrapped(names: Iterable[str], where: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Map the model's names of tensors to the stored names.
-
-    Args:
-        names: The stored names.
-        where: The checkpoint, for messages.
-
-    Returns:
-        Stored names by the model's names, and the prefixes of wrappers that were removed.
-
-    Raises:
-        LucidError: Two stored names become equal without their prefixes.
-    """
+    """Return the stored names of tensors by the model's names, and what training wrappers had put into them."""
     bare = {stored: ".".join(part for part in stored.split(".") if part not in _WRAPPERS) for stored in names}
     parts = {part for stored in bare for part in stored.split(".") if part in _WRAPPERS}
     if any(name.startswith(2 * _PREFIX) for name in bare.values()):

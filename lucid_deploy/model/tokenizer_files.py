@@ -23,11 +23,7 @@ _FILES = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Return whether a file belongs to a tokenizer.
-
-    Args:
-        name: Its path in the checkpoint, with ``/``.
-    """
+    """Return whether a file, a path in the checkpoint with ``/``, belongs to a tokenizer."""
     folder, _, file = name.rpartition("/")
     return name in _FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
 
@@ -45,11 +41,7 @@ def tokenizer_files(directory: Path) -> list[str]:
 
 
 def check_regular(directory: Path) -> None:
-    """Refuse a folder, a pipe, a device or a broken link where a file of a tokenizer belongs: it would be left out.
-
-    Raises:
-        LucidError: There is one.
-    """
+    """Refuse a folder, a pipe, a device or a broken link where a file of a tokenizer belongs: it would be left out."""
     folder = directory / TEMPLATE_FOLDER
     wrong = [path for name in _FILES if os.path.lexists(path := directory / name) and not path.is_file()]
     wrong += [path for path in folder.glob(f"*{_SUFFIX}") if not path.is_file()]

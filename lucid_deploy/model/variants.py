@@ -23,20 +23,7 @@ _QK_NORMS = (".self_attn.q_norm.", ".self_attn.k_norm.")
 def settle(
     config: LucidConfig, raw: dict[str, Any], names: Collection[str], where: str
 ) -> tuple[LucidConfig, tuple[str, ...]]:
-    """Complete a configuration by the names of the checkpoint's tensors.
-
-    Args:
-        config: As parsed from ``raw``.
-        raw: The content of ``config.json``.
-        names: Of all tensors, without wrappers' prefixes.
-        where: The checkpoint, for messages.
-
-    Returns:
-        The configuration, and notes for the user about what was decided.
-
-    Raises:
-        LucidError: The tensors belong to an unsupported variant.
-    """
+    """Complete a configuration by the names of the checkpoint's tensors; return it and notes for the user."""
     notes: list[str] = []
     own = () if config.class_config else family_named(config.family).computed
     if raw.get("use_beta") and "use_beta" not in own:

@@ -329,10 +329,7 @@ def rounded(values: Array, dtype: str) -> Array:
 def substitute(e: Array, values: Array, past: Array) -> Array:
     """Solve ``L Y = V`` row by row: ``Y_i = V_i − Σ_{j<i} E_ij Y_j``; return Y of the new tokens, float64.
 
-    Args:
-        e: ``(KV, n, P + n)``; only what is left of the diagonal counts.
-        values: V of the new tokens, ``(KV, n, D)``.
-        past: Y of the cached tokens, ``(KV, P, D)``.
+    Of E ``(KV, n, P + n)`` only what is left of the diagonal counts; V is ``(KV, n, D)``, the cached Y ``(KV, P, D)``.
     """
     y = np.concatenate([past, np.empty(values.shape)], axis=1)
     for i, stop in enumerate(range(past.shape[1], y.shape[1])):

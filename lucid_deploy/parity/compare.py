@@ -30,7 +30,6 @@ def check(
     A failed gate is part of the result, not an exception. ``schedules`` are those of the targets' workload by default.
 
     Raises:
-        CheckFailed: The candidate's tensors have wrong shapes.
         ValueError: A session of another precision than the targets'.
     """
     session: Session[Any] = opened(candidate)
@@ -160,10 +159,7 @@ def measure_cost(
 ) -> dict[str, dict[str, float]]:
     """Measure what quantization cost: logits beside those of the original checkpoint, in one-shot runs.
 
-    Args:
-        original: Opens the original in float64.
-        candidate: The artifact in its runtime.
-        targets: Those of the dequantized model.
+    ``original`` opens the original in float64; the targets are those of the dequantized model.
 
     Returns:
         For ``weights`` (the dequantized model in float64) and for ``as_run`` (the artifact), over all positions: mean

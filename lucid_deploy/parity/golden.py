@@ -93,12 +93,7 @@ def row_name(row: int) -> str:
 
 
 def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Golden:
-    """Read a golden file, and check that it is of a model.
-
-    Raises:
-        LucidError: It cannot be read, is cut, of another version, holds NaN, or does not fit the model: names, types,
-            shapes, token ids, layers.
-    """
+    """Read a golden file, and check that it is of a model."""
     import torch  # numpy has no bfloat16
     from safetensors import SafetensorError, safe_open
 

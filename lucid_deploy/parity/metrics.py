@@ -135,8 +135,7 @@ def tie_margin(reference: Array, gate: float) -> float:
 def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) -> LogitMetrics:
     """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``; ``start`` is the first position.
 
-    Args:
-        gate: Largest allowed relative L2 error of a position; it decides which divergences are near-ties.
+    The gate, the largest allowed relative L2 error of a position, decides which divergences are near-ties.
     """
     divergence = kl_divergence(actual, reference)  # (B, T)
     chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)

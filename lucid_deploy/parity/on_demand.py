@@ -25,9 +25,7 @@ ELEMENTS = 1 << 23  # of a weight that are cast at a time: 64 MiB
 def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
     """Return the model, which computes exactly as a float64 model with the same weights.
 
-    Args:
-        config: Its shape and variant.
-        load: Returns a weight by its name, also ``lm_head.weight`` of a tied model; called at each use.
+    ``load`` returns a weight by its name, also ``lm_head.weight`` of a tied model; it is called at each use.
     """
 
     def load_as_stored(name: str) -> Tensor:

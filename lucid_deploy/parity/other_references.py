@@ -57,12 +57,7 @@ def open_references(
     layers: tuple[LayerDescription, ...],
     artifact: Artifact | None = None,
 ) -> OtherReferences:
-    """Open a golden file, the model of transformers, or neither; check that it fits before anything is run.
-
-    Raises:
-        LucidError: A golden file that cannot be read or is of another model, a model that transformers does not have,
-            or an artifact that is quantized. Each is named.
-    """
+    """Open a golden file, the model of transformers, or neither; check that it fits before anything is run."""
     if against is not None and against not in AGAINST:
         raise LucidError(f"An artifact is verified against {' or '.join(AGAINST)}, not {against!r}.")
     record = None if artifact is None else artifact.manifest.quantization
@@ -162,11 +157,7 @@ def rounding_of(
 
 
 def own_errors(found: Trace, reference: Trace, dtype: str) -> dict[TensorId, float]:
-    """Return our own model's largest relative L2 error of any position in a type against float64, by tensor.
-
-    Raises:
-        LucidError: It gives values that are not finite there.
-    """
+    """Return our own model's largest relative L2 error of any position in a type against float64, by tensor."""
     errors = {}
     for tensor, rows in reference.tensors.items():
         actual, wanted = common_positions(found.tensors[tensor], rows)

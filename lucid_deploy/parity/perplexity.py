@@ -51,11 +51,7 @@ class Perplexity:
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
-    """Cut a text into windows of at most ``WINDOW`` tokens and the model's context ``limit``; the rest counts too.
-
-    Raises:
-        LucidError: Fewer than two tokens.
-    """
+    """Cut a text into windows of at most ``WINDOW`` tokens and the model's context ``limit``; the rest counts too."""
     if len(ids) < 2:
         raise LucidError(f"The text for the perplexity has {len(ids)} tokens; it takes at least 2.")
     size = min(WINDOW, limit)

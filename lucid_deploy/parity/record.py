@@ -107,11 +107,7 @@ def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_S
 def record_together(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> list[Trace]:
-    """Feed scenarios of equal lengths as rows of one batch, and record everything; ``tick`` counts calls.
-
-    Raises:
-        CheckFailed: A tensor does not have the shape that the configuration asks for.
-    """
+    """Feed scenarios of equal lengths as rows of one batch, and record everything; ``tick`` counts calls."""
     scenarios = [schedule.fed(scenario) for scenario in scenarios]
     fed = _feed(session, scenarios, schedule, tick or no_tick)
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)

@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_remote_code: bool = False) -> Checkpoint:
-    """Open the checkpoint to verify against, by default the manifest's source; check that it is of the same model.
-
-    Raises:
-        LucidError: The source is gone, or the configurations differ (all differing fields are named).
-    """
+    """Open the checkpoint to verify against, by default the manifest's source; check that it is of the same model."""
     name = checkpoint or artifact.manifest.source
     if checkpoint is None and not resolve(name).exists():
         hub, again = artifact.manifest.hub, ""
@@ -161,11 +157,7 @@ class ReferenceModels:
 
 
 def open_adapter(artifact: Artifact, name: str | None) -> Adapter | None:
-    """Open the adapter of a name as PEFT saved it; None for the base.
-
-    Raises:
-        LucidError: There is no such adapter, or it is not any more where it was taken from.
-    """
+    """Open the adapter of a name as PEFT saved it; None for the base."""
     if name in (None, BASE):
         return None
     stored = next((each for each in artifact.adapters() if each.name == name), None)

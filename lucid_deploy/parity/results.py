@@ -120,12 +120,7 @@ class Verification:
         return next((check.detail for check in checks if check.outcome == FAILED), "")
 
     def raise_if_failed(self) -> Verification:
-        """Return the verification if it passed.
-
-        Raises:
-            CheckFailed: Something failed; the first failure is the message.
-            NotProvenError: Nothing failed, and passing shows too little.
-        """
+        """Return the verification if it passed."""
         if not self.passed:
             raise (CheckFailed if self.failed or not self.comparisons else NotProvenError)(self.failure)
         return self

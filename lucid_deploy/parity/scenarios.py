@@ -36,26 +36,19 @@ EVERY = sys.maxsize  # all tokens that there are
 
 @dataclass(frozen=True)
 class Scenario:
-    """One token sequence: a prompt, and the tokens forced on the model after it.
+    """One token sequence: a prompt, and the tokens forced on the model after it."""
 
-    Attributes:
-        name: Short name for reports.
-        prompt: Int64 ``(P,)``, P ≥ 1.
-        forced: Int64 ``(S,)``, fed one by one after the prompt.
-        greedy: Whether ``forced`` is what the reference itself would generate, so that a free run can be compared too.
-        one_shot_only: Whether the prompt is fed in one way only: it is one token, and others would be the same.
-        few_draws: Whether its rounding errors are a few draws of luck that most positions share, as where nearly all
-            tokens are one: too few to derive a gate from.
-        alone: Whether it shares no batch: its tokens are as random as another scenario's that does.
-    """
-
-    name: str
-    prompt: Array
-    forced: Array
+    name: str  # short name for reports
+    prompt: Array  # int64 (P,), P ≥ 1
+    forced: Array  # int64 (S,), fed one by one after the prompt
+    # whether forced is what the reference itself would generate, so that a free run can be compared too
     greedy: bool = False
+    # whether the prompt is fed in one way only: it is one token, and others would be the same
     one_shot_only: bool = False
+    # whether its rounding errors are a few draws of luck that most positions share, as where nearly all tokens are
+    # one: too few to derive a gate from
     few_draws: bool = False
-    alone: bool = False
+    alone: bool = False  # whether it shares no batch: its tokens are as random as another scenario's that does
 
     @property
     def length(self) -> int:
@@ -82,28 +75,21 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """One way to feed a prompt. The last forced tokens are decoded one by one.
+    """One way to feed a prompt. The last forced tokens are decoded one by one."""
 
-    Attributes:
-        name: Short name for reports.
-        chunks: Lengths of the prefill calls, used in turn; empty: all at once.
-        answers: Tokens decoded after each of these calls, used in turn; empty: none.
-        padding: Run two rows at once in two prefill calls, with this many padded columns in all: one row is padded on
-            the left and then on the right, the other on the right and then on the left.
-        drafts: Feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts;
-            the first group has wrong tokens behind it, which are taken back. Empty: decode them one by one.
-        steps: Most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of
-            them are decoded.
-        greedy_only: Whether the greedy scenario alone is fed in this way.
-    """
-
-    name: str
-    chunks: tuple[int, ...] = ()
-    answers: tuple[int, ...] = ()
+    name: str  # short name for reports
+    chunks: tuple[int, ...] = ()  # lengths of the prefill calls, used in turn; empty: all at once
+    answers: tuple[int, ...] = ()  # tokens decoded after each of these calls, used in turn; empty: none
+    # run two rows at once in two prefill calls, with this many padded columns in all: one row is padded on the left
+    # and then on the right, the other on the right and then on the left
     padding: int = 0
+    # feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts; the
+    # first group has wrong tokens behind it, which are taken back. Empty: decode them one by one.
     drafts: tuple[int, ...] = ()
+    # most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of them
+    # are decoded.
     steps: int | None = None
-    greedy_only: bool = False
+    greedy_only: bool = False  # whether the greedy scenario alone is fed in this way
 
     @property
     def one_shot(self) -> bool:
@@ -189,11 +175,7 @@ def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None
 
     One-shot, every scenario runs alone. With the greedy one, which prefill and decoding in turns has for itself, each
     graph is so tried on a batch of one, with and without a cache behind it; in the other ways all share a batch.
-
-    Args:
-        scenarios: All of them; those that this schedule does not take are left out.
-        schedule: How they are fed.
-        limit: Most rows that the runtime takes; None: any number.
+    Scenarios that this schedule does not take are left out; ``limit`` is the most rows that the runtime takes.
     """
     rows = 2 if schedule.padding else 1
     most = len(scenarios) if limit is None else max(1, limit // rows)
@@ -211,18 +193,9 @@ def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
 
 
 def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
-    """Choose prompt length and decode steps for a context of ``limit`` tokens, leaving room for the padding.
+    """Return prompt tokens and decode steps for a context of ``limit`` tokens, leaving room for the padding.
 
-    Args:
-        limit: ``max_position_embeddings``.
-        steps: Decode steps wanted; fewer when the context is too short for them.
-        prompt_tokens: Prompt wanted; shorter when the context is.
-
-    Returns:
-        Tokens in the prompt, decode steps.
-
-    Raises:
-        LucidError: ``steps`` below 1, or a context too short for a prompt, a step and the padding.
+    Where the context is too short, there are fewer steps, and then fewer prompt tokens.
     """
     if steps < 1:
         raise LucidError(f"Verification needs at least one decode step, not {steps}.")
@@ -244,15 +217,7 @@ def synthetic_scenarios(
 ) -> list[Scenario]:
     """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
 
-    Args:
-        config: The model's configuration, for vocabulary and context.
-        steps: Decode steps, as :func:`fit_lengths`.
-        seed: Equal seeds give equal tokens.
-        embeddings: ``(vocab, hidden)``; with them, correlated tokens are neighbours in cosine distance.
-        prompt_tokens: As :func:`fit_lengths`.
-
-    Raises:
-        LucidError: As :func:`fit_lengths`.
+    With ``embeddings``, ``(vocab, hidden)``, correlated tokens are neighbours in cosine distance.
     """
     prompt, steps = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
     sequences = synthetic_tokens(config.vocab_size, prompt + steps, prompt, seed, embeddings)
@@ -264,15 +229,7 @@ def greedy_prompt(
 ) -> tuple[str, Array, int]:
     """Return name, prompt and decode steps of the scenario that the reference continues by itself.
 
-    Args:
-        config: The model's configuration.
-        steps: Decode steps, as :func:`fit_lengths`.
-        seed: For the random prompt that stands in when none is given.
-        prompt: Token ids of a real prompt, int ``(P,)``.
-        prompt_tokens: Length of the random prompt, as :func:`fit_lengths`.
-
-    Raises:
-        LucidError: An empty prompt, or one that leaves no room for padding and a step; or as :func:`fit_lengths`.
+    ``prompt`` are the token ids of a real prompt, int ``(P,)``; None: random ones.
     """
     length, fitted = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
     if prompt is None:

@@ -46,9 +46,6 @@ def check_copies(artifact: Artifact, checkpoint: Path) -> int:
 
     JSON is compared by content, other files byte by byte. A file that only one of them has is not compared:
     ``tokenizer.json`` may be made from ``tokenizer.model``, and a checkpoint may have come without its tokenizer.
-
-    Raises:
-        CheckFailed: Files differ, which makes other tokens of the same text; all of them are named.
     """
     names = [name for name in artifact.manifest.files if is_tokenizer_file(name) and (checkpoint / name).is_file()]
     other = [name for name in names if _content(artifact.path(name)) != _content(checkpoint / name)]
@@ -76,9 +73,6 @@ def check_genai_settings(artifact: Artifact) -> bool:
     """Compare ``genai_config.json`` with what export would write for this artifact; return whether there is one.
 
     onnxruntime-genai runs the model by it. :func:`check_copies` compares ``generation_config.json``, which it rests on.
-
-    Raises:
-        CheckFailed: It has other values, or belongs to an artifact that onnxruntime-genai cannot run.
     """
     path = artifact.directory / genai.FILE
     if not path.is_file():

@@ -71,9 +71,6 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     the scheme prescribes. If data chose the numbers, their distance from the original must be the recorded one. Numbers
     of an already quantized checkpoint must be equal. Scales that equalization has put into weights are applied to the
     original, and must cancel.
-
-    Raises:
-        CheckFailed: A weight differs.
     """
     tick = (lambda: None) if meter is None else meter.tick
     record = artifact.manifest.quantization

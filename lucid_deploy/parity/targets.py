@@ -136,11 +136,7 @@ class Targets:
     workload: Workload = FULL
 
     def with_tolerance(self, tolerance: float) -> Targets:
-        """Return the targets with one gate, set by hand, for every tensor in every scenario.
-
-        Raises:
-            LucidError: The tolerance is not above 0 and below 1.
-        """
+        """Return the targets with one gate, set by hand, for every tensor in every scenario."""
         check_tolerance(tolerance)
         items = tuple(
             Target(
@@ -180,16 +176,10 @@ def prepare(
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
         reference: PyTorch in float64, likewise.
         steps: Decode steps after each prompt; None: as the workload says.
-        seed: For the scenarios.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
         rounded: PyTorch in float64 with its cache in the candidate's type; needed where that type rounds.
         more: Scenarios beside the synthetic ones.
-
-    Raises:
-        LucidError: A prompt that is empty or too long, a context too short to verify, or a float64 model with NaN.
-        CheckFailed: The model does not fit the precision.
-        ValueError: Sessions of the wrong precision, or no ``rounded`` for a cache that rounds.
     """
     session = opened(baseline)
     workload = workload if steps is None else replace(workload, steps=steps)

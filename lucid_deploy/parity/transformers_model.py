@@ -33,12 +33,7 @@ _SAME: dict[str, bool] = {"use_rope": True, "use_beta": False, "use_qknorm": Fal
 
 
 class TransformersModel:
-    """A checkpoint in the class of transformers that its ``model_type`` names; weights are read at the first run.
-
-    Raises:
-        LucidError: transformers is not installed, has no such class, or its class computes another model: layers that
-            are not standard attention, or a key that it does not read. Each is named.
-    """
+    """A checkpoint in the class of transformers that its ``model_type`` names; weights are read at the first run."""
 
     def __init__(self, source: Checkpoint, layers: tuple[LayerDescription, ...]) -> None:
         self._source, self._layers = source, layers

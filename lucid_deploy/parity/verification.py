@@ -37,12 +37,8 @@ def verify_artifact(
 ) -> Verification:
     """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
 
-    A check that fails is a result, not an exception; the checks that rest on it are then not made.
-
-    Args:
-        artifact: The artifact to verify.
-        options: Against which checkpoint, in which runtime, how much.
-        progress: Called with (phase, calls done, calls in all).
+    A check that fails is a result, not an exception; the checks that rest on it are then not made. ``progress`` is
+    called with (phase, calls done, calls in all).
 
     Raises:
         LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options.
@@ -130,11 +126,7 @@ def verify_against(
     """Compare a session with its checkpoint: parity and causes, without the checks of an artifact's files.
 
     Args:
-        candidate: The session under test.
-        source: The checkpoint.
         options: How much to run; those that say how to open an artifact do not count.
-        artifact: The session's artifact, if there is one; None: nothing is quantized.
-        progress: Called with (phase, calls done, calls in all).
         layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
             None: no causes are looked for.
         others: Other implementations to compare with; None: those that the options name.
@@ -208,16 +200,8 @@ def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, prog
 def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:
     """Measure what quantization costs on the rows of the calibration text that nothing was learned from.
 
-    Args:
-        artifact: A quantized one.
-        calibration: The text that its numbers were learned from.
-        progress: Called with (phase, rows done, rows in all).
-
     Returns:
         The cost beside the checkpoint before quantization; None if the text was too short to keep rows apart.
-
-    Raises:
-        LucidError: The checkpoint is gone, or onnxruntime is missing.
     """
     from lucid_deploy.export.calibration import held_out_rows
     from lucid_deploy.runtimes import open_session

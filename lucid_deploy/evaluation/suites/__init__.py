@@ -62,11 +62,7 @@ class SuiteTask:
 def plan(
     suite: str, lengths: Sequence[int] = (), needles: Sequence[int] = (), only: Sequence[str] = ()
 ) -> list[SuiteTask]:
-    """Return the tasks of a suite, of which ``only`` names some, with lengths in tokens or the published ones.
-
-    Raises:
-        LucidError: A name that is not known, or lengths or needles that the suite does not take.
-    """
+    """Return the tasks of a suite, of which ``only`` names some, with lengths in tokens or the published ones."""
     if suite not in SUITES:
         raise LucidError(f"Suite {suite!r} is not known; known are {', '.join(SUITES)}.")
     chosen = SUITES[suite]

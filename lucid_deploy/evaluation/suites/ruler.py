@@ -51,16 +51,8 @@ class _Tokens:
 class Generators:
     """Makes documents of RULER's tasks.
 
-    ``sentences`` says what splits the haystack: ``punkt_tab``, or NLTK's algorithm without its tables.
-
-    Args:
-        tokenizer: Measures lengths.
-        haystack: The text that needles are hidden in.
-        data: A directory with ``nltk_data`` and SQuAD.
-        seed: Of Python's and NumPy's random numbers; each task and length starts from it.
-
-    Raises:
-        LucidError: A package of the extra eval is not installed.
+    ``sentences`` says what splits the haystack: ``punkt_tab``, or NLTK's algorithm without its tables. ``data`` is a
+    directory with ``nltk_data`` and SQuAD. Python's and NumPy's random numbers start from ``seed`` for each task.
     """
 
     def __init__(self, tokenizer: TokenizerLike, haystack: Haystack, data: Path | None, seed: int) -> None:

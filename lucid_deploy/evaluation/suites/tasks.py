@@ -39,14 +39,9 @@ def suite_tasks(
     """Return lm_eval's tasks by name, and what determines their documents, for the record.
 
     Args:
-        planned: The tasks to make.
-        tokenizer: Measures the lengths of RULER's documents.
-        options: How they will be asked.
         context: Most tokens that the model takes; None: any number.
         haystack: ``essays``, or a text file that needles are hidden in; None: the bundled text.
         data: A directory of data; None: the Hub or its cache.
-        metadata: Given to lm_eval's tasks.
-        progress: Called with (tasks made, tasks in all).
     """
     for task in planned:
         if context is not None and isinstance(task.length, int) and task.length > context and options.truncate is None:
@@ -65,14 +60,8 @@ def suite_tasks(
 class TaskMaker:
     """Makes lm_eval's tasks one by one.
 
-    ``facts`` holds what determines RULER's documents beside the settings; it is empty for other suites.
-
-    Args:
-        tokenizer: Measures the lengths of RULER's documents.
-        haystack: Opens the text that needles are hidden in, if a task needs one.
-        data: A directory of data; None: the Hub or its cache.
-        metadata: Given to lm_eval as it gives ``--metadata`` to its tasks.
-        seed: Of RULER's documents.
+    ``facts`` holds what determines RULER's documents beside the settings; it is empty for other suites. The tokenizer
+    measures the lengths of those documents; ``data`` is a directory of data, None for the Hub or its cache.
     """
 
     def __init__(

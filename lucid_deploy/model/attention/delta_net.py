@@ -76,16 +76,11 @@ class DeltaNet(Mixer):
     def mix(
         self, x: Tensor, past: LayerCache, valid: Tensor | None, order: TokenOrder | None
     ) -> tuple[Tensor, LayerCache]:
-        """Mix tokens that stand before the padding.
+        """Mix tokens ``(B, N, C)`` that stand before the padding; return the output, random at padding, and the cache.
 
         Args:
-            x: ``(B, N, C)``.
-            past: The cache.
             valid: Which columns hold a token, bool ``(B, N)``; None: all.
             order: The number of tokens of each row; None: all have N, or N is 1.
-
-        Returns:
-            ``(B, N, C)``, undefined at padding, and the cache with the new tokens.
         """
         batch, n, _ = x.shape
         settings = self.settings
@@ -188,19 +183,12 @@ def _name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class TokenOrder:
-    """The permutation that moves padding behind the tokens. B batch, N columns.
+    """The permutation that moves padding behind the tokens. B batch, N columns."""
 
-    Attributes:
-        place: The new position of each column, int64 ``(B, N)``: tokens first, in order, then padding.
-        source: The inverse: the column at each new position, int64 ``(B, N)``.
-        count: The number of tokens of each row, int64 ``(B, 1)``.
-        valid: Which new positions hold a token, bool ``(B, N)``.
-    """
-
-    place: Tensor
-    source: Tensor
-    count: Tensor
-    valid: Tensor
+    place: Tensor  # the new position of each column, int64 (B, N): tokens first, in order, then padding
+    source: Tensor  # the inverse: the column at each new position, int64 (B, N)
+    count: Tensor  # the number of tokens of each row, int64 (B, 1)
+    valid: Tensor  # which new positions hold a token, bool (B, N)
 
 
 def last_columns(mask: Tensor, count: int) -> Tensor:

@@ -17,30 +17,22 @@ from lucid_deploy.model.mixer import LayerCache, Step
 
 @dataclasses.dataclass(frozen=True)
 class TokenColumns:
-    """The positions of the tokens of one call. R rows of the ring, N new columns.
+    """The positions of the tokens of one call. R rows of the ring, N new columns."""
 
-    Attributes:
-        counts: The number of the token in each column, int64 ``(B, R + N)``: 0 is the ring's newest, 1 the first new
-            one; padding repeats the number before it.
-        valid: Which columns hold a token, bool ``(B, R + N)``.
-    """
-
+    # the number of the token in each column, int64 (B, R + N): 0 is the ring's newest, 1 the first new one; padding
+    # repeats the number before it
     counts: Tensor
-    valid: Tensor
+    valid: Tensor  # which columns hold a token, bool (B, R + N)
 
 
 def number_columns(
     mask: Tensor | None, batch: int, rows: int, n: int, window: int, device: torch.device
 ) -> TokenColumns:
-    """Number the columns of a call by their tokens.
+    """Number the columns of a call by their tokens: R rows of the ring, and N new columns.
 
     Args:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding.
-        batch: B.
-        rows: R, the rows of the ring: the columns so far, or W of them.
-        n: N, the new columns.
-        window: W.
-        device: The device of the result.
+        rows: R, the columns so far, or W of them.
     """
     ring = torch.arange(rows, device=device) - rows + 1  # (R,): … −1, 0
     if mask is None:
@@ -54,12 +46,7 @@ def number_columns(
 
 
 def newest_columns(valid: Tensor, window: int) -> Tensor:
-    """Return the columns of the newest W tokens in order, the last at the end: int64 ``(B, R')``.
-
-    Args:
-        valid: Which columns hold a token, bool ``(B, R + N)``.
-        window: W.
-    """
+    """Return the columns of the newest W valid tokens of ``(B, R + N)``, the last at the end: ``(B, R')``."""
     batch, total = valid.shape
     later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
     place = torch.where(valid, -later + total, total)  # where each goes; padding behind the last row, to be dropped
@@ -69,12 +56,7 @@ def newest_columns(valid: Tensor, window: int) -> Tensor:
 
 
 def select_columns(rows: Tensor, source: Tensor) -> Tensor:
-    """Return the ring after a call, ``(B, KV, R', ·)``.
-
-    Args:
-        rows: The ring's rows and the new ones, ``(B, KV, R + N, ·)``.
-        source: The columns that stay, ``(B, R')``, see :func:`newest_columns`.
-    """
+    """Return the ring ``(B, KV, R', ·)`` after a call, from its old and new rows ``(B, KV, R + N, ·)``."""
     batch, heads, total, width = rows.shape
     # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
@@ -83,13 +65,9 @@ def select_columns(rows: Tensor, source: Tensor) -> Tensor:
 
 
 def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
-    """Return the ring after one new column; padding leaves it as it is.
+    """Return the ring ``(B, KV, R, ·)`` after one new column, unless that is padding.
 
-    Args:
-        ring: ``(B, KV, R, ·)``.
-        row: ``(B, KV, 1, ·)``.
-        new: Whether the column holds a token, ``(B, 1)``; None: it does.
-        window: W.
+    ``new``, ``(B, 1)``, says whether the column holds a token; None: it does.
     """
     moved = torch.cat([ring, row], dim=2)[:, :, -window:]
     if new is None:

@@ -37,11 +37,7 @@ _registered: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Register a family by its ``model_type``; a second one of that name replaces the first.
-
-    Raises:
-        LucidError: The name is that of a built-in family, or the object is not a Family.
-    """
+    """Register a family by its ``model_type``; a second one of that name replaces the first."""
     if not isinstance(family, Family):
         raise LucidError(f"A family is an object of a subclass of Family, not {family!r}.")
     for name, kind in (("model_type", str), ("architectures", tuple)):
@@ -53,11 +49,7 @@ def register_family(family: Family) -> None:
 
 
 def family_named(model_type: str) -> Family:
-    """Return the family of a ``model_type``.
-
-    Raises:
-        LucidError: There is none.
-    """
+    """Return the family of a ``model_type``."""
     found = _find(model_type)
     if found is None:
         raise LucidError(

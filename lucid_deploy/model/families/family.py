@@ -23,24 +23,17 @@ class NoKeys(msgspec.Struct, kw_only=True, frozen=True):
 
 @dataclass(frozen=True)
 class StoredParameter:
-    """Where a parameter of the model is stored in a checkpoint.
+    """Where a parameter of the model is stored in a checkpoint."""
 
-    Attributes:
-        name: The stored tensor.
-        rows: First and end row of the parameter in a tensor of several fused parameters; None: all rows.
-        groups: Number of equal parts of the tensor, to each of which ``rows`` applies.
-        plus: An offset that is added to the stored numbers: 1 for norms that scale by 1 + w.
-        parts: Names and shapes of the stored tensors that it is joined of, such as one for each expert; none of them
-            is called ``name`` then.
-        join: Makes the parameter of the parts.
-    """
-
-    name: str
+    name: str  # the stored tensor
+    # first and end row of the parameter in a tensor of several fused parameters; None: all rows
     rows: tuple[int, int] | None = None
-    groups: int = 1
-    plus: float = 0.0
+    groups: int = 1  # number of equal parts of the tensor, to each of which rows applies
+    plus: float = 0.0  # an offset that is added to the stored numbers: 1 for norms that scale by 1 + w
+    # names and shapes of the stored tensors that it is joined of, such as one for each expert; none of them is called
+    # name then
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    join: Callable[[list[torch.Tensor]], torch.Tensor] | None = None
+    join: Callable[[list[torch.Tensor]], torch.Tensor] | None = None  # makes the parameter of the parts
 
 
 class Family:
@@ -72,57 +65,23 @@ class Family:
         return frozenset(self.keys.__struct_fields__)
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return ``config.json`` with the family's names of keys replaced by Llama's.
-
-        Args:
-            raw: The content of the file.
-            where: Its name, for messages.
-
-        Raises:
-            LucidError: A value has no equivalent in Llama's keys.
-        """
+        """Return ``config.json`` with the family's names of keys replaced by Llama's."""
         return raw
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
-        """Return ``full_attention``, ``sliding_attention`` or ``linear_attention`` for every layer.
-
-        Args:
-            keys: The family's own keys, an instance of :attr:`keys`.
-            layers: How many layers there are.
-        """
+        """Return ``full_attention``, ``sliding_attention`` or ``linear_attention`` for every layer."""
         return [FULL] * layers
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """Complete a configuration by the family's own keys.
-
-        Args:
-            config: The configuration from Llama's keys.
-            keys: The family's own keys, an instance of :attr:`keys`.
-            where: Name of the file, for messages.
-
-        Raises:
-            LucidError: Values that do not fit together.
-        """
+        """Complete a configuration, made from Llama's keys, by the family's own, an instance of its ``keys``."""
         return config
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
-        """Return where a parameter of the model is stored in a checkpoint.
-
-        Args:
-            name: The model's name of it: ``model.layers.0.self_attn.q_proj.weight``.
-            config: The model.
-        """
+        """Return where a parameter, such as ``model.layers.0.self_attn.q_proj.weight``, is stored in a checkpoint."""
         return StoredParameter(name)
 
     def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer | None:
-        """Make the PyTorch module of one layer, with its norms and residuals; None: as Llama's.
-
-        Args:
-            config: The model.
-            index: Which layer it is.
-            implementation: ``blocked`` or ``reference``, as for
-                :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
-        """
+        """Make the PyTorch module of one layer, with its norms and residuals; None: as Llama's."""
         return None
 
 

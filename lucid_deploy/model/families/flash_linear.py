@@ -155,11 +155,7 @@ class FlashLinearFamily(Family):
 
 
 def attention_keys(given: Any, where: str) -> AttentionKeys | None:
-    """Return what ``attn`` says; None: no layer attends.
-
-    Raises:
-        LucidError: Not an object, keys that are not known, or several objects.
-    """
+    """Return what ``attn`` says; None: no layer attends."""
     if given is None or given == []:
         return None
     one = given[0] if isinstance(given, list) and len(given) == 1 else given
@@ -180,11 +176,7 @@ def attention_keys(given: Any, where: str) -> AttentionKeys | None:
 
 
 def whole(value: float, what: str, where: str) -> int:
-    """Return a width that a factor makes.
-
-    Raises:
-        LucidError: It is no whole number.
-    """
+    """Return a width that a factor makes."""
     if not value.is_integer():  # infinity, which a product may be, is none
         raise LucidError(f"{where}: {what} is {value:g}, which is not a whole number.")
     return round(value)

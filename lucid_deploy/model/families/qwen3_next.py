@@ -152,11 +152,7 @@ class QwenHybrid(Family):
 
 
 def _check_variants(config: LucidConfig, keys: LinearKeys, where: str) -> None:
-    """Refuse what other engines read from such a configuration, and what its own code does not have.
-
-    Raises:
-        LucidError: Windows without LUCID, attention without its gate, or another activation or gate of the delta rule.
-    """
+    """Refuse what other engines read from such a configuration, and what its own code does not have."""
     if SLIDING in (keys.layer_types or ()) and not config.is_lucid:
         raise LucidError(
             f"{where}: layer_types names {SLIDING}, which Qwen's code does not have in this family; supported are "

@@ -33,25 +33,14 @@ _registered: dict[str, LayerKind] = {}
 
 
 class LayerKind(ABC):
-    """A kind of layer: the module between the norm and the residual, such as attention.
+    """A kind of layer: the module between the norm and the residual, such as attention."""
 
-    Attributes:
-        name: Its name in configurations.
-        attribute: Name of the mixer within its layer, the prefix of its weights' names: ``self_attn``.
-    """
-
-    name: str
-    attribute: str = "self_attn"
+    name: str  # its name in configurations
+    attribute: str = "self_attn"  # name of the mixer within its layer, the prefix of its weights' names
 
     @abstractmethod
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """Describe one layer of this kind.
-
-        Args:
-            config: The model.
-            index: Which layer it is.
-            cache_dtype: Type that rows are cached in: ``int8``, ``fp8``, ``float16`` or the model's.
-        """
+        """Describe one layer; rows are cached as ``int8``, ``fp8``, ``float16`` or in the model's type."""
 
     def words(self, config: LucidConfig) -> str:
         """Describe such layers for people, with ``{}`` for ``layers`` or ``layer``: ``{} of kind delta``."""
@@ -59,21 +48,11 @@ class LayerKind(ABC):
 
     @abstractmethod
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """Make the PyTorch module of one layer.
-
-        Args:
-            config: The model.
-            index: Which layer it is.
-            implementation: ``blocked`` or ``reference`` (readable formulas, for checking the other).
-        """
+        """Make the PyTorch module of one layer."""
 
 
 def register_layer_kind(kind: LayerKind) -> None:
-    """Register a kind of layer by its name; a second one of that name replaces the first.
-
-    Raises:
-        LucidError: The name is that of a built-in kind, or the object is not a LayerKind.
-    """
+    """Register a kind of layer by its name; a second one of that name replaces the first."""
     if not isinstance(kind, LayerKind):
         raise LucidError(f"A layer kind is an object of a subclass of LayerKind, not {kind!r}.")
     if not isinstance(getattr(kind, "name", None), str):
@@ -84,11 +63,7 @@ def register_layer_kind(kind: LayerKind) -> None:
 
 
 def layer_kind(name: str) -> LayerKind:
-    """Return a kind of layer by its name.
-
-    Raises:
-        LucidError: No package or two packages define that name, or the package cannot be imported.
-    """
+    """Return a kind of layer by its name."""
     if name in _BUILT_IN:
         module, attribute = _BUILT_IN[name]
         kind: LayerKind = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

@@ -15,15 +15,11 @@ if TYPE_CHECKING:
 
 
 class DeltaKind(LayerKind):
-    """Layers of the plain delta rule; the gated one has a decay besides.
-
-    Attributes:
-        decays: Whether the state decays.
-    """
+    """Layers of the plain delta rule; the gated one has a decay besides."""
 
     name = "delta"
     attribute = "linear_attn"
-    decays = False
+    decays = False  # whether the state decays
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
         settings = delta_settings(config, self.name)

@@ -26,26 +26,16 @@ _Gate = Annotated[str, Meta(description="none, silu or sigmoid")]
 
 
 class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The shape of a layer of the delta rule.
+    """The shape of a layer of the delta rule."""
 
-    Attributes:
-        key_heads: Heads of queries and of keys.
-        value_heads: Heads of values, each with a state; a multiple of ``key_heads``. Consecutive ones share a key head.
-        key_width: Width of a query or key head.
-        value_width: Width of a value head.
-        kernel: How many tokens the short convolutions see, the newest included; 0: there are none.
-        gate: What the output gate goes through, ``silu`` or ``sigmoid``; ``none``: there is no gate.
-        has_beta: Whether β comes from the token; false: it is 1.
-        negative_eigenvalues: Whether β is doubled, which lets a step turn the sign of what the state holds of a key.
-    """
-
-    key_heads: Size
-    value_heads: Size
-    key_width: Size
-    value_width: Size
-    kernel: _Kernel = 4
-    gate: _Gate = "none"
-    has_beta: Flag = True
+    key_heads: Size  # heads of queries and of keys
+    value_heads: Size  # heads of values, each with a state; a multiple of key_heads. Consecutive ones share a key head.
+    key_width: Size  # width of a query or key head
+    value_width: Size  # width of a value head
+    kernel: _Kernel = 4  # how many tokens the short convolutions see, the newest included; 0: there are none
+    gate: _Gate = "none"  # what the output gate goes through, silu or sigmoid; none: there is no gate
+    has_beta: Flag = True  # whether β comes from the token; false: it is 1
+    # whether β is doubled, which lets a step turn the sign of what the state holds of a key
     negative_eigenvalues: Flag = False
 
     @property
@@ -65,15 +55,7 @@ class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 
 
 def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
-    """Return the settings of a kind's layers.
-
-    Args:
-        config: The model.
-        kind: ``delta`` or ``gated_delta``.
-
-    Raises:
-        LucidError: They are missing, or no layer can have them; the message names the key.
-    """
+    """Return the settings of a kind's layers."""
     given = config.layer_settings.get(kind)
     where = f"layer_settings.{kind}"
     if not isinstance(given, dict):
@@ -94,16 +76,7 @@ def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
 
 
 def check_kernel(size: int, key: str, where: str) -> None:
-    """Check the size of short convolutions.
-
-    Args:
-        size: How many tokens they see.
-        key: What the configuration calls it.
-        where: Name of the file, for messages.
-
-    Raises:
-        LucidError: It keeps nothing of the tokens before, or more than is supported.
-    """
+    """Check how many tokens short convolutions see; ``key`` is what the configuration calls it."""
     if not 2 <= size <= LARGEST_KERNEL:
         raise LucidError(
             f"{where}: {key} is {size}; short convolutions over 2 to {LARGEST_KERNEL} tokens are supported, the newest "
@@ -114,11 +87,8 @@ def check_kernel(size: int, key: str, where: str) -> None:
 def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) -> LayerLayout:
     """Return the cache of a layer: the last inputs of its convolutions, and the state of the recurrence.
 
-    Args:
-        settings: Its shape.
-        state_dtype: Type of the recurrent state.
-        cache_dtype: Type that rows are cached in. The inputs of the convolutions are kept in it, in float32 beside
-            int8 and fp8: there are few of them, and they have no scales.
+    The inputs of the convolutions are kept in the rows' type, in float32 beside int8 and fp8: there are
+    few of them, and they have no scales.
     """
     shape = (settings.value_heads, settings.key_width, settings.value_width)
     wide = "float64" if cache_dtype == "float64" else state_dtype
@@ -130,13 +100,7 @@ def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) ->
 
 
 def weight_names(settings: DeltaSettings, attribute: str, decays: bool) -> tuple[str, ...]:
-    """Return the names of a layer's weights within it.
-
-    Args:
-        settings: Its shape.
-        attribute: Name of the mixer.
-        decays: Whether the state decays.
-    """
+    """Return the names of a layer's weights within it."""
     names = [f"{name}_proj.weight" for name in ("q", "k", "v")]
     names += ["b_proj.weight"] if settings.has_beta else []
     names += ["a_proj.weight", "A_log", "dt_bias"] if decays else []

@@ -33,19 +33,15 @@ class PackedLayout(ABC):
     """How one tool stores quantized weights.
 
     Attributes:
-        name: The ``quant_method`` of ``config.json``.
-        bits: Bits of an element.
         scheme: The artifact's name for such weights: ``int4``, ``int8`` or ``fp8``.
-        inputs: How the inputs of products are rounded; None: not at all.
         required: The parts of a weight, by the last component of their tensors' names: ``qweight``, ``scales``, …
-        optional: Parts that may be missing.
         types: The supported types of each part, as safetensors spells them.
     """
 
-    name: str
-    bits: int
-    inputs: InputRounding | None
-    optional: tuple[str, ...] = ()
+    name: str  # the quant_method of config.json
+    bits: int  # bits of an element
+    inputs: InputRounding | None  # how the inputs of products are rounded; None: not at all
+    optional: tuple[str, ...] = ()  # parts that may be missing
 
     @property
     @abstractmethod
@@ -78,42 +74,26 @@ class PackedLayout(ABC):
 
 @dataclass(frozen=True)
 class IntegerLayout(PackedLayout):
-    """Integer weights with scales and zero points.
-
-    Attributes:
-        group_size: Inputs that share a scale; −1: a whole row.
-        numbers: Name of the part with the numbers; they are int8 where it is ``weight``, or packed into int32, the
-            first in the lowest bits.
-        scale: Name of the scales.
-        zero: Name of the zero points; empty: every zero point is the middle of the range.
-        index: Name of the part with the group of each input, which must be in order; empty: there is none.
-        remedy: The setting that keeps the groups in order.
-        ordered: Whether only ``index`` says which inputs share a group.
-        size: Name of the part that stores ``(out, in)``; empty: there is none.
-        transposed: Whether parts are stored with the inputs first: ``(in, out)``, ``(groups, out)``.
-        along_outputs: Whether a word has numbers of neighbouring outputs; otherwise of neighbouring inputs.
-        places: Where in a word each of its numbers lies; empty: in order.
-        strategy: What shares a scale: ``group``, ``channel`` or ``tensor``.
-        zeros_less_one: Whether zero points are stored less one.
-        middle: Whether the settings say that stored zero points are the middle of the range.
-    """
+    """Integer weights with scales and zero points."""
 
     name: str
     bits: int
-    group_size: int
+    group_size: int  # inputs that share a scale; −1: a whole row
+    # name of the part with the numbers; they are int8 where it is weight, or packed into int32, the first in the
+    # lowest bits
     numbers: str
-    scale: str
-    zero: str
-    index: str = ""
-    remedy: str = ""
-    ordered: bool = False
-    size: str = ""
-    transposed: bool = False
-    along_outputs: bool = False
-    places: tuple[int, ...] = ()
-    strategy: str = "group"
-    zeros_less_one: bool = False
-    middle: bool = False
+    scale: str  # name of the scales
+    zero: str  # name of the zero points; empty: every zero point is the middle of the range
+    index: str = ""  # name of the part with the group of each input, which must be in order; empty: there is none
+    remedy: str = ""  # the setting that keeps the groups in order
+    ordered: bool = False  # whether only index says which inputs share a group
+    size: str = ""  # name of the part that stores (out, in); empty: there is none
+    transposed: bool = False  # whether parts are stored with the inputs first: (in, out), (groups, out)
+    along_outputs: bool = False  # whether a word has numbers of neighbouring outputs; otherwise of neighbouring inputs
+    places: tuple[int, ...] = ()  # where in a word each of its numbers lies; empty: in order
+    strategy: str = "group"  # what shares a scale: group, channel or tensor
+    zeros_less_one: bool = False  # whether zero points are stored less one
+    middle: bool = False  # whether the settings say that stored zero points are the middle of the range
     inputs = None
 
     @property
@@ -249,18 +229,12 @@ class IntegerLayout(PackedLayout):
 
 @dataclass(frozen=True)
 class FloatLayout(PackedLayout):
-    """Weights in E4M3: ``weight`` ``(out, in)`` with a scale for each block.
-
-    Attributes:
-        block: Rows and inputs that share a scale; None for one of them: all.
-        scale: Name of the weight's scales.
-        input_scale: Name of the inputs' scale; None: it is not stored.
-    """
+    """Weights in E4M3: ``weight`` ``(out, in)`` with a scale for each block."""
 
     name: str
-    block: tuple[int | None, int | None]
-    scale: str
-    input_scale: str | None
+    block: tuple[int | None, int | None]  # rows and inputs that share a scale; None for one of them: all
+    scale: str  # name of the weight's scales
+    input_scale: str | None  # name of the inputs' scale; None: it is not stored
     inputs: InputRounding | None
     bits = 8
 

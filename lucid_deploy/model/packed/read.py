@@ -22,15 +22,8 @@ _OPTIONAL = ("sym", "desc_act", "static_groups")  # compared only where both fil
 def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], PackedLayout | None]:
     """Separate the quantization settings from ``config.json``.
 
-    Args:
-        raw: The configuration.
-        directory: The checkpoint.
-
     Returns:
         The configuration of the model alone, and how its weights are stored; None: unquantized.
-
-    Raises:
-        LucidError: The quantization is not supported.
     """
     if (directory / MODELOPT_FILE).is_file():  # its config.json may say nothing
         raise LucidError(_unsupported(directory, f"modelopt ({MODELOPT_FILE})"))
@@ -73,11 +66,7 @@ def _older_settings(directory: Path) -> dict[str, Any] | None:
 
 
 def _compare_settings(settings: dict[str, Any], older: dict[str, Any], directory: Path) -> None:
-    """Compare ``config.json`` with the older file, which gptqmodel reads in its place.
-
-    Raises:
-        LucidError: They mean different numbers.
-    """
+    """Compare ``config.json`` with the older file, which gptqmodel reads in its place."""
     ignored = {key for key in _OPTIONAL if settings.get(key) is None or older.get(key) is None}
     first, second = ({key: given[key] for key in given if key not in ignored} for given in (settings, older))
     if _layout_of(first, directory) != _layout_of(second, directory):
@@ -89,30 +78,15 @@ def _compare_settings(settings: dict[str, Any], older: dict[str, Any], directory
 
 @dataclass(frozen=True)
 class PackedParts:
-    """One weight of a quantized checkpoint.
+    """One weight of a quantized checkpoint."""
 
-    Attributes:
-        module: The prefix of its parts' names.
-        shape: ``(out, in)``.
-        names: The tensors' names by the last component, ``qweight``, ``scales``, …
-        layout: How to read them.
-    """
-
-    module: str
-    shape: tuple[int, int]
-    names: dict[str, str]
-    layout: PackedLayout
+    module: str  # the prefix of its parts' names
+    shape: tuple[int, int]  # (out, in)
+    names: dict[str, str]  # the tensors' names by the last component, qweight, scales, …
+    layout: PackedLayout  # how to read them
 
     def read(self, tensor: Callable[[str], Any], where: Path) -> PackedWeight | FloatWeight:
-        """Read the weight.
-
-        Args:
-            tensor: Returns a stored tensor by its name.
-            where: The checkpoint, for messages.
-
-        Raises:
-            LucidError: The stored values are not supported.
-        """
+        """Read the weight; ``tensor`` returns a stored tensor by its name."""
         try:
             return self.layout.read({part: tensor(name) for part, name in self.names.items()})
         except ValueError as error:
@@ -126,18 +100,7 @@ def find_parts(
     where: Path,
     type_of: Callable[[str], str],
 ) -> dict[str, PackedParts]:
-    """Group the tensors of a checkpoint into quantized weights, by the weights' names.
-
-    Args:
-        layout: How weights are stored.
-        names: All tensors.
-        shape_of: Returns a tensor's shape.
-        where: The checkpoint, for messages.
-        type_of: Returns a tensor's type, as safetensors spells it.
-
-    Raises:
-        LucidError: Parts are missing, have unsupported types or shapes, or lie beside the same weight in floats.
-    """
+    """Group the tensors of a checkpoint into quantized weights, by the weights' names. Types are safetensors' words."""
     known, weights = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
     modules = dict.fromkeys(

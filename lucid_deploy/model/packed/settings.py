@@ -43,14 +43,7 @@ _Block = Annotated[list[_Side], msgspec.Meta(min_length=2, max_length=2)]
 def read_settings(
     settings: dict[str, Any], form: type[_Settings], ignored: Collection[str], where: str = "quantization_config"
 ) -> _Settings:
-    """Check settings against a struct. Null counts as absent; unknown keys might change the numbers' meaning.
-
-    Args:
-        settings: A JSON object.
-        form: The keys that are read, with their types.
-        ignored: Keys that do not change what the numbers mean.
-        where: What the settings are in, for messages.
-    """
+    """Check settings against a struct. Null counts as absent; unknown keys might change the numbers' meaning."""
     given = {key: value for key, value in settings.items() if value is not None and key not in ignored}
     unknown = sorted(given.keys() - set(form.__struct_fields__))
     if unknown:

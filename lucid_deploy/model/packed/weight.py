@@ -11,21 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in integers: an element is (code − zero) · scale, with zero and scale of its group of inputs.
+    """A weight in integers: an element is (code − zero) · scale, with zero and scale of its group of inputs."""
 
-    Attributes:
-        codes: Uint8 ``(out, in)``, 0 to 2^bits − 1.
-        zeros: Uint8 ``(out, groups)``.
-        scales: ``(out, groups)``, as stored.
-        bits: 4 or 8.
-        group: Neighbouring inputs that share scale and zero point; the last group may be shorter.
-    """
-
-    codes: torch.Tensor
-    zeros: torch.Tensor
-    scales: torch.Tensor
-    bits: int
-    group: int
+    codes: torch.Tensor  # uint8 (out, in), 0 to 2^bits − 1
+    zeros: torch.Tensor  # uint8 (out, groups)
+    scales: torch.Tensor  # (out, groups), as stored
+    bits: int  # 4 or 8
+    group: int  # neighbouring inputs that share scale and zero point; the last group may be shorter
 
     @property
     def is_symmetric(self) -> bool:
@@ -46,32 +38,22 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class InputRounding:
-    """How the inputs of quantized products are rounded to E4M3 before they are multiplied.
+    """How the inputs of quantized products are rounded to E4M3 before they are multiplied."""
 
-    Attributes:
-        kind: ``static``: with a scale that the checkpoint stores for each weight; ``token``: the largest magnitude of a
-            token's inputs / 448; ``group``: that of each ``size`` neighbouring inputs of a token.
-        size: Inputs of a group; None otherwise.
-    """
-
+    # static: with a scale that the checkpoint stores for each weight; token: the largest magnitude of a token's
+    # inputs / 448; group: that of each size neighbouring inputs of a token
     kind: str
-    size: int | None = None
+    size: int | None = None  # inputs of a group; None otherwise
 
 
 @dataclass(frozen=True)
 class FloatWeight:
-    """A weight in E4M3: an element is number · scale, with the scale of its block of rows and inputs.
+    """A weight in E4M3: an element is number · scale, with the scale of its block of rows and inputs."""
 
-    Attributes:
-        codes: Uint8 ``(out, in)``, the bytes of the numbers.
-        scales: ``(blocks of rows, blocks of inputs)``, as stored.
-        block: Rows and inputs of a block; the last ones may be smaller.
-        input_scale: What inputs are divided by before they are rounded, a scalar; None: nothing is stored.
-    """
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-    block: tuple[int, int]
+    codes: torch.Tensor  # uint8 (out, in), the bytes of the numbers
+    scales: torch.Tensor  # (blocks of rows, blocks of inputs), as stored
+    block: tuple[int, int]  # rows and inputs of a block; the last ones may be smaller
+    # what inputs are divided by before they are rounded, a scalar; None: nothing is stored
     input_scale: torch.Tensor | None = None
 
     def dequantize(self) -> torch.Tensor:

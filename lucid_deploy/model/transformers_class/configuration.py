@@ -86,16 +86,7 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration.
-
-    Args:
-        raw: The parsed JSON object; its ``model_type`` is one that transformers has a causal model of.
-        where: Name of the file, for messages.
-        assume_unused: Unknown keys that the user declares to have no effect.
-
-    Raises:
-        LucidError: The class does something that is not computed here, or does not know a key; the message names it.
-    """
+    """Turn ``config.json`` of a class of transformers into a configuration."""
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
     _check_lucid_keys(raw, keys, where)
@@ -377,11 +368,7 @@ class _Question:
 
 
 def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
-    """Return what each layer of a class on the meta device gives to attention.
-
-    Raises:
-        LucidError: A layer that does not call it once in the known way.
-    """
+    """Return what each layer of a class on the meta device gives to attention."""
     layers = net.get_submodule(layers_path(net))
     number_layers(layers)
     length = getattr(net.config.get_text_config(), "max_position_embeddings", None) or 2048

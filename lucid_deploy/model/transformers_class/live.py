@@ -12,16 +12,7 @@ from lucid_deploy.model.transformers_class.module import quiet
 
 
 def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Save a model, and register its class with transformers for this process if it is one of the user's own.
-
-    Args:
-        model: One of transformers' models for causal language modelling, in evaluation mode.
-        tokenizer: Its tokenizer; None: there is none.
-        directory: Where to; it must not exist.
-
-    Raises:
-        LucidError: It is no such model, or its weights are not what will be computed.
-    """
+    """Save a model, and register its class with transformers for this process if it is one of the user's own."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         wrapped = hasattr(model, "peft_config")

@@ -112,11 +112,7 @@ def attention_mask(*_: Any, mask_function: Callable[..., Tensor], **__: Any) -> 
 def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Compute the experts that each token chose; the signature is that of transformers' registry.
 
-    Args:
-        module: The experts of a layer, of a class that transformers' ``use_experts_implementation`` decorates.
-        hidden_states: ``(T, H)``.
-        top_k_index: The experts that each token chose, ``(T, k)``.
-        top_k_weights: Their weights, ``(T, k)``.
+    Hidden states are ``(T, H)``, the chosen experts and their weights ``(T, k)``.
     """
     (tokens, width), choices = hidden_states.shape, top_k_index.shape[1]
     _running().choose(module, module.down_proj.shape[0], choices)
@@ -140,11 +136,7 @@ ExpertsInterface.register(NAME, experts)
 
 
 def attention_options(options: dict[str, Any], width: int) -> tuple[float, float | None]:
-    """Read the keyword arguments of a call of attention; return scale and soft cap.
-
-    Raises:
-        LucidError: One that is not known, or not computed.
-    """
+    """Read the keyword arguments of a call of attention; return scale and soft cap."""
     known = {**options}
     scale, softcap = known.pop("scaling", None), known.pop("softcap", None)
     known.pop("s_aux", None)  # sinks
@@ -171,10 +163,7 @@ def quiet() -> Iterator[None]:
 def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), implementation: str = NAME) -> Any:
     """Make a class of transformers, on the current default device, in evaluation mode.
 
-    Args:
-        class_config: The keys of its configuration.
-        layers: Which of its layers to keep; empty: all.
-        implementation: Its attention and experts: ours, or ``eager``.
+    Only some ``layers`` are kept; none named: all. ``implementation``, of attention and experts, is ours or ``eager``.
     """
     kind = {key: value for key, value in class_config.items() if key != "model_type"}
     if class_config["model_type"] not in CONFIG_MAPPING:
@@ -218,11 +207,7 @@ def number_layers(layers: Iterable[nn.Module]) -> None:
 
 
 def layers_path(net: Any) -> str:
-    """Return the path of the list of a class's layers.
-
-    Raises:
-        LucidError: There is none.
-    """
+    """Return the path of the list of a class's layers."""
     count = net.config.get_text_config().num_hidden_layers
     for path, module in net.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -239,15 +224,7 @@ class ClassParameter(NamedTuple):
 
 
 class ClassModel(CausalModel):
-    """A class of transformers with our attention.
-
-    Args:
-        config: Its shape and variant.
-        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
-
-    Attributes:
-        sources: Where each parameter comes from, by our name.
-    """
+    """A class of transformers with our attention; ``sources`` says where each parameter comes from, by our name."""
 
     def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
         super().__init__(config)
@@ -392,11 +369,7 @@ def _renamed(name: str, moved: dict[str, str]) -> str:
 
 
 def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
-    """Return a class's embedding and head.
-
-    Raises:
-        LucidError: They are not plain modules.
-    """
+    """Return a class's embedding and head."""
     embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise LucidError("it has no embedding of tokens that is PyTorch's")
@@ -430,9 +403,6 @@ def restore_buffers(net: Any) -> None:
     """Compute the buffers that checkpoints do not store, on the CPU: on the meta device they have no values.
 
     The class's own initialization restores them, in float64 here: rotary frequencies are rounded to float32 once.
-
-    Raises:
-        LucidError: It leaves one as it is.
     """
     for path, module in net.named_modules():
         tables = {name: table for name, table in _tables(module).items() if table is not None}

@@ -55,11 +55,7 @@ def put_positions(net: Any) -> None:
 
 
 def first_position(net: Any) -> int:
-    """Return the position of a text's first token.
-
-    Raises:
-        LucidError: It follows from a padding token that the configuration does not name.
-    """
+    """Return the position of a text's first token."""
     for module in net.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             if not isinstance(getattr(module, "padding_idx", None), int):

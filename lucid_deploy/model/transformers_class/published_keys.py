@@ -60,11 +60,7 @@ ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in 
 
 
 def is_computed(key: str, value: Any, config: Any) -> bool | None:
-    """Whether a class computes what a key that it does not read says; None: nothing is known of the key.
-
-    Args:
-        config: Its configuration, as transformers made it.
-    """
+    """Whether a class computes what a key that it does not read says; None: nothing is known of the key."""
     kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
     if key in _ELSEWHERE or key in _UNUSED.get(kind, ()) or (key in _BIASES and value is False):
         return True

@@ -21,14 +21,7 @@ _NAMES = ("AutoConfig", "AutoModelForCausalLM")
 def take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
     """Register the classes of a checkpoint with transformers, whose other functions then find them.
 
-    Args:
-        raw: Its ``config.json``.
-        directory: Its folder.
-        trusted: Whether the user said that the code may be run.
-
-    Raises:
-        LucidError: There is code, and it is not trusted; there is none, although the user speaks of it; or it cannot be
-            loaded.
+    ``trusted`` says whether the user allowed to run the code.
     """
     where, kind, named = directory / "config.json", raw.get("model_type"), raw.get("auto_map")
     named = named if isinstance(named, dict) else {}

@@ -28,28 +28,16 @@ from lucid_deploy.errors import LucidError
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter in a checkpoint.
+    """A parameter in a checkpoint."""
 
-    Attributes:
-        name: The stored tensor, or what the parts are joined to.
-        parts: Names and shapes of the stored tensors that it is made of; empty: it is stored as it is.
-        join: Makes the parameter of the parts.
-    """
-
-    name: str
+    name: str  # the stored tensor, or what the parts are joined to
+    # names and shapes of the stored tensors that it is made of; empty: it is stored as it is
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    join: Callable[[list[Tensor]], Tensor] | None = None
+    join: Callable[[list[Tensor]], Tensor] | None = None  # makes the parameter of the parts
 
 
 def stored_parameters(net: Any) -> dict[str, Stored]:
-    """Return where each of a class's parameters is stored.
-
-    Args:
-        net: The class, on the meta device.
-
-    Raises:
-        LucidError: A parameter is stored in a form that transformers' conversions do not lead back from.
-    """
+    """Return where each of a class's parameters is stored."""
     named = dict(net.state_dict(keep_vars=True))
     stored = revert_weight_conversion(net, dict(named))
     names = {id(value): name for name, value in stored.items()}

@@ -36,15 +36,7 @@ _PADDED = 2  # columns before the second row's first token
 
 
 def prove(config: LucidConfig, where: str) -> str:
-    """Try a class with few layers; return a sentence about the result.
-
-    Args:
-        config: The model.
-        where: Name of the checkpoint, for messages.
-
-    Raises:
-        LucidError: The results differ, or the class does not run; the message names the layer.
-    """
+    """Try a class with few layers; return a sentence about the result."""
     name = class_of(config.family)[0]
     small = _small(config)
     plain = dataclasses.replace(small, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in small.kinds))
