@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._generation_options import read_file
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
@@ -46,25 +43,20 @@ def read_hub_options(values: dict[str, Any]) -> HubOptions:
         values: By :data:`NAMES`.
     """
     from lucid_deploy.model.hub import HubOptions
+    from lucid_deploy.serving.security import read_secrets
 
     endpoint, token = values["hub_endpoint"], values["token_file"]
     if values["revision"] == "":
         raise LucidError("--revision is empty: name a branch, a tag or a commit, or leave it out.")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise LucidError(f"--hub-endpoint {endpoint} is no address: it begins with https:// or http://")
+    tokens = [None] if token is None else read_secrets("--token-file", token)
+    if len(tokens) != 1:
+        raise LucidError(f"--token-file {token} holds no token: it is one line of ASCII without blanks.")
     return HubOptions(
         revision=values["revision"],
-        token=None if token is None else _read_token(token),
+        token=tokens[0],
         cache=None if values["hub_cache"] is None else Path(values["hub_cache"]),
         offline=values["offline"],
         endpoint=None if endpoint is None else endpoint.rstrip("/"),
     )
-
-
-def _read_token(path: str) -> str:
-    token = read_file("--token-file", path).strip()
-    if os.name == "posix" and Path(path).stat().st_mode & stat.S_IROTH:
-        raise LucidError(f"--token-file {path} can be read by every user of this machine; run: chmod o-r {path}")
-    if not (token.isascii() and token.isprintable() and token) or " " in token:
-        raise LucidError(f"--token-file {path} holds no token: it is one line of ASCII without blanks.")
-    return token

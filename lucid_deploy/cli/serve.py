@@ -17,8 +17,8 @@ from lucid_deploy.cli._sources import refuse_given
 from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
+    from lucid_deploy.serving.engine import EngineOptions
     from lucid_deploy.serving.front import ApiOptions
-    from lucid_deploy.serving.jobs import EngineOptions
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
 LOCAL, RAY = "local", "ray"
@@ -138,8 +138,8 @@ def command(artifact: str, **options: Any) -> None:
         from lucid_deploy.serving.tracing import open_tracing
 
         open_tracing(options["otlp_endpoint"]).close()
-    from lucid_deploy.serving.loading import set_up_logging
     from lucid_deploy.serving.security import is_loopback
+    from lucid_deploy.serving.server import set_up_logging
 
     engine_options, api = _checked_options(artifact, options)
     host = options["host"]
@@ -170,9 +170,8 @@ def _check_package(package: str, extra: str, purpose: str) -> None:
 
 def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:
     """Return what is to be served and how, after what can be checked without loading a model."""
-    from lucid_deploy.serving.front import ApiOptions
-    from lucid_deploy.serving.jobs import EngineOptions, open_checked
-    from lucid_deploy.serving.loading import reader_setup
+    from lucid_deploy.serving.engine import EngineOptions, open_checked
+    from lucid_deploy.serving.front import ApiOptions, reader_setup
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
     speculation = options["speculation"]
@@ -218,8 +217,8 @@ def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
     from lucid_deploy.cli._console import note
+    from lucid_deploy.serving.front import Service, reader_setup
     from lucid_deploy.serving.jobs import make_backend
-    from lucid_deploy.serving.loading import make_service
     from lucid_deploy.serving.server import bind, serve
 
     opened = bind(options["host"], options["port"])
@@ -227,7 +226,7 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
 
     async def run() -> None:
         backend = make_backend(engine)
-        service = make_service(engine, api, backend)
+        service = Service(api, reader_setup(engine, api), backend)
         limits = (options["grace"], options["max_connections"], options["idle_timeout"])
         await serve(service, backend.engine, opened, lambda: click.echo(f"Serving on {url}"), *limits)
 

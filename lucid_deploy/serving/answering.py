@@ -17,7 +17,7 @@ from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.serving.answers import Answer
 from lucid_deploy.serving.errors import ApiError, refusal_error
 from lucid_deploy.serving.front import Exchange
-from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, RowTimes
+from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, RowMark
 from lucid_deploy.serving.requests import Kind
 from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
@@ -40,16 +40,13 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["exchange"]
         service = exchange.service
-        if service.tracing is not None:
-            exchange.trace = service.tracing.begin(exchange.headers, self._kind, service.model, exchange.started)
+        exchange.kind = self._kind
         prepared = await exchange.prepare(self._kind)
         owner = cache_owner("" if service.api.share_prefixes else exchange.key, prepared.cache_salt)
         prepared = replace(prepared, job=replace(prepared.job, client=exchange.key, cache_owner=owner))
         form = ResponseAnswer if self._kind == "response" else Answer
-        answer = form(prepared, prepared.job.adapter or service.model, service.fingerprint)
-        exchange.answer_id = answer.id
-        if exchange.trace is not None:
-            exchange.trace.prepared(prepared, answer.id)
+        answer = form(prepared, prepared.job.adapter or service.setup.model, service.setup.fingerprint)
+        exchange.answer = answer
         async with aclosing(service.backend.generate(prepared.job)) as events:
             running = RunningAnswer(exchange, answer, events)
             first = await exchange.during(running.next())  # so that a refusal has its own HTTP status
@@ -72,10 +69,11 @@ class RunningAnswer:
     async def next(self) -> list[Event]:
         events: list[Event] = []
         while not events:
-            taken = await anext(self._events)
-            if self._exchange.trace is not None:
-                self._exchange.trace.take(taken)
-            events = [event for event in taken if not isinstance(event, RowTimes)]
+            for event in await anext(self._events):
+                if isinstance(event, RowMark):
+                    self._exchange.marks.append(event)
+                else:
+                    events.append(event)
         for event in events:
             if isinstance(event, Refusal):
                 raise refusal_error(event)
@@ -86,6 +84,8 @@ class RunningAnswer:
         return events
 
     def _end(self, event: RowEnd) -> None:
+        self._exchange.reasons[event.row] = event.reason
+        self._exchange.marks.append(RowMark(event.row, "end", time.time_ns()))
         if event.reason == "invalid":
             raise ApiError(400, event.message)
         if event.reason == "error":
@@ -97,7 +97,8 @@ class RunningAnswer:
     def _tick(self, row: int) -> None:
         metrics, now = self._exchange.service.metrics, time.perf_counter()
         if not self._last:
-            metrics.first.observe(now - self._exchange.started)
+            self._exchange.first_token = now - self._exchange.started
+            metrics.first.observe(self._exchange.first_token)
         if row in self._last:
             metrics.between.observe(now - self._last[row])
         self._last[row] = now

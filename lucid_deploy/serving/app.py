@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 import msgspec
+from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
@@ -21,9 +23,15 @@ from lucid_deploy.serving.fields import (
     ResponseRequest,
     SolveRequest,
 )
-from lucid_deploy.serving.front import HEALTH, METRICS, Exchange, RequestGuard, Service
-from lucid_deploy.serving.pages import PAGES, page
+from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, RequestGuard, Service
 from lucid_deploy.version import __version__
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
 
 
 def build_app(service: Service) -> ASGIApp:
@@ -52,11 +60,11 @@ def _model_json(service: Service, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": service.created,
+        "created": service.setup.created,
         "owned_by": "lucid-deploy",
         "max_model_len": service.limits.context,
         "has_chat_template": service.readers.has_chat_template,
-        **({} if name == service.model else {"parent": service.model}),
+        **({} if name == service.setup.model else {"parent": service.setup.model}),
     }
 
 
@@ -87,7 +95,16 @@ async def _version(request: Request) -> Response:
 
 
 async def _page(request: Request) -> Response:
-    return page(request.url.path, document)
+    name, kind = PAGES[request.url.path]
+    return Response(_page_text(name), media_type=kind, headers=PAGE_HEADERS)
+
+
+@lru_cache
+def _page_text(name: str) -> str:
+    text = (files("lucid_deploy.serving") / "web" / name).read_text(encoding="utf-8")
+    if name != "docs.html":
+        return text
+    return Environment(autoescape=True, trim_blocks=True).from_string(text).render(document())
 
 
 async def _layers(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The engine: a thread that owns the batcher. Commands come in by a queue, events go to event loops."""
+"""The engine: a thread that loads a model and owns its batcher. Commands come by a queue, events go to event loops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.artifact.read import ArtifactWatch
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
@@ -48,6 +54,23 @@ class RefusedError(Exception):
 
 if TYPE_CHECKING:
     EngineEvent = Token | Finished | Mark | Refusal
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What runs the model, and how much of it at once."""
+
+    directory: str  # the artifact's
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)  # what runs it
+    rows: int = 8  # generations that run at once
+    max_queue: int = 64  # generations that may wait beyond them
+    share_queue: bool = False  # whether one client may have at most half of the queue
+    prefill_chunk: int = 512  # tokens of a prompt that run between two steps of the others
+    prefix_tokens: int = 0  # tokens of finished prompts kept for reuse; 0: none
+    check: bool = True  # whether the hashes of all files are compared before the model is loaded
+    speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
+    draft: str | None = None  # artifact of the draft model, with ``draft``
+    most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks
 
 
 class _Command(NamedTuple):
@@ -327,3 +350,41 @@ def _send(events: list[tuple[JobEvents, int, Any]]) -> None:
 def _deliver_all(jobs: dict[JobEvents, list[tuple[int, Any]]]) -> None:
     for job, events in jobs.items():
         job.queue.put_nowait(events)
+
+
+def open_checked(directory: str) -> Artifact:
+    """Open the artifact that is to be served; cheap, before anything starts."""
+    artifact = open_artifact(directory)
+    if not (artifact.directory / "tokenizer.json").is_file():
+        raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
+    return artifact
+
+
+def make_engine(options: EngineOptions) -> Engine:
+    """Return an engine that loads the artifacts when it is started, and ends when their files change."""
+    watches: list[ArtifactWatch] = []
+
+    def open_batcher() -> Batcher:
+        from lucid_deploy.batching import Batcher
+        from lucid_deploy.generation.drafting import check_drafters, open_drafters
+        from lucid_deploy.runtimes import open_session
+
+        artifact = open_checked(options.directory)
+        draft = check_drafters(options.speculate, artifact, options.draft)
+        for each in [artifact] if draft is None else [artifact, draft]:
+            watches.append(ArtifactWatch(each))  # before its weights are read, to notice changes in between
+            if options.check:
+                check_hashes(each)
+        drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
+        session = open_session(artifact, options.runtime)
+        tokenizer, config = TextTokenizer(artifact.directory), session.config
+        guides = None  # without llguidance there are no constrained answers
+        if find_spec("llguidance") is not None:
+            guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
+        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
+
+    def check() -> None:
+        for watch in watches:
+            watch.check()
+
+    return Engine(open_batcher, options.rows, options.max_queue, check, options.share_queue)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, inspect
+from msgspec import Meta, Struct
 
 from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.json_fields import FieldError
@@ -17,6 +16,23 @@ MOST_SOLVE_TOKENS = 256  # the answer grows with their square
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template gets developer as system."
+HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+# Fields that are not supported, with the values besides null that have no effect.
+NEUTRAL: dict[str, list[Any]] = {
+    "store": [False],
+    "service_tier": ["auto", "default"],
+    "stream_options.include_obfuscation": [False],
+    "suffix": [""],
+    "functions": [[]],
+    "function_call": ["none", "auto"],
+    "modalities": [["text"]],
+    "reasoning_effort": [],
+    "text.verbosity": [],
+    "previous_response_id": [],
+    "background": [False],
+    "truncation": ["disabled"],
+    "reasoning": [{}],
+}
 _REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
 _MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
 
@@ -24,12 +40,6 @@ _MIN_P = "Sample among tokens with at least this share of the likeliest one's pr
 def about(text: str) -> Meta:
     """Return a field's description."""
     return Meta(description=text)
-
-
-def only(*neutral: Any) -> Meta:
-    """Return the description of a field that is not supported; null and ``neutral`` values have no effect."""
-    accepted = "".join(f", {value!r}" for value in neutral)
-    return Meta(description=f"Not supported: null{accepted} only.", extra={"neutral": neutral})
 
 
 StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -41,7 +51,6 @@ Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(
 _PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
-HarmlessText = Annotated[str, about("Accepted, without effect.")] | None
 Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
 Layer = Annotated[int, Meta(ge=0, le=2**31)]
 
@@ -54,7 +63,6 @@ class StreamOptions(Fields, kw_only=True, frozen=True):
     """How a stream ends."""
 
     include_usage: Annotated[bool, about("Whether a last chunk counts tokens; responses always do.")] | None = None
-    include_obfuscation: Annotated[Any, only(False)] = None
 
 
 class PlainText(Fields, kw_only=True, frozen=True, tag_field="type", tag="text"):
@@ -70,7 +78,7 @@ class JsonSchema(Fields, kw_only=True, frozen=True):
 
     schema: dict[str, Any] | bool
     name: str = "answer"
-    description: HarmlessText = None
+    description: Harmless = None
     strict: Annotated[bool, about("Accepted: schemas are always enforced.")] | None = None
 
 
@@ -96,15 +104,10 @@ class CommonFields(Fields, kw_only=True, frozen=True):
     top_k: Annotated[int, about("Sample among the K likeliest; 0 is all."), Meta(ge=0, le=2**31)] | None = None
     seed: Annotated[int, about("The same seed gives the same tokens."), Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stream: Annotated[bool, about("Send tokens as they come, by server-sent events.")] | None = None
+    stream_options: StreamOptions | None = None
     ignore_eos: Annotated[bool, about("Go on after an end-of-sequence token.")] | None = None
     cache_salt: Salt | None = None
-    user: HarmlessText = None
     metadata: Annotated[dict[str, str], about("Accepted, without effect on the answer.")] | None = None
-    store: Annotated[Any, only(False)] = None
-    service_tier: Annotated[Any, only("auto", "default")] = None
-    safety_identifier: HarmlessText = None
-    prompt_cache_key: HarmlessText = None
-    prompt_cache_retention: HarmlessText = None
 
 
 class SamplingFields(CommonFields, kw_only=True, frozen=True):
@@ -118,7 +121,6 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
     logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.")] = None
     bad_words: Annotated[BadWords | None, about("Texts that no answer contains.")] = None
     stop: Annotated[StopText | StopTexts | None, about("Texts that end an answer.")] = None
-    stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: Annotated[bool, about("Log-probabilities name tokens as token_id:N.")] | None = None
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
@@ -135,7 +137,6 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     logprobs: Logprobs = None
     echo: Annotated[bool, about("Put the prompt in front of the answer.")] | None = None
     best_of: Annotated[int, about("Not supported: as many as n only.")] | None = None
-    suffix: Annotated[Any, only("")] = None
 
 
 class TextPart(Fields, kw_only=True, frozen=True):
@@ -151,12 +152,12 @@ class Message(Fields, kw_only=True, frozen=True):
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], about(DEVELOPER)]
     content: Annotated[str | list[TextPart] | None, about("May be left out beside tool_calls.")] = None
     name: str | None = None
-    refusal: Annotated[Any, only("")] = None
+    refusal: Literal[""] | None = None
     annotations: Harmless = None
     tool_calls: Annotated[list[ToolCall] | None, about("What an assistant's message called.")] = None
     tool_call_id: Annotated[str | None, about("With the role tool: whose result it is.")] = None
-    function_call: Annotated[Any, only()] = None
-    audio: Annotated[Any, only()] = None
+    function_call: None = None
+    audio: None = None
 
 
 class ChatRequest(SamplingFields, kw_only=True, frozen=True):
@@ -168,12 +169,8 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
     logprobs: Annotated[bool, about("Report log-probabilities.")] | None = None
     top_logprobs: Logprobs = None
     tools: Tools = None
-    functions: Annotated[Any, only([])] = None
     tool_choice: Choice = None
     parallel_tool_calls: Annotated[bool, about("Whether an answer may have several calls.")] | None = None
-    function_call: Annotated[Any, only("none", "auto")] = None
-    modalities: Annotated[Any, only(["text"])] = None
-    reasoning_effort: Annotated[Any, only()] = None
 
 
 class InputPart(Fields, kw_only=True, frozen=True):
@@ -222,7 +219,6 @@ class TextSettings(Fields, kw_only=True, frozen=True):
     """What the answer's text is like."""
 
     format: PlainText | AnyObject | TextSchema | None = None
-    verbosity: Annotated[Any, only()] = None
 
 
 class ResponseRequest(CommonFields, kw_only=True, frozen=True):
@@ -231,17 +227,12 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     input: Annotated[str | InputItems, about("The user's text, or all messages and calls so far.")]
     instructions: Annotated[str, about("A system message in front of the input.")] | None = None
     max_output_tokens: Tokens = None
-    stream_options: StreamOptions | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Logprobs = None
     text: TextSettings | None = None
     tools: ResponseTools = None
     tool_choice: ResponseChoice = None
     parallel_tool_calls: Annotated[bool, about("Whether there may be several calls.")] | None = None
-    previous_response_id: Annotated[Any, only()] = None
-    background: Annotated[Any, only(False)] = None
-    truncation: Annotated[Any, only("disabled")] = None
-    reasoning: Annotated[Any, only({})] = None
 
 
 class SolveRequest(Fields, kw_only=True, frozen=True):
@@ -253,19 +244,14 @@ class SolveRequest(Fields, kw_only=True, frozen=True):
     head: Annotated[Layer, about("Its key/value head, counted from 0.")]
 
 
-def refuse_unsupported(body: Struct | None, where: str = "") -> None:
-    """Refuse fields that are not supported unless they have no effect; ``where`` is a path such as ``messages[0].``."""
-    for name, neutral in ({} if body is None else _unsupported(type(body))).items():
-        value = getattr(body, name)
+def drop_without_effect(raw: dict[str, Any]) -> None:
+    """Drop fields that have no effect from a parsed body; refuse those of :data:`NEUTRAL` that would have one."""
+    for name in HARMLESS:
+        raw.pop(name, None)
+    for path, neutral in NEUTRAL.items():
+        parent, _, name = path.rpartition(".")
+        holder = raw.get(parent) if parent else raw
+        value = holder.pop(name, None) if isinstance(holder, dict) else None
         if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
-            message = f"{where}{name} is not supported by this server; leave it out."
-            raise FieldError(message, where + name, "unsupported_parameter")
-
-
-@cache
-def _unsupported(form: type[Struct]) -> dict[str, tuple[Any, ...]]:
-    """Return the fields that are not supported, each with its values without effect."""
-    found = inspect.type_info(form)
-    assert isinstance(found, inspect.StructType)
-    kinds = {field.name: field.type for field in found.fields if isinstance(field.type, inspect.Metadata)}
-    return {name: kind.extra["neutral"] for name, kind in kinds.items() if kind.extra and "neutral" in kind.extra}
+            message = f"{path} is not supported by this server; leave it out."
+            raise FieldError(message, path, "unsupported_parameter")

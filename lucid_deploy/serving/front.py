@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import Headers
@@ -16,24 +17,34 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lucid_deploy.artifact import MANIFEST
+from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.engine import RefusedError
+from lucid_deploy.serving.engine import EngineOptions, RefusedError, open_checked
 from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, refusal_error, unavailable
-from lucid_deploy.serving.jobs import LocalBackend
+from lucid_deploy.serving.jobs import LocalBackend, RowMark
 from lucid_deploy.serving.metrics import Metrics
-from lucid_deploy.serving.pages import PAGES
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
-from lucid_deploy.serving.requests import Kind, PreparedRequest
-from lucid_deploy.serving.security import NO_KEYS, ApiKeys, host_allowed
-from lucid_deploy.serving.tracing import RequestTrace, Tracing
+from lucid_deploy.serving.requests import Kind, Limits, PreparedRequest
+from lucid_deploy.serving.security import ApiKeys, host_allowed
+from lucid_deploy.serving.tool_formats import tool_format_named
+from lucid_deploy.serving.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
+    from lucid_deploy.serving.answers import Answer
     from lucid_deploy.serving.ray_cluster import RayBackend
 
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
 HEALTH = ("/healthz", "/health")
 METRICS = "/metrics"
+PAGES = {  # for browsers: path → file in web/ and its type
+    "/": ("index.html", "text/html"),
+    "/ui/app.js": ("app.js", "text/javascript"),
+    "/ui/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/docs": ("docs.html", "text/html"),
+    "/ui/style.css": ("style.css", "text/css"),
+}
 BODY_SECONDS = 30.0  # for a body to arrive
 FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
 BODIES = 16  # as many of the largest bodies may be in memory at once
@@ -56,13 +67,46 @@ class ApiOptions:
     max_body_bytes: int = 4 << 20  # size of a request
     seconds: float = 300.0  # from a request's first byte to its answer's last
     readers: int = 2  # processes that read bodies
-    keys: ApiKeys = NO_KEYS  # who may send requests
+    keys: ApiKeys = field(default_factory=ApiKeys)  # who may send requests
     hosts: frozenset[str] | None = None  # names besides this machine's under which it answers; None: any
-    metrics_keys: ApiKeys = NO_KEYS  # who may read exact metrics; if empty, all others read rounded ones
+    metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who may read exact metrics, not rounded ones
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served, and what only they use
     otlp_endpoint: str | None = None  # URL of the collector that gets spans; None: there are none
     tool_format: str | None = None  # how tools are called where the chat template has none
+
+
+def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
+    """Return what the readers of a server read for; refuse limits that are larger than the model's context."""
+    artifact = open_checked(engine.directory)
+    context = artifact.config.max_position_embeddings
+    for option, tokens in (("--max-prompt-tokens", api.max_prompt_tokens), ("--max-new-tokens", api.max_new_tokens)):
+        if tokens is not None and tokens > context:
+            raise LucidError(
+                f"{option} {tokens} is more than the context of {artifact.directory}, {context} tokens for prompt and "
+                "answer together. Give less, or leave it out."
+            )
+    if api.tool_format is not None:
+        tool_format_named(api.tool_format)
+    limits = Limits(
+        context=context,
+        vocabulary=artifact.config.vocab_size,
+        prompt_tokens=api.max_prompt_tokens or context,
+        new_tokens=api.max_new_tokens or context,
+        choices=api.max_choices or max(1, engine.rows - 1),
+        body_bytes=api.max_body_bytes,
+        seconds=api.seconds,
+    )
+    directory = artifact.directory.resolve()
+    model, adapters = api.model or directory.name, tuple(each.name for each in artifact.adapters())
+    if model in adapters:
+        raise LucidError(
+            f"The model and an adapter of it are both called {model}: give the model another --served-model-name."
+        )
+    manifest = directory / MANIFEST
+    fingerprint = "lucid_" + hashlib.sha256(manifest.read_bytes()).hexdigest()[:10]
+    created = int(manifest.stat().st_mtime)
+    return ReaderSetup(str(directory), model, limits, api.tool_format, adapters, fingerprint, created)
 
 
 class Service:
@@ -70,8 +114,6 @@ class Service:
 
     Attributes:
         models: The names of the base and of its adapters.
-        fingerprint: Names the artifact.
-        created: When the artifact was made, in seconds since 1970.
         draining: Whether new requests are refused because the server will end.
         ending: Set when grace is over: running requests end with an error.
         body_memory: Bytes of bodies that were received and not read yet, without the first ones of each.
@@ -83,15 +125,13 @@ class Service:
         api: ApiOptions,
         setup: ReaderSetup,
         backend: LocalBackend | RayBackend,
-        readers: ReaderPool,
+        readers: ReaderPool | None = None,
         tracing: Tracing | None = None,
-        fingerprint: str = "",
-        created: int = 0,
     ) -> None:
-        self.api, self.model, self.limits = api, setup.model, setup.limits
+        self.api, self.setup, self.backend, self.limits = api, setup, backend, setup.limits
         self.models = (setup.model, *setup.adapters)
-        self.backend, self.readers, self.tracing = backend, readers, tracing
-        self.fingerprint, self.created = fingerprint, created
+        self.readers = readers or ReaderPool(setup, api.readers)
+        self.tracing = tracing if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
         self.metrics = Metrics(backend.gauges)
         self.body_memory, self.most_body_memory = 0, BODIES * setup.limits.body_bytes
         self.busy: Counter[str] = Counter()
@@ -113,17 +153,26 @@ class Exchange:
     Attributes:
         id: Names the request, in the log and in a header of the answer.
         key: Names the client's API key; empty where none is needed.
-        answer_id: The answer's id, for the log.
         error: The code of the error that ended it.
         status: Of the answer; 499 until it has begun.
+        kind: Set for requests that generate, as are ``answer``, once the body is read, and what follows.
+        began_at: When it began, in nanoseconds since 1970; ``read_at``: when its body was read.
+        marks: When generations entered their phases.
+        reasons: Why each generation ended.
+        first_token: Seconds until the first token.
     """
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self.service, self.scope = service, scope
         self.started = time.perf_counter()
         self.headers = Headers(scope=scope)
-        self.key, self.answer_id, self.error, self.status = "", "", "", 499
-        self.trace: RequestTrace | None = None
+        self.key, self.error, self.status = "", "", 499
+        self.kind: Kind | None = None
+        self.answer: Answer | None = None
+        self.began_at, self.read_at = time.time_ns(), 0
+        self.marks: list[RowMark] = []
+        self.reasons: dict[int, str] = {}
+        self.first_token: float | None = None
         self.receive, self._send = receive, send
         self.id = "req_" + secrets.token_hex(12)
         self._counted = 0  # bytes of the body that count in the service's memory
@@ -155,6 +204,7 @@ class Exchange:
             body = await self.body()
             self._count_busy()
             prepared = await self.during(service.readers.read(body, kind))
+            self.read_at = time.time_ns()
         finally:
             self.count(0)
         service.check_ready()  # again, because receiving the body may take long
@@ -245,15 +295,15 @@ class Exchange:
         """Log and count the request."""
         if self._busy:
             self.service.busy[self.key] -= 1
-        if self.trace is not None:
-            self.trace.end(self.status, self.error)
+        if self.service.tracing is not None and self.kind is not None:
+            self.service.tracing.record(self)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
         route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels
         metrics.requests.labels(route, str(self.status)).inc()
         if scope["method"] == "POST" and self.status == 200:
             metrics.whole.observe(seconds)
         client = (scope.get("client") or ("-",))[0]
-        ids = " ".join(filter(None, [self.id, self.answer_id]))
+        ids = self.id if self.answer is None else f"{self.id} {self.answer.id}"
         # Health checks come every few seconds; only one that fails is worth a line.
         level = logging.DEBUG if scope["path"] in HEALTH and self.status == 200 else logging.INFO
         line = "%s %s %s %d %.0f ms %s"

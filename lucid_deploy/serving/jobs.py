@@ -1,4 +1,4 @@
-"""Jobs, the backend that runs them in this process, and the opening of its engine."""
+"""Jobs, and the backend that runs them in this process."""
 
 from __future__ import annotations
 
@@ -7,26 +7,20 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
-from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint
-from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
-from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.serving.engine import Engine, Refusal, RefusedError
+from lucid_deploy.serving.engine import Engine, EngineOptions, Refusal, RefusedError, make_engine
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
 
 ENDS = {"eos": "stop", "length": "length", "context": "length"}
-DEFAULTS = RuntimeOptions()
 T = TypeVar("T")
 
 
@@ -70,82 +64,16 @@ class RowEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class RowTimes:
-    """When generation ``row`` began its phases, in nanoseconds since 1970; the latest of these events counts.
-
-    ``at`` has ``queue``, ``prefill``, ``decode``, ``text``, ``text_end`` and ``end`` as far as they are known, and
-    ``text_spent``, the nanoseconds that turning tokens into text took in all.
-    """
+class RowMark:
+    """Generation ``row`` began a phase."""
 
     row: int
-    at: dict[str, int]
-    reused: int = 0  # prompt tokens that a stored prefix held
+    phase: str  # ``queue``, ``prefill`` or ``decode``
+    at: int  # nanoseconds since 1970
+    reused: int = 0  # prompt tokens that a stored prefix held, since the mark before
 
 
-Event = TextPiece | RowEnd | RowTimes | Refusal
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What runs the model, and how much of it at once."""
-
-    directory: str  # the artifact's
-    runtime: RuntimeOptions = DEFAULTS  # what runs it
-    rows: int = 8  # generations that run at once
-    max_queue: int = 64  # generations that may wait beyond them
-    share_queue: bool = False  # whether one client may have at most half of the queue
-    prefill_chunk: int = 512  # tokens of a prompt that run between two steps of the others
-    prefix_tokens: int = 0  # tokens of finished prompts kept for reuse; 0: none
-    check: bool = True  # whether the hashes of all files are compared before the model is loaded
-    speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
-    draft: str | None = None  # artifact of the draft model, with ``draft``
-    most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks
-
-
-def open_checked(directory: str) -> Artifact:
-    """Open the artifact that is to be served; cheap, before anything starts."""
-    artifact = open_artifact(directory)
-    if not (artifact.directory / "tokenizer.json").is_file():
-        raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
-    return artifact
-
-
-def check_runtime(options: EngineOptions, here: bool) -> None:
-    """Check, before engines are started elsewhere, that their runtime takes the artifacts."""
-    from lucid_deploy.runtimes.open import check_fits
-
-    for directory in filter(None, (options.directory, options.draft)):
-        check_fits(open_artifact(directory), options.runtime, here)
-
-
-def make_engine(options: EngineOptions) -> Engine:
-    """Return an engine that loads the artifacts when it is started, and ends when their files change."""
-    watches: list[ArtifactWatch] = []
-
-    def open_batcher() -> Batcher:
-        from lucid_deploy.batching import Batcher
-        from lucid_deploy.generation.drafting import check_drafters, open_drafters
-        from lucid_deploy.runtimes import open_session
-
-        artifact = open_checked(options.directory)
-        draft = check_drafters(options.speculate, artifact, options.draft)
-        for each in [artifact] if draft is None else [artifact, draft]:
-            watches.append(ArtifactWatch(each))  # before its weights are read, to notice changes in between
-            if options.check:
-                check_hashes(each)
-        drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
-        session = open_session(artifact, options.runtime)
-        tokenizer, config = TextTokenizer(artifact.directory), session.config
-        guides = None  # without llguidance there are no constrained answers
-        if find_spec("llguidance") is not None:
-            guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
-        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
-
-    def check() -> None:
-        for watch in watches:
-            watch.check()
-
-    return Engine(open_batcher, options.rows, options.max_queue, check, options.share_queue)
+Event = TextPiece | RowEnd | RowMark | Refusal
 
 
 def make_backend(options: EngineOptions) -> LocalBackend:
@@ -214,7 +142,8 @@ class LocalBackend:
             yield [error.refusal]
             return
         try:
-            yield [row.times() for row in rows.values()]
+            now = time.time_ns()
+            yield [RowMark(row, "queue", now) for row in rows]
             while rows:
                 out: list[Event] = []
                 for number, event in await stream.next():
@@ -261,39 +190,20 @@ def requests_of(job: Job) -> list[Request]:
 
 
 class RowText:
-    """The events of one generation for its client: tokens as text, the times of its phases, and its end."""
+    """The events of one generation for its client: tokens as text, the beginnings of its phases, and its end."""
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         text = AnswerText(tokenizer, job.stops, job.shown_tokens)
         self._pieces = AnswerPieces(row, text, token_texts, job.top_logprobs is not None, job.tokens_as_ids)
         self._row, self._reused = row, 0
-        self._at = {"queue": time.time_ns()}
-
-    def times(self) -> RowTimes:
-        return RowTimes(self._row, dict(self._at), self._reused)
 
     def take(self, event: Mark | Token | Finished | Refusal) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
-        from lucid_deploy.batching import Mark
+        from lucid_deploy.batching import Mark, Token
 
         if isinstance(event, Mark):
             self._reused += event.reused
-            self._at[event.phase] = event.at
-            return [self.times()], False
-        began = time.time_ns()
-        events, done = self._take(event)
-        now = time.time_ns()
-        self._at.setdefault("text", began)
-        self._at["text_end"] = now
-        self._at["text_spent"] = self._at.get("text_spent", 0) + now - began
-        if done:
-            self._at["end"] = now
-            events = [self.times(), *events]
-        return events, done
-
-    def _take(self, event: Token | Finished | Refusal) -> tuple[list[Event], bool]:
-        from lucid_deploy.batching import Token
-
+            return [RowMark(self._row, event.phase, event.at, event.reused)], False
         if isinstance(event, Token):
             piece = self._pieces.push(event.token, event.logprob, event.top)
             return ([piece, self._end("stop")], True) if self._pieces.stopped else ([piece], False)

@@ -18,25 +18,18 @@ from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.engine import Refusal, RefusedError
-from lucid_deploy.serving.front import ApiOptions
-from lucid_deploy.serving.jobs import (
-    EngineOptions,
-    Event,
-    Job,
-    RowEnd,
-    RowTimes,
-    check_runtime,
-    make_backend,
-)
-from lucid_deploy.serving.loading import make_service, reader_setup, set_up_logging
+from lucid_deploy.serving.engine import EngineOptions, Refusal, RefusedError
+from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
+from lucid_deploy.serving.jobs import Event, Job, RowEnd, RowMark, make_backend
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import check_room, connect, delete, deploy
-from lucid_deploy.serving.readers import check_setup
-from lucid_deploy.serving.server import bind, handle_ends
+from lucid_deploy.serving.readers import reader_process
+from lucid_deploy.serving.server import bind, handle_ends, set_up_logging
 
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
@@ -69,8 +62,10 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
         if cluster.port == 0:
             raise LucidError("--engine ray needs a port; 0 does not work there.")
         bind(cluster.host, cluster.port).close()  # Ray would only log that it is in use
-    check_runtime(engine, own)
-    asyncio.run(check_setup(reader_setup(engine, api)))
+    for directory in filter(None, (engine.directory, engine.draft)):
+        check_fits(open_artifact(directory), engine.runtime, own)
+    with reader_process(reader_setup(engine, api)) as reader:
+        reader.start()
     served, deployed = threading.Event(), False
     previous: dict[int, Any] = {}
     try:  # before all engines have loaded, a signal interrupts this as usual
@@ -103,7 +98,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     def build() -> Any:
         set_up_logging(cluster.log_level)
         handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
-        service = make_service(engine, api, RayBackend(handle, to_zero=cluster.low == 0))
+        service = Service(api, reader_setup(engine, api), RayBackend(handle, to_zero=cluster.low == 0))
         service.readers.start_in_background()
         return build_app(service)
 
@@ -214,7 +209,7 @@ class RayBackend:
             begun = False
             try:
                 async for events in response:
-                    begun = begun or any(not isinstance(event, RowTimes) for event in events)
+                    begun = begun or any(not isinstance(event, RowMark) for event in events)
                     yield events
                 return
             except BackPressureError:

@@ -47,6 +47,8 @@ class ReaderSetup(msgspec.Struct, frozen=True):
     limits: Limits
     tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
     adapters: tuple[str, ...] = ()  # names of its adapters, which are models of their own to clients
+    fingerprint: str = ""  # names the artifact
+    created: int = 0  # when the artifact was made, in seconds since 1970
 
 
 class ReadReply(msgspec.Struct, frozen=True):
@@ -81,12 +83,6 @@ def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], b
         return msgspec.msgpack.encode(reply)
 
     return msgspec.msgpack.encode(templates is not None), read
-
-
-async def check_setup(setup: ReaderSetup) -> None:
-    """Check that a reader starts; raise a LucidError if the tokenizer or the chat template cannot be read."""
-    with reader_process(setup) as reader:
-        await asyncio.to_thread(reader.start)
 
 
 class ReaderPool:

@@ -32,10 +32,10 @@ from lucid_deploy.serving.fields import (
     SamplingFields,
     SchemaFormat,
     SolveRequest,
-    refuse_unsupported,
+    drop_without_effect,
 )
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.responses_api import as_chat, name_messages, renamed, repeated
+from lucid_deploy.serving.responses_api import as_chat, prepare, renamed, repeated
 from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
@@ -109,10 +109,9 @@ class RequestReader:
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:
         form, read = self._kinds[kind]
         try:
-            body = decode(data, form, "body", name_messages if kind == "response" else None)
+            body = decode(data, form, "body", drop_without_effect if kind != "response" else prepare)
             if body.model not in self._models:
                 raise no_such_model(body.model, *self._models)
-            refuse_unsupported(body)
             prepared = read(body)
             adapter = None if body.model == self._models[0] else body.model
             return replace(prepared, job=replace(prepared.job, adapter=adapter))
@@ -309,7 +308,6 @@ def _streaming(body: SamplingFields) -> tuple[bool, bool]:
         return bool(body.stream), False
     if not body.stream:
         raise FieldError("stream_options needs stream: true.", "stream_options")
-    refuse_unsupported(body.stream_options, "stream_options.")
     return True, bool(body.stream_options.include_usage)
 
 

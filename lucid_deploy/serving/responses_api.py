@@ -25,7 +25,7 @@ from lucid_deploy.serving.fields import (
     ResponseRequest,
     SchemaFormat,
     TextSchema,
-    refuse_unsupported,
+    drop_without_effect,
 )
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
 from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
@@ -54,8 +54,9 @@ _NAMES_HERE = (
 )
 
 
-def name_messages(raw: dict[str, Any]) -> None:
-    """Add the type of items that have none: they are messages."""
+def prepare(raw: dict[str, Any]) -> None:
+    """Drop fields without effect, and add the type of items that have none: they are messages."""
+    drop_without_effect(raw)
     given = raw.get("input")
     for item in given if isinstance(given, list) else ():
         if isinstance(item, dict):
@@ -73,8 +74,6 @@ def renamed(error: FieldError) -> FieldError:
 
 def as_chat(body: ResponseRequest) -> ChatRequest:
     """Return the chat that a request asks for."""
-    refuse_unsupported(body.text, "text.")
-    refuse_unsupported(body.stream_options, "stream_options.")
     logprobs, choice, form = bool(body.include), body.tool_choice, None if body.text is None else body.text.format
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs")

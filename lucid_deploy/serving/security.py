@@ -38,9 +38,6 @@ class ApiKeys:
         return digest.hex() if found and scheme.lower() == "bearer" else None
 
 
-NO_KEYS = ApiKeys()
-
-
 def cache_owner(key: str, salt: str) -> str:
     """Return the owner of the prefixes that a request stores: requests with the same key and the same salt."""
     return hashlib.sha256(f"{key} {salt}".encode()).hexdigest() if key or salt else ""
@@ -48,6 +45,14 @@ def cache_owner(key: str, salt: str) -> str:
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
     """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped."""
+    keys = read_secrets(option, path)
+    if not 0 < len(keys) <= MOST_KEYS:
+        raise LucidError(f"{option} {path} has {len(keys)} keys; give 1 to {MOST_KEYS}, one a line.")
+    return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys))
+
+
+def read_secrets(option: str, path: str) -> list[str]:
+    """Return the lines of a file of keys or tokens that not every user can read, without comments."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode = file.stat().st_mode
@@ -57,16 +62,14 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
     except OSError as error:
         raise LucidError(f"{where} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise LucidError(f"{where} is not text in UTF-8.") from error
+        raise LucidError(f"{where} is not valid UTF-8 text.") from error
     if os.name == "posix" and mode & stat.S_IROTH:
         raise LucidError(f"{where} can be read by every user of this machine; run: chmod o-r {path}")
-    keys = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
-    for number, key in keys.items():
-        if not key.isascii() or not key.isprintable() or " " in key:
+    secrets = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
+    for number, secret in secrets.items():
+        if not secret.isascii() or not secret.isprintable() or " " in secret:
             raise LucidError(f"{where}, line {number}: a key is printable ASCII without blanks.")
-    if not 0 < len(keys) <= MOST_KEYS:
-        raise LucidError(f"{where} has {len(keys)} keys; give 1 to {MOST_KEYS}, one a line.")
-    return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys.values()))
+    return list(secrets.values())
 
 
 def is_loopback(host: str) -> bool:

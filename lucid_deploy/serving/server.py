@@ -24,6 +24,7 @@ from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.front import Service
 
 log = logging.getLogger("lucid_deploy.serving")
+LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")  # only their warnings are logged
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that wait in the system
@@ -55,6 +56,17 @@ def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, A
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
         numbers.append(hangup)
     return {number: signal.signal(number, handler) for number in numbers}
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stderr, one line an event, without anything that a request contains beyond its path."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("lucid_deploy.serving", *LIBRARIES):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel("WARNING" if name in LIBRARIES else level.upper())
+        logger.propagate = False
 
 
 async def serve(

@@ -15,7 +15,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema, named
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.fields import ChatRequest, Message, PlainText, refuse_unsupported
+from lucid_deploy.serving.fields import ChatRequest, Message, PlainText
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_grammar
 
@@ -95,7 +95,6 @@ def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
     known: set[str] = set()
     for index, message in enumerate(given):
         where = f"messages[{index}]"
-        refuse_unsupported(message, f"{where}.")
         calls = message.tool_calls or []
         if calls and message.role != "assistant":
             raise FieldError(f"{where}.tool_calls: only the assistant calls tools.", f"{where}.tool_calls")

@@ -66,7 +66,7 @@ def test_key_files(with_tokenizer: Path, tmp_path: Path) -> None:
     assert "can be read by every user" in message(b"key\n", 0o644)
     assert "line 2: a key is printable ASCII" in message("key\nschlüssel\n".encode())
     assert "line 1: a key is printable ASCII" in message(b"two words\n")
-    assert "not text in UTF-8" in message(b"\xff\xfe")
+    assert "not valid UTF-8" in message(b"\xff\xfe")
 
 
 def test_what_is_no_artifact_is_not_served(tmp_path: Path, artifact_copy: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def closes(sent: Sent) -> bool:
 
 def test_the_log_and_the_client_have_the_same_id(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        scope["exchange"].answer_id = "cmpl-1"
+        scope["exchange"].answer = SimpleNamespace(id="cmpl-1")
         await answering(200)(scope, receive, send)
 
     def id_of(sent: Sent) -> str:

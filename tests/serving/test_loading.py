@@ -11,9 +11,8 @@ from typing import Any, cast
 import pytest
 
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.serving.front import ApiOptions
-from lucid_deploy.serving.jobs import EngineOptions, make_engine
-from lucid_deploy.serving.loading import reader_setup
+from lucid_deploy.serving.engine import EngineOptions, make_engine
+from lucid_deploy.serving.front import ApiOptions, reader_setup
 
 Exported = Callable[..., tuple[Path, Any]]
 
@@ -38,7 +37,7 @@ def test_the_draft_model_s_files_are_checked_and_watched(
     with_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = Path(shutil.copytree(with_tokenizer, tmp_path / "draft"))
-    monkeypatch.setattr("lucid_deploy.serving.jobs.Engine", lambda *given: given)
+    monkeypatch.setattr("lucid_deploy.serving.engine.Engine", lambda *given: given)
     options = EngineOptions(str(with_tokenizer), speculate="draft", draft=str(draft))
     open_batcher, _, _, check, _ = cast(Any, make_engine(options))
     open_batcher()

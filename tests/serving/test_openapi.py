@@ -41,7 +41,7 @@ def test_references_lead_somewhere() -> None:
         (CompletionRequest, {"model": "m", "prompt": "p", "stop": ""}, False),
         (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "c"}]}, True),
         (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "c"}]}]}, True),
-        (ResponseRequest, {"model": "m", "input": "c", "store": False}, True),
+        (ResponseRequest, {"model": "m", "input": "c", "top_logprobs": 20}, True),
         (ResponseRequest, {"model": "m", "input": [{"type": "message", "role": "user", "content": "c"}]}, True),
         (ResponseRequest, {"model": "m", "input": []}, False),
         (ResponseRequest, {"model": "m", "input": [{"type": "reasoning"}]}, False),

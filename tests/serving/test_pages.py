@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.serving.app import document
-from lucid_deploy.serving.pages import HEADERS, PAGES
+from lucid_deploy.serving.app import PAGE_HEADERS, document
+from lucid_deploy.serving.front import PAGES
 from lucid_deploy.serving.security import read_api_keys
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
@@ -28,7 +28,7 @@ def get(folder: Path, path: str, **settings: Any) -> Any:
 def test_pages_load_nothing_from_elsewhere(path: str, tmp_path: Path) -> None:
     answer = get(tmp_path, path)
     assert answer.status_code == 200
-    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert {name: answer.headers[name] for name in PAGE_HEADERS} == PAGE_HEADERS
     policy = answer.headers["content-security-policy"].split("; ")
     assert "default-src 'none'" in policy and "script-src 'self'" in policy
     assert "unsafe" not in str(policy)

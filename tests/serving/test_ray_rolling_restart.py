@@ -15,8 +15,8 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
+from lucid_deploy.serving.engine import EngineOptions
 from lucid_deploy.serving.front import ApiOptions
-from lucid_deploy.serving.jobs import EngineOptions
 from lucid_deploy.serving.ray_cluster import APPLICATION, ENGINE, ClusterOptions, application
 from lucid_deploy.serving.ray_start import OBJECT_STORE_BYTES
 from tests.patience import PATIENCE

@@ -12,7 +12,7 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.readers import ReaderPool, ReaderSetup, check_setup
+from lucid_deploy.serving.readers import ReaderPool, ReaderSetup, reader_process
 from lucid_deploy.serving.requests import Kind
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
@@ -173,6 +173,7 @@ def test_signals_to_the_whole_group_are_the_servers_affair(number: signal.Signal
 
 def test_a_template_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
     """It is compiled in the reader too: compiling computes what is constant."""
-    with pytest.raises(LucidError, match="is not valid"):
-        asyncio.run(check_setup(write_setup(tmp_path, "{% for")))
-    asyncio.run(check_setup(write_setup(tmp_path, None)))
+    with pytest.raises(LucidError, match="is not valid"), reader_process(write_setup(tmp_path, "{% for")) as reader:
+        reader.start()
+    with reader_process(write_setup(tmp_path, None)) as reader:
+        reader.start()
