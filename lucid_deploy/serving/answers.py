@@ -10,7 +10,7 @@ import msgspec
 
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.tool_parser import ToolCallParser, whole_message
+from lucid_deploy.serving.tool_parser import Delta, ToolCallParser
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.requests import PreparedRequest
@@ -99,22 +99,22 @@ class _Choice:
         self.reason: str | None = None
         self._parser = None if request.tools is None else ToolCallParser(request.tools)
         self._stream, self._chat, self._top = request.stream, request.chat, request.job.top_logprobs
-        self._texts: list[str] = []
+        self._texts: list[str] = [echo]
+        self._calls: list[dict[str, Any]] = []
         self._logprobs: list[Any] = []
-        self._message: dict[str, Any] = {}  # the content and calls of a chat that is not streamed, once it has ended
 
-    def add(self, piece: TextPiece) -> tuple[str | dict[str, Any], dict[str, Any] | None]:
+    def add(self, piece: TextPiece) -> tuple[str | Delta, dict[str, Any] | None]:
         """Add a piece of the generation; return what a stream shows of its text and its log-probabilities."""
         # Encode now: encoding all of a long answer at its end would block the event loop.
         encoded = [_chat_logprob(item) if self._chat else _completion_logprob(item) for item in piece.logprobs]
         if not self._stream:
-            self._texts.append(piece.text)
             self._logprobs += encoded
-            return "", None
-        content = piece.text if self._parser is None else self._parser.push(piece.text).json()
-        return content, self._logprobs_json(encoded)
+        if self._parser is not None:
+            return self._add(self._parser.push(piece.text)), self._logprobs_json(encoded)
+        self._texts.append(piece.text)
+        return piece.text, self._logprobs_json(encoded)
 
-    def end(self, reason: str) -> str | dict[str, Any]:
+    def end(self, reason: str) -> str | Delta:
         """End the generation; return what is left to show.
 
         The reason is ``tool_calls``, unless a stop string has cut a call, which must not be carried out.
@@ -122,19 +122,29 @@ class _Choice:
         self.reason = reason
         if self._parser is None:
             return ""
-        if not self._stream:
-            self._message = whole_message(self._parser, "".join(self._texts))
-        rest = self._parser.finish().json()
+        rest = self._add(self._parser.finish())
         if reason == "stop" and self._parser.has_whole_calls:
             self.reason = "tool_calls"
         return rest
 
+    def _add(self, delta: Delta) -> Delta:
+        self._texts.append(delta.get("content", ""))
+        for part in delta.get("tool_calls", ()):
+            if "id" in part:
+                self._calls.append({"id": part["id"], "type": "function", "function": {**part["function"]}})
+            else:
+                self._calls[-1]["function"]["arguments"] += part["function"]["arguments"]
+        return delta
+
     def whole(self) -> dict[str, Any]:
         choice: dict[str, Any] = {"finish_reason": self.reason, "logprobs": self._logprobs_json(self._logprobs)}
-        text = self.echo + "".join(self._texts)
-        if self._chat:
-            return {**choice, "message": {"role": "assistant", "refusal": None, "content": text, **self._message}}
-        return {**choice, "text": text}
+        text = "".join(self._texts)
+        if not self._chat:
+            return {**choice, "text": text}
+        message: dict[str, Any] = {"role": "assistant", "refusal": None, "content": text}
+        if self._calls:
+            message |= {"content": text or None, "tool_calls": self._calls}
+        return {**choice, "message": message}
 
     def _logprobs_json(self, encoded: list[Any]) -> dict[str, Any] | None:
         if self._top is None:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +32,7 @@ from lucid_deploy.serving.tool_formats import tool_format_named
 from lucid_deploy.serving.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
-    from lucid_deploy.serving.answers import Answer
+    from lucid_deploy.serving.answers import Answer, Events
     from lucid_deploy.serving.ray_cluster import RayBackend
 
 log = logging.getLogger("lucid_deploy.serving")
@@ -45,6 +46,7 @@ PAGES = {  # for browsers: path → file in web/ and its type
     "/docs": ("docs.html", "text/html"),
     "/ui/style.css": ("style.css", "text/css"),
 }
+LAST_WORD_SECONDS = 1.0  # to send the error that ends a stream; a client that does not read misses it
 BODY_SECONDS = 30.0  # for a body to arrive
 FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
 BODIES = 16  # as many of the largest bodies may be in memory at once
@@ -196,18 +198,24 @@ class Exchange:
             raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         self.key = key or ""
 
-    async def prepare(self, kind: Kind) -> PreparedRequest:
-        """Receive the body and read it; from then on the request counts as busy."""
-        service = self.service
-        service.check_ready()
-        try:
-            body = await self.body()
-            self._count_busy()
-            prepared = await self.during(service.readers.read(body, kind))
-            self.read_at = time.time_ns()
-        finally:
-            self.count(0)
-        service.check_ready()  # again, because receiving the body may take long
+    async def accept(self) -> bytes:
+        """Return the body once it is there; from then on the request counts as busy."""
+        self.service.check_ready()
+        body = await self.body()
+        busy, most = self.service.busy, self.service.most_busy
+        # No key of several may have more than half.
+        if busy.total() >= most or (len(self.service.api.keys) > 1 and busy[self.key] >= most // 2):
+            raise queue_full(1)
+        busy[self.key] += 1
+        self._busy = True
+        return body
+
+    async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
+        """Return what the body asks for."""
+        prepared = await self.service.readers.read(body, kind)
+        self.read_at = time.time_ns()
+        self.count(0)
+        self.service.check_ready()  # again, because receiving the body may take long
         return prepared
 
     async def body(self) -> bytes:
@@ -239,14 +247,6 @@ class Exchange:
             raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
         self._counted += more
         service.body_memory += more
-
-    def _count_busy(self) -> None:
-        """Count a request that has arrived whole until its answer ends; no key of several may have more than half."""
-        busy, most = self.service.busy, self.service.most_busy
-        if busy.total() >= most or (len(self.service.api.keys) > 1 and busy[self.key] >= most // 2):
-            raise queue_full(1)
-        busy[self.key] += 1
-        self._busy = True
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Do some work once the body is there; cancel it when the client leaves, time is over or the server ends."""
@@ -283,16 +283,28 @@ class Exchange:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
+    async def send_events(self, events: Events, end: bool = False) -> None:
+        """Send events of the answer's stream."""
+        assert self.answer is not None
+        frames = [*map(self.answer.frame, events), *([self.answer.end_of_stream] if end else [])]
+        await self._send({"type": "http.response.body", "body": b"".join(frames), "more_body": not end})
+
     async def refuse(self, error: ApiError) -> None:
-        """Note an error, and answer with it unless an answer has begun."""
+        """Answer with an error, or end with it the stream that has begun."""
         self.service.metrics.rejected.labels(error.code).inc()
         self.error = error.code
         if self.status == 499:
             await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
+        elif self.answer is not None and self.answer.request.stream:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    await self.send_events([self.answer.failure(error)])
+                    await self._send({"type": "http.response.body"})
         self.status = error.status
 
     def end(self) -> None:
         """Log and count the request."""
+        self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1
         if self.service.tracing is not None and self.kind is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,7 +29,7 @@ from lucid_deploy.serving.fields import (
     drop_without_effect,
 )
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
-from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
+from lucid_deploy.serving.tool_parser import Delta, ToolCallParser
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.requests import PreparedRequest
@@ -150,18 +151,18 @@ class ResponseAnswer(Answer):
         self._common |= {"object": "response", "created_at": created, **NEUTRAL, **(request.response or {})}
         self._common["id"] = self.id
         self._parser = None if request.tools is None else ToolCallParser(request.tools)
-        self._items: list[_Item] = []  # all but the last are complete
+        self._output: list[dict[str, Any]] = []  # items; all but the last are complete
+        self._texts: list[str] = []  # of the last item
         self._status = "in_progress"
         self._number = -1
 
     def whole(self) -> dict[str, Any]:
         ended = self._status != "in_progress"
-        statuses = ["completed"] * (len(self._items) - 1) + [self._status]
         return {
             **self._common,
             "status": self._status,
             "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
-            "output": [item.json(status) for item, status in zip(self._items, statuses, strict=True)] if ended else [],
+            "output": self._output if ended else [],
             "usage": self.usage() if ended else None,
         }
 
@@ -177,7 +178,7 @@ class ResponseAnswer(Answer):
 
     def opening(self) -> Events:
         begun = [self._event(name, response=self.whole()) for name in ("created", "in_progress")]
-        return begun if self._parser is not None else begun + self._begin(_Item())
+        return begun if self._parser is not None else begun + self._begin_text()
 
     def chunks(self, piece: TextPiece) -> Events:
         self.new_tokens += piece.tokens
@@ -187,8 +188,8 @@ class ResponseAnswer(Answer):
 
     def closing(self, row: int, reason: str) -> Events:
         events = [] if self._parser is None else self._take(self._parser.finish())
-        if not self._items:
-            events += self._begin(_Item())
+        if not self._output:
+            events += self._begin_text()
         self._status = "incomplete" if reason == "length" else "completed"
         return [*events, *self._end_item(self._status), self._event(self._status, response=self.whole())]
 
@@ -203,74 +204,57 @@ class ResponseAnswer(Answer):
 
     def _event(self, kind: str, **more: Any) -> dict[str, Any]:
         self._number += 1
-        return {"type": f"response.{kind}", "sequence_number": self._number, **more}
+        return {"type": f"response.{kind}", "sequence_number": self._number, **deepcopy(more)}
 
-    def _take(self, delta: AnswerDelta) -> Events:
+    def _item_event(self, kind: str, **more: Any) -> dict[str, Any]:
+        item, place = self._output[-1], {"output_index": len(self._output) - 1}
+        return self._event(kind, **place, item_id=item["id"], **more)
+
+    def _take(self, delta: Delta) -> Events:
         """Return what is new of text and calls as events; no text comes after a call."""
-        events = self._add_text(delta.content, [])
-        for part in delta.calls:
-            if part.id is not None:
-                events += self._begin(_Item(part.id, part.name))
-            if part.arguments:
-                events += self._add(part.arguments, [])
+        events = self._add_text(delta.get("content", ""), [])
+        for part in delta.get("tool_calls", ()):
+            called = part["function"]
+            if "id" in part:
+                item = {"type": "function_call", "status": "in_progress", "call_id": part["id"], **called}
+                events += self._begin({"id": "fc_" + secrets.token_hex(16), **item})
+            else:
+                self._texts.append(called["arguments"])
+                events.append(self._item_event("function_call_arguments.delta", delta=called["arguments"]))
         return events
 
     def _add_text(self, text: str, logprobs: Events) -> Events:
         if not text and not logprobs:
             return []
-        begun = [] if self._items else self._begin(_Item())
-        return begun + self._add(text, logprobs)
+        begun = [] if self._output else self._begin_text()
+        self._texts.append(text)
+        self._output[-1]["content"][0]["logprobs"] += logprobs
+        return [*begun, self._item_event("output_text.delta", content_index=0, delta=text, logprobs=logprobs)]
 
-    def _add(self, text: str, logprobs: Events) -> Events:
-        item = self._items[-1]
-        item.texts.append(text)
-        item.logprobs += logprobs
-        more = {} if item.call_id else {"logprobs": logprobs}
-        return [self._item_event(f"{item.kind}.delta", item.place, delta=text, **more)]
+    def _begin_text(self) -> Events:
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        item = {"id": "msg_" + secrets.token_hex(16), "type": "message", "role": "assistant", "status": "in_progress"}
+        begun = self._begin({**item, "content": []})
+        self._output[-1]["content"].append(part)
+        return [*begun, self._item_event("content_part.added", content_index=0, part=part)]
 
-    def _begin(self, item: _Item) -> Events:
+    def _begin(self, item: dict[str, Any]) -> Events:
         """Begin an item, which ends the one before."""
-        ended = self._end_item("completed") if self._items else []
-        self._items.append(item)
-        shown = item.json("in_progress")
-        parts = shown.pop("content", None)
-        if parts is None:
-            return [*ended, self._item_event("output_item.added", {}, item=shown)]
-        begun = self._item_event("output_item.added", {}, item={**shown, "content": []})
-        return [*ended, begun, self._item_event("content_part.added", item.place, part=parts[0])]
+        ended = self._end_item("completed") if self._output else []
+        self._output.append(item)
+        self._texts = []
+        return [*ended, self._event("output_item.added", output_index=len(self._output) - 1, item=item)]
 
     def _end_item(self, status: str) -> Events:
-        item = self._items[-1]
-        shown = item.json(status)
-        if item.call_id is not None:
-            done = {"name": item.name, "arguments": shown["arguments"]}
-            events = [self._item_event(f"{item.kind}.done", item.place, **done)]
+        item, text = self._output[-1], "".join(self._texts)
+        item["status"] = status
+        if item["type"] == "function_call":
+            item["arguments"] = text
+            done = [self._item_event("function_call_arguments.done", name=item["name"], arguments=text)]
         else:
-            (part,) = shown["content"]
-            done = {"text": part["text"], "logprobs": part["logprobs"]}
-            events = [self._item_event(f"{item.kind}.done", item.place, **done)]
-            events.append(self._item_event("content_part.done", item.place, part=part))
-        return [*events, self._item_event("output_item.done", {}, item=shown)]
-
-    def _item_event(self, kind: str, place: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return self._event(kind, output_index=len(self._items) - 1, **place, **more)
-
-
-class _Item:
-    """An item of an answer: a message with one part of text, or the call of a function."""
-
-    def __init__(self, call_id: str | None = None, name: str | None = None) -> None:
-        self.call_id, self.name = call_id, name
-        self.texts: list[str] = []
-        self.logprobs: Events = []
-        self.kind = "output_text" if call_id is None else "function_call_arguments"  # of its events
-        self.id = ("msg_" if call_id is None else "fc_") + secrets.token_hex(16)
-        self.place = {"item_id": self.id, **({"content_index": 0} if call_id is None else {})}
-
-    def json(self, status: str) -> dict[str, Any]:
-        text = "".join(self.texts)
-        if self.call_id is not None:
-            call = {"call_id": self.call_id, "name": self.name, "arguments": text}
-            return {"id": self.id, "type": "function_call", "status": status, **call}
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": [*self.logprobs]}
-        return {"id": self.id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+            (part,) = item["content"]
+            part["text"] = text
+            more = {"text": text, "logprobs": part["logprobs"]}
+            done = [self._item_event("output_text.done", content_index=0, **more)]
+            done.append(self._item_event("content_part.done", content_index=0, part=part))
+        return [*done, self._event("output_item.done", output_index=len(self._output) - 1, item=item)]

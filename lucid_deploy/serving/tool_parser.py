@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from lucid_deploy.serving.tool_formats import ToolFormat
@@ -13,38 +12,13 @@ from lucid_deploy.serving.tool_formats import ToolFormat
 _LETTERS = string.ascii_letters + string.digits
 
 
-@dataclass(frozen=True)
-class CallDelta:
-    """What is new of a call: its id and name first, then its arguments in pieces, which are JSON together."""
-
-    index: int
-    arguments: str = ""
-    id: str | None = None
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class AnswerDelta:
-    """What is new of an answer."""
-
-    content: str = ""
-    calls: tuple[CallDelta, ...] = ()
-
-    def json(self) -> dict[str, Any]:
-        """Return it as a chunk of a stream has it."""
-        out: dict[str, Any] = {"content": self.content} if self.content else {}
-        calls = []
-        for part in self.calls:
-            call: dict[str, Any] = {"index": part.index, "function": {"arguments": part.arguments}}
-            if part.id is not None:
-                function = {"name": part.name, "arguments": part.arguments}
-                call = {"index": part.index, "id": part.id, "type": "function", "function": function}
-            calls.append(call)
-        return {**out, "tool_calls": calls} if calls else out
+Delta = dict[str, Any]  # what is new of an answer, as a chunk of a chat's stream has it: ``content``, ``tool_calls``
 
 
 class ToolCallParser:
     """Reads one answer. A grammar holds answers to the format, so calls are never malformed; they may be cut.
+
+    A call comes with its id and name first, then its arguments in pieces, which are JSON together.
 
     Attributes:
         calls: How many have begun.
@@ -55,7 +29,7 @@ class ToolCallParser:
         self._form = form
         self._buffer = ""
         self._in_content, self._in_arguments = True, False
-        self._shown, self._new = "", list[CallDelta]()  # since the last delta
+        self._shown, self._new = "", list[dict[str, Any]]()  # since the last delta
         self._reading = self._read()
 
     @property
@@ -63,20 +37,21 @@ class ToolCallParser:
         """Whether there are calls, and the arguments of each have come to their end."""
         return self.calls > 0 and not self._in_arguments
 
-    def push(self, text: str) -> AnswerDelta:
+    def push(self, text: str) -> Delta:
         """Add text; return what it makes known."""
         self._buffer += text
         next(self._reading)
         return self._delta()
 
-    def finish(self) -> AnswerDelta:
+    def finish(self) -> Delta:
         """Return the text that is still buffered; call it when no more text comes."""
         if self._in_content:
             self._shown += self._take(len(self._buffer))
         return self._delta()
 
-    def _delta(self) -> AnswerDelta:
-        found = AnswerDelta(self._shown, tuple(self._new))
+    def _delta(self) -> Delta:
+        found: Delta = {"content": self._shown} if self._shown else {}
+        found |= {"tool_calls": self._new} if self._new else {}
         self._shown, self._new = "", []
         return found
 
@@ -94,7 +69,9 @@ class ToolCallParser:
                 yield
             name, _, self._buffer = self._buffer.partition(form.call[1])
             letters = "".join(secrets.choice(_LETTERS) for _ in range(form.id_length))
-            self._new.append(CallDelta(self.calls, id=form.id_prefix + letters, name=name))
+            called = {"name": name, "arguments": ""}
+            id = form.id_prefix + letters
+            self._new.append({"index": self.calls, "id": id, "type": "function", "function": called})
             self.calls += 1
             yield from self._arguments()
             yield from self._skip(form.call[2] + form.between + form.call[0])  # never returns after the last call
@@ -128,7 +105,7 @@ class ToolCallParser:
                         self._in_arguments = False
                         break
             if self._buffer:
-                self._new.append(CallDelta(self.calls - 1, self._take(place)))
+                self._new.append({"index": self.calls - 1, "function": {"arguments": self._take(place)}})
             if self._in_arguments:
                 yield
 
@@ -136,14 +113,3 @@ class ToolCallParser:
         while not self._buffer.startswith(expected):
             yield
         self._take(len(expected))
-
-
-def whole_message(parser: ToolCallParser, text: str) -> dict[str, Any]:
-    """Return the content and calls of a whole answer; beside calls an empty content is null."""
-    first, rest = parser.push(text), parser.finish()
-    content, calls = first.content + rest.content, list[dict[str, Any]]()
-    for part in first.calls:
-        if part.id is not None:
-            calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
-        calls[-1]["function"]["arguments"] += part.arguments
-    return {"content": content or None, "tool_calls": calls} if calls else {"content": content}

@@ -27,13 +27,14 @@ def parsed(form: ToolFormat, text: str, cut: int) -> tuple[str, list[tuple[str, 
     parser, content, found, ids = ToolCallParser(form), "", [], []
     deltas = [parser.push(text[start : start + cut]) for start in range(0, len(text), cut)] + [parser.finish()]
     for delta in deltas:
-        content += delta.content
-        for call in delta.calls:
-            if call.id is not None:
-                assert call.index == len(found) and call.name is not None
-                found.append((call.name, ""))
-                ids.append(call.id)
-            found[call.index] = (found[call.index][0], found[call.index][1] + call.arguments)
+        content += delta.get("content", "")
+        for call in delta.get("tool_calls", ()):
+            index, called = call["index"], call["function"]
+            if "id" in call:
+                assert index == len(found)
+                found.append((called["name"], ""))
+                ids.append(call["id"])
+            found[index] = (found[index][0], found[index][1] + called["arguments"])
     assert parser.calls == len(found)
     return content, found, ids
 
