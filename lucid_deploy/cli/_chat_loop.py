@@ -215,8 +215,6 @@ class ChatSession:
     def _save(self, file: str) -> None:
         if not file:
             raise LucidError("Name the file: /save FILE.")
-        if "\0" in file:
-            raise LucidError("The name has a NUL character, which no file's name can have. Name another file.")
         if Path(file).exists():
             raise LucidError(f"{file} exists. Name another file.")
         write_text(json.dumps(self._turns.saved(), indent=2, ensure_ascii=False) + "\n", file)

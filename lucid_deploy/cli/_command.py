@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lucid_deploy.cli._console import set_output
 from lucid_deploy.cli._process import check_encoding
 from lucid_deploy.cli._sources import CONFIG, PREFIX, in_capitals, name_variables, near, origins, read_defaults
 from lucid_deploy.errors import LucidError
@@ -41,7 +42,6 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check outputs, set up the consoles, and run."""
-        from lucid_deploy.cli._console import set_output
         from lucid_deploy.cli._outputs import check_outputs
 
         quiet, verbose, no_color = (ctx.params.pop(name) for name in _FLAGS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from lucid_deploy.artifact.quantization import STORED, Method, Quantization, short_name
-from lucid_deploy.cli._console import show
+from lucid_deploy.cli._console import console_out, show
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -62,9 +64,6 @@ def method_sentence(method: Method) -> str:
 
 def show_ranges(ranges: Mapping[str, Any], table: bool) -> None:
     """Print the largest magnitude and the warnings of a manifest's ``ranges``; with ``table``, those of all layers."""
-    from rich.table import Table
-
-    from lucid_deploy.cli._console import console_out
 
     if ranges["skipped"]:
         show("Range scan: skipped; values may overflow float16.")

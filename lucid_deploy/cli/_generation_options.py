@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._console import note
+from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import FieldError
+
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -137,7 +141,6 @@ def as_token_ids(answers: PromptDefaults, tokenizer: TextTokenizer | None) -> Sa
 
 def note_greedy(sampling: Sampling) -> None:
     """Say on stderr when options of sampling are given and nothing is sampled."""
-    from lucid_deploy.cli._console import note
 
     given = sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None
     if given and not sampling.temperature:
@@ -146,7 +149,6 @@ def note_greedy(sampling: Sampling) -> None:
 
 def _biases(given: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
     """Return pairs of token ids and biases."""
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.sampling import logit_bias
 
     pairs: dict[str, float] = {}
@@ -170,7 +172,6 @@ def open_tokenizer(artifact: Artifact, required: bool = False) -> TextTokenizer 
 
 def note_unknown_words(tokenizer: TextTokenizer, text: str) -> None:
     """Name the words that a tokenizer does not know: they are one token to the model, whatever they say."""
-    from lucid_deploy.cli._console import note
 
     if unknown := tokenizer.unknown_words(text):
         more = " …" if len(unknown) > 8 else ""
@@ -193,9 +194,7 @@ def open_guides(
 
 
 def _constraint(chosen: dict[str, Any]) -> Constraint | None:
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.constraint import constraint_of
-    from lucid_deploy.json_fields import FieldError
 
     if not chosen:
         return None
@@ -213,7 +212,6 @@ def _constraint(chosen: dict[str, Any]) -> Constraint | None:
 
 def read_file(option: str, path: str) -> str:
     """Return the text of a file that an option names, without the byte order mark of Windows' programs."""
-    from lucid_deploy.errors import LucidError
 
     try:
         return Path(path).read_text(encoding="utf-8-sig")

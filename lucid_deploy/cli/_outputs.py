@@ -16,8 +16,7 @@ from lucid_deploy.cli._console import note
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import leftovers
 
-# Parameters of commands by their names: what is written; models, into whose folders nothing is written; files that are
-# read. A test holds that every parameter with a path is in one of these or in OTHERS.
+# Parameters of commands that are written. What exists under the value of any other is taken to be read.
 OUTPUTS = {
     "json_target": "--json",
     "output": "--output",
@@ -29,20 +28,6 @@ OUTPUTS = {
 }
 FILES = ("--json", "--report")
 FOLDERS = ("--plot", "--output-path")
-MODELS = ("artifact", "artifacts", "checkpoint", "against", "draft")
-READ = (
-    *("batch", "prompt_file", "calibration", "text", "haystack", "golden", "config"),
-    *("api_key_file", "metrics_key_file", "token_file", "json_schema", "grammar"),
-)
-OTHERS = (
-    "include_path",
-    "data",
-    "hub_cache",
-    "plugin",
-    "cases",
-    "merge_adapter",
-    "adapters",
-)  # searched folders, libraries
 RECORD = ".run.json"  # beside the answers of a batch
 
 
@@ -56,9 +41,10 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if str(given.get(name) or "-") != "-"]
     if given.get("batch") and given.get("output"):
         outputs.append(("--output", Path(f"{given['output']}{RECORD}")))
-    models = [path for path in _paths(given, MODELS) if path.is_dir()]
+    read = list(_paths({**given, "config": config}))
+    models = [path for path in read if any((path / name).is_file() for name in ("lucid.json", "config.json"))]
     models += [source for path in models if (source := _checkpoint_of(path)) is not None]
-    inputs = {_real(path): path for path in _paths({**given, "config": config}, READ)}
+    inputs = {_real(path): path for path in read}
     written: dict[Path, str] = {}
     for option, path in outputs:
         place = _real(path)
@@ -94,12 +80,14 @@ def _check_writable(option: str, path: Path) -> None:
         raise LucidError(f"{option} {path} cannot be written: {reason}.")
 
 
-def _paths(given: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Path]:
-    for name in names:
-        value = given.get(name)
+def _paths(given: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the files and folders that a command's parameters name, but for what it writes."""
+    for name, value in given.items():
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str | Path) and str(item) != "-":
-                yield Path(item)
+            if isinstance(item, str | Path) and name not in OUTPUTS:
+                with suppress(OSError, ValueError):  # a text that no file can be called by
+                    if Path(item).exists():
+                        yield Path(item)
 
 
 def _checkpoint_of(artifact: Path) -> Path | None:

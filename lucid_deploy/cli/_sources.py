@@ -6,9 +6,9 @@ Click reads both. It would ignore a misspelt variable or key, and name variables
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of environment variables
 CONFIG = "lucid_deploy.config"  # key of Click's meta: the file of --config
-# Kubernetes and Docker set these in containers beside a service that is called lucid-deploy.
-_SERVICE = re.compile(rf"{PREFIX}_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 
 
 def long_name(option: click.Parameter) -> str:
@@ -35,7 +33,6 @@ def in_capitals(name: str) -> str:
 
 def near(name: str, known: Collection[str]) -> str:
     """Return `` Did you mean NAME?`` with the most similar known name, or nothing."""
-    from difflib import get_close_matches
 
     return "".join(f" Did you mean {found}?" for found in get_close_matches(name, known, n=1))
 
@@ -68,7 +65,7 @@ def origins(context: click.Context, options: Sequence[click.Parameter]) -> str:
 def name_variables(command: click.Command, context: click.Context) -> None:
     """Give each option of a command its environment variable, and refuse variables that no option reads.
 
-    ``LUCID_DEPLOY_RUN_TOP_K`` is for ``run --top-k``. Variables of other commands are not looked at.
+    ``LUCID_DEPLOY_RUN_TOP_K`` is for ``run --top-k``. Other variables are not looked at.
     """
     path = _path(context)
     if not path:  # a command on its own, as in a configuration of Ray
@@ -78,18 +75,11 @@ def name_variables(command: click.Command, context: click.Context) -> None:
     for option in options:
         option.envvar = option.envvar or f"{own}_{in_capitals(long_name(option))}"
     known = {str(option.envvar) for option in options}
-    root = context.find_root().command
-    assert isinstance(root, click.Group)
-    others = tuple(f"{PREFIX}_{in_capitals(name)}_" for name in root.list_commands(context))
     for name in sorted(os.environ):
-        if not name.startswith(f"{PREFIX}_") or name in known or _SERVICE.match(name) or context.resilient_parsing:
-            continue
-        if name.startswith(f"{own}_"):
+        if name.startswith(f"{own}_") and name not in known and not context.resilient_parsing:
             raise LucidError(
                 f"The environment variable {name} is no option of {context.command_path}.{near(name, known)}"
             )
-        if not name.startswith(others):
-            raise LucidError(f"The environment variable {name} belongs to no command.{near(name, known)}")
 
 
 def read_defaults(name: str, context: click.Context) -> dict[str, Any]:

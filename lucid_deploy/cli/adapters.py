@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command, Group
+from lucid_deploy.cli._console import note, show, write_results
 from lucid_deploy.cli._options import NamedFolder, artifact_argument, json_option
+from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -48,8 +50,6 @@ def add_command(artifact: str, adapters: tuple[tuple[str, Path], ...]) -> None:
     Example: lucid-deploy adapters add ./artifact support=./lora
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import note
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.export.adapters import change_adapters
 
     opened, given = open_artifact(artifact), dict(adapters)
@@ -78,8 +78,6 @@ def remove_command(artifact: str, names: tuple[str, ...]) -> None:
 
 def _show(artifact: Artifact, json_target: str | None = None) -> None:
     import msgspec
-
-    from lucid_deploy.cli._console import show, write_results
 
     slots, adapters = artifact.manifest.adapters, artifact.adapters()
     facts: dict[str, Any] = {"adapters": msgspec.to_builtins(adapters), "room": msgspec.to_builtins(slots)}

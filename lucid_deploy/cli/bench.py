@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, note, progress, show, write_results
 from lucid_deploy.cli._options import NumberList, choice_option, json_option, runtime_options
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import KERNELS
@@ -77,7 +78,6 @@ def command(
     from lucid_deploy.bench.contenders import baseline, with_kernels
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, load_average
     from lucid_deploy.bench.report import build_report
-    from lucid_deploy.cli._console import note, progress
 
     load = load_average()  # before anything of ours runs
     chosen = tuple(stages.split(","))
@@ -121,7 +121,6 @@ def command(
 
 def _write(report: dict[str, Any], plot_directory: str | None, json_target: str | None) -> None:
     from lucid_deploy.bench.plots import plot
-    from lucid_deploy.cli._console import note, write_results
 
     if report["distrust"]:
         note(f"Note: do not trust these times: {'; '.join(report['distrust'])}. Measure again on a quiet machine.")
@@ -135,7 +134,6 @@ def _write(report: dict[str, Any], plot_directory: str | None, json_target: str 
 
 def _show(report: dict[str, Any]) -> None:
     from lucid_deploy.bench.report import table
-    from lucid_deploy.cli._console import console_out, show
 
     console_out.print(table(report))
     used = {name: facts["kernels"] for name, facts in report["opened"].items() if facts["kernels"] is not None}

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.table import Table
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, human_size, note, progress, show, write_results
 from lucid_deploy.cli._options import artifact_argument, json_option
+from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.tensorrt.build import BuildReport
@@ -80,8 +83,6 @@ def command(artifact: str, capabilities: str | None, json_target: str | None, **
     Example: lucid-deploy build ./artifact --max-batch 8 --max-context 512
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import note, progress, write_results
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 
     listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
@@ -95,9 +96,7 @@ def command(artifact: str, capabilities: str | None, json_target: str | None, **
 
 
 def _show(report: BuildReport) -> None:
-    from rich.table import Table
 
-    from lucid_deploy.cli._console import console_out, human_size, show
     from lucid_deploy.runtimes.tensorrt.build import describe_capabilities
 
     manifest, limits = report.manifest, report.manifest.limits

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import note, progress
 from lucid_deploy.cli._generation_options import (
     SpeculationOptions,
     answer_options,
@@ -20,6 +21,7 @@ from lucid_deploy.cli._generation_options import (
     speculation_options,
 )
 from lucid_deploy.cli._options import artifact_argument, runtime_options
+from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.batching.prompts import PromptDefaults
@@ -58,8 +60,6 @@ def command(
     from lucid_deploy.artifact.chat_process import ChatRenderer
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
-    from lucid_deploy.cli._console import note, progress
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Conversation
 
     opened = open_artifact(artifact)
@@ -107,7 +107,6 @@ def _line_editing(history: str | None) -> Iterator[None]:
     except ImportError:  # Windows: the console edits lines itself
         yield
         return
-    from lucid_deploy.errors import LucidError
 
     if history is not None:
         try:

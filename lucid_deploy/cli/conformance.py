@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
+from rich.table import Table
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, progress, show, write_results
 from lucid_deploy.cli._options import json_option, runtime_options
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -33,9 +37,6 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
     """
     from pathlib import Path
 
-    from lucid_deploy.cli._console import progress, show, write_results
-    from lucid_deploy.errors import CheckFailed, LucidError
-
     if write is not None:
         from lucid_deploy.conformance.cases import write_cases
 
@@ -58,10 +59,6 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
 
 
 def _show(results: list[Result]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from lucid_deploy.cli._console import console_out, show
 
     table = Table("case", "result", "error", "allowed")
     table.add_column("remark", overflow="fold")

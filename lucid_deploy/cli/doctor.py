@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
+from rich.table import Table
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, progress, write_results
 from lucid_deploy.cli._options import json_option
+from lucid_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
     from lucid_deploy.doctor.diagnosis import Finding
@@ -22,9 +26,7 @@ def command(json_target: str | None) -> None:
 
     Example: lucid-deploy doctor
     """
-    from lucid_deploy.cli._console import progress, write_results
     from lucid_deploy.doctor.diagnosis import CHECKS, run_check
-    from lucid_deploy.errors import CheckFailed
 
     findings = []
     with progress("Checking") as update:
@@ -38,10 +40,6 @@ def command(json_target: str | None) -> None:
 
 
 def _show(findings: list[Finding]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from lucid_deploy.cli._console import console_out
 
     table = Table("", "what", "version", "for")
     table.add_column("remark", overflow="fold")  # paths are to be copied, so nothing is cut off

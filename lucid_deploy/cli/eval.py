@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, progress, show, write_results
+from lucid_deploy.cli._generation_options import note_unknown_words, read_file
 from lucid_deploy.cli._options import NumberList, NumberRange, artifact_argument, json_option, runtime_options
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -142,7 +144,7 @@ def _kind(options: SimpleNamespace) -> str:
 )
 @click.option("--log-samples", is_flag=True, help="With --output-path: write every prompt and answer too.")
 @json_option("the results")
-def command(artifact: str, json_target: str | None, runtime: RuntimeOptions, **given: Any) -> None:
+def command(artifact: str, **given: Any) -> None:
     """Measure how good an artifact's answers are.
 
     recall asks for entries of lists, with the held-out prompts of the bundled model. needles hides facts at known
@@ -158,7 +160,7 @@ def command(artifact: str, json_target: str | None, runtime: RuntimeOptions, **g
     run = {"recall": _questions, "needles": _questions, "text": _perplexity}.get(_kind(options), _harness)
     opened = open_artifact(artifact)
     other = None if options.against is None else open_artifact(options.against)
-    run(opened, other, options, runtime, json_target)
+    run(opened, other, options)
 
 
 def _flag(name: str) -> str:
@@ -167,7 +169,6 @@ def _flag(name: str) -> str:
 
 def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TextTokenizer]:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.cli._console import progress
     from lucid_deploy.runtimes import open_session
 
     tokenizer = TextTokenizer(artifact.directory)
@@ -175,22 +176,14 @@ def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Te
         return open_session(artifact, runtime), tokenizer
 
 
-def _perplexity(
-    artifact: Artifact,
-    other: Artifact | None,
-    options: SimpleNamespace,
-    runtime: RuntimeOptions,
-    json_target: str | None,
-) -> None:
+def _perplexity(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
     """Measure the perplexity of ``--text``, and what it costs beside ``--against``."""
     import numpy as np
 
-    from lucid_deploy.cli._console import console_out, progress, write_results
-    from lucid_deploy.cli._generation_options import note_unknown_words, read_file
     from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
 
     text = read_file("--text", options.text)
-    session, tokenizer = _open(artifact, runtime)
+    session, tokenizer = _open(artifact, options.runtime)
     note_unknown_words(tokenizer, text)
     ids = np.asarray(tokenizer.encode(text), np.int64)
     pieces, done = windows(ids, session.config.max_position_embeddings), iter(range(1, 1 + len(ids)))
@@ -198,13 +191,18 @@ def _perplexity(
         found = surprisals(session_logits(session), pieces, lambda: update(next(done), len(pieces)))
     if not np.isfinite(found).all():
         raise CheckFailed("The model gave logits that are not finite.")
-    facts = {"artifact": str(artifact.directory), **session.facts(), "ablate": runtime.ablate, "text": options.text}
+    facts = {
+        "artifact": str(artifact.directory),
+        **session.facts(),
+        "ablate": options.runtime.ablate,
+        "text": options.text,
+    }
     facts |= {"tokens": len(found), "window": len(pieces[0]), "perplexity": float(np.exp(found.mean()))}
     lines = [
         "perplexity {perplexity:.4f} over {tokens} tokens, in windows of {window}; {runtime}, {dtype}".format(**facts)
     ]
     if other is not None:
-        theirs, their_tokenizer = _open(other, replace(runtime, ablate=None))
+        theirs, their_tokenizer = _open(other, replace(options.runtime, ablate=None))
         if their_tokenizer.encode(text) != ids.tolist():
             raise LucidError(f"{other.directory} reads the text as other tokens, so the two cannot be compared.")
         done = iter(range(1, 1 + len(ids)))
@@ -213,24 +211,12 @@ def _perplexity(
             cost = cost_on_text(*logits, pieces, lambda: update(next(done), len(pieces)))
         facts["against"] = {"artifact": options.against, **asdict(cost)}
         lines.append(f"against {other.directory}: {cost.original:.4f}, so {cost.sentence()}")
-
-    def show() -> None:
-        for line in lines:
-            console_out.print(line, soft_wrap=True, markup=False)
-
-    write_results(facts, json_target, show)
+    write_results(facts, options.json_target, lambda: show("\n".join(lines)))
 
 
-def _questions(
-    artifact: Artifact,
-    other: Artifact | None,
-    options: SimpleNamespace,
-    runtime: RuntimeOptions,
-    json_target: str | None,
-) -> None:
+def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
     """Ask the questions of recall or needles."""
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.cli._console import console_out, progress, write_results
     from lucid_deploy.evaluation import compare, evaluate, needles_task, recall_task
     from lucid_deploy.evaluation.report import require, summary
     from lucid_deploy.evaluation.task import SEED
@@ -239,7 +225,7 @@ def _questions(
     for each in (artifact, other):  # refused before anything runs
         if options.task == "recall" and each is not None:
             recall_task(TextTokenizer(each.directory), limit, seed)
-    session, tokenizer = _open(artifact, runtime)
+    session, tokenizer = _open(artifact, options.runtime)
     if options.task == "recall":
         task = recall_task(tokenizer, limit, seed)
     else:
@@ -258,22 +244,21 @@ def _questions(
     with progress(f"Asking {artifact.directory.name}") as update:
         report = evaluate(session, tokenizer, task, options.batch, update)
     facts: dict[str, Any] = {"artifact": str(artifact.directory), **session.facts(), **report.to_dict()}
-    facts |= {"quantization": _rounding(artifact), "ablate": runtime.ablate}
+    facts |= {"quantization": _rounding(artifact), "ablate": options.runtime.ablate}
     del session  # two models need not be in memory at once
     comparison, theirs = None, ""
     if other is not None:
-        opened = _open(other, replace(runtime, ablate=None))
+        opened = _open(other, replace(options.runtime, ablate=None))
         with progress(f"Asking {other.directory.name}") as update:
             comparison = compare(report, evaluate(*opened, task, options.batch, update))
         facts["against"] = {"artifact": options.against, **comparison.to_dict(), "quantization": _rounding(other)}
         theirs = f"{other.directory}{_weights(other)}"
 
-    def show() -> None:
+    def show_report() -> None:
         console_out.print(report.table())
-        for line in summary(report, _weights(artifact), comparison, theirs):
-            console_out.print(line, soft_wrap=True, markup=False)
+        show("\n".join(summary(report, _weights(artifact), comparison, theirs)))
 
-    write_results(facts, json_target, show)
+    write_results(facts, options.json_target, show_report)
     require(report, comparison, options.minimum, options.minimum_relative)
 
 
@@ -291,16 +276,8 @@ def _weights(artifact: Artifact) -> str:
     return "" if facts is None else ", {scheme}, {method}, {bits_per_weight:.4g} bits a weight".format(**facts)
 
 
-def _harness(
-    artifact: Artifact,
-    other: Artifact | None,
-    options: SimpleNamespace,
-    runtime: RuntimeOptions,
-    json_target: str | None,
-) -> None:
+def _harness(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
     """Run tasks of lm-evaluation-harness, by name or of a suite."""
-    from lucid_deploy.cli._console import console_out, progress, write_results
-    from lucid_deploy.errors import missing_extra
 
     try:
         import lm_eval
@@ -326,7 +303,7 @@ def _harness(
         truncate=options.truncate,
         output=options.output_path,
     )
-    session, tokenizer = _open(artifact, runtime)
+    session, tokenizer = _open(artifact, options.runtime)
     if planned:
         with progress("Making the documents") as update:
             tasks, facts = suite_tasks(
@@ -343,11 +320,11 @@ def _harness(
         names = str(options.task).removeprefix(HARNESS).split(",")
         tasks = harness.load_tasks(names, options.include_path, metadata)
     with progress(f"Asking {artifact.directory.name}", estimate=True) as update:
-        results = harness.ask(artifact, session, tasks, settings, runtime, "answers", update)
+        results = harness.ask(artifact, session, tasks, settings, options.runtime, "answers", update)
     facts = {
         "artifact": str(artifact.directory),
         **session.facts(),
-        "ablate": runtime.ablate,
+        "ablate": options.runtime.ablate,
         "suite": suite,
         "limit": settings.limit,
         "num_fewshot": options.num_fewshot,
@@ -361,7 +338,7 @@ def _harness(
     del session  # two models need not be in memory at once
     tables = [harness.result_table(suite or "lm-evaluation-harness", results)]
     if other is not None:
-        whole = replace(runtime, ablate=None)
+        whole = replace(options.runtime, ablate=None)
         session = _open(other, whole)[0]
         with progress(f"Asking {other.directory.name}", estimate=True) as update:
             theirs = harness.ask(other, session, tasks, settings, whole, "answers_against", update)
@@ -374,9 +351,4 @@ def _harness(
         tables.append(harness.difference_table(f"{artifact.directory.name} less {other.directory.name}", differences))
     if settings.output is not None:
         harness.write_output(settings.output, facts, results, options.log_samples)
-
-    def show() -> None:
-        for table in tables:
-            console_out.print(table)
-
-    write_results(facts, json_target, show)
+    write_results(facts, options.json_target, lambda: console_out.print(*tables, sep="\n"))

@@ -9,21 +9,47 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
+from lucid_deploy.cli._command import Command, is_verbose
+from lucid_deploy.cli._console import human_size, note, progress, show, write_results
+from lucid_deploy.cli._facts import quantization_facts, show_quantization, show_ranges
 from lucid_deploy.cli._options import NamedFolder, choice_option, json_option, trust_option, type_option
 from lucid_deploy.cli._sources import refuse_given
+from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.quantization import Method
     from lucid_deploy.export.quantize.options import QuantizeOptions
+    from lucid_deploy.model.hub import HubOptions
     from lucid_deploy.parity.perplexity import TextCost
 
 _QUANTIZATION = (
     *("quantize", "quantize_format", "block_size", "keep_float", "quantize_embeddings", "activations", "method"),
     *("calibration_tokens", "equalize", "head_bits"),
 )
+
+
+_HUB = ("revision", "token_file", "hub_cache", "offline", "hub_endpoint")
+
+
+def _hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command; its function gets them by :data:`_HUB`."""
+    for option in (
+        click.option("--hub-endpoint", metavar="URL", help="Another Hub than huggingface.co, such as a mirror."),
+        click.option("--offline", is_flag=True, help="Use what was downloaded from the Hub before; contact no server."),
+        click.option(
+            "--hub-cache", type=click.Path(), metavar="DIR", help="Folder of the files downloaded from the Hub."
+        ),
+        click.option(
+            "--token-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Token for private models of the Hub; default: the one that hf auth login stored.",
+        ),
+        click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub; default: main."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command("export", cls=Command)
@@ -184,7 +210,7 @@ _QUANTIZATION = (
     help="The largest rank to leave room for. Default: that of the adapters, or 16 without any.",
 )
 @trust_option
-@hub_options
+@_hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
 def command(checkpoint: str, output: str, json_target: str | None, **given: Any) -> None:
@@ -196,11 +222,10 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
     Example: lucid-deploy export demo --output ./artifact
     """
     from lucid_deploy.artifact.tokenizer import advice
-    from lucid_deploy.cli._console import note, progress, write_results
     from lucid_deploy.export import ExportOptions, export
 
     quantize = _quantize_options({name: given.pop(name) for name in _QUANTIZATION})
-    hub = read_hub_options({name: given.pop(name) for name in NAMES})
+    hub = _read_hub_options({name: given.pop(name) for name in _HUB})
     calibration, opset = given.pop("calibration"), given.pop("opset")
     options = ExportOptions(
         quantize=quantize,
@@ -221,8 +246,6 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
 
 def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int], None]) -> TextCost | None:
     """Measure what quantization costs; a note if it cannot be measured."""
-    from lucid_deploy.cli._console import note
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.parity.verification import held_out_cost
 
     try:
@@ -233,7 +256,6 @@ def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int
 
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
-    from lucid_deploy.cli._facts import quantization_facts
     from lucid_deploy.runtimes.inspection import forms, remarks, summary
 
     manifest = artifact.manifest
@@ -257,9 +279,6 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
 
 def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
     from lucid_deploy.artifact import WEIGHTS
-    from lucid_deploy.cli._command import is_verbose
-    from lucid_deploy.cli._console import human_size, show
-    from lucid_deploy.cli._facts import show_quantization, show_ranges
     from lucid_deploy.runtimes.inspection import compression, remarks, summary
 
     manifest = artifact.manifest
@@ -276,7 +295,6 @@ def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
 
 
 def _show_cost(method: Method, cost: TextCost | None) -> None:
-    from lucid_deploy.cli._console import show
 
     if cost is not None:
         kept = len(method.calibration["held_out"]) * method.calibration["row_tokens"]
@@ -302,3 +320,29 @@ def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:
         "Add --quantize int8, int4, fp8 or nvfp4 (stored, where the checkpoint is quantized already), or leave it out.",
     )
     return None
+
+
+def _read_hub_options(values: dict[str, Any]) -> HubOptions:
+    """Return the options as the command line gave them.
+
+    Args:
+        values: By :data:`_HUB`.
+    """
+    from lucid_deploy.model.hub import HubOptions
+    from lucid_deploy.serving.security import read_secrets
+
+    endpoint, token = values["hub_endpoint"], values["token_file"]
+    if values["revision"] == "":
+        raise LucidError("--revision is empty: name a branch, a tag or a commit, or leave it out.")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise LucidError(f"--hub-endpoint {endpoint} is no address: it begins with https:// or http://")
+    tokens = [None] if token is None else read_secrets("--token-file", token)
+    if len(tokens) != 1:
+        raise LucidError(f"--token-file {token} holds no token: it is one line of ASCII without blanks.")
+    return HubOptions(
+        revision=values["revision"],
+        token=tokens[0],
+        cache=None if values["hub_cache"] is None else Path(values["hub_cache"]),
+        offline=values["offline"],
+        endpoint=None if endpoint is None else endpoint.rstrip("/"),
+    )

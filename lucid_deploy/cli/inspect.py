@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from rich.markup import escape
+from rich.table import Column, Table
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, human_size, note, progress, show, write_results
+from lucid_deploy.cli._facts import show_quantization, show_ranges
 from lucid_deploy.cli._options import artifact_argument, json_option
+from lucid_deploy.errors import CheckFailed, in_one_line
 
 
 @click.command("inspect", cls=Command)
@@ -24,8 +29,6 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
     Example: lucid-deploy inspect ./artifact --batch 8 --context 4096
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.cli._console import note, progress, write_results
-    from lucid_deploy.errors import CheckFailed, in_one_line
     from lucid_deploy.runtimes.inspection import describe
 
     opened = open_artifact(artifact)
@@ -47,11 +50,8 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
 
 def _show(facts: dict[str, Any]) -> None:
     import msgspec
-    from rich.table import Table
 
     from lucid_deploy.artifact.quantization import Quantization
-    from lucid_deploy.cli._console import console_out, human_size, show
-    from lucid_deploy.cli._facts import show_quantization, show_ranges
 
     model = facts["model"]
     show(
@@ -101,10 +101,6 @@ def _kernels(facts: dict[str, Any]) -> str:
 
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    from lucid_deploy.cli._console import console_out, show
 
     name = Column("tensor", min_width=36, overflow="fold")  # cut names of two tensors may be the same
     tensors = Table("", name, "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")

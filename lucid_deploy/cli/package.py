@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import note, progress, show, write_results
 from lucid_deploy.cli._options import artifact_argument, choice_option, json_option
 from lucid_deploy.cli._sources import refuse_given
 
@@ -61,7 +62,6 @@ def command(
     Example: lucid-deploy package ./artifact --target triton --output ./models
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.cli._console import progress, show, write_results
 
     other = "tensorrt" if target == "triton" else "triton"
     refuse_given(context, _OF_TENSORRT if target == "triton" else _OF_TRITON, f"is for --target {other}")
@@ -82,7 +82,6 @@ def _triton(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[P
 
 
 def _tensorrt(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
-    from lucid_deploy.cli._console import note, progress
     from lucid_deploy.packaging.tensorrt import TensorRtOptions, package_tensorrt
 
     chosen = TensorRtOptions(**{name: options[name] for name in (*_OF_TENSORRT, "overwrite")})

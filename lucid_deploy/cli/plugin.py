@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from lucid_deploy.cli._command import Command, Group
+from lucid_deploy.cli._console import human_size, progress, show, write_results
 from lucid_deploy.cli._options import NumberList, TypeName, choice_option, json_option
+from lucid_deploy.errors import LucidError
 
 
 @click.group("plugin", cls=Group)
@@ -67,8 +69,6 @@ def build(
 
     Example: lucid-deploy plugin build --target tensorrt --arch 8.6,12.0
     """
-    from lucid_deploy.cli._console import show, write_results
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.plugins.hosts.compiler import find_compiler
 
     architectures = _architectures(archs)
@@ -98,7 +98,6 @@ def _build_tensorrt(
     output: Path | None, architectures: tuple[int, ...], dtypes: tuple[str, ...], head_dims: tuple[int, ...]
 ) -> tuple[str, dict[str, Any]]:
     """Build the plugin; return what to print, and the facts for JSON."""
-    from lucid_deploy.cli._console import human_size, progress
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import total_size
@@ -129,7 +128,6 @@ def _build_tensorrt(
 
 def _build_onnxruntime(output: Path | None) -> tuple[str, dict[str, Any]]:
     """Build the library of kernels for the CPU; return what to print, and the facts for JSON."""
-    from lucid_deploy.cli._console import human_size, progress
     from lucid_deploy.plugins.hosts.onnxruntime.build import ORT_ABI, build_ort_library, kernels_name
 
     with progress("Compiling the library for onnxruntime"):
@@ -143,7 +141,6 @@ def _build_onnxruntime(output: Path | None) -> tuple[str, dict[str, Any]]:
 
 def _architectures(listed: str | None) -> tuple[int, ...]:
     """Return compute capabilities as numbers: 86 for 8.6; none where the option was not given."""
-    from lucid_deploy.errors import LucidError
 
     if listed is None:
         return ()  # before PyTorch is imported, which the library for onnxruntime does not need

@@ -28,6 +28,7 @@ from lucid_deploy.cli._generation_options import (
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sources import given_options, origins, refuse_given
 from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import shown
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -158,10 +159,9 @@ def _encode(text: str, tokenizer: TextTokenizer) -> list[int]:
 
 def _listed_ids(text: str) -> list[int]:
     items = [item.strip() for item in text.split(",") if item.strip()]
-    for place, item in enumerate(items, 1):
+    for item in items:
         if not re.fullmatch(r"[+-]?[0-9]{1,40}", item):  # int() takes 1_0 too
-            shown = repr(item) if len(item) <= 40 else f"{item[:40]!r}…, {len(item)} characters"
-            raise LucidError(f"--prompt-ids takes whole numbers separated by commas; number {place} is {shown}.")
+            raise LucidError(f"--prompt-ids takes whole numbers separated by commas, not {shown(item)}.")
     return [int(item) for item in items]
 
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._command import Command, is_verbose
+from lucid_deploy.cli._console import console_err, note
 from lucid_deploy.cli._generation_options import SpeculationOptions, speculation_options
 from lucid_deploy.cli._options import Decorator, NumberRange, artifact_argument, choice_option, runtime_options
 from lucid_deploy.cli._sources import refuse_given
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.processors import usable_cores
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.engine import EngineOptions
@@ -127,8 +129,6 @@ def command(artifact: str, **options: Any) -> None:
 
     Example: lucid-deploy serve ./artifact --port 8000
     """
-    from lucid_deploy.cli._command import is_verbose
-    from lucid_deploy.cli._console import console_err
 
     engine = options["engine"]
     _check_engine(click.get_current_context(), engine)
@@ -216,7 +216,6 @@ def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
-    from lucid_deploy.cli._console import note
     from lucid_deploy.serving.front import Service, reader_setup
     from lucid_deploy.serving.jobs import make_backend
     from lucid_deploy.serving.server import bind, serve
@@ -237,7 +236,6 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
 
 
 def _serve_on_ray(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
-    from lucid_deploy.cli._console import note
 
     _check_package("ray.serve", "ray", "serve on a Ray cluster")
     from lucid_deploy.serving.ray_cluster import serve_on_ray
@@ -281,7 +279,6 @@ def _cluster_options(options: dict[str, Any], here: bool) -> ClusterOptions:
     Args:
         here: Whether all engines run on this machine, and nothing else does.
     """
-    from lucid_deploy.processors import usable_cores
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
     fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]

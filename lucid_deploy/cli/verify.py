@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._console import console_out, progress, write_json, write_text
+from lucid_deploy.cli._generation_options import read_file
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options, trust_option
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
@@ -129,9 +132,6 @@ def command(
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.artifact.adapters import BASE
-    from lucid_deploy.cli._console import console_out, progress, write_json, write_text
-    from lucid_deploy.cli._generation_options import read_file
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.parity.options import check_tolerance
     from lucid_deploy.parity.terminal import render
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact

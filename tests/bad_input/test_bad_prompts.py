@@ -41,7 +41,7 @@ def test_ids_outside_the_vocabulary(refused: Refused, artifact_copy: Path, wrong
 @pytest.mark.parametrize("garbage", ["x", "1.5", "1 2", "1;2", "0x10", "1_0", "٣", "--1"])
 def test_ids_that_are_no_numbers(refused: Refused, artifact_copy: Path, garbage: str) -> None:
     message = refused("run", artifact_copy, "--prompt-ids", f"5,,6,{garbage},7")
-    assert f"--prompt-ids takes whole numbers separated by commas; number 3 is '{garbage}'." in message
+    assert f'--prompt-ids takes whole numbers separated by commas, not "{garbage}".' in message
 
 
 @pytest.mark.parametrize("empty", ["", ",", " , "])

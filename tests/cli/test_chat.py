@@ -115,7 +115,6 @@ def test_commands(chatty: Path, tmp_path: Path) -> None:
     for line, message in (
         (f"/save {file}", "exists. Name another file."),
         ("/save", "Name the file"),
-        ("/save a\0b", "has a NUL character"),
         ("/what", "There is no command /what"),
         (f"/save {tmp_path}/none/x", "cannot be written"),
     ):

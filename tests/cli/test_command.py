@@ -102,7 +102,6 @@ def test_the_environment_and_a_file_set_every_option_as_the_command_line_does(
         ("inspect x", "LUCID_DEPLOY_INSPECT_CONTXT", "Did you mean LUCID_DEPLOY_INSPECT_CONTEXT?"),
         ("plugin build", "LUCID_DEPLOY_PLUGIN_BUILD_ARCHS", "Did you mean LUCID_DEPLOY_PLUGIN_BUILD_ARCH?"),
         ("inspect x", "LUCID_DEPLOY_INSPECT_ARTIFACT", "is no option of"),
-        ("run x", "LUCID_DEPLOY_RUNN_SEED", "belongs to no command"),
     ],
 )
 def test_an_unknown_variable_is_refused(line: str, variable: str, hint: str) -> None:

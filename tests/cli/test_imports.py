@@ -28,13 +28,10 @@ NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter", "lucid_deploy.evaluati
 IN_TRITON = (".kernel", ".tile", ".parts", ".parts_float8", ".int8_part", ".powers")
 # These are the side of the server that speaks HTTP or Ray.
 SPEAK = (
-    "answering",
     "app",
     "connections",
     "front",
-    "loading",
     "metrics",
-    "pages",
     "ray_",
     "server",
     "tracing",

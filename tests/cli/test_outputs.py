@@ -7,36 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.cli import COMMANDS, main
-from lucid_deploy.cli._outputs import MODELS, OTHERS, OUTPUTS, READ
+from lucid_deploy.cli import main
 
 Exported = Callable[..., tuple[Path, Artifact]]
-# What the help calls values that are no paths; a parameter with any other name, or of the type Path, has one.
-NO_PATHS = {
-    *(
-        "ADDRESS",
-        "B",
-        "BITS",
-        "EXPRESSION",
-        "GLOB",
-        "ID=BIAS",
-        "IDS",
-        "JSON",
-        "KEY",
-        "LIST",
-        "N",
-        "N,N,...",
-        "NAME",
-        "NAME...",
-        "R",
-    ),
-    *("NAME,NAME,...", "N[,N,...]", "SHARE", "SIZE", "TEXT", "URL", "X"),
-}
 
 
 @pytest.fixture
@@ -45,7 +22,7 @@ def place(exported: Exported, tmp_path: Path) -> Path:
     checkpoint, artifact = exported()
     shutil.copytree(checkpoint, tmp_path / "checkpoint")
     shutil.copytree(artifact.directory, tmp_path / "artifact")
-    shutil.copytree(artifact.directory, tmp_path / "draft" / "deeper")
+    shutil.copytree(artifact.directory, tmp_path / "draft")
     manifest = tmp_path / "artifact" / "lucid.json"
     manifest.write_text(manifest.read_text().replace(str(checkpoint), str(tmp_path / "checkpoint")))
     (tmp_path / "p.jsonl").write_text('{"prompt_ids": [5]}\n')
@@ -123,26 +100,3 @@ def test_a_file_may_lie_in_a_folder_that_the_command_makes(place: Path, monkeypa
     line = "export checkpoint --output new --json new/facts.json"
     result = CliRunner().invoke(main, line.split())
     assert (result.exit_code, (place / "new" / "facts.json").is_file()) == (0, True), result.stderr
-
-
-def parameters() -> dict[str, Any]:
-    """All parameters of all commands that name a file or a directory."""
-    found: dict[str, Any] = {}
-    context = click.Context(main)
-    for name in COMMANDS:
-        command = main.get_command(context, name)
-        inner = command.commands.values() if isinstance(command, click.Group) else [command]
-        for parameter in (parameter for each in inner if each is not None for parameter in each.params):
-            names = {getattr(parameter, "metavar", None) or "TEXT"}
-            if isinstance(parameter.type, click.Path) or not names <= NO_PATHS:
-                found[str(parameter.name)] = parameter
-    return found
-
-
-def test_every_parameter_with_a_path_is_known_as_read_or_written() -> None:
-    known = {*OUTPUTS, *MODELS, *READ, *OTHERS}
-    assert parameters().keys() <= known
-    assert known - parameters().keys() <= {
-        "checkpoint",
-        "directories",
-    }  # which has no type: it may be a model of the Hub
