@@ -11,19 +11,7 @@ from lucid_deploy.artifact.quantization import STORED, Method, Quantization, sho
 from lucid_deploy.cli._console import console_out, show
 
 if TYPE_CHECKING:
-    from lucid_deploy.artifact import Artifact
-
-_COLUMNS = 8  # layers beside each other at most; with more, each has a row
-
-
-def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:
-    """Return the manifest's record and how much smaller the weights are, as plain data; None if there is none."""
-    from lucid_deploy.runtimes.inspection import compression
-
-    record = artifact.manifest.quantization
-    if record is None:
-        return None
-    return {**record.to_dict(), "block_size": record.block_size, "compression": compression(artifact)}
+    pass
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
@@ -69,12 +57,7 @@ def show_ranges(ranges: Mapping[str, Any], table: bool) -> None:
         show("Range scan: skipped; values may overflow float16.")
         return
     peaks = ranges["peaks"]
-    if table and len(peaks) <= _COLUMNS:
-        shown = Table("tensor", *peaks, title="Largest magnitudes")
-        for name in dict.fromkeys(name for row in peaks.values() for name in row):
-            shown.add_row(name, *(f"{row[name]:.4g}" if name in row else "" for row in peaks.values()))
-        console_out.print(shown)
-    elif table:
+    if table:
         shown = Table("", "largest", "tensor", "residual stream", title="Largest magnitudes; all are in lucid.json")
         for layer, row in peaks.items():
             name = max(row, key=lambda key: row[key])

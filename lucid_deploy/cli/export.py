@@ -11,7 +11,6 @@ import click
 
 from lucid_deploy.cli._command import Command, is_verbose
 from lucid_deploy.cli._console import human_size, note, progress, show, write_results
-from lucid_deploy.cli._facts import quantization_facts, show_quantization, show_ranges
 from lucid_deploy.cli._options import NamedFolder, choice_option, json_option, trust_option, type_option
 from lucid_deploy.cli._sources import refuse_given
 from lucid_deploy.errors import LucidError
@@ -32,26 +31,6 @@ _QUANTIZATION = (
 _HUB = ("revision", "token_file", "hub_cache", "offline", "hub_endpoint")
 
 
-def _hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command; its function gets them by :data:`_HUB`."""
-    for option in (
-        click.option("--hub-endpoint", metavar="URL", help="Another Hub than huggingface.co, such as a mirror."),
-        click.option("--offline", is_flag=True, help="Use what was downloaded from the Hub before; contact no server."),
-        click.option(
-            "--hub-cache", type=click.Path(), metavar="DIR", help="Folder of the files downloaded from the Hub."
-        ),
-        click.option(
-            "--token-file",
-            type=click.Path(),
-            metavar="FILE",
-            help="Token for private models of the Hub; default: the one that hf auth login stored.",
-        ),
-        click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub; default: main."),
-    ):
-        command = option(command)
-    return command
-
-
 @click.command("export", cls=Command)
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Directory to make, such as ./artifact.")
@@ -66,101 +45,74 @@ def _hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--cache",
     type=click.Choice(["growing", "static"]),
-    help="Write graphs with one kind of cache only. growing: present tensors are past ones plus the new rows. static: "
-    "decode writes in place into buffers. Default: growing, static and inlined graphs side by side.",
+    help="Write only graphs whose cache grows, or only ones that write in place into static buffers; default: all.",
 )
 @type_option(
     "--cache-dtype",
     ["auto", "float16", "int8", "fp8"],
-    help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head. "
-    "fp8: E4M3 with such scales, for TensorRT on GPUs from compute capability 8.9.",
+    help="Type of cached K and Y; auto: the model's. int8 and fp8 (E4M3, for TensorRT from compute capability 8.9) "
+    "have a scale for each row of a head.",
 )
 @choice_option(
     "--state-dtype",
     ["float32", "model"],
-    help="Type that recurrent states of delta layers are kept in between calls. model: that of --dtype, which halves "
-    "them in a float16 model and rounds them after every call.",
+    help="Type of delta layers' recurrent states between calls; model: that of --dtype, to which calls round them.",
 )
 @choice_option(
     "--diagonal",
     ["unit", "training"],
-    help="Diagonal of L in LUCID layers. unit: 1. training: what the authors' training code divides by, which is below "
-    "1 for small keys.",
+    help="Diagonal of L in LUCID layers: 1, or what the authors' training code divides by (below 1 for small keys).",
 )
 @click.option(
     "--opset",
     type=click.Choice(["23", "24"]),
-    help="Version of ONNX's standard operators in graphs with a static cache; others have 23. Default: 24. With 23 "
-    "they run in OpenVINO and onnxruntime below 1.25 too, which have no TensorScatter.",
+    help="ONNX operator set of graphs with a static cache; default: 24. With 23, as all others have it, they run in "
+    "OpenVINO and onnxruntime below 1.25 too.",
 )
-@click.option(
-    "--inline",
-    is_flag=True,
-    help="Write only graphs without functions, for runtimes that know none, such as OpenVINO. Our own kernels need "
-    "functions.",
-)
+@click.option("--inline", is_flag=True, help="Write only graphs without functions, as OpenVINO needs, and no kernels.")
 @click.option(
     "--calibration",
     type=click.Path(),
     metavar="FILE",
-    help="A text file like what the model will read: int4 learns from it, and the range scan of "
-    "float16 runs its lines. One named *.jsonl holds a list of token ids in each line.",
+    help="Text like what the model will read, or *.jsonl with token ids: int4 learns from it, float16 is tried on it.",
 )
-@click.option(
-    "--skip-range-scan",
-    is_flag=True,
-    help="Do not run the checkpoint before: neither for values that overflow float16 nor for what --diagonal changes.",
-)
+@click.option("--skip-range-scan", is_flag=True, help="Do not look for what overflows float16, nor at --diagonal.")
 @click.option(
     "--quantize",
     type=click.Choice(["int8", "int4", "fp8", "nvfp4", "stored"]),
-    help="Quantize the weights of linear layers, lm_head included: int8, int4 to whole numbers with a scale for each "
-    "block; fp8 (E4M3) and nvfp4, for TensorRT on GPUs that have them, to floating-point numbers. "
-    "stored: take over the numbers of a checkpoint that is quantized already, as is done without this option too.",
+    help="Quantize the weights of linear layers and lm_head: to whole numbers, or for TensorRT to fp8 (E4M3) or nvfp4. "
+    "stored: keep the numbers of a quantized checkpoint, as without this option.",
 )
 @choice_option(
     "--quantize-format",
     ["auto", "matmulnbits", "qdq"],
-    help="matmulnbits: onnxruntime's operators. qdq: DequantizeLinear, for TensorRT. auto is matmulnbits, and qdq of "
-    "fp8 and nvfp4.",
+    help="onnxruntime's operators, or DequantizeLinear for TensorRT, which auto takes for fp8 and nvfp4.",
 )
-@click.option(
-    "--block-size",
-    type=int,
-    metavar="N",
-    help="Weights that share a scale: 16, 32, 64, 128 or 256. Default: 32.",
-)
+@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale: 16 to 256; default: 32.")
 @click.option(
     "--keep-float",
     multiple=True,
     metavar="GLOB",
     help="Do not quantize these weights, such as 'layers.*.k_proj' or lm_head; may be repeated.",
 )
-@click.option(
-    "--quantize-embeddings",
-    is_flag=True,
-    help="Quantize the embedding too (matmulnbits only). One tied to lm_head is one weight with it in any case.",
-)
+@click.option("--quantize-embeddings", is_flag=True, help="Quantize an untied embedding too (matmulnbits only).")
 @choice_option(
     "--activations",
     ["auto", "int8", "float"],
-    help="Inputs of products with quantized weights. int8: onnxruntime on the CPU rounds them block by block, and is "
-    "fast. float: they stay. auto: int8 of int8 and int4, float of fp8 and nvfp4; of a checkpoint in fp8 what it says.",
+    help="Inputs of quantized weights: rounded block by block by onnxruntime on the CPU, which is fast, or left as "
+    "they are. auto: int8 for int8 and int4.",
 )
 @click.option(
     "--method",
     default="",
     metavar="NAME",
-    help="How numbers are chosen. Default: rtn; of int4 in matmulnbits what costs least, which is hqq, and gptq "
-    "with --calibration, with --equalize and --head-bits 8. rtn: the nearest. "
-    "hqq: an offset for each block as well. gptq: by what the layers compute over the --calibration text. Installed "
-    "packages may add others.",
+    help="How numbers are chosen: rtn, the nearest; hqq, with an offset for each block; gptq, by what layers compute "
+    "over --calibration. Default: rtn; of int4 in matmulnbits gptq with --calibration, else hqq, and --head-bits 8.",
 )
 @click.option(
     "--equalize/--no-equalize",
     default=None,
-    help="Before rounding, multiply columns of weights and divide what gives their inputs, so that columns are alike. "
-    "Needs no text, and makes int4's error much smaller.",
+    help="Scale columns of weights alike before rounding, which makes int4's error much smaller.",
 )
 @click.option(
     "--head-bits",
@@ -180,8 +132,7 @@ def _hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--assume-unused",
     multiple=True,
     metavar="KEY",
-    help="Ignore this key of config.json, which lucid-deploy does not know and the model's code does not use; may be "
-    "repeated.",
+    help="Ignore this unknown key of config.json, which the model's code does not use; may be repeated.",
 )
 @click.option(
     "--merge-adapter",
@@ -195,22 +146,26 @@ def _hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
     multiple=True,
     type=NamedFolder(),
     metavar="NAME=DIR",
-    help="Keep a LoRA adapter apart from the weights, so that each row of a batch may have its own; may be repeated.",
+    help="Keep a LoRA adapter apart, so that each row of a batch may have its own; may be repeated.",
 )
 @click.option(
     "--max-adapters",
     type=click.IntRange(1, 4096),
     metavar="N",
-    help="Leave room for so many adapters, in all linear layers: lucid-deploy adapters adds them later.",
+    help="Leave room for so many adapters, which lucid-deploy adapters adds later.",
 )
 @click.option(
     "--max-adapter-rank",
     type=click.IntRange(1, 4096),
     metavar="R",
-    help="The largest rank to leave room for. Default: that of the adapters, or 16 without any.",
+    help="Leave room for this rank; default: that of the adapters, or 16.",
 )
 @trust_option
-@_hub_options
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub; default: main.")
+@click.option("--token-file", metavar="FILE", help="Token for private models; default: that of hf auth login.")
+@click.option("--hub-cache", metavar="DIR", help="Folder of the files downloaded from the Hub.")
+@click.option("--offline", is_flag=True, help="Use what was downloaded from the Hub before; contact no server.")
+@click.option("--hub-endpoint", metavar="URL", help="Another Hub than huggingface.co, such as a mirror.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
 def command(checkpoint: str, output: str, json_target: str | None, **given: Any) -> None:
@@ -223,6 +178,7 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
     """
     from lucid_deploy.artifact.tokenizer import advice
     from lucid_deploy.export import ExportOptions, export
+    from lucid_deploy.runtimes.inspection import describe
 
     quantize = _quantize_options({name: given.pop(name) for name in _QUANTIZATION})
     hub = _read_hub_options({name: given.pop(name) for name in _HUB})
@@ -240,7 +196,7 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
         cost = None if options.calibration is None else _cost(artifact, options.calibration, update)
     if not artifact.path("tokenizer.json").is_file():
         note(f"Note: {advice(artifact.directory)}")
-    facts = {**_facts(artifact), "cost": None if cost is None else asdict(cost)}
+    facts = {**describe(artifact), "cost": None if cost is None else asdict(cost)}
     write_results(facts, json_target, lambda: _show(checkpoint, artifact, cost))
 
 
@@ -255,30 +211,9 @@ def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int
         return None
 
 
-def _facts(artifact: Artifact) -> dict[str, Any]:
-    from lucid_deploy.runtimes.inspection import forms, remarks, summary
-
-    manifest = artifact.manifest
-    return {
-        "artifact": str(artifact.directory),
-        "dtype": manifest.dtype,
-        "logits": manifest.logits,
-        "files": manifest.files,
-        "inline": manifest.inline,
-        "forms": forms(artifact),
-        "summary": summary(artifact),
-        "remarks": remarks(artifact),
-        "hub": manifest.hub,
-        "takes_text": artifact.path("tokenizer.json").is_file(),
-        "assumed_unused": manifest.assumed_unused,
-        "cache_dtype": manifest.cache_dtype,
-        "ranges": manifest.ranges,
-        "quantization": quantization_facts(artifact),
-    }
-
-
 def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
     from lucid_deploy.artifact import WEIGHTS
+    from lucid_deploy.cli._facts import show_quantization, show_ranges
     from lucid_deploy.runtimes.inspection import compression, remarks, summary
 
     manifest = artifact.manifest
@@ -295,7 +230,6 @@ def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
 
 
 def _show_cost(method: Method, cost: TextCost | None) -> None:
-
     if cost is not None:
         kept = len(method.calibration["held_out"]) * method.calibration["row_tokens"]
         show(

@@ -10,7 +10,6 @@ from rich.table import Column, Table
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._console import console_out, human_size, note, progress, show, write_results
-from lucid_deploy.cli._facts import show_quantization, show_ranges
 from lucid_deploy.cli._options import artifact_argument, json_option
 from lucid_deploy.errors import CheckFailed, in_one_line
 
@@ -52,6 +51,7 @@ def _show(facts: dict[str, Any]) -> None:
     import msgspec
 
     from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.cli._facts import show_quantization, show_ranges
 
     model = facts["model"]
     show(

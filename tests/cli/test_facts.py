@@ -10,23 +10,23 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cli._facts import quantization_facts, show_quantization, show_ranges
+from lucid_deploy.cli._facts import show_quantization, show_ranges
+from lucid_deploy.runtimes.inspection import compression
 
 Made = Callable[..., tuple[Path, Artifact]]
 
 
-def test_quantization_in_a_line_and_as_facts(quantized: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantization_in_a_line(quantized: Made, capsys: pytest.CaptureFixture[str]) -> None:
     _, artifact = quantized("int8")
-    record, facts = artifact.manifest.quantization, quantization_facts(artifact)
-    assert record is not None and facts is not None and (facts["scheme"], facts["block_size"]) == ("int8", 32)
-    assert 1 < facts["compression"] < 4, "int8 and its scales, beside a float embedding"
+    record, smaller = artifact.manifest.quantization, compression(artifact)
+    assert record is not None and (record.scheme, record.block_size) == ("int8", 32)
+    assert 1 < smaller < 4, "int8 and its scales, beside a float embedding"
     for count, shown in ((0, "nothing"), (2, "w0, w1"), (6, "w0, w1, w2, w3 and 2 more")):
         kept = tuple(f"model.w{i}.weight" for i in range(count))
-        show_quantization(replace(record, kept=kept), "float32", facts["compression"])
+        show_quantization(replace(record, kept=kept), "float32", smaller)
         line = capsys.readouterr().out
         assert line.startswith(f"Quantized {len(record.tensors)} weights to int8 in blocks of 32 ({record.format};")
-        assert f"kept in float32: {shown}. The weights are {facts['compression']:.1f} times smaller than" in line
-    assert quantization_facts(quantized(None)[1]) is None
+        assert f"kept in float32: {shown}. The weights are {smaller:.1f} times smaller than" in line
 
 
 def ranges(layers: int, **changes: Any) -> dict[str, Any]:
