@@ -33,20 +33,14 @@ _SAMPLING: dict[str, tuple[type, float, str]] = {
     "min_p": (float, 0.0, "Sample among tokens with at least this share of the likeliest one's probability."),
     "presence_penalty": (float, 0.0, "Taken off the logits of tokens that the answer has."),
     "frequency_penalty": (float, 0.0, "Taken off for each time that the answer has the token."),
-    "repetition_penalty": (
-        float,
-        1.0,
-        "0.01 to 100; divides positive logits of tokens that prompt or answer have, multiplies negative ones.",
-    ),
+    "repetition_penalty": (float, 1.0, "0.01 to 100; above 1, tokens that prompt or answer have become less likely."),
 }
 _GUIDED = ("json_schema", "regex", "choice", "grammar")
 _TEXTS: dict[str, dict[str, Any]] = {
     "--stop": dict(multiple=True, metavar="TEXT", help="End where this text begins; may be given several times."),
     "--ignore-eos": dict(is_flag=True, help="Go on after an end-of-sequence token."),
     "--seed": dict(type=int, help="Makes sampling repeatable."),
-    "--logit-bias": dict(
-        multiple=True, metavar="ID=BIAS", help="Add BIAS, -100 to 100, to a token's logit; may be given several times."
-    ),
+    "--logit-bias": dict(multiple=True, metavar="ID=BIAS", help="Add -100 to 100 to a token's logit; may be repeated."),
     "--bad-word": dict(multiple=True, metavar="TEXT", help="No answer contains this text; may be given several times."),
     "--json-schema": dict(metavar="FILE", help="The answer is JSON that follows the JSON schema in FILE."),
     "--regex": dict(metavar="EXPRESSION", help="The whole answer matches a regular expression."),
@@ -114,12 +108,9 @@ def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["off", "lookup", "draft"]),
             default="off",
             show_default=True,
-            help="Verify several tokens in one step: lookup guesses them from what prompt and answer repeat, draft "
-            "asks a smaller model. Answers stay the same except where rounding decides between tokens.",
+            help="Verify several tokens a step, guessed from what prompt and answer repeat, or by a smaller model.",
         ),
-        click.option(
-            "--draft", metavar="ARTIFACT", help="With --speculate draft: a smaller model with the same tokenizer."
-        ),
+        click.option("--draft", metavar="ARTIFACT", help="With --speculate draft: the smaller model, same tokenizer."),
     )
 
 

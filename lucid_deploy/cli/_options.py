@@ -119,25 +119,19 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
     "device": dict(help="Where it runs: cpu, or cuda, cuda:1, … with runtimes that have it."),
     "provider": dict(
         type=click.Choice(PROVIDERS),
-        help="With onnxruntime: the execution provider. If it cannot start, the command fails; it never falls back to "
-        "the CPU.",
+        help="With onnxruntime: the execution provider; if it cannot start, the command fails.",
     ),
     "kernels": dict(
         type=click.Choice(KERNELS),
-        help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
-        "functions; auto takes the library if there is one.",
+        help="With onnxruntime on the CPU: our library, or the graph's functions; auto: the library if built.",
     ),
     "ablate": dict(
         type=click.Choice(ABLATIONS),
         help="With --runtime torch: leave out the preconditioner (Y = V) or the normalization of its keys.",
     ),
     "adapter": dict(metavar="NAME", help="Run with this adapter, of those that lucid-deploy adapters list names."),
-    "threads": dict(
-        type=int, help="Threads within an operator; default: the runtime's choice, or as many as this process may use."
-    ),
-    "allow_extrapolation": dict(
-        is_flag=True, help="Allow prompts longer than max_position_embeddings; quality is not guaranteed."
-    ),
+    "threads": dict(type=int, help="Threads within an operator; default: the runtime's choice."),
+    "allow_extrapolation": dict(is_flag=True, help="Allow prompts longer than max_position_embeddings."),
 }
 
 

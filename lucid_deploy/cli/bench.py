@@ -36,16 +36,14 @@ BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.
     "baselines",
     type=click.Choice(BASELINES),
     multiple=True,
-    help="Also measure: the shape with standard attention, exported alike; PyTorch eager with the dense solve; PyTorch "
-    "with our operators; transformers' Llama; llama.cpp with a plain Llama of the sizes, in 8 or 4 bits if the "
-    "artifact is; the shape with standard attention in OpenVINO. May be given several times.",
+    help="Also measure the shape: with standard attention; in PyTorch, with a dense solve or our operators; as a Llama "
+    "in transformers, llama.cpp (quantized alike) or OpenVINO. May be repeated.",
 )
 @runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(
     "--kernels",
     (*KERNELS, "both"),
-    help="With onnxruntime: the library of plugin build --target onnxruntime, the graph's functions, or each artifact "
-    "with both, side by side; auto takes the library if there is one.",
+    help="With onnxruntime: our library, the graph's functions, or both; auto: the library if built.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
 @click.option(

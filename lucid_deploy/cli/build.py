@@ -43,32 +43,18 @@ class _Size(click.ParamType):
 )
 @click.option("--max-batch", type=int, metavar="B", help="Most rows at once; default: 4.")
 @click.option("--max-context", type=int, metavar="N", help="Most tokens of a row; default: the model's maximum.")
+@click.option("--prefill-chunk", type=int, metavar="N", help="Most new tokens of one prefill; default: 2048.")
 @click.option(
-    "--prefill-chunk",
-    type=int,
-    metavar="N",
-    help="Most new tokens of one prefill, longer prompts run in chunks; default: 2048, or the context if shorter.",
+    "--compute-capability", "capabilities", metavar="LIST", help="GPUs to build for, such as 8.6,12.0; default: all."
 )
 @click.option(
-    "--compute-capability",
-    "capabilities",
-    metavar="LIST",
-    help="GPUs to build for, such as 8.6,12.0; default: all that TensorRT-RTX supports.",
-)
-@click.option(
-    "--speculate",
-    is_flag=True,
-    help="Also build the engine that verifies drafts, for run --speculate; it holds one more copy of the weights.",
+    "--speculate", is_flag=True, help="Also build the engine that verifies drafts: one more copy of the weights."
 )
 @click.option("--workspace", type=_Size(), metavar="SIZE", help="Most scratch memory of a layer, such as 4GiB.")
 @click.option(
     "--weightless", is_flag=True, help="Leave the weights out of the engines; needs a GPU on the building machine."
 )
-@click.option(
-    "--plugin",
-    type=click.Path(path_type=Path),
-    help="The plugin library; default: the wheel's or plugin build's.",
-)
+@click.option("--plugin", type=click.Path(path_type=Path), help="The library; default: the wheel's or plugin build's.")
 @click.option("--no-plugin-build", is_flag=True, help="Refuse if there is no plugin library, instead of building one.")
 @click.option("--overwrite", is_flag=True, help="Replace engines that exist already.")
 @json_option("the report")

@@ -74,17 +74,14 @@ def _kind(options: SimpleNamespace) -> str:
 @artifact_argument
 @click.option("--task", help="recall, needles, or lm_eval:NAME[,NAME] for tasks of lm-evaluation-harness.")
 @click.option(
-    "--suite",
-    metavar="NAME",
-    help="ruler, mniah, longbench, scrolls or babilong, with the settings of LUCID's authors.",
+    "--suite", metavar="NAME", help="ruler, mniah, longbench, scrolls or babilong, as LUCID's authors run it."
 )
 @click.option("--text", metavar="FILE", type=click.Path(), help="Measure the perplexity of a text.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation", "ablate")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
-    help="Prompts; with needles, of each length; with lm_eval, documents of each task. "
-    " [default: 200; lm_eval: all; suites: as published]",
+    help="Prompts, for each length or task.  [default: 200; lm_eval: all; suites: as published]",
 )
 @click.option(
     "--seed",
@@ -105,42 +102,33 @@ def _kind(options: SimpleNamespace) -> str:
     "lengths",
     type=NumberList("512,4k", low=0),  # BABILong has the length 0k
     metavar="N,N,...",
-    help="Lengths of the needles' texts, or of a suite's prompts with their answers, in tokens. "
-    " [default: 1/8, 1/4, 1/2, all of 4096; suites: as published]",
+    help="Tokens of a text or prompt.  [default: 1/8, 1/4, 1/2, all of 4096; suites: as published]",
 )
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
 @click.option("--minimum", type=NumberRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
 @click.option(
-    "--minimum-relative",
-    type=NumberRange(min=0),
-    help="Exit with 1 if it is below this share of the accuracy of --against.",
+    "--minimum-relative", type=NumberRange(0), help="Exit with 1 below this share of the accuracy of --against."
 )
 @click.option("--include-path", metavar="DIR", type=FOLDER, help="With lm_eval: a directory with more tasks.")
 @click.option("--only", metavar="NAME,NAME,...", help="With --suite: run these of its tasks.")
 @click.option("--data", metavar="DIR", type=FOLDER, help="With --suite: where data are.  [default: the Hub]")
 @click.option(
-    "--haystack",
-    metavar="TEXT",
-    type=click.Path(),
-    help="With --suite ruler or mniah: bundled, essays (those of RULER) or a text file that needles are hidden in. "
-    " [default: bundled]",
+    "--haystack", metavar="TEXT", help="With ruler or mniah: bundled, essays, or a text file.  [default: bundled]"
 )
 @click.option(
     "--truncate",
     type=click.Choice(["left", "middle"]),
-    help="Cut prompts of lm_eval that are longer than the context: keep the end, or both ends.  [default: refuse them]",
+    help="Cut what begins, or the middle, of prompts that are too long.  [default: refuse them]",
 )
 @click.option("--metadata", metavar="JSON", help="For lm_eval's tasks, as with lm_eval's own --metadata.")
-@click.option(
-    "--gen-kwargs", metavar="JSON", help="Generation options instead of the tasks' own; also name=value,name=value."
-)
+@click.option("--gen-kwargs", metavar="JSON", help="Generation options in place of the tasks'; also name=value,…")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="Solved examples in each prompt.")
 @click.option("--apply-chat-template", is_flag=True, help="Ask as a chat, with the model's chat template.")
 @click.option(
     "--output-path",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Keep results and answers there. The same command continues where it was stopped.",
+    help="Keep results and answers; the same command continues from there.",
 )
 @click.option("--log-samples", is_flag=True, help="With --output-path: write every prompt and answer too.")
 @json_option("the results")

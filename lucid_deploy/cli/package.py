@@ -24,7 +24,7 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attentio
 @choice_option(
     "--backend",
     ["onnxruntime", "tensorrt"],
-    help="triton: onnxruntime takes the graphs, tensorrt the engines that lucid-deploy build --backend tensorrt made.",
+    help="triton: onnxruntime for the graphs, tensorrt for the engines of lucid-deploy build --backend tensorrt.",
 )
 @choice_option("--device", ["cpu", "gpu"], help="triton: where the models run.")
 @click.option(
@@ -38,16 +38,11 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attentio
 @click.option("--max-batch", type=int, metavar="B", help="tensorrt: most rows at once; default: 4.")
 @click.option("--max-context", type=int, metavar="N", help="tensorrt: most tokens of a row; default: the model's.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="tensorrt: most new tokens of one prefill, as in build.")
-@click.option(
-    "--plugin",
-    type=click.Path(path_type=Path),
-    help="tensorrt: the plugin library; default: as in build.",
-)
+@click.option("--plugin", type=click.Path(path_type=Path), help="tensorrt: the plugin library; default: as in build.")
 @click.option(
     "--attention",
     type=click.Choice(["explicit", "standard"]),
-    help="tensorrt: products and a softmax, or the operator Attention; default: Attention in the half types, for which "
-    "TensorRT has fused kernels.",
+    help="tensorrt: products and a softmax, or the operator Attention, the default in the half types.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call made.")
 @json_option("what was made")

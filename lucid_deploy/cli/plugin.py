@@ -25,21 +25,15 @@ def command() -> None:
 @choice_option(
     "--target",
     ["tensorrt", "onnxruntime", "all"],
-    help="Which library: TensorRT's plugin, which needs the extra kernels; kernels for onnxruntime's CPU, which need a "
-    "compiler only; or both.",
+    help="TensorRT's plugin, which needs the extra kernels; kernels for onnxruntime's CPU; or both.",
 )
-@click.option(
-    "--arch",
-    "archs",
-    metavar="LIST",
-    help="For tensorrt: compute capabilities to compile for, such as 8.6,9.0; default: all.",
-)
+@click.option("--arch", "archs", metavar="LIST", help="For tensorrt: compute capabilities, as 8.6,9.0; default: all.")
 @click.option(
     "--dtype",
     "dtypes",
     multiple=True,
     type=TypeName(["float32", "float16", "bfloat16"]),
-    help="For tensorrt: compile for artifacts of this type only, which is quicker; may be repeated; default: all.",
+    help="For tensorrt: compile for this type only; may be repeated; default: all.",
 )
 @click.option(
     "--head-dim",
@@ -47,8 +41,7 @@ def command() -> None:
     type=NumberList("64,128"),
     default=(),
     metavar="LIST",
-    help="For tensorrt: compile for these head widths only, such as 64,128, which is quicker; inspect shows an "
-    "artifact's; default: all, 16 to 256.",
+    help="For tensorrt: compile for these head widths only; inspect shows an artifact's; default: 16 to 256.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where commands look for it."

@@ -65,11 +65,9 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
     default=0,
     show_default=True,
     metavar="N",
-    help="With --batch: store the caches of N tokens, for prompts with the same beginning.",
+    help="With --batch: store caches of N tokens for reuse.",
 )
-@click.option(
-    "--overwrite", is_flag=True, help="With --batch: start anew; replaces the answers that the output file holds."
-)
+@click.option("--overwrite", is_flag=True, help="With --batch: start anew, and replace the answers in the output.")
 def command(
     artifact: str,
     text: str | None,

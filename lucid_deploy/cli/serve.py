@@ -54,73 +54,34 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @speculation_options
 @_count("--max-prompt-tokens", help="Longest prompt; the model's context if not given.")
 @_count("--max-new-tokens", help="Longest answer; the model's context if not given.")
-@_count(
-    "--max-choices",
-    high=1024,
-    help="Most generations of one request, its prompts times n; one less than --rows if not given.",
-)
+@_count("--max-choices", high=1024, help="Most generations of a request, prompts times n; default: --rows less one.")
 @_count("--max-body", "max_body_bytes", default=4 << 20, help="Largest request in bytes.")
 @_count("--readers", high=64, default=2, help="Processes that parse bodies, render chat templates and tokenize.")
 @_amount("--timeout", 300.0, "Seconds for a request, its time in the queue included.", above_zero=True)
-@_count(
-    "--max-connections",
-    high=100_000,
-    help="Open connections; twice --rows and --max-queue and 100 more if not given.",
-)
+@_count("--max-connections", high=100_000, help="Open connections; default: 2 × (--rows + --max-queue) + 100.")
 @_amount("--idle-timeout", 30.0, "Seconds that a connection may be silent.", above_zero=True)
 @_amount("--grace", 30.0, "Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.")
-@click.option(
-    "--check/--no-check", default=True, show_default=True, help="Compare the sha256 of every file before loading."
-)
-@click.option(
-    "--served-model-name", "model", metavar="NAME", help="Name in requests; the artifact directory's if not given."
-)
-@click.option(
-    "--tool-format",
-    metavar="NAME",
-    help="Tools for a model whose chat template has none, in this form: hermes, llama3 or mistral.",
-)
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare files' sha256 before loading.")
+@click.option("--served-model-name", "model", metavar="NAME", help="Name in requests; default: the directory's.")
+@click.option("--tool-format", metavar="NAME", help="Form of tools for templates without: hermes, llama3 or mistral.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
-@click.option(
-    "--metrics-key-file",
-    type=click.Path(),
-    help="Keys that may read /metrics; no other key may then, and counts are exact.",
-)
-@click.option(
-    "--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among different API keys."
-)
-@click.option(
-    "--ui/--no-ui", "pages", default=True, show_default=True, help="Serve pages for browsers: / to try it, /docs."
-)
-@click.option(
-    "--allow-host",
-    multiple=True,
-    metavar="NAME",
-    help="Without API keys: a further name that the Host header may have; may be repeated.",
-)
+@click.option("--metrics-key-file", type=click.Path(), help="Keys that alone may read /metrics, with exact counts.")
+@click.option("--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among API keys.")
+@click.option("--ui/--no-ui", "pages", default=True, show_default=True, help="Pages for browsers: / to try it, /docs.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Without API keys: another name of this server.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="Least important message to log to stderr; info has a line per request.  [default: info; warning with "
-    "--quiet, debug with --verbose]",
+    help="Log to stderr from this level on; info, the default, has a line per request.",
 )
-@click.option(
-    "--otlp-endpoint",
-    metavar="URL",
-    help="OpenTelemetry collector that gets a span per request and phase (OTLP over HTTP), as http://localhost:4318.",
-)
+@click.option("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector (OTLP), as http://localhost:4318.")
 @choice_option("--engine", [LOCAL, RAY], help="One process, or replicas on a Ray cluster.")
 @_count("--replicas", help="With ray: engines; 1 if not given.")
 @_count("--min-replicas", low=0, help="With ray: scale between this many engines …")
 @_count("--max-replicas", help="With ray: … and this many, by load.")
-@_amount(
-    "--replica-cpus",
-    None,
-    "With ray: processors that an engine reserves, and threads that it computes with; 1 if not given, and on this "
-    "machine's own cluster a share of its cores as threads.",
-)
+@_amount("--replica-cpus", None, "With ray: processors that an engine reserves, and its threads; default: 1.")
 @_amount("--replica-gpus", 0.0, "With ray: GPUs that an engine reserves.")
-@click.option("--ray-address", metavar="ADDRESS", help="With ray: a running cluster; one on this machine if not given.")
+@click.option("--ray-address", metavar="ADDRESS", help="With ray: a running cluster; default: one on this machine.")
 def command(artifact: str, **options: Any) -> None:
     """Serve an artifact over HTTP, as OpenAI's API.
 

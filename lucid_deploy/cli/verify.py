@@ -24,18 +24,14 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 
 @click.command("verify", cls=Command)
 @artifact_argument
-@click.option(
-    "--checkpoint",
-    help="The checkpoint it was exported from, a directory or the word demo; default: the one its manifest names.",
-)
+@click.option("--checkpoint", help="What it was exported from, a directory or demo; default: what its manifest names.")
 @click.option(
     "--kernels",
     "chosen_kernels",
     type=click.Choice((*KERNELS, BOTH)),
     default="auto",
     show_default=True,
-    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, the graph's "
-    "functions, or both, one after the other; auto takes the library if there is one.",
+    help="With onnxruntime on the CPU: our library, the graph's functions, or both; auto: the library if built.",
 )
 @runtime_options(
     "runtime",
@@ -46,31 +42,21 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    help="Tokens of the synthetic prompts; fewer if the model's context is too short. Thousands show whether an error "
-    "grows with the text. Default: 250.",
+    help="Tokens of the synthetic prompts, if the context allows; thousands show whether an error grows; default: 250.",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    help="Decode steps after each prompt; fewer if the model's context is too short. Default: 32, or 8 with --quick.",
-)
+@click.option("--steps", type=click.IntRange(1), help="Decode steps after each prompt; default: 32, or 8 with --quick.")
 @click.option("-p", "--prompt", help="A real prompt as text, for the greedy run; default: random tokens.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random tokens.")
 @click.option(
     "--tolerance",
     type=float,
     metavar="X",
-    help="Allow a relative L2 error of X at every position, in place of gates derived from PyTorch; it is recorded.",
+    help="Allow a relative L2 error of X at every position, in place of derived gates; it is recorded.",
 )
 @click.option(
-    "--quick",
-    is_flag=True,
-    help="Verify fewer token sequences with fewer decode steps, fed in fewer ways, in a fraction of the time. The "
-    "report says what was left out.",
+    "--quick", is_flag=True, help="Verify fewer sequences, steps and forms; the report says what was left out."
 )
-@click.option(
-    "--explain", is_flag=True, help="Look for causes even if nothing fails: layer by layer, and in the solve."
-)
+@click.option("--explain", is_flag=True, help="Look for causes even if nothing fails: by layer, and in the solve.")
 @click.option("--text", metavar="FILE", help="Compare the perplexity of a text file too.")
 @click.option(
     "--text-tokens",
@@ -82,21 +68,19 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @click.option(
     "--golden",
     metavar="FILE",
-    help="Compare with what the model's own code recorded too: token ids, logits, perhaps K and Y of layers, in a "
-    "safetensors file that examples/dump_golden.py writes.",
+    help="Compare with what the model's own code gave too: a file that examples/dump_golden.py writes.",
 )
 @click.option(
     "--against",
     type=click.Choice(["transformers"]),
-    help="Compare with the checkpoint in transformers' own class too, in float64; standard attention only.",
+    help="Compare with transformers' own class in float64 too; standard attention only.",
 )
 @click.option(
     "--adapter",
     "adapters",
     multiple=True,
     metavar="NAME",
-    help="Verify the model with this adapter; base is the model without one; may be repeated. Default: base and all "
-    "adapters, one after the other.",
+    help="Verify with this adapter, or base for none; may be repeated; default: base and all adapters.",
 )
 @trust_option
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")

@@ -44,7 +44,7 @@ def test_a_context_beyond_the_model_s_is_named(exported: Exported) -> None:
 
 
 def test_names_of_tensors_are_whole_in_80_columns(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucid_deploy.cli._console.console_out", Console(width=80, highlight=False))
+    monkeypatch.setattr("lucid_deploy.cli.inspect.console_out", Console(width=80, highlight=False))
     printed = run(exported(cache_dtype="int8")[1].directory).stdout
     for kind in ("key", "key_scale", "value", "value_scale"):
         assert f" past_key_values.{{0..1}}.{kind} " in printed

@@ -137,7 +137,7 @@ def test_engines_of_a_machine_share_its_cores(
 ) -> None:
     pytest.importorskip("ray", reason="the extra ray")
     found: list[ClusterOptions] = []
-    monkeypatch.setattr("lucid_deploy.processors.usable_cores", lambda: 12)
+    monkeypatch.setattr("lucid_deploy.cli.serve.usable_cores", lambda: 12)
     monkeypatch.setattr(
         "lucid_deploy.serving.ray_cluster.serve_on_ray", lambda engine, api, cluster, ready: found.append(cluster)
     )
