@@ -126,6 +126,18 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     ):
         return op.Cast(self, to=dtype)
 
+    def to_layout(  # type: ignore[no-untyped-def]
+        self,
+        dtype: int,
+        layout: str = "",
+        device: str = "",
+        pin_memory: bool = False,
+        non_blocking: bool = False,
+        copy: bool = False,
+        memory_format: str = "",
+    ):
+        return op.Cast(self, to=dtype)
+
     def reshape(self, shape: Sequence[INT64]):  # type: ignore[no-untyped-def]
         def sizes() -> Any:
             for size in shape:
@@ -148,6 +160,7 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         aten.to.dtype: to_dtype,
         aten.to.device: to_device,
+        aten.to.dtype_layout: to_layout,  # of x.to(other.device)
         aten.reshape.default: reshape,
         aten.contiguous.default: contiguous,
         aten.chunk.default: chunk,

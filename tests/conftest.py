@@ -34,7 +34,6 @@ pytest_plugins = [
     "tests.remembered_traces",
     "tests.slow_tests",
     "tests.stand_in_plugin",
-    "tests.unrecorded_traces",
 ]
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import pytest
 
 from tests.once_per_run import run_folder
+from tests.quick_traces import install
 
 LARGE = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx", "onnxruntime", "tokenizers", "safetensors.torch")
 # An export's first trace imports these. It imports Triton as well, which reads its environment then: not before.
@@ -61,10 +62,11 @@ sys.exit(status)
 """
 
 
-def serve(address: str, packages: tuple[str, ...] = LARGE) -> None:
+def serve(address: str) -> None:
     """Import the packages, then run programs until standard input is closed, as it is when its holder is killed."""
-    for name in packages:
+    for name in LARGE:
         importlib.import_module(name)
+    install()
     gc.freeze()  # programs need not look through all that for garbage
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
@@ -88,12 +90,10 @@ def _wait_for_those_that_ended() -> None:
             pass
 
 
-def start_server(
-    address: str, packages: tuple[str, ...] = LARGE, holder: int = subprocess.PIPE
-) -> subprocess.Popen[str]:
+def start_server(address: str, holder: int) -> subprocess.Popen[str]:
     """Start a server, and wait until it is ready; it ends when its standard input is closed, so with this process."""
     server = subprocess.Popen(
-        [sys.executable, "-c", f"from tests.preloaded import serve; serve({address!r}, {packages!r})"],
+        [sys.executable, "-c", f"from tests.preloaded import serve; serve({address!r})"],
         cwd=Path(__file__).parents[1],
         stdin=holder,
         stdout=subprocess.PIPE,
@@ -181,7 +181,7 @@ def _status(function: Any, *arguments: Any) -> int:
 
 
 @contextlib.contextmanager
-def shared_server(folder: Path, packages: tuple[str, ...] = LARGE) -> Iterator[None]:
+def shared_server(folder: Path) -> Iterator[None]:
     """Hold the server of a folder, which is started if nobody holds it, and ends when nobody does."""
     holders = folder / "holders"
     with open(folder / "lock", "w") as lock:
@@ -197,7 +197,7 @@ def shared_server(folder: Path, packages: tuple[str, ...] = LARGE) -> Iterator[N
             reading = os.open(holders, os.O_RDONLY | os.O_NONBLOCK)
             held = os.open(holders, os.O_WRONLY)
             address = str(Path(os.environ["TMPDIR"]) / f"fork{folder.stat().st_ino}")  # short, as sockets ask for
-            server = start_server(address, packages, holder=reading)
+            server = start_server(address, reading)
             os.close(reading)
             _write_programs(folder, address)
     yield

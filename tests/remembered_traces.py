@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import logging
 import os
 import pickle
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from lucid_deploy.export import trace as tracing
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
+from tests.quick_traces import install
 
+LOGGER = "torch.__trace"
 KEPT = "LUCID_TESTS_TRACES"  # an environment variable: a folder of traces that several runs have in common
 # What sessions are told of a model, and its graphs do not say.
 NOT_IN_GRAPHS: dict[str, Any] = {"max_position_embeddings": 1, "bos_token_id": None, "eos_token_ids": ()}
@@ -73,6 +76,7 @@ def _remembered_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     def remembered(*arguments: Any, **options: Any) -> Traced:
         path = folder / hashlib.sha256(asked_for(*arguments, **options).encode()).hexdigest()
         if not path.is_file():
+            install()
             _put(path, packed(original(*arguments, **options)))
         return unpacked(path.read_bytes())
 
@@ -91,3 +95,15 @@ def _put(path: Path, data: bytes) -> None:
 def fresh_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that change how models are traced: nothing is remembered."""
     monkeypatch.setattr(tracing, "trace", inspect.unwrap(tracing.trace))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Record no structured trace, which is a twelfth of the time of a trace.
+
+    pytest hands its handlers to every logger that passes nothing on. This one is silent as long as it has no handler,
+    and with one it describes each symbol and guard of a capture, with the stack.
+    """
+    trace = logging.getLogger(LOGGER)
+    trace.handlers.clear()
+    trace.propagate = True

@@ -22,7 +22,7 @@ def expert_product(module: Any, name: str, x: Tensor, expert: Tensor) -> Tensor:
     ``lucid_watchers`` are called with the name, the input and the output of each product.
     """
     weight = getattr(module, name)
-    product = expert_matmul(x, expert, weight.mT if module.is_transposed else weight)
+    product = expert_matmul(x, expert, weight.transpose(-1, -2) if module.is_transposed else weight)
     if module.has_bias:
         product = product + getattr(module, f"{name}_bias")[expert]
     for watch in vars(module).get("lucid_watchers", ()):

@@ -26,6 +26,7 @@ from lucid_deploy.version import __version__
 PASSED, FAILED, REPORTED, NOT_DONE = "passed", "failed", "reported", "not done"
 FREE_RUNNING = "free-running"  # name of the schedule in which the candidate's own tokens are fed back
 ARTIFACT_CHECKS = ("files", "weights")  # made before the comparison, if there is an artifact
+_distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
 FACTS = ("artifact", "checkpoint", "device", "provider", "kernels")  # those that the JSON repeats
 
 
@@ -423,7 +424,7 @@ def _curve(item: Comparison) -> dict[str, Any]:
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """Return machine and versions; ``packages`` are import names, whose versions are read without importing them."""
     versions = {"lucid-deploy": __version__, "python": platform.python_version()}
-    installed = importlib.metadata.packages_distributions()
+    installed = _distributions()
     for package in ("numpy", "torch", *packages):
         versions.update({name: importlib.metadata.version(name) for name in installed.get(package, ())})
     machine = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}

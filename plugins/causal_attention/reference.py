@@ -14,7 +14,7 @@ def causal_attention_reference(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | N
     """Compute O = softmax(Q Kᵀ/√d) Y with all scores at once; a causal mask and ``mask`` hide tokens."""
     work, groups = compute_dtype(q.dtype), q.shape[1] // k.shape[1]
     keys, values = (x.to(work).repeat_interleave(groups, dim=1) for x in (k, y))  # (B, H·G, T, D)
-    scores = q.to(work) @ keys.mT / math.sqrt(q.shape[3])  # (B, H·G, N, T)
+    scores = q.to(work) @ keys.transpose(-1, -2) / math.sqrt(q.shape[3])  # (B, H·G, N, T)
     scores = scores.masked_fill(~visible_tokens(q.shape[2], k.shape[2], mask, q.device), -torch.inf)
     return (scores.softmax(-1) @ values).to(q.dtype)
 
@@ -28,4 +28,5 @@ def visible_tokens(new: int, total: int, mask: Tensor | None, device: torch.devi
     age = position[total - new :, None] - position  # (N, T)
     if mask is None:
         return age >= 0
-    return ((age >= 0) & mask[:, None, None, :]) | (age == 0)  # (B, 1, N, T)
+    seen = torch.logical_and(age >= 0, mask[:, None, None, :])  # `&` has no translation to ONNX, which costs a trace
+    return torch.logical_or(seen, age == 0)  # (B, 1, N, T)

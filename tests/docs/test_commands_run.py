@@ -6,8 +6,10 @@ run, but what they name must exist. Blocks marked ``text`` are output.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -34,6 +36,7 @@ BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n
 SHELL, PYTHON = ("", "bash", "sh"), "python"
 SHELL_WORDS = re.compile(r"[|<>&;$`*?~]|\blucid-deploy (plugin|build)\b")  # compilers run in their own process
 NO_SHELL_WORDS = re.compile(r"""'[^']*'|"[^"$`\\]*"|(?:^|\s)\#.*""")  # in quotes and comments they are none
+HERE = re.compile(r"^cat > (?P<name>\S+) <<'END'\n(?P<text>.*?)^END\n", re.M | re.S)
 SETTING = re.compile(r"(\w+)=(\S*) ")
 # Lines of several pages that take long and leave nothing in the page's own folder with which it goes on.
 ONCE = {
@@ -84,11 +87,12 @@ class Reader:
     def read(self, block: Block) -> None:
         if block.kind == PYTHON:
             (self.folder / "block.py").write_text(block.text)
-            self.run(["python", "block.py"], block.text)
-        elif "<<" in block.text:  # a here-document: lines are no commands
-            self.run(["bash", "-euo", "pipefail", "-c", block.text], block.text)
+            with self.inside():
+                runpy.run_path("block.py", run_name="__main__")
         else:
-            for line in commands(block.text):
+            for written in HERE.finditer(block.text):
+                (self.folder / written["name"]).write_text(written["text"])
+            for line in commands(HERE.sub("", block.text)):
                 self.do(line)
 
     def do(self, line: str) -> None:
@@ -107,16 +111,21 @@ class Reader:
             self.run(["bash", "-euo", "pipefail", "-c", line], line)
 
     def call(self, line: str) -> None:
-        """Run a command without a process of its own, which would import everything again."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(self.folder)
-            for name in ("PATH", "XDG_CACHE_HOME"):
-                patch.setenv(name, self.environment[name])
+        with self.inside() as patch:
             while setting := SETTING.match(line):
                 patch.setenv(*setting.groups())
                 line = line[setting.end() :]
             result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output[-3000:]}\n{result.exception!r}"
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[pytest.MonkeyPatch]:
+        """Make this process the reader's: one of its own would import everything again, and trace each model again."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name in ("PATH", "XDG_CACHE_HOME"):
+                patch.setenv(name, self.environment[name])
+            yield patch
 
     def run(self, command: list[str], shown: str) -> None:
         result = subprocess.run(

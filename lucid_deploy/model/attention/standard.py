@@ -81,7 +81,7 @@ def _scored_attention(
     """Attend with scores softcap · tanh(s / softcap) or with sinks, which no fused attention of PyTorch's has."""
     batch, heads, n, width = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, n, width)  # (B, KV, G, N, D)
-    scores = grouped @ k[:, :, None].mT / math.sqrt(width)  # (B, KV, G, N, T)
+    scores = grouped @ k[:, :, None].transpose(-1, -2) / math.sqrt(width)  # (B, KV, G, N, T)
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     scores = scores.masked_fill(mask.logical_not().unsqueeze(-3), torch.finfo(q.dtype).min)
