@@ -114,32 +114,17 @@ def stoppable() -> Iterator[Event]:
         signal.signal(signal.SIGINT, before)
 
 
+@dataclass
 class ChatSession:
-    """Reads lines and answers them or runs their commands.
+    """Reads lines and answers them or runs their commands."""
 
-    Args:
-        conversation: Runs the model.
-        turns: The conversation so far.
-        tokenizer: The artifact's.
-        stops: Texts that end an answer.
-        interactive: Whether somebody types: then mistakes do not end the session, and control characters of answers do
-            not reach the terminal.
-    """
-
-    def __init__(
-        self,
-        conversation: Conversation,
-        turns: Turns,
-        tokenizer: TextTokenizer,
-        stops: tuple[str, ...] = (),
-        interactive: bool = False,
-    ) -> None:
-        self._conversation = conversation
-        self._turns = turns
-        self._tokenizer = tokenizer
-        self._stops = stops
-        self._interactive = interactive
-        self._has_read = False
+    conversation: Conversation  # runs the model
+    turns: Turns  # the conversation so far
+    tokenizer: TextTokenizer
+    stops: tuple[str, ...] = ()  # texts that end an answer
+    # Whether somebody types: then mistakes do not end the session, and no control characters reach the terminal.
+    interactive: bool = False
+    has_read: bool = False
 
     def run(self) -> None:
         """Answer until the input ends."""
@@ -147,7 +132,7 @@ class ChatSession:
             try:
                 self._handle(text)
             except LucidError as error:
-                if not self._interactive:
+                if not self.interactive:
                     raise
                 note(f"Error: {error}")
 
@@ -163,11 +148,11 @@ class ChatSession:
                 line = self._line(". ")
             lines.append(line.removesuffix(MULTILINE) if block else line)
         except EOFError:
-            if self._interactive:
+            if self.interactive:
                 click.echo()
-            return "\n".join(lines) if lines and not self._interactive else None
+            return "\n".join(lines) if lines and not self.interactive else None
         except KeyboardInterrupt:
-            if not self._interactive:
+            if not self.interactive:
                 raise
             click.echo()
             note("Ctrl-D leaves; /help lists the commands.")
@@ -176,11 +161,11 @@ class ChatSession:
 
     def _line(self, prompt: str) -> str:
         try:
-            if self._interactive:
+            if self.interactive:
                 return input(prompt)
             line = sys.stdin.readline()
-            if not self._has_read:  # a file that was made in Windows may begin with a byte order mark
-                line, self._has_read = line.removeprefix("\ufeff"), True
+            if not self.has_read:  # a file that was made in Windows may begin with a byte order mark
+                line, self.has_read = line.removeprefix("\ufeff"), True
         except OSError as error:  # not open for reading, a terminal that is gone
             raise LucidError(f"stdin cannot be read: {error.strerror or error}.") from error
         if not line:
@@ -209,15 +194,15 @@ class ChatSession:
             raise LucidError(f"There is no command {name}; /help lists them. Write // for a text that begins with /.")
 
     def _begin(self, system: str | None) -> None:
-        self._turns.begin(system)
-        self._conversation.reset()
+        self.turns.begin(system)
+        self.conversation.reset()
 
     def _save(self, file: str) -> None:
         if not file:
             raise LucidError("Name the file: /save FILE.")
         if Path(file).exists():
             raise LucidError(f"{file} exists. Name another file.")
-        write_text(json.dumps(self._turns.saved(), indent=2, ensure_ascii=False) + "\n", file)
+        write_text(json.dumps(self.turns.saved(), indent=2, ensure_ascii=False) + "\n", file)
         note(f"Saved to {file}.")
 
     def _answer(self, text: str) -> None:
@@ -227,14 +212,14 @@ class ChatSession:
             text.encode()
         except UnicodeError as error:
             raise LucidError(f"The text is not valid UTF-8: {error}.") from error
-        prompt = self._turns.prompt_ids(text)
-        answer, ids = AnswerText(self._tokenizer, self._stops), list(prompt)
+        prompt = self.turns.prompt_ids(text)
+        answer, ids = AnswerText(self.tokenizer, self.stops), list(prompt)
         shown = ""
         with stoppable() as stop_requested:
             try:
                 for piece in self._pieces(prompt, answer, ids, stop_requested):
                     shown += piece
-                    click.echo(printable(piece) if self._interactive else piece, nl=False)
+                    click.echo(printable(piece) if self.interactive else piece, nl=False)
                     sys.stdout.flush()
             except _StopRequested:
                 note("Stopped before the answer; the text was taken back.")
@@ -243,8 +228,8 @@ class ChatSession:
         count = len(ids) - len(prompt)
         if answer.stopped:
             ids = [*prompt, *self._ids_of(shown, ids[len(prompt) :])]
-        self._turns.keep(text, shown, ids)
-        last = self._conversation
+        self.turns.keep(text, shown, ids)
+        last = self.conversation
         reason = "stop" if answer.stopped else last.finish_reason or "stopped by Ctrl-C"
         drafts = "" if last.drafts is None else f"; {drafts_text(last.drafts)}"
         total = last.reused + last.computed
@@ -257,7 +242,7 @@ class ChatSession:
             if stop_requested.is_set():
                 raise _StopRequested
 
-        with contextlib.closing(self._conversation.answer(prompt, progress)) as tokens:  # type: ignore[type-var]
+        with contextlib.closing(self.conversation.answer(prompt, progress)) as tokens:  # type: ignore[type-var]
             for token in tokens:
                 ids.append(token)
                 yield answer.push(token)
@@ -268,8 +253,8 @@ class ChatSession:
     def _ids_of(self, shown: str, ids: list[int]) -> list[int]:
         """Return token ids of the text before a stop string: the answer's own, as far as they spell it."""
         for count in range(len(ids), 0, -1):
-            text = self._tokenizer.decode(ids[:count])
+            text = self.tokenizer.decode(ids[:count])
             if text and shown.startswith(text):
                 rest = shown[len(text) :]
-                return [*ids[:count], *(self._tokenizer.encode_behind(rest) if rest else [])]
-        return self._tokenizer.encode(shown, add_special_tokens=False)
+                return [*ids[:count], *(self.tokenizer.encode_behind(rest) if rest else [])]
+        return self.tokenizer.encode(shown, add_special_tokens=False)

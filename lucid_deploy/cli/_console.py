@@ -53,12 +53,8 @@ def show(text: str) -> None:
 def progress(description: str, estimate: bool = False) -> Iterator[Callable[..., None]]:
     """Show a progress bar on stderr while the block runs; where stderr is no terminal, a line every ten seconds.
 
-    Args:
-        description: What is being done.
-        estimate: Whether the bar says how long it will still take, for work whose parts take about equally long.
-
-    Yields:
-        A function to call with (done, total), or with (description, done, total) where the work has several steps.
+    Call what it yields with (done, total), or with (description, done, total) where the work has several steps. With
+    ``estimate`` the bar says how long it will still take, for work whose parts take about equally long.
     """
     if not console_err.is_terminal:
         yield _ProgressLines(description).update

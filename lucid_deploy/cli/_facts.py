@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
-    """Print what is quantized and how, in a line.
-
-    Args:
-        dtype: Type of the weights that are not quantized.
-        compression: How many times smaller the weights are than in that type.
-    """
+    """Print in a line what is quantized and how; ``dtype`` is the type of the other weights."""
     sharing = record.sharing
     how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
     cpu = "on the CPU " if record.activations == "int8" else ""

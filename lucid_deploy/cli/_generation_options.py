@@ -50,13 +50,7 @@ _TEXTS: dict[str, dict[str, Any]] = {
 
 
 def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: str) -> Callable[..., Any]:
-    """Add the options of answers to a command; it gets ``answers`` and ``prefill_chunk``.
-
-    Args:
-        max_new_tokens: The default.
-        prefill_chunk: The default.
-        chunk_help: The help of ``--prefill-chunk``.
-    """
+    """Add the options of answers to a command, with these defaults; it gets ``answers`` and ``prefill_chunk``."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -27,11 +27,7 @@ def choice_option(name: str, choices: Sequence[str], *, help: str) -> Decorator:
 
 
 def json_option(what: str) -> Decorator:
-    """Return ``--json [FILE]``, the parameter ``json_target``: a file beside the usual output, or ``-``.
-
-    Args:
-        what: What is written, as the help says it.
-    """
+    """Return ``--json [FILE]``, the parameter ``json_target``: a file beside the usual output, or ``-``."""
     text = f"Write {what} as JSON to FILE. Without FILE, or with -, JSON is all that goes to stdout."
     return click.option("--json", "json_target", metavar="[FILE]", is_flag=False, flag_value="-", help=text)
 
@@ -136,11 +132,9 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def runtime_options(*fields: str, help: str | None = None) -> Decorator:
-    """Return the options that say what runs a model; the command gets them as one ``RuntimeOptions``, ``runtime``.
+    """Return options for some fields of RuntimeOptions, which the command gets as ``runtime``.
 
-    Args:
-        fields: Those fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that are options here.
-        help: In place of the help of ``--runtime``.
+    ``help`` takes the place of the help of ``--runtime``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

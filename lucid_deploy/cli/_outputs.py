@@ -32,12 +32,7 @@ RECORD = ".run.json"  # beside the answers of a batch
 
 
 def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
-    """Refuse outputs that would replace or change what the command reads, or each other.
-
-    Args:
-        given: The command's parameters, by their names.
-        config: The file of options that it was given.
-    """
+    """Refuse outputs among a command's parameters that would replace or change what it reads, or each other."""
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if str(given.get(name) or "-") != "-"]
     if given.get("batch") and given.get("output"):
         outputs.append(("--output", Path(f"{given['output']}{RECORD}")))

@@ -85,9 +85,7 @@ def name_variables(command: click.Command, context: click.Context) -> None:
 def read_defaults(name: str, context: click.Context) -> dict[str, Any]:
     """Return the options that a TOML file has for a command, by the names of its Python parameters.
 
-    Args:
-        name: The file; ``[plugin.build]`` is the table of ``plugin build``.
-        context: The command's context.
+    ``[plugin.build]`` is the table of ``plugin build``.
     """
     try:
         table: Any = tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))

@@ -257,11 +257,7 @@ def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:
 
 
 def _read_hub_options(values: dict[str, Any]) -> HubOptions:
-    """Return the options as the command line gave them.
-
-    Args:
-        values: By :data:`_HUB`.
-    """
+    """Return the options of the Hub, given their values by :data:`_HUB`."""
     from lucid_deploy.model.hub import HubOptions
     from lucid_deploy.serving.security import read_secrets
 

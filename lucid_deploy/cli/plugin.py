@@ -140,11 +140,9 @@ def _architectures(listed: str | None) -> tuple[int, ...]:
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 
     known = {f"{arch / 10:.1f}": arch for arch in ARCHITECTURES}
+    choices = ", ".join(known)
     known |= {str(arch): arch for arch in ARCHITECTURES}
     items = [item.strip() for item in listed.split(",") if item.strip()]
-    if not items:
-        raise LucidError("--arch names nothing; it takes compute capabilities such as 8.6,9.0. Leave it out for all.")
-    if unknown := [item for item in items if item not in known]:
-        choices = ", ".join(name for name in known if "." in name)
-        raise LucidError(f"Kernels cannot be compiled for --arch {', '.join(unknown)}; choose from {choices}.")
+    if not items or not set(items) <= known.keys():
+        raise LucidError(f"Kernels cannot be compiled for --arch {listed!r}; choose from {choices}.")
     return tuple(dict.fromkeys(known[item] for item in items))

@@ -210,8 +210,7 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, options: dict[str, Any
 def ray_application(args: dict[str, str]) -> Any:
     """Return the application for a configuration of Ray Serve, where this function is the ``import_path``.
 
-    Args:
-        args: ``options``: the words of ``lucid-deploy serve`` behind its name.
+    ``args["options"]`` are the words of ``lucid-deploy serve`` behind its name.
     """
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.serving.ray_cluster import application
@@ -235,11 +234,7 @@ def ray_application(args: dict[str, str]) -> Any:
 
 
 def _cluster_options(options: dict[str, Any], here: bool) -> ClusterOptions:
-    """Return where engines run, how many, and what each reserves.
-
-    Args:
-        here: Whether all engines run on this machine, and nothing else does.
-    """
+    """Return where engines run, how many, and what each reserves; ``here``: all on this machine, and nothing else."""
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
     fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]
