@@ -112,15 +112,7 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
 
 
 class Service:
-    """The application's state. Make it in an event loop.
-
-    Attributes:
-        models: The names of the base and of its adapters.
-        draining: Whether new requests are refused because the server will end.
-        ending: Set when grace is over: running requests end with an error.
-        body_memory: Bytes of bodies that were received and not read yet, without the first ones of each.
-        busy: Requests that are read or answered, by key.
-    """
+    """The application's state. Make it in an event loop."""
 
     def __init__(
         self,
@@ -131,15 +123,16 @@ class Service:
         tracing: Tracing | None = None,
     ) -> None:
         self.api, self.setup, self.backend, self.limits = api, setup, backend, setup.limits
-        self.models = (setup.model, *setup.adapters)
+        self.models = (setup.model, *setup.adapters)  # the names of the base and of its adapters
         self.readers = readers or ReaderPool(setup, api.readers)
         self.tracing = tracing if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
         self.metrics = Metrics(backend.gauges)
-        self.body_memory, self.most_body_memory = 0, BODIES * setup.limits.body_bytes
-        self.busy: Counter[str] = Counter()
+        self.body_memory = 0  # bytes of bodies that were received and not read yet, without the first ones of each
+        self.most_body_memory = BODIES * setup.limits.body_bytes
+        self.busy: Counter[str] = Counter()  # requests that are read or answered, by key
         self.most_busy = 1000
-        self.draining = False
-        self.ending = asyncio.Event()
+        self.draining = False  # whether new requests are refused because the server will end
+        self.ending = asyncio.Event()  # set when grace is over: running requests end with an error
 
     def check_ready(self) -> None:
         """Refuse requests while loading, stopping or broken."""
@@ -150,35 +143,24 @@ class Service:
 
 
 class Exchange:
-    """One request and its answer.
-
-    Attributes:
-        id: Names the request, in the log and in a header of the answer.
-        key: Names the client's API key; empty where none is needed.
-        error: The code of the error that ended it.
-        status: Of the answer; 499 until it has begun.
-        kind: Set for requests that generate, as are ``answer``, once the body is read, and what follows.
-        began_at: When it began, in nanoseconds since 1970; ``read_at``: when its body was read.
-        marks: When generations entered their phases.
-        reasons: Why each generation ended.
-        first_token: Seconds until the first token.
-    """
+    """One request and its answer."""
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
-        self.service, self.scope = service, scope
-        self.started = time.perf_counter()
+        self.service, self.scope, self.receive, self._send = service, scope, receive, send
         self.headers = Headers(scope=scope)
-        self.key, self.error, self.status = "", "", 499
-        self.kind: Kind | None = None
-        self.answer: Answer | None = None
-        self.began_at, self.read_at = time.time_ns(), 0
-        self.marks: list[RowMark] = []
-        self.reasons: dict[int, str] = {}
-        self.first_token: float | None = None
-        self.receive, self._send = receive, send
-        self.id = "req_" + secrets.token_hex(12)
+        self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
+        self.key = ""  # names the client's API key
+        self.status, self.error = 499, ""  # 499 until the answer has begun; the code of the error that ended it
+        self.started, self.began_at = time.perf_counter(), time.time_ns()
         self._counted = 0  # bytes of the body that count in the service's memory
         self._busy = False
+        # Of requests that generate:
+        self.kind: Kind | None = None
+        self.answer: Answer | None = None  # once the body was read
+        self.read_at = 0  # when that was, in nanoseconds since 1970
+        self.marks: list[RowMark] = []  # when generations entered their phases
+        self.reasons: dict[int, str] = {}  # why each generation ended
+        self.first_token: float | None = None  # seconds until it came
 
     def check(self) -> None:
         """Refuse ambiguous requests, names of other hosts, and clients without a key."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -94,9 +94,9 @@ class ReaderPool:
     def __init__(self, setup: ReaderSetup, count: int) -> None:
         self._readers = [reader_process(setup) for _ in range(count)]
         self._threads = ThreadPoolExecutor(count, "lucid-reader")
-        self._free: asyncio.Queue[BoundedProcess] = asyncio.Queue()
+        self._bodies: asyncio.Queue[tuple[bytes, asyncio.Future[PreparedRequest]]] = asyncio.Queue()
         self._costly = asyncio.Semaphore(max(1, count - 1))
-        self._background: set[asyncio.Task[None]] = set()
+        self._workers: list[asyncio.Task[None]] = []
 
     @property
     def has_chat_template(self) -> bool | None:
@@ -111,37 +111,49 @@ class ReaderPool:
 
     def start_in_background(self) -> None:
         """Start all processes, again and again until they start; requests wait for them."""
-        for reader in self._readers:
-            self._in_background(self._free_again(reader))
+        self._workers = [asyncio.ensure_future(self._work(reader)) for reader in self._readers]
 
     async def close(self) -> None:
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
         await asyncio.gather(*(asyncio.to_thread(reader.close) for reader in self._readers))
         self._threads.shutdown()
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
         costly = len(body) >= LARGE or any(word in body for word in COSTLY)
         async with self._costly if costly else contextlib.nullcontext():
-            reader = await self._free.get()
-            work = asyncio.ensure_future(self._read(reader, (kind, body)))
-            try:
-                reply = await asyncio.shield(work)
-            finally:
-                if work.done() and reader.running:
-                    self._free.put_nowait(reader)
-                else:
-                    self._in_background(self._free_again(reader, work))
-        if reply.request is None:
-            assert reply.error is not None
-            raise ApiError(*reply.error)
-        return reply.request
+            request: asyncio.Future[PreparedRequest] = asyncio.get_running_loop().create_future()
+            self._bodies.put_nowait((msgspec.msgpack.encode((kind, body)), request))
+            return await request
 
-    async def _read(self, reader: BoundedProcess, task: tuple[Kind, bytes]) -> ReadReply:
+    async def _work(self, reader: BoundedProcess) -> None:
+        """Give bodies to a reader, one after another; start it again when it has died."""
+        while True:
+            try:
+                await self._in_thread(reader.start)
+            except (LucidError, OSError) as error:
+                log.error("A reader process does not start: %s", error)
+                await asyncio.sleep(RESTART_SECONDS)
+                continue
+            body, request = await self._bodies.get()
+            if request.cancelled():
+                continue
+            reading = asyncio.ensure_future(self._read(reader, body))
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio would log it
+            await asyncio.wait([reading, request], return_when=asyncio.FIRST_COMPLETED)
+            if request.done():  # it was cancelled
+                await asyncio.wait([reading], timeout=ABANDONED_SECONDS)
+                if reading.cancel():
+                    reader.kill()
+            elif (error := reading.exception()) is not None:
+                request.set_exception(error)
+            else:
+                request.set_result(reading.result())
+
+    async def _read(self, reader: BoundedProcess, body: bytes) -> PreparedRequest:
         try:
-            reply = await self._in_thread(reader.ask, msgspec.msgpack.encode(task))
-            return msgspec.msgpack.decode(reply, type=ReadReply)
+            reply = msgspec.msgpack.decode(await self._in_thread(reader.ask, body), type=ReadReply)
         except TooCostly as error:
             raise ApiError(400, str(error), "too_costly") from error
         except WorkerKilled as error:
@@ -150,30 +162,13 @@ class ReaderPool:
         except (LucidError, WorkerFault) as error:
             log.error("Reading a request failed by a bug: %s", error)
             raise ApiError(500, "The server failed on this request; see its log.", "internal_error") from error
-
-    async def _free_again(self, reader: BoundedProcess, work: asyncio.Future[Any] | None = None) -> None:
-        """Free a reader that has died, or still does some work for a request that was cancelled."""
-        if work is not None:
-            await asyncio.wait([work], timeout=ABANDONED_SECONDS)
-            if not work.done():
-                work.cancel()
-                reader.kill()
-        while True:
-            try:
-                await self._in_thread(reader.start)
-                self._free.put_nowait(reader)
-                return
-            except (LucidError, OSError) as error:
-                log.error("A reader process does not start: %s", error)
-                await asyncio.sleep(RESTART_SECONDS)
+        if reply.request is None:
+            assert reply.error is not None
+            raise ApiError(*reply.error)
+        return reply.request
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 if __name__ == "__main__":
