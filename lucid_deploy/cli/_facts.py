@@ -47,7 +47,6 @@ def method_sentence(method: Method) -> str:
 
 def show_ranges(ranges: Mapping[str, Any], table: bool) -> None:
     """Print the largest magnitude and the warnings of a manifest's ``ranges``; with ``table``, those of all layers."""
-
     if ranges["skipped"]:
         show("Range scan: skipped; values may overflow float16.")
         return

@@ -54,22 +54,15 @@ def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: s
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def command(
-            max_new_tokens: int,
-            stop: tuple[str, ...],
-            ignore_eos: bool,
-            seed: int | None,
-            logit_bias: tuple[str, ...],
-            bad_word: tuple[str, ...],
-            **given: Any,
-        ) -> Any:
+        def command(**given: Any) -> Any:
             from lucid_deploy.batching.prompts import PromptDefaults
             from lucid_deploy.generation.sampling import Sampling
 
-            chosen = {name: given.pop(name) for name in _SAMPLING}
+            chosen = {name: given.pop(name) for name in (*_SAMPLING, "seed")}
             constraint = _constraint({name: value for name in _GUIDED if (value := given.pop(name))})
-            sampling = Sampling(seed=seed, logit_bias=_biases(logit_bias), **chosen)
-            answers = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_word, constraint)
+            sampling = Sampling(logit_bias=_biases(given.pop("logit_bias")), **chosen)
+            length, stop, bad_words = (given.pop(name) for name in ("max_new_tokens", "stop", "bad_word"))
+            answers = PromptDefaults(length, sampling, stop, not given.pop("ignore_eos"), bad_words, constraint)
             return function(answers=answers, **given)
 
         bound = "Most tokens of an answer; a full context ends it earlier."
@@ -126,7 +119,6 @@ def as_token_ids(answers: PromptDefaults, tokenizer: TextTokenizer | None) -> Sa
 
 def note_greedy(sampling: Sampling) -> None:
     """Say on stderr when options of sampling are given and nothing is sampled."""
-
     given = sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None
     if given and not sampling.temperature:
         note("Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample.")
@@ -157,7 +149,6 @@ def open_tokenizer(artifact: Artifact, required: bool = False) -> TextTokenizer 
 
 def note_unknown_words(tokenizer: TextTokenizer, text: str) -> None:
     """Name the words that a tokenizer does not know: they are one token to the model, whatever they say."""
-
     if unknown := tokenizer.unknown_words(text):
         more = " …" if len(unknown) > 8 else ""
         note(f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{more}.")
@@ -197,7 +188,6 @@ def _constraint(chosen: dict[str, Any]) -> Constraint | None:
 
 def read_file(option: str, path: str) -> str:
     """Return the text of a file that an option names, without the byte order mark of Windows' programs."""
-
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:

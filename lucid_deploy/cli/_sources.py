@@ -33,7 +33,6 @@ def in_capitals(name: str) -> str:
 
 def near(name: str, known: Collection[str]) -> str:
     """Return `` Did you mean NAME?`` with the most similar known name, or nothing."""
-
     return "".join(f" Did you mean {found}?" for found in get_close_matches(name, known, n=1))
 
 

@@ -82,7 +82,6 @@ def command(artifact: str, capabilities: str | None, json_target: str | None, **
 
 
 def _show(report: BuildReport) -> None:
-
     from lucid_deploy.runtimes.tensorrt.build import describe_capabilities
 
     manifest, limits = report.manifest, report.manifest.limits

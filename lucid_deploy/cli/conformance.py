@@ -59,7 +59,6 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
 
 
 def _show(results: list[Result]) -> None:
-
     table = Table("case", "result", "error", "allowed")
     table.add_column("remark", overflow="fold")
     marks = {"passed": "[green]passed[/]", "failed": "[red]failed[/]", "not run": "[yellow]not run[/]"}

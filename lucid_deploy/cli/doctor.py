@@ -40,7 +40,6 @@ def command(json_target: str | None) -> None:
 
 
 def _show(findings: list[Finding]) -> None:
-
     table = Table("", "what", "version", "for")
     table.add_column("remark", overflow="fold")  # paths are to be copied, so nothing is cut off
     marks = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}

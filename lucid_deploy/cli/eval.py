@@ -266,7 +266,6 @@ def _weights(artifact: Artifact) -> str:
 
 def _harness(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
     """Run tasks of lm-evaluation-harness, by name or of a suite."""
-
     try:
         import lm_eval
 

@@ -101,7 +101,6 @@ def _kernels(facts: dict[str, Any]) -> str:
 
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:
-
     name = Column("tensor", min_width=36, overflow="fold")  # cut names of two tensors may be the same
     tensors = Table("", name, "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
     for kind in ("inputs", "outputs"):

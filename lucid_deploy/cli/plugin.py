@@ -134,7 +134,6 @@ def _build_onnxruntime(output: Path | None) -> tuple[str, dict[str, Any]]:
 
 def _architectures(listed: str | None) -> tuple[int, ...]:
     """Return compute capabilities as numbers: 86 for 8.6; none where the option was not given."""
-
     if listed is None:
         return ()  # before PyTorch is imported, which the library for onnxruntime does not need
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES

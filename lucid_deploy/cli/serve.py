@@ -90,7 +90,6 @@ def command(artifact: str, **options: Any) -> None:
 
     Example: lucid-deploy serve ./artifact --port 8000
     """
-
     engine = options["engine"]
     _check_engine(click.get_current_context(), engine)
     for package in ("starlette", "uvicorn", "prometheus_client"):
@@ -197,7 +196,6 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
 
 
 def _serve_on_ray(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
-
     _check_package("ray.serve", "ray", "serve on a Ray cluster")
     from lucid_deploy.serving.ray_cluster import serve_on_ray
 
