@@ -110,7 +110,7 @@ def test_the_same_weights_are_quantized(
     changes: dict[str, Any], options: QuantizeOptions, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(**changes)
-    artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(quantize=options))
+    artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(cache="growing", quantize=options))
     (tmp_path / "scratch").mkdir()
     made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
     assert made.config.attention_type != artifact.config.attention_type

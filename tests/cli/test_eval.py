@@ -51,7 +51,7 @@ def unsolved(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(demo_directory, checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}))
-    return export(checkpoint, checkpoint.parent / "artifact").directory
+    return export(checkpoint, checkpoint.parent / "artifact", ExportOptions(cache="growing")).directory
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "float16"}], ids=str)
@@ -62,7 +62,8 @@ def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str
 
 
 def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Path) -> None:
-    small = export(DEMO, tmp_path / "small", ExportOptions(quantize=QuantizeOptions("int4", method="rtn"))).directory
+    options = ExportOptions(cache="growing", quantize=QuantizeOptions("int4", method="rtn"))
+    small = export(DEMO, tmp_path / "small", options).directory
     shown = run(
         small, "--task", "recall", "--limit", 2, "--against", demo().directory, "--json", tmp_path / "facts.json"
     ).stdout

@@ -93,7 +93,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(checkpoint: Path) -> Path:
-    return export(checkpoint, checkpoint.parent / "artifact", ExportOptions(logits="all")).directory
+    return export(checkpoint, checkpoint.parent / "artifact", ExportOptions(logits="all", cache="growing")).directory
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,10 @@ def test_the_configuration_names_tokens_where_the_tokenizer_does_not(session: Se
 def test_without_all_logits_the_result_is_the_same(
     artifact: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slow, fast = LucidLM(export(checkpoint, tmp_path / "last", ExportOptions(logits="last"))), LucidLM(artifact)
+    slow, fast = (
+        LucidLM(export(checkpoint, tmp_path / "last", ExportOptions(logits="last", cache="growing"))),
+        LucidLM(artifact),
+    )
     requests = asked("loglikelihood", ("The lamp", " is red."), ("The lamp", " is"), ("Hello", " world."))
     caplog.clear()
     found = [slow.loglikelihood(requests, disable_tqdm=True) for _ in range(2)]

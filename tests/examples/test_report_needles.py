@@ -29,7 +29,14 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for attention in ("lucid", "llama"):
         command = ["--output", str(folder / attention), "--attention", attention, *tiny]
         assert CliRunner().invoke(train_needles.main, command).exit_code == 0
-        command = ["export", str(folder / attention), "--output", str(folder / f"{attention}-artifact")]
+        command = [
+            "export",
+            str(folder / attention),
+            "--output",
+            str(folder / f"{attention}-artifact"),
+            "--cache",
+            "growing",
+        ]
         result = CliRunner().invoke(lucid_deploy, command)
         assert result.exit_code == 0, result.output
     return {attention: folder / f"{attention}-artifact" for attention in ("lucid", "llama")}

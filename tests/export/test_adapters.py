@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     train(
         checkpoint, root / "two", 2, target_modules=["q_proj", "v_proj"], r=3, use_rslora=True, layers_to_transform=[2]
     )
-    options = ExportOptions(adapters=(("one", root / "one"),), max_adapters=3, max_adapter_rank=5)
+    options = ExportOptions(cache="growing", adapters=(("one", root / "one"),), max_adapters=3, max_adapter_rank=5)
     artifact = export(checkpoint, root / "artifact", options)
     change_adapters(artifact, {"two": root / "two"})
     wanted = np.stack([of_peft(checkpoint, each) for each in (None, root / "one", root / "two")])
@@ -111,16 +111,19 @@ def test_inlined_graphs_have_adapters(made: dict[str, Any], tmp_path: Path) -> N
 
 def test_the_base_may_be_rounded(made: dict[str, Any], tmp_path: Path) -> None:
     quantize = QuantizeOptions("int8", equalize=True)
-    options = ExportOptions("float16", "all", quantize=quantize, adapters=made["adapters"])
+    options = ExportOptions("float16", "all", cache="growing", quantize=quantize, adapters=made["adapters"])
     artifact = export(made["checkpoint"], tmp_path / "artifact", options)
     assert (errors(artifact, made["wanted"]) < 5e-2).all()
 
 
 def test_classes_of_transformers_have_adapters_of_each_row(tmp_path: Path) -> None:
     checkpoint = tmp_path / "phi3"
-    saved(small_config("phi3", tie_word_embeddings=True), checkpoint).float().save_pretrained(checkpoint)
+    saved(small_config("phi3", num_hidden_layers=1, tie_word_embeddings=True), checkpoint).float().save_pretrained(
+        checkpoint
+    )
     train(checkpoint, tmp_path / "one", 1, target_modules=["qkv_proj", "o_proj", "gate_up_proj"], r=2)
-    artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(adapters=(("one", tmp_path / "one"),)))
+    options = ExportOptions(cache="growing", adapters=(("one", tmp_path / "one"),))
+    artifact = export(checkpoint, tmp_path / "artifact", options)
     wanted = np.stack([of_peft(checkpoint, each) for each in (None, tmp_path / "one", None)])
     session = open_session(artifact)
     found = session.prefill(IDS, session.empty_cache(3, np.array([0, 1, 0])))[:, 0]

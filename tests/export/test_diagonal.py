@@ -93,7 +93,7 @@ def test_verify_judges_with_the_artifacts_diagonal(make_checkpoint: Any, tmp_pat
         name: record_lucid(checkpoint, tmp_path / f"{name}.safetensors", name, tokens=40)
         for name in ("one", "training")
     }
-    artifact = ld.export(checkpoint, tmp_path / "artifact", diagonal="training")
+    artifact = ld.export(checkpoint, tmp_path / "artifact", cache="growing", diagonal="training")
     assert artifact.verify(quick=True, steps=4, golden=golden["training"]).passed
     found = artifact.verify(quick=True, steps=4, golden=golden["one"])
     assert found.own_failure is None and str(found.first_failure.tensor) == "layer 0 Y"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.export import export
+from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import open_session
@@ -72,6 +72,6 @@ def test_pieces_are_what_transformers_computes_at_once(window: int, tmp_path: Pa
     with torch.inference_mode():
         rounded = model(torch.from_numpy(ids)).logits[0, -1].double()
         exact = model.double()(torch.from_numpy(ids)).logits[0, -1]
-    session = open_session(export(tmp_path / "checkpoint", tmp_path / "artifact"))
+    session = open_session(export(tmp_path / "checkpoint", tmp_path / "artifact", ExportOptions(cache="growing")))
     found = session.prefill(ids, session.empty_cache(1), chunk=session.prefill_chunk)[0, -1]
     assert torch.dist(torch.from_numpy(found), exact) <= 4 * torch.dist(rounded, exact)

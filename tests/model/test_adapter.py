@@ -176,7 +176,7 @@ def test_another_base_and_another_tokenizer_are_noted(made: tuple[Path, Path]) -
 
 def test_an_artifact_has_the_adapter_in_it(made: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, adapter = made
-    artifact = ld.export(checkpoint, tmp_path / "artifact", merge_adapter=adapter)
+    artifact = ld.export(checkpoint, tmp_path / "artifact", cache="growing", merge_adapter=adapter)
     assert artifact.manifest.adapter == str(adapter)
     shown = CliRunner().invoke(main, ["inspect", str(artifact.directory)]).output
     assert f"The LoRA adapter {adapter} is in its weights." in " ".join(shown.split())

@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from lucid_deploy.export import export
+from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -135,7 +135,7 @@ def test_the_float64_model_is_the_independent_one(pair: tuple[Any, Path]) -> Non
 @pytest.mark.parametrize("pair", ["four, head_dim 64, tied, biases", "no rope"], indirect=True)
 def test_the_exported_graphs_are_the_independent_one(pair: tuple[Any, Path], tmp_path: Path) -> None:
     model, path = pair
-    session = open_session(export(path, tmp_path / "artifact"))
+    session = open_session(export(path, tmp_path / "artifact", ExportOptions(cache="growing")))
     tokens, exact = ids(), wanted(model)
     one_shot = session.prefill(tokens, session.empty_cache(2))
     chunked = session.prefill(tokens, session.empty_cache(2), chunk=37)

@@ -71,7 +71,7 @@ def only_own_model_passes(report: Any) -> None:
 def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[ld.Artifact, Path]:
     directory = tmp_path_factory.mktemp("right")
     checkpoint, golden = recorded(directory, "qwen3", "window")
-    return ld.export(checkpoint, directory / "artifact"), golden
+    return ld.export(checkpoint, directory / "artifact", cache="growing"), golden
 
 
 @pytest.fixture(scope="module")

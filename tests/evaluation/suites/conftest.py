@@ -101,7 +101,7 @@ def llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The random Llama twice, exported once per run."""
 
     def make(folder: Path) -> None:
-        export(llama_checkpoint, folder / "artifact", ExportOptions(logits="all"))
+        export(llama_checkpoint, folder / "artifact", ExportOptions(logits="all", cache="growing"))
 
     artifact = open_artifact(made_once(run_folder(tmp_path_factory, "suites"), "artifact", make) / "artifact")
     return Pair(llama_checkpoint, artifact, open_session(artifact), TextTokenizer(artifact.directory))

@@ -97,7 +97,7 @@ def test_layers_of_the_delta_rule_have_places(tmp_path: Path) -> None:
 
 def test_an_equalized_artifact_is_verified(uneven: Path, tmp_path: Path) -> None:
     """It is what is made where no method is named: with offsets, and a head of 8 bits."""
-    artifact = ld.export(uneven, tmp_path / "artifact", quantize=QuantizeOptions("int4"))
+    artifact = ld.export(uneven, tmp_path / "artifact", cache="growing", quantize=QuantizeOptions("int4"))
     record = artifact.manifest.quantization
     assert record.method.name == "hqq" and record.method.settings == {"equalization": 0.75}
     assert record.bits_of("lm_head.weight") == 8

@@ -137,7 +137,7 @@ def test_an_artifact_of_such_numbers(scheme: str, form: str, tied: bool, tmp_pat
     """It is what `verify` computes, its weights are checked, and another checkpoint's are found."""
     checkpoint = write_checkpoint(tmp_path / "c", tie_word_embeddings=tied, num_hidden_layers=1, intermediate_size=96)
     options = QuantizeOptions(scheme, form, block_size=16, method="hqq")
-    artifact = export(checkpoint, tmp_path / "a", ExportOptions(quantize=options))
+    artifact = export(checkpoint, tmp_path / "a", ExportOptions(cache="growing", quantize=options))
     record = artifact.manifest.quantization
     assert record is not None and record.method.name == "hqq" and record.tool.startswith("lucid-deploy")
     embedding = {"model.embed_tokens.weight"} if tied else set()

@@ -45,7 +45,7 @@ def model(**keys: Any) -> Any:
 
 def test_a_class_of_ones_own_is_exported_from_memory(tmp_path: Path) -> None:
     live = model()
-    artifact = ld.export(live, tmp_path / "artifact", keep_checkpoint=tmp_path / "kept")
+    artifact = ld.export(live, tmp_path / "artifact", cache="growing", keep_checkpoint=tmp_path / "kept")
     ld.verify(artifact, quick=True).raise_if_failed()
     ids = [5, 6, 7]
     with ld.open(artifact) as opened:

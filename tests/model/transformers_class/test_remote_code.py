@@ -131,7 +131,9 @@ def test_the_model_is_what_the_code_computes(checkpoint: Path, attention: str) -
 
 def test_export_and_verify_take_the_option(checkpoint: Path, tmp_path: Path) -> None:
     artifact = str(tmp_path / "artifact")
-    shown = CliRunner().invoke(main, ["export", str(checkpoint), "-o", artifact, "--trust-remote-code"])
+    shown = CliRunner().invoke(
+        main, ["export", str(checkpoint), "-o", artifact, "--cache", "growing", "--trust-remote-code"]
+    )
     assert shown.exit_code == 0, shown.output
     again = subprocess.run(  # another process, which has not seen the code
         [sys.executable, "-m", "lucid_deploy.cli", "verify", artifact, "--quick"], capture_output=True, text=True
