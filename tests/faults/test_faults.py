@@ -21,7 +21,7 @@ from tests.conftest import MakeCheckpoint
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ALL = bool(os.environ.get("LUCID_FUZZ_EXAMPLES"))  # make fuzz sets it
-EVERY = {"export": 5, "batch": 3}
+EVERY = {"export": 9, "batch": 4}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose loader takes LD_PRELOAD"),
@@ -57,7 +57,7 @@ def test_an_export_is_the_old_one_or_the_new_one(
 ) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    make_checkpoint().rename(place / "checkpoint")
+    make_checkpoint(num_hidden_layers=1).rename(place / "checkpoint")
     found = outcomes("export", place, library)
     assert {outcome["status"] for outcome in found} == {0, 2, None}
     for outcome in found:

@@ -77,26 +77,26 @@ def test_all_engines_are_built(changes: dict[str, Any], exported: Exported, plug
 def test_engines_of_a_hybrid_take_and_give_its_states(
     hybrid: Callable[..., Artifact], plugin: Path, tmp_path: Path
 ) -> None:
-    artifact = copy_of(hybrid(cache="static"), tmp_path / "artifact")
+    artifact = copy_of(hybrid(short=True, cache="static"), tmp_path / "artifact")
     engines = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL)).manifest.engines
     taken = {
         stage: {name: len(layers) for name, layers in engine.plugin_layers.items()} for stage, engine in engines.items()
     }
     assert taken == {
-        "prefill": {"DeltaRule": 2, "Precondition": 1},
-        "decode": {"DeltaRule": 2, "DecodeAttention": 1},
+        "prefill": {"DeltaRule": 1, "Precondition": 1},
+        "decode": {"DeltaRule": 1, "DecodeAttention": 1},
     }
     state = [(1, 8, 16, 16), (2, 8, 16, 16), (2, 8, 16, 16)]
     for engine in engines.values():
-        assert [tuple(shape) for shape in engine.profile["past_key_values.0.recurrent_state"]] == state
+        assert [tuple(shape) for shape in engine.profile["past_key_values.1.recurrent_state"]] == state
 
 
 def test_what_cannot_take_drafts_back_has_no_engine_that_verifies_them(
     hybrid: Callable[..., Artifact], plugin: Path
 ) -> None:
-    message = r"No engine can verify drafts: layer 0 .* keeps a state.*leave out --speculate"
+    message = r"No engine can verify drafts: layer 1 .* keeps a state.*leave out --speculate"
     with pytest.raises(LucidError, match=message):
-        build_engines(hybrid(), BuildOptions(plugin=plugin, speculate=True, **SMALL))
+        build_engines(hybrid(short=True, cache="static"), BuildOptions(plugin=plugin, speculate=True, **SMALL))
 
 
 def test_the_report_and_the_folder(built_engines: Any) -> None:
@@ -367,7 +367,7 @@ DRAFTS: dict[str, Any] = {"max_batch": 2, "max_context": 64, "prefill_chunk": 16
 
 def test_engines_keep_the_cache_in_fp8(plugin: Path, make_checkpoint: Any, tmp_path: Path) -> None:
     """Read by the plugin in decoding and verifying."""
-    options = ExportOptions("bfloat16", cache_dtype="fp8", range_scan=False)
+    options = ExportOptions("bfloat16", cache="growing", cache_dtype="fp8", range_scan=False)
     artifact = export(make_checkpoint(num_hidden_layers=1, head_dim=64), tmp_path / "a", options)
     with pytest.raises(LucidError, match=r"compute capability 8\.6 have no fp8, in which the cache of .* is; 8\.9 and"):
         build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6", "8.9"), **DRAFTS))
