@@ -146,8 +146,8 @@ class ReaderPool:
                 await asyncio.wait([reading], timeout=ABANDONED_SECONDS)
                 if reading.cancel():
                     reader.kill()
-            elif (error := reading.exception()) is not None:
-                request.set_exception(error)
+            elif (fault := reading.exception()) is not None:
+                request.set_exception(fault)
             else:
                 request.set_result(reading.result())
 

@@ -41,11 +41,12 @@ def calls_of(form: ToolFormat, text: str) -> tuple[str, list[tuple[str, dict[str
     parser, found = ToolCallParser(form), []
     delta = parser.push(text)
     arguments = [""] * parser.calls
-    for call in delta.calls:
-        arguments[call.index] += call.arguments
-        if call.name is not None:
-            found.append(call.name)
-    return delta.content, [(name, json.loads(given)) for name, given in zip(found, arguments, strict=True)]
+    for call in delta.get("tool_calls", ()):
+        arguments[call["index"]] += call["function"]["arguments"]
+        if "id" in call:
+            found.append(call["function"]["name"])
+    content = delta.get("content", "")
+    return content, [(name, json.loads(given)) for name, given in zip(found, arguments, strict=True)]
 
 
 @pytest.mark.parametrize("name", FORMS)
