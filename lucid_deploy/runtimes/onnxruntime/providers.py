@@ -183,12 +183,13 @@ def choose_provider(
 
 def check_available(ort: Any, name: str) -> None:
     """Check that this onnxruntime has a provider, or that the provider's own package is installed."""
-    provider, install = _KNOWN[name][0], spelled_out(_KNOWN[name][1])
+    provider, install = _KNOWN[name]
     available = ort.get_available_providers()
     packaged = name == "nv-tensorrt-rtx" and importlib.util.find_spec(_RTX_MODULE) is not None
     if provider not in available and not packaged:
         raise LucidError(
-            f"onnxruntime {ort.__version__} has no {provider}; it has {', '.join(available)}. Run: {install}"
+            f"onnxruntime {ort.__version__} has no {provider}; it has {', '.join(available)}. "
+            f"Run: {spelled_out(install)}"
         )
 
 
