@@ -133,11 +133,13 @@ def refusal(document: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize("options", [{"cache": "static", "cache_dtype": "int8"}, {"dtype": "float16"}])
-def test_the_published_schema_refuses_what_the_code_refuses(exported: Any, options: dict[str, str]):
+def test_the_published_schema_refuses_what_the_code_refuses(exported: Any):
     """Compared by what they accept, since the schema that msgspec generates changes from version to version."""
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    document = json.loads((exported(**options)[1].directory / "lucid.json").read_text())
+    document = json.loads((exported(cache="static", cache_dtype="int8")[1].directory / "lucid.json").read_text())
+    document["ranges"] = json.loads((exported(dtype="float16")[1].directory / "lucid.json").read_text())["ranges"]
+    for graph in document["graphs"].values():  # one tensor shows what all do
+        graph["inputs"], graph["outputs"] = graph["inputs"][:1], graph["outputs"][:1]
     differences, count = [], 0
     for key, value in list(document.items())[2:]:  # behind the format and its version
         for changed in variations(value, document, functools.partial(document.__setitem__, key)):

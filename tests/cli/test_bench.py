@@ -109,7 +109,7 @@ def test_openvino_refuses_an_artifact_before_anything_is_exported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lucid_deploy.bench.standard.export", lambda *_: pytest.fail("it was exported"))
-    artifact = hybrid(short=True) if changes is None else exported(**changes)[1]
+    artifact = hybrid(short=True, cache="static") if changes is None else exported(**changes)[1]
     result = run(artifact.directory, "--baseline", "openvino", "--lengths", 8)
     assert result.exit_code == 2 and reason.format(artifact.directory) in result.stderr
     assert result.stderr.endswith(". Leave out --baseline openvino.\n")
