@@ -113,7 +113,8 @@ def test_the_base_may_be_rounded(made: dict[str, Any], tmp_path: Path) -> None:
     quantize = QuantizeOptions("int8", equalize=True)
     options = ExportOptions("float16", "all", cache="growing", quantize=quantize, adapters=made["adapters"])
     artifact = export(made["checkpoint"], tmp_path / "artifact", options)
-    assert (errors(artifact, made["wanted"]) < 5e-2).all()
+    found = errors(artifact, made["wanted"])
+    assert found[0] < 2e-2 and found.max() < 2 * found[0], "adapters add little to what rounding costs"
 
 
 def test_classes_of_transformers_have_adapters_of_each_row(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import export
+from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
@@ -73,7 +73,7 @@ def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], 
     np.testing.assert_array_equal(session.decode(np.array([[7]]), loaded), session.decode(np.array([[7]]), cache))
     model = write_hybrid(tmp_path / "checkpoint")
     change_tensors(model, lambda tensors: tensors["model.norm.weight"].mul_(1.5))  # as many layers, of the same shapes
-    other = export(model, tmp_path / "artifact")
+    other = export(model, tmp_path / "artifact", ExportOptions(cache="growing"))
     with pytest.raises(LucidError, match="is a cache of another model"):
         load_cache(open_session(other, "torch"), path)
 
