@@ -28,7 +28,8 @@ class _Console(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-console_out = _Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
+# Tables in files and pipes are 120 wide; a closed stdout is reported by the program itself.
+console_out = _Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 120)
 console_err = _Console(stderr=True, highlight=False)
 
 
