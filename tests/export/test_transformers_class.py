@@ -144,6 +144,10 @@ def test_experts_are_rounded_to_nearest(kind: str, options: QuantizeOptions, tmp
     assert not experts & record.method.tensors.keys() and bool(record.method.tensors) == options.learns
     assert any("rounded to the nearest" in note for note in artifact.manifest.notes)
     assert parameters(artifact)["active"] < parameters(artifact)["total"]
+    ids = torch.arange(20)[None] % 13
+    with torch.inference_mode():
+        rounded, exact = (model(ids)[0] for model in (load_artifact_model(artifact), load_model(Checkpoint(path))))
+    assert torch.dist(rounded, exact) < (0.5 if options.scheme == "int4" else 0.05) * exact.norm()
     ld.verify(artifact, quick=True).raise_if_failed()
 
 
