@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator as operator_module
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -49,6 +50,7 @@ def capture(
         warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
         warnings.simplefilter("ignore", DeprecationWarning)
         captured = torch.export.export(module, arguments, dynamic_shapes=axes, strict=False)
+        _write_out_of_place(captured)
         _decompose_if_needed(captured)
         program = torch.onnx.export(
             captured,
@@ -80,6 +82,45 @@ def _decompose_if_needed(program: torch.export.ExportedProgram) -> None:
         return program
 
     program.run_decompositions = run_decompositions  # type: ignore[method-assign]
+
+
+def _write_out_of_place(program: torch.export.ExportedProgram) -> None:
+    """Replace operators that write into a tensor of their own, such as ``x /= y``, by those that return a new one."""
+    for module in _graph_modules(program):
+        places = {node: place for place, node in enumerate(module.graph.nodes)}
+        for node in places:
+            functional, written = _functional(node.target), node.args[0] if node.args else None
+            if functional is None or written is None or _shares_memory(written):
+                continue
+            node.target = functional
+            for user in list(written.users):
+                if places[user] > places[node]:
+                    user.replace_input_with(written, node)
+
+
+def _functional(operator: Any) -> Any:
+    """Return what computes the same as an operator that writes into its first argument; None for others."""
+    import torch
+
+    if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
+        return None
+    name = operator._schema.name.removeprefix("aten::")
+    if not name.endswith("_") or name == "copy_":
+        return None
+    return getattr(getattr(torch.ops.aten, name[:-1], None), operator._overloadname, None)
+
+
+def _shares_memory(node: torch.fx.Node) -> bool:
+    """Whether a tensor is an input, a view of another one, or has views."""
+    import torch
+
+    def is_view(node: torch.fx.Node) -> bool:
+        operator = node.target
+        aliased = isinstance(operator, torch._ops.OpOverload) and any(v.alias_info for v in operator._schema.returns)
+        return aliased and not operator._schema.is_mutable
+
+    maker = node.args[0] if node.target is operator_module.getitem else node
+    return node.op != "call_function" or maker.op != "call_function" or any(map(is_view, (maker, *node.users)))
 
 
 def _must_decompose(operator: Any, table: Collection[Any]) -> bool:

@@ -303,7 +303,6 @@ class _LargestMagnitudes:
 
     def _watch(self, layer: nn.Module) -> None:
         from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
-        from lucid_deploy.model.experts import SparseMLP
 
         mixer: Any = mixer_of(layer)
 
@@ -330,9 +329,7 @@ class _LargestMagnitudes:
                 part.register_forward_pre_hook(before(f"{name} input"))
                 part.register_forward_hook(after(f"{name} output"))
             return
-        if isinstance(layer.mlp, SparseMLP):
-            vars(layer.mlp.experts)["lucid_watchers"] = [of_experts]
-        mlp: Any = getattr(layer.mlp, "shared_expert", layer.mlp)
+        mlp: Any = layer.mlp
         layer.input_layernorm.register_forward_hook(after("attention input"))
         for part, name in _PROJECTED.items():
             if hasattr(mixer, part):
@@ -348,9 +345,11 @@ class _LargestMagnitudes:
 
 
 def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts of a layer that have weights of their own, by name."""
+    """Yield the parts of a layer that have weights of their own, by name; of a layer of the delta rule, its parts."""
+    from lucid_deploy.model.mixer import Mixer
+
     for name, part in layer.named_modules():
-        if name and next(part.parameters(recurse=False), None) is not None:
+        if name and not isinstance(part, Mixer) and next(part.parameters(recurse=False), None) is not None:
             yield name, part
 
 

@@ -49,7 +49,6 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
         num_hidden_layers=len(origins),
         layer_kinds=tuple(config.kinds[index] for index in origins),
         rope_layers=tuple(config.rope_layers[index] for index in origins) if config.rope_layers else (),
-        mixture_layers=tuple(config.mixture_layers[index] for index in origins) if config.mixture else (),
         attention=tuple(config.attention[index] for index in origins) if config.attention else (),
         class_layers=tuple(origins) if config.attention else (),
     )

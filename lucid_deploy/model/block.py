@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.experts import SparseMLP
 from lucid_deploy.model.families import family_named
 from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
@@ -22,7 +21,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.add_module(kind.attribute, kind.mixer(config, index, implementation))
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp: nn.Module = MLP(config) if config.experts_of(index) is None else SparseMLP(config)
+        self.mlp: nn.Module = MLP(config)
 
     @property
     def mixer(self) -> Mixer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,7 +242,8 @@ class Checkpoint:
     def _check_tensors(self) -> None:
         wanted = self._expected()
         read = [name for name in self._named if not name.endswith(_DERIVED)]
-        read = [name for name in read if not name.startswith(self._family.unused_tensors)]
+        unused = self._family.unused_tensors
+        read = [name for name in read if name in wanted or not any(re.search(part, name) for part in unused)]
         found = {
             name: self.packed[name].shape if name in self.packed else tuple(self._header(name).get_shape())
             for name in read

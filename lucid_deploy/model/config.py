@@ -43,9 +43,12 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Fields of artifacts of earlier versions, from when Granite, Gemma 3 and others had code here; their graphs have them.
+# Fields of artifacts of earlier versions, when Granite, Qwen3-Next and others had code here; their graphs have them.
 _GONE = frozenset(
-    ("attention_scale", "embedding_multiplier", "residual_multiplier", "logits_divisor", "window_rope_theta")
+    """
+    attention_gate attention_scale embedding_multiplier logits_divisor mixture mixture_layers residual_multiplier
+    rotary_width window_rope_theta
+    """.split()  # noqa: SIM905 (a table)
 )
 
 
@@ -89,17 +92,7 @@ class AttentionShape:
     sinks: bool = False  # whether the softmax has a score of its own for each query head beside those of the tokens
     # how many experts its MLP has, and how many of them a token chooses; None: it has none
     experts: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The mixture of experts in the MLPs of a family of ours."""
-
-    count: Size  # how many experts there are
-    chosen: Size  # how many of them a token chooses
-    width: Size  # the width of an expert
-    shared_width: Size  # that of the expert of all tokens
-    normalized: bool = True  # whether the weights of a token's experts add up to 1
+    is_delta: bool = False  # whether it is a layer of the gated delta rule, which does not attend
 
 
 @dataclass(frozen=True)
@@ -139,8 +132,6 @@ class LucidConfig:
     # the diagonal entry of row i of the solve: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
     # m the mean square of key i. Not a key of config.json.
     diagonal: _Diagonal = UNIT
-    rotary_width: Size | None = None  # how many of the first elements of each head are rotated; None: all
-    attention_gate: bool = False  # whether the output of attention is multiplied by the sigmoid of a projection, g_proj
     # type of recurrent states in a cache, float32 or the exported model's; float64 in a float64 model. Not a key of
     # config.json.
     state_dtype: _StateType = "float32"
@@ -149,16 +140,10 @@ class LucidConfig:
     class_layers: tuple[int, ...] = ()  # which layers of that class there are; empty: all
     attention: tuple[AttentionShape, ...] = ()  # the attention of each of its layers; empty for a family of ours
     softcap: float | None = None  # as AttentionShape.softcap
-    mixture: Mixture | None = None  # of a family of ours: the mixture of experts in some layers
-    mixture_layers: tuple[bool, ...] = ()  # which layers have it; empty: none
 
     def experts_of(self, index: int) -> tuple[int, int] | None:
         """Return how many experts the MLP of a layer has, and how many of them a token chooses; None: it has none."""
-        if self.attention:
-            return self.attention[index].experts
-        if self.mixture is None or not self.mixture_layers[index]:
-            return None
-        return self.mixture.count, self.mixture.chosen
+        return self.attention[index].experts if self.attention else None
 
     def of_layer(self, index: int) -> LucidConfig:
         """Return the configuration whose heads, window and soft cap are those of one layer."""
@@ -184,11 +169,6 @@ class LucidConfig:
     def has_narrow_states(self) -> bool:
         """Whether recurrent states are rounded between calls; they are computed in at least float32."""
         return self.state_dtype != "float32"
-
-    @property
-    def rotated(self) -> int:
-        """How many elements of each head are rotated in layers with rotary positions."""
-        return self.head_dim if self.rotary_width is None else self.rotary_width
 
     @property
     def has_output_bias(self) -> bool:
@@ -261,17 +241,10 @@ class LucidConfig:
             )
         if len(self.kinds) != layers:
             return f"layer_kinds names {len(self.kinds)} layers, num_hidden_layers is {layers}"
-        if self.use_rope and not self.class_config and self.rotated % 2:
-            what = "head_dim" if self.rotary_width is None else "part of each head"
-            return f"rotary positions need an even {what}, not {self.rotated}"
-        if self.rotated > self.head_dim:
-            return f"rotary_width is {self.rotated} of heads of {self.head_dim}"
+        if self.use_rope and not self.class_config and self.head_dim % 2:
+            return f"rotary positions need an even head_dim, not {self.head_dim}"
         if len(self.rope_layers) not in (0, layers):
             return f"rope_layers are {self.rope_layers} for {layers} layers"
-        if len(self.mixture_layers) != (0 if self.mixture is None else layers):
-            return f"mixture_layers are {self.mixture_layers} for {layers} layers"
-        if self.mixture is not None and self.mixture.chosen > self.mixture.count:
-            return f"each token would choose {self.mixture.chosen} experts, and there are {self.mixture.count}"
         if len(self.attention) != (layers if self.class_config else 0):
             return f"attention describes {len(self.attention)} of {layers} layers"
         if WINDOW in self.kinds and not 0 < (self.sliding_window or 0) <= LARGEST_WINDOW:

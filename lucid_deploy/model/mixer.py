@@ -82,6 +82,6 @@ def layer_steps(
     for rope in ropes:
         if rope is not None and rope not in tables:
             assert positions is not None
-            tables[rope] = rope_tables(rope, config.rotated, positions, dtype)
+            tables[rope] = rope_tables(rope, config.head_dim, positions, dtype)
     computed: dict[Hashable, Any] = {}
     return [Step(mask, decode, None if rope is None else tables[rope], cache_length, computed) for rope in ropes]

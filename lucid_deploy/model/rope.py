@@ -66,12 +66,6 @@ def rope_tables(rope: Rope, width: int, position_ids: Tensor, dtype: torch.dtype
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of each head, ``(B, H, N, D)``, in the tables' precision; result in the type of ``x``.
-
-    Where the tables are for narrower heads, the first elements are rotated and the rest stays.
-    """
-    rotated = 2 * cos.shape[-1]
-    rest = x[..., rotated:]
-    a, b = x[..., :rotated].to(cos.dtype).split(cos.shape[-1], dim=-1)  # (B, H, N, R/2) each, R rotated elements
-    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-    return turned if rest.shape[-1] == 0 else torch.cat([turned, rest], dim=-1)
+    """Rotate the two halves of each head, ``(B, H, N, D)``, in the tables' precision; result in the type of ``x``."""
+    a, b = x.to(cos.dtype).split(cos.shape[-1], dim=-1)  # (B, H, N, D/2) each
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

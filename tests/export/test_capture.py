@@ -60,8 +60,19 @@ def in_place(x: Tensor) -> Tensor:
     return y
 
 
+def in_place_and_behind_a_view(x: Tensor) -> Tensor:
+    y = x.abs() + 1
+    row = y[:, 0]
+    y /= y.sum(-1, keepdim=True)  # the view sees it, too
+    z = x + 1
+    before = z * 2
+    z /= 3
+    return torch.cat([y + row[:, None], before + z])
+
+
 MODULES = [
     in_place,
+    in_place_and_behind_a_view,
     lambda x: x.flatten(1),
     lambda x: torch.special.xlog1py(x, x.abs()),
     lambda x: ((x > 0) & (x < 1)).float(),

@@ -60,7 +60,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 50}
-OURS = ("qwen3_next", "qwen3_5_moe_text", "qwen3_5_text")
+HYBRIDS = ("qwen3_next", "qwen3_5_moe_text", "qwen3_5_text")  # classes whose layers of the delta rule are ours
 COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SMALL),
     "llama, tied, biases": lambda: LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -84,7 +84,7 @@ COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama, yarn with magnitudes": lambda: LlamaConfig(
         **SMALL, rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}
     ),
-    **{f"{name}, {shape}": make for name in OURS for shape, make in SHAPES[name].items()},
+    **{f"{name}, {shape}": make for name in HYBRIDS for shape, make in SHAPES[name].items()},
 }
 
 
@@ -111,4 +111,4 @@ def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path)
 
 def test_every_family_that_is_taken_is_compared() -> None:
     of_others = {"delta_net", "gated_deltanet"}  # which are compared in tests/model/families/test_flash_linear.py
-    assert {make().model_type for make in COMPUTED.values()} == set(BUILT_IN) - of_others
+    assert {make().model_type for make in COMPUTED.values()} == {*BUILT_IN, *HYBRIDS} - of_others

@@ -156,7 +156,7 @@ def test_an_original_context_outside_of_the_block_must_be_the_same() -> None:
 
 @pytest.mark.parametrize("kind", ["falcon", "lucid_path_attn", "Llama", "", 7, ["llama"]])
 def test_another_model_type_is_refused(kind: Any) -> None:
-    assert f"model_type {kind!r} is not supported; supported are llama, qwen3_next" in refusal(model_type=kind)
+    assert f"model_type {kind!r} is not supported; supported are llama, delta_net" in refusal(model_type=kind)
 
 
 @pytest.mark.parametrize("names", [["LlamaForSequenceClassification"], ["LlamaModel"], ["MistralForCausalLM"]])

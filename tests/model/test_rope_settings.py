@@ -15,7 +15,6 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrained
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import RopeScaling
 from lucid_deploy.model.config_parsing import parse_config
-from lucid_deploy.model.families import families
 from lucid_deploy.model.rope import inverse_frequencies
 from tests.model.config_samples import LLAMA3, parse, refusal
 from tests.model.families.both_models import FULL, SIZES, SLIDING, THREE, theirs, tokens, write_theirs
@@ -107,8 +106,6 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "of one kind": {"rope_theta": 3e4, "rope_parameters": {FULL: LINEAR_BLOCK}},
     "of the other kind": {"rope_theta": 3e4, "rope_parameters": {SLIDING: {"rope_type": "default"}}},
 }
-BESIDES = {"qwen3_next": {"num_experts": 0}}
-TRANSFORMERS = [name for name in families() if name in CONFIG_MAPPING]
 CLEAR = ["rope_type", "type", "parameters", "yarn as type"]
 
 
@@ -121,20 +118,15 @@ def their_rotation(config: PreTrainedConfig) -> torch.nn.Module:
     return rotation
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS)
-def test_each_spelling_rotates_as_in_transformers_or_is_refused(family: str) -> None:
-    for spelling in SPELLINGS:
-        check_spelling(family, spelling)
-
-
-def check_spelling(family: str, spelling: str) -> None:
-    given = {**SIZES, "max_position_embeddings": 256, **BESIDES.get(family, {}), **SPELLINGS[spelling]}
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_each_spelling_rotates_as_in_transformers_or_is_refused(spelling: str) -> None:
+    given = {**SIZES, "max_position_embeddings": 256, **SPELLINGS[spelling]}
     try:
-        ours = parse_config({"model_type": family, **copy.deepcopy(given)}, "config.json")
+        ours = parse_config({"model_type": "llama", **copy.deepcopy(given)}, "config.json")
     except LucidError:
         assert spelling not in CLEAR
         return
-    theirs = CONFIG_MAPPING[family](**copy.deepcopy(given))
+    theirs = CONFIG_MAPPING["llama"](**copy.deepcopy(given))
     rotation = their_rotation(theirs)
     compared = 0
     for index in range(ours.num_hidden_layers):
@@ -142,7 +134,7 @@ def check_spelling(family: str, spelling: str) -> None:
             continue
         of = f"{theirs.layer_types[index]}_" if hasattr(rotation, f"{FULL}_inv_freq") else ""
         wanted = getattr(rotation, f"{of}inv_freq")
-        found = inverse_frequencies(rope, ours.rotary_width or ours.head_dim)
+        found = inverse_frequencies(rope, ours.head_dim)
         torch.testing.assert_close(found, wanted, rtol=2e-6, atol=0.0)  # float32, a few roundings
         assert rope.scaling.attention_factor == pytest.approx(getattr(rotation, f"{of}attention_scaling"), rel=1e-12)
         compared += 1

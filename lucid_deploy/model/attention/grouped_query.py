@@ -14,7 +14,6 @@ from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.model.rope import rotate
 from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
-from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 class GroupedQueryAttention(Mixer):
@@ -49,15 +48,13 @@ class GroupedQueryAttention(Mixer):
         self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.has_output_bias)
-        if config.attention_gate:
-            self.g_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
         if config.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
         o, present = self.mix(*self.project(x, step), step, past)
-        return self.output(o, x), present
+        return self.o_proj(o.transpose(1, 2).reshape(*x.shape[:2], -1)), present
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens.
@@ -84,29 +81,19 @@ class GroupedQueryAttention(Mixer):
             present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each
         return o, present
 
-    def output(self, attended: Tensor, x: Tensor) -> Tensor:
-        """Merge heads ``(B, H, N, D)``, gate them by the input ``(B, N, C)``, and project to ``(B, N, C)``."""
-        o = attended.transpose(1, 2).reshape(*x.shape[:2], -1)  # (B, N, H·D)
-        if self.config.attention_gate:
-            work = compute_dtype(x.dtype)
-            o = (o.to(work) * self.g_proj(x).to(work).sigmoid()).to(x.dtype)
-        return self.o_proj(o)
-
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens ``(B, N, C)``.
 
-        Keys are as the cache holds them: normed and rotated, as the configuration says.
+        Keys are as the cache holds them: rotated and normed, as the configuration says.
         """
         batch, n, _ = x.shape
         d = self.config.head_dim
         q = self.q_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, H, N, D)
         k = self.k_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
         v = self.v_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
-        if self.config.qk_norm == "before_rope":
-            q, k = self.q_norm(q), self.k_norm(k)
         if step.rope is not None:
             q, k = rotate(q, *step.rope), rotate(k, *step.rope)
-        if self.config.qk_norm == "after_rope":
+        if self.config.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 

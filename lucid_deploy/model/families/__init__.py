@@ -27,9 +27,6 @@ __all__ = [
 GROUP = "lucid_deploy.families"
 BUILT_IN = {  # model_type: module and object
     "llama": ("family", "LLAMA"),
-    "qwen3_next": ("qwen3_next", "QWEN3_NEXT"),
-    "qwen3_5_text": ("qwen3_next", "QWEN3_5_TEXT"),
-    "qwen3_5_moe_text": ("qwen3_next", "QWEN3_5_MOE_TEXT"),
     "delta_net": ("flash_linear", "DELTA_NET"),
     "gated_deltanet": ("flash_linear", "GATED_DELTANET"),
 }

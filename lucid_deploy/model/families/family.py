@@ -46,7 +46,7 @@ class Family:
         keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
         ignored: Keys of other families that its code does not use; any value is accepted.
         linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
-        unused_tensors: Prefixes of the names of stored tensors that its code ignores.
+        unused_tensors: Regular expressions for the names of stored tensors that its code ignores.
         about: One line for the table of supported models: the difference from Llama.
     """
 

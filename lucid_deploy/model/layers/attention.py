@@ -39,14 +39,13 @@ def ring_layout(config: LucidConfig, index: int, cache_dtype: str) -> LayerLayou
 
 
 def projection_names(config: LucidConfig, index: int, attribute: str) -> tuple[str, ...]:
-    """Return the names of weights within a layer: projections, gate, and norms of queries and keys."""
+    """Return the names of weights within a layer: projections, and norms of queries and keys."""
     if config.attention:
         return config.attention[index].weights
-    gate = ("g_proj",) if config.attention_gate else ()
-    biased = {*((*_QKV, *gate) if config.attention_bias else ()), *((_OUTPUT,) if config.has_output_bias else ())}
+    biased = {*(_QKV if config.attention_bias else ()), *((_OUTPUT,) if config.has_output_bias else ())}
     names = [
         f"{name}.{part}"
-        for name in (*_QKV, _OUTPUT, *gate)
+        for name in (*_QKV, _OUTPUT)
         for part in ("weight", "bias")
         if part == "weight" or name in biased
     ]

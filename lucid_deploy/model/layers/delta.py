@@ -27,7 +27,9 @@ class DeltaKind(LayerKind):
             kind=self.name,
             cache=state_layout(settings, config.state_dtype, cache_dtype),
             operators={stage: (DELTA_RULE.name,) for stage in ("prefill", "decode")},
-            weights=weight_names(settings, self.attribute, decays=self.decays),
+            weights=config.attention[index].weights
+            if config.attention
+            else weight_names(settings, self.attribute, decays=self.decays),
             eviction="every token is mixed into a layer's state, and cannot be taken out again",
         )
 

@@ -33,12 +33,14 @@ from lucid_deploy.model.config import (
 )
 from lucid_deploy.model.config_file import Flag, Names, Text, Tokens, checked, token_ids
 from lucid_deploy.model.config_keys import CHANGES, LUCID_KEYS, NO_EFFECT, ROPE_BLOCKS
+from lucid_deploy.model.transformers_class.delta_layers import KIND, DeltaLayer, put_delta_layers
 from lucid_deploy.model.transformers_class.module import (
     NAME,
     attention_options,
     ends,
     layers_path,
     make_class,
+    mix,
     number_layers,
     quiet,
     restore_buffers,
@@ -99,6 +101,8 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         _check_keys({**raw, **kept}, net, assume_unused)
         _check_experts(net)
         restore_buffers(net)
+        with torch.device("meta"):
+            put_delta_layers(net, mix, "blocked", "float32")
         shapes, first = attention_shapes(net), first_position(net)
         embedding, _ = ends(net)
     except LucidError as error:
@@ -115,14 +119,18 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
     if not isinstance(length, int):
         raise LucidError(f"{where}: {class_name} is not supported: its configuration has no max_position_embeddings.")
     windows = [shape.window for shape in shapes if shape.window]
+    attends = next((shape for shape in shapes if not shape.is_delta), shapes[0])
+    deltas = {msgspec.json.encode(part.settings) for part in net.modules() if isinstance(part, DeltaLayer)}
+    if len(deltas) > 1:
+        raise LucidError(f"{where}: {class_name} is not supported: its layers of the delta rule differ.")
     found = LucidConfig(
         vocab_size=embedding.weight.shape[0],
         hidden_size=embedding.weight.shape[1],
         intermediate_size=int(getattr(config, "intermediate_size", None) or 4 * embedding.weight.shape[1]),
         num_hidden_layers=len(shapes),
-        num_attention_heads=shapes[0].heads,
-        num_key_value_heads=shapes[0].kv_heads,
-        head_dim=shapes[0].head_dim,
+        num_attention_heads=attends.heads,
+        num_key_value_heads=attends.kv_heads,
+        head_dim=attends.head_dim,
         rms_norm_eps=keys.rms_norm_eps,
         max_position_embeddings=length - first,
         attention_type=keys.attention_type,
@@ -130,6 +138,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         bos_token_id=next(iter(token_ids(keys.bos_token_id)), None),
         eos_token_ids=token_ids(keys.eos_token_id),
         layer_kinds=_kinds(keys, shapes, where),
+        layer_settings={KIND: msgspec.json.decode(deltas.pop())} if deltas else {},
         family=raw["model_type"],
         sliding_window=max(windows, default=None),
         class_config=kept,
@@ -183,7 +192,7 @@ def _check_lucid_keys(raw: dict[str, Any], keys: _LucidKeys, where: str) -> None
 def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> tuple[str, ...]:
     """Return the kind of each layer: over a window as the class has it, the others LUCID or standard."""
     lucid = keys.attention_type in LUCID_TYPES
-    full = [index for index, shape in enumerate(shapes) if shape.window is None]
+    full = [index for index, shape in enumerate(shapes) if shape.window is None and not shape.is_delta]
     chosen = [index for index, kind in enumerate(keys.layer_kinds) if kind == LUCID] if keys.layer_kinds else full
     if keys.lucid_layers is not None:
         chosen = keys.lucid_layers
@@ -194,7 +203,7 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
             f"{where}: layer_kinds names {len(keys.layer_kinds)} of {len(shapes)} layers, or is one of two lists."
         )
     for index, kind in enumerate(keys.layer_kinds):
-        fits = (WINDOW,) if shapes[index].window else (LUCID, STANDARD)
+        fits = (KIND,) if shapes[index].is_delta else (WINDOW,) if shapes[index].window else (LUCID, STANDARD)
         if kind not in fits:
             raise LucidError(f"{where}: layer_kinds calls layer {index} {kind}; it can be {' or '.join(fits)}.")
     if lucid and not chosen:
@@ -209,7 +218,7 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
             raise LucidError(f"{where}: layer {index} caps its scores, which LUCID attention does not compute.")
         if shapes[index].sinks:
             raise LucidError(f"{where}: layer {index} has sinks, which LUCID attention does not compute.")
-    other = [WINDOW if shape.window else STANDARD for shape in shapes]
+    other = [KIND if shape.is_delta else WINDOW if shape.window else STANDARD for shape in shapes]
     return tuple(LUCID if index in chosen else kind for index, kind in enumerate(other))
 
 
@@ -325,6 +334,14 @@ class _Question:
         )
         return q.new_zeros(batch, n, heads, v.shape[3])
 
+    def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
+        place, settings = int(layer.lucid_layer), layer.settings  # type: ignore[arg-type]
+        path = next(path for path, part in self.layers[place].named_modules() if part is layer)
+        weights = tuple(f"{path}.{name}" for name, _ in layer.named_parameters())
+        heads, width = settings.value_heads, settings.key_width
+        self.found[place] = AttentionShape(heads, heads, width, width**-0.5, weights=weights, is_delta=True)
+        return torch.zeros_like(x)
+
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
         place = getattr(module, "lucid_layer", None)
         if place is None or place in self.experts:
@@ -382,8 +399,10 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
     ]
     ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
     try:
+        # A mask with values: some classes ask whether it hides anything.
+        mask = torch.ones(ids.shape, dtype=torch.int64, device="cpu")
         with running(question), torch.no_grad(), quiet():
-            net(input_ids=ids, position_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            net(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,8 +14,9 @@ class ClassFamily(Family):
 
     def __init__(self, config: LucidConfig) -> None:
         with torch.device("meta"):
-            self._sources = ClassModel(config).sources
+            model = ClassModel(config)
+        self._sources, self.unused_tensors = model.sources, model.unused_tensors  # type: ignore[misc]
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
-        place = self._sources[name]
-        return StoredParameter(place.stored.name, plus=place.offset, parts=place.stored.parts, join=place.stored.join)
+        place, stored, offset = self._sources[name]
+        return StoredParameter(stored.name, place.rows, place.groups, offset, stored.parts, stored.join)

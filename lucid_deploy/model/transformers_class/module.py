@@ -29,7 +29,8 @@ from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.lucid import CausalModel, last_token
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import Head, RMSNorm
-from lucid_deploy.model.transformers_class.positions import first_position, given_positions, put_positions
+from lucid_deploy.model.transformers_class.delta_layers import DeltaLayer, Rows, put_delta_layers
+from lucid_deploy.model.transformers_class.positions import first_position, given_positions, put_positions, put_rotary
 
 try:
     from transformers import (
@@ -76,6 +77,9 @@ class Running(Protocol):
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
         """Note that each token chooses so many of a module's experts."""
+
+    def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
+        """Mix new tokens ``(B, N, C)`` by the gated delta rule."""
 
 
 _RUNNING: ContextVar[Running | None] = ContextVar("running", default=None)
@@ -128,6 +132,11 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
         x = module.post_expert_norm(x)
     x = x * top_k_weights.reshape(-1, 1)
     return x.reshape(tokens, choices, width).sum(1).to(hidden_states.dtype)
+
+
+def mix(layer: DeltaLayer, x: Tensor) -> Tensor:
+    """Mix new tokens ``(B, N, C)`` in a layer of the gated delta rule."""
+    return _running().mix(layer, x)
 
 
 AttentionInterface.register(NAME, attention)
@@ -216,9 +225,9 @@ def layers_path(net: Any) -> str:
 
 
 class ClassParameter(NamedTuple):
-    """A parameter of a class: its name there, where checkpoints have it, and what is added to the stored numbers."""
+    """Where a parameter comes from: the class's, where checkpoints have it, and what is added to the stored numbers."""
 
-    name: str
+    place: Rows
     stored: Stored
     offset: float
 
@@ -232,18 +241,24 @@ class ClassModel(CausalModel):
         restore_buffers(net)
         self.first_position = first_position(net)
         put_positions(net)
+        put_rotary(net)
+        self.unused_tensors = tuple(net._keys_to_ignore_on_load_unexpected or ())
         stored = stored_parameters(net)
+        places = put_delta_layers(net, mix, implementation, config.state_dtype)
         offsets = put_norms(net)
         self.sources = {
-            ours: ClassParameter(name, stored[name], offsets.get(name, 0.0))
+            ours: ClassParameter(place, stored[place.name], offsets.get(name, 0.0))
             for name, ours in self._take_parts(net).items()
+            for place in (places.get(name, Rows(name)),)
         }
-        # Not submodules: the class, whose parts have our names here, and mixers without weights.
+        number_layers(self.layers())
+        layers = {module.lucid_layer: module for module in self.modules() if isinstance(module, DeltaLayer)}
+        # Not submodules: the class, whose parts have our names here, and mixers, most of them without weights.
         self.__dict__["_net"] = net
         self.__dict__["_mixers"] = [
-            layer_kind(kind).mixer(config, index, implementation) for index, kind in enumerate(config.kinds)
+            layers[index] if index in layers else layer_kind(kind).mixer(config, index, implementation)
+            for index, kind in enumerate(config.kinds)
         ]
-        number_layers(self.layers())
         self.tie_weights()
 
     def _take_parts(self, net: Any) -> dict[str, str]:
@@ -338,6 +353,11 @@ class ClassCall:
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
         pass
+
+    def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
+        place = int(layer.lucid_layer)  # type: ignore[arg-type]
+        mixed, self.present[place] = layer.mix_tokens(x, self._step, self._past[place])
+        return mixed
 
     def rows(self, x: Tensor) -> Tensor:
         """Select what the head reads, ``(B, N, C)`` or ``(B, 1, C)``."""

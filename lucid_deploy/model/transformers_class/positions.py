@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,6 +53,35 @@ def put_positions(net: Any) -> None:
         if "position_ids" not in inspect.signature(parent.forward).parameters:
             offset = int(getattr(module, "offset", 0))
             setattr(parent, path.rpartition(".")[2], _GivenPositions(module.weight, offset))
+
+
+class _Rotary(nn.Module):
+    """Cosines and sines of rotary angles, for texts: the positions in time, height and width are one."""
+
+    def __init__(self, inv_freq: Tensor, scale: float) -> None:
+        super().__init__()
+        self.inv_freq, self.scale = nn.Buffer(inv_freq, persistent=False), scale
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        positions = position_ids[0] if position_ids.dim() == 3 else position_ids  # (B, N)
+        frequencies = self.inv_freq.to(device=x.device, dtype=torch.float32)
+        angles = positions[:, :, None].float() * frequencies  # (B, N, R/2)
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.scale).to(x.dtype), (angles.sin() * self.scale).to(x.dtype)
+
+
+def put_rotary(net: Any) -> None:
+    """Replace modules that arrange angles for images: for texts all of them are the same, and tracing them is slow."""
+    for path, module in list(net.named_modules()):
+        if not hasattr(module, "mrope_section") or list(module.parameters()) or module.inv_freq.is_meta:
+            continue
+        ours = _Rotary(module.inv_freq, module.attention_scaling)
+        ids = torch.arange(10, device="cpu").reshape(2, 5).expand(3, 2, 5)
+        with torch.no_grad():
+            x = torch.zeros(1, dtype=torch.float64, device="cpu")
+            same = all(torch.equal(one, other) for one, other in zip(ours(x, ids), module(x, ids), strict=True))
+        if same:
+            setattr(net.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], ours)
 
 
 def first_position(net: Any) -> int:

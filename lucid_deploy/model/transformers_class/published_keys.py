@@ -31,6 +31,8 @@ _HUNYUAN: dict[str, tuple[Any, ...]] = {
     **{"add_classification_head": (False,), "class_num": (0,), "norm_type": ("rms",), "pool_type": ("last",)},
     **{"use_cla": (False,), "use_qk_norm": (True,), "use_rotary_pos_emb": (True,)},
 }
+_QWEN: dict[str, tuple[Any, ...]] = {"attn_output_gate": (True,), "output_gate_type": ("swish", "silu")}
+_QWEN["use_sliding_window"] = (False,)
 # By model_type: the values that the class computes.
 _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "apertus": {"post_norm": (False,), "qk_norm": (True,)},
@@ -41,6 +43,7 @@ _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "deepseek_v3": {"moe_layer_freq": (1,), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
     "hunyuan_v1_dense": _HUNYUAN,
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _QWEN),
     "starcoder2": {
         **{
             "activation_function": ("gelu",),
@@ -51,7 +54,12 @@ _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
 }
 # By model_type: keys that the class does not read whatever they are, and that no computation of it depends on.
+# How serving engines keep states, and heads that predict further tokens.
+_OF_QWEN3_5 = frozenset(("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
 _UNUSED: dict[str, frozenset[str]] = {
+    "qwen3_next": _OF_QWEN3_5,
+    "qwen3_5_text": _OF_QWEN3_5,
+    "qwen3_5_moe_text": _OF_QWEN3_5 | {"intermediate_size"},  # every MLP is one of experts
     "hunyuan_v1_dense": frozenset(
         (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")
     ),  # with use_cla false

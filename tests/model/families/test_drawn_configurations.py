@@ -43,6 +43,9 @@ SCALINGS: tuple[dict[str, Any], ...] = (
 )
 # Of Qwen's hybrids, small enough for layers to be alike.
 LINEAR: dict[str, tuple[Any, ...]] = {
+    "use_sliding_window": (False, NOT_SAID),
+    "sliding_window": (None, NOT_SAID),
+    "layer_types": ([FULL, "linear_attention", FULL], NOT_SAID),
     "head_dim": (2, 16, 24),
     "partial_rotary_factor": (0.5, 1.0, None, NOT_SAID),
     "full_attention_interval": (1, 2, 3),
@@ -101,7 +104,7 @@ def exact_and_own_error(raw: dict[str, Any], path: Path, ids: list[int]) -> tupl
     try:
         model = write_theirs(raw, path)
         exact = theirs(model, ids)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ZeroDivisionError):
         return None
     return exact, error(theirs(model.to(torch.float32), ids), exact)
 

@@ -45,6 +45,9 @@ _DEEPSEEK: dict[str, Any] = {
     **_LATENT,
 }
 # By the repository on the Hub: the class, and what it has beside the keys that all have.
+_DELTA: dict[str, Any] = dict(full_attention_interval=4, linear_conv_kernel_dim=4, linear_key_head_dim=8)
+_DELTA |= dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_value_head_dim=8)
+_QUARTER = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25}
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-3.1-8B": (
         "LlamaForCausalLM llama",
@@ -235,6 +238,22 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
         "Exaone4ForCausalLM exaone4",
         dict(attention_bias=False, head_dim=16, layer_types=[_FULL] * 2, rms_norm_eps=1e-5, rope_scaling=_LLAMA3)
         | dict(sliding_window=None, sliding_window_pattern=None, pad_token_id=0),
+    ),
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": (
+        "Qwen3NextForCausalLM qwen3_next",
+        dict(attention_bias=False, head_dim=16, rms_norm_eps=1e-6, rope_scaling=None, use_sliding_window=False)
+        | _DELTA
+        | dict(decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=32, norm_topk_prob=True, num_experts=8)
+        | dict(num_experts_per_tok=2, output_router_logits=False, router_aux_loss_coef=0.001, num_hidden_layers=4)
+        | dict(partial_rotary_factor=0.25, shared_expert_intermediate_size=32),
+    ),
+    "Qwen/Qwen3.5-4B": (  # its text part
+        "Qwen3_5ForCausalLM qwen3_5_text",
+        dict(attention_bias=False, head_dim=16, rms_norm_eps=1e-6, num_hidden_layers=4, attn_output_gate=True)
+        | _DELTA
+        | dict(layer_types=["linear_attention"] * 3 + [_FULL], mamba_ssm_dtype="float32", output_gate_type="swish")
+        | dict(mtp_num_hidden_layers=1, mtp_use_dedicated_embeddings=False)
+        | dict(rope_parameters={"mrope_interleaved": True, "mrope_section": [1, 1, 0], **_QUARTER}),
     ),
     "arcee-ai/AFM-4.5B": (
         "ArceeForCausalLM arcee",

@@ -19,6 +19,7 @@ from lucid_deploy.model.transformers_class import module, trial
 from lucid_deploy.model.transformers_class.module import ClassModel
 from lucid_deploy.parity.on_demand import float64_on_demand
 from tests.families.small import VOCABULARY, logits_of, saved, small_config
+from tests.model.family_shapes import SHAPES, random_model
 
 # Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,
 # positions that are learned, parallel layers, several embeddings' scales, heads of several parts, tied biases, experts
@@ -78,6 +79,13 @@ def test_a_class_is_equal_to_eager_attention_in_float64(kind: str, tmp_path: Pat
         last, _ = model(ids[:, 23:], past, torch.ones(2, 24), decode=True, last_only=True)
     for found in (whole, torch.cat([first, second, last], dim=1)):
         assert (found - wanted).norm() <= 1e-12 * wanted.norm()
+
+
+def test_heads_for_further_tokens_are_passed_over_as_in_its_code(tmp_path: Path) -> None:
+    random_model(SHAPES["qwen3_5_text"]["tied"]()).float().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "mtp.fc.weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    assert Checkpoint(tmp_path).config.family == "qwen3_5_text"
 
 
 @pytest.mark.parametrize("kind", ("cohere2", "olmo2", "phi"))

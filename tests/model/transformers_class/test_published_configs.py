@@ -37,6 +37,9 @@ def test_published_configurations_are_accepted() -> None:
         ("tencent/Hunyuan-1.8B-Instruct", "use_cla", True),
         ("nvidia/Minitron-4B-Base", "rope_percent", 1.0),
         ("swiss-ai/Apertus-8B-2509", "post_norm", True),
+        ("Qwen/Qwen3.5-4B", "attn_output_gate", False),
+        ("Qwen/Qwen3.5-4B", "output_gate_type", "sigmoid"),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", "use_sliding_window", True),
     ],
 )
 def test_another_value_is_refused(name: str, key: str, value: Any) -> None:
