@@ -252,7 +252,9 @@ class ClassModel(CausalModel):
             for place in (places.get(name, Rows(name)),)
         }
         number_layers(self.layers())
-        layers = {module.lucid_layer: module for module in self.modules() if isinstance(module, DeltaLayer)}
+        layers: dict[Any, DeltaLayer] = {
+            module.lucid_layer: module for module in self.modules() if isinstance(module, DeltaLayer)
+        }
         # Not submodules: the class, whose parts have our names here, and mixers, most of them without weights.
         self.__dict__["_net"] = net
         self.__dict__["_mixers"] = [
