@@ -216,5 +216,10 @@ class _TensorBytes:
         if not data.isfinite().all():
             raise LucidError(
                 f"{self._checkpoint.directory}: {tensor.name} has values that are not finite in {dtype}. "
-                + ("Export with --dtype bfloat16 or float32." if dtype == "float16" else "The checkpoint is damaged.")
+                + ("The checkpoint is damaged." if dtype != "float16" else _beyond_half(tensor))
             )
+
+
+def _beyond_half(tensor: StoredTensor) -> str:
+    """Say how to export a tensor whose values float16 does not reach."""
+    return "Quantize with --method rtn." if tensor.part else "Export with --dtype bfloat16 or float32."

@@ -318,6 +318,13 @@ QUANTIZED_MATMUL_ZERO_POINTS = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
+QUANTIZED_MATMUL_OFFSETS = Operator(
+    name="QuantizedMatMulOffsets",
+    text="QuantizedMatMul by a weight with an offset per block, which takes part in the product in X's own type.",
+    inputs=(*_BLOCKS, Tensor("offsets", "[blocks, columns]", "one per block, added to scales · W")),
+    outputs=WEIGHT_MATMUL.outputs,
+    types=QUANTIZED_MATMUL.types,
+)
 # In place of two Gather, two MatMul and an Add, for a few rows.
 ADAPTER_MATMUL = Operator(
     name="AdapterMatMul",
@@ -353,6 +360,7 @@ LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
     WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
     QUANTIZED_MATMUL,
     QUANTIZED_MATMUL_ZERO_POINTS,
+    QUANTIZED_MATMUL_OFFSETS,
     ADAPTER_MATMUL,
 )
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # in the TensorRT plugin library

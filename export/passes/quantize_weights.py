@@ -67,6 +67,16 @@ class WeightInitializers:
     def __init__(self, graph: ir.Graph, name: str, quantization: Quantization, dtype: ir.DataType) -> None:
         self.name, self.quantization, self.tensor = name, quantization, quantization.tensors[name]
         self._graph, self.dtype = graph, dtype
+        self._cast: dict[str, ir.Value] = {}
+
+    def in_weights_type(self, part: str) -> ir.Value:
+        """Return a part in the type that the weight had, through a ``Cast`` if it is stored in another."""
+        stored, chain = self.get(part), NodeChain(self.name + part)
+        if part not in self._cast:
+            self._cast[part] = chain.cast(stored, self.dtype, "cast")
+            self._cast[part].shape = stored.shape
+            self._graph.insert_before(self._graph[0], chain.nodes)
+        return self._cast[part]
 
     def get(self, part: str) -> ir.Value:
         """Return the initializer of a part."""
@@ -99,7 +109,9 @@ class BlockOffsets:
         assert x is not None
         name, plain.name = plain.name, f"{parts.name}.without_offsets"
         chain = NodeChain(parts.name)
-        share = chain.add("MatMul", [self._block_sums(x, parts), parts.get(OFFSETS)], "of_offsets", dtype=plain.dtype)
+        share = chain.add(
+            "MatMul", [self._block_sums(x, parts), parts.in_weights_type(OFFSETS)], "of_offsets", dtype=plain.dtype
+        )
         total = chain.add("Add", [plain, share], "with_offsets", dtype=plain.dtype)
         total.shape = plain.shape
         self._graph.insert_after(product, chain.nodes)
@@ -134,8 +146,9 @@ def _replace_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) 
         "block_size": parts.tensor.block_size,
         "accuracy_level": _ACCURACY_LEVEL[quantization.activations],
     }
-    read = [part for part in quantization.parts(parts.name) if part != OFFSETS]
-    inputs = [node.inputs[0], *(parts.get(part) for part in read)]
+    read = [part for part in quantization.parts(parts.name) if part not in (PACKED, SCALES, OFFSETS)]
+    scales = parts.in_weights_type(SCALES)
+    inputs = [node.inputs[0], parts.get(PACKED), scales, *(parts.get(part) for part in read)]
     product = ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB)
     _replace(graph, node, product)
     return product

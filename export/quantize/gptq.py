@@ -194,7 +194,8 @@ class Gptq(QuantizationMethod):
                 weight = checkpoint.tensor(name).float()
                 if not weight.isfinite().all():
                     raise LucidError(f"{checkpoint.directory}: {name} has values that are not finite: it is damaged.")
-                target = quantization.tensors[name], quantization.bits_of(name), dtype
+                tensor = quantization.tensors[name]
+                target = tensor, quantization.bits_of(name), tensor.scale_dtype or dtype
                 positive = quantization.has_positive_scales(name)
                 learned.parts[name], distance = round_weight(weight, order, *target, positive)
                 learned.tensors[name] = LearnedTensor(float(f"{distance:.7g}"))

@@ -93,7 +93,9 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     offsets = format_of(options) in method.offsets and name != EMBEDDING  # whose rows an operator reads that has none
     whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
     size = block if whole is None else _dividing(name, width, block, whole)
-    return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets)
+    # In half precision scales and offsets, two bits a weight in float32, are one. The numbers are chosen for them.
+    kind = "float16" if offsets and format_of(options) == "matmulnbits" else None
+    return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions) -> int:

@@ -47,6 +47,18 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
+def follow_links(model: onnx.ModelProto, directory: Path) -> None:
+    """Name the files that links of a directory lead to, as the Hub's cache has them: onnxruntime refuses the links.
+
+    What is named then lies beside the file that the link to the weights leads to.
+    """
+    names = {name: (directory / name).resolve().name for name in (WEIGHTS, ADAPTERS)}
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names.get(entry.value, entry.value)
+
+
 def check_external_data(path: Path) -> onnx.ModelProto:
     """Read a graph without its data, and check that its weights lie in the artifact's weight file."""
     import onnx

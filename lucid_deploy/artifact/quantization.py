@@ -46,6 +46,7 @@ class QuantizedTensor:
     bits: int | None = None  # of an element; None: the record's
     granularity: str = "block"  # what shares a scale; in fp8 also channel (a row, of block_size columns) and tensor
     offsets: bool = False  # whether a weight is q · s + c, c of its block and of the scales' type
+    scale_dtype: str | None = None  # of scales and offsets; None: the model's type, or what the scheme has
     experts: int = 0  # matrices of experts that stand one below the other in shape; 0: it is one matrix
     transposed: bool = False  # whether a checkpoint has experts as (experts, in, out)
 
@@ -140,6 +141,7 @@ class Quantization:
             and min(rows, width) > 0
             and not (tensor.zero_points and (self.format == "qdq" or tensor.offsets))
             and (is_whole or not tensor.offsets)
+            and (tensor.scale_dtype is None or (tensor.scale_dtype == "float16" and self.format == "matmulnbits"))
             and not (
                 tensor.experts
                 and (
@@ -248,6 +250,8 @@ class Quantization:
         """Return the type of a stored part in graphs of type ``dtype``, as ONNX spells it in lower case."""
         if part in (PACKED, ROWS):
             return self.packed_dtype(name)
+        if part in (SCALES, OFFSETS) and self.tensors[name].scale_dtype is not None:
+            return self.tensors[name].scale_dtype or dtype
         if part == OFFSETS:
             return dtype
         if part == SCALES:

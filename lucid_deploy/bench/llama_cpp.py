@@ -34,6 +34,7 @@ TYPES = {
     "int4": GGMLQuantizationType.Q4_0,
 }
 _DEVIATION = 0.02  # of random weights, as transformers initializes them
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FIRST_WORD = 4  # the ids below are special, or a byte
 _CACHE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 _ROOM = 256  # tokens of context are given in these steps
@@ -63,11 +64,13 @@ class LlamaCppWorker:
                 f"the kind {', '.join(sorted(others))}."
             )
         record = manifest.quantization
-        if record is not None and len({record.bits_of(name) for name in record.tensors}) > 1:
+        head = {name for name in (EMBEDDING, HEAD) if record is not None and name in record.tensors}
+        if record is not None and len({record.bits_of(name) for name in record.tensors.keys() - head}) > 1:
             raise LucidError(
-                f"--baseline llama.cpp gives all weights the same bits, and those of {artifact.directory} have 4 and 8 "
-                "(--method auto). Leave it out, or measure an artifact of one kind."
+                f"--baseline llama.cpp gives the weights of all layers the same bits, and those of {artifact.directory} "
+                "have 4 and 8. Leave it out, or measure an artifact of one kind."
             )
+        in_8_bits = record is not None and any(record.bits_of(name) == 8 for name in head)
         self._weights = manifest.dtype if record is None else record.scheme
         if self._weights not in TYPES:
             raise LucidError(
@@ -83,7 +86,7 @@ class LlamaCppWorker:
         self._threads = threads or allowed_threads() or len(os.sched_getaffinity(0))
         self._folder = tempfile.TemporaryDirectory(prefix="lucid-gguf-")
         self._path = Path(self._folder.name) / "shape.gguf"
-        write_gguf(self._config, self._weights, self._path)
+        write_gguf(self._config, self._weights, self._path, "int8" if in_8_bits else self._weights)
         self._room = 0
         self._filled: int | None = None  # tokens of context that the server has computed for decoding
         self._start(_ROOM)
@@ -162,15 +165,16 @@ def instruction_sets(info: str) -> list[str]:
     return [name.strip() for name, _, value in switches if value.strip() == "1"]
 
 
-def write_gguf(config: LucidConfig, dtype: str, path: Path) -> None:
-    """Write the file."""
+def write_gguf(config: LucidConfig, dtype: str, path: Path, head: str = "") -> None:
+    """Write the file; embedding and head have a type of their own if ``head`` is given."""
     if config.vocab_size < 2 * FIRST_WORD:
         raise LucidError(f"llama.cpp needs a vocabulary of more than {config.vocab_size} tokens to be measured.")
     writer = GGUFWriter(path, "llama")
     _describe(config, writer)
     generator = np.random.default_rng(0)
     for name, shape in _shapes(config):
-        chosen = TYPES[dtype] if len(shape) == 2 else GGMLQuantizationType.F32
+        kind = head if head and name in ("token_embd.weight", "output.weight") else dtype
+        chosen = TYPES[kind] if len(shape) == 2 else GGMLQuantizationType.F32
         try:
             quant_shape_to_byte_shape(shape, chosen)
         except ValueError as error:

@@ -171,6 +171,16 @@ struct QuantizedMatMulZeroPoints {
     };
 };
 
+struct QuantizedMatMulOffsets {
+    static constexpr char const* kName = "QuantizedMatMulOffsets";
+    struct In {
+        enum : int { X, W, scales, offsets, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 struct AdapterMatMul {
     static constexpr char const* kName = "AdapterMatMul";
     struct In {

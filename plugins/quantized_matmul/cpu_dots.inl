@@ -11,11 +11,13 @@ inline bool has_dots() {
 
 // Computes the same as multiply_panel_plainly, for R rows.
 template <int R>
-LUCID_DOTS void multiply_panel(float* total, const Panel& panel, const int8_t* x, const float* steps, const int32_t* sums,
-                               size_t blocks, size_t fours) {
+LUCID_DOTS void multiply_panel(float* total, const Panel& panel, const Group& group, size_t blocks, size_t fours) {
     __m512 result[R];
     for (int r = 0; r < R; ++r) result[r] = _mm512_setzero_ps();
     const uint8_t* w = panel.numbers;
+    const int8_t* x = group.numbers;
+    const float *steps = group.steps, *totals = group.totals;
+    const int32_t* sums = group.sums;
     for (size_t b = 0; b < blocks; ++b, steps += R, sums += R) {
         __m512i dot[R];
         for (int r = 0; r < R; ++r) dot[r] = _mm512_set1_epi32(sums[r]);
@@ -36,6 +38,11 @@ LUCID_DOTS void multiply_panel(float* total, const Panel& panel, const int8_t* x
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
             result[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), _mm512_mul_ps(scale, _mm512_set1_ps(steps[r])), result[r]);
+        if (panel.offsets == nullptr) continue;
+        __m512 offset = _mm512_load_ps(panel.offsets + b * kInPanel);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) result[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(totals[r]), result[r]);
+        totals += R;
     }
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(total + r * kInPanel, result[r]);
 }
@@ -85,8 +92,8 @@ LUCID_DOTS LUCID_INLINE void multiply_lines(__m512i (&quarter)[4], const uint8_t
 
 // Computes the same as multiply_panel for one row, without transposing the weight, which would take longer than multiplying.
 template <size_t Bits>
-LUCID_DOTS void multiply_row(float* total, const uint8_t* w, size_t columns, const Panel& panel, const int8_t* x,
-                             const float* steps, const int32_t* sums, size_t blocks, size_t block_bytes) {
+LUCID_DOTS void multiply_row(float* total, const uint8_t* w, size_t columns, const Panel& panel, const Group& row,
+                             size_t blocks, size_t block_bytes) {
     size_t bytes = blocks * block_bytes;
     __m512 result = _mm512_setzero_ps();
     __m512i dot = _mm512_setzero_si512();
@@ -94,17 +101,21 @@ LUCID_DOTS void multiply_row(float* total, const uint8_t* w, size_t columns, con
     for (size_t at = 0; at < bytes; at += kLine) {
         __mmask64 there = bytes - at >= kLine ? ~__mmask64{0} : (__mmask64{1} << (bytes - at)) - 1;
         __m512i quarter[4];
-        multiply_lines<Bits>(quarter, w + at, bytes, columns, there, x + at * 8 / Bits);
+        multiply_lines<Bits>(quarter, w + at, bytes, columns, there, row.numbers + at * 8 / Bits);
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; ++i) {
             dot = _mm512_add_epi32(dot, quarter[i]);
             in_block += kLine / 4;
             if (in_block < block_bytes || b == blocks) continue;
-            __m512i offset = _mm512_set1_epi32(sums[b]);
+            __m512i offset = _mm512_set1_epi32(row.sums[b]);
             if (panel.zero_points != nullptr)
                 offset = _mm512_mullo_epi32(offset, _mm512_load_si512(panel.zero_points + b * kInPanel));
-            __m512 scale = _mm512_mul_ps(_mm512_load_ps(panel.scales + b * kInPanel), _mm512_set1_ps(steps[b]));
+            __m512 scale = _mm512_mul_ps(_mm512_load_ps(panel.scales + b * kInPanel), _mm512_set1_ps(row.steps[b]));
             result = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(dot, offset)), scale, result);
+            if (panel.offsets != nullptr) {
+                __m512 more = _mm512_load_ps(panel.offsets + b * kInPanel);
+                result = _mm512_fmadd_ps(more, _mm512_set1_ps(row.totals[b]), result);
+            }
             dot = _mm512_setzero_si512();
             in_block = 0, ++b;
         }
@@ -113,18 +124,18 @@ LUCID_DOTS void multiply_row(float* total, const uint8_t* w, size_t columns, con
 }
 
 template <int R = kInGroup>
-LUCID_INLINE void multiply_group(size_t rows, float* total, const Panel& panel, const int8_t* x, const float* steps,
-                                 const int32_t* sums, size_t blocks, size_t fours) {
+LUCID_INLINE void multiply_group(size_t rows, float* total, const Panel& panel, const Group& group, size_t blocks,
+                                 size_t fours) {
     if constexpr (R > 0) {
-        if (rows == R) return multiply_panel<R>(total, panel, x, steps, sums, blocks, fours);
-        multiply_group<R - 1>(rows, total, panel, x, steps, sums, blocks, fours);
+        if (rows == R) return multiply_panel<R>(total, panel, group, blocks, fours);
+        multiply_group<R - 1>(rows, total, panel, group, blocks, fours);
     }
 }
 #else
 inline bool has_dots() { return false; } // so the functions below are never called
 
-inline void multiply_group(size_t, float*, const Panel&, const int8_t*, const float*, const int32_t*, size_t, size_t) {}
+inline void multiply_group(size_t, float*, const Panel&, const Group&, size_t, size_t) {}
 
 template <size_t Bits>
-void multiply_row(float*, const uint8_t*, size_t, const Panel&, const int8_t*, const float*, const int32_t*, size_t, size_t) {}
+void multiply_row(float*, const uint8_t*, size_t, const Panel&, const Group&, size_t, size_t) {}
 #endif

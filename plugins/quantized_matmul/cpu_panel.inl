@@ -1,10 +1,11 @@
 // A panel holds the transposed blocks of some columns of a weight. This file makes panels and multiplies them in plain C++.
 
-// A panel: numbers as bytes [depth / 4][kInPanel][4], scales [blocks][kInPanel], zero points likewise or null.
+// A panel: numbers as bytes [depth / 4][kInPanel][4], scales [blocks][kInPanel], zero points and offsets likewise or null.
 struct Panel {
     uint8_t* numbers;
     float* scales;
     int32_t* zero_points;
+    float* offsets;
 };
 
 // Writes a line of each of a panel's columns as vectors of 4 numbers of each column.
@@ -71,17 +72,34 @@ void copy_zero_points(int32_t* to, const uint8_t* from, size_t columns, size_t c
         }
 }
 
-// total[r][c] = Σ_b step[b][r] · scale[b][c] · Σ_k x[b][r][k] · (w[b][k][c] − zero[b][c]) for a group of rows.
-inline void multiply_panel_plainly(size_t rows, float* total, const Panel& panel, const int8_t* x, const float* steps,
-                                   const int32_t* sums, size_t blocks, size_t fours) {
+// Copies offsets [count, stride] of some columns to a panel [count][kInPanel], zeros beyond the last column.
+template <class S>
+LUCID_INLINE void copy_offsets(float* to, const S* from, size_t columns, size_t count, size_t stride) {
+    for (size_t i = 0; i < count; ++i, from += stride, to += kInPanel) {
+        __builtin_prefetch(from + kInPanel, 0, 2); // the next panel's
+        if (columns == kInPanel) {
+            for (size_t column = 0; column < kInPanel; column += kLanes) store(to + column, widen(from + column));
+            continue;
+        }
+        for (size_t column = 0; column < kInPanel; ++column) to[column] = column < columns ? to_float(from[column]) : 0.0f;
+    }
+}
+
+// total[r][c] = Σ_b (step[b][r] · scale[b][c] · Σ_k x[b][r][k] · (w[b][k][c] − zero[b][c]) + totals[b][r] · offset[b][c])
+// for a group of rows.
+inline void multiply_panel_plainly(size_t rows, float* total, const Panel& panel, const Group& group, size_t blocks,
+                                   size_t fours) {
     std::fill(total, total + rows * kInPanel, 0.0f);
     const uint8_t* w = panel.numbers;
-    for (size_t b = 0; b < blocks; ++b, steps += rows, sums += rows, w += fours * kLine, x += fours * 4 * rows)
+    const int8_t* x = group.numbers;
+    for (size_t b = 0; b < blocks; ++b, w += fours * kLine, x += fours * 4 * rows)
         for (size_t r = 0; r < rows; ++r)
             for (size_t c = 0; c < kInPanel; ++c) {
-                int32_t dot = sums[r] * (panel.zero_points != nullptr ? panel.zero_points[b * kInPanel + c] : 1);
+                int32_t dot = group.sums[b * rows + r] * (panel.zero_points != nullptr ? panel.zero_points[b * kInPanel + c] : 1);
                 for (size_t k = 0; k < fours * 4; ++k)
                     dot += x[k / 4 * 4 * rows + r * 4 + k % 4] * w[k / 4 * kLine + c * 4 + k % 4];
-                total[r * kInPanel + c] += static_cast<float>(dot) * (panel.scales[b * kInPanel + c] * steps[r]);
+                float& sum = total[r * kInPanel + c];
+                sum += static_cast<float>(dot) * (panel.scales[b * kInPanel + c] * group.steps[b * rows + r]);
+                if (panel.offsets != nullptr) sum += group.totals[b * rows + r] * panel.offsets[b * kInPanel + c];
             }
 }

@@ -21,11 +21,20 @@ struct RoundedRows {
     int8_t* numbers; // per group: [depth / 4][rows of the group][4]
     float* steps;    // per group: [blocks][rows of the group]
     int32_t* sums;   // per group: [blocks][rows of the group]: −(a block's sum), times the zero point if W has no zero_points
+    float* totals;   // per group: [blocks][rows of the group]: a block's sum before rounding; null if W has no offsets
 };
 
-template <class T>
+// One group of them.
+struct Group {
+    const int8_t* numbers;
+    const float* steps;
+    const int32_t* sums;
+    const float* totals;
+};
+
+template <class T, class S>
 struct QuantizedMatMulJob {
-    const QuantizedMatMulArguments<T>& a;
+    const QuantizedMatMulArguments<T, S>& a;
     RoundedRows rows;
     size_t groups, tasks;
     bool alone; // whether each row is multiplied without a panel
@@ -33,6 +42,12 @@ struct QuantizedMatMulJob {
     size_t block() const { return a.depth / a.blocks; }
     size_t panels() const { return (a.columns + kInPanel - 1) / kInPanel; }
     size_t first_row(size_t group) const { return a.rows * group / groups; }
+
+    // The group that begins with a row.
+    Group group(size_t row) const {
+        size_t at = row * a.blocks;
+        return {rows.numbers + row * a.depth, rows.steps + at, rows.sums + at, rows.totals != nullptr ? rows.totals + at : nullptr};
+    }
 };
 
 // Sixteen numbers, in fours as a panel has them: two of 4 bits share a byte, so that a vector holds those of even or of odd
@@ -62,37 +77,42 @@ LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
 
 // Rounds a row of a group of `count` to whole multiples of (largest magnitude of the block) / 127, to nearest, ties to even.
 // A block with NaN or an infinity becomes zeros with that as its step, so that all its products are NaN.
-template <size_t Bits, class T>
-void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, size_t row) {
-    const QuantizedMatMulArguments<T>& a = job.a;
+template <size_t Bits, class T, class S>
+void round_row(const QuantizedMatMulJob<T, S>& job, size_t first, size_t count, size_t row) {
+    const QuantizedMatMulArguments<T, S>& a = job.a;
     const float shifter = 12582912.0f; // 1.5·2²³: adding it rounds to an integer
     size_t block = job.block();
     const T* x = a.x + (first + row) * a.depth;
     int8_t* numbers = job.rows.numbers + first * a.depth + row * 4;
     for (size_t b = 0; b < a.blocks; ++b) {
+        size_t at = first * a.blocks + b * count + row;
+        if (job.rows.totals != nullptr) {
+            Vector total{};
+            for (size_t k = 0; k < block; k += kLanes) total += widen(x + k);
+            job.rows.totals[at] = sum(total);
+        }
         float step = largest_magnitude(x, block) / kInt8Levels, inverse = 1.0f / step;
         if (!(step <= kLargest) || !(inverse <= kLargest)) inverse = 0.0f; // also where all are zero, or nearly
-        int32_t sum = 0;
+        int32_t whole_sum = 0;
         for (size_t k = 0; k < block; k += 16, x += 16, numbers += 16 * count) {
             Sixteen whole;
             for (size_t i = 0; i < 16; ++i) {
                 int32_t number = inverse == 0.0f ? 0 : static_cast<int32_t>((to_float(x[i]) * inverse + shifter) - shifter);
                 whole[i] = static_cast<int8_t>(number);
-                sum += number;
+                whole_sum += number;
             }
             whole = in_fours<Bits>(whole);
             for (size_t four = 0; four < 4; ++four)
                 std::memcpy(numbers + four * 4 * count, reinterpret_cast<const int8_t*>(&whole) + four * 4, 4);
         }
-        size_t at = first * a.blocks + b * count + row;
         job.rows.steps[at] = step;
-        job.rows.sums[at] = -sum * (a.zero_points != nullptr ? 1 : int32_t{1} << (Bits - 1));
+        job.rows.sums[at] = -whole_sum * (a.zero_points != nullptr ? 1 : int32_t{1} << (Bits - 1));
     }
 }
 
-template <size_t Bits, class T>
+template <size_t Bits, class T, class S>
 void round_group(void* data, size_t group) {
-    const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
+    const QuantizedMatMulJob<T, S>& job = *static_cast<QuantizedMatMulJob<T, S>*>(data);
     size_t first = job.first_row(group), count = job.first_row(group + 1) - first;
     for (size_t row = 0; row < count; ++row) round_row<Bits>(job, first, count, row);
 }

@@ -91,10 +91,10 @@ def test_types_that_it_does_not_have_are_refused(exported: Exported, quantized: 
         LlamaCppWorker(quantized("fp8")[1])
     _, artifact = quantized("int4")
     record = artifact.manifest.quantization
-    name = next(iter(record.tensors))
+    name = next(name for name in record.tensors if "layers" in name)
     tensors = {**record.tensors, name: replace(record.tensors[name], bits=8)}
     mixed = replace(artifact.manifest, quantization=replace(record, tensors=tensors))
-    with pytest.raises(LucidError, match=r"all weights the same bits, and those of .* have 4 and 8 \(--method auto\)"):
+    with pytest.raises(LucidError, match=r"all layers the same bits, and those of .* have 4 and 8\."):
         LlamaCppWorker(Artifact(artifact.directory, mixed))
 
 
@@ -117,12 +117,13 @@ def test_names_and_shapes_of_the_file(tied: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_types_of_the_file(dtype: str, tmp_path: Path) -> None:
-    """Matrices have the type, norms float32; sizes are gguf's."""
+    """Matrices of layers have the type, embedding and head 8 bits where that is asked for, norms float32."""
     config = parse_config(EVEN, "test")
-    write_gguf(config, dtype, tmp_path / "shape.gguf")
+    write_gguf(config, dtype, tmp_path / "shape.gguf", "int8" if dtype == "int4" else "")
     for tensor in gguf.GGUFReader(tmp_path / "shape.gguf").tensors:
-        is_matrix = len(tensor.shape) == 2
-        assert tensor.tensor_type == (TYPES[dtype] if is_matrix else gguf.GGMLQuantizationType.F32)
+        is_matrix, is_head = len(tensor.shape) == 2, not tensor.name.startswith("blk")
+        kind = TYPES["int8" if is_head and dtype == "int4" else dtype]
+        assert tensor.tensor_type == (kind if is_matrix else gguf.GGMLQuantizationType.F32)
         block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
         assert tensor.n_bytes == tensor.n_elements // block * size
 

@@ -45,15 +45,18 @@ def session(
     dtype: str = "float32",
     diagonal: float | None = None,
     rank: int | None = None,
+    scales: str = "",
 ) -> ort.InferenceSession:
     """Return a session of one node for tensors in ``dtype``.
 
-    The node has the attribute ``diagonal`` if given. Tensors with any number of axes before the last have ``rank``.
+    The node has the attribute ``diagonal`` if given. Tensors with any number of axes before the last have ``rank``;
+    scales and offsets of a weight are in the type ``scales`` if given.
     """
     make = onnx.helper
 
     def info(item: Parameter) -> onnx.ValueInfoProto:
-        kind = make.np_dtype_to_tensor_dtype(np.dtype(dtype if item.type == "T" else item.type))
+        own = scales if scales and item.name in ("scales", "offsets") else dtype
+        kind = make.np_dtype_to_tensor_dtype(np.dtype(own if item.type == "T" else item.type))
         count = rank if rank is not None and "…" in item.shape else item.shape.count(",") + 1
         axes = [f"{item.name}_{axis}" for axis in range(count)]
         return make.make_tensor_value_info(item.name, kind, axes)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import ADAPTERS, PACK_LIMIT, STAGES, VERIFY, WEIGHTS, Artifact
+from lucid_deploy.artifact.external_data import follow_links
 from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -138,6 +139,7 @@ class OrtSession(ArtifactSession[Any]):
         options = self._options(stage)
         if self.quantization is None:  # no second copy, for one run
             options.add_session_config_entry("session.disable_prepacking", "1")
+        follow_links(model, self._artifact.directory)
         return self._open(model.SerializeToString(), self._artifact.graph_path(stage), options, None)
 
     def _options(self, stage: str) -> ort.SessionOptions:
@@ -161,7 +163,8 @@ class OrtSession(ArtifactSession[Any]):
         index = device_index(self.options.device)
         providers = choose_provider(self._ort, options, self._artifact, self.provider, index, plan)
         if graph is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            folder = (path.parent / WEIGHTS).resolve().parent
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             session = self._ort.InferenceSession(
                 str(path) if graph is None else graph, options, providers=providers or None, enable_fallback=0
@@ -184,6 +187,7 @@ class OrtSession(ArtifactSession[Any]):
 
         model, few, changed = onnx.ModelProto(), stage != "prefill", False
         model.CopyFrom(self._artifact.graph(stage))
+        changed |= own_operators.use_rotary_embedding(model)
         if self._library is None and own_operators.has_linear_attention(self._ort.__version__):
             changed |= own_operators.use_linear_attention(model)
         if multiplies_in_blocks(self._library):
@@ -198,6 +202,7 @@ class OrtSession(ArtifactSession[Any]):
             changed = self.reads_stored_cache = True
             if self._library is None:
                 stored_cache.attach_int8_body(model)
+        follow_links(model, self._artifact.directory)
         return model.SerializeToString() if changed else None
 
     def _can_read_stored(self, stage: str) -> bool:

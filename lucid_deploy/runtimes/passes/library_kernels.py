@@ -12,6 +12,7 @@ in the file                                          in memory
 ``Gemm(X, Cast(float16 weight))``, the same          ``WeightMatMulTransposedFloat16(X, float16 weight)``
 ``MatMulNBits(X, W, scales)``, accuracy level 4      ``QuantizedMatMul(X, W, scales)``
 ``MatMulNBits(X, W, scales, zero_points)``, as well  ``QuantizedMatMulZeroPoints(X, W, scales, zero_points)``
+``MatMulNBits(X, W, scales) + sums(X) · offsets``    ``QuantizedMatMulOffsets(X, W, scales, offsets)``
 ``Add(Y, X · Gather(A, ids) · Gather(B, ids))``      ``AdapterMatMul(Y, X, A, B, ids)``
 ===================================================  ==================================================
 """
@@ -29,6 +30,7 @@ from lucid_deploy.plugins.table import (
     DECODE_ATTENTION_GROWING,
     DOMAIN,
     QUANTIZED_MATMUL,
+    QUANTIZED_MATMUL_OFFSETS,
     QUANTIZED_MATMUL_ZERO_POINTS,
     VERSION,
     WEIGHT_MATMUL,
@@ -41,6 +43,7 @@ from lucid_deploy.runtimes.passes.editing import (
     cast_type,
     declare,
     nodes_of,
+    numbers,
     read_names,
     remove_unread,
 )
@@ -180,7 +183,14 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     an attribute that is unknown here; others stay.
     """
     tensors = {each.name: each for each in model.graph.initializer}
+    casts = {
+        node.output[0]: node
+        for node in nodes_of(model.graph, "", "Cast")
+        if node.input[0] in tensors and tensors[node.input[0]].data_type == TensorProto.FLOAT16
+    }
+    tensors |= {name: tensors[node.input[0]] for name, node in casts.items()}  # the stored scales and offsets
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]
+    sizes = {node.output[0]: attributes_of(node)["block_size"] for node in found}
     for node in found:
         node.input[:] = [name for name in node.input if name]
         with_zeros = len(node.input) == len(QUANTIZED_MATMUL_ZERO_POINTS.inputs)
@@ -189,7 +199,44 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
         del node.attribute[:]
     if found:
         declare(model, DOMAIN, VERSION)
+        _take_offsets(model.graph, sizes, tensors)
+        for node in found:
+            if node.op_type == QUANTIZED_MATMUL_OFFSETS.name:
+                node.input[2:] = [tensors[name].name for name in node.input[2:]]
+        remove_unread(model.graph, casts.values())
     return bool(found)
+
+
+def _take_offsets(graph: onnx.GraphProto, sizes: dict[str, int], tensors: dict[str, TensorProto]) -> None:
+    """Let products add the offsets of their blocks, which the file multiplies by the sums of X's blocks beside them.
+
+    Args:
+        sizes: The blocks' sizes by the product's output.
+        tensors: What is stored, also by the names of casts of it.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    read, unread = Counter(read_names(graph)), []
+    for total in nodes_of(graph, "", "Add"):
+        product, share = (makers.get(name) for name in total.input)
+        if product is None or share is None or product.op_type != QUANTIZED_MATMUL.name or product.domain != DOMAIN:
+            continue
+        if read[product.output[0]] != 1 or read[share.output[0]] != 1 or share.op_type != "MatMul":
+            continue
+        offsets, scales = tensors.get(share.input[1]), tensors[product.input[2]]
+        if offsets is None or offsets.data_type != scales.data_type or list(offsets.dims) != list(scales.dims)[::-1]:
+            continue
+        sums = makers.get(share.input[0])
+        blocks = None if sums is None or sums.op_type != "ReduceSum" else makers.get(sums.input[0])
+        if sums is None or blocks is None or blocks.op_type != "Reshape" or blocks.input[0] != product.input[0]:
+            continue
+        shape, axes = (numbers(tensors.get(node.input[1])) for node in (blocks, sums))
+        if shape[-2:] != [-1, sizes[product.output[0]]] or axes != [-1] or attributes_of(sums).get("keepdims", 1):
+            continue
+        product.input.append(share.input[1])
+        product.op_type, product.output[0] = QUANTIZED_MATMUL_OFFSETS.name, total.output[0]
+        graph.node.remove(total)
+        unread += [share, sums, blocks]
+    remove_unread(graph, unread)
 
 
 def _is_in_blocks(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:

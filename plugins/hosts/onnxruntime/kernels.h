@@ -24,7 +24,8 @@ struct KernelsOf {
     void (*weight_matmul_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
-    void (*quantized_matmul)(const QuantizedMatMulArguments<T>&, const Pool&);
+    void (*quantized_matmul)(const QuantizedMatMulArguments<T, T>&, const Pool&);
+    void (*quantized_matmul_half)(const QuantizedMatMulArguments<T, Half>&, const Pool&);
     void (*quantized_expert_matmul)(const QuantizedExpertArguments<T>&, const Pool&);
     void (*adapter_matmul)(const AdapterMatMulArguments<T>&, const Pool&);
 };

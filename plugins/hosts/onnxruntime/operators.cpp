@@ -67,10 +67,13 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<WeightMatMul<float, float, true>> transposed;
     static const CustomOperator<WeightMatMul<Half, Half, true>> transposed_half;
     static const CustomOperator<WeightMatMul<float, Half, true>> transposed_by_half;
-    static const CustomOperator<QuantizedMatMul<float, false>> quantized;
-    static const CustomOperator<QuantizedMatMul<Half, false>> quantized_half;
-    static const CustomOperator<QuantizedMatMul<float, true>> quantized_zeros;
-    static const CustomOperator<QuantizedMatMul<Half, true>> quantized_zeros_half;
+    static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMul>> quantized;
+    static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMul>> quantized_half;
+    static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMulZeroPoints>> quantized_zeros;
+    static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMulZeroPoints>> quantized_zeros_half;
+    static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMulOffsets>> quantized_offsets;
+    static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMulOffsets>> quantized_offsets_half;
+    static const CustomOperator<QuantizedMatMul<float, Half, table::QuantizedMatMulOffsets>> quantized_by_half;
     static const CustomOperator<QuantizedExpertMatMul<float>> quantized_experts;
     static const CustomOperator<QuantizedExpertMatMul<Half>> quantized_experts_half;
     static const CustomOperator<AdapterMatMul<float>> adapter;
@@ -83,6 +86,7 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
         &product,          &product_half,
         &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
         &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half,
+        &quantized_offsets, &quantized_offsets_half, &quantized_by_half,
         &quantized_experts, &quantized_experts_half,
         &adapter,          &adapter_half};
     return all;

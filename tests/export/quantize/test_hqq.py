@@ -162,4 +162,4 @@ def test_rows_that_no_block_divides() -> None:
     plan = plan_quantization(
         {"model.layers.0.mlp.up_proj.weight": (8, 48)}, False, QuantizeOptions("int4", method="hqq")
     )
-    assert plan.block_size == 16 and plan.bits_per_weight("float32") == 4 + 64 / 16
+    assert plan.block_size == 16 and plan.bits_per_weight("float32") == 4 + 32 / 16

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_POINTS
+from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_OFFSETS, QUANTIZED_MATMUL_ZERO_POINTS
 from lucid_deploy.runtimes.torch.quantized_activations import round_to_int8
 from tests.plugins.cpu_sessions import FACTOR, FLOOR, check, error, run, runnable, session
 
-KINDS = tuple(itertools.product((4, 8), (False, True)))  # bits, and whether there are zero points
+KINDS = tuple(itertools.product((4, 8), ("", "zero_points", "offsets")))  # bits, and what moves a block
 # Depth, columns, block: partly filled panels and lines, blocks of a quarter of a line to several lines.
 SHAPES = ((32, 1, 32), (48, 17, 16), (256, 33, 64), (512, 5, 256), (1056, 50, 32))
 
@@ -28,7 +28,7 @@ class Problem:
     Inputs lie near whole multiples of a block's step, so that every way to divide rounds them alike.
     """
 
-    def __init__(self, rows: int, shape: tuple[int, int, int], bits: int, zero_points: bool, dtype: str) -> None:
+    def __init__(self, rows: int, shape: tuple[int, int, int], bits: int, moved: str, dtype: str, scales="") -> None:
         depth, columns, self.block = shape
         self.bits, blocks = bits, depth // self.block
         rng = np.random.default_rng(rows + depth + columns + bits)
@@ -38,17 +38,24 @@ class Problem:
         steps = rng.uniform(0.01, 0.02, (rows, blocks, 1))
         self.x = torch.from_numpy((whole * steps).reshape(rows, depth)).to(getattr(torch, dtype))
         self.numbers = rng.integers(0, 1 << bits, (columns, blocks, self.block), dtype=np.uint8)
-        self.scales = torch.from_numpy(rng.uniform(0.01, 0.02, (columns, blocks))).to(getattr(torch, dtype))
-        self.zeros = rng.integers(0, 1 << bits, (columns, blocks), dtype=np.uint8) if zero_points else None
+        self.scales = torch.from_numpy(rng.uniform(0.01, 0.02, (columns, blocks)))
+        self.scales = self.scales.to(getattr(torch, scales or dtype))
+        self.zeros = rng.integers(0, 1 << bits, (columns, blocks), dtype=np.uint8) if moved == "zero_points" else None
+        offsets = torch.from_numpy(rng.uniform(-0.1, 0.1, (blocks, columns)))
+        self.offsets = offsets.to(self.scales.dtype) if moved == "offsets" else None
 
     @property
     def operator(self):
+        if self.offsets is not None:
+            return QUANTIZED_MATMUL_OFFSETS
         return QUANTIZED_MATMUL if self.zeros is None else QUANTIZED_MATMUL_ZERO_POINTS
 
     @property
     def packed(self) -> list[Tensor]:
-        """Return the weight as the operators read it: numbers, scales, and zero points if it has them."""
+        """Return the weight as the operators read it: numbers, scales, and zero points or offsets if it has them."""
         pieces = [torch.from_numpy(self._bytes(self.numbers)), self.scales]
+        if self.offsets is not None:
+            return [*pieces, self.offsets]
         return pieces if self.zeros is None else [*pieces, torch.from_numpy(self._bytes(self.zeros))]
 
     def _bytes(self, numbers: np.ndarray) -> np.ndarray:
@@ -58,9 +65,12 @@ class Problem:
         return even[..., ::2] | even[..., 1::2] << 4
 
     def product(self, dtype: torch.dtype) -> Tensor:
-        """Return the product of the rounded rows and the weight, computed in a type."""
+        """Return the product of the rounded rows and the weight, computed in a type; of offsets that of the rows."""
         numbers, zeros, x = self._parts(dtype)
-        return x @ (numbers - zeros).flatten(1).T
+        product = x @ (numbers - zeros).flatten(1).T
+        if self.offsets is None:
+            return product
+        return product + self.x.to(dtype).unflatten(1, (-1, self.block)).sum(dim=2) @ self.offsets.to(dtype)
 
     def product_apart(self) -> Tensor:
         """Return the product in float32, with the zero points subtracted at the end, as onnxruntime does."""
@@ -76,24 +86,27 @@ class Problem:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("bits", "zero_points"), KINDS)
+@pytest.mark.parametrize(("bits", "moved"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_and_sizes(library, fastest, shape, bits, zero_points, dtype):
-    for rows in (1, 3, 13):
-        problem = Problem(rows, shape, bits, zero_points, dtype)
+def test_rows_and_sizes(library, fastest, shape, bits, moved, dtype):
+    for rows, scales in ((1, ""), (3, ""), (13, ""), (1, "float16"), (13, "float16")):
+        if scales and (moved != "offsets" or dtype == scales):
+            continue
+        problem = Problem(rows, shape, bits, moved, dtype, scales)
         exact, dense = problem.product(torch.float64), problem.product(torch.float32).to(problem.x.dtype)
         for name in runnable(library):
             kernels_name(library, name)
-            (got,) = run(session(problem.operator, library, 1, dtype, rank=2), problem.x, *problem.packed)
+            of = session(problem.operator, library, 1, dtype, rank=2, scales=scales)
+            (got,) = run(of, problem.x, *problem.packed)
             assert got.dtype == problem.x.dtype
             check(got, dense, exact, dtype)
 
 
-@pytest.mark.parametrize(("bits", "zero_points"), KINDS)
+@pytest.mark.parametrize(("bits", "moved"), [kind for kind in KINDS if kind[1] != "offsets"])
 @pytest.mark.parametrize("rows", [1, 7])
-def test_onnxruntimes_own_operator_agrees(library, fastest, bits, zero_points, rows):
+def test_onnxruntimes_own_operator_agrees(library, fastest, bits, moved, rows):
     shape = depth, columns, block = 1024, 300, 32
-    problem = Problem(rows, shape, bits, zero_points, "float32")
+    problem = Problem(rows, shape, bits, moved, "float32")
     make, names = onnx.helper, ["x", "w", "scales", "zeros"][: 1 + len(problem.packed)]
     attributes = {"K": depth, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
     node = make.make_node("MatMulNBits", names, ["o"], domain="com.microsoft", **attributes)
@@ -111,10 +124,10 @@ def test_onnxruntimes_own_operator_agrees(library, fastest, bits, zero_points, r
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("bits", "zero_points"), KINDS)
+@pytest.mark.parametrize(("bits", "moved"), KINDS)
 @pytest.mark.parametrize("shape", [(96, 40, 32), (1024, 700, 32)])
-def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, shape, bits, zero_points, dtype):
-    problem = Problem(40, shape, bits, zero_points, dtype)
+def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, shape, bits, moved, dtype):
+    problem = Problem(40, shape, bits, moved, dtype)
     for name in runnable(library):
         kernels_name(library, name)
         whole = run(session(problem.operator, library, 3, dtype, rank=2), problem.x, *problem.packed)[0]
@@ -143,8 +156,9 @@ def test_ties_are_rounded_to_even(library, fastest, bits):
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad):
-    problem = Problem(5, (96, 40, 32), bits, False, "float32")
+@pytest.mark.parametrize("moved", ["", "offsets"])
+def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad, moved):
+    problem = Problem(5, (96, 40, 32), bits, moved, "float32")
     for name in runnable(library):
         kernels_name(library, name)
         for rows in (1, 5):
@@ -157,18 +171,26 @@ def test_nan_and_infinity_stay_in_their_row(library, fastest, bits, bad):
 
 
 @pytest.mark.parametrize(
-    ("changed", "shape", "message"),
+    ("moved", "changed", "shape", "message"),
     [
-        (0, (2, 64), "QuantizedMatMulZeroPoints: W has not X's columns in blocks of 4 or 8 bits"),
-        (0, (2, 0), "W has not X's columns in blocks"),
-        (1, (40, 12, 4), "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers"),
-        (2, (40, 2), "scales has not one number a block of W"),
-        (2, (39, 3), "scales has not one number a block of W"),
-        (3, (40, 1), "zero_points has not one number a block of W"),
+        ("zero_points", 0, (2, 64), "QuantizedMatMulZeroPoints: W has not X's columns in blocks of 4 or 8 bits"),
+        ("zero_points", 0, (2, 0), "W has not X's columns in blocks"),
+        (
+            "zero_points",
+            1,
+            (40, 12, 4),
+            "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers",
+        ),
+        ("zero_points", 2, (40, 2), "scales has not one number a block of W"),
+        ("zero_points", 2, (39, 3), "scales has not one number a block of W"),
+        ("zero_points", 3, (40, 1), "zero_points has not one number a block of W"),
+        ("offsets", 3, (40, 3), "QuantizedMatMulOffsets: offsets has not one number a block of W"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(library: Path, changed: int, shape: tuple[int, ...], message: str) -> None:
-    problem = Problem(2, (96, 40, 32), 4, True, "float32")
+def test_shapes_that_do_not_fit_are_refused(
+    library: Path, moved: str, changed: int, shape: tuple[int, ...], message: str
+) -> None:
+    problem = Problem(2, (96, 40, 32), 4, moved, "float32")
     given = [problem.x, *problem.packed]
     given[changed] = torch.ones(shape, dtype=given[changed].dtype)
     with pytest.raises(Exception, match=message):

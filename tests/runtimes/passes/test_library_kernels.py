@@ -20,6 +20,7 @@ from lucid_deploy.plugins.table import (
     DECODE_ATTENTION_GROWING,
     DOMAIN,
     QUANTIZED_MATMUL,
+    QUANTIZED_MATMUL_OFFSETS,
     QUANTIZED_MATMUL_ZERO_POINTS,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
@@ -29,7 +30,7 @@ from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.passes.library_kernels import use_growing_attention, use_quantized_matmul, use_weight_matmul
-from tests.runtimes.passes.loaded_graphs import check_rows_decode_as_alone, copied, operators
+from tests.runtimes.passes.loaded_graphs import check_rows_decode_as_alone, copied, decoded, operators
 
 PLAIN, GROWING = DECODE_ATTENTION.name, DECODE_ATTENTION_GROWING.name
 
@@ -329,3 +330,41 @@ def test_a_quantized_row_decodes_as_it_does_alone(
     model = copied(artifact)
     assert use_quantized_matmul(model) and not operators(model)["MatMulNBits"]  # onnxruntime's does as it likes
     check_rows_decode_as_alone(OrtSession(artifact, RuntimeOptions(kernels="library")), 5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_products_add_the_offsets_of_their_blocks(quantized, built_library: Path, monkeypatch, dtype: str) -> None:
+    """Whose sums of X's blocks then go, and whose scales are read in half precision."""
+    monkeypatch.setattr(HAS_DOTS, lambda library: True)
+    artifact = quantized("int4", method="hqq", dtype=dtype, changes=WHOLE_BLOCKS)[1]
+    model = copied(artifact)
+    before = operators(model)
+    assert use_quantized_matmul(model)
+    after = operators(model)
+    count = after[QUANTIZED_MATMUL_OFFSETS.name]
+    assert count and before["ReduceSum"] and not after["ReduceSum"]
+    assert before["Add"] - after["Add"] == before["MatMul"] - after["MatMul"] == count
+    stored = {each.name: each.data_type for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == QUANTIZED_MATMUL_OFFSETS.name:
+            assert [stored[name] for name in node.input[2:]] == [TensorProto.FLOAT16] * 2
+    found, plain = (
+        decoded(
+            OrtSession(artifact, RuntimeOptions(kernels=kernels)), np.random.default_rng(1).integers(2, 97, (3, 20))
+        )
+        for kernels in ("library", "functions")
+    )
+    assert np.abs(found - plain).max() <= (2e-2 if dtype == "float16" else 1e-2) * np.abs(plain).max()
+
+
+def test_sums_of_other_blocks_stay(quantized) -> None:
+    model = copied(quantized("int4", method="hqq", changes=WHOLE_BLOCKS)[1])
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape" and "blocks_of" in node.input[1]}
+    for tensor in model.graph.initializer:
+        if tensor.name in shapes:  # as if each sum were of two blocks
+            numbers = onnx.numpy_helper.to_array(tensor).copy()
+            numbers[-1] *= 2
+            tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
+    before = operators(model)
+    assert shapes and use_quantized_matmul(model)
+    assert operators(model)["ReduceSum"] == before["ReduceSum"] and not operators(model)[QUANTIZED_MATMUL_OFFSETS.name]

@@ -20,10 +20,12 @@ from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.passes.editing import nodes_of
 from lucid_deploy.runtimes.passes.own_operators import (
     has_linear_attention,
     retype_fp4,
     use_linear_attention,
+    use_rotary_embedding,
     widened,
 )
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -33,6 +35,7 @@ from tests.plugins.delta_rule import graphs
 from tests.plugins.delta_rule.graphs import one_node, run
 from tests.plugins.delta_rule.problems import BETAS, DECAYS, doubled, in_type, inputs
 from tests.plugins.problems import relative
+from tests.runtimes.passes.loaded_graphs import copied, operators
 
 SCALE, HEADS = 0.25, 2
 
@@ -160,3 +163,36 @@ def test_an_artifact_computes_what_pytorch_computes(quantized: Callable[..., tup
         logits.append((session.prefill(ids, cache), session.decode(ids[:, :1], cache)))
     for ours, rounded, exact in zip(*logits, strict=True):
         assert np.linalg.norm(ours - exact) <= 4 * np.linalg.norm(rounded - exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_one_node_rotates(exported, stage: str, dtype: str) -> None:
+    """Queries and keys of both layers, for rows at different positions."""
+    artifact = exported(dtype=dtype)[1]
+    plain, rotated = copied(artifact, stage), copied(artifact, stage)
+    assert use_rotary_embedding(rotated)
+    after = operators(rotated)
+    assert (after["RotaryEmbedding"], after["Split"], after["Squeeze"] - operators(plain)["Squeeze"]) == (4, 0, 2)
+    session = OrtSession(artifact, RuntimeOptions(kernels="functions"))
+    ids, mask = np.arange(1, 25).reshape(2, 12), np.ones((2, 12), bool)
+    mask[0, :5] = False
+    cache = session.empty_cache(2)
+    turned = [session.prefill(ids, cache, mask), session.decode(ids[:, :1], cache)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lucid_deploy.runtimes.passes.own_operators.use_rotary_embedding", lambda model: False)
+        session = OrtSession(artifact, RuntimeOptions(kernels="functions"))
+    cache = session.empty_cache(2)
+    for ours, theirs in zip(
+        turned, [session.prefill(ids, cache, mask), session.decode(ids[:, :1], cache)], strict=True
+    ):
+        assert np.abs(ours - theirs).max() <= (4e-3 if dtype == "float16" else 4e-6) * np.abs(theirs).max()
+
+
+def test_other_rotations_stay(exported) -> None:
+    """The first half is not what the other's sine is added to."""
+    model = copied(exported()[1])
+    for node in nodes_of(model.graph, "", "Sub"):
+        node.input[:] = reversed(node.input)
+    before = model.SerializeToString()
+    assert not use_rotary_embedding(model) and model.SerializeToString() == before
