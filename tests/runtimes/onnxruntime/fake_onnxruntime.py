@@ -87,16 +87,17 @@ class FakeOrt(ModuleType):
                 self.chosen = [device.ep_name for device in devices]
 
         class Session:
-            def __init__(self, path: str, options: Any, providers: Any, enable_fallback: int) -> None:
+            def __init__(self, model: str | bytes, options: Any, providers: Any, enable_fallback: int) -> None:
                 assert enable_fallback == 0
                 fake.asked.append(providers)
                 fake.options.append(options)
                 names = [item if isinstance(item, str) else item[0] for item in providers or options.chosen]
                 self.names = [name for name in names if starts or name == CPU]
-                graph = for_the_cpu(path)
-                folder = "session.model_external_initializers_file_folder_path"
-                real.SessionOptions.add_session_config_entry(options, folder, str(Path(path).parent))
-                self.real = real.InferenceSession(graph, options, providers=[CPU])
+                if isinstance(model, str):
+                    folder = "session.model_external_initializers_file_folder_path"
+                    real.SessionOptions.add_session_config_entry(options, folder, str(Path(model).parent))
+                    model = for_the_cpu(model)
+                self.real = real.InferenceSession(model, options, providers=[CPU])
 
             def get_providers(self) -> list[str]:
                 return self.names
