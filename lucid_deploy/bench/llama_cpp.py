@@ -67,7 +67,7 @@ class LlamaCppWorker:
         head = {name for name in (EMBEDDING, HEAD) if record is not None and name in record.tensors}
         if record is not None and len({record.bits_of(name) for name in record.tensors.keys() - head}) > 1:
             raise LucidError(
-                f"--baseline llama.cpp gives the weights of all layers the same bits, and those of {artifact.directory} "
+                f"--baseline llama.cpp gives weights of all layers the same bits, and those of {artifact.directory} "
                 "have 4 and 8. Leave it out, or measure an artifact of one kind."
             )
         in_8_bits = record is not None and any(record.bits_of(name) == 8 for name in head)
