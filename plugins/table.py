@@ -268,6 +268,19 @@ DECODE_ATTENTION_GROWING = Operator(
     types=("float32", "float16"),
     attributes=(EPSILON, DIAGONAL),
 )
+# Never in an artifact: the same sessions put it in place of ONNX's Attention where it decodes.
+CACHED_ATTENTION = Operator(
+    name="CachedAttention",
+    text="Standard attention of one new token over rows of keys and values, its own among them.",
+    inputs=(
+        Tensor("Q", "[batch, heads, 1, head_dim]", "queries"),
+        Tensor("K", "[batch, kv_heads, total_sequence, head_dim]", "keys"),
+        Tensor("V", "[batch, kv_heads, total_sequence, head_dim]", "values"),
+        Tensor("mask", "[batch, total_sequence]", "which rows are tokens", "bool"),
+    ),
+    outputs=(Tensor("O", "[batch, heads, 1, head_dim]", "the attended values"),),
+    types=("float32", "float16"),
+)
 _X = Tensor("X", "[…, rows, depth]", "any rows")
 # Never in an artifact, and not specific to LUCID: the same sessions put these in place of MatMul and MatMulNBits.
 WEIGHT_MATMUL = Operator(
@@ -354,6 +367,7 @@ OPERATORS = (  # operators with conformance cases
 )
 LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
     DECODE_ATTENTION_GROWING,
+    CACHED_ATTENTION,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
     WEIGHT_MATMUL_TRANSPOSED,

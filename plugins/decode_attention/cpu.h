@@ -8,7 +8,8 @@
 
 namespace lucid {
 
-// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row.
+// S is the type of the cache: T, Half or int8_t. An int8 cache has one scale per row. Without solving there are no k_new,
+// v_new and y_new, and y holds V.
 template <class T, class S>
 struct DecodeArguments {
     const T* q;       // [B, H·G, N, D]
@@ -25,6 +26,9 @@ struct DecodeArguments {
     S *k_present, *y_present; // [B, H, P + N, D]: the cache with the new rows; null if not requested
     size_t batch, heads, groups, tokens, past, width;
     float epsilon, diagonal; // diagonal: 0 for L_ii = 1, 1 for the training diagonal
+    bool solves = true; // false: standard attention of one query a head over the P rows, among which its own token is
+
+    size_t fresh() const { return solves ? tokens : 0; } // rows beside the P
 
     const T* query(size_t head, size_t group, size_t token) const {
         return q + ((head * groups + group) * tokens + token) * width;

@@ -123,3 +123,34 @@ void decode(const DecodeArguments<T, S>& arguments, const Pool& pool) {
     if (decode.dealt != 0) pool.run(chunk_task<T, S>, heads * decode.dealt, &decode);
     pool.run(join_task<T, S>, heads, &decode);
 }
+
+// Joins a head's chunks of standard attention: the softmax over all rows. A query that sees no row gets zeros.
+template <class T>
+void join_rows_task(void* data, size_t head) {
+    const Decode<T, T>& decode = *static_cast<Decode<T, T>*>(data);
+    const DecodeArguments<T, T>& a = decode.a;
+    Scratch scratch(a.width, 1);
+    float* sums = scratch.take(a.width);
+    for (size_t g = 0; g < a.groups; ++g) {
+        float peak = kNoPeak, total = 0.0f;
+        std::fill(sums, sums + a.width, 0.0f);
+        for (size_t chunk = 0; chunk < decode.chunks[head / a.heads]; ++chunk) {
+            const float *part = decode.part(head, chunk), *weighted = decode.sums(head, chunk, g);
+            float joint = std::max(peak, part[g]), old = std::exp(peak - joint), fresh = std::exp(part[g] - joint);
+            total = total * old + part[decode.rows + g] * fresh;
+            for (size_t k = 0; k < a.width; ++k) sums[k] = sums[k] * old + weighted[decode.cut.place(k)] * fresh;
+            peak = joint;
+        }
+        T* out = a.o + (head * a.groups + g) * a.width;
+        for (size_t k = 0; k < a.width; ++k) from_float(out[k], total == 0.0f ? 0.0f : sums[k] / total);
+    }
+}
+
+template <class T>
+void cached_attention(const DecodeArguments<T, T>& arguments, const Pool& pool) {
+    Decode<T, T> decode(arguments);
+    size_t heads = arguments.batch * arguments.heads;
+    if (heads == 0) return;
+    if (decode.dealt != 0) pool.run(chunk_task<T, T>, heads * decode.dealt, &decode);
+    pool.run(join_rows_task<T>, heads, &decode);
+}

@@ -14,7 +14,7 @@ struct Decode {
     const DecodeArguments<T, S>& a;
     Cut cut;
     size_t queries;       // N·G: row t·G + g is query head g of token t; the N new keys follow
-    size_t rows;          // N·(G + 1)
+    size_t rows;          // N·(G + 1), or without solving N·G
     size_t stride;        // floats that a chunk writes
     Zeros<size_t> chunks; // [B]: number of chunks up to the last token; nothing after it is read
     size_t most;          // the largest of these
@@ -22,13 +22,13 @@ struct Decode {
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
     explicit Decode(const DecodeArguments<T, S>& arguments)
-        : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.tokens),
+        : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.fresh()),
           stride(rows * (2 + cut.padded)), chunks(a.batch), most(count_chunks()),
           dealt(a.k_present == nullptr ? most : (a.past + kChunk - 1) / kChunk), partial(a.batch * a.heads * most * stride) {}
     size_t count_chunks() const {
         size_t largest = 0;
         for (size_t b = 0; b < a.batch; ++b) {
-            const bool* mask = a.mask + b * (a.past + a.tokens);
+            const bool* mask = a.mask + b * (a.past + a.fresh());
             size_t used = a.past;
             while (used > 0 && !mask[used - 1]) --used;
             chunks[b] = (used + kChunk - 1) / kChunk;
@@ -80,17 +80,18 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
     std::fill(made.totals, made.totals + decode.rows * kLanes, 0.0f);
     const float root_d = std::sqrt(static_cast<float>(d));
     const size_t step = made.turned == nullptr ? cut.padded : d;
-    for (size_t t = 0; t < a.tokens; ++t) {
+    auto place = [&](size_t k) { return made.turned == nullptr ? cut.place(k) : k; };
+    for (size_t t = 0; t < a.tokens; ++t)
+        for (size_t g = 0; g < a.groups; ++g)
+            for (size_t k = 0; k < d; ++k)
+                made.queries[(t * a.groups + g) * step + place(k)] = to_float(a.query(head, g, t)[k]) / root_d;
+    for (size_t t = 0; t < a.fresh(); ++t) {
         const T* key = a.k_new + (head * a.tokens + t) * d;
         bool yes = true;
         float norm = 0.0f;
         key_norms(&norm, key, d, 1, &yes, a.epsilon);
-        for (size_t k = 0; k < d; ++k) {
-            float* column = made.queries + (made.turned == nullptr ? cut.place(k) : k);
-            for (size_t g = 0; g < a.groups; ++g)
-                column[(t * a.groups + g) * step] = to_float(a.query(head, g, t)[k]) / root_d;
-            if (tokens[t]) column[(made.own + t) * step] = to_float(key[k]) * norm / root_d;
-        }
+        for (size_t k = 0; k < d && tokens[t]; ++k)
+            made.queries[(made.own + t) * step + place(k)] = to_float(key[k]) * norm / root_d;
         // A padded new token gets weights of 0: they are exp(score − peak), and its peak is very large.
         made.peaks[t] = tokens[t] ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
     }
@@ -255,7 +256,7 @@ void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
             float* scores = token.weights + row * kColumns + c;
             const S* const* keys = tile.keys + c;
             Ahead next{tile.ahead, 0, c / kLanes % groups == row / kGroup ? kLanes : 0}; // each column once
-            if (row == 0) {
+            if (row == 0 && token.own < token.rows) {
                 score_stored<R, true>(scores, kColumns, token.norms + c, keys, cut, rows, token.fresh, next);
             } else {
                 score_stored<R, false>(scores, kColumns, nullptr, keys, cut, rows, token.fresh, next);
@@ -317,7 +318,7 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
         score_rows(token, tile, cut);
     else
         score_turned(token, tile, cut.width);
-    norms_of<Scaled>(token.norms, tile, cut.width, epsilon);
+    if (token.own < token.rows) norms_of<Scaled>(token.norms, tile, cut.width, epsilon);
     soften_token<Scaled>(token, tile, cut, part);
     float* sums = part + 2 * token.rows;
     in_groups(token.rows, [&](auto count, size_t row) {
@@ -345,14 +346,14 @@ void chunk_task(void* data, size_t index) {
     size_t head = index / decode.dealt, chunk = index % decode.dealt, b = head / a.heads, d = a.width;
     size_t end = std::min((chunk + 1) * kChunk, a.past);
     if (chunk >= decode.chunks[b]) return copy_rows(a, head, chunk * kChunk, end - chunk * kChunk);
-    const bool* mask = a.mask + b * (a.past + a.tokens);
+    const bool* mask = a.mask + b * (a.past + a.fresh());
     size_t columns_room = kColumns * (1 + 2 * kLanes);
     size_t floats = decode.rows * (cut.padded + kColumns + kLanes) + kLanes + cut.padded + a.tokens + columns_room;
     Scratch scratch(floats + decode.turned_floats(), 9);
     Fresh token = make_fresh(decode, head, mask + a.past, scratch);
     float* part = decode.part(head, chunk);
     std::fill(part, part + token.own, kNoPeak);
-    std::copy(token.peaks, token.peaks + a.tokens, part + token.own);
+    std::copy(token.peaks, token.peaks + a.fresh(), part + token.own);
     std::fill(part + decode.rows, part + decode.stride, 0.0f);
     constexpr bool kScaled = std::is_same_v<S, int8_t>;
     StoredTile<S> tile{};

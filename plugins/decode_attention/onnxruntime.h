@@ -1,4 +1,5 @@
-// DecodeAttention for onnxruntime, also over caches in other types: checks shapes and calls the CPU kernel.
+// DecodeAttention for onnxruntime, also over caches in other types, and standard attention of one token: checks shapes and
+// calls the CPU kernel.
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
@@ -74,6 +75,35 @@ private:
             kernels<T>().decode(arguments, pool);
         else
             kernels<T>().decode_half(arguments, pool);
+    }
+};
+
+// Standard attention of one query a head over rows of which the mask says which are tokens.
+template <class T>
+struct CachedAttention {
+    using Table = table::CachedAttention;
+    using In = Table::In;
+    static constexpr bool kSolves = false, kScales = false;
+
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        return index == In::mask ? element_type<bool>() : element_type<T>();
+    }
+
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
+
+    static void compute(const Context& context, const Attributes&) {
+        auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), v = context.input<T>(In::V, 4);
+        auto mask = context.input<bool>(In::mask, 2);
+        context.require(v.shape == k.shape, "K and V differ in shape");
+        context.require(q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
+                        "Q and K do not fit together");
+        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2), "mask is not [batch, total_sequence]");
+        T* o = context.output<T>(Table::Out::O, q.shape);
+        DecodeArguments<T, T> arguments{};
+        arguments.q = q.data, arguments.k = k.data, arguments.y = v.data, arguments.mask = mask.data, arguments.o = o;
+        arguments.batch = k.at(0), arguments.heads = k.at(1), arguments.groups = q.at(1) / k.at(1);
+        arguments.tokens = 1, arguments.past = k.at(2), arguments.width = k.at(3), arguments.solves = false;
+        kernels<T>().cached_attention(arguments, SessionPool(context));
     }
 };
 

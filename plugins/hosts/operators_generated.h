@@ -111,6 +111,16 @@ struct DecodeAttentionGrowing {
     };
 };
 
+struct CachedAttention {
+    static constexpr char const* kName = "CachedAttention";
+    struct In {
+        enum : int { Q, K, V, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 struct WeightMatMul {
     static constexpr char const* kName = "WeightMatMul";
     struct In {

@@ -195,6 +195,7 @@ class OrtSession(ArtifactSession[Any]):
         if self._library is not None and few:
             changed |= library_kernels.use_growing_attention(model)
             changed |= library_kernels.use_adapter_matmul(model)
+            changed |= library_kernels.use_cached_attention(model)
         if few and multiplies(self._library):
             changed |= library_kernels.use_weight_matmul(model)
         changed |= own_operators.retype_fp4(model)

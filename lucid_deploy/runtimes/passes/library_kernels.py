@@ -6,6 +6,7 @@ in the file                                          in memory
 ``O, Y_new = DecodeAttention(Q, K_new, V_new, …)``   ``O, K_present, Y_present =``
 ``K_present = Concat(K, K_new)``                     ``DecodeAttentionGrowing(Q, K_new, V_new, …)``
 ``Y_present = Concat(Y, Y_new)``
+``Attention(Q, K, V, Unsqueeze(mask))``, one token   ``CachedAttention(Q, K, V, mask)``
 ``MatMul(X, weight)``                                ``WeightMatMul(X, weight)``
 ``MatMul(X, Cast(float16 weight))``, float32         ``WeightMatMulFloat16(X, float16 weight)``
 ``Gemm(X, weight)``, ``transB`` 1: a tied head       ``WeightMatMulTransposed(X, weight)``
@@ -19,6 +20,7 @@ in the file                                          in memory
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import onnx
@@ -26,6 +28,7 @@ from onnx import TensorProto
 
 from lucid_deploy.plugins.table import (
     ADAPTER_MATMUL,
+    CACHED_ATTENTION,
     DECODE_ATTENTION,
     DECODE_ATTENTION_GROWING,
     DOMAIN,
@@ -92,6 +95,45 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
 
 def _joins_tokens(node: onnx.NodeProto) -> bool:
     return len(node.input) == 2 and attributes_of(node)["axis"] in (_TOKENS, _TOKENS - 4)
+
+
+def use_cached_attention(model: onnx.ModelProto) -> bool:
+    """Let the library compute standard attention of one token; return whether it does.
+
+    onnxruntime's multiplies by all of a static cache's buffers, also by what no token has filled yet.
+
+    Result: ``Attention`` nodes of one query a head over a mask ``(batch, 1, 1, tokens)`` are changed that scale by 1/√d
+    and do nothing more; others stay.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    infos = (*graph.value_info, *graph.output, *graph.input)
+    types = {info.name: info.type.tensor_type for info in infos}
+    sizes = {name: [axis.dim_value for axis in kind.shape.dim] for name, kind in types.items()}
+    tensors = {each.name: each for each in graph.initializer}
+    changed = []
+    for node in nodes_of(graph, "", "Attention"):
+        names = [name for name in node.input if name]
+        query = sizes.get(node.input[0], [])
+        if len(names) != 4 or len(node.output) != 1 or len(query) != 4 or query[2] != 1 or not query[3]:
+            continue
+        given, mask = attributes_of(node), makers.get(node.input[3])
+        plain = math.isclose(given.get("scale", query[3] ** -0.5), query[3] ** -0.5, rel_tol=1e-6)
+        if not plain or given.get("softcap") or given.get("is_causal") or given.get("qk_matmul_output_mode"):
+            continue
+        if mask is None or mask.op_type != "Unsqueeze" or numbers(tensors.get(mask.input[1])) != [1, 2]:
+            continue
+        kinds = [types[name].elem_type if name in types else None for name in (node.input[0], node.input[3])]
+        if kinds[0] not in _FLOATS or kinds[1] != TensorProto.BOOL:
+            continue
+        node.input[3] = mask.input[0]
+        node.op_type, node.domain = CACHED_ATTENTION.name, DOMAIN
+        del node.attribute[:]
+        changed.append(mask)
+    if changed:
+        declare(model, DOMAIN, VERSION)
+        remove_unread(graph, changed)
+    return bool(changed)
 
 
 def use_weight_matmul(model: onnx.ModelProto) -> bool:

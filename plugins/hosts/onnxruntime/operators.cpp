@@ -57,6 +57,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<DecodeAttention<float, Half>> decode_from_half;
     static const CustomOperator<DecodeAttention<float, int8_t>> decode_from_int8;
     static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
+    static const CustomOperator<CachedAttention<float>> cached;
+    static const CustomOperator<CachedAttention<Half>> cached_half;
     static const CustomOperator<DeltaRule<float>> delta_rule;
     static const CustomOperator<DeltaRule<Half>> delta_rule_half;
     static const CustomOperator<ExpertMatMul<float>> experts;
@@ -82,6 +84,7 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
         &precondition,     &precondition_half, &attention,        &attention_half,
         &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
         &decode_from_half, &decode_from_int8,  &decode_half_from_int8,
+        &cached,           &cached_half,
         &delta_rule,       &delta_rule_half,   &experts,          &experts_half,
         &product,          &product_half,
         &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,

@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from transformers import AutoModelForCausalLM
 
 from lucid_deploy.plugins.table import (
+    CACHED_ATTENTION,
     DECODE_ATTENTION,
     DECODE_ATTENTION_GROWING,
     DOMAIN,
@@ -25,11 +26,16 @@ from lucid_deploy.plugins.table import (
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
 )
-from lucid_deploy.runtimes import RuntimeOptions
+from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
-from lucid_deploy.runtimes.passes.library_kernels import use_growing_attention, use_quantized_matmul, use_weight_matmul
+from lucid_deploy.runtimes.passes.library_kernels import (
+    use_cached_attention,
+    use_growing_attention,
+    use_quantized_matmul,
+    use_weight_matmul,
+)
 from tests.runtimes.passes.loaded_graphs import check_rows_decode_as_alone, copied, decoded, operators
 
 PLAIN, GROWING = DECODE_ATTENTION.name, DECODE_ATTENTION_GROWING.name
@@ -368,3 +374,34 @@ def test_sums_of_other_blocks_stay(quantized) -> None:
     before = operators(model)
     assert shapes and use_quantized_matmul(model)
     assert operators(model)["ReduceSum"] == before["ReduceSum"] and not operators(model)[QUANTIZED_MATMUL_OFFSETS.name]
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_standard_attention_decodes_in_the_library(exported, built_library: Path, cache: str, dtype: str) -> None:
+    """Rows of unequal length, in float16 too, give what onnxruntime's own operator gives."""
+    artifact = exported(attention_type="llama", cache=cache, dtype=dtype)[1]
+    model = copied(artifact)
+    assert use_cached_attention(model)
+    assert (operators(model)[CACHED_ATTENTION.name], operators(model)["Attention"]) == (2, 0)
+    ids, mask = np.random.default_rng(0).integers(2, 97, (3, 40)), np.ones((3, 40), bool)
+    mask[1, :30] = False
+    found = []
+    for kernels in ("library", "functions"):
+        session = open_session(artifact, kernels=kernels)
+        cache_of = session.empty_cache(3)
+        session.prefill(ids, cache_of, mask)
+        found.append(np.stack([session.decode(ids[:, at : at + 1], cache_of) for at in range(4)]))
+    assert np.abs(found[0] - found[1]).max() <= (4e-3 if dtype == "float16" else 4e-6) * np.abs(found[1]).max()
+
+
+@pytest.mark.parametrize("changes", [{"softcap": 5.0}, {"scale": 0.5}, {"is_causal": 1}])
+def test_attention_that_does_more_stays(exported, changes: dict[str, float]) -> None:
+    model = copied(exported(attention_type="llama")[1])
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            kept = [each for each in node.attribute if each.name not in changes]
+            del node.attribute[:]
+            node.attribute.extend([*kept, *(helper.make_attribute(*item) for item in changes.items())])
+    before = model.SerializeToString()
+    assert not use_cached_attention(model) and model.SerializeToString() == before
