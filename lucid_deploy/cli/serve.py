@@ -49,8 +49,8 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @runtime_options(*RUNTIME_FIELDS)
 @_count("--rows", high=1024, default=8, help="Generations that run together.")
 @_count("--max-queue", low=0, high=100_000, default=64, help="Further generations that may wait.")
-@_count("--prefill-chunk", default=512, help="Prompt tokens per step.")
-@_count("--prefix-cache-tokens", "prefix_tokens", low=0, default=0, help="Prompt tokens kept for reuse.")
+@_count("--prefill-chunk", default=128, help="Prompt tokens per step.")
+@_count("--prefix-cache-tokens", "prefix_tokens", low=0, help="Tokens kept for reuse; default: what 1 GiB holds.")
 @speculation_options
 @_count("--max-prompt-tokens", help="Longest prompt; the model's context if not given.")
 @_count("--max-new-tokens", help="Longest answer; the model's context if not given.")
@@ -157,10 +157,10 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
     reader_setup(engine, api)
     if api.model is not None and not api.model.strip():
         raise LucidError("--served-model-name is empty. Name the model, or leave the option out.")
-    if api.share_prefixes and not (api.keys and engine.prefix_tokens):
+    if api.share_prefixes and not (api.keys and engine.prefix_tokens != 0):
         raise LucidError(
-            "--share-prefix-cache shares stored prefixes among API keys: it needs --prefix-cache-tokens and "
-            "--api-key-file. Give both, or leave it out."
+            "--share-prefix-cache shares stored prefixes among API keys: it needs --api-key-file, and more than 0 "
+            "--prefix-cache-tokens."
         )
     if hosts and api.hosts is None:
         raise LucidError(

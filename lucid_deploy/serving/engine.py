@@ -18,16 +18,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
+    from lucid_deploy.runtimes.session import Session
 
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
 MOST_CALLS = 4
+PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # most memory and tokens of stored prefixes unless it is said
 T = TypeVar("T")
 
 
@@ -65,8 +68,8 @@ class EngineOptions:
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # generations that may wait beyond them
     share_queue: bool = False  # whether one client may have at most half of the queue
-    prefill_chunk: int = 512  # tokens of a prompt that run between two steps of the others
-    prefix_tokens: int = 0  # tokens of finished prompts kept for reuse; 0: none
+    prefill_chunk: int = 128  # tokens of a prompt that run between two steps of the others
+    prefix_tokens: int | None = None  # tokens of finished prompts kept for reuse; None: what PREFIX_BYTES hold
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
     draft: str | None = None  # artifact of the draft model, with ``draft``
@@ -360,6 +363,18 @@ def open_checked(directory: str) -> Artifact:
     return artifact
 
 
+def _prefix_tokens(session: Session[Any]) -> int:
+    """Return how many tokens of stored prefixes :data:`PREFIX_BYTES` hold, at most :data:`PREFIX_TOKENS`.
+
+    Beginnings of a text with states or windows are stored apart, each with all of its state, and engines' caches lie in
+    the GPU's memory: there it must be asked for.
+    """
+    only_rows = all(tensor.sort == "rows" for layer in session.layout for tensor in layer)
+    if not only_rows or session.limits is not None:
+        return 0
+    return min(PREFIX_BYTES // bytes_per_token(session.layout), PREFIX_TOKENS)
+
+
 def make_engine(options: EngineOptions) -> Engine:
     """Return an engine that loads the artifacts when it is started, and ends when their files change."""
     watches: list[ArtifactWatch] = []
@@ -381,7 +396,8 @@ def make_engine(options: EngineOptions) -> Engine:
         guides = None  # without llguidance there are no constrained answers
         if find_spec("llguidance") is not None:
             guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
-        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
+        kept = _prefix_tokens(session) if options.prefix_tokens is None else options.prefix_tokens
+        return Batcher(session, options.rows, options.prefill_chunk, kept, guides, drafters)
 
     def check() -> None:
         for watch in watches:

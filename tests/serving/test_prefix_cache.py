@@ -40,7 +40,7 @@ def reused(server: Server, owner: str, salt: str | None = None) -> int:
 def test_prefixes_belong_to_a_key_and_a_salt(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
     files = ["--api-key-file", write_keys(tmp_path / "keys", "alice", "bob")]
     files += ["--metrics-key-file", write_keys(tmp_path / "metrics", "metrics-key")]
-    server = start(artifacts["static"], "--prefix-cache-tokens", 2000, *files)
+    server = start(artifacts["static"], *files)
     assert reused(server, "alice") == 0
     assert reused(server, "alice") > 10
     assert reused(server, "bob") == 0  # neither in the counter nor, therefore, in the time that it takes
