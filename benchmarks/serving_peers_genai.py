@@ -12,12 +12,13 @@ import time
 from typing import Any
 
 import numpy as np
-import openvino as ov
-import openvino_genai as genai
 
 
 def run(pipe: Any, requests: list[dict[str, Any]], clients: int) -> dict[str, Any]:
     """Answer all requests, so many at a time; return the times of their tokens."""
+    import openvino as ov
+    import openvino_genai as genai
+
     began = time.perf_counter()
     waiting, out, active, number = list(requests)[::-1], [], [], 0
     while waiting or active:
@@ -43,6 +44,8 @@ def run(pipe: Any, requests: list[dict[str, Any]], clients: int) -> dict[str, An
 
 def main() -> None:
     """Load the model, say so, and answer line by line."""
+    import openvino_genai as genai
+
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 2  # GiB
     scheduler.enable_prefix_caching = True
