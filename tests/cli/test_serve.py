@@ -37,7 +37,7 @@ def test_every_option_that_its_help_gives_to_ray_is_declared_so() -> None:
         (["--engine", "ray", "--max-connections", "1"], "--max-connections is for --engine local; with ray, Ray's"),
         (["--engine", "ray", "--idle-timeout", "30"], "--idle-timeout is for --engine local"),
         (["--served-model-name", " "], "--served-model-name is empty"),
-        (["--share-prefix-cache", "--prefix-cache-tokens", "9"], "it needs --api-key-file, and more than 0 --prefix-cache-tokens"),
+        (["--share-prefix-cache", "--prefix-cache-tokens", "9"], "it needs --api-key-file, and more than 0"),
         (["--host", "0.0.0.0", "--allow-host", "x"], "--allow-host is for a server without API keys that listens on"),
         (["--max-prompt-tokens", "100000"], "--max-prompt-tokens 100000 is more than the context of"),
         (["--max-new-tokens", "100000"], "--max-new-tokens 100000 is more than the context of"),
