@@ -143,7 +143,8 @@ async def _load(url: str, requests: list[Asked], clients: int) -> tuple[list[Out
         while waiting:
             out.append(await _ask(client, waiting.pop()))
 
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+    each_its_own = httpx.Limits(max_keepalive_connections=0)  # llama.cpp closes connections that were kept
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=each_its_own) as client:
         began = time.perf_counter()
         await asyncio.gather(*(one(client) for _ in range(clients)))
         return out, time.perf_counter() - began
