@@ -41,7 +41,7 @@ def test_a_file_goes_on_where_it_was(begun: Path) -> None:
     assert [json.loads(line)["line"] for line in begun.read_text().splitlines()] == [2, 1, 3]
 
 
-@pytest.mark.parametrize("torn", [b'{"line": 3', b"\0" * 20, b'{"line": 3, "text": "\xc3', b"\0" * 20 + b"\n"])
+@pytest.mark.parametrize("torn", [b'{"line": 3', b"\0" * 20 + b"\n", b'{"line": 3, "text": "\xc3' + b"x" * 1000])
 def test_a_torn_last_line_is_made_anew(torn: bytes, begun: Path) -> None:
     whole = begun.read_bytes()
     begun.write_bytes(whole + torn)
