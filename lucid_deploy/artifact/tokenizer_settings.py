@@ -244,7 +244,7 @@ def _object(value: dict[str, Any], name: str, path: Path) -> AddedToken:
         if isinstance(content, str):
             return AddedToken(content, **{rule: value[rule] for rule in rules if rule in value})
     except (TypeError, ValueError) as error:  # a rule that is neither true nor false, or half a character
-        raise LucidError(f"{path}: {name} has a token that is none: {error}.") from error
+        raise LucidError(f"{path}: {name} has a token that cannot be read: {error}.") from error
     raise LucidError(f"{path}: {name} has an object whose content is no text: {value!r}.")
 
 

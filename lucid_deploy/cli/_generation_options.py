@@ -221,7 +221,7 @@ class SpeculationOptions:
         return session, drafters
 
     def check(self, artifact: Artifact) -> None:
-        """Refuse what cannot work, before anything is loaded."""
+        """Refuse a way of drafting that the artifact cannot verify, before anything is loaded."""
         from lucid_deploy.generation.drafting import check_drafters
 
         check_drafters(self.mode, artifact, self.draft)

@@ -168,7 +168,7 @@ def test_a_token_that_was_special_is_still_left_out(tmp_path: Path) -> None:
     ("file", "content", "said"),
     [
         ("tokenizer_config", {"bos_token": 7}, "bos_token must be a text, or an object"),
-        ("tokenizer_config", {"bos_token": {"content": "\ud800"}}, "bos_token has a token that is none"),
+        ("tokenizer_config", {"bos_token": {"content": "\ud800"}}, "bos_token has a token that cannot be read"),
         ("tokenizer_config", {"extra_special_tokens": "<s>"}, "must be a list of tokens"),
         ("tokenizer_config", {"model_specific_special_tokens": [1]}, "must be an object of named tokens"),
         ("tokenizer_config", {"added_tokens_decoder": None}, "must be an object of tokens by id"),

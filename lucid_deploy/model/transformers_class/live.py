@@ -27,7 +27,9 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         raise LucidError(f"{name} is quantized in memory. Export the checkpoint that it was loaded from.")
     if any(value.is_meta for value in model.state_dict().values()):
-        raise LucidError(f"Some weights of {name} are on the meta device, where they have no values.")
+        raise LucidError(
+            f"Some weights of {name} are on the meta device, where they have no values. Load it without device_map."
+        )
     if directory.exists():
         raise LucidError(f"{directory} exists already, so the model is not saved there.")
     if model.config.model_type not in CONFIG_MAPPING:

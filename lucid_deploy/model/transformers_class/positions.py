@@ -71,7 +71,10 @@ class _Rotary(nn.Module):
 
 
 def put_rotary(net: Any) -> None:
-    """Replace modules that arrange angles for images: for texts all of them are the same, and tracing them is slow."""
+    """Replace rotary modules that take three positions a token, for images: in text the three are equal.
+
+    Tracing the originals takes seconds.
+    """
     for path, module in list(net.named_modules()):
         if not hasattr(module, "mrope_section") or list(module.parameters()) or module.inv_freq.is_meta:
             continue

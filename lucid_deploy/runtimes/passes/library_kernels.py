@@ -102,8 +102,8 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
 
     onnxruntime's multiplies by all of a static cache's buffers, also by what no token has filled yet.
 
-    Result: ``Attention`` nodes of one query a head over a mask ``(batch, 1, 1, tokens)`` are changed that scale by 1/√d
-    and do nothing more; others stay.
+    Result: ``Attention`` nodes are changed that have one query a head, a mask ``(batch, 1, 1, tokens)``, values as wide
+    as keys and the scale 1/√d, and do nothing more; others stay.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -116,6 +116,8 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
         names = [name for name in node.input if name]
         query = sizes.get(node.input[0], [])
         if len(names) != 4 or len(node.output) != 1 or len(query) != 4 or query[2] != 1 or not query[3]:
+            continue
+        if any(len(sizes.get(name, ())) != 4 or sizes[name][3] != query[3] for name in node.input[1:3]):
             continue
         given, mask = attributes_of(node), makers.get(node.input[3])
         plain = math.isclose(given.get("scale", query[3] ** -0.5), query[3] ** -0.5, rel_tol=1e-6)
