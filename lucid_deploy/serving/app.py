@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any
 
 import msgspec
 from jinja2 import Environment
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from lucid_deploy.generation.text_stream import TextPiece
+from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.answers import Answer, Events
-from lucid_deploy.serving.engine import Refusal
-from lucid_deploy.serving.errors import ApiError, no_such_model, refusal_error
+from lucid_deploy.serving.engine import Refusal, RefusedError
+from lucid_deploy.serving.errors import ApiError, ClientGone, no_such_model, refusal_error
 from lucid_deploy.serving.fields import (
     MOST_SOLVE_TOKENS,
     ChatRequest,
@@ -28,13 +28,15 @@ from lucid_deploy.serving.fields import (
     ResponseRequest,
     SolveRequest,
 )
-from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, RequestGuard, Service
-from lucid_deploy.serving.jobs import Event, RowEnd, RowMark
+from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, Service
+from lucid_deploy.serving.jobs import RowEnd, RowMark
 from lucid_deploy.serving.requests import Kind
 from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.version import __version__
 
+log = logging.getLogger("lucid_deploy.serving")
+MODELS, ONE_MODEL = "/v1/models/", "/v1/models/{name}"
 CACHED_STEP = 128  # tokens; OpenAI counts reused ones in such steps, and exact counts could reveal others' prompts
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -49,23 +51,60 @@ PAGE_HEADERS = {
 }
 
 
-def build_app(service: Service) -> ASGIApp:
-    """Return the application."""
-    rows = [*ROUTES, *SOLVE_ROUTES] if service.api.pages else ROUTES
-    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint, _ in rows]
-    if service.api.pages:
-        routes += [Route(path, _page) for path in PAGES]
-    return RequestGuard(Router(routes, redirect_slashes=False), service)
+Endpoint = Callable[[Exchange], Awaitable[Response | None]]  # None: the answer was streamed
 
 
-def _service(request: Request) -> Service:
-    exchange: Exchange = request.scope["exchange"]
-    return exchange.service
+class App:
+    """The ASGI application: finds the endpoint of each request, and turns errors into answers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        pages = service.api.pages
+        self._routes: dict[str, dict[str, Endpoint]] = {path: {"GET": _page} for path in PAGES if pages}
+        for method, path, endpoint, _ in [*ROUTES, *SOLVE_ROUTES] if pages else ROUTES:
+            self._routes.setdefault(path, {})[method] = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the lifespan protocol, which Ray needs
+            for event in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{event}.complete"})
+            return
+        exchange = Exchange(self._service, scope, receive, send)
+        try:
+            exchange.check()
+            answer = await self._endpoint(exchange)(exchange)
+            if answer is not None:
+                await answer(scope, receive, exchange.send)
+        except ClientGone:
+            exchange.status = 499
+        except ApiError as error:
+            await exchange.refuse(error)
+        except RefusedError as error:
+            await exchange.refuse(refusal_error(error.refusal))
+        except Exception:
+            log.exception("A request failed by a fault of the server: %s", exchange.id)
+            await exchange.refuse(ApiError(500, "The server failed on this request; see its log.", "internal_error"))
+        finally:
+            exchange.end()
+
+    def _endpoint(self, exchange: Exchange) -> Endpoint:
+        method, path = exchange.scope["method"], exchange.scope["path"]
+        route = ONE_MODEL if path.startswith(MODELS) else path
+        if route not in self._routes:
+            message = f"There is no {shown(path)}. This server generates text; /openapi.json lists what it answers."
+            raise ApiError(404, message, "not_found")
+        exchange.route, methods = route, self._routes[route]
+        allowed = "GET" if method == "HEAD" else method  # uvicorn leaves the body out
+        if allowed not in methods:
+            message = f"{method[:20]} is not a method of {route}. Use {', '.join(methods)}."
+            raise ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(methods)})
+        return methods[allowed]
 
 
-async def _health(request: Request) -> Response:
+async def _health(exchange: Exchange) -> Response:
     try:
-        _service(request).check_ready()
+        exchange.service.check_ready()
     except ApiError as error:
         return JSONResponse({"status": error.code}, 503, error.headers)
     return JSONResponse({"status": "ok"})
@@ -83,34 +122,34 @@ def _model_json(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-async def _models(request: Request) -> Response:
-    service = _service(request)
+async def _models(exchange: Exchange) -> Response:
+    service = exchange.service
     return JSONResponse({"object": "list", "data": [_model_json(service, name) for name in service.models]})
 
 
-async def _model(request: Request) -> Response:
-    name, service = request.path_params["name"], _service(request)
+async def _model(exchange: Exchange) -> Response:
+    name, service = exchange.scope["path"].removeprefix(MODELS), exchange.service
     if name not in service.models:
         raise no_such_model(name, *service.models)
     return JSONResponse(_model_json(service, name))
 
 
-async def _metrics(request: Request) -> Response:
-    service = _service(request)
-    text = service.metrics.text(exact=bool(service.api.metrics_keys))
-    return Response(text, media_type=service.metrics.content_type)
+async def _metrics(exchange: Exchange) -> Response:
+    metrics = exchange.service.metrics
+    text = metrics.text(exact=bool(exchange.service.api.metrics_keys))
+    return Response(text, media_type=metrics.content_type)
 
 
-async def _openapi(request: Request) -> Response:
+async def _openapi(_: Exchange) -> Response:
     return JSONResponse(document())
 
 
-async def _version(request: Request) -> Response:
+async def _version(_: Exchange) -> Response:
     return JSONResponse({"version": __version__})
 
 
-async def _page(request: Request) -> Response:
-    name, kind = PAGES[request.url.path]
+async def _page(exchange: Exchange) -> Response:
+    name, kind = PAGES[exchange.route]
     return Response(_page_text(name), media_type=kind, headers=PAGE_HEADERS)
 
 
@@ -122,16 +161,14 @@ def _page_text(name: str) -> str:
     return Environment(autoescape=True, trim_blocks=True).from_string(text).render(document())
 
 
-async def _layers(request: Request) -> Response:
-    service = _service(request)
-    service.check_ready()
-    layers = await request.scope["exchange"].during(service.backend.solving_layers())
+async def _layers(exchange: Exchange) -> Response:
+    exchange.service.check_ready()
+    layers = await exchange.during(exchange.service.backend.solving_layers())
     return JSONResponse({"object": "list", "data": layers, "max_tokens": MOST_SOLVE_TOKENS})
 
 
-async def _solve(request: Request) -> Response:
-    exchange: Exchange = request.scope["exchange"]
-    body = await exchange.accept()
+async def _solve(exchange: Exchange) -> Response:
+    body = await exchange.body()
 
     async def solved() -> dict[str, Any]:
         prepared = await exchange.read(body, "solve")
@@ -142,105 +179,87 @@ async def _solve(request: Request) -> Response:
     return JSONResponse(await exchange.during(solved()))
 
 
-class Endpoint:
-    """Answers requests of one kind: completions, chats or responses."""
-
-    def __init__(self, kind: Kind) -> None:
-        self._kind: Kind = kind
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange = scope["exchange"]
-        exchange.kind = self._kind
-        body = await exchange.accept()
-        whole = await exchange.during(self._answer(exchange, body))
-        if whole is not None:
-            await Response(whole, media_type="application/json")(scope, receive, send)
-
-    async def _answer(self, exchange: Exchange, body: bytes) -> bytes | None:
-        """Run the request; return the answer as JSON, or None if it was streamed."""
-        service = exchange.service
-        request = await exchange.read(body, self._kind)
-        owner = cache_owner("" if service.api.share_prefixes else exchange.key, request.cache_salt)
-        request = replace(request, job=replace(request.job, client=exchange.key, cache_owner=owner))
-        form = ResponseAnswer if self._kind == "response" else Answer
-        answer = form(request, request.job.adapter or service.setup.model, service.setup.fingerprint)
-        exchange.answer = answer
-        async with (
-            aclosing(service.backend.generate(request.job)) as events,
-            aclosing(RunningAnswer(exchange, answer).chunks(events)) as batches,
-        ):
-            first = await anext(batches)  # so that a refusal has its own HTTP status
-            service.metrics.prompt_tokens.inc(request.prompt_tokens)
-            if not request.stream:
-                async for _ in batches:
-                    pass
-                return msgspec.json.encode(answer.whole())
-            await exchange.send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
-            await exchange.send_events(answer.opening() + first)
-            async for batch in batches:
-                await exchange.send_events(batch)
-        await exchange.send_events(answer.ending(), end=True)
-        return None
+async def _generate(kind: Kind, exchange: Exchange) -> Response | None:
+    """Answer a completion, a chat or a response."""
+    exchange.kind = kind
+    body = await exchange.body()
+    whole = await exchange.during(_answer(exchange, body, kind))
+    return None if whole is None else Response(whole, media_type="application/json")
 
 
-class RunningAnswer:
-    """The events of a job on their way into its answer."""
-
-    def __init__(self, exchange: Exchange, answer: Answer) -> None:
-        self._exchange, self._answer = exchange, answer
-        self._last: dict[int, float] = {}  # when each generation's last token came, by time.perf_counter
-
-    async def chunks(self, events: AsyncIterator[list[Event]]) -> AsyncGenerator[Events, None]:
-        """Yield what a stream sends for the events of a job, a list for each time that some come."""
-        async for batch in events:
-            self._exchange.marks += [event for event in batch if isinstance(event, RowMark)]
-            shown = [event for event in batch if not isinstance(event, RowMark)]
-            if shown:
-                yield [chunk for event in shown for chunk in self._take(event)]
-        if len(self._exchange.reasons) < self._answer.request.job.rows:
-            raise RuntimeError("The events of a job ended before its generations.")
-
-    def _take(self, event: TextPiece | RowEnd | Refusal) -> Events:
-        if isinstance(event, Refusal):
-            raise refusal_error(event)
-        if isinstance(event, TextPiece):
-            if event.tokens:
-                self._tick(event.row)
-            return self._answer.chunks(event)
-        self._exchange.reasons[event.row] = event.reason
-        self._exchange.marks.append(RowMark(event.row, "end", time.time_ns()))
-        if event.reason == "invalid":
-            raise ApiError(400, event.message)
-        if event.reason == "error":
-            raise ApiError(500, event.message, "engine_error")
-        if event.row % self._answer.request.job.n == 0:  # count each prompt once, as prompt_tokens does
-            self._answer.cached_tokens += event.reused - event.reused % CACHED_STEP
-        return self._answer.closing(event.row, event.reason)
-
-    def _tick(self, row: int) -> None:
-        metrics, now = self._exchange.service.metrics, time.perf_counter()
-        if not self._last:
-            self._exchange.first_token = now - self._exchange.started
-            metrics.first.observe(self._exchange.first_token)
-        if row in self._last:
-            metrics.between.observe(now - self._last[row])
-        self._last[row] = now
-        metrics.new_tokens.inc()
+async def _answer(exchange: Exchange, body: bytes, kind: Kind) -> bytes | None:
+    """Run the request; return the answer as JSON, or None if it was streamed."""
+    service = exchange.service
+    request = await exchange.read(body, kind)
+    owner = cache_owner("" if service.api.share_prefixes else exchange.key, request.cache_salt)
+    request = replace(request, job=replace(request.job, client=exchange.key, cache_owner=owner))
+    form = ResponseAnswer if kind == "response" else Answer
+    answer = form(request, request.job.adapter or service.setup.model, service.setup.fingerprint)
+    exchange.answer, begun, token_times = answer, False, dict[int, float]()
+    async with aclosing(service.backend.generate(request.job)) as batches:
+        async for batch in batches:
+            exchange.marks += [event for event in batch if isinstance(event, RowMark)]
+            events = [event for event in batch if not isinstance(event, RowMark)]
+            if not events:
+                continue
+            first, begun = not begun, True
+            chunks = answer.opening() if first else []
+            for event in events:
+                chunks += _take(exchange, answer, event, token_times)
+            if first:  # only now, so that a refusal has its own HTTP status
+                service.metrics.prompt_tokens.inc(request.prompt_tokens)
+            if request.stream:
+                if first:
+                    await exchange.send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
+                await exchange.send_events(chunks)
+    if len(exchange.reasons) < request.job.rows:
+        raise RuntimeError("The events of a job ended before its generations.")
+    if not request.stream:
+        return msgspec.json.encode(answer.whole())
+    await exchange.send_events(answer.ending(), end=True)
+    return None
 
 
-RouteRow = tuple[str, str, Callable[..., Any], str]  # method, path, endpoint, what it does
-ROUTES: list[RouteRow] = [
-    ("POST", "/v1/completions", Endpoint("completion"), "Continue a prompt."),
-    ("POST", "/v1/chat/completions", Endpoint("chat"), "Answer a chat."),
-    ("POST", "/v1/responses", Endpoint("response"), "Answer a text or a chat, by the Responses API."),
+def _take(
+    exchange: Exchange, answer: Answer, event: TextPiece | RowEnd | Refusal, token_times: dict[int, float]
+) -> Events:
+    """Add an event to the answer; return what a stream sends for it. ``token_times``: of each generation's last."""
+    if isinstance(event, Refusal):
+        raise refusal_error(event)
+    if isinstance(event, TextPiece):
+        if event.tokens:
+            metrics, now = exchange.service.metrics, time.perf_counter()
+            if exchange.first_token is None:
+                exchange.first_token = now - exchange.started
+                metrics.first.observe(exchange.first_token)
+            if event.row in token_times:
+                metrics.between.observe(now - token_times[event.row])
+            token_times[event.row] = now
+            metrics.new_tokens.inc()
+        return answer.chunks(event)
+    exchange.reasons[event.row] = event.reason
+    if event.reason == "invalid":
+        raise ApiError(400, event.message)
+    if event.reason == "error":
+        raise ApiError(500, event.message, "engine_error")
+    if event.row % answer.request.job.n == 0:  # count each prompt once, as prompt_tokens does
+        answer.cached_tokens += event.reused - event.reused % CACHED_STEP
+    return answer.closing(event.row, event.reason)
+
+
+Row = tuple[str, str, Endpoint, str]  # method, path, endpoint, what it does
+ROUTES: list[Row] = [
+    ("POST", "/v1/completions", partial(_generate, "completion"), "Continue a prompt."),
+    ("POST", "/v1/chat/completions", partial(_generate, "chat"), "Answer a chat."),
+    ("POST", "/v1/responses", partial(_generate, "response"), "Answer a text or a chat, by the Responses API."),
     ("GET", "/v1/models", _models, "The model that is served, and its adapters."),
-    ("GET", "/v1/models/{name:path}", _model, "One model."),
+    ("GET", ONE_MODEL, _model, "One model."),
     *(("GET", path, _health, "Whether requests are taken. Needs no key.") for path in HEALTH),
     ("GET", "/version", _version, "The version of lucid-deploy."),
     ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format."),
     ("GET", "/openapi.json", _openapi, "This document."),
 ]
-SOLVE_ROUTES: list[RouteRow] = [
+SOLVE_ROUTES: list[Row] = [
     ("GET", "/v1/lucid/solve", _layers, "The layers that solve a system. Off with --no-ui."),
     ("POST", "/v1/lucid/solve", _solve, "What a layer solves over a short text. Off with --no-ui."),
 ]
@@ -263,9 +282,9 @@ def document() -> dict[str, Any]:
         operation: dict[str, Any] = {"summary": summary, "responses": responses}
         if method == "POST":
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(left)}}}
-        if "{name" in path:
+        if path == ONE_MODEL:
             operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
-        paths.setdefault(path.replace(":path", ""), {})[method.lower()] = operation
+        paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "lucid-deploy", "version": __version__},

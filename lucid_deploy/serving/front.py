@@ -1,4 +1,4 @@
-"""What stands around every request: key and host, the body's arrival, cancellation, the log and metrics."""
+"""Around every request: key and host, the body's arrival, cancellation, the log and metrics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from lucid_deploy.artifact import MANIFEST
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.engine import EngineOptions, RefusedError, open_checked
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, refusal_error, unavailable
+from lucid_deploy.serving.engine import EngineOptions, open_checked
+from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, unavailable
 from lucid_deploy.serving.jobs import LocalBackend, RowMark
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
@@ -47,7 +46,6 @@ PAGES = {  # for browsers: path → file in web/ and its type
     "/ui/style.css": ("style.css", "text/css"),
 }
 LAST_WORD_SECONDS = 1.0  # to send the error that ends a stream; a client that does not read misses it
-BODY_SECONDS = 30.0  # for a body to arrive
 FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
 BODIES = 16  # as many of the largest bodies may be in memory at once
 STATES = {
@@ -55,7 +53,6 @@ STATES = {
     "stuck": ("A step of the model takes longer than --timeout.", "engine_stuck"),
     "dead": ("The engine ended by an error; see the server's log.", "engine_down"),
 }
-HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,7 @@ class Exchange:
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self.service, self.scope, self.receive, self._send = service, scope, receive, send
         self.headers = Headers(scope=scope)
+        self.route = "other"  # its path among those of the application, a bounded set of labels for metrics
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
         self.key = ""  # names the client's API key
         self.status, self.error = 499, ""  # 499 until the answer has begun; the code of the error that ended it
@@ -157,7 +155,6 @@ class Exchange:
         # Of requests that generate:
         self.kind: Kind | None = None
         self.answer: Answer | None = None  # once the body was read
-        self.read_at = 0  # when that was, in nanoseconds since 1970
         self.marks: list[RowMark] = []  # when generations entered their phases
         self.reasons: dict[int, str] = {}  # why each generation ended
         self.first_token: float | None = None  # seconds until it came
@@ -180,47 +177,37 @@ class Exchange:
             raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         self.key = key or ""
 
-    async def accept(self) -> bytes:
-        """Return the body once it is there; from then on the request counts as busy."""
-        self.service.check_ready()
-        body = await self.body()
-        busy, most = self.service.busy, self.service.most_busy
+    async def body(self) -> bytes:
+        """Return the body once it is there, whatever its headers say of the size; then the request counts as busy."""
+        service = self.service
+        service.check_ready()
+        kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
+        if kind != "application/json":  # a web page cannot send this type to another site without asking first
+            raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
+        most, body, more = service.limits.body_bytes, bytearray(), True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > most:
+                raise ApiError(413, f"The body is larger than {most} bytes.", "body_too_large")
+            self.count(len(body))
+            more = message.get("more_body", False)
+        busy, most = service.busy, service.most_busy
         # No key of several may have more than half.
-        if busy.total() >= most or (len(self.service.api.keys) > 1 and busy[self.key] >= most // 2):
+        if busy.total() >= most or (len(service.api.keys) > 1 and busy[self.key] >= most // 2):
             raise queue_full(1)
         busy[self.key] += 1
         self._busy = True
-        return body
+        return bytes(body)
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
         """Return what the body asks for."""
         prepared = await self.service.readers.read(body, kind)
-        self.read_at = time.time_ns()
         self.count(0)
         self.service.check_ready()  # again, because receiving the body may take long
         return prepared
-
-    async def body(self) -> bytes:
-        """Return the body, whatever its headers say of the size."""
-        kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
-        if kind != "application/json":  # a web page cannot send this type to another site without asking first
-            raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
-        limits, body, more = self.service.limits, bytearray(), True
-        left = min(BODY_SECONDS, limits.seconds) - (time.perf_counter() - self.started)
-        try:
-            async with asyncio.timeout(max(0.0, left)):
-                while more:
-                    message = await self.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    body += message.get("body", b"")
-                    if len(body) > limits.body_bytes:
-                        raise ApiError(413, f"The body is larger than {limits.body_bytes} bytes.", "body_too_large")
-                    self.count(len(body))
-                    more = message.get("more_body", False)
-        except TimeoutError as error:
-            raise ApiError(408, "The body did not arrive in time.", "timeout") from error
-        return bytes(body)
 
     def count(self, size: int) -> None:
         """Count so many bytes of the body, instead of those before."""
@@ -292,8 +279,7 @@ class Exchange:
         if self.service.tracing is not None and self.kind is not None:
             self.service.tracing.record(self)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
-        route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels
-        metrics.requests.labels(route, str(self.status)).inc()
+        metrics.requests.labels(self.route, str(self.status)).inc()
         if scope["method"] == "POST" and self.status == 200:
             metrics.whole.observe(seconds)
         client = (scope.get("client") or ("-",))[0]
@@ -302,36 +288,3 @@ class Exchange:
         level = logging.DEBUG if scope["path"] in HEALTH and self.status == 200 else logging.INFO
         line = "%s %s %s %d %.0f ms %s"
         log.log(level, line, client, scope["method"], shown(scope["path"]), self.status, 1e3 * seconds, ids)
-
-
-class RequestGuard:
-    """ASGI middleware: checks and logs each request, and answers with errors of the application."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        exchange = Exchange(self._service, scope, receive, send)
-        scope.update(app=self, exchange=exchange)  # with an app in the scope, the router raises its 404 and 405
-        try:
-            exchange.check()
-            await self._app(scope, exchange.receive, exchange.send)
-        except ClientGone:
-            exchange.status = 499
-        except ApiError as error:
-            await exchange.refuse(error)
-        except RefusedError as error:
-            await exchange.refuse(refusal_error(error.refusal))
-        except HTTPException as error:
-            asked = f"{scope['method']} {shown(scope['path'])}: {error.detail}"
-            message = f"{asked}. This server generates text; /openapi.json lists what it answers."
-            code = HTTP_CODES.get(error.status_code, "invalid_request")
-            await exchange.refuse(ApiError(error.status_code, message, code, headers=dict(error.headers or {})))
-        except Exception:
-            log.exception("A request failed by a fault of the server: %s", exchange.id)
-            await exchange.refuse(ApiError(500, "The server failed on this request; see its log.", "internal_error"))
-        finally:
-            exchange.end()

@@ -22,7 +22,7 @@ from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import find_runtime
-from lucid_deploy.serving.app import build_app
+from lucid_deploy.serving.app import App
 from lucid_deploy.serving.engine import EngineOptions, Refusal, RefusedError
 from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
 from lucid_deploy.serving.jobs import Event, Job, RowEnd, RowMark, make_backend
@@ -100,7 +100,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
         service = Service(api, reader_setup(engine, api), RayBackend(handle, to_zero=cluster.low == 0))
         service.readers.start_in_background()
-        return build_app(service)
+        return App(service)
 
     scaling: dict[str, Any] = {"num_replicas": cluster.low}
     if cluster.low != cluster.high:

@@ -18,8 +18,8 @@ from typing import Any
 import uvicorn
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.connections import Connection, ConnectionTable
+from lucid_deploy.serving.app import App
+from lucid_deploy.serving.connections import Connection, ConnectionLimits
 from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.front import Service
 
@@ -27,9 +27,8 @@ log = logging.getLogger("lucid_deploy.serving")
 LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")  # only their warnings are logged
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
-BACKLOG = 1024  # connections that wait in the system
-ACCEPTED_AT_ONCE = 64  # per turn of the event loop, so that those already connected are read in between
-OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
+BACKLOG = 512  # connections that the system queues, and that are accepted in one turn of the event loop
+OTHER_DESCRIPTORS = BACKLOG + 200  # files, pipes and libraries
 LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
 STEP_SECONDS = 5.0  # for the step that runs at the end
 
@@ -85,26 +84,13 @@ async def serve(
         connections: Most that are open; None: by how many generations run and wait.
         idle: Seconds that a connection may wait for its client.
     """
-    connections = connections or 2 * engine.capacity + SPARE_CONNECTIONS
-    raise_descriptor_limit(connections)
+    limits = ConnectionLimits(connections or 2 * engine.capacity + SPARE_CONNECTIONS, idle)
+    raise_descriptor_limit(limits.most + OTHER_DESCRIPTORS)
     service.most_busy = engine.capacity + READ_AHEAD
-    server = DrainingServer(service, ConnectionTable(connections, idle), grace)
-    loop, loaded = asyncio.get_running_loop(), asyncio.Event()
-
-    async def announce() -> None:
-        await loaded.wait()
-        if engine.state != "ready":
-            server.should_exit = True
-            return
-        await server.up.wait()  # a signal before this would kill the process
-        ready()
-
-    announcing = asyncio.ensure_future(announce())
-    try:  # start may be interrupted by a signal, and the loading thread would keep the process alive
-        engine.start(lambda: loop.call_soon_threadsafe(loaded.set))
+    server = DrainingServer(service, engine, limits, grace, ready)
+    try:  # a signal may interrupt the start, and the loading thread would keep the process alive
         await server.serve(sockets=[listener])
     finally:
-        announcing.cancel()
         failed_to_load = engine.state == "dead" and server.drain is None
         await service.readers.close()
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
@@ -119,12 +105,12 @@ async def serve(
         raise engine.error
 
 
-def raise_descriptor_limit(connections: int) -> None:
-    """Raise this process's limit of open files for so many connections, as far as the system allows."""
+def raise_descriptor_limit(needed: int) -> None:
+    """Raise this process's limit of open files, as far as the system allows."""
     with suppress(ImportError):  # Windows has no such limit
         import resource
 
-        needed, (soft, hard) = connections + OTHER_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= soft < needed:  # -1: there is no limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else min(needed, hard), hard))
 
@@ -133,46 +119,55 @@ class DrainingServer(uvicorn.Server):
     """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503.
 
     Attributes:
-        up: Set once connections are accepted and signals are handled.
         drain: Waits for running requests after a signal.
     """
 
-    def __init__(self, service: Service, table: ConnectionTable, grace: float) -> None:
-        protocol: Any = partial(Connection, table)
+    def __init__(
+        self, service: Service, engine: Engine, limits: ConnectionLimits, grace: float, ready: Callable[[], None]
+    ) -> None:
+        protocol: Any = partial(Connection, limits)
         config = uvicorn.Config(
-            build_app(service),
+            App(service),
             http=protocol,
             loop="asyncio",
-            backlog=ACCEPTED_AT_ONCE,
+            backlog=BACKLOG,
             log_config=None,
             access_log=False,
             lifespan="off",
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=math.ceil(table.idle_seconds) + 1,  # later than Connection's own timer
+            timeout_keep_alive=math.ceil(limits.idle_seconds) + 1,  # later than Connection's own timer
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self.up = asyncio.Event()
         self.drain: asyncio.Task[None] | None = None
-        self._service, self._grace, self._table = service, grace, table
-        self._loop = asyncio.get_running_loop()
+        self._service, self._engine, self._limits = service, engine, limits
+        self._grace, self._ready = grace, ready
+        self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load the model while the server already answers that it is loading."""
+        self._engine.start(lambda: self._loop.call_soon_threadsafe(self._loaded.set))
         await super().startup(sockets)
-        for listener in sockets or ():
-            listener.listen(BACKLOG)
         await self._service.readers.start()
-        self.up.set()
+        self._announcing = asyncio.ensure_future(self._announce())
+
+    async def _announce(self) -> None:
+        """Call ``ready`` once the model has loaded; end if it cannot be."""
+        await self._loaded.wait()
+        if self._engine.state == "ready":
+            self._ready()
+        else:
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let those who have connected send their request and be answered, then close."""
         for server in self.servers:
             server.close()
-        await self._until(lambda: all(each.answered for each in self._table.waiting), LINGER_SECONDS)
-        for connection in list(self._table.waiting):
-            connection.close()
+        await self._until(lambda: all(each.answered for each in self._limits.waiting), LINGER_SECONDS)
+        for connection in [each for each in self._limits.waiting if not each.answered]:
+            connection.drop()
         await super().shutdown(sockets)
 
     @contextmanager

@@ -10,7 +10,7 @@ import httpx
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.serving.app import build_app
+from lucid_deploy.serving.app import App
 from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import Event, Job
 from lucid_deploy.serving.readers import ReaderSetup
@@ -69,5 +69,5 @@ def service(folder: Path, backend: ScriptedBackend, keys: ApiKeys | None = None,
 def client(of: Service) -> httpx.AsyncClient:
     """Return a client of the application, without a network."""
     return httpx.AsyncClient(
-        transport=httpx.ASGITransport(build_app(of), raise_app_exceptions=False), base_url="http://localhost"
+        transport=httpx.ASGITransport(App(of), raise_app_exceptions=False), base_url="http://localhost"
     )

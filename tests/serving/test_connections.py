@@ -1,37 +1,119 @@
-"""The table of connections."""
+"""Connections of a server: which one makes room, which are cut, and what is not valid HTTP."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
-from lucid_deploy.serving.connections import ConnectionTable
+import pytest
+import uvicorn
+
+from lucid_deploy.serving.connections import Connection, ConnectionLimits
+from tests.patience import PATIENCE
+
+Open = Callable[[bytes], Awaitable[asyncio.StreamReader]]
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-class OpenConnection:
-    """Stands for a connection and its transport."""
+@asynccontextmanager
+async def server(limits: ConnectionLimits, released: asyncio.Event) -> AsyncIterator[Open]:
+    """Yield a function that connects and sends bytes; requests are answered when ``released`` is set."""
 
-    def __init__(self) -> None:
-        self.transport = self
-        self.aborted = False
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await released.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
 
-    def abort(self) -> None:
-        self.aborted = True
+    protocol: Any = partial(Connection, limits)
+    config = uvicorn.Config(app, http=protocol, lifespan="off", ws="none", log_config=None, host="127.0.0.1", port=0)
+    config.load()
+    running = uvicorn.Server(config)
+    running.lifespan = config.lifespan_class(config)
+    await running.startup()
+    port = running.servers[0].sockets[0].getsockname()[1]
+    writers = []
+
+    async def connect(data: bytes) -> asyncio.StreamReader:
+        before = len(limits.waiting), len(running.server_state.tasks)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)  # or it would be closed
+        writer.write(data)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            if (len(limits.waiting), len(running.server_state.tasks)) != before:
+                break
+        return reader
+
+    yield connect
+    running.servers[0].close()
+    for writer in writers:
+        writer.close()
+    await asyncio.sleep(0)
+
+
+def run(test: Callable[[Open, ConnectionLimits, asyncio.Event], Awaitable[None]], most: int, idle: float = 60) -> None:
+    async def go() -> None:
+        limits, released = ConnectionLimits(most, idle), asyncio.Event()
+        async with asyncio.timeout(PATIENCE), server(limits, released) as connect:
+            await test(connect, limits, released)
+
+    asyncio.run(go())
 
 
 def test_the_connection_that_waits_longest_makes_room() -> None:
-    table = ConnectionTable(most=3, idle_seconds=1.0)
-    connections: list[Any] = [OpenConnection() for _ in range(3)]
-    assert all(map(table.add, connections))
-    table.set_waiting(connections[0], False)  # its request is being answered
-    new: Any = OpenConnection()
-    assert table.add(new)
-    assert [each.aborted for each in connections] == [False, True, False]
-    for busy in (connections[2], new):
-        table.set_waiting(busy, False)
-    assert not table.add(OpenConnection())  # type: ignore[arg-type]
-    table.set_waiting(connections[2], True)
-    assert table.add(OpenConnection())  # type: ignore[arg-type]
-    assert connections[2].aborted and len(table.open) == 3
-    table.remove(connections[0])
-    table.set_waiting(connections[0], True)  # it is closed: of no account
-    assert len(table.open) == 2 and connections[0] not in table.waiting
+    async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
+        busy = await connect(GET)
+        silent = await connect(b"")
+        slow = await connect(POST + b"1\r\n")
+        second = await connect(GET)
+        assert await silent.read() == b"" and not slow.at_eof()
+        third = await connect(GET)
+        assert await slow.read() == b""
+        refused = await (await connect(GET)).read()
+        assert refused.startswith(b"HTTP/1.1 503") and b"too_many_connections" in refused
+        released.set()
+        for reader in (busy, second, third):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+
+    run(test, most=3)
+
+
+@pytest.mark.parametrize(("sent", "answer"), [(b"", b""), (GET[:10], b"408"), (POST + b"5\r\nab", b"408")])
+def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes, answer: bytes) -> None:
+    async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
+        busy = await connect(GET)
+        assert (await (await connect(sent)).read())[9:12] == answer
+        await asyncio.sleep(0.3)
+        assert len(limits.waiting) == 0
+        released.set()
+        assert (await busy.readline()).startswith(b"HTTP/1.1 200")
+        assert (await busy.read()).endswith(b"\r\n\r\n")  # and cut when it is silent afterwards
+
+    run(test, most=9, idle=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/9\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (GET[:-2] + b"A: " + b"a" * 70_000, 431),
+        (POST + b"1\r\nx\r\n" * 50_000, 400),
+        (POST + b"0\r\n" + b"A: a\r\n" * 20_000, 431),
+    ],
+)
+def test_what_is_not_valid_has_an_answer(sent: bytes, status: int) -> None:
+    async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
+        head, _, body = (await (await connect(sent)).read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d" % status) and b"connection: close" in head
+        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+    run(test, most=9)

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 
-from lucid_deploy.serving.front import RequestGuard
+from lucid_deploy.serving.app import App
+from lucid_deploy.serving.front import Exchange
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.stand_ins import ScriptedBackend, service
 
@@ -46,20 +48,19 @@ def run(
         change(made)
         raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "client": ("c", 1)}
-        await RequestGuard(app or answering(200), made)(scope, receive, send)
+        served = App(made)
+        served._routes = {path: {"POST": app or answering(200)}}
+        await served(scope, receive, send)
 
     asyncio.run(go())
     return sent, taken
 
 
-def answering(status: int, read: bool = False) -> Any:
-    async def app(_scope: Any, receive: Any, send: Any) -> None:
-        while read and (await receive()).get("more_body"):
-            pass
-        await send({"type": "http.response.start", "status": status, "headers": []})
-        await send({"type": "http.response.body", "body": b"x"})
+def answering(status: int) -> Any:
+    async def endpoint(_: Exchange) -> Response:
+        return Response(b"x", status)
 
-    return app
+    return endpoint
 
 
 def closes(sent: Sent) -> bool:
@@ -67,9 +68,9 @@ def closes(sent: Sent) -> bool:
 
 
 def test_the_log_and_the_client_have_the_same_id(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        scope["exchange"].answer = SimpleNamespace(id="cmpl-1")
-        await answering(200)(scope, receive, send)
+    async def app(exchange: Any) -> Response:
+        exchange.answer = SimpleNamespace(id="cmpl-1")
+        return Response(b"x")
 
     def id_of(sent: Sent) -> str:
         return dict(sent[0]["headers"])[b"x-request-id"].decode()
@@ -120,7 +121,7 @@ def test_keys_for_metrics_are_others(tmp_path: Path) -> None:
 
 
 def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
-    async def app(*_: Any) -> None:
+    async def app(_: Exchange) -> None:
         raise KeyError("secret")
 
     sent, _ = run(tmp_path, app)
@@ -129,8 +130,8 @@ def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, serving_log: pytest.
 
 
 def test_a_fault_within_an_answer_ends_it(tmp_path: Path) -> None:
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+    async def app(exchange: Exchange) -> None:
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
         raise KeyError("secret")
 
     sent, _ = run(tmp_path, app)
