@@ -1,4 +1,4 @@
-"""What can be measured: exported artifacts in a runtime, PyTorch's eager model, transformers' Llama, llama.cpp."""
+"""What can be measured: exported artifacts in a runtime, and PyTorch's eager model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 DEFAULTS = RuntimeOptions()
-TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
-KINDS = ("artifact", "torch-dense", "torch-blocked", TRANSFORMERS, LLAMA_CPP)
+KINDS = ("artifact", "torch-dense", "torch-blocked")
 
 
 @dataclass(frozen=True)
@@ -25,24 +24,24 @@ class Contender:
 
     name: str  # how tables call it
     # artifact (as options say), torch-dense (PyTorch eager with the dense N×N solve), torch-blocked
-    # (PyTorch eager with this package's operators), transformers (Hugging Face's Llama with standard attention
-    # and PyTorch's fused kernel, of the artifact's shape, random weights) or llama.cpp (the same, quantized where
-    # the artifact is).
+    # (PyTorch eager with this package's operators), or another word for what a worker of its own opens.
     kind: str
     artifact: str  # directory of the artifact that gives the weights, or the shape
     options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
     # Tokens of the longest context that is measured; None: any. Sessions take more than the model was made for where
     # such is measured, and only there: some compute otherwise then.
     longest: int | None = None
+    # Python's arguments: the program that opens it and answers the commands of lucid_deploy.bench.worker.
+    worker: tuple[str, ...] = ("-m", "lucid_deploy.bench.worker")
 
     @property
     def runs_artifact(self) -> bool:
         """Whether it computes the artifact's own function, so that its outputs can be compared."""
-        return self.kind not in (TRANSFORMERS, LLAMA_CPP)
+        return self.kind in KINDS
 
 
 def open_contender(contender: Contender) -> Session[Any]:
-    """Open a contender in this process; all but ``llama.cpp``, which is no session."""
+    """Open a contender in this process."""
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.runtimes import open_session
 
@@ -57,12 +56,6 @@ def open_contender(contender: Contender) -> Session[Any]:
         implementation = "reference" if contender.kind == "torch-dense" else "blocked"
         model = load_artifact_model(artifact, implementation=implementation)
         return TorchSession(model, allow_extrapolation=True, threads=contender.options.threads)
-    if contender.kind == TRANSFORMERS:
-        try:
-            from lucid_deploy.bench.transformers_session import TransformersSession
-        except ImportError as error:
-            raise missing_extra("transformers", "dev", "measure Hugging Face's Llama beside an artifact") from error
-        return TransformersSession(artifact.config, artifact.manifest.dtype, contender.options.threads)
     raise LucidError(f"Unknown kind of contender {contender.kind!r}; known are {', '.join(KINDS)}.")
 
 

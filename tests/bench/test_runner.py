@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
@@ -23,9 +22,7 @@ from lucid_deploy.bench.contenders import KINDS, open_contender
 from lucid_deploy.bench.runner import WorkerProcess
 from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.runtimes import RuntimeOptions
-from tests.conftest import TINY
 
 Exported = Callable[..., tuple[Path, Artifact]]
 IDS = np.array([[5, 5, 5, 9, 5, 5, 3]])
@@ -100,17 +97,6 @@ def test_an_interrupted_run_keeps_what_was_measured(
     assert [(m.contender, m.stage) for m in measurements] == [("a", "prefill"), ("b", "prefill")]
 
 
-@pytest.mark.parametrize(
-    ("more", "message"), [({"batches": (1, 2)}, "measures one row"), ({"chunk": 4}, "leave out --prefill-chunk")]
-)
-def test_llama_cpp_refuses_plans_before_anything_runs(
-    more: dict[str, Any], message: str, fake: type[FakeWorker]
-) -> None:
-    with pytest.raises(LucidError, match=message):
-        run_plan([Contender("llama.cpp", "llama.cpp", "none")], Plan((8,), **more), "float32")
-    assert not fake.asked
-
-
 def test_a_short_model_in_a_process_of_its_own(exported: Exported, tmp_path: Path) -> None:
     """Outputs are compared at no more tokens than such a model takes; a contender that cannot be opened is named."""
     contender = Contender("short", "artifact", str(exported(max_position_embeddings=40)[1].directory))
@@ -122,7 +108,6 @@ def test_a_short_model_in_a_process_of_its_own(exported: Exported, tmp_path: Pat
 
 
 def test_temporary_files_of_a_killed_contender_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp's weights are a file as large as the artifact's."""
     writes = (
         "import pathlib, sys, tempfile; sys.stdin.readline(); "
         "name = pathlib.Path(tempfile.mkdtemp(), 'shape.gguf'); name.write_text('all weights'); "
@@ -164,8 +149,7 @@ def test_commands_are_answered_one_by_one(
 def test_contenders_of_one_artifact_give_the_same_logits(exported: Exported) -> None:
     _, artifact = exported()
     contenders = [Contender(kind, kind, str(artifact.directory)) for kind in KINDS]
-    assert [each.name for each in contenders if not each.runs_artifact] == ["transformers", "llama.cpp"]
-    sessions = [open_contender(each) for each in contenders if each.runs_artifact]
+    sessions = [open_contender(each) for each in contenders]
     first, *others = [session.prefill(IDS, session.empty_cache()) for session in sessions]
     for logits in others:
         np.testing.assert_allclose(logits, first, atol=1e-4)
@@ -174,7 +158,7 @@ def test_contenders_of_one_artifact_give_the_same_logits(exported: Exported) -> 
     cache = sessions[1].empty_cache()
     expected = [sessions[1].prefill(ids[:, :-1], cache)[0, 0], sessions[1].decode(ids[:, -1:], cache)[0, 0]]
     np.testing.assert_allclose(Worker(contenders[0]).logits(seed=1, length=12)["logits"], expected, atol=1e-4)
-    with pytest.raises(LucidError, match="contender 'vllm'; known are artifact, torch-dense, torch-blocked, transfor"):
+    with pytest.raises(LucidError, match="contender 'vllm'; known are artifact, torch-dense, torch-blocked"):
         open_contender(Contender("x", "vllm", str(artifact.directory)))
 
 
@@ -186,31 +170,3 @@ def test_only_contexts_beyond_the_models_are_extrapolated(exported: Exported, lo
     session = open_contender(Contender("it", "artifact", directory, options, longest))
     assert (session.allow_extrapolation, session.reads_stored_cache) == (longest != 512, longest == 512)
     assert Plan((8, 500), steps=11).longest == 512 and Plan((8, 500), stages=("prefill",)).longest == 500
-
-
-def test_transformers_session_gives_what_transformers_gives() -> None:
-    """With a padded row, and after a fork."""
-    pytest.importorskip("transformers", reason='needs transformers: pip install -e ".[dev]"')
-    from lucid_deploy.bench.transformers_session import TransformersSession
-
-    torch.manual_seed(0)
-    session, ids = TransformersSession(parse_config(TINY, "test"), "float32"), np.arange(28).reshape(2, 14) * 3 % 97
-    with torch.inference_mode():
-        wanted = session.model(torch.from_numpy(ids)).logits.numpy()
-        alone = session.model(torch.from_numpy(ids[1:, 5:])).logits.numpy()
-    cache = session.empty_cache(2)
-    got = [session.prefill(ids[:, :9], cache, chunk=4)]
-    fork = session.fork(cache)
-    got += [session.decode(ids[:, i : i + 1], cache) for i in range(9, 14)]
-    np.testing.assert_allclose(np.concatenate(got, axis=1), wanted[:, 8:], atol=1e-5)
-    np.testing.assert_allclose(session.decode(ids[:, 9:10], fork), wanted[:, 9:10], atol=1e-5)
-    mask = np.ones((2, 14), bool)
-    mask[1, :5] = False
-    np.testing.assert_allclose(session.prefill(ids, session.empty_cache(2), mask)[1], alone[0, -1:], atol=1e-5)
-
-
-def test_without_transformers_the_extra_is_named(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, "lucid_deploy.bench.transformers_session", raising=False)
-    with pytest.raises(LucidError, match=r'transformers is needed to .* pip install .*"transformers'):
-        open_contender(Contender("x", "transformers", str(exported()[1].directory)))
