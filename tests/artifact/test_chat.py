@@ -231,9 +231,3 @@ def test_a_name_that_transformers_takes_for_the_default_is_refused(tmp_path: Pat
 def test_what_is_no_template_is_refused(given: Any, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match=r"chat template in .*tokenizer_config\.json must be a text, a list"):
         read_chat_templates(write(tmp_path, given))
-
-
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (write(tmp_path) / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(LucidError, match=r"chat_template\.jinja is no text in UTF-8"):
-        read_chat_templates(tmp_path)

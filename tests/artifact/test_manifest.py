@@ -92,13 +92,6 @@ def test_a_file_outside_of_the_artifact_is_refused(exported: Exported, tmp_path:
         rewritten(tmp_path, dataclasses.replace(artifact.manifest, files=files))
 
 
-def test_numbers_that_would_not_be_read_are_not_written(exported: Exported) -> None:
-    manifest = exported()[1].manifest
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            dataclasses.replace(manifest, ranges={"skipped": True, "limit": value}).to_json()
-
-
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "lucid.schema.json"
 
 
@@ -148,14 +141,6 @@ def test_the_published_schema_refuses_what_the_code_refuses(exported: Any):
             if schema.is_valid(changed) == bool(refused) and not refused.startswith(RULES):
                 differences.append((key, changed[key], refused))
     assert differences == [] and count > 1000
-
-
-def test_the_published_schema_has_the_fields_of_the_code():
-    definitions, kinds = json.loads(SCHEMA.read_text())["$defs"], {}
-    for kind in msgspec.inspect.multi_type_info([Manifest]):
-        collect(kind, kinds)
-    kinds["Manifest"] |= {"format", "format_version"}  # checked before the rest
-    assert {name: set(each["properties"]) for name, each in definitions.items()} == kinds
 
 
 def collect(kind: Any, found: dict[str, set[str]]) -> None:

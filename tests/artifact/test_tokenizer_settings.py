@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.artifact.tokenizer_settings import padding_token, read_settings, read_tokenizer_file
+from lucid_deploy.artifact.tokenizer_settings import padding_token, read_settings
 from lucid_deploy.errors import LucidError
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -183,11 +183,3 @@ def test_what_is_no_token_is_refused(file: str, content: Any, said: str, tmp_pat
     (tmp_path / f"{file}.json").write_text(json.dumps(content))
     with pytest.raises(LucidError, match=said):
         TextTokenizer(tmp_path)
-
-
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
-def test_a_file_that_cannot_be_read_on_the_way_is_named(tmp_path: Path) -> None:
-    broken = tmp_path / "tokenizer_config.json"
-    broken.symlink_to("/proc/self/mem")  # reading its begin is an input/output error
-    with pytest.raises(LucidError, match=rf"{broken} cannot be read: Input/output error"):
-        read_tokenizer_file(broken)

@@ -52,13 +52,6 @@ def test_weights_that_give_no_numbers(refused_run: Refused, artifact_copy: Path,
     assert "not finite" in refused_run(artifact_copy, "--runtime", runtime, exit_code=1)
 
 
-def test_a_newer_format_version(refused_run: Refused, artifact_copy: Path) -> None:
-    change_manifest(artifact_copy, lambda data: data.update(format_version=99, dtype="float3"))
-    message = refused_run(artifact_copy)
-    assert "has artifact format 99" in message
-    assert "Use the version that exported it" in message
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -139,8 +132,3 @@ def test_a_graph_that_the_runtime_rejects(refused_run: Refused, artifact_copy: P
     message = refused_run(artifact_copy, exit_code=1, process=True)
     assert "cannot load" in message
     assert "XMSNormalization" in message
-
-
-def test_bfloat16_in_onnxruntime(refused_run: Refused, exported: Callable[..., tuple[Path, Any]]) -> None:
-    _, artifact = exported(dtype="bfloat16")
-    assert "onnxruntime runs models in float32 or float16, and" in refused_run(artifact.directory)

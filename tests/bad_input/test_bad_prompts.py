@@ -70,10 +70,6 @@ def test_neither_text_nor_ids(refused: Refused, with_tokenizer: Path) -> None:
     assert "Give the prompt once" in refused("run", with_tokenizer)
 
 
-def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None:
-    assert "Prompts can be token ids: --prompt-ids 1,2,3" in refused("run", artifact_copy, "--prompt", "w1")
-
-
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
@@ -94,9 +90,3 @@ def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None
 )
 def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: str, value: str, said: str) -> None:
     assert said in refused("run", artifact_copy, "--prompt-ids", "5", option, value)
-
-
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "meta"])
-def test_an_unknown_device(refused: Refused, artifact_copy: Path, device: str) -> None:
-    message = refused("run", artifact_copy, "--prompt-ids", "5", "--runtime", "torch", "--device", device)
-    assert f"Runtime torch runs on cpu or cuda, not on '{device}'." in message

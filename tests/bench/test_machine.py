@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import mmap
-import os
 import resource
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from lucid_deploy.bench.machine import (
     copy_bandwidth,
     describe_machine,
     distrust,
-    load_average,
     reset_peak,
     resident_bytes,
 )
@@ -48,15 +46,6 @@ def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_reasons_to_distrust(load: float | None, spreads: list[float], reasons: list[str]) -> None:
     assert distrust(2, load, spreads) == reasons
     assert len(distrust(2, 5.0, [1.0])) == 2
-
-
-def test_a_system_without_a_load_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise OSError
-
-    assert (load_average() or 0.0) >= 0
-    monkeypatch.setattr(os, "getloadavg", fail)
-    assert load_average() is None
 
 
 def test_memory_is_the_kernels() -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
-from lucid_deploy.bench import Measurement, Plan
-from lucid_deploy.bench.report import build_report, decode_bytes, exponents, paired_ratio, table
+from lucid_deploy.bench import Measurement
+from lucid_deploy.bench.report import decode_bytes, exponents, paired_ratio
 from lucid_deploy.export.quantize.plan import EMBEDDING
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -51,13 +49,3 @@ def test_bytes_of_a_decode_step_with_quantized_weights(exported: Exported) -> No
         record = Quantization("int4", 4, "matmulnbits", "int8", tensors, (), "a test")
         changed = replace(artifact.manifest, quantization=record)
         assert decode_bytes(changed, 10**6, 1, 8) == float_bytes + 97 * 64 * 4 - embedding
-
-
-def test_names_are_shown_as_they_are() -> None:
-    """They are folders' names: [int8] in one was taken for a colour and left out, so that two looked the same."""
-    names = ("model[int8]", "model[int4]")
-    items = [Measurement(name, "prefill", 1, 8, (0.1, 0.2), 2**20) for name in names]
-    console = Console(width=200, record=True, quiet=False, file=io.StringIO())
-    console.print(table(build_report(items, {}, Plan((8,)), {})))
-    shown = console.export_text()
-    assert all(name in shown for name in names) and "over those of model[int8]" in " ".join(shown.split())

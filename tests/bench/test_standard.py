@@ -87,18 +87,6 @@ def test_layers_of_several_kinds(
     assert [Checkpoint(source).config.kinds for source in asked] == [kinds]
 
 
-def test_windows_that_the_family_has_with_lucid_only(
-    exported: Exported, make_checkpoint: MakeCheckpoint, tmp_path: Path
-) -> None:
-    """Llama's own code attends to all tokens: what would be measured is another model."""
-    mixed = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
-    with pytest.raises(LucidError) as caught:
-        export_standard(artifact_of(make_checkpoint(**mixed), exported()[1]), tmp_path)
-    said = str(caught.value)
-    assert f"no baseline with standard attention for {tmp_path / 'artifact'}: the code of llama" in said
-    assert "Leave out --baseline standard and openvino" in said and "standard-checkpoint" not in said
-
-
 @pytest.mark.parametrize(
     ("changes", "options"),
     [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.cache.codecs import CacheCodec, Float8Codec, Float16Codec, Int8Codec, codec_for
+from lucid_deploy.cache.codecs import CacheCodec, Float8Codec, Int8Codec, codec_for
 from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
 from tests.cache.rows import rows_far_apart
 
@@ -51,21 +51,3 @@ def test_rows_that_fp8_cannot_hold_are_stored_as_numpy_does() -> None:
     wanted = decode_layer(encode_layer((rows.numpy(), rows.numpy()), layout), layout)
     for ours, theirs in zip(codec.decode(codec.encode(rows, rows), torch.float32), wanted, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs)
-
-
-def test_numbers_of_fp8_are_joined_as_they_are() -> None:
-    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(1, 2, 2, 64)
-    joined = Float8Codec().join(codes, codes[:, :, :1]).view(torch.uint8)
-    assert torch.equal(joined, torch.cat([codes, codes[:, :, :1]], 2).view(torch.uint8))
-
-
-CODECS = [CacheCodec(), Float16Codec(), Int8Codec(), Float8Codec()]
-
-
-@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)
-def test_an_empty_cache_goes_on(codec: CacheCodec) -> None:
-    k, y = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
-    stored = codec.encode(k, y)
-    empty = codec.empty((2, 3, 0, 8), k)
-    for before, new in zip(empty, stored, strict=True):
-        assert np.array_equal(as_numpy(codec.join(before, new)), as_numpy(new)) and before.dtype == new.dtype

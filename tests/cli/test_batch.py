@@ -273,27 +273,3 @@ def test_a_prompt_that_fails_is_an_answer_and_an_exit_status(place: Workplace, t
     assert len(found[1]["ids"]) == len(found[3]["ids"]) == 5
     assert "1 of 3 prompts failed" in broken.run("-n", 5, status=1).stderr  # again, and nothing is run again
     assert broken.answers() == found
-
-
-def test_equal_beginnings_are_run_once(place: Workplace) -> None:
-    system = " ".join(["w7 w8 w9"] * 20)
-    place.write(*({"prompt": f"{system} w{i}"} for i in range(6)))
-    place.run("-n", 4)
-    plain = place.answers()
-    summary = json.loads(place.run("-n", 4, "--prefix-tokens", 500, "--json", "--overwrite").stdout)
-    assert place.answers() == plain
-    assert (summary["prompt_tokens"], summary["prompt_tokens_reused"]) == (61 + 5, 5 * 60)
-
-
-def test_options_of_sampling_at_temperature_zero_are_remarked(place: Workplace) -> None:
-    place.write({"prompt": "w1", "temperature": 1.0}, {"prompt": "w1"})
-    assert "Note:" not in place.run("-n", 1, "--top-k", 5).stderr
-    place.write({"prompt": "w1"})
-    assert (
-        "Note: --top-k, --top-p, --min-p and --seed do nothing"
-        in place.run("-n", 1, "--top-k", 5, "--overwrite").stderr
-    )
-    arguments = ["run", str(place.directory), "--prompt", "w1", "-n", "1"]
-    assert "Note:" in CliRunner().invoke(main, [*arguments, "--top-p", "0.5"]).stderr
-    assert "Note:" not in CliRunner().invoke(main, [*arguments, "--top-p", "0.5", "--temperature", "1"]).stderr
-    assert "Note:" not in CliRunner().invoke(main, arguments).stderr

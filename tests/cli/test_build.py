@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,20 +50,6 @@ def test_options_arrive_and_the_table_says_what_was_built(exported: Exported, as
     rows = [" ".join(line.replace("│", " ").split()) for line in result.stdout.splitlines()]
     assert "prefill.engine 512 B 40 none needed 1.2" in rows
     assert "decode.engine 3.0 MiB 40 2 DecodeAttention 1.2" in rows
-
-
-def test_json_is_all_there_is_on_stdout(exported: Exported, asked: list[BuildOptions]) -> None:
-    facts = json.loads(run(exported()[1], "--json", "-").stdout)
-    assert facts["limits"] == {"max_batch": 2, "max_context": 64, "prefill_chunk": 16}
-    assert asked == [BuildOptions()]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("4096", 4096), ("4GiB", 2**32), ("4 g", 2**32), ("0.5MB", 2**19), ("1k", 1024)]
-)
-def test_sizes_have_units(text: str, size: int, exported: Exported, asked: list[BuildOptions]) -> None:
-    assert run(exported()[1], "--workspace", text).exit_code == 0
-    assert asked[0].workspace == size
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from click.testing import CliRunner, Result
 from lucid_deploy.artifact import chat_process
 from lucid_deploy.bounded_process import Bounds
 from lucid_deploy.cli import main
-from lucid_deploy.cli._chat_loop import ChatSession, CompletionTurns, stoppable
+from lucid_deploy.cli._chat_loop import CompletionTurns, stoppable
 from lucid_deploy.errors import LucidError
 from tests.generation.sample_tokenizers import BLANKS, with_blank_first
 from tests.patience import PATIENCE
@@ -84,15 +83,6 @@ def test_a_model_without_a_template_continues_one_text(with_tokenizer: Path) -> 
     assert new_tokens(result) == [(3, 3), (2, 10)]
     refused = chat(with_tokenizer, "w1", options=("--system", "w2"), status=2)
     assert "--system needs a chat template: the model has no chat template." in refused.stderr
-
-
-def test_templates_of_which_none_is_for_chats_without_tools(with_tokenizer: Path) -> None:
-    named = {"chat_template": {"tool_use": TEMPLATE, "rag": TEMPLATE}}
-    replace_file(with_tokenizer, "tokenizer_config.json", json.dumps(named).encode())
-    refused = chat(with_tokenizer, "w1", status=2)
-    assert "those of the model are called rag, tool_use. " in refused.stderr and refused.stderr.count("\n") == 1
-    assert "With --completion the model continues a text." in refused.stderr
-    assert chat(with_tokenizer, "w1", options=(*FIXED, "--completion")).stdout
 
 
 def test_completion_of_a_model_with_a_template(chatty: Path) -> None:
@@ -183,11 +173,6 @@ def test_a_template_in_a_loop_is_ended(chatty: Path, monkeypatch: pytest.MonkeyP
     """Without Ctrl-C: the process that renders has bounds of its own, a server's; here less of them."""
     monkeypatch.setattr(chat_process, "Bounds", lambda: Bounds(0.5))
     assert "took more than 0.5 s of processor time" in chat(chatty, "w91", status=2).stderr
-
-
-def test_a_template_that_does_not_compile_is_said(with_tokenizer: Path) -> None:
-    replace_file(with_tokenizer, "tokenizer_config.json", json.dumps({"chat_template": "{% for"}).encode())
-    assert "The chat template in" in chat(with_tokenizer, "w1", status=2).stderr
 
 
 class Terminal:
@@ -291,48 +276,6 @@ def test_ctrl_c_stops_an_answer_and_a_second_one_interrupts() -> None:
         assert stop_requested.is_set()
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-class Spoken:
-    """A conversation whose answers are given.
-
-    Args:
-        answers: Token ids, one list after the other.
-    """
-
-    reused, computed, finish_reason, drafts = 0, 0, "length", None
-
-    def __init__(self, *answers: list[int]) -> None:
-        self._answers = list(answers)
-        self.asked: list[list[int]] = []
-
-    def answer(self, prompt: list[int], progress: Callable[[int, int], None]) -> Iterator[int]:
-        self.asked.append(prompt)
-        yield from self._answers.pop(0)
-
-
-@pytest.mark.parametrize("kind", BLANKS)
-def test_lines_and_answers_are_one_text(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with a tokenizer that puts a blank before each text, and where a stop string begins within a token."""
-    tokenizer = with_blank_first(kind, tmp_path)
-    spoken = Spoken(*(tokenizer.encode_behind(text) for text in ("s and", "b ab", " cd")))
-    turns = CompletionTurns(tokenizer)
-    monkeypatch.setattr(sys, "stdin", StringIO("cup\n. fox\ns\n"))
-    ChatSession(spoken, turns, tokenizer, stops=("ab",)).run()  # type: ignore[arg-type]
-    texts = ["cup", "cups and. fox", "cups and. foxb s"]
-    assert [tokenizer.decode(prompt).lstrip() for prompt in spoken.asked] == texts
-    assert turns.saved()["text"].lstrip() == "cups and. foxb s cd"
-    assert spoken.asked[1][: len(spoken.asked[0])] == spoken.asked[0]  # so that the cache is kept
-
-
-def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = with_blank_first(BLANKS[0], tmp_path)
-    spoken = Spoken(*(tokenizer.encode_behind(text) for text in ("s", "s")))
-    monkeypatch.setattr(sys, "stdin", StringIO("\ufeffcup\n"))
-    ChatSession(spoken, CompletionTurns(tokenizer), tokenizer).run()  # type: ignore[arg-type]
-    assert spoken.asked == [tokenizer.encode("cup")]
 
 
 def test_one_text_has_no_system_message_whatever_the_model_has(tmp_path: Path) -> None:

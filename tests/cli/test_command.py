@@ -109,24 +109,6 @@ def test_an_unknown_variable_is_refused(line: str, variable: str, hint: str) -> 
     assert said.exit_code == 2 and variable in said.stderr and hint in said.stderr
 
 
-@pytest.mark.parametrize("variable", ["LUCID_DEPLOY_SERVICE_HOST", "LUCID_DEPLOY_PORT", "LUCID_DEPLOY_RUN_SEED"])
-def test_variables_of_kubernetes_and_of_other_commands_are_not_looked_at(variable: str) -> None:
-    assert run("completion", "bash", **{variable: "tcp://10.0.0.1:80"}).exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("exprot",), "No such command 'exprot'. Did you mean export?"),
-        (("plugin", "biuld"), "No such command 'biuld'. Did you mean build?"),
-        (("export", "demo", "--overwriet"), "'--overwrite'"),
-    ],
-)
-def test_similar_names_are_suggested(arguments: tuple[str, ...], said: str) -> None:
-    result = run(*arguments)
-    assert result.exit_code == 2 and said in result.stderr
-
-
 def test_the_command_line_wins_over_the_environment_and_that_over_a_file(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -192,11 +174,6 @@ def test_quiet_keeps_results_and_errors(exported: Exported) -> None:
     assert "Note: " in run(*words).stderr  # the next command of this process is not quiet
 
 
-def test_verbose_says_where_an_error_was_raised(tmp_path: Path) -> None:
-    said = run("inspect", tmp_path / "none", "--verbose").stderr
-    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("Error: There is no artifact at ")
-
-
 def test_too_little_memory_is_one_line(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     def describe(*_: Any) -> None:
         raise MemoryError
@@ -219,18 +196,6 @@ def test_json_means_the_same_everywhere(exported: Exported, tmp_path: Path) -> N
     assert facts["model"] == json.loads(json.dumps(open_artifact(artifact).config.to_dict()))
     # Rows, tokens, K and Y, layers, key/value heads, width, bytes.
     assert facts["memory"]["cache"] == 2 * 100 * 2 * 2 * 2 * 36 * 4
-
-
-def test_a_prompt_from_a_file(with_tokenizer: Path, tmp_path: Path) -> None:
-    file = tmp_path / "prompt.txt"
-    file.write_text("w5 w9 w2\n")
-    words = ("run", with_tokenizer, "-n", 3, "--ignore-eos", "--json")
-    from_file, typed = run(*words, "--prompt-file", file), run(*words, "--prompt", "w5 w9 w2")
-    assert json.loads(from_file.stdout)["ids"] == json.loads(typed.stdout)["ids"]
-    assert "Give the prompt once" in run(*words, "--prompt-file", file, "--prompt", "w5").stderr
-    assert "none.txt cannot be read: No such file" in run(*words, "--prompt-file", tmp_path / "none.txt").stderr
-    file.write_bytes(b"w5 \xff")
-    assert "prompt.txt is not valid UTF-8 text" in run(*words, "--prompt-file", file).stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

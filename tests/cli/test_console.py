@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.cli import _console
-from lucid_deploy.cli._console import human_size, progress, write_json, write_results, write_text
+from lucid_deploy.cli._console import progress, write_json, write_results, write_text
 from lucid_deploy.errors import LucidError
-
-
-def test_sizes() -> None:
-    sizes = {0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 5 * 2**20: "5.0 MiB", 2**41: "2.0 TiB"}
-    assert {size: human_size(size) for size in sizes} == sizes
 
 
 def test_json_to_stdout_or_a_file_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,13 +29,6 @@ def test_results_are_shown_even_if_their_file_cannot_be_written(target: str | No
     with pytest.raises(LucidError) if target == "/dev/full" else nullcontext():
         write_results({}, target, lambda: said.append("all"))
     assert said == shown
-
-
-def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "real").write_text("old")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    write_text("new", str(tmp_path / "link"))
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
 
 
 @pytest.mark.parametrize("target", ["nowhere/file", "."])

@@ -17,7 +17,6 @@ from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from lucid_deploy.model.checkpoint import DEMO
 from tests.evaluation.suites.conftest import Pair, data, llama, llama_checkpoint, write_rows  # noqa: F401 (fixtures)
 
 Demo = Callable[..., Artifact]
@@ -59,18 +58,6 @@ def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str
     facts = printed(demo(**options).directory, "--task", "recall", "--limit", 200, "--batch", 32, "--minimum", 0.99)
     assert (facts["right"], facts["count"], facts["accuracy"], facts["wrong"]) == (200, 200, 1.0, [])
     assert (facts["runtime"], facts["dtype"]) == ("onnxruntime", options.get("dtype", "float32"))
-
-
-def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Path) -> None:
-    options = ExportOptions(cache="growing", quantize=QuantizeOptions("int4", method="rtn"))
-    small = export(DEMO, tmp_path / "small", options).directory
-    shown = run(
-        small, "--task", "recall", "--limit", 2, "--against", demo().directory, "--json", tmp_path / "facts.json"
-    ).stdout
-    assert "float32, int4, rtn, 5 bits a weight" in shown and f"against {demo().directory}: " in shown
-    facts = json.loads((tmp_path / "facts.json").read_text())
-    named = {"scheme": "int4", "method": "rtn", "bits_per_weight": 5.0}
-    assert (facts["quantization"], facts["against"]["quantization"]) == (named, None)
 
 
 def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, unsolved: Path) -> None:
@@ -163,13 +150,6 @@ def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
-
-
-def test_tokenizers_that_cannot_be_asked(demo: Demo, with_tokenizer: Path) -> None:
-    for remedy in ("tokenizer cannot write the words of the recall task", "has no tokenizer.json"):
-        result = run(demo().directory, "--task", "recall", "--limit", 2, "--against", with_tokenizer)
-        assert result.exit_code == 2 and result.stdout == "" and remedy in " ".join(result.stderr.split())
-        (with_tokenizer / "tokenizer.json").unlink(missing_ok=True)
 
 
 @pytest.mark.usefixtures("remembered_tasks")

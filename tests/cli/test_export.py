@@ -58,42 +58,12 @@ def test_export_says_attention_positions_and_layers(official: tuple[Path, list[s
     assert said[3:] == ["Assumed unused: zeta_gain, which is 3."]
 
 
-def test_the_manifest_and_json_have_it_too(official: tuple[Path, list[str]]) -> None:
-    root, said = official
-    manifest = open_artifact(root / "artifact").manifest
-    assert manifest.assumed_unused == {"zeta_gain": 3}
-    assert [manifest.notes[0], manifest.hub] == [said[1], None]
-    facts = json.loads((root / "facts.json").read_text())
-    assert facts["summary"] == "2 LUCID layers, no rotary positions, float32, growing, static and inlined graphs"
-    assert facts["remarks"] == said[1:]
-    assert facts["assumed_unused"] == {"zeta_gain": 3}
-
-
-def test_inspect_shows_it(official: tuple[Path, list[str]]) -> None:
-    root, said = official
-    shown = printed("inspect", root / "artifact").splitlines()
-    assert "2 LUCID layers, no rotary positions, float32, growing, static and inlined graphs, hidden 64" in shown[0]
-    assert shown[1:4] == said[1:]
-    facts = json.loads(printed("inspect", root / "artifact", "--json", "-"))
-    assert (facts["remarks"], facts["assumed_unused"]) == (said[1:], {"zeta_gain": 3})
-
-
 def test_verify_and_the_standard_baseline_pass_over_the_same_key(
     official: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     artifact = open_artifact(official[0] / "artifact")
     assert "PASSED" in printed("verify", artifact.directory, "--quick", "--steps", 2)
     assert open_artifact(export_standard(artifact, tmp_path)).manifest.assumed_unused == {"zeta_gain": 3}
-
-
-def test_a_manifest_from_before_has_nothing_to_say(artifact_copy: Path) -> None:
-    manifest = artifact_copy / "lucid.json"
-    data = json.loads(manifest.read_text())
-    for key in ("notes", "assumed_unused", "hub"):
-        del data[key]
-    manifest.write_text(json.dumps(data))
-    read = open_artifact(artifact_copy).manifest
-    assert (read.notes, read.assumed_unused, read.hub) == ((), {}, None)
 
 
 def test_standard_attention_is_no_silent_default(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner, Result
-from rich.console import Console
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
@@ -43,13 +41,6 @@ def test_a_context_beyond_the_model_s_is_named(exported: Exported) -> None:
     assert "Note" not in run(directory, "--context", 512).stderr
 
 
-def test_names_of_tensors_are_whole_in_80_columns(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lucid_deploy.cli.inspect.console_out", Console(width=80, highlight=False))
-    printed = run(exported(cache_dtype="int8")[1].directory).stdout
-    for kind in ("key", "key_scale", "value", "value_scale"):
-        assert f" past_key_values.{{0..1}}.{kind} " in printed
-
-
 def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
     assert "Files (sha256 checked)" in run(artifact_copy, "--check").stdout
     with (artifact_copy / "weights.bin").open("r+b") as file:
@@ -62,15 +53,3 @@ def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
 def test_what_is_no_artifact(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr
-
-
-def test_layers_that_have_no_such_tensor_are_not_named(
-    hybrid: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two layers of the delta rule stand around one that attends."""
-    monkeypatch.setenv("COLUMNS", "200")
-    artifact = hybrid()
-    names = {item.name for item in artifact.manifest.graphs["decode"].inputs}
-    printed = run(artifact.directory).stdout
-    assert "past_key_values.{0,2}.recurrent_state" in printed and "present.1.key" in printed
-    assert {name for name in names if "recurrent" in name} == {f"past_key_values.{i}.recurrent_state" for i in (0, 2)}

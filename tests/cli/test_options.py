@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lucid_deploy.cli import COMMANDS, main
-from lucid_deploy.cli._options import NumberRange, choice_option, json_option, runtime_options
+from lucid_deploy.cli._options import choice_option, json_option, runtime_options
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 FIELDS = [item.name for item in fields(RuntimeOptions)]
@@ -34,11 +34,6 @@ def test_nothing_given_is_the_default() -> None:
     assert run().stdout == "round None\n" and seen == [RuntimeOptions()]
 
 
-def test_of_an_option_given_twice_the_last_counts() -> None:
-    assert run("--form", "flat", "--form", "round", "--threads", "2", "--threads", "3").stdout == "round None\n"
-    assert seen[0].threads == 3
-
-
 def test_every_field_has_its_option() -> None:
     wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions", "keys", "one")
     assert all(value != getattr(RuntimeOptions(), name) for name, value in asdict(wanted).items())
@@ -60,14 +55,6 @@ def test_wrong_values_are_refused_by_name(words: str, message: str) -> None:
     result = run(*words.split())
     assert result.exit_code == 2 and words.split()[0] in result.stderr
     assert message in " ".join(result.stderr.split()) and seen == []
-
-
-@pytest.mark.parametrize(
-    ("text", "taken"), [("0.5", True), ("0", True), ("nan", False), ("-nan", False), ("2", False), ("half", False)]
-)
-def test_a_number_within_bounds_is_not_nan(text: str, taken: bool) -> None:
-    share = click.Command("share", params=[click.Option(["--share"], type=NumberRange(0, 1))])
-    assert (CliRunner().invoke(share, [f"--share={text}"]).exit_code == 0) is taken
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -54,15 +54,6 @@ def test_architectures_and_output(compiled: list[tuple[int, ...]], tmp_path: Pat
     plugin_build.check_plugin(target)
 
 
-def test_some_head_widths_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
-    target = tmp_path / "plugin.so"
-    arguments = ["plugin", "build", "--arch", "8.6", "--dtype", "float32", "--head-dim", "48,100", "-o", str(target)]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.stderr
-    for width, is_in in ((32, False), (64, True), (128, True), (256, False)):
-        assert (f"precondition_float32_d{width}_".encode() in target.read_bytes()) == is_in
-
-
 @pytest.mark.parametrize(
     ("widths", "said"),
     [
@@ -78,14 +69,6 @@ def test_head_widths_that_there_are_not(
     result = CliRunner().invoke(main, ["plugin", "build", "--head-dim", widths, "-o", str(target)])
     assert result.exit_code == 2 and said in result.stderr and "Traceback" not in result.stderr
     assert not target.exists() and not compiled
-
-
-def test_one_type_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
-    target = tmp_path / "plugin.so"
-    arguments = ["plugin", "build", "--arch", "8.6", "--dtype", "bfloat16", "-o", str(target)]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.stderr
-    assert b"precondition_bfloat16" in target.read_bytes() and b"precondition_float32" not in target.read_bytes()
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])

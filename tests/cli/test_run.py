@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import lucid_deploy as ld
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -93,13 +91,6 @@ def test_stdout_has_the_tokens_and_stderr_the_timings(exported: Exported) -> Non
     assert result.stderr.startswith("11 prompt tokens, 5 new (length), ")
 
 
-def test_the_line_of_timings_names_quantized_weights_and_a_full_context(tmp_path: Path) -> None:
-    artifact = ld.export("demo", tmp_path / "int8", quantize=QuantizeOptions("int8")).directory
-    line = run(artifact, "fox has red lamp", "-n", 10**12, "--ignore-eos").stderr
-    assert "new (the context of 512 tokens is full)" in line
-    assert line.endswith("int8 weights, float32\n")
-
-
 def test_eos_ends_a_generation(artifact_copy: Path, exported: Exported) -> None:
     tokens = greedy(exported()[1], 24)
     last = next(i for i, token in enumerate(tokens) if i > 2 and token not in tokens[:i])
@@ -121,14 +112,6 @@ def test_text_in_and_text_out(with_tokenizer: Path, exported: Exported) -> None:
     options = ["--prompt", text, "-n", 5, "--ignore-eos"]
     assert run(with_tokenizer, *options).stdout == expected + "\n"
     assert json.loads(run(with_tokenizer, *options, "--json").stdout)["text"] == expected
-
-
-def test_a_byte_order_mark_is_no_part_of_a_prompt(with_tokenizer: Path, tmp_path: Path) -> None:
-    text, path = "w7 w8 w9 w7", tmp_path / "prompt.txt"
-    path.write_text(text, encoding="utf-8-sig")
-    for options, stdin in ((["--prompt-file", path], None), (["--prompt", "-"], "\ufeff" + text)):
-        result = run(with_tokenizer, *options, "-n", 5, "--json", stdin=stdin)
-        assert json.loads(result.stdout)["prompt_tokens"] == 4 and "does not know" not in result.stderr
 
 
 def test_the_prompt_is_an_argument_and_a_dash_reads_it_from_stdin(with_tokenizer: Path) -> None:

@@ -27,10 +27,6 @@ def run(words: str) -> Result:
     return CliRunner().invoke(command, words.split())
 
 
-def test_nothing_given_is_the_default() -> None:
-    assert run("").exit_code == 0 and seen == [(Sampling(), ())]
-
-
 def test_every_field_has_its_option() -> None:
     wanted = Sampling(0.5, 3, 0.9, 7, 0.1, 1.0, -1.0, 1.2, ((5, -100.0), (6, 2.5)))
     unset = [item.name for item in fields(Sampling) if getattr(wanted, item.name) == getattr(Sampling(), item.name)]

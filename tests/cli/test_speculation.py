@@ -67,14 +67,6 @@ def test_a_batch_counts_no_token_behind_a_stop_string(with_tokenizer: Path, tmp_
     assert found["speculation"]["accepted"] == single["speculation"]["accepted"] < len(single["ids"])
 
 
-def test_a_damaged_draft_model_is_found_by_check(exported: Exported, artifact_copy: Path) -> None:
-    with (artifact_copy / "weights.bin").open("r+b") as file:
-        file.write(bytes(64))
-    words = ["run", str(exported()[1].directory), "--prompt-ids", "5,6", "--speculate", "draft"]
-    result = CliRunner().invoke(main, [*words, "--draft", str(artifact_copy), "--check"])
-    assert result.exit_code == 1 and f"{artifact_copy}: sha256 of weights.bin differs" in result.stderr
-
-
 def test_drafters_that_fail_are_said() -> None:
     assert drafts_text(DraftCounts(9, 4)) == "4 of 9 drafted tokens accepted"
     assert drafts_text(DraftCounts(9, 4, 1, 2)) == "4 of 9 drafted tokens accepted, 1 near ties, 2 drafters failed"

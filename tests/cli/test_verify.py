@@ -86,15 +86,6 @@ def test_a_failed_gate_names_layer_tensor_and_position(example, tmp_path):
     assert data["first_failure"]["tensor"] == "layer 1 Y"
 
 
-def test_json_on_stdout_of_a_failure_is_json_alone(example):
-    checkpoint, artifact = example
-    change_weight(checkpoint, "lm_head.weight", 1.01)
-    result = run(artifact, "--checkpoint", checkpoint, "--json", "-", "--runtime", "torch")
-    assert result.exit_code == 1
-    assert json.loads(result.stdout)["first_failure"]["tensor"] == "logits"
-    assert "logits is beyond its gate at position 34" in message(result)
-
-
 def test_a_checkpoint_of_another_model_is_refused(example, make_checkpoint):
     _, artifact = example
     other = make_checkpoint("other", max_position_embeddings=CONTEXT, rope_theta=5e5, attention_type="llama")
@@ -103,13 +94,6 @@ def test_a_checkpoint_of_another_model_is_refused(example, make_checkpoint):
     assert "rope_theta is 10000.0 in the artifact and 500000.0 in the checkpoint" in message(result)
     assert "attention_type is lucid in the artifact and llama in the checkpoint" in message(result)
     assert "vocab_size" not in message(result)
-
-
-def test_a_prompt_needs_a_tokenizer(example):
-    _, artifact = example
-    result = run(artifact, "--prompt", "hello")
-    assert result.exit_code == 2
-    assert "no tokenizer.json" in message(result)
 
 
 def test_a_real_prompt_is_verified(example):
@@ -160,13 +144,6 @@ def test_bad_usage_is_refused_before_the_long_run(directory, tmp_path, arguments
     result = run(directory, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.exit_code == 2
     assert words in message(result)
-
-
-def test_a_text_needs_a_tokenizer(directory, tmp_path):
-    (directory / "tokenizer.json").unlink()
-    (tmp_path / "text.txt").write_text("w1 w2")
-    result = run(directory, "--text", tmp_path / "text.txt")
-    assert result.exit_code == 2 and "no tokenizer.json" in message(result)
 
 
 # What a run says while it runs, and how much it does
@@ -228,13 +205,3 @@ def test_both_kernels_in_one_run(example, built_library, monkeypatch):
     assert result.exit_code == 1
     assert 0 <= result.stdout.index("PASSED onnxruntime (library kernels)") < result.stdout.index("FAILED")
     assert "logits" in message(result)
-
-
-def test_both_kernels_without_the_library(example, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    result = run(example[1], "--kernels", "both")
-    assert result.exit_code == 2 and "lucid-deploy plugin build --target onnxruntime" in message(result)
-    result = run(example[1], "--kernels", "both", "--runtime", "torch")
-    assert result.exit_code == 2 and "--kernels is for onnxruntime; runtime torch has none" in message(result)
-    result = run(example[1], "--kernels", "both", "--report", tmp_path / "page.html")
-    assert result.exit_code == 2 and "--report is a page about one choice of kernels" in message(result)

@@ -88,13 +88,6 @@ def test_the_tokenizer_reads_every_word_and_writes_readable_text(tokenizer):
     assert tokenizer.token_to_id("<unk>") in tokenizer.encode("a word it never saw").ids
 
 
-def test_the_tokenizer_and_the_configuration_agree(tokenizer):
-    config = load_model(DEMO).config
-    assert tokenizer.get_vocab_size() == config.vocab_size
-    assert tokenizer.encode("fox").ids == [config.bos_token_id, tokenizer.token_to_id("fox")]
-    assert config.eos_token_ids == (tokenizer.token_to_id("<eos>"),)
-
-
 def test_prompts_state_their_answer_once_and_are_reproducible():
     examples = recall.held_out(100)
     assert examples == recall.held_out(100)

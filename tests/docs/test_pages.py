@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import click
-import pytest
 
 from lucid_deploy.cli import COMMANDS, main
 
@@ -127,13 +126,6 @@ def test_files_and_tests_that_pages_name_exist() -> None:
     assert missing == []
 
 
-def test_nobody_is_sent_to_an_index_for_this_package() -> None:
-    """It is on none: what pip found there under this name would be somebody else's."""
-    texts = [*PAGES, ROOT / "Dockerfile", *(ROOT / "examples").rglob("*.py"), *(ROOT / "examples").rglob("*.yaml")]
-    by_name = re.compile(r"""pip install (?:-\S+ )*["']?lucid[-_]deploy\b""")
-    assert [path.name for path in texts if by_name.search(text_of(path))] == []
-
-
 @cache
 def messages() -> str:
     """Return all strings of the product, a line each."""
@@ -147,8 +139,3 @@ def test_the_code_prints_the_messages_of_the_troubleshooting_page() -> None:
     pieces = [piece.strip(" :") for message in listed for piece in message.split("…")]
     assert len(listed) > 40
     assert [piece for piece in pieces if piece not in messages()] == []
-
-
-@pytest.mark.parametrize("message", ["exists already. Choose another output", "no such message"])
-def test_messages_are_found_only_where_they_are(message: str) -> None:
-    assert (message in messages()) == (message != "no such message")

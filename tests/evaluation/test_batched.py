@@ -63,12 +63,6 @@ def test_generation_in_batches(scripted: Any, batch: int) -> None:
     assert seen == {(g, p): row for g, group in enumerate(found) for p, row in enumerate(group)}
 
 
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_generation_with_an_artifact(exported: Exported, cache: str) -> None:
-    session, groups = open_session(exported(cache=cache)[1]), groups_of(1, 97)
-    assert generate(session, groups, 5, batch=4) == alone(session, groups, 5)
-
-
 def test_stop_ends_one_row_only(scripted: Any) -> None:
     session = scripted(lambda history: np.eye(VOCAB, dtype=np.float32)[5 + len(history) % 4], VOCAB)
     found = generate(session, [[[3] * n] for n in (1, 2, 3)], 6, batch=3, stop=lambda row: row[-1] == 8)
@@ -79,13 +73,6 @@ def test_sampling(scripted: Any) -> None:
     session = scripted(lambda _: np.arange(VOCAB, dtype=np.float32) * 0.01, VOCAB)
     found = generate(session, [[[3]], [[4]]], 40, sampling=Sampling(1.0, top_k=2, seed=1))
     assert {token for group in found for row in group for token in row} == {VOCAB - 1, VOCAB - 2}
-
-
-def test_padding_never_exceeds_the_context(scripted: Any) -> None:
-    """A long shared beginning beside a long end would, side by side."""
-    session, long = scripted(chaotic, VOCAB, context=64), np.random.default_rng(0).integers(3, VOCAB, 50).tolist()
-    groups = [[[*long, 5], [*long, 6]], [[5, *long], [6, *long]]]
-    assert generate(session, groups, 4, batch=8) == alone(session, groups, 4)
 
 
 def test_a_batch_stays_within_what_the_session_takes(scripted: Any) -> None:

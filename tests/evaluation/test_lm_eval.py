@@ -171,12 +171,6 @@ def test_chats_are_the_same(artifact: Path, checkpoint: Path, session: Session[A
         plain.chat_template("rag")
 
 
-def test_the_configuration_names_tokens_where_the_tokenizer_does_not(session: Session[Any], tmp_path: Path) -> None:
-    """There lm_eval's own backend fails."""
-    ours = LucidLM(session=session, tokenizer=TextTokenizer(tokenizer_at(tmp_path, "<bos> $A", {})))
-    assert (ours.prefix_token_id, ours.eot_token_id) == (1, 2)
-
-
 def test_without_all_logits_the_result_is_the_same(
     artifact: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -223,22 +217,6 @@ def test_generation_options() -> None:
     assert read_options({"do_sample": True, "temperature": 0.5, "top_k": 4}, 9)[2] == Sampling(0.5, 4, 1.0, 0)
     assert read_options({"temperature": 0.5}, 9)[2] == Sampling(0.5, 50, 1.0, 0)  # transformers' 50 tokens
     assert cut_at("The lamp", ["e", "he"]) == "Th" and cut_at("The lamp", ["he", "e"]) == "T"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_beams": 4}, "not supported: num_beams"),
-        ({"do_sample": True}, "its temperature must be above 0"),
-        ({"temperature": "warm"}, "make no sense: .*warm"),
-        ({"max_gen_toks": "many"}, "make no sense: .*many"),
-        ({"temperature": 1, "top_p": 0}, "top_p must be above 0"),
-        ({"until": ["x", 7]}, "until must be texts that end an answer, not 7"),
-    ],
-)
-def test_options_that_are_not_supported_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(LucidError, match=message):
-        read_options(options, 256)
 
 
 def test_bad_arguments_are_refused(artifact: Path, checkpoint: Path, session: Session[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,6 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation import Question, Task, compare, evaluate, needles_task, recall_task
-from lucid_deploy.evaluation.task import can_write
 
 Oracle = Callable[..., Any]
 WRONG = [3, 30, 31]  # of the 60 prompts of ``mixed``
@@ -44,11 +42,6 @@ def entries(words: TextTokenizer) -> Task:
 )
 def test_an_answer_ends_before_the_first_match(ends: str, text: str, answer: str) -> None:
     assert Task("t", {}, [], ends, rows="pairs").answer_in(text) == answer
-
-
-def test_can_write(words: TextTokenizer, letters: TextTokenizer) -> None:
-    assert can_write(words, "owl has blue cup") and can_write(words, "Owl  has\nblue cup")
-    assert not can_write(words, "The magic number of Oslo is 48213") and can_write(letters, "Zürich 48213")
 
 
 @pytest.mark.parametrize("name", ["english", "entries"])
@@ -81,14 +74,6 @@ def test_needles_are_where_their_labels_say(
     assert task.settings["wording"] == {"english": "english", "entries": "recall"}[name]
 
 
-def test_depths_are_covered_evenly(words: TextTokenizer, entries: Task) -> None:
-    of_length = [q for q in entries.questions if q.labels["length"] == 400]
-    assert sorted(q.labels["at"] for q in of_length) == pytest.approx([(i + 0.5) / 25 for i in range(25)])
-    assert set(Counter(q.labels["depth"] for q in of_length).values()) == {5}
-    fewer = needles_task(words, 512, needles=6, ask=2, lengths=[150], limit=9)
-    assert Counter(q.context for q in fewer.questions) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 1}
-
-
 def test_texts_depend_on_the_seed_alone(words: TextTokenizer, letters: TextTokenizer) -> None:
     def prompts(lengths: list[int], **changes: Any) -> list[str]:
         return [q.prompt for q in needles_task(words, 512, lengths=lengths, limit=8, **changes).questions]
@@ -97,12 +82,6 @@ def test_texts_depend_on_the_seed_alone(words: TextTokenizer, letters: TextToken
     lengths = needles_task(words, 512, needles=2, limit=2).settings["lengths"]
     assert lengths[:3] == [64, 128, 256] and 500 < lengths[3] < 512
     assert needles_task(letters, None, needles=1, limit=1).settings["lengths"][:3] == [512, 1024, 2048]
-
-
-def test_shared_text_runs_once(words: TextTokenizer, entries: Task, oracle: Oracle) -> None:
-    session = oracle({q.prompt: q.answer for q in entries.questions}, words)
-    assert evaluate(session, words, entries, batch=1).score.right == 50
-    assert session.tokens_run < 5 * (64 + 400) + 50 * 10  # five texts of each length; a few tokens for each question
 
 
 @pytest.mark.parametrize(
@@ -186,10 +165,3 @@ def test_two_models_are_compared(mixed: tuple[Task, Any], words: TextTokenizer, 
     assert compare(report, nothing).to_dict()["relative_accuracy"] is None
     with pytest.raises(LucidError, match="same questions"):
         compare(report, replace(report, task=replace(task, questions=task.questions[:10])))
-
-
-def test_a_question_beyond_the_context_is_refused(words: TextTokenizer, oracle: Oracle) -> None:
-    session = oracle({}, words)
-    session.config = replace(session.config, max_position_embeddings=100)
-    with pytest.raises(LucidError, match="max_position_embeddings"):
-        evaluate(session, words, recall_task(words, 27))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +93,3 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> N
     shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
     with pytest.raises(LucidError, match=r"gives token id \d+, outside the vocabulary \(0 to 96\): it is another"):
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
-
-
-def test_fewer_tokens_than_are_needed_are_refused(tmp_path: Path, make_checkpoint: Any) -> None:
-    path = tmp_path / "ids.jsonl"
-    path.write_text(str([5] * 2000))
-    with pytest.raises(LucidError, match="--calibration-tokens 10 is too few: this model needs at least 64"):
-        calibration_rows(Checkpoint(make_checkpoint()), path, most=10, least=64)
-
-
-def test_a_pipe_is_refused(tmp_path: Path, make_checkpoint: Any) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(LucidError, match="is no file but a pipe"):
-        calibration_rows(Checkpoint(make_checkpoint()), tmp_path / "pipe", most=10, least=1)

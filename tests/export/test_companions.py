@@ -111,24 +111,6 @@ def test_texts_that_transformers_cleans_up_are_said(kind: str, settings: dict[st
     assert all(note.startswith("clean_up_tokenization_spaces in tokenizer_config.json has") for note in notes)
 
 
-def test_a_result_that_differs_is_not_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import LlamaTokenizer
-    from transformers.tokenization_utils_tokenizers import TokenizersBackend
-
-    wrong = LlamaTokenizer.from_pretrained(str(checkpoint))
-    monkeypatch.setattr(TokenizersBackend, "from_pretrained", lambda *_, **__: wrong)
-    building, [note] = made(checkpoint)
-    assert "was not converted to tokenizer.json: the result would split '" in note
-    assert not (building / "tokenizer.json").exists()
-
-
-def test_a_broken_file_is_said(checkpoint: Path) -> None:
-    (checkpoint / "tokenizer.model").write_bytes(b"nothing")
-    building, [note] = made(checkpoint)
-    assert note.startswith("tokenizer.model could not be converted to tokenizer.json: ") and "\n" not in note
-    assert not (building / "tokenizer.json").exists()
-
-
 def test_a_tokenizer_that_is_there_is_copied(checkpoint: Path, with_tokenizer: Path) -> None:
     shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
     check_tokenizer(checkpoint)
@@ -263,13 +245,3 @@ def test_what_transformers_loads_as_it_is_needs_no_comparison(
         assert theirs(text).input_ids == TextTokenizer(source).encode(text)
     monkeypatch.setitem(sys.modules, "transformers", None)  # not imported: it takes seconds
     assert compare_with_transformers(source, source) == ()
-
-
-def test_errors_of_transformers_are_said(tmp_path: Path) -> None:
-    source = write_source(tmp_path / "source", by_bytes(r"\w+"), tokenizer_class="T5Tokenizer")
-    _, (note,) = exported(source, "artifact")
-    assert note.startswith("AutoTokenizer of transformers 5") and "nothing was compared" in note
-    code = {"auto_map": {"AutoTokenizer": ["theirs.Slow", "theirs.Fast"]}}
-    source = write_source(tmp_path / "code", llama_2(), tokenizer_class="NotOurs", **code)
-    (note,) = compare_with_transformers(source, source)
-    assert "nothing was compared" in note and "contains custom code" in note

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.export import export
 from lucid_deploy.export.genai import is_supported
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.runtimes import open_session
@@ -93,18 +91,6 @@ def test_static_artifacts_are_not_offered_to_it(with_byte_level_tokenizer: WithT
     assert "genai_config.json" in growing.manifest.files
     assert "genai_config.json" not in static.manifest.files
     assert not static.path("genai_config.json").exists()
-
-
-def test_generation_settings_become_its_defaults(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(bos_token_id=0)
-    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": None, "pad_token_id": 3}
-    (checkpoint / "generation_config.json").write_text(json.dumps(settings))
-    artifact = export(checkpoint, tmp_path / "artifact")
-    written = json.loads(open_artifact(artifact.directory).path("genai_config.json").read_text())
-    search = written["search"]
-    assert (search["do_sample"], search["temperature"], search["top_p"], search["top_k"]) == (True, 0.7, 0.9, 50)
-    assert written["model"]["pad_token_id"] == 3
-    assert og.Model(str(artifact.directory)).type == "decoder-pipeline"
 
 
 def test_a_cache_of_another_type_has_no_configuration(exported: Any) -> None:

@@ -14,7 +14,7 @@ from onnx import helper
 
 from lucid_deploy.artifact import ALIGNMENT
 from lucid_deploy.artifact.external_data import check_external_data, stored_weights
-from lucid_deploy.export.graph_file import other_names, write_graph
+from lucid_deploy.export.graph_file import write_graph
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.weights import plan_weights
 from lucid_deploy.plugins.precondition.torch_operator import precondition
@@ -79,15 +79,6 @@ def test_bodies_are_attached_or_in_their_places(inline: bool, bodies: list[str],
     assert [function.name for function in found.functions] == bodies
     assert (DOMAIN in {item.domain for item in found.opset_import}) is not inline
     assert (DOMAIN in {node.domain for node in found.graph.node}) is not inline
-
-
-def test_a_tied_head_is_the_embedding_under_either_name(tmp_path: Path) -> None:
-    embedding = "model.embed_tokens.weight"
-    found = made("lm_head.weight")
-    assert other_names(found, {embedding: SCALE.shape}) == {embedding: "lm_head.weight"}
-    assert other_names(made(), {embedding: SCALE.shape}) == {}
-    [weight] = stored_weights(check_external_data(written(tmp_path, found, False, stored=embedding)))
-    assert (weight.name, weight.offset) == ("lm_head.weight", ALIGNMENT)
 
 
 @pytest.mark.parametrize(("tokens", "loops"), [("new", 2), (1, 0)])

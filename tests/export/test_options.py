@@ -33,15 +33,6 @@ def test_an_existing_artifact_goes_only_with_overwrite(exported: Exported, artif
     assert [path.name for path in artifact_copy.parent.iterdir()] == ["artifact"]
 
 
-def test_a_link_that_leads_nowhere_is_no_free_name(tmp_path: Path) -> None:
-    """A directory can't take its name: that was said once all was written, and nothing was left of it."""
-    (tmp_path / "artifact").symlink_to("gone")
-    with pytest.raises(LucidError, match="exists already"):
-        check_request(tmp_path / "artifact", ExportOptions())
-    with pytest.raises(LucidError, match="Remove it yourself"):
-        check_request(tmp_path / "artifact", ExportOptions(overwrite=True))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.range_scan import CACHED, LIMIT, MARGIN, RangeScan, sample_prompts, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import Session, open_session
@@ -64,19 +62,6 @@ def test_a_residual_stream_that_grows_beyond_is_refused(make_checkpoint: Any, tm
     with pytest.raises(LucidError, match=r"layer 0, residual stream reaches"):
         export(checkpoint, tmp_path / "artifact", ExportOptions("float16"))
     assert not finite(TorchSession(load_model(Checkpoint(checkpoint), torch.float16)))
-
-
-def test_logits_beyond_float16_are_refused_only_where_they_are_float16(make_checkpoint: Any, tmp_path: Path) -> None:
-    """A float head's product is float32; a quantized head's is float16."""
-    checkpoint = make_checkpoint()
-    tensors = load_file(checkpoint / "model.safetensors")
-    tensors["lm_head.weight"] *= 2 * LIMIT / scan(Checkpoint(checkpoint)).peaks["head"]["logits"]
-    save_file(tensors, checkpoint / "model.safetensors")
-    assert finite(open_session(export(checkpoint, tmp_path / "float", ExportOptions("float16"))))
-    kept = QuantizeOptions("int8", keep_float=("lm_head",))
-    assert finite(open_session(export(checkpoint, tmp_path / "kept", ExportOptions("float16", quantize=kept))))
-    with pytest.raises(LucidError, match=r"head, logits reaches"):
-        export(checkpoint, tmp_path / "quantized", ExportOptions("float16", quantize=QuantizeOptions("int8")))
 
 
 def test_a_skipped_scan_is_recorded_and_the_artifact_overflows(make_checkpoint: Any, tmp_path: Path) -> None:
@@ -137,12 +122,3 @@ def test_a_float16_cache_is_scanned_for_what_it_holds(make_checkpoint: Any, tmp_
     ranges = exported(cache_dtype="float16")[1].manifest.ranges
     assert ranges is not None and ranges["skipped"] is False
     assert exported(cache_dtype="int8")[1].manifest.ranges is None  # int8 has a scale of its own for each row
-
-
-@pytest.mark.parametrize("options", [ExportOptions(), ExportOptions("float16", range_scan=False)])
-def test_a_calibration_text_that_nothing_reads(options: ExportOptions, tmp_path: Path) -> None:
-    lines = tmp_path / "lines.txt"
-    lines.write_text("fox has red lamp.")
-    with pytest.raises(LucidError, match="Nothing reads --calibration"):
-        export("demo", tmp_path / "artifact", replace(options, calibration=lines))
-    assert not (tmp_path / "artifact").exists()

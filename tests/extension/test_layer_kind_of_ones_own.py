@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -169,28 +168,6 @@ def test_padding_takes_no_part(session, exact, checkpoint):
         assert error(logits[0], wanted[0]) <= gate and error(logits[1], wanted[0]) <= gate
 
 
-def test_a_fork_goes_its_own_way(session):
-    ids = tokens(9)
-    cache = session.empty_cache()
-    session.prefill(ids, cache)
-    session.decode(np.array([[1]]), cache)
-    fork = session.fork(cache)
-    wanted = session.decode(np.array([[2]]), fork).copy()
-    session.decode(np.array([[50]]), cache)
-    again = session.empty_cache()
-    session.prefill(ids, again)
-    session.decode(np.array([[1]]), again)
-    np.testing.assert_array_equal(session.decode(np.array([[2]]), again), wanted)
-
-
-def test_truncating_is_refused_with_the_reason(session):
-    cache = session.empty_cache()
-    session.prefill(tokens(9), cache)
-    with pytest.raises(LucidError, match="average of layer 1 is a state, into which every token is mixed"):
-        session.truncate(cache, 4)
-    session.truncate(cache, 9)  # nothing to take back
-
-
 def test_a_cache_is_saved_and_loaded(session, tmp_path):
     cache = session.empty_cache()
     ids = tokens(9)
@@ -221,18 +198,6 @@ def test_rows_of_a_batch_join_and_leave(session):
     assert [len(answer) for answer in together] == [4, 7, 10, 13]
     for one, other in zip(alone, together, strict=True):
         assert other[:4] == one
-
-
-def test_memory_is_counted_by_sort(artifact):
-    from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
-    from lucid_deploy.model.description import layout_of
-
-    layout = layout_of(artifact.manifest.layers)
-    row = 2 * 2 * 36 * 4  # two tensors of two heads
-    assert bytes_per_token(layout) == 2 * row
-    assert layout_bytes(layout, 100) == 2 * 100 * row + 64 * 4 + WINDOW * 64 * 4
-    assert layout_bytes(layout, 2) == 2 * 2 * row + 64 * 4 + 2 * 64 * 4
-    assert dataclasses.replace(layout[1][1], window=7).held(5) == 5
 
 
 def test_verify_passes_and_judges_rings_and_states(artifact):

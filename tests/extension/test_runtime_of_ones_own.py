@@ -104,9 +104,3 @@ def test_what_it_does_not_declare_is_refused(small: Artifact, exported: Exported
     ):
         result = lucid_deploy("run", *arguments, "--prompt-ids", "5", "--runtime", "reference")
         assert result.exit_code == 2 and result.stderr.startswith(f"Error: {message}")
-
-
-def test_its_layers_are_not_asked_for(small: Artifact) -> None:
-    run = lucid_deploy("verify", small.directory, "--runtime", "reference", "--steps", "2", "--explain", "--json", "-")
-    assert run.exit_code == 0, run.output
-    assert "reference runs a graph as one piece" in json.dumps(json.loads(run.stdout)["explanation"])

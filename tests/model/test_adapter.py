@@ -166,14 +166,6 @@ def test_a_tied_head_is_not_changed_alone(make_checkpoint: MakeCheckpoint, tmp_p
         Checkpoint(checkpoint, adapter=tmp_path / "lora")
 
 
-def test_another_base_and_another_tokenizer_are_noted(made: tuple[Path, Path]) -> None:
-    checkpoint, adapter = made
-    change(adapter, base_model_name_or_path="org/other")
-    (adapter / "tokenizer.json").write_text("{}")
-    other, tokenizer = Checkpoint(checkpoint, adapter=adapter).notes[-2:]
-    assert "trained on org/other" in other and "tokenizer.json differs" in tokenizer
-
-
 def test_an_artifact_has_the_adapter_in_it(made: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, adapter = made
     artifact = ld.export(checkpoint, tmp_path / "artifact", cache="growing", merge_adapter=adapter)

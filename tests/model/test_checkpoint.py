@@ -55,21 +55,6 @@ def test_a_tied_head_that_differs_is_refused(make_checkpoint: MakeCheckpoint, ro
     assert "lm_head.weight" in refusal(checkpoint)
 
 
-def test_inverse_frequencies_of_old_checkpoints_are_ignored(make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = make_checkpoint()
-    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(18)}
-    store(checkpoint, stored(checkpoint) | frequencies)
-    assert not parameters(checkpoint).keys() & frequencies.keys()
-
-
-def test_biases_load(make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = make_checkpoint(attention_bias=True, mlp_bias=True)
-    loaded, tensors = parameters(checkpoint), stored(checkpoint)
-    biases = [name for name in loaded if name.endswith(".bias")]
-    assert len(biases) == 2 * 7
-    assert all(torch.equal(loaded[name], tensors[name]) for name in biases)
-
-
 def test_all_tensors_that_do_not_fit_are_in_one_error(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     tensors = stored(checkpoint)
@@ -113,11 +98,6 @@ def test_a_broken_configuration_file_is_named(
     message = refusal(checkpoint)
     assert str(checkpoint) in message
     assert said in message
-
-
-def test_a_missing_directory_and_a_file_are_told_apart(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    assert "the directory does not exist" in refusal(tmp_path / "nothing")
-    assert "is a file" in refusal(make_checkpoint() / "model.safetensors")
 
 
 def test_only_the_head_of_a_tied_pair_may_be_stored(make_checkpoint: MakeCheckpoint) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.model.config_samples import LUCID, OFFICIAL, parse, refusal
+from tests.model.config_samples import OFFICIAL, parse, refusal
 
 
 @pytest.mark.parametrize(
@@ -66,30 +66,6 @@ def test_a_key_that_no_table_lists_is_refused_and_the_way_past_it_is_named() -> 
     assert message.endswith("export with --assume-unused another --assume-unused zeta_gain")
 
 
-def test_an_unknown_key_can_be_assumed_unused() -> None:
-    assert parse(assume_unused=("zeta_gain",), zeta_gain=3) == parse()
-    assert "eta_gain is 4" in refusal(assume_unused=("zeta_gain",), zeta_gain=3, eta_gain=4)
-
-
-@pytest.mark.parametrize(
-    ("key", "meant"),
-    [
-        ("attention_typ", "attention_type"),
-        ("attentiontype", "attention_type"),
-        ("use_ropes", "use_rope"),
-        ("rms_norm_epsilon", "rms_norm_eps"),
-        ("num_key_value_head", "num_key_value_heads"),
-        ("slidingwindow", "sliding_window"),
-        ("embeddings_multiplier", "embedding_multiplier"),
-        ("pad_tokenid", "pad_token_id"),
-        ("rope_parameter", "rope_parameters"),
-    ],
-)
-def test_a_near_miss_is_named_with_the_key_that_is_meant(key: str, meant: str) -> None:
-    assert f"(is {meant} meant?)" in refusal(**{key: None})
-    assert f"(is {meant} meant?)" in refusal(LUCID, **{key: 3})
-
-
 def test_a_misspelt_attention_type_is_not_standard_attention() -> None:
     message = refusal(attention_typ="lucid", which_rmsnorm="exp_k_norm")
     assert "attention_type is missing, beside which_rmsnorm" in message
@@ -126,14 +102,6 @@ def test_keys_of_rope_blocks_are_checked_too(block: str, inside: dict[str, Any],
     assert said in message
 
 
-@BLOCKS
-def test_an_unknown_key_of_a_rope_block_can_be_assumed_unused(block: str) -> None:
-    inside = {"rope_type": "linear", "factor": 2.0}
-    plain = parse(**{block: inside})
-    assert parse(assume_unused=(f"{block}.zeta",), **{block: {**inside, "zeta": 1}}) == plain
-    assert "known to change the numbers" in refusal(assume_unused=(f"{block}.beta_fast",), **{block: inside})
-
-
 def test_two_rope_blocks_that_differ_are_refused() -> None:
     linear, other = {"rope_type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.0}
     assert parse(rope_scaling=linear, rope_parameters=linear) == parse(rope_scaling=linear)
@@ -152,11 +120,6 @@ def test_an_original_context_outside_of_the_block_must_be_the_same() -> None:
     assert parse(rope_parameters=block, original_max_position_embeddings=64) == parse(rope_parameters=block)
     message = refusal(rope_parameters=block, original_max_position_embeddings=32)
     assert "original_max_position_embeddings is 32, and another in rope_parameters" in message
-
-
-@pytest.mark.parametrize("kind", ["falcon", "lucid_path_attn", "Llama", "", 7, ["llama"]])
-def test_another_model_type_is_refused(kind: Any) -> None:
-    assert f"model_type {kind!r} is not supported; supported are llama, delta_net" in refusal(model_type=kind)
 
 
 @pytest.mark.parametrize("names", [["LlamaForSequenceClassification"], ["LlamaModel"], ["MistralForCausalLM"]])

@@ -10,13 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from lucid_deploy.cache.layout import CacheTensor
-from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import expected_shapes
-from lucid_deploy.model.description import LayerDescription, describe, layout_of
+from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.mixer import layer_steps
-from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
 from tests.model.config_samples import LLAMA, LUCID, parse
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -51,26 +48,6 @@ def test_the_cache_of_a_layer_is_what_the_model_gives(name: str, cache_dtype: st
         for found, tensor in zip(tensors, layer, strict=True):
             assert tuple(found.shape) == tensor.batch_shape(2, 5), tensor.name
             assert str(found.dtype) == f"torch.{tensor.dtype}"
-
-
-def test_kinds_and_operators() -> None:
-    lucid, standard = (describe(parse(base), "float32")[0] for base in (LUCID, LLAMA))
-    assert (lucid.kind, lucid.solves, standard.kind, standard.solves) == ("lucid", True, "standard", False)
-    assert lucid.uses(PRECONDITION.name, "prefill") and lucid.uses(DECODE_ATTENTION.name, "decode")
-    assert standard.uses(CAUSAL_ATTENTION.name, "prefill") and not standard.uses(PRECONDITION.name, "prefill")
-    assert not lucid.uses(PRECONDITION.name, "decode") and not standard.uses(DECODE_ATTENTION.name, "decode")
-
-
-def test_an_unknown_kind_is_refused_with_those_that_are_known() -> None:
-    config = parse(layer_kinds=["standard", "linear"])
-    with pytest.raises(LucidError, match="kind 'linear' are not known; known are lucid, standard, window"):
-        describe(config, "float32")
-
-
-def test_two_tensors_of_one_name_are_refused() -> None:
-    key = CacheTensor("key", "float32", (2, 3))
-    with pytest.raises(ValueError, match="a layer of kind 'own' caches two tensors of one name"):
-        LayerDescription("own", (key, key))
 
 
 def test_describing_layers_imports_no_torch() -> None:

@@ -15,7 +15,6 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.hub import HubOptions, fetch, is_on_hub
 from tests.model.hub_stand_in import Hub, serve_hub
-from tests.model.packed.packing import change_settings, write_packed
 
 MakeCheckpoint = Callable[..., Path]
 NAME = "org/tiny-lucid"
@@ -66,27 +65,6 @@ def test_a_checkpoint_and_nothing_else_is_fetched(hub: Hub, published: Path, opt
     assert reports[-1][0] == f"Downloading {NAME}"
     assert reports[-1][1] == reports[-1][2] >= size
     assert {authorization for *_, authorization in hub.requests} == {None}
-
-
-def test_further_chat_templates_are_fetched(hub: Hub, published: Path, options: HubOptions) -> None:
-    folder = published / "additional_chat_templates"
-    folder.mkdir()
-    for name in ("tool_use.jinja", "notes.txt"):
-        (folder / name).write_text("{{ tools }}")
-    hub.add(NAME, published)
-    directory, _ = fetch(NAME, options)
-    assert hub.fetched() == {*TAKEN, "additional_chat_templates/tool_use.jinja"}
-    assert (directory / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
-
-
-@pytest.mark.parametrize("name", ["v[1]", "v*"])
-def test_names_that_are_patterns_are_names(name: str, hub: Hub, published: Path, options: HubOptions) -> None:
-    file = published / "additional_chat_templates" / f"{name}.jinja"
-    file.parent.mkdir()
-    file.write_text("{{ tools }}")
-    hub.add(NAME, published)
-    directory, _ = fetch(NAME, options)
-    assert (directory / file.relative_to(published)).read_text() == "{{ tools }}"
 
 
 def test_shards_are_fetched_by_the_index(hub: Hub, published: Path, options: HubOptions) -> None:
@@ -145,11 +123,6 @@ def test_a_private_model_needs_its_token(hub: Hub, published: Path, options: Hub
     assert {authorization for *_, authorization in hub.requests} == {None, "Bearer another", "Bearer secret"}
 
 
-def test_a_gated_model_says_so(hub: Hub, published: Path, options: HubOptions) -> None:
-    hub.add(NAME, published, gated=True)
-    assert f"{NAME} is gated on {hub.endpoint}: accept its terms there." in refusal(NAME, options)
-
-
 def test_a_model_that_is_not_there(hub: Hub, options: HubOptions) -> None:
     message = refusal("org/nothing", options)
     assert f"{hub.endpoint} has no model org/nothing, or it is private" in message
@@ -191,19 +164,6 @@ def test_a_model_without_safetensors(hub: Hub, published: Path, options: HubOpti
     assert hub.fetched() == set()
 
 
-def test_a_model_that_changes_meanwhile(
-    hub: Hub, published: Path, options: HubOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.add(NAME, published)
-
-    def push(*_: Any) -> None:
-        (published / "chat_template.jinja").write_text("{{ messages }}")
-        hub.repositories[NAME].refs["main"] = hub.add(NAME, published, revision="next")
-
-    monkeypatch.setattr("lucid_deploy.model.hub.parse_model_config", push)
-    assert f"{NAME} changed at main while it was downloaded. Run the command again." in refusal(NAME, options)
-
-
 def test_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "here").mkdir(parents=True)
@@ -216,35 +176,3 @@ def test_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for path in ("demo", "org/here", "/a/b", "a"):
         with pytest.raises(LucidError, match=f"The options for the Hugging Face Hub are not for {path}"):
             is_on_hub(path, HubOptions(offline=True))
-
-
-@pytest.mark.parametrize("older", [False, True], ids=["config.json", "quantize_config.json"])
-def test_a_quantized_checkpoint_is_fetched(older: bool, hub: Hub, options: HubOptions, tmp_path: Path) -> None:
-    """Also one whose settings lie in AutoGPTQ's older file; settings that are refused cost no weights."""
-    source = tmp_path / "source"
-    write_packed(source, "gptq")
-    settings = {"bits": 4, "group_size": 16, "sym": True}
-    if older:
-        change_settings(source, None)
-        (source / "quantize_config.json").write_text(json.dumps(settings))
-    hub.add(NAME, source)
-    directory, _ = fetch(NAME, options)
-    layout = Checkpoint(directory).layout
-    assert layout is not None and layout == Checkpoint(source).layout
-    hub.requests.clear()
-    if older:
-        (source / "quantize_config.json").write_text(json.dumps({**settings, "bits": 3}))
-    else:
-        change_settings(source, {**settings, "quant_method": "gptq", "bits": 3})
-    hub.add("org/other", source)
-    assert "bits: unsupported value 3" in refusal("org/other", options)
-    assert hub.fetched() <= {"config.json", "quantize_config.json"}
-
-
-def test_modelopts_file_is_seen_before_any_weights(hub: Hub, options: HubOptions, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    write_packed(source, "gptq")
-    (source / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
-    hub.add(NAME, source)
-    assert "by modelopt (hf_quant_config.json)" in refusal(NAME, options)
-    assert hub.fetched() <= {"config.json", "hf_quant_config.json"}

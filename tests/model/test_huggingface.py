@@ -78,16 +78,6 @@ def test_generate_of_a_padded_batch(with_byte_level_tokenizer: WithTokenizer) ->
         assert row[int((mask == 0).sum()) :].tolist()[: len(expected)] == expected
 
 
-def test_the_loss_of_standard_attention_shows(with_byte_level_tokenizer: WithTokenizer) -> None:
-    """What AutoModelForCausalLM makes of the checkpoint is another function: the warning in its place is deserved."""
-    checkpoint, _ = with_byte_level_tokenizer()
-    ids = torch.arange(2, 60)[None]
-    theirs = transformers.LlamaForCausalLM.from_pretrained(str(checkpoint))
-    with torch.no_grad():
-        difference = (theirs(ids).logits - load(checkpoint)(ids).logits).abs().max()
-    assert difference > 0.1
-
-
 def test_beam_search_and_sampling_run_on_the_bundled_model() -> None:
     model = load("demo")
     from lucid_deploy.model.checkpoint import resolve

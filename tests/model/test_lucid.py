@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import pytest
 import torch
 
-from lucid_deploy.model.lucid import LucidForCausalLM, last_token, static_mask
-from tests.model.config_samples import LLAMA, LUCID, parse
+from lucid_deploy.model.lucid import LucidForCausalLM
+from tests.model.config_samples import LUCID, parse
 
 
 def model(base: dict[str, Any] = LUCID, implementation: str = "blocked", **changes: Any) -> LucidForCausalLM:
@@ -71,16 +69,6 @@ def test_a_static_cache_is_read_as_far_as_it_is_filled() -> None:
             assert (buffer[:, :, 12:] == 1e3).all()
 
 
-def test_masks_and_last_tokens() -> None:
-    given = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]], dtype=torch.bool)
-    found = static_mask(given, 4, torch.tensor([2, 3]))
-    assert found.int().tolist() == [[1, 1, 0, 0, 1], [0, 1, 1, 0, 1]]
-    assert static_mask(None, 2, torch.tensor([1])).int().tolist() == [[1, 0, 1]]
-    x = torch.arange(6.0).view(2, 3, 1)
-    assert last_token(x, None).flatten().tolist() == [2, 5]
-    assert last_token(x, torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool()).flatten().tolist() == [0, 5]
-
-
 def test_a_tied_head_is_the_embedding_again_after_weights_were_assigned() -> None:
     made = model(tie_word_embeddings=True)
     state = {name: torch.zeros_like(value) for name, value in made.state_dict().items()}
@@ -88,14 +76,3 @@ def test_a_tied_head_is_the_embedding_again_after_weights_were_assigned() -> Non
     made.tie_weights()
     assert made.lm_head.weight is made.model.embed_tokens.weight
     assert model().lm_head.weight is not model().model.embed_tokens.weight
-
-
-def test_rings_alone_do_not_say_how_long_a_context_is() -> None:
-    config = dataclasses.replace(parse(LLAMA), layer_kinds=("window", "window"), sliding_window=4)
-    made = LucidForCausalLM(config).double().eval().requires_grad_(False)
-    _, past = made(ids()[:, :9])
-    with pytest.raises(ValueError, match="so a mask must be given"):
-        made(ids()[:, 9:], past)
-    whole, _ = made(ids())
-    got, _ = made(ids()[:, 9:], past, attention_mask=torch.ones(2, 12))
-    torch.testing.assert_close(got, whole[:, 9:], rtol=1e-9, atol=1e-9)

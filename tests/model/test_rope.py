@@ -57,24 +57,3 @@ def test_tables_and_rotation_are_transformers(name: str) -> None:
     wanted = theirs(x, positions)
     torch.testing.assert_close(torch.cat([cos, cos], -1)[:, 0], wanted[0])
     torch.testing.assert_close(rotate(x, cos, sin), apply_rotary_pos_emb(x, x, *wanted)[0])
-
-
-def test_a_product_of_rotated_rows_follows_from_their_distance() -> None:
-    rope, _ = both("llama3")
-    torch.manual_seed(0)
-    q, k = torch.randn(1, 1, 1, WIDTH).double(), torch.randn(1, 1, 1, WIDTH).double()
-
-    def product(of_q: int, of_k: int) -> torch.Tensor:
-        tables = [rope_tables(rope, WIDTH, torch.tensor([[place]]), torch.float64) for place in (of_q, of_k)]
-        return (rotate(q, *tables[0]) * rotate(k, *tables[1])).sum()
-
-    torch.testing.assert_close(product(7, 3), product(104, 100), rtol=1e-9, atol=1e-12)
-    assert not torch.isclose(product(7, 3), product(8, 3))
-
-
-def test_half_precision_rows_are_rotated_in_float32() -> None:
-    rope, _ = both("default")
-    x = torch.randn(1, 1, 1, WIDTH).bfloat16()
-    cos, sin = rope_tables(rope, WIDTH, torch.tensor([[1000]]), torch.bfloat16)
-    assert cos.dtype == torch.float32 and rotate(x, cos, sin).dtype == torch.bfloat16
-    assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).bfloat16())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from lucid_deploy.model.config import RopeScaling
 from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.rope import inverse_frequencies
 from tests.model.config_samples import LLAMA3, parse, refusal
-from tests.model.families.both_models import FULL, SIZES, SLIDING, THREE, theirs, tokens, write_theirs
+from tests.model.families.both_models import FULL, SIZES, SLIDING
 
 LINEAR, SCALED = RopeScaling("linear", 4.0), RopeScaling("llama3", *LLAMA3.values())
 
@@ -62,25 +61,6 @@ def test_a_missing_yarn_setting_is_named(key: str) -> None:
     assert parse(rope_scaling=block).rope_scaling.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
     said = f"{key} is missing, which rope_scaling 'yarn' needs. Add it: "
     assert said in refusal(rope_scaling={name: block[name] for name in block if name != key})
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"rope_theta": 1.0}, "rope_theta is 1: all frequencies are the same, so that yarn has no ramp"),
-        ({"beta_fast": 1e308}, "beta_fast must be a number between 1e-9 and 1e9, not 1e+308"),
-        ({"beta_slow": 1e-320}, "beta_slow must be a number between 1e-9 and 1e9, not 1e-320"),
-    ],
-)
-def test_yarn_without_a_ramp_is_refused(given: dict[str, Any], said: str) -> None:
-    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    assert said in refusal(rope_scaling={**block, **given})
-    if "rope_theta" in given:
-        assert said in refusal(rope_scaling=block, **given)
-
-
-def test_llama3_without_a_ramp_is_refused() -> None:
-    assert "low_freq_factor" in refusal(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
 
 
 LINEAR_BLOCK = {"rope_type": "linear", "factor": 8.0}
@@ -139,14 +119,3 @@ def test_each_spelling_rotates_as_in_transformers_or_is_refused(spelling: str) -
         assert rope.scaling.attention_factor == pytest.approx(getattr(rotation, f"{of}attention_scaling"), rel=1e-12)
         compared += 1
     assert compared
-
-
-def test_a_ramp_neither_rounded_nor_not_is_refused(tmp_path: Path) -> None:
-    """transformers takes null for false in a block for all layers, and for true in one for a type of layers."""
-    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-    unsaid, null, off = (
-        theirs(write_theirs({**THREE, "rope_scaling": {**block, **truncate}}, tmp_path), tokens(60))
-        for truncate in ({}, {"truncate": None}, {"truncate": False})
-    )
-    assert (null == off).all() and abs(null - unsaid).max() > 0.1 * abs(null).max()
-    assert "rope_scaling.truncate is null" in refusal(rope_scaling={**block, "truncate": None})

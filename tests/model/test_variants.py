@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from lucid_deploy.model.description import summarize
 from lucid_deploy.model.variants import settle
 from tests.model.config_samples import OFFICIAL
 
-MakeCheckpoint = Callable[..., Path]
 NORMS = [f"model.layers.{layer}.self_attn.{kind}_norm.weight" for layer in range(2) for kind in "qk"]
 STANDARD = {**OFFICIAL, "attention_type": "llama", "use_beta": False}
 
@@ -39,12 +37,6 @@ def test_beta_without_tensors_is_computed_without_and_said() -> None:
     assert config == parse_config(OFFICIAL, "config.json")
     assert len(notes) == 1
     assert "use_beta is true, and the checkpoint has no tensors of beta" in notes[0]
-
-
-def test_nothing_is_said_where_the_keys_say_it_all() -> None:
-    assert settled({**OFFICIAL, "use_beta": False}, [])[1] == ()
-    assert settled({**STANDARD, "use_qknorm": False}, [])[1] == ()
-    assert settled({**STANDARD, "use_qknorm": True}, NORMS)[1] == ()
 
 
 def write_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -78,10 +70,6 @@ def test_tensors_of_a_variant_are_refused_by_name(beta: bool | None, name: str, 
     stored = f"model.layers.0.self_attn.{name}.weight"
     message = refusal({**OFFICIAL, "use_beta": beta}, ["model.norm.weight", stored])
     assert f"holds tensors of the variants {key}, which are not supported: {stored}." in message
-
-
-def test_a_gate_of_the_mlp_is_no_forget_gate() -> None:
-    settled(OFFICIAL, ["model.layers.0.mlp.gate_proj.weight"])
 
 
 @pytest.mark.parametrize(
@@ -118,16 +106,3 @@ def test_norms_that_the_configuration_does_not_have_are_refused(raw: dict[str, A
     message = refusal(raw, NORMS)
     assert f"holds {', '.join(sorted(NORMS))}" in message
     assert "whether they come before or after rotary embedding is not known" in message
-
-
-def test_a_llama_has_none_and_nothing_is_said() -> None:
-    raw = {key: value for key, value in STANDARD.items() if key in ("model_type", "vocab_size") or "_si" in key}
-    raw |= {"num_hidden_layers": 2, "num_attention_heads": 4}
-    config, notes = settled(raw, [])
-    assert (config.qk_norm, notes) == ("none", ())
-
-
-def test_lucid_takes_no_notice_of_norms_and_says_so() -> None:
-    config, notes = settled({**OFFICIAL, "use_beta": False, "use_qknorm": True}, [])
-    assert config.qk_norm == "none"
-    assert notes == ("use_qknorm is true; LUCID attention has no such norms.",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import onnxruntime as ort
 import pytest
 
 from lucid_deploy.artifact import STAGES, Artifact, open_artifact
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import LucidError
 from lucid_deploy.packaging.triton import TritonOptions, package_triton
 from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 from lucid_deploy.runtimes import open_session
@@ -55,13 +54,6 @@ def test_the_configuration_says_what_the_graphs_take(exported: Exported, tmp_pat
             for item, value in zip(listed, real, strict=True):
                 assert TYPES[type_name(config, item.data_type)] == value.type
                 assert list(item.dims) == [size if isinstance(size, int) else -1 for size in value.shape], stage
-
-
-@pytest.mark.parametrize("threads", [None, 3])
-def test_threads_are_a_parameter_of_the_backend(exported: Exported, tmp_path: Path, threads: int | None) -> None:
-    for folder in package_triton(exported()[1], tmp_path / "models", TritonOptions(name="lucid", threads=threads)):
-        said = read_config(folder).parameters["intra_op_thread_count"].string_value
-        assert said == ("" if threads is None else "3")
 
 
 def test_the_packaged_graph_computes_what_the_artifact_does(exported: Exported, tmp_path: Path) -> None:
@@ -199,24 +191,6 @@ def test_other_models_stay_and_own_ones_are_replaced_on_demand(exported: Exporte
     package_triton(artifact, models, TritonOptions(name="lucid", overwrite=True))
     assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill", "other"]
     assert read_config(models / "lucid-decode").name == "lucid-decode"
-
-
-def test_an_artifact_that_is_replaced_meanwhile_is_not_packaged_in_parts(
-    exported: Exported, artifact_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prefill would be of one model and decode of the other, and answer."""
-    artifact, copy = open_artifact(artifact_copy), shutil.copyfile
-
-    def copyfile(source: Path, target: Path) -> None:
-        if "decode" in str(target) and not (tmp_path / "older").exists():
-            artifact_copy.rename(tmp_path / "older")
-            shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy, copy_function=copy)
-        copy(source, target)
-
-    monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(CheckFailed, match="changed while it was in use"):
-        package_triton(artifact, tmp_path / "models", TritonOptions(name="lucid"))
-    assert not (tmp_path / "models").exists()
 
 
 def test_models_are_replaced_together_or_not_at_all(

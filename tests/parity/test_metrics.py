@@ -10,7 +10,6 @@ from lucid_deploy.parity.metrics import (
     logit_metrics,
     position_errors,
     tensor_metrics,
-    zero_errors,
 )
 
 
@@ -95,20 +94,3 @@ def test_near_ties_and_disagreement_are_counted_and_listed():
     assert (second.position, second.wanted, second.chosen, second.near_tie) == (8, 1, 0, True)
     assert first.margin == pytest.approx(1) and first.allowed == pytest.approx(math.sqrt(2) * 0.01 * math.sqrt(5))
     assert second.margin == pytest.approx(0.001) and second.margin <= second.allowed
-
-
-def test_nan_logits_disagree():
-    reference = rows([2, 1.9999, 0], [2, 1, 0])
-    actual = rows([2, np.nan, 0], [2, 1, 0])
-    metrics = logit_metrics(actual, reference, gate=1e-3)
-    assert (metrics.agreed, metrics.near_ties, metrics.disagreed) == (1, 0, 1)
-    assert math.isnan(metrics.kl_max)
-
-
-def test_zero_errors_are_those_of_zeros():
-    reference = rows([3, 4], [0, 0], [0, 0.5], [10, 0])
-    np.testing.assert_array_equal(zero_errors(reference), [1, 0, 1, 1])
-    np.testing.assert_array_equal(zero_errors(reference, accumulated=True), [1, 0, 0.1, 1])
-    for accumulated in (False, True):
-        errors = position_errors(np.zeros_like(reference), reference, accumulated)
-        np.testing.assert_array_equal(zero_errors(reference, accumulated), errors)

@@ -2,30 +2,17 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.options import FULL, QUICK, VerifyOptions, prompt_ids, text_ids
-from lucid_deploy.parity.scenarios import PROMPT_TOKENS, SCHEDULES
+from lucid_deploy.parity.options import FULL, QUICK, prompt_ids, text_ids
+from lucid_deploy.parity.scenarios import PROMPT_TOKENS
 
 
 @pytest.fixture
 def artifact(with_tokenizer):
     return open_artifact(with_tokenizer)
-
-
-def test_everything_is_run_unless_it_is_to_be_quick():
-    assert VerifyOptions().workload == FULL and FULL.schedules == SCHEDULES and list(FULL.left_out()) == []
-    assert VerifyOptions(quick=True).workload == QUICK
-
-
-def test_steps_and_prompt_tokens_are_kept_where_they_are_given():
-    assert VerifyOptions(quick=True, steps=3).workload == replace(QUICK, steps=3)
-    found = VerifyOptions(quick=True, prompt_tokens=4096).workload
-    assert (found.prompt_tokens, found.steps, found.schedules) == (4096, QUICK.steps, QUICK.schedules)
-    assert "Prompts have 99 tokens at most, not 250" in next(VerifyOptions(prompt_tokens=99).workload.left_out())
 
 
 def test_a_quick_run_crosses_the_blocks_that_a_full_one_crosses():
@@ -46,15 +33,6 @@ def test_a_cache_that_rounds_has_all_steps_in_every_schedule():
     full = FULL.with_all_steps()
     assert [schedule.name for schedule in full.schedules] == [schedule.name for schedule in FULL.schedules]
     assert all(schedule.steps is None for schedule in full.schedules) and list(full.left_out()) == []
-
-
-def test_texts_are_encoded_and_ids_are_taken_as_they_are(artifact):
-    np.testing.assert_array_equal(prompt_ids("w5 w9 w2", artifact), [5, 9, 2])
-    np.testing.assert_array_equal(text_ids("w5 w9 w2", artifact, 2), [5, 9])
-    ids = np.array([1, 2, 3])
-    assert prompt_ids(ids, None) is ids
-    np.testing.assert_array_equal(text_ids(ids, None, 2), [1, 2])
-    assert prompt_ids(None, artifact) is None and text_ids(None, artifact, 5) is None
 
 
 def test_texts_that_cannot_be_used(artifact):

@@ -4,28 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import FLOOR_UNITS, UNIT
 from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.record import TensorId, record, record_greedy
-from lucid_deploy.parity.scenarios import DECODE_STEPS, SCHEDULES, synthetic_scenarios
+from lucid_deploy.parity.scenarios import SCHEDULES, synthetic_scenarios
 from lucid_deploy.parity.targets import prepare
-from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import assert_same, in_dtype, session, small_model
+from tests.parity.small_models import assert_same, session, small_model
 
 Y0 = TensorId(0, 1)
-
-
-class Counting(TorchSession):
-    """Counts its calls."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.calls = 0
-
-    def _run(self, *arguments, **options):
-        self.calls += 1
-        return super()._run(*arguments, **options)
 
 
 @pytest.mark.parametrize("use_rope", [True, False])
@@ -72,19 +58,6 @@ def test_one_token_over_and_over_has_the_gates_of_all(model, targets):
                 assert gate.limit == max(other.gates[tensor].limit for other in targets.items)
 
 
-def test_reference_and_baseline_run_all_scenarios_together(model):
-    baseline, reference = Counting(in_dtype(model, torch.float32)), Counting(in_dtype(model, torch.float64))
-    prepare(baseline, reference, steps=6)
-    assert (baseline.calls, reference.calls) == (1 + 6, 2)
-
-
-def test_a_prompt_of_another_length_runs_by_itself(model):
-    baseline, reference = Counting(in_dtype(model, torch.float32)), Counting(in_dtype(model, torch.float64))
-    targets = prepare(baseline, reference, steps=6, prompt=np.array([3, 1, 4]))
-    assert (baseline.calls, reference.calls) == (2 * (1 + 6), 4)
-    assert [len(item.scenario.prompt) for item in targets.items] == [37, 37, 37, 37, 3]
-
-
 def test_a_greedy_scenario_goes_on_as_the_baseline_does(model):
     baseline = session(model)
     target = prepare(baseline, session(model, torch.float64), steps=6).items[-1]
@@ -92,40 +65,3 @@ def test_a_greedy_scenario_goes_on_as_the_baseline_does(model):
     np.testing.assert_array_equal(target.scenario.forced, again.forced)
     np.testing.assert_array_equal(trace.logits.values[0, :-1].argmax(axis=-1), again.forced)
     assert_same(target.reference, record(session(model, torch.float64), target.scenario))
-
-
-def test_recording_together_gives_the_gates_of_recording_alone(model, targets):
-    """To within what another order of summation makes of a rounding error."""
-    for target in targets.items:
-        alone, exact = record(session(model), target.scenario), target.reference.tensors
-        for tensor, gate in target.gates.items():
-            error = position_errors(alone.tensors[tensor].values, exact[tensor].values, tensor.accumulated).max()
-            assert gate.limit / 12 < max(4 * error, FLOOR_UNITS * UNIT["float32"]) < 3 * gate.limit
-
-
-def test_the_reference_must_be_float64(model):
-    with pytest.raises(ValueError, match="float64"):
-        prepare(session(model), session(model), steps=2)
-
-
-def test_a_cache_that_rounds_needs_few_calls_of_float64(model):
-    """All scenarios share a batch in each schedule, which takes as many calls as one of them alone.
-
-    Then each goes on from given rows, which are its own.
-    """
-
-    def rounding(dtype):
-        return Counting(in_dtype(model, dtype).store_cache_as("int8"))
-
-    baseline, rounded = rounding(torch.float32), rounding(torch.float64)
-    targets = prepare(baseline, session(model, torch.float64), steps=6, rounded=rounded)
-    scenario = targets.items[0].scenario
-    calls = sum(schedule.calls(scenario) for schedule in SCHEDULES)
-    calls += sum(rounded_cache.read_calls(rounded, target.scenario) for target in targets.items)
-    assert rounded.calls == calls and baseline.calls == calls  # the baseline's one-shot run was its draft
-
-
-def test_steps_are_the_extents_unless_they_are_given(model):
-    sources = session(small_model()), session(small_model(), torch.float64)
-    assert len(prepare(*sources).items[0].scenario.forced) == DECODE_STEPS
-    assert len(prepare(*sources, steps=2).items[0].scenario.forced) == 2

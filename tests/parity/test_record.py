@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.errors import CheckFailed
-from lucid_deploy.parity.record import TensorId, record, record_at_once, record_greedy, record_together
+from lucid_deploy.parity.record import record, record_at_once, record_greedy, record_together
 from lucid_deploy.parity.scenarios import DRAFTS, REJECTED, SCHEDULES, Scenario, batches, synthetic_scenarios
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import VOCAB, assert_same, session
+from tests.parity.small_models import assert_same, session
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +46,6 @@ def test_batches_keep_to_what_a_runtime_takes(scenarios, limit, rows):
             continue
         most = max(1, rows if schedule.padding else min(limit, 4))
         assert max(map(len, batches(scenarios, schedule, limit))) == most
-
-
-def test_only_prompts_of_one_length_share_a_batch(scenarios):
-    short = Scenario("short", scenarios[0].prompt[:-1], scenarios[0].forced)
-    groups = batches([*scenarios, short], SCHEDULES[1])
-    assert [short] in groups and len(groups) == 2
 
 
 def test_scenarios_fed_at_once_are_recorded_as_each_alone(exact, scenarios):
@@ -127,24 +120,3 @@ def test_drafts_are_verified_several_at_a_time_and_wrong_ones_are_taken_back(mod
     lengths = [shape[1] for shape, _ in spy.calls]
     assert lengths[1:] == [DRAFTS[0] + REJECTED, 3]  # 6 steps
     assert trace.logits.values.shape[1] == 1 + 6
-
-
-def test_logits_of_a_wrong_shape_are_refused(model, scenarios):
-    class Narrow(type(session(model))):
-        def _run(self, *arguments):
-            logits, present = super()._run(*arguments)
-            return logits[..., :-1], present
-
-    with pytest.raises(CheckFailed, match=f"gave logits of shape .*{VOCAB - 1}"):
-        record(Narrow(model), scenarios[0])
-
-
-def test_tensors_sort_in_the_order_of_computation():
-    logits, names = TensorId(2, 2), [TensorId(1, 1), TensorId(0, 1), TensorId(1, 0), TensorId(0, 0)]
-    assert [str(name) for name in sorted([logits, *names])] == [
-        "layer 0 K",
-        "layer 0 Y",
-        "layer 1 K",
-        "layer 1 Y",
-        "logits",
-    ]

@@ -33,15 +33,6 @@ def test_each_model_has_its_precision_and_its_cache(models):
     assert not models.quantized
 
 
-def test_loading_is_reported_where_weights_are_loaded(models):
-    models, seen = models
-    models.baseline()
-    assert seen and {step[0] for step in seen} == {"Loading the weights in float32"}
-    seen.clear()
-    models.reference()  # casts weights while they are used
-    assert seen == []
-
-
 def test_a_quantized_artifact_is_held_against_its_own_weights(quantized):
     checkpoint, artifact = quantized("int8", changes={"max_position_embeddings": CONTEXT})
     source = Checkpoint(checkpoint)

@@ -9,10 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import check, prepare, rounded_cache
@@ -146,24 +144,6 @@ def test_wrong_reading_is_far_beyond_the_gate_of_its_graph(int8_copy, targets_of
     given = [item for item in report.comparisons if "given rows" in item.schedule]
     assert {item.schedule for item in given if item.failed_at is not None} == {seen}
     assert max(item.severity for item in given) > 30
-
-
-def test_the_command_says_so(int8_copy):
-    _, directory = int8_copy("growing")
-    edit_graphs(directory, stored_scale(1, "key", 127 / 128))
-    arguments = ["verify", str(directory), "--prompt-tokens", str(CONTEXT), "--steps", str(STEPS)]
-    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.exit_code == 1 and "size of prefilled rows" in " ".join((result.stdout + result.stderr).split())
-
-
-def test_a_cache_that_rounds_needs_its_reference(exported):
-    checkpoint, _ = exported(cache_dtype="int8")
-    source = Checkpoint(checkpoint)
-    baseline = TorchSession(load_model(source).store_cache_as("int8"))
-    exact = TorchSession(load_model(source, torch.float64))
-    for rounded, message in ((None, "needs a float64 reference"), (exact, "must be float64 with a cache in int8")):
-        with pytest.raises(ValueError, match=message):
-            prepare(baseline, exact, steps=2, rounded=rounded)
 
 
 @pytest.mark.parametrize("window", [9, CONTEXT])

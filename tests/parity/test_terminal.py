@@ -5,18 +5,12 @@ import re
 from dataclasses import replace
 
 import pytest
-import torch
 from rich.console import Console
 
-from lucid_deploy.parity import check, prepare, words
-from lucid_deploy.parity.gate import Gate
-from lucid_deploy.parity.options import QUICK
-from lucid_deploy.parity.own_errors import Part
+from lucid_deploy.parity import check
 from lucid_deploy.parity.record import TensorId
-from lucid_deploy.parity.results import Check, FreeRun, not_done
-from lucid_deploy.parity.scenarios import ONE_SHOT
-from lucid_deploy.parity.terminal import band_label, check_lines, render
-from tests.parity.small_models import LAYERS, session, small_model
+from lucid_deploy.parity.terminal import render
+from tests.parity.small_models import LAYERS, session
 
 
 @pytest.fixture(scope="module")
@@ -75,100 +69,4 @@ def test_the_verdict_comes_first_and_words_are_explained_before_the_table(report
     assert "worst case of each tensor" in lines[4]
 
 
-def test_standard_attention_caches_v():
-    model = small_model(max_position_embeddings=48, attention_type="llama")
-    targets = prepare(session(model), session(model, torch.float64), steps=2)
-    report = check(session(model), targets, schedules=[ONE_SHOT])
-    text = rendered(report, width=400)
-    assert "K: the keys that a layer caches. V: its values." in text
-    assert "0 V" in text and "Y" not in text.replace("PyTorch", "")
-    assert "logits and K and V of every layer" in report.checks[2].detail
-
-
-def vacuous(report, scenario="one token"):
-    """Let one scenario's gates for Y of layer 0 be so wide that they judge nothing."""
-    return replace(
-        report,
-        comparisons=tuple(
-            replace(item, gate=Gate(1.5e8, 3.7e7), blind_positions=len(item.errors))
-            if item.scenario == scenario and str(item.tensor) == "layer 0 Y"
-            else item
-            for item in report.comparisons
-        ),
-    )
-
-
-def test_what_was_not_judged_is_not_said_to_have_passed(report):
-    text = " ".join(rendered(vacuous(report), width=200).split())
-    total = len(report.comparisons)
-    assert f"Judged {total - 5} of {total} comparisons" in text
-    assert "5 comparisons were not judged, since a tensor of zeros would have passed" in text
-    assert "The widest gate is that of layer 0 Y (one token" in text and "1.5e+08" in text
-    assert f"{total - 5} comparisons in float32" in text and "5 more could not be judged" in text
-
-
-def test_a_tensor_that_was_never_judged_has_no_share_of_its_gate(report):
-    for item in report.scenarios:
-        report = vacuous(report, item.name)
-    assert "unjudged" in rendered(report) and "NOT PROVEN In float32 PyTorch itself loses layer 0 Y" in rendered(report)
-
-
-def test_checks_are_named_with_their_outcome_and_the_reason(report):
-    made, missing = check_lines(report.checks)
-    assert "tensors (passed)" in made and "free generation (reported)" in made
-    assert "files, weights: a session was compared, no artifact" in missing
-    assert "another implementation" in missing
-    assert list(check_lines([Check("files", "passed", "x")])) == ["Checked: files (passed)."]
-    assert list(check_lines([not_done("text", "why [not]")]))[-1] == "Not checked: text: why [not]."
-
-
-def test_a_name_with_several_reasons_is_said_once(report):
-    """A quick verification leaves four things of a whole one out."""
-    left_out = tuple(QUICK.left_out())
-    [line] = [each for each in check_lines(replace(report, left_out=left_out).checks) if each.startswith("Not")]
-    assert len(left_out) > 3 and line.count("full verification: ") == 1
-    said = line.partition("full verification: ")[2].partition("; ")[0]
-    assert said == " ".join(left_out).rstrip(".")
-
-
-@pytest.mark.parametrize(
-    ("layer", "layers", "label"), [(0, 3, "0 K"), (2, 3, "2 K"), (0, 80, "0–6 K"), (79, 80, "77–79 K")]
-)
-def test_neighbouring_layers_share_a_row_if_there_are_many(layer, layers, label):
-    assert band_label(layer, layers, "K") == label
-    assert str(Part(0, 0, 3)) == "layer 0 K"
-
-
 # Sentences
-
-
-def wide(report, count):
-    """Let so many comparisons have a gate that judges nothing."""
-    changed = [
-        replace(item, gate=Gate(2.0 + index, 0.5), blind_positions=len(item.errors)) if index < count else item
-        for index, item in enumerate(report.comparisons)
-    ]
-    return replace(report, comparisons=tuple(changed))
-
-
-def test_a_verdict_counts_only_what_was_judged(report):
-    total = len(report.comparisons)
-    assert f"{total} comparisons in float32" in words.verdict(report) and "not be judged" not in words.verdict(report)
-    assert f"{total - 2} comparisons in float32" in words.verdict(wide(report, 2))
-    assert words.verdict(wide(report, 2)).endswith("of its gate; 2 more could not be judged.")
-    worst = max(item.severity for item in report.comparisons[2:])
-    assert f"the worst error is {worst:.2f} of its gate" in words.verdict(wide(report, 2))
-
-
-def test_a_free_run_is_a_sentence():
-    assert words.free_run_line(FreeRun("greedy", 8, 8)) == "Generating freely (greedy): all 8 tokens are PyTorch's."
-    assert "3 of 8 tokens are PyTorch's before the first other one" in words.free_run_line(FreeRun("x", 8, 3))
-
-
-def test_advice_follows_a_failure_only(report):
-    assert words.advice(report) == ""
-    failed = replace(report, comparisons=(replace(report.comparisons[0], failed_at=3), *report.comparisons[1:]))
-    assert "torch ran the artifact's weights without its graphs" in words.advice(failed)
-    assert "--kernels functions" in words.advice(
-        replace(failed, runtime="onnxruntime", runs_graphs=True, fallback_hint="try --kernels functions")
-    )

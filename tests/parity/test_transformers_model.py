@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -78,13 +77,6 @@ def test_float32_is_float64_inside_and_float32_again_behind():
     assert x.float().dtype == torch.float32
 
 
-def test_transformers_remarks_stay_as_they_were(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    opened(Checkpoint(standard(tmp_path / "c"))).trace(IDS)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-    assert capsys.readouterr().err == ""
-
-
 # Refused
 
 
@@ -129,12 +121,6 @@ def test_norms_that_the_class_does_not_have(tmp_path: Path):
     assert source.config.qk_norm == "after_rope"
     with pytest.raises(LucidError, match=r"unexpected weights, such as model.layers.0.self_attn.k_norm.weight"):
         opened(source).trace(IDS)
-
-
-def test_keys_that_the_user_passed_over_are_passed_over(tmp_path: Path):
-    path = standard(tmp_path / "c")
-    change_config(path, flavour="sweet")
-    opened(Checkpoint(path, ["flavour"]))
 
 
 def test_without_transformers_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,18 +6,15 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 from lucid_deploy.runtimes.cache_rows import merge_caches
-from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.cache_cases import CASES, IDS, run, stored
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -47,11 +44,6 @@ def test_half_types_are_saved_as_they_are(dtype: str, exported: Exported, tmp_pa
     loaded, ids = load_cache(session, tmp_path / "file")
     assert ids is None and np.array_equal(loaded.mask, batch.mask)
     assert all(np.array_equal(*pair) for pair in zip(stored(session, loaded), stored(session, batch), strict=True))
-
-
-def test_an_empty_cache_can_be_saved(session: Session[Any], tmp_path: Path) -> None:
-    save_cache(session, session.empty_cache(2), tmp_path / "file")
-    assert load_cache(session, tmp_path / "file")[0].mask.shape == (2, 0)
 
 
 def test_wrong_and_damaged_files_are_refused(exported: Exported, tmp_path: Path) -> None:
@@ -88,11 +80,3 @@ def test_wrong_and_damaged_files_are_refused(exported: Exported, tmp_path: Path)
         save_cache(session, run(session, IDS), path, [1, 2])
     with pytest.raises(LucidError, match="cannot be written"):
         save_cache(session, run(session, IDS), tmp_path / "none" / "file")
-
-
-def test_a_model_without_an_artifact_has_no_cache_files(exported: Exported, tmp_path: Path) -> None:
-    import torch
-
-    session = TorchSession(load_model(exported()[0], torch.float32))
-    with pytest.raises(LucidError, match="no artifact"):
-        save_cache(session, session.empty_cache(1), tmp_path / "file")

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.parity.record import TensorId
-from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes import Session
 from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
 from tests.runtimes.cache_cases import IDS, run, stored, within_the_gate
-
-Exported = Callable[..., tuple[Path, Artifact]]
-
 
 IDS[20:45] = 11  # one token repeated
 
@@ -63,16 +57,6 @@ def test_truncating_a_fork_leaves_the_original(session: Session[Any]) -> None:
 def test_truncate_refuses(session: Session[Any], length: int) -> None:
     with pytest.raises(LucidError, match="cannot be truncated"):
         session.truncate(run(session, IDS), length)
-
-
-def test_eviction_is_refused_with_the_reason(session: Session[Any], exported: Exported) -> None:
-    cache = run(session, IDS)
-    with pytest.raises(LucidError, match="Y of every later token was computed from"):
-        session.evict(cache, 10)
-    assert cache.length == 70
-    standard = open_session(exported(attention_type="llama")[1])
-    with pytest.raises(LucidError, match="computed from them"):
-        standard.evict(standard.empty_cache(1), 10)
 
 
 def test_rows_are_selected_and_merged_without_change(session: Session[Any], gates: dict[TensorId, Any]) -> None:

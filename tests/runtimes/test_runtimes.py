@@ -23,7 +23,6 @@ from lucid_deploy.runtimes import (
     runtime_names,
     unregister_runtime,
 )
-from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import BUILT_IN
 from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -87,11 +86,6 @@ def test_a_broken_package_is_named(package: Any) -> None:
         find_runtime("gone")
 
 
-def test_no_package_replaces_a_built_in_runtime(package: Any) -> None:
-    package("torch", "brings:RUNTIME", FOUND)
-    assert find_runtime("torch").description.startswith("The PyTorch model")
-
-
 def test_a_registered_runtime_is_opened_with_its_options(registered: Any, exported: Exported) -> None:
     runtime, artifact = registered(), exported()[1]
     with pytest.raises(LucidError, match="That was all"):
@@ -136,18 +130,6 @@ def test_sorts_of_cached_tensors_are_refused_unless_declared(registered: Any, ex
     registered(Capabilities(cache_sorts=("state",)))
     with pytest.raises(LucidError, match=r"of the sort state; key of layer 0 \(\w+\) in .* is of the sort rows"):
         open_session(exported()[1], "recording")
-
-
-def test_what_does_not_fit_is_told_without_opening(registered: Any, exported: Exported) -> None:
-    runtime, artifact = registered(Capabilities(caches=("static",))), exported()[1]
-    with pytest.raises(LucidError, match="caches that are static"):
-        check_fits(artifact, RuntimeOptions("recording"), here=False)
-    unregister_runtime("recording")
-    runtime = registered(Capabilities(packages=("no_such_package",), install="a"))
-    with pytest.raises(LucidError, match="no_such_package is needed"):
-        check_fits(artifact, RuntimeOptions("recording"), here=True)
-    check_fits(artifact, RuntimeOptions("recording"), here=False)  # another machine may have it
-    assert runtime.opened == []
 
 
 @pytest.mark.parametrize("when", ["before", "between", "half"])

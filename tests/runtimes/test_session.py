@@ -146,17 +146,6 @@ def test_prefill_refuses(exported: Exported, ids: np.ndarray, message: str) -> N
         session.prefill(ids, cache)
 
 
-def test_a_mask_of_another_shape_is_refused(exported: Exported) -> None:
-    session = open_session(exported()[1])
-    cache = session.empty_cache(2)
-    session.prefill(np.array([[1, 2], [3, 4]]), cache)
-    for call in (session.prefill, session.prefill_all, session.decode, session.decode_several):
-        for mask in (np.ones((1, 1), bool), np.ones(2, bool), np.ones((2, 2), bool)):
-            with pytest.raises(LucidError, match=r"The mask is \(.*\), the token ids are \(2, 1\)"):
-                call(np.array([[5], [6]]), cache, mask)
-    assert cache.length == 2
-
-
 def test_a_batch_without_rows_and_empty_chunks_are_refused(exported: Exported) -> None:
     session = open_session(exported()[1])
     with pytest.raises(LucidError, match="There are no tokens to run: the batch has no rows"):
@@ -188,20 +177,6 @@ def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str, lo
     assert one.length == other.length == 11
     with pytest.raises(LucidError, match="mask"):
         session.prefill_all(new, one, mask[:, :3])
-
-
-def test_all_logits_of_graphs_that_give_the_last_come_a_few_at_a_time(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twenty tokens behind a cached past take two runs of the graph that verifies drafts, not twenty of decode."""
-    checkpoint, artifact = exported()
-    session = open_session(artifact)
-    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
-    ids = tokens(2, 25)
-    monkeypatch.setattr(session, "decode", None)
-    cache, exact = session.empty_cache(2), reference.prefill_all(ids, reference.empty_cache(2))
-    session.prefill(ids[:, :5], cache)
-    close(session.prefill_all(ids[:, 5:], cache), exact[:, 5:])
 
 
 def test_dynamic_scaling_does_not_go_beyond_the_models_context(make_checkpoint: Callable[..., Path]) -> None:

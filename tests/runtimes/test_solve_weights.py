@@ -59,17 +59,6 @@ def test_it_is_the_system_of_the_reference(n: int, correlation: float, training:
     assert (found.diagonal == 1).all() != training
 
 
-def test_each_weight_is_the_formula_s() -> None:
-    keys = correlated_keys(9, 8, 0.9)
-    found = system_of(keys, EPS)
-    for i in range(9):
-        for j in range(9):
-            a, b = (k / math.sqrt(sum(x * x for x in k) / 8 + EPS) for k in (keys[i], keys[j]))
-            plain = math.exp(sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(8) - math.sqrt(8))
-            assert found.subtracted[i, j] == pytest.approx(plain if j < i else 0, rel=1e-13)
-    assert not np.triu(found.coefficients, 1).any()
-
-
 def test_the_weights_are_those_of_what_the_model_caches(session: Session[Any]) -> None:
     """Y of the cache is L⁻¹ V: V itself is what the same layer caches of each token without a past."""
     cache = session.empty_cache(1)

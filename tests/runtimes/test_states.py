@@ -16,7 +16,6 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 from lucid_deploy.runtimes.session import Session
@@ -54,16 +53,6 @@ def test_a_fork_goes_its_own_way(session: Session[Any]) -> None:
     np.testing.assert_array_equal(session.decode(np.array([[2]]), again), wanted)
 
 
-def test_truncating_is_refused_with_the_reason(session: Session[Any]) -> None:
-    cache = session.empty_cache()
-    session.prefill(tokens(9), cache)
-    with pytest.raises(LucidError, match="conv_state of layer 0 is a state, into which every token is mixed"):
-        session.truncate(cache, 4)
-    with pytest.raises(LucidError, match="every token is mixed into a layer's state, and cannot be taken out again"):
-        session.evict(cache, 2)
-    session.truncate(cache, 9)  # nothing to take back
-
-
 def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], tmp_path: Path) -> None:
     cache, path = session.empty_cache(), tmp_path / "cache.safetensors"
     session.prefill(tokens(9), cache)
@@ -76,11 +65,6 @@ def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], 
     other = export(model, tmp_path / "artifact", ExportOptions(cache="growing"))
     with pytest.raises(LucidError, match="is a cache of another model"):
         load_cache(open_session(other, "torch"), path)
-
-
-def test_what_cannot_take_states_refuses_by_name(artifact: Artifact) -> None:
-    with pytest.raises(LucidError, match="layer 0 is of kind gated_delta, which caches conv_state in another form"):
-        LucidForGeneration.from_checkpoint(artifact.manifest.source)
 
 
 def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifact, tmp_path: Path) -> None:

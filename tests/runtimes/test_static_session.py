@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,23 +131,6 @@ def test_buffers_that_cannot_be_made_longer_lose_nothing(session: Recorder, monk
         assert [rows[0, 0, :, 0].tolist() for rows in layer] == [wanted] * 2
 
 
-def test_old_buffers_go_layer_by_layer(session: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was bound held all of them while the new ones were made."""
-    cache = session.empty_cache()
-    for token in range(256):
-        session.decode(np.array([[token % 97]]), cache)
-    old = weakref.ref(cache.layers[0][0])
-    make, alive = static_session.new_buffer, []
-
-    def noting(*arguments: Any) -> Array:
-        alive.append(old() is not None)
-        return make(*arguments)
-
-    monkeypatch.setattr(static_session, "new_buffer", noting)
-    session.decode(np.array([[1]]), cache)
-    assert alive[0] and not alive[-1]
-
-
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
@@ -254,16 +236,3 @@ def test_buffers_stay_where_they_are_and_are_written_in_place(pair: tuple[Sessio
         for array, old in zip(now, then, strict=True):
             written = np.flatnonzero((array != old).any(axis=(0, 1, 3)))
             assert written.tolist() == list(range(11, 31))  # the twenty new rows and no other
-
-
-def test_two_caches_of_one_session_do_not_mix(pair: tuple[Session, Session]) -> None:
-    reference, static = pair
-    ids = tokens(60)[1:]
-    first, second, exact = static.empty_cache(1), static.empty_cache(1), reference.empty_cache(1)
-    static.prefill(ids[:, :20], first)
-    static.prefill(ids[:, 20:40], second)
-    reference.prefill(ids[:, :20], exact)
-    for position in range(40, 60):
-        part = ids[:, position : position + 1]
-        static.decode(part, second)
-        close(static.decode(part, first), reference.decode(part, exact))

@@ -133,13 +133,6 @@ def test_rows_that_wait_before_their_ring_is_full(rows: Any) -> None:
     steps(steps(steps(rows(3).prefill(["x--", "xxx", "--x"]), "x-x", 2), "-x-", 2), "xxx", WINDOW)
 
 
-@pytest.mark.parametrize("mask", [["xxx--", "xxxxx"], ["x-x-x", "--xxx"]])
-@pytest.mark.parametrize("length", [1, 3])
-def test_padded_rows_are_cut_back_by_columns(rows: Any, mask: list[str], length: int) -> None:
-    made = rows(2).prefill(mask).truncate(length)
-    steps(made.prefill(["xx", "-x"]), "xx", WINDOW + 1)
-
-
 def test_rows_that_waited_are_cut_back(rows: Any) -> None:
     made = rows(2).prefill(["xxx", "-xx"])
     made.decode("x-").decode("-x").decode("xx")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,23 +30,6 @@ def test_lengths_and_tasks_can_be_chosen() -> None:
     assert [task.name for task in chosen] == ["ruler_vt_1024", "ruler_vt_500"]
     assert [task.name for task in plan("babilong", [0], only=["babilong_qa2"])] == ["babilong_qa2_0k"]
     assert plan("mniah", [4096], [8])[0].name == "niah_multikey_1_n8_4096"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("chess",), "Suite 'chess' is not known; known are ruler, mniah, longbench, scrolls, babilong"),
-        (("ruler", [0]), "at least one token"),
-        (("babilong", [4097]), "BABILong has the lengths 0k, 1k"),
-        (("longbench", [4096]), "leave --lengths out"),
-        (("ruler", [], [4]), "--needles is for the suite mniah, not for ruler"),
-        (("mniah", [], [41]), "--needles takes 1 to 40, not 41"),
-        (("ruler", [], [], ["ruler_qa_hotpot"]), "The suite ruler has no task 'ruler_qa_hotpot'"),
-    ],
-)
-def test_unknown_names_and_numbers_are_refused(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(LucidError, match=message):
-        plan(*arguments)
 
 
 def test_documents_are_read_in_order(data: Path) -> None:

@@ -83,15 +83,6 @@ def test_a_small_graph() -> None:
     np.testing.assert_array_equal(found[0], np.maximum(wanted, 0))
 
 
-def test_layers_that_share_two_values_cannot_be_copied() -> None:
-    model = chain()
-    layers = layers_of(model.graph)
-    second = next(node for node in model.graph if node.outputs[0].name == "s2")
-    second.replace_input_with(1, next(node for node in model.graph if node.outputs[0].name == "s1").outputs[0])
-    with pytest.raises(NotRepeatable):
-        repeat_layers(model, layers, (0, 1, 1), (0, 2, 2, 2), ["x"], ["y"])
-
-
 def test_what_cannot_be_copied_is_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot(*_: Any) -> Any:
         raise NotRepeatable
@@ -124,11 +115,6 @@ def test_layers_of_each_sort(kinds: tuple[str, ...], origins: tuple[int, ...], s
     assert (found.origins, found.sources) == (origins, sources)
     assert found.config.kinds == tuple(kinds[index] for index in origins)
     assert all(kinds[index] == found.config.kinds[source] for index, source in enumerate(sources))
-
-
-@pytest.mark.parametrize("kinds", [(L,), (L, L, L), (L, S, W), (L, S, L, S, L)])
-def test_a_model_that_is_no_longer_is_traced_whole(kinds: tuple[str, ...]) -> None:
-    assert planned(kinds) is None
 
 
 def test_layers_that_rotate_otherwise_are_of_another_sort() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.mixer import Step
 from tests.model.attention.dense import attend, make, tokens
-from tests.model.config_samples import LUCID, parse
 
 
 def test_it_is_the_formula_on_paper() -> None:
@@ -42,10 +40,3 @@ def test_a_row_of_y_never_changes_once_it_is_written() -> None:
     _, present = mixer(x[:, 10:], Step(), past)
     for before, after in zip(past, present, strict=True):
         assert torch.equal(after[:, :, :10], before)
-
-
-def test_its_description_says_that_it_solves() -> None:
-    layer = layer_kind("lucid").describe(parse(LUCID), 0, "int8")
-    assert (layer.kind, layer.solves) == ("lucid", True)
-    assert [tensor.name for tensor in layer.cache] == ["key", "value", "key_scale", "value_scale"]
-    assert "Y of every later token was computed from" in layer.eviction

@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from lucid_deploy.model.attention.standard import attend_from_last
-from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.mixer import Step
 from tests.model.attention.dense import attend, make, tokens
-from tests.model.config_samples import parse
 
 
 def test_it_is_softmax_attention() -> None:
@@ -38,19 +34,3 @@ def test_a_token_alone_and_into_a_buffer_gives_the_same(cache_dtype: str) -> Non
     wanted = attend(mixer, x)[place]
     away = np.linalg.norm(grown[0, 0].numpy() - wanted) / np.linalg.norm(wanted)
     assert away < 1e-9 if cache_dtype == "auto" else 1e-9 < away < 0.02
-
-
-def test_one_token_sees_what_its_mask_shows() -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 1, 8).double(), torch.randn(2, 2, 9, 8).double(), torch.randn(2, 2, 9, 8).double()
-    visible = torch.rand(2, 9) > 0.4
-    got = attend_from_last(q, k, v, visible)
-    for row in range(2):
-        rows = [x[row : row + 1, :, visible[row]] for x in (k, v)]
-        torch.testing.assert_close(got[row], F.scaled_dot_product_attention(q[row], *rows, enable_gqa=True)[0])
-
-
-def test_its_description_says_that_nothing_is_solved() -> None:
-    layer = layer_kind("standard").describe(parse(), 0, "float16")
-    assert (layer.kind, layer.solves, layer.operators.get("decode")) == ("standard", False, None)
-    assert {tensor.dtype for tensor in layer.cache} == {"float16"}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from lucid_deploy.model.families import family_named
 from tests.model.config_samples import parse
 from tests.model.families.both_models import SIZES
 
@@ -36,10 +35,3 @@ def test_its_settings_are_transformers(given: dict[str, Any]) -> None:
     assert (rope.theta, rope.scaling.rope_type) == tuple(
         theirs.rope_parameters[key] for key in ("rope_theta", "rope_type")
     )
-
-
-def test_it_has_nothing_of_its_own() -> None:
-    """Every other family is measured by it, and LUCID's checkpoints are of it."""
-    family = family_named("llama")
-    assert (family.computed, dict(family.defaults)) == (frozenset(), {})
-    assert family.stored("lm_head.weight", parse()).name == "lm_head.weight"

@@ -117,10 +117,6 @@ def test_positions_that_begin_behind_an_unknown_padding_token_are_refused() -> N
         parsed("roberta", pad_token_id=None)
 
 
-def test_a_text_of_a_class_that_counts_from_its_padding_token_is_shorter() -> None:
-    assert parsed("roberta", pad_token_id=1).max_position_embeddings == 128 - 2
-
-
 def test_the_layers_that_compute_the_same_are_known() -> None:
     shapes = parsed("cohere2").attention  # every fourth layer attends to all, without rotary positions
     assert [shape.like for shape in shapes] == [0, 0, 0, 3]
@@ -181,19 +177,6 @@ def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(LucidError, match=r"missing: model.layers.2.mlp.experts.3.up_proj.weight\.$"):
         Checkpoint(tmp_path)
-
-
-def test_the_trial_of_many_experts_is_small() -> None:
-    """128 experts of width 4096 are 26 GB in float64."""
-    sizes = {"num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 4096}
-    small = trial._small(parsed("qwen3_moe", **sizes))
-    assert small.attention[0].experts == (16, 8) and small.class_config["moe_intermediate_size"] == 64
-
-
-def test_unknown_arguments_of_attention_are_refused() -> None:
-    assert module.attention_options({"scaling": None, "dropout": 0.0}, 16) == (0.25, None)
-    with pytest.raises(LucidError, match="the argument tilt"):
-        module.attention_options({"tilt": 1.0}, 16)
 
 
 def test_half_precision_keeps_the_rotary_tables(tmp_path: Path) -> None:

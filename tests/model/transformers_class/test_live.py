@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lucid_deploy as ld
 from lucid_deploy.errors import LucidError
@@ -68,15 +68,3 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path, change: Any, said: str)
     with pytest.raises(LucidError, match=said):
         ld.export(change(model()), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
-
-
-def test_a_kept_checkpoint_replaces_nothing(tmp_path: Path) -> None:
-    with pytest.raises(LucidError, match="exists already"):
-        ld.export(model(), tmp_path / "artifact", keep_checkpoint=tmp_path)
-    with pytest.raises(LucidError, match="for a model in memory"):
-        ld.export("demo", tmp_path / "artifact", keep_checkpoint=tmp_path / "kept")
-
-
-def test_a_model_without_a_head_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LucidError, match="no model of transformers that generates text"):
-        ld.export(AutoModel.from_config(LlamaConfig(**SIZES)).eval(), tmp_path / "artifact")

@@ -15,14 +15,10 @@ from typing import Any
 
 import onnx
 import pytest
-import torch
 
-from lucid_deploy.artifact import STAGES, Artifact, open_artifact
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.errors import LucidError
 from lucid_deploy.packaging.tensorrt import TensorRtOptions, package_tensorrt
-from lucid_deploy.packaging.tensorrt import package as packaging
-from lucid_deploy.packaging.tensorrt.package import check_polygraphy, write_recorded
-from lucid_deploy.packaging.tensorrt.recorded import RUNNER, Recorded
 from tests.packaging.tensorrt.conftest import LIMITS
 from tests.patience import PATIENCE
 
@@ -183,59 +179,3 @@ def test_what_is_there_is_replaced_on_demand(
             package_tensorrt(artifact, ".", replacing)
     package_tensorrt(artifact, target, replacing)
     assert json.loads((target / "profiles.json").read_text())["format_version"] == 1
-
-
-@pytest.mark.parametrize("step", ["record", "write_recorded"])
-def test_an_artifact_that_is_replaced_meanwhile_is_not_packaged_in_parts(
-    step: str,
-    exported: Exported,
-    artifact_copy: Path,
-    plugin: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Outputs would be recorded of one model and weights copied of the other."""
-    artifact, work = open_artifact(artifact_copy), getattr(packaging, step)
-
-    def replacing(*arguments: Any) -> Any:
-        done = work(*arguments)
-        if not (tmp_path / "older").exists():
-            artifact_copy.rename(tmp_path / "older")
-            shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy)
-        return done
-
-    monkeypatch.setattr(packaging, step, replacing)
-    with pytest.raises(CheckFailed, match="changed while it was in use"):
-        package_tensorrt(artifact, tmp_path / "package", TensorRtOptions(plugin=plugin, **LIMITS))
-    assert not (tmp_path / "package").exists()
-
-
-def test_a_standard_model_needs_no_plugin(exported: Exported, run: Run, tmp_path: Path) -> None:
-    folder = package_tensorrt(exported(attention_type="llama")[1], tmp_path / "package", TensorRtOptions(**LIMITS))
-    assert not (folder / "liblucid_tensorrt.so").exists() and "Plugins" not in (folder / "build.sh").read_text()
-    assert run(folder, "./compare.sh").returncode == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_tensors_come_back(dtype: torch.dtype, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from polygraphy.comparator import RunResults
-    from polygraphy.json import load_json
-
-    inputs = {"ids": torch.arange(3), "past": torch.zeros(1, 2, 0, 4, dtype=dtype)}
-    recorded = Recorded(inputs, {"logits": torch.tensor([[0.5, -2.0]], dtype=dtype)}, {"logits": 1.0})
-    write_recorded(recorded, tmp_path / "in.json", tmp_path / "out.json")
-    assert capfd.readouterr() == ("", "")
-    [call] = load_json(str(tmp_path / "in.json"))
-    [[runner, [result]]] = RunResults.load(str(tmp_path / "out.json"))
-    assert runner == RUNNER and list(call) == ["ids", "past"]
-    assert torch.equal(torch.as_tensor(call["past"]), inputs["past"]) and call["past"].shape == (1, 2, 0, 4)
-    assert torch.as_tensor(result["logits"]).dtype == dtype
-    assert torch.equal(torch.as_tensor(result["logits"]), recorded.outputs["logits"])
-
-
-def test_polygraphy_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT and what runs engines, which come in one extra with it, need not be installed for a package."""
-    monkeypatch.setitem(sys.modules, "polygraphy", None)
-    said = r'polygraphy is needed to package for TensorRT .*Run: pip install "polygraphy>=0\.53\.6,<1"$'
-    with pytest.raises(LucidError, match=said):
-        check_polygraphy()

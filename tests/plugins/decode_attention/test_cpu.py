@@ -139,25 +139,6 @@ def test_standard_attention_of_one_token(library, fastest, total, width, groups,
         assert not run(of, q, k, v, torch.zeros_like(mask))[0].any()  # a row that waits, without a token yet
 
 
-def test_standard_attention_refuses_what_does_not_fit(library):
-    q, k, v = attention_problem(20, 0, 16, 2)
-    of, mask = session(CACHED_ATTENTION, library), torch.ones(1, 20, dtype=torch.bool)
-    for given, message in (
-        ((q, k, v, mask), "Q and K do not fit"),
-        ((q[:, :, :1], k, v[:, :, 1:], mask), "K and V differ"),
-        ((q[:, :, :1], k, v, mask[:, 1:]), "mask is not"),
-    ):
-        with pytest.raises(Exception, match=message):
-            run(of, *given)
-
-
-def test_a_growing_cache_needs_a_new_token(library):
-    mask = torch.ones(1, 20, dtype=torch.bool)
-    q, k_new, v_new, k, y = token_problem(20, 64, 4)
-    with pytest.raises(Exception, match="Q has no token"):
-        run(session(DECODE_ATTENTION_GROWING, library), q[:, :, :0], k_new[:, :, :0], v_new[:, :, :0], k, y, mask)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

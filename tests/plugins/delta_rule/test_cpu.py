@@ -88,20 +88,6 @@ def test_chunks_and_single_tokens_give_the_result_of_one_call(library: Path) -> 
         agree((torch.cat(rows, dim=2), held), whole, given)
 
 
-def test_heads_are_independent(library: Path, fastest: None) -> None:
-    """Rows behind a head's last token are the next head's: NaN there must not show, and neither what ran before."""
-    given = in_type(inputs(50), torch.float32)
-    poisoned = tuple(each.clone() for each in given)
-    for each in poisoned:
-        each[:, 1] = torch.nan
-    for name in runnable(library):
-        kernels_name(library, name)
-        kernel = session(DELTA_RULE, library, 1)
-        clean = run(kernel, *given)
-        for ours, wanted in zip(run(kernel, *poisoned), clean, strict=True):
-            assert torch.equal(ours[:, 0], wanted[:, 0])
-
-
 def test_padding_changes_nothing(library: Path) -> None:
     """Tokens with β = 0 and no decay before, between and after others."""
     given = in_type(inputs(60, decay="fast"), torch.float32)

@@ -10,9 +10,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from lucid_deploy.export.functions import function_proto
 from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
-from lucid_deploy.plugins.table import DELTA_RULE
 from tests.plugins.delta_rule.graphs import feed, one_node, run, session
 from tests.plugins.delta_rule.oracles import FACTOR, errors_by_chunks, finite
 from tests.plugins.delta_rule.problems import Inputs, doubled, in_type, inputs
@@ -97,10 +95,3 @@ def operators(nodes: Any) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from operators(attribute.g.node)
-
-
-def test_there_is_no_loop_over_tokens() -> None:
-    """One loop over the chunks and one over the levels of an inverse; none where there is one token."""
-    found = list(operators(function_proto(DELTA_RULE.name).node))
-    assert found.count("Loop") == 2 and not {"Scan", "If"} & set(found)
-    assert "Loop" not in set(operators(function_proto(DELTA_RULE.name, one_token=True).node))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lucid_deploy.plugins.delta_rule.plan import LARGEST_CHUNK, plan_delta_rule, variants
-from lucid_deploy.plugins.shared.plan import Plan, padded_width
+from lucid_deploy.plugins.shared.plan import Plan
 from lucid_deploy.plugins.table import FLOATS
 
 
@@ -21,24 +21,10 @@ def test_grids_of_several_tokens():
     assert rule().zeroed_bytes == 0
 
 
-def test_one_token_is_one_launch_without_a_workspace():
-    [step] = rule(new=1).steps
-    assert step.kernel == "delta_decode_kernel" and step.grid == (6, 4, 1)
-    assert rule(new=1).workspace_bytes == 0
-
-
 def test_the_workspace_is_proportional_to_the_tokens():
     size = LARGEST_CHUNK
     numbers = 2 * size * (size + 1)  # T, weights of queries, and the decays from the beginning and to the end
     assert rule(new=10 * size).workspace_bytes == 10 * rule(new=size).workspace_bytes == 10 * 6 * 4 * numbers
-
-
-@pytest.mark.parametrize(("key", "value", "unit"), [(68, 100, 4), (66, 128, 1), (64, 33, 1)])
-def test_widths_are_passed_in_units(key, value, unit):
-    for step in rule(key_width=key, value_width=value).steps:
-        assert step.constants["WIDTH_UNIT"] == unit and step.constants["BLOCK_D"] == padded_width(key)
-        assert step.scalars["n_key_units"] * unit == key
-        assert step.scalars.get("n_value_units", value // unit) * unit == value
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lucid_deploy.plugins.decode_attention.plan import TUNED as DECODE_TUNED
-from lucid_deploy.plugins.precondition.plan import TUNED as SOLVE_TUNED
 from lucid_deploy.plugins.shared import plan
-from lucid_deploy.plugins.table import FLOATS
-
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 
 @pytest.mark.parametrize("width", [0, 15, 257])
@@ -24,15 +20,6 @@ def test_unsupported_widths_are_refused(width):
 def test_the_unit_is_the_widest_aligned_load(width, dtype, unit):
     assert plan.width_unit(width, dtype) == unit
     assert unit == 1 or unit in plan.compiled_units(dtype)
-
-
-def test_every_tuned_choice_exists_and_is_valid():
-    for arch in ARCHITECTURES:
-        for dtype in FLOATS:
-            for padded in plan.PADDED_WIDTHS:
-                choice = plan.choice(SOLVE_TUNED, arch, dtype, padded)
-                assert choice.block_m % choice.block_n == 0 and choice.block_m % 16 == 0
-                assert plan.choice(DECODE_TUNED, arch, dtype, padded).block_n >= 16
 
 
 def test_a_newer_device_uses_the_next_older_choices():

@@ -77,16 +77,6 @@ def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, ki
                 assert torch.equal(got, whole[-rows:]), f"{rows} rows, {threads} threads"
 
 
-@pytest.mark.parametrize("depth", [0, 5])
-@pytest.mark.parametrize("kind", ["float32", "float32, transposed"])
-def test_empty_inputs(library, depth, kind):
-    w = lying(kind, torch.ones(depth, 7))
-    (none,) = run(product(library, kind), torch.ones(0, depth), w)
-    assert none.shape == (0, 7)
-    (zeros,) = run(product(library, kind), torch.zeros(2, depth), w)
-    assert torch.equal(zeros, torch.zeros(2, 7))
-
-
 @pytest.mark.parametrize("kind", ["float32", "float32, transposed"])
 def test_infinity_and_nan_stay_in_their_columns(library, fastest, kind):
     """Lanes after the last column, or after the depth, read what follows in memory, which must not matter."""

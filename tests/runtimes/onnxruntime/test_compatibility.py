@@ -102,12 +102,6 @@ def test_auto_takes_the_library_where_there_is_one(exported, built_library):
     assert open_contender(contender).kernels == "library"
 
 
-def test_auto_takes_the_functions_where_there_is_none(exported, no_library):
-    session = open_session(exported()[1])
-    assert session.kernels == "functions" and session.label == "onnxruntime"
-    assert describe_kernels()["auto"] == "functions"
-
-
 def test_a_library_that_is_wanted_and_missing(exported, no_library):
     arguments = ["run", str(exported()[1].directory), "--prompt-ids", "1,2", "--kernels", "library"]
     result = CliRunner().invoke(main, arguments)

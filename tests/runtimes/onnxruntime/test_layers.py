@@ -12,25 +12,13 @@ import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.passes.cut_layers import cut_layers
-from tests.runtimes.layer_runs import IDS, given_residuals_are_read, same_as_the_session, solves_start_from_v
+from tests.runtimes.layer_runs import IDS, solves_start_from_v
 
 Exported = Callable[..., tuple[Path, Artifact]]
-
-
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_they_are_the_sessions(cache: str, exported: Exported) -> None:
-    _, artifact = exported(cache=cache)
-    session = open_session(artifact)
-    same_as_the_session(OrtLayers(session), session)
-
-
-def test_residuals_from_outside(exported: Exported) -> None:
-    given_residuals_are_read(OrtLayers(OrtSession(exported()[1])))
 
 
 def test_the_solve_in_view(exported: Exported) -> None:

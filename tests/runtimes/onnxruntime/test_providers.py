@@ -22,7 +22,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.providers import CPU, plan_provider
 from lucid_deploy.runtimes.options import PROVIDERS
-from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
+from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from tests.phase_lines import error_line
 from tests.runtimes.onnxruntime.fake_onnxruntime import NAMES, FakeOrt, copy_of, use_library
 
@@ -219,35 +219,3 @@ def test_the_step_that_verifies_drafts_is_not_made_of_the_files_of_a_newer_expor
     assert everything(session)  # what is loaded goes on
     with pytest.raises(CheckFailed, match="changed while it was in use"):
         session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))
-
-
-def test_sessions_keep_to_the_profile(fake: FakeOrt, artifact: Artifact) -> None:
-    session = open_session(artifact, provider="tensorrt")
-    assert session.limits == choose_limits(artifact)  # type: ignore[attr-defined]
-    with pytest.raises(LucidError, match=r"tensorrt\) runs up to 4 rows here, not 5\. Engines of lucid-deploy build"):
-        session.prefill(np.zeros((5, 2), np.int64), session.empty_cache(5))
-    session.limits = Limits(4, 512, 7)  # type: ignore[attr-defined]
-    assert session.prefill_chunk == 7
-    seen: list[int] = []
-    session.prefill(np.zeros((1, 20), np.int64), session.empty_cache(1), progress=lambda done, total: seen.append(done))
-    assert seen == [7, 14, 20]
-    session.prefill(np.zeros((1, 6), np.int64), session.empty_cache(1), None, 5, lambda done, total: seen.append(done))
-    assert seen[3:] == [5, 6]
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
-def test_what_is_cut_back_lies_in_memory_of_its_own(exported: Exported, heads: int, cache_dtype: str) -> None:
-    """The tensor that it was cut from is let go of, with its memory: of one row and one head both are contiguous."""
-    session = open_session(exported(num_key_value_heads=heads, cache_dtype=cache_dtype)[1])
-    text, cache, short = np.arange(30)[None], session.empty_cache(), session.empty_cache()
-    session.prefill(text, cache)
-    session.prefill(text[:, :10], short)
-    expected = session.layer_arrays(short)
-    for length in (20, 10):  # what a run gave, and what was cut back before
-        held = cache.layers
-        session.truncate(cache, length)
-        for old, new in zip(sum(held, ()), sum(cache.layers, ()), strict=True):
-            assert not np.shares_memory(old.numpy(), new.numpy())
-    for found, wanted in zip(sum(session.layer_arrays(cache), ()), sum(expected, ()), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())

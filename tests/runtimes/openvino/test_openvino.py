@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,17 +19,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.batching import Batcher, Request
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.openvino.compiled_graph import check_version
 from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.architecture.imports import ROOT
-from tests.batching.draining import drain
 from tests.conftest import MIXED
 from tests.patience import PATIENCE
 
@@ -55,31 +49,10 @@ def test_openvino_reports_nothing(imported: str, tmp_path: Path) -> None:
     assert bool([*tmp_path.iterdir()]) != ours  # else the second case proves nothing
 
 
-def test_nothing_else_imports_openvino() -> None:
-    """But type checkers."""
-    folders = ("lucid_deploy", "export", "plugins", "conformance", "examples", "tools")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    said = {
-        path.relative_to(ROOT).as_posix(): re.sub(
-            r"if TYPE_CHECKING:\n(    .*\n|\n)+", "", path.read_text(encoding="utf-8")
-        )
-        for path in files
-    }
-    found = {name for name, text in said.items() if re.search(r"^ *(import|from) openvino\b", text, re.MULTILINE)}
-    assert found == {"lucid_deploy/runtimes/openvino/compiled_graph.py"}
-
-
 @pytest.mark.parametrize("version", ["2025.4.1-1-abc", "2026.3.1-22451-8a17657b995-releases/2026/3"])
 def test_old_versions_are_refused(version: str) -> None:
     with pytest.raises(LucidError, match=r"does not run exported graphs correctly; the first that does is 2026\.4"):
         check_version(version)
-
-
-def test_the_oldest_version_is_that_of_the_extra() -> None:
-    check_version("2026.4.0-22959-99c81491cc3-releases/2026/4")
-    root = Path(__file__).parents[3]
-    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extras["openvino"] == ["openvino>=2026.4,<2027"]
 
 
 pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
@@ -110,18 +83,6 @@ def test_it_is_verified(small: Artifact) -> None:
     assert "openvino runs a graph as one piece" in json.dumps(report["explanation"])
 
 
-def test_prompts_of_growing_lengths_are_right(demo: Callable[..., Artifact]) -> None:
-    """OpenVINO's own defaults give logits that are off by 8 from the third prompt on."""
-    artifact = demo(inline=True)
-    ours, other = (open_session(artifact, name, threads=1) for name in ("openvino", "onnxruntime"))
-    for length in range(35, 41):
-        ids = np.random.default_rng(length).integers(3, 120, (1, length))
-        found, expected = ours.empty_cache(), other.empty_cache()
-        np.testing.assert_allclose(ours.prefill(ids, found), other.prefill(ids, expected), rtol=1e-3, atol=1e-3)
-        for mine, theirs in zip(ours.layer_arrays(found), other.layer_arrays(expected), strict=True):
-            np.testing.assert_allclose(mine[1], theirs[1], rtol=1e-3, atol=1e-3)
-
-
 def test_threads_take_turns(small: Artifact) -> None:
     """Each of them gets the numbers that it gets alone."""
     session = open_session(small, "openvino", threads=1)
@@ -139,14 +100,6 @@ def test_threads_take_turns(small: Artifact) -> None:
         together = list(pool.map(answered, [*range(6)] * 8))
     for number, found in enumerate(together):
         np.testing.assert_array_equal(found, alone[number % 6])
-
-
-def test_it_answers_as_onnxruntime_does(small: Artifact) -> None:
-    asked = ["run", small.directory, "--prompt-ids", "5,9,9,9,40,3", "-n", "12", "--ignore-eos", "--json"]
-    ours = json.loads(lucid_deploy(*asked, "--runtime", "openvino", "--threads", 1).stdout)
-    other = json.loads(lucid_deploy(*asked, "--runtime", "onnxruntime").stdout)
-    assert ours["ids"] == other["ids"] and len(ours["ids"]) == 12
-    assert (ours["runtime"], ours["provider"], ours["kernels"]) == ("openvino", None, None)
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float16", "logits": "all"}, {"cache_dtype": "int8"}], ids=str)
@@ -243,16 +196,6 @@ def test_it_agrees_with_float64(static_model: tuple[Path, Artifact], static: Ses
         close(found, wanted, baseline)
     for ours, theirs in zip(static.layer_arrays(caches[2]), exact.layer_arrays(caches[0]), strict=True):
         assert ours[0].shape == theirs[0].shape
-
-
-def test_a_batch_answers_as_each_alone(static: Session[Any]) -> None:
-    """Requests of other lengths share the buffers, which batching binds."""
-    requests = [Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11, [3, 4])]
-    batcher = Batcher(static, 3)
-    numbers = [batcher.submit(request) for request in requests]
-    tokens, _ = drain(batcher)
-    for number, request in zip(numbers, requests, strict=True):
-        assert tokens[number] == list(Generation(static, request.prompt_ids, 6, request.sampling, stop_at_eos=False))
 
 
 def test_opset_24_is_refused(exported: Exported) -> None:

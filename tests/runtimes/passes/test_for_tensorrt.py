@@ -16,7 +16,6 @@ from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.export.passes.attention_forms import (
-    decomposable_attention,
     explicit_attention,
     half_attention,
     standard_attention,
@@ -130,30 +129,6 @@ def test_the_casts_go_and_the_graph_keeps_its_types(kind: int) -> None:
     assert [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.output] == [("y", kind)]
 
 
-def test_a_cast_that_something_else_reads_stays() -> None:
-    model = attention_in_float32((HALF, HALF, HALF), HALF, shared=True)
-    assert half_attention(model) and sorted(operators_of(model)) == ["Attention", "Cast", "Neg", "Neg"]
-    onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
-
-
-def test_plugin_nodes_get_names_and_others_do_not(exported: Exported) -> None:
-    model = load(exported()[1], "prefill")
-    assert name_plugins(model) == 2
-    named = [node.op_type for node in model.graph if "plugin_namespace" in node.attributes]
-    assert named == ["Precondition", "Precondition"]
-    [node, *_] = [node for node in model.graph if node.op_type == "Precondition"]
-    assert node.attributes["plugin_namespace"].as_string() == "ai.lucid"
-    assert node.attributes["plugin_version"].as_string() == "1"
-    assert node.attributes["diagonal"].as_float() == 0.0, "TensorRT's parser warns about an attribute that is left out"
-
-
-def test_attention_is_marked(exported: Exported) -> None:
-    model = load(exported()[1], "prefill")
-    assert decomposable_attention(model) == 0
-    standard_attention(model)
-    assert decomposable_attention(model) == 2
-
-
 @pytest.mark.tensorrt
 def test_tensorrt_takes_the_plugin_past_the_function(exported: Exported, plugin: Path) -> None:
     """Without the attributes the parser takes the body, or fails at it."""
@@ -234,8 +209,3 @@ def test_every_number_is_as_it_was(past: int) -> None:
     for found, wanted in zip(run(after, past), run(model, past), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert [item.name for item in after.graph.output] == ["present", "read"]
-
-
-def test_a_join_that_something_else_reads_stays_in_float16() -> None:
-    after = changed(joined_cache(read_elsewhere=True))
-    assert "Cast" not in kinds(after) and kinds(after).count("DequantizeLinear") == 3

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3
 from lucid_deploy.export.exporter import export
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
@@ -26,7 +25,6 @@ from lucid_deploy.runtimes.passes.own_operators import (
     retype_fp4,
     use_linear_attention,
     use_rotary_embedding,
-    widened,
 )
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -141,13 +139,6 @@ def test_a_session_takes_it_in_both_graphs(saved: tuple[Path, Artifact], monkeyp
     body = logits(functions(artifact))
     assert taken == [True, True]
     assert_close(checkpoint, own, body)
-
-
-def test_every_number() -> None:
-    packed = (np.arange(0, 16, 2) | (np.arange(1, 16, 2) << 4)).astype(np.uint8)
-    found = E4M3[widened(packed, 16)]
-    assert np.array_equal(found, E2M1) and np.array_equal(np.signbit(found), np.signbit(E2M1))
-    assert len(widened(packed, 15)) == 15
 
 
 def test_an_artifact_computes_what_pytorch_computes(quantized: Callable[..., tuple[Path, Artifact]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from lucid_deploy.artifact import Artifact, open_artifact
@@ -32,7 +30,7 @@ from lucid_deploy.runtimes.tensorrt.callbacks import (
     explain,
     make_monitor,
 )
-from lucid_deploy.runtimes.tensorrt.limits import Limits, axis_ranges, choose_limits, profile_shapes
+from lucid_deploy.runtimes.tensorrt.limits import choose_limits
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph
 from tests.plugins.hosts.tensorrt.plugin_tools import stand_ins
@@ -74,41 +72,12 @@ def test_all_engines_are_built(changes: dict[str, Any], exported: Exported, plug
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
 
 
-def test_engines_of_a_hybrid_take_and_give_its_states(
-    hybrid: Callable[..., Artifact], plugin: Path, tmp_path: Path
-) -> None:
-    artifact = copy_of(hybrid(short=True, cache="static"), tmp_path / "artifact")
-    engines = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL)).manifest.engines
-    taken = {
-        stage: {name: len(layers) for name, layers in engine.plugin_layers.items()} for stage, engine in engines.items()
-    }
-    assert taken == {
-        "prefill": {"DeltaRule": 1, "Precondition": 1},
-        "decode": {"DeltaRule": 1, "DecodeAttention": 1},
-    }
-    state = [(1, 8, 16, 16), (2, 8, 16, 16), (2, 8, 16, 16)]
-    for engine in engines.values():
-        assert [tuple(shape) for shape in engine.profile["past_key_values.1.recurrent_state"]] == state
-
-
 def test_what_cannot_take_drafts_back_has_no_engine_that_verifies_them(
     hybrid: Callable[..., Artifact], plugin: Path
 ) -> None:
     message = r"No engine can verify drafts: layer 1 .* keeps a state.*leave out --speculate"
     with pytest.raises(LucidError, match=message):
         build_engines(hybrid(short=True, cache="static"), BuildOptions(plugin=plugin, speculate=True, **SMALL))
-
-
-def test_the_report_and_the_folder(built_engines: Any) -> None:
-    artifact, report, calls = built_engines
-    names = sorted(path.name for path in report.directory.iterdir())
-    assert names == ["decode.engine", "engines.json", "liblucid_tensorrt.so", "prefill.engine"]
-    assert os.listdir(artifact.directory / "engines") == ["tensorrt-rtx"]
-    assert json.loads(json.dumps(report.to_dict()))["built"]["decode"]["seconds"] > 0
-    for stage in ("prefill", "decode"):
-        done = [call[1] / call[2] for call in calls if stage in call[0]]
-        assert len(done) > 1 and done == sorted(done) and done[-1] > 0.5
-    open_artifact(artifact.directory)
 
 
 def test_engines_are_not_replaced_unless_asked_to(
@@ -132,16 +101,6 @@ def test_a_failed_build_keeps_the_engines_that_are_there(damaged: tuple[Artifact
     ):
         build_engines(artifact, BuildOptions(plugin=plugin, workspace=1, overwrite=True, **SMALL))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(build, "build_engine", full)
-    with pytest.raises(LucidError, match=r"No space left on device\. Nothing was left behind"):
-        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
-    assert not (artifact.directory / "engines").exists()
 
 
 @pytest.mark.parametrize(
@@ -226,35 +185,6 @@ def test_cache_updates_must_be_in_place() -> None:
         check_network(PARSED, network(update, update), prepared_graph(3))
 
 
-@pytest.fixture
-def built_small(tmp_path: Path) -> Callable[..., Any]:
-    pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
-    from lucid_deploy.runtimes.tensorrt.backend import load_backend
-    from lucid_deploy.runtimes.tensorrt.build import Settings, build_engine
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in "xy")
-    model = helper.make_model(
-        helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "small", [x], [y]),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=10,
-    ).SerializeToString()
-
-    def run(content: bytes = model, progress: Any = lambda *_: None) -> Any:
-        prepared = PreparedGraph("prefill", content, {}, 0)
-        profile = {"x": ((1, 8), (2, 8), (4, 8))}
-        return build_engine(load_backend("tensorrt-rtx"), prepared, tmp_path, profile, Settings(), progress)
-
-    return run
-
-
-def test_a_small_graph_is_built(built_small: Callable[..., Any]) -> None:
-    seen: list[tuple[int, int]] = []
-    engine = built_small(progress=lambda *now: seen.append(now))
-    assert len(bytes(engine.content)) > 1000 and engine.layers >= 1
-    assert engine.plugin_layers == {}
-    assert seen == sorted(seen) and seen
-
-
 class Interface:
     """As TensorRT's classes that are derived from."""
 
@@ -273,22 +203,6 @@ def test_progress_counts_the_outermost_phase() -> None:
         progress.step("tactics", 0)
         progress.step("build", outer)
     assert seen == [(1, 2), (2, 2)]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("report")], ids=repr)
-def test_an_exception_stops_the_build_and_is_raised_once_by_the_caller(error: BaseException) -> None:
-    def fail(*_: Any) -> None:
-        raise error
-
-    failure = CallbackFailure()
-    monitor = make_monitor(TRT, fail, failure)
-    monitor.phase_start("build", None, 2)
-    assert monitor.step_complete("build", 0) is False
-    monitor.phase_finish("build")
-    with pytest.raises(type(error)) as caught:
-        failure.raise_again()
-    assert caught.value is error
-    failure.raise_again()  # nothing is left
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -333,30 +247,6 @@ def test_the_parser_s_reason_comes_with_the_node_that_it_names() -> None:
 def test_wrong_ones_are_refused_by_name(options: dict[str, Any], message: str, exported: Exported) -> None:
     with pytest.raises(LucidError, match=message):
         choose_limits(exported()[1], **options)
-
-
-@pytest.mark.parametrize("limits", [Limits(4, 512, 512), Limits(1, 2, 1), Limits(3, 100, 7)], ids=str)
-@pytest.mark.parametrize("stage", ["prefill", "decode", "verify"])
-def test_sums_are_those_of_their_parts(stage: str, limits: Limits) -> None:
-    ranges = axis_ranges(stage, limits)
-    assert all(low <= best <= high for low, best, high in ranges.values())
-    past, new = ranges["past_sequence"], ranges["sequence"]
-    assert past[0] == 0 and past[2] == limits.max_context - 1, "from an empty cache to the last token"
-    assert ranges["past_sequence + sequence"] == tuple(p + n for p, n in zip(past, new, strict=True))
-    assert ranges["past_sequence + 1"] == tuple(p + 1 for p in past)
-
-
-@pytest.mark.parametrize("cache", ["growing", "static"])
-def test_every_input_has_its_three_shapes(cache: str, exported: Exported) -> None:
-    _, artifact = exported(cache=cache)
-    for stage, new in (("decode", (1, 1, 1)), ("verify", (1, 8, 16))):
-        shapes = profile_shapes(artifact, stage, Limits(2, 64, 16))
-        assert set(shapes) == {info.name for info in artifact.manifest.graphs["decode"].inputs}
-        assert shapes["input_ids"] == shapes["position_ids"] == ((1, new[0]), (2, new[1]), (2, new[2]))
-        tokens = [shape[2] for shape in shapes["past_key_values.1.value"]]
-        assert tokens == ([64] * 3 if cache == "static" else [0, 32, 63])
-        masks = [shape[1] for shape in shapes["attention_mask"]]
-        assert masks == ([64] * 3 if cache == "static" else [0 + new[0], 32 + new[1], 63 + new[2]])
 
 
 pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,28 +22,11 @@ from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.tensorrt.backend import load_backend
 from lucid_deploy.runtimes.tensorrt.load_engines import JitCache, check_capability, load_engines, open_tensorrt
 from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, open_engines
-from tests.patience import PATIENCE
 from tests.phase_lines import error_line
 from tests.runtimes.tensorrt.engine_copies import copy_of
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
 
 Exported = Callable[..., tuple[Path, Artifact]]
-
-
-BLOCK = """
-import sys
-for name in {names!r}:
-    sys.modules[name] = None
-from lucid_deploy.cli import main
-main()
-"""
-
-
-def command(blocked: tuple[str, ...], *arguments: Any) -> subprocess.CompletedProcess[str]:
-    code = BLOCK.format(names=blocked)
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE
-    )
 
 
 def test_engines_for_other_gpus(exported: Exported) -> None:
@@ -168,16 +148,6 @@ def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Expo
         open_engines(other, "tensorrt-rtx", trt.__version__)
 
 
-@pytest.mark.parametrize("name", ["prefill.engine", "liblucid_tensorrt.so"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x")])
-def test_a_missing_or_changed_file(damaged: tuple[Artifact, Path], name: str, damage: Any) -> None:
-    damage(damaged[1] / name)
-    with pytest.raises(CheckFailed, match=rf"{name} is missing or was changed after it was built.*lucid-deploy build"):
-        load_engines(
-            damaged[0], open_engines(damaged[0], "tensorrt-rtx", trt.__version__), load_backend("tensorrt-rtx")
-        )
-
-
 @pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 1}', '{"format_version": 1, "engines": {}}'])
 def test_a_damaged_manifest(damaged: tuple[Artifact, Path], text: str) -> None:
     (damaged[1] / MANIFEST).write_text(text)
@@ -189,19 +159,6 @@ def test_a_manifest_that_names_files_elsewhere(damaged: tuple[Artifact, Path]) -
     change_manifest(damaged[1], plugin__file="../../../plugin.so")
     with pytest.raises(CheckFailed, match="lies outside the folder"):
         open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_a_newer_manifest(damaged: tuple[Artifact, Path]) -> None:
-    change_manifest(damaged[1], format_version=2)
-    with pytest.raises(LucidError, match="has format 2, this lucid-deploy reads 1"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_no_engines(artifact: Artifact, damaged: tuple[Artifact, Path]) -> None:
-    with pytest.raises(LucidError, match=r"has no engines for tensorrt-rtx\. Build them: lucid-deploy build"):
-        open_engines(artifact, "tensorrt-rtx", trt.__version__)
-    with pytest.raises(LucidError, match=r"has no engines for tensorrt \(there are some for tensorrt-rtx\)"):
-        open_engines(damaged[0], "tensorrt", "11.0")
 
 
 class Cache:
@@ -257,28 +214,6 @@ def test_what_was_compiled_is_there_again(tmp_path: Path, caplog: pytest.LogCapt
     cache.save()
     assert attached(path)[1].cache.kernels == b"compiled"  # type: ignore[attr-defined]
     assert [entry.name for entry in path.parent.iterdir()] == ["cache.bin"] and caplog.records == []
-
-
-def test_what_another_driver_compiled_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "cache.bin"
-    cache, config = attached(path)
-    config.cache.kernels = b"compiled"  # type: ignore[attr-defined]
-    cache.save()
-    cache, config = attached(path, environment=b"driver 2")
-    assert config.cache.kernels == b""  # type: ignore[attr-defined]
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"{path} is of another driver or GPU, or damaged: kernels are compiled again."
-    cache.save()
-    assert path.read_bytes() == b"driver 2|"
-
-
-def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "jit").write_text("a file where the folder should be")
-    cache, _ = attached(tmp_path / "jit" / "cache.bin")
-    caplog.clear()
-    cache.save()
-    assert "Compiled kernels were not kept for the next start" in caplog.text
 
 
 def test_tensorrt_rtx_has_what_is_called() -> None:

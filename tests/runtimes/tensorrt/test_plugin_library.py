@@ -72,12 +72,6 @@ def test_the_usual_library_comes_first_and_the_wheels_before_it(
     assert ask("float32", (64,), (), True) == (tmp_path / "wheel" / usual.name, []) and built == []
 
 
-def test_building_can_be_refused(built: list[tuple[Any, ...]]) -> None:
-    with pytest.raises(LucidError, match=r"no plugin library .*Run: lucid-deploy plugin build, or leave out"):
-        ask("float32", (64,), (), False)
-    assert built == []
-
-
 class Results(SimpleNamespace):
     """``CUresult``: members with a name."""
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -16,7 +14,6 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
-from lucid_deploy.runtimes.tensorrt.backend import Backend
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
 from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_float_formats, check_head_width, prepare_graph
 from tests.conftest import MIXED
@@ -152,14 +149,3 @@ def test_what_is_refused(
         return
     with pytest.raises(LucidError, match=message):
         check_float_formats(changed, capabilities)
-
-
-@pytest.mark.parametrize(
-    ("name", "version", "least"), [("tensorrt", "10.13.3.9", "10.14"), ("tensorrt-rtx", "1.6.0.41", "1.7")]
-)
-def test_too_old(name: str, version: str, least: str) -> None:
-    message = rf"{re.escape(version)} is too old for engines, which need {re.escape(least)} or newer\. Run: pip install"
-    with pytest.raises(LucidError, match=message):
-        Backend(name, name, SimpleNamespace(), version).check_version()
-    for newer in (least, "11.1", "built by hand"):
-        Backend(name, name, SimpleNamespace(), newer).check_version()

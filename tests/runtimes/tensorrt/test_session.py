@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import LookupDrafter
@@ -56,11 +55,6 @@ def tokens(count: int) -> np.ndarray:
     ids = np.random.default_rng(0).integers(0, 97, (2, count))
     ids[1, 5:20] = 5
     return ids
-
-
-def close(got: np.ndarray, exact: np.ndarray, tolerance: float = 1e-4) -> None:
-    assert np.isfinite(got).all()
-    assert np.linalg.norm(got - exact) <= tolerance * np.linalg.norm(exact)
 
 
 # Between them: growing and static caches, both kinds of attention, all logits, no rotary embedding, half precision.
@@ -160,11 +154,6 @@ def test_decoding_is_recorded_once_and_replayed(static: Fixture) -> None:
     assert static.contexts["decode"][0].runs == 12
 
 
-def test_more_rows_than_the_engines_take(fixture: Fixture) -> None:
-    with pytest.raises(LucidError, match=r"runs up to 2 rows here, not 3.*--max-batch 3 --overwrite"):
-        fixture.session.prefill(np.zeros((3, 2), np.int64), fixture.session.empty_cache(3))
-
-
 def test_more_tokens_than_the_engines_take(fixture: Fixture) -> None:
     cache = fixture.session.empty_cache(1)
     with pytest.raises(LucidError, match=r"runs up to 96 tokens here, not 97.*--max-context 97"):
@@ -172,17 +161,6 @@ def test_more_tokens_than_the_engines_take(fixture: Fixture) -> None:
     session = TensorRtSession(fixture.artifact, fixture.engines, fixture.device, allow_extrapolation=True)
     with pytest.raises(LucidError, match=r"runs up to 96 tokens here, not 97.*--max-context 97"):
         session.prefill(tokens(97)[:1], session.empty_cache(1))
-
-
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_an_engine_that_fails_says_why(stage: str, fixture: Fixture) -> None:
-    cache = fixture.session.empty_cache(1)
-    fixture.session.prefill(tokens(4)[:1], cache)
-    fixture.contexts[stage][0].fails = True
-    fixture.engines.errors.append("lucid plugin: no kernel for compute capability 7.5")
-    run = fixture.session.prefill if stage == "prefill" else fixture.session.decode
-    with pytest.raises(LucidError, match=f"The {stage} engine fails: lucid plugin: no kernel"):
-        run(np.array([[3]]), cache)
 
 
 Hybrid = Callable[..., Artifact]
@@ -334,32 +312,3 @@ def test_engines_without_it_say_how_to_build_it(exported: Exported) -> None:
     session, _ = opened_for_drafts(exported()[1], speculate=False)
     with pytest.raises(LucidError, match=r"no engine that verifies drafts; lucid-deploy build .* --speculate --overwr"):
         session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))
-
-
-@pytest.fixture(params=["growing", "static"])
-def sessions(request: pytest.FixtureRequest, exported: Exported) -> tuple[Session, Session]:
-    """The session under test, and onnxruntime's."""
-    _, artifact = exported(cache=request.param)
-    device = FakeDevice()
-    engines, _ = fake_engines(artifact, device, max_batch=3, max_context=128, prefill_chunk=32)
-    return TensorRtSession(artifact, engines, device), open_session(artifact)
-
-
-def test_requests_give_the_tokens_of_lone_generations(sessions: tuple[Session, Session]) -> None:
-    session, plain = sessions
-    rng = np.random.default_rng(1)
-    requests = [Request(rng.integers(2, 97, n).tolist(), 12, stop_at_eos=False) for n in (40, 3, 17, 70, 126)]
-    batcher = Batcher(session, rows=3, prefill_chunk=20, prefix_tokens=200)
-    numbers = [batcher.submit(request) for request in requests]
-    tokens: dict[int, list[int]] = {number: [] for number in numbers}
-    ends = {}
-    while not batcher.idle:
-        for event in batcher.step():
-            if isinstance(event, Token):
-                tokens[event.request].append(event.token)
-            else:
-                ends[event.request] = event
-    for number, request in zip(numbers[:-1], requests, strict=False):
-        assert tokens[number] == list(Generation(plain, request.prompt_ids, 12, stop_at_eos=False))
-    assert ends[numbers[-1]] == Finished(numbers[-1], "context")  # the engines' limit, not the model's
-    assert len(tokens[numbers[-1]]) == 3

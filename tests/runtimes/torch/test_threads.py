@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,27 +77,3 @@ def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported, kind: str
     run(session)
     assert seen == [3, 3]
     assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2), "run"
-
-
-def test_sessions_in_two_threads_run_with_a_number_each(exported: Exported) -> None:
-    both_run, both_ready = threading.Barrier(2, timeout=PATIENCE), threading.Barrier(2, timeout=PATIENCE)
-    seen: dict[int, int] = {}
-
-    def work(number: int) -> int:
-        torch.get_num_threads()
-        both_ready.wait()
-        session: Any = open_session(exported()[1], "torch", threads=number)
-
-        def meet(*_: Any) -> None:
-            both_run.wait()
-            seen[number] = torch.get_num_threads()
-
-        session.model.register_forward_pre_hook(meet)
-        session.prefill(PROMPT, session.empty_cache())
-        return torch.get_num_threads()
-
-    exported()
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(work, (2, 3))) == [1, 1]
-    assert seen == {2: 2, 3: 3}
-    assert (torch.get_num_threads(), in_a_new_thread()) == (1, 1)

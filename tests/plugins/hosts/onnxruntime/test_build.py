@@ -25,13 +25,6 @@ def copy(library: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(library, tmp_path))
 
 
-def test_an_up_to_date_library_is_not_rebuilt(library):
-    build.check_ort_library(library)
-    before = library.stat().st_mtime_ns
-    assert build.build_ort_library(library) == (library, False)
-    assert library.stat().st_mtime_ns == before
-
-
 def test_the_fastest_kernels_that_can_run_are_chosen(library, fastest):
     assert fastest == runnable(library)[0]
     assert [name for name in INSTRUCTIONS if name in runnable(library)][-1] == "portable"
@@ -115,15 +108,6 @@ def test_a_failed_build_keeps_the_previous_library(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["library.so"]
 
 
-def test_onnxruntime_root_selects_the_header(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path))
-    with pytest.raises(LucidError, match=r"ONNXRUNTIME_ROOT is .*no include/onnxruntime_c_api\.h"):
-        build.find_ort_headers()
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include" / build.HEADER).touch()
-    assert build.find_ort_headers() == tmp_path / "include"
-
-
 CHECK = """
 #include "ort_abi.h"
 #include <cstddef>
@@ -157,18 +141,6 @@ def test_the_build_command(built_library):
     assert facts["library"] == str(built_library) and not facts["compiled"] and facts["abi"] == build.ORT_ABI
     result = CliRunner().invoke(main, ["plugin", "build", "--target", "onnxruntime"])
     assert result.stdout.startswith(f"Kept {built_library}: ") and facts["instructions"] in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--target", "onnxruntime", "--arch", "8.6"], "for --target tensorrt"),
-        (["--target", "all", "-o", "x.so"], "--output names one library"),
-    ],
-)
-def test_conflicting_options_are_refused(arguments, message):
-    result = CliRunner().invoke(main, ["plugin", "build", *arguments])
-    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_no_function_for_avx512_can_be_shared_with_other_files(tmp_path):

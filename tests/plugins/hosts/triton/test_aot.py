@@ -94,12 +94,6 @@ def test_barriers_order_writing_rows_and_counting_them(compiled):
     assert "bar.sync" in text[seen : text.index("cp.async", seen)]
 
 
-def test_the_second_run_uses_the_cache(compiled, cache, monkeypatch):
-    monkeypatch.setattr(aot, "compile_variant", None)
-    monkeypatch.setattr(aot, "compile_all", lambda work, jobs: iter([]) if not work else pytest.fail("compiled again"))
-    assert compile_some(cache) == compiled
-
-
 def test_a_damaged_cache_entry_is_compiled_again(compiled, cache):
     variant = next(v for v in aot.variants(90) if v.name == compiled[2].variant)
     entry = cache / aot.cache_key(variant, 90)
@@ -120,12 +114,6 @@ def test_more_shared_memory_than_the_chip_has_is_an_error():
     variant = Variant("decode_split_kernel", "float32", constants, 4, 3)
     with pytest.raises(LucidError, match=r"bytes of shared memory and sm_86 has 101376.*tuned\.json"):
         list(aot.compile_all([(variant, 86)], jobs=1))
-
-
-@pytest.mark.parametrize("archs", [[75], [90, 91], []])
-def test_an_unknown_architecture_is_an_error(archs):
-    with pytest.raises(LucidError, match="choose from: 80, 86, 89, 90, 100, 120"):
-        aot.compile_kernels(archs)
 
 
 def test_compiling_processes_end_with_their_parent(tmp_path):

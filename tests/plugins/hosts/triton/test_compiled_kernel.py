@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -51,12 +50,3 @@ def test_a_changed_byte_is_detected(tmp_path: Path, place: int) -> None:
     data[place] ^= 1
     path.write_bytes(data)
     assert load(path) is None
-
-
-def test_a_full_disk_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    save(tmp_path / "entry", KERNELS)
-    assert load(tmp_path / "entry") is None and list(tmp_path.iterdir()) == []

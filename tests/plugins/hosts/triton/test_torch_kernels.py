@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,21 +99,3 @@ def gpu_tensor(dtype: torch.dtype = torch.float16, width: int = 64, tokens: int 
 )
 def test_tensors_that_no_kernel_supports(tensors, reason):
     assert reason in unsupported_reason(*tensors)
-
-
-@pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 1), True)])
-def test_supported_devices(capability, taken, monkeypatch, device):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    reason = unsupported_reason(gpu_tensor())
-    assert (reason is None) == taken
-    assert taken or "compute capability 7.5 is older" in reason
-
-
-def test_without_triton_a_warning_comes_once(monkeypatch, device, recwarn):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "Triton is not installed" in unsupported_reason(gpu_tensor())
-    assert "Triton is not installed" in unsupported_reason(gpu_tensor())
-    # Others may warn meanwhile: a socket of an earlier test, closed by the garbage collector.
-    [warning] = [warning for warning in recwarn.list if "triton" in str(warning.message)]
-    assert 'pip install "triton<4,>=3.7"' in str(warning.message) and "slower" in str(warning.message)
