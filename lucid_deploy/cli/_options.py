@@ -123,7 +123,7 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "ablate": dict(
         type=click.Choice(ABLATIONS),
-        help="With --runtime torch: leave out the preconditioner (Y = V) or the normalization of its keys.",
+        help="With --runtime torch: leave out the preconditioner (Y = V).",
     ),
     "adapter": dict(metavar="NAME", help="Run with this adapter, of those that lucid-deploy adapters list names."),
     "threads": dict(type=int, help="Threads within an operator; default: the runtime's choice."),

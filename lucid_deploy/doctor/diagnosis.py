@@ -96,12 +96,19 @@ def _torch() -> str:
 
 
 def _onnxruntime() -> str:
-    from lucid_deploy.doctor.layer_check import check_layer
+    providers = ", ".join(import_onnxruntime().get_available_providers())
+    return f"{_computes('functions', 'Install another version of onnxruntime')}; providers: {providers}"
 
-    ort = import_onnxruntime()
-    error = check_layer()
-    providers = ", ".join(ort.get_available_providers())
-    return f"computes a layer rightly (relative error {error:.1e}); providers: {providers}"
+
+def _computes(kernels: str, remedy: str) -> str:
+    """Run the conformance cases of small models: a runtime that loads a graph may still compute it wrongly."""
+    from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
+    from lucid_deploy.runtimes.options import RuntimeOptions
+
+    results = run_cases(RuntimeOptions("onnxruntime", kernels=kernels), only="model_")
+    if wrong := [each for each in results if each.status == FAILED]:
+        raise RuntimeError(f"computes {wrong[0].case} wrongly: {wrong[0].remark}. {remedy}, and trust no answer.")
+    return f"computes {sum(each.status == PASSED for each in results)} small models rightly"
 
 
 def _openvino() -> str:
@@ -122,9 +129,7 @@ def _cpu_kernels() -> str:
         import_onnxruntime()
     except ImportError:
         return f"{found}; not tried, without onnxruntime"
-    from lucid_deploy.doctor.layer_check import check_layer
-
-    return f"{found}; computes a layer rightly (relative error {check_layer(library):.1e})"
+    return f"{found}; {_computes('library', 'Build the library again')}"
 
 
 def importable(module: str) -> Callable[[], str]:

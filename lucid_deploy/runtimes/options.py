@@ -11,7 +11,7 @@ from lucid_deploy.processors import allowed_threads
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 KERNELS = ("auto", "functions", "library")
-ABLATIONS = ("preconditioner", "keys")  # of model.ablation
+ABLATIONS = ("preconditioner",)
 MOST_THREADS = 1024  # runtimes start any number of threads, until the machine gives way
 
 

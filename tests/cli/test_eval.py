@@ -72,7 +72,7 @@ def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, unsolved:
         len(expected["wrong"]),
         0,
     )
-    refused = run(demo().directory, "--task", "recall", "--ablate", "keys")
+    refused = run(demo().directory, "--task", "recall", "--ablate", "preconditioner")
     assert refused.exit_code == 2 and "--ablate is for torch" in " ".join(refused.stderr.split())
 
 

@@ -38,7 +38,7 @@ def test_every_field_has_its_option() -> None:
     wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions", "keys", "one")
     assert all(value != getattr(RuntimeOptions(), name) for name, value in asdict(wanted).items())
     words = "--runtime torch --device cuda:1 --threads 3 --allow-extrapolation --provider cuda --kernels functions"
-    words += " --ablate keys --adapter one"
+    words += " --ablate preconditioner --adapter one"
     result = run(*words.split(), "--form", "flat", "--json", "-")
     assert (result.exit_code, result.stdout) == (0, "flat -\n") and seen == [wanted]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lucid_deploy.doctor.diagnosis import CHECKS, Check, run_check
@@ -31,7 +33,7 @@ def test_what_works_is_tried_and_not_only_found() -> None:
     """The solve of equal keys is known: each value less the one before it."""
     found = {check.name: run_check(check) for check in CHECKS if check.name in ("torch", "onnxruntime")}
     assert [finding.status for finding in found.values()] == ["ok", "ok"]
-    assert found["torch"].remark.startswith("solves") and "computes a layer rightly" in found["onnxruntime"].remark
+    assert found["torch"].remark.startswith("solves") and "small models rightly" in found["onnxruntime"].remark
 
 
 def test_a_solve_that_is_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +42,15 @@ def test_a_solve_that_is_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> Non
     found = run_check(check)
     assert (found.status, found.required) == ("broken", True)
     assert "gives [1.0, 3.0, 6.0] instead of [1, 2, 3]" in found.remark
+
+
+def test_an_onnxruntime_that_computes_wrongly_is_broken(monkeypatch: pytest.MonkeyPatch, built_library: Path) -> None:
+    monkeypatch.setattr("lucid_deploy.conformance.runner.relative_error", lambda found, wanted: 1.0)
+    for name, remedy in (("onnxruntime", "Install another version"), ("CPU kernels", "Build the library again")):
+        [check] = [each for each in CHECKS if each.name == name]
+        found = run_check(check)
+        assert found.status == "broken"
+        assert "computes model_decode wrongly: " in found.remark and f"{remedy}" in found.remark
 
 
 def test_an_openvino_that_computes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LUCID, STANDARD, LucidConfig
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
 from lucid_deploy.runtimes.torch import CAPABILITIES
@@ -28,14 +30,13 @@ class TorchRuntime(Runtime):
         return CAPABILITIES
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
-        from lucid_deploy.runtimes.torch.ablation import ablated
         from lucid_deploy.runtimes.torch.artifact_weights import load_adapters, load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
         from lucid_deploy.runtimes.torch.threads import torch_threads
 
         check_cuda(options.device)
         with torch_threads(options.threads):
-            config = artifact.config if options.ablate is None else ablated(artifact.config, options.ablate)
+            config = artifact.config if options.ablate is None else _without_preconditioner(artifact.config)
             model = load_artifact_model(artifact, options.device, config=config)
             rows = load_adapters(artifact, model)
         session = TorchSession(model, options.allow_extrapolation, options.threads, rows)
@@ -55,6 +56,13 @@ class TorchRuntime(Runtime):
 
         check_cuda(options.device)
         return open_torch_graph(model, options)
+
+
+def _without_preconditioner(config: LucidConfig) -> LucidConfig:
+    """Return a configuration with standard attention, Y = V, in the place of LUCID's; the weights stay the same."""
+    if LUCID not in config.kinds:
+        raise LucidError("The model has no LUCID layers, so it can't be run without their preconditioner.")
+    return replace(config, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in config.kinds))
 
 
 def check_cuda(device: str) -> None:
