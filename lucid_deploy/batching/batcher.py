@@ -16,7 +16,7 @@ from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
-from lucid_deploy.generation.prefix_store import PrefixStore
+from lucid_deploy.generation.prefix_store import BLOCK, PrefixStore
 from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Session
@@ -41,13 +41,14 @@ class Batcher:
             one whole prompt a step. Short prompts share a step and are cut where it is full. Where something is rounded
             (:attr:`Session.rounds`) a prompt is cut at multiples of this number only, as it is alone.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
-            begins like an earlier one, or continues its answer, does not run that part again; 0: off.
+            begins like an earlier one, or continues its answer, does not run those blocks again; 0: off.
         drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
             right; None: every row decodes one.
 
     Attributes:
         marks: The phases that requests entered in the last step, or in the last of its :meth:`parts`.
         drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
+        store: The stored prefixes.
     """
 
     def __init__(
@@ -76,13 +77,12 @@ class Batcher:
         self.prompt_tokens_reused = 0
         self.marks: list[Mark] = []
         self._chooser = Chooser(session, self.drafts)
-        self._store = PrefixStore(session, prefix_tokens)
+        self.store = PrefixStore(session, prefix_tokens)
+        self._stores_states = prefix_tokens > 0 and self.store.has_states
         # Where a prompt is cut must not depend on the prompts beside it if that changes numbers: tokens of one call see
-        # each other before the cache rounds them, and sums in another order differ in half precision. Caches that
-        # cannot be cut back are stored at set lengths, which such cuts make.
-        self._fixed_cuts = session.rounds or (
-            prefix_tokens > 0 and any(not tensor.has_tokens for layer in session.layout for tensor in layer)
-        )
+        # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
+        # are stored at the end of a chunk, and are found again where other prompts are cut there too.
+        self._fixed_cuts = session.rounds or self._stores_states
         # A request is in one of these four. Filling is the one whose prompt runs.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: Row | None = None
@@ -117,7 +117,7 @@ class Batcher:
     @property
     def cached_tokens(self) -> int:
         """Tokens in the store of prefixes."""
-        return self._store.tokens
+        return self.store.tokens
 
     def submit(self, request: Request) -> int:
         """Queue a request; return its number, which all of its events carry."""
@@ -181,7 +181,7 @@ class Batcher:
             row = self._filling
             assert row is not None and row.cache is not None
             prompt, done = row.request.prompt_ids, len(row.ids)
-            part = prompt[done:] if self.prefill_chunk is None else prompt[done : done + self.prefill_chunk]
+            part = prompt[done : self._chunk_end(row)]
             if budget is not None and len(part) > budget:
                 if self._fixed_cuts:
                     return
@@ -205,6 +205,19 @@ class Batcher:
             if budget is None:
                 return
 
+    def _chunk_end(self, row: Row) -> int:
+        """Return where the next chunk of a row's prompt ends at the latest."""
+        done, end = len(row.ids), len(row.request.prompt_ids)
+        if self.prefill_chunk is not None:
+            end = min(end, done + self.prefill_chunk - (done % self.prefill_chunk if self._fixed_cuts else 0))
+        border = self._last_border(row)
+        return min(end, border) if self._stores_states and done < border else end
+
+    @staticmethod
+    def _last_border(row: Row) -> int:
+        """Return the most tokens of a row's prompt that can be found in the store: its last token must run."""
+        return (len(row.request.prompt_ids) - 1) // BLOCK * BLOCK
+
     def _start_next(self, events: list[Event]) -> bool:
         """Give a row to the next waiting request whose guide is ready, if it has one; return whether one started."""
         for number in self._next_in_line():
@@ -218,11 +231,10 @@ class Batcher:
                 continue
             most = len(request.prompt_ids) - 1  # the last token gives the logits
             adapter = self.session.adapter_id(request.adapter)
-            cache = self._store.find(request.prompt_ids, most, request.cache_owner, adapter)
-            if cache is None:
-                cache = self.session.empty_cache(1, np.array([adapter], np.int64))
+            cache, blocks = self.store.find(request.prompt_ids, most, request.cache_owner, adapter)
             ids = list(request.prompt_ids[: cache.length])
-            self._filling = Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
+            sampler = Sampler(request.sampling, request.prompt_ids)
+            self._filling = Row(number, request, sampler, guide, cache, ids, blocks)
             del self._waiting[number]
             self._opened.pop(number, None)
             self.prompt_tokens_reused += len(ids)
@@ -244,9 +256,10 @@ class Batcher:
         return sorted(found, key=lambda number: held[self._waiting[number].client])
 
     def _store_beginning(self, row: Row) -> None:
-        """Store what has run of a prompt if a longer cache cannot give it: at 1, 2, 4, … chunks."""
+        """Store rings and states of a prompt that runs: after 1, 2, 4, … chunks and at the last border of a block."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
-        if not rest and not chunks & (chunks - 1) and not self._store.gives_beginnings(len(row.ids) + 1):
+        is_stored = not rest and not chunks & (chunks - 1)
+        if self._stores_states and (is_stored or len(row.ids) == self._last_border(row)):
             self._store_row(row)
 
     def _start_drafter(self, row: Row) -> None:
@@ -312,7 +325,7 @@ class Batcher:
 
     def _pause(self, row: Row) -> None:
         """Take a row whose mask is not ready out of the running ones."""
-        row.cache = self._pool.take(row.number)
+        row.cache = self.session.fork(self._pool.view(row.number))
         row.pauses += 1
         row.resume_at = self._steps + min(row.pauses, MOST_STEPS_AWAY)
         self._pool.leave(row.number)
@@ -351,14 +364,17 @@ class Batcher:
         """Take a request out of wherever it is, and store its cache for later prompts if it is sound."""
         if number in self._running:
             row = self._running.pop(number)
-            if self._store.budget >= len(row.ids) and not end.failed:
+            if not end.failed:
                 self._store_row(row)
+            self.store.release(row.blocks)
             self._pool.leave(number)
         elif number in self._paused:
             row = self._paused.pop(number)
             if not end.failed:
                 self._store_row(row)
-        elif self._is_filling(number):
+            self.store.release(row.blocks)
+        elif self._filling is not None and self._filling.number == number:
+            self.store.release(self._filling.blocks)
             self._filling = None
         else:
             del self._waiting[number]
@@ -366,8 +382,9 @@ class Batcher:
         events.append(end)
 
     def _store_row(self, row: Row) -> None:
-        cache = self._pool.take(row.number) if row.cache is None else row.cache
-        self._store.add(row.ids, cache, row.request.cache_owner)
+        if self.store.takes(len(row.ids)):
+            cache = self._pool.view(row.number) if row.cache is None else row.cache
+            self.store.add(row.ids, cache, row.request.cache_owner)
 
     def _is_filling(self, number: int) -> bool:
         return self._filling is not None and self._filling.number == number

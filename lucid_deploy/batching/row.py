@@ -13,6 +13,7 @@ from lucid_deploy.batching.request import Event, Finished, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
 from lucid_deploy.generation.guide import Guide
+from lucid_deploy.generation.prefix_store import Block
 from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
 from lucid_deploy.generation.speculation import (
     DraftCounts,
@@ -30,6 +31,7 @@ class Row:
     Attributes:
         cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
         ids: Tokens in its cache.
+        blocks: The stored blocks that its prompt began with.
         next: The token to run next.
         count: New tokens so far.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
@@ -44,6 +46,7 @@ class Row:
     guide: Guide | None
     cache: Cache[Any] | None
     ids: list[int] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     drafter: Drafter | None = None
     next: int = 0
     count: int = 0

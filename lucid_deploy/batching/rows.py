@@ -35,8 +35,8 @@ class Rows(ABC):
         """Remove a row."""
 
     @abstractmethod
-    def take(self, key: int) -> Cache[Any]:
-        """Return a copy of a row's cache."""
+    def view(self, key: int) -> Cache[Any]:
+        """Return a row's cache, which may share memory with the running rows: copy it before the next step."""
 
     @abstractmethod
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
@@ -99,9 +99,9 @@ class MergedRows(Rows):
         if self._left.issuperset(self._keys):  # nobody is left to wait for
             self._cache, self._keys, self._left = None, [], set()
 
-    def take(self, key: int) -> Cache[Any]:
+    def view(self, key: int) -> Cache[Any]:
         if key in self._joined:
-            return self._session.fork(self._joined[key])
+            return self._joined[key]
         assert self._cache is not None
         return cache_of_rows(self._session, row_layers(self._session, self._cache, [self._keys.index(key)]))
 
@@ -181,11 +181,11 @@ class StaticRows(Rows):
             held(tensor, buffer[slot : slot + 1], written)[:] = 0  # what is masked is still multiplied, by zero
         self._slots[slot] = None
 
-    def take(self, key: int) -> Cache[Any]:
+    def view(self, key: int) -> Cache[Any]:
         slot = self._slots.index(key)
         length = int(self._lengths[slot])
         layers = [
-            tuple(held(t, buffer[slot : slot + 1], length).copy() for t, buffer in zip(layout, layer, strict=True))
+            tuple(held(t, buffer[slot : slot + 1], length) for t, buffer in zip(layout, layer, strict=True))
             for layout, layer in zip(self._decoding.layout, self._layers, strict=True)
         ]
         return Cache(np.ones((1, length), dtype=bool), layers, self._adapters[slot : slot + 1].copy())

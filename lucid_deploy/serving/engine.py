@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.artifact.read import ArtifactWatch
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -366,13 +365,11 @@ def open_checked(directory: str) -> Artifact:
 def _prefix_tokens(session: Session[Any]) -> int:
     """Return how many tokens of stored prefixes :data:`PREFIX_BYTES` hold, at most :data:`PREFIX_TOKENS`.
 
-    Beginnings of a text with states or windows are stored apart, each with all of its state, and engines' caches lie in
-    the GPU's memory: there it must be asked for.
+    Caches of engines lie in the GPU's memory, and storing copies them to the computer's: there it must be asked for.
     """
-    only_rows = all(tensor.sort == "rows" for layer in session.layout for tensor in layer)
-    if not only_rows or session.limits is not None:
-        return 0
-    return min(PREFIX_BYTES // bytes_per_token(session.layout), PREFIX_TOKENS)
+    from lucid_deploy.generation.prefix_store import token_bytes
+
+    return 0 if session.limits is not None else min(PREFIX_BYTES // token_bytes(session.layout), PREFIX_TOKENS)
 
 
 def make_engine(options: EngineOptions) -> Engine:

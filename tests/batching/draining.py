@@ -7,7 +7,10 @@ from lucid_deploy.batching.request import Finished, Token
 
 
 def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int, list[int]], dict[int, Finished]]:
-    """Return the tokens and the end of each request; add the tokens that were drafted to a list."""
+    """Return the tokens and the end of each request; add the tokens that were drafted to a list.
+
+    An idle batcher must hold no stored block.
+    """
     tokens: dict[int, list[int]] = {}
     ends: dict[int, Finished] = {}
     while not batcher.idle:
@@ -19,4 +22,6 @@ def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int,
                     drafted.append(event.token)
             else:
                 ends[event.request] = event
+    batcher.store.check_integrity()
+    assert not batcher.store.readers
     return tokens, ends

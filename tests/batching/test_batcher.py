@@ -128,7 +128,7 @@ def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[
 
 
 def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static: Session[Any]) -> None:
-    batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=100)
+    batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=100)  # of 40 tokens, a block of 32 is stored
     numbers = [batcher.submit(Request(prompt(40), 2, stop_at_eos=False)) for _ in range(2)]
     found: list[tuple[int, str, int]] = []
     times, steps = [], 0
@@ -142,7 +142,7 @@ def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static
     assert found == [
         (numbers[0], "prefill", 0),
         (numbers[0], "decode", 0),
-        (numbers[1], "prefill", 39),
+        (numbers[1], "prefill", 32),
         (numbers[1], "decode", 0),
     ]
     assert times == sorted(times)
@@ -232,8 +232,8 @@ def test_a_batcher_refuses(options: dict[str, int], message: str, static: Sessio
 
 def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
     batcher = Batcher(session, rows=2, prefix_tokens=400)
-    system = prompt(60)
-    first = Request([*system, 3, 4], 10, stop_at_eos=False)
+    system = prompt(70)
+    first = Request([*system, *prompt(25, 1)], 10, stop_at_eos=False)
     batcher.submit(first)
     answer = drain(batcher)[0][0]
     second = Request([*first.prompt_ids, *answer, 9, 9], 10, stop_at_eos=False)  # the next turn of a conversation
@@ -241,7 +241,7 @@ def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
     for number, request in enumerate((second, third, first), start=1):
         assert batcher.submit(request) == number
     tokens, _ = drain(batcher)
-    assert batcher.prompt_tokens_reused == (62 + 9) + 60 + 61  # all of the last answer's tokens but its last were run
+    assert batcher.prompt_tokens_reused == 96 + 64 + 64  # whole blocks of 32, one of which ends with the answer
     for number, request in enumerate((second, third, first), start=1):
         assert tokens[number] == alone(session, request)[0]
     assert 0 < batcher.cached_tokens <= 400

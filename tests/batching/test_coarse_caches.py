@@ -82,7 +82,7 @@ def test_rows_are_copied_bit_by_bit(session: Session[Any]) -> None:
     for key, cache in enumerate(caches):
         pool.join(key, cache)
     pool.leave(1)
-    assert all(equal(stored(pool.take(key)), alone[key]) for key in (0, 2))
+    assert all(equal(stored(pool.view(key)), alone[key]) for key in (0, 2))
 
 
 @pytest.mark.parametrize("chunk", [None, 16])

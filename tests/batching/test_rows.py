@@ -49,7 +49,7 @@ class Driver:
                 self.logits[key].append(logits)
 
     def finish(self, lone: Lone, key: int) -> None:
-        lone.check(key % 10, self.session, self.rows.take(key), 0, self.logits.pop(key))
+        lone.check(key % 10, self.session, self.rows.view(key), 0, self.logits.pop(key))
         self.rows.leave(key)
 
 

@@ -31,8 +31,8 @@ def prompts() -> list[list[int]]:
     """Six prompts that repeat few tokens, so that keys resemble each other; two begin like the first."""
     rng = np.random.default_rng(4)
     few = rng.integers(2, 97, 9)
-    made = [rng.choice(few, length).tolist() for length in (24, 13, 31, 7)]
-    return [*made, [*made[0][:17], 5, 90, 3], [*made[0][:20], 11]]
+    made = [rng.choice(few, length).tolist() for length in (44, 13, 31, 7)]
+    return [*made, [*made[0][:37], 5, 90, 3], [*made[0][:40], 11]]
 
 
 def serve(session: Session[Any], asked: list[Request], prefix_tokens: int = 200) -> list[ServedAnswer]:
@@ -127,5 +127,5 @@ def test_drawn_answers_differ_and_a_kept_one_is_found(exported: Exported) -> Non
     answers = serve(session, [request] * REPEATS)
     assert not repeated(answers) and not faults(session, answers)
     assert repeated(answers[:1] * REPEATS) == [
-        "3 answers to one prompt of 24 tokens, each drawn at random, are the same"
+        "3 answers to one prompt of 44 tokens, each drawn at random, are the same"
     ]

@@ -134,7 +134,7 @@ def test_classes_of_transformers_have_adapters_of_each_row(tmp_path: Path) -> No
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_requests_with_different_adapters_share_a_batch(made: dict[str, Any], static: Artifact, cache: str) -> None:
     session = open_session(made["artifact"] if cache == "growing" else static)
-    names, prompt = ("one", "base", "two", "one", None), IDS[0].tolist()
+    names, prompt = ("one", "base", "two", "one", None), IDS[0].tolist() * 3  # of 36 tokens, a block is stored
     alone: dict[str | None, list[float]] = {}
     for name in {*names}:
         row, alone[name] = session.empty_cache(1, np.array([session.adapter_id(name)])), []

@@ -1,106 +1,170 @@
-"""Whose stored prefixes are found. What is found is tested beside the other operations on caches, in sessions."""
+"""Which blocks a store finds, holds and drops, on caches whose rows follow from all tokens before them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.layout import CacheTensor, held
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.prefix_store import PrefixStore
+from lucid_deploy.generation.prefix_store import BLOCK, PrefixStore
 from lucid_deploy.runtimes.session import Cache
 
-TEXT = list(range(1, 21))
+ROWS = CacheTensor("key", "float32", (2, 3))
+STATE = CacheTensor("recurrent_state", "float32", (2, 5), "state")
+RING = CacheTensor("value", "float32", (2, 3), "ring", 40)
+TEXT = [7, 3, 11, 3] * (4 * BLOCK // 4)  # equal blocks, one behind the other
+OTHER = [token + 1 for token in TEXT[:BLOCK]]
 
 
-class CountingSession:
-    """The operations on caches that a store needs, on caches without layers."""
+class FakeSession:
+    """A session with numpy caches and the layers that a test names."""
 
-    layout: tuple[Any, ...] = ()
+    def __init__(self, *tensors: CacheTensor) -> None:
+        self.layout, self.in_place = (tensors,), self
 
-    def fork(self, cache: Cache[Any]) -> Cache[Any]:
-        return Cache(cache.mask.copy(), [])
+    def empty_cache(self, batch: int, adapters: np.ndarray) -> Cache[Any]:
+        return self.cache([], int(adapters[0]))
 
-    def truncate(self, cache: Cache[Any], length: int) -> None:
-        cache.mask = cache.mask[:, :length]
-
-
-def cache_of(tokens: int) -> Cache[Any]:
-    return Cache(np.ones((1, tokens), dtype=bool), [])
-
-
-def store(budget: int = 100) -> PrefixStore:
-    session: Any = CountingSession()
-    return PrefixStore(session, budget)
-
-
-def found(kept: PrefixStore, ids: list[int], owner: str = "") -> int:
-    """Return how many tokens are found."""
-    cache = kept.find(ids, owner=owner)
-    return 0 if cache is None else cache.length
-
-
-def test_owners_do_not_find_each_others_texts() -> None:
-    kept = store()
-    kept.add(TEXT, cache_of(20), "a")
-    assert found(kept, TEXT, "a") == 20
-    assert found(kept, [*TEXT[:7], 0], "a") == 7
-    for owner in ("b", "", "a "):
-        assert found(kept, TEXT, owner) == 0
+    def cache(self, ids: Sequence[int], adapter: int = 0) -> Cache[Any]:
+        """The cache of a text, with room behind rows and in front of a ring, as decoding leaves it."""
+        sums = np.cumsum((np.array(ids, np.float32) + 1) * np.arange(1, len(ids) + 1))  # of all tokens so far
+        rows = np.broadcast_to(sums[:, None], (1, 2, len(ids), 3))
+        layer = []
+        for tensor in self.layout[0]:
+            if tensor.sort == "rows":
+                layer.append(np.pad(rows, [(0, 0), (0, 0), (0, 5), (0, 0)], constant_values=np.nan))
+            elif tensor.sort == "ring":
+                newest = rows[:, :, max(0, len(ids) - 40) :]
+                front = 40 - newest.shape[2]
+                layer.append(np.pad(newest, [(0, 0), (0, 0), (front, 0), (0, 0)], constant_values=np.nan))
+            else:
+                layer.append(np.full((1, 2, 5), sums[-1] if len(sums) else 0, np.float32))
+        return Cache(np.ones((1, len(ids)), dtype=bool), [tuple(layer)], np.array([adapter]))
 
 
-def test_the_same_text_of_two_owners_is_kept_twice() -> None:
-    kept = store()
-    kept.add(TEXT, cache_of(20), "a")
-    kept.add(TEXT[:10], cache_of(10), "b")
-    assert (len(kept), kept.tokens) == (2, 30)
-    assert (found(kept, TEXT, "a"), found(kept, TEXT, "b")) == (20, 10)
-    kept.add(TEXT, cache_of(20), "b")  # takes the place of its own beginning alone
-    assert (len(kept), kept.tokens) == (2, 40)
+def make(budget: int = 10 * BLOCK, *tensors: CacheTensor) -> tuple[PrefixStore, FakeSession]:
+    session: Any = FakeSession(*(tensors or (ROWS,)))
+    return PrefixStore(session, budget), session
 
 
-def test_owners_share_the_budget() -> None:
-    kept = store(budget=45)
-    for owner in ("a", "b", "c"):
-        kept.add(TEXT, cache_of(20), owner)
-    assert [found(kept, TEXT, owner) for owner in ("a", "b", "c")] == [0, 20, 20]
+def add(store: PrefixStore, ids: list[int], owner: str = "", adapter: int = 0) -> None:
+    session: Any = store._session
+    store.add(ids, session.cache(ids, adapter), owner)
+    store.check_integrity()
 
 
-def test_a_cache_that_cannot_be_cut_back_is_found_by_longer_texts_only() -> None:
-    """And it takes no other's place: its beginnings are kept beside it."""
-    session: Any = CountingSession()
-    session.layout = ((CacheTensor("recurrent_state", "float32", (2, 4, 4), "state"),),)
-    kept = PrefixStore(session, 100)
-    assert not kept.gives_beginnings(20)
-    kept.add(TEXT, cache_of(20))
-    kept.add(TEXT[:8], cache_of(8))
-    assert (len(kept), kept.tokens) == (2, 28)
-    assert found(kept, [*TEXT, 5, 5]) == 20
-    assert found(kept, TEXT[:19]) == 8  # not the 19 that the longer text begins with
-    assert found(kept, [*TEXT[:12], 0]) == 8 and found(kept, TEXT[:7]) == 0
+def found(store: PrefixStore, ids: list[int], owner: str = "", adapter: int = 0) -> int:
+    """Return how many blocks are found, after checking their rows, rings and states."""
+    session: Any = store._session
+    cache, blocks = store.find(ids, owner=owner, adapter=adapter)
+    store.check_integrity()
+    store.release(blocks)
+    assert cache.length == len(blocks) * BLOCK and cache.adapter_ids.tolist() == [adapter]
+    wanted = session.cache(ids[: cache.length], adapter)
+    for tensor, ours, theirs in zip(session.layout[0], cache.layers[0], wanted.layers[0], strict=True):
+        np.testing.assert_array_equal(held(tensor, ours, cache.length), held(tensor, theirs, cache.length))
+    return len(blocks)
 
 
-def test_a_full_window_is_such_a_cache_and_one_that_is_not_full_is_none() -> None:
-    session: Any = CountingSession()
-    session.layout = ((CacheTensor("key", "float32", (2, 4), "ring", 10),),)
-    kept = PrefixStore(session, 100)
-    assert kept.gives_beginnings(10) and not kept.gives_beginnings(11)
-    kept.add(TEXT[:10], cache_of(10))
-    kept.add(TEXT, cache_of(20))
-    assert (found(kept, TEXT[:15]), found(kept, TEXT[:4]), len(kept)) == (10, 4, 2)
+def test_a_text_is_found_by_its_whole_blocks_behind_the_same_beginning() -> None:
+    store, _ = make()
+    add(store, [*TEXT, 5, 5])
+    assert store.tokens == len(TEXT)
+    assert [found(store, TEXT[:count]) for count in (31, 32, 63, 96, 128)] == [0, 1, 1, 3, 4]
+    assert found(store, [*TEXT[: 2 * BLOCK], *OTHER]) == 2
+    assert found(store, TEXT[1:]) == found(store, [*OTHER, *TEXT]) == 0
+    assert store.find(TEXT, most=len(TEXT) - 1)[0].length == 3 * BLOCK
 
 
-def test_a_budget_below_nothing_is_refused() -> None:
-    with pytest.raises(LucidError, match="0 tokens or more"):
-        store(-1)
+def test_what_texts_begin_with_in_common_is_stored_once() -> None:
+    store, _ = make()
+    add(store, TEXT)
+    add(store, [*TEXT, *OTHER])
+    add(store, [*TEXT[:BLOCK], *OTHER, *TEXT[:BLOCK]])
+    assert store.tokens == (4 + 1 + 2) * BLOCK
+    assert found(store, [*TEXT, *OTHER, 9]) == 5 and found(store, [*TEXT[:BLOCK], *OTHER, *TEXT]) == 3
 
 
-def test_a_cleared_store_keeps_nothing_and_takes_more() -> None:
-    kept = store()
-    kept.add(TEXT, cache_of(20))
-    kept.clear()
-    assert (kept.tokens, found(kept, TEXT)) == (0, 0)
-    kept.add(TEXT, cache_of(20))
-    assert found(kept, TEXT) == 20
+def test_owners_and_adapters_find_nothing_of_each_other() -> None:
+    store, _ = make()
+    add(store, TEXT, "a", adapter=1)
+    for owner, adapter in (("b", 1), ("", 1), ("a ", 1), ("a", 0), ("a", 2)):
+        assert found(store, TEXT, owner, adapter) == 0
+    add(store, TEXT[:BLOCK], "b", adapter=1)
+    assert store.tokens == 5 * BLOCK and found(store, TEXT, "a", 1) == 4 and found(store, TEXT, "b", 1) == 1
+
+
+def test_the_least_recently_used_leaf_is_dropped_first() -> None:
+    store, _ = make(6 * BLOCK)
+    add(store, TEXT)
+    add(store, [*OTHER, *TEXT[:BLOCK]])
+    assert found(store, TEXT) == 4
+    add(store, [*TEXT[:BLOCK], *OTHER], "another")
+    assert (found(store, OTHER), found(store, TEXT), store.tokens) == (0, 4, 6 * BLOCK)
+    add(store, [*OTHER, *OTHER])  # of TEXT, used last, the other one's blocks are older
+    assert (found(store, TEXT), found(store, TEXT, "another")) == (4, 0)
+    add(store, OTHER * 5)  # three more blocks than the two that are there
+    assert (found(store, OTHER * 6), found(store, TEXT)) == (5, 1)
+
+
+def test_blocks_that_are_read_stay() -> None:
+    store, _ = make(4 * BLOCK)
+    add(store, TEXT)
+    _, first = store.find(TEXT)
+    _, second = store.find(TEXT, most=2 * BLOCK)
+    add(store, OTHER * 4)
+    assert (found(store, TEXT), found(store, OTHER)) == (4, 0)
+    store.release(first)
+    add(store, OTHER * 4)  # its beginning, as far as there is room
+    assert (found(store, TEXT), found(store, OTHER * 4), store.readers) == (2, 2, 2)
+    store.release(second)
+    add(store, OTHER * 4)
+    assert (found(store, TEXT), found(store, OTHER * 4), store.readers) == (0, 4, 0)
+
+
+def test_states_are_found_where_they_were_stored() -> None:
+    store, _ = make(20 * BLOCK, ROWS, RING, STATE)
+    assert not store.takes(BLOCK + 1) and store.takes(2 * BLOCK)
+    add(store, TEXT[: 3 * BLOCK])
+    add(store, TEXT[:BLOCK])  # its rows are there, its state is not
+    add(store, TEXT)
+    assert [found(store, TEXT[:count]) for count in (32, 64, 95, 96, 127, 128)] == [1, 1, 1, 3, 3, 4]
+    add(store, [*TEXT, 5])
+    assert store.tokens == 4 * BLOCK
+    cache, _ = store.find(TEXT)
+    cache.layers[0][2][:] = 0  # a state is written in place while a request runs
+    assert found(store, TEXT) == 4
+
+
+def test_states_count_as_much_as_they_hold() -> None:
+    """A ring of 40 rows and a state of 10 numbers beside rows of 6 take two blocks' memory."""
+    store, _ = make(6 * BLOCK, ROWS, RING, STATE)
+    add(store, TEXT)
+    assert found(store, TEXT) == 4
+    add(store, OTHER)
+    assert (found(store, TEXT), found(store, OTHER)) == (0, 1)
+    add(store, OTHER * 5)  # never fits with its state: nothing is dropped for it
+    assert found(store, OTHER) == 1
+    store, _ = make(2 * BLOCK, STATE)
+    for text in (TEXT, OTHER, TEXT[:BLOCK]):
+        add(store, text)
+    assert (store.tokens, found(store, TEXT)) == (BLOCK, 1)
+
+
+@pytest.mark.parametrize(("budget", "message"), [(-1, "0 tokens or more"), (10**14, r"would take .* GiB; this mach")])
+def test_impossible_budgets_are_refused(budget: int, message: str) -> None:
+    with pytest.raises(LucidError, match=message):
+        make(budget)
+
+
+def test_only_whole_texts_are_stored() -> None:
+    store, session = make()
+    with pytest.raises(LucidError, match="one row without padding"):
+        store.add(TEXT[:-1], session.cache(TEXT))
+    store, session = make(BLOCK - 1)
+    add(store, TEXT)
+    assert (store.tokens, found(store, TEXT)) == (0, 0)

@@ -9,7 +9,7 @@ import openai
 
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
-SECRET = PROMPT.replace("owl has blue", "swan has heavy")
+SECRET = " ".join([PROMPT.replace("owl has blue", "swan has heavy")] * 3)  # of more than a block
 REUSED = "lucid_prompt_tokens_reused_total"
 
 
