@@ -1,15 +1,15 @@
-"""Connections: uvicorn's protocol, with bounds on how many are open, what they send and how long they wait."""
+"""Connections: uvicorn's protocol, with bounds on how many are open, what they send and how long they wait.
+
+A connection that exceeds a bound is cut without an answer: a reverse proxy has the words for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-
-from lucid_deploy.serving.errors import ApiError, unavailable
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 READ_BYTES = 1 << 10  # parsed at once, before other connections get a turn; also bounds pipelined requests
 MOST_FRAMING = 64 << 10  # bytes of a head, or of chunk sizes and trailers beyond twice the body
@@ -38,7 +38,6 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._buffer = bytearray(READ_BYTES)
         self._timer: asyncio.TimerHandle | None = None
         self._received = self._body = 0  # bytes of the request that arrives now, and those of them that are its body
-        self._refused = False  # ignore what the client still sends
 
     @property
     def answered(self) -> bool:
@@ -53,32 +52,25 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        limits = self._limits
-        if len(self.connections) > limits.most:
-            if not limits.waiting:
-                self._refuse(unavailable("The server has too many connections. Try again.", "too_many_connections"))
-                return
-            next(iter(limits.waiting)).drop()
         self._update_waiting()
+        if len(self.connections) > self._limits.most:
+            next(iter(self._limits.waiting)).drop()  # this one itself, if requests are being answered on all others
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._cancel_request()  # uvicorn cancels only the latest one, which may be queued behind others
         self._set_waiting(False)
+        if self._current is not None and not self.answered:  # uvicorn tells only the last request in the pipeline
+            self._current.disconnected = True
+            self._current.message_event.set()
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._refused:
-            return
         self._received += nbytes
         self.data_received(bytes(self._buffer[:nbytes]))
-        if self._received > MOST_FRAMING + 2 * self._body and not self._refused:
-            if self._body:
-                self._refuse(ApiError(400, "The body's chunks are too small. Send it in larger ones."))
-            else:
-                self._refuse(ApiError(431, "The request's head is too large."))
+        if self._received > MOST_FRAMING + 2 * self._body:
+            self.drop()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -112,9 +104,6 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Ignore Upgrade headers, as HTTP allows: Java's client asks for h2c with each connection's first request."""
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(ApiError(400, "The request is not valid HTTP."))
-
     def _update_waiting(self) -> None:
         current = self._current
         arriving = current is None or current.response_complete or current.more_body
@@ -127,33 +116,4 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._timer.cancel()
         if waiting:
             self._limits.waiting[self] = None
-        self._timer = self.loop.call_later(self._limits.idle_seconds, self._time_is_up) if waiting else None
-
-    def _time_is_up(self) -> None:
-        if self._received and not self._refused:
-            self._refuse(ApiError(408, "The request did not arrive in time.", "timeout"))
-        else:
-            self.drop()
-
-    def _refuse(self, error: ApiError) -> None:
-        """Send an error without asking the application, and end the connection."""
-        begun = self._current is not None and not self.answered and self._current.response_started
-        self._refused = True
-        self._cancel_request()
-        self._current = None
-        self.pipeline.clear()
-        if not begun:
-            body = json.dumps(error.body()).encode()
-            headers = {"content-type": "application/json", "content-length": len(body), "connection": "close"}
-            lines = [f"{name}: {value}\r\n" for name, value in {**headers, **error.headers}.items()]
-            self.transport.write(STATUS_LINE[error.status] + "".join(lines).encode() + b"\r\n" + body)
-        self.flow.resume_reading()
-        self.transport.write_eof()  # closing would reset a connection on which the client still sends
-        self._update_waiting()
-
-    def _cancel_request(self) -> None:
-        """Tell the application that its client has left."""
-        if self._current is not None and not self.answered:
-            self._current.disconnected = True
-            self._current.waiting_for_100_continue = False  # or uvicorn would write it after the end
-            self._current.message_event.set()
+        self._timer = self.loop.call_later(self._limits.idle_seconds, self.drop) if waiting else None

@@ -23,6 +23,7 @@ NEUTRAL: dict[str, list[Any]] = {
     "service_tier": ["auto", "default"],
     "stream_options.include_obfuscation": [False],
     "suffix": [""],
+    "best_of": [1],
     "functions": [[]],
     "function_call": ["none", "auto"],
     "modalities": [["text"]],
@@ -136,7 +137,6 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
     logprobs: Logprobs = None
     echo: Annotated[bool, about("Put the prompt in front of the answer.")] | None = None
-    best_of: Annotated[int, about("Not supported: as many as n only.")] | None = None
 
 
 class TextPart(Fields, kw_only=True, frozen=True):

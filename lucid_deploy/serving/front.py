@@ -21,7 +21,7 @@ from lucid_deploy.artifact import MANIFEST
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import EngineOptions, open_checked
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, unavailable
+from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, shutting_down, unavailable
 from lucid_deploy.serving.jobs import LocalBackend, RowMark
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
@@ -134,7 +134,7 @@ class Service:
     def check_ready(self) -> None:
         """Refuse requests while loading, stopping or broken."""
         if self.draining:
-            raise unavailable("The server is shutting down.", "shutting_down")
+            raise shutting_down()
         if self.backend.state != "ready":
             raise unavailable(*STATES[self.backend.state])
 
@@ -220,24 +220,21 @@ class Exchange:
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Do some work once the body is there; cancel it when the client leaves, time is over or the server ends."""
         seconds = self.service.limits.seconds
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(self._until_gone())
-        ending = asyncio.ensure_future(self.service.ending.wait())
-        everyone: set[asyncio.Future[Any]] = {task, gone, ending}
+        task, gone, ending = map(asyncio.ensure_future, (work, self._until_gone(), self.service.ending.wait()))
         try:
             left = max(0.0, seconds - (time.perf_counter() - self.started))
-            await asyncio.wait(everyone, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task, gone, ending], timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             if gone.done():
                 raise ClientGone
             if ending.done():
-                raise unavailable("The server is shutting down.", "shutting_down")
+                raise shutting_down()
             raise ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")
         finally:
-            for future in everyone:
+            for future in (task, gone, ending):
                 future.cancel()
-            await asyncio.gather(*everyone, return_exceptions=True)
+            await asyncio.gather(task, gone, ending, return_exceptions=True)
 
     async def _until_gone(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

@@ -104,8 +104,8 @@ class LocalBackend:
         """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
-    async def solving_layers(self) -> list[dict[str, Any]]:
-        """Return the layers that solve a system: ``layer`` and ``heads``, the number of key/value heads."""
+    async def solving_layers(self) -> list[dict[str, int]]:
+        """Return the layers that solve a system, and the number of their key/value heads."""
         from lucid_deploy.runtimes.solve_weights import solving_layers
 
         found = await self._call(lambda batcher: solving_layers(batcher.session))
@@ -136,14 +136,9 @@ class LocalBackend:
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels what still runs."""
         rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
+        stream = self.engine.submit(requests_of(job))
         try:
-            stream = self.engine.submit(requests_of(job))
-        except RefusedError as error:
-            yield [error.refusal]
-            return
-        try:
-            now = time.time_ns()
-            yield [RowMark(row, "queue", now) for row in rows]
+            yield [RowMark(row, "queue", time.time_ns()) for row in rows]
             while rows:
                 out: list[Event] = []
                 for number, event in await stream.next():
@@ -151,11 +146,10 @@ class LocalBackend:
                         continue
                     self._drafted += getattr(event, "drafted", False)
                     try:
-                        events, done = rows[number].take(event)
+                        out += rows[number].take(event)
                     except LucidError as error:  # of the tokenizer
-                        events, done = [RowEnd(number, "error", str(error))], True
-                    out += events
-                    if done:
+                        out.append(RowEnd(number, "error", str(error)))
+                    if isinstance(out[-1], RowEnd):
                         del rows[number]
                         stream.cancel(number)
                 if out:
@@ -197,25 +191,22 @@ class RowText:
         self._pieces = AnswerPieces(row, text, token_texts, job.top_logprobs is not None, job.tokens_as_ids)
         self._row, self._reused = row, 0
 
-    def take(self, event: Mark | Token | Finished | Refusal) -> tuple[list[Event], bool]:
-        """Return what an event of the engine means to the client, and whether the generation is over."""
+    def take(self, event: Mark | Token | Finished | Refusal) -> list[Event]:
+        """Return what an event of the engine means to the client; a RowEnd is the last."""
         from lucid_deploy.batching import Mark, Token
 
         if isinstance(event, Mark):
             self._reused += event.reused
-            return [RowMark(self._row, event.phase, event.at, event.reused)], False
-        if isinstance(event, Token):
-            piece = self._pieces.push(event.token, event.logprob, event.top)
-            return ([piece, self._end("stop")], True) if self._pieces.stopped else ([piece], False)
+            return [RowMark(self._row, event.phase, event.at, event.reused)]
         if isinstance(event, Refusal):
-            return [RowEnd(self._row, "invalid" if event.kind == "invalid" else "error", event.message)], True
-        if event.reason == "refused":
-            return [RowEnd(self._row, "invalid", event.error or "")], True
-        if event.reason not in ENDS:
-            return [RowEnd(self._row, "error", event.error or f"The generation was {event.reason}.")], True
-        piece = self._pieces.finish()
-        end = self._end("stop" if self._pieces.stopped else ENDS[event.reason])
-        return ([piece, end] if piece.text or piece.logprobs else [end]), True
-
-    def _end(self, reason: str) -> RowEnd:
-        return RowEnd(self._row, reason, reused=self._reused)
+            return [RowEnd(self._row, "invalid" if event.kind == "invalid" else "error", event.message)]
+        if isinstance(event, Token):
+            piece, reason = self._pieces.push(event.token, event.logprob, event.top), ""
+        elif event.reason in ENDS:
+            piece, reason = self._pieces.finish(), ENDS[event.reason]
+        else:
+            kind = "invalid" if event.reason == "refused" else "error"
+            return [RowEnd(self._row, kind, event.error or f"The generation was {event.reason}.")]
+        reason = "stop" if self._pieces.stopped else reason
+        pieces: list[Event] = [piece] if piece.tokens or piece.text or piece.logprobs else []
+        return [*pieces, RowEnd(self._row, reason, reused=self._reused)] if reason else pieces

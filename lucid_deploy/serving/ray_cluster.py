@@ -164,8 +164,11 @@ class EngineReplica:
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; Ray closes the generator when its reader has left."""
-        async for events in self._backend.generate(job):
-            yield events
+        try:
+            async for events in self._backend.generate(job):
+                yield events
+        except RefusedError as error:  # to Ray any exception means that the engine failed
+            yield [error.refusal]
 
     async def gauges(self) -> dict[str, float]:
         return self._backend.gauges()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -45,7 +45,6 @@ SAMPLED = (  # fields as Sampling has them
     *("temperature", "top_k", "top_p", "seed", "min_p"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
-PromptItems = str | list[int]
 Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
 
@@ -120,21 +119,21 @@ class RequestReader:
             raise ApiError(400, str(error), error.code, error.param) from error
 
     def _solve(self, body: SolveRequest) -> PreparedRequest:
-        ids = self._prompt(body.prompt)
+        ids = self._tokens(body.prompt, "prompt")
         if len(ids) > MOST_SOLVE_TOKENS:
             message = f"The prompt has {len(ids)} tokens; the solve is shown for {MOST_SOLVE_TOKENS}."
             raise FieldError(message, "prompt", "context_length_exceeded")
         return PreparedRequest(Job((ids,)), place=(body.layer, body.head))
 
     def _completion(self, body: CompletionRequest) -> PreparedRequest:
-        if body.best_of not in (None, body.n or 1):
-            raise FieldError("best_of is not supported by this server.", "best_of", "unsupported_parameter")
         if body.echo and body.logprobs is not None:
             raise FieldError("echo together with logprobs is not supported.", "echo", "unsupported_parameter")
         new = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
-        items = self._prompt_items(body.prompt)
-        prompts = tuple(map(self._prompt, items))
-        job = self._job(body, prompts, DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
+        given = body.prompt
+        if len({type(item) for item in given}) > 1:
+            raise wrong("prompt", PROMPT, "a mixture")
+        items: Any = given if isinstance(given, list) and not isinstance(next(iter(given), 0), int) else [given]
+        job = self._job(body, items, "prompt", DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
         texts = (item if isinstance(item, str) else self._tokenizer.decode(item) for item in items)
         echo = tuple(texts) if body.echo else ()
         return PreparedRequest(job, *_streaming(body), echo=echo, cache_salt=body.cache_salt or "")
@@ -148,60 +147,33 @@ class RequestReader:
         older = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         new = _within("max_completion_tokens", body.max_completion_tokens, self._limits.new_tokens)
         tools = tool_use_of(body, self._templates, self._tokenizer)
-        prompt = self._conversation(body, self._templates, tools)
+        try:
+            template = self._templates.chosen(tools=tools is not None)
+        except LucidError as error:
+            raise ApiError(400, str(error), "no_chat_template") from error
+        messages = messages_of(body.messages)
+        with named_field("messages"):
+            rendered = template.render(messages, None if tools is None else tools.shown)
         top = (body.top_logprobs or 0) if body.logprobs else None
-        job = self._job(body, (prompt,), older if new is None else new, top, tools)
+        job = self._job(body, [rendered], "messages", older if new is None else new, top, tools)
         form = None if tools is None else tools.form
         return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
 
-    def _prompt_items(self, given: str | list[str | int | list[int]]) -> list[PromptItems]:
-        """Return the prompts that a field holds: texts, or lists of token ids."""
-        if isinstance(given, str):
-            return [given]
-        if not given:
-            raise FieldError("The prompt is empty.", "prompt", "empty_prompt")
-        if len({type(item) for item in given}) > 1:
-            raise wrong("prompt", PROMPT, "a mixture")
-        if isinstance(given[0], int):
-            return [cast(list[int], given)]
-        if len(given) > self._limits.choices:
-            message = f"{len(given)} prompts are too many; this server takes {self._limits.choices} in a request."
-            raise FieldError(message, "prompt")
-        return cast(list[PromptItems], given)
-
-    def _prompt(self, item: PromptItems) -> tuple[int, ...]:
-        if isinstance(item, str):
-            return self._tokens(item, "prompt") if item else self._checked([], "prompt")
-        return self._checked(item, "prompt")
-
-    def _conversation(self, body: ChatRequest, templates: ChatTemplates, tools: ToolUse | None) -> tuple[int, ...]:
-        try:
-            template = templates.chosen(tools=tools is not None)
-        except LucidError as error:
-            raise ApiError(400, str(error), "no_chat_template") from error
-        messages, shown_tools = messages_of(body.messages), None if tools is None else tools.shown
-        with named_field("messages"):
-            rendered = template.render(messages, shown_tools)
-        return self._tokens(rendered, "messages", add_special_tokens=False)
-
-    def _tokens(self, text: str, name: str, add_special_tokens: bool = True) -> tuple[int, ...]:
-        try:
-            ids = self._tokenizer.encode(text, add_special_tokens)
-        except LucidError as error:
-            raise FieldError(str(error), name, "tokenizer_failed") from error
-        return self._checked(ids, name)
-
-    def _checked(self, ids: list[int], name: str) -> tuple[int, ...]:
-        limits = self._limits
+    def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
+        """Return the token ids of a prompt; refuse those that the model cannot take."""
+        limits, ids = self._limits, prompt
+        if isinstance(ids, str):
+            try:  # a template writes special tokens itself
+                ids = self._tokenizer.encode(ids, add_special_tokens=name != "messages") if ids else []
+            except LucidError as error:
+                raise FieldError(str(error), name, "tokenizer_failed") from error
         if not ids:
             raise FieldError("The prompt is empty: it has no tokens.", name, "empty_prompt")
-        too_long = ""
-        if len(ids) >= limits.context:
-            too_long = f"the model's context is {limits.context}, answer included"
-        elif len(ids) > limits.prompt_tokens:
-            too_long = f"this server takes {limits.prompt_tokens}"
-        if too_long:
-            raise FieldError(f"The prompt has {len(ids)} tokens; {too_long}.", name, "context_length_exceeded")
+        if len(ids) >= limits.context or len(ids) > limits.prompt_tokens:
+            most = f"the model's context is {limits.context}, answer included"
+            if limits.prompt_tokens < limits.context:
+                most = f"this server takes {limits.prompt_tokens}"
+            raise FieldError(f"The prompt has {len(ids)} tokens; {most}.", name, "context_length_exceeded")
         last = limits.vocabulary - 1
         for token in (min(ids), max(ids)):  # the tokenizer may know more tokens than the model
             if not 0 <= token <= last:
@@ -211,51 +183,44 @@ class RequestReader:
     def _job(
         self,
         body: SamplingFields,
-        prompts: tuple[tuple[int, ...], ...],
+        items: list[str | list[int]],
+        name: str,
         new_tokens: int | None,
         top_logprobs: int | None,
         tools: ToolUse | None = None,
     ) -> Job:
+        """Return the job for prompts, which the field ``name`` holds."""
         limits = self._limits
         n = _within("n", body.n, limits.choices) or 1
-        rows = len(prompts) * n
+        rows = len(items) * n
         if rows > limits.choices:
-            message = (
-                f"{len(prompts)} prompts with n {n} are {rows} generations; this server takes {limits.choices} in a "
-                "request. Send several."
-            )
+            message = f"{len(items)} prompts with n {n} are {rows} generations; this server takes {limits.choices}."
             raise FieldError(message, "n")
         if rows * (top_logprobs or 0) > MOST_LOGPROBS_TOGETHER:
+            message = f"{top_logprobs} log-probabilities for each of {rows} generations are more than"
+            raise FieldError(f"{message} {MOST_LOGPROBS_TOGETHER}, the most for a request.", "logprobs")
+        prompts = tuple(self._tokens(item, name) for item in items)
+        longest = max(map(len, prompts))
+        if new_tokens is None:  # all that fit
+            new_tokens = min(limits.new_tokens, limits.context - longest)
+        elif longest + new_tokens > limits.context:
             message = (
-                f"{top_logprobs} log-probabilities for each of {rows} generations are too many; this server reports "
-                f"{MOST_LOGPROBS_TOGETHER} a request. Ask for fewer."
+                f"The model's context is {limits.context} tokens; {longest} of the prompt and {new_tokens} new ones "
+                f"are {longest + new_tokens}. Shorten the prompt or ask for fewer."
             )
-            raise FieldError(message, "logprobs")
+            raise FieldError(message, None, "context_length_exceeded")
         return Job(
             prompts=prompts,
             n=n,
-            max_new_tokens=self._new_tokens(new_tokens, max(map(len, prompts))),
+            max_new_tokens=new_tokens,
             sampling=self._sampling(body),
             stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
-            constraint=self._constraint(body) if tools is None else self._checked_begin("tools", tools.constraint),
+            constraint=self._constraint(body, tools),
             tokens_as_ids=bool(body.return_tokens_as_token_ids),
             shown_tokens=() if tools is None or tools.trigger_token is None else (tools.trigger_token,),
         )
-
-    def _new_tokens(self, count: int | None, longest: int) -> int:
-        """Return how many tokens to generate behind a prompt; None: all that fit."""
-        room = self._limits.context - longest
-        if count is None:
-            return min(self._limits.new_tokens, room)
-        if count > room:
-            message = (
-                f"The model's context is {self._limits.context} tokens; {longest} of the prompt and {count} new ones "
-                f"are {longest + count}. Shorten the prompt or ask for fewer."
-            )
-            raise FieldError(message, None, "context_length_exceeded")
-        return count
 
     def _sampling(self, body: SamplingFields) -> Sampling:
         given = {name: value for name in SAMPLED if (value := getattr(body, name)) is not None}
@@ -268,10 +233,12 @@ class RequestReader:
             sampling.check(self._limits.vocabulary)
         return sampling
 
-    def _constraint(self, body: SamplingFields) -> Constraint | None:
-        """Return what the answer must be; None if it is free."""
+    def _constraint(self, body: SamplingFields, tools: ToolUse | None) -> Constraint | None:
+        """Return what the answer must be, None if it is free; refuse what no answer can begin."""
         form, name, found = body.response_format, "response_format", None
-        if isinstance(form, AnyObject):
+        if tools is not None:
+            name, found = "tools", tools.constraint
+        elif isinstance(form, AnyObject):
             found = from_json_schema({"type": "object"})
         elif isinstance(form, SchemaFormat):
             found = named(f"{name}.json_schema.schema", from_json_schema, form.json_schema.schema)
@@ -281,13 +248,10 @@ class RequestReader:
             if found is not None:
                 raise FieldError(f"{name} cannot be combined with response_format.", name)
             found = constraint_of(given)
-        return None if found is None else self._checked_begin(name, found)
-
-    def _checked_begin(self, name: str, constraint: Constraint) -> Constraint:
-        """Return a constraint; refuse one that no answer can begin."""
-        with named_field(name):
-            self._begin_once(constraint)
-        return constraint
+        if found is not None:
+            with named_field(name):
+                self._begin_once(found)
+        return found
 
     def _begin(self, constraint: Constraint) -> None:
         if self._guides is None:

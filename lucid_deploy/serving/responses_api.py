@@ -11,7 +11,7 @@ import msgspec
 
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.answers import Answer, Events, logprob_json
+from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import (
     LOGPROBS,
@@ -22,37 +22,42 @@ from lucid_deploy.serving.fields import (
     InputPart,
     InputResult,
     Message,
-    PlainText,
     ResponseRequest,
     SchemaFormat,
     TextSchema,
     drop_without_effect,
 )
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
-from lucid_deploy.serving.tool_parser import Delta, ToolCallParser
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.requests import PreparedRequest
 
-# Fields of OpenAI's answers for what this server does not have or the request did not ask for.
-NEUTRAL: dict[str, Any] = {
-    "error": None,
+# What answers have where the request says nothing, and for what this server does not have.
+DEFAULTS: dict[str, Any] = {
     "background": False,
-    "parallel_tool_calls": False,
+    "error": None,
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
     "previous_response_id": None,
     "reasoning": {"effort": None, "summary": None},
     "store": False,
-    "tool_choice": "none",
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
     "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1.0,
     "truncation": "disabled",
 }
-# Fields of a chat and their names in this API; the first match counts.
-_NAMES_HERE = (
-    (r"messages(\[\d+\][\w.\[\]]*)?", "input"),
-    (r"max_completion_tokens", "max_output_tokens"),
-    (r"response_format(\.json_schema)?", "text.format"),
-    (r"(tools\[\d+\])\.function", r"\1"),
-)
+# Fields of a chat as patterns, and their names in this API.
+_NAMES_HERE = {
+    r"^messages\b.*": "input",
+    r"^max_completion_tokens": "max_output_tokens",
+    r"^response_format(\.json_schema)?": "text.format",
+    r"^(tools\[\d+\])\.function": r"\1",
+}
 
 
 def prepare(raw: dict[str, Any]) -> None:
@@ -66,10 +71,10 @@ def prepare(raw: dict[str, Any]) -> None:
 
 def renamed(error: FieldError) -> FieldError:
     """Return an error of the chat with the names that its fields have in a request for a response."""
-    field, message = error.param or "", str(error)
-    name = next((re.sub(pattern, here, field) for pattern, here in _NAMES_HERE if re.match(pattern, field)), field)
-    if field and message.removeprefix("The field ").startswith(field):
-        message = message.replace(field, name, 1)
+    name = error.param or ""
+    for pattern, here in _NAMES_HERE.items():
+        name = re.sub(pattern, here, name)
+    message = str(error).replace(error.param, name, 1) if error.param else str(error)
     return FieldError(message, name or None, error.code)
 
 
@@ -97,24 +102,13 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
 
 def repeated(body: ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
-    form = None if body.text is None else body.text.format
-    shown = msgspec.to_builtins(form or PlainText())
-    if shown["type"] == "json_schema":
-        shown["strict"] = True
-    out: dict[str, Any] = {
-        "instructions": body.instructions,
-        "max_output_tokens": body.max_output_tokens,
-        "metadata": body.metadata or {},
-        "temperature": 1.0 if body.temperature is None else body.temperature,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
-        "top_logprobs": body.top_logprobs or 0,
-        "text": {"format": shown},
-    }
-    if body.tools:
-        out["tools"] = [{**msgspec.to_builtins(tool), "strict": True} for tool in body.tools]  # always enforced
-        out["tool_choice"] = "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice)
-        out["parallel_tool_calls"] = body.parallel_tool_calls is not False
-    return out
+    given = msgspec.to_builtins(body)
+    found = {name: given[name] for name in DEFAULTS if given.get(name) is not None}
+    schemas = [*found.get("tools", ()), found.get("text", {}).get("format") or {}]
+    for schema in schemas:
+        if "strict" in schema:
+            schema["strict"] = True  # always enforced
+    return found
 
 
 def messages_of(instructions: str | None, given: str | list[InputMessage | InputCall | InputResult]) -> list[Message]:
@@ -140,28 +134,24 @@ def _text(given: str | list[InputPart]) -> str:
 
 
 class ResponseAnswer(Answer):
-    """Builds an answer of ``/v1/responses``."""
+    """Translates the chunks of a chat to the events and the answer of ``/v1/responses``."""
 
     end_of_stream = b""  # the last event says that it is the last
 
     def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
         super().__init__(request, model, fingerprint)
-        created = self._common.pop("created")
-        self.id = "resp_" + secrets.token_hex(16)
-        self._common |= {"object": "response", "created_at": created, **NEUTRAL, **(request.response or {})}
-        self._common["id"] = self.id
-        self._parser = None if request.tools is None else ToolCallParser(request.tools)
+        created, self.id = self._common["created"], "resp_" + secrets.token_hex(16)
+        self._response = {**DEFAULTS, **(request.response or {}), "id": self.id, "object": "response", "model": model}
+        self._response |= {"created_at": created, "status": "in_progress"}
         self._output: list[dict[str, Any]] = []  # items; all but the last are complete
-        self._texts: list[str] = []  # of the last item
-        self._status = "in_progress"
         self._number = -1
 
     def whole(self) -> dict[str, Any]:
-        ended = self._status != "in_progress"
+        status = self._response["status"]
+        ended = status != "in_progress"
         return {
-            **self._common,
-            "status": self._status,
-            "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
+            **self._response,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "output": self._output if ended else [],
             "usage": self.usage() if ended else None,
         }
@@ -178,20 +168,17 @@ class ResponseAnswer(Answer):
 
     def opening(self) -> Events:
         begun = [self._event(name, response=self.whole()) for name in ("created", "in_progress")]
-        return begun if self._parser is not None else begun + self._begin_text()
+        return begun if self.request.tools is not None else begun + self._begin_text()
 
     def chunks(self, piece: TextPiece) -> Events:
-        self.new_tokens += piece.tokens
-        if self._parser is None:
-            return self._add_text(piece.text, [logprob_json(item) for item in piece.logprobs])
-        return self._take(self._parser.push(piece.text))
+        return [event for chunk in super().chunks(piece) for event in self._translate(chunk)]
 
     def closing(self, row: int, reason: str) -> Events:
-        events = [] if self._parser is None else self._take(self._parser.finish())
+        events = [event for chunk in super().closing(row, reason) for event in self._translate(chunk)]
         if not self._output:
             events += self._begin_text()
-        self._status = "incomplete" if reason == "length" else "completed"
-        return [*events, *self._end_item(self._status), self._event(self._status, response=self.whole())]
+        status = self._response["status"] = "incomplete" if reason == "length" else "completed"
+        return [*events, *self._end_item(status), self._event(status, response=self.whole())]
 
     def ending(self) -> Events:
         return []  # the last event has the counts
@@ -207,54 +194,49 @@ class ResponseAnswer(Answer):
         return {"type": f"response.{kind}", "sequence_number": self._number, **deepcopy(more)}
 
     def _item_event(self, kind: str, **more: Any) -> dict[str, Any]:
-        item, place = self._output[-1], {"output_index": len(self._output) - 1}
-        return self._event(kind, **place, item_id=item["id"], **more)
+        return self._event(kind, output_index=len(self._output) - 1, item_id=self._output[-1]["id"], **more)
 
-    def _take(self, delta: Delta) -> Events:
-        """Return what is new of text and calls as events; no text comes after a call."""
-        events = self._add_text(delta.get("content", ""), [])
-        for part in delta.get("tool_calls", ()):
-            called = part["function"]
-            if "id" in part:
-                item = {"type": "function_call", "status": "in_progress", "call_id": part["id"], **called}
-                events += self._begin({"id": "fc_" + secrets.token_hex(16), **item})
+    def _translate(self, chunk: dict[str, Any]) -> Events:
+        """Return a chunk of the chat as events: text, then calls, as no text comes after a call."""
+        events: Events = []
+        (choice,) = chunk["choices"]
+        text, logprobs = choice["delta"].get("content", ""), (choice["logprobs"] or {}).get("content", [])
+        if text or logprobs:
+            events += [] if self._output else self._begin_text()
+            (part,) = self._output[-1]["content"]
+            part["text"] += text
+            part["logprobs"] += logprobs
+            events.append(self._item_event("output_text.delta", content_index=0, delta=text, logprobs=logprobs))
+        for call in choice["delta"].get("tool_calls", ()):
+            called = call["function"]
+            if "id" in call:
+                events += self._begin("fc_", type="function_call", call_id=call["id"], **called)
             else:
-                self._texts.append(called["arguments"])
+                self._output[-1]["arguments"] += called["arguments"]
                 events.append(self._item_event("function_call_arguments.delta", delta=called["arguments"]))
         return events
 
-    def _add_text(self, text: str, logprobs: Events) -> Events:
-        if not text and not logprobs:
-            return []
-        begun = [] if self._output else self._begin_text()
-        self._texts.append(text)
-        self._output[-1]["content"][0]["logprobs"] += logprobs
-        return [*begun, self._item_event("output_text.delta", content_index=0, delta=text, logprobs=logprobs)]
-
     def _begin_text(self) -> Events:
+        begun = self._begin("msg_", type="message", role="assistant", content=[])
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        item = {"id": "msg_" + secrets.token_hex(16), "type": "message", "role": "assistant", "status": "in_progress"}
-        begun = self._begin({**item, "content": []})
         self._output[-1]["content"].append(part)
         return [*begun, self._item_event("content_part.added", content_index=0, part=part)]
 
-    def _begin(self, item: dict[str, Any]) -> Events:
+    def _begin(self, prefix: str, **item: Any) -> Events:
         """Begin an item, which ends the one before."""
         ended = self._end_item("completed") if self._output else []
-        self._output.append(item)
-        self._texts = []
-        return [*ended, self._event("output_item.added", output_index=len(self._output) - 1, item=item)]
+        self._output.append({"id": prefix + secrets.token_hex(16), "status": "in_progress", **item})
+        return [*ended, self._event("output_item.added", output_index=len(self._output) - 1, item=self._output[-1])]
 
     def _end_item(self, status: str) -> Events:
-        item, text = self._output[-1], "".join(self._texts)
+        item = self._output[-1]
         item["status"] = status
         if item["type"] == "function_call":
-            item["arguments"] = text
-            done = [self._item_event("function_call_arguments.done", name=item["name"], arguments=text)]
+            called = {"name": item["name"], "arguments": item["arguments"]}
+            done = [self._item_event("function_call_arguments.done", **called)]
         else:
             (part,) = item["content"]
-            part["text"] = text
-            more = {"text": text, "logprobs": part["logprobs"]}
-            done = [self._item_event("output_text.done", content_index=0, **more)]
+            shown = {"text": part["text"], "logprobs": part["logprobs"]}
+            done = [self._item_event("output_text.done", content_index=0, **shown)]
             done.append(self._item_event("content_part.done", content_index=0, part=part))
         return [*done, self._event("output_item.done", output_index=len(self._output) - 1, item=item)]

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -91,7 +92,7 @@ async def serve(
     try:  # a signal may interrupt the start, and the loading thread would keep the process alive
         await server.serve(sockets=[listener])
     finally:
-        failed_to_load = engine.state == "dead" and server.drain is None
+        failed_to_load = engine.state == "dead" and not server.announced and not service.draining
         await service.readers.close()
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
         if service.tracing is not None:
@@ -119,7 +120,7 @@ class DrainingServer(uvicorn.Server):
     """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503.
 
     Attributes:
-        drain: Waits for running requests after a signal.
+        announced: Whether ``ready`` was called, because the model has loaded.
     """
 
     def __init__(
@@ -141,31 +142,40 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self.drain: asyncio.Task[None] | None = None
+        self.announced = False
         self._service, self._engine, self._limits = service, engine, limits
         self._grace, self._ready = grace, ready
-        self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
+        self._signals, self._deadline = 0, math.inf  # by time.monotonic
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Load the model while the server already answers that it is loading."""
-        self._engine.start(lambda: self._loop.call_soon_threadsafe(self._loaded.set))
+        self._engine.start()
         await super().startup(sockets)
         await self._service.readers.start()
-        self._announcing = asyncio.ensure_future(self._announce())
 
-    async def _announce(self) -> None:
-        """Call ``ready`` once the model has loaded; end if it cannot be."""
-        await self._loaded.wait()
-        if self._engine.state == "ready":
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to shut down; called by uvicorn ten times a second."""
+        await super().on_tick(counter)
+        state, running = self._engine.state, self._service.busy.total()
+        if not self.announced and state == "ready":
+            self.announced = True
             self._ready()
-        else:
-            self.should_exit = True
+        failed_to_load = not self.announced and state == "dead"
+        if not self._signals or failed_to_load:
+            return failed_to_load
+        if self._signals == 1 and running and time.monotonic() < self._deadline:
+            return False
+        if running:
+            log.warning("Ending %d requests.", running)
+        self._service.ending.set()
+        return True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let those who have connected send their request and be answered, then close."""
         for server in self.servers:
             server.close()
-        await self._until(lambda: all(each.answered for each in self._limits.waiting), LINGER_SECONDS)
+        end = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < end and not all(each.answered for each in self._limits.waiting):
+            await asyncio.sleep(0.02)
         for connection in [each for each in self._limits.waiting if not each.answered]:
             connection.drop()
         await super().shutdown(sockets)
@@ -180,29 +190,9 @@ class DrainingServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the end at the first signal; end at once at the second."""
-        self._loop.call_soon_threadsafe(self._on_signal)
-
-    def _on_signal(self) -> None:
-        if self.drain is not None:
-            self._service.ending.set()
-            self.should_exit = True
-            return
-        self._service.draining = True
-        self.drain = asyncio.ensure_future(self._drain())
-
-    async def _drain(self) -> None:
-        busy = self._service.busy
-        log.warning("Shutting down: %d requests may take %g s to finish.", busy.total(), self._grace)
-        await self._until(lambda: not busy.total(), self._grace)
-        if busy.total():
-            log.warning("Ending %d requests.", busy.total())
-        self._service.ending.set()
-        await asyncio.sleep(0)
-        self.should_exit = True
-
-    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is done, at most so many seconds."""
-        end = self._loop.time() + seconds
-        while self._loop.time() < end and not done():
-            await asyncio.sleep(0.02)
+        """Let requests finish after the first signal; end at once after the second."""
+        self._signals += 1
+        if self._signals == 1:
+            self._service.draining, self._deadline = True, time.monotonic() + self._grace
+            running = self._service.busy.total()
+            log.warning("Shutting down: %d requests may take %g s to finish.", running, self._grace)

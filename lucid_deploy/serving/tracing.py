@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.front import Exchange
 
 OTLP_PATH = "/v1/traces"
-SAMPLING = ("temperature", "top_k", "top_p", "frequency_penalty", "presence_penalty", "seed")
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 def open_tracing(endpoint: str) -> Tracing:

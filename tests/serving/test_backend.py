@@ -33,13 +33,10 @@ def run_row(tokenizer: TextTokenizer, text: str, reason: str, *stops: str) -> tu
     job = Job(((1,),), stops=stops, top_logprobs=1)
     row, out = RowText(0, job, tokenizer, TokenTexts(tokenizer)), []
     for token in tokenizer.encode(text):
-        events, done = row.take(Token(5, token, -0.5, ((token, -0.5),)))
-        out += events
-        if done:
+        out += row.take(Token(5, token, -0.5, ((token, -0.5),)))
+        if isinstance(out[-1], RowEnd):
             return out, job
-    events, done = row.take(Finished(5, reason, "why" if reason == "error" else None))
-    assert done
-    return out + events, job
+    return out + row.take(Finished(5, reason, "why" if reason == "error" else None)), job
 
 
 @pytest.mark.parametrize("text", ["abcdef", "aé漢b", "漢字"])
@@ -68,7 +65,7 @@ def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, sto
 def test_tokens_are_named_by_their_ids_if_asked_for(byte_level: TextTokenizer) -> None:
     [token] = byte_level.encode("x")
     row = RowText(0, Job(((1,),), top_logprobs=1, tokens_as_ids=True), byte_level, TokenTexts(byte_level))
-    [piece], _ = row.take(Token(5, token, -0.5, ((token, -0.5),)))
+    [piece] = row.take(Token(5, token, -0.5, ((token, -0.5),)))
     assert isinstance(piece, TextPiece) and piece.text == "x"
     [item] = piece.logprobs
     assert item.chosen.text == item.top[0].text == f"token_id:{token}" and item.chosen.data == b"x"
@@ -79,8 +76,7 @@ def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
     assert run_row(byte_level, "a", "context")[0][-1] == RowEnd(0, "length")
     row = RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level))
     for fault, reason in (("invalid", "invalid"), ("down", "error")):
-        events, done = row.take(Refusal(fault, "why"))
-        assert (events[-1], done) == (RowEnd(0, reason, "why"), True)
+        assert row.take(Refusal(fault, "why")) == [RowEnd(0, reason, "why")]
 
 
 def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byte_level: TextTokenizer) -> None:

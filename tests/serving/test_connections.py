@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -76,8 +75,7 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
         assert await silent.read() == b"" and not slow.at_eof()
         third = await connect(GET)
         assert await slow.read() == b""
-        refused = await (await connect(GET)).read()
-        assert refused.startswith(b"HTTP/1.1 503") and b"too_many_connections" in refused
+        assert await (await connect(GET)).read() == b""
         released.set()
         for reader in (busy, second, third):
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -85,11 +83,11 @@ def test_the_connection_that_waits_longest_makes_room() -> None:
     run(test, most=3)
 
 
-@pytest.mark.parametrize(("sent", "answer"), [(b"", b""), (GET[:10], b"408"), (POST + b"5\r\nab", b"408")])
-def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes, answer: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", GET[:10], POST + b"5\r\nab"])
+def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes) -> None:
     async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
         busy = await connect(GET)
-        assert (await (await connect(sent)).read())[9:12] == answer
+        assert await (await connect(sent)).read() == b""
         await asyncio.sleep(0.3)
         assert len(limits.waiting) == 0
         released.set()
@@ -100,20 +98,12 @@ def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes, answer: bytes) 
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (b"GET / HTTP/9\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (GET[:-2] + b"A: " + b"a" * 70_000, 431),
-        (POST + b"1\r\nx\r\n" * 50_000, 400),
-        (POST + b"0\r\n" + b"A: a\r\n" * 20_000, 431),
-    ],
+    "sent",
+    [GET[:-2] + b"A: " + b"a" * 70_000, POST + b"1\r\nx\r\n" * 50_000, POST + b"0\r\n" + b"A: a\r\n" * 20_000],
 )
-def test_what_is_not_valid_has_an_answer(sent: bytes, status: int) -> None:
+def test_heads_chunks_and_trailers_without_end_are_cut(sent: bytes) -> None:
     async def test(connect: Open, limits: ConnectionLimits, released: asyncio.Event) -> None:
-        head, _, body = (await (await connect(sent)).read()).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 %d" % status) and b"connection: close" in head
-        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+        with suppress(ConnectionResetError):
+            assert await (await connect(sent)).read() == b""
 
     run(test, most=9)

@@ -99,7 +99,7 @@ def test_the_largest_body_of_the_worst_kind_fits_and_a_larger_one_does_not(tmp_p
 
     async def test(pool: ReaderPool) -> None:
         error = await refusal(pool, worst, "completion")
-        assert error.code == "invalid_value" and "prompts are too many" in error.message
+        assert error.code == "invalid_value" and "this server takes 8" in error.message
         error = await refusal(pool, worst * 4, "completion")  # twice broken, and parsed before that shows
         assert error.code in ("too_costly", "invalid_json")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -44,7 +45,7 @@ def test_a_whole_answer(reason: str, status: str) -> None:
     made.chunks(piece("hel", logprobs=True))
     made.chunks(piece("lo", logprobs=True))
     made.closing(0, reason)
-    whole = made.whole()
+    whole = msgspec.json.decode(msgspec.json.encode(made.whole()))
     found = Response.model_validate(whole)
     assert (found.status, found.output_text) == (status, "hello")
     assert whole["status"] == status and whole["store"] is False and whole["max_output_tokens"] == 5

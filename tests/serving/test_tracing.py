@@ -106,8 +106,6 @@ def test_the_span_of_a_request(artifacts: dict[str, Path]) -> None:
         "gen_ai.request.temperature": 0.0,
         "gen_ai.request.top_k": 0,
         "gen_ai.request.top_p": 1.0,
-        "gen_ai.request.frequency_penalty": 0.0,
-        "gen_ai.request.presence_penalty": 0.0,
         "gen_ai.request.stream": False,
         "gen_ai.request.choice.count": 1,
         "gen_ai.request.seed": 5,
