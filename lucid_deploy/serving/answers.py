@@ -56,18 +56,18 @@ class Answer:
         """Return the chunks before the first token: the role of a chat, the echoed prompt of a completion."""
         if self.request.chat:
             return [self._chunk(row, {"role": "assistant", "content": ""}) for row in range(len(self._choices))]
-        return [self._chunk(row, choice.echo) for row, choice in enumerate(self._choices) if choice.echo]
+        return [self._chunk(row, {"content": each.echo}) for row, each in enumerate(self._choices) if each.echo]
 
     def chunks(self, piece: TextPiece) -> Events:
         """Add a piece; return it as a chunk, or nothing if there is nothing to show yet."""
         self.new_tokens += piece.tokens
-        content, logprobs = self._choices[piece.row].add(piece)
-        return [self._chunk(piece.row, content, logprobs)] if content or piece.logprobs else []
+        delta, logprobs = self._choices[piece.row].add(piece)
+        return [self._chunk(piece.row, delta, logprobs)] if delta else []
 
     def closing(self, row: int, reason: str) -> Events:
         """End a generation; return the chunk that says why."""
-        content = self._choices[row].end(reason)
-        return [self._chunk(row, content, reason=self._choices[row].reason)]
+        delta = self._choices[row].end(reason)
+        return [self._chunk(row, delta, reason=self._choices[row].reason)]
 
     def ending(self) -> Events:
         """Return the chunk after all generations: the counts, if they were requested."""
@@ -82,11 +82,9 @@ class Answer:
     def frame(self, event: dict[str, Any]) -> bytes:
         return b"data: " + msgspec.json.encode(event) + b"\n\n"
 
-    def _chunk(self, row: int, content: Any, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-        name = "delta" if self.request.chat else "text"
-        if self.request.chat and isinstance(content, str):
-            content = {"content": content} if content or logprobs else {}
-        choice = {"index": row, name: content, "logprobs": logprobs, "finish_reason": reason}
+    def _chunk(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+        content = {"delta": delta} if self.request.chat else {"text": delta.get("content", "")}
+        choice = {"index": row, **content, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
         return {**chunk, "usage": None} if self.request.include_usage else chunk
 
@@ -103,25 +101,25 @@ class _Choice:
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[Any] = []
 
-    def add(self, piece: TextPiece) -> tuple[str | Delta, dict[str, Any] | None]:
-        """Add a piece of the generation; return what a stream shows of its text and its log-probabilities."""
+    def add(self, piece: TextPiece) -> tuple[Delta, dict[str, Any] | None]:
+        """Add a piece of the generation; return what is new of its text and its log-probabilities."""
         # Encode now: encoding all of a long answer at its end would block the event loop.
         encoded = [_chat_logprob(item) if self._chat else _completion_logprob(item) for item in piece.logprobs]
         if not self._stream:
             self._logprobs += encoded
-        if self._parser is not None:
-            return self._add(self._parser.push(piece.text)), self._logprobs_json(encoded)
-        self._texts.append(piece.text)
-        return piece.text, self._logprobs_json(encoded)
+        delta = {"content": piece.text} if self._parser is None else self._parser.push(piece.text)
+        if self._parser is None and not piece.text and not encoded:
+            delta = {}
+        return self._add(delta), self._logprobs_json(encoded)
 
-    def end(self, reason: str) -> str | Delta:
+    def end(self, reason: str) -> Delta:
         """End the generation; return what is left to show.
 
         The reason is ``tool_calls``, unless a stop string has cut a call, which must not be carried out.
         """
         self.reason = reason
         if self._parser is None:
-            return ""
+            return {}
         rest = self._add(self._parser.finish())
         if reason == "stop" and self._parser.has_whole_calls:
             self.reason = "tool_calls"
@@ -161,7 +159,8 @@ class _Choice:
 
 
 def _chat_logprob(item: TokenLogprob) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(logprob_json(item)))
+    shown = {**_token_json(item.chosen), "top_logprobs": [_token_json(token) for token in item.top]}
+    return msgspec.Raw(msgspec.json.encode(shown))
 
 
 def _completion_logprob(item: TokenLogprob) -> tuple[str, float, msgspec.Raw, int]:
@@ -169,11 +168,6 @@ def _completion_logprob(item: TokenLogprob) -> tuple[str, float, msgspec.Raw, in
     for token in (*item.top, item.chosen):  # of two tokens with the same text keep the more likely
         by_text[token.text] = max(token.logprob, by_text.get(token.text, token.logprob))
     return item.chosen.text, item.chosen.logprob, msgspec.Raw(msgspec.json.encode(by_text)), item.offset
-
-
-def logprob_json(item: TokenLogprob) -> dict[str, Any]:
-    """Return a token's log-probabilities, as chats and responses have them."""
-    return {**_token_json(item.chosen), "top_logprobs": [_token_json(token) for token in item.top]}
 
 
 def _token_json(token: TokenText) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from lucid_deploy.artifact.chat import ChatTemplates
@@ -95,9 +96,8 @@ class RequestReader:
     ) -> None:
         self._models = (model, *adapters)
         self._limits, self._tokenizer, self._templates = limits, tokenizer, templates
-        self._guides: GuideFactory | None = None
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
-        self._begin_once = OncePerConstraint(self._begin, 1024)
+        self._begin_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
         self._kinds: dict[Kind, tuple[Any, Callable[[Any], PreparedRequest]]] = {
             "completion": (CompletionRequest, self._completion),
             "chat": (ChatRequest, self._chat),
@@ -253,10 +253,9 @@ class RequestReader:
                 self._begin_once(found)
         return found
 
-    def _begin(self, constraint: Constraint) -> None:
-        if self._guides is None:
-            self._guides = GuideFactory(self._tokenizer, self._limits.vocabulary, [], kept=0)
-        self._guides.check(constraint)
+    @cached_property
+    def _guides(self) -> GuideFactory:  # only when it is needed, as it needs llguidance
+        return GuideFactory(self._tokenizer, self._limits.vocabulary, [], kept=0)
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:

@@ -14,28 +14,22 @@ from lucid_deploy.errors import LucidError
 MOST_KEYS = 10_000
 
 
-class ApiKeys:
+class ApiKeys(tuple[bytes, ...]):
     """The known keys as SHA-256 digests; without any, everyone may send requests."""
 
-    def __init__(self, digests: tuple[bytes, ...] = ()) -> None:
-        self.digests = digests
-
-    def __len__(self) -> int:
-        return len(self.digests)
+    __slots__ = ()
 
     def identify(self, authorization: str | None) -> str | None:
         """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if the key is unknown.
 
         It is empty where everyone may send requests. The time that it takes tells nothing about the keys.
         """
-        if not self.digests:
+        if not self:
             return ""
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        found = False
-        for known in self.digests:
-            found |= hmac.compare_digest(digest, known)
-        return digest.hex() if found and scheme.lower() == "bearer" else None
+        matches = [hmac.compare_digest(digest, known) for known in self]
+        return digest.hex() if any(matches) and scheme.lower() == "bearer" else None
 
 
 def cache_owner(key: str, salt: str) -> str:

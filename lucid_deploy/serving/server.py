@@ -28,8 +28,9 @@ log = logging.getLogger("lucid_deploy.serving")
 LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")  # only their warnings are logged
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
-BACKLOG = 512  # connections that the system queues, and that are accepted in one turn of the event loop
-OTHER_DESCRIPTORS = BACKLOG + 200  # files, pipes and libraries
+BACKLOG = 1024  # connections that wait in the system
+ACCEPTED_AT_ONCE = 64  # per turn of the event loop: new ones must not take the place of others that were not read yet
+OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
 LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
 STEP_SECONDS = 5.0  # for the step that runs at the end
 
@@ -131,7 +132,7 @@ class DrainingServer(uvicorn.Server):
             App(service),
             http=protocol,
             loop="asyncio",
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -150,6 +151,8 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.start()
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
         await self._service.readers.start()
 
     async def on_tick(self, counter: int) -> bool:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.front import Exchange
 
 OTLP_PATH = "/v1/traces"
-SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 def open_tracing(endpoint: str) -> Tracing:
@@ -84,16 +83,18 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
     answer = exchange.answer
     if answer is None:
         return {}
-    job = answer.request.job
-    given = {name: value for name in SAMPLING if (value := getattr(job.sampling, name)) is not None}
-    given |= {"max_tokens": job.max_new_tokens, "stream": answer.request.stream, "choice.count": job.n}
-    found = {f"request.{name}": value for name, value in given.items()} | {"response.id": answer.id}
-    if exchange.reasons:
-        found["response.finish_reasons"] = [reason for _, reason in sorted(exchange.reasons.items())]
+    request = answer.request
+    found: dict[str, Any] = {
+        "request.max_tokens": request.job.max_new_tokens,
+        "request.temperature": request.job.sampling.temperature,
+        "request.stream": request.stream,
+        "request.choice.count": request.job.n,
+        "response.id": answer.id,
+        "response.finish_reasons": [reason for _, reason in sorted(exchange.reasons.items())],
+    }
     if exchange.first_token is not None:
         found["response.time_to_first_chunk"] = exchange.first_token
     if exchange.marks:
-        found["usage.input_tokens"] = answer.request.prompt_tokens
+        found["usage.input_tokens"] = request.prompt_tokens
         found["usage.output_tokens"] = answer.new_tokens
-        found["usage.cache_read.input_tokens"] = sum(mark.reused for mark in exchange.marks)
     return found

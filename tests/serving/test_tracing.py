@@ -104,16 +104,12 @@ def test_the_span_of_a_request(artifacts: dict[str, Path]) -> None:
         "gen_ai.request.model": MODEL,
         "gen_ai.request.max_tokens": 6,
         "gen_ai.request.temperature": 0.0,
-        "gen_ai.request.top_k": 0,
-        "gen_ai.request.top_p": 1.0,
         "gen_ai.request.stream": False,
         "gen_ai.request.choice.count": 1,
-        "gen_ai.request.seed": 5,
         "gen_ai.response.id": answer["id"],
         "gen_ai.response.finish_reasons": (answer["choices"][0]["finish_reason"],),
         "gen_ai.usage.input_tokens": usage["prompt_tokens"],
         "gen_ai.usage.output_tokens": usage["completion_tokens"],
-        "gen_ai.usage.cache_read.input_tokens": 0,
         "http.response.status_code": 200,
     }
     assert {name for name in attributes(request) if name.startswith("gen_ai.")} <= CONVENTIONS
