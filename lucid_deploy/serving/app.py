@@ -18,16 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import shown
+from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.engine import Refusal, RefusedError
 from lucid_deploy.serving.errors import ApiError, ClientGone, no_such_model, refusal_error
-from lucid_deploy.serving.fields import (
-    MOST_SOLVE_TOKENS,
-    ChatRequest,
-    CompletionRequest,
-    ResponseRequest,
-    SolveRequest,
-)
 from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, Service
 from lucid_deploy.serving.jobs import RowEnd, RowMark
 from lucid_deploy.serving.requests import Kind
@@ -37,6 +31,7 @@ from lucid_deploy.version import __version__
 
 log = logging.getLogger("lucid_deploy.serving")
 MODELS, ONE_MODEL = "/v1/models/", "/v1/models/{name}"
+SOLVE = "/v1/lucid/solve"
 CACHED_STEP = 128  # tokens; OpenAI counts reused ones in such steps, and exact counts could reveal others' prompts
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -61,7 +56,7 @@ class App:
         self._service = service
         pages = service.api.pages
         self._routes: dict[str, dict[str, Endpoint]] = {path: {"GET": _page} for path in PAGES if pages}
-        for method, path, endpoint, _ in [*ROUTES, *SOLVE_ROUTES] if pages else ROUTES:
+        for method, path, endpoint, *_ in [*ROUTES, *SOLVE_ROUTES] if pages else ROUTES:
             self._routes.setdefault(path, {})[method] = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,7 +159,7 @@ def _page_text(name: str) -> str:
 async def _layers(exchange: Exchange) -> Response:
     exchange.service.check_ready()
     layers = await exchange.during(exchange.service.backend.solving_layers())
-    return JSONResponse({"object": "list", "data": layers, "max_tokens": MOST_SOLVE_TOKENS})
+    return JSONResponse({"object": "list", "data": layers, "max_tokens": fields.MOST_SOLVE_TOKENS})
 
 
 async def _solve(exchange: Exchange) -> Response:
@@ -247,44 +242,46 @@ def _take(
     return answer.closing(event.row, event.reason)
 
 
-Row = tuple[str, str, Endpoint, str]  # method, path, endpoint, what it does
+Row = tuple[str, str, Endpoint, str, Any]  # method, path, endpoint, what it does, the struct of its body
 ROUTES: list[Row] = [
-    ("POST", "/v1/completions", partial(_generate, "completion"), "Continue a prompt."),
-    ("POST", "/v1/chat/completions", partial(_generate, "chat"), "Answer a chat."),
-    ("POST", "/v1/responses", partial(_generate, "response"), "Answer a text or a chat, by the Responses API."),
-    ("GET", "/v1/models", _models, "The model that is served, and its adapters."),
-    ("GET", ONE_MODEL, _model, "One model."),
-    *(("GET", path, _health, "Whether requests are taken. Needs no key.") for path in HEALTH),
-    ("GET", "/version", _version, "The version of lucid-deploy."),
-    ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format."),
-    ("GET", "/openapi.json", _openapi, "This document."),
+    ("POST", "/v1/completions", partial(_generate, "completion"), "Continue a prompt.", fields.CompletionRequest),
+    ("POST", "/v1/chat/completions", partial(_generate, "chat"), "Answer a chat.", fields.ChatRequest),
+    ("POST", "/v1/responses", partial(_generate, "response"), "The Responses API.", fields.ResponseRequest),
+    ("GET", "/v1/models", _models, "The model that is served, and its adapters.", None),
+    ("GET", ONE_MODEL, _model, "One model.", None),
+    *(("GET", path, _health, "Whether requests are taken. Needs no key.", None) for path in HEALTH),
+    ("GET", "/version", _version, "The version of lucid-deploy.", None),
+    ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format.", None),
+    ("GET", "/openapi.json", _openapi, "This document.", None),
 ]
-SOLVE_ROUTES: list[Row] = [
-    ("GET", "/v1/lucid/solve", _layers, "The layers that solve a system. Off with --no-ui."),
-    ("POST", "/v1/lucid/solve", _solve, "What a layer solves over a short text. Off with --no-ui."),
+SOLVE_ROUTES: list[Row] = [  # off with --no-ui
+    ("GET", SOLVE, _layers, "The layers that solve a system.", None),
+    ("POST", SOLVE, _solve, "What a layer solves over a short text.", fields.SolveRequest),
 ]
-BODIES = (CompletionRequest, ChatRequest, ResponseRequest, SolveRequest)  # of the POSTs, in that order
 
 
 @lru_cache
 def document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document, which has the schemas of bodies as the structs have them."""
-    bodies, schemas = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    rows = [*ROUTES, *SOLVE_ROUTES]
+    prefix = "#/components/schemas/"
+    _, schemas = msgspec.json.schema_components([row[4] for row in rows if row[4]], ref_template=prefix + "{name}")
     schemas["InputMessage"]["required"].remove("type")  # the reader adds it
     text, maybe = {"type": "string"}, {"type": ["string", "null"]}
     detail = {"type": "object", "properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
     schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": detail}}
-    errors = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    left = iter(bodies)
+
+    def content(name: str) -> dict[str, Any]:
+        return {"content": {"application/json": {"schema": {"$ref": prefix + name}}}}
+
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, _, summary in (*ROUTES, *SOLVE_ROUTES):
-        responses = {"200": {"description": "The answer."}, "default": {"description": "An error.", "content": errors}}
-        operation: dict[str, Any] = {"summary": summary, "responses": responses}
-        if method == "POST":
-            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": next(left)}}}
+    for method, path, _, summary, body in rows:
+        answers = {"200": {"description": "The answer."}, "default": {"description": "An error.", **content("Error")}}
+        paths.setdefault(path, {})[method.lower()] = operation = {"summary": summary, "responses": answers}
+        if body is not None:
+            operation["requestBody"] = {"required": True, **content(body.__name__)}
         if path == ONE_MODEL:
-            operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
-        paths.setdefault(path, {})[method.lower()] = operation
+            operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": text}]
     return {
         "openapi": "3.1.0",
         "info": {"title": "lucid-deploy", "version": __version__},

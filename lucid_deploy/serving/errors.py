@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import Refusal
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error that is sent to the client; ``code`` is a word for programs, such as ``model_not_found``."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str = "invalid_request",
-        param: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-        self.headers = headers or {}
+    status: int
+    message: str
+    code: str = "invalid_request"
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body."""

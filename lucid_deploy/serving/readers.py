@@ -73,7 +73,7 @@ def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], b
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
     templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
-    reader = RequestReader(setup.model, setup.limits, tokenizer, templates, setup.adapters)
+    reader = RequestReader((setup.model, *setup.adapters), setup.limits, tokenizer, templates)
 
     def read(frame: bytes) -> bytes:
         try:

@@ -22,19 +22,8 @@ from lucid_deploy.generation.constraint import (
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
+from lucid_deploy.serving import fields
 from lucid_deploy.serving.errors import ApiError, no_such_model
-from lucid_deploy.serving.fields import (
-    MOST_SOLVE_TOKENS,
-    PROMPT,
-    AnyObject,
-    ChatRequest,
-    CompletionRequest,
-    ResponseRequest,
-    SamplingFields,
-    SchemaFormat,
-    SolveRequest,
-    drop_without_effect,
-)
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, prepare, renamed, repeated
 from lucid_deploy.serving.tool_formats import ToolFormat
@@ -42,10 +31,6 @@ from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
-SAMPLED = (  # fields as Sampling has them
-    *("temperature", "top_k", "top_p", "seed", "min_p"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
 Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
 
@@ -87,28 +72,23 @@ class RequestReader:
     """Read the bodies of requests for a model and its adapters; the name of the model in a request chooses one."""
 
     def __init__(
-        self,
-        model: str,
-        limits: Limits,
-        tokenizer: TextTokenizer,
-        templates: ChatTemplates | None,
-        adapters: tuple[str, ...] = (),
+        self, models: tuple[str, ...], limits: Limits, tokenizer: TextTokenizer, templates: ChatTemplates | None
     ) -> None:
-        self._models = (model, *adapters)
+        self._models = models  # the base first
         self._limits, self._tokenizer, self._templates = limits, tokenizer, templates
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
         self._begin_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
         self._kinds: dict[Kind, tuple[Any, Callable[[Any], PreparedRequest]]] = {
-            "completion": (CompletionRequest, self._completion),
-            "chat": (ChatRequest, self._chat),
-            "response": (ResponseRequest, lambda body: replace(self._chat(as_chat(body)), response=repeated(body))),
-            "solve": (SolveRequest, self._solve),
+            "completion": (fields.CompletionRequest, self._completion),
+            "chat": (fields.ChatRequest, self._chat),
+            "response": (fields.ResponseRequest, self._response),
+            "solve": (fields.SolveRequest, self._solve),
         }
 
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:
         form, read = self._kinds[kind]
         try:
-            body = decode(data, form, "body", drop_without_effect if kind != "response" else prepare)
+            body = decode(data, form, "body", fields.drop_without_effect if kind != "response" else prepare)
             if body.model not in self._models:
                 raise no_such_model(body.model, *self._models)
             prepared = read(body)
@@ -118,27 +98,27 @@ class RequestReader:
             error = renamed(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error
 
-    def _solve(self, body: SolveRequest) -> PreparedRequest:
+    def _solve(self, body: fields.SolveRequest) -> PreparedRequest:
         ids = self._tokens(body.prompt, "prompt")
-        if len(ids) > MOST_SOLVE_TOKENS:
-            message = f"The prompt has {len(ids)} tokens; the solve is shown for {MOST_SOLVE_TOKENS}."
+        if len(ids) > fields.MOST_SOLVE_TOKENS:
+            message = f"The prompt has {len(ids)} tokens; the solve is shown for {fields.MOST_SOLVE_TOKENS}."
             raise FieldError(message, "prompt", "context_length_exceeded")
         return PreparedRequest(Job((ids,)), place=(body.layer, body.head))
 
-    def _completion(self, body: CompletionRequest) -> PreparedRequest:
+    def _completion(self, body: fields.CompletionRequest) -> PreparedRequest:
         if body.echo and body.logprobs is not None:
             raise FieldError("echo together with logprobs is not supported.", "echo", "unsupported_parameter")
         new = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         given = body.prompt
         if len({type(item) for item in given}) > 1:
-            raise wrong("prompt", PROMPT, "a mixture")
+            raise wrong("prompt", fields.PROMPT, "a mixture")
         items: Any = given if isinstance(given, list) and not isinstance(next(iter(given), 0), int) else [given]
         job = self._job(body, items, "prompt", DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
         texts = (item if isinstance(item, str) else self._tokenizer.decode(item) for item in items)
         echo = tuple(texts) if body.echo else ()
         return PreparedRequest(job, *_streaming(body), echo=echo, cache_salt=body.cache_salt or "")
 
-    def _chat(self, body: ChatRequest) -> PreparedRequest:
+    def _chat(self, body: fields.ChatRequest) -> PreparedRequest:
         if self._templates is None:
             message = "The model has no chat template, so that it cannot chat; use /v1/completions."
             raise ApiError(400, message, "no_chat_template")
@@ -158,6 +138,9 @@ class RequestReader:
         job = self._job(body, [rendered], "messages", older if new is None else new, top, tools)
         form = None if tools is None else tools.form
         return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
+
+    def _response(self, body: fields.ResponseRequest) -> PreparedRequest:
+        return replace(self._chat(as_chat(body)), response=repeated(body))
 
     def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
         """Return the token ids of a prompt; refuse those that the model cannot take."""
@@ -182,7 +165,7 @@ class RequestReader:
 
     def _job(
         self,
-        body: SamplingFields,
+        body: fields.SamplingFields,
         items: list[str | list[int]],
         name: str,
         new_tokens: int | None,
@@ -222,25 +205,26 @@ class RequestReader:
             shown_tokens=() if tools is None or tools.trigger_token is None else (tools.trigger_token,),
         )
 
-    def _sampling(self, body: SamplingFields) -> Sampling:
-        given = {name: value for name in SAMPLED if (value := getattr(body, name)) is not None}
+    def _sampling(self, body: fields.SamplingFields) -> Sampling:
+        given = {name: value for name in Sampling.__dataclass_fields__ if (value := getattr(body, name)) is not None}
         if "seed" in given:
             given["seed"] %= 2**64  # the generator takes no negative ones
         with named_field("bad_words"):
             given["bad_words"] = bad_word_ids(body.bad_words or (), self._tokenizer)
         with named_field("logit_bias"):
-            sampling = Sampling(**{"temperature": 1.0, **given}, logit_bias=logit_bias(body.logit_bias or {}))
+            given["logit_bias"] = logit_bias(body.logit_bias or {})
+            sampling = Sampling(**{"temperature": 1.0, **given})
             sampling.check(self._limits.vocabulary)
         return sampling
 
-    def _constraint(self, body: SamplingFields, tools: ToolUse | None) -> Constraint | None:
+    def _constraint(self, body: fields.SamplingFields, tools: ToolUse | None) -> Constraint | None:
         """Return what the answer must be, None if it is free; refuse what no answer can begin."""
         form, name, found = body.response_format, "response_format", None
         if tools is not None:
             name, found = "tools", tools.constraint
-        elif isinstance(form, AnyObject):
+        elif isinstance(form, fields.AnyObject):
             found = from_json_schema({"type": "object"})
-        elif isinstance(form, SchemaFormat):
+        elif isinstance(form, fields.SchemaFormat):
             found = named(f"{name}.json_schema.schema", from_json_schema, form.json_schema.schema)
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         if given:
@@ -265,7 +249,7 @@ def _within(name: str, value: int | None, high: int) -> int | None:
     return value
 
 
-def _streaming(body: SamplingFields) -> tuple[bool, bool]:
+def _streaming(body: fields.SamplingFields) -> tuple[bool, bool]:
     """Return whether to stream, and whether the stream ends with counts."""
     if body.stream_options is None:
         return bool(body.stream), False

@@ -11,22 +11,9 @@ import msgspec
 
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.fields import (
-    LOGPROBS,
-    ChatRequest,
-    CommonFields,
-    InputCall,
-    InputMessage,
-    InputPart,
-    InputResult,
-    Message,
-    ResponseRequest,
-    SchemaFormat,
-    TextSchema,
-    drop_without_effect,
-)
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
 
 if TYPE_CHECKING:
@@ -62,7 +49,7 @@ _NAMES_HERE = {
 
 def prepare(raw: dict[str, Any]) -> None:
     """Drop fields without effect, and add the type of items that have none: they are messages."""
-    drop_without_effect(raw)
+    fields.drop_without_effect(raw)
     given = raw.get("input")
     for item in given if isinstance(given, list) else ():
         if isinstance(item, dict):
@@ -78,29 +65,29 @@ def renamed(error: FieldError) -> FieldError:
     return FieldError(message, name or None, error.code)
 
 
-def as_chat(body: ResponseRequest) -> ChatRequest:
+def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
     """Return the chat that a request asks for."""
     logprobs, choice, form = bool(body.include), body.tool_choice, None if body.text is None else body.text.format
     if body.top_logprobs is not None and not logprobs:
-        raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs")
+        raise FieldError(f'top_logprobs needs include: ["{fields.LOGPROBS}"].', "top_logprobs")
     if logprobs and body.tools and choice != "none":
         message = "include cannot be combined with tools: log-probabilities are of the text, and calls are not text."
         raise FieldError(message, "include")
-    common = {name: getattr(body, name) for name in CommonFields.__struct_fields__}
-    return ChatRequest(
+    common = {name: getattr(body, name) for name in fields.CommonFields.__struct_fields__}
+    return fields.ChatRequest(
         **common,
-        messages=messages_of(body.instructions, body.input),
+        messages=_messages(body),
         max_completion_tokens=body.max_output_tokens,
         logprobs=logprobs or None,
         top_logprobs=body.top_logprobs,
-        response_format=SchemaFormat(json_schema=form) if isinstance(form, TextSchema) else form,
+        response_format=fields.SchemaFormat(json_schema=form) if isinstance(form, fields.TextSchema) else form,
         tools=None if body.tools is None else [tool.as_chat() for tool in body.tools],
         tool_choice=choice.as_chat() if isinstance(choice, ResponseToolChoice) else choice,
         parallel_tool_calls=body.parallel_tool_calls,
     )
 
 
-def repeated(body: ResponseRequest) -> dict[str, Any]:
+def repeated(body: fields.ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
     given = msgspec.to_builtins(body)
     found = {name: given[name] for name in DEFAULTS if given.get(name) is not None}
@@ -111,25 +98,24 @@ def repeated(body: ResponseRequest) -> dict[str, Any]:
     return found
 
 
-def messages_of(instructions: str | None, given: str | list[InputMessage | InputCall | InputResult]) -> list[Message]:
+def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
     """Return the input as messages of a chat; an assistant's calls in a row are one message."""
-    out = [] if instructions is None else [Message(role="system", content=instructions)]
-    if isinstance(given, str):
-        return [*out, Message(role="user", content=given)]
-    for item in given:
-        if isinstance(item, InputMessage):
-            out.append(Message(role=item.role, content=_text(item.content)))
-        elif isinstance(item, InputResult):
-            out.append(Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
+    out = [] if body.instructions is None else [fields.Message(role="system", content=body.instructions)]
+    items = body.input
+    for item in [fields.InputMessage(role="user", content=items)] if isinstance(items, str) else items:
+        if isinstance(item, fields.InputMessage):
+            out.append(fields.Message(role=item.role, content=_text(item.content)))
+        elif isinstance(item, fields.InputResult):
+            out.append(fields.Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
         else:
-            before = out.pop() if out and out[-1].role == "assistant" else Message(role="assistant")
+            before = out.pop() if out and out[-1].role == "assistant" else fields.Message(role="assistant")
             call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
             calls = [*(before.tool_calls or []), call]
-            out.append(Message(role="assistant", content=before.content, tool_calls=calls))
+            out.append(fields.Message(role="assistant", content=before.content, tool_calls=calls))
     return out
 
 
-def _text(given: str | list[InputPart]) -> str:
+def _text(given: str | list[fields.InputPart]) -> str:
     return given if isinstance(given, str) else "".join(part.text for part in given)
 
 

@@ -53,7 +53,7 @@ class ReaderHere:
 
     def __init__(self, setup: ReaderSetup) -> None:
         folder = Path(setup.directory)
-        self._reader = RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+        self._reader = RequestReader((setup.model,), setup.limits, TextTokenizer(folder), load_chat_templates(folder))
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
         return self._reader.read(kind, body)

@@ -21,7 +21,7 @@ from tests.serving.reader_tools import chat, completion, write_setup
 
 def reader(folder: Path, template: Any = "w1 {{ messages[0].content }}", **more: Any) -> RequestReader:
     setup = write_setup(folder, template, **more)
-    return RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+    return RequestReader((setup.model,), setup.limits, TextTokenizer(folder), load_chat_templates(folder))
 
 
 def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> ApiError:

@@ -31,7 +31,7 @@ LOGPROBS = ["message.output_text.logprobs"]
 
 def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
     setup = write_setup(folder, template)
-    reader = RequestReader(MODEL, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+    reader = RequestReader((MODEL,), setup.limits, TextTokenizer(folder), load_chat_templates(folder))
     return reader.read("response", json.dumps({"model": MODEL, "input": given, **fields}).encode())
 
 
