@@ -65,7 +65,7 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @click.option("--served-model-name", "model", metavar="NAME", help="Name in requests; default: the directory's.")
 @click.option("--tool-format", metavar="NAME", help="Form of tools for templates without: hermes, llama3 or mistral.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
-@click.option("--metrics-key-file", type=click.Path(), help="Keys that alone may read /metrics, with exact counts.")
+@click.option("--metrics-key-file", type=click.Path(), help="Keys that alone may read /metrics.")
 @click.option("--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among API keys.")
 @click.option("--ui/--no-ui", "pages", default=True, show_default=True, help="Pages for browsers: / to try it, /docs.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Without API keys: another name of this server.")

@@ -62,7 +62,7 @@ class Answer:
         """Add a piece; return it as a chunk, or nothing if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         delta, logprobs = self._choices[piece.row].add(piece)
-        return [self._chunk(piece.row, delta, logprobs)] if delta else []
+        return [self._chunk(piece.row, delta, logprobs)] if delta or piece.logprobs else []
 
     def closing(self, row: int, reason: str) -> Events:
         """End a generation; return the chunk that says why."""
@@ -107,9 +107,9 @@ class _Choice:
         encoded = [_chat_logprob(item) if self._chat else _completion_logprob(item) for item in piece.logprobs]
         if not self._stream:
             self._logprobs += encoded
-        delta = {"content": piece.text} if self._parser is None else self._parser.push(piece.text)
-        if self._parser is None and not piece.text and not encoded:
-            delta = {}
+        if self._parser is not None:
+            return self._add(self._parser.push(piece.text)), self._logprobs_json(encoded)
+        delta = {"content": piece.text} if piece.text or encoded else {}
         return self._add(delta), self._logprobs_json(encoded)
 
     def end(self, reason: str) -> Delta:

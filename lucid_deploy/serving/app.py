@@ -131,8 +131,7 @@ async def _model(exchange: Exchange) -> Response:
 
 async def _metrics(exchange: Exchange) -> Response:
     metrics = exchange.service.metrics
-    text = metrics.text(exact=bool(exchange.service.api.metrics_keys))
-    return Response(text, media_type=metrics.content_type)
+    return Response(metrics.text(), media_type=metrics.content_type)
 
 
 async def _openapi(_: Exchange) -> Response:

@@ -28,7 +28,7 @@ from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
 from lucid_deploy.serving.requests import Kind, Limits, PreparedRequest
 from lucid_deploy.serving.security import ApiKeys, host_allowed
 from lucid_deploy.serving.tool_formats import tool_format_named
-from lucid_deploy.serving.tracing import Tracing, open_tracing
+from lucid_deploy.serving.tracing import open_tracing
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.answers import Answer, Events
@@ -68,7 +68,7 @@ class ApiOptions:
     readers: int = 2  # processes that read bodies
     keys: ApiKeys = field(default_factory=ApiKeys)  # who may send requests
     hosts: frozenset[str] | None = None  # names besides this machine's under which it answers; None: any
-    metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who may read exact metrics, not rounded ones
+    metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who alone may read metrics, if there are any
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served, and what only they use
     otlp_endpoint: str | None = None  # URL of the collector that gets spans; None: there are none
@@ -117,12 +117,11 @@ class Service:
         setup: ReaderSetup,
         backend: LocalBackend | RayBackend,
         readers: ReaderPool | None = None,
-        tracing: Tracing | None = None,
     ) -> None:
         self.api, self.setup, self.backend, self.limits = api, setup, backend, setup.limits
         self.models = (setup.model, *setup.adapters)  # the names of the base and of its adapters
         self.readers = readers or ReaderPool(setup, api.readers)
-        self.tracing = tracing if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
+        self.tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
         self.metrics = Metrics(backend.gauges)
         self.body_memory = 0  # bytes of bodies that were received and not read yet, without the first ones of each
         self.most_body_memory = BODIES * setup.limits.body_bytes

@@ -25,9 +25,6 @@ COUNTERS = {
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
-# Exact numbers would show one client which prefixes another client's request found.
-ROUNDED = ("prefix_cache_tokens", "prompt_tokens_computed", "prompt_tokens_reused")
-COARSE = 1000  # tokens
 
 
 class Metrics(Collector):
@@ -36,7 +33,7 @@ class Metrics(Collector):
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
-        self._gauges, self._exact = gauges, False
+        self._gauges = gauges
         registry = self._registry = CollectorRegistry()
         registry.register(self)
         text = "Answers, by path and HTTP status; 499: the client closed the connection before all of it came."
@@ -53,16 +50,13 @@ class Metrics(Collector):
         self.between = histogram("time_between_tokens", "Between tokens of one generation.", BETWEEN)
         self.whole = histogram("request", "From the request to the end of its answer.", WHOLE)
 
-    def text(self, exact: bool) -> bytes:
-        """Return all of them in Prometheus' text format; if not exact, counts of stored tokens are whole thousands."""
-        self._exact = exact
+    def text(self) -> bytes:
+        """Return all of them in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's gauges and counters; called by prometheus_client."""
         for name, value in self._gauges().items():
-            if name in ROUNDED and not self._exact:
-                value -= value % COARSE
             if name in GAUGES:
                 yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)
             else:

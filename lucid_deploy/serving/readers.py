@@ -19,7 +19,6 @@ from lucid_deploy.bounded_process import (
     BoundedProcess,
     Bounds,
     TooCostly,
-    WorkerFault,
     WorkerKilled,
     bound_memory,
     serve,
@@ -159,9 +158,6 @@ class ReaderPool:
         except WorkerKilled as error:
             log.warning("A reader process was killed while it read a request; another one starts.")
             raise unavailable(str(error), "reader_killed") from error
-        except (LucidError, WorkerFault) as error:
-            log.error("Reading a request failed by a bug: %s", error)
-            raise ApiError(500, "The server failed on this request; see its log.", "internal_error") from error
         if reply.request is None:
             assert reply.error is not None
             raise ApiError(*reply.error)

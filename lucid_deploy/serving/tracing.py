@@ -56,19 +56,28 @@ class Tracing:
         from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        context = Context()
-        if len(exchange.headers.getlist("traceparent")) == 1:  # several count as none, as W3C has it
-            context = TraceContextTextMapPropagator().extract(exchange.headers, context)
         name = "text_completion" if exchange.kind == "completion" else "chat"
-        model = exchange.service.setup.model
-        span = self._tracer.start_span(f"{name} {model}", context, SpanKind.SERVER, start_time=exchange.began_at)
-        attributes = {"operation.name": name, "provider.name": "lucid-deploy", "request.model": model}
-        span.set_attributes({f"gen_ai.{key}": value for key, value in {**attributes, **_attributes(exchange)}.items()})
-        span.set_attribute("http.response.status_code", exchange.status)
+        model, answer = exchange.service.setup.model, exchange.answer
+        found: dict[str, Any] = {"operation.name": name, "provider.name": "lucid-deploy", "request.model": model}
+        if answer is not None:  # its attributes have no stops, biases and bad words, which are the client's text
+            found["request.max_tokens"] = answer.request.job.max_new_tokens
+            found["request.temperature"] = answer.request.job.sampling.temperature
+            found["request.stream"] = answer.request.stream
+            found["request.choice.count"] = answer.request.job.n
+            found["response.id"] = answer.id
+            found["response.finish_reasons"] = [reason for _, reason in sorted(exchange.reasons.items())]
+            found["usage.input_tokens"] = answer.request.prompt_tokens
+            found["usage.output_tokens"] = answer.new_tokens
+        if exchange.first_token is not None:
+            found["response.time_to_first_chunk"] = exchange.first_token
+        attributes = {f"gen_ai.{key}": value for key, value in found.items()}
+        attributes["http.response.status_code"] = exchange.status
+        if exchange.status >= 400:
+            attributes["error.type"] = exchange.error or str(exchange.status)
+        context = TraceContextTextMapPropagator().extract(exchange.headers, Context())
+        span = self._tracer.start_span(f"{name} {model}", context, SpanKind.SERVER, attributes, None, exchange.began_at)
         for mark in exchange.marks:
             span.add_event(mark.phase, {"lucid.row": mark.row, "lucid.reused_tokens": mark.reused}, mark.at)
-        if exchange.status >= 400:
-            span.set_attribute("error.type", exchange.error or str(exchange.status))
         if exchange.status >= 500:  # by the conventions, 4xx is not a server error
             span.set_status(StatusCode.ERROR)
         span.end()
@@ -76,25 +85,3 @@ class Tracing:
     def close(self) -> None:
         """Send what is left."""
         self._provider.shutdown()
-
-
-def _attributes(exchange: Exchange) -> dict[str, Any]:
-    """Return attributes of a request and its answer; not stops, biases and bad words, which are the client's text."""
-    answer = exchange.answer
-    if answer is None:
-        return {}
-    request = answer.request
-    found: dict[str, Any] = {
-        "request.max_tokens": request.job.max_new_tokens,
-        "request.temperature": request.job.sampling.temperature,
-        "request.stream": request.stream,
-        "request.choice.count": request.job.n,
-        "response.id": answer.id,
-        "response.finish_reasons": [reason for _, reason in sorted(exchange.reasons.items())],
-    }
-    if exchange.first_token is not None:
-        found["response.time_to_first_chunk"] = exchange.first_token
-    if exchange.marks:
-        found["usage.input_tokens"] = request.prompt_tokens
-        found["usage.output_tokens"] = answer.new_tokens
-    return found

@@ -1,17 +1,13 @@
-"""Spans of requests to the application over a real engine, read back from OpenTelemetry's exporter in memory."""
+"""Spans of requests, read back from OpenTelemetry's exporter in memory, and what a collector gets."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import httpx
 import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel")
@@ -21,150 +17,94 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
-from starlette.datastructures import Headers
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.text_stream import TextPiece
-from lucid_deploy.serving.engine import EngineOptions
-from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
-from lucid_deploy.serving.jobs import Refusal, RowEnd, RowMark, make_backend
+from lucid_deploy.serving.jobs import Refusal, RowEnd, RowMark
 from lucid_deploy.serving.tracing import Tracing, open_tracing
 from tests.serving.reader_tools import completion
-from tests.serving.serving_tools import MODEL, PROMPT
-from tests.serving.stand_ins import ReaderHere, ScriptedBackend, client, service
+from tests.serving.stand_ins import ScriptedBackend, client, service
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 HEADERS = {"Content-Type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=1"}
 PHASES = ["queue", "prefill", "decode"]
+MARKS = [RowMark(0, phase, place, 7 if phase == "prefill" else 0) for place, phase in enumerate(PHASES, 1)]
 CONVENTIONS = {value for name, value in vars(gen_ai_attributes).items() if name.startswith("GEN_AI_")}
 
-Use = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
-
-def recorded(use: Use, make: Callable[[], Service]) -> list[ReadableSpan]:
-    """Use a service that is made in the event loop, and return its spans."""
+def recorded(folder: Path, body: bytes, *script: Any, headers: dict[str, str] = HEADERS) -> list[ReadableSpan]:
+    """Send a completion to a service whose engine does what the script says; return the spans."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
 
     async def run() -> None:
-        made = make()
+        made = service(folder, ScriptedBackend(*script))
         made.tracing = Tracing(provider)
         async with client(made) as http:
-            await use(http)
+            await http.post("/v1/completions", content=body, headers=headers)
 
     asyncio.run(run())
     return list(exporter.get_finished_spans())
 
 
-def traced(directory: Path, use: Use) -> list[ReadableSpan]:
-    """Serve an artifact in this process."""
-    options, api = EngineOptions(str(directory), rows=2, check=False), ApiOptions(MODEL, pages=False)
-    setup, backend, loaded = reader_setup(options, api), make_backend(options), threading.Event()
-    readers: Any = ReaderHere(setup)
-    backend.engine.start(loaded.set)
-    loaded.wait()
-    try:
-        return recorded(use, lambda: Service(api, setup, backend, readers))
-    finally:
-        backend.engine.stop()
-
-
-def scripted(folder: Path, use: Use, *script: Any) -> list[ReadableSpan]:
-    """As :func:`traced`, over an engine that does what the script says."""
-    return recorded(use, lambda: service(folder, ScriptedBackend(*script)))
-
-
-def attributes(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
-
-
-def test_the_span_of_a_request(artifacts: dict[str, Path]) -> None:
-    answers: list[Any] = []
-
-    async def use(http: httpx.AsyncClient) -> None:
-        body = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 6, "seed": 5, "stop": ["zebra"]}
-        answers.append((await http.post("/v1/completions", json=body, headers=HEADERS)).json())
-
-    (request,) = traced(artifacts["static"], use)
-    answer = answers[0]
-    assert request.name == f"text_completion {MODEL}" and request.kind is SpanKind.SERVER
-    assert request.context is not None and request.parent is not None and request.end_time is not None
-    assert (f"{request.context.trace_id:032x}", f"{request.parent.span_id:016x}") == (TRACE, PARENT)
-    assert request.parent.is_remote
-    assert request.context.trace_state.to_header() == "a=1"
-    assert [event.name for event in request.events] == PHASES
-    times = [request.start_time, *(event.timestamp for event in request.events), request.end_time]
-    assert times == sorted(times) and times[2] < times[3]
-
-    found, usage = attributes(request), answer["usage"]
-    assert found.pop("gen_ai.response.time_to_first_chunk") <= (request.end_time - request.start_time) / 1e9
+def test_the_span_of_a_request(tmp_path: Path) -> None:
+    body = completion("w1 w2", temperature=0, max_tokens=6, stop=["zebra"])
+    (span,) = recorded(tmp_path, body, MARKS, [TextPiece(0, "secret", 1), RowEnd(0, "stop", reused=7)])
+    assert span.name == "text_completion m" and span.kind is SpanKind.SERVER
+    assert span.context is not None and span.parent is not None and span.parent.is_remote
+    assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE, PARENT)
+    assert span.context.trace_state.to_header() == "a=1"
+    assert [(event.name, event.timestamp) for event in span.events] == list(zip(PHASES, (1, 2, 3), strict=True))
+    assert [(event.attributes or {})["lucid.reused_tokens"] for event in span.events] == [0, 7, 0]
+    found = dict(span.attributes or {})
+    assert found.pop("gen_ai.response.id") and found.pop("gen_ai.response.time_to_first_chunk")
     assert found == {
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "lucid-deploy",
-        "gen_ai.request.model": MODEL,
+        "gen_ai.request.model": "m",
         "gen_ai.request.max_tokens": 6,
         "gen_ai.request.temperature": 0.0,
         "gen_ai.request.stream": False,
         "gen_ai.request.choice.count": 1,
-        "gen_ai.response.id": answer["id"],
-        "gen_ai.response.finish_reasons": (answer["choices"][0]["finish_reason"],),
-        "gen_ai.usage.input_tokens": usage["prompt_tokens"],
-        "gen_ai.usage.output_tokens": usage["completion_tokens"],
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.usage.input_tokens": 2,
+        "gen_ai.usage.output_tokens": 1,
         "http.response.status_code": 200,
     }
-    assert {name for name in attributes(request) if name.startswith("gen_ai.")} <= CONVENTIONS
-    everything = json.dumps(json.loads(request.to_json()))  # no text, of the client or the model
-    words = {*PROMPT.split(), *answer["choices"][0]["text"].split(), "zebra"}
-    assert not [word for word in words if len(word) > 2 and word in everything]
-
-
-def test_refused_and_failed_requests(tmp_path: Path) -> None:
-    async def bad(http: httpx.AsyncClient) -> None:
-        await http.post("/v1/completions", content=b"{secret", headers=HEADERS)
-
-    async def good(http: httpx.AsyncClient) -> None:
-        await http.post("/v1/completions", content=completion("w1 w2"), headers=HEADERS)
-
-    async def stream(http: httpx.AsyncClient) -> None:
-        await http.post("/v1/completions", content=completion("w1 w2", stream=True), headers=HEADERS)
-
-    late: list[Any] = [
-        [RowMark(0, phase, place) for place, phase in enumerate(PHASES, 1)],
-        [TextPiece(0, "a", 1)],
-        [RowEnd(0, "error", "secret")],
-    ]
-    cases: list[tuple[Use, list[Any], int, str, StatusCode]] = [
-        (bad, [], 400, "invalid_json", StatusCode.UNSET),
-        (good, [[Refusal("queue_full", "secret")]], 429, "queue_full", StatusCode.UNSET),
-        (good, [[RowMark(0, "queue", 1)], [RowEnd(0, "error", "secret")]], 500, "engine_error", StatusCode.ERROR),
-        (stream, late, 500, "engine_error", StatusCode.ERROR),
-    ]
-    for use, script, status, error, code in cases:
-        (span,) = scripted(tmp_path, use, *script)
-        found = attributes(span)
-        assert (found["http.response.status_code"], found["error.type"]) == (status, error)
-        assert span.status.status_code is code
-        assert "secret" not in span.to_json()
-    assert [event.name for event in span.events] == PHASES
+    assert {name for name in found if name.startswith("gen_ai.")} <= CONVENTIONS
+    assert not any(word in span.to_json() for word in ("w1", "zebra", "secret"))  # no text of the client or the model
 
 
 @pytest.mark.parametrize(
-    ("headers", "count"),
+    ("body", "script", "status", "error", "code"),
     [
-        ([("traceparent", f"00-{TRACE}-{PARENT}-00")], 0),  # the client says that it is not to be recorded
-        ([("traceparent", "no")], 1),
-        ([("traceparent", f"00-{TRACE}-{PARENT}-00")] * 2, 1),  # two are none
-        ([], 1),
+        (b"{secret", [], 400, "invalid_json", StatusCode.UNSET),
+        (completion("w1"), [[Refusal("queue_full", "secret")]], 429, "queue_full", StatusCode.UNSET),
+        (completion("w1"), [MARKS, [RowEnd(0, "error", "secret")]], 500, "engine_error", StatusCode.ERROR),
+        (
+            completion("w1", stream=True),
+            [MARKS, [TextPiece(0, "a", 1)], [RowEnd(0, "error", "secret")]],
+            500,
+            "engine_error",
+            StatusCode.ERROR,
+        ),
     ],
 )
-def test_the_client_context(headers: list[tuple[str, str]], count: int, tmp_path: Path) -> None:
-    async def use(http: httpx.AsyncClient) -> None:
-        sent = [*headers, ("Content-Type", "application/json")]
-        await http.post("/v1/completions", content=completion("w1"), headers=sent)
+def test_refused_and_failed_requests(
+    body: bytes, script: list[Any], status: int, error: str, code: StatusCode, tmp_path: Path
+) -> None:
+    (span,) = recorded(tmp_path, body, *script)
+    found = dict(span.attributes or {})
+    assert (found["http.response.status_code"], found["error.type"]) == (status, error)
+    assert span.status.status_code is code and "secret" not in span.to_json()
 
-    spans = scripted(tmp_path, use, [RowMark(0, "queue", 1)], [TextPiece(0, "a", 1), RowEnd(0, "stop")])
-    assert len(spans) == count
-    assert all(span.parent is None for span in spans)
+
+@pytest.mark.parametrize(("parent", "count"), [(f"00-{TRACE}-{PARENT}-00", 0), ("no", 1)])
+def test_the_client_context(parent: str, count: int, tmp_path: Path) -> None:
+    """A client may say that its request is not to be recorded; what is no context is ignored."""
+    headers = {**HEADERS, "traceparent": parent}
+    spans = recorded(tmp_path, completion("w1"), [TextPiece(0, "a", 1), RowEnd(0, "stop")], headers=headers)
+    assert len(spans) == count and all(span.parent is None for span in spans)
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -182,31 +122,32 @@ class Collector(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20key")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+
+    async def run(endpoint: str) -> None:
+        made = service(tmp_path, ScriptedBackend([RowEnd(0, "stop")]), otlp_endpoint=endpoint)
+        async with client(made) as http:
+            await http.post("/v1/completions", content=completion("w1"), headers={"Content-Type": "application/json"})
+        assert made.tracing is not None
+        await asyncio.to_thread(made.tracing.close)
+
     with HTTPServer(("127.0.0.1", 0), Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
-        tracing = open_tracing(f"http://127.0.0.1:{collector.server_port}")
-        model = SimpleNamespace(setup=SimpleNamespace(model="m"))
-        asked: Any = SimpleNamespace(
-            headers=Headers(), kind="chat", service=model, began_at=1, status=200, answer=None, marks=[]
-        )
-        tracing.record(asked)
-        tracing.close()
+        asyncio.run(run(f"http://127.0.0.1:{collector.server_port}"))
         collector.shutdown()
     ((path, key, sent),) = Collector.taken
     assert (path, key) == ("/v1/traces", "Bearer key")
     (resource,) = sent.resource_spans
     named = {item.key: item.value.string_value for item in resource.resource.attributes}
     assert (named["service.name"], named["deployment.environment.name"]) == ("lucid-deploy", "test")
-    assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["chat m"]
+    assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["text_completion m"]
 
 
 @pytest.mark.parametrize(
-    "endpoint",
-    ["localhost:4318", "grpc://localhost:4317", "http://", "http://a:b@c", "http://c?d"],
+    "endpoint", ["localhost:4318", "grpc://localhost:4317", "http://", "http://a:b@c", "http://c?d"]
 )
 def test_what_is_no_collector_is_refused(endpoint: str) -> None:
     with pytest.raises(LucidError, match="otlp-endpoint"):
