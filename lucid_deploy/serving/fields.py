@@ -10,14 +10,12 @@ from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, Guid
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoice, ResponseTools, ToolCall, Tools
 
-MOST_LOGPROBS = 20
-MOST_STOPS = 16
 MOST_SOLVE_TOKENS = 256  # the answer grows with their square
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template gets developer as system."
+# Fields that are dropped: some have no effect here, others are not supported and may have these values or null.
 HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-# Fields that are not supported, with the values besides null that have no effect.
 NEUTRAL: dict[str, list[Any]] = {
     "store": [False],
     "service_tier": ["auto", "default"],
@@ -44,11 +42,9 @@ def about(text: str) -> Meta:
 
 
 StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
-StopTexts = Annotated[list[StopText], Meta(max_length=MOST_STOPS)]
-BadWords = Annotated[list[StopText], Meta(max_length=1000)]
-PromptItem = str | int | list[int]
+Texts = Annotated[list[StopText], Meta(max_length=16)]
 Tokens = Annotated[int, about("Most new tokens; all that fit if not given.")] | None
-Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(ge=0, le=MOST_LOGPROBS)] | None
+Logprobs = Annotated[int, about("Report the alternatives of each token."), Meta(ge=0, le=20)] | None
 _PENALTY = "Taken off the logits of tokens in the answer: presence once, frequency each time."
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
@@ -120,8 +116,8 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[dict[str, float] | None, about("Added to logits, -100 to 100.")] = None
-    bad_words: Annotated[BadWords | None, about("Texts that no answer contains.")] = None
-    stop: Annotated[StopText | StopTexts | None, about("Texts that end an answer.")] = None
+    bad_words: Annotated[list[StopText], about("Texts that no answer contains."), Meta(max_length=1000)] | None = None
+    stop: Annotated[StopText | Texts | None, about("Texts that end an answer.")] = None
     return_tokens_as_token_ids: Annotated[bool, about("Log-probabilities name tokens as token_id:N.")] | None = None
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
@@ -133,7 +129,7 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
 class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     """The body of ``POST /v1/completions``."""
 
-    prompt: Annotated[str | list[PromptItem], about("What to continue.")]
+    prompt: Annotated[str | list[str | int | list[int]], about("What to continue.")]
     max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
     logprobs: Logprobs = None
     echo: Annotated[bool, about("Put the prompt in front of the answer.")] | None = None
@@ -253,5 +249,4 @@ def drop_without_effect(raw: dict[str, Any]) -> None:
         holder = raw.get(parent) if parent else raw
         value = holder.pop(name, None) if isinstance(holder, dict) else None
         if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
-            message = f"{path} is not supported by this server; leave it out."
-            raise FieldError(message, path, "unsupported_parameter")
+            raise FieldError(f"{path} is not supported by this server; leave it out.", path, "unsupported_parameter")
