@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lucid_deploy.errors import LucidError, in_one_line
 
@@ -47,6 +49,61 @@ def _load(entry: EntryPoint, kind: Any, what: str, attribute: str) -> Any:
         wanted = f"an object of a subclass of {kind.__name__} whose {attribute} is {entry.name}"
         raise LucidError(f"{label} is no {what}: it must be {wanted}.")
     return loaded
+
+
+class Registry(Generic[T]):
+    """Objects of a class by name: the toolkit's own, those of installed packages, and those that a program registers.
+
+    Args:
+        group: The packages' group of entry points.
+        kind: The class.
+        what: The word for such objects in messages.
+        built_in: Module and object of each that comes with the toolkit, ``package.module.OBJECT``.
+        attribute: Where an object has its name.
+        needs: Attributes that an object must have, with their types.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        kind: type[T],
+        what: str,
+        built_in: Mapping[str, str],
+        attribute: str = "name",
+        needs: Mapping[str, type] | None = None,
+    ) -> None:
+        self._group, self._kind, self._what, self._built_in = group, kind, what, built_in
+        self._attribute, self._needs = attribute, {attribute: str, **(needs or {})}
+        self._registered: dict[str, T] = {}
+
+    def register(self, item: T) -> None:
+        """Register an object; a second one of its name replaces the first."""
+        what = self._what
+        if not isinstance(item, self._kind):
+            raise LucidError(f"A {what} is an object of a subclass of {self._kind.__name__}, not {item!r}.")
+        for name, kind in self._needs.items():
+            if not isinstance(getattr(item, name, None), kind):
+                raise LucidError(f"{type(item).__name__} has no {name}, which a {what} must say ({kind.__name__}).")
+        name = getattr(item, self._attribute)
+        if name in self._built_in:
+            raise LucidError(f"The {what} {name!r} comes with lucid-deploy; give yours another {self._attribute}.")
+        self._registered[name] = item
+
+    def names(self) -> tuple[str, ...]:
+        """Return all names, those of the toolkit first, without importing anything."""
+        return tuple(dict.fromkeys((*self._built_in, *self._registered, *sorted(entry_points(self._group)))))
+
+    def find(self, name: str) -> T | None:
+        """Return the object of a name; None if there is none."""
+        if name in self._built_in:
+            module, _, attribute = self._built_in[name].rpartition(".")
+            own: T = getattr(importlib.import_module(module), attribute)
+            return own
+        if name not in self._registered:
+            found = load_plugin(self._group, name, self._kind, self._what, self._attribute)
+            if found is not None:
+                self.register(found)
+        return self._registered.get(name)
 
 
 def _origin(entry: EntryPoint) -> str:

@@ -7,10 +7,10 @@ unless these are given.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from lucid_deploy.model.build import parse_model_config
 from lucid_deploy.model.checkpoint import DEMO, take_own_code
 from lucid_deploy.model.config_file import read_config
 from lucid_deploy.model.packed.read import MODELOPT_FILE, OLDER_FILE, split_layout
-from lucid_deploy.model.tensor_files import ADAPTER, adapter_error
-from lucid_deploy.model.tokenizer_files import is_tokenizer_file
+from lucid_deploy.model.tensor_files import ADAPTER, INDEX, SINGLE, adapter_error
+from lucid_deploy.model.tokenizer_files import TEMPLATE_FOLDER, TOKENIZER_FILES
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_SHARDS = "model-*-of-*.safetensors"
 _SETTINGS = ("config.json", OLDER_FILE, MODELOPT_FILE)  # read before any weights are downloaded
-_FILES = (*_SETTINGS, "model.safetensors", "model.safetensors.index.json")
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_FILES = (*_SETTINGS, SINGLE, INDEX, _SHARDS, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja")
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,21 +70,20 @@ def fetch(
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    revision, token = options.revision or "main", _token(options)
+    revision = options.revision or "main"
     with _translate_errors(name, options), _quiet():
         if options.offline:
-            config = hf_hub_download(
-                name, "config.json", revision=revision, cache_dir=options.cache, local_files_only=True
-            )
-            return Path(config).parent, _record(name, revision, Path(config).parent)
-        info = HfApi(options.endpoint, token=token).model_info(name, revision=revision)
-        files = _select_files([item.rfilename for item in info.siblings or []], f"{name} at {revision}")
-        settings = [file for file in files if file in _SETTINGS]
-        _check_settings(_download(name, settings, options, progress), assume_unused)
-        directory = _download(name, files, options, progress)
-    if directory.name != info.sha or not all((directory / file).is_file() for file in files):
+            directory = Path(
+                hf_hub_download(name, "config.json", revision=revision, cache_dir=options.cache, local_files_only=True)
+            ).parent
+            return directory, {"repository": name, "revision": revision, "commit": directory.name}
+        info = HfApi(options.endpoint, token=_token(options)).model_info(name, revision=revision)
+        _check_files({item.rfilename for item in info.siblings or []}, f"{name} at {revision}")
+        _check_settings(_download(name, _SETTINGS, options, progress), assume_unused)
+        directory = _download(name, _FILES, options, progress)
+    if directory.name != info.sha:
         raise LucidError(f"{name} changed at {revision} while it was downloaded. Run the command again.")
-    return directory, _record(name, revision, directory)
+    return directory, {"repository": name, "revision": revision, "commit": directory.name}
 
 
 def _check_settings(directory: Path, assume_unused: Collection[str]) -> None:
@@ -94,7 +93,7 @@ def _check_settings(directory: Path, assume_unused: Collection[str]) -> None:
     parse_model_config(raw, str(directory / "config.json"), assume_unused)
 
 
-def _download(name: str, files: list[str], options: HubOptions, progress: Progress | None) -> Path:
+def _download(name: str, patterns: Iterable[str], options: HubOptions, progress: Progress | None) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(
@@ -102,16 +101,12 @@ def _download(name: str, files: list[str], options: HubOptions, progress: Progre
             name,
             revision=options.revision or "main",
             cache_dir=options.cache,
-            allow_patterns=[escape(file) for file in files],  # the argument takes patterns
+            allow_patterns=list(patterns),
             token=_token(options),
             endpoint=options.endpoint,
             tqdm_class=_bar(name, progress),
         )
     )
-
-
-def _record(name: str, revision: str, directory: Path) -> dict[str, str]:
-    return {"repository": name, "revision": revision, "commit": directory.name}
 
 
 def _token(options: HubOptions) -> str | bool | None:
@@ -121,30 +116,23 @@ def _token(options: HubOptions) -> str | bool | None:
     return options.token
 
 
-def _select_files(files: list[str], where: str) -> list[str]:
-    """Choose the files to download."""
+def _check_files(files: set[str], where: str) -> None:
+    """Refuse a repository without a checkpoint before anything is downloaded."""
     if ADAPTER in files:
         raise LucidError(adapter_error(f"{where} on the Hub"))
-    chosen = [file for file in files if file in _FILES or _SHARD.fullmatch(file) or is_tokenizer_file(file)]
-    if "config.json" not in chosen:
+    if "config.json" not in files:
         raise LucidError(f"{where} has no config.json on the Hub: it is not a checkpoint.")
-    if "model.safetensors.index.json" not in chosen:
-        chosen = [file for file in chosen if not _SHARD.fullmatch(file)]
-        if "model.safetensors" not in chosen:
-            weights = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))]
-            beside = f" It has {', '.join(weights[:3])}." if weights else ""
-            raise LucidError(
-                f"{where} has neither model.safetensors nor model.safetensors.index.json on the Hub.{beside}"
-            )
-        return chosen
-    shards = [file for file in chosen if _SHARD.fullmatch(file)]
-    if "model.safetensors" in chosen and shards:
+    shards = sorted(file for file in files if fnmatch(file, _SHARDS))
+    if SINGLE in files and shards:
         raise LucidError(
-            f"{where} has model.safetensors and shards, {shards[0]} and so on, on the Hub. transformers reads the "
-            "first and other programs the shards, which may be another model. Download it, remove one of them, and "
-            "export the folder."
+            f"{where} has {SINGLE} and shards, {shards[0]} and so on, on the Hub. transformers reads the first and "
+            "other programs the shards, which may be another model. Download it, remove one of them, and export the "
+            "folder."
         )
-    return chosen
+    if not files & {SINGLE, INDEX}:
+        weights = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors")))
+        beside = f" It has {', '.join(weights[:5])}." if weights else ""
+        raise LucidError(f"{where} has neither {SINGLE} nor {INDEX} on the Hub.{beside}")
 
 
 @contextmanager
@@ -165,21 +153,16 @@ def _translate_errors(name: str, options: HubOptions) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise LucidError(f"{name} has no revision {revision} on {hub}.") from error
-    except errors.LocalEntryNotFoundError as error:
-        if not options.offline:
-            raise LucidError(
-                f"{hub} could not be reached to download {name}. Check the network; --offline takes what was "
-                "downloaded before."
-            ) from error
-        raise LucidError(
-            f"{name} at revision {revision} was not downloaded before. Run the command without --offline where there "
-            "is a network, or name the cache that it is in with --hub-cache."
-        ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         remedy = login if status in (401, 403) else "Try again later."
         raise LucidError(f"{hub} answered {status} when it was asked for {name}. {remedy}") from error
     except (errors.HTTPError, errors.HFValidationError, OSError) as error:  # connections, cut files, a full disk
+        if options.offline and isinstance(error, errors.LocalEntryNotFoundError):
+            raise LucidError(
+                f"{name} at revision {revision} was not downloaded before. Run the command without --offline where "
+                "there is a network, or name the cache that it is in with --hub-cache."
+            ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise LucidError(
             f"{name} could not be downloaded from {hub}: {reason}. Check the network and run the command again, which "

@@ -9,7 +9,7 @@ from lucid_deploy.errors import LucidError
 
 TEMPLATE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 _SUFFIX = ".jinja"
-_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -25,7 +25,7 @@ _FILES = (
 def is_tokenizer_file(name: str) -> bool:
     """Return whether a file, a path in the checkpoint with ``/``, belongs to a tokenizer."""
     folder, _, file = name.rpartition("/")
-    return name in _FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
+    return name in TOKENIZER_FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
 
 
 def named_templates(directory: Path) -> dict[str, Path]:
@@ -37,13 +37,13 @@ def named_templates(directory: Path) -> dict[str, Path]:
 def tokenizer_files(directory: Path) -> list[str]:
     """Return the tokenizer files of a directory, as relative paths with ``/``."""
     named = [f"{TEMPLATE_FOLDER}/{path.name}" for path in named_templates(directory).values()]
-    return [name for name in _FILES if (directory / name).is_file()] + named
+    return [name for name in TOKENIZER_FILES if (directory / name).is_file()] + named
 
 
 def check_regular(directory: Path) -> None:
     """Refuse a folder, a pipe, a device or a broken link where a file of a tokenizer belongs: it would be left out."""
     folder = directory / TEMPLATE_FOLDER
-    wrong = [path for name in _FILES if os.path.lexists(path := directory / name) and not path.is_file()]
+    wrong = [path for name in TOKENIZER_FILES if os.path.lexists(path := directory / name) and not path.is_file()]
     wrong += [path for path in folder.glob(f"*{_SUFFIX}") if not path.is_file()]
     wrong += [folder] if os.path.lexists(folder) and not folder.is_dir() else []
     if wrong:

@@ -102,13 +102,6 @@ class CacheOperations(ABC, Generic[Tensor]):
             cache.layers = self._first_tokens(cache, length)
             cache.mask = cache.mask[:, :length]
 
-    def evict(self, cache: Cache[Tensor], tokens: int) -> None:
-        """Refuse to drop the oldest tokens of a cache (a sliding window)."""
-        raise LucidError(
-            f"The oldest {tokens} tokens cannot be dropped from a cache: {self.layers[0].eviction}. Run the shortened "
-            "text again from an empty cache, or go back to an earlier length with truncate, which is exact."
-        )
-
     @property
     def cuts_freely(self) -> bool:
         """Whether :meth:`truncate` copies nothing."""

@@ -123,7 +123,6 @@ def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_another_diagonal(exported: Any, tmp_path: Path):
     checkpoint, artifact = exported(max_position_embeddings=48)
-    assert verify_artifact(artifact, VerifyOptions(**FEW)).passed
     same = record_lucid(checkpoint, tmp_path / "same.safetensors", tokens=TOKENS)
     assert verify_artifact(artifact, VerifyOptions(golden=same, **FEW)).passed
     other = record_lucid(checkpoint, tmp_path / "other.safetensors", "training", tokens=TOKENS)

@@ -70,9 +70,7 @@ def int8_copy(exported, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "cache", "cache_dtype"),
     [
-        ("float32", "growing", "int8"),
         ("float32", "static", "int8"),
-        ("float16", "growing", "int8"),
         ("float32", "growing", "float16"),
         ("float32", "growing", "fp8"),
     ],

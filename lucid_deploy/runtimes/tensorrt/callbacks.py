@@ -1,7 +1,7 @@
 """TensorRT's logger and progress monitor, and the exceptions that are raised inside them.
 
 TensorRT's C++ code cannot pass on an exception: callbacks store it, the monitor stops the build, and the caller raises
-it again. Signal handlers may run in the bindings, which print what they raise and go on, so that is stored as well.
+it again, also what the handler of a signal raises there.
 """
 
 from __future__ import annotations
@@ -9,37 +9,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 Report = Callable[[int, int], None]
 _FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # the parser's lines around a node that it shows
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Progress:
-    """The steps of the outermost phase, as (done, steps); what happens within a step is not counted."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._outermost: tuple[str, int] | None = None
-
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """Begin a phase."""
-        if parent is None:
-            self._outermost = (phase, steps)
-
-    def step(self, phase: str, index: int) -> None:
-        """Finish a step of a phase."""
-        if self._outermost is not None and self._outermost[0] == phase:
-            self._report(index + 1, self._outermost[1])
 
 
 class CallbackFailure:
-    """An exception that was raised inside a callback, or by a signal's handler while TensorRT worked."""
+    """An exception that was raised inside a callback."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -54,26 +32,8 @@ class CallbackFailure:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Call TensorRT: store what Ctrl-C and SIGTERM raise meanwhile, then raise what was stored."""
-        handlers: dict[int, Callable[..., Any]] = {}
-        if threading.current_thread() is threading.main_thread():
-            handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
-
-        def store(number: int, frame: FrameType | None) -> None:
-            with self.stored():
-                handlers[number](number, frame)
-
-        for number in handlers:
-            signal.signal(number, store)
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        self.raise_again()
-
-    def raise_again(self) -> None:
-        """Raise what was stored, once."""
+        """Call TensorRT, then raise what was stored meanwhile, once."""
+        yield
         if self.error is not None:
             error, self.error = self.error, None
             try:
@@ -120,18 +80,20 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
-            self._progress = Progress(report)
+            self._outermost: tuple[str, int] | None = None  # what happens within a step of it is not counted
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with failure.stored():
-                self._progress.start(phase_name, parent_phase, num_steps)
+                if parent_phase is None:
+                    self._outermost = (phase_name, num_steps)
 
         def phase_finish(self, phase_name: str) -> None:
             pass
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             with failure.stored():
-                self._progress.step(phase_name, step)
+                if self._outermost is not None and self._outermost[0] == phase_name:
+                    report(step + 1, self._outermost[1])
             return failure.error is None
 
     return Monitor()

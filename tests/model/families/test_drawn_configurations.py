@@ -1,4 +1,4 @@
-"""Drawn configurations of every family that transformers has a class of: computed as it does, or refused by name.
+"""Drawn configurations of three families: computed as it does, or refused by name.
 
 What is drawn are the keys that say which layers have windows, how positions are rotated, and the family's own, also
 where they contradict each other or belong to another family: each of these was once passed over in silence by one side.
@@ -57,8 +57,6 @@ LINEAR: dict[str, tuple[Any, ...]] = {
 }
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {},
-    "qwen3": {"head_dim": (16, 20)},
-    "smollm3": {"no_rope_layers": ([1, 0, 1], NOT_SAID), "no_rope_layer_interval": (1, 2, NOT_SAID)},
     "gemma3_text": {
         "head_dim": (16, 24),
         "sliding_window_pattern": (2, 3, NOT_SAID),
@@ -66,7 +64,6 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "rope_local_base_freq": (300.0, NOT_SAID),
     },
     "qwen3_next": {**LINEAR, "num_experts": (0, 4), "mlp_only_layers": ([0, 1, 2], NOT_SAID)},
-    "qwen3_5_text": {**LINEAR, "attn_output_gate": (True, NOT_SAID), "mtp_num_hidden_layers": (1, NOT_SAID)},
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from lucid_deploy.runtimes.tensorrt import build
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, BuiltEngine, build_engines, check_network
 from lucid_deploy.runtimes.tensorrt.callbacks import (
     CallbackFailure,
-    Progress,
     explain,
     make_monitor,
 )
@@ -194,34 +192,23 @@ class Interface:
 TRT = SimpleNamespace(ILogger=Interface, IProgressMonitor=Interface)
 
 
-def test_progress_counts_the_outermost_phase() -> None:
+def test_progress_counts_the_outermost_phase_and_an_exception_in_it_stops_the_build() -> None:
     seen: list[tuple[int, int]] = []
-    progress = Progress(lambda *now: seen.append(now))
-    progress.start("build", None, 2)
-    for outer in range(2):
-        progress.start("tactics", "build", 4)
-        progress.step("tactics", 0)
-        progress.step("build", outer)
-    assert seen == [(1, 2), (2, 2)]
 
+    def report(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 2:
+            raise KeyboardInterrupt
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_the_handler_of_a_signal_raises_stops_the_build(number: signal.Signals) -> None:
-    """TensorRT's bindings, in which it would be raised, print it and go on."""
-
-    def unwind(*_: Any) -> None:
-        raise SystemExit(128 + number)
-
-    failure, before = CallbackFailure(), signal.signal(number, unwind)
-    try:
-        with pytest.raises(SystemExit), failure.raising():
-            os.kill(os.getpid(), number)
-            monitor = make_monitor(TRT, lambda *_: None, failure)
-            assert monitor.step_complete("build", 0) is False
-        assert signal.getsignal(number) is unwind
-        failure.raise_again()  # nothing is left
-    finally:
-        signal.signal(number, before)
+    failure = CallbackFailure()
+    with pytest.raises(KeyboardInterrupt), failure.raising():
+        monitor = make_monitor(TRT, report, failure)
+        monitor.phase_start("build", None, 2)
+        for outer in range(2):
+            monitor.phase_start("tactics", "build", 4)
+            assert monitor.step_complete("tactics", 0)
+            assert monitor.step_complete("build", outer) is (outer == 0)
+    assert seen == [(1, 2), (2, 2)] and failure.error is None
 
 
 def test_the_parser_s_reason_comes_with_the_node_that_it_names() -> None:
