@@ -145,11 +145,14 @@ def token_ids(tokens: int | list[int]) -> tuple[int, ...]:
     return tuple(tokens) if isinstance(tokens, list) else (tokens,)
 
 
-def _reason(message: str, values: dict[str, Any], form: type) -> str:
+def _reason(message: str, values: dict[str, Any], form: type[msgspec.Struct]) -> str:
     """Rephrase msgspec's message, which names the field, with the description of the field's type."""
     missing = re.search(r"missing required field `(\w+)`", message)
     if missing:
         return f"{missing[1]} is missing."
+    unknown = re.search(r"unknown field `(.*)`", message)
+    if unknown:
+        return f"{unknown[1]} is not known; known are {', '.join(form.__struct_fields__)}."
     key = re.search(r"`\$\.(\w+)", message)[1]  # type: ignore[index]
     value, metas = values[key], list(_metas(get_type_hints(form, include_extras=True)[key]))
     expected = re.search(r"Expected `([^`]+)`", message)  # a family's key may have no description

@@ -1,4 +1,4 @@
-"""How well a text is predicted, by the candidate and by PyTorch; reported without a gate."""
+"""How well a text is predicted, and what a model loses there beside another; reported without a gate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.parity.metrics import kl_divergence
-from lucid_deploy.parity.targets import CallCounter, Progress
-from lucid_deploy.runtimes.layers import ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
 
 WINDOW = 512  # tokens of context at most, as llama.cpp has it: windows of a text begin with an empty cache
@@ -23,6 +21,7 @@ Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pi
 class TextCost:
     """What a model loses on a text beside the one that it was made from."""
 
+    tokens: int  # that were predicted: all of every window but its first
     own: float  # its perplexity
     original: float  # that of the other model
     kl: float  # mean KL divergence from the other, nats a token
@@ -34,20 +33,6 @@ class TextCost:
             f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%}); KL divergence {self.kl:.2g} nats "
             f"a token, most likely token the same at {self.same:.1%}"
         )
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Perplexities of one text, teacher-forced."""
-
-    tokens: int  # that were predicted: all of every window but its first
-    window: int  # tokens of a window
-    reference: float  # PyTorch in float64
-    baseline: float  # PyTorch in the artifact's precision
-    candidate: float  # the artifact
-    difference: float  # candidate less reference
-    largest: float  # largest difference of one token's log-probability, candidate against reference, in nats
-    cost: TextCost | None = None  # beside the checkpoint before quantization; None: nothing is quantized
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
@@ -107,8 +92,9 @@ def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callabl
             start += len(theirs)
         tick()
     count = sum(len(ids) - 1 for ids in pieces)
-    own_perplexity, other_perplexity = (float(np.exp(each / count)) for each in (lost, surprise))
-    return TextCost(own_perplexity, other_perplexity, divergence / count, same / count)
+    with np.errstate(over="ignore"):
+        own_perplexity, other_perplexity = (float(np.exp(each / count)) for each in (lost, surprise))
+    return TextCost(count, own_perplexity, other_perplexity, divergence / count, same / count)
 
 
 def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
@@ -119,35 +105,3 @@ def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple
             held = np.concatenate([held, next(first)])
         yield held[: len(theirs)], theirs
         held = held[len(theirs) :]
-
-
-def compare_perplexity(
-    session: Session[Any],
-    baseline: Callable[[], ScoringLayers],
-    reference: Callable[[], ScoringLayers],
-    ids: Array,
-    progress: Progress | None = None,
-    original: Callable[[], ScoringLayers] | None = None,
-) -> Perplexity:
-    """Score a text ``(N,)`` with a session, with PyTorch in the same precision, and with PyTorch in float64.
-
-    With quantized weights these are all on the dequantized ones; ``original`` opens the checkpoint before.
-    """
-    pieces = windows(ids, session.config.max_position_embeddings)
-    found = []
-    for name, open_score in (
-        ("PyTorch in float64", lambda: reference().logits),
-        (f"PyTorch in {session.dtype}", lambda: baseline().logits),
-        (session.runtime, lambda: session_logits(session)),
-    ):
-        meter = CallCounter(progress, f"Perplexity: {name}", len(pieces))
-        found.append(surprisals(open_score(), pieces, meter.tick))
-    true, _, own = found
-    with np.errstate(over="ignore", invalid="ignore"):
-        exact, rounded, candidate = (float(np.exp(values.mean())) for values in found)
-        largest = float(np.abs(own - true).max())
-    cost = None
-    if original is not None:
-        meter = CallCounter(progress, "Perplexity: the original checkpoint", len(pieces))
-        cost = cost_on_text(session_logits(session), original().logits, pieces, meter.tick)
-    return Perplexity(len(own), max(map(len, pieces)), exact, rounded, candidate, candidate - exact, largest, cost)

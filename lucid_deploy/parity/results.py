@@ -17,7 +17,7 @@ from lucid_deploy.parity import words
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Coverage, first_failure
 from lucid_deploy.parity.metrics import Divergence
-from lucid_deploy.parity.perplexity import Perplexity
+from lucid_deploy.parity.perplexity import TextCost
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.parity.scenarios import SCHEDULES
 from lucid_deploy.parity.targets import OWN_MODEL, Reference
@@ -91,7 +91,7 @@ class Verification:
     rounded_inputs: str | None = None  # the type that inputs of quantized products are rounded to
     environment: dict[str, Any] = field(default_factory=dict)  # versions and machine
     explanation: Explanation | None = None  # where errors start and why, if that was looked for
-    perplexity: Perplexity | None = None  # of the text, if one was given
+    text: TextCost | None = None  # beside what it was made from, if a text was given
     quantization: Quantization | None = None  # then the reference is the model on the dequantized weights
     cost: dict[str, dict[str, float]] | None = None  # of quantization, see compare.measure_cost
 
@@ -272,9 +272,9 @@ class Verification:
         )
 
     def _text_check(self) -> Check:
-        if self.perplexity is None:
+        if self.text is None:
             return not_done("text", "no text was given (--text)")
-        return Check("text", REPORTED, words.perplexity_line(self.perplexity))
+        return Check("text", REPORTED, words.text_line(self, self.text))
 
     def _cost_check(self) -> Check:
         if self.cost is None:
@@ -339,7 +339,7 @@ class Verification:
             "error_against_position": [_curve(item) for item in self.worst_by_tensor(along_positions=True).values()],
             "quantization": self._quantization_dict(),
             "explanation": None if self.explanation is None else self.explanation.to_dict(),
-            "perplexity": None if self.perplexity is None else asdict(self.perplexity),
+            "perplexity": None if self.text is None else asdict(self.text),
             "comparisons": [_one_comparison(comparison) for comparison in self.comparisons],
         }
 

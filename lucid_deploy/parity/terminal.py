@@ -40,7 +40,7 @@ def render(found: Verification) -> RenderableType:
         words.top_token_line(found),
         *map(words.free_run_line, found.free_runs),
         *words.quantization_lines(found),
-        "" if found.perplexity is None else words.perplexity_line(found.perplexity),
+        "" if found.text is None else words.text_line(found, found.text),
     ]
     return Group(
         *first,

@@ -19,7 +19,7 @@ from lucid_deploy.parity.compare import check, measure_cost
 from lucid_deploy.parity.gate import Coverage
 from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids
 from lucid_deploy.parity.other_references import OtherReferences, open_references
-from lucid_deploy.parity.perplexity import Perplexity, TextCost, compare_perplexity, cost_on_text, session_logits
+from lucid_deploy.parity.perplexity import TextCost, cost_on_text, session_logits, windows
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not_done
 from lucid_deploy.parity.stored_files import check_files
@@ -159,7 +159,7 @@ def verify_against(
         cost = measure_cost(models.original, candidate, targets, progress)
         found = replace(found, reference=DEQUANTIZED, quantization=artifact.manifest.quantization, cost=cost)
     if text is not None:
-        found = replace(found, perplexity=_on_text(candidate, models, text, progress))
+        found = replace(found, text=_on_text(candidate, models, text, progress))
     # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
     if layers is None or not (options.explain or found.own_failure is not None or found.unproven):
         return found
@@ -192,9 +192,11 @@ def _check_form(
     return Check(f"{name} graphs", FAILED, f"The {name} graphs failed: {found.verdict()}")
 
 
-def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> Perplexity:
-    original = models.original_layers if models.quantized else None
-    return compare_perplexity(candidate, models.baseline_layers, models.reference_layers, text, progress, original)
+def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> TextCost:
+    other = models.original_layers() if models.quantized else models.reference_layers()
+    pieces = windows(text, candidate.config.max_position_embeddings)
+    meter = CallCounter(progress, "Perplexity of the text", len(pieces))
+    return cost_on_text(session_logits(candidate), other.logits, pieces, meter.tick)
 
 
 def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lucid_deploy.parity.gate import FACTOR, Comparison
-from lucid_deploy.parity.perplexity import Perplexity
+from lucid_deploy.parity.perplexity import TextCost
 
 if TYPE_CHECKING:
     from lucid_deploy.parity.results import FreeRun, Verification
@@ -102,7 +102,13 @@ def _success(found: Verification) -> str:
     rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
     others = ", ".join(reference.kind for reference in found.others)
     others = f"PyTorch and the other references ({others}) compute" if others else "PyTorch computes"
-    weights, cost = ("", "") if found.quantization is None else (" on the quantized weights", _cost(found.perplexity))
+    weights, cost = "", ""
+    if found.quantization is not None:
+        weights, text = " on the quantized weights", found.text
+        cost = " Quantization itself is not judged: --text FILE measures what it costs on a text of yours."
+        if text is not None:
+            share = text.own / text.original - 1
+            cost = f" Quantization costs {text.own - text.original:+.3g} perplexity ({share:+.1%}) on your text."
     return (
         f"{found.label} {same} what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
         f"worst error is {worst:.2f} of its gate{rest}.{_about_rounding(found)}{cost}"
@@ -117,13 +123,6 @@ def _about_rounding(found: Verification) -> str:
         f" With {' and '.join(remedies)} an error of {_logits_gate(found):.0%} of the logits would have passed; after "
         f"export with {' '.join(remedies.values())} gates are narrow."
     )
-
-
-def _cost(text: Perplexity | None) -> str:
-    if text is None or text.cost is None:
-        return " Quantization itself is not judged: --text FILE measures what it costs on a text of yours."
-    share = text.cost.own / text.cost.original - 1
-    return f" Quantization costs {text.cost.own - text.cost.original:+.3g} perplexity ({share:+.1%}) on your text."
 
 
 def advice(found: Verification) -> str:
@@ -259,15 +258,7 @@ def quantization_lines(found: Verification) -> list[str]:
     ]
 
 
-def perplexity_line(item: Perplexity) -> str:
-    """Say how well a text is predicted: beside the original checkpoint, then beside PyTorch on the same weights."""
-    cost = ""
-    if item.cost is not None:
-        cost = (
-            f"the original checkpoint's {item.cost.original:.6g}: quantization costs "
-            f"{item.cost.sentence()}. On the quantized weights: "
-        )
-    return (
-        f"Perplexity of {item.tokens} tokens: {item.candidate:.6g}, {cost}PyTorch in float64 {item.reference:.6g}, "
-        f"difference {item.difference:+.2g} (PyTorch in the same precision: {item.baseline - item.reference:+.2g})."
-    )
+def text_line(found: Verification, cost: TextCost) -> str:
+    """Say how well a text is predicted, beside what the artifact was made from."""
+    other = "PyTorch in float64" if found.quantization is None else "the original checkpoint"
+    return f"Perplexity of {cost.tokens} tokens: {cost.own:.6g}, with {other} {cost.original:.6g}: {cost.sentence()}."

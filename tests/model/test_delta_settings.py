@@ -39,9 +39,9 @@ def test_a_cache_of_such_layers_does_not_grow() -> None:
         ({"key_width": 0}, "key_width must be a positive whole number, not 0"),
         ({"kernel": 1}, "kernel is 1; short convolutions over 2 to 64 tokens are supported"),
         ({"kernel": 2.5}, "kernel must be 0, or a whole number of at least 2, not 2.5"),
-        ({"gate": "tanh"}, "gate must be none, silu, sigmoid, not 'tanh'"),
+        ({"gate": "tanh"}, "gate must be none, silu or sigmoid, not 'tanh'"),
         ({"has_beta": 1}, "has_beta must be true or false, not 1"),
-        ({"heads": 4}, "has the key 'heads', which layers of kind delta do not have"),
+        ({"heads": 4}, "heads is not known; known are key_heads"),
         ({"key_heads": None}, "key_heads is missing"),
     ],
 )

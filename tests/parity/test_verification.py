@@ -124,9 +124,8 @@ def test_weights_of_a_quantized_artifact_are_checked_element_by_element(quantize
     found = verify_artifact(artifact, VerifyOptions(steps=4, text=np.arange(1, 30)))
     assert found.passed and outcomes(found)["weights"] == "passed"
     assert outcomes(found)["cost of quantization"] == "reported"
-    cost = found.perplexity.cost
-    assert 0 < cost.kl < 0.1 and found.perplexity.reference != cost.original
-    assert f"Quantization costs {found.perplexity.candidate - cost.original:+.3g} perplexity" in found.verdict()
+    assert 0 < found.text.kl < 0.1
+    assert f"Quantization costs {found.text.own - found.text.original:+.3g} perplexity" in found.verdict()
     assert found.reference.kind == "own model, dequantized"
     assert found.to_dict()["quantization"]["weights_checked"] is True
     bad = shutil.copytree(artifact.directory, tmp_path / "bad")

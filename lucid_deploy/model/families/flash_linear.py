@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, Positive, Size
-from lucid_deploy.model.config_file import Flag, Text, Whole, checked
+from lucid_deploy.model.config_file import Flag, Whole, checked
 from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
 from lucid_deploy.model.layers.delta_settings import check_kernel
 
@@ -24,7 +25,6 @@ _STORED = {
     ".linear_attn.": ".attn.",
     ".self_attn.": ".attn.",
 }
-_GATES = {"swish": "silu", "silu": "silu", "sigmoid": "sigmoid"}
 # Llama's keys that this toolkit would compute, and that these models say in other ways or do not have.
 _FOREIGN = (
     "num_attention_heads",
@@ -58,7 +58,7 @@ class FlashKeys(msgspec.Struct, kw_only=True, frozen=True):
     conv_bias: Flag = False
 
 
-class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True):
+class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The object ``attn``: which layers attend to all tokens or over a window, and their shape."""
 
     layers: list[Whole]
@@ -163,9 +163,6 @@ def attention_keys(given: Any, where: str) -> AttentionKeys | None:
         raise LucidError(f"{where}: attn lists {len(one)} kinds of attention; more than one is not supported.")
     if not isinstance(one, dict):
         raise LucidError(f"{where}: attn must be an object, not {one!r}.")
-    unknown = sorted(one.keys() - set(AttentionKeys.__struct_fields__))
-    if unknown:
-        raise LucidError(f"{where}: attn.{unknown[0]} is not known; known are {_listed(AttentionKeys)}.")
     found = checked(one, AttentionKeys, f"{where}: attn")
     if found.qk_norm:
         raise LucidError(
@@ -194,15 +191,11 @@ def _refuse(keys: Any, where: str) -> None:
         check_kernel(keys.conv_size, "conv_size", where)
 
 
-def _listed(form: type[msgspec.Struct]) -> str:
-    return ", ".join(form.__struct_fields__)
-
-
 class _DeltaKeys(FlashKeys, kw_only=True, frozen=True):
     expand_k: Positive = 1.0
     use_beta: Flag = True
-    qk_norm: Text = "l2"
-    qk_activation: Text = "silu"
+    qk_norm: Annotated[Literal["l2"], Meta(description="l2")] = "l2"
+    qk_activation: Annotated[Literal["silu"], Meta(description="silu")] = "silu"
 
 
 class _DeltaNet(FlashLinearFamily):
@@ -215,12 +208,6 @@ class _DeltaNet(FlashLinearFamily):
     )
 
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
-        for key, value, supported in (
-            ("qk_norm", keys.qk_norm, "l2"),
-            ("qk_activation", keys.qk_activation, "silu"),
-        ):
-            if value != supported:
-                raise LucidError(f"{where}: {key} {value!r} is not supported; only {supported} is.")
         widths = {
             name: whole(config.hidden_size * factor, f"hidden_size · {name}", where)
             for name, factor in (("expand_k", keys.expand_k), ("expand_v", keys.expand_v))
@@ -247,7 +234,9 @@ class _GatedKeys(FlashKeys, kw_only=True, frozen=True):
     use_gate: Flag = True
     head_dim: Size = 256
     num_v_heads: Size | None = None
-    output_gate_activation: Text = "swish"
+    output_gate_activation: Annotated[
+        Literal["swish", "silu", "sigmoid"], Meta(description="swish, silu or sigmoid")
+    ] = "swish"
 
 
 class _GatedDeltaNet(FlashLinearFamily):
@@ -258,11 +247,6 @@ class _GatedDeltaNet(FlashLinearFamily):
     about = "flash-linear-attention's layers of the gated delta rule; the layers in attn attend, as in delta_net"
 
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
-        if keys.output_gate_activation not in _GATES:
-            raise LucidError(
-                f"{where}: output_gate_activation {keys.output_gate_activation!r} is not supported; supported are "
-                f"{', '.join(_GATES)}."
-            )
         values = keys.num_v_heads or keys.num_heads
         if values % keys.num_heads:
             raise LucidError(f"{where}: num_v_heads ({values}) is not a multiple of num_heads ({keys.num_heads}).")
@@ -272,7 +256,7 @@ class _GatedDeltaNet(FlashLinearFamily):
             "key_width": keys.head_dim,
             "value_width": whole(keys.head_dim * keys.expand_v, "head_dim · expand_v", where),
             "kernel": keys.conv_size if keys.use_short_conv else 0,
-            "gate": _GATES[keys.output_gate_activation] if keys.use_gate else "none",
+            "gate": keys.output_gate_activation.replace("swish", "silu") if keys.use_gate else "none",
             "negative_eigenvalues": keys.allow_neg_eigval,
         }
 

@@ -75,7 +75,7 @@ def test_mlps_are_as_wide_as_its_code_makes_them() -> None:
         ({"use_gates": True}, "use_gates is True (is use_gate meant?)"),
         ({"attn": 3}, "attn must be an object, not 3"),
         ({"attn": {"layers": [1]}}, "attn: num_heads is missing"),
-        ({"attn": {**ATTENTION, "sinks": 4}}, "attn.sinks is not known; known are layers, num_heads"),
+        ({"attn": {**ATTENTION, "sinks": 4}}, "attn: sinks is not known; known are layers, num_heads"),
         ({"attn": {**ATTENTION, "qk_norm": True}}, "attn.qk_norm is true. Versions of flash-linear-attention differ"),
         ({"attn": {**ATTENTION, "layers": [3]}}, "attn.layers names layer 3; it lists layers, counted from 0, of 3"),
         ({"attn": {**ATTENTION, "layers": [1, 1]}}, "attn.layers names a layer twice"),
@@ -166,8 +166,8 @@ def test_what_flash_linear_attention_writes_of_its_own_is_taken() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"qk_norm": "sum"}, "qk_norm 'sum' is not supported; only l2 is"),
-        ({"qk_activation": "elu"}, "qk_activation 'elu' is not supported; only silu is"),
+        ({"qk_norm": "sum"}, "qk_norm must be l2, not 'sum'"),
+        ({"qk_activation": "elu"}, "qk_activation must be silu, not 'elu'"),
         ({"num_heads": 5}, "hidden_size · expand_k (48) is not a multiple of num_heads (5)"),
         ({"expand_v": 0.3}, "hidden_size · expand_v is 14.4, which is not a whole number"),
         ({"num_heads": None}, "num_heads is missing"),
@@ -193,7 +193,7 @@ def test_heads_of_its_linear_layers_are_not_those_of_its_attention() -> None:
         ({"num_v_heads": 6}, "num_v_heads (6) is not a multiple of num_heads (4)"),
         ({"num_v_heads": 2}, "num_v_heads (2) is not a multiple of num_heads (4)"),
         ({"expand_v": 1.3}, "head_dim · expand_v is 7.8, which is not a whole number"),
-        ({"output_gate_activation": "tanh"}, "output_gate_activation 'tanh' is not supported"),
+        ({"output_gate_activation": "tanh"}, "output_gate_activation must be swish, silu or sigmoid, not 'tanh'"),
         ({"use_beta": False}, "attention_type is missing, beside use_beta of LUCID's configuration"),
     ],
 )
