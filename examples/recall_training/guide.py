@@ -42,7 +42,9 @@ class Guide:
         config, at = self.config, self.positions
         q = attention.q_proj(x[:, at]).unflatten(2, (-1, config.head_dim)).transpose(1, 2)  # (B, H, A, D)
         k = attention.k_proj(x).unflatten(2, (-1, config.head_dim)).transpose(1, 2)  # (B, KV, N, D)
-        q = rotate(q[:, :: config.query_groups], cos[:, :, at], sin[:, :, at])  # (B, KV, A, D)
+        q = rotate(
+            q[:, :: config.num_attention_heads // config.num_key_value_heads], cos[:, :, at], sin[:, :, at]
+        )  # (B, KV, A, D)
         scores = q @ rotate(k, cos, sin).mT / math.sqrt(config.head_dim)  # (B, KV, A, N)
         scores = scores.masked_fill(torch.arange(x.shape[1]) > at[:, None], -1e9)
         wanted = self.sources[:, None].expand(scores.shape[:3])

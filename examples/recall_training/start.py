@@ -124,7 +124,7 @@ def _orthogonal_rows(weight: torch.Tensor) -> torch.Tensor:
 def _per_query_head(rows: torch.Tensor, config: LucidConfig) -> torch.Tensor:
     """Repeat the rows of each key/value head for its query heads: ``(KV·D, C)`` to ``(H·D, C)``."""
     heads = rows.unflatten(0, (-1, config.head_dim))
-    return heads.repeat_interleave(config.query_groups, dim=0).flatten(0, 1)
+    return heads.repeat_interleave(config.num_attention_heads // config.num_key_value_heads, dim=0).flatten(0, 1)
 
 
 def _fast_rows(config: LucidConfig) -> torch.Tensor:

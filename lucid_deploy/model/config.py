@@ -185,11 +185,6 @@ class LucidConfig:
         """Whether values are preconditioned; False is standard attention."""
         return self.attention_type in LUCID_TYPES
 
-    @property
-    def query_groups(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.num_attention_heads // self.num_key_value_heads
-
     def llama_sizes(self) -> dict[str, Any]:
         """Return the sizes by the names of transformers' ``LlamaConfig``."""
         return {name: getattr(self, name) for name in _SIZES}

@@ -23,9 +23,6 @@ from lucid_deploy.model.config_keys import ROPE_KEYS, check_keys
 from lucid_deploy.model.families import Family
 from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING
 
-# Keys whose null has a meaning of its own even where a family has a default: no window, as many key/value heads as
-# query heads, heads that share the width, untied embeddings.
-_MEANINGFUL_NULLS = frozenset(("sliding_window", "num_key_value_heads", "head_dim", "tie_word_embeddings"))
 _SAME = {item.name for item in dataclasses.fields(LucidConfig)} & set(ConfigFile.__struct_fields__)
 # Why other types of rotary scaling are refused.
 _LONGROPE = " It switches between two sets of angles with the length of a text, which cached keys cannot follow."
@@ -47,9 +44,7 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     """
     family = check_keys(raw, where, assume_unused)
     raw = family.normalized(raw, where)
-    absent = [key for key in family.defaults if key not in raw or (raw[key] is None and key not in _MEANINGFUL_NULLS)]
-    given = {**raw, **{key: family.defaults[key] for key in absent}}
-    file = checked(given, ConfigFile, where)
+    file = checked(raw, ConfigFile, where)
     if file.which_rmsnorm != "exp_k_norm":
         raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
     if file.hidden_act not in (*ACTIVATIONS, "swish"):
@@ -69,8 +64,8 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
         "family": family.model_type,
         "hidden_act": "silu" if file.hidden_act == "swish" else file.hidden_act,
     }
-    config = family.configure(LucidConfig(**values), checked(given, family.keys, where), where)
-    config = _with_layer_kinds(config, given, family, where)
+    config = family.configure(LucidConfig(**values), checked(raw, family.keys, where), where)
+    config = _with_layer_kinds(config, raw, family, where)
     check_shape(config, where)
     return config
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,7 +42,6 @@ class Family:
     Attributes:
         model_type: The ``model_type`` in ``config.json``.
         architectures: The permitted classes in ``architectures``.
-        defaults: Defaults of the family's own code that differ from Llama's.
         keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
         ignored: Keys of other families that its code does not use; any value is accepted.
         linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
@@ -52,7 +51,6 @@ class Family:
 
     model_type: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
-    defaults: ClassVar[Mapping[str, Any]] = {}
     keys: ClassVar[type[msgspec.Struct]] = NoKeys
     ignored: ClassVar[frozenset[str]] = frozenset()
     linear_kind: ClassVar[str] = ""
