@@ -75,6 +75,13 @@ def test_sampling(scripted: Any) -> None:
     assert {token for group in found for row in group for token in row} == {VOCAB - 1, VOCAB - 2}
 
 
+def test_padding_never_exceeds_the_context(scripted: Any) -> None:
+    """A long shared beginning beside a long end would, side by side."""
+    session, long = scripted(chaotic, VOCAB, context=64), np.random.default_rng(0).integers(3, VOCAB, 50).tolist()
+    groups = [[[*long, 5], [*long, 6]], [[5, *long], [6, *long]]]
+    assert generate(session, groups, 4, batch=8) == alone(session, groups, 4)
+
+
 def test_a_batch_stays_within_what_the_session_takes(scripted: Any) -> None:
     rows = []
 
