@@ -65,3 +65,8 @@ def test_a_greedy_scenario_goes_on_as_the_baseline_does(model):
     np.testing.assert_array_equal(target.scenario.forced, again.forced)
     np.testing.assert_array_equal(trace.logits.values[0, :-1].argmax(axis=-1), again.forced)
     assert_same(target.reference, record(session(model, torch.float64), target.scenario))
+
+
+def test_the_reference_must_be_float64(model):
+    with pytest.raises(ValueError, match="float64"):
+        prepare(session(model), session(model), steps=2)

@@ -129,6 +129,17 @@ def test_the_casts_go_and_the_graph_keeps_its_types(kind: int) -> None:
     assert [(value.name, value.type.tensor_type.elem_type) for value in proto.graph.output] == [("y", kind)]
 
 
+def test_plugin_nodes_get_names_and_others_do_not(exported: Exported) -> None:
+    model = load(exported()[1], "prefill")
+    assert name_plugins(model) == 2
+    named = [node.op_type for node in model.graph if "plugin_namespace" in node.attributes]
+    assert named == ["Precondition", "Precondition"]
+    [node, *_] = [node for node in model.graph if node.op_type == "Precondition"]
+    assert node.attributes["plugin_namespace"].as_string() == "ai.lucid"
+    assert node.attributes["plugin_version"].as_string() == "1"
+    assert node.attributes["diagonal"].as_float() == 0.0, "TensorRT's parser warns about an attribute that is left out"
+
+
 @pytest.mark.tensorrt
 def test_tensorrt_takes_the_plugin_past_the_function(exported: Exported, plugin: Path) -> None:
     """Without the attributes the parser takes the body, or fails at it."""
