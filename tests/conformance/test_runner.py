@@ -95,6 +95,16 @@ def test_what_is_wrong_is_said(own: Callable[..., RuntimeOptions], spoil: Callab
     assert all(error is None or np.isfinite(error) for error in result.errors.values()), "JSON has no infinity"
 
 
+def test_the_data_sets_that_are_off_are_named(own: Callable[..., RuntimeOptions]) -> None:
+    calls = iter(range(1000))
+
+    def spoil(outputs: Any) -> Any:
+        return outputs if next(calls) not in (2, 5) else {name: array * np.nan for name, array in outputs.items()}
+
+    (result,) = run_cases(own(PlainKernels, spoil), only="causal_attention_boundaries")[:1]
+    assert result.status == FAILED and result.remark == "O is off in test_data_set_2, test_data_set_5"
+
+
 def test_a_type_that_is_missing_is_not_run() -> None:
     case, own = make_case(f"{NAME}_float16"), Own(PlainKernels)
     result = run_case(case, own, RuntimeOptions("own"), own.capabilities(RuntimeOptions("own")))

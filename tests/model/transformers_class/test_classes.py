@@ -112,6 +112,10 @@ def test_positions_that_do_not_begin_at_0_are_refused(monkeypatch: pytest.Monkey
         trial.prove(parsed("roberta", pad_token_id=1), "here")
 
 
+def test_a_text_of_a_class_that_counts_from_its_padding_token_is_shorter() -> None:
+    assert parsed("roberta", pad_token_id=1).max_position_embeddings == 128 - 2
+
+
 def test_positions_that_begin_behind_an_unknown_padding_token_are_refused() -> None:
     with pytest.raises(LucidError, match="pad_token_id is not known"):
         parsed("roberta", pad_token_id=None)

@@ -343,3 +343,12 @@ def test_attention_that_does_more_stays(exported, changes: dict[str, float]) -> 
             node.attribute.extend([*kept, *(helper.make_attribute(*item) for item in changes.items())])
     before = model.SerializeToString()
     assert not use_cached_attention(model) and model.SerializeToString() == before
+
+
+def test_attention_with_wider_values_stays(exported) -> None:
+    model = copied(exported(attention_type="llama")[1])
+    for info in model.graph.output:
+        if info.name.endswith(".value"):
+            info.type.tensor_type.shape.dim[3].dim_value += 8
+    before = model.SerializeToString()
+    assert not use_cached_attention(model) and model.SerializeToString() == before
