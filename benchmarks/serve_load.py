@@ -36,6 +36,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.serving.engine import EngineOptions
 
 ROWS = {"batched": 16, "sequential": 1}
 WORKLOADS = {"demo": (200, 100, 4), "medium": (128, 32, 1)}  # prompt tokens, new tokens, requests per client
@@ -220,7 +221,7 @@ def check_answers(session: Session[Any], prompts: list[Prompt], outcomes: list[O
         if prompt.audited
     ]
     faults = repeated(answer for answer in answers if not answer.greedy)
-    faults += [fault for answer in answers for fault in audit(session, answer).faults]
+    faults += [fault for answer in answers for fault in audit(session, answer, EngineOptions.prefill_budget).faults]
     if faults:
         sys.exit(f"The audit found {len(faults)} faults; nothing is reported. The first: {faults[0]}.")
     return len(answers)

@@ -28,6 +28,10 @@ GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
+# How many tokens of prompts run in a step. With fewer than a request's prompt has for each token of its answer (200 and
+# 64 in our measurements), prompts queue up while rows stand empty; with more, the others wait longer for their tokens.
+PROMPT_TOKENS_PER_ROW = 4
+ALONE_CHUNK = 128  # where no row waits for its next token
 
 
 class Batcher:
@@ -37,9 +41,10 @@ class Batcher:
         session: Any runtime. With a static cache, no other rows are copied when a request starts or finishes.
         rows: Most requests that run at once. Of those that wait the next is the one that came first, of the client that
             has the fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
-        prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
-            one whole prompt a step. Short prompts share a step and are cut where it is full. Where something is rounded
-            (:attr:`Session.rounds`) a prompt is cut at multiples of this number only, as it is alone.
+        prefill_chunk: Prompt tokens that run at once, and in a step while others wait for their next token, or 4 for
+            each request if that is more; None: one whole prompt a step. Short prompts share a step and are cut where it
+            is full. Where something is rounded (:attr:`Session.rounds`) a prompt is cut at multiples of this number
+            only, as it is alone.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run those blocks again; 0: off.
         drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
@@ -173,8 +178,8 @@ class Batcher:
         yield events
 
     def _run_prompts(self, events: list[Event]) -> Iterator[None]:
-        """Run at most a chunk of prompts; yield after each prompt's first token."""
-        budget = self.prefill_chunk
+        """Run a step's share of prompts; yield after each prompt's first token."""
+        budget = self._prompt_budget()
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
                 return
@@ -199,17 +204,31 @@ class Batcher:
                 budget -= len(part)
             if len(row.ids) < len(prompt):
                 self._store_beginning(row)
-                return
+                continue
             self._take_first(row, logits, events)
             yield
             if budget is None:
                 return
 
+    @property
+    def _chunk(self) -> int | None:
+        """Most prompt tokens that run at once now: more while no row waits, where cuts change no numbers."""
+        is_alone = not self._running and not self._fixed_cuts
+        return self.prefill_chunk and max(self.prefill_chunk, ALONE_CHUNK if is_alone else 0)
+
+    def _prompt_budget(self) -> int | None:
+        """Return how many prompt tokens may run in this step; None: one whole prompt.
+
+        It grows with the requests that have a row or could have one, since so do a step's time and the prompts to come.
+        """
+        chunk, requests = self._chunk, min(self.rows, self.active + self.waiting)
+        return chunk and chunk * max(1, round(PROMPT_TOKENS_PER_ROW * requests / chunk))
+
     def _chunk_end(self, row: Row) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
-        done, end = len(row.ids), len(row.request.prompt_ids)
-        if self.prefill_chunk is not None:
-            end = min(end, done + self.prefill_chunk - (done % self.prefill_chunk if self._fixed_cuts else 0))
+        done, end, chunk = len(row.ids), len(row.request.prompt_ids), self._chunk
+        if chunk is not None:
+            end = min(end, done + chunk - (done % chunk if self._fixed_cuts else 0))
         border = self._last_border(row)
         return min(end, border) if self._stores_states and done < border else end
 
@@ -267,7 +286,7 @@ class Batcher:
         if self._drafters is None:
             return
         row.drafter = self._drafters()
-        row.drafter.chunk = self.prefill_chunk
+        row.drafter.chunk = self.prefill_chunk and max(self.prefill_chunk, ALONE_CHUNK)
         row.drafter.ends = self.session.config.eos_token_ids if row.request.stop_at_eos else ()
         row.drafter.add(row.request.prompt_ids)
 

@@ -67,7 +67,7 @@ class EngineOptions:
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # generations that may wait beyond them
     share_queue: bool = False  # whether one client may have at most half of the queue
-    prefill_chunk: int = 128  # tokens of a prompt that run between two steps of the others
+    prefill_budget: int = 32  # tokens of prompts that run between two tokens of up to eight others
     prefix_tokens: int | None = None  # tokens of finished prompts kept for reuse; None: what PREFIX_BYTES hold
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
@@ -394,7 +394,7 @@ def make_engine(options: EngineOptions) -> Engine:
         if find_spec("llguidance") is not None:
             guides = GuideFactory(tokenizer, config.vocab_size, list(config.eos_token_ids))
         kept = _prefix_tokens(session) if options.prefix_tokens is None else options.prefix_tokens
-        return Batcher(session, options.rows, options.prefill_chunk, kept, guides, drafters)
+        return Batcher(session, options.rows, options.prefill_budget, kept, guides, drafters)
 
     def check() -> None:
         for watch in watches:

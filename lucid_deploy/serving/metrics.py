@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -25,6 +26,26 @@ COUNTERS = {
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
+LAST = 1000  # values that quantiles are of
+
+
+class Times:
+    """A histogram of seconds, and the p50 and p95 of its last values, which its buckets are too coarse for."""
+
+    def __init__(self, histogram: Histogram, name: str, text: str) -> None:
+        self._histogram, self._last = histogram, deque[float](maxlen=LAST)
+        self._name, self._text = f"lucid_{name}_quantile_seconds", f"{text} Of the last {LAST}."
+
+    def observe(self, seconds: float) -> None:
+        self._histogram.observe(seconds)
+        self._last.append(seconds)
+
+    def quantiles(self) -> Metric:
+        family = GaugeMetricFamily(self._name, self._text, labels=("quantile",))
+        values = sorted(self._last)
+        for share in (0.5, 0.95) if values else ():
+            family.add_metric([str(share)], values[min(int(share * len(values)), len(values) - 1)])
+        return family
 
 
 class Metrics(Collector):
@@ -43,8 +64,8 @@ class Metrics(Collector):
         self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens received.", registry=registry)
         self.new_tokens = Counter("lucid_generated_tokens", "Tokens generated.", registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"lucid_{name}_seconds", text, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Times:
+            return Times(Histogram(f"lucid_{name}_seconds", text, buckets=buckets, registry=registry), name, text)
 
         self.first = histogram("time_to_first_token", "From the request to its first token.", FIRST)
         self.between = histogram("time_between_tokens", "Between tokens of one generation.", BETWEEN)
@@ -55,7 +76,9 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the engine's gauges and counters; called by prometheus_client."""
+        """Yield quantiles and the engine's gauges and counters; called by prometheus_client."""
+        for times in (self.first, self.between, self.whole):
+            yield times.quantiles()
         for name, value in self._gauges().items():
             if name in GAUGES:
                 yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)

@@ -128,8 +128,8 @@ def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[
 
 
 def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static: Session[Any]) -> None:
-    batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=100)  # of 40 tokens, a block of 32 is stored
-    numbers = [batcher.submit(Request(prompt(40), 2, stop_at_eos=False)) for _ in range(2)]
+    batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=300)
+    numbers = [batcher.submit(Request(prompt(200), 2, stop_at_eos=False)) for _ in range(2)]
     found: list[tuple[int, str, int]] = []
     times, steps = [], 0
     while not batcher.idle:
@@ -138,11 +138,11 @@ def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static
         found += [(mark.request, mark.phase, mark.reused) for mark in batcher.marks]
         times += [mark.at for mark in batcher.marks]
         if steps == 1:
-            assert found == [(numbers[0], "prefill", 0)]  # 16 of 40 tokens have run
+            assert found == [(numbers[0], "prefill", 0)]  # 128 of 200 tokens have run
     assert found == [
         (numbers[0], "prefill", 0),
         (numbers[0], "decode", 0),
-        (numbers[1], "prefill", 32),
+        (numbers[1], "prefill", 192),
         (numbers[1], "decode", 0),
     ]
     assert times == sorted(times)
@@ -161,11 +161,27 @@ def test_a_long_prompt_does_not_stall_running_rows(static: Session[Any]) -> None
 
 
 def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
-    batcher = Batcher(static, rows=4, prefill_chunk=16)
-    for seed in range(4):
-        batcher.submit(Request(prompt(5, seed), 9, stop_at_eos=False))
-    batcher.step()
-    assert (batcher.active, batcher.waiting, batcher.prompt_tokens_computed) == (4, 0, 16)
+    batcher = Batcher(static, rows=5, prefill_chunk=16)
+    computed = []
+    for count in (1, 4):
+        for seed in range(count):
+            batcher.submit(Request(prompt(5, seed), 9, stop_at_eos=False))
+        batcher.step()
+        computed.append(batcher.prompt_tokens_computed)
+    assert (batcher.active, batcher.waiting, computed) == (5, 0, [5, 5 + 16])
+
+
+def test_a_step_runs_more_of_prompts_where_more_rows_run_and_most_where_none_does(static: Session[Any]) -> None:
+    """4 tokens for each of 8 requests; 128 where no row waits for a token."""
+    batcher = Batcher(static, rows=8, prefill_chunk=8)
+    computed = []
+    for requests in ([prompt(400)], [], [], [], [prompt(3)] * 6, [prompt(99)], [], [], []):
+        for ids in requests:
+            batcher.submit(Request(ids, 60, stop_at_eos=False))
+        before = batcher.prompt_tokens_computed
+        batcher.step()
+        computed.append(batcher.prompt_tokens_computed - before)
+    assert computed == [128, 128, 128, 16, 18, 32, 32, 32, 3]
 
 
 def test_a_first_token_waits_for_no_other_row(static: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
