@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -24,7 +24,6 @@ from lucid_deploy.serving.engine import Refusal, RefusedError
 from lucid_deploy.serving.errors import ApiError, ClientGone, no_such_model, refusal_error
 from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, Service
 from lucid_deploy.serving.jobs import RowEnd, RowMark
-from lucid_deploy.serving.requests import Kind
 from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.version import __version__
@@ -46,7 +45,7 @@ PAGE_HEADERS = {
 }
 
 
-Endpoint = Callable[[Exchange], Awaitable[Response | None]]  # None: the answer was streamed
+Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # gets the body; None: it has streamed
 
 
 class App:
@@ -55,9 +54,11 @@ class App:
     def __init__(self, service: Service) -> None:
         self._service = service
         pages = service.api.pages
+        rows = [*ROUTES, *SOLVE_ROUTES] if pages else ROUTES
         self._routes: dict[str, dict[str, Endpoint]] = {path: {"GET": _page} for path in PAGES if pages}
-        for method, path, endpoint, *_ in [*ROUTES, *SOLVE_ROUTES] if pages else ROUTES:
+        for method, path, endpoint, *_ in rows:
             self._routes.setdefault(path, {})[method] = endpoint
+        self._kinds = {path: kind for _, path, _, _, kind in rows if kind is not None}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan protocol, which Ray needs
@@ -68,7 +69,9 @@ class App:
         exchange = Exchange(self._service, scope, receive, send)
         try:
             exchange.check()
-            answer = await self._endpoint(exchange)(exchange)
+            endpoint = self._endpoint(exchange)
+            body = await exchange.body() if scope["method"] == "POST" else b""
+            answer = await exchange.during(endpoint(exchange, body))
             if answer is not None:
                 await answer(scope, receive, exchange.send)
         except ClientGone:
@@ -89,7 +92,7 @@ class App:
         if route not in self._routes:
             message = f"There is no {shown(path)}. This server generates text; /openapi.json lists what it answers."
             raise ApiError(404, message, "not_found")
-        exchange.route, methods = route, self._routes[route]
+        exchange.route, exchange.kind, methods = route, self._kinds.get(route), self._routes[route]
         allowed = "GET" if method == "HEAD" else method  # uvicorn leaves the body out
         if allowed not in methods:
             message = f"{method[:20]} is not a method of {route}. Use {', '.join(methods)}."
@@ -97,7 +100,7 @@ class App:
         return methods[allowed]
 
 
-async def _health(exchange: Exchange) -> Response:
+async def _health(exchange: Exchange, _: bytes) -> Response:
     try:
         exchange.service.check_ready()
     except ApiError as error:
@@ -117,32 +120,32 @@ def _model_json(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-async def _models(exchange: Exchange) -> Response:
+async def _models(exchange: Exchange, _: bytes) -> Response:
     service = exchange.service
     return JSONResponse({"object": "list", "data": [_model_json(service, name) for name in service.models]})
 
 
-async def _model(exchange: Exchange) -> Response:
+async def _model(exchange: Exchange, _: bytes) -> Response:
     name, service = exchange.scope["path"].removeprefix(MODELS), exchange.service
     if name not in service.models:
         raise no_such_model(name, *service.models)
     return JSONResponse(_model_json(service, name))
 
 
-async def _metrics(exchange: Exchange) -> Response:
+async def _metrics(exchange: Exchange, _: bytes) -> Response:
     metrics = exchange.service.metrics
     return Response(metrics.text(), media_type=metrics.content_type)
 
 
-async def _openapi(_: Exchange) -> Response:
+async def _openapi(*_: object) -> Response:
     return JSONResponse(document())
 
 
-async def _version(_: Exchange) -> Response:
+async def _version(*_: object) -> Response:
     return JSONResponse({"version": __version__})
 
 
-async def _page(exchange: Exchange) -> Response:
+async def _page(exchange: Exchange, _: bytes) -> Response:
     name, kind = PAGES[exchange.route]
     return Response(_page_text(name), media_type=kind, headers=PAGE_HEADERS)
 
@@ -155,39 +158,25 @@ def _page_text(name: str) -> str:
     return Environment(autoescape=True, trim_blocks=True).from_string(text).render(document())
 
 
-async def _layers(exchange: Exchange) -> Response:
-    exchange.service.check_ready()
-    layers = await exchange.during(exchange.service.backend.solving_layers())
+async def _layers(exchange: Exchange, _: bytes) -> Response:
+    layers = await exchange.service.backend.solving_layers()
     return JSONResponse({"object": "list", "data": layers, "max_tokens": fields.MOST_SOLVE_TOKENS})
 
 
-async def _solve(exchange: Exchange) -> Response:
-    body = await exchange.body()
-
-    async def solved() -> dict[str, Any]:
-        prepared = await exchange.read(body, "solve")
-        assert prepared.place is not None
-        (ids,) = prepared.job.prompts
-        return await exchange.service.backend.solve(list(ids), *prepared.place, prepared.job.adapter)
-
-    return JSONResponse(await exchange.during(solved()))
+async def _solve(exchange: Exchange, body: bytes) -> Response:
+    request = await exchange.read(body)
+    assert request.place is not None
+    (ids,) = request.job.prompts
+    return JSONResponse(await exchange.service.backend.solve(list(ids), *request.place, request.job.adapter))
 
 
-async def _generate(kind: Kind, exchange: Exchange) -> Response | None:
+async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     """Answer a completion, a chat or a response."""
-    exchange.kind = kind
-    body = await exchange.body()
-    whole = await exchange.during(_answer(exchange, body, kind))
-    return None if whole is None else Response(whole, media_type="application/json")
-
-
-async def _answer(exchange: Exchange, body: bytes, kind: Kind) -> bytes | None:
-    """Run the request; return the answer as JSON, or None if it was streamed."""
     service = exchange.service
-    request = await exchange.read(body, kind)
+    request = await exchange.read(body)
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, request.cache_salt)
     request = replace(request, job=replace(request.job, client=exchange.key, cache_owner=owner))
-    form = ResponseAnswer if kind == "response" else Answer
+    form = ResponseAnswer if exchange.kind == "response" else Answer
     answer = form(request, request.job.adapter or service.setup.model, service.setup.fingerprint)
     exchange.answer, begun, token_times = answer, False, dict[int, float]()
     async with aclosing(service.backend.generate(request.job)) as batches:
@@ -209,7 +198,7 @@ async def _answer(exchange: Exchange, body: bytes, kind: Kind) -> bytes | None:
     if len(exchange.reasons) < request.job.rows:
         raise RuntimeError("The events of a job ended before its generations.")
     if not request.stream:
-        return msgspec.json.encode(answer.whole())
+        return Response(msgspec.json.encode(answer.whole()), media_type="application/json")
     await exchange.send_events(answer.ending(), end=True)
     return None
 
@@ -241,11 +230,11 @@ def _take(
     return answer.closing(event.row, event.reason)
 
 
-Row = tuple[str, str, Endpoint, str, Any]  # method, path, endpoint, what it does, the struct of its body
+Row = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, what it does, kind of its body
 ROUTES: list[Row] = [
-    ("POST", "/v1/completions", partial(_generate, "completion"), "Continue a prompt.", fields.CompletionRequest),
-    ("POST", "/v1/chat/completions", partial(_generate, "chat"), "Answer a chat.", fields.ChatRequest),
-    ("POST", "/v1/responses", partial(_generate, "response"), "The Responses API.", fields.ResponseRequest),
+    ("POST", "/v1/completions", _generate, "Continue a prompt.", "completion"),
+    ("POST", "/v1/chat/completions", _generate, "Answer a chat.", "chat"),
+    ("POST", "/v1/responses", _generate, "Answer a text or a chat, by the Responses API.", "response"),
     ("GET", "/v1/models", _models, "The model that is served, and its adapters.", None),
     ("GET", ONE_MODEL, _model, "One model.", None),
     *(("GET", path, _health, "Whether requests are taken. Needs no key.", None) for path in HEALTH),
@@ -255,7 +244,7 @@ ROUTES: list[Row] = [
 ]
 SOLVE_ROUTES: list[Row] = [  # off with --no-ui
     ("GET", SOLVE, _layers, "The layers that solve a system.", None),
-    ("POST", SOLVE, _solve, "What a layer solves over a short text.", fields.SolveRequest),
+    ("POST", SOLVE, _solve, "What a layer solves over a short text.", "solve"),
 ]
 
 
@@ -264,7 +253,7 @@ def document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document, which has the schemas of bodies as the structs have them."""
     rows = [*ROUTES, *SOLVE_ROUTES]
     prefix = "#/components/schemas/"
-    _, schemas = msgspec.json.schema_components([row[4] for row in rows if row[4]], ref_template=prefix + "{name}")
+    _, schemas = msgspec.json.schema_components(fields.BODIES.values(), ref_template=prefix + "{name}")
     schemas["InputMessage"]["required"].remove("type")  # the reader adds it
     text, maybe = {"type": "string"}, {"type": ["string", "null"]}
     detail = {"type": "object", "properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
@@ -274,11 +263,11 @@ def document() -> dict[str, Any]:
         return {"content": {"application/json": {"schema": {"$ref": prefix + name}}}}
 
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, _, summary, body in rows:
+    for method, path, _, summary, kind in rows:
         answers = {"200": {"description": "The answer."}, "default": {"description": "An error.", **content("Error")}}
         paths.setdefault(path, {})[method.lower()] = operation = {"summary": summary, "responses": answers}
-        if body is not None:
-            operation["requestBody"] = {"required": True, **content(body.__name__)}
+        if kind is not None:
+            operation["requestBody"] = {"required": True, **content(fields.BODIES[kind].__name__)}
         if path == ONE_MODEL:
             operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": text}]
     return {

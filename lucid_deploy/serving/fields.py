@@ -240,6 +240,15 @@ class SolveRequest(Fields, kw_only=True, frozen=True):
     head: Annotated[Layer, about("Its key/value head, counted from 0.")]
 
 
+Kind = Literal["completion", "chat", "response", "solve"]
+BODIES: dict[Kind, type[CompletionRequest | ChatRequest | ResponseRequest | SolveRequest]] = {
+    "completion": CompletionRequest,
+    "chat": ChatRequest,
+    "response": ResponseRequest,
+    "solve": SolveRequest,
+}
+
+
 def drop_without_effect(raw: dict[str, Any]) -> None:
     """Drop fields that have no effect from a parsed body; refuse those of :data:`NEUTRAL` that would have one."""
     for name in HARMLESS:

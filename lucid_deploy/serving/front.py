@@ -22,10 +22,11 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import EngineOptions, open_checked
 from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, shutting_down, unavailable
+from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.jobs import LocalBackend, RowMark
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
-from lucid_deploy.serving.requests import Kind, Limits, PreparedRequest
+from lucid_deploy.serving.requests import Limits, PreparedRequest
 from lucid_deploy.serving.security import ApiKeys, host_allowed
 from lucid_deploy.serving.tool_formats import tool_format_named
 from lucid_deploy.serving.tracing import open_tracing
@@ -152,7 +153,7 @@ class Exchange:
         self._counted = 0  # bytes of the body that count in the service's memory
         self._busy = False
         # Of requests that generate:
-        self.kind: Kind | None = None
+        self.kind: Kind | None = None  # of its body
         self.answer: Answer | None = None  # once the body was read
         self.marks: list[RowMark] = []  # when generations entered their phases
         self.reasons: dict[int, str] = {}  # why each generation ended
@@ -201,11 +202,11 @@ class Exchange:
         self._busy = True
         return bytes(body)
 
-    async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
+    async def read(self, body: bytes) -> PreparedRequest:
         """Return what the body asks for."""
-        prepared = await self.service.readers.read(body, kind)
+        assert self.kind is not None
+        prepared = await self.service.readers.read(body, self.kind)
         self.count(0)
-        self.service.check_ready()  # again, because receiving the body may take long
         return prepared
 
     def count(self, size: int) -> None:
@@ -217,7 +218,7 @@ class Exchange:
         service.body_memory += more
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do some work once the body is there; cancel it when the client leaves, time is over or the server ends."""
+        """Do the work, once the body is there; cancel it when the client leaves, time is over or the server ends."""
         seconds = self.service.limits.seconds
         task, gone, ending = map(asyncio.ensure_future, (work, self._until_gone(), self.service.ending.wait()))
         try:
@@ -272,7 +273,7 @@ class Exchange:
         self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1
-        if self.service.tracing is not None and self.kind is not None:
+        if self.service.tracing is not None and self.kind not in (None, "solve"):
             self.service.tracing.record(self)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
         metrics.requests.labels(self.route, str(self.status)).inc()

@@ -25,7 +25,8 @@ from lucid_deploy.bounded_process import (
 )
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError, unavailable
-from lucid_deploy.serving.requests import Kind, Limits, PreparedRequest, RequestReader
+from lucid_deploy.serving.fields import Kind
+from lucid_deploy.serving.requests import Limits, PreparedRequest, RequestReader
 from lucid_deploy.serving.tool_formats import tool_format_named, with_tools
 
 log = logging.getLogger("lucid_deploy.serving")

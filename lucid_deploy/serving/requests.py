@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -31,7 +31,6 @@ from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
-Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
 
 @dataclass(frozen=True)
@@ -78,20 +77,20 @@ class RequestReader:
         self._limits, self._tokenizer, self._templates = limits, tokenizer, templates
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
         self._begin_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
-        self._kinds: dict[Kind, tuple[Any, Callable[[Any], PreparedRequest]]] = {
-            "completion": (fields.CompletionRequest, self._completion),
-            "chat": (fields.ChatRequest, self._chat),
-            "response": (fields.ResponseRequest, self._response),
-            "solve": (fields.SolveRequest, self._solve),
+        self._read: dict[fields.Kind, Callable[[Any], PreparedRequest]] = {
+            "completion": self._completion,
+            "chat": self._chat,
+            "response": self._response,
+            "solve": self._solve,
         }
 
-    def read(self, kind: Kind, data: bytes) -> PreparedRequest:
-        form, read = self._kinds[kind]
+    def read(self, kind: fields.Kind, data: bytes) -> PreparedRequest:
+        prepare_body = prepare if kind == "response" else fields.drop_without_effect
         try:
-            body = decode(data, form, "body", fields.drop_without_effect if kind != "response" else prepare)
+            body = decode(data, fields.BODIES[kind], "body", prepare_body)
             if body.model not in self._models:
                 raise no_such_model(body.model, *self._models)
-            prepared = read(body)
+            prepared = self._read[kind](body)
             adapter = None if body.model == self._models[0] else body.model
             return replace(prepared, job=replace(prepared.job, adapter=adapter))
         except FieldError as error:

@@ -11,10 +11,11 @@ import httpx
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.app import App
+from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import Event, Job
 from lucid_deploy.serving.readers import ReaderSetup
-from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import write_setup
 

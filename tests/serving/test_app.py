@@ -109,7 +109,7 @@ def test_probes_do_not_fill_the_log(
 def test_a_fault_is_a_500_or_ends_the_answer(
     begun: bool, tmp_path: Path, serving_log: pytest.LogCaptureFixture
 ) -> None:
-    async def endpoint(exchange: Exchange) -> Response:
+    async def endpoint(exchange: Exchange, _: bytes) -> Response:
         exchange.answer = SimpleNamespace(id="cmpl-1", request=SimpleNamespace(stream=False))  # type: ignore[assignment]
         if begun:
             await exchange.send({"type": "http.response.start", "status": 200, "headers": []})

@@ -12,8 +12,8 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.readers import ReaderPool, ReaderSetup, reader_process
-from lucid_deploy.serving.requests import Kind
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
 
