@@ -25,7 +25,7 @@ from lucid_deploy.json_fields import FieldError, decode, shown, wrong
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.errors import ApiError, no_such_model
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.responses_api import as_chat, prepare, renamed, repeated
+from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields, with_names_of_responses
 from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
@@ -76,7 +76,7 @@ class RequestReader:
         self._models = models  # the base first
         self._limits, self._tokenizer, self._templates = limits, tokenizer, templates
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
-        self._begin_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
+        self._check_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
         self._read: dict[fields.Kind, Callable[[Any], PreparedRequest]] = {
             "completion": self._completion,
             "chat": self._chat,
@@ -94,7 +94,7 @@ class RequestReader:
             adapter = None if body.model == self._models[0] else body.model
             return replace(prepared, job=replace(prepared.job, adapter=adapter))
         except FieldError as error:
-            error = renamed(error) if kind == "response" else error
+            error = with_names_of_responses(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error
 
     def _solve(self, body: fields.SolveRequest) -> PreparedRequest:
@@ -139,7 +139,7 @@ class RequestReader:
         return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
 
     def _response(self, body: fields.ResponseRequest) -> PreparedRequest:
-        return replace(self._chat(as_chat(body)), response=repeated(body))
+        return replace(self._chat(as_chat(body)), response=repeated_fields(body))
 
     def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
         """Return the token ids of a prompt; refuse those that the model cannot take."""
@@ -233,7 +233,7 @@ class RequestReader:
             found = constraint_of(given)
         if found is not None:
             with named_field(name):
-                self._begin_once(found)
+                self._check_once(found)
         return found
 
     @cached_property

@@ -56,7 +56,7 @@ def prepare(raw: dict[str, Any]) -> None:
             item.setdefault("type", "message")
 
 
-def renamed(error: FieldError) -> FieldError:
+def with_names_of_responses(error: FieldError) -> FieldError:
     """Return an error of the chat with the names that its fields have in a request for a response."""
     name = error.param or ""
     for pattern, here in _NAMES_HERE.items():
@@ -87,7 +87,7 @@ def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
     )
 
 
-def repeated(body: fields.ResponseRequest) -> dict[str, Any]:
+def repeated_fields(body: fields.ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
     given = msgspec.to_builtins(body)
     found = {name: given[name] for name in DEFAULTS if given.get(name) is not None}

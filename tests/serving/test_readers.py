@@ -42,20 +42,6 @@ async def refusal(pool: ReaderPool, body: bytes, kind: Kind = "chat") -> ApiErro
     return caught.value
 
 
-def test_good_bodies(tmp_path: Path) -> None:
-    async def test(pool: ReaderPool) -> None:
-        read = await pool.read(
-            completion(["w1 w2", "w3"], n=2, stop=["x"], seed=-1, echo=True, stream=True), "completion"
-        )
-        assert (read.job.prompts, read.job.n, read.job.stops) == (((1, 2), (3,)), 2, ("x",))
-        assert (read.job.sampling.seed, read.echo, read.stream, read.chat) == (2**64 - 1, ("w1 w2", "w3"), True, False)
-        read = await pool.read(chat("w7", logprobs=True, top_logprobs=3), "chat")
-        assert (read.job.prompts, read.job.top_logprobs, read.chat) == (((1, 7),), 3, True)
-        assert read.job.max_new_tokens == 100
-
-    with_pool(write_setup(tmp_path), test)
-
-
 def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         before = pids(pool)

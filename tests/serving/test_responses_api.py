@@ -14,7 +14,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import ChatRequest, ResponseRequest
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
-from lucid_deploy.serving.responses_api import as_chat, repeated
+from lucid_deploy.serving.responses_api import as_chat, repeated_fields
 from tests.serving.reader_tools import MODEL, write_setup
 
 TEMPLATE = (
@@ -84,7 +84,7 @@ def test_tools_calls_and_results_are_those_of_a_chat() -> None:
     }
     assert as_chat(body) == msgspec.convert(chat, ChatRequest)
     shown = {**TOOL, "description": None, "strict": True}
-    found = repeated(body)
+    found = repeated_fields(body)
     assert (found["tools"], found["tool_choice"], found["parallel_tool_calls"]) == ([shown], choice, False)
 
 
