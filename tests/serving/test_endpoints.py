@@ -64,6 +64,16 @@ def test_a_stream(tmp_path: Path) -> None:
     assert backend.closed == 1
 
 
+def test_the_events_of_a_response_come_in_their_order(tmp_path: Path) -> None:
+    async def run() -> Any:
+        async with client(service(tmp_path, ScriptedBackend(*GOOD))) as http:
+            return await http.post("/v1/responses", json={"model": "m", "input": "w1", "stream": True})
+
+    events = [json.loads(line.partition("data: ")[2]) for line in asyncio.run(run()).text.split("\n\n") if line]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+
+
 @pytest.mark.parametrize(("reused", "counted"), [(0, 0), (127, 0), (128, 128), (400, 384)])
 def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int, counted: int, tmp_path: Path) -> None:
     ends: list[list[Event]] = [[RowEnd(row, "stop", reused=reused if row % 2 == 0 else 999)] for row in range(4)]
