@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import Session, open_session
-from lucid_deploy.runtimes.options import RuntimeOptions
 from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -66,11 +63,9 @@ def in_a_new_thread() -> int:
         return pool.submit(torch.get_num_threads).result()
 
 
-@pytest.mark.parametrize("kind", ["artifact", "transformers"])
-def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported, kind: str) -> None:
+def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported) -> None:
     torch.set_num_threads(2)
-    options = RuntimeOptions("torch", threads=3)
-    session = open_contender(Contender("it", kind, str(exported()[1].directory), options))
+    session = open_session(exported()[1], "torch", threads=3)
     seen: list[int] = []
     watch(session, seen)
     assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2), "opened"
