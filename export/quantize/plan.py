@@ -29,6 +29,8 @@ from lucid_deploy.export.quantize.options import (
 )
 from lucid_deploy.version import __version__
 
+_WIDE = 128  # the largest block of weights of 8 bits among those of 4
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -57,6 +59,8 @@ def plan_quantization(
     head = EMBEDDING if tied else HEAD
     head_bits = options.head_bits or (BEST_HEAD_BITS if options.takes_best and head in chosen else None)
     bits = {**({head: head_bits} if head_bits else {}), **options.bits}
+    if options.takes_best:
+        bits = dict.fromkeys(_sensitive(shapes, chosen), BEST_HEAD_BITS) | bits
     if strangers := sorted(bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     tensors = {
@@ -78,6 +82,23 @@ def plan_quantization(
     )
 
 
+def _sensitive(shapes: dict[str, tuple[int, ...]], chosen: list[str]) -> Iterator[str]:
+    """Yield the weights for which 8 bits instead of 4 buy most, by measurement (docs/quantization.md).
+
+    They are keys and values where several query heads share them, which makes them small, and ``down_proj`` in the
+    last eighth of the layers.
+    """
+    layers = 1 + max((int(found[1]) for name in shapes if (found := _LAYER.match(name))), default=0)
+    for name in chosen:
+        start, _, part = name.removesuffix(".weight").rpartition(".")
+        if part in ("k_proj", "v_proj"):
+            queries = shapes.get(f"{start}.q_proj.weight")
+            if queries is not None and 2 * shapes[name][0] <= queries[0]:
+                yield name
+        elif part == "down_proj" and (found := _LAYER.match(name)) and 8 * int(found[1]) >= 7 * layers:
+            yield name
+
+
 def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: int | None) -> QuantizedTensor:
     rows, width = shape
     if options.scheme == "fp8":
@@ -90,7 +111,10 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
     method, block = find_method(method_of(options)), options.block_size or DEFAULT_BLOCK[options.scheme]
-    offsets = format_of(options) in method.offsets and name != EMBEDDING  # whose rows an operator reads that has none
+    # Rows of an embedding are read by an operator without offsets, and 256 values need none.
+    offsets = format_of(options) in method.offsets and name != EMBEDDING and bits != 8
+    if (options.scheme, bits) == ("int4", 8):  # which lose nothing in wide blocks
+        block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
     whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
     size = block if whole is None else _dividing(name, width, block, whole)
     # In half precision scales and offsets, two bits a weight in float32, are one. The numbers are chosen for them.

@@ -107,9 +107,8 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
     return QuantizeOptions(
         record.scheme,
         record.format,
-        block_size=max(
-            tensor.block_size for tensor in record.tensors.values()
-        ),  # qdq: smaller where it does not divide
+        # Of qdq they are smaller where a row is not a multiple; weights of other bits have blocks of their own.
+        block_size=max((each.block_size for each in record.tensors.values() if each.bits is None), default=None),
         keep_float=kept,
         embeddings=EMBEDDING in record.tensors and not tied,
         activations=record.activations,

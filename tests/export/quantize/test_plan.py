@@ -154,6 +154,24 @@ def test_rows_that_nothing_divides() -> None:
     assert record.part_shape("model.layers.0.mlp.down_proj.weight", ".packed") == (64, 4, 32)
 
 
+def test_small_weights_that_count_most_have_8_bits() -> None:
+    parts = {"self_attn.q_proj": (96, 96), "self_attn.k_proj": (24, 96), "self_attn.v_proj": (24, 96)}
+    parts |= {"self_attn.o_proj": (96, 96), "mlp.up_proj": (256, 96), "mlp.down_proj": (96, 256)}
+    shapes = {f"model.layers.{layer}.{part}.weight": shape for layer in range(8) for part, shape in parts.items()}
+    shapes = {"model.embed_tokens.weight": (97, 96), **shapes}
+    tensors = plan_quantization(shapes, True, QuantizeOptions("int4")).tensors
+    wide = {name.removeprefix("model.").removesuffix(".weight") for name, each in tensors.items() if each.bits == 8}
+    small = {f"layers.{layer}.self_attn.{part}_proj" for layer in range(8) for part in "kv"}
+    assert wide == {"embed_tokens", "layers.7.mlp.down_proj", *small}
+    sizes = {each.block_size for each in tensors.values() if each.bits == 8}
+    assert sizes == {32, 128} and not any(each.offsets for each in tensors.values() if each.bits == 8)
+    several = shapes | {name: (96, 96) for name in shapes if "k_proj" in name or "v_proj" in name}
+    chosen = plan_quantization(several, True, QuantizeOptions("int4")).tensors
+    assert not any(each.bits for name, each in chosen.items() if ".self_attn." in name)
+    named = plan_quantization(shapes, True, QuantizeOptions("int4", method="hqq")).tensors
+    assert not any(each.bits for each in named.values()), "a method that is named is taken as it is"
+
+
 def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_path: Path) -> None:
     import shutil
 
