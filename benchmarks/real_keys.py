@@ -1,17 +1,15 @@
 """What rounding the cache costs on a pretrained model: whether K or Y pays, in which layers, and with LUCID or without.
 
 The model reads a text in chunks, so that each chunk sees the rows before it as the cache stores them; logits are
-compared with those of the same model in float64 without rounding. LUCID is put on the weights of a model that was
-trained without it: its answers mean nothing, but its keys are those of real text.
+compared with those of the same model in float64 without rounding.
 
     python examples/smollm2.py smollm2
-    python benchmarks/real_keys.py smollm2 --text FILE
+    python examples/convert/convert.py smollm2 converted
+    python benchmarks/real_keys.py smollm2 converted --text FILE
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,21 +91,9 @@ def compare(logits: Tensor, exact: Tensor) -> dict[str, float]:
     }
 
 
-def with_lucid(checkpoint: Path, folder: Path) -> Path:
-    """Return a checkpoint of the same weights whose attention is LUCID."""
-    folder.mkdir()
-    for file in checkpoint.iterdir():
-        if file.name != "config.json":
-            (folder / file.name).symlink_to(file.resolve())
-    config = json.loads((checkpoint / "config.json").read_text()) | {"attention_type": "lucid"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @torch.inference_mode()
-def measure(checkpoint: Path, ids: Tensor) -> dict[str, dict[str, float]]:
+def measure(source: Checkpoint, ids: Tensor) -> dict[str, dict[str, float]]:
     """Compare every way of rounding with the same model in float64."""
-    source = Checkpoint(checkpoint)
     exact = read(load_model(source, torch.float64), ids)
     found = {"float16 model": compare(read(load_model(source, torch.float16), ids), exact)}
     model = load_model(source)
@@ -128,20 +114,21 @@ def measure(checkpoint: Path, ids: Tensor) -> dict[str, dict[str, float]]:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("converted", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--tokens", default=512, show_default=True)
-def main(checkpoint: Path, text: Path, tokens: int) -> None:
-    """Measure CHECKPOINT, a model with standard attention, and LUCID on its weights."""
+def main(checkpoint: Path, converted: Path, text: Path, tokens: int) -> None:
+    """Measure CHECKPOINT, a model with standard attention, and CONVERTED, that model with LUCID and its adapter."""
     ids = torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))[:tokens])
+    lucid = Checkpoint(converted / "checkpoint", merge_adapter=converted / "adapter")
     results = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for kind, source in (("standard", checkpoint), ("lucid", with_lucid(checkpoint, Path(temporary, "lucid")))):
-            results[kind] = measure(source, ids)
-            for name, item in results[kind].items():
-                click.echo(
-                    f"{kind:9}{name:42}{item['median_error']:.1e}  {item['largest_error']:.1e}  "
-                    f"{item['same_best_token']:.1%}"
-                )
+    for kind, source in (("standard", Checkpoint(checkpoint)), ("lucid", lucid)):
+        results[kind] = measure(source, ids)
+        for name, item in results[kind].items():
+            click.echo(
+                f"{kind:9}{name:42}{item['median_error']:.1e}  {item['largest_error']:.1e}  "
+                f"{item['same_best_token']:.1%}"
+            )
     write_result("real_keys", {"model": checkpoint.name, "tokens": len(ids), "chunk": CHUNK, "results": results})
 
 
