@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 import common
-from llama_cpp import llama_cpp
-from plots import plot
 from rich.console import Console
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
+from lucid_deploy.bench.contenders import LLAMA_CPP
 from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
+from lucid_deploy.bench.plots import plot
 from lucid_deploy.bench.report import build_report, spread_of, table
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.cli._console import progress
@@ -46,7 +46,7 @@ def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, th
     return [
         Contender(f"lucid-{kind}", "artifact", str(artifact.directory), ours),
         Contender(f"standard-{kind}", "artifact", str(standard), ours),
-        llama_cpp(f"llama.cpp-{kind}", artifact, threads),
+        Contender(f"llama.cpp-{kind}", LLAMA_CPP, str(artifact.directory), RuntimeOptions(threads=threads)),
         Contender(f"openvino-{kind}", "artifact", str(inlined), openvino),
     ]
 

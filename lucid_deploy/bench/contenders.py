@@ -1,4 +1,4 @@
-"""What can be measured: exported artifacts in a runtime, and PyTorch's eager model."""
+"""What can be measured: exported artifacts in a runtime, PyTorch's eager model, llama.cpp."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 DEFAULTS = RuntimeOptions()
-KINDS = ("artifact", "torch-dense", "torch-blocked")
+LLAMA_CPP = "llama.cpp"
+KINDS = ("artifact", "torch-dense", "torch-blocked", LLAMA_CPP)
 
 
 @dataclass(frozen=True)
@@ -24,24 +25,23 @@ class Contender:
 
     name: str  # how tables call it
     # artifact (as options say), torch-dense (PyTorch eager with the dense N×N solve), torch-blocked
-    # (PyTorch eager with this package's operators), or another word for what a worker of its own opens.
+    # (PyTorch eager with this package's operators) or llama.cpp (a Llama with standard attention of the artifact's
+    # shape, random weights, quantized where the artifact is).
     kind: str
     artifact: str  # directory of the artifact that gives the weights, or the shape
     options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
     # Tokens of the longest context that is measured; None: any. Sessions take more than the model was made for where
     # such is measured, and only there: some compute otherwise then.
     longest: int | None = None
-    # Python's arguments: the program that opens it and answers the commands of lucid_deploy.bench.worker.
-    worker: tuple[str, ...] = ("-m", "lucid_deploy.bench.worker")
 
     @property
     def runs_artifact(self) -> bool:
         """Whether it computes the artifact's own function, so that its outputs can be compared."""
-        return self.kind in KINDS
+        return self.kind != LLAMA_CPP
 
 
 def open_contender(contender: Contender) -> Session[Any]:
-    """Open a contender in this process."""
+    """Open a contender in this process; all but ``llama.cpp``, which is no session."""
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.runtimes import open_session
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
@@ -86,10 +85,22 @@ def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
     return 2 * sum(part.nbytes for part in source) / best
 
 
+def has_avx512() -> bool:
+    """Return whether this processor has AVX-512; False where the system does not say."""
+    return "avx512f" in (_cpuinfo("flags") or "").split()
+
+
 def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
-        return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str | None:
+    """Return what Linux says of the first core; None elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(field)), None)
+    except OSError:
+        return None
 
 
 def _commit() -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.bench.contenders import Contender
+from lucid_deploy.bench.contenders import LLAMA_CPP, Contender
 from lucid_deploy.errors import CheckFailed, LucidError
 
 # Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
@@ -35,7 +35,8 @@ class Plan:
     batches: tuple[int, ...] = (1,)  # rows
     stages: tuple[str, ...] = ("prefill", "decode")  # prefill, decode or both
     repeats: int = 5  # rounds that count; one more warms up
-    chunk: int | None = None  # tokens of a prefill that run at once; None: the contender chooses
+    # Tokens of a prefill that run at once; None: prefill_chunk, or what llama.cpp chooses.
+    chunk: int | None = None
     steps: int = 8  # decode steps timed in a row
 
     @property
@@ -70,14 +71,18 @@ class WorkerProcess:
     """A contender's process. Use as a context manager.
 
     It is killed at the end and removes nothing itself, so its temporary files are in a folder of ours.
+
+    Args:
+        contender: What it opens.
+        program: Python's arguments: what answers the commands.
     """
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, program: Sequence[str] = ("-m", "lucid_deploy.bench.worker")) -> None:
         self.contender = contender
         with ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid-bench-"))
             self._process = subprocess.Popen(
-                [sys.executable, *contender.worker],
+                [sys.executable, *program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -140,6 +145,7 @@ def run_plan(
     Returns:
         The measurements, and per contender's name seconds and memory of opening it.
     """
+    _check_llama_cpp(contenders, plan)
     measurements, opened = [] if measurements is None else measurements, {} if opened is None else opened
     report = progress or (lambda *_: None)
     points = [(s, b, n) for s in plan.stages for b in plan.batches for n in plan.lengths]
@@ -166,6 +172,16 @@ def run_plan(
                 peak = max(answer["peak"] for answer in counted)
                 measurements.append(Measurement(name, stage, batch, length, seconds, peak))
     return measurements, opened
+
+
+def _check_llama_cpp(contenders: list[Contender], plan: Plan) -> None:
+    """Refuse what llama.cpp is not measured at, before anything is."""
+    if all(contender.kind != LLAMA_CPP for contender in contenders):
+        return
+    if plan.batches != (1,):
+        raise LucidError("--baseline llama.cpp measures one row; leave it out, or --batches.")
+    if plan.chunk is not None:
+        raise LucidError("llama.cpp chooses how a prompt is cut; leave out --prefill-chunk or --baseline llama.cpp.")
 
 
 def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: int) -> dict[str, Any]:

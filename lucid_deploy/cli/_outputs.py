@@ -21,12 +21,13 @@ OUTPUTS = {
     "json_target": "--json",
     "output": "--output",
     "page": "--report",
+    "plot_directory": "--plot",
     "history": "--history",
     "output_path": "--output-path",
     "write": "--write",
 }
 FILES = ("--json", "--report")
-FOLDERS = ("--output-path",)
+FOLDERS = ("--plot", "--output-path")
 RECORD = ".run.json"  # beside the answers of a batch
 
 

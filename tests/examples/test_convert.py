@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.byte_level_checkpoints import write_tokenizer
 from click.testing import CliRunner
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lucid_deploy as ld
+from tests.byte_level_checkpoints import write_tokenizer
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "convert"))
 import convert

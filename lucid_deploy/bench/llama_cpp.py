@@ -1,4 +1,4 @@
-"""llama.cpp with standard attention of an artifact's shape, as a worker of `lucid_deploy.bench`.
+"""llama.cpp with standard attention of an artifact's shape, as a worker of the benchmark.
 
 It is run by the package ``xllamacpp``, which brings llama.cpp compiled. Times are llama.cpp's own, of its server's
 answers: ``prompt_ms`` and ``predicted_per_token_ms``.
@@ -17,17 +17,14 @@ from typing import Any
 import numpy as np
 import xllamacpp
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
-from gguf.quants import quantize
+from gguf.quants import quant_shape_to_byte_shape, quantize
 from numpy.typing import NDArray
 
-from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.bench import Contender
-from lucid_deploy.bench.machine import reset_peak, resident_bytes
-from lucid_deploy.bench.worker import main
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench.machine import has_avx512, reset_peak, resident_bytes
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config import LUCID, STANDARD, LucidConfig
 from lucid_deploy.processors import allowed_threads
-from lucid_deploy.runtimes.options import RuntimeOptions
 
 TYPES = {
     "float32": GGMLQuantizationType.F32,
@@ -41,12 +38,10 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FIRST_WORD = 4  # the ids below are special, or a byte
 _CACHE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 _ROOM = 256  # tokens of context are given in these steps
-
-
-def llama_cpp(name: str, artifact: Artifact, threads: int) -> Contender:
-    """Return the contender whose worker is this file."""
-    options = RuntimeOptions(threads=threads)
-    return Contender(name, "llama.cpp", str(artifact.directory), options, worker=(__file__,))
+_WITHOUT_AVX512 = (
+    "this llama.cpp was compiled without AVX-512, which this processor has. For what it can do here, compile it here: "
+    "pip install --force-reinstall --no-deps --no-binary xllamacpp xllamacpp"
+)
 
 
 class LlamaCppWorker:
@@ -63,11 +58,30 @@ class LlamaCppWorker:
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
         started = time.perf_counter()
         self._config, manifest = artifact.config, artifact.manifest
+        if others := {layer.kind for layer in manifest.layers} - {LUCID, STANDARD}:
+            raise LucidError(
+                "--baseline llama.cpp measures models whose layers all attend to all tokens; this one has layers of "
+                f"the kind {', '.join(sorted(others))}."
+            )
         record = manifest.quantization
-        in_8_bits = record is not None and any(
-            record.bits_of(name) == 8 for name in {EMBEDDING, HEAD} & {*record.tensors}
-        )
+        head = {name for name in (EMBEDDING, HEAD) if record is not None and name in record.tensors}
+        if record is not None and len({record.bits_of(name) for name in record.tensors.keys() - head}) > 1:
+            raise LucidError(
+                f"--baseline llama.cpp gives weights of all layers the same bits, and those of {artifact.directory} "
+                "have 4 and 8. Leave it out, or measure an artifact of one kind."
+            )
+        in_8_bits = record is not None and any(record.bits_of(name) == 8 for name in head)
         self._weights = manifest.dtype if record is None else record.scheme
+        if self._weights not in TYPES:
+            raise LucidError(
+                f"--baseline llama.cpp has no weights in {self._weights}, as {artifact.directory} has. Leave it out, "
+                "or measure an artifact with --quantize int8 or int4."
+            )
+        if manifest.cache_dtype not in _CACHE_TYPES:
+            raise LucidError(
+                f"--baseline llama.cpp has no cache in {manifest.cache_dtype}, the type of {artifact.directory}. "
+                "Leave it out, or measure an artifact with --cache-dtype int8."
+            )
         self._cache_dtype = manifest.cache_dtype
         self._threads = threads or allowed_threads() or len(os.sched_getaffinity(0))
         self._folder = tempfile.TemporaryDirectory(prefix="lucid-gguf-")
@@ -79,6 +93,7 @@ class LlamaCppWorker:
         self._seconds = time.perf_counter() - started
 
     def open(self) -> dict[str, Any]:
+        """As :meth:`lucid_deploy.bench.worker.Worker.open`; ``remark`` says that another build would be faster."""
         compiled_for = instruction_sets(xllamacpp.get_system_info())
         return {
             "seconds": self._seconds,
@@ -87,11 +102,12 @@ class LlamaCppWorker:
             "provider": f"xllamacpp {importlib.metadata.version('xllamacpp')}, compiled for {', '.join(compiled_for)}",
             "kernels": None,
             "dtype": self._weights,
+            "remark": _WITHOUT_AVX512 if has_avx512() and "AVX512" not in compiled_for else None,
         }
 
     def prefill(self, batch: int, length: int, chunk: int | None) -> dict[str, Any]:
         """Time one prompt of random tokens, nothing of it known before."""
-        assert chunk is None  # llama.cpp chooses how a prompt is cut
+        assert chunk is None  # refused before: llama.cpp chooses how a prompt is cut
         prompt = self._prompt(batch, length, seed=time.perf_counter_ns())
         reset_peak()
         timings = self._complete(prompt, 1, known=False)
@@ -112,7 +128,7 @@ class LlamaCppWorker:
         return {"seconds": timings["predicted_per_token_ms"] / 1000, "peak": resident_bytes("VmHWM")}
 
     def _prompt(self, batch: int, length: int, seed: int) -> list[int]:
-        assert batch == 1
+        assert batch == 1  # others are refused before
         ids = np.random.default_rng(seed).integers(FIRST_WORD, self._config.vocab_size, length)
         return [int(number) for number in ids]
 
@@ -151,12 +167,21 @@ def instruction_sets(info: str) -> list[str]:
 
 def write_gguf(config: LucidConfig, dtype: str, path: Path, head: str = "") -> None:
     """Write the file; embedding and head have a type of their own if ``head`` is given."""
+    if config.vocab_size < 2 * FIRST_WORD:
+        raise LucidError(f"llama.cpp needs a vocabulary of more than {config.vocab_size} tokens to be measured.")
     writer = GGUFWriter(path, "llama")
     _describe(config, writer)
     generator = np.random.default_rng(0)
     for name, shape in _shapes(config):
         kind = head if head and name in ("token_embd.weight", "output.weight") else dtype
         chosen = TYPES[kind] if len(shape) == 2 else GGMLQuantizationType.F32
+        try:
+            quant_shape_to_byte_shape(shape, chosen)
+        except ValueError as error:
+            raise LucidError(
+                f"llama.cpp has no {chosen.name} form of {name}: its rows of {shape[-1]} are no whole blocks of 32. "
+                "Measure it beside a float32 or float16 artifact."
+            ) from error
         writer.add_tensor(name, _values(generator, shape, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -219,7 +244,3 @@ def _shapes(config: LucidConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
             "ffn_down": (width, inner),
         }.items():
             yield f"blk.{layer}.{name}.weight", shape
-
-
-if __name__ == "__main__":
-    main(lambda contender: LlamaCppWorker(open_artifact(contender.artifact), contender.options.threads))

@@ -7,16 +7,14 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator
-
+from lucid_deploy.errors import missing_extra
 from lucid_deploy.files import atomic_write
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Row = dict[str, Any]
 LINES = 5  # in a panel: more cannot be told apart
 _OURS = "tab:blue"  # the first contender's colour, which no other line has
@@ -41,6 +39,13 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
 
     Every picture holds the first contender and at most as many others as make five lines.
     """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("matplotlib", "bench", "draw plots") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
     with plt.rc_context({"text.parse_math": False}):  # names are no formulas
@@ -72,6 +77,8 @@ def _pictures(report: dict[str, Any], stage: str) -> list[list[_Line]]:
 
 
 def _draw(report: dict[str, Any], lines: list[_Line], path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
     first, machine = report["measurements"][0]["contender"], report["machine"]
     figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
     ends = [_bars(axis, lines, values) for axis, values in zip(axes, (_time, _ratio, _memory), strict=True)]
@@ -137,6 +144,8 @@ def _bars(axis: Axes, lines: list[_Line], values: Callable[[Row], tuple[float, f
 
 def _name_panels(time: Axes, ratio: Axes, memory: Axes, first: str) -> None:
     """Say what each panel shows, and which way is better."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     time.set(title="time (lower is better)", ylabel="ms", yscale="log")
     time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     time.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
