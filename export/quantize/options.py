@@ -182,8 +182,10 @@ def method_of(options: QuantizeOptions) -> str:
 
 
 def equalizes(options: QuantizeOptions) -> bool:
-    """Resolve whether columns are made alike."""
-    return options.takes_best if options.equalize is None else options.equalize
+    """Resolve whether columns are made alike: of int8 and int4 for onnxruntime, where no method is named."""
+    if options.equalize is not None:
+        return options.equalize
+    return not options.method and options.scheme in WHOLE_SCHEMES and format_of(options) == "matmulnbits"
 
 
 def activations_of(options: QuantizeOptions) -> str:

@@ -41,7 +41,8 @@ def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
         (QuantizeOptions("int4", has_text=True), "gptq", True),
         (QuantizeOptions("int4", equalize=False), "hqq", False),
         (QuantizeOptions("int4", "qdq"), "rtn", False),
-        (QuantizeOptions("int8"), "rtn", False),
+        (QuantizeOptions("int8"), "rtn", True),
+        (QuantizeOptions("int8", "qdq"), "rtn", False),
         (QuantizeOptions("int4", method="rtn"), "rtn", False),
     ],
 )
