@@ -6,6 +6,8 @@ a package come from a 4-bit grid, which flatters formats with the same grid; the
 
     python examples/smollm2.py smollm2
     python benchmarks/quantization_cost.py smollm2 --calibration FILE --text OTHER
+
+With ``--adapter`` the checkpoint is one of examples/convert, with LUCID in some layers, and is measured once.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from lucid_deploy.runtimes import open_session
 
 WINDOW = 512  # tokens that are read together
 WAYS: dict[str, QuantizeOptions] = {
+    "int8 rtn": QuantizeOptions("int8", method="rtn"),
     "int8": QuantizeOptions("int8"),
-    "int8, equalized": QuantizeOptions("int8", equalize=True),
     "int4 rtn": QuantizeOptions("int4", method="rtn"),
     "int4 rtn, equalized, head int8": QuantizeOptions("int4", method="rtn", equalize=True, head_bits=8),
     "int4 hqq": QuantizeOptions("int4", method="hqq"),
@@ -72,12 +74,14 @@ def rewrite(checkpoint: Path, output: Path) -> None:
             shutil.copy(file, output)
 
 
-def measure(checkpoint: Path, name: str, calibration: Path, pieces: list[Any], original: Any) -> dict[str, Any]:
+def measure(
+    checkpoint: Path, name: str, calibration: Path, pieces: list[Any], original: Any, **more: Any
+) -> dict[str, Any]:
     """Export one way and compare it with float32."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        text = {"calibration": calibration} if name.endswith("calibration") else {}
-        artifact = ld.export(checkpoint, Path(folder, "artifact"), quantize=WAYS[name], logits="all", **text)
+        text: dict[str, Any] = {"calibration": calibration} if name.endswith("calibration") else {}
+        artifact = ld.export(checkpoint, Path(folder, "artifact"), quantize=WAYS[name], logits="all", **text, **more)
         seconds = time.process_time() - began
         size = artifact.path("weights.bin").stat().st_size
         cost = cost_on_text(session_logits(open_session(artifact)), original, pieces, lambda: None)
@@ -95,24 +99,31 @@ def measure(checkpoint: Path, name: str, calibration: Path, pieces: list[Any], o
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="To measure on.")
 @click.option("--calibration", type=click.Path(exists=True, path_type=Path), required=True, help="To learn from.")
+@click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="That is merged into the weights.")
 @click.option("--only", multiple=True, type=click.Choice(list(WAYS)), help="Measure these ways alone.")
-def main(checkpoint: Path, text: Path, calibration: Path, only: tuple[str, ...]) -> None:
+def main(checkpoint: Path, text: Path, calibration: Path, adapter: Path | None, only: tuple[str, ...]) -> None:
     """Measure CHECKPOINT, a Llama with standard attention, and its rewritten form."""
+    more: dict[str, Any] = {"merge_adapter": adapter} if adapter else {}
     pieces = windows(torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))).numpy(), WINDOW)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        exact = ld.export(checkpoint, Path(folder, "exact"), logits="all")
-        rewrite(checkpoint, Path(folder, "rewritten"))
+        exact = ld.export(checkpoint, Path(folder, "exact"), logits="all", **more)
         original = session_logits(open_session(exact))
-        for form, source in (("published", checkpoint), ("rewritten", Path(folder, "rewritten"))):
+        forms = {"lucid" if adapter else "published": checkpoint}
+        if adapter is None:
+            rewrite(checkpoint, Path(folder, "rewritten"))
+            forms["rewritten"] = Path(folder, "rewritten")
+        for form, source in forms.items():
             for name in only or WAYS:
-                found = results.setdefault(form, {})[name] = measure(source, name, calibration, pieces, original)
+                found = measure(source, name, calibration, pieces, original, **more)
+                results.setdefault(form, {})[name] = found
                 click.echo(
                     f"{form:10}{name:32}{found['mib']:6.1f} MiB  perplexity {found['perplexity']:.2f} "
                     f"({found['of_float32']:.3f} of float32's)  KL {found['kl']:.3f}  "
                     f"best token {found['same_best_token']:.1%}  {found['export_seconds']:.0f} s"
                 )
-    write_result("quantization_cost", {"model": checkpoint.name, "tokens": sum(map(len, pieces)), "ways": results})
+    name = "quantization_cost_lucid" if adapter else "quantization_cost"
+    write_result(name, {"model": checkpoint.name, "tokens": sum(map(len, pieces)), "ways": results})
 
 
 if __name__ == "__main__":

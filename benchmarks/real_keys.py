@@ -120,7 +120,7 @@ def measure(source: Checkpoint, ids: Tensor) -> dict[str, dict[str, float]]:
 def main(checkpoint: Path, converted: Path, text: Path, tokens: int) -> None:
     """Measure CHECKPOINT, a model with standard attention, and CONVERTED, that model with LUCID and its adapter."""
     ids = torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))[:tokens])
-    lucid = Checkpoint(converted / "checkpoint", merge_adapter=converted / "adapter")
+    lucid = Checkpoint(converted / "checkpoint", adapter=converted / "adapter")
     results = {}
     for kind, source in (("standard", Checkpoint(checkpoint)), ("lucid", lucid)):
         results[kind] = measure(source, ids)

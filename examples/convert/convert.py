@@ -5,10 +5,11 @@
     lucid-deploy export converted/checkpoint --merge-adapter converted/adapter --output artifact
 
 The adapter (LoRA, written by PEFT) learns to give the original's logits: the loss is the KL divergence of each next
-token from what the original says, so no text needs labels. The text is the documentation of Python's modules and of
-its language, and the licences of Debian; the GPL and its relatives are kept for the test.
+token from what the original says, so no text needs labels. Without ``--text`` it is the documentation of Python's
+modules and of its language, and the licences of Debian; the GPL and its relatives are kept for the test.
 
-Interrupted, the same command goes on where it stopped. ``--control`` trains the same adapter without LUCID.
+Interrupted, the same command goes on where it stopped. ``--control`` trains the same adapter without LUCID. Needs
+transformers and peft.
 """
 
 from __future__ import annotations
@@ -224,10 +225,10 @@ def main(
             state = {"step": step + 1, "seconds": seconds, "optimizer": optimizer.state_dict()}
             state["adapter"] = {name: each for name, each in model.state_dict().items() if "lora" in name}
             save(state_file, state | {"schedule": schedule.state_dict()})
-    model.save_pretrained(output / "adapter")
+    model.save_pretrained(str(output / "adapter"))
 
-    model = PeftModel.from_pretrained(load(base, torch.float32), output / "adapter")
-    trained = evaluate(model, tokenizer, lucid)
+    saved = PeftModel.from_pretrained(load(base, torch.float32), output / "adapter")
+    trained = evaluate(saved, tokenizer, lucid)
     result = {"steps": steps, "tokens": steps * TOKENS, "hours": seconds / 3600, **plan, "trained": trained}
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     click.echo(json.dumps(result, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import lucid_deploy as ld
 from lucid_deploy.artifact.chat_process import chat_renderer
 from lucid_deploy.cli import main
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.perplexity import session_logits, surprisals, windows
 from lucid_deploy.runtimes import open_session
 from tests.compat.environments import folder_with
@@ -117,3 +119,22 @@ def test_an_answer_is_held_to_a_schema(artifact: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert set(found) == set(properties) and isinstance(found["is_capital"], bool)
+
+
+def test_lucid_put_into_it_costs_little(
+    checkpoint: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """With the adapter in examples/convert, whose figures on more text are in its README."""
+    converted, adapter = tmp_path / "converted", ROOT / "examples" / "convert" / "smollm2-lucid"
+    shutil.copytree(checkpoint, converted)
+    shutil.copy(adapter / "config.json", converted)
+    ids = torch.tensor(tokenizer((ROOT / "CONTRIBUTING.md").read_text()).input_ids)[None, :512]
+
+    def perplexity(logits: torch.Tensor) -> float:
+        return math.exp(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
+
+    with torch.inference_mode():
+        untrained = perplexity(load_model(Checkpoint(converted))(ids)[0])
+        lucid = perplexity(load_model(Checkpoint(converted, adapter=adapter))(ids)[0])
+        original = perplexity(model(ids).logits)
+    assert original < lucid < 1.1 * original < untrained
