@@ -87,7 +87,8 @@ def find_folds(
     norms = [
         name
         for name, part in layer.named_modules()
-        if not isinstance(part, torch.nn.Linear) and [p.dim() for p in part.parameters(recurse=False)] == [1]
+        if not isinstance(part, torch.nn.Linear)
+        and [(key, p.dim()) for key, p in part.named_parameters(recurse=False)] == [("weight", 1)]
     ]
     found: list[Fold | None] = []
     earlier: list[str] = []

@@ -60,7 +60,8 @@ def plan_quantization(
     head_bits = options.head_bits or (BEST_HEAD_BITS if options.takes_best and head in chosen else None)
     bits = {**({head: head_bits} if head_bits else {}), **options.bits}
     if options.takes_best:
-        bits = dict.fromkeys(_sensitive(shapes, chosen), BEST_HEAD_BITS) | bits
+        dense = [name for name in chosen if name not in experts]
+        bits = dict.fromkeys(_sensitive(shapes, dense), BEST_HEAD_BITS) | bits
     if strangers := sorted(bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     tensors = {

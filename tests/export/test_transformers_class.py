@@ -129,7 +129,7 @@ def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch:
     ("kind", "options"), [("qwen3_moe", QuantizeOptions("int4", method="gptq")), ("gpt_oss", QuantizeOptions("int8"))]
 )
 def test_experts_are_rounded_to_nearest(kind: str, options: QuantizeOptions, tmp_path: Path) -> None:
-    """gpt-oss stores them as (experts, in, out); rows to learn from choose some of them only."""
+    """gpt-oss stores them as (experts, in, out), and has sinks beside; rows to learn from choose some of them only."""
     types = {"layer_types": ["full_attention"]} if kind == "gpt_oss" else {}
     path = checkpoint(tmp_path / "checkpoint", kind, {}, num_hidden_layers=1, **types)
     rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
