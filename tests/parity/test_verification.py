@@ -12,6 +12,7 @@ from lucid_deploy.artifact import WEIGHTS, open_artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import VerifyOptions, verify_artifact
+from lucid_deploy.parity.perplexity import session_logits, surprisals
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.faults import change_row, change_weight, rehash
@@ -120,11 +121,14 @@ def test_the_embedding_of_a_token_that_no_sequence_has_is_compared(exported, tmp
 
 
 def test_weights_of_a_quantized_artifact_are_checked_element_by_element(quantized, tmp_path):
-    _, artifact = quantized("int8", changes={"max_position_embeddings": CONTEXT})
-    found = verify_artifact(artifact, VerifyOptions(steps=4, text=np.arange(1, 30)))
+    checkpoint, artifact = quantized("int8", changes={"max_position_embeddings": CONTEXT})
+    text = np.arange(1, 30)
+    found = verify_artifact(artifact, VerifyOptions(steps=4, text=text))
     assert found.passed and outcomes(found)["weights"] == "passed"
     assert outcomes(found)["cost of quantization"] == "reported"
-    assert 0 < found.text.kl < 0.1
+    original = session_logits(TorchSession(load_model(checkpoint, torch.float64)))
+    lost = surprisals(original, [text], lambda: None).mean()
+    assert 0 < found.text.kl < 0.1 and found.text.original == pytest.approx(np.exp(lost), rel=1e-9)
     assert f"Quantization costs {found.text.own - found.text.original:+.3g} perplexity" in found.verdict()
     assert found.reference.kind == "own model, dequantized"
     assert found.to_dict()["quantization"]["weights_checked"] is True
