@@ -157,7 +157,13 @@ def test_a_row_without_its_mask_waits_and_the_others_go_on(
     held, free = request(from_json_schema(SCHEMA), 1), request(None, 2, count=40)
     expected = [alone(setup, each) for each in (held, free)]
     drafters = (lambda: Known(expected[0][0])) if speculates else None
-    masks = SlowMasks(monkeypatch)
+    masks, waited, wait = SlowMasks(monkeypatch), list[float](), Guide.wait
+
+    def noted_wait(guide: Guide, seconds: float) -> bool:
+        waited.append(seconds)
+        return wait(guide, seconds)
+
+    monkeypatch.setattr(Guide, "wait", noted_wait)
     batcher = Batcher(setup[0], guides=setup[2], drafters=drafters)
     numbers = [batcher.submit(each) for each in (held, free)]
     tokens: dict[int, list[int]] = {number: [] for number in numbers}
@@ -181,6 +187,7 @@ def test_a_row_without_its_mask_waits_and_the_others_go_on(
     while not batcher.idle:
         step()
     assert [(tokens[number], ends[number]) for number in (*numbers, again)] == [*expected, expected[1]]
+    assert 0 < max(waited) < 5  # by far less than the mask takes
 
 
 @pytest.mark.parametrize("after", [0, 2])
