@@ -265,7 +265,8 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for method, path, _, summary, kind in rows:
         answers = {"200": {"description": "The answer."}, "default": {"description": "An error.", **content("Error")}}
-        paths.setdefault(path, {})[method.lower()] = operation = {"summary": summary, "responses": answers}
+        operation: dict[str, Any] = {"summary": summary, "responses": answers}
+        paths.setdefault(path, {})[method.lower()] = operation
         if kind is not None:
             operation["requestBody"] = {"required": True, **content(fields.BODIES[kind].__name__)}
         if path == ONE_MODEL:

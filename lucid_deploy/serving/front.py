@@ -220,7 +220,8 @@ class Exchange:
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, once the body is there; cancel it when the client leaves, time is over or the server ends."""
         seconds = self.service.limits.seconds
-        task, gone, ending = map(asyncio.ensure_future, (work, self._until_gone(), self.service.ending.wait()))
+        task = asyncio.ensure_future(work)
+        gone, ending = asyncio.ensure_future(self._until_gone()), asyncio.ensure_future(self.service.ending.wait())
         try:
             left = max(0.0, seconds - (time.perf_counter() - self.started))
             await asyncio.wait([task, gone, ending], timeout=left, return_when=asyncio.FIRST_COMPLETED)
