@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -174,19 +176,32 @@ def change_adapters(artifact: Artifact, add: Mapping[str, Path], remove: tuple[s
             "--max-adapters N."
         )
     places = {weight.name: weight for weight in artifact.weights("decode") if weight.file == ADAPTERS}
-    data = read_matrices(artifact.directory, slots)
-    file = _Editor(artifact.directory, slots, places, artifact.manifest.dtype, data, artifact.adapters())
-    for name in remove:
-        file.remove(name)
-    notes: list[str] = []
-    layers, folded = LinearLayers(artifact.config), read_scales(artifact.directory)
-    for name, directory in add.items():
-        check_name(name)
-        adapter = Adapter(directory)
-        notes += layers.check(adapter, Path(artifact.manifest.source))
-        file.add(name, adapter, layers, folded)
-    file.write()
+    layers, folded, notes = LinearLayers(artifact.config), read_scales(artifact.directory), list[str]()
+    with _locked(artifact.directory):
+        data = read_matrices(artifact.directory, slots)
+        file = _Editor(artifact.directory, slots, places, artifact.manifest.dtype, data, artifact.adapters())
+        for name in remove:
+            file.remove(name)
+        for name, directory in add.items():
+            check_name(name)
+            adapter = Adapter(directory)
+            notes += layers.check(adapter, Path(artifact.manifest.source))
+            file.add(name, adapter, layers, folded)
+        file.write()
     return tuple(notes)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait until no other process changes the artifact's adapters: the later change would undo the earlier one."""
+    import fcntl
+
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class _Editor:

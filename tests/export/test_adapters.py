@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lucid_deploy.batching.batcher import Batcher
 from lucid_deploy.batching.request import Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export import ExportOptions, adapters, export
 from lucid_deploy.export.adapters import change_adapters
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.generation.drafting import LookupDrafter
@@ -213,6 +214,26 @@ def test_removed_adapters_leave_their_place(made: dict[str, Any], tmp_path: Path
     assert before == {
         path.name: path.read_bytes() for path in artifact.directory.iterdir() if path.name != "adapters.bin"
     }
+
+
+def test_two_changes_at_once_are_both_kept(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = open_artifact(shutil.copytree(made["artifact"].directory, tmp_path / "artifact"))
+    write = adapters._Editor.write
+    other = threading.Thread(target=change_adapters, args=(artifact, {"later": made["root"] / "two"}))
+
+    def wait_before(editor: Any) -> None:
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(1.0)
+            assert other.is_alive(), "the other change waits"
+        write(editor)
+
+    monkeypatch.setattr(adapters._Editor, "write", wait_before)
+    change_adapters(artifact, {}, ("two",))
+    other.join()
+    assert {each.name for each in artifact.adapters()} == {"one", "later"}
 
 
 def test_a_damaged_file_is_refused(made: dict[str, Any], tmp_path: Path) -> None:
