@@ -38,6 +38,11 @@ def token_bytes(layout: CacheLayout) -> int:
     return bytes_per_token(layout) or -(-_state_bytes(layout) // BLOCK)
 
 
+def _memory() -> float:
+    """Return the bytes of memory of this machine; infinity where the system does not say, as Windows."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else float("inf")
+
+
 def _state_bytes(layout: CacheLayout) -> int:
     """Return the bytes of all rings and states of one text."""
     tensors = [tensor for layer in layout for tensor in layer if tensor.sort != "rows"]
@@ -75,7 +80,7 @@ class PrefixStore:
     def __init__(self, session: Session[Any], budget: int) -> None:
         if budget < 0:
             raise LucidError(f"The budget of the prefix store must be 0 tokens or more, not {budget}.")
-        needed, memory = budget * token_bytes(session.layout), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        needed, memory = budget * token_bytes(session.layout), _memory()
         if needed > memory:
             raise LucidError(
                 f"A prefix store of {budget} tokens (--prefix-cache-tokens) would take {needed / 2**30:.1f} GiB; this "
