@@ -36,7 +36,7 @@ def test_all_contenders_are_measured(
     report = json.loads(target.read_text())
     names = [directory.name, *BASELINES]
     points = {(row["contender"], row["stage"], row["length"]) for row in report["measurements"]}
-    assert points == {(name, stage, 8) for name in names for stage in ("prefill", "decode")}
+    assert points == {(name, stage, n) for name in names for stage in ("prefill", "decode") for n in (8, 40)}
     for row in report["measurements"]:
         assert len(row["seconds"]) == 2 and row["median"] > 0 and row["peak"] > 10**7
     assert ("Note: llama.cpp: " in result.stderr) is (report["opened"]["llama.cpp"]["remark"] is not None)

@@ -35,7 +35,7 @@ def test_nothing_given_is_the_default() -> None:
 
 
 def test_every_field_has_its_option() -> None:
-    wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions", "keys", "one")
+    wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions", "preconditioner", "one")
     assert all(value != getattr(RuntimeOptions(), name) for name, value in asdict(wanted).items())
     words = "--runtime torch --device cuda:1 --threads 3 --allow-extrapolation --provider cuda --kernels functions"
     words += " --ablate preconditioner --adapter one"
