@@ -17,6 +17,7 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli.build import command as build_command
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.adapters import change_adapters
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.stored_weights import check_weights
 from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
@@ -31,6 +32,8 @@ from lucid_deploy.runtimes.tensorrt.callbacks import (
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph
+from tests.conftest import write_checkpoint
+from tests.export.test_adapters import ALL, train
 from tests.plugins.hosts.tensorrt.plugin_tools import stand_ins
 from tests.runtimes.tensorrt.engine_copies import SMALL, copy_of
 
@@ -68,6 +71,22 @@ def test_all_engines_are_built(changes: dict[str, Any], exported: Exported, plug
     assert verify["past_key_values.0.key"] == cache and [shape[1] for shape in verify["input_ids"]] == [1, 8, 16]
     assert (report.manifest.plugin is not None) == lucid
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
+
+
+def test_engines_hold_adapters(plugin: Path, tmp_path: Path) -> None:
+    """They take each row's adapter, and are not read once the adapters are others."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", num_hidden_layers=2)
+    for name in ("one", "two"):
+        train(checkpoint, tmp_path / name, 1, target_modules=ALL, r=4)
+    options = ExportOptions(cache="static", adapters=(("one", tmp_path / "one"),), max_adapters=2)
+    artifact = export(checkpoint, tmp_path / "artifact", options)
+    report = build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6",), **SMALL))
+    for built in report.manifest.engines.values():
+        assert [len(shape) for shape in built.profile["adapter_ids"]] == [1, 1, 1], "an input by row"
+    assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
+    change_adapters(artifact, {"two": tmp_path / "two"})
+    with pytest.raises(LucidError, match=r"from another model: adapters.bin differ.* Build them again"):
+        open_engines(artifact, "tensorrt-rtx", trt.__version__)
 
 
 def test_what_cannot_take_drafts_back_has_no_engine_that_verifies_them(
