@@ -226,7 +226,8 @@ class Batcher:
 
     def _chunk_end(self, row: Row) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
-        done, end, chunk = len(row.ids), len(row.request.prompt_ids), self._chunk
+        done, end = len(row.ids), len(row.request.prompt_ids)
+        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # a call reads all weights: one for a step
         if chunk is not None:
             end = min(end, done + chunk - (done % chunk if self._fixed_cuts else 0))
         border = self._last_border(row)
