@@ -137,7 +137,7 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
 
 
 def plan_file(plan: AdapterPlan, dtype: str) -> dict[str, StoredTensor]:
-    """Lay out the stacked matrices; return each by its name in the graphs."""
+    """Return where each stacked matrix lies in ``adapters.bin``, by its name in the graphs."""
     places: dict[str, StoredTensor] = {}
     offset, slots = 0, plan.slots
     for name, (width, columns) in plan.layers.sizes.items():

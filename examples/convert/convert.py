@@ -163,9 +163,19 @@ def save(file: Path, state: dict[str, Any]) -> None:
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("base", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--layers", "count", default=8, show_default=True, help="How many layers become LUCID.")
-@click.option("--steps", default=300, show_default=True, help=f"Sequences of {TOKENS} tokens.")
-@click.option("--rank", default=16, show_default=True, help="Of the adapter, on q, k, v and o of these layers.")
+@click.option(
+    "--layers", "count", type=click.IntRange(min=1), default=8, show_default=True, help="How many layers become LUCID."
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=300, show_default=True, help=f"Sequences of {TOKENS} tokens."
+)
+@click.option(
+    "--rank",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Of the adapter, on q, k, v and o of these layers.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="Of the frozen weights.")
 @click.option("--text", type=click.Path(path_type=Path, exists=True), multiple=True, help="To learn from.")
 @click.option("--control", is_flag=True, help="Train the same adapter on the original's attention.")
@@ -175,8 +185,10 @@ def main(
     """Convert, train, evaluate."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    given = "\n\n".join(file.read_text() for file in text)
-    rows = torch.tensor(tokenizer(given or training_text()).input_ids).split(TOKENS)[:-1]
+    given = "\n\n".join(file.read_text() for file in text) if text else training_text()
+    rows = torch.tensor(tokenizer(given).input_ids).split(TOKENS)[:-1]
+    if not rows:
+        raise click.UsageError(f"The text has fewer than {TOKENS} tokens, which one step reads.")
     order = random.Random(1).sample(range(len(rows)), len(rows))
     click.echo(f"{len(rows) * TOKENS:,} tokens of text; {steps * TOKENS:,} are read")
     output.mkdir(parents=True, exist_ok=True)

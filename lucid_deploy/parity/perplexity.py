@@ -79,7 +79,7 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
 
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
-    """Compare what two models predict, over the windows of a text."""
+    """Return the perplexities of two models on the windows of a text, and how far their predictions differ."""
     lost, surprise, divergence, same = 0.0, 0.0, 0.0, 0
     for ids in pieces:
         start = 0

@@ -77,7 +77,7 @@ class ApiOptions:
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what the readers of a server read for; refuse limits that are larger than the model's context."""
+    """Return what the processes that check requests need to know; refuse limits larger than the model's context."""
     artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
     for option, tokens in (("--max-prompt-tokens", api.max_prompt_tokens), ("--max-new-tokens", api.max_new_tokens)):

@@ -201,10 +201,10 @@ class RayBackend:
         return {}
 
     async def solving_layers(self) -> list[dict[str, Any]]:
-        raise RefusedError(Refusal("unsupported", "--engine ray does not give the weights of the solve."))
+        raise RefusedError(Refusal("unsupported", "/v1/lucid/solve is not available with --engine ray."))
 
     async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
-        raise RefusedError(Refusal("unsupported", "--engine ray does not give the weights of the solve."))
+        raise RefusedError(Refusal("unsupported", "/v1/lucid/solve is not available with --engine ray."))
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         for last in (False, True):

@@ -46,7 +46,7 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
 
 
 def read_secrets(option: str, path: str) -> list[str]:
-    """Return the lines of a file of keys or tokens that not every user can read, without comments."""
+    """Return the keys or tokens of a file, one a line, without comments; refuse a file that every user can read."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode = file.stat().st_mode

@@ -284,7 +284,7 @@ def _take_offsets(graph: onnx.GraphProto, sizes: dict[str, int], tensors: dict[s
 
 
 def _is_in_blocks(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:
-    """Say whether the library computes a ``MatMulNBits``."""
+    """Return whether the library has a kernel for this ``MatMulNBits``: blocks of whole numbers, rounded inputs."""
     given = attributes_of(node)
     if any(node.input[4:]) or not given.keys() <= _KNOWN:  # such as one that says that the weight has another order
         return False
