@@ -8,14 +8,13 @@ left-padded cache whenever a request starts or finishes, which copies all of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
 from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, make_room, row_layers, take_back
-from lucid_deploy.runtimes.graph_sessions import StaticSession
+from lucid_deploy.runtimes.graph_sessions import BoundStep, StaticSession
 from lucid_deploy.runtimes.session import MOST, Array, Cache, Session
 
 GRAIN = 256  # tokens; buffers are a multiple of it …
@@ -53,15 +52,6 @@ class Rows(ABC):
     @abstractmethod
     def keep(self, kept: dict[int, int]) -> None:
         """Keep only the first tokens of each row that :meth:`decode_several` has run, as many as given."""
-
-
-@dataclass(frozen=True)
-class _BoundSeveral:
-    """A step of several tokens on buffers; ids and positions are int64 ``(rows, tokens)``."""
-
-    ids: Array
-    positions: Array
-    binding: Any
 
 
 def _padded(tokens: list[list[int]]) -> tuple[Array, Array]:
@@ -151,13 +141,10 @@ class StaticRows(Rows):
         self._decoding = decoding
         self._slots: list[int | None] = []  # the key in each slot; None: a hole
         self._lengths = np.zeros((rows,), np.int64)
-        self._ids = np.zeros((rows, 1), np.int64)
-        self._positions = np.zeros((rows, 1), np.int64)
         self._adapters = np.zeros((rows,), np.int64)
         self._mask = np.ones((rows, 0), np.int64)  # rows have no padding; beyond its length the graph masks a row
         self._layers: list[tuple[Array, ...]] = []
-        self._bindings: dict[int, Any] = {}  # by number of rows
-        self._several: dict[tuple[int, int], _BoundSeveral] = {}  # by number of rows, and of tokens
+        self._steps: dict[tuple[int, int], BoundStep] = {}  # by number of rows, and of tokens
         self._ran = 0  # tokens of the last run of several, in every row
         self._rows = rows
 
@@ -191,42 +178,29 @@ class StaticRows(Rows):
         return Cache(np.ones((1, length), dtype=bool), layers, self._adapters[slot : slot + 1].copy())
 
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        self._close_holes()
-        count = len(self._slots)
-        self._make_room(int(self._lengths[:count].max()) + 1, self._layers)
-        for slot, key in enumerate(self._slots):
-            assert key is not None
-            self._ids[slot] = tokens[key]
-        self._positions[:, 0] = self._lengths
-        binding = self._bindings.get(count)
-        if binding is None:
-            binding = self._bindings[count] = self._decoding.bind(
-                [tuple(buffer[:count] for buffer in layer) for layer in self._layers],
-                self._mask[:count],
-                self._ids[:count],
-                self._positions[:count],
-                self._lengths[:count],
-                self._adapters[:count],
-            )
-        logits = self._decoding.run_bound(binding)
-        found = {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
-        self._lengths[:count] += 1
-        return found
+        keys = self._close_holes()
+        logits = self._run(np.array([[tokens[key]] for key in keys]))
+        self._lengths[: len(keys)] += 1
+        return {key: logits[slot, -1] for slot, key in enumerate(keys)}
 
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
-        self._close_holes()
-        keys = [key for key in self._slots if key is not None]
+        keys = self._close_holes()
         ids, _ = _padded([tokens[key] for key in keys])  # nothing sees the padding behind a row's own tokens
+        logits, self._ran = self._run(ids), ids.shape[1]
+        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
+
+    def _run(self, ids: Array) -> Array:
+        """Run new tokens ``(B, N)`` of the first rows; return their logits ``(B, N, vocab)``."""
         count, n = ids.shape
         self._make_room(int(self._lengths[:count].max()) + n, self._layers)
-        bound = self._several.get((count, n))
-        if bound is None:
-            bound = self._several[count, n] = self._bind_several(count, n)
-        bound.ids[:] = ids
-        bound.positions[:] = self._lengths[:count, None] + np.arange(n)
-        logits = self._decoding.run_bound(bound.binding)
-        self._ran = n
-        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
+        if (count, n) not in self._steps:
+            layers = [tuple(buffer[:count] for buffer in layer) for layer in self._layers]
+            rows = (self._mask[:count], self._lengths[:count], self._adapters[:count])
+            self._steps[count, n] = self._decoding.bind(layers, *rows, n)
+        step = self._steps[count, n]
+        step.input_ids[:] = ids
+        step.positions[:] = self._lengths[:count, None] + np.arange(n)
+        return self._decoding.run_bound(step)
 
     def keep(self, kept: dict[int, int]) -> None:
         for slot, key in enumerate(self._slots):
@@ -240,20 +214,13 @@ class StaticRows(Rows):
                     for buffer in layer:  # all of rows: nothing else runs several tokens
                         buffer[slot, :, start:end] = 0  # what is masked is still multiplied, by zero
 
-    def _bind_several(self, count: int, n: int) -> _BoundSeveral:
-        ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)
-        layers = [tuple(buffer[:count] for buffer in layer) for layer in self._layers]
-        rows = (self._lengths[:count], self._adapters[:count])
-        binding = self._decoding.bind(layers, self._mask[:count], ids, positions, *rows)
-        return _BoundSeveral(ids, positions, binding)
-
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
         """Return the tensors of all layers with their descriptions."""
         pairs = zip(self._decoding.layout, layers, strict=True)
         return [pair for layout, layer in pairs for pair in zip(layout, layer, strict=True)]
 
-    def _close_holes(self) -> None:
-        """Move the last rows into the places of the removed ones."""
+    def _close_holes(self) -> list[int]:
+        """Move the last rows into the places of the removed ones; return the key of each."""
         while None in self._slots:
             key = self._slots.pop()
             if key is None:
@@ -266,6 +233,7 @@ class StaticRows(Rows):
                     tensor, buffer[source : source + 1], int(length)
                 )
             self._slots[hole] = key
+        return [key for key in self._slots if key is not None]
 
     def _make_room(self, tokens: int, like: list[Any]) -> None:
         """Grow the buffers so that one more row of so many tokens fits, with the types and widths of ``like``."""
@@ -274,8 +242,7 @@ class StaticRows(Rows):
         room = -(-(longest + max(longest // _SPARE, 1)) // GRAIN) * GRAIN
         if longest <= self.room <= _SHRINK * room:
             return
-        self._bindings.clear()
-        self._several.clear()
+        self._steps.clear()
         for index, (layout, layer) in enumerate(zip(self._decoding.layout, like, strict=True)):
             made = []  # layer by layer: only one is in memory twice
             for place, (tensor, array) in enumerate(zip(layout, layer, strict=True)):

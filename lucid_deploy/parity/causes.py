@@ -152,9 +152,10 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
     part = first.part
     if part.layer < 0:
         return "The embedding table is not the checkpoint's."
-    if part.layer == part.layers:
+    if part.is_logits:
         return "Every layer is right by itself, so the final norm or the head (lm_head) is wrong."
-    others = sorted({item.part.layer for item in failed if item.error > LARGE and 0 <= item.part.layer < part.layers})
+    inside_layers = [item for item in failed if item.part.layer >= 0 and not item.part.is_logits]
+    others = sorted({item.part.layer for item in inside_layers if item.error > LARGE})
     swapped = ""
     if len(others) == 2 and part.layer in others:
         swapped = f" Layers {others[0]} and {others[1]} are each wrong by themselves: were they swapped?"

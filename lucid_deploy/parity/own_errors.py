@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,33 +16,12 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
-from lucid_deploy.parity.record import ROWS, Tick, Trace, rows_word
+from lucid_deploy.parity.record import KINDS, TensorId, Tick, Trace
 from lucid_deploy.parity.scenarios import PADDING, Scenario
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.session import Array, empty_arrays
 
-OWN_KINDS = ("K", "Y", "output")  # in the order in which a layer computes them
 PREFILL, CONTINUED, PADDED, DECODE = "one prefill", "prefill after a past", "padded prefill", "decode"
-
-
-class Part(NamedTuple):
-    """A tensor that a layer makes. Sorts in the order of computation."""
-
-    layer: int  # −1 is the embedding, the number of layers the head
-    kind: int  # index into OWN_KINDS; 2 for embedding and head; beyond, another cached tensor that has rows
-    layers: int  # number of layers of the model
-    other: str = ""  # the name, if it is another one than in OWN_KINDS, such as V
-
-    def __str__(self) -> str:
-        """``embedding``, ``layer 3 Y``, ``layer 3 output`` or ``logits``."""
-        if self.layer < 0:
-            return "embedding"
-        return "logits" if self.layer == self.layers else f"layer {self.layer} {self.word}"
-
-    @property
-    def word(self) -> str:
-        """``K``, ``Y``, ``V``, ``output``, or the name of another cached tensor."""
-        return self.other or OWN_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class WorstOwnError:
     """The largest own error of one part in one scenario."""
 
     scenario: str
-    part: Part
+    part: TensorId
     feeding: str  # how the tokens were fed in the worst case; or, if it failed, in the first failure
     position: int  # in the sequence
     error: float  # relative L2 error there
@@ -92,7 +70,7 @@ class WorstOwnError:
         return self.failed or self.gate.judges
 
 
-OwnErrors = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
+OwnErrors = dict[TensorId, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
 
 
 def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> ReferenceStates:
@@ -178,7 +156,7 @@ def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors
     for feeding, start, mask, states in rerun(layers, inside, tick):
         count = int(mask[0].sum())
         for part, actual in parts_of(states, inside.layers).items():
-            if part.layer == part.layers:
+            if part.is_logits:
                 last = start + count - 1
                 reference, at = inside.logits[:, last - first_logits][:, None], np.array([last])
                 found, scale = actual, np.linalg.norm(reference, axis=-1)[0]
@@ -195,7 +173,7 @@ def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors
     return errors
 
 
-def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -> dict[Part, Gate]:
+def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -> dict[TensorId, Gate]:
     """Derive the gate of each part's own error from the baseline's; or set it, if a tolerance is given."""
     gates = {}
     for part, feedings in baseline.items():
@@ -205,7 +183,7 @@ def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -
     return gates
 
 
-def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[WorstOwnError]:
+def findings(own: OwnErrors, gates: Mapping[TensorId, Gate], scenario: str) -> list[WorstOwnError]:
     """Compare own errors with their gates, in the order of computation."""
     found = []
     for part in sorted(own):
@@ -226,22 +204,19 @@ def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[
     return found
 
 
-def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[Part, Array]:
+def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[TensorId, Array]:
     """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``.
 
-    Rings and states are not among them: what a layer makes of them shows in its output.
+    The embedding is of layer −1. Rings and states are not among them: what a layer makes of them shows in its output.
     """
-    count = len(layers)
-    parts = {Part(-1, 2, count): states.residuals[0]}
+    last = KINDS.index("logits")
+    parts = {TensorId(-1, last, "embedding"): states.residuals[0]}
     for index, layer in enumerate(layers):
         for place, tensor in enumerate(decoded_layout(layer.cache)):
             if tensor.sort == "rows":
-                is_known = tensor.name in ROWS
-                kind = ROWS[tensor.name] if is_known else len(OWN_KINDS) + place
-                other = rows_word(tensor.name, layer.solves) if is_known else tensor.name
-                parts[Part(index, kind, count, other)] = _rows(states.cached[index][tensor.name])
-        parts[Part(index, 2, count)] = states.residuals[index + 1]
-    parts[Part(count, 2, count)] = states.logits
+                parts[TensorId.of(index, place, tensor, layer)] = _rows(states.cached[index][tensor.name])
+        parts[TensorId(index, last, "output")] = states.residuals[index + 1]
+    parts[TensorId(len(layers), last)] = states.logits
     return parts
 
 
@@ -250,7 +225,7 @@ def _rows(heads: Array) -> Array:
     return heads.transpose(0, 2, 1, 3).reshape(heads.shape[0], heads.shape[2], -1)
 
 
-def _scale(rows: Array, part: Part) -> Array:
+def _scale(rows: Array, part: TensorId) -> Array:
     """Return the norms that errors are relative to, ``(T,)``; of Y as in ``metrics.position_errors``."""
     norms = np.linalg.norm(rows[0].astype(np.float64), axis=-1)
-    return np.maximum.accumulate(norms) if part.word == "Y" else norms
+    return np.maximum.accumulate(norms) if part.accumulated else norms

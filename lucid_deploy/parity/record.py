@@ -20,31 +20,25 @@ Tick = Callable[[], None]
 
 KINDS = ("K", "Y", "logits")  # in the order in which a layer computes them, and failures are named
 ROWS = {"key": 0, "value": 1}  # kinds of the cached tensors that have a row for each token
-STANDARD_VALUES = "V"  # what is cached in the place of Y by a layer without a solve
-
-
-def rows_word(tensor: str, solves: bool) -> str:
-    """Return the name of cached rows where it is another one than in ``KINDS``: V of a layer without a solve."""
-    return STANDARD_VALUES if tensor == "value" and not solves else ""
 
 
 class TensorId(NamedTuple):
     """Names one tensor. Sorts in the order of computation: layer, K before Y, logits last."""
 
-    layer: int  # for the logits, the number of layers
+    layer: int  # for the logits, the number of layers; −1 is the embedding
     kind: int  # index into KINDS; beyond it, the place of another cached tensor
     other: str = ""  # the name, if it is another one than in KINDS
 
     @staticmethod
     def of(index: int, place: int, tensor: CacheTensor, layer: LayerDescription) -> TensorId:
-        """Name the cached tensor at a place of a layer's layout."""
+        """Name the cached tensor at a place of a layer's layout; without a solve, V is cached in the place of Y."""
         if tensor.sort == "rows" and tensor.name in ROWS:
-            return TensorId(index, ROWS[tensor.name], rows_word(tensor.name, layer.solves))
+            return TensorId(index, ROWS[tensor.name], "V" if tensor.name == "value" and not layer.solves else "")
         return TensorId(index, len(KINDS) + place, tensor.name)
 
     @property
     def word(self) -> str:
-        """``K``, ``Y``, ``V``, ``logits``, or the name of another cached tensor."""
+        """``K``, ``Y``, ``V``, ``logits``, ``output`` of a layer, or the name of another cached tensor."""
         return self.other or KINDS[self.kind]
 
     @property
@@ -53,18 +47,13 @@ class TensorId(NamedTuple):
         return self.word == "Y"
 
     @property
-    def is_keys(self) -> bool:
-        """Whether these are keys."""
-        return self.word == "K"
-
-    @property
     def is_logits(self) -> bool:
         """Whether these are the logits."""
         return self.word == "logits"
 
     def __str__(self) -> str:
-        """``layer 3 Y`` or ``logits``."""
-        return "logits" if self.is_logits else f"layer {self.layer} {self.word}"
+        """``layer 3 Y``, ``embedding`` or ``logits``."""
+        return self.word if self.is_logits or self.layer < 0 else f"layer {self.layer} {self.word}"
 
 
 # States are compared after each of the last tokens, this many. One alone would make the gate a single draw, too narrow

@@ -138,10 +138,10 @@ def _own_error_table(explanation: Explanation) -> Table:
         "Each part on the reference's own inputs", ["part"], ["error", "gate"], "token sequence, how it was fed"
     )
     worst: dict[str, WorstOwnError] = {}
+    layers = max(item.part.layer for item in explanation.findings)  # that of the logits
     for item in sorted(explanation.findings, key=lambda item: item.part):
         part = item.part
-        is_inside = 0 <= part.layer < part.layers
-        label = band_label(part.layer, part.layers, part.word) if is_inside else str(part)
+        label = band_label(part.layer, layers, part.word) if 0 <= part.layer < layers else str(part)
         if label not in worst or _used(item) > _used(worst[label]):
             worst[label] = item
     for label, item in worst.items():

@@ -65,8 +65,10 @@ class ArtifactSession(Session[Tensor]):
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A decode step on memory that stays where it is."""
+    """A step of N new tokens a row on memory that stays where it is; the caller writes the tokens before each run."""
 
+    input_ids: Array  # int64 (B, N)
+    positions: Array  # int64 (B, N)
     binding: Any  # the runtime's, of inputs and outputs
     replaced: list[tuple[Array, Array]]  # input and output of every tensor that the runtime does not write in place
 
@@ -77,15 +79,6 @@ class BoundStep:
 
 
 @dataclass
-class _BoundTokens:
-    """Inputs that are bound for steps of N new tokens."""
-
-    input_ids: Array  # int64 (B, N)
-    positions: Array  # int64 (B, N)
-    step: BoundStep
-
-
-@dataclass
 class _BoundBuffers:
     """Numpy arrays that bound steps read from and write into."""
 
@@ -93,7 +86,7 @@ class _BoundBuffers:
     mask: Array  # int64 (B, M)
     length: Array  # int64 (B,)
     adapter_ids: Array  # int64 (B,)
-    tokens: dict[int, _BoundTokens]  # by N
+    steps: dict[int, BoundStep]  # by N
 
 
 class StaticSession(Session[Any]):
@@ -108,17 +101,10 @@ class StaticSession(Session[Any]):
     def in_place(self) -> StaticSession:
         return self
 
-    @abstractmethod
     def bind(
-        self,
-        layers: Sequence[tuple[Array, ...]],
-        mask: Array,
-        input_ids: Array,
-        positions: Array,
-        length: Array,
-        adapter_ids: Array | None = None,
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, length: Array, adapter_ids: Array, new: int
     ) -> BoundStep:
-        """Bind arrays to a step, which reads them and writes each row's N new tokens into its buffers.
+        """Bind arrays to a step of ``new`` tokens a row, N, which reads them and writes the tokens into its buffers.
 
         The arrays must outlive the binding. New rows are written from ``length`` on, which must leave room for all N.
         What lies behind a row's tokens is padding, and stays unseen as long as the next step's length leaves it out.
@@ -126,11 +112,21 @@ class StaticSession(Session[Any]):
         Args:
             layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
             mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
-            input_ids: Int64 ``(B, N)``; N = 1 is decoding, more are those of ``decode_several``.
-            positions: Int64 ``(B, N)``.
             length: Int64 ``(B,)``, tokens in each row before the new ones.
             adapter_ids: Int64 ``(B,)``, the adapter of each row; not read by graphs without adapters.
+            new: 1 is decoding, more are those of ``decode_several``.
         """
+        ids, positions = np.zeros((len(mask), new), np.int64), np.zeros((len(mask), new), np.int64)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
+        if self.adapters is not None:
+            inputs["adapter_ids"] = adapter_ids
+        return BoundStep(ids, positions, *self.bind_arrays(inputs, layers))
+
+    @abstractmethod
+    def bind_arrays(
+        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
+    ) -> tuple[Any, list[tuple[Array, Array]]]:
+        """Bind a step's inputs by name and its buffers; return the first and the last field of the step."""
 
     @abstractmethod
     def run_bound(self, binding: BoundStep) -> Array:
@@ -179,36 +175,34 @@ class StaticSession(Session[Any]):
     def _run(self, stage: str, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
         if stage == "prefill":
             return self._run_growing(tokens, self._held_layers(layers, tokens.past), keep)
-        bound, inputs = self._bound_tokens(tokens, layers)
+        bound, step = self._bound_step(tokens, layers)
         past, mask = tokens.past, tokens.mask
         # The graph masks by cache_length too and counts new rows as tokens; its mask holds from the next step on.
         waiting = np.flatnonzero(~mask[:, past:].any(axis=1))  # no token of these rows may enter a ring or a state
-        before = [(buffer, buffer[waiting]) for buffer, _ in inputs.step.replaced] if len(waiting) else []
-        logits = self.run_bound(inputs.step)
+        before = [(buffer, buffer[waiting]) for buffer, _ in step.replaced] if len(waiting) else []
+        logits = self.run_bound(step)
         for buffer, kept in before:
             buffer[waiting] = kept
         bound.mask[:, past : mask.shape[1]] = mask[:, past:]
         return logits, bound.layers
 
-    def _bound_tokens(self, tokens: NewTokens, layers: ArrayLayers) -> tuple[_BoundBuffers, _BoundTokens]:
-        """Return the buffers, and what is bound to them for new tokens ``(B, N)``, with the tokens in it."""
+    def _bound_step(self, tokens: NewTokens, layers: ArrayLayers) -> tuple[_BoundBuffers, BoundStep]:
+        """Return the buffers, and the step that is bound to them with the new tokens in it."""
         input_ids, mask = tokens.input_ids, tokens.mask
         n, bound = input_ids.shape[1], self._bound
         past = tokens.past
         if bound is None or bound.layers is not layers or mask.shape[1] > bound.mask.shape[1]:
             bound = self._bound = None  # frees the old buffers first, since there may be no memory for both
             bound = self._bound = self._bind(layers, past, n, mask)
-        if n not in bound.tokens:
-            ids, places = np.zeros(input_ids.shape, np.int64), np.zeros(input_ids.shape, np.int64)
-            step = self.bind(layers, bound.mask, ids, places, bound.length, bound.adapter_ids)
-            bound.tokens[n] = _BoundTokens(ids, places, step)
-        inputs = bound.tokens[n]
-        inputs.input_ids[:] = input_ids
-        inputs.positions[:] = tokens.positions
+        if n not in bound.steps:
+            bound.steps[n] = self.bind(layers, bound.mask, bound.length, bound.adapter_ids, n)
+        step = bound.steps[n]
+        step.input_ids[:] = input_ids
+        step.positions[:] = tokens.positions
         bound.length[:] = past
         bound.adapter_ids[:] = 0 if tokens.adapter_ids is None else tokens.adapter_ids
         bound.mask[:, :past] = mask[:, :past]  # tokens may have been taken back
-        return bound, inputs
+        return bound, step
 
     def _bind(self, layers: ArrayLayers, past: int, new: int, mask: Array) -> _BoundBuffers:
         """Move a cache's rows into buffers with room, to be bound as inputs and outputs at once.

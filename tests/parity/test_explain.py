@@ -12,9 +12,9 @@ import torch
 from lucid_deploy.parity import check, explain, explained_scenarios
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import Gate
-from lucid_deploy.parity.own_errors import Part, WorstOwnError
+from lucid_deploy.parity.own_errors import WorstOwnError
 from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
-from lucid_deploy.parity.record import no_tick
+from lucid_deploy.parity.record import TensorId, no_tick
 from tests.parity.small_models import LAYERS, VOCAB, in_dtype, layers, session
 
 
@@ -68,9 +68,8 @@ def test_a_fault_between_the_layers_is_said_to_be_there(model, targets):
 
 
 def finding(layer, kind, failed=False, gate=1e-3):
-    return WorstOwnError(
-        "random", Part(layer, kind, 3), "decode", 7, 0.5 if failed else 1e-5, Gate(gate, gate / 4), failed
-    )
+    error = 0.5 if failed else 1e-5
+    return WorstOwnError("random", TensorId(layer, kind), "decode", 7, error, Gate(gate, gate / 4), failed)
 
 
 def test_the_origin_is_the_first_part_that_is_wrong_by_itself():

@@ -9,7 +9,6 @@ import torch
 from lucid_deploy.parity import explained_scenarios
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.own_errors import (
-    Part,
     WorstOwnError,
     findings,
     look_inside,
@@ -17,7 +16,8 @@ from lucid_deploy.parity.own_errors import (
     own_gates,
     parts_of,
 )
-from tests.parity.small_models import LAYERS, layers
+from lucid_deploy.parity.record import TensorId
+from tests.parity.small_models import layers
 
 
 def nothing():
@@ -34,7 +34,7 @@ def test_the_insides_are_what_sessions_record(targets, inside):
     target = explained_scenarios(targets)[0]
     for tensor, rows in target.reference.tensors.items():
         if not tensor.is_logits:
-            rows_inside = parts_of(inside.states, inside.layers)[Part(tensor.layer, tensor.kind, LAYERS)]
+            rows_inside = parts_of(inside.states, inside.layers)[tensor]
             np.testing.assert_allclose(rows_inside, rows.values, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(inside.states.logits[:, 0], inside.logits[:, -1], rtol=1e-8, atol=1e-9)
 
@@ -54,15 +54,15 @@ def test_own_gates_are_derived_or_set(model, inside):
 
 
 def test_a_part_that_is_lost_to_pytorch_too_is_not_judged():
-    own = {Part(0, 0, 1): {"decode": (np.array([3, 4]), np.array([0.5, 1.5]))}}
-    (found,) = findings(own, {Part(0, 0, 1): Gate(8.0, 2.0)}, "random")
+    own = {TensorId(0, 0): {"decode": (np.array([3, 4]), np.array([0.5, 1.5]))}}
+    (found,) = findings(own, {TensorId(0, 0): Gate(8.0, 2.0)}, "random")
     assert (found.failed, found.judged) == (False, False)
-    (found,) = findings(own, {Part(0, 0, 1): Gate(0.9, 0.225)}, "random")
+    (found,) = findings(own, {TensorId(0, 0): Gate(0.9, 0.225)}, "random")
     assert (found.failed, found.judged, found.position) == (True, True, 4)
 
 
 def test_a_failure_beyond_a_vacuous_gate_is_judged():
-    assert WorstOwnError("x", Part(0, 0, 1), "decode", 0, 9.0, Gate(8.0, 2.0), failed=True).judged
+    assert WorstOwnError("x", TensorId(0, 0), "decode", 0, 9.0, Gate(8.0, 2.0), failed=True).judged
 
 
 def test_only_the_broken_layer_has_an_own_error(model, inside):

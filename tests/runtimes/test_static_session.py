@@ -31,12 +31,12 @@ class Recorder(StaticSession):
     def _run_growing(self, tokens: Any, layers: Any, keep: int) -> Any:
         raise NotImplementedError
 
-    def bind(self, layers: Any, mask: Array, input_ids: Array, positions: Array, length: Array, *_: Any) -> BoundStep:
-        self.bound.append(mask.shape[1])
+    def bind_arrays(self, inputs: dict[str, Array], layers: Any) -> Any:
+        self.bound.append(inputs["attention_mask"].shape[1])
         pairs = [pair for each in zip(self.layout, layers, strict=True) for pair in zip(*each, strict=True)]
         replaced = [(buffer, np.empty_like(buffer)) for tensor, buffer in pairs if tensor.sort != "rows"]
         rows = [buffer for tensor, buffer in pairs if tensor.sort == "rows"]
-        return BoundStep((rows, input_ids, length), replaced)
+        return (rows, inputs["input_ids"], inputs["cache_length"]), replaced
 
     def run_bound(self, binding: BoundStep) -> Array:
         rows, ids, length = binding.binding
@@ -169,8 +169,9 @@ def test_steps_in_bound_buffers_are_decoding_steps(exported: Exported) -> None:
     before = [tuple(buffer.copy() for buffer in layer) for layer in buffers]
     length = np.array([cache.length for cache in caches])
     ids, mask = np.array([[7], [5]]), np.ones((2, ROOM), np.int64)
-    binding = decoding.bind(buffers, mask, ids, length[:, None].copy(), length)
-    logits = decoding.run_bound(binding)
+    bound = decoding.bind(buffers, mask, length, np.zeros(2, np.int64), 1)
+    bound.input_ids[:], bound.positions[:] = ids, length[:, None]
+    logits = decoding.run_bound(bound)
     for row, cache in enumerate(caches):
         steps = [step(checkpoint, dtype, prompts[row], ids[row]) for dtype in (torch.float64, torch.float32)]
         (exact, rows), (rounded, rounded_rows) = steps

@@ -6,26 +6,20 @@ It reads the parts of the projections that transformers fuses. The trial before 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from lucid_deploy.model.attention.delta_net import GatedDeltaNet
+from lucid_deploy.model.families import StoredParameter
 from lucid_deploy.model.layers.delta_settings import DeltaSettings
 
 KIND = "gated_delta"
 _SIZES = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim", "conv_kernel_size", "hidden_size")
 _PARTS = ("conv1d", "norm", "out_proj", "A_log", "dt_bias")
-
-
-class Rows(NamedTuple):
-    """Where a parameter of ours lies in one of the class: first and end row in each of so many equal parts."""
-
-    name: str
-    rows: tuple[int, int] | None = None  # None: it is the whole
-    groups: int = 1
 
 
 class DeltaLayer(GatedDeltaNet):
@@ -39,9 +33,9 @@ class DeltaLayer(GatedDeltaNet):
 
 def put_delta_layers(
     net: Any, mix: Callable[[Any, Tensor], Tensor], implementation: str, state_dtype: str
-) -> dict[str, Rows]:
-    """Put our layers in the place of a class's; return where their parameters lie, by the names that they have now."""
-    places: dict[str, Rows] = {}
+) -> dict[str, StoredParameter]:
+    """Put our layers in the place of a class's; return where in the class's parameters theirs lie, by their names."""
+    places: dict[str, StoredParameter] = {}
     for path, module in list(net.named_modules()):
         if not all(hasattr(module, name) for name in (*_SIZES, *_PARTS)):
             continue
@@ -61,31 +55,34 @@ def put_delta_layers(
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, layer)
         places |= {
-            f"{path}.{ours}": rows._replace(name=f"{path}.{rows.name}") for ours, rows in _rows(settings, module)
+            f"{path}.{ours}": dataclasses.replace(rows, name=f"{path}.{rows.name}")
+            for ours, rows in _rows(settings, module)
         }
     return places
 
 
-def _rows(settings: DeltaSettings, module: nn.Module) -> list[tuple[str, Rows]]:
+def _rows(settings: DeltaSettings, module: nn.Module) -> list[tuple[str, StoredParameter]]:
     keys, values = settings.key_channels, settings.value_channels
     in_order = {"q": (0, keys), "k": (keys, 2 * keys), "v": (2 * keys, 2 * keys + values)}
-    found = {f"{part}_conv1d.weight": Rows("conv1d.weight", rows) for part, rows in in_order.items()}
+    found = {f"{part}_conv1d.weight": StoredParameter("conv1d.weight", rows) for part, rows in in_order.items()}
     if hasattr(module, "in_proj_qkvz"):  # each key head's queries, keys, values and gates lie together
         shared, key = settings.value_heads // settings.key_heads, settings.key_width
         end = 2 * key + shared * settings.value_width
         of_head = {"q": (0, key), "k": (key, 2 * key), "v": (2 * key, end), "g": (end, 2 * end - 2 * key)}
         found |= {
-            f"{part}_proj.weight": Rows("in_proj_qkvz.weight", rows, settings.key_heads)
+            f"{part}_proj.weight": StoredParameter("in_proj_qkvz.weight", rows, settings.key_heads)
             for part, rows in of_head.items()
         }
         of_head = {"b": (0, shared), "a": (shared, 2 * shared)}
         found |= {
-            f"{part}_proj.weight": Rows("in_proj_ba.weight", rows, settings.key_heads) for part, rows in of_head.items()
+            f"{part}_proj.weight": StoredParameter("in_proj_ba.weight", rows, settings.key_heads)
+            for part, rows in of_head.items()
         }
     else:
-        found |= {f"{part}_proj.weight": Rows("in_proj_qkv.weight", rows) for part, rows in in_order.items()}
+        found |= {f"{part}_proj.weight": StoredParameter("in_proj_qkv.weight", rows) for part, rows in in_order.items()}
         found |= {
-            f"{part}_proj.weight": Rows(f"in_proj_{theirs}.weight") for part, theirs in zip("gba", "zba", strict=True)
+            f"{part}_proj.weight": StoredParameter(f"in_proj_{theirs}.weight")
+            for part, theirs in zip("gba", "zba", strict=True)
         }
     same = {"o_norm.weight": "norm.weight", "o_proj.weight": "out_proj.weight", "A_log": "A_log", "dt_bias": "dt_bias"}
-    return [*found.items(), *((ours, Rows(theirs)) for ours, theirs in same.items())]
+    return [*found.items(), *((ours, StoredParameter(theirs)) for ours, theirs in same.items())]

@@ -18,5 +18,4 @@ class ClassFamily(Family):
         self._sources, self.unused_tensors = model.sources, model.unused_tensors  # type: ignore[misc]
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
-        place, stored, offset = self._sources[name]
-        return StoredParameter(stored.name, place.rows, place.groups, offset, stored.parts, stored.join)
+        return self._sources[name].stored

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,12 +25,13 @@ import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tenso
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.experts import expert_product
+from lucid_deploy.model.families import StoredParameter
 from lucid_deploy.model.float64 import all_in_float64
 from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.lucid import CausalModel, last_token
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import Head, RMSNorm
-from lucid_deploy.model.transformers_class.delta_layers import DeltaLayer, Rows, put_delta_layers
+from lucid_deploy.model.transformers_class.delta_layers import DeltaLayer, put_delta_layers
 from lucid_deploy.model.transformers_class.positions import first_position, given_positions, put_positions, put_rotary
 
 try:
@@ -43,7 +45,7 @@ try:
     from transformers.integrations.moe import ExpertsInterface
     from transformers.utils import logging
 
-    from lucid_deploy.model.transformers_class.stored import Stored, stored_parameters
+    from lucid_deploy.model.transformers_class.stored import stored_parameters
 except ImportError as error:
     raise missing_extra("transformers", "transformers", "use a model of transformers' classes") from error
 
@@ -225,11 +227,10 @@ def layers_path(net: Any) -> str:
 
 
 class ClassParameter(NamedTuple):
-    """Where a parameter comes from: the class's, where checkpoints have it, and what is added to the stored numbers."""
+    """Where a parameter lies in those of the class, and where in a checkpoint."""
 
-    place: Rows
-    stored: Stored
-    offset: float
+    place: StoredParameter
+    stored: StoredParameter
 
 
 class ClassModel(CausalModel):
@@ -247,9 +248,9 @@ class ClassModel(CausalModel):
         places = put_delta_layers(net, mix, implementation, config.state_dtype)
         offsets = put_norms(net)
         self.sources = {
-            ours: ClassParameter(place, stored[place.name], offsets.get(name, 0.0))
+            ours: ClassParameter(place, replace(stored[place.name], rows=place.rows, groups=place.groups, plus=offset))
             for name, ours in self._take_parts(net).items()
-            for place in (places.get(name, Rows(name)),)
+            for place, offset in [(places.get(name, StoredParameter(name)), offsets.get(name, 0.0))]
         }
         number_layers(self.layers())
         layers: dict[Any, DeltaLayer] = {

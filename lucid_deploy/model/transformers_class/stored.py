@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -24,19 +23,10 @@ from transformers.core_model_loading import (
 )
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.families import StoredParameter
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A parameter in a checkpoint."""
-
-    name: str  # the stored tensor, or what the parts are joined to
-    # names and shapes of the stored tensors that it is made of; empty: it is stored as it is
-    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    join: Callable[[list[Tensor]], Tensor] | None = None  # makes the parameter of the parts
-
-
-def stored_parameters(net: Any) -> dict[str, Stored]:
+def stored_parameters(net: Any) -> dict[str, StoredParameter]:
     """Return where each of a class's parameters is stored."""
     named = dict(net.state_dict(keep_vars=True))
     stored = revert_weight_conversion(net, dict(named))
@@ -45,7 +35,7 @@ def stored_parameters(net: Any) -> dict[str, Stored]:
     # Of tensors that are tied, checkpoints store the first; a tied embedding is known as such.
     tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
     whole |= {name: whole[source] for name, source in tied.items() if whole.get(source)}
-    found = {name: Stored(place) for name, place in whole.items() if place}
+    found = {name: StoredParameter(place) for name, place in whole.items() if place}
     if len(found) < len(named):
         rest = {name: tuple(value.shape) for name, value in stored.items() if name not in whole.values()}
         found |= _joined(net, {name: named[name] for name in named if name not in found}, rest)
@@ -56,7 +46,7 @@ def _part(convert: Callable[[list[Tensor]], dict[str, Tensor]], name: str, tenso
     return convert(tensors)[name]
 
 
-def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...]]) -> dict[str, Stored]:
+def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...]]) -> dict[str, StoredParameter]:
     """Return where parameters lie that are made of several stored tensors, or of one in another form."""
     conversions = get_model_conversion_mapping(net, add_legacy=False)
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
@@ -81,7 +71,7 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
         for name, value in made.items():
             if name in named and value.shape == named[name].shape:
                 places = tuple((part, stored[part]) for part, _ in parts)
-                found[name] = Stored(name, places, functools.partial(_part, convert, name))
+                found[name] = StoredParameter(name, parts=places, join=functools.partial(_part, convert, name))
     missing = [name for name in named if name not in found]
     if missing:
         raise LucidError(f"its checkpoints store {missing[0]} in another form")

@@ -150,11 +150,11 @@ def _eager(model: ClassModel, ids: Tensor, mask: Tensor | None = None) -> list[T
     net.to(torch.float64)
     state = {name: torch.empty(value.shape, dtype=torch.float64) for name, value in net.state_dict().items()}
     for ours, value in model.state_dict().items():
-        place, _, offset = model.sources[ours]
+        place, stored = model.sources[ours]
         part = state[place.name]
         if place.rows is not None:
             part = part.unflatten(0, (place.groups, -1))[:, slice(*place.rows)]
-        part.copy_((value - offset).reshape(part.shape))
+        part.copy_((value - stored.plus).reshape(part.shape))
     net.load_state_dict(state, assign=True)
     with given_positions(positions), all_in_float64():
         return _outputs(

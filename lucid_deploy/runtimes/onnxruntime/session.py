@@ -275,20 +275,11 @@ class StaticOrtSession(StaticSession, OrtSession):
         logits, present = OrtSession._run(self, "prefill", tokens, values, keep)
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
-    def bind(
-        self,
-        layers: Sequence[tuple[Array, ...]],
-        mask: Array,
-        input_ids: Array,
-        positions: Array,
-        length: Array,
-        adapter_ids: Array | None = None,
-    ) -> BoundStep:
-        graph = self._graphs["decode" if input_ids.shape[1] == 1 else VERIFY]
+    def bind_arrays(
+        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
+    ) -> tuple[Any, list[tuple[Array, Array]]]:
+        graph = self._graphs["decode" if inputs["input_ids"].shape[1] == 1 else VERIFY]
         binding, make = graph.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
-        if self.adapters is not None and adapter_ids is not None:
-            inputs["adapter_ids"] = adapter_ids
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, make(array))
         binding.bind_output("logits")
@@ -300,7 +291,7 @@ class StaticOrtSession(StaticSession, OrtSession):
                 binding.bind_ortvalue_output(f"present.{index}.{tensor.name}", make(output))
                 if output is not buffer:
                     replaced.append((buffer, output))
-        return BoundStep((graph, binding), replaced)
+        return (graph, binding), replaced
 
     def run_bound(self, binding: BoundStep) -> Array:
         graph, bound = binding.binding

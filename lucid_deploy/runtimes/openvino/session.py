@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,19 +51,10 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
     OpenVINO writes buffers of its own, from which new rows are copied into the caller's.
     """
 
-    def bind(
-        self,
-        layers: Sequence[tuple[Array, ...]],
-        mask: Array,
-        input_ids: Array,
-        positions: Array,
-        length: Array,
-        adapter_ids: Array | None = None,
-    ) -> BoundStep:
+    def bind_arrays(
+        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
+    ) -> tuple[Any, list[tuple[Array, Array]]]:
         openvino = import_openvino()
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
-        if self.adapters is not None and adapter_ids is not None:
-            inputs["adapter_ids"] = adapter_ids
         request = self._graphs["decode"].new_request()
         for name, array in (inputs | self._named(list(layers))).items():
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -73,7 +65,7 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
             output = np.empty_like(buffer)
             request.set_tensor(name, openvino.Tensor(output, shared_memory=True))
             (written if tensor.sort == "rows" else replaced).append((buffer, output))
-        return BoundStep((request, written, length), replaced)
+        return (request, written, inputs["cache_length"]), replaced
 
     def run_bound(self, binding: BoundStep) -> Array:
         request, written, length = binding.binding
