@@ -136,7 +136,7 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
     """Refuse a configuration unless each of its keys is supported or without effect; return its family."""
     family = _check_family(raw, where)
     _check_assumed(where, assume_unused, family)
-    _check_lucid_keys(raw, where, family)
+    check_lucid_keys(raw, where, family.computed)
     raw = family.normalized(raw, where)
     refused = [*_refused(raw, family), *_refused_rope(raw)]
     if refused:
@@ -217,14 +217,17 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
     return family
 
 
-def _check_lucid_keys(raw: dict[str, Any], where: str, family: Family) -> None:
-    """Refuse unknown attention types, and LUCID's keys without ``attention_type``, as the authors' code does."""
+def check_lucid_keys(raw: dict[str, Any], where: str, own: Collection[str] = ()) -> None:
+    """Refuse unknown attention types, and LUCID's keys without ``attention_type``, as the authors' code does.
+
+    ``own`` are keys that the model's family has under the same names.
+    """
     attention = raw.get("attention_type")
     if attention is not None and attention not in ATTENTION_TYPES:
         raise LucidError(
             f"{where}: attention_type {attention!r} is not supported; supported are {', '.join(ATTENTION_TYPES)}."
         )
-    found = [key for key in LUCID_KEYS if raw.get(key) is not None and key not in family.computed]
+    found = [key for key in LUCID_KEYS if raw.get(key) is not None and key not in own]
     if found and attention is None:
         near = difflib.get_close_matches("attention_type", raw.keys() - KNOWN, 1, _SIMILAR)
         hint = f" Is {near[0]} a misspelling of it?" if near else ""

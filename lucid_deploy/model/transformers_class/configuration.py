@@ -20,7 +20,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import (
-    ATTENTION_TYPES,
     LARGEST_WINDOW,
     LUCID,
     LUCID_TYPES,
@@ -32,7 +31,7 @@ from lucid_deploy.model.config import (
     check_shape,
 )
 from lucid_deploy.model.config_file import Flag, Names, Text, Tokens, checked, token_ids
-from lucid_deploy.model.config_keys import CHANGES, LUCID_KEYS, NO_EFFECT, ROPE_BLOCKS
+from lucid_deploy.model.config_keys import CHANGES, LUCID_KEYS, NO_EFFECT, ROPE_BLOCKS, check_lucid_keys
 from lucid_deploy.model.transformers_class.delta_layers import KIND, DeltaLayer, put_delta_layers
 from lucid_deploy.model.transformers_class.module import (
     NAME,
@@ -168,17 +167,7 @@ def _check_names(raw: dict[str, Any], where: str) -> None:
 
 
 def _check_lucid_keys(raw: dict[str, Any], keys: _LucidKeys, where: str) -> None:
-    if keys.attention_type not in ATTENTION_TYPES:
-        raise LucidError(
-            f"{where}: attention_type {keys.attention_type!r} is not supported; supported are "
-            f"{', '.join(ATTENTION_TYPES)}."
-        )
-    named = [key for key in LUCID_KEYS if raw.get(key) is not None]
-    if named and raw.get("attention_type") is None:
-        raise LucidError(
-            f"{where}: attention_type is missing, beside {', '.join(named)} of LUCID's configuration. Set it to lucid, "
-            "or to llama for standard attention."
-        )
+    check_lucid_keys(raw, where)
     wrong = {
         "which_rmsnorm": keys.which_rmsnorm != "exp_k_norm",
         "use_rope": not keys.use_rope,
