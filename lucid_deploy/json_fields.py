@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +32,18 @@ class FieldError(LucidError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+@contextmanager
+def named_field(name: str) -> Iterator[None]:
+    """Name the field in errors that are raised in the body of the ``with``."""
+    try:
+        yield
+    except LucidError as error:
+        message = str(error)
+        raise FieldError(message if message.startswith(name) else f"{name}: {message}", name) from error
+    except RecursionError as error:
+        raise FieldError(f"{name} is nested too deeply.", name) from error
 
 
 def decode(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 from msgspec import Meta
 
 from lucid_deploy.errors import LucidError, missing_extra
-from lucid_deploy.json_fields import FieldError
+from lucid_deploy.json_fields import FieldError, named_field
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
@@ -175,17 +175,10 @@ def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
     names = [name for name in NAMES if given.get(name) is not None]
     if len(names) > 1:
         raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
-    return named(names[0], _MAKE[names[0]], given[names[0]]) if names else None
-
-
-def named(name: str, make: Callable[[Any], Constraint], value: Any) -> Constraint:
-    """Make a constraint from a field's value; errors name the field."""
-    try:
-        return make(value)
-    except LucidError as error:
-        raise FieldError(f"{name}: {error}", name, "invalid_value") from error
-    except RecursionError as error:
-        raise FieldError(f"{name} is nested too deeply.", name, "invalid_value") from error
+    if not names:
+        return None
+    with named_field(names[0]):
+        return _MAKE[names[0]](given[names[0]])
 
 
 def limits() -> LLParserLimits:

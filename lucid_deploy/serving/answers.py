@@ -22,20 +22,18 @@ class Answer:
     """Builds an answer of ``/v1/completions`` or ``/v1/chat/completions``.
 
     Every event of the engine goes through ``chunks`` and ``closing``, which return what a stream sends. ``whole`` is
-    the answer that is not streamed. The ``fingerprint`` names the artifact, so that clients see when seeds stop giving
-    the same tokens.
+    the answer that is not streamed.
     """
 
     end_of_stream = b"data: [DONE]\n\n"
 
-    def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
+    def __init__(self, request: PreparedRequest, model: str) -> None:
         self.request = request
         self.new_tokens = self.cached_tokens = 0
         self.id = ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(16)
-        self._common = {"id": self.id, "created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
+        self._common = {"id": self.id, "created": int(time.time()), "model": model}
         self._chunk_kind = "chat.completion.chunk" if request.chat else "text_completion"
-        echo = request.echo or ("",) * len(request.job.prompts)
-        self._choices = [_Choice(request, echo[row // request.job.n]) for row in range(request.job.rows)]
+        self._choices = [_Choice(request) for _ in range(request.job.rows)]
 
     def usage(self) -> dict[str, Any]:
         prompt = self.request.prompt_tokens
@@ -53,10 +51,9 @@ class Answer:
         return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
 
     def opening(self) -> Events:
-        """Return the chunks before the first token: the role of a chat, the echoed prompt of a completion."""
-        if self.request.chat:
-            return [self._chunk(row, {"role": "assistant", "content": ""}) for row in range(len(self._choices))]
-        return [self._chunk(row, {"content": each.echo}) for row, each in enumerate(self._choices) if each.echo]
+        """Return the chunks before the first token: the role of a chat."""
+        rows = range(self.request.job.rows if self.request.chat else 0)
+        return [self._chunk(row, {"role": "assistant", "content": ""}) for row in rows]
 
     def chunks(self, piece: TextPiece) -> Events:
         """Add a piece; return it as a chunk, or nothing if there is nothing to show yet."""
@@ -92,12 +89,11 @@ class Answer:
 class _Choice:
     """One generation of an answer."""
 
-    def __init__(self, request: PreparedRequest, echo: str) -> None:
-        self.echo = echo
+    def __init__(self, request: PreparedRequest) -> None:
         self.reason: str | None = None
         self._parser = None if request.tools is None else ToolCallParser(request.tools)
-        self._stream, self._chat, self._top = request.stream, request.chat, request.job.top_logprobs
-        self._texts: list[str] = [echo]
+        self._stream, self._chat, self._top = request.stream, request.chat, request.job.request.top_logprobs
+        self._texts: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[Any] = []
 

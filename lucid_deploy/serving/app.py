@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import shown
+from lucid_deploy.runtimes.solve_weights import solving_layers
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.engine import Refusal, RefusedError
@@ -112,23 +113,23 @@ def _model_json(service: Service, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": service.setup.created,
+        "created": service.created,
         "owned_by": "lucid-deploy",
-        "max_model_len": service.limits.context,
+        "max_model_len": service.setup.context,
         "has_chat_template": service.readers.has_chat_template,
-        **({} if name == service.setup.model else {"parent": service.setup.model}),
+        **({} if name == service.setup.models[0] else {"parent": service.setup.models[0]}),
     }
 
 
 async def _models(exchange: Exchange, _: bytes) -> Response:
     service = exchange.service
-    return JSONResponse({"object": "list", "data": [_model_json(service, name) for name in service.models]})
+    return JSONResponse({"object": "list", "data": [_model_json(service, name) for name in service.setup.models]})
 
 
 async def _model(exchange: Exchange, _: bytes) -> Response:
     name, service = exchange.scope["path"].removeprefix(MODELS), exchange.service
-    if name not in service.models:
-        raise no_such_model(name, *service.models)
+    if name not in service.setup.models:
+        raise no_such_model(name, *service.setup.models)
     return JSONResponse(_model_json(service, name))
 
 
@@ -159,7 +160,8 @@ def _page_text(name: str) -> str:
 
 
 async def _layers(exchange: Exchange, _: bytes) -> Response:
-    layers = await exchange.service.backend.solving_layers()
+    found = await exchange.service.backend.call(solving_layers)
+    layers = [{"layer": layer, "heads": heads} for layer, heads in found.items()]
     return JSONResponse({"object": "list", "data": layers, "max_tokens": fields.MOST_SOLVE_TOKENS})
 
 
@@ -167,7 +169,7 @@ async def _solve(exchange: Exchange, body: bytes) -> Response:
     request = await exchange.read(body)
     assert request.place is not None
     (ids,) = request.job.prompts
-    return JSONResponse(await exchange.service.backend.solve(list(ids), *request.place, request.job.adapter))
+    return JSONResponse(await exchange.service.backend.solve(list(ids), *request.place, request.job.request.adapter))
 
 
 async def _generate(exchange: Exchange, body: bytes) -> Response | None:
@@ -175,9 +177,10 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     service = exchange.service
     request = await exchange.read(body)
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, request.cache_salt)
-    request = replace(request, job=replace(request.job, client=exchange.key, cache_owner=owner))
+    common = replace(request.job.request, client=exchange.key, cache_owner=owner)
+    request = replace(request, job=replace(request.job, request=common))
     form = ResponseAnswer if exchange.kind == "response" else Answer
-    answer = form(request, request.job.adapter or service.setup.model, service.setup.fingerprint)
+    answer = form(request, common.adapter or service.setup.models[0])
     exchange.answer, begun, token_times = answer, False, dict[int, float]()
     async with aclosing(service.backend.generate(request.job)) as batches:
         async for batch in batches:

@@ -50,11 +50,6 @@ def unavailable(message: str, code: str) -> ApiError:
     return ApiError(503, message, code, headers={"Retry-After": "5"})
 
 
-def shutting_down() -> ApiError:
-    """Return the 503 of a server that will end."""
-    return unavailable("The server is shutting down.", "shutting_down")
-
-
 def refusal_error(refusal: Refusal) -> ApiError:
     """Return the error that tells a client of a refusal."""
     if refusal.kind == "queue_full":

@@ -21,6 +21,7 @@ NEUTRAL: dict[str, list[Any]] = {
     "service_tier": ["auto", "default"],
     "stream_options.include_obfuscation": [False],
     "suffix": [""],
+    "echo": [False],
     "best_of": [1],
     "functions": [[]],
     "function_call": ["none", "auto"],
@@ -132,7 +133,6 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     prompt: Annotated[str | list[str | int | list[int]], about("What to continue.")]
     max_tokens: Annotated[int, about("Most new tokens; 16 if not given.")] | None = None
     logprobs: Logprobs = None
-    echo: Annotated[bool, about("Put the prompt in front of the answer.")] | None = None
 
 
 class TextPart(Fields, kw_only=True, frozen=True):

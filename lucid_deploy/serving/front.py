@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
@@ -17,16 +16,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from lucid_deploy.artifact import MANIFEST
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import EngineOptions, open_checked
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, shutting_down, unavailable
+from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, unavailable
 from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.jobs import LocalBackend, RowMark
 from lucid_deploy.serving.metrics import Metrics
-from lucid_deploy.serving.readers import ReaderPool, ReaderSetup
-from lucid_deploy.serving.requests import Limits, PreparedRequest
+from lucid_deploy.serving.readers import ReaderPool
+from lucid_deploy.serving.requests import PreparedRequest, ReaderSetup
 from lucid_deploy.serving.security import ApiKeys, host_allowed
 from lucid_deploy.serving.tool_formats import tool_format_named
 from lucid_deploy.serving.tracing import open_tracing
@@ -49,7 +47,8 @@ PAGES = {  # for browsers: path → file in web/ and its type
 LAST_WORD_SECONDS = 1.0  # to send the error that ends a stream; a client that does not read misses it
 FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
 BODIES = 16  # as many of the largest bodies may be in memory at once
-STATES = {
+STATES = {  # in which requests are refused
+    "draining": ("The server is shutting down.", "shutting_down"),
     "loading": ("The model is still loading.", "loading"),
     "stuck": ("A step of the model takes longer than --timeout.", "engine_stuck"),
     "dead": ("The engine ended by an error; see the server's log.", "engine_down"),
@@ -88,25 +87,23 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
             )
     if api.tool_format is not None:
         tool_format_named(api.tool_format)
-    limits = Limits(
-        context=context,
-        vocabulary=artifact.config.vocab_size,
-        prompt_tokens=api.max_prompt_tokens or context,
-        new_tokens=api.max_new_tokens or context,
-        choices=api.max_choices or max(1, engine.rows - 1),
-        body_bytes=api.max_body_bytes,
-        seconds=api.seconds,
-    )
     directory = artifact.directory.resolve()
     model, adapters = api.model or directory.name, tuple(each.name for each in artifact.adapters())
     if model in adapters:
         raise LucidError(
             f"The model and an adapter of it are both called {model}: give the model another --served-model-name."
         )
-    manifest = directory / MANIFEST
-    fingerprint = "lucid_" + hashlib.sha256(manifest.read_bytes()).hexdigest()[:10]
-    created = int(manifest.stat().st_mtime)
-    return ReaderSetup(str(directory), model, limits, api.tool_format, adapters, fingerprint, created)
+    return ReaderSetup(
+        str(directory),
+        (model, *adapters),
+        context,
+        artifact.config.vocab_size,
+        prompt_tokens=api.max_prompt_tokens or context,
+        new_tokens=api.max_new_tokens or context,
+        choices=api.max_choices or max(1, engine.rows - 1),
+        body_bytes=api.max_body_bytes,
+        tool_format=api.tool_format,
+    )
 
 
 class Service:
@@ -119,13 +116,13 @@ class Service:
         backend: LocalBackend | RayBackend,
         readers: ReaderPool | None = None,
     ) -> None:
-        self.api, self.setup, self.backend, self.limits = api, setup, backend, setup.limits
-        self.models = (setup.model, *setup.adapters)  # the names of the base and of its adapters
+        self.api, self.setup, self.backend = api, setup, backend
+        self.created = int(time.time())
         self.readers = readers or ReaderPool(setup, api.readers)
         self.tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
         self.metrics = Metrics(backend.gauges)
         self.body_memory = 0  # bytes of bodies that were received and not read yet, without the first ones of each
-        self.most_body_memory = BODIES * setup.limits.body_bytes
+        self.most_body_memory = BODIES * setup.body_bytes
         self.busy: Counter[str] = Counter()  # requests that are read or answered, by key
         self.most_busy = 1000
         self.draining = False  # whether new requests are refused because the server will end
@@ -133,10 +130,9 @@ class Service:
 
     def check_ready(self) -> None:
         """Refuse requests while loading, stopping or broken."""
-        if self.draining:
-            raise shutting_down()
-        if self.backend.state != "ready":
-            raise unavailable(*STATES[self.backend.state])
+        state = "draining" if self.draining else self.backend.state
+        if state != "ready":
+            raise unavailable(*STATES[state])
 
 
 class Exchange:
@@ -184,7 +180,7 @@ class Exchange:
         kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
         if kind != "application/json":  # a web page cannot send this type to another site without asking first
             raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
-        most, body, more = service.limits.body_bytes, bytearray(), True
+        most, body, more = service.setup.body_bytes, bytearray(), True
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
@@ -219,7 +215,7 @@ class Exchange:
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, once the body is there; cancel it when the client leaves, time is over or the server ends."""
-        seconds = self.service.limits.seconds
+        seconds = self.service.api.seconds
         task = asyncio.ensure_future(work)
         gone, ending = asyncio.ensure_future(self._until_gone()), asyncio.ensure_future(self.service.ending.wait())
         try:
@@ -230,7 +226,7 @@ class Exchange:
             if gone.done():
                 raise ClientGone
             if ending.done():
-                raise shutting_down()
+                raise unavailable(*STATES["draining"])
             raise ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")
         finally:
             for future in (task, gone, ending):

@@ -6,46 +6,34 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
+from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.serving.engine import Engine, EngineOptions, Refusal, RefusedError, make_engine
 
-if TYPE_CHECKING:
-    from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
-
 ENDS = {"eos": "stop", "length": "length", "context": "length"}
+UNPROMPTED = Request([], 16, Sampling(temperature=1.0))
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One HTTP request's generations: every prompt ``n`` times.
-
-    Attributes:
-        sampling: How tokens are chosen. Its seed is that of a prompt's first generation; the next ones count up.
-        top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
-    """
+    """One HTTP request's generations: every prompt ``n`` times."""
 
     prompts: tuple[tuple[int, ...], ...]  # token ids of each prompt
-    n: int = 1  # generations of each
-    max_new_tokens: int = 16  # most tokens of each generation
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
+    request: Request = UNPROMPTED  # what all have in common; its seed is that of each prompt's first generation
+    n: int = 1  # generations of each prompt
     stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
-    stop_at_eos: bool = True  # whether an end-of-sequence token ends a generation
-    top_logprobs: int | None = None
     tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text
-    client: str = ""  # the digest of the API key; waiting clients take turns
-    cache_owner: str = ""  # stored prefixes are reused among jobs of one owner only
-    constraint: Constraint | None = None  # what each generation must be
     shown_tokens: tuple[int, ...] = ()  # special tokens that are text all the same
-    adapter: str | None = None  # name of the adapter that it runs with; None: the base
 
     @property
     def rows(self) -> int:
@@ -104,18 +92,9 @@ class LocalBackend:
         """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
-    async def solving_layers(self) -> list[dict[str, int]]:
-        """Return the layers that solve a system, and the number of their key/value heads."""
-        from lucid_deploy.runtimes.solve_weights import solving_layers
-
-        found = await self._call(lambda batcher: solving_layers(batcher.session))
-        return [{"layer": layer, "heads": heads} for layer, heads in found.items()]
-
     async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
         """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it; or raise a RefusedError."""
-        from lucid_deploy.runtimes.solve_weights import solve_weights
-
-        found = await self._call(lambda batcher: solve_weights(batcher.session, ids, layer, head, adapter))
+        found = await self.call(lambda session: solve_weights(session, ids, layer, head, adapter))
         return {
             "object": "lucid.solve",
             "layer": layer,
@@ -127,9 +106,10 @@ class LocalBackend:
             "coefficients": [_rounded(row[: i + 1]) for i, row in enumerate(found.coefficients)],
         }
 
-    async def _call(self, function: Callable[[Batcher], T]) -> T:
+    async def call(self, function: Callable[[Session[Any]], T]) -> T:
+        """Call a function of the model's session between two steps; raise a RefusedError for what it refuses."""
         try:
-            return await asyncio.wrap_future(self.engine.call(function))
+            return await asyncio.wrap_future(self.engine.call(lambda batcher: function(batcher.session)))
         except LucidError as error:
             raise RefusedError(Refusal("invalid", str(error), param=getattr(error, "argument", None))) from error
 
@@ -165,22 +145,9 @@ def _rounded(row: Any) -> list[float]:
 
 def requests_of(job: Job) -> list[Request]:
     """Return a request for each generation of a job."""
-    from lucid_deploy.batching import Request
-
-    return [
-        Request(
-            list(job.prompts[row // job.n]),
-            job.max_new_tokens,
-            replace(job.sampling, seed=None if job.sampling.seed is None else job.sampling.seed + row % job.n),
-            stop_at_eos=job.stop_at_eos,
-            top_logprobs=job.top_logprobs,
-            client=job.client,
-            cache_owner=job.cache_owner,
-            constraint=job.constraint,
-            adapter=job.adapter,
-        )
-        for row in range(job.rows)
-    ]
+    common, seed = job.request, job.request.sampling.seed
+    samplings = [replace(common.sampling, seed=None if seed is None else seed + i) for i in range(job.n)]
+    return [replace(common, prompt_ids=list(ids), sampling=each) for ids in job.prompts for each in samplings]
 
 
 class RowText:
@@ -188,13 +155,11 @@ class RowText:
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         text = AnswerText(tokenizer, job.stops, job.shown_tokens)
-        self._pieces = AnswerPieces(row, text, token_texts, job.top_logprobs is not None, job.tokens_as_ids)
+        self._pieces = AnswerPieces(row, text, token_texts, job.request.top_logprobs is not None, job.tokens_as_ids)
         self._row, self._reused = row, 0
 
     def take(self, event: Mark | Token | Finished | Refusal) -> list[Event]:
         """Return what an event of the engine means to the client; a RowEnd is the last."""
-        from lucid_deploy.batching import Mark, Token
-
         if isinstance(event, Mark):
             self._reused += event.reused
             return [RowMark(self._row, event.phase, event.at, event.reused)]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import serve
@@ -22,6 +22,7 @@ from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import find_runtime
+from lucid_deploy.runtimes.session import Session
 from lucid_deploy.serving.app import App
 from lucid_deploy.serving.engine import EngineOptions, Refusal, RefusedError
 from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
@@ -32,6 +33,7 @@ from lucid_deploy.serving.readers import reader_process
 from lucid_deploy.serving.server import bind, handle_ends, set_up_logging
 
 log = logging.getLogger("lucid_deploy.serving")
+T = TypeVar("T")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
 DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
@@ -200,7 +202,7 @@ class RayBackend:
     def gauges(self) -> dict[str, float]:
         return {}
 
-    async def solving_layers(self) -> list[dict[str, Any]]:
+    async def call(self, function: Callable[[Session[Any]], T]) -> T:
         raise RefusedError(Refusal("unsupported", "/v1/lucid/solve is not available with --engine ray."))
 
     async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:

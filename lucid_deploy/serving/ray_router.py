@@ -60,7 +60,7 @@ class PrefixRouter(RequestRouter):
 
 def _blocks(request: PendingRequest | None) -> list[bytes]:
     job = request.args[0] if request is not None and request.args else None
-    return block_names(job.prompts[0], job.cache_owner) if isinstance(job, Job) else []
+    return block_names(job.prompts[0], job.request.cache_owner) if isinstance(job, Job) else []
 
 
 def block_names(prompt: Sequence[int], owner: str = "") -> list[bytes]:

@@ -26,7 +26,7 @@ from lucid_deploy.bounded_process import (
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError, unavailable
 from lucid_deploy.serving.fields import Kind
-from lucid_deploy.serving.requests import Limits, PreparedRequest, RequestReader
+from lucid_deploy.serving.requests import PreparedRequest, ReaderSetup, RequestReader
 from lucid_deploy.serving.tool_formats import tool_format_named, with_tools
 
 log = logging.getLogger("lucid_deploy.serving")
@@ -39,29 +39,17 @@ ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
 
 
-class ReaderSetup(msgspec.Struct, frozen=True):
-    """What a process reads requests for."""
-
-    directory: str
-    model: str
-    limits: Limits
-    tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
-    adapters: tuple[str, ...] = ()  # names of its adapters, which are models of their own to clients
-    fingerprint: str = ""  # names the artifact
-    created: int = 0  # when the artifact was made, in seconds since 1970
-
-
 class ReadReply(msgspec.Struct, frozen=True):
-    """The answer to a body: a request, or the status, message, code and param of an error."""
+    """The answer to a body: a request, or the fields of an ApiError."""
 
     request: PreparedRequest | None = None
-    error: tuple[int, str, str, str | None] | None = None
+    error: dict[str, Any] | None = None
 
 
 def reader_process(setup: ReaderSetup) -> BoundedProcess:
     """Return a process that reads for a setup, not started; its ``ready`` says whether it can read chats."""
-    memory = max(256 << 20, 64 * setup.limits.body_bytes)  # parsed, "[]," is 80 bytes for 3
-    bounds = Bounds(setup.limits.reading_seconds, memory)
+    memory = max(256 << 20, 64 * setup.body_bytes)  # parsed, "[]," is 80 bytes for 3
+    bounds = Bounds(setup.reading_seconds, memory)
     return BoundedProcess(__name__, msgspec.msgpack.encode(setup), bounds, WHAT)
 
 
@@ -73,13 +61,13 @@ def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], b
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
     templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
-    reader = RequestReader((setup.model, *setup.adapters), setup.limits, tokenizer, templates)
+    reader = RequestReader(setup, tokenizer, templates)
 
     def read(frame: bytes) -> bytes:
         try:
             reply = ReadReply(reader.read(*msgspec.msgpack.decode(frame, type=tuple[Kind, bytes])))
         except ApiError as error:
-            reply = ReadReply(error=(error.status, error.message, error.code, error.param))
+            reply = ReadReply(error=vars(error))
         return msgspec.msgpack.encode(reply)
 
     return msgspec.msgpack.encode(templates is not None), read
@@ -160,8 +148,7 @@ class ReaderPool:
             log.warning("A reader process was killed while it read a request; another one starts.")
             raise unavailable(str(error), "reader_killed") from error
         if reply.request is None:
-            assert reply.error is not None
-            raise ApiError(*reply.error)
+            raise ApiError(**reply.error or {})
         return reply.request
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.batching import Request
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import (
-    NAMES,
-    Constraint,
-    OncePerConstraint,
-    constraint_of,
-    from_json_schema,
-    named,
-)
+from lucid_deploy.generation.constraint import NAMES, Constraint, OncePerConstraint, constraint_of, from_json_schema
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
-from lucid_deploy.json_fields import FieldError, decode, shown, wrong
+from lucid_deploy.json_fields import FieldError, decode, named_field, shown, wrong
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.errors import ApiError, no_such_model
 from lucid_deploy.serving.jobs import Job
@@ -34,16 +26,18 @@ DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a request may ask for, and what reading it may cost."""
+class ReaderSetup:
+    """Which model requests are read for, what they may ask for, and what reading one may cost."""
 
+    directory: str
+    models: tuple[str, ...]  # the name of the base, then those of its adapters
     context: int  # tokens of prompt and answer together
     vocabulary: int  # words the model knows
     prompt_tokens: int  # tokens of one prompt
     new_tokens: int  # new tokens of one generation
     choices: int  # generations of one request: prompts times ``n``
     body_bytes: int = 4 << 20  # size of a request
-    seconds: float = 300.0  # time from the request's first byte to the answer's last
+    tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
     reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
 
 
@@ -55,7 +49,6 @@ class PreparedRequest:
     stream: bool = False  # whether tokens are sent as they come
     include_usage: bool = False  # whether a stream ends with counts
     chat: bool = False
-    echo: tuple[str, ...] = ()  # what each prompt's answers begin with
     cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
     response: dict[str, Any] | None = None  # what an answer of ``/v1/responses`` repeats of its request
     place: tuple[int, int] | None = None  # layer and head of ``/v1/lucid/solve``
@@ -70,29 +63,22 @@ class PreparedRequest:
 class RequestReader:
     """Read the bodies of requests for a model and its adapters; the name of the model in a request chooses one."""
 
-    def __init__(
-        self, models: tuple[str, ...], limits: Limits, tokenizer: TextTokenizer, templates: ChatTemplates | None
-    ) -> None:
-        self._models = models  # the base first
-        self._limits, self._tokenizer, self._templates = limits, tokenizer, templates
+    def __init__(self, setup: ReaderSetup, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
+        self._limits, self._tokenizer, self._templates = setup, tokenizer, templates
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
         self._check_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
-        self._read: dict[fields.Kind, Callable[[Any], PreparedRequest]] = {
-            "completion": self._completion,
-            "chat": self._chat,
-            "response": self._response,
-            "solve": self._solve,
-        }
 
     def read(self, kind: fields.Kind, data: bytes) -> PreparedRequest:
         prepare_body = prepare if kind == "response" else fields.drop_without_effect
         try:
             body = decode(data, fields.BODIES[kind], "body", prepare_body)
-            if body.model not in self._models:
-                raise no_such_model(body.model, *self._models)
-            prepared = self._read[kind](body)
-            adapter = None if body.model == self._models[0] else body.model
-            return replace(prepared, job=replace(prepared.job, adapter=adapter))
+            models = self._limits.models
+            if body.model not in models:
+                raise no_such_model(body.model, *models)
+            prepared: PreparedRequest = getattr(self, f"_{kind}")(body)
+            adapter = None if body.model == models[0] else body.model
+            common = replace(prepared.job.request, adapter=adapter)
+            return replace(prepared, job=replace(prepared.job, request=common))
         except FieldError as error:
             error = with_names_of_responses(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error
@@ -105,17 +91,13 @@ class RequestReader:
         return PreparedRequest(Job((ids,)), place=(body.layer, body.head))
 
     def _completion(self, body: fields.CompletionRequest) -> PreparedRequest:
-        if body.echo and body.logprobs is not None:
-            raise FieldError("echo together with logprobs is not supported.", "echo", "unsupported_parameter")
         new = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         given = body.prompt
         if len({type(item) for item in given}) > 1:
             raise wrong("prompt", fields.PROMPT, "a mixture")
         items: Any = given if isinstance(given, list) and not isinstance(next(iter(given), 0), int) else [given]
         job = self._job(body, items, "prompt", DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
-        texts = (item if isinstance(item, str) else self._tokenizer.decode(item) for item in items)
-        echo = tuple(texts) if body.echo else ()
-        return PreparedRequest(job, *_streaming(body), echo=echo, cache_salt=body.cache_salt or "")
+        return PreparedRequest(job, *_streaming(body), cache_salt=body.cache_salt or "")
 
     def _chat(self, body: fields.ChatRequest) -> PreparedRequest:
         if self._templates is None:
@@ -191,18 +173,17 @@ class RequestReader:
                 f"are {longest + new_tokens}. Shorten the prompt or ask for fewer."
             )
             raise FieldError(message, None, "context_length_exceeded")
-        return Job(
-            prompts=prompts,
-            n=n,
-            max_new_tokens=new_tokens,
-            sampling=self._sampling(body),
-            stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        common = Request(
+            [],
+            new_tokens,
+            self._sampling(body),
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
             constraint=self._constraint(body, tools),
-            tokens_as_ids=bool(body.return_tokens_as_token_ids),
-            shown_tokens=() if tools is None or tools.trigger_token is None else (tools.trigger_token,),
         )
+        stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        visible = () if tools is None or tools.trigger_token is None else (tools.trigger_token,)
+        return Job(prompts, common, n, stops, bool(body.return_tokens_as_token_ids), visible)
 
     def _sampling(self, body: fields.SamplingFields) -> Sampling:
         given = {name: value for name in Sampling.__dataclass_fields__ if (value := getattr(body, name)) is not None}
@@ -224,7 +205,8 @@ class RequestReader:
         elif isinstance(form, fields.AnyObject):
             found = from_json_schema({"type": "object"})
         elif isinstance(form, fields.SchemaFormat):
-            found = named(f"{name}.json_schema.schema", from_json_schema, form.json_schema.schema)
+            with named_field(f"{name}.json_schema.schema"):
+                found = from_json_schema(form.json_schema.schema)
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         if given:
             name = next(iter(given))
@@ -255,13 +237,3 @@ def _streaming(body: fields.SamplingFields) -> tuple[bool, bool]:
     if not body.stream:
         raise FieldError("stream_options needs stream: true.", "stream_options")
     return True, bool(body.stream_options.include_usage)
-
-
-@contextmanager
-def named_field(name: str) -> Iterator[None]:
-    """Name the field in errors that are raised in the body of the ``with``."""
-    try:
-        yield
-    except LucidError as error:
-        message = str(error) if str(error).startswith(name) or name == "messages" else f"{name}: {error}"
-        raise FieldError(message, name) from error

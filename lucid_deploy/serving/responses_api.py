@@ -124,8 +124,8 @@ class ResponseAnswer(Answer):
 
     end_of_stream = b""  # the last event says that it is the last
 
-    def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
-        super().__init__(request, model, fingerprint)
+    def __init__(self, request: PreparedRequest, model: str) -> None:
+        super().__init__(request, model)
         created, self.id = self._common["created"], "resp_" + secrets.token_hex(16)
         self._response = {**DEFAULTS, **(request.response or {}), "id": self.id, "object": "response", "model": model}
         self._response |= {"created_at": created, "status": "in_progress"}

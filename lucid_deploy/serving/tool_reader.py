@@ -13,8 +13,8 @@ import msgspec
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema, named
-from lucid_deploy.json_fields import FieldError
+from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema
+from lucid_deploy.json_fields import FieldError, named_field
 from lucid_deploy.serving.fields import ChatRequest, Message, PlainText
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_grammar
@@ -78,7 +78,8 @@ def _schemas(tools: Sequence[Tool]) -> dict[str, dict[str, Any]]:
         elif schema.get("type") != "object":
             message = f'{where}.parameters must be a JSON schema of the type "object".'
             raise FieldError(message, f"{where}.parameters")
-        named(f"{where}.parameters", from_json_schema, schema)
+        with named_field(f"{where}.parameters"):
+            from_json_schema(schema)
         found[tool.function.name] = schema
     return found
 

@@ -57,11 +57,11 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         name = "text_completion" if exchange.kind == "completion" else "chat"
-        model, answer = exchange.service.setup.model, exchange.answer
+        model, answer = exchange.service.setup.models[0], exchange.answer
         found: dict[str, Any] = {"operation.name": name, "provider.name": "lucid-deploy", "request.model": model}
         if answer is not None:  # its attributes have no stops, biases and bad words, which are the client's text
-            found["request.max_tokens"] = answer.request.job.max_new_tokens
-            found["request.temperature"] = answer.request.job.sampling.temperature
+            found["request.max_tokens"] = answer.request.job.request.max_new_tokens
+            found["request.temperature"] = answer.request.job.request.sampling.temperature
             found["request.stream"] = answer.request.stream
             found["request.choice.count"] = answer.request.job.n
             found["response.id"] = answer.id

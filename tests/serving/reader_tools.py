@@ -8,26 +8,13 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from lucid_deploy.serving.readers import ReaderSetup
-from lucid_deploy.serving.requests import Limits
+from lucid_deploy.serving.requests import ReaderSetup
 
 MODEL = "m"
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 # Only if a message asks for it, so that one reader can be tried with good and bad requests.
 BY_REQUEST = "{% if messages[0].content == 'endless' %}" + ENDLESS + "{% else %}w1 {{ messages[0].content }}{% endif %}"
 PANIC = "^(a+)+$"  # of a text of many a and one b the regular expressions' library gives up
-
-
-def limits(**more: Any) -> Limits:
-    fixed: dict[str, Any] = {
-        "context": 4096,
-        "vocabulary": 100,
-        "prompt_tokens": 4096,
-        "new_tokens": 100,
-        "choices": 8,
-        "reading_seconds": 0.4,
-    }
-    return Limits(**{**fixed, **more})
 
 
 def write_setup(directory: Path, template: Any = BY_REQUEST, rule: str | None = None, **more: Any) -> ReaderSetup:
@@ -40,7 +27,14 @@ def write_setup(directory: Path, template: Any = BY_REQUEST, rule: str | None = 
     (directory / "tokenizer_config.json").write_text(
         json.dumps({} if template is None else {"chat_template": template})
     )
-    return ReaderSetup(str(directory), MODEL, limits(**more))
+    bounds: dict[str, Any] = {
+        "context": 4096,
+        "vocabulary": 100,
+        "prompt_tokens": 4096,
+        "new_tokens": 100,
+        "choices": 8,
+    }
+    return ReaderSetup(str(directory), (MODEL,), **{**bounds, "reading_seconds": 0.4, **more})
 
 
 def completion(prompt: Any, **more: Any) -> bytes:

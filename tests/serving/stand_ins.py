@@ -14,8 +14,7 @@ from lucid_deploy.serving.app import App
 from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import Event, Job
-from lucid_deploy.serving.readers import ReaderSetup
-from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.requests import PreparedRequest, ReaderSetup, RequestReader
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import write_setup
 
@@ -54,7 +53,7 @@ class ReaderHere:
 
     def __init__(self, setup: ReaderSetup) -> None:
         folder = Path(setup.directory)
-        self._reader = RequestReader((setup.model,), setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+        self._reader = RequestReader(setup, TextTokenizer(folder), load_chat_templates(folder))
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
         return self._reader.read(kind, body)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from lucid_deploy.batching import Request
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.answers import Answer
 from lucid_deploy.serving.jobs import Job
@@ -13,9 +14,9 @@ from lucid_deploy.serving.requests import PreparedRequest
 
 
 def answer(**more: Any) -> Answer:
-    job = Job(((1, 2), (3,)), n=more.pop("n", 1), top_logprobs=more.pop("top_logprobs", None))
+    job = Job(((1, 2), (3,)), Request([], 9, top_logprobs=more.pop("top_logprobs", None)), more.pop("n", 1))
     fixed: dict[str, Any] = {"stream": False, "include_usage": False, "chat": False}
-    return Answer(PreparedRequest(job, **{**fixed, **more}), "m", "f")
+    return Answer(PreparedRequest(job, **{**fixed, **more}), "m")
 
 
 def plain(found: Any) -> Any:
@@ -29,16 +30,16 @@ def logprob(text: str, offset: int, *others: str) -> TokenLogprob:
 
 
 def test_a_whole_completion() -> None:
-    made = answer(echo=("ab", "c"), n=2)
+    made = answer(n=2)
     for row, text in ((0, "x"), (3, "y"), (0, "z")):
         made.chunks(TextPiece(row, text, 1))
     made.closing(0, "stop")
     found = plain(made.whole())
-    assert [choice["text"] for choice in found["choices"]] == ["abxz", "ab", "c", "cy"]
+    assert [choice["text"] for choice in found["choices"]] == ["xz", "", "", "y"]
     assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", None, None, None]
     counts = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
     assert found["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
-    assert (found["object"], found["model"], found["system_fingerprint"]) == ("text_completion", "m", "f")
+    assert (found["object"], found["model"]) == ("text_completion", "m")
 
 
 def test_a_whole_chat() -> None:
@@ -60,11 +61,6 @@ def test_chunks_of_a_stream() -> None:
     assert len(made.ending()) == 1
     (last,) = made.ending()
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 2)
-
-
-def test_an_echo_comes_first_in_a_stream() -> None:
-    assert [chunk["choices"][0]["text"] for chunk in answer(echo=("ab", "c"), stream=True).opening()] == ["ab", "c"]
-    assert answer(stream=True).opening() == []
 
 
 def test_logprobs_of_a_completion() -> None:

@@ -11,11 +11,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.batching import Finished, Token
+from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import TextPiece, TokenTexts
 from lucid_deploy.serving.engine import Refusal
 from lucid_deploy.serving.jobs import Job, LocalBackend, RowEnd, RowText, requests_of
+
+WITH_LOGPROBS = Request([], 9, top_logprobs=1)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def byte_level(tmp_path: Path) -> TextTokenizer:
 
 
 def run_row(tokenizer: TextTokenizer, text: str, reason: str, *stops: str) -> tuple[list[Any], Job]:
-    job = Job(((1,),), stops=stops, top_logprobs=1)
+    job = Job(((1,),), WITH_LOGPROBS, stops=stops)
     row, out = RowText(0, job, tokenizer, TokenTexts(tokenizer)), []
     for token in tokenizer.encode(text):
         out += row.take(Token(5, token, -0.5, ((token, -0.5),)))
@@ -64,7 +66,7 @@ def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, sto
 
 def test_tokens_are_named_by_their_ids_if_asked_for(byte_level: TextTokenizer) -> None:
     [token] = byte_level.encode("x")
-    row = RowText(0, Job(((1,),), top_logprobs=1, tokens_as_ids=True), byte_level, TokenTexts(byte_level))
+    row = RowText(0, Job(((1,),), WITH_LOGPROBS, tokens_as_ids=True), byte_level, TokenTexts(byte_level))
     [piece] = row.take(Token(5, token, -0.5, ((token, -0.5),)))
     assert isinstance(piece, TextPiece) and piece.text == "x"
     [item] = piece.logprobs
@@ -109,7 +111,7 @@ def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byt
 
 
 def test_generations_of_a_prompt_have_seeds_of_their_own() -> None:
-    job = Job(((1,), (2,)), n=2, sampling=Sampling(temperature=1.0, seed=5))
+    job = Job(((1,), (2,)), Request([], 9, Sampling(temperature=1.0, seed=5)), n=2)
     assert [request.sampling.seed for request in requests_of(job)] == [5, 6, 5, 6]
 
 

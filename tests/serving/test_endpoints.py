@@ -51,7 +51,7 @@ def test_a_whole_answer(tmp_path: Path) -> None:
     counts = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
     assert answer.json()["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     assert backend.closed == 1
-    assert backend.jobs[0].cache_owner == ""
+    assert backend.jobs[0].request.cache_owner == ""
 
 
 def test_a_stream(tmp_path: Path) -> None:

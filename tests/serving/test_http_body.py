@@ -12,15 +12,14 @@ import pytest
 
 from lucid_deploy.serving.errors import ApiError, ClientGone
 from lucid_deploy.serving.front import BODIES, FREE_BYTES, Exchange
-from tests.serving.reader_tools import limits
 from tests.serving.stand_ins import ScriptedBackend, service
 
 JSON = {"content-type": "application/json"}
 
 
-def memory(most: int = 1 << 30, **bounds: Any) -> Any:
+def memory(most: int = 1 << 30, body_bytes: int = 4 << 20) -> Any:
     """Return what the bodies of a server share."""
-    bodies = {"limits": limits(**bounds), "body_memory": 0, "most_body_memory": most}
+    bodies = {"setup": SimpleNamespace(body_bytes=body_bytes), "body_memory": 0, "most_body_memory": most}
     api = SimpleNamespace(keys=())
     return SimpleNamespace(**bodies, busy=Counter(), most_busy=9, api=api, check_ready=lambda: None)
 
@@ -92,7 +91,7 @@ def test_memory_is_shared_and_given_back(tmp_path: Path) -> None:
 
     async def most() -> tuple[int, int]:
         made = service(tmp_path, ScriptedBackend())
-        return made.most_body_memory, made.limits.body_bytes
+        return made.most_body_memory, made.setup.body_bytes
 
     total, one = asyncio.run(most())
     assert total == BODIES * one

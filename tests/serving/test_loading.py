@@ -20,15 +20,14 @@ Exported = Callable[..., tuple[Path, Any]]
 def test_limits_come_from_artifact_tokenizer_and_options(with_tokenizer: Path) -> None:
     engine = EngineOptions(str(with_tokenizer), rows=3, max_queue=4)
     setup = reader_setup(engine, ApiOptions())
-    limits = setup.limits
-    assert (limits.context, limits.prompt_tokens, limits.new_tokens, limits.choices) == (512, 512, 512, 2)
-    assert reader_setup(engine, ApiOptions(max_choices=7)).limits.choices == 7
-    assert limits.vocabulary == 97
-    assert limits.reading_seconds == 5.0  # of processor time, which no option changes
-    assert setup.model == with_tokenizer.name
-    narrow = reader_setup(engine, ApiOptions("other", 100, 9, max_body_bytes=1000, seconds=5.0)).limits
+    assert (setup.context, setup.prompt_tokens, setup.new_tokens, setup.choices) == (512, 512, 512, 2)
+    assert reader_setup(engine, ApiOptions(max_choices=7)).choices == 7
+    assert setup.vocabulary == 97
+    assert setup.reading_seconds == 5.0  # of processor time, which no option changes
+    assert setup.models == (with_tokenizer.name,)
+    narrow = reader_setup(engine, ApiOptions("other", 100, 9, max_body_bytes=1000))
     assert (narrow.prompt_tokens, narrow.new_tokens) == (100, 9)
-    assert (narrow.body_bytes, narrow.seconds) == (1000, 5.0)
+    assert (narrow.models, narrow.body_bytes) == (("other",), 1000)
     with pytest.raises(LucidError, match=r"--max-prompt-tokens 513 is more than the context of .*, 512 tokens"):
         reader_setup(engine, ApiOptions(max_prompt_tokens=513))
 

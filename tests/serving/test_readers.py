@@ -13,7 +13,8 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import Kind
-from lucid_deploy.serving.readers import ReaderPool, ReaderSetup, reader_process
+from lucid_deploy.serving.readers import ReaderPool, reader_process
+from lucid_deploy.serving.requests import ReaderSetup
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.batching import Request
 from lucid_deploy.generation.constraint import from_regex
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.errors import ApiError
@@ -21,7 +22,7 @@ from tests.serving.reader_tools import chat, completion, write_setup
 
 def reader(folder: Path, template: Any = "w1 {{ messages[0].content }}", **more: Any) -> RequestReader:
     setup = write_setup(folder, template, **more)
-    return RequestReader((setup.model,), setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+    return RequestReader(setup, TextTokenizer(folder), load_chat_templates(folder))
 
 
 def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> ApiError:
@@ -79,13 +80,13 @@ def test_what_would_be_ignored_is_refused(fields: dict[str, Any], param: str, tm
 
 def test_a_constraint_is_a_part_of_the_job(tmp_path: Path) -> None:
     read = reader(tmp_path)
-    assert read.read("completion", completion("w1", guided_regex=".*")).job.constraint == from_regex(".*")
-    assert read.read("completion", completion("w1", response_format={"type": "text"})).job.constraint is None
+    assert read.read("completion", completion("w1", guided_regex=".*")).job.request.constraint == from_regex(".*")
+    assert read.read("completion", completion("w1", response_format={"type": "text"})).job.request.constraint is None
 
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:
     assert reader(tmp_path).read("completion", completion("w3 w4")) == PreparedRequest(
-        Job(((3, 4),), n=1, max_new_tokens=16, sampling=Sampling(1.0)), stream=False, include_usage=False, chat=False
+        Job(((3, 4),), Request([], 16, Sampling(1.0))), stream=False, include_usage=False, chat=False
     )
 
 
@@ -113,7 +114,7 @@ def test_everything_of_a_completion(tmp_path: Path) -> None:
     }
     read = reader(tmp_path).read("completion", completion([[5], [6, 7]], **fields))
     sampling = Sampling(0.0, 3, 0.5, 5, 0.1, -1.0, 2.0, 1.5, ((7, -100.0), (8, 2.5)), ((3, 4), (9,)))
-    assert read.job == Job(((5,), (6, 7)), 2, 9, sampling, ("a", "b"), False, 20)
+    assert read.job == Job(((5,), (6, 7)), Request([], 9, sampling, False, 20), 2, ("a", "b"))
     assert (read.stream, read.include_usage, read.cache_salt, read.prompt_tokens) == (True, True, "s", 3)
 
 
@@ -127,19 +128,13 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
     assert read.read("chat", given) == read.read("chat", chat("w5"))
 
 
-def test_an_echo_is_the_prompt_or_the_text_of_its_tokens(tmp_path: Path) -> None:
-    read = reader(tmp_path)
-    assert read.read("completion", completion(["w3  w4", "w5"], echo=True)).echo == ("w3  w4", "w5")
-    assert read.read("completion", completion([3, 4], echo=True)).echo == ("w3 w4",)
-
-
 def test_a_chat_may_fill_the_context(tmp_path: Path) -> None:
     read = reader(tmp_path, context=50)
-    assert read.read("chat", chat("w7")).job == Job(((1, 7),), max_new_tokens=48)
-    assert read.read("chat", chat("w7", max_tokens=5)).job.max_new_tokens == 5
-    assert read.read("chat", chat("w7", max_tokens=5, max_completion_tokens=6)).job.max_new_tokens == 6
-    assert read.read("chat", chat("w7", logprobs=True)).job.top_logprobs == 0
-    assert read.read("chat", chat("w7", logprobs=False)).job.top_logprobs is None
+    assert read.read("chat", chat("w7")).job.request.max_new_tokens == 48
+    assert read.read("chat", chat("w7", max_tokens=5)).job.request.max_new_tokens == 5
+    assert read.read("chat", chat("w7", max_tokens=5, max_completion_tokens=6)).job.request.max_new_tokens == 6
+    assert read.read("chat", chat("w7", logprobs=True)).job.request.top_logprobs == 0
+    assert read.read("chat", chat("w7", logprobs=False)).job.request.top_logprobs is None
     assert read.read("completion", completion("w7", logprobs=0, return_tokens_as_token_ids=True)).job.tokens_as_ids
 
 
@@ -172,7 +167,7 @@ def test_names_reach_the_template(tmp_path: Path) -> None:
         (completion("w1", max_tokens=50), "1 of the prompt and 50 new ones are 51", "context_length_exceeded"),
         (completion("w1", max_tokens=101), "max_tokens must be 1 to 100", "invalid_value"),
         (completion("w1", best_of=2), "best_of is not supported", "unsupported_parameter"),
-        (completion("w1", echo=True, logprobs=1), "echo together with logprobs", "unsupported_parameter"),
+        (completion("w1", echo=True), "echo is not supported", "unsupported_parameter"),
         (completion("w1", logit_bias={"-1": 1}), "'-1' is no token id", "invalid_value"),
         (completion("w1", logit_bias={"5": 1, "05": 2}), "logit_bias names token 5 twice", "invalid_value"),
         (completion("w1", logit_bias={"5": 101}), "The bias of token 5 must be -100 to 100, not 101", "invalid_value"),

@@ -11,6 +11,7 @@ import pytest
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import ChatRequest, ResponseRequest
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
@@ -31,7 +32,7 @@ LOGPROBS = ["message.output_text.logprobs"]
 
 def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
     setup = write_setup(folder, template)
-    reader = RequestReader((MODEL,), setup.limits, TextTokenizer(folder), load_chat_templates(folder))
+    reader = RequestReader(setup, TextTokenizer(folder), load_chat_templates(folder))
     return reader.read("response", json.dumps({"model": MODEL, "input": given, **fields}).encode())
 
 
@@ -44,7 +45,7 @@ def refused(folder: Path, given: Any, **fields: Any) -> ApiError:
 def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
     found = read(tmp_path, "w5 w6", instructions="w9", max_output_tokens=7, temperature=0.5, top_p=0.9, stream=True)
     assert found.job.prompts == ((1, 9, 2, 5, 6),)
-    assert (found.job.max_new_tokens, found.job.sampling.temperature, found.job.sampling.top_p) == (7, 0.5, 0.9)
+    assert (found.job.request.max_new_tokens, found.job.request.sampling) == (7, Sampling(0.5, top_p=0.9))
     assert (found.stream, found.include_usage, found.chat) == (True, False, True)
     assert found.response is not None and found.response["instructions"] == "w9"
 
@@ -90,9 +91,9 @@ def test_tools_calls_and_results_are_those_of_a_chat() -> None:
 
 def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
     wanted = ["message.output_text.logprobs"]
-    assert read(tmp_path, "w5").job.top_logprobs is None
-    assert read(tmp_path, "w5", include=wanted).job.top_logprobs == 0
-    assert read(tmp_path, "w5", include=wanted, top_logprobs=4).job.top_logprobs == 4
+    assert read(tmp_path, "w5").job.request.top_logprobs is None
+    assert read(tmp_path, "w5", include=wanted).job.request.top_logprobs == 0
+    assert read(tmp_path, "w5", include=wanted, top_logprobs=4).job.request.top_logprobs == 4
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from lucid_deploy.batching import Request
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
@@ -29,9 +30,9 @@ REPEATED = {
 
 
 def answer(top_logprobs: int | None = None, tools: ToolFormat | None = None) -> ResponseAnswer:
-    job = Job(((1, 2, 3),), top_logprobs=top_logprobs)
+    job = Job(((1, 2, 3),), Request([], 9, top_logprobs=top_logprobs))
     request = PreparedRequest(job, stream=False, include_usage=False, chat=True, response=REPEATED, tools=tools)
-    return ResponseAnswer(request, "m", "f")
+    return ResponseAnswer(request, "m")
 
 
 def piece(text: str, logprobs: bool = False) -> TextPiece:

@@ -62,7 +62,7 @@ def test_a_server_gives_the_weights_of_the_session(server: Server, reference: Re
 class SolvingBackend(ScriptedBackend):
     """Refuses one and does the other."""
 
-    async def solving_layers(self) -> Any:
+    async def call(self, _: Any) -> Any:
         raise RefusedError(Refusal("unsupported", "not here"))
 
     async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> Any:
