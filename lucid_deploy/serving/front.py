@@ -201,7 +201,7 @@ class Exchange:
     async def read(self, body: bytes) -> PreparedRequest:
         """Return what the body asks for."""
         assert self.kind is not None
-        prepared = await self.service.readers.read(body, self.kind)
+        prepared = await self.service.readers.read(body, self.kind, self.key)
         self.count(0)
         return prepared
 

@@ -32,9 +32,9 @@ from lucid_deploy.serving.tool_formats import tool_format_named, with_tools
 log = logging.getLogger("lucid_deploy.serving")
 T = TypeVar("T")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
-LARGE = 64 << 10  # bytes; a body of this size never takes the last free reader
-# Nor do bodies whose grammar may have to be compiled, or with escapes that could spell these words.
-COSTLY = (b"guided_", b"schema", b"tools", b"\\u")
+LARGE = 16 << 10  # bytes; a body of this size never takes the last free reader
+# Nor do bodies with a grammar to compile, with many words to tokenize, or with escapes that could spell these names.
+COSTLY = (b"guided_", b"schema", b"tools", b"bad_words", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
 
@@ -74,7 +74,7 @@ def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], b
 
 
 class ReaderPool:
-    """Reads bodies, as many at once as there are processes; others wait in order.
+    """Reads bodies, as many at once as there are processes; others wait in order, but clients take turns.
 
     Bodies that may be costly to read leave one reader to the others, if there are several.
     """
@@ -84,6 +84,8 @@ class ReaderPool:
         self._threads = ThreadPoolExecutor(count, "lucid-reader")
         self._bodies: asyncio.Queue[tuple[bytes, asyncio.Future[PreparedRequest]]] = asyncio.Queue()
         self._costly = asyncio.Semaphore(max(1, count - 1))
+        # Of each client and kind of body, so that nobody waits for all bodies of another client.
+        self._turns: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._workers: list[asyncio.Task[None]] = []
 
     @property
@@ -108,9 +110,10 @@ class ReaderPool:
         await asyncio.gather(*(asyncio.to_thread(reader.close) for reader in self._readers))
         self._threads.shutdown()
 
-    async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
+    async def read(self, body: bytes, kind: Kind, client: str = "") -> PreparedRequest:
         costly = len(body) >= LARGE or any(word in body for word in COSTLY)
-        async with self._costly if costly else contextlib.nullcontext():
+        turn = self._turns.setdefault((client, costly), asyncio.Semaphore(max(1, len(self._readers) - costly)))
+        async with turn, self._costly if costly else contextlib.nullcontext():
             request: asyncio.Future[PreparedRequest] = asyncio.get_running_loop().create_future()
             self._bodies.put_nowait((msgspec.msgpack.encode((kind, body)), request))
             return await request

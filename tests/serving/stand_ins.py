@@ -55,7 +55,7 @@ class ReaderHere:
         folder = Path(setup.directory)
         self._reader = RequestReader(setup, TextTokenizer(folder), load_chat_templates(folder))
 
-    async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
+    async def read(self, body: bytes, kind: Kind, client: str) -> PreparedRequest:
         return self._reader.read(kind, body)
 
 

@@ -130,6 +130,17 @@ def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test, count=2)
 
 
+def test_clients_take_turns(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        slow = [asyncio.ensure_future(pool.read(chat("endless"), "chat", "a")) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        assert (await pool.read(completion("w1"), "completion", "b")).job.prompts == ((1,),)
+        assert sum(task.done() for task in slow) <= 2
+        await asyncio.wait(slow)
+
+    with_pool(write_setup(tmp_path), test)
+
+
 def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         task = asyncio.ensure_future(pool.read(chat("endless"), "chat"))
