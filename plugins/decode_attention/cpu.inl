@@ -8,50 +8,19 @@ float dot(const A* a, const B* b, size_t width) {
     return total;
 }
 
-// The new tokens of a head: unrounded, and rounded as the cache stores them, which is what later tokens see.
-struct NewRows {
-    float *y, *seen_keys, *seen_y; // [N][D]
-    float* norms;                  // [N]: inverse norms of seen_keys
-};
-
-// Rounds a row to the model's type and then to the cache's, as a decode graph does when it writes the row.
+// y[t] = v[t] / L_tt − Σ over the cache − Σ over earlier new tokens, row by row. New tokens see each other as they were
+// computed, as in a prefill, whatever the cache rounds them to. `norms` receives the inverse norms of the new keys, [N].
 template <class T, class S>
-void as_stored(float* to, const float* from, size_t width) {
-    float largest = 0.0f;
-    for (size_t k = 0; k < width; ++k) {
-        T rounded;
-        from_float(rounded, from[k]);
-        to[k] = to_float(rounded);
-        largest = std::max(largest, std::abs(to[k]));
-    }
-    if constexpr (std::is_same_v<S, int8_t>) {
-        float scale = largest / 127.0f, divisor = scale > 0.0f ? scale : 1.0f;
-        for (size_t k = 0; k < width; ++k)
-            to[k] = std::min(std::max(std::nearbyint(to[k] / divisor), -127.0f), 127.0f) * scale;
-    } else {
-        for (size_t k = 0; k < width; ++k) {
-            S rounded;
-            from_float(rounded, to[k]);
-            to[k] = to_float(rounded);
-        }
-    }
-}
-
-// y[t] = v[t] / L_tt − Σ over the cache − Σ over earlier new tokens, row by row.
-template <class T, class S>
-void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, const NewRows& rows) {
+void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, float* y, float* norms) {
     const DecodeArguments<T, S>& a = decode.a;
     size_t d = a.width, n = a.tokens;
     const T *keys = a.k_new + head * n * d, *values = a.v_new + head * n * d;
     float root_d = std::sqrt(static_cast<float>(d));
+    key_norms(norms, keys, d, n, tokens, a.epsilon);
     for (size_t t = 0; t < n; ++t) {
         const T* key = keys + t * d;
-        float *row = rows.y + t * d, *seen = rows.seen_keys + t * d, norm = 0.0f;
-        key_norms(&norm, key, d, 1, tokens + t, a.epsilon);
-        for (size_t k = 0; k < d; ++k) row[k] = to_float(key[k]);
-        as_stored<T, S>(seen, row, d);
-        key_norms(rows.norms + t, seen, d, 1, tokens + t, a.epsilon);
-        float log_factor = log_row_factor(norm, root_d, a.epsilon, a.diagonal); // −log L_tt
+        float* row = y + t * d;
+        float log_factor = log_row_factor(norms[t], root_d, a.epsilon, a.diagonal); // −log L_tt
         float factor = std::exp(log_factor);
         for (size_t k = 0; k < d; ++k) row[k] = to_float(values[t * d + k]) * factor;
         for (size_t chunk = 0; chunk < decode.chunks[head / a.heads]; ++chunk) {
@@ -60,23 +29,22 @@ void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, cons
         }
         for (size_t s = 0; s < t && tokens[t]; ++s) {
             if (!tokens[s]) continue;
-            float score = dot(key, rows.seen_keys + s * d, d) * (norm * rows.norms[s] / root_d);
+            float score = dot(key, keys + s * d, d) * (norms[t] * norms[s] / root_d);
             float weight = std::exp(score - root_d + log_factor);
-            for (size_t k = 0; k < d; ++k) row[k] -= weight * rows.seen_y[s * d + k];
+            for (size_t k = 0; k < d; ++k) row[k] -= weight * y[s * d + k];
         }
-        as_stored<T, S>(rows.seen_y + t * d, row, d);
     }
 }
 
 // Softmax of one query over the cache, the new tokens before its own, and its own.
 template <class T, class S>
 void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, const bool* tokens,
-                const NewRows& rows, float* sums) {
+                const float* y, float* sums) {
     const DecodeArguments<T, S>& a = decode.a;
     size_t d = a.width, row = t * a.groups + g;
     const T *query = a.query(head, g, t), *keys = a.k_new + head * a.tokens * d;
     float root_d = std::sqrt(static_cast<float>(d)), total = 1.0f, peak = dot(query, keys + t * d, d) / root_d;
-    std::copy(rows.y + t * d, rows.y + (t + 1) * d, sums);
+    std::copy(y + t * d, y + (t + 1) * d, sums);
     auto add = [&](float other_peak, float other_total, auto element) {
         float joint = std::max(peak, other_peak), old = std::exp(peak - joint), fresh = std::exp(other_peak - joint);
         total = total * old + other_total * fresh;
@@ -85,8 +53,7 @@ void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, con
     };
     for (size_t s = 0; s < t; ++s)
         if (tokens[s])
-            add(dot(query, rows.seen_keys + s * d, d) / root_d, 1.0f,
-                [&](size_t k) { return rows.seen_y[s * d + k]; });
+            add(dot(query, keys + s * d, d) / root_d, 1.0f, [&](size_t k) { return y[s * d + k]; });
     for (size_t chunk = 0; chunk < decode.chunks[head / a.heads]; ++chunk) {
         const float *part = decode.part(head, chunk), *weighted = decode.sums(head, chunk, row);
         add(part[row], part[decode.rows + row], [&](size_t k) { return weighted[decode.cut.place(k)]; });
@@ -101,18 +68,17 @@ void join_task(void* data, size_t head) {
     const Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
     const DecodeArguments<T, S>& a = decode.a;
     size_t d = a.width, n = a.tokens;
-    Scratch scratch(3 * n * d + d + n, 5);
-    NewRows rows{scratch.take(n * d), scratch.take(n * d), scratch.take(n * d), scratch.take(n)};
-    float* sums = scratch.take(d);
+    Scratch scratch(n * d + d + n, 3);
+    float *y = scratch.take(n * d), *sums = scratch.take(d), *norms = scratch.take(n);
     const bool* tokens = a.mask + head / a.heads * (a.past + n) + a.past;
-    solve_new(decode, head, tokens, rows);
+    solve_new(decode, head, tokens, y, norms);
     T* y_new = a.y_new + head * a.y_step;
-    for (size_t k = 0; k < n * d; ++k) from_float(y_new[k], rows.y[k]);
+    for (size_t k = 0; k < n * d; ++k) from_float(y_new[k], y[k]);
     if constexpr (std::is_same_v<T, S>)
         if (a.k_present != nullptr)
             std::copy(a.k_new + head * n * d, a.k_new + (head + 1) * n * d, a.k_present + (head * (a.past + n) + a.past) * d);
     for (size_t t = 0; t < n; ++t)
-        for (size_t g = 0; g < a.groups; ++g) attend_new(decode, head, t, g, tokens, rows, sums);
+        for (size_t g = 0; g < a.groups; ++g) attend_new(decode, head, t, g, tokens, y, sums);
 }
 
 template <class T, class S>
