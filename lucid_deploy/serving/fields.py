@@ -16,22 +16,17 @@ PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template gets developer as system."
 # Fields that are dropped: some have no effect here, others are not supported and may have these values or null.
 HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-NEUTRAL: dict[str, list[Any]] = {
-    "store": [False],
-    "service_tier": ["auto", "default"],
-    "stream_options.include_obfuscation": [False],
-    "suffix": [""],
-    "echo": [False],
-    "best_of": [1],
-    "functions": [[]],
-    "function_call": ["none", "auto"],
-    "modalities": [["text"]],
-    "reasoning_effort": [],
-    "text.verbosity": [],
-    "previous_response_id": [],
-    "background": [False],
-    "truncation": ["disabled"],
-    "reasoning": [{}],
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("store", "echo", "background", "stream_options.include_obfuscation"), (False,)),
+    **dict.fromkeys(("reasoning_effort", "text.verbosity", "previous_response_id"), ()),
+    "service_tier": ("auto", "default"),
+    "suffix": ("",),
+    "best_of": (1,),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "truncation": ("disabled",),
+    "reasoning": ({},),
 }
 _REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
 _MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
@@ -136,10 +131,12 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
 
 
 class TextPart(Fields, kw_only=True, frozen=True):
-    """A part of a message."""
+    """A part of a message; the types are those of chats and of responses, whose output can be sent back as it is."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
+    annotations: Harmless = None
+    logprobs: Harmless = None
 
 
 class Message(Fields, kw_only=True, frozen=True):
@@ -169,15 +166,6 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
     parallel_tool_calls: Annotated[bool, about("Whether an answer may have several calls.")] | None = None
 
 
-class InputPart(Fields, kw_only=True, frozen=True):
-    """A part of a message; parts of an earlier answer can be sent back as they are."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-    annotations: Harmless = None
-    logprobs: Harmless = None
-
-
 class InputItem(Fields, kw_only=True, frozen=True):
     """A message, a call or the result of one. The output of an earlier answer can be sent back unchanged."""
 
@@ -189,7 +177,7 @@ class InputMessage(InputItem, kw_only=True, frozen=True, tag_field="type", tag="
     """A message; the type may be left out."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[InputPart]
+    content: str | list[TextPart]
     phase: Harmless = None
 
 
@@ -205,7 +193,7 @@ class InputResult(InputItem, kw_only=True, frozen=True, tag_field="type", tag="f
     """The result of a call."""
 
     call_id: str
-    output: str | list[InputPart]
+    output: str | list[TextPart]
 
 
 InputItems = Annotated[list[InputMessage | InputCall | InputResult], Meta(min_length=1)]

@@ -9,9 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 GAUGES = {
     "queue_length": "Generations that wait for a row.",
     "active_rows": "Generations that run, or wait for the mask of their grammar.",
@@ -32,8 +30,9 @@ LAST = 1000  # values that quantiles are of
 class Times:
     """A histogram of seconds, and the p50 and p95 of its last values, which its buckets are too coarse for."""
 
-    def __init__(self, histogram: Histogram, name: str, text: str) -> None:
-        self._histogram, self._last = histogram, deque[float](maxlen=LAST)
+    def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
+        self._histogram = Histogram(f"lucid_{name}_seconds", text, buckets=BUCKETS, registry=registry)
+        self._last = deque[float](maxlen=LAST)
         self._name, self._text = f"lucid_{name}_quantile_seconds", f"{text} Of the last {LAST}."
 
     def observe(self, seconds: float) -> None:
@@ -64,12 +63,9 @@ class Metrics(Collector):
         self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens received.", registry=registry)
         self.new_tokens = Counter("lucid_generated_tokens", "Tokens generated.", registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Times:
-            return Times(Histogram(f"lucid_{name}_seconds", text, buckets=buckets, registry=registry), name, text)
-
-        self.first = histogram("time_to_first_token", "From the request to its first token.", FIRST)
-        self.between = histogram("time_between_tokens", "Between tokens of one generation.", BETWEEN)
-        self.whole = histogram("request", "From the request to the end of its answer.", WHOLE)
+        self.first = Times(registry, "time_to_first_token", "From the request to its first token.")
+        self.between = Times(registry, "time_between_tokens", "Between tokens of one generation.")
+        self.whole = Times(registry, "request", "From the request to the end of its answer.")
 
     def text(self) -> bytes:
         """Return all of them in Prometheus' text format."""

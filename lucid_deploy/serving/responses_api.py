@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 
 # What answers have where the request says nothing, and for what this server does not have.
 DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("error", "instructions", "max_output_tokens", "previous_response_id")),
     "background": False,
-    "error": None,
-    "instructions": None,
-    "max_output_tokens": None,
     "metadata": {},
     "parallel_tool_calls": True,
-    "previous_response_id": None,
     "reasoning": {"effort": None, "summary": None},
     "store": False,
     "temperature": 1.0,
@@ -115,7 +112,7 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
     return out
 
 
-def _text(given: str | list[fields.InputPart]) -> str:
+def _text(given: str | list[fields.TextPart]) -> str:
     return given if isinstance(given, str) else "".join(part.text for part in given)
 
 
