@@ -31,6 +31,7 @@ READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that wait in the system
 ACCEPTED_AT_ONCE = 64  # per turn of the event loop: new ones must not take the place of others that were not read yet
 OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
+ACCEPT_SECONDS = 0.05  # to accept those who have connected, before no more are
 LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
 STEP_SECONDS = 5.0  # for the step that runs at the end
 
@@ -174,6 +175,9 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let those who have connected send their request and be answered, then close."""
+        for listener in sockets or ():
+            listener.listen(0)  # the system resets connections that were not accepted when it closes: let none wait
+        await asyncio.sleep(ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
         end = time.monotonic() + LINGER_SECONDS
