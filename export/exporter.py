@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.quantization import NEAREST, STORED, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import STORED, Quantization, QuantizedTensor
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.artifact_files import ArtifactContents, Progress, has_float32_head, write_artifact
@@ -158,8 +158,7 @@ def _plan(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantizat
 def _about_experts(quantization: Quantization, dtype: str) -> str:
     if not any(tensor.experts for tensor in quantization.tensors.values()):
         return f"Experts and routers stay in {dtype}: only other linear layers are quantized."
-    nearest = "" if quantization.method.name == NEAREST else ", without text, whatever --method says"
-    return f"The matrices of experts are rounded to the nearest numbers{nearest}; routers stay in {dtype}."
+    return f"Routers stay in {dtype}: rounded ones would choose other experts."
 
 
 def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:

@@ -319,7 +319,7 @@ class _LargestMagnitudes:
         if isinstance(mixer, GroupedQueryAttention):
             mixer.watchers.append(attended)
 
-        def of_experts(part: str, x: torch.Tensor, product: torch.Tensor) -> None:
+        def of_experts(part: str, x: torch.Tensor, _: torch.Tensor, product: torch.Tensor) -> None:
             self.add(f"experts' {part} input", x)
             self.add(f"experts' {part} output", product)
 

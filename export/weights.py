@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import whole_pages
-from lucid_deploy.artifact.quantization import HQQ, NEAREST, OFFSETS, PACKED, SCALES, STORED, ZEROS, Quantization
+from lucid_deploy.artifact.quantization import (
+    HQQ,
+    NEAREST,
+    OFFSETS,
+    PACKED,
+    SCALES,
+    STORED,
+    ZEROS,
+    Quantization,
+    QuantizedTensor,
+)
 from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
@@ -168,27 +178,30 @@ class _TensorBytes:
     def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
         import numpy as np
 
+        record = quantization.tensors[tensor.name]
         if tensor.name in self._chosen:
-            yield from self._rounded([self._chosen.pop(tensor.name)])
+            yield from self._rounded([self._chosen.pop(tensor.name)], record)
             return
         if quantization.method.name == STORED:
             packed, scales, self._zeros = self._taken_over(tensor.name, quantization)
             yield np.ascontiguousarray(packed), scales
             return
-        record, bits = quantization.tensors[tensor.name], quantization.bits_of(tensor.name)
+        bits = quantization.bits_of(tensor.name)
         weight = record.matrix(self._checkpoint.tensor(tensor.name))
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         method = find_method(quantization.method.name)
         if method.learns or record.experts:  # what no text went through: a tied embedding, experts
             method = find_method(HQQ if record.offsets else NEAREST)
         positive = quantization.has_positive_scales(tensor.name)
-        yield from self._rounded(list(method.round(weight, record, bits, self._scale_types[tensor.name], positive)))
+        rows = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
+        yield from self._rounded(rows, record)
 
-    def _rounded(self, rows: list[Rounded]) -> Iterator[tuple[Any, Any]]:
+    def _rounded(self, rows: list[Rounded], record: QuantizedTensor) -> Iterator[tuple[Any, Any]]:
         import torch
 
         if rows[0].offsets is not None:
-            self._offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows]).mT  # (blocks, out)
+            offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows])
+            self._offsets = offsets if record.experts else offsets.mT  # (blocks, out), experts' as scales
         yield from ((some.packed, some.scales) for some in rows)
 
     def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:

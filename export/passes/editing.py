@@ -36,9 +36,10 @@ class NodeChain:
         suffix: str,
         attributes: dict[str, Any] | None = None,
         dtype: ir.DataType | None = ir.DataType.FLOAT,
+        domain: str = "",
     ) -> ir.Value:
         """Add a node and return its output, called ``PREFIX.SUFFIX``."""
-        node = ir.node(operator, inputs, attributes=attributes or {}, name=f"{self._prefix}.{suffix}_node")
+        node = ir.node(operator, inputs, attributes or {}, domain=domain, name=f"{self._prefix}.{suffix}_node")
         node.outputs[0].name = f"{self._prefix}.{suffix}"
         if dtype is not None:
             node.outputs[0].dtype = dtype

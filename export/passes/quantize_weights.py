@@ -38,7 +38,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
             node = use.node
             kind = (node.op_type, use.idx)
             if kind == (EXPERT_MATMUL.name, EXPERT_MATMUL.place("W")):
-                _replace_expert_product(model.graph, node, parts)
+                offsets.add(_replace_expert_product(model.graph, node, parts), parts)
             elif kind == ("Gather", 0) and quantization.format == "matmulnbits":
                 _replace_gather(model.graph, node, parts)
             elif kind in (("MatMul", 1), ("Gemm", 1)) and quantization.format == "matmulnbits":
@@ -109,9 +109,12 @@ class BlockOffsets:
         assert x is not None
         name, plain.name = plain.name, f"{parts.name}.without_offsets"
         chain = NodeChain(parts.name)
-        share = chain.add(
-            "MatMul", [self._block_sums(x, parts), parts.in_weights_type(OFFSETS)], "of_offsets", dtype=plain.dtype
-        )
+        sums, by_offsets = self._block_sums(x, parts), parts.in_weights_type(OFFSETS)
+        if parts.tensor.experts:
+            inputs = [sums, product.inputs[1], by_offsets]
+            share = chain.add(EXPERT_MATMUL.name, inputs, "of_offsets", None, plain.dtype, DOMAIN)
+        else:
+            share = chain.add("MatMul", [sums, by_offsets], "of_offsets", dtype=plain.dtype)
         total = chain.add("Add", [plain, share], "with_offsets", dtype=plain.dtype)
         total.shape = plain.shape
         self._graph.insert_after(product, chain.nodes)
@@ -154,9 +157,11 @@ def _replace_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) 
     return product
 
 
-def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    inputs = [*node.inputs[:2], parts.get(PACKED), parts.get(SCALES)]
-    _replace(graph, node, ir.node(QUANTIZED_EXPERT_MATMUL.name, inputs, domain=DOMAIN))
+def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.Node:
+    inputs = [*node.inputs[:2], parts.get(PACKED), parts.in_weights_type(SCALES)]
+    product = ir.node(QUANTIZED_EXPERT_MATMUL.name, inputs, domain=DOMAIN)
+    _replace(graph, node, product)
+    return product
 
 
 def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:

@@ -16,7 +16,7 @@ Tests hold it to the definition, and to the numbers of the package ``auto-gptq``
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from lucid_deploy.artifact.quantization import LearnedTensor, Method, QuantizedT
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize.hqq import hqq_matrix
 from lucid_deploy.export.quantize.inputs import (
+    ExpertMoments,
     add_moments,
     embedded,
     final_norm,
@@ -139,11 +140,14 @@ def _spread(left: torch.Tensor, factor: torch.Tensor, errors: torch.Tensor) -> N
 
 
 def round_weight(
-    weight: torch.Tensor, order: ColumnOrder, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
-) -> tuple[Rounded, float]:
-    """Quantize a weight, float32 ``(out, in)``; return its parts, and how far it is off, ‖Ŵ − W‖ / ‖W‖.
+    weight: torch.Tensor, order: ColumnOrder | None, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool
+) -> tuple[Rounded, torch.Tensor]:
+    """Quantize a weight, float32 ``(out, in)``; return its parts, and the weight that they stand for.
 
-    The arguments are those of :meth:`~lucid_deploy.export.quantize.method.QuantizationMethod.round`.
+    Args:
+        order: None: to the nearest numbers, as without a text.
+
+    The others are those of :meth:`~lucid_deploy.export.quantize.method.QuantizationMethod.round`.
     """
     import torch
 
@@ -158,12 +162,23 @@ def round_weight(
         scales, offsets = scales.to(getattr(torch, dtype)).float(), torch.zeros_like(scales)
     high = (1 << (bits - 1)) - 1
     used = torch.where(scales == 0, torch.ones_like(scales), scales)  # of a block of zeros
-    moved = weight - of_elements(offsets)
-    numbers = round_columns(moved, of_elements(used), order, (-high if positive else -high - 1, high))
+    moved, limits = weight - of_elements(offsets), (-high if positive else -high - 1, high)
+    if order is None:
+        numbers = (moved / of_elements(used)).round_().clamp_(*limits).to(torch.int8)
+    else:
+        numbers = round_columns(moved, of_elements(used), order, limits)
     found = numbers * of_elements(scales) + of_elements(offsets)
     packed = pack_numbers(numbers.numpy(), tensor, bits)
-    distance = relative_distance(found.double().numpy(), weight.double().numpy())
-    return Rounded(packed, scales, offsets=offsets if tensor.offsets else None), distance
+    return Rounded(packed, scales, offsets=offsets if tensor.offsets else None), found
+
+
+def _joined(rounded: list[Rounded]) -> Rounded:
+    """Join matrices that stand one below the other."""
+    import torch
+
+    offsets = None if rounded[0].offsets is None else torch.cat([each.offsets for each in rounded])
+    packed = np.concatenate([each.packed for each in rounded])
+    return Rounded(packed, torch.cat([each.scales for each in rounded]), offsets)
 
 
 class Gptq(QuantizationMethod):
@@ -183,22 +198,33 @@ class Gptq(QuantizationMethod):
     ) -> tuple[LearnedWeights, Quantization]:
         import torch
 
-        config, learned = checkpoint.config, LearnedWeights()
+        config, learned, unseen = checkpoint.config, LearnedWeights(), list[bool]()
         layers = config.num_hidden_layers
         progress = progress or (lambda *_: None)
 
-        def choose(names: list[str], moments: torch.Tensor) -> None:
-            """Round the weights that read one input."""
-            order = column_order(moments / rows.tokens)
+        def choose(names: list[str], orders: list[ColumnOrder | None]) -> None:
+            """Round the weights that read one input; of experts each matrix has an order of its own."""
             for name in names:
-                weight = checkpoint.tensor(name).float()
+                tensor, bits = quantization.tensors[name], quantization.bits_of(name)
+                weight = tensor.matrix(checkpoint.tensor(name)).float()
                 if not weight.isfinite().all():
                     raise LucidError(f"{checkpoint.directory}: {name} has values that are not finite: it is damaged.")
-                tensor = quantization.tensors[name]
-                target = tensor, quantization.bits_of(name), tensor.scale_dtype or dtype
-                positive = quantization.has_positive_scales(name)
-                learned.parts[name], distance = round_weight(weight, order, *target, positive)
+                target = bits, tensor.scale_dtype or dtype, quantization.has_positive_scales(name)
+                rounded, found = [], []
+                for matrix, order in zip(weight.chunk(len(orders)), orders, strict=True):
+                    one = replace(tensor, shape=tuple(matrix.shape), experts=0)
+                    parts, values = round_weight(matrix, order, one, *target)
+                    rounded.append(parts)
+                    found.append(values)
+                learned.parts[name] = _joined(rounded)
+                distance = relative_distance(torch.cat(found).double().numpy(), weight.double().numpy())
                 learned.tensors[name] = LearnedTensor(float(f"{distance:.7g}"))
+
+        def orders_of(moments: ExpertMoments, name: str, tensor: QuantizedTensor) -> list[ColumnOrder | None]:
+            """Return the order for each expert; None where fewer tokens chose it than its inputs have elements."""
+            chosen = [moments.tokens[name, index] >= tensor.shape[1] for index in range(tensor.experts)]
+            unseen.extend(not enough for enough in chosen)
+            return [column_order(moments.pop(name, index)) if enough else None for index, enough in enumerate(chosen)]
 
         with torch.inference_mode():
             batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
@@ -217,19 +243,25 @@ class Gptq(QuantizationMethod):
                 parts = [group for group in parts if group]
                 readers = [layer.get_submodule(group[0]) for group in parts]
                 moments: list[torch.Tensor | None] = [None] * len(parts)
+                of_experts = ExpertMoments(layer)
                 for place, x in enumerate(streams):
                     inputs, streams[place] = inputs_of(readers, run, x)
                     moments = [add_moments(total, each) for total, each in zip(moments, inputs, strict=True)]
                 for group, total in zip(parts, moments, strict=True):
-                    choose([f"{prefix}{part}.weight" for part in group], total)
+                    choose([f"{prefix}{part}.weight" for part in group], [column_order(total / rows.tokens)])
+                for name, tensor in quantization.tensors.items():
+                    if tensor.experts and name.startswith(prefix):
+                        choose([name], orders_of(of_experts, name.removeprefix(prefix), tensor))
             progress("Calibrating", layers, layers + 1)
             if HEAD in quantization.tensors:
                 total = None
                 for x in streams:
                     total = add_moments(total, final_norm(checkpoint, x))
-                choose([HEAD], total)
+                choose([HEAD], [column_order(total / rows.tokens)])
             progress("Calibrating", layers + 1, layers + 1)
-        settings = {"damping": DAMPING}
+        settings: dict[str, Any] = {"damping": DAMPING}
+        if unseen:
+            settings |= {"experts": len(unseen), "experts_without_text": sum(unseen)}
         return learned, replace(quantization, method=Method(self.name, settings, rows.facts, learned.tensors))
 
 

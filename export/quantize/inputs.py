@@ -6,6 +6,8 @@ read the same input, such as those of queries, keys and values, share them.
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +135,31 @@ def inputs_of(modules: Sequence[nn.Module], run: Run, x: torch.Tensor) -> tuple[
         for handle in handles:
             handle.remove()
     return [found[module] for module in modules], output
+
+
+class ExpertMoments:
+    """The second moments of the inputs of a layer's experts, each over the tokens that chose the expert.
+
+    Attributes:
+        tokens: How often each expert was chosen, by the name of its stacked matrices and its index.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.tokens: Counter[tuple[str, int]] = Counter()
+        self._moments: dict[tuple[str, int], torch.Tensor] = {}
+        for path, module in layer.named_modules():
+            if hasattr(module, "is_transposed"):  # experts of transformers' registry alone
+                vars(module)["lucid_watchers"] = [functools.partial(self._add, path)]
+
+    def _add(self, path: str, name: str, x: torch.Tensor, expert: torch.Tensor, _: torch.Tensor) -> None:
+        for index in expert.unique().tolist():
+            key, own = (f"{path}.{name}", index), x[expert == index]
+            self._moments[key] = add_moments(self._moments.get(key), own)
+            self.tokens[key] += len(own)
+
+    def pop(self, name: str, index: int) -> torch.Tensor:
+        """Return and forget the mean moments of an expert that was chosen, float64 ``(in, in)``."""
+        return self._moments.pop((name, index)) / self.tokens[name, index]
 
 
 def add_moments(total: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:

@@ -60,12 +60,11 @@ def plan_quantization(
     head_bits = options.head_bits or (BEST_HEAD_BITS if options.takes_best and head in chosen else None)
     bits = {**({head: head_bits} if head_bits else {}), **options.bits}
     if options.takes_best:
-        dense = [name for name in chosen if name not in experts]
-        bits = dict.fromkeys(_sensitive(shapes, dense), BEST_HEAD_BITS) | bits
+        bits = dict.fromkeys(_sensitive(shapes, chosen), BEST_HEAD_BITS) | bits
     if strangers := sorted(bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     tensors = {
-        name: replace(experts[name], block_size=_expert_block(experts[name], options), bits=bits.get(name))
+        name: _planned_experts(experts[name], options, bits.get(name))
         if name in experts
         else _planned(name, shapes[name], options, bits.get(name))
         for name in chosen
@@ -123,11 +122,18 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 
 
-def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions) -> int:
+def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: int | None) -> QuantizedTensor:
+    offsets = "matmulnbits" in find_method(method_of(options)).offsets and bits != 8
+    block = _expert_block(tensor, options, _WIDE if (options.scheme, bits) == ("int4", 8) else 0)
+    kind = "float16" if offsets else None
+    return replace(tensor, block_size=block, bits=bits, offsets=offsets, scale_dtype=kind)
+
+
+def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions, most: int = 0) -> int:
     """Return the block of experts' matrices, which divides their rows; 0: they are not quantized."""
     if format_of(options) == "qdq":
         return 0
-    most = options.block_size or DEFAULT_BLOCK[options.scheme]
+    most = most or options.block_size or DEFAULT_BLOCK[options.scheme]
     return next((size for size in reversed(BLOCK_SIZES[1:]) if size <= most and tensor.shape[1] % size == 0), 0)
 
 

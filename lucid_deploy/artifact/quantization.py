@@ -206,15 +206,15 @@ class Quantization:
         (rows, width), blocks = tensor.shape, tensor.blocks
         if part in (WHOLE_SCALE, INPUT_SCALE):
             return ()
+        experts = (tensor.experts, rows // tensor.experts, blocks) if tensor.experts else None
         if part == OFFSETS:
-            return (blocks, rows)
+            return experts or (blocks, rows)
         if self.format == "qdq":
             scales: dict[str, tuple[int, ...]] = {"block": (blocks, rows), "channel": (rows,), "tensor": ()}
             return scales[tensor.granularity] if part == SCALES else (width, rows)
         bits = self.bits_of(name)
         blob = tensor.block_size * bits // 8
-        if tensor.experts:
-            experts = (tensor.experts, rows // tensor.experts, blocks)
+        if experts:
             return experts if part == SCALES else (*experts, blob)
         zeros = -(-blocks * bits // 8)
         return {

@@ -110,7 +110,8 @@ def unpack(
             return codes - spread(points[:, : tensor.blocks], tensor), scales
         numbers = (codes - (1 << (bits - 1))).astype(np.int8)
     if tensor.offsets and shift is not None:
-        offsets = shift.astype(np.float64).reshape(quantization.part_shape(name, OFFSETS)).T
+        offsets = shift.astype(np.float64).reshape(quantization.part_shape(name, OFFSETS))
+        offsets = offsets.reshape(scales.shape) if tensor.experts else offsets.T
         return numbers + spread(offsets / scales, tensor), scales
     return numbers, scales
 

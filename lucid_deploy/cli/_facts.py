@@ -38,10 +38,16 @@ def method_sentence(method: Method) -> str:
     equalized = " Columns were equalized before." if "equalization" in method.settings else ""
     if not method.tensors:
         return equalized
-    text = method.calibration
+    text, unseen = method.calibration, method.settings.get("experts_without_text", 0)
+    without = (
+        f" {unseen} of {method.settings['experts']} matrices of experts were chosen too rarely by its tokens and are "
+        "rounded without it."
+        if unseen
+        else ""
+    )
     return (
         f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
-        f"{text['file']}.{equalized}"
+        f"{text['file']}.{without}{equalized}"
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lucid_deploy.export.quantize.inputs import (
+    ExpertMoments,
     add_moments,
     embedded,
     final_norm,
@@ -47,6 +48,18 @@ def test_moments_of_many_inputs() -> None:
     rows = torch.cat([x.reshape(-1, 2100), x[:, :7].reshape(-1, 2100)])
     torch.testing.assert_close(found, rows.mT @ rows)
     torch.testing.assert_close(found, found.mT)
+
+
+def test_moments_of_experts_are_those_of_their_own_rows() -> None:
+    layer, experts = torch.nn.Module(), torch.nn.Module()
+    layer.mlp, experts.is_transposed = experts, False
+    moments, x = ExpertMoments(layer), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for rows in (slice(0, 2), slice(2, 5)):
+        for watch in experts.lucid_watchers:
+            watch("down_proj", x[rows], torch.tensor([2, 0, 2, 2, 0])[rows], x[rows])
+    assert moments.tokens == {("mlp.down_proj", 2): 3, ("mlp.down_proj", 0): 2}
+    own = x[[0, 2, 3]].double()
+    torch.testing.assert_close(moments.pop("mlp.down_proj", 2), own.mT @ own / 3, rtol=1e-5, atol=1e-6)
 
 
 def test_the_layers_make_the_model(make_checkpoint: Any) -> None:
