@@ -169,7 +169,8 @@ async def _solve(exchange: Exchange, body: bytes) -> Response:
     request = await exchange.read(body)
     assert request.place is not None
     (ids,) = request.job.prompts
-    return JSONResponse(await exchange.service.backend.solve(list(ids), *request.place, request.job.request.adapter))
+    found = await exchange.service.backend.solve(list(ids), *request.place, request.job.request.adapter)
+    return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 async def _generate(exchange: Exchange, body: bytes) -> Response | None:

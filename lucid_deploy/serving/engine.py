@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
-MOST_CALLS = 4
+MOST_CALLS = 2
 PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # most memory and tokens of stored prefixes unless it is said
 T = TypeVar("T")
 
@@ -242,7 +242,9 @@ class Engine:
                 self._step_began = time.monotonic()
                 _carry_out(batcher, *data)
                 self._step_began = None
-                continue
+                if batcher.idle:
+                    continue
+                return True  # not the next call: requests wait for one between two steps
             assert events is not None
             if kind == "cancel":
                 number = self._numbers.get((events, row))

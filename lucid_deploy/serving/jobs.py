@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
-from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.session import Array, Session
 from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.serving.engine import Engine, EngineOptions, Refusal, RefusedError, make_engine
 
@@ -101,9 +103,9 @@ class LocalBackend:
             "head": head,
             "ids": ids,
             "tokens": [self._token_texts(token)[0] for token in ids],
-            "subtracted": [_rounded(row[:i]) for i, row in enumerate(found.subtracted)],
-            "diagonal": _rounded(found.diagonal),
-            "coefficients": [_rounded(row[: i + 1]) for i, row in enumerate(found.coefficients)],
+            "subtracted": [row[:i].tolist() for i, row in enumerate(_rounded(found.subtracted))],
+            "diagonal": _rounded(found.diagonal).tolist(),
+            "coefficients": [row[: i + 1].tolist() for i, row in enumerate(_rounded(found.coefficients))],
         }
 
     async def call(self, function: Callable[[Session[Any]], T]) -> T:
@@ -138,9 +140,12 @@ class LocalBackend:
             stream.close()
 
 
-def _rounded(row: Any) -> list[float]:
-    """Return numbers with six digits, which is more than the artifact's own."""
-    return [float(f"{value:.6g}") for value in row]
+def _rounded(values: Array) -> Array:
+    """Round to six digits, which is more than the artifact's own; in numpy, as the event loop waits for it."""
+    first = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros_like(values)))
+    scale = 10.0 ** np.clip(5 - first, -300, 300)
+    rounded: Array = np.round(values * scale) / scale
+    return rounded
 
 
 def requests_of(job: Job) -> list[Request]:

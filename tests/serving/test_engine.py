@@ -251,6 +251,24 @@ def test_few_calls_wait_at_once() -> None:
     with_engine(test)
 
 
+def test_requests_run_between_calls_however_many_come() -> None:
+    async def test(engine: Engine, _: ScriptedBatcher) -> None:
+        stream, ended = engine.submit([Request([1, 2, 3], 5)]), threading.Event()
+
+        def again(_: Any) -> None:
+            if not ended.is_set():
+                engine.call(again)
+
+        engine.call(again)
+        try:
+            async with asyncio.timeout(10):
+                await everything(stream, 1)
+        finally:
+            ended.set()
+
+    with_engine(test)
+
+
 def test_calls_that_wait_hear_of_the_engine_s_end() -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
