@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -82,11 +82,11 @@ class ReaderPool:
     def __init__(self, setup: ReaderSetup, count: int) -> None:
         self._readers = [reader_process(setup) for _ in range(count)]
         self._threads = ThreadPoolExecutor(count, "lucid-reader")
-        self._bodies: asyncio.Queue[tuple[bytes, asyncio.Future[PreparedRequest]]] = asyncio.Queue()
+        self._idle: asyncio.Queue[BoundedProcess] = asyncio.Queue()
         self._costly = asyncio.Semaphore(max(1, count - 1))
         # Of each client and kind of body, so that nobody waits for all bodies of another client.
         self._turns: dict[tuple[str, bool], asyncio.Semaphore] = {}
-        self._workers: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def has_chat_template(self) -> bool | None:
@@ -101,36 +101,43 @@ class ReaderPool:
 
     def start_in_background(self) -> None:
         """Start all processes, again and again until they start; requests wait for them."""
-        self._workers = [asyncio.ensure_future(self._work(reader)) for reader in self._readers]
+        for reader in self._readers:
+            self._do(self._release(reader))
 
     async def close(self) -> None:
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(asyncio.to_thread(reader.close) for reader in self._readers))
         self._threads.shutdown()
 
     async def read(self, body: bytes, kind: Kind, client: str = "") -> PreparedRequest:
         costly = len(body) >= LARGE or any(word in body for word in COSTLY)
         turn = self._turns.setdefault((client, costly), asyncio.Semaphore(max(1, len(self._readers) - costly)))
-        async with turn, self._costly if costly else contextlib.nullcontext():
+        async with contextlib.AsyncExitStack() as held:
+            await held.enter_async_context(turn)
+            if costly:
+                await held.enter_async_context(self._costly)
+            reader = await self._idle.get()
             request: asyncio.Future[PreparedRequest] = asyncio.get_running_loop().create_future()
-            self._bodies.put_nowait((msgspec.msgpack.encode((kind, body)), request))
+            self._do(self._read(reader, msgspec.msgpack.encode((kind, body)), request, held.pop_all()))
             return await request
 
-    async def _work(self, reader: BoundedProcess) -> None:
-        """Give bodies to a reader, one after another; start it again when it has died."""
-        while True:
-            try:
-                await self._in_thread(reader.start)
-            except (LucidError, OSError) as error:
-                log.error("A reader process does not start: %s", error)
-                await asyncio.sleep(RESTART_SECONDS)
-                continue
-            body, request = await self._bodies.get()
-            if request.cancelled():
-                continue
-            reading = asyncio.ensure_future(self._read(reader, body))
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(
+        self,
+        reader: BoundedProcess,
+        body: bytes,
+        request: asyncio.Future[PreparedRequest],
+        held: contextlib.AsyncExitStack,
+    ) -> None:
+        """Read a body. What it holds is free when the reader is, and not when the client leaves."""
+        async with held:
+            reading = asyncio.ensure_future(self._ask(reader, body))
             reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio would log it
             await asyncio.wait([reading, request], return_when=asyncio.FIRST_COMPLETED)
             if request.done():  # it was cancelled
@@ -141,8 +148,20 @@ class ReaderPool:
                 request.set_exception(fault)
             else:
                 request.set_result(reading.result())
+            await self._release(reader)
 
-    async def _read(self, reader: BoundedProcess, body: bytes) -> PreparedRequest:
+    async def _release(self, reader: BoundedProcess) -> None:
+        """Give a reader the next body; start it first if it has died, again and again until it starts."""
+        while True:
+            try:
+                await self._in_thread(reader.start)
+                break
+            except (LucidError, OSError) as error:
+                log.error("A reader process does not start: %s", error)
+                await asyncio.sleep(RESTART_SECONDS)
+        self._idle.put_nowait(reader)
+
+    async def _ask(self, reader: BoundedProcess, body: bytes) -> PreparedRequest:
         try:
             reply = msgspec.msgpack.decode(await self._in_thread(reader.ask, body), type=ReadReply)
         except TooCostly as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -10,7 +11,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.attacks.attack_tools import KEY, OtherClient, completion, connect, error_of, head, many, send_slowly, talk
+from tests.attacks.attack_tools import (
+    ATTACKER,
+    KEY,
+    OtherClient,
+    completion,
+    connect,
+    error_of,
+    head,
+    many,
+    send_slowly,
+    talk,
+)
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server
 
@@ -121,6 +133,26 @@ def test_expressions_that_take_long_to_compile(open_server: Server) -> None:
     with OtherClient(open_server), many(open_server, 24, completion(guided_regex=form, max_tokens=1)) as connections:
         for connection in connections:
             assert connection.recv(4096).startswith((b"HTTP/1.1 200", b"HTTP/1.1 429"))
+
+
+def test_bodies_that_are_costly_to_read(keyed_server: Server) -> None:
+    """Many of another key, and of clients that leave before they are read."""
+    request = completion(ATTACKER, bad_words=["owl has red lamp"] * 1000, max_tokens=1)
+    with OtherClient(keyed_server):
+        with many(keyed_server, 40, request):
+            time.sleep(2.0)
+        for _ in range(20):
+            with connect(keyed_server, request):
+                time.sleep(0.05)
+
+
+def test_a_flood_of_solves(open_server: Server) -> None:
+    body = json.dumps({"model": MODEL, "prompt": [5] * 256, "layer": 0, "head": 0}).encode()
+    request = head("/v1/lucid/solve", content_length=len(body), **JSON) + body
+    with OtherClient(open_server):
+        for _ in range(20):
+            with many(open_server, 10, request):
+                time.sleep(0.1)
 
 
 @DIRECT

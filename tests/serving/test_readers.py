@@ -123,6 +123,10 @@ def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
         await asyncio.sleep(0.2)
         assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
         assert not any(task.done() for task in large)
+        large[0].cancel()  # its client leaves, and its reader is not free yet
+        await asyncio.sleep(0.5)
+        assert pool._idle.qsize() == 1
+        assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
         for task in large:
             task.cancel()
         await asyncio.wait(large)
