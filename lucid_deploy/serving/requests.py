@@ -50,7 +50,7 @@ class PreparedRequest:
     include_usage: bool = False  # whether a stream ends with counts
     chat: bool = False
     cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
-    response: dict[str, Any] | None = None  # what an answer of ``/v1/responses`` repeats of its request
+    response: dict[str, bytes] | None = None  # what an answer of ``/v1/responses`` repeats of its request, as JSON
     place: tuple[int, int] | None = None  # layer and head of ``/v1/lucid/solve``
     tools: ToolFormat | None = None  # how the answer writes calls of tools, if it may
 
