@@ -120,7 +120,7 @@ def test_likelihoods_are_sums_over_single_steps(
     assert [greedy for _, greedy in found[-4:]] == [True, False, False, True]
 
 
-@pytest.mark.parametrize(("logits", "cache"), [("all", "growing"), ("all", "static"), ("last", "growing")])
+@pytest.mark.parametrize(("logits", "cache"), [("all", "growing"), ("last", "growing")])
 def test_likelihoods_are_those_of_pytorch(exported: Exported, logits: str, cache: str) -> None:
     checkpoint, artifact = exported(logits=logits, cache=cache)
     model, session, pairs = load_model(Checkpoint(checkpoint), torch.float64), open_session(artifact), pairs_of(5, 97)
