@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
     kinds: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
         like = config.attention[index].like if config.attention else None
-        kinds.setdefault(f"{json.dumps(layer.to_dict())} {config.rope(index)} {like}", []).append(index)
+        kinds.setdefault(f"{layer} {config.rope(index)} {like}", []).append(index)
     repeated = [members for members in kinds.values() if len(members) > 1]
     origins = [members[0] for members in kinds.values()]
     first = {index: place for place, index in enumerate(origins)}

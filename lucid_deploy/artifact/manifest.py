@@ -184,18 +184,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of ``lucid.json``."""
-        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        data["config"] = self.config.to_dict()
-        data["graphs"] = msgspec.to_builtins(self.graphs)
-        data["forms"] = msgspec.to_builtins(self.forms)
-        for name in ("forms", "forms_left_out"):  # earlier versions read an artifact that has one form
+        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **msgspec.to_builtins(asdict(self))}
+        for name in ("forms", "forms_left_out", "adapters"):  # earlier versions read an artifact without these
             if not data[name]:
                 del data[name]
-        data["layers"] = [layer.to_dict() for layer in self.layers]
-        if self.adapters is None:
-            del data["adapters"]
-        else:
-            data["adapters"] = msgspec.to_builtins(self.adapters)
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 

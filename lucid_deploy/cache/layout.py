@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -86,11 +86,6 @@ class CacheTensor:
     def size(self, tokens: int) -> int:
         """Return the bytes of one batch row after this many tokens."""
         return math.prod(self.batch_shape(1, tokens)) * ITEM_SIZES[self.dtype]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        data = {**asdict(self), "shape": list(self.shape)}
-        return data if self.sort == "ring" else {key: value for key, value in data.items() if key != "window"}
 
 
 LayerLayout: TypeAlias = tuple[CacheTensor, ...]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from lucid_deploy.artifact.quantization import STORED, Method, Quantization, short_name
 from lucid_deploy.cli._console import console_out, show
-
-if TYPE_CHECKING:
-    pass
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from lucid_deploy.cache.layout import CacheLayout, LayerLayout
 from lucid_deploy.model.config import LucidConfig, RopeScaling
@@ -42,18 +41,6 @@ class LayerDescription:
     def uses(self, operator: str, stage: str) -> bool:
         """Whether its graph of a stage, ``prefill`` or ``decode``, uses an operator."""
         return operator in self.operators.get(stage, ())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            "kind": self.kind,
-            "cache": [tensor.to_dict() for tensor in self.cache],
-            "operators": {stage: list(names) for stage, names in self.operators.items()},
-            "weights": list(self.weights),
-            "solves": self.solves,
-            "diagonal": self.diagonal,
-            "eviction": self.eviction,
-        }
 
 
 def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "adapter": manifest.adapter,
         "versions": manifest.versions,
         "files": manifest.files,
-        "layers": [layer.to_dict() for layer in manifest.layers],
+        "layers": [asdict(layer) for layer in manifest.layers],
         "quantization": None if manifest.quantization is None else manifest.quantization.to_dict(),
         "compression": compression(artifact),
         "weight_types": weight_types(artifact),
