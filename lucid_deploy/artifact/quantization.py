@@ -162,7 +162,7 @@ class Quantization:
         return self.activations in FP8_ACTIVATIONS
 
     def rounded_inputs(self, to_int8: bool) -> str | None:
-        """Return what a runtime, which may round to int8, rounds inputs of quantized products to; None: to nothing."""
+        """Return the type that a runtime rounds inputs of quantized products to; None: it does not round them."""
         if self.rounds_inputs:
             return "fp8"
         return "int8" if to_int8 and self.activations == "int8" else None

@@ -188,7 +188,7 @@ def _added(settings: dict[str, Any], path: Path) -> dict[int, AddedToken]:
     """Read ``added_tokens.json``; tokens that the settings name are special."""
     from tokenizers import AddedToken
 
-    # Lists in additional_special_tokens of the map are not looked at here in transformers either.
+    # As in transformers, additional_special_tokens of special_tokens_map.json do not count here.
     special = {str(settings[name]) for name in STANDARD if settings.get(name)}
     special |= {str(token) for token in settings.get(_EXTRA) or []}
     found = {}

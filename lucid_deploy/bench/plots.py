@@ -57,7 +57,7 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
 
 
 def _pictures(report: dict[str, Any], stage: str) -> list[list[_Line]]:
-    """Spread a stage's lines over pictures; the first contender's are in all of them."""
+    """Distribute a stage's lines over pictures, each of which has the first contender's."""
     first = report["measurements"][0]["contender"]
     series: dict[tuple[str, int], list[Row]] = {}
     for row in report["measurements"]:

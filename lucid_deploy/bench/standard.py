@@ -102,7 +102,7 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
         return QuantizeOptions(STORED, record.format, activations=record.activations)
     optional = EMBEDDING if not tied or record.format == "qdq" else None  # is not quantized unless it is asked for
     kept = tuple(short_name(name) for name in record.kept if name != optional)
-    if record.scheme in FLOAT_SCHEMES:  # which say themselves what shares a scale
+    if record.scheme in FLOAT_SCHEMES:  # the scheme fixes the blocks that share a scale
         return QuantizeOptions(record.scheme, record.format, keep_float=kept, activations=record.activations)
     return QuantizeOptions(
         record.scheme,

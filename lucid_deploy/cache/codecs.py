@@ -79,7 +79,7 @@ class ScaledCodec(CacheCodec):
 class Int8Codec(ScaledCodec):
     """Store rows as whole numbers −127 … 127."""
 
-    largest = float(LEVELS)  # a float: the exporter would trace an int as one more value
+    largest = float(LEVELS)  # a float: of an int the exporter would make one more node in the graph
 
     def _round(self, shares: Tensor) -> Tensor:
         return torch.round(shares).clamp(-self.largest, self.largest).to(torch.int8)

@@ -81,8 +81,8 @@ class CompletionTurns:
     def begin(self, system: str | None) -> None:
         if system is not None:
             raise LucidError(
-                "This session continues one text, which has no system message: that takes a model with a chat "
-                "template, and no --completion."
+                "This session continues one text, which has no system message. Use a model with a chat template, and "
+                "no --completion."
             )
         self.ids = []
 

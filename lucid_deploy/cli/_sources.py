@@ -125,5 +125,5 @@ def _word(value: Any) -> str:
 
 
 def _path(context: click.Context) -> list[str]:
-    """Return the names of a command and its groups, without that of the program."""
+    """Return a command's words after ``lucid-deploy``, such as ``plugin build``."""
     return context.command_path.removeprefix(context.find_root().command_path).split()

@@ -31,7 +31,7 @@ CHOICES = {
     "text": "--text FILE",
 }
 _QUESTIONS, _HARNESS, _TASKS = ("recall", "needles"), ("lm_eval", "suite"), ("recall", "needles", "lm_eval", "suite")
-_MEANT_FOR = {  # options that are not for everything that can be evaluated
+_MEANT_FOR = {  # options that only some tasks take, with these tasks
     **dict.fromkeys(("limit", "seed"), _TASKS),
     "ask": ("needles",),
     **dict.fromkeys(("needles", "lengths"), ("needles", "suite")),

@@ -16,7 +16,7 @@ from lucid_deploy.runtimes.session import Session
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ROWS = 8  # of a table; more values of a label are shown in ranges
+_ROWS = 8  # of a table at most: if a label has more values, ranges of them are shown
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) ->
 
 
 def can_write(tokenizer: TokenizerLike, text: str) -> bool:
-    """Return whether a text survives encoding and decoding, white space and capitals aside."""
+    """Return whether decoding a text's tokens gives the text, apart from white space and capitals."""
     return _letters(tokenizer.decode(tokenizer.encode(text))) == _letters(text)
 
 

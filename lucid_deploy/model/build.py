@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_parsing import parse_config
-from lucid_deploy.model.families import Family, family_named, family_of
+from lucid_deploy.model.families import Family, StoredParameter, family_named, family_of
 
 if TYPE_CHECKING:
     from lucid_deploy.model.lucid import CausalModel
@@ -38,9 +38,21 @@ def family_for(config: LucidConfig) -> Family:
     """Return the family of a configuration, which says where its parameters lie in a checkpoint."""
     if not config.class_config:
         return family_named(config.family)
-    from lucid_deploy.model.transformers_class.family import ClassFamily
+    import torch
 
-    return ClassFamily(config)
+    with torch.device("meta"):
+        return _ClassFamily(make_model(config))
+
+
+class _ClassFamily(Family):
+    """The names of the parameters of a class of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        self._sources, self.unused_tensors = model.sources, model.unused_tensors  # type: ignore[misc]
+
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
+        stored: StoredParameter = self._sources[name].stored
+        return stored
 
 
 def _names_class(raw: dict[str, Any]) -> bool:

@@ -64,7 +64,7 @@ class RopeScaling:
     high_freq_factor: float = 4.0  # llama3 only: wavelengths below original context / this are kept
     original_max_position_embeddings: int = 8192  # llama3 and yarn: the context length before scaling, in tokens
     attention_factor: float = 1.0  # yarn only: factor of cosines and sines
-    beta_fast: float = 32.0  # yarn only: frequencies that turn more often over the original context are kept
+    beta_fast: float = 32.0  # yarn only: frequencies that turn more often over the original context stay as they are
     beta_slow: float = 1.0  # yarn only: frequencies that turn less often over it are divided
     truncate: bool = True  # yarn only: whether the ramp begins and ends at whole indices of frequencies
 

@@ -14,7 +14,7 @@ _IS_PAUSED = ContextVar("_IS_PAUSED", default=False)
 
 
 def all_in_float64() -> Any:
-    """Return a context in which PyTorch code that casts to float32 casts to float64."""
+    """Return a context in which casts to float32 in PyTorch code are casts to float64."""
 
     def wider(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value

@@ -39,7 +39,7 @@ class HubOptions:
     token: str | None = None
     cache: Path | None = None  # directory of downloads; None: huggingface_hub's own
     offline: bool = False  # use the cache only, without network access
-    # address of the Hub; None: huggingface_hub's own. A stored token is not sent to another one.
+    # address of the Hub; None: huggingface_hub's default. The user's token is not sent to other addresses.
     endpoint: str | None = None
 
 

@@ -31,7 +31,7 @@ def settle(
             "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
             "published code does."
         )
-    if config.class_config:  # the class says what its tensors are
+    if config.class_config:  # the class itself defines its tensors
         return config, tuple(notes)
     _refuse_variants(names, where)
     if config.qk_norm != "none":  # set by the family

@@ -112,14 +112,15 @@ def kl_divergence(actual: Array, reference: Array) -> Array:
 
     Never below zero: rounding could otherwise give −1e-17 for equal distributions.
     """
-    log_q, log_p = _log_softmax(actual.astype(np.float64)), _log_softmax(reference.astype(np.float64))
+    log_q, log_p = log_softmax(actual), log_softmax(reference)
     with np.errstate(invalid="ignore"):
         return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
 
 
-def _log_softmax(logits: Array) -> Array:
+def log_softmax(logits: Array) -> Array:
+    """Return the logarithms of the tokens' probabilities, in float64."""
     with np.errstate(invalid="ignore"):
-        shifted = logits - logits.max(axis=-1, keepdims=True)
+        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.metrics import kl_divergence
+from lucid_deploy.parity.metrics import kl_divergence, log_softmax
 from lucid_deploy.runtimes.session import Array, Session
 
 WINDOW = 512  # tokens of context at most, as llama.cpp has it: windows of a text begin with an empty cache
@@ -19,7 +19,7 @@ Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pi
 
 @dataclass(frozen=True)
 class TextCost:
-    """What a model loses on a text beside the one that it was made from."""
+    """How much worse a model predicts a text than the model that it was made from."""
 
     tokens: int  # that were predicted: all of every window but its first
     own: float  # its perplexity
@@ -71,11 +71,7 @@ def surprisals(score: Score, pieces: list[Array], tick: Callable[[], None]) -> A
 
 def _surprise(logits: Array, next_ids: Array) -> Array:
     """Return ``−log p`` of tokens ``(n,)`` by the logits before them ``(n, vocab)``."""
-    values = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        peak = values.max(axis=-1)
-        total = peak + np.log(np.exp(values - peak[:, None]).sum(axis=-1))
-    return np.asarray(total - values[np.arange(len(values)), next_ids])
+    return -log_softmax(logits)[np.arange(len(next_ids)), next_ids]
 
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:

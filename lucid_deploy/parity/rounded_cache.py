@@ -185,7 +185,7 @@ def _starts(session: Session[Any], scenario: Scenario) -> range:
 
 
 def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: Tick) -> Answers:
-    """Go on from stored rows by decoding and by a prefill; return the logits.
+    """Decode, and prefill, after given cached rows; return the logits.
 
     ``rounded`` has K and Y of the whole scenario, and its last states, as a cache of the session's type holds them. The
     rows of the prompt and of the forced tokens before each step are stored.

@@ -242,6 +242,6 @@ def greedy_prompt(
     if room < 1:
         raise LucidError(
             f"The prompt has {len(ids)} tokens; verification can take {config.max_position_embeddings - PADDING - 1} "
-            f"of the {config.max_position_embeddings} that the model was made for (max_position_embeddings)."
+            f"of the model's {config.max_position_embeddings} (max_position_embeddings); padding and new tokens follow."
         )
     return "prompt", ids, min(steps, room)

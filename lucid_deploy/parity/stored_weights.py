@@ -186,7 +186,7 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
 
 
 def _nearest_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
-    """Check symmetric numbers that are the nearest ones."""
+    """Return where symmetric numbers are not the nearest to the original weight's, or their scales are wrong."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8

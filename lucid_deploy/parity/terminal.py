@@ -138,7 +138,7 @@ def _own_error_table(explanation: Explanation) -> Table:
         "Each part on the reference's own inputs", ["part"], ["error", "gate"], "token sequence, how it was fed"
     )
     worst: dict[str, WorstOwnError] = {}
-    layers = max(item.part.layer for item in explanation.findings)  # that of the logits
+    layers = max(item.part.layer for item in explanation.findings)  # the logits count as one layer more
     for item in sorted(explanation.findings, key=lambda item: item.part):
         part = item.part
         label = band_label(part.layer, layers, part.word) if 0 <= part.layer < layers else str(part)

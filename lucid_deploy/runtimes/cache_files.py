@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
                 raise LucidError(f"{path} is not a cache file of lucid-deploy.")
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
-        raise CheckFailed(f"{path} is cut, damaged, or no cache file: {in_one_line(error)}") from error
+        raise CheckFailed(f"{path} is truncated, damaged, or no cache file: {in_one_line(error)}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

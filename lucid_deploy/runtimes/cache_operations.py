@@ -119,7 +119,7 @@ class CacheOperations(ABC, Generic[Tensor]):
         return [tuple(map(cut, layout, layer)) for layout, layer in zip(self.layout, cache.layers, strict=True)]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> list[tuple[Tensor, ...]]:
-        """Convert what :meth:`layer_arrays` gives back to a cache's layers."""
+        """Convert arrays in the form of :meth:`layer_arrays` to a cache's layers."""
         return [
             tuple(map(self._from_array, layout, encode_layer(arrays, layout)))
             for layout, arrays in zip(self.layout, layers, strict=True)

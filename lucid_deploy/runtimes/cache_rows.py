@@ -18,7 +18,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 _HOLES = 64  # columns without a token in any row that a cache may have …
-_SHARE = 8  # … or one in so many, before it is packed
+_SHARE = 8  # … or this fraction (1 / 8) of all rows, before it is packed
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ class Session(CacheOperations[Tensor]):
         return logits
 
     def _checked_adapters(self, cache: Cache[Tensor]) -> Array | None:
-        """Return the rows' adapters for the graphs, after checking that there are such adapters."""
+        """Check that the rows' adapters exist, and return their numbers as the graphs take them."""
         slots = {BASE: 0} | {name: each.slot for name, each in (self.adapters or {}).items()}
         if not {*cache.adapter_ids.tolist()} <= {*slots.values()}:
             known = ", ".join(f"{slot} for {name}" for name, slot in slots.items())

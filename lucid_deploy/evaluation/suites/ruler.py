@@ -84,7 +84,7 @@ class Generators:
         return rows
 
     def _least(self, task: str, length: int) -> int:
-        """Return how long the shortest document is, for the tasks whose generators would not end where none fits."""
+        """Return the length of a task's shortest document: a generator never ends if none fits into the context."""
         from lm_eval.tasks.ruler import cwe_utils, fwe_utils, vt_utils
 
         if task == "ruler_vt":

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.experts import expert_product
 from lucid_deploy.model.families import StoredParameter
 from lucid_deploy.model.float64 import all_in_float64
 from lucid_deploy.model.layers import layer_kind
@@ -33,6 +32,7 @@ from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import Head, RMSNorm
 from lucid_deploy.model.transformers_class.delta_layers import DeltaLayer, put_delta_layers
 from lucid_deploy.model.transformers_class.positions import first_position, given_positions, put_positions, put_rotary
+from lucid_deploy.plugins.expert_matmul.torch_operator import expert_matmul
 
 try:
     from transformers import (
@@ -118,14 +118,22 @@ def attention_mask(*_: Any, mask_function: Callable[..., Tensor], **__: Any) -> 
 def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Compute the experts that each token chose; the signature is that of transformers' registry.
 
-    Hidden states are ``(T, H)``, the chosen experts and their weights ``(T, k)``.
+    Hidden states are ``(T, H)``, the chosen experts and their weights ``(T, k)``. The experts' matrices are
+    ``(E, out, in)``, or ``(E, in, out)`` where ``module.is_transposed``. The module's ``lucid_watchers`` are called
+    with the name, the input, the experts and the output of each product.
     """
     (tokens, width), choices = hidden_states.shape, top_k_index.shape[1]
     _running().choose(module, module.down_proj.shape[0], choices)
     expert = top_k_index.reshape(-1)  # (T·k,)
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return expert_product(module, name, x, expert)
+        weight = getattr(module, name)
+        product = expert_matmul(x, expert, weight.transpose(-1, -2) if module.is_transposed else weight)
+        if module.has_bias:
+            product = product + getattr(module, f"{name}_bias")[expert]
+        for watch in vars(module).get("lucid_watchers", ()):
+            watch(name, x, expert, product)
+        return product
 
     x = hidden_states[:, None].expand(tokens, choices, width).reshape(-1, width)  # (T·k, H)
     x = module._apply_gate(linear(x, "gate_up_proj")) if module.has_gate else module.act_fn(linear(x, "up_proj"))

@@ -232,7 +232,7 @@ def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
 
     prepared = prepare_graph(artifact, stage, artifact.config.max_position_embeddings)
     functions = ir.serde.deserialize_model(artifact.graph(stage))
-    # Explicit always: onnxruntime refuses the attribute that lets TensorRT take Attention apart.
+    # Always products and a softmax: TensorRT needs an attribute to split Attention, which onnxruntime refuses.
     standard_attention(functions)
     try:
         explicit_attention(functions)

@@ -25,7 +25,7 @@ def has_quantize_linear(version: str) -> bool:
 
 
 def has_tensor_scatter() -> bool:
-    """Return whether the installed version writes rows into a static cache, without importing it."""
+    """Whether the installed onnxruntime can write rows into a static cache; reads its version without importing it."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):
             return _numbers(version(package)) >= _STATIC

@@ -92,7 +92,7 @@ class DeviceCaches:
         ]
 
     def new(self, layout: CacheTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return a tensor for some tokens; its block is large enough for the whole context, so all are alike."""
+        """Return a tensor for some tokens; its block has room for the whole context, so that it fits every call."""
         most = self._most if tokens or not layout.has_tokens else 0
         return DeviceTensor(self._pool.take(batch * layout.size(most)), tokens)
 

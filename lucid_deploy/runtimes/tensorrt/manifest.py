@@ -48,7 +48,7 @@ class EngineManifest:
 
     backend: str  # tensorrt-rtx or tensorrt
     backend_version: str  # engines of another one are not read
-    toolkit_version: str  # the lucid-deploy that built them
+    toolkit_version: str  # version of lucid-deploy that built them
     capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; () is all of the backend
     limits: Limits  # the largest sizes they accept
     weightless: bool  # whether they take their weights from the artifact when they are loaded

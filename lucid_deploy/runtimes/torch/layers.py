@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from lucid_deploy.cache.layout import CacheTensor, LayerLayout
+from lucid_deploy.cache.layout import LayerLayout
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.lucid import CausalModel
 from lucid_deploy.runtimes.layers import LayerStates, NewTokens, Past, ScoringLayers
 from lucid_deploy.runtimes.session import Array
+from lucid_deploy.runtimes.torch.session import cached_type, to_numpy
 
 
 class TorchLayers(ScoringLayers):
@@ -34,42 +35,39 @@ class TorchLayers(ScoringLayers):
         self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
     ) -> LayerStates:
         stored = [
-            mixer.encode_cache(tuple(self._cached(*pair) for pair in zip(layout, arrays, strict=True)))
+            mixer.encode_cache(
+                tuple(self._tensor(x, cached_type(t, self._dtype)) for t, x in zip(layout, arrays, strict=True))
+            )
             for mixer, layout, arrays in zip(self._model.mixers(), self._layouts, past, strict=True)
         ]
-        given = None if residuals is None else [self._tensor(x) for x in residuals]
+        given = None if residuals is None else [self._tensor(x, self._dtype) for x in residuals]
         with _watched(self._model, self.layers, given) as seen:
             logits, present = self._model(
-                torch.from_numpy(np.ascontiguousarray(tokens.input_ids)).to(self._device),
+                self._tensor(tokens.input_ids),
                 stored,
-                None if tokens.mask.all() else torch.from_numpy(tokens.mask).to(self._device),
-                torch.from_numpy(np.ascontiguousarray(tokens.positions)).to(self._device),
+                None if tokens.mask.all() else self._tensor(tokens.mask),
+                self._tensor(tokens.positions),
                 decode=decode,
                 last_only=True,
             )
         n, cached = tokens.input_ids.shape[1], []
         for mixer, layout, rows in zip(self._model.mixers(), self._layouts, present, strict=True):
             decoded = zip(layout, mixer.decode_cache(rows, self._dtype), strict=True)
-            cached.append({t.name: _to_numpy(x[:, :, -n:] if t.sort == "rows" else x) for t, x in decoded})
-        values = [None if value is None else _to_numpy(value) for value in seen.values]
-        return LayerStates([_to_numpy(x) for x in seen.residuals], cached, values, _to_numpy(logits))
+            cached.append({t.name: to_numpy(x[:, :, -n:] if t.sort == "rows" else x) for t, x in decoded})
+        values = [None if value is None else to_numpy(value) for value in seen.values]
+        return LayerStates([to_numpy(x) for x in seen.residuals], cached, values, to_numpy(logits))
 
     @torch.inference_mode()
     def logits(self, input_ids: Array) -> Iterator[Array]:
-        for piece in self._model.all_logits(torch.from_numpy(input_ids[None]).to(self._device)):
-            yield _to_numpy(piece)
+        for piece in self._model.all_logits(self._tensor(input_ids[None])):
+            yield to_numpy(piece)
 
     @property
     def _layouts(self) -> list[LayerLayout]:
         return [decoded_layout(layer.cache) for layer in self.layers]
 
-    def _tensor(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, self._dtype)
-
-    def _cached(self, tensor: CacheTensor, array: Array) -> torch.Tensor:
-        """Return a cached tensor in the model's type; states have their own type."""
-        given = torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-        return given.to(self._dtype if tensor.has_tokens else getattr(torch, tensor.dtype))
+    def _tensor(self, array: Array, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, dtype)
 
 
 @dataclass
@@ -115,9 +113,3 @@ def _watched(
                 mixer.watchers.append(watch)
                 undo.callback(mixer.watchers.remove, watch)
         yield seen
-
-
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
-    return tensor.cpu().numpy()

@@ -58,7 +58,7 @@ class TorchSession(Session[torch.Tensor]):
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         pairs = zip(self._model.mixers(), cache.layers, strict=True)
-        return [tuple(map(_to_numpy, mixer.decode_cache(stored, self._row_type))) for mixer, stored in pairs]
+        return [tuple(map(to_numpy, mixer.decode_cache(stored, self._row_type))) for mixer, stored in pairs]
 
     def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
         def cut(tensor: CacheTensor, x: torch.Tensor) -> torch.Tensor:
@@ -76,12 +76,10 @@ class TorchSession(Session[torch.Tensor]):
         stored = []
         for mixer, layout, arrays in zip(self._model.mixers(), self.layout, layers, strict=True):
             pairs = zip(decoded_layout(layout), arrays, strict=True)
-            stored.append(mixer.encode_cache(tuple(self._tensor(x).to(self._type_of(t)) for t, x in pairs)))
+            stored.append(
+                mixer.encode_cache(tuple(self._tensor(x).to(cached_type(t, self._row_type)) for t, x in pairs))
+            )
         return stored
-
-    def _type_of(self, tensor: CacheTensor) -> torch.dtype:
-        """Return a tensor's type in the model, without scales; states have their own type."""
-        return self._row_type if tensor.has_tokens else getattr(torch, tensor.dtype)
 
     @property
     def _row_type(self) -> torch.dtype:
@@ -115,13 +113,19 @@ class TorchSession(Session[torch.Tensor]):
                 decode=stage != "prefill",
                 last_only=keep == 1,
             )
-        return _to_numpy(logits), present
+        return to_numpy(logits), present
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
-def _to_numpy(tensor: torch.Tensor) -> Array:
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """Return a tensor as an array, in float32 if it is of half precision."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     return tensor.cpu().numpy()
+
+
+def cached_type(tensor: CacheTensor, rows: torch.dtype) -> torch.dtype:
+    """Return a cached tensor's type in the model, without scales: that of rows, but states have their own."""
+    return rows if tensor.has_tokens else getattr(torch, tensor.dtype)
