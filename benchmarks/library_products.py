@@ -54,14 +54,18 @@ def check(both: dict[str, Any], x: Array, exact: Array) -> dict[str, float]:
     return errors
 
 
-def race(both: dict[str, Any], x: Array, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of runs that take turns, by what multiplies; outputs are all but ``product_0``."""
+def race(both: dict[str, Any], x: Array, rounds: int, threads: int) -> dict[str, list[float]]:
+    """Return the seconds of runs that take turns, by what multiplies; outputs are all but ``product_0``.
+
+    With one thread it is that thread's time, which other processes hardly change.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
     outputs = [output.name for output in both[LIBRARY].get_outputs() if output.name != "product_0"]
     seconds: dict[str, list[float]] = {by: [] for by in both}
     for turn in range(rounds + 1):  # the first warms up
         for by in sorted(both, reverse=bool(turn % 2)):
-            started = time.perf_counter()
+            started = clock()
             both[by].run(outputs, {"x": x})
             if turn:
-                seconds[by].append(time.perf_counter() - started)
+                seconds[by].append(clock() - started)
     return seconds

@@ -63,7 +63,7 @@ def measure(
     for rows in counts:
         x = np.random.default_rng(rows).standard_normal((rows, len(weight))).astype(dtype)
         errors = check(both, x, x.astype(np.float64) @ weight)
-        seconds = race(both, x, rounds)
+        seconds = race(both, x, rounds, threads)
         measured.append(
             {
                 "operator": operator,

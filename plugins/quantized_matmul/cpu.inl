@@ -1,73 +1,66 @@
-// Whether blocks of `bytes` bytes are a quarter, a half or whole lines, as multiply_row needs.
-inline bool fills_lines(size_t bytes) { return bytes == kLine / 4 || bytes == kLine / 2 || bytes % kLine == 0; }
+// Packs a weight into panels; null: nothing. Returns how many bytes they have.
+inline size_t pack_weight(const QuantizedWeight& w, uint8_t* panels) {
+    size_t count = count_panels(w), bytes = w.blocks * PanelSizes(w).block;
+    for (size_t index = 0; index < count && panels != nullptr; ++index) pack_panel(panels + index * bytes, w, index);
+    return count * bytes;
+}
 
 // Computes the product for the columns of some panels.
-template <size_t Bits, class T, class S>
+template <size_t Bits, class S, class T>
 void quantized_matmul_task(void* data, size_t index) {
-    const QuantizedMatMulJob<T, S>& job = *static_cast<QuantizedMatMulJob<T, S>*>(data);
-    const QuantizedMatMulArguments<T, S>& a = job.a;
-    size_t bytes = a.depth * Bits / 8, zero_bytes = (a.blocks * Bits + 7) / 8, parts = a.blocks * kInPanel;
-    Scratch scratch(a.depth * kInPanel / 4 + 3 * parts + kInGroup * kInPanel, 5);
-    Panel panel;
-    panel.numbers = reinterpret_cast<uint8_t*>(scratch.take(a.depth * kInPanel / 4));
-    panel.scales = scratch.take(parts);
-    int32_t* zero_points = reinterpret_cast<int32_t*>(scratch.take(parts));
-    panel.zero_points = a.zero_points != nullptr ? zero_points : nullptr;
-    panel.offsets = a.offsets != nullptr ? scratch.take(parts) : nullptr;
+    const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
+    const QuantizedMatMulArguments<T>& a = job.a;
+    size_t bytes = a.w.blocks * PanelSizes(a.w).block, panels = count_panels(a.w), room = a.panels == nullptr ? bytes / 4 : 0;
+    Scratch scratch(room + kInGroup * kInPanel, 2);
     float* total = scratch.take(kInGroup * kInPanel);
-    size_t last = job.panels() * (index + 1) / job.tasks;
-    for (size_t at = job.panels() * index / job.tasks; at < last; ++at) {
-        size_t first = at * kInPanel, columns = std::min(kInPanel, a.columns - first);
-        for (size_t byte = 0; byte < bytes && !job.alone; byte += kLine)
-            transpose_lines<Bits>(panel.numbers + byte * 8 / Bits * kInPanel, a.w + first * bytes + byte, bytes, columns,
-                                  std::min(kLine, bytes - byte));
-        transpose_scales(panel.scales, a.scales + first * a.blocks, columns, a.blocks);
-        if (a.zero_points != nullptr)
-            copy_zero_points<Bits>(zero_points, a.zero_points + first * zero_bytes, columns, a.blocks);
-        if (a.offsets != nullptr) copy_offsets(panel.offsets, a.offsets + first, columns, a.blocks, a.columns);
+    uint8_t* packed = reinterpret_cast<uint8_t*>(scratch.take(room));
+    size_t last = panels * (index + 1) / job.tasks;
+    for (size_t at = panels * index / job.tasks; at < last; ++at) {
+        if (a.panels == nullptr) pack_panel(packed, a.w, at);
+        const uint8_t* panel = a.panels == nullptr ? packed : a.panels + at * bytes;
+        size_t columns = std::min(kInPanel, a.w.columns - at * kInPanel);
         for (size_t number = 0; number < job.groups; ++number) {
             size_t row = job.first_row(number), rows = job.first_row(number + 1) - row;
-            Group group = job.group(row);
-            if (job.alone)
-                multiply_row<Bits>(total, a.w + first * bytes, columns, panel, group, a.blocks, bytes / a.blocks);
-            else if (has_dots())
-                multiply_group(rows, total, panel, group, a.blocks, job.block() / 4);
+            if (has_dots())
+                multiply_group<Bits, S>(rows, total, panel, job.group(row), a.w);
             else
-                multiply_panel_plainly(rows, total, panel, group, a.blocks, job.block() / 4);
-            for (size_t r = 0; r < rows; ++r)
-                for (size_t c = 0; c < columns; ++c)
-                    from_float(a.o[(row + r) * a.columns + first + c], total[r * kInPanel + c]);
+                multiply_panel_plainly<Bits, S>(rows, total, panel, job.group(row), a.w);
+            T* o = a.o + row * a.w.columns + at * kInPanel;
+            for (size_t r = 0; r < rows; ++r, o += a.w.columns) {
+                if (std::is_same_v<T, float> && columns == kInPanel)
+                    std::memcpy(o, total + r * kInPanel, kInPanel * sizeof(float));
+                else
+                    for (size_t c = 0; c < columns; ++c) from_float(o[c], total[r * kInPanel + c]);
+            }
         }
     }
 }
 
-template <size_t Bits, class T, class S>
-void quantized_matmul_of(const QuantizedMatMulArguments<T, S>& a, const Pool& pool) {
-    bool alone = has_dots() && a.rows <= kAloneRows && fills_lines(a.depth / a.blocks * Bits / 8);
-    size_t groups = alone ? a.rows : (a.rows + kInGroup - 1) / kInGroup;
-    Zeros<int8_t> numbers(a.rows * a.depth + 2 * kLine); // whole lines are read
-    Zeros<float> steps(a.rows * a.blocks);
-    Zeros<int32_t> sums(a.rows * a.blocks);
-    Zeros<float> totals(a.offsets != nullptr ? a.rows * a.blocks : 0);
-    float* exact = a.offsets != nullptr ? totals.data() : nullptr;
-    QuantizedMatMulJob<T, S> job{a, {numbers.data(), steps.data(), sums.data(), exact}, groups, 1, alone};
-    size_t products = a.rows * a.depth * a.columns; // a product of few rows is bound by memory, and needs few threads
-    if (products >= kAlone) job.tasks = std::min(std::max(kLeastTasks, products / kTaskProducts), job.panels());
+template <size_t Bits, class S, class T>
+void quantized_matmul_of(const QuantizedMatMulArguments<T>& a, const Pool& pool) {
+    size_t groups = (a.rows + kInGroup - 1) / kInGroup, columns = a.w.columns, blocks = a.w.blocks;
+    size_t parts = a.rows * blocks, whole = a.rows * a.depth / sizeof(float);
+    Room room(whole + 3 * parts);
+    float* steps = room.data() + whole;
+    RoundedRows rounded{reinterpret_cast<int8_t*>(room.data()), steps, reinterpret_cast<int32_t*>(steps + parts),
+                        a.w.offsets != nullptr ? steps + 2 * parts : nullptr};
+    QuantizedMatMulJob<T> job{a, rounded, groups, 1};
+    size_t products = a.rows * a.depth * columns; // a product of few rows is bound by memory, and needs few threads
+    if (products >= kAlone) job.tasks = std::min(std::max(kLeastTasks, products / kTaskProducts), count_panels(a.w));
     if (groups > 1)
-        pool.run(round_group<Bits, T, S>, groups, &job);
+        pool.run(round_group<Bits, T>, groups, &job);
     else
-        round_group<Bits, T, S>(&job, 0);
+        round_group<Bits, T>(&job, 0);
     if (job.tasks > 1)
-        pool.run(quantized_matmul_task<Bits, T, S>, job.tasks, &job);
+        pool.run(quantized_matmul_task<Bits, S, T>, job.tasks, &job);
     else
-        quantized_matmul_task<Bits, T, S>(&job, 0);
+        quantized_matmul_task<Bits, S, T>(&job, 0);
 }
 
-template <class T, class S>
-void quantized_matmul(const QuantizedMatMulArguments<T, S>& a, const Pool& pool) {
-    if (a.rows == 0 || a.columns == 0) return;
-    if (a.bits == 4)
-        quantized_matmul_of<4>(a, pool);
-    else
-        quantized_matmul_of<8>(a, pool);
+template <class T>
+void quantized_matmul(const QuantizedMatMulArguments<T>& a, const Pool& pool) {
+    if (a.rows == 0 || a.w.columns == 0) return;
+    auto of = a.bits == 4 ? quantized_matmul_of<4, Half, T> : quantized_matmul_of<8, Half, T>;
+    if (a.w.scale_bytes == sizeof(float)) of = a.bits == 4 ? quantized_matmul_of<4, float, T> : quantized_matmul_of<8, float, T>;
+    of(a, pool);
 }

@@ -1,105 +1,86 @@
-// A panel holds the transposed blocks of some columns of a weight. This file makes panels and multiplies them in plain C++.
+// Panels: the copy of a weight that products read. A panel holds 16 columns, block after block, in the order of reading:
+//
+//     numbers     [block_bytes / 4][kInPanel][4 bytes]: vectors of 4 or 8 numbers of each column
+//     scales      [kInPanel]
+//     offsets     [kInPanel], if the weight has them
+//     zero points [kInPanel] bytes, if the weight has them
+//
+// The last column is repeated to fill the last panel.
 
-// A panel: numbers as bytes [depth / 4][kInPanel][4], scales [blocks][kInPanel], zero points and offsets likewise or null.
-struct Panel {
-    uint8_t* numbers;
-    float* scales;
-    int32_t* zero_points;
-    float* offsets;
+constexpr size_t kInPanel = 16; // columns
+constexpr size_t kLine = 64;    // bytes of a vector of numbers
+
+// Sizes in bytes of what belongs to a block of a panel.
+struct PanelSizes {
+    size_t numbers, scales, block;
+
+    explicit PanelSizes(const QuantizedWeight& w)
+        : numbers(w.block_bytes * kInPanel), scales(w.scale_bytes * kInPanel),
+          block(numbers + scales * (w.offsets != nullptr ? 2 : 1) + (w.zero_points != nullptr ? kInPanel : 0)) {}
 };
 
-// Writes a line of each of a panel's columns as vectors of 4 numbers of each column.
-template <size_t Bits>
-LUCID_INLINE void transpose_lines(uint8_t* to, const uint8_t* from, size_t stride, size_t columns, size_t bytes) {
-    constexpr size_t each = Bits == 4 ? 2 : 1; // vectors made of four bytes of each column
-#if LUCID_LANES == 16
-    Vector lines[kInPanel];
-    __mmask64 there = bytes == kLine ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1;
-    for (size_t column = 0; column < kInPanel; ++column) {
-        const uint8_t* line = from + std::min(column, columns - 1) * stride;
-        lines[column] = reinterpret_cast<Vector>(_mm512_maskz_loadu_epi8(there, line));
-        __builtin_prefetch(line + kInPanel * stride, 0, 2); // the next panel's
-    }
-    transpose(lines);
-    for (size_t i = 0; i < bytes / 4; ++i) {
-        __m512i four = reinterpret_cast<__m512i>(lines[i]);
-        __m512i* at = reinterpret_cast<__m512i*>(to + i * each * kLine);
-        if constexpr (Bits == 8) {
-            _mm512_store_si512(at, four);
-        } else {
-            const __m512i low = _mm512_set1_epi8(15);
-            _mm512_store_si512(at, _mm512_and_si512(four, low));
-            _mm512_store_si512(at + 1, _mm512_and_si512(_mm512_srli_epi16(four, 4), low));
-        }
-    }
-#else
-    for (size_t column = 0; column < kInPanel; ++column) {
-        const uint8_t* line = from + std::min(column, columns - 1) * stride;
-        for (size_t i = 0; i < bytes; ++i) {
-            uint8_t* at = to + i / 4 * each * kLine + column * 4 + i % 4;
-            at[0] = Bits == 4 ? line[i] & 15 : line[i];
-            if constexpr (Bits == 4) at[kLine] = line[i] >> 4;
-        }
-    }
-#endif
+inline size_t count_panels(const QuantizedWeight& w) { return (w.columns + kInPanel - 1) / kInPanel; }
+
+// Copies elements of `Size` bytes, of each column `count` that lie together, to [count][kInPanel].
+template <size_t Size>
+LUCID_INLINE void transpose_elements(uint8_t* to, const uint8_t* from, size_t stride, size_t columns, size_t count) {
+    for (size_t i = 0; i < count; ++i)
+        for (size_t column = 0; column < kInPanel; ++column, to += Size)
+            std::memcpy(to, from + std::min(column, columns - 1) * stride + i * Size, Size);
 }
 
-// Copies numbers [columns, count] to columns of a panel [count][kInPanel]; the last column is repeated to fill it.
-template <class S>
-LUCID_INLINE void transpose_scales(float* to, const S* from, size_t columns, size_t count) {
-    size_t whole = 0;
-#if LUCID_LANES == 16
-    for (; whole + kInPanel <= count; whole += kInPanel) {
-        Vector lines[kInPanel];
-        for (size_t column = 0; column < kInPanel; ++column)
-            lines[column] = widen(from + std::min(column, columns - 1) * count + whole);
-        transpose(lines);
-        for (size_t i = 0; i < kInPanel; ++i) store(to + (whole + i) * kInPanel, lines[i]);
-    }
-#endif
-    for (size_t column = 0; column < kInPanel; ++column)
-        for (size_t i = whole; i < count; ++i)
-            to[i * kInPanel + column] = to_float(from[std::min(column, columns - 1) * count + i]);
+// Copies one number of each column, `stride` elements apart.
+LUCID_INLINE void copy_scales(uint8_t* to, const uint8_t* from, size_t stride, size_t columns, size_t scale_bytes) {
+    if (scale_bytes == sizeof(float))
+        transpose_elements<sizeof(float)>(to, from, stride * sizeof(float), columns, 1);
+    else
+        transpose_elements<sizeof(Half)>(to, from, stride * sizeof(Half), columns, 1);
 }
 
-template <size_t Bits>
-void copy_zero_points(int32_t* to, const uint8_t* from, size_t columns, size_t count) {
-    size_t stride = (count * Bits + 7) / 8;
-    for (size_t column = 0; column < kInPanel; ++column)
-        for (size_t i = 0; i < count; ++i) {
-            uint8_t byte = from[std::min(column, columns - 1) * stride + i * Bits / 8];
-            to[i * kInPanel + column] = Bits == 8 ? byte : i % 2 == 0 ? byte & 15 : byte >> 4;
+inline void pack_panel(uint8_t* to, const QuantizedWeight& w, size_t index) {
+    size_t first = index * kInPanel, columns = std::min(kInPanel, w.columns - first), stride = w.blocks * w.block_bytes;
+    PanelSizes sizes(w);
+    for (size_t b = 0; b < w.blocks; ++b, to += sizes.block) {
+        transpose_elements<4>(to, w.numbers + first * stride + b * w.block_bytes, stride, columns, w.block_bytes / 4);
+        uint8_t* next = to + sizes.numbers;
+        copy_scales(next, w.scales + (first * w.blocks + b) * w.scale_bytes, w.blocks, columns, w.scale_bytes);
+        next += sizes.scales;
+        if (w.offsets != nullptr) {
+            copy_scales(next, w.offsets + (b * w.columns + first) * w.scale_bytes, 1, columns, w.scale_bytes);
+            next += sizes.scales;
         }
-}
-
-// Copies offsets [count, stride] of some columns to a panel [count][kInPanel], zeros beyond the last column.
-template <class S>
-LUCID_INLINE void copy_offsets(float* to, const S* from, size_t columns, size_t count, size_t stride) {
-    for (size_t i = 0; i < count; ++i, from += stride, to += kInPanel) {
-        __builtin_prefetch(from + kInPanel, 0, 2); // the next panel's
-        if (columns == kInPanel) {
-            for (size_t column = 0; column < kInPanel; column += kLanes) store(to + column, widen(from + column));
-            continue;
+        for (size_t column = 0; column < kInPanel && w.zero_points != nullptr; ++column) {
+            const uint8_t* from = w.zero_points + (first + std::min(column, columns - 1)) * w.zero_bytes;
+            bool halves = w.zero_bytes < w.blocks;
+            next[column] = halves ? from[b / 2] >> b % 2 * 4 : from[b];
         }
-        for (size_t column = 0; column < kInPanel; ++column) to[column] = column < columns ? to_float(from[column]) : 0.0f;
     }
 }
 
 // total[r][c] = Σ_b (step[b][r] · scale[b][c] · Σ_k x[b][r][k] · (w[b][k][c] − zero[b][c]) + totals[b][r] · offset[b][c])
-// for a group of rows.
-inline void multiply_panel_plainly(size_t rows, float* total, const Panel& panel, const Group& group, size_t blocks,
-                                   size_t fours) {
+// for a group of rows, in plain C++.
+template <size_t Bits, class S>
+void multiply_panel_plainly(size_t rows, float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
+    constexpr size_t fours = 8 / Bits; // of each column in a vector
+    constexpr int32_t most = (1 << Bits) - 1;
+    PanelSizes sizes(w);
     std::fill(total, total + rows * kInPanel, 0.0f);
-    const uint8_t* w = panel.numbers;
     const int8_t* x = group.numbers;
-    for (size_t b = 0; b < blocks; ++b, w += fours * kLine, x += fours * 4 * rows)
+    for (size_t b = 0; b < w.blocks; ++b, panel += sizes.block, x += sizes.numbers / kInPanel * fours * rows) {
+        const uint8_t *scales = panel + sizes.numbers, *offsets = scales + sizes.scales;
+        const uint8_t* zeros = panel + sizes.block - kInPanel;
         for (size_t r = 0; r < rows; ++r)
             for (size_t c = 0; c < kInPanel; ++c) {
-                int32_t dot = group.sums[b * rows + r] * (panel.zero_points != nullptr ? panel.zero_points[b * kInPanel + c] : 1);
-                for (size_t k = 0; k < fours * 4; ++k)
-                    dot += x[k / 4 * 4 * rows + r * 4 + k % 4] * w[k / 4 * kLine + c * 4 + k % 4];
+                int32_t dot = group.sums[b * rows + r] * (w.zero_points != nullptr ? zeros[c] & most : 1);
+                for (size_t i = 0; i < w.block_bytes / 4 * fours; ++i)
+                    for (size_t k = 0; k < 4; ++k) {
+                        int32_t number = panel[i / fours * kLine + c * 4 + k] >> i % fours * 4 & most;
+                        dot += x[(i * rows + r) * 4 + k] * number;
+                    }
                 float& sum = total[r * kInPanel + c];
-                sum += static_cast<float>(dot) * (panel.scales[b * kInPanel + c] * group.steps[b * rows + r]);
-                if (panel.offsets != nullptr) sum += group.totals[b * rows + r] * panel.offsets[b * kInPanel + c];
+                sum += static_cast<float>(dot) * (to_float(reinterpret_cast<const S*>(scales)[c]) * group.steps[b * rows + r]);
+                if (w.offsets != nullptr)
+                    sum += group.totals[b * rows + r] * to_float(reinterpret_cast<const S*>(offsets)[c]);
             }
+    }
 }

@@ -1,16 +1,11 @@
-// The product of rows, rounded to 8 bits in blocks, and a weight in blocks of 4 or 8 bits, of which no copy is kept.
+// The product of rows, rounded to 8 bits in blocks, and a weight in blocks of 4 or 8 bits that is packed into panels.
 //
-// A task takes 16 columns at a time, a panel: it transposes their blocks into a small buffer, in which a vector holds 4
-// numbers of each column, and multiplies them with all rows. The products of a block are summed exactly, as integers. The
-// sums are scaled and added in float32, block after block. So every element is summed in one order for any number of rows
-// and threads, and a row's result does not depend on other rows.
+// The products of a block are summed exactly, as integers. The sums are scaled and added in float32, block after block. So
+// every element is summed in one order for any number of rows and threads, and a row's result does not depend on other rows.
 //
 // Rows are interleaved in groups: 4 numbers of each row, in the order of a panel, then the next 4.
 
-constexpr size_t kInPanel = 16;    // columns
 constexpr size_t kInGroup = 12;    // rows whose integer and float sums are in registers (AVX-512)
-constexpr size_t kLine = 64;       // bytes of a column that are transposed at a time
-constexpr size_t kAloneRows = 2;   // up to this many rows, transposing a panel takes longer than it saves
 constexpr size_t kLeastTasks = 16;                // fewest tasks of a product that several threads compute
 constexpr size_t kTaskProducts = size_t{1} << 21; // products per task if there are more tasks
 constexpr float kInt8Levels = 127.0f;
@@ -32,20 +27,17 @@ struct Group {
     const float* totals;
 };
 
-template <class T, class S>
+template <class T>
 struct QuantizedMatMulJob {
-    const QuantizedMatMulArguments<T, S>& a;
+    const QuantizedMatMulArguments<T>& a;
     RoundedRows rows;
     size_t groups, tasks;
-    bool alone; // whether each row is multiplied without a panel
 
-    size_t block() const { return a.depth / a.blocks; }
-    size_t panels() const { return (a.columns + kInPanel - 1) / kInPanel; }
     size_t first_row(size_t group) const { return a.rows * group / groups; }
 
     // The group that begins with a row.
     Group group(size_t row) const {
-        size_t at = row * a.blocks;
+        size_t at = row * a.w.blocks;
         return {rows.numbers + row * a.depth, rows.steps + at, rows.sums + at, rows.totals != nullptr ? rows.totals + at : nullptr};
     }
 };
@@ -63,56 +55,58 @@ LUCID_INLINE Sixteen in_fours(Sixteen numbers) {
 // Returns a block's largest magnitude, which is rounded to 127; it is not finite if one of the numbers is not.
 template <class T>
 LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
-    int32_t largest = 0; // compared as bits, of which those of NaN are the largest
-    for (size_t k = 0; k < block; ++k) {
-        float value = to_float(x[k]);
-        int32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        largest = std::max(largest, bits & 0x7fffffff);
+    Integers found{}; // compared as bits, of which those of NaN are the largest
+    for (size_t k = 0; k < block; k += kLanes) {
+        Integers bits = reinterpret_cast<Integers>(widen(x + k)) & 0x7fffffff;
+        found = bits > found ? bits : found;
     }
+    int32_t most = largest(found);
     float magnitude;
-    std::memcpy(&magnitude, &largest, sizeof magnitude);
+    std::memcpy(&magnitude, &most, sizeof magnitude);
     return magnitude;
 }
 
 // Rounds a row of a group of `count` to whole multiples of (largest magnitude of the block) / 127, to nearest, ties to even.
 // A block with NaN or an infinity becomes zeros with that as its step, so that all its products are NaN.
-template <size_t Bits, class T, class S>
-void round_row(const QuantizedMatMulJob<T, S>& job, size_t first, size_t count, size_t row) {
-    const QuantizedMatMulArguments<T, S>& a = job.a;
-    const float shifter = 12582912.0f; // 1.5·2²³: adding it rounds to an integer
-    size_t block = job.block();
-    const T* x = a.x + (first + row) * a.depth;
-    int8_t* numbers = job.rows.numbers + first * a.depth + row * 4;
-    for (size_t b = 0; b < a.blocks; ++b) {
-        size_t at = first * a.blocks + b * count + row;
-        if (job.rows.totals != nullptr) {
-            Vector total{};
-            for (size_t k = 0; k < block; k += kLanes) total += widen(x + k);
-            job.rows.totals[at] = sum(total);
-        }
+template <size_t Bits, class T>
+void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, size_t row) {
+    const Vector shifter = broadcast(12582912.0f); // 1.5·2²³: adding it rounds to an integer, which is in the low bits
+    const Integers none = reinterpret_cast<Integers>(shifter);
+    size_t blocks = job.a.w.blocks, block = job.a.depth / blocks;
+    const T* x = job.a.x + (first + row) * job.a.depth;
+    int8_t* numbers = job.rows.numbers + first * job.a.depth + row * 4;
+    for (size_t b = 0; b < blocks; ++b) {
+        size_t at = first * blocks + b * count + row;
         float step = largest_magnitude(x, block) / kInt8Levels, inverse = 1.0f / step;
-        if (!(step <= kLargest) || !(inverse <= kLargest)) inverse = 0.0f; // also where all are zero, or nearly
-        int32_t whole_sum = 0;
+        bool empty = !(step <= kLargest) || !(inverse <= kLargest); // also where all are zero, or nearly
+        Vector total{};
+        Integers whole_sum{};
         for (size_t k = 0; k < block; k += 16, x += 16, numbers += 16 * count) {
             Sixteen whole;
-            for (size_t i = 0; i < 16; ++i) {
-                int32_t number = inverse == 0.0f ? 0 : static_cast<int32_t>((to_float(x[i]) * inverse + shifter) - shifter);
-                whole[i] = static_cast<int8_t>(number);
-                whole_sum += number;
+            for (size_t lane = 0; lane < 16; lane += kLanes) {
+                Vector value = widen(x + lane);
+                total += value;
+                Integers shifted = empty ? none : reinterpret_cast<Integers>(value * inverse + shifter);
+                whole_sum += shifted - none;
+#if LUCID_LANES == 16
+                whole = reinterpret_cast<Sixteen>(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(shifted)));
+#else
+                for (size_t i = 0; i < kLanes; ++i) whole[lane + i] = static_cast<int8_t>(shifted[i]);
+#endif
             }
             whole = in_fours<Bits>(whole);
             for (size_t four = 0; four < 4; ++four)
                 std::memcpy(numbers + four * 4 * count, reinterpret_cast<const int8_t*>(&whole) + four * 4, 4);
         }
+        if (job.rows.totals != nullptr) job.rows.totals[at] = sum(total);
         job.rows.steps[at] = step;
-        job.rows.sums[at] = -whole_sum * (a.zero_points != nullptr ? 1 : int32_t{1} << (Bits - 1));
+        job.rows.sums[at] = -sum(whole_sum) * (job.a.w.zero_points != nullptr ? 1 : int32_t{1} << (Bits - 1));
     }
 }
 
-template <size_t Bits, class T, class S>
+template <size_t Bits, class T>
 void round_group(void* data, size_t group) {
-    const QuantizedMatMulJob<T, S>& job = *static_cast<QuantizedMatMulJob<T, S>*>(data);
+    const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
     size_t first = job.first_row(group), count = job.first_row(group + 1) - first;
     for (size_t row = 0; row < count; ++row) round_row<Bits>(job, first, count, row);
 }

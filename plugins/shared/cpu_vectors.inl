@@ -87,33 +87,35 @@ inline void copy_past_caches(const void* from, void* to, size_t bytes) {
 }
 
 // The largest of the lanes, by halves.
-template <size_t Lanes>
-LUCID_INLINE float largest_lane(const float* lanes) {
+template <size_t Lanes, class E>
+LUCID_INLINE E largest_lane(const E* lanes) {
     if constexpr (Lanes == 1) {
         return *lanes;
     } else {
-        typedef float Part __attribute__((vector_size(Lanes * 2), aligned(4), may_alias));
+        typedef E Part __attribute__((vector_size(Lanes * 2), aligned(4), may_alias));
         Part low = *reinterpret_cast<const Part*>(lanes), high = *reinterpret_cast<const Part*>(lanes + Lanes / 2);
         Part more = low < high ? high : low;
-        return largest_lane<Lanes / 2>(reinterpret_cast<const float*>(&more));
+        return largest_lane<Lanes / 2>(reinterpret_cast<const E*>(&more));
     }
 }
 
 LUCID_INLINE float largest(Vector value) { return largest_lane<kLanes>(reinterpret_cast<const float*>(&value)); }
+LUCID_INLINE int32_t largest(Integers value) { return largest_lane<kLanes>(reinterpret_cast<const int32_t*>(&value)); }
 
 // The sum of the lanes, by halves.
-template <size_t Lanes>
-LUCID_INLINE float sum_lanes(const float* parts) {
+template <size_t Lanes, class E>
+LUCID_INLINE E sum_lanes(const E* parts) {
     if constexpr (Lanes == 1) {
         return *parts;
     } else {
-        typedef float Part __attribute__((vector_size(Lanes * 2), aligned(4), may_alias));
+        typedef E Part __attribute__((vector_size(Lanes * 2), aligned(4), may_alias));
         Part both = *reinterpret_cast<const Part*>(parts) + *reinterpret_cast<const Part*>(parts + Lanes / 2);
-        return sum_lanes<Lanes / 2>(reinterpret_cast<const float*>(&both));
+        return sum_lanes<Lanes / 2>(reinterpret_cast<const E*>(&both));
     }
 }
 
 LUCID_INLINE float sum(Vector value) { return sum_lanes<kLanes>(reinterpret_cast<const float*>(&value)); }
+LUCID_INLINE int32_t sum(Integers value) { return sum_lanes<kLanes>(reinterpret_cast<const int32_t*>(&value)); }
 
 // exp(x) for x ≤ 88, within 1.01 units in the last place; 0 below −87 (no subnormal results).
 // x = n·ln 2 + r with |r| ≤ ln 2 / 2, and exp(r) from its minimax polynomial of degree 6.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,8 @@ class OrtSession(ArtifactSession[Any]):
         self._watch = ArtifactWatch(artifact)
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
         if self.provider == "cpu":
-            self._weights = _shared_weights(ort, artifact)
+            self._files = _map_weights(artifact)
+            self._weights = _shared_weights(ort, artifact, self._files)
             release_arena()  # of what earlier sessions have left
         self._graphs = {stage: self._load(stage) for stage in STAGES}
         self._output_names = [output.name for output in manifest.graphs["decode"].outputs]
@@ -118,7 +120,11 @@ class OrtSession(ArtifactSession[Any]):
         check_available(self._ort, self.provider)
         plan = plan_provider(self._artifact, self.provider, device_index(self.options.device), stage)
         self.limits = plan.limits
-        return self._open(self._changed_graph(stage), plan.graph, options, plan)
+        session = self._open(self._changed_graph(stage), plan.graph, options, plan)
+        if self.quantization is not None and on_cpu:
+            for file in self._files.values():  # the library and onnxruntime have copied what they multiply by
+                file.madvise(mmap.MADV_DONTNEED)
+        return session
 
     def load_cut(self, stage: str, cut: bool) -> ort.InferenceSession:
         """Load a graph with an output for what each layer computes and, with ``cut``, an input for what it reads."""
@@ -245,8 +251,8 @@ class OrtSession(ArtifactSession[Any]):
     def prepare_several(self) -> None:
         """Load the graph that verifies drafts; raise a CheckFailed if the files have changed.
 
-        It has one more packed copy of what onnxruntime multiplies by: a small model's weights and quantized ones, where
-        the library does not multiply by them.
+        It has one more packed copy of what onnxruntime multiplies by: a small model's weights, and quantized ones
+        where the library does not multiply by them, of which all graphs share one.
         """
         super().prepare_several()
         if VERIFY not in self._graphs:
@@ -302,8 +308,17 @@ class StaticOrtSession(StaticSession, OrtSession):
         return logits
 
 
-def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
-    """Map the weight file once, and return each graph's weights as onnxruntime tensors on that one mapping.
+def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:
+    """Map the files of weights, copy on write: nothing can change the files."""
+    mapped = {}
+    for name in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
+        with artifact.path(name).open("rb") as file:
+            mapped[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return mapped
+
+
+def _shared_weights(ort: Any, artifact: Artifact, mapped: dict[str, mmap.mmap]) -> dict[str, dict[str, Any]]:
+    """Return each graph's weights as onnxruntime tensors on one mapping of their files.
 
     Left to itself, onnxruntime maps (or copies) the file once for each session.
     """
@@ -311,9 +326,7 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
 
     from lucid_deploy.runtimes.passes.own_operators import widened
 
-    names = (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS)
-    # Copy on write: nothing can change the files.
-    files = {name: np.memmap(artifact.path(name), dtype=np.uint8, mode="c") for name in names}
+    files = {name: np.frombuffer(file, dtype=np.uint8) for name, file in mapped.items()}
     kinds: dict[int, Any] = {
         onnx.TensorProto.UINT8: np.uint8,
         onnx.TensorProto.INT8: np.int8,

@@ -219,8 +219,8 @@ def _is_product(node: onnx.NodeProto) -> bool:
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     """Let the library multiply by weights in blocks, with inputs rounded to 8 bits; return whether it does.
 
-    It reads the weight as it lies in the file, where onnxruntime makes a packed copy of it for each graph, and takes
-    half of the time for many rows.
+    All graphs share one packed copy of a weight, where onnxruntime makes one for each, and many rows take half of the
+    time.
 
     Result: ``MatMulNBits`` nodes are changed whose weight is in 4 or 8 bits, in whole blocks of a multiple of 16, with
     scales in float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor

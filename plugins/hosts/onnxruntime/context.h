@@ -4,6 +4,7 @@
 #include "hosts/operators_generated.h"
 #include "operators.h"
 
+#include <memory>
 #include <string>
 #include <type_traits>
 
@@ -20,11 +21,35 @@ struct Input {
 
 struct Attributes {
     float epsilon = 0.0f, diagonal = 0.0f, scale = 1.0f;
+    std::shared_ptr<const uint8_t> panels; // the weight as products read it, or null
 };
 
 struct Failure {
     OrtStatus* status;
 };
+
+inline void check(OrtStatus* status) {
+    if (status != nullptr) throw Failure{status};
+}
+
+template <class T>
+Input<T> read_tensor(const OrtApi& api, const OrtValue* value) {
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(api.GetTensorTypeAndShape(value, &info));
+    Input<T> input;
+    size_t count = 0;
+    OrtStatus* status = api.GetDimensionsCount(info, &count);
+    if (status == nullptr) {
+        input.shape.resize(count);
+        status = api.GetDimensions(info, input.shape.data(), count);
+    }
+    api.ReleaseTensorTypeAndShapeInfo(info);
+    check(status);
+    void* data = nullptr;
+    check(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+    input.data = static_cast<const T*>(data);
+    return input;
+}
 
 class Context {
 public:
@@ -45,21 +70,7 @@ public:
         const OrtValue* value = nullptr;
         check(api_.KernelContext_GetInput(context_, index, &value));
         if (value == nullptr) refuse("input " + std::to_string(index) + " is missing");
-        OrtTensorTypeAndShapeInfo* info = nullptr;
-        check(api_.GetTensorTypeAndShape(value, &info));
-        Input<T> input;
-        size_t count = 0;
-        OrtStatus* status = api_.GetDimensionsCount(info, &count);
-        if (status == nullptr) {
-            input.shape.resize(count);
-            status = api_.GetDimensions(info, input.shape.data(), count);
-        }
-        api_.ReleaseTensorTypeAndShapeInfo(info);
-        check(status);
-        void* data = nullptr;
-        check(api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-        input.data = static_cast<const T*>(data);
-        return input;
+        return read_tensor<T>(api_, value);
     }
 
     template <class T>
@@ -80,10 +91,6 @@ public:
         throw Failure{api_.CreateStatus(ORT_INVALID_ARGUMENT, message.c_str())};
     }
 
-    void check(OrtStatus* status) const {
-        if (status != nullptr) throw Failure{status};
-    }
-
     const OrtApi& api() const { return api_; }
     OrtKernelContext* raw() const { return context_; }
 
@@ -99,7 +106,7 @@ public:
     explicit SessionPool(const Context& context) : context_(context) {}
 
     void run(void (*task)(void*, size_t), size_t count, void* data) const override {
-        context_.check(context_.api().KernelContext_ParallelFor(context_.raw(), task, count, 0, data));
+        check(context_.api().KernelContext_ParallelFor(context_.raw(), task, count, 0, data));
     }
 
 private:

@@ -13,6 +13,17 @@ struct Instance {
     Attributes attributes;
 };
 
+// The panels of an operator that packs its weight; null of others.
+template <class Operator>
+auto panels_of(const OrtApi& api, const OrtKernelInfo* info, int) -> decltype(Operator::pack(api, info)) {
+    return Operator::pack(api, info);
+}
+
+template <class Operator>
+std::shared_ptr<const uint8_t> panels_of(const OrtApi&, const OrtKernelInfo*, long) {
+    return nullptr;
+}
+
 // The callbacks of one operator for one type.
 template <class Operator>
 struct CustomOperator : OrtCustomOp {
@@ -44,7 +55,22 @@ struct CustomOperator : OrtCustomOp {
         if (Operator::kScales)
             if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kScale, &attributes.scale))
                 return status;
-        *kernel = new Instance{api, attributes};
+        return without_exceptions(*api, [&] {
+            attributes.panels = panels_of<Operator>(*api, info, 0);
+            *kernel = new Instance{api, attributes};
+        });
+    }
+
+    // Runs what may throw; returns its failure.
+    template <class What>
+    static OrtStatus* without_exceptions(const OrtApi& api, What what) {
+        try {
+            what();
+        } catch (const Failure& failure) {
+            return failure.status;
+        } catch (const std::exception& error) { // out of memory
+            return api.CreateStatus(ORT_FAIL, (std::string(table::kDomain) + ": " + error.what()).c_str());
+        }
         return nullptr;
     }
 
@@ -68,14 +94,9 @@ struct CustomOperator : OrtCustomOp {
 
     static OrtStatus* compute(void* kernel, OrtKernelContext* context) {
         const Instance& instance = *static_cast<Instance*>(kernel);
-        try {
+        return without_exceptions(*instance.api, [&] {
             Operator::compute(Context(*instance.api, context, Operator::Table::kName), instance.attributes);
-        } catch (const Failure& failure) {
-            return failure.status;
-        } catch (const std::exception& error) { // out of memory
-            return instance.api->CreateStatus(ORT_FAIL, (std::string(table::kDomain) + ": " + error.what()).c_str());
-        }
-        return nullptr;
+        });
     }
 };
 

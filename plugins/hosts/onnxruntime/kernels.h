@@ -25,8 +25,7 @@ struct KernelsOf {
     void (*weight_matmul_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
-    void (*quantized_matmul)(const QuantizedMatMulArguments<T, T>&, const Pool&);
-    void (*quantized_matmul_half)(const QuantizedMatMulArguments<T, Half>&, const Pool&);
+    void (*quantized_matmul)(const QuantizedMatMulArguments<T>&, const Pool&);
     void (*quantized_expert_matmul)(const QuantizedExpertArguments<T>&, const Pool&);
     void (*adapter_matmul)(const AdapterMatMulArguments<T>&, const Pool&);
 };
@@ -35,6 +34,7 @@ struct Kernels {
     const char* name;
     bool (*supported)();
     bool (*has_dots)(); // whether quantized_matmul uses AVX-512 VNNI
+    size_t (*pack_weight)(const QuantizedWeight&, uint8_t* panels); // returns the panels' bytes; null: only that
     KernelsOf<float> single;
     KernelsOf<Half> half;
 };

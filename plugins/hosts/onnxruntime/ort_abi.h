@@ -58,7 +58,10 @@ struct OrtApi {
     void (*ReleaseStatus)(OrtStatus* status); // 93
     void* from_94[5];
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info); // 99
-    void* from_100[174];
+    void* from_100[149];
+    OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo* info, size_t index, int* is_constant,
+                                                    const OrtValue** value); // 249
+    void* from_250[24];
     OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*task)(void*, size_t), size_t total,
                                             size_t batches, void* data); // 274, since version 17
 };

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_OFFSETS, QUANTIZED_MATMUL_ZERO_POINTS
+from lucid_deploy.plugins.table import (
+    DOMAIN,
+    QUANTIZED_MATMUL,
+    QUANTIZED_MATMUL_OFFSETS,
+    QUANTIZED_MATMUL_ZERO_POINTS,
+    VERSION,
+)
 from lucid_deploy.runtimes.torch.quantized_activations import round_to_int8
 from tests.plugins.cpu_sessions import FACTOR, FLOOR, check, error, run, runnable, session
 
@@ -85,6 +91,33 @@ class Problem:
         return numbers, zeros.expand(numbers.shape), round_to_int8(self.x.float(), self.block).to(dtype)
 
 
+def constant_session(problem: Problem, library: Path, weight: list[Tensor], file: Path | None = None):
+    """Return a session whose weight is constant, on the memory of the tensors, as those of an artifact are.
+
+    The file is for large weights: the session would copy those that are in the graph.
+    """
+    operator, make, tensors = problem.operator, onnx.helper, weight
+    names = operator.input_names
+    info = make.make_tensor_value_info("X", make.np_dtype_to_tensor_dtype(problem.x.numpy().dtype), ["rows", "depth"])
+    out = make.make_tensor_value_info("O", info.type.tensor_type.elem_type, ["rows", "columns"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.register_custom_ops_library(str(library))
+    stored = [onnx.numpy_helper.from_array(x.numpy(), name) for name, x in zip(names[1:], tensors, strict=True)]
+    values = [ort.OrtValue.ortvalue_from_numpy(x.numpy()) for x in tensors]
+    for name, value in zip(names[1:], values, strict=True):
+        options.add_initializer(name, value)
+    node = make.make_node(operator.name, names, operator.output_names, domain=DOMAIN)
+    graph = make.make_graph([node], "product", [info], [out], stored)
+    opsets = [make.make_opsetid("", 21), make.make_opsetid(DOMAIN, VERSION)]
+    model = make.make_model(graph, opset_imports=opsets, ir_version=10)
+    if file is not None:
+        onnx.save_model(model, file, save_as_external_data=True, location=file.stem, size_threshold=0)
+    path = model.SerializeToString() if file is None else str(file)
+    of = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return of, (tensors, values)  # what the session reads
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("bits", "moved"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -100,6 +133,31 @@ def test_rows_and_sizes(library, fastest, shape, bits, moved, dtype):
             (got,) = run(of, problem.x, *problem.packed)
             assert got.dtype == problem.x.dtype
             check(got, dense, exact, dtype)
+            constant, _kept = constant_session(problem, library, problem.packed)
+            assert torch.equal(run(constant, problem.x)[0], got), "packed once and packed for this product"
+
+
+def test_sessions_share_a_packed_weight_but_not_one_that_has_changed(library, tmp_path):
+    problem = Problem(2, (1024, 1 << 15, 64), 8, "", "float32")
+    weight, sessions, used = problem.packed, [], []
+    for number in range(3):
+        before = rss()
+        sessions.append(constant_session(problem, library, weight, tmp_path / f"{number}.onnx"))
+        used.append(rss() - before)
+    size = weight[0].numel()
+    assert used[0] > size / 2 > used[2]
+    first = run(sessions[0][0], problem.x)[0]
+    assert torch.equal(run(sessions[2][0], problem.x)[0], first)
+    weight[0][:] = 128  # the number that stands for zero
+    changed, _kept = constant_session(problem, library, weight, tmp_path / "changed.onnx")
+    assert not run(changed, problem.x)[0].any()
+    assert torch.equal(run(sessions[0][0], problem.x)[0], first)
+
+
+def rss() -> int:
+    """Return the bytes of this process's memory that are not of files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 @pytest.mark.parametrize(("bits", "moved"), [kind for kind in KINDS if kind[1] != "offsets"])

@@ -116,7 +116,7 @@ AT(CreateStatus, 0); AT(CreateCustomOpDomain, 26); AT(CustomOpDomain_Add, 27); A
 AT(GetTensorMutableData, 51); AT(GetDimensionsCount, 61); AT(GetDimensions, 62); AT(GetTensorTypeAndShape, 65);
 AT(KernelInfoGetAttribute_float, 85); AT(KernelInfoGetAttribute_int64, 86);
 AT(KernelContext_GetInput, 90); AT(KernelContext_GetOutput, 91);
-AT(ReleaseTensorTypeAndShapeInfo, 99); AT(KernelContext_ParallelFor, 274);
+AT(ReleaseTensorTypeAndShapeInfo, 99); AT(KernelInfoGetConstantInput_tensor, 249); AT(KernelContext_ParallelFor, 274);
 static_assert(offsetof(OrtCustomOp, KernelComputeV2) == 18 * sizeof(void*), "KernelComputeV2");
 static_assert(sizeof(OrtCustomOp) == 26 * sizeof(void*), "OrtCustomOp");
 """
