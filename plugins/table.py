@@ -198,6 +198,17 @@ QUANTIZED_EXPERT_MATMUL = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
+# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of the two products and their sum.
+QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
+    name="QuantizedExpertMatMulOffsets",
+    text="QuantizedExpertMatMul by matrices with an offset per block.",
+    inputs=(
+        *QUANTIZED_EXPERT_MATMUL.inputs,
+        Tensor("offsets", "[experts, columns, blocks]", "one per block, added to scales · (W − half of the range)"),
+    ),
+    outputs=EXPERT_MATMUL.outputs,
+    types=("float32", "float16"),
+)
 # Never in an artifact: runtimes put these into the decode graph when they load or build it, to read a cache in the type
 # in which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
@@ -375,6 +386,7 @@ LIBRARY_ONLY = (  # internal to onnxruntime sessions with our CPU kernels
     QUANTIZED_MATMUL,
     QUANTIZED_MATMUL_ZERO_POINTS,
     QUANTIZED_MATMUL_OFFSETS,
+    QUANTIZED_EXPERT_MATMUL_OFFSETS,
     ADAPTER_MATMUL,
 )
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # in the TensorRT plugin library

@@ -9,12 +9,15 @@ counterpart here: its rows have scales of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.export.quantize.folds import Fold, find_folds, storable
+from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS, scaled
+from lucid_deploy.export.quantize.folds import SAME, Fold, Run, find_folds, storable
 from lucid_deploy.export.quantize.inputs import load_layer, run_layer, shared_inputs
 
 if TYPE_CHECKING:
@@ -58,7 +61,99 @@ def equalizing_scales(
                     scale = _scale(layer, fold, dtype)
                     fold.apply(layer, scale)
                     found |= fold.scales(prefix, layer, scale)
+            for scales in _of_experts(layer, run, x, quantization, prefix, dtype):
+                found |= {prefix + name: scale for name, scale in scales.items()}
     return found
+
+
+def _of_experts(
+    layer: nn.Module, run: Run, x: torch.Tensor, quantization: Quantization, prefix: str, dtype: str
+) -> Iterator[dict[str, Any]]:
+    """Apply and yield the scales of what matrices of experts read, by the names of parameters in the layer.
+
+    The input of ``down_proj`` is divided in the rows of the expert's own up projection; that of ``gate_up_proj`` in the
+    norm before the layer, so what else reads it, the router and shared experts, is multiplied as well.
+    """
+    for path, experts in list(layer.named_modules()):
+        names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
+        if getattr(experts, "is_transposed", True) or not {prefix + name for name in names} <= {*quantization.tensors}:
+            continue
+        gate_up, down = (layer.get_parameter(name).data for name in names)  # (E, 2F, H), (E, H, F)
+        own = _alike(down.square().mean(1) / down.square().mean((1, 2)).clamp(min=1e-30)[:, None])  # (E, F)
+        candidates = [{names[1] + INPUTS: own[:, None], names[0] + OUTPUTS: _below_ones(own)[..., None]}]
+        sizes = gate_up.square().mean((0, 1))
+        for norm, readers in _read_norms(layer, run, x, path):
+            scale = storable(_alike(sizes[None] / sizes.mean().clamp(min=1e-30))[0], norm[1], dtype)
+            read = (names[0] if name == path else f"{name}.weight" for name in readers)
+            candidates.append({norm[0] + OUTPUTS: scale} | {f"{name}{INPUTS}": scale for name in read})
+        for candidate in candidates:
+            scales = {name: scale.contiguous().numpy() for name, scale in candidate.items()}
+            if _apply_if_same(layer, run, x, scales):
+                yield scales
+
+
+def _below_ones(scale: torch.Tensor) -> torch.Tensor:
+    """Return the scales of the rows of ``gate_up_proj`` ``(E, 2F)``: the gate keeps its own."""
+    import torch
+
+    return torch.cat([torch.ones_like(scale), scale], dim=1)
+
+
+def _read_norms(
+    layer: nn.Module, run: Run, x: torch.Tensor, experts: str
+) -> Iterator[tuple[tuple[str, torch.Tensor], list[str]]]:
+    """Yield name and weight of norms whose outputs experts read, and the names of all modules that read them."""
+    import torch
+
+    given: dict[int, str] = {}
+    read: dict[str, list[str]] = {}
+    kept = []  # outputs whose memory must not be used again
+
+    def behind(name: str, _: nn.Module, __: Any, output: torch.Tensor) -> None:
+        given[output.data_ptr()] = name
+        kept.append(output)
+
+    def before(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], torch.Tensor) and args[0].data_ptr() in given:
+            read.setdefault(given[args[0].data_ptr()], []).append(name)
+
+    handles = []
+    for name, module in layer.named_modules():
+        axes = [value.dim() for value in module.parameters(recurse=False)]
+        if axes == [1]:
+            handles.append(module.register_forward_hook(functools.partial(behind, name)))
+        elif axes:
+            handles.append(module.register_forward_pre_hook(functools.partial(before, name)))
+    run(layer, x)
+    for handle in handles:
+        handle.remove()
+    for name, readers in read.items():
+        if experts in readers:
+            yield (f"{name}.weight", layer.get_parameter(f"{name}.weight").data), readers
+
+
+def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str, Any]) -> bool:
+    """Put scales into a layer's parameters if its outputs stay the same in float64; return whether they do."""
+    changed = {name.removesuffix(INPUTS).removesuffix(OUTPUTS) for name in scales}
+    parameters = dict(layer.named_parameters())
+    if not changed <= parameters.keys():
+        return False
+    wide = copy.deepcopy(layer).double()
+    before = run(wide, x.double())
+    for module in (wide, layer):
+        for name in changed:
+            value = module.get_parameter(name)
+            value.data = scaled(value.data, name, scales)
+        if module is wide and (run(wide, x.double()) - before).abs().max() > SAME * before.abs().max():
+            return False
+    return True
+
+
+def _alike(squares: torch.Tensor) -> torch.Tensor:
+    """Return scales around 1, given the mean squares of the columns of each of some matrices ``(…, in)``."""
+    sizes = squares.sqrt()
+    scale = sizes.clamp(min=1e-3 * sizes.amax(-1, keepdim=True)).pow(-ALPHA)  # a column of zeros needs none
+    return scale / scale.log().mean(-1, keepdim=True).exp()
 
 
 def _scale(layer: nn.Module, fold: Fold, dtype: str) -> torch.Tensor:
@@ -66,8 +161,6 @@ def _scale(layer: nn.Module, fold: Fold, dtype: str) -> torch.Tensor:
     weights = [layer.get_parameter(f"{name}.weight").data for name in fold.readers]
     squares = sum(weight.square().mean(0) / weight.square().mean().clamp(min=1e-30) for weight in weights)
     assert not isinstance(squares, int)
-    sizes = squares.unflatten(0, (fold.heads, fold.repeated, -1)).mean(1).flatten().sqrt()
-    scale = sizes.clamp(min=1e-3 * float(sizes.max())).pow(-ALPHA)  # a column of zeros needs none
-    scale = scale / scale.log().mean().exp()
+    scale = _alike(squares.unflatten(0, (fold.heads, fold.repeated, -1)).mean(1).flatten()[None])[0]
     giver = layer.get_parameter(f"{fold.giver}.weight").data
     return storable(scale, giver, dtype) if giver.dim() == 1 else scale

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 _PROBE = 5  # tokens to try a place with
-_SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
+SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
 Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
 
 
@@ -115,7 +115,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
     fold.apply(layer, scale)
     after = run(layer, x)
     layer.load_state_dict(kept)
-    return bool((after - before).abs().max() <= _SAME * before.abs().max())
+    return bool((after - before).abs().max() <= SAME * before.abs().max())
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -171,14 +171,21 @@ def write_scales(directory: Path, scales: Scales) -> None:
 
 
 def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
-    """Apply scales to a weight, ``(out, in)`` or ``(out,)``, or undo it: float32, or itself if it has no scales."""
+    """Apply scales to a weight, ``(out, in)`` or ``(out,)``, or undo it: at least float32, or itself without scales.
+
+    Scales of matrices of experts ``(E, out, in)`` may have as many axes.
+    """
     import torch
 
     inputs, outputs = (scales.get(name + part) for part in (INPUTS, OUTPUTS))
+    if inputs is not None or outputs is not None:
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if inputs is not None:
         columns = torch.from_numpy(inputs)
-        weight = weight.float() / columns if back else weight.float() * columns
+        weight = weight / columns if back else weight * columns
     if outputs is not None:
-        rows = torch.from_numpy(outputs).unflatten(0, (-1, *([1] * (weight.dim() - 1))))  # (out, 1) or (out,)
-        weight = weight.float() * rows if back else weight.float() / rows
+        rows = torch.from_numpy(outputs)
+        if rows.dim() < weight.dim():
+            rows = rows.unflatten(0, (-1, *([1] * (weight.dim() - 1))))  # (out, 1)
+        weight = weight * rows if back else weight / rows
     return weight

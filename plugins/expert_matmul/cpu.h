@@ -20,11 +20,13 @@ struct ExpertMatMulArguments {
     size_t chosen_count, rows, depth, columns;
 };
 
-template <class T>
+// S, the type of scales and offsets, is T or Half.
+template <class T, class S>
 struct QuantizedExpertArguments {
     const T* x;               // [rows, depth]
     const uint8_t* w;         // [experts, columns, blocks, depth / blocks · bits / 8]
-    const T* scales;          // [experts, columns, blocks]
+    const S* scales;          // [experts, columns, blocks]
+    const S* offsets;         // the same, added to scale · (W − half of the range); null: none
     T* o;                     // [rows, columns]
     const size_t* order;      // as above
     const ExpertRows* chosen;

@@ -5,13 +5,47 @@
 // and that of the upper ones, and X has its elements in this order. Each element is summed in one order for any number of rows.
 
 constexpr int kMostRowsQuantized = kLanes == 16 ? 6 : 4; // rows of X whose sums fit into registers
+constexpr size_t kExpertsAhead = 2048;                   // bytes of a matrix that are fetched in advance
 
-// o[r][c] = Σ_b scale[c][b] · Σ_k x[r][b][k] · (w[c][b][k] − half of the range) for R rows of X and C rows of a matrix.
-template <size_t Bits, int R, int C, class T>
-LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const float* x, size_t x_stride, const uint8_t* w, const T* scales,
-                                  size_t blocks, size_t bytes) {
+// kLanes bytes as whole numbers. GCC's own conversion goes through them one by one.
+LUCID_INLINE Integers widen_bytes(const uint8_t* from) {
+#if LUCID_LANES == 16
+    return reinterpret_cast<Integers>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif LUCID_LANES == 8
+    return reinterpret_cast<Integers>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
     typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+    Bytes raw;
+    std::memcpy(&raw, from, sizeof raw);
+    return __builtin_convertvector(raw, Integers);
+#endif
+}
+
+// The lowest four bits of each element, less 8.
+LUCID_INLINE Vector centered_nibbles(Integers whole) {
+#if LUCID_LANES == 16
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(whole), values); // which reads four bits of an index
+#else
+    return __builtin_convertvector((whole & 15) - 8, Vector);
+#endif
+}
+
+// Rows of X, each with an element's place as in a matrix's bytes, and the sums of their blocks, lane by lane.
+struct BlockRows {
+    const float* x;    // [rows, stride]
+    size_t stride;
+    const float* sums; // [rows, blocks, kLanes]
+};
+
+// o[r][c] = Σ_b (scale[c][b] · Σ_k x[r][b][k] · (w[c][b][k] − half of the range) + offset[c][b] · Σ_k x[r][b][k])
+// for R rows of X and C rows of a matrix.
+template <size_t Bits, int R, int C, bool HasOffsets, class T, class S>
+LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const BlockRows& rows, const uint8_t* w, const S* scales,
+                                  const S* offsets, size_t blocks, size_t bytes) {
     constexpr int per = 8 / Bits;
+    const float* x = rows.x;
+    size_t x_stride = rows.stride;
     Vector total[R][C];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) total[r][c] = Vector{};
@@ -24,15 +58,13 @@ LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const float* x, size_t 
 #pragma GCC unroll 16
             for (int c = 0; c < C; ++c) {
                 const uint8_t* from = w + c * blocks * bytes + at;
-                Bytes raw;
-                std::memcpy(&raw, from, sizeof raw);
-                __builtin_prefetch(from + C * blocks * bytes, 0, 2); // the same columns of the next rows
-                Integers whole = __builtin_convertvector(raw, Integers);
+                __builtin_prefetch(from + kExpertsAhead, 0, 2); // of the next rows
+                Integers whole = widen_bytes(from);
                 if constexpr (Bits == 8) {
                     numbers[0][c] = __builtin_convertvector(whole - 128, Vector);
                 } else {
-                    numbers[0][c] = __builtin_convertvector((whole & 15) - 8, Vector);
-                    numbers[1][c] = __builtin_convertvector((whole >> 4) - 8, Vector);
+                    numbers[0][c] = centered_nibbles(whole);
+                    numbers[1][c] = centered_nibbles(whole >> 4);
                 }
             }
 #pragma GCC unroll 2
@@ -48,6 +80,11 @@ LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const float* x, size_t 
         for (int c = 0; c < C; ++c) {
             Vector scale = broadcast(to_float(scales[c * blocks + b]));
             for (int r = 0; r < R; ++r) total[r][c] = multiply_add(part[r][c], scale, total[r][c]);
+            if constexpr (HasOffsets) {
+                Vector offset = broadcast(to_float(offsets[c * blocks + b]));
+                for (int r = 0; r < R; ++r)
+                    total[r][c] = multiply_add(load(rows.sums + (r * blocks + b) * kLanes), offset, total[r][c]);
+            }
         }
     }
     for (int r = 0; r < R; ++r)
@@ -55,37 +92,38 @@ LUCID_INLINE void multiply_blocks(T* o, size_t o_stride, const float* x, size_t 
 }
 
 // The same for R = `rows` up to kMostRowsQuantized, and any number of rows of the matrix.
-template <size_t Bits, int R = kMostRowsQuantized, class T>
-LUCID_INLINE void multiply_quantized(size_t rows, size_t columns, T* o, size_t o_stride, const float* x, size_t x_stride,
-                                     const uint8_t* w, const T* scales, size_t blocks, size_t bytes) {
+template <size_t Bits, bool HasOffsets, int R = kMostRowsQuantized, class T, class S>
+LUCID_INLINE void multiply_quantized(size_t count, size_t columns, T* o, size_t o_stride, const BlockRows& rows,
+                                     const uint8_t* w, const S* scales, const S* offsets, size_t blocks, size_t bytes) {
     if constexpr (R > 0) {
-        if (rows != R) {
-            multiply_quantized<Bits, R - 1>(rows, columns, o, o_stride, x, x_stride, w, scales, blocks, bytes);
+        if (count != R) {
+            multiply_quantized<Bits, HasOffsets, R - 1>(count, columns, o, o_stride, rows, w, scales, offsets, blocks, bytes);
         } else {
             constexpr int C = R == 2 ? 2 : 1; // one row reads one after the other, as for the product by a transposed weight
             size_t c = 0, row = blocks * bytes;
             for (; c + C <= columns; c += C)
-                multiply_blocks<Bits, R, C>(o + c, o_stride, x, x_stride, w + c * row, scales + c * blocks, blocks, bytes);
+                multiply_blocks<Bits, R, C, HasOffsets>(o + c, o_stride, rows, w + c * row, scales + c * blocks,
+                                                        offsets + (HasOffsets ? c * blocks : 0), blocks, bytes);
             for (; c < columns; ++c)
-                multiply_blocks<Bits, R, 1>(o + c, o_stride, x, x_stride, w + c * row, scales + c * blocks, blocks, bytes);
+                multiply_blocks<Bits, R, 1, HasOffsets>(o + c, o_stride, rows, w + c * row, scales + c * blocks,
+                                                        offsets + (HasOffsets ? c * blocks : 0), blocks, bytes);
         }
     }
 }
 
-template <class T>
+template <class T, class S>
 struct QuantizedExpertJob {
-    const QuantizedExpertArguments<T>& a;
-    const float* x; // [rows, stride], sorted by expert, elements in the order of a matrix's numbers
-    size_t stride;
+    const QuantizedExpertArguments<T, S>& a;
+    BlockRows rows; // sorted by expert
     T* o;           // [rows, columns], sorted by expert
     size_t parts;   // tasks of an expert
     size_t width;   // rows of the matrix of a task
 };
 
-template <size_t Bits, class T>
+template <size_t Bits, bool HasOffsets, class T, class S>
 void quantized_expert_task(void* data, size_t index) {
-    const QuantizedExpertJob<T>& job = *static_cast<QuantizedExpertJob<T>*>(data);
-    const QuantizedExpertArguments<T>& a = job.a;
+    const QuantizedExpertJob<T, S>& job = *static_cast<QuantizedExpertJob<T, S>*>(data);
+    const QuantizedExpertArguments<T, S>& a = job.a;
     const ExpertRows& own = a.chosen[index / job.parts];
     size_t first = index % job.parts * job.width, end = std::min(first + job.width, a.columns);
     size_t groups = (own.rows + kMostRowsQuantized - 1) / kMostRowsQuantized, bytes = a.depth / a.blocks * Bits / 8;
@@ -93,15 +131,17 @@ void quantized_expert_task(void* data, size_t index) {
     for (size_t c = first; c < end; c += step)
         for (size_t group = 0, row = 0; group < groups; ++group) {
             size_t next = own.rows * (group + 1) / groups, place = own.first + row, at = own.expert * a.columns + c;
-            multiply_quantized<Bits>(next - row, std::min(step, end - c), job.o + place * a.columns + c, a.columns,
-                                     job.x + place * job.stride, job.stride, a.w + at * a.blocks * bytes,
-                                     a.scales + at * a.blocks, a.blocks, bytes);
+            BlockRows rows{job.rows.x + place * job.rows.stride, job.rows.stride,
+                           job.rows.sums + (HasOffsets ? place * a.blocks * kLanes : 0)};
+            multiply_quantized<Bits, HasOffsets>(next - row, std::min(step, end - c), job.o + place * a.columns + c,
+                                                 a.columns, rows, a.w + at * a.blocks * bytes, a.scales + at * a.blocks,
+                                                 a.offsets + (HasOffsets ? at * a.blocks : 0), a.blocks, bytes);
             row = next;
         }
 }
 
-template <size_t Bits, class T>
-void quantized_expert_matmul_of(const QuantizedExpertArguments<T>& a, const Pool& pool) {
+template <size_t Bits, bool HasOffsets, class T, class S>
+void quantized_expert_matmul_of(const QuantizedExpertArguments<T, S>& a, const Pool& pool) {
     constexpr size_t per = 8 / Bits, lines = kLanes * per; // numbers of a vector of bytes
     size_t stride = rounded_up(a.depth, 4 * kLanes) + 16; // as for the product by a transposed weight
     Zeros<float> x(a.rows * stride);
@@ -111,24 +151,32 @@ void quantized_expert_matmul_of(const QuantizedExpertArguments<T>& a, const Pool
             size_t in_line = k % lines, at = k - in_line + in_line % per * kLanes + in_line / per;
             x[place * stride + at] = to_float(a.x[a.order[place] * a.depth + k]);
         }
+    Zeros<float> sums(HasOffsets ? a.rows * a.blocks * kLanes : 0);
+    if constexpr (HasOffsets)
+        for (size_t place = 0; place < a.rows; ++place)
+            for (size_t k = 0; k < a.depth; k += kLanes) {
+                float* sum = sums.data() + (place * a.blocks + k / (a.depth / a.blocks)) * kLanes;
+                store(sum, load(sum) + load(x.data() + place * stride + k));
+            }
     bool alone = a.rows * a.depth * a.columns < kAlone;
     size_t wanted = alone ? 1 : (2 * kMostTasks + a.chosen_count - 1) / a.chosen_count;
     size_t width = rounded_up((a.columns + wanted - 1) / wanted, 24), parts = (a.columns + width - 1) / width;
-    QuantizedExpertJob<T> job{a, x.data(), stride, o.data(), parts, width};
+    QuantizedExpertJob<T, S> job{a, {x.data(), stride, sums.data()}, o.data(), parts, width};
     size_t tasks = a.chosen_count * parts;
+    auto* run = quantized_expert_task<Bits, HasOffsets, T, S>;
     if (alone)
-        for (size_t task = 0; task < tasks; ++task) quantized_expert_task<Bits, T>(&job, task);
+        for (size_t task = 0; task < tasks; ++task) run(&job, task);
     else
-        pool.run(quantized_expert_task<Bits, T>, tasks, &job);
+        pool.run(run, tasks, &job);
     for (size_t place = 0; place < a.rows; ++place)
         std::memcpy(a.o + a.order[place] * a.columns, o.data() + place * a.columns, a.columns * sizeof(T));
 }
 
-template <class T>
-void quantized_expert_matmul(const QuantizedExpertArguments<T>& a, const Pool& pool) {
+template <class T, class S>
+void quantized_expert_matmul(const QuantizedExpertArguments<T, S>& a, const Pool& pool) {
     if (a.rows == 0 || a.columns == 0) return;
     if (a.bits == 4)
-        quantized_expert_matmul_of<4>(a, pool);
+        a.offsets != nullptr ? quantized_expert_matmul_of<4, true>(a, pool) : quantized_expert_matmul_of<4, false>(a, pool);
     else
-        quantized_expert_matmul_of<8>(a, pool);
+        a.offsets != nullptr ? quantized_expert_matmul_of<8, true>(a, pool) : quantized_expert_matmul_of<8, false>(a, pool);
 }

@@ -52,14 +52,16 @@ struct ExpertMatMul {
     }
 };
 
-template <class T>
+// S is the type of scales and offsets, Of the form's entry in the table of operators.
+template <class T, class S, class Of>
 struct QuantizedExpertMatMul {
-    using Table = table::QuantizedExpertMatMul;
-    using In = Table::In;
+    using Table = Of;
+    using In = typename Table::In;
     static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
-        return index == In::expert ? element_type<int64_t>() : index == In::W ? element_type<uint8_t>() : element_type<T>();
+        if (index == In::X) return element_type<T>();
+        return index == In::expert ? element_type<int64_t>() : index == In::W ? element_type<uint8_t>() : element_type<S>();
     }
 
     static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
@@ -67,7 +69,7 @@ struct QuantizedExpertMatMul {
     static void compute(const Context& context, const Attributes&) {
         auto x = context.input<T>(In::X, 2);
         auto w = context.input<uint8_t>(In::W, 4);
-        auto scales = context.input<T>(In::scales, 3);
+        auto scales = context.input<S>(In::scales, 3);
         auto expert = context.input<int64_t>(In::expert, 1);
         size_t depth = x.at(1), columns = w.at(1), blocks = w.at(2), bytes = w.at(3);
         size_t bits = depth == 0 ? 0 : blocks * bytes * 8 / depth;
@@ -76,12 +78,22 @@ struct QuantizedExpertMatMul {
                         "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 32 numbers");
         context.require(scales.at(0) == w.at(0) && scales.at(1) == columns && scales.at(2) == blocks,
                         "scales has not one number a block of W");
+        const S* offsets = nullptr;
+        if constexpr (std::is_same_v<Table, table::QuantizedExpertMatMulOffsets>) {
+            auto given = context.input<S>(In::offsets, 3);
+            context.require(given.shape == scales.shape, "offsets has not one number a block of W");
+            offsets = given.data;
+        }
         context.require(expert.shape[0] == x.shape[0], "expert has not as many elements as X has rows");
         SortedRows sorted(context, expert.data, x.at(0), w.shape[0]);
         T* o = context.output<T>(Table::Out::O, {x.shape[0], w.shape[1]});
-        kernels<T>().quantized_expert_matmul({x.data, w.data, scales.data, o, sorted.order.data(), sorted.chosen.data(),
-                                              sorted.chosen.size(), x.at(0), depth, columns, blocks, bits},
-                                             SessionPool(context));
+        QuantizedExpertArguments<T, S> arguments{
+            x.data, w.data, scales.data, offsets, o, sorted.order.data(), sorted.chosen.data(), sorted.chosen.size(),
+            x.at(0), depth, columns, blocks, bits};
+        if constexpr (std::is_same_v<S, T>)
+            kernels<T>().quantized_expert_matmul(arguments, SessionPool(context));
+        else
+            kernels<T>().quantized_expert_matmul_half(arguments, SessionPool(context));
     }
 };
 

@@ -191,6 +191,16 @@ struct QuantizedMatMulOffsets {
     };
 };
 
+struct QuantizedExpertMatMulOffsets {
+    static constexpr char const* kName = "QuantizedExpertMatMulOffsets";
+    struct In {
+        enum : int { X, expert, W, scales, offsets, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 struct AdapterMatMul {
     static constexpr char const* kName = "AdapterMatMul";
     struct In {

@@ -121,7 +121,7 @@ def test_a_product_stays_what_it_is() -> None:
     assert (found * torch.from_numpy(T)).equal(weight @ (x * norm) + bias)
     assert scaled(scaled(weight, "w.weight", FOLDED), "w.weight", FOLDED, back=True).equal(weight)
     assert scaled(weight, "other.weight", FOLDED) is weight
-    assert scaled(norm.double(), "norm.weight", FOLDED).dtype == torch.float32
+    assert scaled(norm.half(), "norm.weight", FOLDED).dtype == torch.float32
 
 
 def test_the_file_is_there_where_there_are_scales(tmp_path: Path) -> None:

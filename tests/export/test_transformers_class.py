@@ -20,14 +20,18 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import CalibrationRows
 from lucid_deploy.export.exporter import _plan, _quantizable
 from lucid_deploy.export.passes.repeat_layers import excerpt
+from lucid_deploy.export.quantize.equalize import equalizing_scales
+from lucid_deploy.export.quantize.folds import with_scales
 from lucid_deploy.export.quantize.gptq import METHOD
 from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.range_scan import measure_diagonal, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe
+from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL_OFFSETS
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.inspection import parameters, summary
+from lucid_deploy.runtimes.passes.library_kernels import use_expert_offsets
 from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.families.small import saved, small_config
@@ -153,6 +157,31 @@ def test_experts_are_rounded(kind: str, options: QuantizeOptions, tmp_path: Path
         rounded, exact = (model(ids)[0] for model in (load_artifact_model(artifact), load_model(Checkpoint(path))))
     assert torch.dist(rounded, exact) < (0.5 if options.scheme == "int4" else 0.05) * exact.norm()
     ld.verify(artifact, quick=True).raise_if_failed()
+
+
+def test_columns_of_experts_are_made_alike(tmp_path: Path) -> None:
+    """Qwen2-MoE: the router and an expert that all tokens share read the same norm."""
+    path = checkpoint(tmp_path / "checkpoint", "qwen2_moe", {}, num_hidden_layers=1, layer_types=["full_attention"])
+    source = Checkpoint(path)
+    scales = equalizing_scales(source, _plan(source, QuantizeOptions("int4"), "float32"), "float32")
+    mlp = "model.layers.0.mlp."
+    assert {f"{mlp}{name}.inputs" for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight")} <= {*scales}
+    assert {f"{mlp}shared_expert{name}.weight.inputs" for name in ("_gate", ".up_proj", ".down_proj")} <= {*scales}
+    up = scales[f"{mlp}experts.gate_up_proj.outputs"]
+    assert (up[:, : up.shape[1] // 2] == 1).all() and up[:, up.shape[1] // 2 :].std() > 0.01
+    ids, changed, model = torch.arange(20)[None] % 13, with_scales(source, scales), load_model(source)
+    with torch.inference_mode():
+        exact = model(ids)[0]
+        for name, value in model.named_parameters():
+            value.data = changed.tensor(source.stored_name(name)).float()
+        torch.testing.assert_close(model(ids)[0], exact, rtol=1e-4, atol=1e-5)
+    export(path, tmp_path / "artifact", quantize=QuantizeOptions("int4"))
+    ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
+    graph = open_artifact(tmp_path / "artifact").graph("decode")
+    products = [node.op_type for node in graph.graph.node if "ExpertMatMul" in node.op_type]
+    assert products == [QUANTIZED_EXPERT_MATMUL.name, EXPERT_MATMUL.name] * 2 and use_expert_offsets(graph)
+    products = [node.op_type for node in graph.graph.node if "ExpertMatMul" in node.op_type]
+    assert products == [QUANTIZED_EXPERT_MATMUL_OFFSETS.name] * 2
 
 
 def test_a_class_is_quantized(tmp_path: Path) -> None:

@@ -198,6 +198,8 @@ class OrtSession(ArtifactSession[Any]):
             changed |= own_operators.use_linear_attention(model)
         if multiplies_in_blocks(self._library):
             changed |= library_kernels.use_quantized_matmul(model)
+        if self._library is not None:
+            changed |= library_kernels.use_expert_offsets(model)
         if self._library is not None and few:
             changed |= library_kernels.use_growing_attention(model)
             changed |= library_kernels.use_adapter_matmul(model)

@@ -14,6 +14,7 @@ in the file                                          in memory
 ``MatMulNBits(X, W, scales)``, accuracy level 4      ``QuantizedMatMul(X, W, scales)``
 ``MatMulNBits(X, W, scales, zero_points)``, as well  ``QuantizedMatMulZeroPoints(X, W, scales, zero_points)``
 ``MatMulNBits(X, W, scales) + sums(X) · offsets``    ``QuantizedMatMulOffsets(X, W, scales, offsets)``
+the same of experts                                  ``QuantizedExpertMatMulOffsets(X, expert, W, …)``
 ``Add(Y, X · Gather(A, ids) · Gather(B, ids))``      ``AdapterMatMul(Y, X, A, B, ids)``
 ===================================================  ==================================================
 """
@@ -32,6 +33,9 @@ from lucid_deploy.plugins.table import (
     DECODE_ATTENTION,
     DECODE_ATTENTION_GROWING,
     DOMAIN,
+    EXPERT_MATMUL,
+    QUANTIZED_EXPERT_MATMUL,
+    QUANTIZED_EXPERT_MATMUL_OFFSETS,
     QUANTIZED_MATMUL,
     QUANTIZED_MATMUL_OFFSETS,
     QUANTIZED_MATMUL_ZERO_POINTS,
@@ -57,6 +61,10 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _BY = {  # what takes an operator's place: by a weight of its type, and by one in float16
     "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
     "Gemm": (WEIGHT_MATMUL_TRANSPOSED, WEIGHT_MATMUL_TRANSPOSED_FLOAT16),
+}
+_WITH_OFFSETS = {  # what takes a product's place with offsets, and the product by offsets beside it
+    QUANTIZED_MATMUL.name: (QUANTIZED_MATMUL_OFFSETS, "MatMul"),
+    QUANTIZED_EXPERT_MATMUL.name: (QUANTIZED_EXPERT_MATMUL_OFFSETS, EXPERT_MATMUL.name),
 }
 _ROUNDS_INPUTS = 4  # the accuracy level
 _BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's blocks are multiples of, and the most numbers of one
@@ -226,13 +234,7 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     scales in float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor
     an attribute that is unknown here; others stay.
     """
-    tensors = {each.name: each for each in model.graph.initializer}
-    casts = {
-        node.output[0]: node
-        for node in nodes_of(model.graph, "", "Cast")
-        if node.input[0] in tensors and tensors[node.input[0]].data_type == TensorProto.FLOAT16
-    }
-    tensors |= {name: tensors[node.input[0]] for name, node in casts.items()}  # the stored scales and offsets
+    tensors, casts = _stored(model.graph)
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]
     sizes = {node.output[0]: attributes_of(node)["block_size"] for node in found}
     for node in found:
@@ -244,43 +246,66 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     if found:
         declare(model, DOMAIN, VERSION)
         _take_offsets(model.graph, sizes, tensors)
-        for node in found:
-            if node.op_type == QUANTIZED_MATMUL_OFFSETS.name:
-                node.input[2:] = [tensors[name].name for name in node.input[2:]]
-        remove_unread(model.graph, casts.values())
+        remove_unread(model.graph, casts)
     return bool(found)
 
 
-def _take_offsets(graph: onnx.GraphProto, sizes: dict[str, int], tensors: dict[str, TensorProto]) -> None:
+def use_expert_offsets(model: onnx.ModelProto) -> bool:
+    """Let the library's products by experts' matrices add the offsets of their blocks; return whether one does."""
+    tensors, casts = _stored(model.graph)
+    changed = _take_offsets(model.graph, {}, tensors)
+    remove_unread(model.graph, casts)
+    return changed
+
+
+def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.NodeProto]]:
+    """Return what is stored, by its name and by those of casts of float16 numbers, and these casts."""
+    tensors = {each.name: each for each in graph.initializer}
+    casts = [
+        node
+        for node in nodes_of(graph, "", "Cast")
+        if node.input[0] in tensors and tensors[node.input[0]].data_type == TensorProto.FLOAT16
+    ]
+    return tensors | {node.output[0]: tensors[node.input[0]] for node in casts}, casts
+
+
+def _take_offsets(graph: onnx.GraphProto, sizes: dict[str, int], tensors: dict[str, TensorProto]) -> bool:
     """Let products add the offsets of their blocks, which the file multiplies by the sums of X's blocks beside them.
 
     Args:
-        sizes: The blocks' sizes by the product's output.
+        sizes: The blocks' sizes by the product's output; those of experts follow from the shapes.
         tensors: What is stored, also by the names of casts of it.
     """
     makers = {name: node for node in graph.node for name in node.output}
     read, unread = Counter(read_names(graph)), []
     for total in nodes_of(graph, "", "Add"):
         product, share = (makers.get(name) for name in total.input)
-        if product is None or share is None or product.op_type != QUANTIZED_MATMUL.name or product.domain != DOMAIN:
+        if product is None or share is None or product.op_type not in _WITH_OFFSETS or product.domain != DOMAIN:
             continue
-        if read[product.output[0]] != 1 or read[share.output[0]] != 1 or share.op_type != "MatMul":
+        operator, beside = _WITH_OFFSETS[product.op_type]
+        if read[product.output[0]] != 1 or read[share.output[0]] != 1 or share.op_type != beside:
             continue
-        offsets, scales = tensors.get(share.input[1]), tensors[product.input[2]]
-        if offsets is None or offsets.data_type != scales.data_type or list(offsets.dims) != list(scales.dims)[::-1]:
+        if product.input[1:-2] != share.input[1:-1]:  # between X and W, and between sums and offsets: the experts
+            continue
+        offsets, scales = tensors.get(share.input[-1]), tensors.get(product.input[-1])
+        if offsets is None or scales is None or offsets.data_type != scales.data_type:
+            continue
+        if list(offsets.dims) != list(scales.dims)[:: -1 if len(scales.dims) == 2 else 1]:
             continue
         sums = makers.get(share.input[0])
         blocks = None if sums is None or sums.op_type != "ReduceSum" else makers.get(sums.input[0])
         if sums is None or blocks is None or blocks.op_type != "Reshape" or blocks.input[0] != product.input[0]:
             continue
         shape, axes = (numbers(tensors.get(node.input[1])) for node in (blocks, sums))
-        if shape[-2:] != [-1, sizes[product.output[0]]] or axes != [-1] or attributes_of(sums).get("keepdims", 1):
+        size = sizes.get(product.output[0], shape[-1] if shape else 0)
+        if shape[-2:] != [-1, size] or axes != [-1] or attributes_of(sums).get("keepdims", 1):
             continue
-        product.input.append(share.input[1])
-        product.op_type, product.output[0] = QUANTIZED_MATMUL_OFFSETS.name, total.output[0]
+        product.input[-1:] = [scales.name, offsets.name]
+        product.op_type, product.output[0] = operator.name, total.output[0]
         graph.node.remove(total)
         unread += [share, sums, blocks]
     remove_unread(graph, unread)
+    return bool(unread)
 
 
 def _is_in_blocks(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:

@@ -14,7 +14,7 @@ from lucid_deploy.files import temporary_sibling
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
 from lucid_deploy.plugins.hosts.libraries import cache_folder, load_obstacle, prebuilt
 
-ORT_ABI = 9  # increase it when the library's exports or the meaning of an operator change
+ORT_ABI = 11  # increase it when the library's exports or the meaning of an operator change
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]

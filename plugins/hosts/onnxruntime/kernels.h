@@ -26,7 +26,8 @@ struct KernelsOf {
     void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*quantized_matmul)(const QuantizedMatMulArguments<T>&, const Pool&);
-    void (*quantized_expert_matmul)(const QuantizedExpertArguments<T>&, const Pool&);
+    void (*quantized_expert_matmul)(const QuantizedExpertArguments<T, T>&, const Pool&);
+    void (*quantized_expert_matmul_half)(const QuantizedExpertArguments<T, Half>&, const Pool&);
     void (*adapter_matmul)(const AdapterMatMulArguments<T>&, const Pool&);
 };
 

@@ -46,10 +46,10 @@ const Kernels LUCID_TABLE = {
     {precondition<float>, attention<float>, decode<float, float>, cached_attention<float>, decode<float, Half>, decode<float, int8_t>,
      delta_rule<float>, expert_matmul<float>, weight_matmul<float, float>, weight_matmul<float, Half>,
      weight_matmul_transposed<float, float>, weight_matmul_transposed<float, Half>, quantized_matmul<float>,
-     quantized_expert_matmul<float>, adapter_matmul<float>},
+     quantized_expert_matmul<float, float>, quantized_expert_matmul<float, Half>, adapter_matmul<float>},
     {precondition<Half>, attention<Half>, decode<Half, Half>, cached_attention<Half>, decode<Half, Half>, decode<Half, int8_t>,
      delta_rule<Half>, expert_matmul<Half>, weight_matmul<Half, Half>, weight_matmul<Half, Half>,
      weight_matmul_transposed<Half, Half>, weight_matmul_transposed<Half, Half>, quantized_matmul<Half>,
-     quantized_expert_matmul<Half>, adapter_matmul<Half>},
+     quantized_expert_matmul<Half, Half>, quantized_expert_matmul<Half, Half>, adapter_matmul<Half>},
 };
 } // namespace lucid

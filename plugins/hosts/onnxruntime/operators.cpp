@@ -76,8 +76,11 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMulOffsets>> quantized_offsets;
     static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMulOffsets>> quantized_offsets_half;
     static const CustomOperator<QuantizedMatMul<float, Half, table::QuantizedMatMulOffsets>> quantized_by_half;
-    static const CustomOperator<QuantizedExpertMatMul<float>> quantized_experts;
-    static const CustomOperator<QuantizedExpertMatMul<Half>> quantized_experts_half;
+    static const CustomOperator<QuantizedExpertMatMul<float, float, table::QuantizedExpertMatMul>> quantized_experts;
+    static const CustomOperator<QuantizedExpertMatMul<Half, Half, table::QuantizedExpertMatMul>> quantized_experts_half;
+    static const CustomOperator<QuantizedExpertMatMul<float, float, table::QuantizedExpertMatMulOffsets>> expert_offsets;
+    static const CustomOperator<QuantizedExpertMatMul<Half, Half, table::QuantizedExpertMatMulOffsets>> expert_offsets_half;
+    static const CustomOperator<QuantizedExpertMatMul<float, Half, table::QuantizedExpertMatMulOffsets>> experts_by_half;
     static const CustomOperator<AdapterMatMul<float>> adapter;
     static const CustomOperator<AdapterMatMul<Half>> adapter_half;
     static const std::vector<const OrtCustomOp*> all{
@@ -90,7 +93,7 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
         &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
         &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half,
         &quantized_offsets, &quantized_offsets_half, &quantized_by_half,
-        &quantized_experts, &quantized_experts_half,
+        &quantized_experts, &quantized_experts_half, &expert_offsets, &expert_offsets_half, &experts_by_half,
         &adapter,          &adapter_half};
     return all;
 }

@@ -10,7 +10,7 @@ import torch
 
 from lucid_deploy.plugins.expert_matmul.reference import dequantized_experts
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
+from lucid_deploy.plugins.table import EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL_OFFSETS
 from tests.plugins.cpu_sessions import check, run, runnable, session
 
 
@@ -71,4 +71,30 @@ def test_matrices_in_blocks(
         (found,) = run(session(QUANTIZED_EXPERT_MATMUL, library, 2, name), x, expert, packed, scales)
         check(found, dense, exact, name)
         (alone,) = run(session(QUANTIZED_EXPERT_MATMUL, library, 1, name), x[-1:], expert[-1:], packed, scales)
+        assert torch.equal(alone, found[-1:])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float32, "float32"), (torch.float32, ""), (torch.float16, "")])
+def test_offsets_of_blocks(library: Path, fastest: Any, dtype: torch.dtype, stored: str, bits: int) -> None:
+    """They are in the type of the scales, which is float16 where it is not the rows' type."""
+    depth, columns, name = 192, 37, str(dtype).removeprefix("torch.")
+    kind = stored or "float16"
+    x, expert, _ = problem(50, depth, columns, 7, dtype)
+    draw = torch.Generator().manual_seed(bits)
+    packed = torch.randint(256, (7, columns, 6, 4 * bits), generator=draw).byte()
+    scales, offsets = (torch.rand(2, 7, columns, 6, generator=draw) / depth).to(getattr(torch, kind))
+    scales /= 2 ** (bits - 4)
+    scales[1], offsets[2] = torch.nan, torch.nan  # nobody chose them
+    weight = dequantized_experts(packed, scales.double(), depth)
+    weight = weight + offsets.double().repeat_interleave(32, -1)
+    exact = torch.einsum("rnk,rk->rn", weight[expert], x.double())
+    dense = torch.einsum("rnk,rk->rn", weight[expert].float(), x.float()).to(dtype)
+    inputs = packed, scales, offsets
+    for kernels in runnable(library):
+        kernels_name(library, kernels)
+        own = session(QUANTIZED_EXPERT_MATMUL_OFFSETS, library, 2, name, scales=kind)
+        (found,) = run(own, x, expert, *inputs)
+        check(found, dense, exact, name)
+        (alone,) = run(own, x[-1:], expert[-1:], *inputs)
         assert torch.equal(alone, found[-1:])
