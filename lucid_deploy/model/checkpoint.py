@@ -127,7 +127,7 @@ class Checkpoint:
         """
         place = self._family.stored(name, self.config)
         if place.join is not None and place.name not in self._named:
-            data = place.join([self._read(StoredParameter(part)) for part, _ in place.parts])
+            data = select_rows(place.join([self._read(StoredParameter(part)) for part, _ in place.parts]), place)
         else:
             data = self._read(place)
         return data.double() + place.plus if place.plus else data

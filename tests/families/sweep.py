@@ -76,6 +76,8 @@ def attempt(kind: str) -> Result:
         except LucidError as error:
             reason = _first_line(error).replace(f"{folder}/config.json: ", "").replace(folder, "the checkpoint")
             return Result(kind, name, REFUSED, reason.removeprefix(f"{name} is not supported: "))
+        except Exception as error:  # noqa: BLE001 (neither right nor refused, and the others are tried all the same)
+            return Result(kind, name, WRONG, f"{type(error).__name__}: {_first_line(error)}")
     if worst <= TOLERANCE:
         return Result(kind, name, RIGHT, f"{worst:.0e}")
     return Result(kind, name, WRONG, f"differs by {worst:.2g}")

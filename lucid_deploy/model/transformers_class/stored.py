@@ -51,6 +51,7 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
     conversions = get_model_conversion_mapping(net, add_legacy=False)
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    whole = deepcopy(net)  # conversions ask for sizes of its parameters; net's layers may be replaced meanwhile
     groups: dict[str, list[tuple[str, str]]] = {}  # by the first parameter that comes of it: stored names, patterns
     for name in sorted(stored, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters)
@@ -64,7 +65,7 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
             conversion = deepcopy(of)
             for (name, pattern), tensor in zip(parts, tensors, strict=True):
                 conversion.add_tensor(target, name, pattern, tensor)
-            return conversion.convert(target, model=net, config=net.config)
+            return conversion.convert(target, model=whole, config=whole.config)
 
         like = next(iter(named.values()))
         made = convert(like.new_empty(stored[name]) for name, _ in parts)

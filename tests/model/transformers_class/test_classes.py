@@ -23,8 +23,8 @@ from tests.model.family_shapes import SHAPES, random_model
 
 # Windows, soft caps, partial rotation, biases, LayerNorm, norms that scale by 1 + w, layers without positions,
 # positions that are learned, parallel layers, several embeddings' scales, heads of several parts, tied biases, experts
-# that a checkpoint stores one by one, values narrower than keys, positions that the class counts itself or from behind
-# its padding token.
+# that a checkpoint stores one by one, a delta rule whose projections it stores apart, values narrower than keys,
+# positions that the class counts itself or from behind its padding token.
 CLASSES = (
     "apertus",
     "bart",
@@ -39,6 +39,7 @@ CLASSES = (
     "gpt2",
     "gpt_oss",
     "helium",
+    "lara_mini",
     "ministral",
     "mixtral",
     "nemotron",
