@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import io
 import re
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -103,14 +104,17 @@ def _first_line(error: Exception) -> str:
 
 def page(results: list[Result]) -> str:
     """Return docs/families.md."""
+    git = ["git", "-C", str(PAGE.parent), "rev-parse", "--short=8", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, check=True, text=True).stdout.strip()
     count = {what: [item for item in results if item.outcome == what] for what in (RIGHT, REFUSED, WRONG, UNTRIED)}
     right = ", ".join(f"`{item.kind}`{' (ours)' if item.kind in BUILT_IN else ''}" for item in count[RIGHT])
     lines = [
         "# Every family of transformers",
         "",
-        f"Made by `make test-families` on {datetime.date.today()}, with transformers {transformers.__version__} and "
-        f"PyTorch {torch.__version__}. {len(results)} classes: **{len(count[RIGHT])} right, {len(count[REFUSED])} "
-        f"refused, {len(count[WRONG]) or 'none'} wrong**; of {len(count[UNTRIED])} no small model was made.",
+        f"Made by `make test-families` on {datetime.date.today()}, at {commit}, with transformers "
+        f"{transformers.__version__} and PyTorch {torch.__version__}. {len(results)} classes: **{len(count[RIGHT])} "
+        f"right, {len(count[REFUSED])} refused, {len(count[WRONG]) or 'none'} wrong**; of {len(count[UNTRIED])} no "
+        "small model was made.",
         "",
         f"Right: logits of a small random model equal those of transformers' eager attention in float64 within "
         f"{TOLERANCE:g}, in one pass and in chunks and single tokens, and the decode graph can be traced. Those with "
