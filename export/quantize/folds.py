@@ -58,7 +58,7 @@ class Fold:
             weight.data = weight.data * self.spread(scale)  # not in place: it may be the file itself
 
     def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
-        """Return the scale for each name of a tensor that it changes."""
+        """Return what each weight is multiplied or divided by, by name and ``INPUTS`` or ``OUTPUTS``, to be stored."""
         found = {f"{prefix}{name}.weight{INPUTS}": self.spread(scale).numpy() for name in self.readers}
         parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
         return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}

@@ -217,7 +217,7 @@ class Checkpoint:
         return self._handles[path]
 
     def _header(self, name: str) -> Any:
-        """Return the slice object of a tensor, which has its shape and type."""
+        """Return safetensors' view of a stored tensor: its shape and type are known, its numbers are not read."""
         stored = self._named[name]
         return self._open(self._file_of[stored]).get_slice(stored)
 
@@ -295,7 +295,7 @@ def select_rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
 
 
 def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in a checkpoint's files, by its stored name; ``named``: names that are there."""
+    """Return the shapes of the tensors that a checkpoint's files must have, by name; ``named``: the names they have."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in expected_shapes(config).items():
         if config.tie_word_embeddings and name == _HEAD:

@@ -88,7 +88,7 @@ def zero_errors(reference: Array, accumulated: bool = False) -> Array:
 
 
 def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> tuple[TensorMetrics, Array]:
-    """Return the errors of a tensor, and :func:`position_errors` of the same arguments."""
+    """Compare a tensor with its reference: errors of the whole, and the relative L2 error of each position."""
     actual, reference = actual.astype(np.float64), reference.astype(np.float64)
     flat, target = actual.reshape(actual.shape[0], -1), reference.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -148,7 +148,7 @@ class Schedule:
         return groups
 
     def calls(self, scenario: Scenario) -> int:
-        """Return how often a run calls the session, the unit of progress."""
+        """Return how many calls of the session a run of a scenario takes; progress bars count these."""
         scenario = self.fed(scenario)
         return sum(part.calls for part in self.parts(len(scenario.prompt))) + len(self.groups(len(scenario.forced)))
 

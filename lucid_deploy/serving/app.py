@@ -254,7 +254,7 @@ SOLVE_ROUTES: list[Row] = [  # off with --no-ui
 
 @lru_cache
 def document() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document, which has the schemas of bodies as the structs have them."""
+    """Return the OpenAPI 3.1 document; bodies are described by the classes that read them."""
     rows = [*ROUTES, *SOLVE_ROUTES]
     prefix = "#/components/schemas/"
     _, schemas = msgspec.json.schema_components(fields.BODIES.values(), ref_template=prefix + "{name}")
