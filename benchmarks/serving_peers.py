@@ -2,9 +2,10 @@
 
 The model is SmolLM2-135M-Instruct in four bits: llama.cpp and OpenVINO GenAI read its GGUF file, `lucid-deploy` exports
 its checkpoint, once as it is and once with LUCID in every layer (never trained for it, so its answers mean nothing, its
-speed does). Requests are cut from a text, some behind one of two shared system prompts; answers are greedy and of fixed
-length. Servers take turns: a round measures each at every number of clients once, so ratios are of one run.
-llama.cpp and `lucid-deploy` are asked by HTTP; OpenVINO GenAI, which has no server of its own, in its process.
+speed does). `lucid:int8` stores the cache in 8 bits, as OpenVINO GenAI does unless told otherwise, `lucid:float16` in
+16 bits, as llama.cpp. Requests are cut from a text, some behind one of two shared system prompts; answers are greedy
+and of fixed length. Servers take turns: a round measures each at every number of clients once, so ratios are of one
+run. llama.cpp and `lucid-deploy` are asked by HTTP; OpenVINO GenAI, which has no server of its own, in its process.
 
     python benchmarks/serving_peers.py CHECKPOINT MODEL.gguf --text FILE [--genai-python .genai/bin/python]
 
@@ -167,8 +168,8 @@ def make_requests(tokenizer: Path, text: Path, count: int) -> list[Asked]:
     return out
 
 
-def export(checkpoint: Path, target: Path, is_lucid: bool) -> None:
-    """Export the checkpoint in four bits, unless it is there already."""
+def export(checkpoint: Path, target: Path, is_lucid: bool, cache: str) -> None:
+    """Export the checkpoint in four bits with a type of cache, unless it is there already."""
     if target.exists():
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -176,6 +177,7 @@ def export(checkpoint: Path, target: Path, is_lucid: bool) -> None:
         config = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps(config | ({"attention_type": "lucid"} if is_lucid else {})))
         words = ["export", str(source), "--output", str(target), "--cache", "static", "--quantize", "int4"]
+        words += ["--cache-dtype", cache or "auto"]
         subprocess.run([sys.executable, "-m", "lucid_deploy.cli", *words], check=True)
 
 
@@ -216,7 +218,7 @@ def peak(pid: int) -> int:
 @click.argument("gguf", type=click.Path(exists=True, path_type=Path))
 @click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="Prompts are cut from it.")
 @click.option("--genai-python", help="Python of an environment with openvino-genai; without it, it is left out.")
-@click.option("--servers", default="lucid,standard,llama.cpp,genai", show_default=True, help="Which ones.")
+@click.option("--servers", default="lucid,standard,llama.cpp,genai", show_default=True, help="Also lucid:int8, ….")
 @click.option("--clients", default="1,4,8,16", show_default=True, help="How many ask at a time.")
 @click.option("--requests", default=4, show_default=True, help="Requests per client, 8 at least in all.")
 @click.option("--rounds", default=3, show_default=True, help="How often each takes its turn.")
@@ -244,8 +246,9 @@ def main(
         root.mkdir(parents=True, exist_ok=True)
         running: dict[str, Server] = {}
         for name in servers.split(","):
-            if name in ("lucid", "standard"):
-                export(checkpoint, root / name, name == "lucid")
+            attention, _, cache = name.partition(":")
+            if attention in ("lucid", "standard"):
+                export(checkpoint, root / name, attention == "lucid", cache)
                 running[name] = serve(root / name, most, list(more))
             elif name == "llama.cpp":
                 running[name] = llama_cpp(gguf, most)

@@ -1,5 +1,5 @@
-// The products of quantized_matmul with AVX-512 VNNI, which multiplies four pairs of bytes and adds them in one instruction.
-// The rest of the kernels for AVX-512 runs where that is missing, so these functions alone are compiled for it.
+// The products of quantized_matmul with AVX-512 VNNI, which multiplies four pairs of bytes and adds them in one instruction,
+// and with AVX2. The rest of the kernels for AVX-512 runs where VNNI is missing, so these functions alone are compiled for it.
 
 #if LUCID_LANES == 16
 #define LUCID_DOTS __attribute__((target("avx512vnni")))
@@ -69,7 +69,109 @@ LUCID_DOTS void multiply_panel(float* total, const uint8_t* panel, const Group& 
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) _mm512_storeu_ps(total + r * kInPanel, result[r]);
 }
+#elif LUCID_LANES == 8
+// With AVX2: vpmaddubsw multiplies pairs of bytes and adds two products in 16 bits.
+inline bool has_dots() { return true; }
 
+constexpr int kParts = kInPanel / kLanes; // vectors of four numbers of each column
+
+// part[r][p] += four numbers of row r times those of the columns of vector p. GCC spills sums where these are intrinsics.
+template <int R>
+LUCID_INLINE void add_fours(__m256i (&part)[R * kParts], const __m256i (&numbers)[kParts], const int8_t* x) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R * kParts; ++i) {
+        int32_t four;
+        std::memcpy(&four, x + i / kParts * 4, sizeof four);
+        __m256i row = _mm256_set1_epi32(four), product;
+        asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(part[i]), "=&x"(product) : "x"(numbers[i % kParts]), "x"(row));
+    }
+}
+
+// dot[r][p] += the products of up to 32 numbers of each column: 16 bits hold 8 · 2 products of at most 15 · 127. So numbers
+// of 8 bits are multiplied half by half: `Shifts` say where the halves of a byte begin that count as one number.
+template <int R, int... Shifts>
+LUCID_INLINE void add_numbers(__m256i (&dot)[R * kParts], const uint8_t* line, const uint8_t* end, const int8_t* x, short weight) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i part[R * kParts];
+#pragma GCC unroll 16
+    for (int i = 0; i < R * kParts; ++i) part[i] = __m256i{};
+    for (; line < end; line += kLine)
+        for (int shift : {Shifts...}) {
+            __m256i numbers[kParts];
+#pragma GCC unroll 2
+            for (int p = 0; p < kParts; ++p) {
+                __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line) + p);
+                numbers[p] = _mm256_and_si256(_mm256_srli_epi16(stored, shift), low);
+            }
+            add_fours<R>(part, numbers, x);
+            x += 4 * R;
+        }
+#pragma GCC unroll 16
+    for (int i = 0; i < R * kParts; ++i)
+        dot[i] = _mm256_add_epi32(dot[i], _mm256_madd_epi16(part[i], _mm256_set1_epi16(weight)));
+}
+
+// Computes the same as multiply_panel_plainly, for R rows.
+template <size_t Bits, class S, int R>
+void multiply_panel(float* total, const uint8_t* panel, const Group& group, const QuantizedWeight& w) {
+    constexpr int kSums = R * kParts;
+    constexpr size_t kMost = kLine * Bits; // bytes of 32 numbers of each column
+    constexpr size_t kPer = kInPanel * Bits / 8; // bytes of a number of each column
+    const PanelSizes sizes(w);
+    const bool zeros = w.zero_points != nullptr, offsets = w.offsets != nullptr;
+    const int8_t* x = group.numbers;
+    const float *steps = group.steps, *totals = group.totals;
+    Vector result[kSums];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) result[i] = Vector{};
+    for (size_t at = 0; at < w.blocks * R; at += R) {
+        __m256i dot[kSums];
+#pragma GCC unroll 16
+        for (int i = 0; i < kSums; ++i) dot[i] = _mm256_set1_epi32(group.sums[at + i / kParts]);
+        if (zeros) {
+#pragma GCC unroll 16
+            for (int i = 0; i < kSums; ++i) {
+                Integers zero = widen_bytes(panel + sizes.block - kInPanel + i % kParts * kLanes) & ((1 << Bits) - 1);
+                dot[i] = _mm256_mullo_epi32(dot[i], reinterpret_cast<__m256i>(zero));
+            }
+        }
+        for (size_t done = 0; done < sizes.numbers; done += kMost) {
+            const uint8_t *line = panel + done, *end = panel + std::min(done + kMost, sizes.numbers);
+            const int8_t* from = x + done / kPer * R;
+            if constexpr (Bits == 4) {
+                add_numbers<R, 0, 4>(dot, line, end, from, 1);
+            } else {
+                add_numbers<R, 0>(dot, line, end, from, 1);
+                add_numbers<R, 4>(dot, line, end, from, 16);
+            }
+        }
+        x += sizes.numbers / kPer * R;
+        const S* scales = reinterpret_cast<const S*>(panel + sizes.numbers);
+        panel += sizes.block;
+#pragma GCC unroll 16
+        for (int i = 0; i < kSums; ++i) {
+            Vector product = __builtin_convertvector(reinterpret_cast<Integers>(dot[i]), Vector);
+            result[i] = multiply_add(product, widen(scales + i % kParts * kLanes) * steps[at + i / kParts], result[i]);
+        }
+        if (offsets) {
+#pragma GCC unroll 16
+            for (int i = 0; i < kSums; ++i) {
+                Vector offset = widen(scales + kInPanel + i % kParts * kLanes);
+                result[i] = multiply_add(offset, broadcast(totals[at + i / kParts]), result[i]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) store(total + i / kParts * kInPanel + i % kParts * kLanes, result[i]);
+}
+#else
+inline bool has_dots() { return false; } // so the function below is never called
+
+template <size_t Bits, class S>
+void multiply_group(size_t, float*, const uint8_t*, const Group&, const QuantizedWeight&) {}
+#endif
+
+#if LUCID_LANES >= 8
 template <size_t Bits, class S, int R = kInGroup>
 LUCID_INLINE void multiply_group(size_t rows, float* total, const uint8_t* panel, const Group& group,
                                  const QuantizedWeight& w) {
@@ -78,9 +180,4 @@ LUCID_INLINE void multiply_group(size_t rows, float* total, const uint8_t* panel
         multiply_group<Bits, S, R - 1>(rows, total, panel, group, w);
     }
 }
-#else
-inline bool has_dots() { return false; } // so the function below is never called
-
-template <size_t Bits, class S>
-void multiply_group(size_t, float*, const uint8_t*, const Group&, const QuantizedWeight&) {}
 #endif

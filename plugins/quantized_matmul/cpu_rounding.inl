@@ -5,7 +5,7 @@
 //
 // Rows are interleaved in groups: 4 numbers of each row, in the order of a panel, then the next 4.
 
-constexpr size_t kInGroup = 12;    // rows whose integer and float sums are in registers (AVX-512)
+constexpr size_t kInGroup = LUCID_LANES == 16 ? 12 : 4; // rows whose sums are in registers
 constexpr size_t kLeastTasks = 16;                // fewest tasks of a product that several threads compute
 constexpr size_t kTaskProducts = size_t{1} << 21; // products per task if there are more tasks
 constexpr float kInt8Levels = 127.0f;
@@ -46,6 +46,20 @@ struct QuantizedMatMulJob {
 // places.
 typedef int8_t Sixteen __attribute__((vector_size(16)));
 
+LUCID_INLINE Sixteen narrow(const Integers* whole) {
+#if LUCID_LANES == 16
+    return reinterpret_cast<Sixteen>(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(*whole)));
+#elif LUCID_LANES == 8
+    __m256i pairs = _mm256_packs_epi32(reinterpret_cast<__m256i>(whole[0]), reinterpret_cast<__m256i>(whole[1]));
+    pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
+    return reinterpret_cast<Sixteen>(_mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+#else
+    Sixteen bytes;
+    for (size_t i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>(whole[i / kLanes][i % kLanes]);
+    return bytes;
+#endif
+}
+
 template <size_t Bits>
 LUCID_INLINE Sixteen in_fours(Sixteen numbers) {
     if constexpr (Bits == 8) return numbers;
@@ -82,21 +96,16 @@ void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, siz
         Vector total{};
         Integers whole_sum{};
         for (size_t k = 0; k < block; k += 16, x += 16, numbers += 16 * count) {
-            Sixteen whole;
-            for (size_t lane = 0; lane < 16; lane += kLanes) {
-                Vector value = widen(x + lane);
+            Integers whole[16 / kLanes];
+            for (size_t i = 0; i < 16 / kLanes; ++i) {
+                Vector value = widen(x + i * kLanes);
                 total += value;
-                Integers shifted = empty ? none : reinterpret_cast<Integers>(value * inverse + shifter);
-                whole_sum += shifted - none;
-#if LUCID_LANES == 16
-                whole = reinterpret_cast<Sixteen>(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(shifted)));
-#else
-                for (size_t i = 0; i < kLanes; ++i) whole[lane + i] = static_cast<int8_t>(shifted[i]);
-#endif
+                whole[i] = empty ? Integers{} : reinterpret_cast<Integers>(value * inverse + shifter) - none;
+                whole_sum += whole[i];
             }
-            whole = in_fours<Bits>(whole);
+            Sixteen bytes = in_fours<Bits>(narrow(whole));
             for (size_t four = 0; four < 4; ++four)
-                std::memcpy(numbers + four * 4 * count, reinterpret_cast<const int8_t*>(&whole) + four * 4, 4);
+                std::memcpy(numbers + four * 4 * count, reinterpret_cast<const int8_t*>(&bytes) + four * 4, 4);
         }
         if (job.rows.totals != nullptr) job.rows.totals[at] = sum(total);
         job.rows.steps[at] = step;

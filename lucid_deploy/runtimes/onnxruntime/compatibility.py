@@ -98,7 +98,7 @@ def multiplies(library: Path | None) -> bool:
 
 
 def multiplies_in_blocks(library: Path | None) -> bool:
-    """Return whether a library multiplies by weights in blocks itself: with AVX-512 VNNI, where it is faster."""
+    """Return whether a library multiplies by weights in blocks itself: with AVX2 or AVX-512 VNNI."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots
 
     return library is not None and has_dots(library)

@@ -117,7 +117,7 @@ def kernels_name(library: Path, wanted: str | None = None) -> str:
 
 
 def has_dots(library: Path) -> bool:
-    """Return whether a checked library multiplies int8 with AVX-512 VNNI on this processor.
+    """Return whether a checked library multiplies int8 with AVX2 or AVX-512 VNNI on this processor.
 
     Raises:
         LucidError: The library cannot be loaded.

@@ -34,7 +34,7 @@ struct KernelsOf {
 struct Kernels {
     const char* name;
     bool (*supported)();
-    bool (*has_dots)(); // whether quantized_matmul uses AVX-512 VNNI
+    bool (*has_dots)(); // whether quantized_matmul uses AVX2 or AVX-512 VNNI
     size_t (*pack_weight)(const QuantizedWeight&, uint8_t* panels); // returns the panels' bytes; null: only that
     KernelsOf<float> single;
     KernelsOf<Half> half;

@@ -12,7 +12,7 @@ LUCID_EXPORT int lucidOrtAbi() { return LUCID_ORT_ABI; }
 
 LUCID_EXPORT const char* lucidOrtKernels() { return lucid::current_kernels().name; }
 
-// 1 if quantized_matmul uses AVX-512 VNNI, 0 if it is plain C++.
+// 1 if quantized_matmul uses AVX2 or AVX-512 VNNI, 0 if it is plain C++.
 LUCID_EXPORT int lucidOrtHasDots() { return lucid::current_kernels().has_dots(); }
 
 // 1 if the kernels of that name were chosen, 0 if there are none or this processor cannot run them.

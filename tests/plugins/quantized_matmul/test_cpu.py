@@ -255,6 +255,18 @@ def test_shapes_that_do_not_fit_are_refused(
         run(session(problem.operator, library, 1, "float32", rank=2), *given)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_largest_products_do_not_saturate(library, fastest, bits):
+    most = (1 << bits) - 1
+    for name, sign in itertools.product(runnable(library), (1.0, -1.0)):
+        kernels_name(library, name)
+        of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
+        (got,) = run(
+            of, torch.full((1, 128), sign), torch.full((1, 1, 16 * bits), 255, dtype=torch.uint8), torch.ones(1, 1)
+        )
+        assert got.item() == pytest.approx(sign * 128 * (most - (most + 1) // 2), rel=1e-6)
+
+
 def test_blocks_whose_sums_would_overflow_are_refused(library):
     of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
     for depth in (1 << 15, 1 << 16):  # numbers of one block; the largest sum is of 255 - 128 times 127
