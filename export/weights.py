@@ -22,6 +22,7 @@ from lucid_deploy.artifact.quantization import (
     ZEROS,
     Quantization,
     QuantizedTensor,
+    weight_and_rows,
 )
 from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
@@ -67,11 +68,13 @@ def plan_weights(
         offset += whole_pages(size)
 
     for name, shape in shapes.items():
-        if quantization is not None and name in quantization.tensors:
-            for part in quantization.parts(name):
-                size, kind = quantization.part_size(name, part, dtype), quantization.part_dtype(name, part, dtype)
-                add(name, quantization.part_shape(name, part), size, kind, part)
-        else:
+        pieces = [] if quantization is None else quantization.pieces(name)
+        for piece in pieces:
+            assert quantization is not None
+            for part in quantization.parts(piece):
+                size, kind = quantization.part_size(piece, part, dtype), quantization.part_dtype(piece, part, dtype)
+                add(piece, quantization.part_shape(piece, part), size, kind, part)
+        if not pieces:
             stored = (*shape[:-2], *shape[:-3:-1]) if name in transposed else shape
             add(name, stored, math.prod(shape) * ITEM_SIZES[dtype], dtype, turned=name in transposed)
     return plan
@@ -187,14 +190,15 @@ class _TensorBytes:
             yield np.ascontiguousarray(packed), scales
             return
         bits = quantization.bits_of(tensor.name)
-        weight = record.matrix(self._checkpoint.tensor(tensor.name))
+        name, rows = weight_and_rows(tensor.name)
+        weight = record.matrix(self._checkpoint.tensor(name)[rows])
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         method = find_method(quantization.method.name)
         if method.learns or record.experts:  # what no text went through: a tied embedding, experts
             method = find_method(HQQ if record.offsets else NEAREST)
         positive = quantization.has_positive_scales(tensor.name)
-        rows = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
-        yield from self._rounded(rows, record)
+        rounded = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
+        yield from self._rounded(rounded, record)
 
     def _rounded(self, rows: list[Rounded], record: QuantizedTensor) -> Iterator[tuple[Any, Any]]:
         import torch

@@ -27,7 +27,7 @@ class NodeChain:
     """New nodes with one output each, named after a prefix; insert ``nodes`` into the graph when all are added."""
 
     def __init__(self, prefix: str) -> None:
-        self._prefix, self.nodes = prefix, list[ir.Node]()
+        self.prefix, self.nodes = prefix, list[ir.Node]()
 
     def add(
         self,
@@ -39,8 +39,8 @@ class NodeChain:
         domain: str = "",
     ) -> ir.Value:
         """Add a node and return its output, called ``PREFIX.SUFFIX``."""
-        node = ir.node(operator, inputs, attributes or {}, domain=domain, name=f"{self._prefix}.{suffix}_node")
-        node.outputs[0].name = f"{self._prefix}.{suffix}"
+        node = ir.node(operator, inputs, attributes or {}, domain=domain, name=f"{self.prefix}.{suffix}_node")
+        node.outputs[0].name = f"{self.prefix}.{suffix}"
         if dtype is not None:
             node.outputs[0].dtype = dtype
         self.nodes.append(node)
@@ -57,3 +57,14 @@ class NodeChain:
             graph.insert_before(graph[0], self.nodes)
         else:
             graph.insert_after(producer, self.nodes)
+
+
+def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    """Put a node in place of another; its output takes the other's name, shape and type."""
+    before, after = old.outputs[0], new.outputs[0]
+    new.name, name = old.name, before.name
+    after.shape, after.type = before.shape, before.type
+    graph.insert_before(old, new)
+    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    after.name = name

@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization
-from lucid_deploy.export.passes.editing import NodeChain, integers
+from lucid_deploy.export.passes.editing import NodeChain, integers, replace
 from lucid_deploy.export.passes.quantize_floats import InputRounding, dequantize_float_weight
+from lucid_deploy.export.passes.split_rows import split_rows
 from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 
 CONTRIB = "com.microsoft"
@@ -26,6 +27,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Args:
         names: The graph's name of a weight where it differs from the checkpoint's, by the latter: a tied embedding's.
     """
+    split_rows(model, quantization, names or {})
     rounding, offsets = InputRounding(model.graph, quantization), BlockOffsets(model.graph)
     for stored in quantization.tensors:
         graph_name = (names or {}).get(stored, stored)
@@ -153,14 +155,14 @@ def _replace_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) 
     scales = parts.in_weights_type(SCALES)
     inputs = [node.inputs[0], parts.get(PACKED), scales, *(parts.get(part) for part in read)]
     product = ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB)
-    _replace(graph, node, product)
+    replace(graph, node, product)
     return product
 
 
 def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.Node:
     inputs = [*node.inputs[:2], parts.get(PACKED), parts.in_weights_type(SCALES)]
     product = ir.node(QUANTIZED_EXPERT_MATMUL.name, inputs, domain=DOMAIN)
-    _replace(graph, node, product)
+    replace(graph, node, product)
     return product
 
 
@@ -173,18 +175,18 @@ def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -
         "gather_axis": 0,
         "quantize_axis": 1,
     }
-    inputs = [parts.get(ROWS), node.inputs[1], parts.get(SCALES)]
-    gather = ir.node("GatherBlockQuantized", inputs, attributes=attributes, domain=CONTRIB)
-    if width % size == 0:
-        _replace(graph, node, gather)
-        return
-    bounds = [
-        integers(graph, f"{parts.name}.slice_{suffix}", number)
-        for suffix, number in (("start", 0), ("end", width), ("axis", -1))
-    ]
-    gather.outputs[0].name, gather.outputs[0].type = f"{node.outputs[0].name}_whole_blocks", node.outputs[0].type
-    graph.insert_before(node, gather)
-    _replace(graph, node, ir.node("Slice", [gather.outputs[0], *bounds]))
+    scales, chain = parts.get(SCALES), NodeChain(str(node.outputs[0].name))
+    inputs = [parts.get(ROWS), node.inputs[1], scales]
+    found = chain.add("GatherBlockQuantized", inputs, "blocks", attributes, scales.dtype, CONTRIB)
+    if width % size:
+        bounds = [
+            integers(graph, f"{parts.name}.slice_{suffix}", number)
+            for suffix, number in (("start", 0), ("end", width), ("axis", -1))
+        ]
+        found = chain.add("Slice", [found, *bounds], "row", dtype=scales.dtype)
+    chain.cast(found, parts.dtype, "cast")
+    graph.insert_before(node, chain.nodes[:-1])
+    replace(graph, node, chain.nodes[-1])
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
@@ -200,14 +202,3 @@ def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> No
     dequantized.shape = weight.shape
     graph.insert_before(node, chain.nodes)
     node.replace_input_with(1, dequantized)
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put a node in place of another; its output takes the other's name, shape and type."""
-    before, after = old.outputs[0], new.outputs[0]
-    new.name, name = old.name, before.name
-    after.shape, after.type = before.shape, before.type
-    graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-    after.name = name

@@ -23,6 +23,8 @@ from lucid_deploy.export.quantize.nearest import nearest_kernel
 # By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 BEST_HEAD_BITS = 8  # of int4, if no method is named
+# Rows of a tied embedding that have these bits, where there are twice as many: tokenizers number tokens by frequency.
+FREQUENT_ROWS = 16384
 CALIBRATION_TOKENS = 65536
 FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text
 
@@ -48,6 +50,8 @@ class QuantizeOptions:
         calibration_tokens: How many tokens of that text to learn from at most.
         equalize: Make the columns of weights alike before rounding, which needs no text. None: as ``method`` says.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
+        frequent_rows: So many first rows of an embedding that is tied to the head have 8 bits; to quantize like an
+            artifact.
         bits: Of weights that have others than the scheme's, by the checkpoint's names; to quantize like an artifact.
     """
 
@@ -62,6 +66,7 @@ class QuantizeOptions:
     calibration_tokens: int = CALIBRATION_TOKENS
     equalize: bool | None = None
     head_bits: int | None = None
+    frequent_rows: int = 0
     bits: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -15,6 +15,7 @@ from lucid_deploy.artifact.quantization import (
     Method,
     Quantization,
     QuantizedTensor,
+    rows_name,
     short_name,
 )
 from lucid_deploy.errors import LucidError
@@ -22,6 +23,7 @@ from lucid_deploy.export.quantize.method import find_method
 from lucid_deploy.export.quantize.options import (
     BEST_HEAD_BITS,
     DEFAULT_BLOCK,
+    FREQUENT_ROWS,
     QuantizeOptions,
     activations_of,
     format_of,
@@ -56,8 +58,10 @@ def plan_quantization(
     if not chosen:
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
     method = find_method(method_of(options))
-    head = EMBEDDING if tied else HEAD
-    head_bits = options.head_bits or (BEST_HEAD_BITS if options.takes_best and head in chosen else None)
+    head, head_bits, frequent = EMBEDDING if tied else HEAD, options.head_bits, options.frequent_rows
+    if options.takes_best and head in chosen and not head_bits:
+        frequent = FREQUENT_ROWS if tied and shapes[head][0] >= 2 * FREQUENT_ROWS else 0
+        head_bits = None if frequent else BEST_HEAD_BITS
     bits = {**({head: head_bits} if head_bits else {}), **options.bits}
     if options.takes_best:
         bits = dict.fromkeys(_sensitive(shapes, chosen), BEST_HEAD_BITS) | bits
@@ -69,6 +73,8 @@ def plan_quantization(
         else _planned(name, shapes[name], options, bits.get(name))
         for name in chosen
     }
+    if frequent:
+        tensors = _in_rows(tensors.pop(EMBEDDING), frequent) | tensors
     return Quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],
@@ -76,7 +82,7 @@ def plan_quantization(
         # Rounded inputs would make routers choose other experts, and nothing could be verified.
         activations="float" if experts and options.activations == "auto" else activations_of(options),
         tensors=tensors,
-        kept=tuple(name for name in matrices if name not in tensors),
+        kept=tuple(name for name in matrices if name not in chosen),
         tool=f"lucid-deploy {__version__}" if options.is_float else method.tool(),
         method=Method(NEAREST if method.learns else method.name),  # learning sets its own
     )
@@ -120,6 +126,15 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     # In half precision scales and offsets, two bits a weight in float32, are one. The numbers are chosen for them.
     kind = "float16" if offsets and format_of(options) == "matmulnbits" else None
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
+
+
+def _in_rows(embedding: QuantizedTensor, frequent: int) -> dict[str, QuantizedTensor]:
+    """Give the first rows of an embedding 8 bits, and leave the rest as planned, with scales of half the size."""
+    rows, width = embedding.shape
+    return {
+        rows_name(EMBEDDING, 0, frequent): replace(embedding, shape=(frequent, width), bits=BEST_HEAD_BITS),
+        rows_name(EMBEDDING, frequent, rows): replace(embedding, shape=(rows - frequent, width), scale_dtype="float16"),
+    }
 
 
 def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: int | None) -> QuantizedTensor:

@@ -74,6 +74,17 @@ def short_name(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
 
 
+def rows_name(name: str, start: int, stop: int) -> str:
+    """Return the name of some rows of a weight, which are quantized as a weight of their own: ``NAME[0:16384]``."""
+    return f"{name}[{start}:{stop}]"
+
+
+def weight_and_rows(name: str) -> tuple[str, slice]:
+    """Return which weight of the checkpoint a quantized one is, and which of its rows: all, but for ``rows_name``."""
+    weight, _, rows = name.partition("[")
+    return weight, slice(*map(int, rows[:-1].split(":"))) if rows else slice(None)
+
+
 def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
     """Return ‖Ŵ − W‖ / ‖W‖ of Frobenius norms; 0 where both are zero, and infinite where W alone is."""
     lost, whole = float(np.linalg.norm(rounded - weight)), float(np.linalg.norm(weight))
@@ -112,7 +123,7 @@ class Quantization:
     # graphs themselves: fp8-static rounds them to E4M3 with a scale stored for each weight, fp8-token with the largest
     # magnitude of each token / 448, fp8-group with that of each input_block of its elements.
     activations: str
-    tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names
+    tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names, or by those of rows_name
     kept: tuple[str, ...]  # weights of at least two axes that are not quantized
     tool: str  # what made the numbers, with its version
     method: Method = field(default_factory=Method)  # how they were chosen
@@ -194,11 +205,15 @@ class Quantization:
         return max(tensor.block_size for tensor in self.tensors.values())
 
     def block_sizes(self, tied: bool) -> dict[str, int]:
-        """Return every quantized tensor's block size by name; a tied head's too, if the embedding is quantized."""
-        sizes = {name: tensor.block_size for name, tensor in self.tensors.items()}
+        """Return every quantized weight's block size by name; a tied head's too, if the embedding is quantized."""
+        sizes = {weight_and_rows(name)[0]: tensor.block_size for name, tensor in self.tensors.items()}
         if tied and "model.embed_tokens.weight" in sizes:
             sizes["lm_head.weight"] = sizes["model.embed_tokens.weight"]
         return sizes
+
+    def pieces(self, weight: str) -> list[str]:
+        """Return under which names a weight is quantized: its own, or those of its rows; empty if it is not."""
+        return [name for name in self.tensors if weight_and_rows(name)[0] == weight]
 
     def part_shape(self, name: str, part: str) -> tuple[int, ...]:
         """Return the shape of a stored part; ``ROWS`` is another view of ``PACKED``."""

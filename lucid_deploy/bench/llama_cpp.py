@@ -21,6 +21,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from numpy.typing import NDArray
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import weight_and_rows
 from lucid_deploy.bench.machine import has_avx512, reset_peak, resident_bytes
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LUCID, STANDARD, LucidConfig
@@ -64,7 +65,8 @@ class LlamaCppWorker:
                 f"the kind {', '.join(sorted(others))}."
             )
         record = manifest.quantization
-        head = {name for name in (EMBEDDING, HEAD) if record is not None and name in record.tensors}
+        tensors = [] if record is None else record.tensors
+        head = {name for name in tensors if weight_and_rows(name)[0] in (EMBEDDING, HEAD)}
         if record is not None and len({record.bits_of(name) for name in record.tensors.keys() - head}) > 1:
             raise LucidError(
                 f"--baseline llama.cpp gives weights of all layers the same bits, and those of {artifact.directory} "

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import FLOAT_SCHEMES, HQQ, NEAREST, STORED, Quantization, short_name
+from lucid_deploy.artifact.quantization import (
+    FLOAT_SCHEMES,
+    HQQ,
+    NEAREST,
+    STORED,
+    Quantization,
+    short_name,
+    weight_and_rows,
+)
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
@@ -113,5 +121,6 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
         embeddings=EMBEDDING in record.tensors and not tied,
         activations=record.activations,
         method=HQQ if any(tensor.offsets for tensor in record.tensors.values()) else NEAREST,
-        bits={name: tensor.bits for name, tensor in record.tensors.items() if tensor.bits is not None},
+        frequent_rows=max((weight_and_rows(name)[1].start or 0 for name in record.tensors), default=0),
+        bits={name: each.bits for name, each in record.tensors.items() if each.bits and "[" not in name},
     )

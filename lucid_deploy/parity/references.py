@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.adapters import BASE
-from lucid_deploy.artifact.quantized_bytes import dequantize, read_scales, scaled
+from lucid_deploy.artifact.quantized_bytes import read_scales, scaled
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.adapters import LinearLayers
 from lucid_deploy.model.adapter import Adapter
@@ -204,7 +204,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
     """Return a function giving weights by name: the checkpoint's, or a quantized artifact's dequantized ones."""
     import torch
 
-    from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
+    from lucid_deploy.runtimes.torch.artifact_weights import dequantized, stored_parts
 
     record = None if artifact is None else artifact.manifest.quantization
     parts, folded = {}, read_scales(artifact.directory) if artifact is not None else {}
@@ -215,8 +215,8 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
         name = source.stored_name(name)
         if record is None or artifact is None:
             return source.tensor(name)
-        if name in parts:
-            return torch.from_numpy(record.tensors[name].as_stored(dequantize(record, name, *parts[name])))
+        if record.pieces(name):
+            return torch.from_numpy(dequantized(record, name, parts))
         weight = scaled(source.tensor(name), name, folded)
         return weight.to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
 

@@ -17,10 +17,12 @@ from lucid_deploy.artifact import STAGES, WEIGHTS
 from lucid_deploy.artifact.quantization import (
     LEAST_SCALE,
     NEAREST,
+    SCALES,
     STORED,
     Quantization,
     QuantizedTensor,
     relative_distance,
+    weight_and_rows,
 )
 from lucid_deploy.artifact.quantized_bytes import (
     E2M1_MAX,
@@ -60,7 +62,7 @@ _SCALE_STEP = {"float16": 2.0**-25}
 def plain_names(artifact: Artifact, checkpoint: Checkpoint) -> list[str]:
     """Return the names of the checkpoint's weights that are not quantized in the artifact."""
     record = artifact.manifest.quantization
-    return [name for name in checkpoint.stored_shapes() if record is None or name not in record.tensors]
+    return [name for name in checkpoint.stored_shapes() if record is None or not record.pieces(name)]
 
 
 def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter | None = None) -> str:
@@ -83,7 +85,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
     if folded:
         check_folding(folded, checkpoint)
     for name, *parts in stored_parts(artifact):
-        weight = record.tensors[name].matrix(scaled(checkpoint.tensor(name), name, folded))
+        original, rows = weight_and_rows(name)
+        weight = record.tensors[name].matrix(scaled(checkpoint.tensor(original), original, folded)[rows])
         problem = _problem(record, name, parts, weight, artifact.manifest.dtype)
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
@@ -173,7 +176,7 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
     if record.method.name == STORED:
         wrong = dequantize(record, name, *parts) != weight.double().numpy()
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
-    original = weight.float().numpy()
+    original, dtype = weight.float().numpy(), record.part_dtype(name, SCALES, dtype)
     if record.is_float:
         return _float_difference(record, name, parts, original)
     if name in record.method.tensors:

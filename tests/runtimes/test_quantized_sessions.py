@@ -32,17 +32,17 @@ def verified(artifact: Artifact, checkpoint: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "form", "activations", "cache"),
+    ("scheme", "form", "activations", "cache", "more"),
     [
-        ("int8", "matmulnbits", "int8", "growing"),
-        ("int4", "matmulnbits", "int8", "static"),
-        ("int8", "qdq", "float", "growing"),
+        ("int8", "matmulnbits", "int8", "growing", {}),
+        ("int4", "matmulnbits", "int8", "static", {"frequent_rows": 40}),
+        ("int8", "qdq", "float", "growing", {}),
     ],
 )
 def test_the_runtime_computes_the_quantized_model(
-    scheme: str, form: str, activations: str, cache: str, quantized: Made
+    scheme: str, form: str, activations: str, cache: str, more: dict[str, int], quantized: Made
 ) -> None:
-    checkpoint, artifact = quantized(scheme, form, cache=cache, changes=BIASED, activations=activations)
+    checkpoint, artifact = quantized(scheme, form, cache=cache, changes=BIASED, activations=activations, **more)
     report = verified(artifact, checkpoint)
     assert report.passed, report.verdict()
     limits = [comparison.gate.limit for comparison in report.comparisons if comparison.tensor.is_logits]

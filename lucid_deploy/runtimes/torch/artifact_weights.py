@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,17 @@ import torch
 from lucid_deploy.artifact import ADAPTERS, WEIGHTS, Artifact
 from lucid_deploy.artifact.adapters import read_matrices
 from lucid_deploy.artifact.external_data import StoredWeight
-from lucid_deploy.artifact.quantization import INPUT_SCALE, OFFSETS, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
+from lucid_deploy.artifact.quantization import (
+    INPUT_SCALE,
+    OFFSETS,
+    PACKED,
+    ROWS,
+    SCALES,
+    WHOLE_SCALE,
+    ZEROS,
+    Quantization,
+    weight_and_rows,
+)
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.adapter_slots import AdapterRows, Slots
@@ -101,6 +111,12 @@ def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
     yield from _parts(artifact, buffer)
 
 
+def dequantized(record: Quantization, weight: str, parts: Mapping[str, Sequence[Any]]) -> np.ndarray[Any, Any]:
+    """Return a quantized weight, float64 in the checkpoint's shape; ``parts``: what is stored of each, by name."""
+    pieces = (record.tensors[name].as_stored(dequantize(record, name, *parts[name])) for name in record.pieces(weight))
+    return np.concatenate(list(pieces))
+
+
 def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[Any, ...]]:
     record = artifact.manifest.quantization
     places = {weight.name: weight for weight in artifact.weights("decode")}
@@ -143,6 +159,7 @@ def _input_scales(artifact: Artifact, buffer: mmap.mmap) -> dict[str, float]:
 
 def _dequantized(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     record = artifact.manifest.quantization
-    for name, *parts in _parts(artifact, buffer):
+    parts = {name: stored for name, *stored in _parts(artifact, buffer)}
+    for name in dict.fromkeys(weight_and_rows(name)[0] for name in parts):
         assert record is not None
-        yield name, record.tensors[name].as_stored(dequantize(record, name, *parts))
+        yield name, dequantized(record, name, parts)

@@ -81,6 +81,27 @@ def test_an_embedding_and_the_product_with_it_share_their_bytes(width: int) -> N
     np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-3)
 
 
+def test_rows_of_an_embedding_in_pieces() -> None:
+    tensors = {"w[0:4]": QuantizedTensor((4, WIDTH), 32, bits=8), "w[4:6]": QuantizedTensor((2, WIDTH), 32)}
+    quantization = Quantization("int4", 4, "matmulnbits", "float", tensors, (), "a tool")
+    gather = helper.make_node("Gather", ["w", "ids"], ["e"], axis=0)
+    inputs = {"x": (FLOAT, [6, WIDTH]), "w": (FLOAT, [OUT, WIDTH]), "ids": (INT64, ["batch", "count"])}
+    found = model([gather, GEMM], inputs, {"e": (FLOAT, None), "y": (FLOAT, None)})
+    weight_of(found.graph, "w")
+    quantize_weights(found, quantization)
+    stored, rows = {}, []
+    for name in tensors:
+        packed = RNG.integers(0, 256, quantization.part_shape(name, PACKED), dtype=np.uint8)
+        scales = RNG.uniform(0.5, 2, quantization.part_shape(name, SCALES)).astype(np.float32)
+        rows.append(dequantize(quantization, name, packed.ravel(), scales.ravel()))
+        stored |= {name + PACKED: packed, name + ROWS: packed.reshape(len(packed), -1), name + SCALES: scales}
+    weight, ids, x = np.concatenate(rows), np.array([[0, 3, 4], [5, 3, 1]]), X.reshape(6, WIDTH)
+    e, y = run(found, {"x": x, "ids": ids}, stored)
+    np.testing.assert_allclose(e, weight[ids], rtol=1e-6)
+    np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-3)
+    assert [value.name for value in found.graph.outputs] == ["e", "y"]
+
+
 def test_a_weight_that_is_not_there_or_read_otherwise_is_an_error() -> None:
     with pytest.raises(ValueError, match="the graph has no weight w"):
         quantize_weights(model([], {"x": (FLOAT, [1])}, {}), record("qdq"))

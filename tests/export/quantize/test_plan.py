@@ -172,6 +172,17 @@ def test_small_weights_that_count_most_have_8_bits() -> None:
     assert not any(each.bits for each in named.values()), "a method that is named is taken as it is"
 
 
+def test_only_frequent_tokens_of_a_large_tied_head_have_8_bits() -> None:
+    shapes = {"model.embed_tokens.weight": (40000, 64), "model.layers.0.mlp.up_proj.weight": (96, 64)}
+    record = plan_quantization(shapes, True, QuantizeOptions("int4"))
+    first, second = record.pieces("model.embed_tokens.weight")
+    assert (record.bits_of(first), record.bits_of(second)) == (8, 4) and record.kept == ()
+    assert [record.tensors[name].shape[0] for name in (first, second)] == [16384, 40000 - 16384]
+    assert record.block_sizes(tied=True)["lm_head.weight"] == 32, "inputs are rounded alike for both"
+    whole = plan_quantization(shapes, True, QuantizeOptions("int4", head_bits=8))
+    assert whole.pieces("model.embed_tokens.weight") == ["model.embed_tokens.weight"]
+
+
 def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_path: Path) -> None:
     import shutil
 
