@@ -97,7 +97,7 @@ def command(artifact: str, **options: Any) -> None:
     if options["otlp_endpoint"] is not None:  # refuse a wrong URL, or a missing package, before anything is loaded
         from lucid_deploy.serving.tracing import open_tracing
 
-        open_tracing(options["otlp_endpoint"]).close()
+        open_tracing(options["otlp_endpoint"]).shutdown()
     from lucid_deploy.serving.security import is_loopback
     from lucid_deploy.serving.server import set_up_logging
 

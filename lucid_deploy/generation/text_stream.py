@@ -256,12 +256,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """One more token of generation ``row``; ``text`` is empty while the token's text may still change."""
+    """One more token of generation ``row``, or its end; ``text`` is empty while the token's text may still change."""
 
     row: int
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    reason: str = ""  # of the end: ``stop`` or ``length``
+    reused: int = 0  # prompt tokens that a stored prefix held, at the end
 
 
 class AnswerPieces:

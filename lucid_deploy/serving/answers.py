@@ -13,7 +13,7 @@ from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.tool_parser import Delta, ToolCallParser
 
 if TYPE_CHECKING:
-    from lucid_deploy.serving.requests import PreparedRequest
+    from lucid_deploy.serving.jobs import Job
 
 Events = list[dict[str, Any]]
 
@@ -27,16 +27,16 @@ class Answer:
 
     end_of_stream = b"data: [DONE]\n\n"
 
-    def __init__(self, request: PreparedRequest, model: str) -> None:
-        self.request = request
+    def __init__(self, job: Job, model: str) -> None:
+        self.job = job
         self.new_tokens = self.cached_tokens = 0
-        self.id = ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(16)
+        self.id = ("chatcmpl-" if job.chat else "cmpl-") + secrets.token_hex(16)
         self._common = {"id": self.id, "created": int(time.time()), "model": model}
-        self._chunk_kind = "chat.completion.chunk" if request.chat else "text_completion"
-        self._choices = [_Choice(request) for _ in range(request.job.rows)]
+        self._chunk_kind = "chat.completion.chunk" if job.chat else "text_completion"
+        self._choices = [_Choice(job) for _ in range(job.rows)]
 
     def usage(self) -> dict[str, Any]:
-        prompt = self.request.prompt_tokens
+        prompt = self.job.prompt_tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self.new_tokens,
@@ -46,29 +46,29 @@ class Answer:
 
     def whole(self) -> dict[str, Any]:
         """Return the answer that is not streamed."""
-        kind = "chat.completion" if self.request.chat else "text_completion"
+        kind = "chat.completion" if self.job.chat else "text_completion"
         choices = [{"index": row, **choice.whole()} for row, choice in enumerate(self._choices)]
         return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
 
     def opening(self) -> Events:
         """Return the chunks before the first token: the role of a chat."""
-        rows = range(self.request.job.rows if self.request.chat else 0)
-        return [self._chunk(row, {"role": "assistant", "content": ""}) for row in rows]
+        rows = range(self.job.rows if self.job.chat else 0)
+        return [chunk for row in rows for chunk in self._show(row, {"role": "assistant", "content": ""})]
 
     def chunks(self, piece: TextPiece) -> Events:
         """Add a piece; return it as a chunk, or nothing if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         delta, logprobs = self._choices[piece.row].add(piece)
-        return [self._chunk(piece.row, delta, logprobs)] if delta or piece.logprobs else []
+        return self._show(piece.row, delta, logprobs) if delta or piece.logprobs else []
 
     def closing(self, row: int, reason: str) -> Events:
         """End a generation; return the chunk that says why."""
         delta = self._choices[row].end(reason)
-        return [self._chunk(row, delta, reason=self._choices[row].reason)]
+        return self._show(row, delta, reason=self._choices[row].reason)
 
     def ending(self) -> Events:
         """Return the chunk after all generations: the counts, if they were requested."""
-        if not self.request.include_usage:
+        if not self.job.include_usage:
             return []
         return [{**self._common, "object": self._chunk_kind, "choices": [], "usage": self.usage()}]
 
@@ -77,22 +77,24 @@ class Answer:
         return error.body()
 
     def frame(self, event: dict[str, Any]) -> bytes:
-        return b"data: " + msgspec.json.encode(event) + b"\n\n"
+        kind = b"event: %s\n" % event["type"].encode() if "type" in event else b""
+        return kind + b"data: " + msgspec.json.encode(event) + b"\n\n"
 
-    def _chunk(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-        content = {"delta": delta} if self.request.chat else {"text": delta.get("content", "")}
+    def _show(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> Events:
+        """Return what a stream sends of what is new."""
+        content = {"delta": delta} if self.job.chat else {"text": delta.get("content", "")}
         choice = {"index": row, **content, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
-        return {**chunk, "usage": None} if self.request.include_usage else chunk
+        return [{**chunk, "usage": None} if self.job.include_usage else chunk]
 
 
 class _Choice:
     """One generation of an answer."""
 
-    def __init__(self, request: PreparedRequest) -> None:
+    def __init__(self, job: Job) -> None:
         self.reason: str | None = None
-        self._parser = None if request.tools is None else ToolCallParser(request.tools)
-        self._stream, self._chat, self._top = request.stream, request.chat, request.job.request.top_logprobs
+        self._parser = None if job.tools is None else ToolCallParser(job.tools)
+        self._stream, self._chat, self._top = job.stream, job.chat, job.request.top_logprobs
         self._texts: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._logprobs: list[Any] = []
@@ -103,9 +105,8 @@ class _Choice:
         encoded = [_chat_logprob(item) if self._chat else _completion_logprob(item) for item in piece.logprobs]
         if not self._stream:
             self._logprobs += encoded
-        if self._parser is not None:
-            return self._add(self._parser.push(piece.text)), self._logprobs_json(encoded)
-        delta = {"content": piece.text} if piece.text or encoded else {}
+        plain = {"content": piece.text} if piece.text or encoded else {}
+        delta = plain if self._parser is None else self._parser.push(piece.text)
         return self._add(delta), self._logprobs_json(encoded)
 
     def end(self, reason: str) -> Delta:

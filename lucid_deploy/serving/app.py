@@ -13,24 +13,23 @@ from typing import Any
 
 import msgspec
 from jinja2 import Environment
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from lucid_deploy.batching import Mark
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import shown
 from lucid_deploy.runtimes.solve_weights import solving_layers
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
-from lucid_deploy.serving.engine import Refusal, RefusedError
-from lucid_deploy.serving.errors import ApiError, ClientGone, no_such_model, refusal_error
+from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.front import HEALTH, METRICS, PAGES, Exchange, Service
-from lucid_deploy.serving.jobs import RowEnd, RowMark
 from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.version import __version__
 
 log = logging.getLogger("lucid_deploy.serving")
-MODELS, ONE_MODEL = "/v1/models/", "/v1/models/{name}"
 SOLVE = "/v1/lucid/solve"
 CACHED_STEP = 128  # tokens; OpenAI counts reused ones in such steps, and exact counts could reveal others' prompts
 SSE_HEADERS = [
@@ -75,12 +74,10 @@ class App:
             answer = await exchange.during(endpoint(exchange, body))
             if answer is not None:
                 await answer(scope, receive, exchange.send)
-        except ClientGone:
+        except ClientDisconnect:
             exchange.status = 499
         except ApiError as error:
             await exchange.refuse(error)
-        except RefusedError as error:
-            await exchange.refuse(refusal_error(error.refusal))
         except Exception:
             log.exception("A request failed by a fault of the server: %s", exchange.id)
             await exchange.refuse(ApiError(500, "The server failed on this request; see its log.", "internal_error"))
@@ -89,23 +86,18 @@ class App:
 
     def _endpoint(self, exchange: Exchange) -> Endpoint:
         method, path = exchange.scope["method"], exchange.scope["path"]
-        route = ONE_MODEL if path.startswith(MODELS) else path
-        if route not in self._routes:
-            message = f"There is no {shown(path)}. This server generates text; /openapi.json lists what it answers."
-            raise ApiError(404, message, "not_found")
-        exchange.route, exchange.kind, methods = route, self._kinds.get(route), self._routes[route]
+        if path not in self._routes:
+            raise ApiError(404, f"There is no {shown(path)}; /openapi.json lists what there is.", "not_found")
+        exchange.route, exchange.kind, methods = path, self._kinds.get(path), self._routes[path]
         allowed = "GET" if method == "HEAD" else method  # uvicorn leaves the body out
         if allowed not in methods:
-            message = f"{method[:20]} is not a method of {route}. Use {', '.join(methods)}."
-            raise ApiError(405, message, "method_not_allowed", headers={"Allow": ", ".join(methods)})
+            known = ", ".join(methods)
+            raise ApiError(405, f"The methods of {path} are {known}.", "method_not_allowed", headers={"Allow": known})
         return methods[allowed]
 
 
 async def _health(exchange: Exchange, _: bytes) -> Response:
-    try:
-        exchange.service.check_ready()
-    except ApiError as error:
-        return JSONResponse({"status": error.code}, 503, error.headers)
+    exchange.service.check_ready()
     return JSONResponse({"status": "ok"})
 
 
@@ -124,13 +116,6 @@ def _model_json(service: Service, name: str) -> dict[str, Any]:
 async def _models(exchange: Exchange, _: bytes) -> Response:
     service = exchange.service
     return JSONResponse({"object": "list", "data": [_model_json(service, name) for name in service.setup.models]})
-
-
-async def _model(exchange: Exchange, _: bytes) -> Response:
-    name, service = exchange.scope["path"].removeprefix(MODELS), exchange.service
-    if name not in service.setup.models:
-        raise no_such_model(name, *service.setup.models)
-    return JSONResponse(_model_json(service, name))
 
 
 async def _metrics(exchange: Exchange, _: bytes) -> Response:
@@ -166,27 +151,27 @@ async def _layers(exchange: Exchange, _: bytes) -> Response:
 
 
 async def _solve(exchange: Exchange, body: bytes) -> Response:
-    request = await exchange.read(body)
-    assert request.place is not None
-    (ids,) = request.job.prompts
-    found = await exchange.service.backend.solve(list(ids), *request.place, request.job.request.adapter)
+    job = await exchange.read(body)
+    assert job.place is not None
+    (ids,) = job.prompts
+    found = await exchange.service.backend.solve(list(ids), *job.place, job.request.adapter)
     return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     """Answer a completion, a chat or a response."""
     service = exchange.service
-    request = await exchange.read(body)
-    owner = cache_owner("" if service.api.share_prefixes else exchange.key, request.cache_salt)
-    common = replace(request.job.request, client=exchange.key, cache_owner=owner)
-    request = replace(request, job=replace(request.job, request=common))
+    job = await exchange.read(body)
+    owner = cache_owner("" if service.api.share_prefixes else exchange.key, job.cache_salt)
+    common = replace(job.request, client=exchange.key, cache_owner=owner)
+    job = replace(job, request=common)
     form = ResponseAnswer if exchange.kind == "response" else Answer
-    answer = form(request, common.adapter or service.setup.models[0])
+    answer = form(job, common.adapter or service.setup.models[0])
     exchange.answer, begun, token_times = answer, False, dict[int, float]()
-    async with aclosing(service.backend.generate(request.job)) as batches:
+    async with aclosing(service.backend.generate(job)) as batches:
         async for batch in batches:
-            exchange.marks += [event for event in batch if isinstance(event, RowMark)]
-            events = [event for event in batch if not isinstance(event, RowMark)]
+            exchange.marks += [event for event in batch if isinstance(event, Mark)]
+            events = [event for event in batch if not isinstance(event, Mark)]
             if not events:
                 continue
             first, begun = not begun, True
@@ -194,44 +179,37 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
             for event in events:
                 chunks += _take(exchange, answer, event, token_times)
             if first:  # only now, so that a refusal has its own HTTP status
-                service.metrics.prompt_tokens.inc(request.prompt_tokens)
-            if request.stream:
+                service.metrics.prompt_tokens.inc(job.prompt_tokens)
+            if job.stream:
                 if first:
                     await exchange.send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
                 await exchange.send_events(chunks)
-    if len(exchange.reasons) < request.job.rows:
+    if len(exchange.reasons) < job.rows:
         raise RuntimeError("The events of a job ended before its generations.")
-    if not request.stream:
+    if not job.stream:
         return Response(msgspec.json.encode(answer.whole()), media_type="application/json")
     await exchange.send_events(answer.ending(), end=True)
     return None
 
 
-def _take(
-    exchange: Exchange, answer: Answer, event: TextPiece | RowEnd | Refusal, token_times: dict[int, float]
-) -> Events:
+def _take(exchange: Exchange, answer: Answer, event: TextPiece, token_times: dict[int, float]) -> Events:
     """Add an event to the answer; return what a stream sends for it. ``token_times``: of each generation's last."""
-    if isinstance(event, Refusal):
-        raise refusal_error(event)
-    if isinstance(event, TextPiece):
-        if event.tokens:
-            metrics, now = exchange.service.metrics, time.perf_counter()
-            if exchange.first_token is None:
-                exchange.first_token = now - exchange.started
-                metrics.first.observe(exchange.first_token)
-            if event.row in token_times:
-                metrics.between.observe(now - token_times[event.row])
-            token_times[event.row] = now
-            metrics.new_tokens.inc()
-        return answer.chunks(event)
-    exchange.reasons[event.row] = event.reason
-    if event.reason == "invalid":
-        raise ApiError(400, event.message)
-    if event.reason == "error":
-        raise ApiError(500, event.message, "engine_error")
-    if event.row % answer.request.job.n == 0:  # count each prompt once, as prompt_tokens does
-        answer.cached_tokens += event.reused - event.reused % CACHED_STEP
-    return answer.closing(event.row, event.reason)
+    if event.tokens:
+        metrics, now = exchange.service.metrics, time.perf_counter()
+        if exchange.first_token is None:
+            exchange.first_token = now - exchange.started
+            metrics.first.observe(exchange.first_token)
+        if event.row in token_times:
+            metrics.between.observe(now - token_times[event.row])
+        token_times[event.row] = now
+        metrics.new_tokens.inc()
+    chunks = answer.chunks(event)
+    if event.reason:
+        exchange.reasons[event.row] = event.reason
+        if event.row % answer.job.n == 0:  # count each prompt once, as prompt_tokens does
+            answer.cached_tokens += event.reused - event.reused % CACHED_STEP
+        chunks += answer.closing(event.row, event.reason)
+    return chunks
 
 
 Row = tuple[str, str, Endpoint, str, fields.Kind | None]  # method, path, endpoint, what it does, kind of its body
@@ -240,7 +218,6 @@ ROUTES: list[Row] = [
     ("POST", "/v1/chat/completions", _generate, "Answer a chat.", "chat"),
     ("POST", "/v1/responses", _generate, "Answer a text or a chat, by the Responses API.", "response"),
     ("GET", "/v1/models", _models, "The model that is served, and its adapters.", None),
-    ("GET", ONE_MODEL, _model, "One model.", None),
     *(("GET", path, _health, "Whether requests are taken. Needs no key.", None) for path in HEALTH),
     ("GET", "/version", _version, "The version of lucid-deploy.", None),
     ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format.", None),
@@ -259,9 +236,8 @@ def document() -> dict[str, Any]:
     prefix = "#/components/schemas/"
     _, schemas = msgspec.json.schema_components(fields.BODIES.values(), ref_template=prefix + "{name}")
     schemas["InputMessage"]["required"].remove("type")  # the reader adds it
-    text, maybe = {"type": "string"}, {"type": ["string", "null"]}
-    detail = {"type": "object", "properties": {"message": text, "type": text, "param": maybe, "code": maybe}}
-    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": detail}}
+    parts = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
+    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": {"properties": parts}}}
 
     def content(name: str) -> dict[str, Any]:
         return {"content": {"application/json": {"schema": {"$ref": prefix + name}}}}
@@ -273,8 +249,6 @@ def document() -> dict[str, Any]:
         paths.setdefault(path, {})[method.lower()] = operation
         if kind is not None:
             operation["requestBody"] = {"required": True, **content(fields.BODIES[kind].__name__)}
-        if path == ONE_MODEL:
-            operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": text}]
     return {
         "openapi": "3.1.0",
         "info": {"title": "lucid-deploy", "version": __version__},

@@ -17,14 +17,10 @@ MOST_FRAMING = 64 << 10  # bytes of a head, or of chunk sizes and trailers beyon
 
 @dataclass
 class ConnectionLimits:
-    """What the connections of a server share.
-
-    A connection waits for its client until a whole request has arrived, after the answer, and while an answer is not
-    read. While a request is being answered it does not wait.
-    """
+    """What the connections of a server share."""
 
     most: int  # connections that may be open
-    idle_seconds: float  # that a connection may wait for its client
+    idle_seconds: float  # that one may wait for its client: for a whole request, after the answer, or to read that
     waiting: dict[Connection, None] = field(default_factory=dict)  # connections that wait, the longest wait first
 
 
@@ -41,8 +37,8 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     @property
     def answered(self) -> bool:
-        """Whether the client's last request was answered."""
-        return self._current is not None and self._current.response_complete
+        """Whether the client's last request was answered, and no other one arrives."""
+        return self._current is not None and self._current.response_complete and not self._received
 
     def drop(self) -> None:
         """Cut the connection at once."""
@@ -59,7 +55,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._set_waiting(False)
-        if self._current is not None and not self.answered:  # uvicorn tells only the last request in the pipeline
+        if self._current is not None and not self._current.response_complete:  # uvicorn tells the pipeline's last only
             self._current.disconnected = True
             self._current.message_event.set()
 
@@ -74,6 +70,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._received = max(1, self._received)
         self._update_waiting()
 
     def on_body(self, body: bytes) -> None:

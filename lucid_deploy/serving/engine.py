@@ -21,41 +21,20 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.serving.errors import ApiError, queue_full, unavailable
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
     from lucid_deploy.runtimes.session import Session
 
+    EngineEvent = Token | Finished | Mark | ApiError  # an error, or the end, is a generation's last
+
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
 MOST_CALLS = 2
+DOWN = "engine_down"  # it loads, was stopped, or ended by an error
 PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # most memory and tokens of stored prefixes unless it is said
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A job or a generation was refused: ``queue_full``, ``invalid``, ``unsupported``, or ``down``.
-
-    Down is an engine that loads, was stopped, or ended by an error.
-    """
-
-    kind: str
-    message: str = ""
-    retry_after: int = 1  # seconds, a guess, with ``queue_full``
-    param: str | None = None  # the request's field that is wrong, if one is
-
-
-class RefusedError(Exception):
-    """The engine takes no job now; ``refusal`` says why."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message or refusal.kind)
-        self.refusal = refusal
-
-
-if TYPE_CHECKING:
-    EngineEvent = Token | Finished | Mark | Refusal
 
 
 @dataclass(frozen=True)
@@ -181,7 +160,7 @@ class Engine:
             total, own = self._admitted.total(), self._admitted[client]
             too_many = own and own + len(requests) > self._most_each  # a client's only request may exceed it
             if total + len(requests) > self.capacity or too_many:
-                raise RefusedError(Refusal("queue_full", retry_after=min(60, max(1, math.ceil(self._seconds)))))
+                raise queue_full(min(60, max(1, math.ceil(self._seconds))))
             self._admitted[client] += len(requests)
             events = JobEvents(self._commands, len(requests))
             for row, request in enumerate(requests):
@@ -194,7 +173,7 @@ class Engine:
         with self._lock:
             self._check_ready()
             if not self._calls.acquire(blocking=False):
-                raise RefusedError(Refusal("queue_full"))
+                raise queue_full()
             self._commands.put(_Command("call", data=(function, future)))
         future.add_done_callback(lambda _: self._calls.release())
         return future
@@ -202,7 +181,7 @@ class Engine:
     def _check_ready(self) -> None:
         if self.state != "ready":
             message = "The model is still loading." if self.state == "loading" else "The engine ended."
-            raise RefusedError(Refusal("down", message))
+            raise unavailable(message, DOWN)
 
     def _main(self) -> None:
         try:
@@ -256,7 +235,7 @@ class Engine:
                 number = batcher.submit(data)
             except LucidError as error:
                 self._release(data.client)
-                _send([(events, row, Refusal("invalid", str(error)))])
+                _send([(events, row, ApiError(400, str(error)))])
                 continue
             self._running[number] = _Running(events, row, data.client, len(data.prompt_ids), time.monotonic())
             self._numbers[events, row] = number
@@ -316,7 +295,7 @@ class Engine:
             nothing = ("queue_length", "active_rows", "cache_tokens", "prefix_cache_tokens")
             self._gauges = {**self._gauges, **dict.fromkeys(nothing, 0.0)}
         for future in unanswered:
-            future.set_exception(RefusedError(Refusal("down", "The engine ended.")))
+            future.set_exception(unavailable("The engine ended.", DOWN))
         message = "The server is shutting down."
         if error is not None:
             ours = isinstance(error, LucidError)
@@ -324,7 +303,7 @@ class Engine:
             if not loading:  # while loading, the command reports it
                 kind = "" if ours else f"{type(error).__name__}: "
                 log.critical("The engine ended: %s%s", kind, error, exc_info=None if ours else error)
-        _send([(events, row, Refusal("down", message)) for events, row in left])
+        _send([(events, row, unavailable(message, DOWN)) for events, row in left])
         if loading:
             self._when_loaded()
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.engine import Refusal
-
 
 @dataclass(eq=False)
 class ApiError(Exception):
@@ -29,17 +26,7 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-class ClientGone(Exception):
-    """The client closed the connection before its answer was complete."""
-
-
-def no_such_model(name: str, *served: str) -> ApiError:
-    """Return the 404 for another model's name."""
-    message = f"The model {shown(name)} does not exist here; this server has {', '.join(map(shown, served))}."
-    return ApiError(404, message, "model_not_found", "model")
-
-
-def queue_full(retry_after: int) -> ApiError:
+def queue_full(retry_after: int = 1) -> ApiError:
     """Return the 429 for a full queue."""
     message = f"The queue is full. Try again in {retry_after} s."
     return ApiError(429, message, "queue_full", headers={"Retry-After": str(retry_after)})
@@ -48,14 +35,3 @@ def queue_full(retry_after: int) -> ApiError:
 def unavailable(message: str, code: str) -> ApiError:
     """Return the 503 of a server that is loading, stopping or broken."""
     return ApiError(503, message, code, headers={"Retry-After": "5"})
-
-
-def refusal_error(refusal: Refusal) -> ApiError:
-    """Return the error that tells a client of a refusal."""
-    if refusal.kind == "queue_full":
-        return queue_full(refusal.retry_after)
-    if refusal.kind == "unsupported":
-        return ApiError(501, refusal.message, "not_supported")
-    if refusal.kind == "invalid":
-        return ApiError(400, refusal.message, "invalid_value" if refusal.param else "invalid_request", refusal.param)
-    return unavailable(refusal.message, "engine_down")

@@ -14,22 +14,18 @@ MOST_SOLVE_TOKENS = 256  # the answer grows with their square
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template gets developer as system."
-# Fields that are dropped: some have no effect here, others are not supported and may have these values or null.
+# Fields that are dropped: some have no effect here, others are not supported and may be false, empty or these.
 HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+UNSUPPORTED = ("store", "echo", "background", "stream_options.include_obfuscation", "reasoning_effort", "reasoning")
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("store", "echo", "background", "stream_options.include_obfuscation"), (False,)),
-    **dict.fromkeys(("reasoning_effort", "text.verbosity", "previous_response_id"), ()),
+    **dict.fromkeys((*UNSUPPORTED, "text.verbosity", "previous_response_id", "suffix", "functions"), ()),
     "service_tier": ("auto", "default"),
-    "suffix": ("",),
     "best_of": (1,),
-    "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "truncation": ("disabled",),
-    "reasoning": ({},),
 }
 _REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
-_MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
 
 
 def about(text: str) -> Meta:
@@ -45,6 +41,8 @@ _PENALTY = "Taken off the logits of tokens in the answer: presence once, frequen
 Penalty = Annotated[float, about(_PENALTY), Meta(ge=-2, le=2)] | None
 Harmless = Annotated[Any, about("Accepted, without effect.")]
 Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
+_PAIRS = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
+Metadata = Annotated[_PAIRS, about("Accepted, without effect on the answer."), Meta(max_length=16)]
 Layer = Annotated[int, Meta(ge=0, le=2**31)]
 
 
@@ -85,9 +83,6 @@ class TextSchema(JsonSchema, kw_only=True, frozen=True, tag_field="type", tag="j
     """An answer that follows a JSON schema, in ``/v1/responses``."""
 
 
-ResponseFormat = PlainText | AnyObject | SchemaFormat
-
-
 class CommonFields(Fields, kw_only=True, frozen=True):
     """What all requests for answers have in common."""
 
@@ -100,14 +95,14 @@ class CommonFields(Fields, kw_only=True, frozen=True):
     stream_options: StreamOptions | None = None
     ignore_eos: Annotated[bool, about("Go on after an end-of-sequence token.")] | None = None
     cache_salt: Salt | None = None
-    metadata: Annotated[dict[str, str], about("Accepted, without effect on the answer.")] | None = None
+    metadata: Metadata | None = None
 
 
 class SamplingFields(CommonFields, kw_only=True, frozen=True):
     """What completions and chats have in common."""
 
     n: Annotated[int, about("Generations of each prompt; 1 if not given.")] | None = None
-    min_p: Annotated[float, about(_MIN_P), Meta(ge=0, le=1)] | None = None
+    min_p: Annotated[float, about("Least probability, as a share of the best one's."), Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     repetition_penalty: Annotated[float, about(_REPETITION), Meta(ge=0.01, le=100)] | None = None
@@ -115,7 +110,7 @@ class SamplingFields(CommonFields, kw_only=True, frozen=True):
     bad_words: Annotated[list[StopText], about("Texts that no answer contains."), Meta(max_length=1000)] | None = None
     stop: Annotated[StopText | Texts | None, about("Texts that end an answer.")] = None
     return_tokens_as_token_ids: Annotated[bool, about("Log-probabilities name tokens as token_id:N.")] | None = None
-    response_format: ResponseFormat | None = None
+    response_format: PlainText | AnyObject | SchemaFormat | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
     guided_choice: GuidedChoice = None
@@ -245,5 +240,5 @@ def drop_without_effect(raw: dict[str, Any]) -> None:
         parent, _, name = path.rpartition(".")
         holder = raw.get(parent) if parent else raw
         value = holder.pop(name, None) if isinstance(holder, dict) else None
-        if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
+        if value and value not in neutral:
             raise FieldError(f"{path} is not supported by this server; leave it out.", path, "unsupported_parameter")

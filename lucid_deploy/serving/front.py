@@ -12,22 +12,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from lucid_deploy.batching import Mark
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import EngineOptions, open_checked
-from lucid_deploy.serving.errors import ApiError, ClientGone, queue_full, unavailable
+from lucid_deploy.serving.errors import ApiError, queue_full, unavailable
 from lucid_deploy.serving.fields import Kind
-from lucid_deploy.serving.jobs import LocalBackend, RowMark
+from lucid_deploy.serving.jobs import Job, LocalBackend
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool
-from lucid_deploy.serving.requests import PreparedRequest, ReaderSetup
+from lucid_deploy.serving.requests import ReaderSetup
 from lucid_deploy.serving.security import ApiKeys, host_allowed
 from lucid_deploy.serving.tool_formats import tool_format_named
-from lucid_deploy.serving.tracing import open_tracing
+from lucid_deploy.serving.tracing import open_tracing, record
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.answers import Answer, Events
@@ -76,23 +77,15 @@ class ApiOptions:
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what the processes that check requests need to know; refuse limits larger than the model's context."""
+    """Return what the processes that check requests need to know."""
     artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
-    for option, tokens in (("--max-prompt-tokens", api.max_prompt_tokens), ("--max-new-tokens", api.max_new_tokens)):
-        if tokens is not None and tokens > context:
-            raise LucidError(
-                f"{option} {tokens} is more than the context of {artifact.directory}, {context} tokens for prompt and "
-                "answer together. Give less, or leave it out."
-            )
     if api.tool_format is not None:
         tool_format_named(api.tool_format)
     directory = artifact.directory.resolve()
     model, adapters = api.model or directory.name, tuple(each.name for each in artifact.adapters())
     if model in adapters:
-        raise LucidError(
-            f"The model and an adapter of it are both called {model}: give the model another --served-model-name."
-        )
+        raise LucidError(f"An adapter is called {model}, too: give the model another --served-model-name.")
     return ReaderSetup(
         str(directory),
         (model, *adapters),
@@ -109,16 +102,10 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
 class Service:
     """The application's state. Make it in an event loop."""
 
-    def __init__(
-        self,
-        api: ApiOptions,
-        setup: ReaderSetup,
-        backend: LocalBackend | RayBackend,
-        readers: ReaderPool | None = None,
-    ) -> None:
+    def __init__(self, api: ApiOptions, setup: ReaderSetup, backend: LocalBackend | RayBackend) -> None:
         self.api, self.setup, self.backend = api, setup, backend
         self.created = int(time.time())
-        self.readers = readers or ReaderPool(setup, api.readers)
+        self.readers = ReaderPool(setup, api.readers)
         self.tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
         self.metrics = Metrics(backend.gauges)
         self.body_memory = 0  # bytes of bodies that were received and not read yet, without the first ones of each
@@ -126,7 +113,8 @@ class Service:
         self.busy: Counter[str] = Counter()  # requests that are read or answered, by key
         self.most_busy = 1000
         self.draining = False  # whether new requests are refused because the server will end
-        self.ending = asyncio.Event()  # set when grace is over: running requests end with an error
+        # Done when grace is over: running requests end with an error.
+        self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check_ready(self) -> None:
         """Refuse requests while loading, stopping or broken."""
@@ -140,7 +128,8 @@ class Exchange:
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self.service, self.scope, self.receive, self._send = service, scope, receive, send
-        self.headers = Headers(scope=scope)
+        self._request = Request(scope, receive)
+        self.headers = self._request.headers
         self.route = "other"  # its path among those of the application, a bounded set of labels for metrics
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
         self.key = ""  # names the client's API key
@@ -151,7 +140,7 @@ class Exchange:
         # Of requests that generate:
         self.kind: Kind | None = None  # of its body
         self.answer: Answer | None = None  # once the body was read
-        self.marks: list[RowMark] = []  # when generations entered their phases
+        self.marks: list[Mark] = []  # when generations entered their phases
         self.reasons: dict[int, str] = {}  # why each generation ended
         self.first_token: float | None = None  # seconds until it came
 
@@ -160,11 +149,12 @@ class Exchange:
         api, path = self.service.api, self.scope["path"]
         coding = self.headers.get("transfer-encoding", "chunked").strip().lower()
         if coding != "chunked" or len(self.headers.getlist("host")) > 1:  # a proxy in front may read these differently
-            message = "Send one Host header, and no Transfer-Encoding but chunked."
-            raise ApiError(400, message, headers={"Connection": "close"})
+            close = {"Connection": "close"}
+            raise ApiError(400, "Send one Host header, and no Transfer-Encoding but chunked.", headers=close)
         if api.hosts is not None and not host_allowed(self.headers.get("host"), api.hosts):
-            message = "This server answers under the name of its own machine only; see --allow-host."
-            raise ApiError(403, message, "host_not_allowed")
+            raise ApiError(
+                403, "This server answers under its machine's names only; see --allow-host.", "host_not_allowed"
+            )
         keys = api.metrics_keys if path == METRICS and api.metrics_keys else api.keys
         key = keys.identify(self.headers.get("authorization"))
         open_paths = (*HEALTH, *PAGES) if api.pages else HEALTH  # the pages contain nothing about the model
@@ -180,16 +170,12 @@ class Exchange:
         kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
         if kind != "application/json":  # a web page cannot send this type to another site without asking first
             raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
-        most, body, more = service.setup.body_bytes, bytearray(), True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            body += message.get("body", b"")
+        most, body = service.setup.body_bytes, bytearray()
+        async for part in self._request.stream():
+            body += part
             if len(body) > most:
                 raise ApiError(413, f"The body is larger than {most} bytes.", "body_too_large")
             self.count(len(body))
-            more = message.get("more_body", False)
         busy, most = service.busy, service.most_busy
         # No key of several may have more than half.
         if busy.total() >= most or (len(service.api.keys) > 1 and busy[self.key] >= most // 2):
@@ -198,12 +184,12 @@ class Exchange:
         self._busy = True
         return bytes(body)
 
-    async def read(self, body: bytes) -> PreparedRequest:
+    async def read(self, body: bytes) -> Job:
         """Return what the body asks for."""
         assert self.kind is not None
-        prepared = await self.service.readers.read(body, self.kind, self.key)
+        job = await self.service.readers.read(body, self.kind, self.key)
         self.count(0)
-        return prepared
+        return job
 
     def count(self, size: int) -> None:
         """Count so many bytes of the body, instead of those before."""
@@ -215,23 +201,23 @@ class Exchange:
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work, once the body is there; cancel it when the client leaves, time is over or the server ends."""
-        seconds = self.service.api.seconds
-        task = asyncio.ensure_future(work)
-        gone, ending = asyncio.ensure_future(self._until_gone()), asyncio.ensure_future(self.service.ending.wait())
+        seconds, ending = self.service.api.seconds, self.service.ending
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._until_gone())
         try:
             left = max(0.0, seconds - (time.perf_counter() - self.started))
-            await asyncio.wait([task, gone, ending], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            watched: list[asyncio.Future[Any]] = [task, gone, ending]
+            await asyncio.wait(watched, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             if gone.done():
-                raise ClientGone
+                raise ClientDisconnect
             if ending.done():
                 raise unavailable(*STATES["draining"])
             raise ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")
         finally:
-            for future in (task, gone, ending):
-                future.cancel()
-            await asyncio.gather(task, gone, ending, return_exceptions=True)
+            task.cancel()
+            gone.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
 
     async def _until_gone(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
@@ -258,7 +244,7 @@ class Exchange:
         self.error = error.code
         if self.status == 499:
             await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
-        elif self.answer is not None and self.answer.request.stream:
+        elif self.answer is not None and self.answer.job.stream:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORD_SECONDS):
                     await self.send_events([self.answer.failure(error)])
@@ -271,7 +257,7 @@ class Exchange:
         if self._busy:
             self.service.busy[self.key] -= 1
         if self.service.tracing is not None and self.kind not in (None, "solve"):
-            self.service.tracing.record(self)
+            record(self.service.tracing, self)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
         metrics.requests.labels(self.route, str(self.status)).inc()
         if scope["method"] == "POST" and self.status == 200:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -33,18 +35,18 @@ class Times:
     def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
         self._histogram = Histogram(f"lucid_{name}_seconds", text, buckets=BUCKETS, registry=registry)
         self._last = deque[float](maxlen=LAST)
-        self._name, self._text = f"lucid_{name}_quantile_seconds", f"{text} Of the last {LAST}."
+        name, text = f"lucid_{name}_quantile_seconds", f"{text} Of the last {LAST}; NaN if there are none."
+        quantiles = Gauge(name, text, ("quantile",), registry=registry)
+        for share in (0.5, 0.95):
+            quantiles.labels(share).set_function(partial(self._quantile, share))
 
     def observe(self, seconds: float) -> None:
         self._histogram.observe(seconds)
         self._last.append(seconds)
 
-    def quantiles(self) -> Metric:
-        family = GaugeMetricFamily(self._name, self._text, labels=("quantile",))
+    def _quantile(self, share: float) -> float:
         values = sorted(self._last)
-        for share in (0.5, 0.95) if values else ():
-            family.add_metric([str(share)], values[min(int(share * len(values)), len(values) - 1)])
-        return family
+        return values[int(share * len(values))] if values else math.nan
 
 
 class Metrics(Collector):
@@ -72,11 +74,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield quantiles and the engine's gauges and counters; called by prometheus_client."""
-        for times in (self.first, self.between, self.whole):
-            yield times.quantiles()
+        """Yield the engine's gauges and counters; called by prometheus_client."""
         for name, value in self._gauges().items():
-            if name in GAUGES:
-                yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)
-            else:
-                yield CounterMetricFamily(f"lucid_{name}", COUNTERS[name], value=value)
+            family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+            yield family(f"lucid_{name}", {**GAUGES, **COUNTERS}[name], value=value)

@@ -19,14 +19,16 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.artifact import open_artifact
+from lucid_deploy.batching import Mark
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.runtimes.session import Session
 from lucid_deploy.serving.app import App
-from lucid_deploy.serving.engine import EngineOptions, Refusal, RefusedError
+from lucid_deploy.serving.engine import EngineOptions
+from lucid_deploy.serving.errors import ApiError, queue_full
 from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
-from lucid_deploy.serving.jobs import Event, Job, RowEnd, RowMark, make_backend
+from lucid_deploy.serving.jobs import Event, Job, make_backend
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import check_room, connect, delete, deploy
 from lucid_deploy.serving.readers import reader_process
@@ -101,7 +103,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         set_up_logging(cluster.log_level)
         handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
         service = Service(api, reader_setup(engine, api), RayBackend(handle, to_zero=cluster.low == 0))
-        service.readers.start_in_background()
+        service.readers.start()
         return App(service)
 
     scaling: dict[str, Any] = {"num_replicas": cluster.low}
@@ -164,13 +166,13 @@ class EngineReplica:
             raise error
         self.check_health()
 
-    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+    async def generate(self, job: Job) -> AsyncGenerator[list[Event] | ApiError, None]:
         """Run a job; Ray closes the generator when its reader has left."""
         try:
             async for events in self._backend.generate(job):
                 yield events
-        except RefusedError as error:  # to Ray any exception means that the engine failed
-            yield [error.refusal]
+        except ApiError as error:  # to Ray any exception means that the engine failed
+            yield error
 
     async def gauges(self) -> dict[str, float]:
         return self._backend.gauges()
@@ -203,10 +205,10 @@ class RayBackend:
         return {}
 
     async def call(self, function: Callable[[Session[Any]], T]) -> T:
-        raise RefusedError(Refusal("unsupported", "/v1/lucid/solve is not available with --engine ray."))
+        raise ApiError(501, "/v1/lucid/solve is not available with --engine ray.", "not_supported")
 
     async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
-        raise RefusedError(Refusal("unsupported", "/v1/lucid/solve is not available with --engine ray."))
+        raise ApiError(501, "/v1/lucid/solve is not available with --engine ray.", "not_supported")
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         for last in (False, True):
@@ -214,17 +216,18 @@ class RayBackend:
             begun = False
             try:
                 async for events in response:
-                    begun = begun or any(not isinstance(event, RowMark) for event in events)
+                    if isinstance(events, ApiError):
+                        raise events
+                    begun = begun or any(not isinstance(event, Mark) for event in events)
                     yield events
                 return
-            except BackPressureError:
-                yield [Refusal("queue_full")]
-                return
+            except BackPressureError as error:
+                raise queue_full() from error
             except (RayError, RayServeException) as error:
                 log.warning("An engine ended while it ran a request: %s", str(error).splitlines()[0])
                 if begun or last:
-                    yield [RowEnd(0, "error", "The engine that ran this request ended. Send it again.")]
-                    return
+                    message = "The engine that ran this request ended. Send it again."
+                    raise ApiError(500, message, "engine_error") from error
             finally:
                 response.cancel()
 

@@ -15,10 +15,9 @@ from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.json_fields import FieldError, decode, named_field, shown, wrong
 from lucid_deploy.serving import fields
-from lucid_deploy.serving.errors import ApiError, no_such_model
+from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields, with_names_of_responses
-from lucid_deploy.serving.tool_formats import ToolFormat
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
@@ -41,25 +40,6 @@ class ReaderSetup:
     reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
 
 
-@dataclass(frozen=True)
-class PreparedRequest:
-    """A request that was read: what to generate and how to answer."""
-
-    job: Job
-    stream: bool = False  # whether tokens are sent as they come
-    include_usage: bool = False  # whether a stream ends with counts
-    chat: bool = False
-    cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
-    response: dict[str, bytes] | None = None  # what an answer of ``/v1/responses`` repeats of its request, as JSON
-    place: tuple[int, int] | None = None  # layer and head of ``/v1/lucid/solve``
-    tools: ToolFormat | None = None  # how the answer writes calls of tools, if it may
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once."""
-        return sum(len(prompt) for prompt in self.job.prompts)
-
-
 class RequestReader:
     """Read the bodies of requests for a model and its adapters; the name of the model in a request chooses one."""
 
@@ -68,41 +48,39 @@ class RequestReader:
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
         self._check_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
 
-    def read(self, kind: fields.Kind, data: bytes) -> PreparedRequest:
+    def read(self, kind: fields.Kind, data: bytes) -> Job:
         prepare_body = prepare if kind == "response" else fields.drop_without_effect
         try:
             body = decode(data, fields.BODIES[kind], "body", prepare_body)
             models = self._limits.models
             if body.model not in models:
-                raise no_such_model(body.model, *models)
-            prepared: PreparedRequest = getattr(self, f"_{kind}")(body)
+                message = f"The model {shown(body.model)} does not exist here; this server has {', '.join(models)}."
+                raise ApiError(404, message, "model_not_found", "model")
+            job: Job = getattr(self, f"_{kind}")(body)
             adapter = None if body.model == models[0] else body.model
-            common = replace(prepared.job.request, adapter=adapter)
-            return replace(prepared, job=replace(prepared.job, request=common))
+            return replace(job, request=replace(job.request, adapter=adapter))
         except FieldError as error:
             error = with_names_of_responses(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error
 
-    def _solve(self, body: fields.SolveRequest) -> PreparedRequest:
+    def _solve(self, body: fields.SolveRequest) -> Job:
         ids = self._tokens(body.prompt, "prompt")
         if len(ids) > fields.MOST_SOLVE_TOKENS:
             message = f"The prompt has {len(ids)} tokens; the solve is shown for {fields.MOST_SOLVE_TOKENS}."
             raise FieldError(message, "prompt", "context_length_exceeded")
-        return PreparedRequest(Job((ids,)), place=(body.layer, body.head))
+        return Job((ids,), place=(body.layer, body.head))
 
-    def _completion(self, body: fields.CompletionRequest) -> PreparedRequest:
+    def _completion(self, body: fields.CompletionRequest) -> Job:
         new = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         given = body.prompt
         if len({type(item) for item in given}) > 1:
             raise wrong("prompt", fields.PROMPT, "a mixture")
         items: Any = given if isinstance(given, list) and not isinstance(next(iter(given), 0), int) else [given]
-        job = self._job(body, items, "prompt", DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
-        return PreparedRequest(job, *_streaming(body), cache_salt=body.cache_salt or "")
+        return self._job(body, items, "prompt", DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
 
-    def _chat(self, body: fields.ChatRequest) -> PreparedRequest:
+    def _chat(self, body: fields.ChatRequest) -> Job:
         if self._templates is None:
-            message = "The model has no chat template, so that it cannot chat; use /v1/completions."
-            raise ApiError(400, message, "no_chat_template")
+            raise ApiError(400, "The model has no chat template; use /v1/completions.", "no_chat_template")
         if body.top_logprobs is not None and not body.logprobs:
             raise FieldError("top_logprobs needs logprobs: true.", "top_logprobs")
         older = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
@@ -116,12 +94,11 @@ class RequestReader:
         with named_field("messages"):
             rendered = template.render(messages, None if tools is None else tools.shown)
         top = (body.top_logprobs or 0) if body.logprobs else None
-        job = self._job(body, [rendered], "messages", older if new is None else new, top, tools)
-        form = None if tools is None else tools.form
-        return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
+        return self._job(body, [rendered], "messages", older if new is None else new, top, tools)
 
-    def _response(self, body: fields.ResponseRequest) -> PreparedRequest:
-        return replace(self._chat(as_chat(body)), response=repeated_fields(body))
+    def _response(self, body: fields.ResponseRequest) -> Job:
+        # The last event of a stream has the counts.
+        return replace(self._chat(as_chat(body)), include_usage=False, response=repeated_fields(body))
 
     def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
         """Return the token ids of a prompt; refuse those that the model cannot take."""
@@ -133,11 +110,10 @@ class RequestReader:
                 raise FieldError(str(error), name, "tokenizer_failed") from error
         if not ids:
             raise FieldError("The prompt is empty: it has no tokens.", name, "empty_prompt")
-        if len(ids) >= limits.context or len(ids) > limits.prompt_tokens:
-            most = f"the model's context is {limits.context}, answer included"
-            if limits.prompt_tokens < limits.context:
-                most = f"this server takes {limits.prompt_tokens}"
-            raise FieldError(f"The prompt has {len(ids)} tokens; {most}.", name, "context_length_exceeded")
+        most = min(limits.context - 1, limits.prompt_tokens)
+        if len(ids) > most:
+            message = f"The prompt has {len(ids)} tokens; this server takes {most}."
+            raise FieldError(message, name, "context_length_exceeded")
         last = limits.vocabulary - 1
         for token in (min(ids), max(ids)):  # the tokenizer may know more tokens than the model
             if not 0 <= token <= last:
@@ -161,17 +137,14 @@ class RequestReader:
             message = f"{len(items)} prompts with n {n} are {rows} generations; this server takes {limits.choices}."
             raise FieldError(message, "n")
         if rows * (top_logprobs or 0) > MOST_LOGPROBS_TOGETHER:
-            message = f"{top_logprobs} log-probabilities for each of {rows} generations are more than"
-            raise FieldError(f"{message} {MOST_LOGPROBS_TOGETHER}, the most for a request.", "logprobs")
+            message = f"{top_logprobs} log-probabilities of {rows} generations each exceed {MOST_LOGPROBS_TOGETHER}."
+            raise FieldError(message, "logprobs")
         prompts = tuple(self._tokens(item, name) for item in items)
         longest = max(map(len, prompts))
         if new_tokens is None:  # all that fit
             new_tokens = min(limits.new_tokens, limits.context - longest)
         elif longest + new_tokens > limits.context:
-            message = (
-                f"The model's context is {limits.context} tokens; {longest} of the prompt and {new_tokens} new ones "
-                f"are {longest + new_tokens}. Shorten the prompt or ask for fewer."
-            )
+            message = f"{longest} tokens of the prompt and {new_tokens} new ones exceed the context, {limits.context}."
             raise FieldError(message, None, "context_length_exceeded")
         common = Request(
             [],
@@ -183,7 +156,21 @@ class RequestReader:
         )
         stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         visible = () if tools is None or tools.trigger_token is None else (tools.trigger_token,)
-        return Job(prompts, common, n, stops, bool(body.return_tokens_as_token_ids), visible)
+        if body.stream_options is not None and not body.stream:
+            raise FieldError("stream_options needs stream: true.", "stream_options")
+        return Job(
+            prompts,
+            common,
+            n,
+            stops,
+            bool(body.return_tokens_as_token_ids),
+            visible,
+            stream=bool(body.stream),
+            include_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
+            chat=isinstance(body, fields.ChatRequest),
+            cache_salt=body.cache_salt or "",
+            tools=None if tools is None else tools.form,
+        )
 
     def _sampling(self, body: fields.SamplingFields) -> Sampling:
         given = {name: value for name in Sampling.__dataclass_fields__ if (value := getattr(body, name)) is not None}
@@ -199,7 +186,10 @@ class RequestReader:
 
     def _constraint(self, body: fields.SamplingFields, tools: ToolUse | None) -> Constraint | None:
         """Return what the answer must be, None if it is free; refuse what no answer can begin."""
-        form, name, found = body.response_format, "response_format", None
+        given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
+        form, name, found = body.response_format, next(iter(given), "response_format"), None
+        if given and isinstance(form, fields.AnyObject | fields.SchemaFormat):
+            raise FieldError(f"{name} cannot be combined with response_format.", name)
         if tools is not None:
             name, found = "tools", tools.constraint
         elif isinstance(form, fields.AnyObject):
@@ -207,11 +197,7 @@ class RequestReader:
         elif isinstance(form, fields.SchemaFormat):
             with named_field(f"{name}.json_schema.schema"):
                 found = from_json_schema(form.json_schema.schema)
-        given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
-        if given:
-            name = next(iter(given))
-            if found is not None:
-                raise FieldError(f"{name} cannot be combined with response_format.", name)
+        elif given:
             found = constraint_of(given)
         if found is not None:
             with named_field(name):
@@ -228,12 +214,3 @@ def _within(name: str, value: int | None, high: int) -> int | None:
     if value is not None and not 1 <= value <= high:
         raise wrong(name, f"1 to {high}", value)
     return value
-
-
-def _streaming(body: fields.SamplingFields) -> tuple[bool, bool]:
-    """Return whether to stream, and whether the stream ends with counts."""
-    if body.stream_options is None:
-        return bool(body.stream), False
-    if not body.stream:
-        raise FieldError("stream_options needs stream: true.", "stream_options")
-    return True, bool(body.stream_options.include_usage)

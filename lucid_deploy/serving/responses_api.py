@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
+from lucid_deploy.serving.tool_parser import Delta
 
 if TYPE_CHECKING:
-    from lucid_deploy.serving.requests import PreparedRequest
+    from lucid_deploy.serving.jobs import Job
 
 # What answers have where the request says nothing, and for what this server does not have.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("error", "instructions", "max_output_tokens", "previous_response_id")),
-    "background": False,
     "metadata": {},
     "parallel_tool_calls": True,
-    "reasoning": {"effort": None, "summary": None},
     "store": False,
     "temperature": 1.0,
     "text": {"format": {"type": "text"}},
@@ -33,7 +31,6 @@ DEFAULTS: dict[str, Any] = {
     "tools": [],
     "top_logprobs": 0,
     "top_p": 1.0,
-    "truncation": "disabled",
 }
 # Fields of a chat as patterns, and their names in this API.
 _NAMES_HERE = {
@@ -86,13 +83,8 @@ def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
 
 def repeated_fields(body: fields.ResponseRequest) -> dict[str, bytes]:
     """Return what an answer repeats of its request, as JSON, which costs the event loop nothing to copy."""
-    given = msgspec.to_builtins(body)
-    found = {name: given[name] for name in DEFAULTS if given.get(name) is not None}
-    schemas = [*found.get("tools", ()), found.get("text", {}).get("format") or {}]
-    for schema in schemas:
-        if "strict" in schema:
-            schema["strict"] = True  # always enforced
-    return {name: msgspec.json.encode(value) for name, value in found.items()}
+    given = {name: getattr(body, name, None) for name in DEFAULTS}
+    return {name: msgspec.json.encode(value) for name, value in given.items() if value is not None}
 
 
 def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
@@ -101,9 +93,9 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
     items = body.input
     for item in [fields.InputMessage(role="user", content=items)] if isinstance(items, str) else items:
         if isinstance(item, fields.InputMessage):
-            out.append(fields.Message(role=item.role, content=_text(item.content)))
+            out.append(fields.Message(role=item.role, content=item.content))
         elif isinstance(item, fields.InputResult):
-            out.append(fields.Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
+            out.append(fields.Message(role="tool", content=item.output, tool_call_id=item.call_id))
         else:
             before = out.pop() if out and out[-1].role == "assistant" else fields.Message(role="assistant")
             call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
@@ -112,36 +104,26 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
     return out
 
 
-def _text(given: str | list[fields.TextPart]) -> str:
-    return given if isinstance(given, str) else "".join(part.text for part in given)
-
-
 class ResponseAnswer(Answer):
     """Translates the chunks of a chat to the events and the answer of ``/v1/responses``."""
 
     end_of_stream = b""  # the last event says that it is the last
 
-    def __init__(self, request: PreparedRequest, model: str) -> None:
-        super().__init__(request, model)
+    def __init__(self, job: Job, model: str) -> None:
+        super().__init__(job, model)
         created, self.id = self._common["created"], "resp_" + secrets.token_hex(16)
-        repeated = {name: msgspec.Raw(text) for name, text in (request.response or {}).items()}
+        repeated = {name: msgspec.Raw(text) for name, text in (job.response or {}).items()}
         self._response = {**DEFAULTS, **repeated, "id": self.id, "object": "response", "model": model}
         self._response |= {"created_at": created, "status": "in_progress"}
         self._output: list[dict[str, Any]] = []  # items; all but the last are complete
         self._number = -1
 
     def whole(self) -> dict[str, Any]:
-        status = self._response["status"]
-        ended = status != "in_progress"
-        return {
-            **self._response,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": self._output if ended else [],
-            "usage": self.usage() if ended else None,
-        }
+        reason = {"reason": "max_output_tokens"} if self._response["status"] == "incomplete" else None
+        return {**self._response, "incomplete_details": reason, "output": self._output, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
-        prompt = self.request.prompt_tokens
+        prompt = self.job.prompt_tokens
         return {
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
@@ -151,76 +133,63 @@ class ResponseAnswer(Answer):
         }
 
     def opening(self) -> Events:
-        begun = [self._event(name, response=self.whole()) for name in ("created", "in_progress")]
-        return begun if self.request.tools is not None else begun + self._begin_text()
-
-    def chunks(self, piece: TextPiece) -> Events:
-        return [event for chunk in super().chunks(piece) for event in self._translate(chunk)]
+        return [self._event(name, response=self.whole()) for name in ("created", "in_progress")]
 
     def closing(self, row: int, reason: str) -> Events:
-        events = [event for chunk in super().closing(row, reason) for event in self._translate(chunk)]
+        events = super().closing(row, reason)
         if not self._output:
             events += self._begin_text()
         status = self._response["status"] = "incomplete" if reason == "length" else "completed"
         return [*events, *self._end_item(status), self._event(status, response=self.whole())]
 
-    def ending(self) -> Events:
-        return []  # the last event has the counts
-
     def failure(self, error: ApiError) -> dict[str, Any]:
         return {**self._event(""), "type": "error", **error.body()}
 
-    def frame(self, event: dict[str, Any]) -> bytes:
-        return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), msgspec.json.encode(event))
-
     def _event(self, kind: str, **more: Any) -> dict[str, Any]:
         self._number += 1
-        return {"type": f"response.{kind}", "sequence_number": self._number, **deepcopy(more)}
+        of_item = {"output_index": len(self._output) - 1, "item_id": self._output[-1]["id"]} if self._output else {}
+        return {"type": f"response.{kind}", "sequence_number": self._number, **of_item, **deepcopy(more)}
 
-    def _item_event(self, kind: str, **more: Any) -> dict[str, Any]:
-        return self._event(kind, output_index=len(self._output) - 1, item_id=self._output[-1]["id"], **more)
-
-    def _translate(self, chunk: dict[str, Any]) -> Events:
-        """Return a chunk of the chat as events: text, then calls, as no text comes after a call."""
+    def _show(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> Events:
+        """Return text, then calls, as no text comes after a call."""
         events: Events = []
-        (choice,) = chunk["choices"]
-        text, logprobs = choice["delta"].get("content", ""), (choice["logprobs"] or {}).get("content", [])
+        text, logprobs = delta.get("content", ""), (logprobs or {}).get("content", [])
         if text or logprobs:
             events += [] if self._output else self._begin_text()
             (part,) = self._output[-1]["content"]
             part["text"] += text
             part["logprobs"] += logprobs
-            events.append(self._item_event("output_text.delta", content_index=0, delta=text, logprobs=logprobs))
-        for call in choice["delta"].get("tool_calls", ()):
+            events.append(self._event("output_text.delta", content_index=0, delta=text, logprobs=logprobs))
+        for call in delta.get("tool_calls", ()):
             called = call["function"]
             if "id" in call:
                 events += self._begin("fc_", type="function_call", call_id=call["id"], **called)
             else:
                 self._output[-1]["arguments"] += called["arguments"]
-                events.append(self._item_event("function_call_arguments.delta", delta=called["arguments"]))
+                events.append(self._event("function_call_arguments.delta", delta=called["arguments"]))
         return events
 
     def _begin_text(self) -> Events:
         begun = self._begin("msg_", type="message", role="assistant", content=[])
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         self._output[-1]["content"].append(part)
-        return [*begun, self._item_event("content_part.added", content_index=0, part=part)]
+        return [*begun, self._event("content_part.added", content_index=0, part=part)]
 
     def _begin(self, prefix: str, **item: Any) -> Events:
         """Begin an item, which ends the one before."""
         ended = self._end_item("completed") if self._output else []
         self._output.append({"id": prefix + secrets.token_hex(16), "status": "in_progress", **item})
-        return [*ended, self._event("output_item.added", output_index=len(self._output) - 1, item=self._output[-1])]
+        return [*ended, self._event("output_item.added", item=self._output[-1])]
 
     def _end_item(self, status: str) -> Events:
         item = self._output[-1]
         item["status"] = status
         if item["type"] == "function_call":
             called = {"name": item["name"], "arguments": item["arguments"]}
-            done = [self._item_event("function_call_arguments.done", **called)]
+            done = [self._event("function_call_arguments.done", **called)]
         else:
             (part,) = item["content"]
             shown = {"text": part["text"], "logprobs": part["logprobs"]}
-            done = [self._item_event("output_text.done", content_index=0, **shown)]
-            done.append(self._item_event("content_part.done", content_index=0, part=part))
-        return [*done, self._event("output_item.done", output_index=len(self._output) - 1, item=item)]
+            done = [self._event("output_text.done", content_index=0, **shown)]
+            done.append(self._event("content_part.done", content_index=0, part=part))
+        return [*done, self._event("output_item.done", item=item)]

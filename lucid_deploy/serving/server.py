@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -25,12 +25,10 @@ from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.front import Service
 
 log = logging.getLogger("lucid_deploy.serving")
-LIBRARIES = ("uvicorn", "asyncio", "opentelemetry")  # only their warnings are logged
 SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
 BACKLOG = 1024  # connections that wait in the system
 ACCEPTED_AT_ONCE = 64  # per turn of the event loop: new ones must not take the place of others that were not read yet
-OTHER_DESCRIPTORS = ACCEPTED_AT_ONCE + 200  # files, pipes and libraries
 ACCEPT_SECONDS = 0.05  # to accept those who have connected, before no more are
 LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
 STEP_SECONDS = 5.0  # for the step that runs at the end
@@ -42,11 +40,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         opened = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise LucidError(
-            f"Port {port} on {host} cannot be used: {reason.partition(' (while')[0]}. Choose another address of this "
-            "machine with --host, or another port with --port, 0 for a free one."
-        ) from error
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
+        remedy = "Choose another address of this machine with --host, or another port with --port, 0 for any."
+        raise LucidError(f"Port {port} on {host} cannot be used: {reason}. {remedy}") from error
     opened.setblocking(False)
     return opened
 
@@ -62,13 +58,8 @@ def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, A
 
 def set_up_logging(level: str) -> None:
     """Log to stderr, one line an event, without anything that a request contains beyond its path."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in ("lucid_deploy.serving", *LIBRARIES):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel("WARNING" if name in LIBRARIES else level.upper())
-        logger.propagate = False
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # of libraries only warnings
+    log.setLevel(level.upper())
 
 
 async def serve(
@@ -82,23 +73,24 @@ async def serve(
 ) -> None:
     """Load the model, call ``ready``, serve until SIGTERM, SIGINT or SIGHUP, and let running requests finish.
 
-    Args:
-        grace: Seconds that running requests get to finish after a signal.
-        connections: Most that are open; None: by how many generations run and wait.
-        idle: Seconds that a connection may wait for its client.
+    They get ``grace`` seconds. A connection may wait ``idle`` seconds for its client.
     """
     limits = ConnectionLimits(connections or 2 * engine.capacity + SPARE_CONNECTIONS, idle)
-    raise_descriptor_limit(limits.most + OTHER_DESCRIPTORS)
+    with suppress(ImportError, ValueError):  # as many open files as the system allows; Windows does not count them
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     service.most_busy = engine.capacity + READ_AHEAD
     server = DrainingServer(service, engine, limits, grace, ready)
     try:  # a signal may interrupt the start, and the loading thread would keep the process alive
         await server.serve(sockets=[listener])
     finally:
         failed_to_load = engine.state == "dead" and not server.announced and not service.draining
-        await service.readers.close()
+        await asyncio.to_thread(service.readers.close)
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
         if service.tracing is not None:
-            await asyncio.to_thread(service.tracing.close)
+            await asyncio.to_thread(service.tracing.shutdown)
         if not stopped:  # the thread cannot be stopped, and a normal exit would abort
             log.critical("The model still runs a step, or loads. The process ends without waiting for it.")
             logging.shutdown()
@@ -108,22 +100,8 @@ async def serve(
         raise engine.error
 
 
-def raise_descriptor_limit(needed: int) -> None:
-    """Raise this process's limit of open files, as far as the system allows."""
-    with suppress(ImportError):  # Windows has no such limit
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if 0 <= soft < needed:  # -1: there is no limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else min(needed, hard), hard))
-
-
 class DrainingServer(uvicorn.Server):
-    """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503.
-
-    Attributes:
-        announced: Whether ``ready`` was called, because the model has loaded.
-    """
+    """uvicorn with bounded connections; after a signal, running requests finish and new ones get 503."""
 
     def __init__(
         self, service: Service, engine: Engine, limits: ConnectionLimits, grace: float, ready: Callable[[], None]
@@ -144,17 +122,18 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
-        self.announced = False
+        self.announced = False  # whether the model has loaded, and ``ready`` was called
         self._service, self._engine, self._limits = service, engine, limits
         self._grace, self._ready = grace, ready
         self._signals, self._deadline = 0, math.inf  # by time.monotonic
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        handle_ends(self.handle_exit)  # SIGHUP, too
         self._engine.start()
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)
-        await self._service.readers.start()
+        await asyncio.to_thread(self._service.readers.start)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to shut down; called by uvicorn ten times a second."""
@@ -170,7 +149,7 @@ class DrainingServer(uvicorn.Server):
             return False
         if running:
             log.warning("Ending %d requests.", running)
-        self._service.ending.set()
+        self._service.ending.set_result(None)
         return True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -186,15 +165,6 @@ class DrainingServer(uvicorn.Server):
         for connection in [each for each in self._limits.waiting if not each.answered]:
             connection.drop()
         await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = handle_ends(self.handle_exit)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Let requests finish after the first signal; end at once after the second."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -14,7 +14,7 @@ from lucid_deploy.serving.app import App
 from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.front import ApiOptions, Service
 from lucid_deploy.serving.jobs import Event, Job
-from lucid_deploy.serving.requests import PreparedRequest, ReaderSetup, RequestReader
+from lucid_deploy.serving.requests import ReaderSetup, RequestReader
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import write_setup
 
@@ -55,15 +55,16 @@ class ReaderHere:
         folder = Path(setup.directory)
         self._reader = RequestReader(setup, TextTokenizer(folder), load_chat_templates(folder))
 
-    async def read(self, body: bytes, kind: Kind, client: str) -> PreparedRequest:
+    async def read(self, body: bytes, kind: Kind, client: str) -> Job:
         return self._reader.read(kind, body)
 
 
 def service(folder: Path, backend: ScriptedBackend, keys: ApiKeys | None = None, **more: Any) -> Service:
     """Return a service; call it in an event loop. ``more`` are options."""
     setup = write_setup(folder)
-    readers: Any = ReaderHere(setup)
-    return Service(ApiOptions(keys=keys or ApiKeys(), **more), setup, backend, readers)
+    made = Service(ApiOptions(keys=keys or ApiKeys(), **more), setup, cast(Any, backend))
+    made.readers = cast(Any, ReaderHere(setup))
+    return made
 
 
 def client(of: Service) -> httpx.AsyncClient:

@@ -65,7 +65,7 @@ def test_each_adapter_is_a_model(made: Path, start: Start) -> None:
         for model, answer in zip([MODEL, "one"] * 4, pool.map(ask, [MODEL, "one"] * 4), strict=True):
             assert (answer.json()["model"], answer.json()["choices"][0]["text"]) == (model, wanted[model])
     refused = ask("two")
-    assert refused.status_code == 404 and f'this server has "{MODEL}", "one".' in refused.json()["error"]["message"]
+    assert refused.status_code == 404 and f"this server has {MODEL}, one." in refused.json()["error"]["message"]
 
 
 def test_commands_take_names(made: Path, tmp_path: Path) -> None:

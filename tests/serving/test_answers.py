@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,13 +11,12 @@ from lucid_deploy.batching import Request
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.answers import Answer
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.requests import PreparedRequest
 
 
 def answer(**more: Any) -> Answer:
     job = Job(((1, 2), (3,)), Request([], 9, top_logprobs=more.pop("top_logprobs", None)), more.pop("n", 1))
     fixed: dict[str, Any] = {"stream": False, "include_usage": False, "chat": False}
-    return Answer(PreparedRequest(job, **{**fixed, **more}), "m")
+    return Answer(replace(job, **{**fixed, **more}), "m")
 
 
 def plain(found: Any) -> Any:

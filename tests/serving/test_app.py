@@ -42,7 +42,7 @@ def test_health(tmp_path: Path) -> None:
     for path in ("/healthz", "/health"):
         assert ask(tmp_path, "GET", path).json() == {"status": "ok"}
         loading = ask(tmp_path, "GET", path, state="loading")
-        assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+        assert (loading.status_code, loading.json()["error"]["code"]) == (503, "loading")
         for state, status in (("ready", 200), ("dead", 503)):
             assert ask(tmp_path, "HEAD", path, state=state).status_code == status
 
@@ -53,7 +53,6 @@ def test_health(tmp_path: Path) -> None:
         ("GET", "/redoc", 404, "not_found"),
         ("GET", "/v1/responses/resp_1", 404, "not_found"),
         ("GET", "/v1/responses", 405, "method_not_allowed"),
-        ("GET", "/v1/models/other", 404, "model_not_found"),
         ("GET", "/v1/models/../../etc/passwd", 404, "not_found"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
         ("DELETE", "/healthz", 405, "method_not_allowed"),
@@ -64,7 +63,7 @@ def test_what_there_is_not(method: str, path: str, status: int, code: str, tmp_p
     answer = ask(tmp_path, method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     if code == "not_found":
-        assert "This server generates text" in answer.json()["error"]["message"]
+        assert "/openapi.json lists" in answer.json()["error"]["message"]
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -110,7 +109,7 @@ def test_a_fault_is_a_500_or_ends_the_answer(
     begun: bool, tmp_path: Path, serving_log: pytest.LogCaptureFixture
 ) -> None:
     async def endpoint(exchange: Exchange, _: bytes) -> Response:
-        exchange.answer = SimpleNamespace(id="cmpl-1", request=SimpleNamespace(stream=False))  # type: ignore[assignment]
+        exchange.answer = SimpleNamespace(id="cmpl-1", job=SimpleNamespace(stream=False))  # type: ignore[assignment]
         if begun:
             await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
         raise KeyError("secret")

@@ -14,8 +14,8 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import TextPiece, TokenTexts
-from lucid_deploy.serving.engine import Refusal
-from lucid_deploy.serving.jobs import Job, LocalBackend, RowEnd, RowText, requests_of
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.jobs import Job, LocalBackend, RowText
 
 WITH_LOGPROBS = Request([], 9, top_logprobs=1)
 
@@ -35,10 +35,10 @@ def run_row(tokenizer: TextTokenizer, text: str, reason: str, *stops: str) -> tu
     job = Job(((1,),), WITH_LOGPROBS, stops=stops)
     row, out = RowText(0, job, tokenizer, TokenTexts(tokenizer)), []
     for token in tokenizer.encode(text):
-        out += row.take(Token(5, token, -0.5, ((token, -0.5),)))
-        if isinstance(out[-1], RowEnd):
+        out.append(row.take(Token(5, token, -0.5, ((token, -0.5),))))
+        if out[-1].reason:
             return out, job
-    return out + row.take(Finished(5, reason, "why" if reason == "error" else None)), job
+    return [*out, row.take(Finished(5, reason, "why"))], job
 
 
 @pytest.mark.parametrize("text", ["abcdef", "aé漢b", "漢字"])
@@ -50,7 +50,7 @@ def test_pieces_together_are_the_text(byte_level: TextTokenizer, text: str) -> N
     logprobs = [item for piece in pieces for item in piece.logprobs]
     assert b"".join(item.chosen.data or b"" for item in logprobs) == text.encode()
     assert [item.offset for item in logprobs] == [i for i, letter in enumerate(text) for _ in letter.encode()]
-    assert events[-1] == RowEnd(0, "stop")
+    assert events[-1].reason == "stop"
 
 
 @pytest.mark.parametrize(
@@ -61,24 +61,26 @@ def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, sto
     pieces = [event for event in events if isinstance(event, TextPiece)]
     assert "".join(piece.text for piece in pieces) == shown
     assert b"".join(item.chosen.data or b"" for piece in pieces for item in piece.logprobs) == shown.encode()
-    assert events[-1] == RowEnd(0, "stop" if len(shown) < 7 else "length")
+    assert events[-1].reason == ("stop" if len(shown) < 7 else "length")
 
 
 def test_tokens_are_named_by_their_ids_if_asked_for(byte_level: TextTokenizer) -> None:
     [token] = byte_level.encode("x")
     row = RowText(0, Job(((1,),), WITH_LOGPROBS, tokens_as_ids=True), byte_level, TokenTexts(byte_level))
-    [piece] = row.take(Token(5, token, -0.5, ((token, -0.5),)))
+    piece = row.take(Token(5, token, -0.5, ((token, -0.5),)))
     assert isinstance(piece, TextPiece) and piece.text == "x"
     [item] = piece.logprobs
     assert item.chosen.text == item.top[0].text == f"token_id:{token}" and item.chosen.data == b"x"
 
 
 def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
-    assert run_row(byte_level, "a", "error")[0][-1] == RowEnd(0, "error", "why")
-    assert run_row(byte_level, "a", "context")[0][-1] == RowEnd(0, "length")
-    row = RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level))
-    for fault, reason in (("invalid", "invalid"), ("down", "error")):
-        assert row.take(Refusal(fault, "why")) == [RowEnd(0, reason, "why")]
+    assert run_row(byte_level, "a", "context")[0][-1].reason == "length"
+    for reason, status in (("error", 500), ("refused", 400)):
+        with pytest.raises(ApiError, match="why") as caught:
+            run_row(byte_level, "a", reason)
+        assert caught.value.status == status
+    with pytest.raises(ApiError, match="down"):
+        RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level)).take(ApiError(503, "down"))
 
 
 def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byte_level: TextTokenizer) -> None:
@@ -112,7 +114,7 @@ def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byt
 
 def test_generations_of_a_prompt_have_seeds_of_their_own() -> None:
     job = Job(((1,), (2,)), Request([], 9, Sampling(temperature=1.0, seed=5)), n=2)
-    assert [request.sampling.seed for request in requests_of(job)] == [5, 6, 5, 6]
+    assert [request.sampling.seed for request in job.requests()] == [5, 6, 5, 6]
 
 
 def test_a_step_that_takes_too_long_is_a_state(byte_level: TextTokenizer) -> None:

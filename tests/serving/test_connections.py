@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import uvicorn
 
 from lucid_deploy.serving.connections import Connection, ConnectionLimits
+from lucid_deploy.serving.server import DrainingServer, bind
 from tests.patience import PATIENCE
+from tests.serving.stand_ins import ScriptedBackend, service
 
 Open = Callable[[bytes], Awaitable[asyncio.StreamReader]]
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+VERSION = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -95,6 +99,31 @@ def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes) -> None:
         assert (await busy.read()).endswith(b"\r\n\r\n")  # and cut when it is silent afterwards
 
     run(test, most=9, idle=0.1)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_who_still_sends_when_the_server_ends_is_answered_and_not_reset(answered: bool, tmp_path: Path) -> None:
+    async def go() -> None:
+        limits, backend = ConnectionLimits(9, 60), ScriptedBackend()
+        ending = DrainingServer(service(tmp_path, backend), cast(Any, backend), limits, 0, lambda: None)
+        ending.config.load()
+        ending.lifespan = ending.config.lifespan_class(ending.config)
+        with bind("127.0.0.1", 0) as listener:
+            await uvicorn.Server.startup(ending, [listener])
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            if answered:
+                writer.write(VERSION)
+                await reader.readuntil(b"}")
+            writer.write(VERSION[:20])
+            await asyncio.sleep(0.1)
+            stopping = asyncio.ensure_future(ending.shutdown([listener]))
+            await asyncio.sleep(0.3)
+            writer.write(VERSION[20:])
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+            await stopping
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize(

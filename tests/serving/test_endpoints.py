@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from lucid_deploy.generation.text_stream import TextPiece
+from lucid_deploy.serving.errors import ApiError, queue_full
 from lucid_deploy.serving.front import Service
-from lucid_deploy.serving.jobs import Event, Refusal, RowEnd
+from lucid_deploy.serving.jobs import Event
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import completion
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
-GOOD: list[list[Event]] = [[TextPiece(0, "a", 1)], [TextPiece(0, "", 1)], [TextPiece(0, "bé", 1), RowEnd(0, "stop")]]
+GOOD: list[list[Event]] = [[TextPiece(0, "a", 1)], [TextPiece(0, "", 1)], [TextPiece(0, "bé", 1, reason="stop")]]
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -76,7 +77,9 @@ def test_the_events_of_a_response_come_in_their_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("reused", "counted"), [(0, 0), (127, 0), (128, 128), (400, 384)])
 def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int, counted: int, tmp_path: Path) -> None:
-    ends: list[list[Event]] = [[RowEnd(row, "stop", reused=reused if row % 2 == 0 else 999)] for row in range(4)]
+    ends: list[list[Event]] = [
+        [TextPiece(row, "", 0, reason="stop", reused=reused if row % 2 == 0 else 999)] for row in range(4)
+    ]
     prompts = ["w1 w2", "w3"]
     answer, _ = ask(tmp_path, *ends, n=2, prompt=prompts)
     assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 2 * counted
@@ -84,25 +87,17 @@ def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("event", "status", "code"),
-    [
-        (Refusal("queue_full", retry_after=3), 429, "queue_full"),
-        (Refusal("down", "gone"), 503, "engine_down"),
-        (Refusal("invalid", "too long"), 400, "invalid_request"),
-        (RowEnd(0, "invalid", "no"), 400, "invalid_request"),
-        (RowEnd(0, "error", "not finite"), 500, "engine_error"),
-    ],
+    "error", [queue_full(3), ApiError(400, "too long"), ApiError(500, "not finite", "engine_error")]
 )
-def test_refusals_before_anything_was_sent_have_a_status(
-    event: Event, status: int, code: str, stream: bool, tmp_path: Path
-) -> None:
-    answer, backend = ask(tmp_path, [event], stream=stream)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+def test_refusals_before_anything_was_sent_have_a_status(error: ApiError, stream: bool, tmp_path: Path) -> None:
+    answer, backend = ask(tmp_path, error, stream=stream)
+    assert (answer.status_code, answer.json()) == (error.status, error.body())
+    assert answer.headers.get("Retry-After") == error.headers.get("Retry-After")
     assert backend.closed == 1
 
 
 def test_an_error_within_a_stream_is_its_last_event(tmp_path: Path) -> None:
-    answer, backend = ask(tmp_path, GOOD[0], [RowEnd(0, "error", "broken")], stream=True)
+    answer, backend = ask(tmp_path, GOOD[0], ApiError(500, "broken", "engine_error"), stream=True)
     assert answer.status_code == 200
     first, last = events_of(answer)
     assert first["choices"][0]["text"] == "a"
@@ -118,7 +113,7 @@ def test_a_fault_of_ours(tmp_path: Path) -> None:
 def test_times_of_tokens_are_measured(tmp_path: Path) -> None:
     found: list[Service] = []
     script = [[TextPiece(row, "a", 1)] for row in (0, 1, 1, 0)]
-    ask(tmp_path, *script, [RowEnd(0, "stop"), RowEnd(1, "stop")], n=2, change=found.append)
+    ask(tmp_path, *script, [TextPiece(row, "", 0, reason="stop") for row in (0, 1)], n=2, change=found.append)
     lines = found[0].metrics.text().decode().splitlines()
     counts = {name: float(value) for name, value in (line.split() for line in lines if " " in line and line[0] != "#")}
     # Another generation's first token is neither the request's first nor after one of its own.

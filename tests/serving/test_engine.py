@@ -12,7 +12,8 @@ import pytest
 from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
-from lucid_deploy.serving.engine import MOST_CALLS, Engine, Refusal, RefusedError
+from lucid_deploy.serving.engine import DOWN, MOST_CALLS, Engine
+from lucid_deploy.serving.errors import ApiError
 
 
 class ScriptedBatcher:
@@ -120,10 +121,10 @@ def test_half_of_the_queue_is_for_other_clients() -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
         streams = [engine.submit(requests("a", 3))]  # both rows, and half of the queue
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiError):
             engine.submit(requests("a", 1))
         streams.append(engine.submit(requests("b", 1)))
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiError):
             engine.submit(requests("c", 1))  # it is full
         batcher.held.set()
         for stream, rows in zip(streams, (3, 1), strict=True):
@@ -137,9 +138,9 @@ def test_admission_is_all_or_nothing() -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
         stream = engine.submit([Request([1], 5)] * 2)
-        with pytest.raises(RefusedError) as error:
+        with pytest.raises(ApiError) as error:
             engine.submit([Request([1], 5)] * 2)
-        assert 1 <= error.value.refusal.retry_after <= 60
+        assert error.value.code == "queue_full" and 1 <= int(error.value.headers["Retry-After"]) <= 60
         batcher.held.set()
         await everything(stream, 2)
         await everything(engine.submit([Request([1], 5)] * 3), 3)  # their places are free again
@@ -163,9 +164,8 @@ def test_a_cancelled_row_frees_its_place() -> None:
 def test_what_the_batcher_refuses() -> None:
     async def test(engine: Engine, _: ScriptedBatcher) -> None:
         for _attempt in range(5):  # no place is lost
-            assert await everything(engine.submit([Request([], 5)]), 1) == [
-                (0, Refusal("invalid", "The prompt is empty."))
-            ]
+            ((_, error),) = await everything(engine.submit([Request([], 5)]), 1)
+            assert (error.status, error.message) == (400, "The prompt is empty.")
 
     with_engine(test, rows=1, max_queue=0)
 
@@ -177,9 +177,9 @@ def test_a_fault_ends_everything_and_everyone_hears_of_it(serving_log: pytest.Lo
         stream = engine.submit([Request([1], 5)] * 3)  # one of them waits in the queue
         batcher.held.set()
         faults = [event for _, event in await everything(stream, 3)]
-        assert all(isinstance(fault, Refusal) and fault.kind == "down" for fault in faults)
+        assert {(fault.status, fault.code) for fault in faults} == {(503, DOWN)}
         assert engine.state == "dead"
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiError):
             engine.submit([Request([1], 5)])
         assert engine.gauges()["active_rows"] == 0
 
@@ -198,9 +198,8 @@ def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPa
         nonlocal sound
         await everything(engine.submit([Request([1], 5)]), 1)
         sound = False
-        assert await everything(engine.submit([Request([1], 5)]), 1) == [
-            (0, Refusal("down", "The engine ended: weights.bin changed."))
-        ]
+        ((_, error),) = await everything(engine.submit([Request([1], 5)]), 1)
+        assert (error.code, error.message) == (DOWN, "The engine ended: weights.bin changed.")
         assert engine.state == "dead"
 
     with_engine(test, check=check)
@@ -212,7 +211,7 @@ def test_a_model_that_does_not_load() -> None:
             raise LucidError("no such artifact")
 
         engine, loaded = Engine(fail, 1, 1), threading.Event()
-        with pytest.raises(RefusedError, match="still loading"):
+        with pytest.raises(ApiError, match="still loading"):
             engine.submit([Request([1], 5)])
         engine.start(loaded.set)
         await asyncio.to_thread(loaded.wait, 10)
@@ -240,7 +239,7 @@ def test_few_calls_wait_at_once() -> None:
         batcher.held.clear()
         stream = engine.submit([Request([1], 5)])
         waiting = [engine.call(lambda _: threading.current_thread().name) for _ in range(MOST_CALLS)]
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiError):
             engine.call(lambda _: None)
         batcher.held.set()
         names = [await asyncio.wrap_future(each) for each in waiting]
@@ -278,9 +277,9 @@ def test_calls_that_wait_hear_of_the_engine_s_end() -> None:
             await asyncio.sleep(0.01)
         waiting = engine.call(lambda _: None)
         batcher.held.set()
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiError):
             await asyncio.wrap_future(waiting)
-        with pytest.raises(RefusedError):
+        with pytest.raises(ApiError):
             engine.call(lambda _: None)
 
     with_engine(test)

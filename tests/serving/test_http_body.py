@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
-from lucid_deploy.serving.errors import ApiError, ClientGone
+from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.front import BODIES, FREE_BYTES, Exchange
 from tests.serving.stand_ins import ScriptedBackend, service
 
@@ -71,7 +72,7 @@ def test_a_client_that_leaves() -> None:
     async def receive() -> Any:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnect):
         asyncio.run(exchange(memory(), receive).body())
 
 

@@ -23,12 +23,12 @@ def with_pool(setup: ReaderSetup, test: Callable[[ReaderPool], Awaitable[None]],
 
     async def run() -> None:
         pool = ReaderPool(setup, count)
-        await pool.start()
+        await asyncio.to_thread(pool.start)
         try:
             await test(pool)
-            assert (await pool.read(completion("w5"), "completion")).job.prompts == ((5,),)
+            assert (await pool.read(completion("w5"), "completion")).prompts == ((5,),)
         finally:
-            await pool.close()
+            await asyncio.to_thread(pool.close)
 
     asyncio.run(run())
 
@@ -49,7 +49,7 @@ def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
         error = await refusal(pool, chat("endless"))
         assert (error.status, error.code) == (400, "too_costly")
         assert "took more than 0.4 s of processor time" in error.message
-        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)
+        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)
         assert pids(pool) == before  # the process lives on
 
     with_pool(write_setup(tmp_path), test)
@@ -61,7 +61,7 @@ def test_code_that_cannot_be_interrupted_ends_the_process_alone(tmp_path: Path) 
         error = await refusal(pool, completion("a" * 500_000), "completion")
         assert (error.status, error.code) == (400, "too_costly")
         assert "took more than 0.4 s of processor time" in error.message  # and not a minute by the clock
-        assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
+        assert (await pool.read(completion("w1"), "completion")).prompts == ((1,),)
         assert pids(pool) != before
 
     with_pool(write_setup(tmp_path, rule="a.*b"), test)
@@ -111,7 +111,7 @@ def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Pat
         for task in [running, *queued]:
             task.cancel()
         await asyncio.wait([running, *queued])
-        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)  # and not after 51 times 60 s
+        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)  # and not after 51 times 60 s
         assert pids(pool) != before
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
@@ -121,12 +121,12 @@ def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         large = [asyncio.ensure_future(pool.read(chat("endless", user="x" * (64 << 10)), "chat")) for _ in range(4)]
         await asyncio.sleep(0.2)
-        assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
+        assert (await pool.read(completion("w1"), "completion")).prompts == ((1,),)
         assert not any(task.done() for task in large)
         large[0].cancel()  # its client leaves, and its reader is not free yet
         await asyncio.sleep(0.5)
         assert pool._idle.qsize() == 1
-        assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
+        assert (await pool.read(completion("w1"), "completion")).prompts == ((1,),)
         for task in large:
             task.cancel()
         await asyncio.wait(large)
@@ -138,7 +138,7 @@ def test_clients_take_turns(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         slow = [asyncio.ensure_future(pool.read(chat("endless"), "chat", "a")) for _ in range(6)]
         await asyncio.sleep(0.1)
-        assert (await pool.read(completion("w1"), "completion", "b")).job.prompts == ((1,),)
+        assert (await pool.read(completion("w1"), "completion", "b")).prompts == ((1,),)
         assert sum(task.done() for task in slow) <= 2
         await asyncio.wait(slow)
 
@@ -153,7 +153,7 @@ def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
         with pytest.raises(ApiError, match="was killed") as raised:
             await task
         assert (raised.value.status, raised.value.headers["Retry-After"]) == (503, "5")
-        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)
+        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
 
@@ -167,7 +167,7 @@ def test_signals_to_the_whole_group_are_the_servers_affair(number: signal.Signal
         for pid in before:
             os.kill(pid or 0, number)
         await asyncio.sleep(0.1)
-        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)
+        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)
         assert pids(pool) == before
 
     with_pool(write_setup(tmp_path), test)

@@ -16,7 +16,7 @@ from lucid_deploy.generation.constraint import from_regex
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.requests import RequestReader
 from tests.serving.reader_tools import chat, completion, write_setup
 
 
@@ -37,7 +37,7 @@ def test_a_chat_with_tools_is_rendered_with_the_template_for_tools(tmp_path: Pat
     for_tools = "w7 {{ messages[0].content }}{# <tool_call></tool_call> {{ tools }} #}"
     read = reader(tmp_path, [{"name": "default", "template": "w1"}, {"name": "tool_use", "template": for_tools}])
     asked: list[dict[str, Any]] = [{"tools": tools}, {"tools": tools, "tool_choice": "none"}, {"tools": []}, {}]
-    assert [read.read("chat", chat("w5", **fields)).job.prompts[0] for fields in asked] == [(7, 5), (1,), (1,), (1,)]
+    assert [read.read("chat", chat("w5", **fields)).prompts[0] for fields in asked] == [(7, 5), (1,), (1,), (1,)]
     theirs, messages = AutoTokenizer.from_pretrained(str(tmp_path)), [{"role": "user", "content": "w5"}]
     assert theirs.apply_chat_template(messages, tools=tools, tokenize=False) == "w7 w5"
     assert theirs.apply_chat_template(messages, tokenize=False) == "w1"
@@ -54,7 +54,7 @@ def test_roles_are_those_of_openai(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ {'system': 'w1', 'user': 'w2'}[m.role] }} {{ m.content }} {% endfor %}"
     told, asked = {"role": "developer", "content": "w8"}, {"role": "user", "content": "w5"}
     body = json.dumps({"model": "m", "messages": [told, asked]})
-    assert reader(tmp_path, template).read("chat", body.encode()).job.prompts == ((1, 8, 2, 5),)
+    assert reader(tmp_path, template).read("chat", body.encode()).prompts == ((1, 8, 2, 5),)
     error = refused(tmp_path, body.replace("developer", "wizard").encode(), is_chat=True)
     assert error.param == "messages[0].role" and "'wizard'" in error.message
 
@@ -80,14 +80,12 @@ def test_what_would_be_ignored_is_refused(fields: dict[str, Any], param: str, tm
 
 def test_a_constraint_is_a_part_of_the_job(tmp_path: Path) -> None:
     read = reader(tmp_path)
-    assert read.read("completion", completion("w1", guided_regex=".*")).job.request.constraint == from_regex(".*")
-    assert read.read("completion", completion("w1", response_format={"type": "text"})).job.request.constraint is None
+    assert read.read("completion", completion("w1", guided_regex=".*")).request.constraint == from_regex(".*")
+    assert read.read("completion", completion("w1", response_format={"type": "text"})).request.constraint is None
 
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:
-    assert reader(tmp_path).read("completion", completion("w3 w4")) == PreparedRequest(
-        Job(((3, 4),), Request([], 16, Sampling(1.0))), stream=False, include_usage=False, chat=False
-    )
+    assert reader(tmp_path).read("completion", completion("w3 w4")) == Job(((3, 4),), Request([], 16, Sampling(1.0)))
 
 
 def test_everything_of_a_completion(tmp_path: Path) -> None:
@@ -112,10 +110,11 @@ def test_everything_of_a_completion(tmp_path: Path) -> None:
         "logit_bias": {"7": -100, "8": 2.5},
         "bad_words": ["w3 w4", "w9"],
     }
-    read = reader(tmp_path).read("completion", completion([[5], [6, 7]], **fields))
+    job = reader(tmp_path).read("completion", completion([[5], [6, 7]], **fields))
     sampling = Sampling(0.0, 3, 0.5, 5, 0.1, -1.0, 2.0, 1.5, ((7, -100.0), (8, 2.5)), ((3, 4), (9,)))
-    assert read.job == Job(((5,), (6, 7)), Request([], 9, sampling, False, 20), 2, ("a", "b"))
-    assert (read.stream, read.include_usage, read.cache_salt, read.prompt_tokens) == (True, True, "s", 3)
+    answered = {"stream": True, "include_usage": True, "cache_salt": "s"}
+    assert job == Job(((5,), (6, 7)), Request([], 9, sampling, False, 20), 2, ("a", "b"), **answered)
+    assert job.prompt_tokens == 3
 
 
 def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
@@ -130,24 +129,24 @@ def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
 
 def test_a_chat_may_fill_the_context(tmp_path: Path) -> None:
     read = reader(tmp_path, context=50)
-    assert read.read("chat", chat("w7")).job.request.max_new_tokens == 48
-    assert read.read("chat", chat("w7", max_tokens=5)).job.request.max_new_tokens == 5
-    assert read.read("chat", chat("w7", max_tokens=5, max_completion_tokens=6)).job.request.max_new_tokens == 6
-    assert read.read("chat", chat("w7", logprobs=True)).job.request.top_logprobs == 0
-    assert read.read("chat", chat("w7", logprobs=False)).job.request.top_logprobs is None
-    assert read.read("completion", completion("w7", logprobs=0, return_tokens_as_token_ids=True)).job.tokens_as_ids
+    assert read.read("chat", chat("w7")).request.max_new_tokens == 48
+    assert read.read("chat", chat("w7", max_tokens=5)).request.max_new_tokens == 5
+    assert read.read("chat", chat("w7", max_tokens=5, max_completion_tokens=6)).request.max_new_tokens == 6
+    assert read.read("chat", chat("w7", logprobs=True)).request.top_logprobs == 0
+    assert read.read("chat", chat("w7", logprobs=False)).request.top_logprobs is None
+    assert read.read("completion", completion("w7", logprobs=0, return_tokens_as_token_ids=True)).tokens_as_ids
 
 
 def test_parts_of_a_message_become_one_text(tmp_path: Path) -> None:
     content: Any = [{"type": "text", "text": "w"}, {"type": "text", "text": "7"}]
-    assert reader(tmp_path).read("chat", chat(content)).job.prompts == ((1, 7),)
+    assert reader(tmp_path).read("chat", chat(content)).prompts == ((1, 7),)
 
 
 def test_names_reach_the_template(tmp_path: Path) -> None:
     template = "{% for m in messages %}w{{ m.name if m.name is defined else '1' }} {% endfor %}"
     messages = [{"role": "user", "content": ""}, {"role": "user", "name": "2", "content": "", "refusal": None}]
     body = json.dumps({"model": "m", "messages": messages}).encode()
-    assert reader(tmp_path, template).read("chat", body).job.prompts == ((1, 2),)
+    assert reader(tmp_path, template).read("chat", body).prompts == ((1, 2),)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,11 @@ def test_names_reach_the_template(tmp_path: Path) -> None:
         (completion([[1]] * 3, n=3), "3 prompts with n 3 are 9 generations", "invalid_value"),
         (completion("w1", n=9), "n must be 1 to 8", "invalid_value"),
         (completion("w1 " * 41), "41 tokens; this server takes 40", "context_length_exceeded"),
-        (completion("w1", max_tokens=50), "1 of the prompt and 50 new ones are 51", "context_length_exceeded"),
+        (
+            completion("w1", max_tokens=50),
+            "and 50 new ones exceed the context, 50",
+            "context_length_exceeded",
+        ),
         (completion("w1", max_tokens=101), "max_tokens must be 1 to 100", "invalid_value"),
         (completion("w1", best_of=2), "best_of is not supported", "unsupported_parameter"),
         (completion("w1", echo=True), "echo is not supported", "unsupported_parameter"),
@@ -174,6 +177,8 @@ def test_names_reach_the_template(tmp_path: Path) -> None:
         (completion("w1", bad_words=["zebra"]), 'no token for the bad word "zebra"', "invalid_value"),
         (completion("w1", bad_words=[" "]), "A bad word must be text that is not empty", "invalid_value"),
         (completion("w1", stream_options={}), "stream_options needs stream", "invalid_value"),
+        (completion("w1", metadata=dict.fromkeys(map(str, range(17)), "")), "of length <= 16", "invalid_value"),
+        (completion("w1", metadata={"a": "x" * 513}), "of length <= 512", "invalid_value"),
         (completion("w1", model="x"), "does not exist here", "model_not_found"),
         (completion("w1", n=1)[:-1] + b', "n": 2}', 'an object has the name "n" twice', "invalid_json"),
     ],
@@ -184,7 +189,7 @@ def test_completions_that_do_not_fit(body: bytes, message: str, code: str, tmp_p
 
 
 def test_a_context_that_a_prompt_fills(tmp_path: Path) -> None:
-    assert "the model's context is 40" in refused(tmp_path, completion("w1 " * 40), context=40).message
+    assert "40 tokens; this server takes 39" in refused(tmp_path, completion("w1 " * 40), context=40).message
 
 
 def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:

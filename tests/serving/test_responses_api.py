@@ -14,7 +14,8 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.fields import ChatRequest, ResponseRequest
-from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.jobs import Job
+from lucid_deploy.serving.requests import RequestReader
 from lucid_deploy.serving.responses_api import as_chat, repeated_fields
 from tests.serving.reader_tools import MODEL, write_setup
 
@@ -30,7 +31,7 @@ RESULT = {"type": "function_call_output", "call_id": "c1", "output": "w8"}
 LOGPROBS = ["message.output_text.logprobs"]
 
 
-def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
+def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> Job:
     setup = write_setup(folder, template)
     reader = RequestReader(setup, TextTokenizer(folder), load_chat_templates(folder))
     return reader.read("response", json.dumps({"model": MODEL, "input": given, **fields}).encode())
@@ -44,8 +45,8 @@ def refused(folder: Path, given: Any, **fields: Any) -> ApiError:
 
 def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
     found = read(tmp_path, "w5 w6", instructions="w9", max_output_tokens=7, temperature=0.5, top_p=0.9, stream=True)
-    assert found.job.prompts == ((1, 9, 2, 5, 6),)
-    assert (found.job.request.max_new_tokens, found.job.request.sampling) == (7, Sampling(0.5, top_p=0.9))
+    assert found.prompts == ((1, 9, 2, 5, 6),)
+    assert (found.request.max_new_tokens, found.request.sampling) == (7, Sampling(0.5, top_p=0.9))
     assert (found.stream, found.include_usage, found.chat) == (True, False, True)
     assert found.response is not None and found.response["instructions"] == b'"w9"'
 
@@ -61,7 +62,7 @@ def test_messages_and_an_earlier_answer(tmp_path: Path) -> None:
     parts = [{"type": "input_text", "text": "w7 "}, {"type": "input_text", "text": "w8"}]
     given = [{"role": "developer", "content": "w4"}, {"role": "user", "content": "w5"}, earlier]
     found = read(tmp_path, [*given, {"role": "user", "content": parts, "type": "message"}])
-    assert found.job.prompts == ((1, 4, 2, 5, 3, 6, 2, 7, 8),)
+    assert found.prompts == ((1, 4, 2, 5, 3, 6, 2, 7, 8),)
 
 
 def test_tools_calls_and_results_are_those_of_a_chat() -> None:
@@ -84,16 +85,16 @@ def test_tools_calls_and_results_are_those_of_a_chat() -> None:
         "parallel_tool_calls": False,
     }
     assert as_chat(body) == msgspec.convert(chat, ChatRequest)
-    shown = {**TOOL, "description": None, "strict": True}
+    shown = {**TOOL, "description": None, "strict": None}
     found = {name: msgspec.json.decode(text) for name, text in repeated_fields(body).items()}
     assert (found["tools"], found["tool_choice"], found["parallel_tool_calls"]) == ([shown], choice, False)
 
 
 def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
     wanted = ["message.output_text.logprobs"]
-    assert read(tmp_path, "w5").job.request.top_logprobs is None
-    assert read(tmp_path, "w5", include=wanted).job.request.top_logprobs == 0
-    assert read(tmp_path, "w5", include=wanted, top_logprobs=4).job.request.top_logprobs == 4
+    assert read(tmp_path, "w5").request.top_logprobs is None
+    assert read(tmp_path, "w5", include=wanted).request.top_logprobs == 0
+    assert read(tmp_path, "w5", include=wanted, top_logprobs=4).request.top_logprobs == 4
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from lucid_deploy.batching import Request
 from lucid_deploy.generation.text_stream import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses_api import ResponseAnswer
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
 from tests.serving.tool_server import HERMES
@@ -30,10 +29,9 @@ REPEATED = {
 
 
 def answer(top_logprobs: int | None = None, tools: ToolFormat | None = None) -> ResponseAnswer:
-    job = Job(((1, 2, 3),), Request([], 9, top_logprobs=top_logprobs))
     repeated = {name: msgspec.json.encode(value) for name, value in REPEATED.items()}
-    request = PreparedRequest(job, stream=False, include_usage=False, chat=True, response=repeated, tools=tools)
-    return ResponseAnswer(request, "m")
+    job = Job(((1, 2, 3),), Request([], 9, top_logprobs=top_logprobs), chat=True, response=repeated, tools=tools)
+    return ResponseAnswer(job, "m")
 
 
 def piece(text: str, logprobs: bool = False) -> TextPiece:
@@ -62,7 +60,7 @@ def test_the_events_of_a_stream(reason: str) -> None:
     events = made.opening()
     for part in ("a", "", "é"):
         new = made.chunks(piece(part))
-        assert len(new) == bool(part)
+        assert [event["delta"] for event in new if event["type"].endswith("text.delta")] == [part] * bool(part)
         events += new
     events += made.closing(0, reason)
     assert made.ending() == [] and made.end_of_stream == b""
@@ -82,7 +80,7 @@ def test_the_events_of_a_stream(reason: str) -> None:
     for event in events:
         assert EVENTS.validate_json(msgspec.json.encode(event)).type == event["type"]
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "aé"
-    assert events[0]["response"]["output"] == [] and events[0]["response"]["usage"] is None
+    assert events[0]["response"]["output"] == [] and events[0]["response"]["usage"]["total_tokens"] == 3
     assert len({event["item_id"] for event in events if "item_id" in event}) == 1
 
 

@@ -13,7 +13,7 @@ import torch
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.runtimes.torch.session import TorchSession
-from lucid_deploy.serving.engine import Refusal, RefusedError
+from lucid_deploy.serving.errors import ApiError
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 from tests.serving.stand_ins import ScriptedBackend, client, service
@@ -63,7 +63,7 @@ class SolvingBackend(ScriptedBackend):
     """Refuses one and does the other."""
 
     async def call(self, _: Any) -> Any:
-        raise RefusedError(Refusal("unsupported", "not here"))
+        raise ApiError(501, "not here", "not_supported")
 
     async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> Any:
         return {"ids": ids, "place": [layer, head]}

@@ -18,17 +18,18 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
+from lucid_deploy.batching import Mark
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.text_stream import TextPiece
-from lucid_deploy.serving.jobs import Refusal, RowEnd, RowMark
-from lucid_deploy.serving.tracing import Tracing, open_tracing
+from lucid_deploy.serving.errors import ApiError, queue_full
+from lucid_deploy.serving.tracing import open_tracing
 from tests.serving.reader_tools import completion
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 HEADERS = {"Content-Type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=1"}
 PHASES = ["queue", "prefill", "decode"]
-MARKS = [RowMark(0, phase, place, 7 if phase == "prefill" else 0) for place, phase in enumerate(PHASES, 1)]
+MARKS = [Mark(0, phase, place, 7 if phase == "prefill" else 0) for place, phase in enumerate(PHASES, 1)]
 CONVENTIONS = {value for name, value in vars(gen_ai_attributes).items() if name.startswith("GEN_AI_")}
 
 
@@ -39,7 +40,7 @@ def recorded(folder: Path, body: bytes, *script: Any, headers: dict[str, str] = 
 
     async def run() -> None:
         made = service(folder, ScriptedBackend(*script))
-        made.tracing = Tracing(provider)
+        made.tracing = provider
         async with client(made) as http:
             await http.post("/v1/completions", content=body, headers=headers)
 
@@ -49,7 +50,7 @@ def recorded(folder: Path, body: bytes, *script: Any, headers: dict[str, str] = 
 
 def test_the_span_of_a_request(tmp_path: Path) -> None:
     body = completion("w1 w2", temperature=0, max_tokens=6, stop=["zebra"])
-    (span,) = recorded(tmp_path, body, MARKS, [TextPiece(0, "secret", 1), RowEnd(0, "stop", reused=7)])
+    (span,) = recorded(tmp_path, body, MARKS, [TextPiece(0, "secret", 1, reason="stop", reused=7)])
     assert span.name == "text_completion m" and span.kind is SpanKind.SERVER
     assert span.context is not None and span.parent is not None and span.parent.is_remote
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE, PARENT)
@@ -79,11 +80,11 @@ def test_the_span_of_a_request(tmp_path: Path) -> None:
     ("body", "script", "status", "error", "code"),
     [
         (b"{secret", [], 400, "invalid_json", StatusCode.UNSET),
-        (completion("w1"), [[Refusal("queue_full", "secret")]], 429, "queue_full", StatusCode.UNSET),
-        (completion("w1"), [MARKS, [RowEnd(0, "error", "secret")]], 500, "engine_error", StatusCode.ERROR),
+        (completion("w1"), [queue_full()], 429, "queue_full", StatusCode.UNSET),
+        (completion("w1"), [MARKS, ApiError(500, "secret", "engine_error")], 500, "engine_error", StatusCode.ERROR),
         (
             completion("w1", stream=True),
-            [MARKS, [TextPiece(0, "a", 1)], [RowEnd(0, "error", "secret")]],
+            [MARKS, [TextPiece(0, "a", 1)], ApiError(500, "secret", "engine_error")],
             500,
             "engine_error",
             StatusCode.ERROR,
@@ -103,7 +104,7 @@ def test_refused_and_failed_requests(
 def test_the_client_context(parent: str, count: int, tmp_path: Path) -> None:
     """A client may say that its request is not to be recorded; what is no context is ignored."""
     headers = {**HEADERS, "traceparent": parent}
-    spans = recorded(tmp_path, completion("w1"), [TextPiece(0, "a", 1), RowEnd(0, "stop")], headers=headers)
+    spans = recorded(tmp_path, completion("w1"), [TextPiece(0, "a", 1, reason="stop")], headers=headers)
     assert len(spans) == count and all(span.parent is None for span in spans)
 
 
@@ -128,11 +129,11 @@ def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
 
     async def run(endpoint: str) -> None:
-        made = service(tmp_path, ScriptedBackend([RowEnd(0, "stop")]), otlp_endpoint=endpoint)
+        made = service(tmp_path, ScriptedBackend([TextPiece(0, "", 0, reason="stop")]), otlp_endpoint=endpoint)
         async with client(made) as http:
             await http.post("/v1/completions", content=completion("w1"), headers={"Content-Type": "application/json"})
         assert made.tracing is not None
-        await asyncio.to_thread(made.tracing.close)
+        await asyncio.to_thread(made.tracing.shutdown)
 
     with HTTPServer(("127.0.0.1", 0), Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
