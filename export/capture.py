@@ -51,37 +51,70 @@ def capture(
         warnings.simplefilter("ignore", DeprecationWarning)
         captured = torch.export.export(module, arguments, dynamic_shapes=axes, strict=False)
         _write_out_of_place(captured)
-        _decompose_if_needed(captured)
-        program = torch.onnx.export(
-            captured,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            custom_translation_table={**translation_table(), **_plain_translations()},
-        )
-    assert program is not None
-    return program.model
+        model = _translated(captured)
+    for value, name in zip((*model.graph.inputs, *model.graph.outputs), (*inputs, *outputs), strict=True):
+        value.name = name
+    return model
 
 
-def _decompose_if_needed(program: torch.export.ExportedProgram) -> None:
-    """Make the exporter's decomposition of a program return it as it is, where every operator has a translation.
+def _translated(program: torch.export.ExportedProgram) -> ir.Model:
+    """Translate a program as ``torch.onnx.export`` does, without the steps that take most of its time there.
 
-    ``torch.onnx.export`` decomposes each program, which traces all of it again: two fifths of the time of an export.
-    Programs of our layers have nothing to decompose. A layer of your own may use any operator.
+    It parses 500 translations for each graph, decomposes each program, which traces all of it again, and computes every
+    node once more to insert casts. Here the first is done once per process, and the others only for programs that have
+    something to decompose or to cast: those of our layers have not, a layer of your own may use any operator.
     """
-    decompose = program.run_decompositions
+    from onnxscript.version_converter import convert_version
+    from torch.onnx._internal.exporter import _core, _fx_passes
+    from torch.onnx._internal.fx.passes import InsertTypePromotion
 
-    def run_decompositions(table: Any = None, **options: Any) -> torch.export.ExportedProgram:
-        if table is None or any(_must_decompose(operator, table) for operator in _operators(program)):
-            return decompose(table, **options)
-        for module in _graph_modules(program):
-            module.graph.eliminate_dead_code()
-        return program
+    registry, table = _translations()
+    if any(_must_decompose(operator, table) for operator in _operators(program)):
+        program = program.run_decompositions(table)
+    for module in _graph_modules(program):
+        module.graph.eliminate_dead_code()
+        if any(_must_cast(node) for node in module.graph.nodes):
+            InsertTypePromotion(module).run()
+    _fx_passes.remove_assertion_nodes(program.graph_module)
+    model = _core._exported_program_to_onnx_program(program, registry=registry).model
+    convert_version(model, OPSET, fallback=True)
+    return model
 
-    program.run_decompositions = run_decompositions  # type: ignore[method-assign]
+
+@functools.cache
+def _translations() -> tuple[Any, dict[Any, Any]]:
+    """Return the exporter's translations and ours, and the decompositions of operators that have none."""
+    from torch.onnx._internal.exporter import _decomp
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    registry = ONNXRegistry.from_torchlib(opset_version=OPSET)
+    for operator, translation in {**translation_table(), **_plain_translations()}.items():
+        registry.register_op(operator, translation)
+    translated = set(_decomp.get_onnx_implemented_overloads(registry))
+    return registry, _decomp.create_onnx_friendly_decomposition_table(translated)
+
+
+def _must_cast(node: torch.fx.Node) -> bool:
+    """Whether an operator computes in another type than a tensor has that it gets, such as a float times an integer."""
+    import torch
+    from torch.onnx._internal.fx.passes.type_promotion import get_type_promotion_rule
+
+    rule = get_type_promotion_rule(node, _promotions())
+    if rule is None:
+        return False
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda given: given.meta["val"])
+    types = rule.preview_type_promotion(args, kwargs)
+    pairs = [(args[place], kind) for place, kind in types.args_dtypes.items()]
+    pairs += [(kwargs[name], kind) for name, kind in types.kwargs_dtypes.items()]
+    flat = [(value, kind) for given, kind in pairs for value in torch.utils._pytree.tree_leaves(given)]
+    return any(isinstance(value, torch.Tensor) and value.dtype != kind for value, kind in flat)
+
+
+@functools.cache
+def _promotions() -> Any:
+    from torch.onnx._internal.fx.passes.type_promotion import TypePromotionTable
+
+    return TypePromotionTable()
 
 
 def _write_out_of_place(program: torch.export.ExportedProgram) -> None:

@@ -15,6 +15,7 @@ from lucid_deploy.export.passes import (
     layers_of,
     name_axes,
     name_values,
+    optimize,
     repeat_layers,
     repeat_names,
     static_cache,
@@ -181,13 +182,11 @@ def _repeated(graph: _Graph, shorter: Excerpt, inputs: _Infos, outputs: _Infos) 
 
 
 def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset: int) -> _Graph:
-    import onnxscript.optimizer
-
     arguments, axes = _example(inputs)
     model = capture(module, arguments, axes, [info.name for info in inputs], [info.name for info in outputs])
     write_rows(model, opset)
     weights = _detach_weights(model)
-    onnxscript.optimizer.optimize_ir(model)
+    optimize(model)
     # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
     transposed = store_transposed(model, set(weights))
     name_axes(

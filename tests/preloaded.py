@@ -28,7 +28,6 @@ from typing import Any
 import pytest
 
 from tests.once_per_run import run_folder
-from tests.quick_traces import install
 
 LARGE = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx", "onnxruntime", "tokenizers", "safetensors.torch")
 # An export's first trace imports these. It imports Triton as well, which reads its environment then: not before.
@@ -66,7 +65,6 @@ def serve(address: str) -> None:
     """Import the packages, then run programs until standard input is closed, as it is when its holder is killed."""
     for name in LARGE:
         importlib.import_module(name)
-    install()
     gc.freeze()  # programs need not look through all that for garbage
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)

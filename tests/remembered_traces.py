@@ -21,7 +21,6 @@ from lucid_deploy.export import trace as tracing
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
-from tests.quick_traces import install
 
 LOGGER = "torch.__trace"
 KEPT = "LUCID_TESTS_TRACES"  # an environment variable: a folder of traces that several runs have in common
@@ -76,7 +75,6 @@ def _remembered_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     def remembered(*arguments: Any, **options: Any) -> Traced:
         path = folder / hashlib.sha256(asked_for(*arguments, **options).encode()).hexdigest()
         if not path.is_file():
-            install()
             _put(path, packed(original(*arguments, **options)))
         return unpacked(path.read_bytes())
 

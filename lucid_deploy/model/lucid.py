@@ -216,6 +216,7 @@ def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
     batch, n, _ = x.shape
     if mask is None:
         return x[:, n - 1 :]
-    index = (mask[:, mask.shape[1] - n :] * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
+    new = mask[:, mask.shape[1] - n :].to(torch.int64)
+    index = (new * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
     # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
     return x.reshape(batch * n, x.shape[2]).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]

@@ -86,8 +86,10 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
     eos_token_id: Tokens = []
 
 
-def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration."""
+def parse_class_config(
+    raw: dict[str, Any], where: str, assume_unused: Collection[str] = (), layers: tuple[int, ...] = ()
+) -> LucidConfig:
+    """Turn ``config.json`` of a class of transformers into a configuration, of some of its layers if any are named."""
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
     _check_lucid_keys(raw, keys, where)
@@ -96,7 +98,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
     class_name = class_of(raw["model_type"])[0]
     try:
         with torch.device("meta"):
-            net = make_class(kept)
+            net = make_class(kept, layers)
         _check_keys({**raw, **kept}, net, assume_unused)
         _check_experts(net)
         restore_buffers(net)
@@ -142,6 +144,7 @@ def parse_class_config(raw: dict[str, Any], where: str, assume_unused: Collectio
         sliding_window=max(windows, default=None),
         class_config=kept,
         attention=shapes,
+        class_layers=layers,
     )
     check_shape(found, where)
     return found

@@ -75,25 +75,19 @@ def _small(config: LucidConfig) -> LucidConfig:
         smaller |= {key: min(keys[key], 2 * experts[1]) for key in EXPERTS if isinstance(keys.get(key), int)}
     if WINDOW not in config.kinds:
         smaller.pop("sliding_window", None)
-    raw = {**keys, "attention_type": config.attention_type, "layer_kinds": list(config.kinds)}
+    picked = sorted({shape.like for shape in config.attention})[:LAYERS]
+    if LUCID in config.kinds and LUCID not in [config.kinds[index] for index in picked]:
+        picked[-1] = config.kinds.index(LUCID)
+    kinds, layers = [config.kinds[index] for index in picked], tuple(picked)
+    raw = {**keys, "attention_type": config.attention_type, "layer_kinds": kinds}
     padding = keys.get("pad_token_id")
     if not isinstance(padding, int) or padding >= smaller.get("vocab_size", 0):  # none of the smaller vocabulary
         smaller["pad_token_id"] = None
     try:
-        found = parse_class_config({**raw, **smaller}, "the trial's model")
+        found = parse_class_config({**raw, **smaller}, "the trial's model", layers=layers)
     except LucidError:  # sizes that hang together
-        found = parse_class_config(raw, "the trial's model")
-    picked = sorted({shape.like for shape in found.attention})[:LAYERS]
-    if LUCID in found.kinds and LUCID not in [found.kinds[index] for index in picked]:
-        picked[-1] = found.kinds.index(LUCID)
-    return dataclasses.replace(
-        found,
-        rms_norm_eps=config.rms_norm_eps,
-        num_hidden_layers=len(picked),
-        layer_kinds=tuple(found.kinds[index] for index in picked),
-        attention=tuple(found.attention[index] for index in picked),
-        class_layers=tuple(picked),
-    )
+        found = parse_class_config(raw, "the trial's model", layers=layers)
+    return dataclasses.replace(found, rms_norm_eps=config.rms_norm_eps)
 
 
 def _random(config: LucidConfig, implementation: str = "blocked") -> ClassModel:
