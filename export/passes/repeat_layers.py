@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,8 +18,7 @@ class Excerpt:
     """A shorter model whose graph contains every kind of layer that the whole model repeats.
 
     Layers are equal when their descriptions and their rotary embeddings are. The first layer of each kind also computes
-    what all layers share (masks, cosines), so a second one serves as the pattern for the others. One more layer stands
-    before the patterns, so that a pattern reads nothing but the residual stream from the layer before it.
+    what all layers share (masks, cosines), so a second one serves as the pattern for the others.
     """
 
     config: LucidConfig  # the shorter model
@@ -37,7 +36,7 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
     origins = [members[0] for members in kinds.values()]
     first = {index: place for place, index in enumerate(origins)}
     patterns: dict[int, int] = {}  # by the first layer of a kind
-    for members in (*repeated[:1], *repeated):
+    for members in repeated:
         patterns[members[0]] = len(origins)
         origins.append(members[1])
     if len(origins) >= len(layers):
@@ -146,17 +145,25 @@ def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
     for node in inner:
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             raise NotRepeatable
-    return _Parts(before, found, behind, [_stream(nodes, layers, layer, count) for layer, nodes in enumerate(found)])
-
-
-def _stream(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> ir.Value:
-    """Return the one value of a layer that only the next layer reads (or, for the last, the nodes behind it)."""
-    following = layer + 1 if layer + 1 < count else None
-    users = {value: {layers[use.node] for use in value.uses()} - {layer} for node in nodes for value in node.outputs}
-    found = [value for value, readers in users.items() if readers == {following}]
-    if len(found) != 1:
+    *streams, last = ([*_handed_on(nodes, layers, layer, count)] for layer, nodes in enumerate(found))
+    # A pattern behind the first layer of its kind is handed what both share, too: the stream is like the last one.
+    streams = [[value for value in handed if _form(value) == _form(last[0])] for handed in streams if last]
+    if any(len(handed) != 1 for handed in (*streams, last)):
         raise NotRepeatable
-    return found[0]
+    return _Parts(before, found, behind, [handed[0] for handed in (*streams, last)])
+
+
+def _handed_on(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> Iterator[ir.Value]:
+    """Yield the values of a layer that only the next layer reads (or, for the last, the nodes behind it)."""
+    following = layer + 1 if layer + 1 < count else None
+    for value in (value for node in nodes for value in node.outputs):
+        if {layers[use.node] for use in value.uses()} - {layer} == {following}:
+            yield value
+
+
+def _form(value: ir.Value) -> tuple[str, str]:
+    producer = value.producer()
+    return "" if producer is None else producer.op_type, str(value.shape)
 
 
 class _Whole:
