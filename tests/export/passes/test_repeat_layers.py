@@ -75,11 +75,11 @@ def test_a_small_graph() -> None:
     assert [value.name for value in whole.graph.inputs] == names
     assert list(layers.values()) == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, None]
     found = onnx.reference.ReferenceEvaluator(ir.serde.serialize_model(whole)).run(
-        None, {"x": np.float32([1, 2]), **{name: np.float32([2, 3]) for name in names[1:]}}
+        None, {"x": np.float32([-1, -2]), **{name: np.float32([2, 3]) for name in names[1:]}}
     )
-    wanted = np.float32([1, 2])
+    wanted = np.float32([-1, -2])
     for _ in range(5):
-        wanted = (wanted - np.float32([1, 2])) * np.float32([2, 3])
+        wanted = (wanted - np.float32([-1, -2])) * np.float32([2, 3])
     np.testing.assert_array_equal(found[0], np.maximum(wanted, 0))
 
 
