@@ -105,7 +105,7 @@ $(VENV)/.python:
 $(VENV)/.torch: $(VENV)/.python
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 		$(BIN)/python -m pip install --quiet --retries 0 --timeout 15 \
-			--index-url https://download.pytorch.org/whl/cpu "torch>=2.9,<3" 2>$(VENV)/torch.log \
+			--index-url https://download.pytorch.org/whl/cpu "torch>=2.9,<2.14" 2>$(VENV)/torch.log \
 		|| echo "PyTorch's index of CPU wheels does not answer, see $(VENV)/torch.log; taking PyTorch from the usual one."; \
 	fi
 	@touch $@

@@ -66,7 +66,7 @@ class ArtifactContents:
 
 def has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
     """Whether the head is not quantized, so that its product is computed in float32 whatever the model's type."""
-    return quantization is None or source.stored_name("lm_head.weight") not in quantization.tensors
+    return quantization is None or not quantization.pieces(source.stored_name("lm_head.weight"))
 
 
 def write_artifact(building: Path, contents: ArtifactContents, progress: Progress) -> None:

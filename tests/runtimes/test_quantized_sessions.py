@@ -36,11 +36,12 @@ def verified(artifact: Artifact, checkpoint: Path) -> Any:
     [
         ("int8", "matmulnbits", "int8", "growing", {}),
         ("int4", "matmulnbits", "int8", "static", {"frequent_rows": 40}),
+        ("int4", "matmulnbits", "int8", "growing", {"frequent_rows": 40, "dtype": "float16"}),
         ("int8", "qdq", "float", "growing", {}),
     ],
 )
 def test_the_runtime_computes_the_quantized_model(
-    scheme: str, form: str, activations: str, cache: str, more: dict[str, int], quantized: Made
+    scheme: str, form: str, activations: str, cache: str, more: dict[str, Any], quantized: Made
 ) -> None:
     checkpoint, artifact = quantized(scheme, form, cache=cache, changes=BIASED, activations=activations, **more)
     report = verified(artifact, checkpoint)
