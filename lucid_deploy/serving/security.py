@@ -68,7 +68,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_allowed(header: str | None, names: frozenset[str]) -> bool:
-    """Return whether a ``Host`` header names this machine or one of the names, and not a page that leads here."""
+    """Return whether a ``Host`` header names this machine or one of the names, against DNS rebinding."""
     if header is None:
         return True  # HTTP/1.0; no browser
     name = header.strip().lower()
