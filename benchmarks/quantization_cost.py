@@ -34,7 +34,6 @@ WAYS: dict[str, QuantizeOptions] = {
     "int8 rtn": QuantizeOptions("int8", method="rtn"),
     "int8": QuantizeOptions("int8"),
     "int4 rtn": QuantizeOptions("int4", method="rtn"),
-    "int4 rtn, equalized, head int8": QuantizeOptions("int4", method="rtn", equalize=True, head_bits=8),
     "int4 hqq": QuantizeOptions("int4", method="hqq"),
     "int4": QuantizeOptions("int4"),
     "int4 with calibration": QuantizeOptions("int4"),

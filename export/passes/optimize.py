@@ -27,7 +27,7 @@ _RULES = (
 
 
 def optimize(model: ir.Model) -> None:
-    """Inline functions, fold constants, apply rules and join equal nodes.
+    """Inline functions, fold constants, apply the rewrite rules above, and merge nodes that compute the same.
 
     Result: the given model, which computes the same from the same inputs; constants are initializers.
     """

@@ -145,7 +145,7 @@ def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: in
 
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions, most: int = 0) -> int:
-    """Return the block of experts' matrices, which divides their rows; 0: they are not quantized."""
+    """Return the largest allowed block size that divides a row of experts' matrices; 0: none does, they stay float."""
     if format_of(options) == "qdq":
         return 0
     most = most or options.block_size or DEFAULT_BLOCK[options.scheme]

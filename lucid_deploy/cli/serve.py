@@ -232,7 +232,7 @@ def ray_application(args: dict[str, str]) -> Any:
 
 
 def _cluster_options(options: dict[str, Any], here: bool) -> ClusterOptions:
-    """Return where engines run, how many, and what each reserves; ``here``: all on this machine, and nothing else."""
+    """Read the options of a Ray cluster; ``here``: it runs on this machine alone, and its engines share the threads."""
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
     fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]

@@ -51,7 +51,7 @@ class TextStream:
         return "" if self._by_steps else self._whole_characters()
 
     def rest(self) -> str:
-        """Return what is still held back; call it after the last token."""
+        """Return the text of tokens that are held back, such as half a character; call it after the last token."""
         return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     def _whole_characters(self) -> str:

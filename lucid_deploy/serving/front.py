@@ -77,7 +77,7 @@ class ApiOptions:
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what the processes that check requests need to know."""
+    """Return what reader processes need: the artifact's folder and the limits of requests."""
     artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
     if api.tool_format is not None:
@@ -252,7 +252,7 @@ class Exchange:
         self.status = error.status
 
     def end(self) -> None:
-        """Log and count the request."""
+        """Log a finished request, and count it in the metrics and its trace."""
         self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1

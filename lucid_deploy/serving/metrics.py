@@ -70,7 +70,7 @@ class Metrics(Collector):
         self.whole = Times(registry, "request", "From the request to the end of its answer.")
 
     def text(self) -> bytes:
-        """Return all of them in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:

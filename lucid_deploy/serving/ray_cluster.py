@@ -45,7 +45,7 @@ PROBE_PATIENCE = 3  # probes without answer until the application counts as not 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where and how large."""
+    """Where the servers of a Ray cluster listen, how many engines run, and what each reserves."""
 
     host: str  # address that the HTTP proxies listen on
     port: int  # their port
