@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 from lucid_deploy.batching import Mark
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import shown
-from lucid_deploy.runtimes.solve_weights import solving_layers
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.errors import ApiError
@@ -30,7 +29,6 @@ from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.version import __version__
 
 log = logging.getLogger("lucid_deploy.serving")
-SOLVE = "/v1/lucid/solve"
 CACHED_STEP = 128  # tokens; OpenAI counts reused ones in such steps, and exact counts could reveal others' prompts
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -54,11 +52,10 @@ class App:
     def __init__(self, service: Service) -> None:
         self._service = service
         pages = service.api.pages
-        rows = [*ROUTES, *SOLVE_ROUTES] if pages else ROUTES
         self._routes: dict[str, dict[str, Endpoint]] = {path: {"GET": _page} for path in PAGES if pages}
-        for method, path, endpoint, *_ in rows:
+        for method, path, endpoint, *_ in ROUTES:
             self._routes.setdefault(path, {})[method] = endpoint
-        self._kinds = {path: kind for _, path, _, _, kind in rows if kind is not None}
+        self._kinds = {path: kind for _, path, _, _, kind in ROUTES if kind is not None}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan protocol, which Ray needs
@@ -144,20 +141,6 @@ def _page_text(name: str) -> str:
     return Environment(autoescape=True, trim_blocks=True).from_string(text).render(document())
 
 
-async def _layers(exchange: Exchange, _: bytes) -> Response:
-    found = await exchange.service.backend.call(solving_layers)
-    layers = [{"layer": layer, "heads": heads} for layer, heads in found.items()]
-    return JSONResponse({"object": "list", "data": layers, "max_tokens": fields.MOST_SOLVE_TOKENS})
-
-
-async def _solve(exchange: Exchange, body: bytes) -> Response:
-    job = await exchange.read(body)
-    assert job.place is not None
-    (ids,) = job.prompts
-    found = await exchange.service.backend.solve(list(ids), *job.place, job.request.adapter)
-    return Response(msgspec.json.encode(found), media_type="application/json")
-
-
 async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     """Answer a completion, a chat or a response."""
     service = exchange.service
@@ -223,16 +206,11 @@ ROUTES: list[Row] = [
     ("GET", METRICS, _metrics, "Metrics, in Prometheus' text format.", None),
     ("GET", "/openapi.json", _openapi, "This document.", None),
 ]
-SOLVE_ROUTES: list[Row] = [  # off with --no-ui
-    ("GET", SOLVE, _layers, "The layers that solve a system.", None),
-    ("POST", SOLVE, _solve, "What a layer solves over a short text.", "solve"),
-]
 
 
 @lru_cache
 def document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document; bodies are described by the classes that read them."""
-    rows = [*ROUTES, *SOLVE_ROUTES]
     prefix = "#/components/schemas/"
     _, schemas = msgspec.json.schema_components(fields.BODIES.values(), ref_template=prefix + "{name}")
     schemas["InputMessage"]["required"].remove("type")  # the reader adds it
@@ -243,7 +221,7 @@ def document() -> dict[str, Any]:
         return {"content": {"application/json": {"schema": {"$ref": prefix + name}}}}
 
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, _, summary, kind in rows:
+    for method, path, _, summary, kind in ROUTES:
         answers = {"200": {"description": "The answer."}, "default": {"description": "An error.", **content("Error")}}
         operation: dict[str, Any] = {"summary": summary, "responses": answers}
         paths.setdefault(path, {})[method.lower()] = operation

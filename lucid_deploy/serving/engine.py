@@ -10,10 +10,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.artifact.read import ArtifactWatch
@@ -31,10 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
-MOST_CALLS = 2
 DOWN = "engine_down"  # it loads, was stopped, or ended by an error
 PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # most memory and tokens of stored prefixes unless it is said
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,12 @@ class EngineOptions:
 
 
 class _Command(NamedTuple):
-    """What the thread is to do: ``submit`` or ``cancel`` a generation, ``call`` a function, or ``stop``."""
+    """What the thread is to do: ``submit`` or ``cancel`` a generation, or ``stop``."""
 
     kind: str
     events: JobEvents | None = None  # whose generation
     row: int = 0
-    data: Any = None  # the request, or a function and its future
+    request: Any = None  # with ``submit``
 
 
 class _Running(NamedTuple):
@@ -122,7 +119,6 @@ class Engine:
         self._step_began: float | None = None  # when, by time.monotonic; None between steps
         self._lock = threading.Lock()  # over state and the count of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
-        self._calls = threading.Semaphore(MOST_CALLS)
         self._seconds = 1.0  # a generation's usual duration, queue included
         self._running: dict[int, _Running] = {}
         self._numbers: dict[tuple[JobEvents, int], int] = {}
@@ -156,7 +152,9 @@ class Engine:
         """Queue generations of one client, all or none. Call it in an event loop."""
         client = requests[0].client
         with self._lock:
-            self._check_ready()
+            if self.state != "ready":
+                message = "The model is still loading." if self.state == "loading" else "The engine ended."
+                raise unavailable(message, DOWN)
             total, own = self._admitted.total(), self._admitted[client]
             too_many = own and own + len(requests) > self._most_each  # a client's only request may exceed it
             if total + len(requests) > self.capacity or too_many:
@@ -166,22 +164,6 @@ class Engine:
             for row, request in enumerate(requests):
                 self._commands.put(_Command("submit", events, row, request))
         return events
-
-    def call(self, function: Callable[[Batcher], T]) -> Future[T]:
-        """Have a function run in the thread, between two steps; at most :data:`MOST_CALLS` wait at once."""
-        future: Future[T] = Future()
-        with self._lock:
-            self._check_ready()
-            if not self._calls.acquire(blocking=False):
-                raise queue_full()
-            self._commands.put(_Command("call", data=(function, future)))
-        future.add_done_callback(lambda _: self._calls.release())
-        return future
-
-    def _check_ready(self) -> None:
-        if self.state != "ready":
-            message = "The model is still loading." if self.state == "loading" else "The engine ended."
-            raise unavailable(message, DOWN)
 
     def _main(self) -> None:
         try:
@@ -212,18 +194,11 @@ class Engine:
             if batcher.idle:
                 self._observe(batcher)
             try:
-                kind, events, row, data = self._commands.get(block=batcher.idle)
+                kind, events, row, request = self._commands.get(block=batcher.idle)
             except queue.Empty:
                 return True
             if kind == "stop":
                 return False
-            if kind == "call":
-                self._step_began = time.monotonic()
-                _carry_out(batcher, *data)
-                self._step_began = None
-                if batcher.idle:
-                    continue
-                return True  # not the next call: requests wait for one between two steps
             assert events is not None
             if kind == "cancel":
                 number = self._numbers.get((events, row))
@@ -232,12 +207,12 @@ class Engine:
                     self._forget(number)
                 continue
             try:
-                number = batcher.submit(data)
+                number = batcher.submit(request)
             except LucidError as error:
-                self._release(data.client)
+                self._release(request.client)
                 _send([(events, row, ApiError(400, str(error)))])
                 continue
-            self._running[number] = _Running(events, row, data.client, len(data.prompt_ids), time.monotonic())
+            self._running[number] = _Running(events, row, request.client, len(request.prompt_ids), time.monotonic())
             self._numbers[events, row] = number
 
     def _addressed(self, events: Sequence[Mark | Token | Finished]) -> list[tuple[JobEvents, int, Any]]:
@@ -283,19 +258,14 @@ class Engine:
     def _die(self, error: BaseException | None) -> None:
         loading = self.state == "loading"
         left = [(running.events, running.row) for running in self._running.values()]
-        unanswered: list[Future[Any]] = []
         with self._lock:  # nothing is queued after this
             self.state, self.error = "dead", error
             while not self._commands.empty():
                 command = self._commands.get()
                 if command.kind == "submit" and command.events is not None:
                     left.append((command.events, command.row))
-                if command.kind == "call":
-                    unanswered.append(command.data[1])
             nothing = ("queue_length", "active_rows", "cache_tokens", "prefix_cache_tokens")
             self._gauges = {**self._gauges, **dict.fromkeys(nothing, 0.0)}
-        for future in unanswered:
-            future.set_exception(unavailable("The engine ended.", DOWN))
         message = "The server is shutting down."
         if error is not None:
             ours = isinstance(error, LucidError)
@@ -306,16 +276,6 @@ class Engine:
         _send([(events, row, unavailable(message, DOWN)) for events, row in left])
         if loading:
             self._when_loaded()
-
-
-def _carry_out(batcher: Batcher, function: Callable[[Batcher], Any], future: Future[Any]) -> None:
-    """Call a function; store its exception in the caller's future, so that the engine goes on."""
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function(batcher))
-    except Exception as error:  # noqa: BLE001 (it is raised where the result is waited for)
-        future.set_exception(error)
 
 
 def _send(events: list[tuple[JobEvents, int, Any]]) -> None:

@@ -10,7 +10,6 @@ from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, Guid
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoice, ResponseTools, ToolCall, Tools
 
-MOST_SOLVE_TOKENS = 256  # the answer grows with their square
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template gets developer as system."
@@ -43,7 +42,6 @@ Harmless = Annotated[Any, about("Accepted, without effect.")]
 Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
 _PAIRS = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 Metadata = Annotated[_PAIRS, about("Accepted, without effect on the answer."), Meta(max_length=16)]
-Layer = Annotated[int, Meta(ge=0, le=2**31)]
 
 
 class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -214,21 +212,11 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     parallel_tool_calls: Annotated[bool, about("Whether there may be several calls.")] | None = None
 
 
-class SolveRequest(Fields, kw_only=True, frozen=True):
-    """The body of ``POST /v1/lucid/solve``."""
-
-    model: Annotated[str, about("The name of the served model.")]
-    prompt: Annotated[str | list[int], about(f"A text of at most {MOST_SOLVE_TOKENS} tokens.")]
-    layer: Annotated[Layer, about("A layer that solves a system, counted from 0.")]
-    head: Annotated[Layer, about("Its key/value head, counted from 0.")]
-
-
-Kind = Literal["completion", "chat", "response", "solve"]
-BODIES: dict[Kind, type[CompletionRequest | ChatRequest | ResponseRequest | SolveRequest]] = {
+Kind = Literal["completion", "chat", "response"]
+BODIES: dict[Kind, type[CompletionRequest | ChatRequest | ResponseRequest]] = {
     "completion": CompletionRequest,
     "chat": ChatRequest,
     "response": ResponseRequest,
-    "solve": SolveRequest,
 }
 
 

@@ -256,7 +256,7 @@ class Exchange:
         self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1
-        if self.service.tracing is not None and self.kind not in (None, "solve"):
+        if self.service.tracing is not None and self.kind is not None:
             record(self.service.tracing, self)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
         metrics.requests.labels(self.route, str(self.status)).inc()

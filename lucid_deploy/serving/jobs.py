@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Mark, Request, Token
-from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
-from lucid_deploy.runtimes.session import Session
-from lucid_deploy.runtimes.solve_weights import solve_weights
 from lucid_deploy.serving.engine import Engine, EngineOptions, make_engine
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.tool_formats import ToolFormat
 
 ENDS = {"eos": "stop", "length": "length", "context": "length"}
 UNPROMPTED = Request([], 16, Sampling(temperature=1.0))
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,6 @@ class Job:
     cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
     tools: ToolFormat | None = None  # how the answer writes calls of tools, if it may
     response: dict[str, bytes] | None = None  # what an answer of ``/v1/responses`` repeats of its request, as JSON
-    place: tuple[int, int] | None = None  # layer and head of ``/v1/lucid/solve``
 
     @property
     def rows(self) -> int:
@@ -88,27 +81,6 @@ class LocalBackend:
     def gauges(self) -> dict[str, float]:
         """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
-
-    async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
-        """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it."""
-        found = await self.call(lambda session: solve_weights(session, ids, layer, head, adapter))
-        return {
-            "object": "lucid.solve",
-            "layer": layer,
-            "head": head,
-            "ids": ids,
-            "tokens": [self._token_texts(token)[0] for token in ids],
-            "subtracted": [row[:i].tolist() for i, row in enumerate(found.subtracted)],
-            "diagonal": found.diagonal.tolist(),
-            "coefficients": [row[: i + 1].tolist() for i, row in enumerate(found.coefficients)],
-        }
-
-    async def call(self, function: Callable[[Session[Any]], T]) -> T:
-        """Call a function of the model's session between two steps."""
-        try:
-            return await asyncio.wrap_future(self.engine.call(lambda batcher: function(batcher.session)))
-        except LucidError as error:
-            raise ApiError(400, str(error), "invalid_value", getattr(error, "argument", None)) from error
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job, or raise an ApiError; closing the generator cancels what still runs."""

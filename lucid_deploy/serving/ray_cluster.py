@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray import serve
@@ -23,7 +23,6 @@ from lucid_deploy.batching import Mark
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import find_runtime
-from lucid_deploy.runtimes.session import Session
 from lucid_deploy.serving.app import App
 from lucid_deploy.serving.engine import EngineOptions
 from lucid_deploy.serving.errors import ApiError, queue_full
@@ -35,7 +34,6 @@ from lucid_deploy.serving.readers import reader_process
 from lucid_deploy.serving.server import bind, handle_ends, set_up_logging
 
 log = logging.getLogger("lucid_deploy.serving")
-T = TypeVar("T")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
 DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
@@ -203,12 +201,6 @@ class RayBackend:
 
     def gauges(self) -> dict[str, float]:
         return {}
-
-    async def call(self, function: Callable[[Session[Any]], T]) -> T:
-        raise ApiError(501, "/v1/lucid/solve is not available with --engine ray.", "not_supported")
-
-    async def solve(self, ids: list[int], layer: int, head: int, adapter: str | None = None) -> dict[str, Any]:
-        raise ApiError(501, "/v1/lucid/solve is not available with --engine ray.", "not_supported")
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         for last in (False, True):

@@ -63,13 +63,6 @@ class RequestReader:
             error = with_names_of_responses(error) if kind == "response" else error
             raise ApiError(400, str(error), error.code, error.param) from error
 
-    def _solve(self, body: fields.SolveRequest) -> Job:
-        ids = self._tokens(body.prompt, "prompt")
-        if len(ids) > fields.MOST_SOLVE_TOKENS:
-            message = f"The prompt has {len(ids)} tokens; the solve is shown for {fields.MOST_SOLVE_TOKENS}."
-            raise FieldError(message, "prompt", "context_length_exceeded")
-        return Job((ids,), place=(body.layer, body.head))
-
     def _completion(self, body: fields.CompletionRequest) -> Job:
         new = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         given = body.prompt

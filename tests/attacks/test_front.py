@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -144,15 +143,6 @@ def test_bodies_that_are_costly_to_read(keyed_server: Server) -> None:
         for _ in range(20):
             with connect(keyed_server, request):
                 time.sleep(0.05)
-
-
-def test_a_flood_of_solves(open_server: Server) -> None:
-    body = json.dumps({"model": MODEL, "prompt": [5] * 256, "layer": 0, "head": 0}).encode()
-    request = head("/v1/lucid/solve", content_length=len(body), **JSON) + body
-    with OtherClient(open_server):
-        for _ in range(20):
-            with many(open_server, 10, request):
-                time.sleep(0.1)
 
 
 @DIRECT

@@ -1,21 +1,20 @@
-"""The page of a server in a real browser: it types, streams, stops, shows errors and draws what a layer subtracts."""
+"""The page of a server in a real browser: it types, streams, stops and shows errors."""
 
 from __future__ import annotations
 
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from lucid_deploy.artifact import Artifact
 from tests.compat.browser import Page, browsing, find_browser
 from tests.patience import PATIENCE
-from tests.serving.serving_tools import MODEL, PROMPT, Server, Start, artifacts, start  # noqa: F401
+from tests.serving.serving_tools import PROMPT, Server, Start, artifacts, start  # noqa: F401
 
 pytestmark = pytest.mark.compat
 KEY = "a-key-that-nobody-guesses"
@@ -219,58 +218,6 @@ def test_markup_is_shown_as_text(visitor: Visitor, start: Start, artifacts: dict
     assert visitor.see("document.querySelector('#bold, #conversation img, #conversation script')") is None
 
 
-def test_the_picture_of_the_solve(visitor: Visitor, start: Start, artifacts: dict[str, Path]) -> None:  # noqa: F811
-    url = start(artifacts["growing"]).url
-    visitor.open(url)
-    visitor.wait("find('layer').options.length === 3")
-    visitor.type("solve-text", PROMPT)
-    visitor.see("find('layer').value = '1'; find('layer').dispatchEvent(new Event('change'))")
-    visitor.click("draw")
-    visitor.wait("!find('figure').hidden")
-    body = {"model": MODEL, "prompt": PROMPT, "layer": 1, "head": 0}
-    found = httpx.post(f"{url}/v1/lucid/solve", json=body).json()
-    n = len(found["ids"])
-    assert visitor.text("solve-status") == f"{n} tokens, layer 1, head 0."
-    for what in ("subtracted", "coefficients"):
-        visitor.see(f"find('what').value = {what!r}; find('what').dispatchEvent(new Event('change'))")
-        value, i, j = max((abs(found[what][i][j]), i, j) for i in range(n) for j in range(i))
-        # The strongest cell has its full colour, and one above the diagonal none.
-        cells = f"""[[{i}, {j}], [0, {n - 1}]].map(([i, j]) => {{
-          const ratio = devicePixelRatio, at = (k) => Math.round((k + 0.4) * solve.cell * ratio);
-          return [...find('picture').getContext('2d').getImageData(at(j) + solve.left * ratio, at(i), 1, 1).data]
-        }})"""
-        strong, empty = visitor.see(cells)
-        assert strong[3] == 255 and empty[3] == 0 and max(strong[:3]) - min(strong[:3]) > 80
-        first = visitor.see("document.querySelector('#strongest li').textContent")
-        assert f"(token {i})" in first and f"{value:.4f}" in first and f"(token {j})" in first
-    visitor.see("find('picture').focus()")
-    visitor.press("ArrowRight", 39)
-    assert visitor.text("cell-info").startswith(f"Y of “has” (token {n - 1}) holds ")
-    visitor.see(f"find('solve-text').value = {'fox ' * 300!r}")
-    visitor.click("draw")
-    visitor.wait("find('solve-status').textContent.includes('the solve is shown for 256')")
-
-
-def test_a_model_without_solves_says_so(
-    visitor: Visitor,
-    start: Start,  # noqa: F811
-    exported: Callable[..., tuple[Path, Artifact]],
-    tmp_path: Path,
-    artifacts: dict[str, Path],  # noqa: F811
-) -> None:
-    import shutil
-
-    from tests.serving.serving_tools import replace_file
-
-    _, artifact = exported(attention_type="llama", use_qknorm=False)
-    folder = Path(shutil.copytree(artifact.directory, tmp_path / "standard"))
-    replace_file(folder, "tokenizer.json", (artifacts["plain"] / "tokenizer.json").read_bytes())
-    visitor.open(start(folder).url)
-    visitor.wait("!find('no-solve').hidden")
-    assert "No layer of this model solves a system" in visitor.text("no-solve")
-    assert visitor.see("find('solve-form').hidden")
-
-
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1000, "light"), (1000, "dark")])
 def test_widths_and_colours(
     visitor: Visitor,
@@ -285,11 +232,7 @@ def test_widths_and_colours(
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     url = start(artifacts["growing"]).url
     visitor.open(url)
-    visitor.wait("!find('draw').disabled")
     visitor.see("find('settings').open = true")
-    visitor.type("solve-text", PROMPT)
-    visitor.see("find('solve-form').requestSubmit()")
-    visitor.wait("!find('figure').hidden")
     assert visitor.picture(f"{width}-{scheme}").stat().st_size > 10_000
     assert visitor.see("document.documentElement.scrollWidth") <= width
     ratios = visitor.see(CONTRASTS)

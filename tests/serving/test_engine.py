@@ -12,7 +12,7 @@ import pytest
 from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
-from lucid_deploy.serving.engine import DOWN, MOST_CALLS, Engine
+from lucid_deploy.serving.engine import DOWN, Engine
 from lucid_deploy.serving.errors import ApiError
 
 
@@ -218,68 +218,3 @@ def test_a_model_that_does_not_load() -> None:
         assert (engine.state, str(engine.error)) == ("dead", "no such artifact")
 
     asyncio.run(run())
-
-
-def test_calls_run_between_steps_and_their_faults_are_the_caller_s() -> None:
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        assert await asyncio.wrap_future(engine.call(lambda found: found is batcher))
-
-        def fail(_: Any) -> None:
-            raise LucidError("no such layer")
-
-        with pytest.raises(LucidError, match="no such layer"):
-            await asyncio.wrap_future(engine.call(fail))
-        assert len(await everything(engine.submit([Request([1, 2], 5)]), 1)) == 3
-
-    with_engine(test)
-
-
-def test_few_calls_wait_at_once() -> None:
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        batcher.held.clear()
-        stream = engine.submit([Request([1], 5)])
-        waiting = [engine.call(lambda _: threading.current_thread().name) for _ in range(MOST_CALLS)]
-        with pytest.raises(ApiError):
-            engine.call(lambda _: None)
-        batcher.held.set()
-        names = [await asyncio.wrap_future(each) for each in waiting]
-        assert set(names) == {"lucid-engine"}
-        assert await asyncio.wrap_future(engine.call(lambda _: 5)) == 5
-        await everything(stream, 1)
-
-    with_engine(test)
-
-
-def test_requests_run_between_calls_however_many_come() -> None:
-    async def test(engine: Engine, _: ScriptedBatcher) -> None:
-        stream, ended = engine.submit([Request([1, 2, 3], 5)]), threading.Event()
-
-        def again(_: Any) -> None:
-            if not ended.is_set():
-                engine.call(again)
-
-        engine.call(again)
-        try:
-            async with asyncio.timeout(10):
-                await everything(stream, 1)
-        finally:
-            ended.set()
-
-    with_engine(test)
-
-
-def test_calls_that_wait_hear_of_the_engine_s_end() -> None:
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        batcher.held.clear()
-        batcher.fault = LucidError("files changed")
-        engine.submit([Request([1], 5)])
-        while not batcher.left:
-            await asyncio.sleep(0.01)
-        waiting = engine.call(lambda _: None)
-        batcher.held.set()
-        with pytest.raises(ApiError):
-            await asyncio.wrap_future(waiting)
-        with pytest.raises(ApiError):
-            engine.call(lambda _: None)
-
-    with_engine(test)

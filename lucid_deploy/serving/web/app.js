@@ -11,7 +11,6 @@ let apiKey = ""; // in memory only
 let model = "";
 let messages = [];
 let running = null; // what aborts the answer that runs
-let lastText = "";
 
 class ServerError extends Error {
   constructor(message, status) {
@@ -86,9 +85,7 @@ async function start() {
     setState("failed");
     find("model").textContent = "";
     showError(error);
-    return;
   }
-  await loadLayers();
 }
 
 function setMode(mode, canChat) {
@@ -239,7 +236,6 @@ async function ask(text) {
   }
   running = null;
   if (chat && said.text) messages.push({ role: "user", content: text }, { role: "assistant", content: said.text });
-  lastText = chat ? `${text} ${said.text}` : `${text}${said.text}`;
   find("prompt").focus();
 }
 
@@ -299,211 +295,6 @@ function step(by) {
   all[next].scrollIntoView({ block: "nearest" });
 }
 
-// ---- the picture of the solve
-
-const solve = { layers: [], found: null, cell: 0, left: 0, at: null };
-
-async function loadLayers() {
-  try {
-    const found = await (await request("/v1/lucid/solve")).json();
-    solve.layers = found.data;
-    find("solve-status").textContent = found.data.length ? `At most ${found.max_tokens} tokens.` : "";
-  } catch (error) {
-    solve.layers = [];
-    find("no-solve").textContent = error.message;
-    find("no-solve").hidden = false;
-    find("solve-form").hidden = true;
-    return;
-  }
-  const some = solve.layers.length > 0;
-  find("solve-form").hidden = !some;
-  find("no-solve").hidden = some;
-  find("no-solve").textContent =
-    "No layer of this model solves a system: layers of standard attention and layers over a window cache V itself.";
-  const names = solve.layers.map(({ layer }) => new Option(String(layer), String(layer)));
-  find("layer").replaceChildren(...names);
-  listHeads();
-}
-
-function listHeads() {
-  const chosen = solve.layers.find(({ layer }) => String(layer) === find("layer").value);
-  const heads = Array.from({ length: chosen?.heads ?? 0 }, (_, head) => new Option(String(head), String(head)));
-  find("head").replaceChildren(...heads);
-  find("draw").disabled = false;
-}
-
-async function drawSolve() {
-  clearError();
-  find("draw").disabled = true;
-  find("solve-status").textContent = "Computing …";
-  try {
-    const body = { model, prompt: find("solve-text").value, layer: number("layer"), head: number("head") };
-    solve.found = await (await request("/v1/lucid/solve", body)).json();
-    solve.at = null;
-    const { ids, layer, head, diagonal } = solve.found;
-    const divided = diagonal.some((value) => value !== 1) ? " Row i is divided by its diagonal, as in training." : "";
-    find("solve-status").textContent = `${ids.length} tokens, layer ${layer}, head ${head}.${divided}`;
-    showPicture();
-  } catch (error) {
-    find("solve-status").textContent = error.message;
-    if (error.status === 401) showError(error);
-  }
-  find("draw").disabled = false;
-}
-
-function weight(i, j) {
-  return solve.found[find("what").value][i][j];
-}
-
-function pairs() {
-  // All pairs of a token and an earlier one, the strongest first.
-  const all = [];
-  for (let i = 0; i < solve.found.ids.length; i++) for (let j = 0; j < i; j++) all.push([i, j, weight(i, j)]);
-  return all.sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]));
-}
-
-function colours() {
-  const style = getComputedStyle(document.body);
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  return {
-    ink: style.getPropertyValue("--ink"),
-    line: style.getPropertyValue("--line"),
-    panel: style.getPropertyValue("--panel"),
-    positive: dark ? "120, 180, 255" : "8, 70, 150",
-    negative: dark ? "255, 150, 110" : "176, 50, 10",
-  };
-}
-
-function fill(value, most, colour) {
-  const share = most > 0 ? Math.min(1, Math.abs(value) / most) : 0;
-  return `rgba(${value < 0 ? colour.negative : colour.positive}, ${share.toFixed(4)})`;
-}
-
-function showPicture() {
-  const strongest = pairs();
-  const most = strongest.length ? Math.abs(strongest[0][2]) : 0;
-  find("figure").hidden = false;
-  paint(most);
-  paintLegend(most);
-  listStrongest(strongest.slice(0, STRONGEST));
-  describeCell();
-}
-
-function paint(most) {
-  const n = solve.found.ids.length;
-  const canvas = find("picture");
-  const room = Math.min(900, find("solve-section").clientWidth);
-  const names = solve.found.tokens.map((text) => text.replaceAll("\n", "⏎").slice(0, 12));
-  solve.left = room / n >= 14 ? 88 : 0;
-  solve.cell = Math.max(3, Math.min(26, Math.floor((room - solve.left - 2) / n)));
-  const width = solve.left + n * solve.cell + 2;
-  const height = n * solve.cell + 2 + solve.left;
-  const ratio = window.devicePixelRatio || 1;
-  canvas.width = width * ratio;
-  canvas.height = height * ratio;
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
-  const pen = canvas.getContext("2d");
-  pen.scale(ratio, ratio);
-  const colour = colours();
-  paintCells(pen, n, most, colour);
-  if (solve.left) paintNames(pen, names, n, colour);
-  if (solve.at) {
-    pen.strokeStyle = colour.ink;
-    pen.lineWidth = 2;
-    pen.strokeRect(solve.left + solve.at[1] * solve.cell, solve.at[0] * solve.cell, solve.cell, solve.cell);
-  }
-}
-
-function paintCells(pen, n, most, colour) {
-  const { cell, left } = solve;
-  const gap = cell > 6 ? 1 : 0;
-  for (let i = 0; i < n; i++) {
-    pen.fillStyle = colour.panel;
-    pen.fillRect(left, i * cell, i * cell, cell - gap);
-    for (let j = 0; j < i; j++) {
-      pen.fillStyle = fill(weight(i, j), most, colour);
-      pen.fillRect(left + j * cell, i * cell, cell - gap, cell - gap);
-    }
-    pen.fillStyle = colour.line;
-    pen.fillRect(left + i * cell, i * cell, cell - gap, cell - gap);
-  }
-}
-
-function paintNames(pen, names, n, colour) {
-  const { cell, left } = solve;
-  pen.fillStyle = colour.ink;
-  pen.font = `${Math.min(13, cell - 2)}px system-ui, sans-serif`;
-  pen.textAlign = "right";
-  pen.textBaseline = "middle";
-  names.forEach((name, i) => pen.fillText(name, left - 6, (i + 0.5) * cell, left - 8));
-  names.forEach((name, j) => {
-    pen.save();
-    pen.translate(left + (j + 0.5) * cell, n * cell + 6);
-    pen.rotate(-Math.PI / 2);
-    pen.fillText(name, 0, 0, left - 8);
-    pen.restore();
-  });
-}
-
-function paintLegend(most) {
-  const signed = find("what").value === "coefficients";
-  find("low").textContent = signed ? digits(-most, 3) : "0";
-  find("high").textContent = `${most.toFixed(3)} (the diagonal is grey)`;
-  const pen = find("scale").getContext("2d");
-  const colour = colours();
-  pen.clearRect(0, 0, 160, 12);
-  for (let x = 0; x < 160; x++) {
-    pen.fillStyle = fill(signed ? (x / 159) * 2 - 1 : x / 159, 1, colour);
-    pen.fillRect(x, 0, 1, 12);
-  }
-}
-
-function digits(value, count) {
-  return value.toFixed(count).replace("-", "\u2212");
-}
-
-function sentence(i, j, value) {
-  const [row, column] = [i, j].map((k) => `${quoted(solve.found.tokens[k])} (token ${k})`);
-  return find("what").value === "subtracted"
-    ? `${row} subtracts ${digits(value, 4)} of Y of ${column}.`
-    : `Y of ${row} holds ${digits(value, 4)} of V of ${column}.`;
-}
-
-function describeCell() {
-  const canvas = find("picture");
-  const n = solve.found.ids.length;
-  canvas.setAttribute("aria-label", `${find("what").selectedOptions[0].textContent}; ${n} rows and columns`);
-  if (!solve.at) {
-    find("cell-info").textContent = "Point at a cell, or move with the arrow keys, to read it.";
-    return;
-  }
-  const [i, j] = solve.at;
-  find("cell-info").textContent =
-    i === j ? `${quoted(solve.found.tokens[i])} (token ${i}): the diagonal.` : sentence(i, j, weight(i, j));
-}
-
-function moveTo(i, j) {
-  const n = solve.found.ids.length;
-  if (!(i >= 0 && j >= 0 && i < n && j <= i)) return;
-  solve.at = [i, j];
-  const strongest = pairs();
-  paint(strongest.length ? Math.abs(strongest[0][2]) : 0);
-  describeCell();
-}
-
-function listStrongest(strongest) {
-  const title = document.createElement("h3");
-  title.textContent = "The strongest";
-  const list = document.createElement("ol");
-  for (const [i, j, value] of strongest) {
-    const item = document.createElement("li");
-    item.textContent = sentence(i, j, value);
-    list.append(item);
-  }
-  find("strongest").replaceChildren(...(strongest.length ? [title, list] : []));
-}
-
 // ---- what the user does
 
 find("ask").addEventListener("submit", (event) => {
@@ -542,26 +333,5 @@ find("conversation").addEventListener("keydown", (event) => {
   event.preventDefault();
   step(by);
 });
-find("layer").addEventListener("change", listHeads);
-find("take-text").addEventListener("click", () => {
-  find("solve-text").value = lastText || find("prompt").value;
-});
-find("solve-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  drawSolve();
-});
-find("what").addEventListener("change", () => solve.found && showPicture());
-find("picture").addEventListener("mousemove", (event) => {
-  moveTo(Math.floor(event.offsetY / solve.cell), Math.floor((event.offsetX - solve.left) / solve.cell));
-});
-find("picture").addEventListener("keydown", (event) => {
-  const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
-  if (down === undefined) return;
-  event.preventDefault();
-  const [i, j] = solve.at ?? [solve.found.ids.length - 1, 0];
-  moveTo(i + down, Math.min(j + right, i + down));
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => solve.found && showPicture());
-window.addEventListener("resize", () => solve.found && showPicture());
 
 start();
