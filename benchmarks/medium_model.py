@@ -1,7 +1,7 @@
 """A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64) through `lucid-deploy bench`.
 
 Every artifact runs twice, with the library of kernels for onnxruntime and with the functions in its graphs. Prefill at
-up to 2048 tokens against standard attention exported alike, PyTorch eager and transformers; decode at up to 8192 tokens
+up to 2048 tokens against standard attention exported alike, and PyTorch eager; decode at up to 8192 tokens
 with growing and static cache against standard attention with the same kind of cache. Needs the library: `lucid-deploy
 plugin build --target onnxruntime`.
 """
@@ -19,17 +19,14 @@ from common import RESULTS, write_random_checkpoint
 
 from lucid_deploy.export import ExportOptions, export
 
-PLOTS = Path(__file__).parent.parent / "build" / "plots"
 PARTS = ("prefill", "decode", "decode-batches")
 
 
 def bench(artifacts: list[Path], name: str, *arguments: str) -> None:
-    """Run `lucid-deploy bench` with results in benchmarks/results and plots in build/plots."""
+    """Run `lucid-deploy bench` with results in benchmarks/results."""
     RESULTS.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "lucid_deploy.cli", "bench", *map(str, artifacts), "--kernels", "both", *arguments]
-    subprocess.run(
-        [*command, "--threads", "2", "--json", str(RESULTS / f"{name}.json"), "--plot", str(PLOTS / name)], check=True
-    )
+    subprocess.run([*command, "--threads", "2", "--json", str(RESULTS / f"{name}.json")], check=True)
 
 
 @click.command()
@@ -63,7 +60,7 @@ def measure(artifacts: dict[str, Path], repeats: str, parts: list[str]) -> None:
     """Run the benchmarks whose names are given; each writes a file of its own."""
     growing = [artifacts["lucid-growing"], artifacts["standard-growing"]]
     static = [artifacts["lucid-static"], artifacts["standard-static"]]
-    eager = [word for name in ("torch-dense", "torch-blocked", "transformers") for word in ("--baseline", name)]
+    eager = [word for name in ("torch-dense", "torch-blocked") for word in ("--baseline", name)]
     for name in parts:
         if name == "prefill":
             bench(growing, name, "--stages", "prefill", "--lengths", "512,1024,2048", "--repeats", repeats, *eager)

@@ -1,8 +1,8 @@
-"""The medium model beside the alternatives: standard attention in llama.cpp and in OpenVINO.
+"""The medium model beside the alternatives: standard attention, in onnxruntime and in OpenVINO.
 
 The same shape in float32, 8 and 4 bits, prefill and decode: all contenders of all types take turns within one run, so
-that a machine that slows down slows all of them; each has a process of its own, which takes about 16 GB together. Needs
-the library of kernels (``lucid-deploy plugin build --target onnxruntime``) and the extras ``bench`` and ``openvino``.
+that a machine that slows down slows all of them; each has a process of its own, which takes about 12 GB together. Needs
+the library of kernels (``lucid-deploy plugin build --target onnxruntime``) and the extra ``openvino``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from rich.console import Console
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
-from lucid_deploy.bench.contenders import LLAMA_CPP
 from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
-from lucid_deploy.bench.plots import plot
 from lucid_deploy.bench.report import build_report, spread_of, table
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.cli._console import progress
@@ -27,12 +25,11 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.runtimes.options import RuntimeOptions
 
-PLOTS = Path(__file__).parent.parent / "build" / "plots"
 TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4", method="rtn")}
 
 
 def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, threads: int) -> list[Contender]:
-    """Return an artifact, and standard attention of its shape in onnxruntime, llama.cpp and OpenVINO.
+    """Return an artifact, and standard attention of its shape in onnxruntime and OpenVINO.
 
     Args:
         artifact: LUCID's, with weights of the type.
@@ -46,7 +43,6 @@ def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, th
     return [
         Contender(f"lucid-{kind}", "artifact", str(artifact.directory), ours),
         Contender(f"standard-{kind}", "artifact", str(standard), ours),
-        Contender(f"llama.cpp-{kind}", LLAMA_CPP, str(artifact.directory), RuntimeOptions(threads=threads)),
         Contender(f"openvino-{kind}", "artifact", str(inlined), openvino),
     ]
 
@@ -74,9 +70,8 @@ def reports_of(
 @click.option("--shape", default="medium", show_default=True, help="Of benchmarks/common.py.")
 @click.option("--kernels", default="library", show_default=True, help="What onnxruntime runs: library or functions.")
 @click.option("--threads", default=2, show_default=True, help="Threads of a contender.")
-@click.option("--plots", default=PLOTS, show_default=True, type=click.Path(path_type=Path), help="Where plots go.")
-def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threads: int, plots: Path) -> None:
-    """Measure, and write benchmarks/results/peers.json and plots of each type."""
+def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threads: int) -> None:
+    """Measure, and write benchmarks/results/peers.json."""
     load = load_average()
     plan = Plan(tuple(map(int, lengths.split(","))), repeats=repeats)
     with tempfile.TemporaryDirectory() as directory, progress("Preparing") as update:
@@ -93,9 +88,8 @@ def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threa
     reports = reports_of(contenders, measured, opened, plan, machine)
     spreads = [spread_of(row) for report in reports.values() for row in report["measurements"]]
     doubts = distrust(machine["cores"], load, spreads)
-    for kind, report in reports.items():
+    for report in reports.values():
         Console(width=120).print(table(report))
-        plot(report, plots / f"peers-{kind}")
         del report["machine"], report["plan"]
     for doubt in doubts:
         print(f"Do not trust these times: {doubt}.")

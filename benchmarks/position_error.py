@@ -38,7 +38,6 @@ ARTIFACTS = {
     "float16": ExportOptions("float16", logits="all"),
     "int8 cache": ExportOptions(logits="all", cache_dtype="int8"),
 }
-IMAGE = Path(__file__).parents[1] / "build" / "position-error.png"
 
 
 def text_of(tokenizer: TextTokenizer, length: int) -> list[int]:
@@ -92,37 +91,14 @@ def summary(row: Array, bins: int) -> list[dict[str, float]]:
     ]
 
 
-def draw(parts: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw each artifact's median error and the band up to its 99th percentile against the position."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for (name, rows), color in zip(parts.items(), ("#1f5fbf", "#777777", "#b0792b"), strict=False):
-        places = [np.sqrt(max(1, row["from"]) * row["to"]) for row in rows]
-        axis.plot(places, [row["median"] for row in rows], color=color)
-        axis.fill_between(places, [row["median"] for row in rows], [row["p99"] for row in rows], color=color, alpha=0.2)
-        axis.annotate(name, (places[-1], rows[-1]["median"]), xytext=(5, 0), textcoords="offset points", color=color)
-    axis.set(xscale="log", yscale="log", xlabel="position in the text, tokens")
-    axis.set_xlim(1, 3 * max(rows[-1]["to"] for rows in parts.values()))  # room for the names
-    axis.set_ylabel("relative error of the logits against float64 (lower is better)")
-    axis.set_title("Errors of the logits along a text: median, and up to the 99th percentile")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 @click.command(help=__doc__)
 @click.option("--checkpoint", default=DEMO, show_default=True, help="Whose artifacts to export.")
 @click.option("--length", default=32768, show_default=True, help="Tokens of the text.")
 @click.option("--chunk", default=64, show_default=True, help="Tokens that run at once; they see each other unstored.")
 @click.option("--bins", default=15, show_default=True, help="Parts of the text, each longer than the last.")
 @click.option("--minutes", type=float, help="Stop after so long, with the positions that were reached.")
-@click.option("--plot", default=str(IMAGE), show_default=True, help="Where the picture goes.")
 @click.option("--write/--no-write", default=True, help="Write benchmarks/results/position_error.json.")
-def main(checkpoint: str, length: int, chunk: int, bins: int, minutes: float | None, plot: str, write: bool) -> None:
+def main(checkpoint: str, length: int, chunk: int, bins: int, minutes: float | None, write: bool) -> None:
     """Export, run and compare."""
     source = resolve(checkpoint)
     ids = text_of(TextTokenizer(source), length)
@@ -135,7 +111,6 @@ def main(checkpoint: str, length: int, chunk: int, bins: int, minutes: float | N
         found = errors(exact, sessions, ids, chunk, minutes)
     length = min(map(len, found.values()))
     parts = {name: summary(row, bins) for name, row in found.items()}
-    draw(parts, Path(plot))
     for name, rows in parts.items():
         first, last = rows[0], rows[-1]
         print(f"{name}: median {first['median']:.1e} at the beginning, {last['median']:.1e} in the last part")

@@ -9,7 +9,8 @@ run. llama.cpp and `lucid-deploy` are asked by HTTP; OpenVINO GenAI, which has n
 
     python benchmarks/serving_peers.py CHECKPOINT MODEL.gguf --text FILE [--genai-python .genai/bin/python]
 
-where `.genai` is an environment with `openvino-genai`, which may not fit beside other packages.
+where `.genai` is an environment with `openvino-genai`, which may not fit beside other packages. llama.cpp
+comes compiled with the package `xllamacpp`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def test_whoever_catches_errors_catches_failed_checks_too() -> None:
         raise CheckFailed("sha256 differs")
 
 
-@pytest.mark.parametrize("extra", ["cpu", "serve", "ray", "eval", "bench", "trt"])
+@pytest.mark.parametrize("extra", ["cpu", "serve", "ray", "eval", "trt"])
 def test_an_extra_is_spelled_out_as_its_packages(extra: str) -> None:
     line = spelled_out(f'pip install "lucid-deploy[{extra}]"')
     wanted = {item.name: item for item in map(Requirement, EXTRAS[extra])}

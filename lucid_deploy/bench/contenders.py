@@ -1,4 +1,4 @@
-"""What can be measured: exported artifacts in a runtime, PyTorch's eager model, llama.cpp."""
+"""What can be measured: exported artifacts in a runtime, and PyTorch's eager model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 DEFAULTS = RuntimeOptions()
-LLAMA_CPP = "llama.cpp"
-KINDS = ("artifact", "torch-dense", "torch-blocked", LLAMA_CPP)
+KINDS = ("artifact", "torch-dense", "torch-blocked")
 
 
 @dataclass(frozen=True)
@@ -24,24 +23,18 @@ class Contender:
     """One model in one runtime, to be measured."""
 
     name: str  # how tables call it
-    # artifact (as options say), torch-dense (PyTorch eager with the dense N×N solve), torch-blocked
-    # (PyTorch eager with this package's operators) or llama.cpp (a Llama with standard attention of the artifact's
-    # shape, random weights, quantized where the artifact is).
+    # artifact (as options say), torch-dense (PyTorch eager with the dense N×N solve) or torch-blocked
+    # (PyTorch eager with this package's operators).
     kind: str
-    artifact: str  # directory of the artifact that gives the weights, or the shape
+    artifact: str  # directory of the artifact that gives the weights
     options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
     # Tokens of the longest context that is measured; None: any. Sessions take more than the model was made for where
     # such is measured, and only there: some compute otherwise then.
     longest: int | None = None
 
-    @property
-    def runs_artifact(self) -> bool:
-        """Whether it computes the artifact's own function, so that its outputs can be compared."""
-        return self.kind != LLAMA_CPP
-
 
 def open_contender(contender: Contender) -> Session[Any]:
-    """Open a contender in this process; all but ``llama.cpp``, which is no session."""
+    """Open a contender in this process."""
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.runtimes import open_session
 

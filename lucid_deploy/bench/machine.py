@@ -85,11 +85,6 @@ def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
     return 2 * sum(part.nbytes for part in source) / best
 
 
-def has_avx512() -> bool:
-    """Return whether this processor has AVX-512; False where the system does not say."""
-    return "avx512f" in (_cpuinfo("flags") or "").split()
-
-
 def _processor() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.bench.contenders import LLAMA_CPP, Contender
+from lucid_deploy.bench.contenders import Contender
 from lucid_deploy.errors import CheckFailed, LucidError
 
 # Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
@@ -35,8 +35,7 @@ class Plan:
     batches: tuple[int, ...] = (1,)  # rows
     stages: tuple[str, ...] = ("prefill", "decode")  # prefill, decode or both
     repeats: int = 5  # rounds that count; one more warms up
-    # Tokens of a prefill that run at once; None: prefill_chunk, or what llama.cpp chooses.
-    chunk: int | None = None
+    chunk: int | None = None  # tokens of a prefill that run at once; None: the session's prefill_chunk
     steps: int = 8  # decode steps timed in a row
 
     @property
@@ -145,7 +144,6 @@ def run_plan(
     Returns:
         The measurements, and per contender's name seconds and memory of opening it.
     """
-    _check_llama_cpp(contenders, plan)
     measurements, opened = [] if measurements is None else measurements, {} if opened is None else opened
     report = progress or (lambda *_: None)
     points = [(s, b, n) for s in plan.stages for b in plan.batches for n in plan.lengths]
@@ -174,16 +172,6 @@ def run_plan(
     return measurements, opened
 
 
-def _check_llama_cpp(contenders: list[Contender], plan: Plan) -> None:
-    """Refuse what llama.cpp is not measured at, before anything is."""
-    if all(contender.kind != LLAMA_CPP for contender in contenders):
-        return
-    if plan.batches != (1,):
-        raise LucidError("--baseline llama.cpp measures one row; leave it out, or --batches.")
-    if plan.chunk is not None:
-        raise LucidError("llama.cpp chooses how a prompt is cut; leave out --prefill-chunk or --baseline llama.cpp.")
-
-
 def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: int) -> dict[str, Any]:
     time.sleep(0.05)  # threads of the contender before spin a while after their work
     if stage == "prefill":
@@ -196,8 +184,6 @@ def _check_outputs(workers: list[WorkerProcess], dtype: str) -> None:
     first: dict[str, tuple[str, Any]] = {}
     for worker in workers:
         contender = worker.contender
-        if not contender.runs_artifact:
-            continue
         length = max(2, min(_COMPARED, open_artifact(contender.artifact).config.max_position_embeddings))
         logits = np.asarray(worker.ask("logits", seed=1, length=length)["logits"])
         name, wanted = first.setdefault(contender.artifact, (contender.name, logits))

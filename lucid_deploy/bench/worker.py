@@ -6,19 +6,16 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from lucid_deploy.bench.contenders import LLAMA_CPP, Contender, open_contender
+from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.bench.machine import reset_peak, resident_bytes
 from lucid_deploy.cache.storage import decoded_layout
-from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Cache, Session
-
-if TYPE_CHECKING:
-    from lucid_deploy.bench.llama_cpp import LlamaCppWorker
 
 
 class Worker:
@@ -78,20 +75,7 @@ class Worker:
         return self.session.cache_from_arrays(layers, np.ones((batch, context), dtype=bool))
 
 
-def make_worker(contender: Contender) -> Worker | LlamaCppWorker:
-    """Open a contender."""
-    if contender.kind != LLAMA_CPP:
-        return Worker(contender)
-    from lucid_deploy.artifact import open_artifact
-
-    try:
-        from lucid_deploy.bench.llama_cpp import LlamaCppWorker
-    except ImportError as error:
-        raise missing_extra(error.name or "xllamacpp", "bench", "measure llama.cpp beside an artifact") from error
-    return LlamaCppWorker(open_artifact(contender.artifact), contender.options.threads)
-
-
-def main(make: Callable[[Contender], Any] = make_worker) -> None:
+def main(make: Callable[[Contender], Any] = Worker) -> None:
     """Answer commands until stdin ends; an exception is an answer too, with the key ``error``."""
     worker: Any = None
     for line in sys.stdin:

@@ -21,13 +21,12 @@ OUTPUTS = {
     "json_target": "--json",
     "output": "--output",
     "page": "--report",
-    "plot_directory": "--plot",
     "history": "--history",
     "output_path": "--output-path",
     "write": "--write",
 }
 FILES = ("--json", "--report")
-FOLDERS = ("--plot", "--output-path")
+FOLDERS = ("--output-path",)
 RECORD = ".run.json"  # beside the answers of a batch
 
 

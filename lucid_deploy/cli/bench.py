@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.options import KERNELS
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-BASELINES = ("standard", "torch-dense", "torch-blocked", "llama.cpp", "openvino")
+BASELINES = ("standard", "torch-dense", "torch-blocked", "openvino")
 
 
 @click.command("bench", cls=Command)
@@ -36,8 +36,8 @@ BASELINES = ("standard", "torch-dense", "torch-blocked", "llama.cpp", "openvino"
     "baselines",
     type=click.Choice(BASELINES),
     multiple=True,
-    help="Also measure the shape: with standard attention; in PyTorch, with a dense solve or our operators; as a Llama "
-    "in llama.cpp (quantized alike); in OpenVINO. May be repeated.",
+    help="Also measure the shape: with standard attention; in PyTorch, with a dense solve or our operators; in "
+    "OpenVINO. May be repeated.",
 )
 @runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(
@@ -49,7 +49,6 @@ BASELINES = ("standard", "torch-dense", "torch-blocked", "llama.cpp", "openvino"
 @click.option(
     "--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once; default: 1024."
 )
-@click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")
 @json_option("results")
 def command(
     artifacts: tuple[str, ...],
@@ -61,7 +60,6 @@ def command(
     kernels: str,
     repeats: int,
     prefill_chunk: int | None,
-    plot_directory: str | None,
     json_target: str | None,
 ) -> None:
     """Measure prefill and decode of artifacts and baselines, side by side.
@@ -69,7 +67,7 @@ def command(
     Outputs are compared before anything is timed. Rounds are interleaved, so a machine that slows down slows all alike;
     ratios are to the first artifact, round by round.
 
-    Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048 --plot ./plots
+    Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.bench import Measurement, Plan, run_plan
@@ -110,24 +108,17 @@ def command(
             except KeyboardInterrupt:
                 stopped = True
     if measurements:
-        _write(build_report(measurements, opened, plan, machine, first), plot_directory, json_target)
+        _write(build_report(measurements, opened, plan, machine, first), json_target)
     if stopped:
         if measurements:
             note("Note: the run was stopped: these are the measurements that were complete.")
         raise KeyboardInterrupt
 
 
-def _write(report: dict[str, Any], plot_directory: str | None, json_target: str | None) -> None:
-    from lucid_deploy.bench.plots import plot
-
+def _write(report: dict[str, Any], json_target: str | None) -> None:
     if report["distrust"]:
         note(f"Note: do not trust these times: {'; '.join(report['distrust'])}. Measure again on a quiet machine.")
-    for name, facts in report["opened"].items():
-        if facts.get("remark"):
-            note(f"Note: {name}: {facts['remark']}")
     write_results(report, json_target, lambda: _show(report))
-    if plot_directory is not None:
-        plot(report, Path(plot_directory))
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -97,17 +97,6 @@ def test_an_interrupted_run_keeps_what_was_measured(
     assert [(m.contender, m.stage) for m in measurements] == [("a", "prefill"), ("b", "prefill")]
 
 
-@pytest.mark.parametrize(
-    ("more", "message"), [({"batches": (1, 2)}, "measures one row"), ({"chunk": 4}, "leave out --prefill-chunk")]
-)
-def test_llama_cpp_refuses_plans_before_anything_runs(
-    more: dict[str, Any], message: str, fake: type[FakeWorker]
-) -> None:
-    with pytest.raises(LucidError, match=message):
-        run_plan([Contender("llama.cpp", "llama.cpp", "none")], Plan((8,), **more), "float32")
-    assert not fake.asked
-
-
 def test_a_short_model_in_a_process_of_its_own(exported: Exported, tmp_path: Path) -> None:
     """Outputs are compared at no more tokens than such a model takes; a contender that cannot be opened is named."""
     contender = Contender("short", "artifact", str(exported(max_position_embeddings=40)[1].directory))
@@ -119,10 +108,9 @@ def test_a_short_model_in_a_process_of_its_own(exported: Exported, tmp_path: Pat
 
 
 def test_temporary_files_of_a_killed_contender_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp's weights are a file as large as the artifact's."""
     writes = (
         "import pathlib, sys, tempfile; sys.stdin.readline(); "
-        "name = pathlib.Path(tempfile.mkdtemp(), 'shape.gguf'); name.write_text('all weights'); "
+        "name = pathlib.Path(tempfile.mkdtemp(), 'big'); name.write_text('all weights'); "
         'print(\'{"name": "%s"}\' % name, flush=True); sys.stdin.readline()'
     )
     program = tmp_path / "python"
@@ -161,8 +149,7 @@ def test_commands_are_answered_one_by_one(
 def test_contenders_of_one_artifact_give_the_same_logits(exported: Exported) -> None:
     _, artifact = exported()
     contenders = [Contender(kind, kind, str(artifact.directory)) for kind in KINDS]
-    assert [each.name for each in contenders if not each.runs_artifact] == ["llama.cpp"]
-    sessions = [open_contender(each) for each in contenders if each.runs_artifact]
+    sessions = [open_contender(each) for each in contenders]
     first, *others = [session.prefill(IDS, session.empty_cache()) for session in sessions]
     for logits in others:
         np.testing.assert_allclose(logits, first, atol=1e-4)
@@ -171,7 +158,7 @@ def test_contenders_of_one_artifact_give_the_same_logits(exported: Exported) -> 
     cache = sessions[1].empty_cache()
     expected = [sessions[1].prefill(ids[:, :-1], cache)[0, 0], sessions[1].decode(ids[:, -1:], cache)[0, 0]]
     np.testing.assert_allclose(Worker(contenders[0]).logits(seed=1, length=12)["logits"], expected, atol=1e-4)
-    with pytest.raises(LucidError, match="contender 'vllm'; known are artifact, torch-dense, torch-blocked, llama"):
+    with pytest.raises(LucidError, match="contender 'vllm'; known are artifact, torch-dense, torch-blocked"):
         open_contender(Contender("x", "vllm", str(artifact.directory)))
 
 

@@ -59,7 +59,6 @@ BATCH = "run artifact --batch p.jsonl --overwrite --output"
             "none/facts.json cannot be written: there is no folder none.",
         ),
         ("run artifact --prompt-ids 5 --json checkpoint/..", "checkpoint/.. cannot be written: it is a folder."),
-        ("bench artifact --plot p.jsonl", "p.jsonl is not a folder."),
     ],
 )
 def test_it_is_refused_and_nothing_changes(place: Path, line: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
