@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,31 +11,22 @@ from lucid_deploy.cli._console import console_out, progress, write_json, write_t
 from lucid_deploy.cli._generation_options import read_file
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options, trust_option
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
     from lucid_deploy.parity.results import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-BOTH = "both"
 TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
 
 
 @click.command("verify", cls=Command)
 @artifact_argument
 @click.option("--checkpoint", help="What it was exported from, a directory or demo; default: what its manifest names.")
-@click.option(
-    "--kernels",
-    "chosen_kernels",
-    type=click.Choice((*KERNELS, BOTH)),
-    default="auto",
-    show_default=True,
-    help="With onnxruntime on the CPU: our library, the graph's functions, or both; auto: the library if built.",
-)
 @runtime_options(
     "runtime",
     "device",
     "provider",
+    "kernels",
     help="What runs the artifact; auto is onnxruntime. The reference always runs in PyTorch on the CPU.",
 )
 @click.option(
@@ -47,12 +37,6 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @click.option("--steps", type=click.IntRange(1), help="Decode steps after each prompt; default: 32, or 8 with --quick.")
 @click.option("-p", "--prompt", help="A real prompt as text, for the greedy run; default: random tokens.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random tokens.")
-@click.option(
-    "--tolerance",
-    type=float,
-    metavar="X",
-    help="Allow a relative L2 error of X at every position, in place of derived gates; it is recorded.",
-)
 @click.option(
     "--quick", is_flag=True, help="Verify fewer sequences, steps and forms; the report says what was left out."
 )
@@ -88,7 +72,6 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 def command(
     artifact: str,
     runtime: RuntimeOptions,
-    chosen_kernels: str,
     adapters: tuple[str, ...],
     page: str | None,
     json_target: str | None,
@@ -101,11 +84,10 @@ def command(
     token by token, drafts verified several at a time, teacher-forced decoding and free greedy generation. The allowed
     error is 4 times what PyTorch itself loses in the artifact's precision, in every form of the graphs; with --quick in
     one. The sha256 of every file is checked too. A quantized artifact is compared with the model on its dequantized
-    weights, these with the checkpoint's, and the cost of quantization is reported. That model is this toolkit's own:
-    --golden and --against add numbers that others computed. Exit status 1 if anything fails, 3 if nothing does but
-    too little is proven; then, and with --explain or --report, every layer is also run on the inputs that the reference
-    has there, which finds where the error starts.
-    With --kernels both, all of it is done for the library of kernels and for the graph's functions; both must pass.
+    weights, and these with the checkpoint's; what quantization costs is measured with --text. That model is this
+    toolkit's own: --golden and --against add numbers that others computed. Exit status 1 if anything fails, 3 if
+    nothing does but too little is proven; then, and with --explain or --report, every layer is also run on the inputs
+    that the reference has there, which finds where the error starts.
 
     Example: lucid-deploy verify ./artifact --report report.html
     """
@@ -116,17 +98,11 @@ def command(
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.artifact.adapters import BASE
-    from lucid_deploy.parity.options import check_tolerance
     from lucid_deploy.parity.terminal import render
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 
-    if given["tolerance"] is not None:
-        check_tolerance(given["tolerance"])
     if page == "-":
         raise LucidError("--report - is no file: name one.")
-    choices = ("library", "functions") if chosen_kernels == BOTH else (chosen_kernels,)
-    if page is not None and len(choices) > 1:
-        raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
     opened = open_artifact(artifact)
     alone = given["golden"] is not None or given["against"] is not None  # which are about the base
     names = adapters or (BASE, *(() if alone else (each.name for each in opened.adapters())))
@@ -137,17 +113,16 @@ def command(
         given["text"] = read_file("--text", given["text"])[: given["text_tokens"] * TOKEN_CHARACTERS]
     options = VerifyOptions(runtime=runtime, **given)
     found: dict[str, Verification] = {}
-    for kernels, adapter in itertools.product(choices, names):
-        chosen = replace(runtime, kernels=kernels, adapter=None if adapter == BASE else adapter)
-        run = " ".join(([kernels] if len(choices) > 1 else []) + ([adapter] if len(names) > 1 else []))
+    for adapter in names:
+        chosen = replace(runtime, adapter=None if adapter == BASE else adapter)
         with progress("Verifying") as listener:
-            found[run] = verify_artifact(opened, replace(options, runtime=chosen), listener)
+            found[adapter] = verify_artifact(opened, replace(options, runtime=chosen), listener)
         if json_target != "-":
-            console_out.print(render(found[run]))
-    if page is not None and found[""].comparisons:
+            console_out.print(render(found[adapter]))
+    if page is not None and found[names[0]].comparisons:
         from lucid_deploy.parity.page import render_page
 
-        write_text(render_page(found[""]), page)
+        write_text(render_page(found[names[0]]), page)
     if json_target is not None:
         write_json(_data(found), json_target)
     for verification in found.values():
@@ -155,7 +130,7 @@ def command(
 
 
 def _data(found: dict[str, Verification]) -> dict[str, Any]:
-    """Return plain data for JSON: of one verification, or of several by their kernels and adapters."""
+    """Return plain data for JSON: of one verification, or of several by their adapters."""
     if len(found) == 1:
         return next(iter(found.values())).to_dict()
     runs = {run: verification.to_dict() for run, verification in found.items()}

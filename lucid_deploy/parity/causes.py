@@ -111,12 +111,11 @@ def explain(
     baseline: Callable[[], Layers],
     reference: Callable[[], Layers],
     *,
-    tolerance: float | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
     """Find the layer and the part in which the candidate's error starts; the most important scenario comes first.
 
-    Reference and baseline are opened one after the other, to save memory. ``tolerance`` replaces the derived gates.
+    Reference and baseline are opened one after the other, to save memory.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -125,7 +124,7 @@ def explain(
         meter.tick()
     total, model = sum(calls(item.scenario) for item in inside), baseline()
     meter = CallCounter(progress, f"Causes: PyTorch's layers in {model.dtype}", total)
-    gates = [own_gates(own_errors(model, item, meter.tick), layers.dtype, tolerance) for item in inside]
+    gates = [own_gates(own_errors(model, item, meter.tick), layers.dtype) for item in inside]
     del model
     meter = CallCounter(progress, "Causes: the artifact's layers", total)
     found = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,11 @@ import numpy as np
 
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import Comparison, compare_rows
-from lucid_deploy.parity.metrics import kl_divergence, position_errors
-from lucid_deploy.parity.record import TensorRows, Trace, record, record_at_once, record_together
+from lucid_deploy.parity.record import TensorRows, Trace, record, record_together
 from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
-from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches, equal_lengths
+from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches
 from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
-from lucid_deploy.runtimes.session import Array, Session
+from lucid_deploy.runtimes.session import Session
 
 
 def check(
@@ -49,7 +48,6 @@ def check(
         scenarios=tuple(ScenarioInfo(s.name, len(s.prompt), len(s.forced)) for s in scenarios),
         free_runs=tuple(free_runs),
         context=session.config.max_position_embeddings,
-        tolerance=targets.tolerance,
         left_out=tuple(targets.workload.left_out()),
         no_drafts=no_drafts,
         others=tuple(dict.fromkeys(item.reference for target in targets.items for item in target.others)),
@@ -152,44 +150,3 @@ def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, F
     rows = TensorRows(wanted.values[:, :count], wanted.start)
     comparison = compare_rows(actual, rows, tensor, target.gates[tensor], scenario.name, FREE_RUNNING)
     return comparison, FreeRun(scenario.name, len(scenario.forced), count - 1)
-
-
-def measure_cost(
-    original: Callable[[], Session[Any]], candidate: Session[Any], targets: Targets, progress: Progress | None = None
-) -> dict[str, dict[str, float]]:
-    """Measure what quantization cost: logits beside those of the original checkpoint, in one-shot runs.
-
-    ``original`` opens the original in float64; the targets are those of the dequantized model.
-
-    Returns:
-        For ``weights`` (the dequantized model in float64) and for ``as_run`` (the artifact), over all positions: mean
-        and largest relative L2 error, share of positions with the same most likely token, mean and largest KL
-        divergence from the original in nats, and the number of positions.
-    """
-    groups = equal_lengths([target.scenario for target in targets.items])
-    total = sum(2 + ONE_SHOT.calls(group[0]) * len(group) for group in groups)
-    meter = CallCounter(progress, "Cost of quantization", total)
-    session, wanted = original(), {}
-    for group in groups:
-        traces = record_at_once(session, group, meter.tick)
-        wanted.update({scenario.name: trace.logits.values for scenario, trace in zip(group, traces, strict=True)})
-    del session
-    ordered = [wanted[target.scenario.name] for target in targets.items]
-    exact = [target.reference.logits.values for target in targets.items]
-    as_run = [record(candidate, target.scenario, tick=meter.tick).logits.values for target in targets.items]
-    return {"weights": _difference(exact, ordered), "as_run": _difference(as_run, ordered)}
-
-
-def _difference(found: list[Array], wanted: list[Array]) -> dict[str, float]:
-    pairs = list(zip(found, wanted, strict=True))
-    errors = np.concatenate([position_errors(a, b) for a, b in pairs])
-    divergence = np.concatenate([kl_divergence(a, b).reshape(-1) for a, b in pairs])
-    same = np.concatenate([(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in pairs])
-    return {
-        "relative_error": float(errors.mean()),
-        "relative_error_max": float(errors.max()),
-        "top1_agreement": float(same.mean()),
-        "kl_mean": float(divergence.mean()),
-        "kl_max": float(divergence.max()),
-        "positions": int(same.size),
-    }

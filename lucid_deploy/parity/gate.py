@@ -58,7 +58,6 @@ class Gate:
 
     limit: float
     baseline: float  # the baseline's largest error, which the limit was derived from
-    derived: float | None = None  # the derived limit, if the user set another one by hand
 
     @property
     def judges(self) -> bool:
@@ -102,12 +101,6 @@ class Comparison:
         if self.failed_at is not None:
             return "failed"
         return "passed" if self.judged else "not judged"
-
-    @property
-    def within_derived(self) -> bool:
-        """Whether the derived gate holds, also where a tolerance replaced it."""
-        limit = self.gate.limit if self.gate.derived is None else self.gate.derived
-        return bool((self.errors <= limit).all())
 
     @property
     def severity(self) -> float:
@@ -174,7 +167,7 @@ def compare_rows(
     metrics, errors = tensor_metrics(actual.values, reference.values, tensor.accumulated)
     beyond = ~(errors <= gate.limit)  # not "errors > limit": NaN must fail
     failed = int(beyond.argmax()) if beyond.any() else None
-    logits = logit_metrics(actual.values, reference.values, gate.limit, reference.start) if tensor.is_logits else None
+    logits = logit_metrics(actual.values, reference.values, gate.limit) if tensor.is_logits else None
     zeros = zero_errors(reference.values, tensor.accumulated)
     return Comparison(
         scenario=scenario,

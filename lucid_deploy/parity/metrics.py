@@ -25,18 +25,6 @@ class TensorMetrics:
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """A position at which another token has the largest logit than in the reference."""
-
-    position: int  # in the sequence; the token is the one after it
-    wanted: int  # the reference's most likely token
-    chosen: int  # the candidate's
-    margin: float  # the reference's logit of `wanted` less that of `chosen`
-    allowed: float  # the largest margin that logits within the gate may overturn
-    near_tie: bool  # the margin is within it, and all logits are finite; otherwise the divergence is real
-
-
-@dataclass(frozen=True)
 class LogitMetrics:
     """Differences of distributions over the vocabulary, counted over positions and batch rows."""
 
@@ -46,7 +34,6 @@ class LogitMetrics:
     agreed: int  # positions with the same most likely token
     near_ties: int  # with another one, too close to the reference's to tell apart within the gate
     disagreed: int  # with another one beyond that
-    divergences: tuple[Divergence, ...] = ()  # each position that differs
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
@@ -133,22 +120,21 @@ def tie_margin(reference: Array, gate: float) -> float:
     return math.sqrt(2.0) * gate * float(np.linalg.norm(reference.astype(np.float64)))
 
 
-def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) -> LogitMetrics:
-    """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``; ``start`` is the first position.
+def logit_metrics(actual: Array, reference: Array, gate: float) -> LogitMetrics:
+    """Compare logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``.
 
-    The gate, the largest allowed relative L2 error of a position, decides which divergences are near-ties.
+    The gate, the largest allowed relative L2 error of a position, decides which other tokens are near-ties.
     """
     divergence = kl_divergence(actual, reference)  # (B, T)
     chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)
     # argmax of logits with NaN points at the NaN, which must not count as a tie.
     finite = np.all(np.isfinite(actual), axis=(0, 2)).tolist()  # (T,)
-    differing = []
-    for b, t in np.argwhere(np.not_equal(chosen, wanted)):
-        row, first, second = reference[0, t], int(wanted[t]), int(chosen[b, t])
-        margin, allowed = float(row[first]) - float(row[second]), tie_margin(row, gate)
-        is_tie = bool(finite[t]) and margin <= allowed
-        differing.append(Divergence(start + int(t), first, second, margin, allowed, is_tie))
-    ties = sum(item.near_tie for item in differing)
+    differing = np.argwhere(np.not_equal(chosen, wanted))
+    ties = 0
+    for b, t in differing:
+        row = reference[0, t]
+        margin = float(row[wanted[t]]) - float(row[chosen[b, t]])
+        ties += finite[t] and margin <= tie_margin(row, gate)
     return LogitMetrics(
         kl_mean=float(divergence.mean()),
         kl_max=float(divergence.max()),
@@ -156,5 +142,4 @@ def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) 
         agreed=int(chosen.size) - len(differing),
         near_ties=ties,
         disagreed=len(differing) - ties,
-        divergences=tuple(differing),
     )

@@ -80,7 +80,6 @@ class VerifyOptions:
     prompt_tokens: int | None = None  # of every synthetic prompt; None: 250
     seed: int = 0  # of the random tokens
     prompt: str | Array | None = None  # text or token ids (P,) to generate from greedily; None: random tokens
-    tolerance: float | None = None  # one gate for every tensor; None: gates derived from PyTorch
     explain: bool = False  # look for causes even if nothing fails
     text: str | Array | None = None  # text or token ids (N,) to compute the perplexity of
     text_tokens: int = 512  # of that text, at most
@@ -96,15 +95,6 @@ class VerifyOptions:
         steps = base.steps if self.steps is None else self.steps
         prompt_tokens = base.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
         return replace(base, steps=steps, prompt_tokens=prompt_tokens)
-
-
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that is not above 0 and below 1; at 1, a tensor of zeros would pass."""
-    if not 0 < tolerance < 1:
-        raise LucidError(
-            f"The tolerance is a relative error above 0 and below 1, not {tolerance}: at 1 a tensor of zeros would "
-            "pass."
-        )
 
 
 def prompt_ids(prompt: str | Array | None, artifact: Artifact | None) -> Array | None:

@@ -173,13 +173,12 @@ def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors
     return errors
 
 
-def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -> dict[TensorId, Gate]:
-    """Derive the gate of each part's own error from the baseline's; or set it, if a tolerance is given."""
+def own_gates(baseline: OwnErrors, dtype: str) -> dict[TensorId, Gate]:
+    """Derive the gate of each part's own error from the baseline's."""
     gates = {}
     for part, feedings in baseline.items():
         worst = max(float(errors.max()) for _, errors in feedings.values())
-        derived = max(FACTOR * worst, FLOOR_UNITS * UNIT[dtype])
-        gates[part] = Gate(derived if tolerance is None else tolerance, worst)
+        gates[part] = Gate(max(FACTOR * worst, FLOOR_UNITS * UNIT[dtype]), worst)
     return gates
 
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lucid_deploy.parity import words
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison
 from lucid_deploy.parity.record import KINDS
-from lucid_deploy.parity.results import Verification, divergence_class
+from lucid_deploy.parity.results import Verification
 
 TEMPLATES = Path(__file__).parent / "templates"
 LINES = 5  # layers in one chart
@@ -44,12 +44,10 @@ def render_page(found: Verification) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["e"] = lambda number: f"{number:.1e}"
-    environment.filters["percent"] = lambda share: f"{share:.0%}"
     return environment.get_template("page.html.j2").render(
         v=found,
         words=words,
         used=_used,
-        divergence_class=divergence_class,
         position_charts=_position_charts(found),
         layer_chart=_layer_chart(found),
         FACTOR=FACTOR,

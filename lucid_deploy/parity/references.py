@@ -3,8 +3,8 @@
 The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only if the
 cache rounds, a second reference has all of its weights in float64, since it runs token by token.
 
-A quantized artifact is compared with the model on its own, dequantized weights; the cost of quantization against the
-checkpoint is measured besides.
+A quantized artifact is compared with the model on its own, dequantized weights; with --text, beside the checkpoint's
+own weights too.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from lucid_deploy.errors import CheckFailed, NotProvenError
 from lucid_deploy.parity import words
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Coverage, first_failure
-from lucid_deploy.parity.metrics import Divergence
 from lucid_deploy.parity.perplexity import TextCost
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.parity.scenarios import SCHEDULES
@@ -80,7 +79,6 @@ class Verification:
     scenarios: tuple[ScenarioInfo, ...] = ()
     free_runs: tuple[FreeRun, ...] = ()
     context: int = 0  # tokens that the model takes at most
-    tolerance: float | None = None  # the gate that the user set in place of the derived ones
     left_out: tuple[str, ...] = ()  # what a full verification does beyond this one, a sentence each
     no_drafts: str = ""  # why the step that verifies drafts was not run; empty if it was
     reference: Reference = OWN_MODEL
@@ -93,7 +91,6 @@ class Verification:
     explanation: Explanation | None = None  # where errors start and why, if that was looked for
     text: TextCost | None = None  # beside what it was made from, if a text was given
     quantization: Quantization | None = None  # then the reference is the model on the dequantized weights
-    cost: dict[str, dict[str, float]] | None = None  # of quantization, see compare.measure_cost
 
     @property
     def passed(self) -> bool:
@@ -186,11 +183,6 @@ class Verification:
         for reference in self.others:
             yield reference, Coverage.of(self.against(reference.kind))
 
-    @property
-    def within_derived(self) -> bool:
-        """Whether the derived gates hold, also where a tolerance replaced them."""
-        return all(comparison.within_derived for comparison in self.comparisons)
-
     def worst_by_tensor(self, along_positions: bool = False) -> dict[TensorId, Comparison]:
         """Return every tensor's worst comparison with our own model, in the order of computation; judged ones first.
 
@@ -204,11 +196,6 @@ class Verification:
             if before is None or (item.judged, item.severity) > (before.judged, before.severity):
                 worst[item.tensor] = item
         return {tensor: worst[tensor] for tensor in sorted(worst)}
-
-    def divergences(self) -> list[tuple[Comparison, Divergence]]:
-        """Return every position with another most likely token than the reference's, real ones first."""
-        found = [(c, item) for c in self.comparisons if c.logits is not None for item in c.logits.divergences]
-        return sorted(found, key=lambda pair: pair[1].near_tie)
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -226,7 +213,6 @@ class Verification:
             self._free_generation_check(),
             self._causes_check(),
             self._text_check(),
-            self._cost_check(),
             *self._never_checked(),
         )
 
@@ -273,13 +259,9 @@ class Verification:
 
     def _text_check(self) -> Check:
         if self.text is None:
-            return not_done("text", "no text was given (--text)")
+            lost = "" if self.quantization is None else ", so what quantization costs was not measured"
+            return not_done("text", f"no text was given (--text){lost}")
         return Check("text", REPORTED, words.text_line(self, self.text))
-
-    def _cost_check(self) -> Check:
-        if self.cost is None:
-            return not_done("cost of quantization", "nothing is quantized")
-        return Check("cost of quantization", REPORTED, "measured against the original checkpoint in float64")
 
     def _never_checked(self) -> Iterator[Check]:
         for sentence in self.left_out:
@@ -325,17 +307,11 @@ class Verification:
             "runtime": self.runtime,
             "dtype": self.dtype,
             "seed": self.seed,
-            "gate": {
-                "factor": FACTOR,
-                "floor": FLOOR_UNITS * UNIT[self.dtype],
-                "tolerance": self.tolerance,
-                "within_derived": self.within_derived,
-            },
+            "gate": {"factor": FACTOR, "floor": FLOOR_UNITS * UNIT[self.dtype]},
             "environment": self.environment,
             "scenarios": [asdict(scenario) for scenario in self.scenarios],
             "free_runs": [asdict(run) for run in self.free_runs],
             "unproven": [str(tensor) for tensor in self.unproven],
-            "divergences": [_one_divergence(*pair) for pair in self.divergences()],
             "error_against_position": [_curve(item) for item in self.worst_by_tensor(along_positions=True).values()],
             "quantization": self._quantization_dict(),
             "explanation": None if self.explanation is None else self.explanation.to_dict(),
@@ -351,7 +327,7 @@ class Verification:
         return {**counts(self.coverage), "reference": asdict(self.reference), "references": each}
 
     def _quantization_dict(self) -> dict[str, Any] | None:
-        if self.quantization is None or self.cost is None:
+        if self.quantization is None:
             return None
         record = {key: value for key, value in self.quantization.to_dict().items() if key != "tensors"}
         return {
@@ -359,20 +335,12 @@ class Verification:
             **record,
             "bits_per_weight": self.quantization.bits_per_weight(self.dtype),
             "weights_checked": any(c.name == "weights" and c.outcome == PASSED for c in self.artifact_checks),
-            "cost": self.cost,
         }
 
 
 def not_done(name: str, reason: str) -> Check:
     """Return a check that was not made."""
     return Check(name, NOT_DONE, reason)
-
-
-def divergence_class(comparison: Comparison, item: Divergence) -> str:
-    """Return ``near-tie``, ``real``, or ``not judged`` where the gate would let any token pass."""
-    if not comparison.judged:
-        return "not judged"
-    return "near-tie" if item.near_tie else "real"
 
 
 def plain(data: Any) -> Any:
@@ -386,9 +354,6 @@ def plain(data: Any) -> Any:
 
 def _one_comparison(item: Comparison) -> dict[str, Any]:
     """Return one comparison; ``passed`` is null where nothing was judged."""
-    logits = None if item.logits is None else asdict(item.logits)
-    if logits is not None:
-        del logits["divergences"]  # listed for all comparisons together
     return {
         "scenario": item.scenario,
         "schedule": item.schedule,
@@ -402,17 +367,10 @@ def _one_comparison(item: Comparison) -> dict[str, Any]:
         "failed_at": item.failed_at,
         "error": item.error,
         "gate": item.gate.limit,
-        "gate_derived": item.gate.limit if item.gate.derived is None else item.gate.derived,
         "baseline_error": item.gate.baseline,
         **asdict(item.metrics),
-        "logits": logits,
+        "logits": None if item.logits is None else asdict(item.logits),
     }
-
-
-def _one_divergence(comparison: Comparison, item: Divergence) -> dict[str, Any]:
-    against = comparison.against or OWN_MODEL.kind
-    where = {"scenario": comparison.scenario, "schedule": comparison.schedule, "against": against}
-    return {**where, "class": divergence_class(comparison, item), **asdict(item)}
 
 
 def _curve(item: Comparison) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.synthetic_tokens import CORRELATED
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import FACTOR, Comparison, Gate, compare_rows, derive_gates, widest
-from lucid_deploy.parity.options import FULL, Workload, check_tolerance
+from lucid_deploy.parity.options import FULL, Workload
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace, record_all, record_at_once, record_greedy
 from lucid_deploy.parity.rounded_cache import Answers, Gates, SizeGates
 from lucid_deploy.parity.scenarios import (
@@ -102,9 +102,7 @@ def common_positions(first: TensorRows, second: TensorRows) -> tuple[TensorRows,
 
 
 def _wider(gate: Gate, rounding: float) -> Gate:
-    """Add room for rounding on the other side; a gate that was set by hand stays as it is."""
-    if gate.derived is not None:
-        return replace(gate, derived=gate.derived + rounding)
+    """Add room for rounding on the other side."""
     return Gate(gate.limit + rounding, gate.baseline + rounding / FACTOR)
 
 
@@ -131,23 +129,8 @@ class Targets:
     items: tuple[Target, ...]  # one for each scenario
     dtype: str  # the precision that the gates were derived for
     seed: int
-    tolerance: float | None = None  # the limit of every gate, if the user set it by hand
     cache_dtype: str = ""  # the cache's type that the gates were derived for; empty: the same as `dtype`
     workload: Workload = FULL
-
-    def with_tolerance(self, tolerance: float) -> Targets:
-        """Return the targets with one gate, set by hand, for every tensor in every scenario."""
-        check_tolerance(tolerance)
-        items = tuple(
-            Target(
-                item.scenario,
-                item.reference,
-                {tensor: replace(gate, limit=tolerance, derived=gate.limit) for tensor, gate in item.gates.items()},
-                item.others,
-            )
-            for item in self.items
-        )
-        return replace(self, items=items, tolerance=tolerance)
 
 
 def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Target]:

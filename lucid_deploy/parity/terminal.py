@@ -10,16 +10,14 @@ from lucid_deploy.parity import words
 from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import Comparison
 from lucid_deploy.parity.own_errors import WorstOwnError
-from lucid_deploy.parity.results import Check, Verification, divergence_class
+from lucid_deploy.parity.results import Check, Verification
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
 TABLE_LAYERS = 12  # with more layers, a row of the table is the worst of several
-DIVERGENCES = 10  # listed one by one; the JSON has all
 COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
-CLASSES = {"near-tie": "a near-tie", "real": "[red]real[/]", "not judged": "[yellow]not judged[/]"}
 
 
 def render(found: Verification) -> RenderableType:
@@ -39,7 +37,6 @@ def render(found: Verification) -> RenderableType:
         *words.other_reference_lines(found),
         words.top_token_line(found),
         *map(words.free_run_line, found.free_runs),
-        *words.quantization_lines(found),
         "" if found.text is None else words.text_line(found, found.text),
     ]
     return Group(
@@ -48,7 +45,6 @@ def render(found: Verification) -> RenderableType:
         *map(Text, words.legend(found)),
         _worst_table(found),
         *(Text(line) for line in lines if line),
-        *(Text.from_markup(line) for line in _divergence_lines(found)),
         *([] if found.explanation is None or not found.explanation.findings else [_own_error_table(found.explanation)]),
         *checks,
     )
@@ -118,19 +114,6 @@ def band_label(layer: int, layers: int, word: str) -> str:
 def _percent(share: float) -> str:
     """A share of the gate in a few characters, however far beyond it."""
     return f"{share:.0%}" if share < 10 else f"{share:.0f}×" if share < 1e5 else ">1e5×"
-
-
-def _divergence_lines(found: Verification) -> Iterator[str]:
-    """Name the positions with another most likely token."""
-    every = found.divergences()
-    for comparison, item in every[:DIVERGENCES]:
-        yield (
-            f"Position {item.position} ({comparison.where}): token {item.chosen} in place of "
-            f"{item.wanted}, {CLASSES[divergence_class(comparison, item)]}: the reference's margin is "
-            f"{item.margin:.2g}, up to {item.allowed:.2g} may flip."
-        )
-    if len(every) > DIVERGENCES:
-        yield f"… and {len(every) - DIVERGENCES} more positions; --json lists them all."
 
 
 def _own_error_table(explanation: Explanation) -> Table:

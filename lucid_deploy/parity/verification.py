@@ -15,9 +15,9 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.description import summarize
 from lucid_deploy.parity.causes import Explanation, explain
-from lucid_deploy.parity.compare import check, measure_cost
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import Coverage
-from lucid_deploy.parity.options import VerifyOptions, check_tolerance, prompt_ids, text_ids
+from lucid_deploy.parity.options import VerifyOptions, prompt_ids, text_ids
 from lucid_deploy.parity.other_references import OtherReferences, open_references
 from lucid_deploy.parity.perplexity import TextCost, cost_on_text, session_logits, windows
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
@@ -55,8 +55,6 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     started = time.monotonic()
     if options.seed < 0:
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
-    if options.tolerance is not None:
-        check_tolerance(options.tolerance)
     source = find_checkpoint(artifact, options.checkpoint, options.trust_remote_code)
     if open_adapter(artifact, options.runtime.adapter) is not None and (options.golden or options.against):
         raise LucidError(f"--golden and --against are about the model without an adapter: add --adapter {BASE}.")
@@ -150,14 +148,11 @@ def verify_against(
         progress=progress,
     )
     targets = others.add_to(targets, models.in_precision, progress)
-    if options.tolerance is not None:
-        targets = targets.with_tolerance(options.tolerance)
     found = check(candidate, targets, progress=progress)
     checks = tuple(_check_form(name, form, options, targets, progress) for name, form in (forms or {}).items())
     found = replace(found, form_checks=checks)
     if artifact is not None and models.quantized:
-        cost = measure_cost(models.original, candidate, targets, progress)
-        found = replace(found, reference=DEQUANTIZED, quantization=artifact.manifest.quantization, cost=cost)
+        found = replace(found, reference=DEQUANTIZED, quantization=artifact.manifest.quantization)
     if text is not None:
         found = replace(found, text=_on_text(candidate, models, text, progress))
     # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
@@ -173,7 +168,6 @@ def verify_against(
         opened,
         models.baseline_layers,
         models.reference_layers,
-        tolerance=targets.tolerance,
         progress=progress,
     )
     return replace(found, explanation=explanation)

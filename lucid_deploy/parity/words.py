@@ -32,14 +32,7 @@ def verdict(found: Verification) -> str:
     failed = _failure(found) or _not_proven(found)
     if not failed and found.failed_artifact_check:
         failed = f"What was compared is within its gates, but {found.failed_artifact_check}"
-    return _tolerance_note(found) + (failed or _success(found))
-
-
-def _tolerance_note(found: Verification) -> str:
-    if found.tolerance is None:
-        return ""
-    derived = "would have passed" if found.within_derived else "would have failed"
-    return f"The tolerance of {found.tolerance:g} was set by hand; with the gates derived from PyTorch it {derived}. "
+    return failed or _success(found)
 
 
 def _failure(found: Verification) -> str:
@@ -62,7 +55,7 @@ def not_proven(found: Verification) -> Iterator[str]:
     if found.unproven:
         yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
     logits = [item for item in found.against() if item.logits is not None]
-    if found.tolerance is None and not _remedies(found) and _logits_gate(found) > ACCEPTED_ERROR:
+    if not _remedies(found) and _logits_gate(found) > ACCEPTED_ERROR:
         yield f"an error of {_logits_gate(found):.0%} of the logits would have passed"
     if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED * found.coverage.total:
         yield f"{found.coverage.unjudged} of {found.coverage.total} comparisons could not be judged"
@@ -98,7 +91,6 @@ def _not_proven(found: Verification) -> str:
 def _success(found: Verification) -> str:
     coverage = found.coverage
     worst = max((item.severity for item in found.comparisons if item.judged), default=0.0)
-    same = "stays within the tolerance of" if found.tolerance is not None else "computes"
     rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
     others = ", ".join(reference.kind for reference in found.others)
     others = f"PyTorch and the other references ({others}) compute" if others else "PyTorch computes"
@@ -110,14 +102,14 @@ def _success(found: Verification) -> str:
             share = text.own / text.original - 1
             cost = f" Quantization costs {text.own - text.original:+.3g} perplexity ({share:+.1%}) on your text."
     return (
-        f"{found.label} {same} what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
+        f"{found.label} computes what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
         f"worst error is {worst:.2f} of its gate{rest}.{_about_rounding(found)}{cost}"
     )
 
 
 def _about_rounding(found: Verification) -> str:
     remedies = _remedies(found)
-    if not remedies or found.tolerance is not None or _logits_gate(found) <= ACCEPTED_ERROR:
+    if not remedies or _logits_gate(found) <= ACCEPTED_ERROR:
         return ""
     return (
         f" With {' and '.join(remedies)} an error of {_logits_gate(found):.0%} of the logits would have passed; after "
@@ -175,14 +167,9 @@ def legend(found: Verification) -> Iterator[str]:
     names = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
     meant = [f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS]
     yield f"{'. '.join(meant)}. Each is compared at every position, and so are the logits."
-    allowed = (
-        f"{FACTOR:g} times PyTorch's own largest error in {found.dtype}"
-        if found.tolerance is None
-        else "the tolerance that was set by hand"
-    )
     yield (
         "Error: the L2 norm of the difference over that of the reference, at the worst position. Gate: the largest "
-        f"error allowed, {allowed}."
+        f"error allowed, {FACTOR:g} times PyTorch's own largest error in {found.dtype}."
     )
 
 
@@ -238,24 +225,6 @@ def free_run_line(run: FreeRun) -> str:
         f"Generating freely ({run.scenario}): {run.agreed} of {run.tokens} tokens are PyTorch's before the first other "
         "one."
     )
-
-
-def quantization_lines(found: Verification) -> list[str]:
-    """Say what quantization cost; nothing if nothing is quantized."""
-    if found.quantization is None or found.cost is None:
-        return []
-    record = found.quantization
-    bits = f"{record.bits_per_weight(found.dtype):.4g} bits a weight"
-    return [
-        f"Cost of quantization ({record.scheme}, {record.method.name}, {bits}, {record.sharing}, {record.inputs}) "
-        "against the original checkpoint in float64; reported, not judged:",
-        *(
-            "  {what}: logits off by {relative_error:.2%} on average, {relative_error_max:.2%} at most; most likely "
-            "token the same at {top1_agreement:.1%} of {positions} positions; KL divergence {kl_mean:.1e} nats on "
-            "average, {kl_max:.1e} at most".format(what=what, **loss)
-            for what, loss in zip(("weights alone", "as run"), found.cost.values(), strict=True)
-        ),
-    ]
 
 
 def text_line(found: Verification, cost: TextCost) -> str:

@@ -45,12 +45,11 @@ def test_the_reference_has_no_own_error(model, inside):
         assert max(errors.max() for _, errors in feedings.values()) < 1e-11
 
 
-def test_own_gates_are_derived_or_set(model, inside):
+def test_own_gates_are_derived(model, inside):
     own = own_errors(layers(model), inside, nothing)
     for part, gate in own_gates(own, "float32").items():
         worst = max(errors.max() for _, errors in own[part].values())
         assert gate.limit == max(4 * worst, 2 * 2.0**-23)
-    assert {gate.limit for gate in own_gates(own, "float32", tolerance=0.1).values()} == {0.1}
 
 
 def test_a_part_that_is_lost_to_pytorch_too_is_not_judged():

@@ -13,7 +13,7 @@ from lucid_deploy.parity.gate import Coverage, Gate, compare_rows
 from lucid_deploy.parity.metrics import LogitMetrics
 from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.record import TensorId, TensorRows
-from lucid_deploy.parity.results import FREE_RUNNING, Check, ScenarioInfo, divergence_class
+from lucid_deploy.parity.results import FREE_RUNNING, Check, ScenarioInfo
 from tests.parity.small_models import LAYERS, session
 
 K0, Y0, LOGITS = TensorId(0, 0), TensorId(0, 1), TensorId(2, 2)
@@ -122,10 +122,9 @@ def test_the_worst_of_a_tensor_is_judged_and_measured_by_its_gate():
 
 
 @pytest.mark.parametrize(
-    ("gate", "passed", "outcome", "token"),
-    [(0.1, False, "failed", "real"), (0.9, True, "passed", "near-tie"), (1.5, None, "not judged", "not judged")],
+    ("gate", "passed", "outcome"), [(0.1, False, "failed"), (0.9, True, "passed"), (1.5, None, "not judged")]
 )
-def test_a_comparison_that_was_not_judged_has_not_passed(gate, passed, outcome, token):
+def test_a_comparison_that_was_not_judged_has_not_passed(gate, passed, outcome):
     reference, actual = np.array([[[2.0, 1.0, 0.0]]]), np.array([[(1.0, 2.0, 0.0)]])
     item = compare_rows(
         TensorRows(actual, 7), TensorRows(reference, 7), LOGITS, Gate(gate, gate / 4), "random", "chunks"
@@ -133,7 +132,6 @@ def test_a_comparison_that_was_not_judged_has_not_passed(gate, passed, outcome, 
     data = verification(comparison(K0), item).to_dict()
     found = data["comparisons"][1]
     assert (found["passed"], found["outcome"], found["judged"]) == (passed, outcome, passed is not None)
-    assert divergence_class(item, item.logits.divergences[0]) == data["divergences"][0]["class"] == token
 
 
 # JSON
@@ -169,7 +167,6 @@ def test_every_check_is_listed_whether_it_was_made_or_not(result):
         ("free generation", "reported"),
         ("causes", "not done"),
         ("text", "not done"),
-        ("cost of quantization", "not done"),
         ("full verification", "not done"),
         ("verification of drafts", "not done"),
         ("longer contexts", "not done"),

@@ -24,7 +24,6 @@ from lucid_deploy.artifact.quantization import (
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.quantize.floats import rounded_parts
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.compare import measure_cost
 from lucid_deploy.parity.stored_weights import (
     _float_difference,
     check_folding,
@@ -35,7 +34,6 @@ from lucid_deploy.parity.stored_weights import (
 from lucid_deploy.parity.targets import CallCounter
 from tests.conftest import write_checkpoint
 from tests.parity.faults import change_row, edit_graphs
-from tests.parity.small_models import in_dtype, session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 EMBEDDING, HEAD, DOWN = "model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight"
@@ -210,30 +208,7 @@ def test_keys_of_another_size(off: float, checkpoint: Checkpoint) -> None:
         check_folding({**scales, f"{QKV[1]}.outputs": np.full(rows, off, np.float32)}, checkpoint)
 
 
-# Quantized weights, and what they cost
-
-
-def test_the_cost_is_that_of_the_models_themselves(model, targets):
-    """The candidate and the targets are of one model, the original is another: both columns say how far they are."""
-    original = in_dtype(model, torch.float64)
-    original.lm_head.weight.mul_(1.01)
-    seen = []
-    cost = measure_cost(lambda: session(original, torch.float64), session(model), targets, lambda *s: seen.append(s))
-    assert list(cost) == ["weights", "as_run"]
-    for part in cost.values():
-        assert part["relative_error"] == pytest.approx(0.01 / 1.01, rel=1e-3)
-        assert part["relative_error_max"] == pytest.approx(0.01 / 1.01, rel=1e-2)
-        assert (part["top1_agreement"], part["positions"]) == (1.0, 5 * 9)
-        assert 0 < part["kl_mean"] <= part["kl_max"]
-    done, total = seen[-1][1:]
-    assert done == total == 2 + 5 * 9
-    assert [step[1] for step in seen] == list(range(total + 1))
-
-
-def test_nothing_is_lost_against_oneself(model, targets):
-    cost = measure_cost(lambda: session(model, torch.float64), session(model), targets)
-    assert cost["weights"]["relative_error"] < 1e-12
-    assert np.isfinite(cost["as_run"]["kl_max"]) and cost["as_run"]["relative_error"] < 1e-4
+# Quantized weights
 
 
 def test_every_element_of_a_weight_is_checked(quantized):

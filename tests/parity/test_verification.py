@@ -47,7 +47,6 @@ def test_everything_is_checked(artifact):
         "free generation": "reported",
         "causes": "not done",
         "text": "not done",
-        "cost of quantization": "not done",
         "full verification": "not done",
         "longer contexts": "not done",
         "another implementation": "not done",
@@ -125,7 +124,6 @@ def test_weights_of_a_quantized_artifact_are_checked_element_by_element(quantize
     text = np.arange(1, 30)
     found = verify_artifact(artifact, VerifyOptions(steps=4, text=text))
     assert found.passed and outcomes(found)["weights"] == "passed"
-    assert outcomes(found)["cost of quantization"] == "reported"
     original = session_logits(TorchSession(load_model(checkpoint, torch.float64)))
     lost = surprisals(original, [text], lambda: None).mean()
     assert 0 < found.text.kl < 0.1 and found.text.original == pytest.approx(np.exp(lost), rel=1e-9)
@@ -154,7 +152,6 @@ def test_a_model_that_does_not_fit_into_its_type_is_a_result(artifact, monkeypat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (VerifyOptions(tolerance=1.0), "above 0 and below 1"),
         (VerifyOptions(prompt=""), "prompt to verify with is empty"),
         (VerifyOptions(prompt="hello"), "no tokenizer.json"),
         (VerifyOptions(text="hello"), "no tokenizer.json"),
