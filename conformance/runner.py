@@ -1,4 +1,4 @@
-"""Run cases in a runtime and say how each went."""
+"""Run cases in onnxruntime and say how each went."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lucid_deploy.conformance.case_files import Case, data_folder, read_case, st
 from lucid_deploy.conformance.cases import case_names, make_case
 from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.open import choose_for_graphs
+from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
+from lucid_deploy.runtimes.onnxruntime.graph import Graph, open_ort_graph
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     import onnx
 
-    from lucid_deploy.runtimes.runtime import Capabilities, Runtime
-
 Update = Callable[[str, float, float], None]
+Opener = Callable[["onnx.ModelProto"], Graph]
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 
@@ -47,18 +47,17 @@ class Result:
 def run_cases(
     options: RuntimeOptions, folder: Path | None = None, only: str = "", update: Update | None = None
 ) -> list[Result]:
-    """Run cases in a runtime.
+    """Run cases in onnxruntime on the CPU.
 
     Args:
-        options: Which runtime, and how. A case in a type that it does not have is not run.
+        options: With which kernels and threads.
         folder: A folder of cases; None: cases made now, with today's operator bodies.
         only: Part of the names of those to run.
         update: Called with a case's name, how many are done and how many there are.
 
     Raises:
-        LucidError: The runtime runs no single graph, a case is damaged, or no name contains ``only``.
+        LucidError: A case is damaged, or no name contains ``only``.
     """
-    runtime, options, can = choose_for_graphs(options)
     if folder is None:
         names = case_names(only)
     elif not (names := [name for name in stored_names(folder) if only in name]):
@@ -68,33 +67,23 @@ def run_cases(
         if update is not None:
             update(name, done, len(names))
         case = make_case(name) if folder is None else read_case(folder / name)
-        results.append(run_case(case, runtime, options, can))
+        results.append(run_case(case, lambda model: open_ort_graph(model, options)))
     return results
 
 
-def run_case(case: Case, runtime: Runtime, options: RuntimeOptions, can: Capabilities) -> Result:
-    """Run a case.
-
-    Args:
-        case: See :func:`~lucid_deploy.conformance.case_files.read_case`.
-        runtime: A runtime that opens graphs.
-        options: How it is to run.
-        can: What it can do under them.
-
-    Raises:
-        LucidError: What the runtime says of its options.
-    """
+def run_case(case: Case, open_graph: Opener) -> Result:
+    """Run a case, unless it is in a type that onnxruntime's CPU does not have."""
+    can = CAPABILITIES["cpu"]
     floats = {kind for kind in case.description.types if "float" in kind}
     cached = {SCALED[name] for name in can.cache_dtypes if name in SCALED}
     if missing := sorted(floats - set(can.dtypes) - cached):
-        return Result(case.name, NOT_RUN, remark=f"{runtime.name} has no {' or '.join(missing)}")
+        return Result(case.name, NOT_RUN, remark=f"onnxruntime has no {' or '.join(missing)}")
     try:
-        model = case.model if "functions" in can.graphs else _inlined(case.model)
-        graph = runtime.open_graph(model, options)
+        graph = open_graph(case.model)
         found = [graph(data.inputs) for data in case.data_sets]
     except LucidError:
         raise
-    except Exception as error:  # noqa: BLE001 (a runtime's own, of any class: the case fails, and the table says why)
+    except Exception as error:  # noqa: BLE001 (onnxruntime's own, of any class: the case fails, and the table says why)
         return Result(case.name, FAILED, remark=f"{type(error).__name__}: {_line(error)}")
     pairs = list(zip(found, case.data_sets, strict=True))
     each = {
@@ -144,12 +133,6 @@ def _has_type(item: onnx.ValueInfoProto, outputs: dict[str, Any]) -> bool:
 
     wanted = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
     return bool(outputs[item.name].dtype == wanted)
-
-
-def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx.inliner
-
-    return onnx.inliner.inline_local_functions(model)
 
 
 def _line(error: Exception) -> str:

@@ -38,7 +38,7 @@ COMMANDS = {
     "adapters": "List, add and remove the LoRA adapters of an artifact.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
-    "conformance": "Check that a runtime computes our operators correctly, case by case.",
+    "conformance": "Check that onnxruntime computes our operators correctly on this machine, case by case.",
     "doctor": "Show what is installed, what works, and what to install.",
     "completion": "Print the script with which a shell completes commands and options.",
 }

@@ -19,21 +19,19 @@ if TYPE_CHECKING:
 
 
 @click.command("conformance", cls=Command)
-@runtime_options(
-    "runtime", "device", "provider", "kernels", "threads", help="Runtime that runs the cases; auto is onnxruntime."
-)
+@runtime_options("kernels", "threads")
 @click.option("--cases", type=click.Path(), help="Run the cases of this folder instead of making them.")
 @click.option("--only", default="", help="Only cases with this text in their names.")
 @click.option("--write", type=click.Path(), help="Write the cases into this new folder and run nothing.")
 @json_option("the results")
 def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | None, json_target: str | None) -> None:
-    """Check that a runtime computes our operators correctly, case by case.
+    """Check that onnxruntime computes our operators correctly on this machine, case by case.
 
     A case has inputs, expected outputs and tolerances, for one operator or for a whole tiny model. Cases are made when
-    the command runs, with the operators' present bodies. A case in a type that the runtime lacks is not run. The exit
-    status is 1 if a case fails, or if none was run.
+    the command runs, with the operators' present bodies. A case in a type that onnxruntime lacks is not run. The exit
+    status is 1 if a case fails, or if none was run. --write gives the cases as files, for other runtimes.
 
-    Example: lucid-deploy conformance --runtime onnxruntime --kernels functions
+    Example: lucid-deploy conformance --kernels functions
     """
     from pathlib import Path
 
@@ -55,7 +53,7 @@ def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | 
             f"{len(failed)} of {len(results)} cases failed: {', '.join(failed[:5])}{', …' if len(failed) > 5 else ''}."
         )
     if not any(result.status == PASSED for result in results):
-        raise CheckFailed(f"None of {len(results)} cases was run: the runtime has none of their types.")
+        raise CheckFailed(f"None of {len(results)} cases was run: onnxruntime has none of their types.")
 
 
 def _show(results: list[Result]) -> None:

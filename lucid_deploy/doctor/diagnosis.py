@@ -105,7 +105,7 @@ def _computes(kernels: str, remedy: str) -> str:
     from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    results = run_cases(RuntimeOptions("onnxruntime", kernels=kernels), only="model_")
+    results = run_cases(RuntimeOptions(kernels=kernels), only="model_")
     if wrong := [each for each in results if each.status == FAILED]:
         raise RuntimeError(f"computes {wrong[0].case} wrongly: {wrong[0].remark}. {remedy}, and trust no answer.")
     return f"computes {sum(each.status == PASSED for each in results)} small models rightly"

@@ -53,16 +53,6 @@ def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
         chosen.check_installed(wanted)
 
 
-def choose_for_graphs(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:
-    """Return a runtime that runs single graphs, its options with its name, and what it can do under them."""
-    chosen, wanted, can = _choose(options)
-    if not can.opens_graphs:
-        others = _listed(each.name for each in built_in_runtimes() if each.capabilities(RuntimeOptions()).opens_graphs)
-        raise LucidError(f"{_title(wanted)} runs artifacts only, no single graphs. Choose --runtime {others}.")
-    chosen.check_installed(wanted)
-    return chosen, wanted, can
-
-
 def _choose(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:
     chosen = find_runtime(options.runtime)
     wanted = replace(options, runtime=chosen.name)

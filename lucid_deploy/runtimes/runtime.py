@@ -5,22 +5,16 @@ from __future__ import annotations
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError, missing_package
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-
     from lucid_deploy.artifact import Artifact, Manifest
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
-
-Graph: TypeAlias = "Callable[[Mapping[str, np.ndarray[Any, Any]]], dict[str, np.ndarray[Any, Any]]]"
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,6 @@ class Capabilities:
     builds_engines: bool = False  # it runs engines of `lucid-deploy build`, with limits that were chosen there
     runs_graphs: bool = True  # it runs the artifact's graphs; otherwise a model of its own on the weights
     reads_layers: bool = False  # layers can be run one by one, with open_layers
-    opens_graphs: bool = False  # a single graph can be run, with open_graph
     rounds_activations: bool = False  # inputs of quantized products are rounded to 8 bits where the artifact says so
     packages: tuple[str, ...] = ()  # import names; their versions are written beside results
     install: str = ""  # what pip installs to get them
@@ -76,10 +69,6 @@ class Runtime(ABC):
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
         """Return the layers behind a session of this runtime; only with ``reads_layers``."""
         raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
-
-    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-        """Return a function that runs a single graph, given with its weights; only with ``opens_graphs``."""
-        raise LucidError(f"Runtime {self.name} runs artifacts only, no single graphs.")
 
     def check_installed(self, options: RuntimeOptions) -> None:
         """Check that the packages are installed, without importing them."""

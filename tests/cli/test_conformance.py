@@ -30,9 +30,6 @@ def test_nothing_run_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--runtime", "tensorrt"], "runs artifacts only, no single graphs"),
-        (["--provider", "cuda"], "--provider cuda runs artifacts only, no single graphs"),
-        (["--runtime", "torch", "--kernels", "library"], "--kernels is for onnxruntime"),
         (["--cases", "nowhere"], "nowhere has no cases"),
         (["--only", "nothing"], "No case has 'nothing' in its name"),
         (["--write", "new", "--json"], "--write runs nothing"),

@@ -28,7 +28,7 @@ from lucid_deploy.conformance.problems import NUMPY, single
 from lucid_deploy.conformance.runner import relative_error
 from lucid_deploy.conformance.tiny_model import MODEL_PROBLEMS, Arithmetic, run_model
 from lucid_deploy.plugins.table import SCATTER_ROW
-from lucid_deploy.runtimes.torch.graph import evaluated_graph
+from tests.conformance.evaluator import evaluated_graph
 from tests.conformance.plain_kernels import PlainKernels
 from tests.conformance.wrong_kernels import WRONG
 

@@ -17,7 +17,6 @@ _CPU = replace(
     devices=("cpu",),
     caches=("static", "growing"),  # a static cache lives in the CPU's memory, and is faster
     cache_dtypes=("float16", "int8", "fp8"),
-    opens_graphs=True,
     rounds_activations=True,
 )
 _WHOLE = replace(_GPU, graphs=("functions",), reads_layers=False)  # these providers build engines of whole graphs

@@ -7,22 +7,21 @@ left there is of no use to the graph that decodes, which takes as much again for
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.errors import LucidError
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.runtime import Graph
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 _lock = threading.Lock()
 _keeper: ort.InferenceSession | None = None  # made with the arena, which lives as long as the process
@@ -81,8 +80,6 @@ def _the_keeper() -> ort.InferenceSession:
 def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     """Return a function that runs a graph in onnxruntime on the CPU."""
     ort = import_onnxruntime()
-    if options.provider != "cpu":
-        raise LucidError("A single graph runs in onnxruntime on the CPU; leave --provider out.")
     library, settings = choose_kernels(options.kernels), ort.SessionOptions()
     settings.log_severity_level = 4
     if (threads := options.thread_count) is not None:

@@ -8,11 +8,9 @@ from lucid_deploy.artifact import OPSET_TENSOR_SCATTER
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
+from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 
 if TYPE_CHECKING:
-    import onnx
-
     from lucid_deploy.artifact import Artifact, Manifest
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
@@ -51,11 +49,6 @@ class OnnxRuntime(Runtime):
                 "that was exported without --inline for causes."
             )
         return OrtLayers(session)
-
-    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-        from lucid_deploy.runtimes.onnxruntime.graph import open_ort_graph
-
-        return open_ort_graph(model, options)
 
 
 RUNTIME = OnnxRuntime()

@@ -8,7 +8,6 @@ CAPABILITIES = Capabilities(
     graphs=("inline",),  # its reader of ONNX files does not know functions
     cache_dtypes=("float16", "int8"),
     cache_sorts=("rows", "ring"),
-    opens_graphs=True,
     packages=("openvino",),
     install="lucid-deploy[openvino]",
 )

@@ -15,11 +15,8 @@ import numpy as np
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.runtime import Graph
 
 if TYPE_CHECKING:
-    import onnx
     import openvino
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -96,20 +93,6 @@ def run_request(request: openvino.InferRequest, feed: Mapping[str, Any]) -> None
         with suppress(RuntimeError):
             request.wait()  # after Ctrl-C it still reads the arrays
         raise
-
-
-def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """Return a function that runs a graph without functions in OpenVINO on the CPU."""
-    check_version(import_openvino().__version__)
-    read = core().read_model(model.SerializeToString())
-    request = core().compile_model(read, _DEVICE, compile_settings(options.thread_count)).create_infer_request()
-    names = [output.name for output in model.graph.output]
-
-    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        run_request(request, {name: np.ascontiguousarray(array) for name, array in feed.items()})
-        return {name: np.array(request.get_tensor(name).data) for name in names}
-
-    return run
 
 
 class CompiledGraph:

@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.runtimes.openvino import CAPABILITIES
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
+from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 
 if TYPE_CHECKING:
-    import onnx
-
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.session import Session
 
@@ -29,11 +27,6 @@ class OpenVinoRuntime(Runtime):
         from lucid_deploy.runtimes.openvino.session import OpenVinoSession, StaticOpenVinoSession
 
         return (StaticOpenVinoSession if artifact.manifest.cache == "static" else OpenVinoSession)(artifact, options)
-
-    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-        from lucid_deploy.runtimes.openvino.compiled_graph import open_openvino_graph
-
-        return open_openvino_graph(model, options)
 
 
 RUNTIME = OpenVinoRuntime()

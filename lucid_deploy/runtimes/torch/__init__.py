@@ -10,7 +10,6 @@ CAPABILITIES = Capabilities(
     cache_sorts=("rows", "ring", "state"),
     runs_graphs=False,
     reads_layers=True,
-    opens_graphs=True,
     packages=("torch",),
     install="lucid-deploy[export]",
 )

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LUCID, STANDARD, LucidConfig
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.runtimes.runtime import Capabilities, Graph, Runtime
+from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 from lucid_deploy.runtimes.torch import CAPABILITIES
 
 if TYPE_CHECKING:
-    import onnx
-
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
@@ -50,12 +48,6 @@ class TorchRuntime(Runtime):
         assert isinstance(session, TorchSession)
         session.run_default_adapter()
         return TorchLayers(session.model)
-
-    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-        from lucid_deploy.runtimes.torch.graph import open_torch_graph
-
-        check_cuda(options.device)
-        return open_torch_graph(model, options)
 
 
 def _without_preconditioner(config: LucidConfig) -> LucidConfig:
