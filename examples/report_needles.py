@@ -2,9 +2,8 @@
 
 Each pair is an artifact with LUCID and one with standard attention, of one seed. All are asked the same questions of
 five tasks at several lengths, greedily. An answer counts only if all of it is right. Scores have Wilson's 95 %
-interval; the difference of a pair has Newcombe's for paired proportions, and the mean over pairs has an interval put
-together from these. The intervals are about questions. How much another training would change shows in the differences
-of each pair.
+interval; the difference of a pair and the mean over pairs have that of the paired bootstrap. The intervals are about
+questions. How much another training would change shows in the differences of each pair.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Cell:
         return [paired_difference(*scores) for scores in self._right()]
 
     def difference(self) -> Difference:
-        """Return the mean of the pairs' differences, with the interval put together from theirs."""
+        """Return the mean of the pairs' differences, with its interval."""
         return average_difference(self._right())
 
     def to_dict(self) -> dict[str, Any]:

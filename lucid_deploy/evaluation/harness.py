@@ -200,12 +200,12 @@ def difference_table(title: str, found: dict[tuple[str, str], Difference]) -> Ta
     from rich.table import Table
 
     table = Table("task", "metric", title=escape(title))
-    for heading in ("difference", "95 % interval", "documents", "better", "worse", "p (McNemar)"):
+    for heading in ("difference", "95 % interval", "documents", "better", "worse"):
         table.add_column(heading, justify="right")
     for (task, metric), item in found.items():
-        interval, p = f"{item.low:+.4f} to {item.high:+.4f}", "" if item.p is None else f"{item.p:.3g}"
+        interval = f"{item.low:+.4f} to {item.high:+.4f}"
         counts = map(str, (item.documents, item.better, item.worse))
-        table.add_row(escape(task), escape(metric), f"{item.value:+.4f}", interval, *counts, p)
+        table.add_row(escape(task), escape(metric), f"{item.value:+.4f}", interval, *counts)
     return table
 
 

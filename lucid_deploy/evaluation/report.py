@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.evaluation.batched import generate
 from lucid_deploy.evaluation.needles import SPARE
-from lucid_deploy.evaluation.paired import wilson
 from lucid_deploy.evaluation.task import Question, Task, TokenizerLike
 from lucid_deploy.runtimes.session import Session
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _ROWS = 8  # of a table at most: if a label has more values, ranges of them are shown
+_Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % lie within
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a proportion after Wilson (1927), which holds near 0 and 1 too."""
+    share, z2 = right / count, _Z**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return (0.0 if right == 0 else middle - half), (1.0 if right == count else middle + half)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from recall_training.words import build_tokenizer
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main as lucid_deploy
 from lucid_deploy.evaluation import Report
-from lucid_deploy.evaluation.paired import newcombe
+from lucid_deploy.evaluation.paired import paired_difference
 from lucid_deploy.evaluation.report import Outcome, wilson
 
 
@@ -92,7 +93,7 @@ def test_intervals_are_those_of_the_evaluation(tmp_path):
     assert found["lucid"]["interval"] == pytest.approx(wilson(7, 8), abs=1e-6)
     assert found["standard"]["interval"] == pytest.approx(wilson(1, 8), abs=1e-6)
     first = found["pairs"][0]["difference"]
-    assert (first["low"], first["high"]) == pytest.approx(newcombe(1, 2, 0, 1))
+    assert first == asdict(paired_difference([1, 1, 1, 0], [1, 0, 0, 0]))
     assert found["difference"]["value"] == pytest.approx((0.5 + 1) / 2)
     assert found["values_found"] == {
         "lucid": 0.875,

@@ -149,8 +149,8 @@ def results(*scores: list[float]) -> list[TaskResult]:
 
 def test_two_models_are_compared_by_task_and_on_average() -> None:
     found = compare_tasks(results([1, 1, 0, 1], [0.5, 1.0]), results([1, 0, 0, 0], [0.5, 0.5]))
-    assert found["task0", "score"].value == 0.5 and found["task0", "score"].method == "newcombe"
-    assert found["task1", "score"].value == 0.25 and found["task1", "score"].method == "bootstrap"
+    assert found["task0", "score"].value == 0.5
+    assert found["task1", "score"].value == 0.25
     mean = found["all", "mean"]
     assert mean.value == 0.375 and (mean.documents, mean.better, mean.worse) == (6, 3, 0)
     table = difference_table("m[int8] less m[int4]", found)
