@@ -86,7 +86,7 @@ def main(shape: str, layers: int | None, rank: int, quantize: str | None, work: 
             root / "checkpoint", shape, changes={"num_hidden_layers": layers} if layers else {}
         )
         adapter = write_adapter(root / "adapter", checkpoint, rank)
-        options: dict[str, Any] = {"cache": "static", "range_scan": False}
+        options: dict[str, Any] = {"cache": "static"}
         options |= {"quantize": QuantizeOptions(quantize)} if quantize else {}
         more = {"base": {}, "adapters": {"adapters": tuple((f"a{number}", adapter) for number in range(8))}}
         artifacts = {

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import (
     ADAPTERS,
@@ -51,7 +51,6 @@ class ArtifactContents:
     source: Checkpoint
     name: str  # what it was called
     options: ExportOptions
-    ranges: dict[str, Any] | None = None  # what the manifest says of the range scan; None where nothing is float16
     quantization: Quantization | None = None  # what is quantized, and how; None: nothing
     hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it was here
     notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
@@ -60,13 +59,8 @@ class ArtifactContents:
 
     @property
     def float32_head(self) -> bool:
-        """Whether the logits are computed by a float32 product."""
-        return has_float32_head(self.source, self.quantization)
-
-
-def has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
-    """Whether the head is not quantized, so that its product is computed in float32 whatever the model's type."""
-    return quantization is None or not quantization.pieces(source.stored_name("lm_head.weight"))
+        """Whether the head is not quantized, so that its product is computed in float32 whatever the model's type."""
+        return self.quantization is None or not self.quantization.pieces(self.source.stored_name("lm_head.weight"))
 
 
 def write_artifact(building: Path, contents: ArtifactContents, progress: Progress) -> None:
@@ -74,7 +68,6 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     from lucid_deploy.artifact.quantized_bytes import write_scales
     from lucid_deploy.export import genai
     from lucid_deploy.export.adapters import plan_file, write_new
-    from lucid_deploy.export.companions import settings_note
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.weights import plan_weights, write_weights
 
@@ -98,7 +91,7 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     if contents.adapters is not None:
         slots = write_new(building, contents.adapters, stacked, options.dtype, folded)
     forms = _write_graphs(building, options, traced, plan, stacked)
-    notes = (*copy_companions(contents.source.directory, building), *settings_note(building))
+    notes = copy_companions(contents.source.directory, building)
     manifest = dataclasses.replace(_manifest(contents, forms, left_out, set(*transposed), notes), adapters=slots)
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
@@ -234,7 +227,6 @@ def _manifest(
         graphs=first.graphs,
         files={},
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
-        ranges=contents.ranges,
         quantization=quantization,
         layers=_described(source, options, {} if quantization is None else quantization.tensors),
         transposed=tuple(sorted(transposed - set(() if quantization is None else quantization.tensors))),

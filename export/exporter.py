@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.quantization import STORED, Quantization, QuantizedTensor
-from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.artifact_files import ArtifactContents, Progress, has_float32_head, write_artifact
+from lucid_deploy.export.artifact_files import ArtifactContents, Progress, write_artifact
 from lucid_deploy.export.companions import check_links, check_tokenizer
 from lucid_deploy.export.options import ExportOptions, check_assumed, check_request, check_target
 from lucid_deploy.files import atomic_folders
-from lucid_deploy.plugins.table import UNIT
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.export.quantize.method import LearnedWeights
     from lucid_deploy.export.quantize.options import QuantizeOptions
-    from lucid_deploy.export.range_scan import DiagonalEffect
     from lucid_deploy.model.checkpoint import Checkpoint
 
 _ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")
@@ -40,8 +37,7 @@ def export(
         progress: Called with (what is being done, steps or bytes done, in all).
 
     Raises:
-        LucidError: A checkpoint that cannot be read or overflows float16, an output that exists, unknown options, a
-            full disk.
+        LucidError: A checkpoint that cannot be read, an output that exists, unknown options, a full disk.
     """
     from lucid_deploy.export.adapters import plan_adapters
     from lucid_deploy.model.checkpoint import Checkpoint, resolve
@@ -70,19 +66,22 @@ def export(
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.options import FEW_TOKENS, check_options
     from lucid_deploy.export.quantize.stored import resolve_stored
 
     quantize = resolve_stored(source, options.quantize)
     options = dataclasses.replace(options, quantize=quantize)
+    if options.calibration is not None and not (quantize is not None and quantize.learns):
+        raise LucidError(
+            f"Nothing reads --calibration {options.calibration}: --quantize int4 and --method gptq learn from it. "
+            "Leave it out, or add one of them."
+        )
     quantization = rows = learned = None
     if quantize is not None:  # before anything that takes time: a glob may match nothing
         check_options(quantize, options.dtype)
         quantization = _plan(source, quantize, options.dtype)
         rows = rows_to_learn_from(source, quantize, quantization, options.calibration)
-    ranges, effect = _scan_ranges(source, options, quantization, progress)
-    warnings = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
+    warnings: tuple[str, ...] = ()
     if quantization is not None and any(map(source.config.experts_of, range(source.config.num_hidden_layers))):
         warnings = (*warnings, _about_experts(quantization, options.dtype))
     if rows is not None and rows.tokens < FEW_TOKENS:
@@ -96,11 +95,8 @@ def export(
         with atomic_folders(output, overwrite=options.overwrite) as (building,):
             if quantize is not None and quantization is not None:
                 learned, quantization = _choose_numbers(source, quantize, quantization, rows, options.dtype, progress)
-                if learned.folded and ranges is not None and options.range_scan:
-                    # scales of inputs make some values larger
-                    ranges, _ = _scan_ranges(with_scales(source, learned.folded), options, quantization, progress)
             contents = ArtifactContents(
-                source, str(checkpoint), options, ranges, quantization, hub, warnings, learned, adapters
+                source, str(checkpoint), options, quantization, hub, warnings, learned, adapters
             )
             write_artifact(building, contents, progress or (lambda *_: None))
             check_request(output, options)  # again: tracing and writing took a while
@@ -135,13 +131,6 @@ def _try_class(source: Checkpoint, progress: Progress | None) -> tuple[str, ...]
     if progress is not None:
         progress("Trying transformers' class", 0, 1)
     return (prove(source.config, str(source.directory)),)
-
-
-def _is_demo(checkpoint: str | Path) -> bool:
-    """Whether it is the bundled model, which was trained with 1 on the diagonal."""
-    from lucid_deploy.model.checkpoint import DEMO, resolve
-
-    return resolve(checkpoint).resolve() == resolve(DEMO)
 
 
 def _plan(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
@@ -232,42 +221,3 @@ def rows_to_learn_from(
 
     widest = max(tensor.shape[1] for tensor in quantization.tensors.values() if not tensor.experts)
     return calibration_rows(source, calibration, options.calibration_tokens, widest)
-
-
-def _scan_ranges(
-    source: Checkpoint, options: ExportOptions, quantization: Quantization | None, progress: Progress | None
-) -> tuple[dict[str, Any] | None, DiagonalEffect | None]:
-    """Refuse a model whose values overflow float16, and measure what training's diagonal would change.
-
-    Returns:
-        The manifest's ``ranges``, None if nothing is float16; and the effect of the diagonal, None if it was not
-        measured.
-    """
-    from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, measure_diagonal, scan
-
-    learns = options.quantize is not None and options.quantize.learns
-    measures = options.range_scan and options.diagonal == UNIT
-    stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
-    half = "float16" in (options.dtype, stored)
-    if options.calibration is not None and not learns and not (half and options.range_scan):
-        raise LucidError(
-            f"Nothing reads --calibration {options.calibration}: --quantize int4 and --method gptq learn from it, and "
-            "the range scan of --dtype float16 runs it. Leave it out, or add one of them."
-        )
-    if not half:
-        return None, measure_diagonal(source, progress) if measures else None
-    if not options.range_scan:
-        return {"skipped": True}, None
-    whole = options.dtype == "float16"
-    checked: tuple[str, ...] = CACHED
-    if whole:
-        checked = (*ORDER, *HEAD[: 1 if has_float32_head(source, quantization) else 2])
-    every = whole and bool(source.config.class_config)  # a class of transformers has names of its own
-    found = scan(source, options.calibration, None if every else checked, progress)
-    if HEAD[1] not in checked:
-        found.peaks["head"].pop(HEAD[1])
-    found.check(
-        source.directory,
-        "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",
-    )
-    return found.to_dict(), found.diagonal if measures else None

@@ -38,9 +38,7 @@ class ExportOptions:
         overwrite: Whether an existing artifact at the output may be replaced.
         cache_dtype: Type of the cache: ``auto`` (the model's), ``float16``, ``int8`` or ``fp8``.
         quantize: How to quantize weights; None: not at all.
-        range_scan: Whether to run the checkpoint before: to see that no value overflows float16, and what the diagonal
-            of L costs. Without, a float16 artifact records that.
-        calibration: A text file whose lines the scan runs too, and that ``quantize`` learns from.
+        calibration: A text file that ``quantize`` learns from.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
         inline: Write only graphs without functions, the operators' bodies in their places, for runtimes that know none;
             their cache is growing unless ``cache`` says otherwise.
@@ -64,7 +62,6 @@ class ExportOptions:
     cache: str | None = None
     cache_dtype: str = "auto"
     quantize: QuantizeOptions | None = None
-    range_scan: bool = True
     calibration: Path | None = None
     assume_unused: tuple[str, ...] = ()
     hub: HubOptions | None = None

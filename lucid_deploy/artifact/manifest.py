@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -91,19 +91,6 @@ class AdapterSlots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Size  # bytes of the matrices in the file
 
 
-class Ranges(TypedDict):
-    """What a range scan found before a float16 export, or that it was skipped."""
-
-    skipped: bool
-    limit: NotRequired[Number | None]
-    margin: NotRequired[Number | None]
-    prompts: NotRequired[Size | None]
-    tokens: NotRequired[Size | None]
-    calibration: NotRequired[str | None]
-    peaks: NotRequired[dict[str, dict[str, Number]]]
-    warnings: NotRequired[tuple[str, ...]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The content of ``lucid.json``, beside ``format`` and ``format_version``."""
@@ -125,7 +112,6 @@ class Manifest:
     float32_head: bool  # whether the product that makes the logits is taken in float32 in a model of another type
     # Type that K and Y are cached in; empty means the model's.
     cache_dtype: Annotated[str, Meta(pattern="^(|float32|float16|bfloat16|int8|fp8)$")] = ""
-    ranges: Ranges | None = None  # None where no scan was needed
     quantization: Quantization | None = None  # which weights are quantized, and how; None: none
     notes: tuple[str, ...] = ()  # what was decided when the checkpoint was read, and no key of its configuration says
     # Keys of its configuration that were ignored because the user said that they change nothing, with their values.
@@ -143,13 +129,6 @@ class Manifest:
         for graphs in (self.graphs, *(form.graphs for form in self.forms)):
             if not {*STAGES} <= graphs.keys() <= {*STAGES, VERIFY}:
                 raise ValueError(f"graphs are {', '.join(graphs)}, not {' and '.join(STAGES)}")
-        scan = self.ranges
-        if (
-            scan
-            and not scan.get("skipped")
-            and not (scan.get("peaks") and {"limit", "prompts", "tokens"} <= scan.keys())
-        ):
-            raise ValueError("a scan that was not skipped has peaks, a limit, prompts and tokens")
 
     @property
     def graph_form(self) -> str:

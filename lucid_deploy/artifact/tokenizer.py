@@ -99,7 +99,6 @@ def _may_match_nothing(expression: str) -> bool:
         return True
 
 
-_CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
 _BEFORE = ("\n", ".", "a")  # texts to put in front; few vocabularies join the last one with what follows
 ENCODE_SECONDS = 30.0
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
@@ -107,16 +106,10 @@ _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not im
 
 def advice(directory: Path) -> str:
     """Say how to get the missing ``tokenizer.json`` of an artifact or checkpoint."""
-    missing = f"{directory} has no tokenizer.json, without which it takes no text."
-    if (directory / "tokenizer.model").is_file():
-        return f"{missing} Export makes it from tokenizer.model. {_CONVERTERS} Then export again."
-    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        line = "AutoTokenizer.from_pretrained('.').save_pretrained('.')"
-        return (
-            f"{missing} Make it in the checkpoint, which has vocab.json and merges.txt, and export again: "
-            f'python -c "from transformers import AutoTokenizer; {line}"'
-        )
-    return f"{missing} Put the model's tokenizer.json into the checkpoint, and export again."
+    return (
+        f"{directory} has no tokenizer.json, without which it takes no text. Put the model's tokenizer.json into the "
+        "checkpoint, and export again."
+    )
 
 
 class TextTokenizer:

@@ -70,7 +70,6 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
             opset=INLINE_OPSET if inline else max(each.opset for each in manifest.each_form()),
             state_dtype="model" if manifest.config.has_narrow_states else "float32",
             merge_adapter=None if manifest.adapter is None else Path(manifest.adapter),
-            range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere
         ),
     )
     return target

@@ -1,14 +1,9 @@
-"""Lines about an artifact that both ``export`` and ``inspect`` print: its quantization, and its range scan."""
+"""Lines about an artifact's quantization that both ``export`` and ``inspect`` print."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from rich.table import Table
-
 from lucid_deploy.artifact.quantization import STORED, Method, Quantization, short_name
-from lucid_deploy.cli._console import console_out, show
+from lucid_deploy.cli._console import show
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
@@ -46,25 +41,3 @@ def method_sentence(method: Method) -> str:
         f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
         f"{text['file']}.{without}{equalized}"
     )
-
-
-def show_ranges(ranges: Mapping[str, Any], table: bool) -> None:
-    """Print the largest magnitude and the warnings of a manifest's ``ranges``; with ``table``, those of all layers."""
-    if ranges["skipped"]:
-        show("Range scan: skipped; values may overflow float16.")
-        return
-    peaks = ranges["peaks"]
-    if table:
-        shown = Table("", "largest", "tensor", "residual stream", title="Largest magnitudes; all are in lucid.json")
-        for layer, row in peaks.items():
-            name = max(row, key=lambda key: row[key])
-            stream = row.get("residual stream")
-            shown.add_row(layer, f"{row[name]:.4g}", name, "" if stream is None else f"{stream:.4g}")
-        console_out.print(shown)
-    peak, tensor, layer = max((peak, tensor, layer) for layer, row in peaks.items() for tensor, peak in row.items())
-    show(
-        f"Range scan over {ranges['prompts']} prompts, {ranges['tokens']} tokens: the largest magnitude is {peak:.4g} "
-        f"({layer}, {tensor}); float16 ends at {ranges['limit']:.0f}."
-    )
-    for warning in ranges["warnings"]:
-        show(f"Warning: {warning}")

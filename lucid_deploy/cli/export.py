@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._command import Command, is_verbose
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._console import human_size, note, progress, show, write_results
 from lucid_deploy.cli._options import NamedFolder, choice_option, json_option, trust_option, type_option
 from lucid_deploy.cli._sources import refuse_given
@@ -74,9 +74,8 @@ _HUB = ("revision", "token_file", "hub_cache", "offline", "hub_endpoint")
     "--calibration",
     type=click.Path(),
     metavar="FILE",
-    help="Text like what the model will read, or *.jsonl with token ids: int4 learns from it, float16 is tried on it.",
+    help="UTF-8 text like what the model will read, or *.jsonl with token ids, that int4 and gptq learn from.",
 )
-@click.option("--skip-range-scan", is_flag=True, help="Do not look for what overflows float16, nor at --diagonal.")
 @click.option(
     "--quantize",
     type=click.Choice(["int8", "int4", "fp8", "nvfp4", "stored"]),
@@ -186,7 +185,6 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
     options = ExportOptions(
         quantize=quantize,
         hub=hub,
-        range_scan=not given.pop("skip_range_scan"),
         calibration=None if calibration is None else Path(calibration),
         opset=None if opset is None else int(opset),
         **given,
@@ -213,7 +211,7 @@ def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int
 
 def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
     from lucid_deploy.artifact import WEIGHTS
-    from lucid_deploy.cli._facts import show_quantization, show_ranges
+    from lucid_deploy.cli._facts import show_quantization
     from lucid_deploy.runtimes.inspection import compression, remarks, summary
 
     manifest = artifact.manifest
@@ -225,8 +223,8 @@ def _show(checkpoint: str, artifact: Artifact, cost: TextCost | None) -> None:
     if manifest.quantization is not None:
         show_quantization(manifest.quantization, manifest.dtype, compression(artifact))
         _show_cost(manifest.quantization.method, cost)
-    if manifest.ranges is not None:
-        show_ranges(manifest.ranges, table=is_verbose())
+    if "float16" in (manifest.dtype, manifest.cache_dtype):
+        show(f"Whether all values fit into float16, which ends at 65504: lucid-deploy verify {artifact.directory}")
 
 
 def _show_cost(method: Method, cost: TextCost | None) -> None:

@@ -51,7 +51,7 @@ def _show(facts: dict[str, Any]) -> None:
     import msgspec
 
     from lucid_deploy.artifact.quantization import Quantization
-    from lucid_deploy.cli._facts import show_quantization, show_ranges
+    from lucid_deploy.cli._facts import show_quantization
 
     model = facts["model"]
     show(
@@ -72,8 +72,6 @@ def _show(facts: dict[str, Any]) -> None:
     show(f"Weights by type: {types}")
     if facts["quantization"] is not None:
         show_quantization(msgspec.convert(facts["quantization"], Quantization), facts["dtype"], facts["compression"])
-    if facts["ranges"] is not None:
-        show_ranges(facts["ranges"], table=True)
     for stage, graph in facts["graphs"].items():
         _show_graph(stage, graph)
     if len(facts["forms"]) > 1:

@@ -38,8 +38,8 @@ def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None 
 def check_copies(artifact: Artifact, checkpoint: Path) -> int:
     """Compare the tokenizer's files with the checkpoint's; return how many there are in both.
 
-    JSON is compared by content, other files byte by byte. A file that only one of them has is not compared:
-    ``tokenizer.json`` may be made from ``tokenizer.model``, and a checkpoint may have come without its tokenizer.
+    JSON is compared by content, other files byte by byte. A file that only one of them has is not compared: a
+    checkpoint may have come without its tokenizer.
     """
     names = [name for name in artifact.manifest.files if is_tokenizer_file(name) and (checkpoint / name).is_file()]
     other = [name for name in names if _content(artifact.path(name)) != _content(checkpoint / name)]

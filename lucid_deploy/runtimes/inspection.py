@@ -35,7 +35,6 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "dtype": manifest.dtype,
         "cache": manifest.cache,
         "cache_dtype": manifest.cache_dtype,
-        "ranges": manifest.ranges,
         "logits": manifest.logits,
         "inline": manifest.inline,
         "forms": forms(artifact),

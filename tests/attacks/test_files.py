@@ -53,8 +53,8 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_planted_leftovers_stay_and_nothing_is_made_of_them(hostile: Path, make_checkpoint: MakeCheckpoint) -> None:
     before = tree(hostile.parent)
     checkpoint = make_checkpoint()
-    assert run("export", checkpoint, "-o", hostile / "out", "--skip-range-scan").exit_code == 0
-    assert run("export", checkpoint, "-o", hostile / "out", "--skip-range-scan", "--overwrite").exit_code == 0
+    assert run("export", checkpoint, "-o", hostile / "out").exit_code == 0
+    assert run("export", checkpoint, "-o", hostile / "out", "--overwrite").exit_code == 0
     atomic_write(hostile / "x", b"")
     with atomic_folders(hostile / "x", hostile / "y"):
         pass

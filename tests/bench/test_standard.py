@@ -35,7 +35,6 @@ def test_the_same_checkpoint_with_another_attention(
     assert ours == {**theirs, "attention_type": "llama", "use_qknorm": False}
     assert (source / "model.safetensors").samefile(checkpoint / "model.safetensors")
     assert (options.dtype, options.logits, options.cache, options.cache_dtype) == ("float32", "last", "growing", "auto")
-    assert not options.range_scan
 
 
 @pytest.mark.parametrize(

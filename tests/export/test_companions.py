@@ -1,17 +1,15 @@
-"""``tokenizer.json`` made from SentencePiece's ``tokenizer.model``: held against SentencePiece, or not made."""
+"""The files beside the weights are copied; notes say what transformers would do differently with them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import string
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
@@ -19,38 +17,15 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.companions import SAVE, check_tokenizer, compare_with_transformers, copy_companions
 
-TEXT = "\n".join(
-    f"the quick brown fox {i} jumps over Straße 日本 and {word}  again" for i in range(90) for word in "abc"
-)
-TEXTS = ("the fox  jumps", " 12 foxes\nand\tnone ", "日本 Straße 🦊", "")
 CLEANS = "clean_up_tokenization_spaces"
 CLEANS_BPE = f"{CLEANS}_for_bpe_even_though_it_will_corrupt_output"
-LLAMAS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
-
-
-@pytest.fixture(scope="module", params=[("bpe", LLAMAS), ("unigram", {})], ids=["llama", "unigram"])
-def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with SentencePiece's file, as Llama's was made, and with the other algorithm and its own rules."""
-    kind, rules = request.param
-    directory = tmp_path_factory.mktemp("original")
-    (directory / "text.txt").write_text(TEXT, encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(directory / "text.txt"),
-        model_prefix=str(directory / "tokenizer"),
-        vocab_size=330,
-        model_type=kind,
-        hard_vocab_limit=False,
-        minloglevel=9,
-        **rules,
-    )
-    return directory
 
 
 @pytest.fixture
-def checkpoint(original: Path, tmp_path: Path) -> Path:
+def checkpoint(with_tokenizer: Path, tmp_path: Path) -> Path:
     source = tmp_path / "source"
     source.mkdir()
-    shutil.copy(original / "tokenizer.model", source)
+    shutil.copy(with_tokenizer / "tokenizer.json", source)
     (source / "config.json").write_text('{"model_type": "llama"}')
     return source
 
@@ -61,30 +36,7 @@ def made(checkpoint: Path) -> tuple[Path, tuple[str, ...]]:
     return building, copy_companions(checkpoint, building)
 
 
-@pytest.mark.parametrize("bos", [None, True, False])
-def test_texts_are_split_as_sentencepiece_splits_them(checkpoint: Path, bos: bool | None) -> None:
-    if bos is not None:  # transformers' class of this name splits texts otherwise than the file says
-        settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": bos}
-        (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
-    building, [note, *others] = made(checkpoint)
-    assert "tokenizer.json was made from tokenizer.model with transformers " in note
-    theirs = AutoTokenizer.from_pretrained(str(checkpoint))
-    differ = any(theirs(text).input_ids != TextTokenizer(building).encode(text) for text in TEXTS)
-    assert differ == (bos is not None) == len(others)
-    for other in others:
-        assert "(LlamaTokenizer) splits " in other and "otherwise than tokenizer.model, which the artifact" in other
-    assert ("It puts <s> before a text." if bos else "It puts no token before a text.") in note
-    original = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
-    converted = TextTokenizer(building)
-    for text in TEXTS:
-        ids = original.encode(text)
-        assert converted.encode(text) == [*([original.bos_id()] if bos else []), *ids]
-        if original.unk_id() not in ids:
-            assert converted.decode(ids) == original.decode(ids)
-    assert not (checkpoint / "tokenizer.json").exists()  # the checkpoint is only read
-
-
-SPACED = ["it", "is", ".", "n't", "?"]
+SPACED = ["it", "isn", "'t", "so", "."]
 
 
 @pytest.mark.parametrize("settings", [{}, {CLEANS: False}, {CLEANS: True}, {CLEANS: True, CLEANS_BPE: True}])
@@ -108,19 +60,17 @@ def test_texts_that_transformers_cleans_up_are_said(kind: str, settings: dict[st
     ids = [words[word] for word in SPACED]
     theirs = AutoTokenizer.from_pretrained(str(source)).decode(ids)
     assert (theirs != TextTokenizer(building).decode(ids)) == len(notes)
-    assert all(note.startswith("clean_up_tokenization_spaces in tokenizer_config.json has") for note in notes)
+    assert all("changes blanks when it decodes (clean_up_tokenization_spaces in" in note for note in notes)
 
 
-def test_a_tokenizer_that_is_there_is_copied(checkpoint: Path, with_tokenizer: Path) -> None:
-    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
+def test_a_tokenizer_that_is_there_is_copied(checkpoint: Path) -> None:
     check_tokenizer(checkpoint)
     building, notes = made(checkpoint)
     assert notes == ()
     assert (building / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
 
 
-def test_tokens_that_other_files_name_are_said(checkpoint: Path, with_tokenizer: Path) -> None:
-    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
+def test_tokens_that_other_files_name_are_said(checkpoint: Path) -> None:
     size = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab_size()
     named = {"<tool>": size, **{f"<{i}>": size + 1 + i for i in range(9)}, "<odd>": 900}
     (checkpoint / "added_tokens.json").write_text(json.dumps(named))
@@ -133,26 +83,18 @@ def test_tokens_that_other_files_name_are_said(checkpoint: Path, with_tokenizer:
     assert TextTokenizer(building).encode("fox <tool> <odd>") == theirs("fox <tool> <odd>").input_ids
 
 
-def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path, with_tokenizer: Path) -> None:
-    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
+def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path) -> None:
     (checkpoint / "special_tokens_map.json").write_text('{"eos_token": 7}')
     with pytest.raises(LucidError, match=r"special_tokens_map\.json: eos_token must be a text"):
         check_tokenizer(checkpoint)
-    (checkpoint / "tokenizer.json").unlink()  # it will be made from tokenizer.model
-    with pytest.raises(LucidError, match=r"special_tokens_map\.json: eos_token must be a text"):
-        check_tokenizer(checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [((), "Put the model's tokenizer.json into the checkpoint"), (("vocab.json", "merges.txt"), "AutoTokenizer")],
-)
-def test_advice(tmp_path: Path, files: tuple[str, ...], said: str) -> None:
-    from lucid_deploy.artifact.tokenizer import advice
-
-    for name in files:
-        (tmp_path / name).write_text("")
-    assert said in advice(tmp_path)
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json"])
+def test_a_tokenizer_of_another_form_is_refused(tmp_path: Path, name: str) -> None:
+    check_tokenizer(tmp_path)  # none at all is not
+    (tmp_path / name).write_text("")
+    with pytest.raises(LucidError, match=rf"has {name} and no tokenizer\.json\. Make that .*save_pretrained"):
+        check_tokenizer(tmp_path)
 
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -222,11 +164,8 @@ def test_a_difference_is_shown_and_its_remedy_gives_transformers_ids(
     texts = ["<s>start", "a</s> b", "once <s> upon", "<s></s>time", "1234 5678", "the end"]
     assert any(TextTokenizer(before).encode(text) != theirs(text).input_ids for text in texts)
     assert f'python -c "{SAVE}"' in note
-    if kind == "llama":
-        subprocess.run([sys.executable, "-c", SAVE], cwd=source, check=True)
-    else:  # the same, without a process that imports transformers again
-        monkeypatch.chdir(source)
-        exec(SAVE, {})
+    monkeypatch.chdir(source)
+    exec(SAVE, {})
     after, notes = exported(source, "after")
     assert notes == ()
     for text in texts:
@@ -244,4 +183,4 @@ def test_what_transformers_loads_as_it_is_needs_no_comparison(
     for text in ("<s>start", "a</s> b", "the end"):
         assert theirs(text).input_ids == TextTokenizer(source).encode(text)
     monkeypatch.setitem(sys.modules, "transformers", None)  # not imported: it takes seconds
-    assert compare_with_transformers(source, source) == ()
+    assert compare_with_transformers(source) == ()

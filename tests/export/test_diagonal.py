@@ -1,4 +1,4 @@
-"""Training's diagonal in an artifact: graphs against transformers with a solve put into it, warning and records."""
+"""Training's diagonal in an artifact: graphs against transformers with a solve put into it, and records."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ import lucid_deploy as ld
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.range_scan import DiagonalEffect, measure_diagonal
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import MIXED, THREE, random_model
 from tests.model.sequence_runs import check_sequences, token_ids
 from tests.model.test_families import GATE, logits_of
-from tests.parity.recording_models import lucid_model
 
 SMALL_KEYS = 0.05  # what k_proj is multiplied by
 
@@ -51,18 +49,6 @@ def make_mixed(path: Path) -> Any:
     model.config.solved, model.config.training = (0,), True
     model.set_attn_implementation("lucid_dense")
     return model
-
-
-def test_a_padding_token_is_not_what_is_measured(make_checkpoint: Any) -> None:
-    """transformers makes its embedding zero, so that its keys of the first layer are zero too."""
-    found = []
-    for empty in ((), (0, 5, 96)):
-        path = make_checkpoint(str(len(empty)))
-        tensors = load_file(path / "model.safetensors")
-        tensors["model.embed_tokens.weight"][list(empty)] = 0.0
-        save_file(tensors, path / "model.safetensors")
-        found.append(measure_diagonal(Checkpoint(path)))
-    assert found[1].smallest > 1 - 2 * (1 - found[0].smallest) and found[1].difference < 2 * found[0].difference
 
 
 @pytest.mark.slow
@@ -99,35 +85,8 @@ def test_verify_judges_with_the_artifacts_diagonal(make_checkpoint: Any, tmp_pat
     assert found.own_failure is None and str(found.first_failure.tensor) == "layer 0 Y"
 
 
-# The warning
-
-
-def effect(checkpoint: Path) -> DiagonalEffect:
-    return measure_diagonal(Checkpoint(checkpoint))
-
-
-def test_the_effect_is_that_on_the_models_own_keys(make_checkpoint: Any) -> None:
-    """Against L_ii and Y that a model in transformers' class makes of one prompt."""
-    checkpoint = with_small_keys(make_checkpoint())
-    found = effect(checkpoint)
-    smallest, tokens = 1.0, torch.arange(30)[None] % 5
-    rows = {}
-    for name in ("one", "training"):
-        model = lucid_model(checkpoint, name)
-        with torch.no_grad():
-            model(tokens)
-        rows[name] = [layer.self_attn.recorded for layer in model.model.layers]
-    for key, _ in rows["training"]:
-        mean = (key * key).mean(-1)
-        smallest = min(smallest, float(torch.exp(6 * (mean / (mean + 1e-5) - 1)).min()))  # √36
-    change = (rows["training"][0][1] - rows["one"][0][1]).norm() / rows["one"][0][1].norm()
-    assert 0.5 * (1 - smallest) < 1 - found.smallest < 2 * (1 - smallest)
-    assert 0.2 * float(change) < found.difference < 5 * float(change)
-
-
 def test_standard_attention_has_no_diagonal(make_checkpoint: Any, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(attention_type="llama")
-    assert effect(checkpoint) == DiagonalEffect()
     with pytest.raises(LucidError, match="has no LUCID layers, so there is no diagonal to choose"):
         export(checkpoint, tmp_path / "artifact", ExportOptions(diagonal="training"))
     with pytest.raises(LucidError, match="diagonal must be unit or training, not 'one'"):
@@ -150,14 +109,3 @@ def test_manifests_from_before_have_one_on_the_diagonal(artifact_copy: Path) -> 
     path.write_text(json.dumps(manifest))
     with pytest.raises(LucidError, match="diagonal"):
         open_artifact(artifact_copy)
-
-
-def test_the_warning_names_the_remedy(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = with_small_keys(make_checkpoint())
-    artifact = export(checkpoint, tmp_path / "artifact")
-    assert (
-        artifact.manifest.notes == (effect(checkpoint).sentence,)
-        and "--diagonal training" in artifact.manifest.notes[0]
-    )
-    assert b"diagonal" not in artifact.graph_path("prefill").read_bytes(), "no attribute in graphs with 1 on it"
-    assert export(checkpoint, tmp_path / "chosen", ExportOptions(diagonal="training")).manifest.notes == ()

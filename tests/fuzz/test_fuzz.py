@@ -215,7 +215,7 @@ def test_lines_of_answers(lines: list[bytes]) -> None:
     on_disk(b"\n".join(lines), "answers.jsonl", answers)
 
 
-SOME_OPTIONS = ["dtype", "cache", "assume-unused", "quantize", "range-scan", "block-size", "overwrite", "output"]
+SOME_OPTIONS = ["dtype", "cache", "assume-unused", "quantize", "logits", "block-size", "overwrite", "output"]
 assignments = st.dictionaries(st.sampled_from(SOME_OPTIONS) | st.text(max_size=8), values, max_size=4)
 
 

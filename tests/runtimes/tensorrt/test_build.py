@@ -263,7 +263,7 @@ DRAFTS: dict[str, Any] = {"max_batch": 2, "max_context": 64, "prefill_chunk": 16
 
 def test_engines_keep_the_cache_in_fp8(plugin: Path, make_checkpoint: Any, tmp_path: Path) -> None:
     """Read by the plugin in decoding and verifying."""
-    options = ExportOptions("bfloat16", cache="growing", cache_dtype="fp8", range_scan=False)
+    options = ExportOptions("bfloat16", cache="growing", cache_dtype="fp8")
     artifact = export(make_checkpoint(num_hidden_layers=1, head_dim=64), tmp_path / "a", options)
     with pytest.raises(LucidError, match=r"compute capability 8\.6 have no fp8, in which the cache of .* is; 8\.9 and"):
         build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6", "8.9"), **DRAFTS))
