@@ -109,17 +109,16 @@ def _download(
     checkpoint: str | Path, options: ExportOptions, progress: Progress | None
 ) -> tuple[str | Path, dict[str, str] | None]:
     """Return a local checkpoint; for one that was downloaded also where it comes from."""
-    from lucid_deploy.model.hub import HubOptions, fetch, is_on_hub
+    from lucid_deploy.model.hub import fetch, is_on_hub
 
-    hub = options.hub or HubOptions()
-    if not is_on_hub(checkpoint, hub):
+    if not is_on_hub(checkpoint, options.revision):
         return checkpoint, None
     if options.trust_remote_code:
         raise LucidError(
             f"Code of {checkpoint} is not downloaded. Look at it first: hf download {checkpoint} --local-dir DIR, and "
             "export DIR."
         )
-    return fetch(str(checkpoint), hub, options.assume_unused, progress)
+    return fetch(str(checkpoint), options.revision, options.assume_unused, progress)
 
 
 def _try_class(source: Checkpoint, progress: Progress | None) -> tuple[str, ...]:

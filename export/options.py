@@ -16,7 +16,6 @@ from lucid_deploy.plugins.table import DIAGONALS, UNIT
 if TYPE_CHECKING:
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.model.hub import HubOptions
 
 NO_STATIC_FP8 = (
     'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type Float, '
@@ -53,7 +52,7 @@ class ExportOptions:
             linear layer may get an adapter later.
         max_adapter_rank: The largest rank that it has room for; None: that of the adapters.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
-        hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
+        revision: Branch, tag or commit of a checkpoint that is named ``org/name``; None: main.
     """
 
     dtype: str = "float32"
@@ -64,7 +63,7 @@ class ExportOptions:
     quantize: QuantizeOptions | None = None
     calibration: Path | None = None
     assume_unused: tuple[str, ...] = ()
-    hub: HubOptions | None = None
+    revision: str | None = None
     inline: bool = False
     diagonal: str = UNIT
     state_dtype: str = "float32"
@@ -90,7 +89,7 @@ class ExportOptions:
         """Return the options that the manifest records: all that decide what is exported."""
         left_out = {
             "overwrite",
-            "hub",
+            "revision",
             "merge_adapter",
             "adapters",
             "max_adapters",

@@ -164,9 +164,6 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of ``lucid.json``."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **msgspec.to_builtins(asdict(self))}
-        for name in ("forms", "forms_left_out", "adapters"):  # earlier versions read an artifact without these
-            if not data[name]:
-                del data[name]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
@@ -213,9 +210,8 @@ def _advice(directory: Path) -> str:
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
     if unknown := sorted(data.keys() - {item.name for item in fields(Manifest)} - {"format", "format_version"}):
         raise ValueError(f"unknown keys {', '.join(unknown)}")
-    config = {**LucidConfig.added_defaults(), **data["config"]}  # what earlier versions left out
-    LucidConfig.from_dict(config)  # checks what types do not say
-    manifest = msgspec.convert({**data, "config": config}, Manifest)  # exact types: true is no number
+    LucidConfig.from_dict(data["config"])  # checks what types do not say
+    manifest = msgspec.convert(data, Manifest)  # exact types: true is no number
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")

@@ -19,16 +19,12 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.quantization import Method
     from lucid_deploy.export.quantize.options import QuantizeOptions
-    from lucid_deploy.model.hub import HubOptions
     from lucid_deploy.parity.perplexity import TextCost
 
 _QUANTIZATION = (
     *("quantize", "quantize_format", "block_size", "keep_float", "quantize_embeddings", "activations", "method"),
     *("calibration_tokens", "equalize", "head_bits"),
 )
-
-
-_HUB = ("revision", "token_file", "hub_cache", "offline", "hub_endpoint")
 
 
 @click.command("export", cls=Command)
@@ -161,10 +157,6 @@ _HUB = ("revision", "token_file", "hub_cache", "offline", "hub_endpoint")
 )
 @trust_option
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub; default: main.")
-@click.option("--token-file", metavar="FILE", help="Token for private models; default: that of hf auth login.")
-@click.option("--hub-cache", metavar="DIR", help="Folder of the files downloaded from the Hub.")
-@click.option("--offline", is_flag=True, help="Use what was downloaded from the Hub before; contact no server.")
-@click.option("--hub-endpoint", metavar="URL", help="Another Hub than huggingface.co, such as a mirror.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
 def command(checkpoint: str, output: str, json_target: str | None, **given: Any) -> None:
@@ -180,11 +172,9 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
     from lucid_deploy.runtimes.inspection import describe
 
     quantize = _quantize_options({name: given.pop(name) for name in _QUANTIZATION})
-    hub = _read_hub_options({name: given.pop(name) for name in _HUB})
     calibration, opset = given.pop("calibration"), given.pop("opset")
     options = ExportOptions(
         quantize=quantize,
-        hub=hub,
         calibration=None if calibration is None else Path(calibration),
         opset=None if opset is None else int(opset),
         **given,
@@ -252,25 +242,3 @@ def _quantize_options(given: dict[str, Any]) -> QuantizeOptions | None:
         "Add --quantize int8, int4, fp8 or nvfp4 (stored, where the checkpoint is quantized already), or leave it out.",
     )
     return None
-
-
-def _read_hub_options(values: dict[str, Any]) -> HubOptions:
-    """Return the options of the Hub, given their values by :data:`_HUB`."""
-    from lucid_deploy.model.hub import HubOptions
-    from lucid_deploy.serving.security import read_secrets
-
-    endpoint, token = values["hub_endpoint"], values["token_file"]
-    if values["revision"] == "":
-        raise LucidError("--revision is empty: name a branch, a tag or a commit, or leave it out.")
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise LucidError(f"--hub-endpoint {endpoint} is no address: it begins with https:// or http://")
-    tokens = [None] if token is None else read_secrets("--token-file", token)
-    if len(tokens) != 1:
-        raise LucidError(f"--token-file {token} holds no token: it is one line of ASCII without blanks.")
-    return HubOptions(
-        revision=values["revision"],
-        token=tokens[0],
-        cache=None if values["hub_cache"] is None else Path(values["hub_cache"]),
-        offline=values["offline"],
-        endpoint=None if endpoint is None else endpoint.rstrip("/"),
-    )

@@ -43,13 +43,6 @@ _SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Fields of artifacts of earlier versions, when Granite, Qwen3-Next and others had code here; their graphs have them.
-_GONE = frozenset(
-    """
-    attention_gate attention_scale embedding_multiplier logits_divisor mixture mixture_layers residual_multiplier
-    rotary_width window_rope_theta
-    """.split()  # noqa: SIM905 (a table)
-)
 
 
 @dataclass(frozen=True)
@@ -195,12 +188,6 @@ class LucidConfig:
         return builtins
 
     @classmethod
-    def added_defaults(cls) -> dict[str, Any]:
-        """Return the fields that artifacts of earlier versions lack, with the defaults for them."""
-        names = [item.name for item in fields(cls)]
-        return {name: getattr(cls, name, {}) for name in names[names.index("layer_kinds") :]}
-
-    @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LucidConfig:
         """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``).
 
@@ -208,10 +195,8 @@ class LucidConfig:
             KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
         """
         names = {item.name for item in fields(cls)}
-        data = {name: value for name, value in data.items() if name not in _GONE}
-        missing = names - cls.added_defaults().keys() - data.keys()
-        if missing or data.keys() - names:
-            raise KeyError(f"fields {', '.join(sorted(missing | (data.keys() - names)))}")
+        if wrong := names ^ data.keys():
+            raise KeyError(f"fields {', '.join(sorted(wrong))}")
         config = msgspec.convert(data, cls)
         if (problem := config.problem()) is not None:
             raise ValueError(problem)

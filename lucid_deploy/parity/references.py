@@ -59,11 +59,6 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_rem
         for field in fields(artifact.config)
         if getattr(artifact.config, field.name) != getattr(source.config, field.name)
     ]
-    if source.config.class_config and not artifact.config.class_config:
-        raise LucidError(
-            f"{artifact.directory} was exported by an earlier version, which had code of its own for "
-            f"{artifact.config.family}. It runs as before; to verify it, export the checkpoint again."
-        )
     if differing:
         raise LucidError(
             f"{artifact.directory} was not exported from {source.directory}: {'; '.join(differing)}. Name the right "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3TextConfig
 
 import lucid_deploy as ld
-from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -91,21 +89,3 @@ def test_standard_attention_has_no_diagonal(make_checkpoint: Any, tmp_path: Path
         export(checkpoint, tmp_path / "artifact", ExportOptions(diagonal="training"))
     with pytest.raises(LucidError, match="diagonal must be unit or training, not 'one'"):
         export(checkpoint, tmp_path / "artifact", ExportOptions(diagonal="one"))
-
-
-# Records
-
-
-def test_manifests_from_before_have_one_on_the_diagonal(artifact_copy: Path) -> None:
-    path = artifact_copy / "lucid.json"
-    manifest = json.loads(path.read_text())
-    del manifest["config"]["diagonal"]
-    for layer in manifest["layers"]:
-        del layer["diagonal"]
-    path.write_text(json.dumps(manifest))
-    artifact = open_artifact(artifact_copy)
-    assert artifact.config.diagonal == "unit" and artifact.manifest.layers[0].diagonal == "unit"
-    manifest["config"]["diagonal"] = "two"
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(LucidError, match="diagonal"):
-        open_artifact(artifact_copy)

@@ -23,8 +23,6 @@ class Repository:
     commits: dict[str, dict[str, bytes]]
     refs: dict[str, str]
     token: str | None = None
-    gated: bool = False
-    status: int | None = None  # answer everything with it
     broken: str | None = None  # a file of which half comes
     short: str | None = None  # a file that is half as long as the list of files says
 
@@ -52,12 +50,22 @@ class Hub:
 
 
 @contextmanager
-def serve_hub() -> Iterator[Hub]:
-    """Run a stand-in on a free port of 127.0.0.1, reached even where other tests have forbidden the network."""
+def serve_hub(cache: Path) -> Iterator[Hub]:
+    """Run a stand-in on a free port of 127.0.0.1, which huggingface_hub takes for the Hub, with its cache in a folder.
+
+    It is reached even where other tests have forbidden the network.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+            patch.delenv(name, raising=False)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
         with _serving(Hub()) as hub:
+            patch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+            patch.setattr(
+                "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+                f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            )
             yield hub
 
 
@@ -97,12 +105,8 @@ def _serving(hub: Hub) -> Iterator[Hub]:
             repository = hub.repositories.get(name)
             if repository is None:
                 return self.send(404, b"{}", X_Error_Code="RepoNotFound")
-            if repository.status is not None:
-                return self.send(repository.status, b"{}")
             if repository.token and self.headers.get("Authorization") != f"Bearer {repository.token}":
                 return self.send(401, b"{}")
-            if repository.gated:
-                return self.send(403, b"{}", X_Error_Code="GatedRepo")
             commit = repository.refs.get(rest[0], rest[0]) if rest else repository.refs["main"]
             if commit not in repository.commits:
                 return self.send(404, b"{}", X_Error_Code="RevisionNotFound")

@@ -129,8 +129,3 @@ def test_from_dict_refuses_fields_that_are_missing_or_unknown(key: str) -> None:
     data = {**data, key: 1} if key not in data else {name: value for name, value in data.items() if name != key}
     with pytest.raises(KeyError, match=key):
         LucidConfig.from_dict(data)
-
-
-def test_fields_of_families_that_had_code_here_are_read() -> None:
-    old = {**parse().to_dict(), "family": "granite", "residual_multiplier": 0.2, "window_rope_theta": None}
-    assert LucidConfig.from_dict(old).family == "granite"

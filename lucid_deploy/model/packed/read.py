@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,7 @@ from lucid_deploy.model.packed.settings import METHODS
 from lucid_deploy.model.packed.weight import FloatWeight, PackedWeight
 
 KEY = "quantization_config"
-OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
 MODELOPT_FILE = "hf_quant_config.json"  # of NVIDIA's ModelOpt
-_OPTIONAL = ("sym", "desc_act", "static_groups")  # compared only where both files have them
 
 
 def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], PackedLayout | None]:
@@ -27,13 +24,10 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     """
     if (directory / MODELOPT_FILE).is_file():  # its config.json may say nothing
         raise LucidError(_unsupported(directory, f"modelopt ({MODELOPT_FILE})"))
-    older = _older_settings(directory)
-    settings = raw.get(KEY) or older
+    settings = raw.get(KEY)
     if not settings:
         return raw, None
     layout = _layout_of(settings, directory)
-    if older and settings is not older:
-        _compare_settings(settings, older, directory)
     return {key: value for key, value in raw.items() if key != KEY}, layout
 
 
@@ -52,28 +46,6 @@ def _unsupported(directory: Path, method: Any) -> str:
         f"{directory} is quantized by {method}, which is not supported; {', '.join(METHODS)} are. Use the checkpoint "
         "that it was made from, or one of these."
     )
-
-
-def _older_settings(directory: Path) -> dict[str, Any] | None:
-    """Return the settings in the file of AutoGPTQ and gptqmodel; None if there is none."""
-    path = directory / OLDER_FILE
-    if not path.is_file():
-        return None
-    try:
-        return {"quant_method": "gptq", **json.loads(path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise LucidError(f"{path} cannot be read: {error}") from error
-
-
-def _compare_settings(settings: dict[str, Any], older: dict[str, Any], directory: Path) -> None:
-    """Compare ``config.json`` with the older file, which gptqmodel reads in its place."""
-    ignored = {key for key in _OPTIONAL if settings.get(key) is None or older.get(key) is None}
-    first, second = ({key: given[key] for key in given if key not in ignored} for given in (settings, older))
-    if _layout_of(first, directory) != _layout_of(second, directory):
-        raise LucidError(
-            f"{directory} has {KEY} in config.json, which transformers reads, and other settings in {OLDER_FILE}, "
-            "which gptqmodel reads. Remove the one that is wrong."
-        )
 
 
 @dataclass(frozen=True)

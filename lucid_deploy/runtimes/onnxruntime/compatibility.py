@@ -10,9 +10,8 @@ from pathlib import Path
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 
-# Its Attention gives query head h the key/value head h mod KV, not h // (H / KV); the logits are off by their own size.
-_WRONG_HEADS = "1.23.0"
-_FIRST = (1, 23)  # older ones do not know opset 23
+# The Attention of 1.23.0 pairs grouped heads wrongly: logits are off by their own size. Older ones lack opset 23.
+_FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 _FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
 _QUANTIZES = (1, 25)  # a version that has QuantizeLinear of opset 23; 1.23.1 does not, 1.24 was not tried
@@ -36,16 +35,8 @@ def check_version(version: str, artifact: Artifact) -> None:
     """Refuse versions of onnxruntime that load an artifact and give wrong numbers, or none."""
     if _numbers(version) < _FIRST:
         raise LucidError(
-            f"onnxruntime {version} is too old for {artifact.directory}: it does not know opset 23. Install another "
-            'version: pip install "onnxruntime>=1.23.1"'
-        )
-    config = artifact.config
-    grouped = 1 < config.num_key_value_heads < config.num_attention_heads
-    if version == _WRONG_HEADS and grouped:
-        raise LucidError(
-            f"onnxruntime {version} gives wrong logits for {artifact.directory}: it pairs the "
-            f"{config.num_attention_heads} query heads with other key/value heads than the model does. Install another "
-            'version: pip install "onnxruntime>=1.23.1"'
+            f"onnxruntime {version} computes graphs wrongly or not at all. Install another version: pip install "
+            '"onnxruntime>=1.23.1"'
         )
     if _numbers(version) < _STATIC and artifact.writes_in_place:
         raise LucidError(
@@ -61,8 +52,8 @@ def check_version(version: str, artifact: Artifact) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version; builds of one's own add words behind them."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    """Return the first three numbers of a version; builds of one's own add words behind them."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
     import openvino
@@ -22,19 +21,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _DEVICE = "CPU"
-# 2026.3 loads them and gives no row of logits; 2026.2 has no RMSNormalization; older ones refuse Pad with axes.
-_FIRST = (2026, 4)
 # Its import sends an event to Google Analytics, and keeps an identifier in ~/intel, unless that package is missing.
 _TELEMETRY = "openvino_telemetry"
-
-
-def check_version(version: str) -> None:
-    """Check that a version of OpenVINO computes inlined graphs correctly."""
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _FIRST:
-        raise LucidError(
-            f"OpenVINO {version} does not run exported graphs correctly; the first that does is 2026.4. Install "
-            'another version: pip install "openvino>=2026.4,<2027"'
-        )
 
 
 def import_openvino() -> ModuleType:

@@ -11,7 +11,7 @@ from lucid_deploy.artifact import STAGES, VERIFY, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.graph_sessions import ArrayLayers, ArtifactSession, BoundStep, StaticSession
 from lucid_deploy.runtimes.openvino import CAPABILITIES
-from lucid_deploy.runtimes.openvino.compiled_graph import CompiledGraph, check_version, import_openvino
+from lucid_deploy.runtimes.openvino.compiled_graph import CompiledGraph, import_openvino
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, NewTokens
 
@@ -25,7 +25,6 @@ class OpenVinoSession(ArtifactSession[Array]):
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
-        check_version(import_openvino().__version__)
         if artifact.manifest.cache == "static" and artifact.writes_in_place:
             raise LucidError(
                 f"OpenVINO cannot write into the static cache of {artifact.directory}: it has no operator "

@@ -290,24 +290,6 @@ def test_values_of_e4m3_that_are_refused(change: Any, message: str) -> None:
         compressed_layout(SCHEMES["static"]).read({**stored("static")[0], **change})
 
 
-def test_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
-    """transformers reads config.json and gptqmodel the other file: they may differ in what one leaves out only."""
-    meant, path, name = write_packed(tmp_path / "c", "gptq"), tmp_path / "c" / "quantize_config.json", f"{UP}.weight"
-    for more in ({}, {"sym": True, "checkpoint_format": "gptq", "true_sequential": True}):
-        path.write_text(json.dumps({"bits": 4, "group_size": 16, **more}))
-        assert Checkpoint(tmp_path / "c").tensor(name).double().equal(meant[name])
-    for more in ({"checkpoint_format": "gptq_v2"}, {"sym": False}, {"group_size": 32}, {"bits": 8}):
-        path.write_text(json.dumps({"bits": 4, "group_size": 16, **more}))
-        with pytest.raises(LucidError, match=r"and other settings in quantize_config\.json"):
-            Checkpoint(tmp_path / "c")
-    change_settings(tmp_path / "c", None)
-    path.write_text(json.dumps({"bits": 4, "group_size": 16, "sym": True}))
-    assert Checkpoint(tmp_path / "c").tensor(name).double().equal(meant[name])
-    path.write_text("{")
-    with pytest.raises(LucidError, match=r"quantize_config\.json cannot be read"):
-        Checkpoint(tmp_path / "c")
-
-
 def test_missing_and_doubled_parts_are_named(tmp_path: Path) -> None:
     write_packed(tmp_path / "c", "awq")
     change_tensors(tmp_path / "c", lambda tensors: tensors.update({f"{UP}.weight": torch.zeros(112, 64)}))
