@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -73,14 +72,6 @@ def atomic_folders(*targets: Path, overwrite: bool = True) -> Iterator[list[Path
         with suppress(OSError):  # the first that holds something stays, and those above it
             for folder in missing:
                 folder.rmdir()
-
-
-def leftovers(target: Path) -> list[Path]:
-    """Return what commands that write a target left beside it when they were killed, or are filling just now."""
-    named = re.compile(re.escape(target.name) + r"\.(tmp|old)-[0-9a-f]{8}")
-    with suppress(OSError):
-        return sorted(path for path in target.absolute().parent.iterdir() if named.fullmatch(path.name))
-    return []
 
 
 def _put_in_place(new: dict[Path, Path], overwrite: bool) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy import files
-from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import atomic_folders, atomic_write, temporary_sibling
 
@@ -117,8 +116,6 @@ def test_an_old_folder_that_cannot_be_moved_back_is_kept(tmp_path: Path, monkeyp
         filled(building, "new")
     (kept,) = tmp_path.iterdir()
     assert kept.name.startswith("out.old-") and (kept / "file").read_text() == "old"
-    with pytest.raises(LucidError, match=f"no such directory. A command that was killed left {kept.name} beside it"):
-        open_artifact(target)
 
 
 @pytest.mark.parametrize("call", ["exchange", "first rename", "second rename"])
@@ -150,9 +147,6 @@ with files.atomic_folders(Path(sys.argv[1])) as (building,):
         "second rename": {"out": "new", "out.old": "old"},
     }
     assert left == wanted[call]
-    if call == "first rename":
-        with pytest.raises(LucidError, match=r"left out.old-\w+ and out.tmp-\w+ beside it"):
-            open_artifact(tmp_path / "out")
 
 
 def test_what_exists_is_replaced_only_if_asked_for(way: str, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from msgspec import Meta
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError, reading
-from lucid_deploy.files import leftovers
 from lucid_deploy.json_fields import finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
@@ -172,7 +171,7 @@ def read_manifest(directory: Path) -> Manifest:
     if directory.is_file():
         raise LucidError(f"{directory} is a file; an artifact is a directory. Make one with: lucid-deploy export")
     if not directory.is_dir():
-        raise LucidError(f"There is no artifact at {directory}: no such directory.{_advice(directory)}")
+        raise LucidError(f"There is no artifact at {directory}: no such directory. Make one with: lucid-deploy export")
     path = directory / MANIFEST
     if not path.is_file():
         hint = " It looks like a checkpoint; export it first." if (directory / "config.json").is_file() else ""
@@ -197,14 +196,6 @@ def read_manifest(directory: Path) -> Manifest:
         return _parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise LucidError(f"{path} is damaged: {error!r}. Export it again.") from error
-
-
-def _advice(directory: Path) -> str:
-    """Name what a killed command left beside a missing artifact: the old one or the new one."""
-    if left := leftovers(directory):
-        names = " and ".join(path.name for path in left)
-        return f" A command that was killed left {names} beside it: rename the one to keep."
-    return " Make one with: lucid-deploy export"
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:

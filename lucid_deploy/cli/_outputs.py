@@ -12,9 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.cli._console import note
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import leftovers
 
 # Parameters of commands that are written. What exists under the value of any other is taken to be read.
 OUTPUTS = {
@@ -51,8 +49,6 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
         if place in written and not _is_device(place):
             raise LucidError(f"{option} {path} is what {written[place]} writes too. Choose another output.")
         written[place] = option
-        for left in leftovers(place):
-            note(f"Note: {left} was left by a command that was killed, unless one is running now. Delete it.")
     for option, path in outputs:
         if option in FILES + FOLDERS and not written.keys() & set(_real(path).parents):  # which the command makes
             _check_writable(option, path)

@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Meta
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config_file import Flag, Size, Text, checked, read_object
+from lucid_deploy.model.config_file import Size, checked, read_object
 from lucid_deploy.model.tensor_files import ADAPTER, open_safetensors
 from lucid_deploy.model.variants import listed
 
@@ -27,22 +26,20 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PARTS = re.compile(r"(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B))")
-_Number = Annotated[float, Meta(description="a number")]
-_Numbers = Annotated[dict[str, _Number], Meta(description="numbers by names of modules")]
 
 
 class _AdapterFile(msgspec.Struct, kw_only=True, frozen=True):
     """The keys of ``adapter_config.json`` that decide what an adapter computes, with PEFT's defaults."""
 
-    peft_type: Text
+    peft_type: str
     r: Size = 8
-    lora_alpha: _Number = 8
-    use_rslora: Flag = False
-    fan_in_fan_out: Flag = False
-    rank_pattern: Annotated[dict[str, Size], Meta(description="ranks by names of modules")] = {}
-    alpha_pattern: _Numbers = {}
-    init_lora_weights: Annotated[bool | str, Meta(description="true, false or a name")] = True
-    base_model_name_or_path: Text = ""
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, Size] = {}
+    alpha_pattern: dict[str, float] = {}
+    init_lora_weights: bool | str = True
+    base_model_name_or_path: str = ""
 
 
 # Keys that only matter while an adapter is trained, or that say what its tensors say too.

@@ -6,7 +6,6 @@ it. So a configuration is accepted only if each of its keys is in one of the tab
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Callable, Collection
 from typing import Any
@@ -129,7 +128,6 @@ _ROPE_CHANGES = frozenset(
     """.split()  # noqa: SIM905 (a table)
 )
 _ROPE_KNOWN = _ROPE_CHANGES.union(_ROPE_ALWAYS)
-_SIMILAR = 0.8  # of difflib's ratio: one or two letters of a key's name
 
 
 def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> Family:
@@ -229,10 +227,8 @@ def check_lucid_keys(raw: dict[str, Any], where: str, own: Collection[str] = ())
         )
     found = [key for key in LUCID_KEYS if raw.get(key) is not None and key not in own]
     if found and attention is None:
-        near = difflib.get_close_matches("attention_type", raw.keys() - KNOWN, 1, _SIMILAR)
-        hint = f" Is {near[0]} a misspelling of it?" if near else ""
         raise LucidError(
-            f"{where}: attention_type is missing, beside {', '.join(found)} of LUCID's configuration.{hint} Set it to "
+            f"{where}: attention_type is missing, beside {', '.join(found)} of LUCID's configuration. Set it to "
             "lucid, or to llama for standard attention."
         )
 
@@ -282,21 +278,13 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
 
 
 def _unknown_message(raw: dict[str, Any], where: str, unknown: list[str]) -> str:
-    named = [f"{clipped(key)} is {_shown(value_of(raw, key))}{_likely(key, _known(raw))}" for key in unknown]
+    named = [f"{clipped(key)} is {_shown(value_of(raw, key))}" for key in unknown]
     they = "This key is" if len(unknown) == 1 else "These keys are"
     way = " ".join(f"--assume-unused {clipped(key)}" for key in unknown)
     return (
         f"{where}: {'; '.join(named)}. {they} not known here, and if the model's own code computes something from it, "
         f"the answers would be wrong. Correct a misspelling; if that code leaves it unused, export with {way}"
     )
-
-
-def _likely(key: str, known: frozenset[str]) -> str:
-    """Return a hint with the known key that is spelled alike."""
-    outer, _, inner = key.partition(".")
-    inside = outer in ROPE_BLOCKS and inner
-    near = difflib.get_close_matches(inner if inside else key, _ROPE_KNOWN if inside else known, 1, _SIMILAR)
-    return f" (is {near[0]} meant?)" if near else ""
 
 
 def _shown(value: Any, limit: int = 60) -> str:

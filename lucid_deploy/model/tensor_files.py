@@ -83,21 +83,12 @@ def _without_safetensors(directory: Path) -> str:
     """Return the error for a directory without safetensors, with how to make them."""
     if (directory / "lucid.json").is_file():
         return f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from."
-    beside = "and put config.json and the tokenizer beside them."
-    if (directory / "zero_to_fp32.py").is_file():
+    if any(
+        file for kind in ("*.bin", "*.pt", "*.pth", "zero_to_fp32.py", "**/*.distcp") for file in directory.glob(kind)
+    ):
         return (
-            f"{directory} is a checkpoint of DeepSpeed, whose shards are pickled. Make safetensors with its script, "
-            f"python zero_to_fp32.py . OUTPUT --safe_serialization, {beside}"
-        )
-    if any(directory.glob("*.distcp")) or any(directory.glob("*/*.distcp")):
-        return (
-            f"{directory} is a sharded checkpoint of FSDP. Merge it into safetensors, accelerate merge-weights "
-            f"DIRECTORY_OF_SHARDS OUTPUT, {beside}"
-        )
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
-        return (
-            f"{directory} holds pickled weights only. Pickle can run code, so it is not read; save the checkpoint as "
-            "safetensors (transformers: save_pretrained(..., safe_serialization=True))."
+            f"{directory} holds pickled weights or a trainer's shards. Pickle can run code, so it is not read; save "
+            "the checkpoint as safetensors (transformers: save_pretrained)."
         )
     shards = sorted(path.name for path in directory.glob("model-*-of-*.safetensors"))
     if shards:

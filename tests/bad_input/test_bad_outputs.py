@@ -129,7 +129,5 @@ def test_an_interrupted_export(
     if number != signal.SIGKILL:  # which leaves a folder for the user to delete
         assert not output.parent.exists()
         return
-    (left,) = output.parent.iterdir()
-    again = CliRunner().invoke(main, [word for word in command[3:] if word != "--quiet"])
-    assert again.exit_code == 0 and f"Note: {left} was left by a command that was killed" in again.stderr
+    assert CliRunner().invoke(main, command[3:]).exit_code == 0
     assert (output / "lucid.json").is_file() and len(list(output.parent.iterdir())) == 2

@@ -69,7 +69,6 @@ def test_a_key_that_no_table_lists_is_refused_and_the_way_past_it_is_named() -> 
 def test_a_misspelt_attention_type_is_not_standard_attention() -> None:
     message = refusal(attention_typ="lucid", which_rmsnorm="exp_k_norm")
     assert "attention_type is missing, beside which_rmsnorm" in message
-    assert "Is attention_typ a misspelling of it?" in message
 
 
 @pytest.mark.parametrize("key", ["use_beta", "use_rope", "which_rmsnorm", "use_token_grad_clip", "use_qknorm"])
@@ -92,9 +91,9 @@ BLOCKS = pytest.mark.parametrize("block", ["rope_scaling", "rope_parameters"])
         ({"rope_type": "default", "mrope_section": [2, 2]}, "mrope_section is [2, 2]"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention is {"),
         ({"rope_type": "default", "zeta": 1}, "zeta is 1. This key is not known here"),
-        ({"rope_type": "default", "rope_thet": 1}, "rope_thet is 1 (is rope_theta meant?)"),
-        ({"rope_type": ["linear"]}, "rope_type must be a string, not ['linear']"),
-        ({"rope_type": "linear", "factor": True}, "factor must be a positive number, not True"),
+        ({"rope_type": "default", "rope_thet": 1}, "rope_thet is 1. This key is not known here"),
+        ({"rope_type": ["linear"]}, "Expected `str`, got `array` - at `$.rope_type`"),
+        ({"rope_type": "linear", "factor": True}, "Expected `float`, got `bool` - at `$.factor`"),
     ],
 )
 def test_keys_of_rope_blocks_are_checked_too(block: str, inside: dict[str, Any], said: str) -> None:

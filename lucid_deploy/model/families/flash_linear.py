@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
-from msgspec import Meta
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, Positive, Size
-from lucid_deploy.model.config_file import Flag, Whole, checked
+from lucid_deploy.model.config_file import Whole, checked
 from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
 from lucid_deploy.model.layers.delta_settings import check_kernel
 
@@ -50,12 +49,12 @@ class FlashKeys(msgspec.Struct, kw_only=True, frozen=True):
     num_heads: Size
     expand_v: Positive = 1.0
     conv_size: Whole = 4
-    use_short_conv: Flag = True
-    use_gate: Flag = False
-    allow_neg_eigval: Flag = False
+    use_short_conv: bool = True
+    use_gate: bool = False
+    allow_neg_eigval: bool = False
     attn: Any = None
     attnres_block_size: Any = None
-    conv_bias: Flag = False
+    conv_bias: bool = False
 
 
 class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -64,8 +63,8 @@ class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     layers: list[Whole]
     num_heads: Size
     num_kv_heads: Size | None = None
-    qkv_bias: Flag = False
-    qk_norm: Flag = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
     window_size: Size | None = None
     rope_theta: Positive = 10000.0
 
@@ -193,9 +192,9 @@ def _refuse(keys: Any, where: str) -> None:
 
 class _DeltaKeys(FlashKeys, kw_only=True, frozen=True):
     expand_k: Positive = 1.0
-    use_beta: Flag = True
-    qk_norm: Annotated[Literal["l2"], Meta(description="l2")] = "l2"
-    qk_activation: Annotated[Literal["silu"], Meta(description="silu")] = "silu"
+    use_beta: bool = True
+    qk_norm: Literal["l2"] = "l2"
+    qk_activation: Literal["silu"] = "silu"
 
 
 class _DeltaNet(FlashLinearFamily):
@@ -231,12 +230,10 @@ class _DeltaNet(FlashLinearFamily):
 
 class _GatedKeys(FlashKeys, kw_only=True, frozen=True):
     expand_v: Positive = 2.0
-    use_gate: Flag = True
+    use_gate: bool = True
     head_dim: Size = 256
     num_v_heads: Size | None = None
-    output_gate_activation: Annotated[
-        Literal["swish", "silu", "sigmoid"], Meta(description="swish, silu or sigmoid")
-    ] = "swish"
+    output_gate_activation: Literal["swish", "silu", "sigmoid"] = "swish"
 
 
 class _GatedDeltaNet(FlashLinearFamily):

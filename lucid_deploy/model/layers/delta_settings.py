@@ -14,14 +14,14 @@ from lucid_deploy.cache.layout import CacheTensor, LayerLayout
 from lucid_deploy.cache.storage import SCALED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import Size
-from lucid_deploy.model.config_file import Flag, checked
+from lucid_deploy.model.config_file import checked
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
 
 LARGEST_KERNEL = 64
-_Kernel = Annotated[int, Meta(ge=0, le=LARGEST_KERNEL, description="0, or a whole number of at least 2")]
-_Gate = Annotated[Literal["none", "silu", "sigmoid"], Meta(description="none, silu or sigmoid")]
+_Kernel = Annotated[int, Meta(ge=0, le=LARGEST_KERNEL)]
+_Gate = Literal["none", "silu", "sigmoid"]
 
 
 class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -33,9 +33,9 @@ class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     value_width: Size  # width of a value head
     kernel: _Kernel = 4  # how many tokens the short convolutions see, the newest included; 0: there are none
     gate: _Gate = "none"  # what the output gate goes through, silu or sigmoid; none: there is no gate
-    has_beta: Flag = True  # whether β comes from the token; false: it is 1
+    has_beta: bool = True  # whether β comes from the token; false: it is 1
     # whether β is doubled, which lets a step turn the sign of what the state holds of a key
-    negative_eigenvalues: Flag = False
+    negative_eigenvalues: bool = False
 
     @property
     def key_channels(self) -> int:

@@ -30,7 +30,7 @@ from lucid_deploy.model.config import (
     Positive,
     check_shape,
 )
-from lucid_deploy.model.config_file import Flag, Names, Text, Tokens, checked, token_ids
+from lucid_deploy.model.config_file import Tokens, checked, token_ids
 from lucid_deploy.model.config_keys import CHANGES, LUCID_KEYS, NO_EFFECT, ROPE_BLOCKS, check_lucid_keys
 from lucid_deploy.model.transformers_class.delta_layers import KIND, DeltaLayer, put_delta_layers
 from lucid_deploy.model.transformers_class.module import (
@@ -74,13 +74,13 @@ _STANDARD_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
     """LUCID's keys, which the class does not read."""
 
-    attention_type: Text = "llama"
-    which_rmsnorm: Text = "exp_k_norm"
-    use_rope: Flag = True
-    use_beta: Flag = False
-    use_qknorm: Flag = False
+    attention_type: str = "llama"
+    which_rmsnorm: str = "exp_k_norm"
+    use_rope: bool = True
+    use_beta: bool = False
+    use_qknorm: bool = False
     lucid_layers: list[int] | None = None
-    layer_kinds: Names = []
+    layer_kinds: list[str] = []
     rms_norm_eps: Positive = 1e-6
     bos_token_id: Tokens = []
     eos_token_id: Tokens = []
