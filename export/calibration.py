@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 ROW = 512  # tokens of a row at most; the last one may be shorter
 SEED = 0  # of the choice of rows, where there are more than are wanted
 HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: so many, and one of so many at most
-UNKNOWN_SHARE = 0.5  # of tokens that the vocabulary has no word for: with more, the text is another model's
-TOKEN_IDS = ".jsonl"  # what the name of a file of token ids ends with
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,28 +37,20 @@ class CalibrationRows:
 
 
 def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
-    """Yield the lines of a calibration file that have tokens, int64 ``(N,)`` each.
-
-    Args:
-        path: UTF-8 text; or, if its name ends with ``.jsonl``, a list of token ids in each line.
-    """
+    """Yield the lines of a calibration file, UTF-8 text, that have tokens: int64 ``(N,)`` each."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise LucidError(
             f"The calibration text {path} is no file but a pipe or a device, which cannot be read again. Save it first."
         )
-    as_ids = path.suffix == TOKEN_IDS
-    tokenizer = None if as_ids else _tokenizer(checkpoint)
-    found = False
+    tokenizer, found = _tokenizer(checkpoint), False
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    ids = _ids(line, path, number) if tokenizer is None else tokenizer.encode(line.strip())
-                    row = np.array(ids, dtype=np.int64)
-                    _check_vocabulary(checkpoint, row, path, number, as_ids)
-                    if len(row):
-                        found = True
-                        yield row
+            for line in file:
+                row = np.array(tokenizer.encode(line.strip()) if line.strip() else [], dtype=np.int64)
+                _check_vocabulary(checkpoint, row)
+                if len(row):
+                    found = True
+                    yield row
     except UnicodeDecodeError as error:
         raise LucidError(f"{path} is no UTF-8 text (byte {error.start}); --calibration takes a text file.") from error
     except OSError as error:
@@ -88,8 +77,6 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) 
             f"--calibration-tokens {most} is too few: this model needs at least {least}, as many as its "
             "widest layer has inputs."
         )
-    if path.suffix != TOKEN_IDS:
-        _check_known(checkpoint, joined, path)
     width = min(ROW, checkpoint.config.max_position_embeddings)
     rows = _cut(joined, width)
     order = np.random.default_rng(SEED).permutation(len(rows) - 1)  # of whole rows; the last may be short
@@ -134,41 +121,15 @@ def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
 
     if not (checkpoint.directory / "tokenizer.json").is_file():
         raise LucidError(
-            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Leave it out, or give a file "
-            f"*{TOKEN_IDS} with a list of token ids in each line."
+            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Put it there, or leave that out."
         )
     return TextTokenizer(checkpoint.directory)
 
 
-def _ids(line: str, path: Path, number: int) -> list[int]:
-    try:
-        ids = json.loads(line)
-    except (ValueError, RecursionError):
-        ids = None
-    if not isinstance(ids, list) or not all(type(item) is int and abs(item) < 2**62 for item in ids):
-        raise LucidError(f"{path}, line {number} is no list of token ids, such as [1, 17, 4].")
-    return ids
-
-
-def _check_vocabulary(checkpoint: Checkpoint, row: Array, path: Path, number: int, as_ids: bool) -> None:
-    size = checkpoint.config.vocab_size
-    outside = row[(row < 0) | (row >= size)]
-    if len(outside) == 0:
-        return
-    if as_ids:
-        raise LucidError(f"{path}, line {number}: token id {outside[0]} is outside the vocabulary (0 to {size - 1}).")
-    raise LucidError(
-        f"The tokenizer of {checkpoint.directory} gives token id {outside.max()}, outside the vocabulary (0 to "
-        f"{size - 1}): it is another model's."
-    )
-
-
-def _check_known(checkpoint: Checkpoint, joined: Array, path: Path) -> None:
-    """Refuse a text whose words are mostly unknown to the tokenizer."""
-    unknown = _tokenizer(checkpoint).unknown_id
-    share = 0.0 if unknown is None else float((joined == unknown).mean())
-    if share > UNKNOWN_SHARE:
+def _check_vocabulary(checkpoint: Checkpoint, row: Array) -> None:
+    size, largest = checkpoint.config.vocab_size, row.max(initial=0)
+    if largest >= size:
         raise LucidError(
-            f"The tokenizer of {checkpoint.directory} has no token for {share:.0%} of the calibration text {path}: it "
-            "is for another model. Give text of the kind that this one reads."
+            f"The tokenizer of {checkpoint.directory} gives token id {largest}, outside the vocabulary (0 to "
+            f"{size - 1}): it is another model's."
         )

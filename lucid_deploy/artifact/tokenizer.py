@@ -197,13 +197,14 @@ class TextTokenizer:
 
         A vocabulary of whole words, such as the bundled model's, reads all of them as one token.
         """
-        unknown = self.unknown_id
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        unknown = None if name is None else self._tokenizer.token_to_id(name)
         if unknown is None:
             return []
         found = self._encoding(text, add_special_tokens=False)
         places = zip(found.ids, found.offsets, strict=True)
         words = [text[start:end] for token, (start, end) in places if token == unknown]
-        return list(dict.fromkeys(word for word in words if word != self._tokenizer.model.unk_token))
+        return list(dict.fromkeys(word for word in words if word != name))
 
     def is_special(self, token: int) -> bool:
         """Whether ``decode`` leaves out a token by default."""
@@ -218,13 +219,6 @@ class TextTokenizer:
         """Return the id of a named token, such as ``bos_token``; None if no file names one."""
         text = self._named.get(name)
         found: int | None = None if text is None else self._tokenizer.token_to_id(text)
-        return found
-
-    @property
-    def unknown_id(self) -> int | None:
-        """The id of the token for unknown words; None if there is none."""
-        name = getattr(self._tokenizer.model, "unk_token", None)
-        found: int | None = None if name is None else self._tokenizer.token_to_id(name)
         return found
 
     def is_added(self, token: int) -> bool:

@@ -36,11 +36,6 @@ class Layer(nn.Module):
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), present
 
-    @property
-    def mlp_norm(self) -> nn.Module:
-        """The norm before the MLP: its input is the residual stream after attention."""
-        return self.post_attention_layernorm
-
 
 def make_layer(config: LucidConfig, index: int, implementation: str) -> Layer:
     """Make a layer of the model's family; arguments as :meth:`Family.layer`."""

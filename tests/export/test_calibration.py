@@ -13,6 +13,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import calibration_rows, held_out_rows, read_lines
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
+from tests.number_words import write_number_words, write_numbers
 
 LINE = "fox has red lamp, owl has blue cup. fox has red lamp"
 
@@ -36,10 +37,11 @@ def test_text_is_read_by_the_checkpoints_tokenizer(tmp_path: Path) -> None:
     }
 
 
-def test_token_ids_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any) -> None:
-    path, checkpoint = tmp_path / "ids.jsonl", Checkpoint(make_checkpoint())
+def test_rows_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any) -> None:
+    checkpoint = Checkpoint(make_checkpoint())
+    write_number_words(checkpoint.directory, 97)
     ids = np.random.default_rng(1).integers(0, 97, 512 * 9 + 5)
-    path.write_text("\n".join(str(part.tolist()) for part in np.array_split(ids, 13)))
+    path = write_numbers(tmp_path / "text", np.array_split(ids, 13))
     whole = [ids[start : start + 512].tolist() for start in range(0, len(ids), 512)]
     few = calibration_rows(checkpoint, path, most=1536, least=1)
     (rows,) = few.rows
@@ -65,13 +67,6 @@ def test_token_ids_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any
         ("empty", b" \n", "no lines with text"),
         ("binary", b"\xff\xfe\x00", "no UTF-8"),
         ("missing", None, "cannot be read"),
-        ("other", b"Nel mezzo del cammin di nostra vita " * 20, r"has no token for 9\d% of the calibration text"),
-        ("ids.jsonl", b"[1, 2, 3]\n[4, 129]", r"line 2: token id 129 is outside the vocabulary \(0 to 128\)"),
-        ("ids.jsonl", b"[-1]", "token id -1 is outside"),
-        ("ids.jsonl", b"[1, 2.5]", "line 1 is no list of token ids"),
-        ("ids.jsonl", b"[true]", "line 1 is no list of token ids"),
-        ("ids.jsonl", b"{", "line 1 is no list of token ids"),
-        ("ids.jsonl", b"[" * 100000, "line 1 is no list of token ids"),
     ],
 )
 def test_bad_text_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
@@ -88,7 +83,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> N
 
     directory = make_checkpoint()
     (tmp_path / "text").write_text(LINE)
-    with pytest.raises(LucidError, match=r"no tokenizer\.json to read --calibration with.*jsonl"):
+    with pytest.raises(LucidError, match=r"no tokenizer\.json to read --calibration with"):
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
     shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
     with pytest.raises(LucidError, match=r"gives token id \d+, outside the vocabulary \(0 to 96\): it is another"):

@@ -34,6 +34,7 @@ from lucid_deploy.runtimes.passes.library_kernels import use_expert_offsets
 from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.families.small import saved, small_config
+from tests.number_words import write_number_words, write_numbers
 
 RUN = """
 import sys, lucid_deploy as ld
@@ -134,9 +135,9 @@ def test_experts_are_rounded(kind: str, options: QuantizeOptions, tmp_path: Path
     """gpt-oss stores them as (experts, in, out), and has sinks beside; rows to learn from choose some of them only."""
     types: dict[str, Any] = {"layer_types": ["full_attention"]} if kind == "gpt_oss" else {"num_local_experts": 16}
     path = checkpoint(tmp_path / "checkpoint", kind, {}, num_hidden_layers=1, **types)
-    rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
-    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    text = tmp_path / "text.jsonl" if options.learns else None
+    write_number_words(path, 64)
+    rows = np.random.default_rng(0).integers(64, size=(24, 100))
+    text = write_numbers(tmp_path / "text", rows) if options.learns else None
     export(path, tmp_path / "artifact", quantize=options, calibration=text)
     artifact = open_artifact(tmp_path / "artifact")
     record = artifact.manifest.quantization
@@ -239,9 +240,8 @@ def test_gptq_reads_a_class_layer_by_layer(mixed: Path) -> None:
 
 def test_a_tied_embedding_beside_learned_weights_is_rounded_to_nearest(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "checkpoint", "olmo2", {}, num_hidden_layers=1, tie_word_embeddings=True)
-    rows = np.random.default_rng(0).integers(64, size=(24, 100)).tolist()
-    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = QuantizeOptions("int8", method="gptq")
-    export(path, tmp_path / "artifact", quantize=options, calibration=tmp_path / "text.jsonl")
+    write_number_words(path, 64)
+    text = write_numbers(tmp_path / "text", np.random.default_rng(0).integers(64, size=(24, 100)))
+    export(path, tmp_path / "artifact", quantize=QuantizeOptions("int8", method="gptq"), calibration=text)
     record = open_artifact(tmp_path / "artifact").manifest.quantization
     assert record is not None and "model.embed_tokens.weight" in record.tensors

@@ -208,7 +208,7 @@ def test_it_is_verified(artifact: Artifact, checkpoint: Path) -> None:
 def test_its_keys_are_checked_and_its_tensors_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match="branch_gain"):
         parse_config({**RAW, "branch_gain": "a"}, "config.json")
-    with pytest.raises(LucidError, match=r"branch_gian is 1 \(is branch_gain meant\?\)"):
+    with pytest.raises(LucidError, match="branch_gian is 1"):
         parse_config({**RAW, "branch_gian": 1}, "config.json")
     (tmp_path / "config.json").write_text(json.dumps(RAW))
     stored = dict(Original().state_dict())

@@ -174,9 +174,7 @@ def test_an_adapter_is_refused(make_checkpoint: MakeCheckpoint, alone: bool) -> 
     assert f"{checkpoint} has an adapter" in message and "--merge-adapter" in message
 
 
-@pytest.mark.parametrize(
-    "name", ["zero_to_fp32.py", "fsdp_0/__0_0.distcp", "model.bin"]
-)
+@pytest.mark.parametrize("name", ["zero_to_fp32.py", "fsdp_0/__0_0.distcp", "model.bin"])
 def test_shards_of_trainers_are_not_read(make_checkpoint: MakeCheckpoint, name: str) -> None:
     checkpoint = make_checkpoint()
     (checkpoint / "model.safetensors").unlink()

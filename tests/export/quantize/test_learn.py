@@ -28,6 +28,7 @@ from lucid_deploy.parity.verification import held_out_cost
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
 from tests.hybrid_artifact import write_hybrid
+from tests.number_words import write_number_words, write_numbers
 from tests.once_per_run import made_once, run_folder
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
@@ -40,7 +41,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         write_checkpoint(folder / "checkpoint", **BIASED)
         ids = np.random.default_rng(0).integers(0, 97, (32, 128))
-        (folder / "ids.jsonl").write_text("\n".join(str(row.tolist()) for row in ids))
+        write_number_words(folder / "checkpoint", 97)
+        write_numbers(folder / "ids.txt", ids)
 
     return made_once(run_folder(tmp_path_factory, "learned"), "source", make)
 
@@ -51,7 +53,7 @@ def learned(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
     def make(folder: Path) -> None:
         options = ExportOptions(
-            "float32", quantize=QuantizeOptions("int4", method="gptq"), calibration=source / "ids.jsonl"
+            "float32", quantize=QuantizeOptions("int4", method="gptq"), calibration=source / "ids.txt"
         )
         export(source / "checkpoint", folder / "artifact", options)
 
@@ -84,7 +86,7 @@ def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
     record = learned.manifest.quantization
     method = record.method
     assert (method.name, method.settings) == ("gptq", {"damping": 0.01})
-    assert method.calibration["file"] == "ids.jsonl" and method.calibration["tokens"] == 28 * 128
+    assert method.calibration["file"] == "ids.txt" and method.calibration["tokens"] == 28 * 128
     assert method.tensors.keys() == record.tensors.keys() and record.tool.startswith("lucid-deploy")
     assert learned.manifest.options["quantize"]["method"] == "gptq"
     original, model = Checkpoint(source / "checkpoint"), load_artifact_model(learned, dtype="float64").state_dict()
@@ -92,15 +94,15 @@ def test_what_is_recorded_is_true(source: Path, learned: Artifact) -> None:
         weight = original.tensor(name).double()
         assert found.distance == pytest.approx(float((model[name] - weight).norm() / weight.norm()), rel=1e-5)
     shown = CliRunner().invoke(main, ["inspect", str(learned.directory)])
-    assert "were chosen by gptq over 3584 tokens of ids.jsonl" in " ".join(shown.output.split())
+    assert "were chosen by gptq over 3584 tokens of ids.txt" in " ".join(shown.output.split())
 
 
 def test_the_cost_is_measured_on_rows_that_were_held_out(source: Path, learned: Artifact) -> None:
     """The artifact's perplexity and the checkpoint's, computed by hand on the same row."""
     facts = learned.manifest.quantization.method.calibration
-    found = held_out_cost(learned, source / "ids.jsonl")
+    found = held_out_cost(learned, source / "ids.txt")
     (index,) = facts["held_out"]
-    ids = [token for line in (source / "ids.jsonl").read_text().splitlines() for token in json.loads(line)]
+    ids = [token for line in (source / "ids.txt").read_text().splitlines() for token in map(int, line.split())]
     row = torch.tensor(ids[index * facts["row_tokens"] : (index + 1) * facts["row_tokens"]])
     models = load_artifact_model(learned), load_model(source / "checkpoint")
     wanted = [torch.nn.functional.cross_entropy(model(row[None])[0][0, :-1], row[1:]).exp() for model in models]
@@ -143,19 +145,19 @@ def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
     ("changes", "calibration", "message"),
     [
         ({"method": "gptq"}, None, "learns from text.*--calibration, or leave out --method"),
-        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, hqq, gptq"),
-        ({"method": "gptq", "calibration_tokens": 0}, "ids.jsonl", "--calibration-tokens must be 1 or more"),
-        ({"method": "gptq"}, "short.jsonl", "needs at least 144"),
+        ({"method": "magic"}, "ids.txt", "--method must be one of rtn, hqq, gptq"),
+        ({"method": "gptq", "calibration_tokens": 0}, "ids.txt", "--calibration-tokens must be 1 or more"),
+        ({"method": "gptq"}, "short.txt", "needs at least 144"),
         ({}, "missing.txt", "missing.txt cannot be read: No such file"),
-        ({"method": "rtn"}, "ids.jsonl", "Leave it out"),
+        ({"method": "rtn"}, "ids.txt", "Leave it out"),
     ],
 )
 def test_bad_requests_leave_nothing(
     changes: dict[str, Any], calibration: str | None, message: str, source: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "short.jsonl").write_text("[1, 2, 3]")
+    (tmp_path / "short.txt").write_text("1 2 3")
     path = None if calibration is None else source / calibration
-    if calibration == "short.jsonl":
+    if calibration == "short.txt":
         path = tmp_path / calibration
     options = ExportOptions(quantize=QuantizeOptions("int4", **changes), calibration=path)
     with pytest.raises(LucidError, match=message):
@@ -171,7 +173,7 @@ def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
 
     checkpoint = Damaged(source / "checkpoint")
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
-    rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
+    rows = calibration_rows(checkpoint, source / "ids.txt", 1024, 1)
     with pytest.raises(LucidError, match=r"layers\.1\.mlp\.up_proj\.weight has values that are not finite"):
         METHOD.learn(checkpoint, plan, rows, "float32", None)
 
@@ -179,9 +181,10 @@ def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
 def test_layers_of_other_kinds(tmp_path: Path) -> None:
     """A hybrid of the delta rule and LUCID: every product is seen."""
     checkpoint = Checkpoint(write_hybrid(tmp_path / "c"))
-    (tmp_path / "ids.jsonl").write_text(str(np.random.default_rng(0).integers(0, 61, 1024).tolist()))
+    write_number_words(checkpoint.directory, 61)
+    write_numbers(tmp_path / "ids.txt", np.random.default_rng(0).integers(0, 61, (1, 1024)))
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
-    rows = calibration_rows(checkpoint, tmp_path / "ids.jsonl", 1024, 1)
+    rows = calibration_rows(checkpoint, tmp_path / "ids.txt", 1024, 1)
     found, _ = METHOD.learn(checkpoint, plan, rows, "float32", None)
     assert found.parts.keys() == plan.tensors.keys() and any("linear_attn.b_proj" in name for name in found.parts)
 
@@ -196,7 +199,7 @@ def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
 
     checkpoint = Zeros(source / "checkpoint")
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
-    rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
+    rows = calibration_rows(checkpoint, source / "ids.txt", 1024, 1)
     found, record = METHOD.learn(checkpoint, plan, rows, "float32", None)
     assert found.tensors[name] == LearnedTensor(0.0)
     text = replace(learned.manifest, quantization=record).to_json()
