@@ -17,7 +17,7 @@ from pathlib import Path
 from lucid_deploy.artifact.chat import read_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_settings, read_tokenizer_file
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.model.config_file import read_object
 from lucid_deploy.model.tokenizer_files import check_regular, tokenizer_files
 
@@ -109,7 +109,7 @@ def _listed(items: Sequence[str]) -> str:
 
 
 def compare_with_transformers(directory: Path) -> tuple[str, ...]:
-    """Note that AutoTokenizer splits texts differently, or joins tokens; nothing if transformers is not installed.
+    """Note that AutoTokenizer encodes or decodes texts differently; nothing if transformers is not installed.
 
     transformers is imported (seconds) only if it may do so. No code of the checkpoint is run, and no chat template.
     """
@@ -131,7 +131,7 @@ def compare_with_transformers(directory: Path) -> tuple[str, ...]:
         wanted = [list(theirs(text)["input_ids"]) for text in texts]
         joined = [theirs.decode(ids, skip_special_tokens=True) for ids in wanted]
     except Exception as error:  # noqa: BLE001 (transformers raises what it likes; the reason is passed on)
-        return (f"transformers' AutoTokenizer fails on the tokenizer: {' '.join(str(error).split())[:200]}",)
+        return (f"transformers' AutoTokenizer fails on the tokenizer: {in_one_line(error)[:200]}",)
     notes = []
     found = [ours.encode(text) for text in texts]
     if differing := [text for text, here, there in zip(texts, found, wanted, strict=True) if here != there]:
@@ -142,8 +142,8 @@ def compare_with_transformers(directory: Path) -> tuple[str, ...]:
         )
     elif joined != [ours.decode(ids) for ids in wanted]:
         notes.append(
-            f"transformers' AutoTokenizer changes blanks when it decodes ({_CLEANS} in {CONFIG}). Answers of the "
-            "artifact keep them."
+            f"transformers' AutoTokenizer decodes some texts otherwise than tokenizer.json, such as by removing blanks "
+            f"({_CLEANS} in {CONFIG}). The artifact follows tokenizer.json."
         )
     return tuple(notes)
 

@@ -51,7 +51,7 @@ def test_texts_that_transformers_cleans_up_are_said(cleans: bool | None, tmp_pat
     ids = [words[word] for word in spaced]
     theirs = AutoTokenizer.from_pretrained(str(source)).decode(ids)
     assert (theirs != TextTokenizer(building).decode(ids)) == len(notes) == bool(cleans)
-    assert all("changes blanks when it decodes (clean_up_tokenization_spaces in" in note for note in notes)
+    assert all("by removing blanks (clean_up_tokenization_spaces in" in note for note in notes)
 
 
 def test_a_tokenizer_that_is_there_is_copied(checkpoint: Path) -> None:
