@@ -52,13 +52,17 @@ def fetch(
     """
     revision = revision or "main"
     directory = _download(name, _SETTINGS, revision, progress)
+    _check_settings(directory, assume_unused)
+    commit = directory.name
+    return _download(name, _FILES, commit, progress), {"repository": name, "revision": revision, "commit": commit}
+
+
+def _check_settings(directory: Path, assume_unused: Collection[str]) -> None:
     refuse_adapter(directory)
     raw, _ = split_layout(read_config(directory), directory)
     if raw.get("auto_map"):
         take_own_code(raw, directory, trusted=False)
     parse_model_config(raw, str(directory / "config.json"), assume_unused)
-    commit = directory.name
-    return _download(name, _FILES, commit, progress), {"repository": name, "revision": revision, "commit": commit}
 
 
 def _download(name: str, patterns: Iterable[str], revision: str, progress: Progress | None) -> Path:
