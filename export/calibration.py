@@ -59,28 +59,17 @@ def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
         raise LucidError(f"The calibration text {path} has no lines with text.")
 
 
-def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) -> CalibrationRows:
+def calibration_rows(checkpoint: Checkpoint, path: Path, most: int) -> CalibrationRows:
     """Join the lines of a calibration file, cut them into rows, and draw as many as needed.
 
     Args:
         most: Tokens to use at most; rows of a longer text are drawn with a fixed seed, and the last one is cut.
-        least: Tokens that the text must have.
     """
     joined = np.concatenate(list(read_lines(checkpoint, path)))
-    if len(joined) < least:
-        raise LucidError(
-            f"The calibration text {path} has {len(joined)} tokens; this model needs at least {least}, as many as its "
-            "widest layer has inputs. Give more text."
-        )
-    if most < least:
-        raise LucidError(
-            f"--calibration-tokens {most} is too few: this model needs at least {least}, as many as its "
-            "widest layer has inputs."
-        )
     width = min(ROW, checkpoint.config.max_position_embeddings)
     rows = _cut(joined, width)
     order = np.random.default_rng(SEED).permutation(len(rows) - 1)  # of whole rows; the last may be short
-    held_out = order[: min(HELD_OUT, len(rows) // HELD_OUT_SHARE, (len(joined) - least) // width)]
+    held_out = order[: min(HELD_OUT, len(rows) // HELD_OUT_SHARE)]
     wanted = -(-most // width)
     chosen = [*order[len(held_out) :], len(rows) - 1][:wanted]
     rows = [rows[index] for index in sorted(chosen)]

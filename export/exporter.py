@@ -80,7 +80,7 @@ def export(
     if quantize is not None:  # before anything that takes time: a glob may match nothing
         check_options(quantize, options.dtype)
         quantization = _plan(source, quantize, options.dtype)
-        rows = rows_to_learn_from(source, quantize, quantization, options.calibration)
+        rows = rows_to_learn_from(source, quantize, options.calibration)
     warnings: tuple[str, ...] = ()
     if quantization is not None and any(map(source.config.experts_of, range(source.config.num_hidden_layers))):
         warnings = (*warnings, _about_experts(quantization, options.dtype))
@@ -206,7 +206,7 @@ def _choose_numbers(
 
 
 def rows_to_learn_from(
-    source: Checkpoint, options: QuantizeOptions, quantization: Quantization, calibration: Path | None
+    source: Checkpoint, options: QuantizeOptions, calibration: Path | None
 ) -> CalibrationRows | None:
     """Read the text that weights are learned from; None for a method that does not learn."""
     if not options.learns:
@@ -218,5 +218,4 @@ def rows_to_learn_from(
         )
     from lucid_deploy.export.calibration import calibration_rows
 
-    widest = max(tensor.shape[1] for tensor in quantization.tensors.values() if not tensor.experts)
-    return calibration_rows(source, calibration, options.calibration_tokens, widest)
+    return calibration_rows(source, calibration, options.calibration_tokens)

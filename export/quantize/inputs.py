@@ -1,13 +1,7 @@
-"""Run a checkpoint layer by layer in float32, and measure the inputs of its linear layers over the calibration rows.
-
-Of an input only its second moments are kept, ``(in, in)``, so memory does not grow with the text. Linear layers that
-read the same input, such as those of queries, keys and values, share them.
-"""
+"""Run a checkpoint layer by layer in float32, and find which linear layers read the same input."""
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +86,6 @@ def final_norm(checkpoint: Checkpoint, x: torch.Tensor) -> torch.Tensor:
 
 
 _PROBE = 4  # tokens to find the order of the linear layers with
-_STRIPE = 1024  # rows of a symmetric matrix that are computed together
 Run = Callable[["torch.Tensor"], Any]
 
 
@@ -119,58 +112,3 @@ def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]
         groups[-1].append(name)
         last = given
     return groups
-
-
-def inputs_of(modules: Sequence[nn.Module], run: Run, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return the inputs of linear layers when their layer runs over ``(B, N, C)``, and its output."""
-    found: dict[nn.Module, torch.Tensor] = {}
-
-    def look(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        found[module] = args[0]
-
-    handles = [module.register_forward_pre_hook(look) for module in modules]
-    try:
-        output = run(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [found[module] for module in modules], output
-
-
-class ExpertMoments:
-    """The second moments of the inputs of a layer's experts, each over the tokens that chose the expert.
-
-    Attributes:
-        tokens: How often each expert was chosen, by the name of its stacked matrices and its index.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.tokens: Counter[tuple[str, int]] = Counter()
-        self._moments: dict[tuple[str, int], torch.Tensor] = {}
-        for path, module in layer.named_modules():
-            if hasattr(module, "is_transposed"):  # experts of transformers' registry alone
-                vars(module)["lucid_watchers"] = [functools.partial(self._add, path)]
-
-    def _add(self, path: str, name: str, x: torch.Tensor, expert: torch.Tensor, _: torch.Tensor) -> None:
-        for index in expert.unique().tolist():
-            key, own = (f"{path}.{name}", index), x[expert == index]
-            self._moments[key] = add_moments(self._moments.get(key), own)
-            self.tokens[key] += len(own)
-
-    def pop(self, name: str, index: int) -> torch.Tensor:
-        """Return and forget the mean moments of an expert that was chosen, float64 ``(in, in)``."""
-        return self._moments.pop((name, index)) / self.tokens[name, index]
-
-
-def add_moments(total: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """Add the second moments of an input ``(…, in)`` to those of others, float64 ``(in, in)``; None: there are none."""
-    import torch
-
-    x = x.reshape(-1, x.shape[-1])
-    if total is None:
-        total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    for start in range(0, len(total), _STRIPE):
-        rows = slice(start, start + _STRIPE)
-        total[rows, : start + _STRIPE] += x[:, rows].mT @ x[:, : start + _STRIPE]
-        total[:start, rows] = total[rows, :start].mT
-    return total

@@ -97,7 +97,7 @@ GROUP = "lucid_deploy.quantization"  # entry points of installed packages: NAME 
 BUILT_IN = {
     "rtn": "nearest",
     "hqq": "hqq",
-    "gptq": "gptq",
+    "distill": "distill",
 }
 
 

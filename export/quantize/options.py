@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from lucid_deploy.artifact.quantization import (
     ACTIVATIONS,
     BLOCK_SIZES,
+    DISTILL,
     FLOAT_SCHEMES,
     FORMATS,
-    GPTQ,
     HQQ,
     NEAREST,
     SCHEMES,
@@ -25,7 +25,7 @@ DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 BEST_HEAD_BITS = 8  # of int4, if no method is named
 # Rows of a tied embedding that have these bits, where there are twice as many: tokenizers number tokens by frequency.
 FREQUENT_ROWS = 16384
-CALIBRATION_TOKENS = 65536
+CALIBRATION_TOKENS = 32768
 FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text
 
 
@@ -44,7 +44,7 @@ class QuantizeOptions:
         activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
             and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
         method: How numbers are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: what
-            costs least: of int4 for onnxruntime ``hqq``, or ``gptq`` if there is a text, equalized, with a head of 8
+            costs least: of int4 for onnxruntime ``hqq``, or ``distill`` if there is a text, equalized, with a head of 8
             bits; else ``rtn``.
         has_text: Whether there is a calibration text; export sets it.
         calibration_tokens: How many tokens of that text to learn from at most.
@@ -152,7 +152,8 @@ def _check_learning(options: QuantizeOptions) -> None:
     """Refuse options that the method ignores."""
     if not options.learns and options.calibration_tokens != CALIBRATION_TOKENS:
         raise LucidError(
-            f"--method {method_of(options)} does not learn, so leave out --calibration-tokens, or choose --method gptq."
+            f"--method {method_of(options)} does not learn, so leave out --calibration-tokens, or choose --method "
+            "distill."
         )
 
 
@@ -182,7 +183,7 @@ def format_of(options: QuantizeOptions) -> str:
 
 def method_of(options: QuantizeOptions) -> str:
     """Resolve the method."""
-    best = GPTQ if options.has_text else HQQ
+    best = DISTILL if options.has_text else HQQ
     return options.method or (best if options.takes_best else NEAREST)
 
 

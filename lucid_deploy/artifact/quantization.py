@@ -32,7 +32,7 @@ TYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "u
 TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
 # The smallest scale, by its type, where scales must be positive: that of a block of zeros.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
-NEAREST, HQQ, GPTQ = "rtn", "hqq", "gptq"  # methods that others ask about
+NEAREST, HQQ, DISTILL = "rtn", "hqq", "distill"  # methods that others ask about
 STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 

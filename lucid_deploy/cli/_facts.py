@@ -32,12 +32,12 @@ def method_sentence(method: Method) -> str:
         return equalized
     text, unseen = method.calibration, method.settings.get("experts_without_text", 0)
     without = (
-        f" {unseen} of {method.settings['experts']} matrices of experts were chosen too rarely by its tokens and are "
+        f" {unseen} of {method.settings['experts']} matrices of experts were chosen by none of its tokens and are "
         "rounded without it."
         if unseen
         else ""
     )
     return (
-        f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
+        f" The scales of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
         f"{text['file']}.{without}{equalized}"
     )

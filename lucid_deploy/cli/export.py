@@ -101,8 +101,9 @@ _QUANTIZATION = (
     "--method",
     default="",
     metavar="NAME",
-    help="How numbers are chosen: rtn, the nearest; hqq, with an offset for each block; gptq, by what layers compute "
-    "over --calibration. Default: rtn; of int4 in matmulnbits gptq with --calibration, else hqq, and --head-bits 8.",
+    help="How numbers are chosen: rtn, the nearest; hqq, with an offset for each block; distill, with scales "
+    "learned over --calibration. Default: rtn; of int4 in matmulnbits distill with --calibration, else hqq, and "
+    "--head-bits 8.",
 )
 @click.option(
     "--equalize/--no-equalize",
@@ -118,10 +119,10 @@ _QUANTIZATION = (
 @click.option(
     "--calibration-tokens",
     type=int,
-    default=65536,
+    default=32768,
     show_default=True,
     metavar="N",
-    help="How many tokens of the --calibration text gptq learns from at most.",
+    help="How many tokens of the --calibration text distill learns from at most.",
 )
 @click.option(
     "--assume-unused",

@@ -99,7 +99,7 @@ RECORD = Quantization(
     {"w": QuantizedTensor((4, 64), 32)},
     (),
     "a tool",
-    Method("gptq", {"damping": 0.01}, {"file": "text", "tokens": 5}, {"w": LearnedTensor(0.1)}),
+    Method("distill", {"rate": 0.001}, {"file": "text", "tokens": 5}, {"w": LearnedTensor(0.1)}),
 )
 
 

@@ -24,7 +24,7 @@ def test_text_is_read_by_the_checkpoints_tokenizer(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(resolve(DEMO))
     wanted = [tokenizer.encode(LINE), tokenizer.encode(f"{LINE} .")]
     assert [row.tolist() for row in read_lines(demo, path)] == wanted
-    found = calibration_rows(demo, path, most=1000, least=10)
+    found = calibration_rows(demo, path, most=1000)
     assert found.rows[0].tolist() == [wanted[0] + wanted[1]], "lines are joined"
     assert found.facts == {
         "file": "text",
@@ -43,17 +43,17 @@ def test_rows_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any) -> 
     ids = np.random.default_rng(1).integers(0, 97, 512 * 9 + 5)
     path = write_numbers(tmp_path / "text", np.array_split(ids, 13))
     whole = [ids[start : start + 512].tolist() for start in range(0, len(ids), 512)]
-    few = calibration_rows(checkpoint, path, most=1536, least=1)
+    few = calibration_rows(checkpoint, path, most=1536)
     (rows,) = few.rows
     assert rows.shape == (3, 512) and few.facts["tokens"] == 1536
-    cut = calibration_rows(checkpoint, path, most=1500, least=1)
+    cut = calibration_rows(checkpoint, path, most=1500)
     assert [part.shape for part in cut.rows] == [(2, 512), (1, 476)] and cut.tokens == cut.facts["tokens"] == 1500
     assert np.array_equal(cut.rows[0], rows[:2]) and np.array_equal(cut.rows[1][0], rows[2][:476])
     places = [whole.index(row.tolist()) for row in rows]
     assert places == sorted(set(places)) and max(places) > 2, "not the first rows only, and none twice"
-    again = calibration_rows(checkpoint, path, most=1536, least=1)
+    again = calibration_rows(checkpoint, path, most=1536)
     assert np.array_equal(again.rows[0], rows)
-    every = calibration_rows(checkpoint, path, most=10**6, least=1)
+    every = calibration_rows(checkpoint, path, most=10**6)
     assert every.tokens == len(ids) - 512 and [part.shape for part in every.rows] == [(8, 512), (1, 5)]
     (kept,) = held_out_rows(checkpoint, path, every.facts)
     learned = [row.tolist() for part in every.rows for row in part]
@@ -63,7 +63,6 @@ def test_rows_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("few", LINE.encode(), "has 15 tokens; this model needs at least 64"),
         ("empty", b" \n", "no lines with text"),
         ("binary", b"\xff\xfe\x00", "no UTF-8"),
         ("missing", None, "cannot be read"),
@@ -73,7 +72,7 @@ def test_bad_text_is_named(name: str, content: bytes | None, message: str, tmp_p
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(LucidError, match=message) as caught:
-        calibration_rows(Checkpoint(DEMO), tmp_path / name, 1000, 64)
+        calibration_rows(Checkpoint(DEMO), tmp_path / name, 1000)
     assert "\n" not in str(caught.value)
 
 
@@ -84,7 +83,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> N
     directory = make_checkpoint()
     (tmp_path / "text").write_text(LINE)
     with pytest.raises(LucidError, match=r"no tokenizer\.json to read --calibration with"):
-        calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
+        calibration_rows(Checkpoint(directory), tmp_path / "text", 1000)
     shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
     with pytest.raises(LucidError, match=r"gives token id \d+, outside the vocabulary \(0 to 96\): it is another"):
-        calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
+        calibration_rows(Checkpoint(directory), tmp_path / "text", 1000)

@@ -20,9 +20,9 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.calibration import CalibrationRows
 from lucid_deploy.export.exporter import _plan, _quantizable
 from lucid_deploy.export.passes.repeat_layers import excerpt
+from lucid_deploy.export.quantize.distill import METHOD
 from lucid_deploy.export.quantize.equalize import equalizing_scales
 from lucid_deploy.export.quantize.folds import with_scales
-from lucid_deploy.export.quantize.gptq import METHOD
 from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -129,7 +129,8 @@ def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("qwen3_moe", QuantizeOptions("int4", method="gptq")), ("gpt_oss", QuantizeOptions("int8"))]
+    ("kind", "options"),
+    [("qwen3_moe", QuantizeOptions("int4", method="distill")), ("gpt_oss", QuantizeOptions("int8"))],
 )
 def test_experts_are_rounded(kind: str, options: QuantizeOptions, tmp_path: Path) -> None:
     """gpt-oss stores them as (experts, in, out), and has sinks beside; rows to learn from choose some of them only."""
@@ -230,7 +231,7 @@ def test_layers_run_one_by_one_as_in_the_model(kind: str, keys: dict[str, Any], 
         assert torch.allclose(final_norm(source, x), heads[0], rtol=1e-5, atol=1e-5)
 
 
-def test_gptq_reads_a_class_layer_by_layer(mixed: Path) -> None:
+def test_scales_of_a_class_are_learned(mixed: Path) -> None:
     source = Checkpoint(mixed)
     plan = _plan(source, QuantizeOptions("int8", method="rtn"), "float32")
     ids = np.random.default_rng(0).integers(64, size=(8, 100))
@@ -242,6 +243,6 @@ def test_a_tied_embedding_beside_learned_weights_is_rounded_to_nearest(tmp_path:
     path = checkpoint(tmp_path / "checkpoint", "olmo2", {}, num_hidden_layers=1, tie_word_embeddings=True)
     write_number_words(path, 64)
     text = write_numbers(tmp_path / "text", np.random.default_rng(0).integers(64, size=(24, 100)))
-    export(path, tmp_path / "artifact", quantize=QuantizeOptions("int8", method="gptq"), calibration=text)
+    export(path, tmp_path / "artifact", quantize=QuantizeOptions("int8", method="distill"), calibration=text)
     record = open_artifact(tmp_path / "artifact").manifest.quantization
     assert record is not None and "model.embed_tokens.weight" in record.tensors

@@ -15,7 +15,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions, check_options,
         (QuantizeOptions("fp8", block_size=32), "leave out --block-size"),
         (QuantizeOptions("nvfp4", embeddings=True), "In the format qdq an embedding"),
         (QuantizeOptions("nvfp4", activations="int8"), "leave out --activations int8"),
-        (QuantizeOptions("fp8", method="gptq"), "leave out --method"),
+        (QuantizeOptions("fp8", method="distill"), "leave out --method"),
         (QuantizeOptions("fp8", bits={"lm_head.weight": 8}), "leave out bits"),
     ],
 )
@@ -30,7 +30,7 @@ def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
         check_options(QuantizeOptions(scheme, calibration_tokens=100), "float32")
     assert "\n" not in str(caught.value)
     if scheme != "stored":
-        check_options(QuantizeOptions(scheme, method="gptq", calibration_tokens=100), "float32")
+        check_options(QuantizeOptions(scheme, method="distill", calibration_tokens=100), "float32")
         check_options(QuantizeOptions(scheme, has_text=True, calibration_tokens=100), "float32")
 
 
@@ -38,7 +38,7 @@ def test_a_number_of_tokens_where_nothing_learns(scheme: str) -> None:
     ("options", "method", "equalized"),
     [
         (QuantizeOptions("int4"), "hqq", True),
-        (QuantizeOptions("int4", has_text=True), "gptq", True),
+        (QuantizeOptions("int4", has_text=True), "distill", True),
         (QuantizeOptions("int4", equalize=False), "hqq", False),
         (QuantizeOptions("int4", "qdq"), "rtn", False),
         (QuantizeOptions("int8"), "rtn", True),

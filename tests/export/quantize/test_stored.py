@@ -160,7 +160,7 @@ def test_an_artifact_with_zero_points(tmp_path: Path) -> None:
         ("awq", ExportOptions(dtype="bfloat16"), "no bfloat16 kernel"),
         ("gptq", ExportOptions("bfloat16", quantize=QuantizeOptions("stored", "qdq")), "that bfloat16 would round"),
         ("gptq", ExportOptions(quantize=QuantizeOptions("stored", block_size=32)), "leave out --block-size"),
-        ("gptq", ExportOptions(quantize=QuantizeOptions("stored", method="gptq")), "leave out --method"),
+        ("gptq", ExportOptions(quantize=QuantizeOptions("stored", method="distill")), "leave out --method"),
         ("gptq", ExportOptions(quantize=QuantizeOptions("stored", keep_float=("a",))), "leave out --keep-float"),
         (None, ExportOptions(quantize=QuantizeOptions("stored")), "not quantized, so there are no numbers"),
     ],
