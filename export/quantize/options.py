@@ -25,7 +25,7 @@ DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 BEST_HEAD_BITS = 8  # of int4, if no method is named
 # Rows of a tied embedding that have these bits, where there are twice as many: tokenizers number tokens by frequency.
 FREQUENT_ROWS = 16384
-CALIBRATION_TOKENS = 32768
+CALIBRATION_TOKENS = 16384
 FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text
 
 

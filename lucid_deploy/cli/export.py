@@ -119,7 +119,7 @@ _QUANTIZATION = (
 @click.option(
     "--calibration-tokens",
     type=int,
-    default=32768,
+    default=16384,
     show_default=True,
     metavar="N",
     help="How many tokens of the --calibration text distill learns from at most.",
