@@ -1,10 +1,14 @@
 """Cross-layer equalization: make the columns of a weight alike before rounding, without any text.
 
-Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours.
-Column i of the weights that read an input is multiplied by s_i = size_i^-α, where size_i is the root mean square of the
-column, and what gives the input is divided by it (Nagel, van Baalen, Blankevoort, Welling, "Data-Free Quantization
-Through Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.1). What gives an input needs no
-counterpart here: its rows have scales of their own.
+Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours, and
+where inputs are large. Column i of the weights that read an input is multiplied by s_i = input_i^(1 - α) / size_i^α,
+where size_i is the root mean square of the column and input_i that of what it is multiplied by, and what gives the
+input is divided by s_i. Without inputs that is cross-layer equalization (Nagel, van Baalen, Blankevoort, Welling,
+arXiv 1906.04721, section 4.1), with them the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4). Since
+both exponents together are 1, it does not matter how a checkpoint shares a channel's size between the two weights.
+
+What a model reads shows in its inputs even where tokens are drawn at random, so no text is needed. What gives an input
+needs no counterpart here: its rows have scales of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 
 from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS, scaled
 from lucid_deploy.export.quantize.folds import SAME, Fold, Run, find_folds, storable
-from lucid_deploy.export.quantize.inputs import load_layer, run_layer, shared_inputs
+from lucid_deploy.export.quantize.inputs import first_stream, load_layer, run_layer, shared_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.model.checkpoint import Checkpoint
 
-ALPHA = 0.75  # by measurement, see docs/quantization.md
-_TOKENS = 5  # to find places with
+ALPHA = 0.7  # by measurement, see docs/quantization.md
+_TOKENS = 256  # drawn at random
 
 
 def equalizing_scales(
@@ -44,21 +48,25 @@ def equalizing_scales(
 
     found: dict[str, Any] = {}
     config, layers = source.config, source.config.num_hidden_layers
-    draw = torch.Generator().manual_seed(0)
+    count = min(_TOKENS, config.max_position_embeddings)
+    stream = first_stream(
+        source, torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
+    )
     for index in range(layers):
         if progress is not None:
             progress("Equalizing", index, layers)
         layer, prefix = load_layer(source, index), f"model.layers.{index}."
 
         def run(other: nn.Module, x: torch.Tensor, index: int = index) -> torch.Tensor:
-            return run_layer(other, config, index, x)[0]
+            return run_layer(other, config, index, x)
 
         with torch.inference_mode():
-            x = torch.randn((1, _TOKENS, config.hidden_size), generator=draw)
-            groups = shared_inputs(layer, lambda x, layer=layer, run=run: run(layer, x), x)  # type: ignore[misc]
-            for fold in find_folds(layer, run, x, groups, config.num_key_value_heads):
+            x = stream
+            groups, stream = shared_inputs(layer, lambda x, layer=layer, run=run: run(layer, x), x)  # type: ignore[misc]
+            folds = find_folds(layer, run, x, [group.names for group in groups], config.num_key_value_heads)
+            for group, fold in zip(groups, folds, strict=True):
                 if fold is not None and fold.changes_only(quantization.tensors, layer, prefix):
-                    scale = _scale(layer, fold, dtype)
+                    scale = _scale(layer, fold, group.values, dtype)
                     fold.apply(layer, scale)
                     found |= fold.scales(prefix, layer, scale)
             for scales in _of_experts(layer, run, x, quantization, prefix, dtype):
@@ -149,18 +157,34 @@ def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str
     return True
 
 
-def _alike(squares: torch.Tensor) -> torch.Tensor:
-    """Return scales around 1, given the mean squares of the columns of each of some matrices ``(…, in)``."""
-    sizes = squares.sqrt()
-    scale = sizes.clamp(min=1e-3 * sizes.amax(-1, keepdim=True)).pow(-ALPHA)  # a column of zeros needs none
+def _alike(squares: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
+    """Return scales around 1, given the mean squares of the columns of each of some matrices ``(…, in)``.
+
+    Args:
+        inputs: Mean squares of what the columns are multiplied by, of the same shape; None: alike.
+    """
+    scale = _sizes(squares).pow(-ALPHA)
+    if inputs is not None:
+        scale = scale * _sizes(inputs).pow(1 - ALPHA)
     return scale / scale.log().mean(-1, keepdim=True).exp()
 
 
-def _scale(layer: nn.Module, fold: Fold, dtype: str) -> torch.Tensor:
-    """Return the scale of one place, around 1."""
-    weights = [layer.get_parameter(f"{name}.weight").data for name in fold.readers]
-    squares = sum(weight.square().mean(0) / weight.square().mean().clamp(min=1e-30) for weight in weights)
-    assert not isinstance(squares, int)
-    scale = _alike(squares.unflatten(0, (fold.heads, fold.repeated, -1)).mean(1).flatten()[None])[0]
+def _sizes(squares: torch.Tensor) -> torch.Tensor:
+    sizes = squares.sqrt()
+    return sizes.clamp(min=1e-3 * sizes.amax(-1, keepdim=True)).clamp(min=1e-15)  # a column of zeros needs no scale
+
+
+def _scale(layer: nn.Module, fold: Fold, inputs: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return the scale of one place, around 1; ``inputs`` are what its weights read, ``(…, in)``."""
+    import torch
+
+    read = inputs.flatten(0, -2).square().mean(0)
+    columns = [layer.get_parameter(f"{name}.weight").data.square().mean(0) for name in fold.readers]
+    squares = torch.stack([column / (column * read).mean().clamp(min=1e-30) for column in columns]).sum(0)
+
+    def of_giver(values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(0, (fold.heads, fold.repeated, -1)).mean(1).flatten()[None]
+
+    scale = _alike(of_giver(squares), of_giver(read))[0]
     giver = layer.get_parameter(f"{fold.giver}.weight").data
     return storable(scale, giver, dtype) if giver.dim() == 1 else scale

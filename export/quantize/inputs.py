@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -13,21 +12,15 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.config import LucidConfig
-    from lucid_deploy.model.mixer import LayerCache, Mixer
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def embedded(checkpoint: Checkpoint, prompts: Sequence[Array]) -> list[torch.Tensor]:
-    """Embed prompts: float32 ``(B, N, C)`` for each int64 ``(B, N)``."""
-    import torch
-
+def first_stream(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    """Embed tokens, int64 ``(B, N)``: the first layer's input, float32 ``(B, N, C)``."""
     if checkpoint.config.class_config:
         from lucid_deploy.model.transformers_class import slices
 
-        return slices.first_streams(checkpoint, prompts)
-    table = checkpoint.tensor("model.embed_tokens.weight")
-    return [table[torch.from_numpy(ids)].float() for ids in prompts]
+        return slices.first_stream(checkpoint, ids)
+    return checkpoint.tensor("model.embed_tokens.weight")[ids].float()
 
 
 def load_layer(checkpoint: Checkpoint, index: int) -> nn.Module:
@@ -48,8 +41,8 @@ def load_layer(checkpoint: Checkpoint, index: int) -> nn.Module:
     return layer.eval()
 
 
-def run_layer(layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor) -> tuple[torch.Tensor, LayerCache]:
-    """Run one layer over whole sequences ``(B, N, C)``; return its output, of the same shape, and its cache."""
+def run_layer(layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor) -> torch.Tensor:
+    """Run one layer over whole sequences ``(B, N, C)``; return its output, of the same shape."""
     import torch
 
     if config.class_config:
@@ -61,36 +54,23 @@ def run_layer(layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)
     step = layer_steps(config, positions, torch.float32)[index]
-    found: tuple[torch.Tensor, LayerCache] = layer(x, step, mixer_of(layer).empty_cache(batch, x))
+    found: torch.Tensor = layer(x, step, layer.mixer.empty_cache(batch, x))[0]  # type: ignore[operator, union-attr]
     return found
 
 
-def mixer_of(layer: nn.Module) -> Mixer:
-    """Return the module that mixes tokens in a layer of :func:`load_layer`."""
-    model = vars(layer).get("lucid_model")  # a class of transformers calls it from outside of the layer
-    found: Mixer = layer.mixer if model is None else model.mixers()[0]  # type: ignore[assignment]
-    return found
+Run = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
-def final_norm(checkpoint: Checkpoint, x: torch.Tensor) -> torch.Tensor:
-    """Apply the norm before the head to the last layer's output; float32, same shape."""
-    import torch.nn.functional as F
+@dataclass(frozen=True)
+class SharedInput:
+    """A tensor that linear layers read."""
 
-    if checkpoint.config.class_config:
-        from lucid_deploy.model.transformers_class import slices
-
-        return slices.head_input(checkpoint, x)
-
-    weight = checkpoint.tensor("model.norm.weight").float()
-    return F.rms_norm(x, x.shape[-1:], weight, checkpoint.config.rms_norm_eps)
+    names: list[str]  # of the linear layers, within their layer
+    values: torch.Tensor  # (B, N, in)
 
 
-_PROBE = 4  # tokens to find the order of the linear layers with
-Run = Callable[["torch.Tensor"], Any]
-
-
-def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]]:
-    """Return the names of a layer's linear layers in the order they run, grouped by the tensor that they read."""
+def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> tuple[list[SharedInput], torch.Tensor]:
+    """Run a layer; return what its linear layers read, in the order they run, and the layer's output."""
     import torch
 
     seen: list[tuple[str, torch.Tensor]] = []
@@ -100,15 +80,13 @@ def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]
         if isinstance(module, torch.nn.Linear)
     ]
     try:
-        run(x[:1, :_PROBE])
+        output = run(x)
     finally:
         for handle in handles:
             handle.remove()
-    groups: list[list[str]] = []
-    last: torch.Tensor | None = None
+    groups: list[SharedInput] = []
     for name, given in seen:
-        if given is not last:
-            groups.append([])
-        groups[-1].append(name)
-        last = given
-    return groups
+        if not groups or given is not groups[-1].values:
+            groups.append(SharedInput([], given))
+        groups[-1].names.append(name)
+    return groups, output

@@ -23,7 +23,7 @@ from lucid_deploy.export.passes.repeat_layers import excerpt
 from lucid_deploy.export.quantize.distill import METHOD
 from lucid_deploy.export.quantize.equalize import equalizing_scales
 from lucid_deploy.export.quantize.folds import with_scales
-from lucid_deploy.export.quantize.inputs import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.export.quantize.inputs import first_stream, load_layer, run_layer
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe
@@ -221,14 +221,14 @@ def test_what_is_not_computed_for_classes_is_refused(options: dict[str, Any], re
 def test_layers_run_one_by_one_as_in_the_model(kind: str, keys: dict[str, Any], tmp_path: Path) -> None:
     source = Checkpoint(checkpoint(tmp_path, kind, keys))
     model, ids = load_model(source), torch.arange(40).reshape(2, 20) % 13
-    heads: list[torch.Tensor] = []
-    model.lm_head.register_forward_pre_hook(lambda _, args: heads.append(args[0]))
+    last: list[torch.Tensor] = []
+    model.layers()[-1].register_forward_hook(lambda _, __, output: last.append(output))
     with torch.inference_mode():
         model(ids)
-        (x,) = embedded(source, [ids.numpy()])
+        x = first_stream(source, ids)
         for index in range(source.config.num_hidden_layers):
-            x, _ = run_layer(load_layer(source, index), source.config, index, x)
-        assert torch.allclose(final_norm(source, x), heads[0], rtol=1e-5, atol=1e-5)
+            x = run_layer(load_layer(source, index), source.config, index, x)
+    assert torch.allclose(x, last[0][0] if isinstance(last[0], tuple) else last[0], rtol=1e-5, atol=1e-5)
 
 
 def test_scales_of_a_class_are_learned(mixed: Path) -> None:

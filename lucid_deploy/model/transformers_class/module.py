@@ -119,8 +119,7 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     """Compute the experts that each token chose; the signature is that of transformers' registry.
 
     Hidden states are ``(T, H)``, the chosen experts and their weights ``(T, k)``. The experts' matrices are
-    ``(E, out, in)``, or ``(E, in, out)`` where ``module.is_transposed``. The module's ``lucid_watchers`` are called
-    with the name, the input, the experts and the output of each product.
+    ``(E, out, in)``, or ``(E, in, out)`` where ``module.is_transposed``.
     """
     (tokens, width), choices = hidden_states.shape, top_k_index.shape[1]
     _running().choose(module, module.down_proj.shape[0], choices)
@@ -131,8 +130,6 @@ def experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
         product = expert_matmul(x, expert, weight.transpose(-1, -2) if module.is_transposed else weight)
         if module.has_bias:
             product = product + getattr(module, f"{name}_bias")[expert]
-        for watch in vars(module).get("lucid_watchers", ()):
-            watch(name, x, expert, product)
         return product
 
     x = hidden_states[:, None].expand(tokens, choices, width).reshape(-1, width)  # (T·k, H)

@@ -7,13 +7,12 @@ gives, and stop there.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lucid_deploy.model.mixer import LayerCache, Step
+from lucid_deploy.model.mixer import Step
 from lucid_deploy.model.transformers_class.module import ClassCall, ClassModel
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ def load_layer(source: Checkpoint, index: int) -> nn.Module:
     return layer
 
 
-def run_layer(layer: nn.Module, x: Tensor) -> tuple[Tensor, LayerCache]:
-    """Run a layer of :func:`load_layer` over whole sequences ``(B, N, C)``; return its output and its cache."""
+def run_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """Run a layer of :func:`load_layer` over whole sequences ``(B, N, C)``; return its output."""
     model = layer.__dict__["lucid_model"]
     found: list[Tensor] = []
 
@@ -65,12 +64,12 @@ def run_layer(layer: nn.Module, x: Tensor) -> tuple[Tensor, LayerCache]:
         found.append(output[0] if isinstance(output, tuple) else output)
         raise _Stop
 
-    present = _run(model, [_put(layer, x), layer.register_forward_hook(behind)], inputs_embeds=x)
-    return found[0], present
+    _run(model, [_put(layer, x), layer.register_forward_hook(behind)], inputs_embeds=x)
+    return found[0]
 
 
-def first_streams(source: Checkpoint, prompts: Any) -> list[Tensor]:
-    """Return the first layer's input, float32 ``(B, N, C)``, for each int64 ``(B, N)``."""
+def first_stream(source: Checkpoint, ids: Tensor) -> Tensor:
+    """Return the first layer's input, float32 ``(B, N, C)``, for tokens int64 ``(B, N)``."""
     model = one_layer(source, 0, around=True)
     (layer,) = model.layers()
     found: list[Tensor] = []
@@ -79,32 +78,8 @@ def first_streams(source: Checkpoint, prompts: Any) -> list[Tensor]:
         found.append(args[0] if args else kwargs["hidden_states"])
         raise _Stop
 
-    for ids in prompts:
-        _run(model, [layer.register_forward_pre_hook(before, with_kwargs=True)], input_ids=torch.from_numpy(ids))
-    return found
-
-
-def head_input(source: Checkpoint, x: Tensor) -> Tensor:
-    """Return what the head reads, given the last layer's output ``(B, N, C)``."""
-    model = _last_layer(source)
-    (layer,) = model.layers()
-    found: list[Tensor] = []
-
-    def replaced(_: nn.Module, __: Any, output: Any) -> Any:
-        return (x, *output[1:]) if isinstance(output, tuple) else x
-
-    def before(_: nn.Module, args: Any) -> None:
-        found.append(args[0])
-        raise _Stop
-
-    hooks = [layer.register_forward_hook(replaced), model.lm_head.register_forward_pre_hook(before)]
-    _run(model, hooks, inputs_embeds=x)
+    _run(model, [layer.register_forward_pre_hook(before, with_kwargs=True)], input_ids=ids)
     return found[0]
-
-
-@functools.lru_cache(maxsize=1)
-def _last_layer(source: Checkpoint) -> ClassModel:
-    return one_layer(source, source.config.num_hidden_layers - 1, around=True)
 
 
 def _put(layer: nn.Module, x: Tensor) -> Any:
@@ -114,8 +89,8 @@ def _put(layer: nn.Module, x: Tensor) -> Any:
     return layer.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def _run(model: ClassModel, hooks: list[Any], **inputs: Tensor) -> LayerCache:
-    """Run a model of one layer until a hook stops it; return the layer's cache, empty before it ran."""
+def _run(model: ClassModel, hooks: list[Any], **inputs: Tensor) -> None:
+    """Run a model of one layer until a hook stops it."""
     (given,) = inputs.values()
     batch, n = given.shape[:2]
     like = given if given.is_floating_point() else torch.empty(0)
@@ -129,4 +104,3 @@ def _run(model: ClassModel, hooks: list[Any], **inputs: Tensor) -> LayerCache:
     finally:
         for hook in hooks:
             hook.remove()
-    return call.present[0] or ()
