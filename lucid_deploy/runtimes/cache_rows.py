@@ -72,11 +72,6 @@ def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -
     return cache_of_rows(session, row_layers(session, cache, rows))
 
 
-def merge_caches(session: Session[Any], caches: Sequence[Cache[Any]]) -> Cache[Any]:
-    """Return one cache with all rows of several, padded on the left."""
-    return cache_of_rows(session, [row for cache in caches for row in row_layers(session, cache, range(cache.batch))])
-
-
 def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
     """Keep the first ``kept`` ``(B,)`` of the ``new`` columns of the last run, as if the others had never been run.
 

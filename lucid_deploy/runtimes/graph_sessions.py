@@ -38,7 +38,6 @@ class ArtifactSession(Session[Tensor]):
             manifest.cache_dtype,
             manifest.layers,
         )
-        self.identity = artifact.identity
         self._artifact = artifact
 
     @property

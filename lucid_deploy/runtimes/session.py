@@ -110,7 +110,6 @@ class Session(CacheOperations[Tensor]):
         capabilities: What the runtime can do, as it was opened.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         limits: The largest sizes that can be run; None: no limits but the model's.
-        identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
         rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``; None: they are not.
             Sums in another order then change results by as much as that rounding.
         adapters: The adapters by name, whose slots are values of ``adapter_ids``; None: its graphs take none.
@@ -137,7 +136,6 @@ class Session(CacheOperations[Tensor]):
         self.capabilities = Capabilities() if capabilities is None else capabilities
         self.allow_extrapolation = allow_extrapolation
         self.limits: Limits | None = None
-        self.identity: str | None = None
         self.rounded_inputs: str | None = None
         self.adapters: dict[str, StoredAdapter] | None = None
 

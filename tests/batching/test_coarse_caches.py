@@ -20,10 +20,11 @@ from lucid_deploy.batching.request import Event
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
-from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
+from lucid_deploy.runtimes.cache_rows import select_rows
 from lucid_deploy.runtimes.session import Cache
 from tests.batching.lone_runs import TEXTS
 from tests.batching.test_batcher import alone, drain, prompt
+from tests.runtimes.cache_cases import merge_caches
 
 Exported = Callable[..., tuple[Path, Artifact]]
 CASES = [

@@ -16,7 +16,6 @@ class ReferenceSession(Session[Array]):
 
     def __init__(self, artifact: Artifact, can: Capabilities, allow_extrapolation: bool) -> None:
         super().__init__(artifact.config, artifact.manifest.dtype, "reference", allow_extrapolation, can)
-        self.identity = artifact.identity
         self._graphs = {stage: ReferenceEvaluator(str(artifact.graph_path(stage))) for stage in STAGES}
 
     def _run(self, stage: str, tokens: NewTokens, layers: Layers, keep: int) -> tuple[Array, Layers]:

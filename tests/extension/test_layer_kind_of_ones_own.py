@@ -21,7 +21,6 @@ from lucid_deploy.model.layers import layer_kind, register_layer_kind
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 from lucid_deploy.runtimes import Session, open_session
-from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import TINY
 from tests.extension.toy_layer import WINDOW, ToyKind
@@ -166,16 +165,6 @@ def test_padding_takes_no_part(session, exact, checkpoint):
     gate = allowed(checkpoint, exact, ids)
     for logits, wanted in ((both, exact.prefill(ids, alone)), (more, exact.decode(np.array([[3]]), alone))):
         assert error(logits[0], wanted[0]) <= gate and error(logits[1], wanted[0]) <= gate
-
-
-def test_a_cache_is_saved_and_loaded(session, tmp_path):
-    cache = session.empty_cache()
-    ids = tokens(9)
-    session.prefill(ids, cache)
-    save_cache(session, cache, tmp_path / "cache.safetensors", ids[0].tolist())
-    loaded, known = load_cache(session, tmp_path / "cache.safetensors")
-    assert known == ids[0].tolist()
-    np.testing.assert_array_equal(session.decode(np.array([[7]]), loaded), session.decode(np.array([[7]]), cache))
 
 
 def answers(session: Session[Any], prompts: list[list[int]], rows: int) -> list[list[int]]:

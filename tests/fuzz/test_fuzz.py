@@ -34,7 +34,6 @@ from lucid_deploy.json_fields import decode
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config_file import read_config
 from lucid_deploy.model.config_parsing import parse_config
-from lucid_deploy.runtimes.cache_files import load_cache
 from lucid_deploy.serving.fields import ChatRequest, CompletionRequest, ResponseRequest
 from tests.conftest import TINY
 
@@ -256,20 +255,6 @@ HEADER = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [97, 64], "data
 @example(json.dumps({"x": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 8]}}).encode(), 0)
 def test_headers_of_safetensors(header: bytes, off: int) -> None:
     on_disk(struct.pack("<Q", max(0, len(header) + off)) + header + bytes(64), "model.safetensors", weights)
-
-
-def test_cache_files(exported: Any) -> None:
-    from lucid_deploy.runtimes import open_session
-
-    session = open_session(exported()[1])
-
-    @fuzzed
-    @given(st.binary(max_size=80), mutated({"__metadata__": {"format": "lucid-deploy-cache"}, **HEADER}))
-    def check(noise: bytes, header: bytes) -> None:
-        for content in (noise, struct.pack("<Q", len(header)) + header + noise):
-            on_disk(content, "cache", lambda path: load_cache(session, path))
-
-    check()
 
 
 def test_a_case_of_conformance_that_was_changed() -> None:

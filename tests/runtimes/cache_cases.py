@@ -9,6 +9,7 @@ import numpy as np
 from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.runtimes import Session
+from lucid_deploy.runtimes.cache_rows import cache_of_rows, row_layers
 from lucid_deploy.runtimes.session import Cache
 
 CASES = [("growing", "onnxruntime"), ("static", "onnxruntime"), ("growing", "torch")]
@@ -26,6 +27,10 @@ def run(session: Session[Any], ids: np.ndarray, cache: Cache[Any] | None = None,
     for token in ids[len(ids) - decode :]:
         session.decode(np.array([[token]]), cache)
     return cache
+
+
+def merge_caches(session: Session[Any], caches: list[Cache[Any]]) -> Cache[Any]:
+    return cache_of_rows(session, [row for cache in caches for row in row_layers(session, cache, range(cache.batch))])
 
 
 def within_the_gate(got: list[np.ndarray], exact: list[np.ndarray], gates: dict[TensorId, Any]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.parity.record import TensorId
 from lucid_deploy.runtimes import Session
-from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
-from tests.runtimes.cache_cases import IDS, run, stored, within_the_gate
+from lucid_deploy.runtimes.cache_rows import cache_of_rows, select_rows
+from tests.runtimes.cache_cases import IDS, merge_caches, run, stored, within_the_gate
 
 IDS[20:45] = 11  # one token repeated
 
@@ -77,4 +77,4 @@ def test_rows_are_selected_and_merged_without_change(session: Session[Any], gate
     with pytest.raises(LucidError, match="rows 0 to 2, not 3"):
         select_rows(session, merged, [3])
     with pytest.raises(LucidError, match="at least one row"):
-        merge_caches(session, [])
+        cache_of_rows(session, [])

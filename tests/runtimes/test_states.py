@@ -14,13 +14,8 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 from lucid_deploy.runtimes.session import Session
-from tests.hybrid_artifact import write_hybrid
-from tests.model.packed.packing import change_tensors
 from tests.parity.faults import change_weight
 
 
@@ -51,20 +46,6 @@ def test_a_fork_goes_its_own_way(session: Session[Any]) -> None:
     again = session.empty_cache()
     session.prefill(tokens(9), again)
     np.testing.assert_array_equal(session.decode(np.array([[2]]), again), wanted)
-
-
-def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], tmp_path: Path) -> None:
-    cache, path = session.empty_cache(), tmp_path / "cache.safetensors"
-    session.prefill(tokens(9), cache)
-    save_cache(session, cache, path, tokens(9)[0].tolist())
-    loaded, known = load_cache(session, path)
-    assert known == tokens(9)[0].tolist()
-    np.testing.assert_array_equal(session.decode(np.array([[7]]), loaded), session.decode(np.array([[7]]), cache))
-    model = write_hybrid(tmp_path / "checkpoint")
-    change_tensors(model, lambda tensors: tensors["model.norm.weight"].mul_(1.5))  # as many layers, of the same shapes
-    other = export(model, tmp_path / "artifact", ExportOptions(cache="growing"))
-    with pytest.raises(LucidError, match="is a cache of another model"):
-        load_cache(open_session(other, "torch"), path)
 
 
 def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifact, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from transformers import Gemma3TextConfig
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
+from lucid_deploy.runtimes.cache_rows import select_rows
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import MIXED, THREE, random_model
 from tests.model.sequence_runs import relative_error
 from tests.model.test_families import GATE, logits_of
+from tests.runtimes.cache_cases import merge_caches
 
 pytestmark = pytest.mark.slow  # exports
 

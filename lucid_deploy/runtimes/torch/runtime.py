@@ -37,9 +37,7 @@ class TorchRuntime(Runtime):
             config = artifact.config if options.ablate is None else _without_preconditioner(artifact.config)
             model = load_artifact_model(artifact, options.device, config=config)
             rows = load_adapters(artifact, model)
-        session = TorchSession(model, options.allow_extrapolation, options.threads, rows)
-        session.identity = artifact.identity if options.ablate is None else None  # its caches fit no other
-        return session
+        return TorchSession(model, options.allow_extrapolation, options.threads, rows)
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
         from lucid_deploy.runtimes.torch.layers import TorchLayers

@@ -36,7 +36,7 @@ def test_all_logits_are_the_models(exported: Exported) -> None:
     assert session.gives_all_logits and found.dtype == np.float64 and session.dtype == "float64"
     np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-9)
     np.testing.assert_allclose(session.prefill(IDS, session.empty_cache(2)), found[:, -1:], atol=1e-9)
-    assert session.identity is None and session.model is model
+    assert session.model is model
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
