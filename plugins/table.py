@@ -1,7 +1,7 @@
 """The table of our operators: domain, version, names, inputs, outputs, attributes and types.
 
 All code that names an operator reads the name here: ONNX schemas and nodes, PyTorch's custom operators, graph passes,
-engines, and C++ through ``hosts/operators_generated.h``. The module imports nothing of ours, so that importing it is
+engines, and C++ through ``hosts/operators_header.py``. The module imports nothing of ours, so that importing it is
 cheap.
 """
 

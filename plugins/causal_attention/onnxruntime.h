@@ -2,21 +2,17 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 namespace lucid {
 
 template <class T>
-struct CausalAttention {
+struct CausalAttention : OperatorBase<T> {
     using Table = table::CausalAttention;
     using In = Table::In;
-    static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::mask ? element_type<bool>() : element_type<T>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), y = context.input<T>(In::Y, 4);

@@ -3,29 +3,26 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 namespace lucid {
 
 // K and Y have type S: T, Half or int8_t. With int8_t the scales of K and Y come before the mask. Growing also returns the
 // cache with the new rows, where the others return only the new rows of Y.
 template <class T, class S = T, bool Growing = false>
-struct DecodeAttention {
+struct DecodeAttention : OperatorBase<T> {
     static constexpr bool kScaled = std::is_same_v<S, int8_t>;
     using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
     using Separate = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
     using Table = std::conditional_t<Growing, table::DecodeAttentionGrowing, Separate>;
     static_assert(!Growing || std::is_same_v<S, T>, "a cache of another type grows in its own form");
     using In = typename Table::In;
-    static constexpr bool kSolves = true, kScales = false;
+    static constexpr bool kSolves = true;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         if (index == In::K || index == In::Y) return element_type<S>();
         if (index == In::mask) return element_type<bool>();
         return index > In::Y ? element_type<float>() : element_type<T>(); // the scales
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes& attributes) {
         auto q = context.input<T>(In::Q, 4);
@@ -80,16 +77,13 @@ private:
 
 // Standard attention of one query a head over rows of which the mask says which are tokens.
 template <class T>
-struct CachedAttention {
+struct CachedAttention : OperatorBase<T> {
     using Table = table::CachedAttention;
     using In = Table::In;
-    static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::mask ? element_type<bool>() : element_type<T>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), v = context.input<T>(In::V, 4);

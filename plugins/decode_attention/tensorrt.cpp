@@ -157,13 +157,8 @@ class DecodeAttentionPlugin final : public DecodePlugin<InModelType>
 {
 public:
     explicit DecodeAttentionPlugin(Attributes attributes)
-        : DecodePlugin(table::DecodeAttention::kName, attributes)
+        : DecodePlugin(table::DecodeAttention::kName, makeDecodeAttention, attributes)
     {
-    }
-
-    IPluginV3* clone() noexcept override
-    {
-        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mAttributes).release(); });
     }
 
 protected:
@@ -181,14 +176,8 @@ class DecodeAttentionFloat8Plugin final : public DecodePlugin<InFloat8>
 {
 public:
     explicit DecodeAttentionFloat8Plugin(Attributes attributes)
-        : DecodePlugin(table::DecodeAttentionFloat8::kName, attributes)
+        : DecodePlugin(table::DecodeAttentionFloat8::kName, makeDecodeAttentionFloat8, attributes)
     {
-    }
-
-    IPluginV3* clone() noexcept override
-    {
-        return guarded(
-            static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttentionFloat8(mAttributes).release(); });
     }
 
 protected:

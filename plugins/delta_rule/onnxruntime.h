@@ -2,15 +2,14 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 namespace lucid {
 
 template <class T>
-struct DeltaRule {
+struct DeltaRule : OperatorBase<T> {
     using Table = table::DeltaRule;
     using In = Table::In;
-    static constexpr bool kSolves = false, kScales = true;
+    static constexpr bool kScales = true;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::log_decay || index == In::state ? element_type<float>() : element_type<T>();

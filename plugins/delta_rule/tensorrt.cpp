@@ -21,13 +21,8 @@ class DeltaRulePlugin final : public OperatorPlugin
 {
 public:
     explicit DeltaRulePlugin(Attributes attributes)
-        : OperatorPlugin(table::DeltaRule::kName, attributes)
+        : OperatorPlugin(table::DeltaRule::kName, makeDeltaRule, attributes)
     {
-    }
-
-    IPluginV3* clone() noexcept override
-    {
-        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDeltaRule(mAttributes).release(); });
     }
 
     int32_t getNbOutputs() const noexcept override { return Out::kCount; }

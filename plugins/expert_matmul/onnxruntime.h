@@ -2,7 +2,6 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 #include <algorithm>
 #include <numeric>
@@ -28,16 +27,13 @@ struct SortedRows {
 };
 
 template <class T>
-struct ExpertMatMul {
+struct ExpertMatMul : OperatorBase<T> {
     using Table = table::ExpertMatMul;
     using In = Table::In;
-    static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::expert ? element_type<int64_t>() : element_type<T>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto x = context.input<T>(In::X, 2), w = context.input<T>(In::W, 3);
@@ -54,17 +50,14 @@ struct ExpertMatMul {
 
 // S is the type of scales and offsets, Of the form's entry in the table of operators.
 template <class T, class S, class Of>
-struct QuantizedExpertMatMul {
+struct QuantizedExpertMatMul : OperatorBase<T> {
     using Table = Of;
     using In = typename Table::In;
-    static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         if (index == In::X) return element_type<T>();
         return index == In::expert ? element_type<int64_t>() : index == In::W ? element_type<uint8_t>() : element_type<S>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto x = context.input<T>(In::X, 2);

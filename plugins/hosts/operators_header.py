@@ -1,11 +1,9 @@
-"""Write the table of operators as a C++ header: ``python -m lucid_deploy.plugins.hosts.operators_header``."""
+"""The table of operators as the C++ header that the libraries are compiled with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from lucid_deploy.files import atomic_write
 from lucid_deploy.plugins.table import (
     DIAGONAL,
     DOMAIN,
@@ -17,14 +15,13 @@ from lucid_deploy.plugins.table import (
     Operator,
 )
 
-HEADER = Path(__file__).with_name("operators_generated.h")
+HEADER = "operators_generated.h"  # builds write it beside the library
 
 
 def header_text() -> str:
-    """Return the text of :data:`HEADER`; a test checks that the file is up to date."""
+    """Return the text of :data:`HEADER`."""
     structs = "\n".join("\n".join(_struct(each)) for each in dict.fromkeys((*IN_TENSORRT, *IN_ONNXRUNTIME)))
-    return f"""// Made from plugins/table.py. After a change: python -m lucid_deploy.plugins.hosts.operators_header
-// In and Out hold the positions of an operator's tensors; kCount is how many there are.
+    return f"""// In and Out hold the positions of an operator's tensors; kCount is how many there are.
 #pragma once
 
 namespace lucid::table {{
@@ -53,7 +50,3 @@ def _positions(name: str, tensors: Iterable[str]) -> Iterator[str]:
     yield f"    struct {name} {{"
     yield f"        enum : int {{ {', '.join([*tensors, 'kCount'])} }};"
     yield "    };"
-
-
-if __name__ == "__main__":
-    atomic_write(HEADER, header_text().encode())

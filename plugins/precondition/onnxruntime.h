@@ -2,21 +2,18 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 namespace lucid {
 
 template <class T>
-struct Precondition {
+struct Precondition : OperatorBase<T> {
     using Table = table::Precondition;
     using In = Table::In;
-    static constexpr bool kSolves = true, kScales = false;
+    static constexpr bool kSolves = true;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::mask ? element_type<bool>() : element_type<T>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes& attributes) {
         auto k = context.input<T>(In::K, 4), v = context.input<T>(In::V, 4);

@@ -38,13 +38,8 @@ class PreconditionPlugin final : public OperatorPlugin
 {
 public:
     explicit PreconditionPlugin(Attributes attributes)
-        : OperatorPlugin(table::Precondition::kName, attributes)
+        : OperatorPlugin(table::Precondition::kName, makePrecondition, attributes)
     {
-    }
-
-    IPluginV3* clone() noexcept override
-    {
-        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makePrecondition(mAttributes).release(); });
     }
 
     int32_t getNbOutputs() const noexcept override { return Out::kCount; }

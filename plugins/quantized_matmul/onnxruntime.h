@@ -2,7 +2,6 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 #include <algorithm>
 #include <array>
@@ -50,10 +49,9 @@ inline Panels share_panels(const QuantizedWeight& w) {
 
 // S is the type of scales and offsets, Of the form's entry in the table of operators.
 template <class T, class S, class Of>
-struct QuantizedMatMul {
+struct QuantizedMatMul : OperatorBase<T> {
     using Table = Of;
     using In = typename Table::In;
-    static constexpr bool kSolves = false, kScales = false;
     static constexpr bool kHasZeros = std::is_same_v<Table, table::QuantizedMatMulZeroPoints>;
     static constexpr bool kHasOffsets = std::is_same_v<Table, table::QuantizedMatMulOffsets>;
     static constexpr size_t kBlockStep = 16; // block sizes are multiples of it
@@ -63,8 +61,6 @@ struct QuantizedMatMul {
         if (index == In::scales || (kHasOffsets && index == In::scales + 1)) return element_type<S>();
         return index == In::X ? element_type<T>() : element_type<uint8_t>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     // Packs the weight if it is constant and its shapes fit; compute refuses those that do not.
     static Panels pack(const OrtApi& api, const OrtKernelInfo* info) {

@@ -2,25 +2,21 @@
 #pragma once
 
 #include "hosts/onnxruntime/context.h"
-#include "hosts/operators_generated.h"
 
 namespace lucid {
 
 template <class T, class W = T, bool Transposed = false>
-struct WeightMatMul {
+struct WeightMatMul : OperatorBase<T> {
     template <class Same, class Narrower>
     using Either = std::conditional_t<std::is_same_v<W, T>, Same, Narrower>;
     using Table = std::conditional_t<Transposed,
                                      Either<table::WeightMatMulTransposed, table::WeightMatMulTransposedFloat16>,
                                      Either<table::WeightMatMul, table::WeightMatMulFloat16>>;
     using In = typename Table::In;
-    static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::W ? element_type<W>() : element_type<T>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto x = context.input_of_any_rank<T>(In::X);
@@ -48,16 +44,13 @@ private:
 
 // Y + X · A · B with the A and B of each batch row.
 template <class T>
-struct AdapterMatMul {
+struct AdapterMatMul : OperatorBase<T> {
     using Table = table::AdapterMatMul;
     using In = Table::In;
-    static constexpr bool kSolves = false, kScales = false;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::adapter_ids ? element_type<int64_t>() : element_type<T>();
     }
-
-    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto y = context.input<T>(In::Y, 3), x = context.input<T>(In::X, 3);

@@ -3,7 +3,6 @@
 // goes into the page as text only, never as markup.
 
 const ALTERNATIVES = 4;
-const STRONGEST = 8;
 const LEAST_FOR_RATE = 5; // tokens; fewer may all come at once
 const find = (id) => document.getElementById(id);
 
@@ -19,15 +18,11 @@ class ServerError extends Error {
   }
 }
 
-function headers(more = {}) {
-  return apiKey ? { ...more, Authorization: `Bearer ${apiKey}` } : more;
-}
-
 async function request(path, body, signal) {
-  const options = { headers: headers(), signal };
+  const options = { headers: apiKey ? { Authorization: `Bearer ${apiKey}` } : {}, signal };
   if (body !== undefined) {
     options.method = "POST";
-    options.headers = headers({ "Content-Type": "application/json" });
+    options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
   }
   let answer;

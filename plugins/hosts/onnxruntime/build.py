@@ -13,6 +13,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.files import temporary_sibling
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
 from lucid_deploy.plugins.hosts.libraries import cache_folder, load_obstacle, prebuilt
+from lucid_deploy.plugins.hosts.operators_header import HEADER as OPERATORS_HEADER
+from lucid_deploy.plugins.hosts.operators_header import header_text
 
 ORT_ABI = 11  # increase it when the library's exports or the meaning of an operator change
 LIBRARY_NAME = "liblucid_onnxruntime.so"
@@ -35,8 +37,8 @@ def default_ort_library() -> Path:
 
 
 def source_hash() -> str:
-    """Return a hash of the library's sources, its compiler flags and its ABI number."""
-    digest = hashlib.sha256(json.dumps([ORT_ABI, FLAGS]).encode())
+    """Return a hash of the library's sources, the table of operators, its compiler flags and its ABI number."""
+    digest = hashlib.sha256(json.dumps([ORT_ABI, FLAGS, header_text()]).encode())
     for path in sources():
         digest.update(path.relative_to(PLUGINS).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -70,6 +72,7 @@ def build_ort_library(
         output.parent.mkdir(parents=True, exist_ok=True)
         with temporary_sibling(output) as folder:
             library = Path(folder, LIBRARY_NAME)
+            Path(folder, OPERATORS_HEADER).write_text(header_text())
             run_compiler([compiler, *_arguments(include), "-Wl,--no-undefined"], library)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
             # The record also describes the replaced library, so that it fits whenever this process is killed.
@@ -163,11 +166,11 @@ def sources() -> list[Path]:
     """Return the library's source files: the host's, the shared ones, and every operator's CPU kernels."""
     host = [path for path in HOST.iterdir() if path.suffix in (".cpp", ".h", ".inl")]
     parts = [path for name in ("cpu*.h", "cpu*.inl", "onnxruntime.h") for path in PLUGINS.glob(f"*/{name}")]
-    return sorted([*host, *parts, PLUGINS / "hosts" / "operators_generated.h"])
+    return sorted([*host, *parts])
 
 
 def _arguments(include: Path | None) -> list[str]:
-    arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS)]
+    arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS), "-I", "."]
     if include is not None:  # -isystem suppresses warnings in onnxruntime's header
         arguments += ["-DLUCID_ORT_HEADER", "-isystem", str(include.absolute())]
     return arguments + [str(path) for path in sources() if path.suffix == ".cpp"]

@@ -1,7 +1,7 @@
 // A call of a custom operator: its inputs, outputs and errors, and onnxruntime's threads.
 #pragma once
 
-#include "hosts/operators_generated.h"
+#include "operators_generated.h"
 #include "operators.h"
 
 #include <memory>
@@ -128,6 +128,14 @@ constexpr ONNXTensorElementDataType element_type() {
     else
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
+
+// The base of operators: unless one says otherwise, it has no attributes, outputs of type T and no weight to pack.
+template <class T>
+struct OperatorBase {
+    static constexpr bool kSolves = false, kScales = false;
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
+    static std::shared_ptr<const uint8_t> pack(const OrtApi&, const OrtKernelInfo*) { return nullptr; }
+};
 
 template <class T>
 const KernelsOf<T>& kernels() {

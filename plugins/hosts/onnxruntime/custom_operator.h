@@ -2,7 +2,6 @@
 #pragma once
 
 #include "context.h"
-#include "hosts/operators_generated.h"
 
 #include <exception>
 
@@ -12,17 +11,6 @@ struct Instance {
     const OrtApi* api;
     Attributes attributes;
 };
-
-// The panels of an operator that packs its weight; null of others.
-template <class Operator>
-auto panels_of(const OrtApi& api, const OrtKernelInfo* info, int) -> decltype(Operator::pack(api, info)) {
-    return Operator::pack(api, info);
-}
-
-template <class Operator>
-std::shared_ptr<const uint8_t> panels_of(const OrtApi&, const OrtKernelInfo*, long) {
-    return nullptr;
-}
 
 // The callbacks of one operator for one type.
 template <class Operator>
@@ -56,7 +44,7 @@ struct CustomOperator : OrtCustomOp {
             if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kScale, &attributes.scale))
                 return status;
         return without_exceptions(*api, [&] {
-            attributes.panels = panels_of<Operator>(*api, info, 0);
+            attributes.panels = Operator::pack(*api, info);
             *kernel = new Instance{api, attributes};
         });
     }

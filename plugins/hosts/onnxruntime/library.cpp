@@ -2,7 +2,7 @@
 
 #include "operators.h"
 
-#include "hosts/operators_generated.h"
+#include "operators_generated.h"
 
 #include <string>
 

@@ -32,6 +32,11 @@ std::atomic<const Kernels*>& chosen() {
     return kernels;
 }
 
+template <class... Operators>
+std::vector<const OrtCustomOp*> instances() {
+    return {new CustomOperator<Operators>...}; // sessions refer to them, so they are never freed
+}
+
 } // namespace
 
 const Kernels& current_kernels() { return *chosen().load(); }
@@ -46,55 +51,27 @@ bool select_kernels(const char* name) {
 }
 
 const std::vector<const OrtCustomOp*>& custom_operators() {
-    static const CustomOperator<Precondition<float>> precondition;
-    static const CustomOperator<Precondition<Half>> precondition_half;
-    static const CustomOperator<CausalAttention<float>> attention;
-    static const CustomOperator<CausalAttention<Half>> attention_half;
-    static const CustomOperator<DecodeAttention<float>> decode;
-    static const CustomOperator<DecodeAttention<Half>> decode_half;
-    static const CustomOperator<DecodeAttention<float, float, true>> decode_growing;
-    static const CustomOperator<DecodeAttention<Half, Half, true>> decode_growing_half;
-    static const CustomOperator<DecodeAttention<float, Half>> decode_from_half;
-    static const CustomOperator<DecodeAttention<float, int8_t>> decode_from_int8;
-    static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
-    static const CustomOperator<CachedAttention<float>> cached;
-    static const CustomOperator<CachedAttention<Half>> cached_half;
-    static const CustomOperator<DeltaRule<float>> delta_rule;
-    static const CustomOperator<DeltaRule<Half>> delta_rule_half;
-    static const CustomOperator<ExpertMatMul<float>> experts;
-    static const CustomOperator<ExpertMatMul<Half>> experts_half;
-    static const CustomOperator<WeightMatMul<float>> product;
-    static const CustomOperator<WeightMatMul<Half>> product_half;
-    static const CustomOperator<WeightMatMul<float, Half>> product_by_half;
-    static const CustomOperator<WeightMatMul<float, float, true>> transposed;
-    static const CustomOperator<WeightMatMul<Half, Half, true>> transposed_half;
-    static const CustomOperator<WeightMatMul<float, Half, true>> transposed_by_half;
-    static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMul>> quantized;
-    static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMul>> quantized_half;
-    static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMulZeroPoints>> quantized_zeros;
-    static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMulZeroPoints>> quantized_zeros_half;
-    static const CustomOperator<QuantizedMatMul<float, float, table::QuantizedMatMulOffsets>> quantized_offsets;
-    static const CustomOperator<QuantizedMatMul<Half, Half, table::QuantizedMatMulOffsets>> quantized_offsets_half;
-    static const CustomOperator<QuantizedMatMul<float, Half, table::QuantizedMatMulOffsets>> quantized_by_half;
-    static const CustomOperator<QuantizedExpertMatMul<float, float, table::QuantizedExpertMatMul>> quantized_experts;
-    static const CustomOperator<QuantizedExpertMatMul<Half, Half, table::QuantizedExpertMatMul>> quantized_experts_half;
-    static const CustomOperator<QuantizedExpertMatMul<float, float, table::QuantizedExpertMatMulOffsets>> expert_offsets;
-    static const CustomOperator<QuantizedExpertMatMul<Half, Half, table::QuantizedExpertMatMulOffsets>> expert_offsets_half;
-    static const CustomOperator<QuantizedExpertMatMul<float, Half, table::QuantizedExpertMatMulOffsets>> experts_by_half;
-    static const CustomOperator<AdapterMatMul<float>> adapter;
-    static const CustomOperator<AdapterMatMul<Half>> adapter_half;
-    static const std::vector<const OrtCustomOp*> all{
-        &precondition,     &precondition_half, &attention,        &attention_half,
-        &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
-        &decode_from_half, &decode_from_int8,  &decode_half_from_int8,
-        &cached,           &cached_half,
-        &delta_rule,       &delta_rule_half,   &experts,          &experts_half,
-        &product,          &product_half,
-        &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
-        &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half,
-        &quantized_offsets, &quantized_offsets_half, &quantized_by_half,
-        &quantized_experts, &quantized_experts_half, &expert_offsets, &expert_offsets_half, &experts_by_half,
-        &adapter,          &adapter_half};
+    static const std::vector<const OrtCustomOp*> all = instances<
+        Precondition<float>, Precondition<Half>, CausalAttention<float>, CausalAttention<Half>,
+        DecodeAttention<float>, DecodeAttention<Half>, DecodeAttention<float, Half>,
+        DecodeAttention<float, float, true>, DecodeAttention<Half, Half, true>,
+        DecodeAttention<float, int8_t>, DecodeAttention<Half, int8_t>,
+        CachedAttention<float>, CachedAttention<Half>, DeltaRule<float>, DeltaRule<Half>,
+        WeightMatMul<float>, WeightMatMul<Half>, WeightMatMul<float, Half>,
+        WeightMatMul<float, float, true>, WeightMatMul<Half, Half, true>, WeightMatMul<float, Half, true>,
+        QuantizedMatMul<float, float, table::QuantizedMatMul>, QuantizedMatMul<Half, Half, table::QuantizedMatMul>,
+        QuantizedMatMul<float, float, table::QuantizedMatMulZeroPoints>,
+        QuantizedMatMul<Half, Half, table::QuantizedMatMulZeroPoints>,
+        QuantizedMatMul<float, float, table::QuantizedMatMulOffsets>,
+        QuantizedMatMul<Half, Half, table::QuantizedMatMulOffsets>,
+        QuantizedMatMul<float, Half, table::QuantizedMatMulOffsets>,
+        ExpertMatMul<float>, ExpertMatMul<Half>,
+        QuantizedExpertMatMul<float, float, table::QuantizedExpertMatMul>,
+        QuantizedExpertMatMul<Half, Half, table::QuantizedExpertMatMul>,
+        QuantizedExpertMatMul<float, float, table::QuantizedExpertMatMulOffsets>,
+        QuantizedExpertMatMul<Half, Half, table::QuantizedExpertMatMulOffsets>,
+        QuantizedExpertMatMul<float, Half, table::QuantizedExpertMatMulOffsets>,
+        AdapterMatMul<float>, AdapterMatMul<Half>>();
     return all;
 }
 

@@ -16,8 +16,7 @@ namespace lucid {
 // The oldest version with everything used here: onnxruntime 1.18. Every later one provides it.
 constexpr uint32_t kOrtApiVersion = 18;
 
-// Returns Precondition, CausalAttention, DecodeAttention and DeltaRule and ExpertMatMul for float and float16, and DecodeAttentionFloat16
-// and DecodeAttentionInt8, which read a cache in its stored type; they live as long as the library.
+// Returns our operators for all their types; they live as long as the library.
 const std::vector<const OrtCustomOp*>& custom_operators();
 
 // The kernels that operators run: by default the fastest that the processor supports.

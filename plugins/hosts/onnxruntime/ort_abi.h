@@ -20,7 +20,6 @@ struct OrtSessionOptions;
 struct OrtCustomOpDomain;
 struct OrtShapeInferContext;
 struct OrtCustomOp;
-typedef OrtStatus* OrtStatusPtr;
 
 enum OrtErrorCode { ORT_OK = 0, ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum OrtMemType { OrtMemTypeDefault = 0 };

@@ -18,6 +18,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     system_includes,
 )
 from lucid_deploy.plugins.hosts.libraries import load_obstacle
+from lucid_deploy.plugins.hosts.operators_header import HEADER, header_text
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def build_plugin(
         data, table, library = (folder / name for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))
+        (folder / HEADER).write_text(header_text())
         command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}", "-I", str(PLUGINS)]
         # Relative to the compiler's working directory: a folder's name may need escapes in a C++ string.
         command += [f'-DLUCID_KERNEL_DATA="{data.name}"', f'-DLUCID_KERNEL_TABLE="{table.name}"', "-I", "."]

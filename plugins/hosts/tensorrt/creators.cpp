@@ -12,8 +12,6 @@ namespace lucid
 namespace
 {
 
-using Make = std::unique_ptr<IPluginV3> (*)(Attributes);
-
 PluginField const* findField(PluginFieldCollection const* fields, char const* name, PluginFieldType type)
 {
     for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i)

@@ -32,9 +32,10 @@ void require(bool holds, char const* message)
     }
 }
 
-OperatorPlugin::OperatorPlugin(char const* name, Attributes attributes)
+OperatorPlugin::OperatorPlugin(char const* name, Make make, Attributes attributes)
     : mAttributes(attributes)
     , mName(name)
+    , mMake(make)
     , mAbi(LUCID_PLUGIN_ABI)
 {
 }
@@ -48,6 +49,11 @@ IPluginCapability* OperatorPlugin::getCapabilityInterface(PluginCapabilityType t
     case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
     }
     return nullptr;
+}
+
+IPluginV3* OperatorPlugin::clone() noexcept
+{
+    return guarded(static_cast<IPluginV3*>(nullptr), [&] { return mMake(mAttributes).release(); });
 }
 
 int32_t OperatorPlugin::configurePlugin(

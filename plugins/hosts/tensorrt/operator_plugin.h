@@ -3,7 +3,7 @@
 
 #include "plan.h"
 
-#include "hosts/operators_generated.h"
+#include "operators_generated.h"
 
 #include <NvInferRuntime.h>
 
@@ -22,6 +22,8 @@ struct Attributes
     float scale;
 };
 
+using Make = std::unique_ptr<nvinfer1::IPluginV3> (*)(Attributes);
+
 //! Base of the plugins in the operators' tensorrt.cpp, which describe their tensors. Nothing here throws to TensorRT.
 class OperatorPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneCore,
@@ -29,10 +31,11 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneRuntime
 {
 public:
-    OperatorPlugin(char const* name, Attributes attributes);
+    OperatorPlugin(char const* name, Make make, Attributes attributes);
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+    nvinfer1::IPluginV3* clone() noexcept override;
 
     // IPluginV3OneCore
     char const* getPluginName() const noexcept override { return mName; }
@@ -91,6 +94,7 @@ private:
     Sizes sizesOf(nvinfer1::PluginTensorDesc const* inputs) const;
 
     char const* const mName;
+    Make const mMake;
     int32_t mAbi;
     std::vector<nvinfer1::PluginField> mFields;
     nvinfer1::PluginFieldCollection mFieldCollection{};
