@@ -73,7 +73,7 @@ def export(
     options = dataclasses.replace(options, quantize=quantize)
     if options.calibration is not None and not (quantize is not None and quantize.learns):
         raise LucidError(
-            f"Nothing reads --calibration {options.calibration}: --quantize int4 and --method gptq learn from it. "
+            f"Nothing reads --calibration {options.calibration}: --quantize int4 and --method distill learn from it. "
             "Leave it out, or add one of them."
         )
     quantization = rows = learned = None
