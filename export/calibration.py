@@ -91,7 +91,7 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int) -> Calibrati
 
 
 def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> list[Array]:
-    """Return the rows of a calibration file that nothing was learned from, int64 ``(N,)`` each.
+    """Return the rows of a calibration file that were held out to measure on, int64 ``(N,)`` each.
 
     Args:
         path: The file of :func:`calibration_rows`.

@@ -38,7 +38,7 @@ STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """One quantized weight."""
+    """How one weight is quantized: its blocks, its bits, and what is stored beside the whole numbers."""
 
     shape: tuple[int, int]  # (out, in), or for an embedding (vocab, hidden); the last axis is cut into blocks
     block_size: int  # elements of a block; the last block of a row may be shorter

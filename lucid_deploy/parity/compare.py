@@ -24,7 +24,7 @@ def check(
     schedules: Sequence[Schedule] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Run a candidate through all scenarios and schedules, and freely, and compare it with its targets.
+    """Run a session over every token sequence, fed in every way, and let it generate; compare it with the targets.
 
     A failed gate is part of the result, not an exception. ``schedules`` are those of the targets' workload by default.
 

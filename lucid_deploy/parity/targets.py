@@ -276,7 +276,7 @@ def _add_schedule_gates(
     workload: Workload,
     progress: Progress | None,
 ) -> list[Target]:
-    """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
+    """Add gates for each way to feed a prompt: where a cache rounds, results depend on where the prompt is cut."""
     others = [schedule for schedule in workload.schedules if not schedule.one_shot]
     scenarios = [item.scenario for item in targets]
     phase = f"PyTorch in {session.dtype} with a cache in {session.cache_dtype}: the gates"

@@ -44,7 +44,7 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once."""
+        """Tokens of all prompts; a prompt with several answers counts once."""
         return sum(len(prompt) for prompt in self.prompts)
 
     def requests(self) -> list[Request]:

@@ -413,7 +413,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor | None]:
 
 @contextlib.contextmanager
 def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have tables of whole numbers on a device: graphs are traced on the meta device, where tables have no values."""
+    """Within the block, keep a model's integer buffers on a device: on the meta device they would have no values."""
     moved = []
     for module in net.modules():
         for name, table in _tables(module).items():
