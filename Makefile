@@ -123,5 +123,5 @@ $(VENV)/.wheel: $(VENV)/.python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,openvino,rtx,kernels,serve,guided,ray,otel,eval,transformers,docs,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,openvino,rtx,kernels,serve,guided,ray,eval,transformers,docs,dev]"
 	@touch $@

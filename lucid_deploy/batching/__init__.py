@@ -1,6 +1,6 @@
 """Continuous batching: requests start and finish in a running batch at any step."""
 
 from lucid_deploy.batching.batcher import Batcher
-from lucid_deploy.batching.request import Finished, Mark, Request, Token
+from lucid_deploy.batching.request import Finished, Request, Token
 
-__all__ = ["Batcher", "Finished", "Mark", "Request", "Token"]
+__all__ = ["Batcher", "Finished", "Request", "Token"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.batching.request import Event, Finished, Mark, Request
+from lucid_deploy.batching.request import Event, Finished, Request
 from lucid_deploy.batching.row import Chooser, Row, propose
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
@@ -51,7 +51,6 @@ class Batcher:
             right; None: every row decodes one.
 
     Attributes:
-        marks: The phases that requests entered in the last step, or in the last of its :meth:`parts`.
         drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
         store: The stored prefixes.
     """
@@ -80,7 +79,6 @@ class Batcher:
         self.drafts, self._drafters, self._guides = DraftCounts(), drafters, guides
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
-        self.marks: list[Mark] = []
         self._chooser = Chooser(session, self.drafts)
         self.store = PrefixStore(session, prefix_tokens)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
@@ -147,13 +145,7 @@ class Batcher:
             The events, in order; none when idle. A request that fails by itself (logits that are not finite) finishes
             with ``error``, one whose constraint leaves no token or takes too long with ``refused``; the others go on.
         """
-        events: list[Event] = []
-        marks: list[Mark] = []
-        for part in self.parts():
-            events += part
-            marks += self.marks
-        self.marks = marks
-        return events
+        return [event for part in self.parts() for event in part]
 
     def parts(self) -> Iterator[list[Event]]:
         """Do a piece of work as :meth:`step` does, and yield events as soon as they are known.
@@ -162,7 +154,6 @@ class Batcher:
         before calling anything else.
         """
         events: list[Event] = []
-        self.marks = []
         self._steps += 1
         for number in self._cancelled:
             self._end(number, Finished(number, "cancelled"), events)
@@ -171,7 +162,6 @@ class Batcher:
         for _ in self._run_prompts(events):
             yield list(events)
             events.clear()
-            self.marks = []
         self._run_rows(events)
         if not self._running and self._filling is None and not events:
             self._wait_for_guides()
@@ -254,11 +244,10 @@ class Batcher:
             cache, blocks = self.store.find(request.prompt_ids, most, request.cache_owner, adapter)
             ids = list(request.prompt_ids[: cache.length])
             sampler = Sampler(request.sampling, request.prompt_ids)
-            self._filling = Row(number, request, sampler, guide, cache, ids, blocks)
+            self._filling = Row(number, request, sampler, guide, cache, ids, blocks, len(ids))
             del self._waiting[number]
             self._opened.pop(number, None)
             self.prompt_tokens_reused += len(ids)
-            self.marks.append(Mark(number, "prefill", time.time_ns(), len(ids)))
             return True
         return False
 
@@ -293,7 +282,6 @@ class Batcher:
 
     def _take_first(self, row: Row, logits: Array, events: list[Event]) -> None:
         """Choose the first token of a prompt that has run; let the row decode if it goes on."""
-        self.marks.append(Mark(row.number, "decode", time.time_ns()))
         row.next = row.ids.pop()
         self._set_deadline(0.0)
         _, end = self._chooser.follow(row, [], logits, events)

@@ -57,6 +57,7 @@ class Token:
             top-p); None if not asked for.
         top: The most likely tokens and their log-probabilities, best first.
         drafted: Whether it is a draft that was verified.
+        reused: Prompt tokens that a stored prefix held.
     """
 
     request: int
@@ -64,22 +65,6 @@ class Token:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     drafted: bool = False
-
-
-@dataclass(frozen=True)
-class Mark:
-    """The time at which a request entered a phase, for traces.
-
-    Attributes:
-        request: The request's number.
-        phase: ``prefill`` (it has got a row) or ``decode`` (its prompt has run).
-        at: Nanoseconds since 1970.
-        reused: Prompt tokens that a stored prefix held.
-    """
-
-    request: int
-    phase: str
-    at: int
     reused: int = 0
 
 
@@ -93,11 +78,13 @@ class Finished:
             left), ``cancelled``, ``refused`` (constraint and bad words leave no token, or the constraint takes too
             long) or ``error``.
         error: What went wrong, with ``error`` and ``refused``.
+        reused: Prompt tokens that a stored prefix held.
     """
 
     request: int
     reason: str
     error: str | None = None
+    reused: int = 0
 
     @property
     def failed(self) -> bool:

@@ -32,6 +32,7 @@ class Row:
         cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
         ids: Tokens in its cache.
         blocks: The stored blocks that its prompt began with.
+        reused: How many tokens these hold.
         next: The token to run next.
         count: New tokens so far.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
@@ -47,6 +48,7 @@ class Row:
     cache: Cache[Any] | None
     ids: list[int] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+    reused: int = 0
     drafter: Drafter | None = None
     next: int = 0
     count: int = 0
@@ -59,6 +61,9 @@ class Row:
     def left(self) -> int:
         """New tokens that may still come."""
         return self.request.max_new_tokens - self.count
+
+    def end(self, reason: str, error: str | None = None) -> Finished:
+        return Finished(self.number, reason, error, self.reused)
 
 
 class Chooser:
@@ -112,20 +117,20 @@ class Chooser:
         try:
             return self._choose(row, logits, events, draft)
         except NoTokenLeft as error:
-            return Finished(row.number, "refused", str(error))
+            return row.end("refused", str(error))
         except LucidError as error:
-            return Finished(row.number, "error", str(error))
+            return row.end("error", str(error))
 
     def _choose(self, row: Row, logits: Array, events: list[Event], draft: int | None) -> Finished | None:
         allowed = None if row.guide is None else row.guide.allowed()
         if row.guide is not None and allowed is None:  # the text is complete
-            return Finished(row.number, "eos")
+            return row.end("eos")
         choose, request = row.choose, row.request
         token = choose(logits, allowed)
         if row.verified and not request.sampling.temperature:
             self._counts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, choose.slopes)
         if request.stop_at_eos and token in self._session.config.eos_token_ids:
-            return Finished(row.number, "eos")
+            return row.end("eos")
         row.next, row.count = token, row.count + 1
         if row.guide is not None:
             row.guide.advance(token)  # its mask is computed while the model runs
@@ -133,12 +138,12 @@ class Chooser:
             row.drafter.add([token])
         self.tokens += 1
         logprobs = log_probabilities(logits, token, request.top_logprobs)
-        events.append(Token(row.number, token, *logprobs, drafted=token == draft))
+        events.append(Token(row.number, token, *logprobs, drafted=token == draft, reused=row.reused))
         if row.count == request.max_new_tokens:
             complete = row.guide is not None and row.guide.complete
-            return Finished(row.number, "eos" if complete else "length")
+            return row.end("eos" if complete else "length")
         limit = self._session.context_limit
-        return Finished(row.number, "context") if limit is not None and len(row.ids) >= limit else None
+        return row.end("context") if limit is not None and len(row.ids) >= limit else None
 
 
 def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:

@@ -74,7 +74,6 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="Log to stderr from this level on; info, the default, has a line per request.",
 )
-@click.option("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector (OTLP), as http://localhost:4318.")
 @choice_option("--engine", [LOCAL, RAY], help="One process, or replicas on a Ray cluster.")
 @_count("--replicas", help="With ray: engines; 1 if not given.")
 @_count("--min-replicas", low=0, help="With ray: scale between this many engines …")
@@ -94,10 +93,6 @@ def command(artifact: str, **options: Any) -> None:
     _check_engine(click.get_current_context(), engine)
     for package in ("starlette", "uvicorn", "prometheus_client"):
         _check_package(package, "serve", "serve an artifact")
-    if options["otlp_endpoint"] is not None:  # refuse a wrong URL, or a missing package, before anything is loaded
-        from lucid_deploy.serving.tracing import open_tracing
-
-        open_tracing(options["otlp_endpoint"]).shutdown()
     from lucid_deploy.serving.security import is_loopback
     from lucid_deploy.serving.server import set_up_logging
 

@@ -233,12 +233,6 @@ CHECKS = (
         for package in ("starlette", "uvicorn", "prometheus-client", "jinja2")
     ),
     Check("llguidance", "structured answers", importable("llguidance"), 'pip install "lucid-deploy[guided]"'),
-    Check(
-        "opentelemetry-sdk",
-        "serve --otlp-endpoint",
-        importable("opentelemetry.sdk"),
-        'pip install "lucid-deploy[otel]"',
-    ),
     Check("ray", "serve --engine ray", importable("ray"), 'pip install "lucid-deploy[ray]"'),
     # For TensorRT and GPUs; all of it is optional.
     Check("Triton", "plugin build", importable("triton"), _KERNELS, package="triton"),

@@ -17,7 +17,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from lucid_deploy.batching import Mark
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving import fields
@@ -152,11 +151,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
     answer = form(job, common.adapter or service.setup.models[0])
     exchange.answer, begun, token_times = answer, False, dict[int, float]()
     async with aclosing(service.backend.generate(job)) as batches:
-        async for batch in batches:
-            exchange.marks += [event for event in batch if isinstance(event, Mark)]
-            events = [event for event in batch if not isinstance(event, Mark)]
-            if not events:
-                continue
+        async for events in batches:
             first, begun = not begun, True
             chunks = answer.opening() if first else []
             for event in events:

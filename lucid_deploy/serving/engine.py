@@ -23,10 +23,10 @@ from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.serving.errors import ApiError, queue_full, unavailable
 
 if TYPE_CHECKING:
-    from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
+    from lucid_deploy.batching import Batcher, Finished, Request, Token
     from lucid_deploy.runtimes.session import Session
 
-    EngineEvent = Token | Finished | Mark | ApiError  # an error, or the end, is a generation's last
+    EngineEvent = Token | Finished | ApiError  # an error, or the end, is a generation's last
 
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
@@ -178,7 +178,7 @@ class Engine:
                     self._checked = time.monotonic()
                 self._step_began = time.monotonic()
                 for events in batcher.parts():
-                    addressed = self._addressed([*batcher.marks, *events])
+                    addressed = self._addressed(events)
                     self._observe(batcher)  # before events are sent, so that gauges include them
                     _send(addressed)
                     self._step_began = time.monotonic()
@@ -215,7 +215,7 @@ class Engine:
             self._running[number] = _Running(events, row, request.client, len(request.prompt_ids), time.monotonic())
             self._numbers[events, row] = number
 
-    def _addressed(self, events: Sequence[Mark | Token | Finished]) -> list[tuple[JobEvents, int, Any]]:
+    def _addressed(self, events: Sequence[Token | Finished]) -> list[tuple[JobEvents, int, Any]]:
         """Update the engine's counts; return the events with the jobs that they belong to."""
         from lucid_deploy.batching import Finished, Token
 

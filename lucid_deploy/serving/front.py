@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from lucid_deploy.batching import Mark
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.engine import EngineOptions, open_checked
@@ -28,7 +27,6 @@ from lucid_deploy.serving.readers import ReaderPool
 from lucid_deploy.serving.requests import ReaderSetup
 from lucid_deploy.serving.security import ApiKeys, host_allowed
 from lucid_deploy.serving.tool_formats import tool_format_named
-from lucid_deploy.serving.tracing import open_tracing, record
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.answers import Answer, Events
@@ -72,7 +70,6 @@ class ApiOptions:
     metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who alone may read metrics, if there are any
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served, and what only they use
-    otlp_endpoint: str | None = None  # URL of the collector that gets spans; None: there are none
     tool_format: str | None = None  # how tools are called where the chat template has none
 
 
@@ -106,7 +103,6 @@ class Service:
         self.api, self.setup, self.backend = api, setup, backend
         self.created = int(time.time())
         self.readers = ReaderPool(setup, api.readers)
-        self.tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
         self.metrics = Metrics(backend.gauges)
         self.body_memory = 0  # bytes of bodies that were received and not read yet, without the first ones of each
         self.most_body_memory = BODIES * setup.body_bytes
@@ -134,13 +130,12 @@ class Exchange:
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
         self.key = ""  # names the client's API key
         self.status, self.error = 499, ""  # 499 until the answer has begun; the code of the error that ended it
-        self.started, self.began_at = time.perf_counter(), time.time_ns()
+        self.started = time.perf_counter()
         self._counted = 0  # bytes of the body that count in the service's memory
         self._busy = False
         # Of requests that generate:
         self.kind: Kind | None = None  # of its body
         self.answer: Answer | None = None  # once the body was read
-        self.marks: list[Mark] = []  # when generations entered their phases
         self.reasons: dict[int, str] = {}  # why each generation ended
         self.first_token: float | None = None  # seconds until it came
 
@@ -252,12 +247,10 @@ class Exchange:
         self.status = error.status
 
     def end(self) -> None:
-        """Log a finished request, and count it in the metrics and its trace."""
+        """Log a finished request, and count it in the metrics."""
         self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1
-        if self.service.tracing is not None and self.kind is not None:
-            record(self.service.tracing, self)
         scope, seconds, metrics = self.scope, time.perf_counter() - self.started, self.service.metrics
         metrics.requests.labels(self.route, str(self.status)).inc()
         if scope["method"] == "POST" and self.status == 200:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.batching import Finished, Mark, Request, Token
+from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineOptions, make_engine
@@ -54,9 +53,6 @@ class Job:
         return [replace(common, prompt_ids=list(ids), sampling=each) for ids in self.prompts for each in samplings]
 
 
-Event = TextPiece | Mark  # a mark is of a row; its phase may also be ``queue``
-
-
 def make_backend(options: EngineOptions) -> LocalBackend:
     """Return a backend in this process, not started."""
     tokenizer = TextTokenizer(Path(options.directory))
@@ -82,20 +78,19 @@ class LocalBackend:
         """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
-    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+    async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece], None]:
         """Run a job, or raise an ApiError; closing the generator cancels what still runs."""
         rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         stream = self.engine.submit(job.requests())
         try:
-            yield [Mark(row, "queue", time.time_ns()) for row in rows]
             while rows:
-                out: list[Event] = []
+                out: list[TextPiece] = []
                 for number, event in await stream.next():
                     if number not in rows:  # a stop string ended it
                         continue
                     self._drafted += getattr(event, "drafted", False)
                     out.append(new := rows[number].take(event))
-                    if isinstance(new, TextPiece) and new.reason:
+                    if new.reason:
                         del rows[number]
                         stream.cancel(number)
                 if out:
@@ -105,20 +100,16 @@ class LocalBackend:
 
 
 class RowText:
-    """The events of one generation for its client: tokens as text, the beginnings of its phases, and its end."""
+    """One generation for its client: tokens as text, and its end."""
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         text = AnswerText(tokenizer, job.stops, job.shown_tokens)
         self._pieces = AnswerPieces(row, text, token_texts, job.request.top_logprobs is not None, job.tokens_as_ids)
-        self._row, self._reused = row, 0
 
-    def take(self, event: Mark | Token | Finished | ApiError) -> Event:
+    def take(self, event: Token | Finished | ApiError) -> TextPiece:
         """Return what an event of the engine means to the client, or raise an ApiError."""
         if isinstance(event, ApiError):
             raise event
-        if isinstance(event, Mark):
-            self._reused += event.reused
-            return replace(event, request=self._row)
         if isinstance(event, Token):
             piece, reason = self._pieces.push(event.token, event.logprob, event.top), ""
         elif event.reason in ENDS:
@@ -127,4 +118,4 @@ class RowText:
             raise ApiError(400, event.error or "")
         else:
             raise ApiError(500, event.error or f"The generation was {event.reason}.", "engine_error")
-        return replace(piece, reason="stop" if self._pieces.stopped else reason, reused=self._reused)
+        return replace(piece, reason="stop" if self._pieces.stopped else reason, reused=event.reused)

@@ -19,15 +19,15 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.batching import Mark
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.serving.app import App
 from lucid_deploy.serving.engine import EngineOptions
 from lucid_deploy.serving.errors import ApiError, queue_full
 from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
-from lucid_deploy.serving.jobs import Event, Job, make_backend
+from lucid_deploy.serving.jobs import Job, make_backend
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import check_room, connect, delete, deploy
 from lucid_deploy.serving.readers import reader_process
@@ -164,7 +164,7 @@ class EngineReplica:
             raise error
         self.check_health()
 
-    async def generate(self, job: Job) -> AsyncGenerator[list[Event] | ApiError, None]:
+    async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece] | ApiError, None]:
         """Run a job; Ray closes the generator when its reader has left."""
         try:
             async for events in self._backend.generate(job):
@@ -202,7 +202,7 @@ class RayBackend:
     def gauges(self) -> dict[str, float]:
         return {}
 
-    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+    async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece], None]:
         for last in (False, True):
             response: Any = self._streaming.generate.remote(job)
             begun = False
@@ -210,7 +210,7 @@ class RayBackend:
                 async for events in response:
                     if isinstance(events, ApiError):
                         raise events
-                    begun = begun or any(not isinstance(event, Mark) for event in events)
+                    begun = True
                     yield events
                 return
             except BackPressureError as error:

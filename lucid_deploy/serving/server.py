@@ -89,8 +89,6 @@ async def serve(
         failed_to_load = engine.state == "dead" and not server.announced and not service.draining
         await asyncio.to_thread(service.readers.close)
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
-        if service.tracing is not None:
-            await asyncio.to_thread(service.tracing.shutdown)
         if not stopped:  # the thread cannot be stopped, and a normal exit would abort
             log.critical("The model still runs a step, or loads. The process ends without waiting for it.")
             logging.shutdown()

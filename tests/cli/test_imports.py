@@ -18,7 +18,7 @@ BLOCK = """
 import sys
 for name in ("onnxruntime", "openvino", "triton", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "cuda"):
     sys.modules[name] = None
-for name in ("starlette", "uvicorn", "prometheus_client", "ray", "lm_eval", "llguidance", "opentelemetry"):
+for name in ("starlette", "uvicorn", "prometheus_client", "ray", "lm_eval", "llguidance"):
     sys.modules[name] = None
 """
 # The adapter and the suites' tasks are classes of lm_eval's.
@@ -34,7 +34,6 @@ SPEAK = (
     "metrics",
     "ray_",
     "server",
-    "tracing",
 )
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 

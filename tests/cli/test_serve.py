@@ -39,7 +39,6 @@ def test_every_option_that_its_help_gives_to_ray_is_declared_so() -> None:
         (["--served-model-name", " "], "--served-model-name is empty"),
         (["--share-prefix-cache", "--prefix-cache-tokens", "9"], "it needs --api-key-file, and more than 0"),
         (["--host", "0.0.0.0", "--allow-host", "x"], "--allow-host is for a server without API keys that listens on"),
-        (["--otlp-endpoint", "localhost:4317"], "not the URL of a collector"),
     ],
 )
 def test_options_that_cannot_be(with_tokenizer: Path, options: list[str], message: str) -> None:

@@ -10,10 +10,11 @@ import httpx
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.serving.app import App
 from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.front import ApiOptions, Service
-from lucid_deploy.serving.jobs import Event, Job
+from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import ReaderSetup, RequestReader
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import write_setup
@@ -27,7 +28,7 @@ class ScriptedBackend:
         closed: How many of them were closed.
     """
 
-    def __init__(self, *script: list[Event] | Exception, state: str = "ready") -> None:
+    def __init__(self, *script: list[TextPiece] | Exception, state: str = "ready") -> None:
         self.script, self.state = script, state
         self.jobs: list[Job] = []
         self.closed = 0
@@ -35,7 +36,7 @@ class ScriptedBackend:
     def gauges(self) -> dict[str, float]:
         return {"rows": 4.0, "active_rows": 1.0}
 
-    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+    async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece], None]:
         self.jobs.append(job)
         try:
             for events in self.script:

@@ -13,12 +13,11 @@ import pytest
 from lucid_deploy.generation.text_stream import TextPiece
 from lucid_deploy.serving.errors import ApiError, queue_full
 from lucid_deploy.serving.front import Service
-from lucid_deploy.serving.jobs import Event
 from lucid_deploy.serving.security import ApiKeys
 from tests.serving.reader_tools import completion
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
-GOOD: list[list[Event]] = [[TextPiece(0, "a", 1)], [TextPiece(0, "", 1)], [TextPiece(0, "bé", 1, reason="stop")]]
+GOOD: list[list[TextPiece]] = [[TextPiece(0, "a", 1)], [TextPiece(0, "", 1)], [TextPiece(0, "bé", 1, reason="stop")]]
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -77,7 +76,7 @@ def test_the_events_of_a_response_come_in_their_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("reused", "counted"), [(0, 0), (127, 0), (128, 128), (400, 384)])
 def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int, counted: int, tmp_path: Path) -> None:
-    ends: list[list[Event]] = [
+    ends: list[list[TextPiece]] = [
         [TextPiece(row, "", 0, reason="stop", reused=reused if row % 2 == 0 else 999)] for row in range(4)
     ]
     prompts = ["w1 w2", "w3"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.batching import Finished, Mark, Request, Token
+from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.serving.engine import DOWN, Engine
@@ -21,7 +21,6 @@ class ScriptedBatcher:
 
     cached_tokens = prompt_tokens_computed = prompt_tokens_reused = 0
     drafts = DraftCounts(proposed=7, accepted=3)
-    marks: tuple[Mark, ...] = ()
 
     def __init__(self) -> None:
         self.left: dict[int, int] = {}
@@ -90,7 +89,7 @@ async def everything(stream: Any, rows: int) -> list[tuple[int, Any]]:
     out: list[tuple[int, Any]] = []
     while rows:
         new = await asyncio.wait_for(stream.next(), 10)
-        rows -= sum(not isinstance(event, (Token, Mark)) for _, event in new)
+        rows -= sum(not isinstance(event, Token) for _, event in new)
         out += new
     return out
 
@@ -101,15 +100,6 @@ def test_events_go_to_who_asked() -> None:
         first, second = [await everything(stream, rows) for stream, rows in zip(streams, (1, 2), strict=True)]
         assert [type(event) for _, event in first] == [Token, Token, Finished]
         assert [row for row, event in second if isinstance(event, Finished)] == [0, 1]
-
-    with_engine(test)
-
-
-def test_marks_go_to_the_generations_that_run() -> None:
-    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
-        batcher.marks = (Mark(0, "prefill", 5, 3), Mark(0, "decode", 6), Mark(99, "decode", 6))
-        events = await everything(engine.submit([Request([1], 5)]), 1)
-        assert [event for _, event in events if isinstance(event, Mark)] == list(batcher.marks[:2])
 
     with_engine(test)
 
