@@ -66,7 +66,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev # most figures of docs/performance.md; about a quarter of an hour, 14 GB of disk
 	$(BIN)/lucid-deploy plugin build --target onnxruntime
-	for script in precondition_operator delta_rule_operator medium_model peers long_context large_model start_up quantized cache_types batching structured serve_load; do \
+	for script in precondition_operator delta_rule_operator medium_model peers long_context large_model start_up quantized cache_types batching serve_load; do \
 		$(BIN)/python benchmarks/$$script.py || exit 1; \
 	done
 

@@ -17,6 +17,7 @@ work): 15 minutes, the last 1000 steps in 3 of them; 2000 of 2000 held-out promp
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from pathlib import Path
@@ -26,12 +27,12 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from recall_training.checkpoint import write_checkpoint, write_json
 from recall_training.data import IGNORED, Curriculum, training_batch
 from recall_training.guide import Guide
 from recall_training.progress import Curve, Progress, accuracy
 from recall_training.start import new_model
-from recall_training.words import SPECIAL_IDS, VOCABULARY, build_tokenizer
+from recall_training.words import SPECIAL_IDS, VOCABULARY, build_tokenizer, tokenizer_config
+from safetensors.torch import save_file
 
 from lucid_deploy.demo import recall
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -129,8 +130,20 @@ def train(
 
 def save(model: LucidForCausalLM, output: Path) -> None:
     """Write the checkpoint: configuration, weights, tokenizer."""
+    output.mkdir(parents=True, exist_ok=True)
     raw = config_json(model.config.attention_type, hybrid="delta" in model.config.kinds)
-    write_checkpoint(model, raw, build_tokenizer(), output, new_tokens=8)
+    write_json(output / "config.json", raw)
+    write_json(output / "generation_config.json", {**SPECIAL_IDS, "do_sample": False, "max_new_tokens": 8})
+    write_json(output / "tokenizer_config.json", tokenizer_config(model.config.max_position_embeddings))
+    build_tokenizer().save(str(output / "tokenizer.json"))
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, output / "model.safetensors", metadata={"format": "pt"})
+    (output / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write JSON for people."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 @click.command(help=__doc__)

@@ -16,15 +16,15 @@ from lucid_deploy.model.rope import inverse_frequencies
 from recall_training.words import SPECIAL
 
 LOOK_BACK = 5.0  # how sharply the first layer's heads look back at the start
+SIGNS = 3  # words behind the special ones that tell entries apart in no way: signs and the verb
 
 
-def new_model(raw: dict[str, Any], plain: bool = False, signs: int = 3) -> LucidForCausalLM:
+def new_model(raw: dict[str, Any], plain: bool = False) -> LucidForCausalLM:
     """Return a model to train.
 
     Args:
         raw: Its ``config.json``.
         plain: Whether parameters start random; else arranged.
-        signs: As :func:`initialize` takes it.
     """
     model = LucidForCausalLM(parse_config(raw, "config.json"), implementation="reference")
     for layer in model.layers():
@@ -33,21 +33,17 @@ def new_model(raw: dict[str, Any], plain: bool = False, signs: int = 3) -> Lucid
     if plain:
         start_random(model, raw["initializer_range"])
     else:
-        initialize(model, signs)
+        initialize(model)
     return model
 
 
 @torch.no_grad()
-def initialize(model: LucidForCausalLM, signs: int = 3) -> None:
+def initialize(model: LucidForCausalLM) -> None:
     """Draw the parameters, arranged so that lookups are quick to learn.
 
     The head starts as a copy of the embedding and attention heads write back what they read, since the task is to copy
     words. The first layer's heads look 1, 2, 3 and 4 tokens back; later layers attend to tokens with similar content.
     The heads of a layer of the delta rule hold 0, 1, 2 and 3 tokens back, by their convolutions.
-
-    Args:
-        model: Its parameters are replaced.
-        signs: How many words behind the special ones are signs and verbs, which tell entries apart in no way.
     """
     config, embedding = model.config, model.model.embed_tokens.weight
     for parameter in model.parameters():
@@ -57,7 +53,7 @@ def initialize(model: LucidForCausalLM, signs: int = 3) -> None:
     words = F.normalize(embedding - (embedding @ common)[:, None] * common, dim=1)
     embedding.copy_(words + 0.8 * common)
     model.lm_head.weight.copy_(words / 2)
-    dull = words[: len(SPECIAL) + signs]
+    dull = words[: len(SPECIAL) + SIGNS]
     empty = torch.linalg.qr(torch.cat([common[None], dull]).T)[0]  # (C, ·), the directions that say nothing
     for i, layer in enumerate(model.layers()):
         if isinstance(layer.mixer, DeltaNet):

@@ -13,13 +13,9 @@ VOCABULARY = {word: i for i, word in enumerate((*SPECIAL, *recall.vocabulary()))
 SPECIAL_IDS = {"pad_token_id": VOCABULARY[PAD], "bos_token_id": VOCABULARY[BOS], "eos_token_id": VOCABULARY[EOS]}
 
 
-def build_tokenizer(vocabulary: dict[str, int] = VOCABULARY) -> Tokenizer:
-    """Return a tokenizer of whole words and signs that puts ``<bos>`` first and decodes to readable text.
-
-    Args:
-        vocabulary: Ids by word; the first four are those of ``SPECIAL``.
-    """
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+def build_tokenizer() -> Tokenizer:
+    """Return a tokenizer of whole words and signs that puts ``<bos>`` first and decodes to readable text."""
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # splits off signs too: "lamp, owl" is three tokens
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # spaces between words, none before signs
