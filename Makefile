@@ -88,7 +88,7 @@ docs: $(VENV)/.dev # the documentation as a site, into build/site
 gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to benchmarks/results/
 	$(BIN)/python -m tools.gpu.gpu_check
 
-gpu-static: $(VENV)/.dev # run the tools' tests, then read the GPU kernels' machine code, no GPU needed; ARCH=80 does one
+gpu-static: $(VENV)/.dev # run the tools' tests, then look for spills in the GPU kernels' machine code, no GPU needed; ARCH=80 does one
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tools -n $(WORKERS) --dist loadfile
 	$(BIN)/python -m tools.gpu.gpu_static $(if $(ARCH),--arch $(ARCH))
 

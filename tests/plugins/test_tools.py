@@ -18,14 +18,12 @@ from tests.plugins.kernel_cases import Case, within_gate
 from tools.ptx.launcher import Launcher, ptx_compiler, run_compiled
 
 ROOT = Path(__file__).resolve().parents[2]
-IN_TRITON = ("yardstick",)
 
 
 def test_every_tool_imports() -> None:
     paths = [path for path in (ROOT / "tools").rglob("*.py") if not path.name.startswith(("test_", "conftest"))]
     for path in paths:
-        if path.stem not in IN_TRITON:
-            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def test_compiled_decoding_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""Read, compare, choose, tune and check the GPU kernels: issue and memory models, machine code, GPU checks."""
+"""Check the GPU kernels and tune them on a GPU, and look for spills in their machine code without one."""

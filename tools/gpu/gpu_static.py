@@ -1,15 +1,15 @@
-"""Read the machine code of the shipped GPU kernels, with no GPU: registers, spills, occupancy, modelled cycles.
+"""Read the machine code of the shipped GPU kernels, with no GPU: registers, shared memory, spills.
 
-Every variant is compiled (or taken from the cache of ``plugin build``), disassembled with the tools of Triton's
-package, and its hot loop counted by the model of ``issue_model.py``. Beside each variant of the
-solve stands plain causal attention in the same tile, and decoding's cycles are given over what memory takes for its
-tile. Rows of the JSON file say which version of Triton compiled them, and have a key of what was compiled, which tests
-compare. ``make gpu-check`` measures; this only compares compiled code.
+Every variant is compiled (or taken from the cache of ``plugin build``) and disassembled with the tools of Triton's
+package. The exit status is 1 if a hot loop spills registers.
 """
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -17,75 +17,90 @@ from rich.console import Console
 from rich.table import Table
 
 from lucid_deploy.cli._console import progress
-from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS, triton_version
-from tools.gpu.static_report import KernelReport, over_memory, ratios, report
+from lucid_deploy.plugins.hosts.triton import aot
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+from lucid_deploy.plugins.shared.plan import Variant
+from tools.gpu.machine_code import disassemble, spills
 
-RESULT = Path(__file__).with_name("gpu-static.json")
-WIDTH = 170  # of the table
+WIDTH = 120  # of the table
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One compiled kernel; the fields are the table's columns."""
+
+    arch: int  # compute capability
+    variant: str  # its name
+    warps: int  # of a program
+    registers: int  # per thread
+    stack: int  # bytes of local memory per thread
+    shared: int  # bytes of shared memory of a program
+    loop: int  # instructions of the hot loop
+    spills: int  # loads from and stores to local memory, in all
+    in_loop: int  # of these in the hot loop
+    around_it: int  # and in the loops around it, such as the solve's, which waits
+
+
+def describe(kernel: CompiledKernel) -> KernelReport:
+    """Disassemble a kernel.
+
+    Raises:
+        LucidError: As :func:`~tools.gpu.machine_code.disassemble`.
+    """
+    code = disassemble(kernel.image, kernel.entry)
+    return KernelReport(
+        arch=kernel.arch,
+        variant=kernel.variant,
+        warps=kernel.num_warps,
+        registers=code.registers,
+        stack=code.stack,
+        shared=kernel.shared_bytes,
+        loop=len(code.hot_loop),
+        spills=code.spills,
+        in_loop=spills(code.hot_loop),
+        around_it=spills(code.enclosing),
+    )
+
+
+def report(
+    archs: Sequence[int],
+    select: Callable[[Variant], bool],
+    update: aot.Progress = lambda done, total, name: None,
+    cache: Path | None = None,
+    jobs: int = aot.JOBS,
+) -> list[KernelReport]:
+    """Compile and describe the variants that are shipped; arguments and errors are those of ``compile_kernels``."""
+    kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, jobs=jobs, progress=update)
+    found = []
+    with ThreadPoolExecutor(jobs) as pool:  # which wait for the disassembler, a process of its own
+        for kernel, each in zip(kernels, pool.map(describe, kernels), strict=True):
+            found.append(each)
+            update(len(found), len(kernels), kernel.variant)
+    return found
 
 
 @click.command()
-@click.option("--arch", "archs", default=",".join(map(str, ARCHITECTURES)), show_default=True, help="With commas.")
+@click.option("--arch", "archs", default=",".join(map(str, aot.ARCHITECTURES)), show_default=True, help="With commas.")
 @click.option("--kernel", default="", help="Only variants whose names begin so, such as decode_split; with commas.")
 @click.option("--width", "widths", default="32,64,128,256", show_default=True, help="Padded head widths.")
-@click.option("--jobs", default=JOBS, show_default=True, help="Processes that compile at the same time.")
-@click.option("--json", "target", type=click.Path(path_type=Path), default=RESULT)
-def main(archs: str, kernel: str, widths: str, jobs: int, target: Path) -> None:
-    """Print the report and write it as JSON."""
-    chosen, wanted = [int(arch) for arch in archs.split(",")], {int(width) for width in widths.split(",")}
+@click.option("--jobs", default=aot.JOBS, show_default=True, help="Processes that compile at the same time.")
+def main(archs: str, kernel: str, widths: str, jobs: int) -> None:
+    """Print a row for each compiled variant; exit with 1 if a hot loop spills."""
+    wanted = {int(width) for width in widths.split(",")}
     with progress("Compiling") as update:
         found = report(
-            chosen,
+            [int(arch) for arch in archs.split(",")],
             lambda variant: variant.name.startswith(tuple(kernel.split(","))) and variant.padded_width in wanted,
             lambda done, total, name: update(f"Compiling and reading {name}", done, total),
             jobs=jobs,
         )
-    over = ratios(found)
-    Console(width=WIDTH).print(_table(found, over))
-    target.parent.mkdir(exist_ok=True)
-    triton = triton_version()
-    rows = [
-        {
-            **each.as_json(),
-            "triton": triton,
-            "over_attention": over.get((each.arch, each.variant)),
-            "over_memory": over_memory(each),
-        }
-        for each in found
-    ]
-    lines = ",\n".join(map(json.dumps, rows))  # a line for each kernel
-    target.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
-def _table(found: list[KernelReport], over: dict[tuple[int, str], float]) -> Table:
-    table = Table(title="Cycles: of one pass through the hot loop, less is better; a model, no measurement")
-    sizes = ("warps", "registers", "stack", "shared", "resident")
-    for name in (
-        "arch",
-        "variant",
-        *sizes,
-        "spills",
-        "in loop",
-        "around it",
-        "loop",
-        "cycles",
-        "by",
-        "ratio",
-        "of memory",
-    ):
-        table.add_column(name, justify="left" if name in ("variant", "by") else "right")
+    table = Table(*(name.replace("_", " ") for name in KernelReport.__dataclass_fields__))
     for each in found:
-        ratio = over.get((each.arch, each.variant))
-        table.add_row(
-            *map(str, (each.arch, each.variant, each.num_warps, each.registers)),
-            *map(str, (each.stack, each.shared, each.resident_warps)),
-            *map(str, (each.spills, each.loop_spills, each.enclosing_spills)),
-            *map(str, (each.loop, "unknown" if each.cycles is None else round(each.cycles))),
-            each.bound_by,
-            "" if ratio is None else f"{ratio:.2f}",
-            ", ".join(f"{share:.2f} {card}" for card, share in over_memory(each).items()),
-        )
-    return table
+        table.add_row(*map(str, vars(each).values()))
+    Console(width=WIDTH).print(table)
+    spilling = sum(each.in_loop > 0 for each in found)
+    print(f"{spilling} of {len(found)} kernels spill in their hot loop.")
+    sys.exit(int(spilling > 0))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,8 +21,6 @@ _ENDS = {"EXIT", "RET"}
 _ALWAYS = re.compile(r"^0x[0-9a-f]+$")  # a branch's operands if they name no predicate
 _TARGET = re.compile(r"\b0x[0-9a-f]+$")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-_DESCRIBED = re.compile(r"\bidesc\[(UR\d+)\]")
-_CONSTANT = re.compile(r"^(UR\d+),(0x[0-9a-f]+)$")
 _COMPUTES = re.compile(r"^([HIQD]MMA|[HIQ]GMMA|UTC\w*MMA|MUFU|[FD]FMA|FFMA2|HFMA2)\b")
 
 
@@ -34,9 +32,6 @@ class Instruction:
     opcode: str  # with its modifiers, such as HMMA.16816.F32
     operands: str = ""  # as the disassembler writes them
     predicate: str = ""  # such as @!P0; empty: always
-    # What a tensor core's instruction of compute capability 10.0 is told about its shape and types; None if it takes
-    # none, or the code does not say which.
-    descriptor: int | None = None
 
     @property
     def name(self) -> str:
@@ -145,20 +140,7 @@ def disassemble(image: bytes, entry: str) -> Code:
         Instruction(index * BYTES, each["opcode"], each.get("operands", ""), each.get("predicate", ""))
         for index, each in enumerate(function["sass-instructions"])
     )
-    return Code(with_descriptors(instructions), registers=int(used[1]), stack=int(used[2]))
-
-
-def with_descriptors(instructions: Sequence[Instruction]) -> tuple[Instruction, ...]:
-    """Return the instructions with what their descriptors' registers were last set to, in the order of addresses."""
-    constants: dict[str, int | None] = {}
-    found = []
-    for each in instructions:
-        described = _DESCRIBED.search(each.operands)
-        found.append(replace(each, descriptor=constants.get(described[1])) if described else each)
-        if each.name.startswith("U"):
-            constant = _CONSTANT.match(each.operands) if each.name == "UMOV" and not each.predicate else None
-            constants[each.operands.split(",")[0]] = int(constant[2], 16) if constant else None
-    return tuple(found)
+    return Code(instructions, registers=int(used[1]), stack=int(used[2]))
 
 
 def _run(tool: str, *arguments: str) -> str:

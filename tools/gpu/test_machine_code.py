@@ -16,7 +16,6 @@ from tools.gpu.machine_code import (
     Instruction,
     disassemble,
     spills,
-    with_descriptors,
 )
 
 pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
@@ -108,13 +107,6 @@ def test_a_loop_that_is_left_by_a_call_lies_within_the_one_around_it() -> None:
 def test_a_loop_that_calls_a_function_does_not_hold_it() -> None:
     found = code("S2R\nHMMA.16816.F32\nCALL 5\nBRA 1\nEXIT\nLDL\nRET")
     assert [each.address // BYTES for each in found.hot_loop] == [1, 2, 3] and found.enclosing == ()
-
-
-def test_a_descriptor_is_what_its_register_was_last_set_to() -> None:
-    product = "tmem[UR10],gdesc[UR20],tmem[UR8],tmem[UR34],idesc[UR35],UPT"
-    lines = [("UMOV", "UR35,0x4110490"), ("UMOV", "UR34,0x0"), ("UTCHMMA", product), ("UIADD3", "UR35,UR35,0x1,URZ")]
-    listing = [Instruction(index * BYTES, *line) for index, line in enumerate([*lines, ("UTCHMMA", product)])]
-    assert [each.descriptor for each in with_descriptors(listing)] == [None, None, 0x4110490, None, None]
 
 
 def test_code_without_a_loop() -> None:

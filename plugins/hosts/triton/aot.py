@@ -102,27 +102,20 @@ def ptx_architecture(variant: Variant) -> int:
     return FLOAT8_PTX_ARCHITECTURE if variant.kernel == decode_attention.FLOAT8_KERNEL else PTX_ARCHITECTURE
 
 
-def cache_key(variant: Variant, arch: int, sources: Sequence[str] | None = None) -> str:
+def cache_key(variant: Variant, arch: int) -> str:
     """Return a hash of all that compiled code depends on: sources, Triton's version, architecture, constants."""
-    return next(cache_keys([(variant, arch)], sources))
+    return next(cache_keys([(variant, arch)]))
 
 
-def cache_keys(items: Iterable[Item], sources: Sequence[str] | None = None, triton: str | None = None) -> Iterator[str]:
+def cache_keys(items: Iterable[Item]) -> Iterator[str]:
     """Yield :func:`cache_key` of each item; the sources are read only once.
 
-    Keys do not depend on the machine or on paths, so a report of compiled code can be checked against them.
-
-    Args:
-        items: Variants and architectures.
-        sources: Paths relative to ``plugins``; None: the sources of all operators' kernels.
-        triton: Version of Triton; None: the installed one.
-
     Raises:
-        LucidError: ``triton`` is None, and Triton is not installed.
+        LucidError: Triton is not installed.
     """
-    triton = triton_version() if triton is None else triton
+    triton = triton_version()
     source_digest = hashlib.sha256()
-    for source in SOURCES if sources is None else sources:
+    for source in SOURCES:
         source_digest.update((PLUGINS / source).read_bytes())
     for variant, arch in items:
         digest = source_digest.copy()
@@ -138,20 +131,12 @@ def triton_version() -> str:
         raise missing_extra("triton", "kernels", "compile the GPU kernels") from None
 
 
-def compile_all(
-    work: list[Item], jobs: int, compile_one: Callable[[Variant, int], list[CompiledKernel]] | None = None
-) -> Iterator[tuple[Item, list[CompiledKernel]]]:
-    """Compile items in separate processes and yield each with its result, as they finish.
-
-    Args:
-        work: Variants and architectures.
-        jobs: Number of processes.
-        compile_one: Function that compiles one; None: :func:`compile_variant`.
-    """
+def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[CompiledKernel]]]:
+    """Compile items in ``jobs`` separate processes and yield each with its result, as they finish."""
     if not work:
         return
     with compilers(min(jobs, len(work))) as pool:
-        futures = {pool.submit(compile_one or compile_variant, *item): item for item in work}
+        futures = {pool.submit(compile_variant, *item): item for item in work}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -234,46 +219,12 @@ def compile_with_triton(variant: Variant, arch: int) -> Any:
         LucidError: Triton fails.
     """
     function = kernel_functions("compile the GPU kernels")[variant.kernel]
-    types = {name: _type(name, variant) for name in argument_names(variant)}
-    constants = {**dict(variant.constants), **dict.fromkeys(_absent(variant))}
-    launch = variant.num_warps, variant.num_stages
-    return compile_function(function, types, constants, arch, launch, variant.name)
-
-
-def argument_names(variant: Variant) -> list[str]:
-    """Return the names of a variant's launch arguments, in order."""
-    function = kernel_functions("compile the GPU kernels")[variant.kernel]
-    return [name for name in function.arg_names if name not in (*dict(variant.constants), *_absent(variant))]
-
-
-def compile_function(
-    function: Any,
-    types: dict[str, str],
-    constants: dict[str, int | None],
-    arch: int,
-    launch: tuple[int, int],
-    name: str,
-) -> Any:
-    """Compile a Triton function; no GPU is needed.
-
-    Args:
-        function: A ``triton.jit`` function whose pointers begin with ``p_``.
-        types: Triton's types of its arguments, such as ``*fp16`` and ``i32``.
-        constants: Its compile-time constants; None for a pointer that the variant does not have.
-        arch: Compute capability, 90 for 9.0.
-        launch: Warps per program, and pipeline stages.
-        name: Name for error messages.
-
-    Returns:
-        Triton's compiled kernel.
-
-    Raises:
-        LucidError: Triton fails.
-    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    types = {name: _type(name, variant) for name in argument_names(variant)}
+    constants = {**dict(variant.constants), **dict.fromkeys(_absent(variant))}
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
     # Buffers of TensorRT and PyTorch are aligned to 256 bytes. Nothing is assumed about other arguments.
     aligned = {
@@ -281,12 +232,18 @@ def compile_function(
         for i, each in enumerate(function.arg_names)
         if each.startswith("p_") and each in types
     }
-    options = {"num_warps": launch[0], "num_stages": launch[1], "enable_fp_fusion": True}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     source = ASTSource(function, signature, constants, aligned)
     try:
         return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as error:
-        raise LucidError(f"Triton failed to compile {name} for sm_{arch}: {error}") from error
+        raise LucidError(f"Triton failed to compile {variant.name} for sm_{arch}: {error}") from error
+
+
+def argument_names(variant: Variant) -> list[str]:
+    """Return the names of a variant's launch arguments, in order."""
+    function = kernel_functions("compile the GPU kernels")[variant.kernel]
+    return [name for name in function.arg_names if name not in (*dict(variant.constants), *_absent(variant))]
 
 
 def _absent(variant: Variant) -> tuple[str, ...]:
