@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles what it imports, so pip need not compile all of every package: half of the installation's time.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 DEMO := demo-artifact
 WORKERS ?= $(shell echo $$(( $$( (nproc || getconf _NPROCESSORS_ONLN) 2>/dev/null ) + 1 ))) # one more than cores: some tests wait
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
@@ -104,24 +106,24 @@ $(VENV)/.python:
 # PyPI's PyTorch for Linux brings 4 GB of CUDA. Without a GPU, take the CPU's from PyTorch's own index if it answers.
 $(VENV)/.torch: $(VENV)/.python
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
-		$(BIN)/python -m pip install --quiet --retries 0 --timeout 15 \
+		$(INSTALL) --retries 0 --timeout 15 \
 			--index-url https://download.pytorch.org/whl/cpu "torch>=2.9,<2.14" 2>$(VENV)/torch.log \
 		|| echo "PyTorch's index of CPU wheels does not answer, see $(VENV)/torch.log; taking PyTorch from the usual one."; \
 	fi
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,export]"
+	$(INSTALL) --editable ".[cpu,export]"
 	@touch $@
 
 $(VENV)/.rtx: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,rtx,kernels]"
+	$(INSTALL) --editable ".[cpu,export,rtx,kernels]"
 	@touch $@
 
 $(VENV)/.wheel: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,kernels,wheel]"
+	$(INSTALL) --editable ".[cpu,export,kernels,wheel]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,export,openvino,rtx,kernels,serve,guided,ray,eval,transformers,docs,dev]"
+	$(INSTALL) --editable ".[cpu,export,openvino,rtx,kernels,serve,guided,ray,eval,transformers,docs,dev]"
 	@touch $@

@@ -37,8 +37,9 @@ def python_with(*packages: str) -> Path:
     python = directory / "bin" / "python"
     with _still_to_make(directory) as is_missing:
         if is_missing:
-            venv.create(directory, clear=True, with_pip=True)
-            install = [python, "-m", "pip", "install", "--quiet", *packages, *CHOICES]
+            venv.create(directory, clear=True)
+            pip = [sys.executable, "-m", "pip", "--python", directory]  # this one's: making one takes seconds
+            install = [*pip, "install", "--quiet", "--no-compile", *packages, *CHOICES]
             subprocess.run(install, check=True, stdout=sys.stderr)
     return python
 
@@ -55,7 +56,18 @@ def packages_beside(*packages: str) -> Path:
     folder = HOME / name
     with _still_to_make(folder) as is_missing:
         if is_missing:
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, *packages]
+            install = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-compile",
+                "--no-deps",
+                "--target",
+                folder,
+                *packages,
+            ]
             subprocess.run(install, check=True, stdout=sys.stderr)
     return folder
 

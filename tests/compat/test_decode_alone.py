@@ -21,6 +21,14 @@ from tests.compat.tried import TINYGRAD, TRACT
 pytestmark = pytest.mark.compat
 
 SCRIPT = Path(__file__).with_name("run_decode.py")
+SMALL = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
 VERSIONS = {"tract": TRACT, "tinygrad": TINYGRAD}
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -44,8 +52,8 @@ def test_tract_decodes(exported: Exported, tmp_path: Path) -> None:
 
 
 def test_tinygrad_decodes(exported: Exported, tmp_path: Path) -> None:
-    """One layer and one token: without a compiler it takes a minute for each."""
-    checkpoint, artifact = exported(inline=True, num_hidden_layers=1)
+    """A tiny layer and one token: without a compiler tinygrad interprets each operation."""
+    checkpoint, artifact = exported(inline=True, **SMALL)
     write_decode_case(checkpoint, artifact.directory, tmp_path / "case.npz", tokens=1, batch=1)
     assert run("tinygrad", artifact.directory, tmp_path / "case.npz")["error"] <= ERROR
 
