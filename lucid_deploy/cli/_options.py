@@ -60,18 +60,16 @@ class NumberList(click.ParamType):
 
     name = "numbers"
 
-    def __init__(self, example: str, low: int = 1) -> None:
-        self.example, self.low = example, low
+    def __init__(self, example: str) -> None:
+        self.example = example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
         found = [re.fullmatch(r"\s*(\d{1,18})(k?)\s*", item) for item in str(value).split(",")]
         numbers = [-1 if item is None else int(item[1]) * (1024 if item[2] else 1) for item in found]
-        if min(numbers) < self.low:
-            self.fail(
-                f"{value!r} is not a list of whole numbers from {self.low} up such as {self.example}.", param, ctx
-            )
+        if min(numbers) < 1:
+            self.fail(f"{value!r} is not a list of whole numbers from 1 up such as {self.example}.", param, ctx)
         return tuple(dict.fromkeys(numbers))
 
 

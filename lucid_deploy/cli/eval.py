@@ -27,82 +27,62 @@ CHOICES = {
     "recall": "--task recall",
     "needles": "--task needles",
     "lm_eval": f"--task {HARNESS}NAME",
-    "suite": "--suite NAME",
     "text": "--text FILE",
 }
-_QUESTIONS, _HARNESS, _TASKS = ("recall", "needles"), ("lm_eval", "suite"), ("recall", "needles", "lm_eval", "suite")
 _MEANT_FOR = {  # options that only some tasks take, with these tasks
-    **dict.fromkeys(("limit", "seed"), _TASKS),
-    "ask": ("needles",),
-    **dict.fromkeys(("needles", "lengths"), ("needles", "suite")),
-    **dict.fromkeys(("minimum", "minimum_relative"), _QUESTIONS),
-    "include_path": ("lm_eval",),
-    **dict.fromkeys(("only", "data", "haystack"), ("suite",)),
-    **dict.fromkeys(("truncate", "metadata", "gen_kwargs", "num_fewshot", "apply_chat_template"), _HARNESS),
-    **dict.fromkeys(("output_path", "log_samples"), _HARNESS),
+    **dict.fromkeys(("limit", "seed"), ("recall", "needles", "lm_eval")),
+    **dict.fromkeys(("needles", "ask", "length"), ("needles",)),
+    **dict.fromkeys(("minimum", "minimum_relative"), ("recall", "needles")),
+    **dict.fromkeys(("include_path", "truncate", "metadata", "gen_kwargs", "num_fewshot"), ("lm_eval",)),
+    **dict.fromkeys(("apply_chat_template", "output_path", "log_samples"), ("lm_eval",)),
 }
 
 
 def _kind(options: SimpleNamespace) -> str:
     """Return which of :data:`CHOICES` is asked for, after refusing options that have no effect on it."""
-    given = [_flag(name) for name in ("task", "suite", "text") if getattr(options, name) is not None]
-    if not given:
+    if options.task is None and options.text is None:
         *most, last = CHOICES.values()
         raise LucidError(f"Choose what to evaluate: {', '.join(most)}, or {last} for the perplexity of a text.")
-    if len(given) > 1:
-        raise LucidError(f"{' and '.join(given)} both say what to run: give one of them.")
+    if options.task is not None and options.text is not None:
+        raise LucidError("--task and --text both say what to run: give one of them.")
     task = options.task or ""
-    kind = "suite" if options.suite is not None else "text" if options.text is not None else task
-    kind = "lm_eval" if task.startswith(HARNESS) else kind
-    if kind not in CHOICES or task == kind == "lm_eval":
+    kind = "text" if options.text is not None else "lm_eval" if task.startswith(HARNESS) else task
+    if kind not in CHOICES or task in ("lm_eval", "text"):
         raise LucidError(f"Task {task!r} is not known; known are recall, needles and {HARNESS}NAME.")
     for name, kinds in _MEANT_FOR.items():
         if getattr(options, name) not in (None, False) and kind not in kinds:
-            raise LucidError(f"{_flag(name)} is for {' and '.join(CHOICES[each] for each in kinds)}.")
+            option = f"--{name.replace('_', '-')}"
+            raise LucidError(f"{option} is for {' and '.join(CHOICES[each] for each in kinds)}.")
     if options.minimum_relative is not None and options.against is None:
         raise LucidError("--minimum-relative compares with another artifact: name it with --against DIR.")
     if options.log_samples and options.output_path is None:
         raise LucidError("--log-samples needs --output-path DIR to write to.")
-    if options.haystack is not None and options.suite not in ("ruler", "mniah"):
-        raise LucidError(f"--haystack is the text in which ruler and mniah hide facts; {options.suite} hides none.")
-    if options.suite == "scrolls" and (options.gen_kwargs or options.num_fewshot):
-        raise LucidError("The tasks of SCROLLS take neither --gen-kwargs nor --num-fewshot: leave them out.")
     return kind
 
 
 @click.command("eval", cls=Command)
 @artifact_argument
 @click.option("--task", help="recall, needles, or lm_eval:NAME[,NAME] for tasks of lm-evaluation-harness.")
-@click.option(
-    "--suite", metavar="NAME", help="ruler, mniah, longbench, scrolls or babilong, as LUCID's authors run it."
-)
 @click.option("--text", metavar="FILE", type=click.Path(), help="Measure the perplexity of a text.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation", "ablate")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
-    help="Prompts, for each length or task.  [default: 200; lm_eval: all; suites: as published]",
+    help="Prompts, for each length or task.  [default: 200; lm_eval: all]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, (1 << 32) - 1),
-    help="Seed of the prompts.  [default: 2026; suites: 0, as published]",
+    help="Seed of the prompts.  [default: 2026; lm_eval: its own]",
 )
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Prompts to run at once.")
-@click.option(
-    "--needles",
-    type=NumberList("2,4"),
-    metavar="N[,N,...]",
-    help="Needles in a text; several numbers with --suite mniah.  [default: 4; mniah: 2,4,6,8,10]",
-)
+@click.option("--needles", type=int, help="Needles in a text.  [default: 4]")
 @click.option("--ask", type=int, help="With --task needles: how many of a text's needles are asked for. [default: all]")
 @click.option(
     "--length",
-    "--lengths",
-    "lengths",
-    type=NumberList("512,4k", low=0),  # BABILong has the length 0k
+    type=NumberList("512,4k"),
     metavar="N,N,...",
-    help="Tokens of a text or prompt.  [default: 1/8, 1/4, 1/2, all of 4096; suites: as published]",
+    help="Tokens of a prompt with needles.  [default: 1/8, 1/4, 1/2, all of 4096]",
 )
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
 @click.option("--minimum", type=NumberRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
@@ -110,11 +90,6 @@ def _kind(options: SimpleNamespace) -> str:
     "--minimum-relative", type=NumberRange(0), help="Exit with 1 below this share of the accuracy of --against."
 )
 @click.option("--include-path", metavar="DIR", type=FOLDER, help="With lm_eval: a directory with more tasks.")
-@click.option("--only", metavar="NAME,NAME,...", help="With --suite: run these of its tasks.")
-@click.option("--data", metavar="DIR", type=FOLDER, help="With --suite: where data are.  [default: the Hub]")
-@click.option(
-    "--haystack", metavar="TEXT", help="With ruler or mniah: bundled, essays, or a text file.  [default: bundled]"
-)
 @click.option(
     "--truncate",
     type=click.Choice(["left", "middle"]),
@@ -137,8 +112,8 @@ def command(artifact: str, **given: Any) -> None:
 
     recall asks for entries of lists, with the held-out prompts of the bundled model. needles hides facts at known
     depths in texts of known lengths and asks for them. Answers are generated greedily and count if they are exactly
-    right; accuracies come with their 95 % intervals. Suites are the evaluations that LUCID's authors report, run by
-    lm-evaluation-harness. --ablate leaves out a part of LUCID attention; the artifact of --against is run whole.
+    right; accuracies come with their 95 % intervals. --ablate leaves out a part of LUCID attention; the artifact of
+    --against is run whole.
 
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
@@ -149,10 +124,6 @@ def command(artifact: str, **given: Any) -> None:
     opened = open_artifact(artifact)
     other = None if options.against is None else open_artifact(options.against)
     run(opened, other, options)
-
-
-def _flag(name: str) -> str:
-    return "--length" if name == "lengths" else f"--{name.replace('_', '-')}"
 
 
 def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TextTokenizer]:
@@ -217,15 +188,12 @@ def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamesp
     if options.task == "recall":
         task = recall_task(tokenizer, limit, seed)
     else:
-        needles = options.needles or (4,)
-        if len(needles) > 1:
-            raise LucidError(f"--needles takes one whole number with --task needles, not {len(needles)}.")
         task = needles_task(
             tokenizer,
             session.context_limit,
-            needles=needles[0],
+            needles=4 if options.needles is None else options.needles,
             ask=options.ask,
-            lengths=options.lengths,
+            lengths=options.length,
             limit=limit,
             seed=seed,
         )
@@ -265,65 +233,43 @@ def _weights(artifact: Artifact) -> str:
 
 
 def _harness(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
-    """Run tasks of lm-evaluation-harness, by name or of a suite."""
+    """Run tasks of lm-evaluation-harness."""
     try:
         import lm_eval
 
         from lucid_deploy.evaluation import harness
-        from lucid_deploy.evaluation.suites import SEED, SUITES, plan
-        from lucid_deploy.evaluation.suites.tasks import suite_tasks
     except ImportError as error:
         raise missing_extra("lm_eval", "eval", "run tasks of lm-evaluation-harness") from error
-    metadata, facts = harness.json_object("--metadata", options.metadata), dict[str, Any]()
-    suite = options.suite
-    only = [] if options.only is None else [name.strip() for name in options.only.split(",")]
-    planned = [] if suite is None else plan(suite, options.lengths or (), options.needles or (), only)
-    if planned and metadata.keys() & {"max_seq_lengths", "num_needle_k"}:
-        raise LucidError("Suites take lengths and needles from --lengths and --needles, not from --metadata.")
+    metadata = harness.json_object("--metadata", options.metadata)
     settings = harness.HarnessOptions(
-        limit=SUITES[str(suite)].limit if planned and options.limit is None else options.limit,
+        limit=options.limit,
         num_fewshot=options.num_fewshot,
         gen_kwargs=harness.generation_options(options.gen_kwargs),
         chat=options.apply_chat_template,
-        seed=SEED if planned and options.seed is None else options.seed,
+        seed=options.seed,
         batch=options.batch,
         truncate=options.truncate,
         output=options.output_path,
     )
-    session, tokenizer = _open(artifact, options.runtime)
-    if planned:
-        with progress("Making the documents") as update:
-            tasks, facts = suite_tasks(
-                planned,
-                tokenizer,
-                settings,
-                context=session.context_limit,
-                haystack=options.haystack,
-                data=options.data,
-                metadata=metadata,
-                progress=update,
-            )
-    else:
-        names = str(options.task).removeprefix(HARNESS).split(",")
-        tasks = harness.load_tasks(names, options.include_path, metadata)
+    session = _open(artifact, options.runtime)[0]
+    names = options.task.removeprefix(HARNESS).split(",")
+    tasks = harness.load_tasks(names, artifact, options.include_path, metadata, options.seed)
     with progress(f"Asking {artifact.directory.name}", estimate=True) as update:
         results = harness.ask(artifact, session, tasks, settings, options.runtime, "answers", update)
     facts = {
         "artifact": str(artifact.directory),
         **session.facts(),
         "ablate": options.runtime.ablate,
-        "suite": suite,
         "limit": settings.limit,
         "num_fewshot": options.num_fewshot,
         "gen_kwargs": settings.gen_kwargs,
         "chat_template": options.apply_chat_template,
         "truncate": options.truncate,
         "lm_eval": lm_eval.__version__,
-        **facts,
         "tasks": [result.to_dict() for result in results],
     }
     del session  # two models need not be in memory at once
-    tables = [harness.result_table(suite or "lm-evaluation-harness", results)]
+    tables = [harness.result_table("lm-evaluation-harness", results)]
     if other is not None:
         whole = replace(options.runtime, ablate=None)
         session = _open(other, whole)[0]

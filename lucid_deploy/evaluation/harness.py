@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
 _BOOTSTRAP = 1000  # resamples of lm_eval's standard errors
+_OTHER_LENGTH = -1  # RULER's tasks have a metric for each length, and give this to documents of other lengths
 
 
 @dataclass(frozen=True)
@@ -57,23 +59,44 @@ class TaskResult:
 
     def scores(self, metric: str) -> list[float]:
         """Return what each document scored by itself."""
-        found = [sample[metric] for sample in self.samples]
-        whole = self.aggregation[metric]
-        return [float(item) if isinstance(item, int | float) else float(whole([item])) for item in found]
+        found = [value for sample in self.samples if not _of_other_length(metric, value := sample.get(metric))]
+        return [
+            float(item) if isinstance(item, int | float) else float(self.aggregation[metric]([item])) for item in found
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         metrics = {name: {"value": value, "standard_error": error} for name, (value, error) in self.values.items()}
         return {"name": self.name, "documents": len(self.samples), "truncated": self.truncated, "metrics": metrics}
 
 
-def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[str, Any]) -> dict[str, Any]:
+def _of_other_length(metric: str, value: Any) -> bool:
+    return metric.isdecimal() and value in (None, _OTHER_LENGTH)
+
+
+def load_tasks(
+    names: Sequence[str],
+    artifact: Artifact,
+    include_path: Path | None,
+    metadata: dict[str, Any],
+    seed: int | None = None,
+) -> dict[str, Any]:
     """Return lm_eval's tasks of some names, groups or tags, with their documents.
 
+    Tasks that make their documents, such as RULER's, draw from ``seed`` and measure with the artifact's tokenizer.
     ``include_path`` is a directory with more tasks as YAML files.
     """
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerFast
 
-    manager = TaskManager(include_path=None if include_path is None else str(include_path), metadata=metadata)
+    _seed_everything(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy without settings: lm_eval would run code that the artifact's tokenizer_config.json names.
+        PreTrainedTokenizerFast(tokenizer_file=str(artifact.directory / "tokenizer.json")).save_pretrained(folder)
+        path = None if include_path is None else str(include_path)
+        return _load(TaskManager(include_path=path, metadata={"tokenizer": folder, **metadata}), names, include_path)
+
+
+def _load(manager: Any, names: Sequence[str], include_path: Path | None) -> dict[str, Any]:
     for name in names:
         if name not in manager.all_tasks:
             where = "" if include_path is None else f" and {include_path}"
@@ -85,6 +108,19 @@ def load_tasks(names: Sequence[str], include_path: Path | None, metadata: dict[s
         return dict(manager.load(list(names))["tasks"])
     except (OSError, ValueError) as error:  # cannot be downloaded, or is not where the task says
         raise LucidError(f"The data of {', '.join(names)} cannot be read: {error}") from error
+    except ImportError as error:
+        raise LucidError(f"lm_eval's code for {', '.join(names)} does not load here: {error}.") from error
+
+
+def _seed_everything(seed: int | None) -> int:
+    """Seed every generator as lm_eval does; return the seed of its solved examples."""
+    import torch
+
+    first, other = (0, 1234) if seed is None else (seed, seed)  # lm_eval's defaults
+    random.seed(first)
+    np.random.seed(other)
+    torch.manual_seed(other)
+    return other
 
 
 def ask(
@@ -110,15 +146,11 @@ def ask(
 
 def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) -> list[TaskResult]:
     """Ask a model all documents of some tasks, given by name."""
-    import torch
     from lm_eval import evaluate
     from lm_eval.api.model import CachingLM
     from lm_eval.utils import handle_non_serializable
 
-    first, other = (0, 1234) if options.seed is None else (options.seed, options.seed)  # lm_eval's defaults
-    random.seed(first)
-    np.random.seed(other)
-    torch.manual_seed(other)
+    seed = _seed_everything(options.seed)
     for task in tasks.values():
         if options.gen_kwargs and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value=options.gen_kwargs, update=True)
@@ -126,7 +158,7 @@ def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) ->
         if options.num_fewshot is not None and shots != 0:  # 0 in a task's file means never
             shots = options.num_fewshot
         task.set_config(key="num_fewshot", value=shots or 0)
-        task.set_fewshot_seed(seed=other)
+        task.set_fewshot_seed(seed=seed)
     cached = None if options.answers is None else CachingLM(model, str(options.answers))
     try:
         results = evaluate(
@@ -149,7 +181,8 @@ def _result(model: LucidLM, name: str, task: Any, found: dict[str, Any], samples
     chosen = next((key.partition(",")[2] for key in found if "," in key), "none")  # of several filters, the first
     for key, value in found.items():
         metric, _, filtered = key.partition(",")
-        if filtered == chosen and not metric.endswith("_stderr") and isinstance(value, int | float):
+        number = isinstance(value, int | float) and not _of_other_length(metric, value)
+        if filtered == chosen and not metric.endswith("_stderr") and number:
             error = found.get(f"{metric}_stderr,{filtered}")
             values[metric] = (float(value), float(error) if isinstance(error, int | float) else None)
     cut = {request.doc_id for request in task.instances if model.is_cut(request)}

@@ -54,7 +54,7 @@ def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) ->
     if not can_write(tokenizer, " ".join(recall.vocabulary())):
         raise LucidError(
             "This model's tokenizer cannot write the words of the recall task, which is the bundled model's own. "
-            "Choose --task needles, --task lm_eval:NAME, --suite NAME or --text FILE."
+            "Choose --task needles, --task lm_eval:NAME or --text FILE."
         )
     questions = [
         Question(example.prompt, example.answer, {"pairs": example.pairs}, context)

@@ -17,7 +17,6 @@ from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from tests.evaluation.suites.conftest import Pair, data, llama, llama_checkpoint, write_rows  # noqa: F401 (fixtures)
 
 Demo = Callable[..., Artifact]
 LM_EVAL_TASK = """task: local_recall
@@ -122,27 +121,22 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
         (["--task", "recall", "--batch", 0], "0 is not in the range x>=1"),
         (
             [],
-            "Choose what to evaluate: --task recall, --task needles, --task lm_eval:NAME, --suite NAME, or --text FILE",
+            "Choose what to evaluate: --task recall, --task needles, --task lm_eval:NAME, or --text FILE",
         ),
-        (["--task", "recall", "--needles", 3], "--needles is for --task needles and --suite NAME."),
-        (["--task", "needles", "--needles", "2,3"], "--needles takes one whole number with --task needles"),
-        (["--task", "needles", "--length", "64,x"], "not a list of whole numbers from 0 up"),
+        (["--task", "recall", "--needles", 3], "--needles is for --task needles."),
+        (["--task", "needles", "--needles", "2,3"], "'2,3' is not a valid integer"),
+        (["--task", "needles", "--length", "64,x"], "not a list of whole numbers from 1 up"),
         (["--task", "recall", "--minimum-relative", 0.9], "name it with --against"),
         (["--task", "recall", "--minimum", 1.5], "1.5 is not in the range"),
         (["--task", "recall", "--against", "nowhere"], "There is no artifact at nowhere"),
         (["--task", "lm_eval:x", "--minimum", 0.5], "--minimum is for --task recall and --task needles."),
         (["--text", "x", "--limit", 3], "--limit is for"),
-        (["--task", "recall", "--truncate", "left"], "--truncate is for --task lm_eval:NAME and --suite NAME."),
-        (["--suite", "ruler", "--task", "recall"], "--task and --suite both say what to run"),
-        (["--suite", "ruler", "--log-samples"], "--log-samples needs --output-path"),
-        (["--suite", "scrolls", "--haystack", "x"], "scrolls hides none"),
-        (["--suite", "scrolls", "--data", "nowhere"], "'nowhere' does not exist"),
-        (["--suite", "scrolls", "--num-fewshot", 2], "take neither --gen-kwargs nor --num-fewshot"),
-        (["--suite", "ruler", "--metadata", "x"], "--metadata is not JSON"),
-        (["--suite", "ruler", "--gen-kwargs", "x", "--lengths", 512], "--gen-kwargs takes a JSON object or name=value"),
-        (["--suite", "ruler", "--include-path", "."], "--include-path is for --task lm_eval:NAME"),
-        (["--suite", "mniah", "--metadata", '{"max_seq_lengths": 1}'], "from --lengths and --needles, not from"),
-        (["--suite", "mniah", "--lengths", "1k"], "and the model's context is 512: choose --lengths"),
+        (["--task", "recall", "--truncate", "left"], "--truncate is for --task lm_eval:NAME."),
+        (["--text", "x", "--task", "recall"], "--task and --text both say what to run"),
+        (["--task", "lm_eval:x", "--log-samples"], "--log-samples needs --output-path"),
+        (["--task", "lm_eval:x", "--metadata", "x"], "--metadata is not JSON"),
+        (["--task", "lm_eval:x", "--gen-kwargs", "x"], "--gen-kwargs takes a JSON object or name=value"),
+        (["--task", "recall", "--include-path", "."], "--include-path is for --task lm_eval:NAME"),
     ],
 )
 def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
@@ -171,7 +165,12 @@ def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
     assert re.search(r"\d\.\d{4}\*", cut.stdout) and "* some prompts were cut" in cut.stdout
     facts = json.loads(target.read_text())
     assert facts["tasks"][0]["truncated"] == 1 and facts["against"]["differences"][0]["value"] == 0
-    short = printed(*options, "--limit", 3, "--gen-kwargs", "max_gen_toks=1")
+    out = tmp_path / "out"
+    short = printed(*options, "--limit", 3, "--gen-kwargs", "max_gen_toks=1", "--output-path", out, "--log-samples")
+    assert json.loads((out / "results.json").read_text()) == short and len(list(out.glob("answers-*.db"))) == 1
+    assert len((out / "samples_local_recall.jsonl").read_text().splitlines()) == 3
+    printed(*options, "--limit", 1, "--output-path", out, "--truncate", "left")
+    assert len(list(out.glob("answers-*.db"))) == 2  # answers to other token ids are not mixed with these
     assert short["tasks"][0]["metrics"]["exact_match"]["value"] == 0.0
     assert short["tasks"][0]["documents"] == 3 and short["gen_kwargs"] == {"max_gen_toks": 1}
     for given, message in (
@@ -180,24 +179,3 @@ def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
     ):
         result = run(*options, *given)
         assert result.exit_code == 2 and message in " ".join(result.stderr.split())
-
-
-def test_a_suite_and_its_files(demo: Demo, llama: Pair, data: Path, tmp_path: Path) -> None:  # noqa: F811
-    pytest.importorskip("lm_eval")
-    out = tmp_path / "out"
-    options = [llama.artifact.directory, "--suite", "longbench", "--only", "longbench_2wikimqa", "--data", data]
-    kept = [*options, "--limit", 2, "--output-path", out, "--log-samples", "--against", llama.artifact.directory]
-    first = run(*kept)
-    assert first.exit_code == 0, first.stderr
-    assert "longbench_2wikimqa" in first.stdout and "artifact less artifact" in first.stdout
-    facts = json.loads((out / "results.json").read_text())
-    assert facts["suite"] == "longbench" and facts["limit"] == 2 and facts["tasks"][0]["documents"] == 2
-    (difference, _) = facts["against"]["differences"]
-    assert difference["value"] == 0 and difference["better"] == difference["worse"] == 0
-    assert len((out / "samples_longbench_2wikimqa.jsonl").read_text().splitlines()) == 2
-    assert printed(*kept)["tasks"] == facts["tasks"]
-    assert len(list(out.glob("answers-*.db"))) == 1
-    printed(*options, "--limit", 1, "--output-path", out, "--truncate", "left")
-    assert len(list(out.glob("answers-*.db"))) == 2  # answers to other token ids are not mixed with these
-    english = run(demo().directory, *options[1:])
-    assert english.exit_code == 2 and "cannot write the texts of longbench_2wikimqa" in " ".join(english.stderr.split())

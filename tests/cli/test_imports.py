@@ -21,9 +21,9 @@ for name in ("onnxruntime", "openvino", "triton", "tensorrt", "tensorrt_rtx", "m
 for name in ("starlette", "uvicorn", "prometheus_client", "ray", "lm_eval", "llguidance"):
     sys.modules[name] = None
 """
-# The adapter and the suites' tasks are classes of lm_eval's.
+# The adapter is a class of lm_eval's.
 # Kernels are written in Triton; only what runs or compiles them imports them.
-NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter", "lucid_deploy.evaluation.suites.tasks")
+NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter",)
 # plugins/*/kernel.py, their parts, and what they are compared with
 IN_TRITON = (".kernel", ".tile", ".parts", ".parts_float8", ".int8_part", ".powers")
 # These are the side of the server that speaks HTTP or Ray.
