@@ -55,11 +55,6 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     help="Compare with what the model's own code gave too: a file that examples/dump_golden.py writes.",
 )
 @click.option(
-    "--against",
-    type=click.Choice(["transformers"]),
-    help="Compare with transformers' own class in float64 too; standard attention only.",
-)
-@click.option(
     "--adapter",
     "adapters",
     multiple=True,
@@ -85,7 +80,7 @@ def command(
     error is 4 times what PyTorch itself loses in the artifact's precision, in every form of the graphs; with --quick in
     one. The sha256 of every file is checked too. A quantized artifact is compared with the model on its dequantized
     weights, and these with the checkpoint's; what quantization costs is measured with --text. That model is this
-    toolkit's own: --golden and --against add numbers that others computed. Exit status 1 if anything fails, 3 if
+    toolkit's own: --golden adds numbers that others computed. Exit status 1 if anything fails, 3 if
     nothing does but too little is proven; then, and with --explain or --report, every layer is also run on the inputs
     that the reference has there, which finds where the error starts.
 
@@ -104,7 +99,7 @@ def command(
     if page == "-":
         raise LucidError("--report - is no file: name one.")
     opened = open_artifact(artifact)
-    alone = given["golden"] is not None or given["against"] is not None  # which are about the base
+    alone = given["golden"] is not None  # which is about the base
     names = adapters or (BASE, *(() if alone else (each.name for each in opened.adapters())))
     if page is not None and len(names) > 1:
         raise LucidError(f"--report is a page about one adapter: name it with --adapter, or {BASE} for none.")

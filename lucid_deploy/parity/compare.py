@@ -50,7 +50,7 @@ def check(
         context=session.config.max_position_embeddings,
         left_out=tuple(targets.workload.left_out()),
         no_drafts=no_drafts,
-        others=tuple(dict.fromkeys(item.reference for target in targets.items for item in target.others)),
+        others=tuple(dict.fromkeys(target.other.reference for target in targets.items if target.other is not None)),
         runs_graphs=session.capabilities.runs_graphs,
         fallback_hint=session.fallback_hint,
         rounded_cache=session.cache_dtype if session.cache_dtype != session.dtype else None,
@@ -131,8 +131,8 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
     if schedule.name in target.size_gates:
         sizes, rounded = target.size_gates[schedule.name], target.rounded[schedule.name]
         found += rounded_cache.compare_sizes(trace, rounded, sizes, target.scenario, schedule)
-    for other in target.others:
-        found += other.compare(trace, gates, name, schedule.name)
+    if target.other is not None:
+        found += target.other.compare(trace, gates, name, schedule.name)
     return found
 
 

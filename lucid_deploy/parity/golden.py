@@ -1,30 +1,35 @@
 """Golden files: what the code that trained a model computed for some tokens, recorded as safetensors.
 
-``docs/verification.md`` has the format. A file is read and checked against the model before anything is run.
+``docs/verification.md`` has the format. A file is read and checked against the model before anything is run. Its
+numbers carry rounding of their own, which :func:`add_golden` adds to the gates.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import STORED as STORED_AS_THEY_ARE
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.parity.gate import UNIT
+from lucid_deploy.parity.gate import FACTOR, UNIT
+from lucid_deploy.parity.metrics import position_errors
 from lucid_deploy.parity.options import Workload
-from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace
-from lucid_deploy.parity.scenarios import MIN_PROMPT, PADDING, Scenario
-from lucid_deploy.parity.targets import Reference
-from lucid_deploy.runtimes.session import Array
+from lucid_deploy.parity.record import KINDS, TensorId, TensorRows, Trace, record_all
+from lucid_deploy.parity.rounded_cache import Gates
+from lucid_deploy.parity.scenarios import MIN_PROMPT, ONE_SHOT, PADDING, Scenario, equal_lengths
+from lucid_deploy.parity.targets import CallCounter, OtherTrace, Progress, Reference, Target, Targets, common_positions
+from lucid_deploy.runtimes.session import Array, Session
 
 KIND = "golden file"
 VERSION = "1"
@@ -51,7 +56,7 @@ class Golden:
         by, whole = f" by {self.model}" if self.model else "", self.ids.shape[1]
         words = f"the golden file {self.path}, recorded{by} in {self.computed_in}"
         cut = "" if tokens == whole else f"Of its {whole:,} tokens in a row, the first {tokens:,} were compared."
-        return Reference(KIND, words, independent=True, left_out=cut)
+        return Reference(KIND, words, left_out=cut)
 
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
         """Return two scenarios a row: a prompt with decode steps, and decoding from the first token on.
@@ -90,6 +95,27 @@ def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
 def row_name(row: int) -> str:
     """Return the name of a row's scenario for reports; ``row`` counts from 0."""
     return f"golden {row + 1}"
+
+
+def open_golden(
+    path: str | Path | None, config: LucidConfig, layers: tuple[LayerDescription, ...], artifact: Artifact | None
+) -> Golden | None:
+    """Read a golden file if there is one; refuse it for a quantized artifact, which computes something else."""
+    if path is None:
+        return None
+    record = None if artifact is None else artifact.manifest.quantization
+    if artifact is not None and record is not None:
+        alone = "verified without --golden, every weight of it against the checkpoint."
+        if record.method.name == STORED_AS_THEY_ARE:
+            raise LucidError(
+                f"{artifact.directory} holds the numbers of a quantized checkpoint, and is {alone} For a comparison "
+                "with other code, export the checkpoint that it was made from, and verify that."
+            )
+        raise LucidError(
+            f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. "
+            f"Export without --quantize and verify that with --golden; the quantized artifact is {alone}"
+        )
+    return read_golden(path, config, layers)
 
 
 def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Golden:
@@ -245,3 +271,68 @@ class _Form:
         for place, tensor in enumerate(decoded_layout(self.layers[index].cache)):
             if tensor.name == found[2] and tensor.has_tokens:
                 yield TensorId.of(index, place, tensor, self.layers[index]), tensor
+
+
+def add_golden(
+    targets: Targets, golden: Golden, in_precision: Callable[[str], Session[Any]], progress: Progress | None = None
+) -> Targets:
+    """Return targets with a golden file's numbers for its scenarios.
+
+    ``in_precision`` opens our own model in a type, to measure what rounding in it costs.
+    """
+    found = {item.scenario.name: trace for item in targets.items if (trace := golden.trace(item.scenario)) is not None}
+    recorded = [item for item in targets.items if item.scenario.name in found]
+    reference = golden.reference(max(item.scenario.length for item in recorded))
+    # Float32 at best: common code casts norms, softmax and rotary angles to float32, whatever the model's type.
+    precision, errors = max(golden.computed_in, "float32", key=UNIT.__getitem__), None
+    if UNIT[precision] > UNIT[targets.dtype]:  # recorded more coarsely than the candidate computes
+        errors = _errors_in(precision, recorded, in_precision(precision), progress)
+
+    def with_golden(item: Target) -> Target:
+        if item.scenario.name not in found:
+            return item
+        rounding = rounding_of(item.gates, targets.dtype, precision, golden.stored, errors)
+        return replace(item, other=OtherTrace(reference, found[item.scenario.name], rounding))
+
+    return replace(targets, items=tuple(map(with_golden, targets.items)))
+
+
+def _errors_in(
+    dtype: str, items: list[Target], session: Session[Any], progress: Progress | None
+) -> dict[TensorId, float]:
+    """Return what rounding in a type costs our own model: by tensor, the largest relative L2 error of any position."""
+    scenarios = [item.scenario for item in items]
+    total = sum(ONE_SHOT.calls(group[0]) for group in equal_lengths(scenarios))
+    meter = CallCounter(progress, f"PyTorch in {dtype}: what recording in it cost", total)
+    traces = record_all(session, scenarios, ONE_SHOT, meter.tick)
+    errors: dict[TensorId, float] = {}
+    for item in items:
+        for tensor, rows in item.reference.tensors.items():
+            actual, wanted = common_positions(traces[item.scenario.name].tensors[tensor], rows)
+            error = float(position_errors(actual.values, wanted.values, tensor.accumulated).max())
+            if not error < float("inf"):
+                raise LucidError(
+                    f"The model gives NaN or infinity in {dtype} ({tensor}), in which the golden file was recorded: "
+                    "what rounding cost there is unknown. Record it in a wider type."
+                )
+            errors[tensor] = max(errors.get(tensor, 0.0), error)
+    return errors
+
+
+def rounding_of(
+    gates: Gates,
+    dtype: str,
+    precision: str,
+    stored: Mapping[TensorId, str],
+    errors: Mapping[TensorId, float] | None,
+) -> dict[TensorId, float]:
+    """Return the allowance for rounding in numbers that other code computed in ``precision`` and stored in some types.
+
+    ``gates`` are our own model's, derived for ``dtype``. ``errors`` are our own model's in ``precision``; without them
+    the baseline's error is scaled by the two types' units in the last place.
+    """
+    share = UNIT[precision] / UNIT[dtype]
+    return {
+        tensor: FACTOR * (gates[tensor].baseline * share if errors is None else errors[tensor]) + UNIT[stored[tensor]]
+        for tensor in stored
+    }

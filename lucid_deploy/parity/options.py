@@ -84,7 +84,6 @@ class VerifyOptions:
     text: str | Array | None = None  # text or token ids (N,) to compute the perplexity of
     text_tokens: int = 512  # of that text, at most
     golden: str | Path | None = None  # a file of what the model's own code computed
-    against: str | None = None  # "transformers": compare with its class too
     trust_remote_code: bool = False  # run code that lies beside the checkpoint's weights
     quick: bool = False  # run fewer sequences in fewer schedules, see QUICK
 

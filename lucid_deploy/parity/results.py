@@ -277,8 +277,7 @@ class Verification:
         if not self.others:
             yield not_done(
                 "another implementation",
-                "the reference reads config.json as the export does: a mistake in both does not show "
-                "(--golden, --against)",
+                "the reference reads config.json as the export does: a mistake in both does not show (--golden)",
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,15 +55,13 @@ class Reference:
 
     kind: str  # short name, for programs: "own model"
     words: str  # for people, to follow "against"
-    independent: bool  # whether others wrote it: a mistake in how we read the configuration then shows
     left_out: str = ""  # what of it was not compared, as a sentence
 
 
-OWN_MODEL = Reference("own model", "this toolkit's own PyTorch model in float64", independent=False)
+OWN_MODEL = Reference("own model", "this toolkit's own PyTorch model in float64")
 DEQUANTIZED = Reference(
     "own model, dequantized",
     "this toolkit's own PyTorch model in float64 on the artifact's dequantized weights",
-    independent=False,
 )
 
 
@@ -113,7 +111,7 @@ class Target:
     scenario: Scenario
     reference: Trace  # in float64
     gates: Gates  # how far from it each tensor may be
-    others: tuple[OtherTrace, ...] = ()  # what other implementations computed for the same tokens
+    other: OtherTrace | None = None  # what another implementation computed for the same tokens
     # With a cache that rounds, schedules are different functions, so these are by schedule:
     schedule_gates: dict[str, Gates] = field(default_factory=dict)
     rounded: dict[str, Trace] = field(default_factory=dict)  # K and Y of float64 with such a cache

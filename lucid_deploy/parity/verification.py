@@ -17,8 +17,8 @@ from lucid_deploy.model.description import summarize
 from lucid_deploy.parity.causes import Explanation, explain
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import Coverage
+from lucid_deploy.parity.golden import Golden, add_golden, open_golden
 from lucid_deploy.parity.options import VerifyOptions, prompt_ids, text_ids
-from lucid_deploy.parity.other_references import OtherReferences, open_references
 from lucid_deploy.parity.perplexity import TextCost, cost_on_text, session_logits, windows
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint, open_adapter
 from lucid_deploy.parity.results import FAILED, PASSED, Check, Verification, not_done
@@ -56,11 +56,11 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     if options.seed < 0:
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
     source = find_checkpoint(artifact, options.checkpoint, options.trust_remote_code)
-    if open_adapter(artifact, options.runtime.adapter) is not None and (options.golden or options.against):
-        raise LucidError(f"--golden and --against are about the model without an adapter: add --adapter {BASE}.")
+    if open_adapter(artifact, options.runtime.adapter) is not None and options.golden is not None:
+        raise LucidError(f"--golden is about the model without an adapter: add --adapter {BASE}.")
     prompt, text = prompt_ids(options.prompt, artifact), text_ids(options.text, artifact, options.text_tokens)
     options = replace(options, prompt=prompt, text=text)
-    others = open_references(options.golden, options.against, source, artifact.manifest.layers, artifact)
+    golden = open_golden(options.golden, source.config, artifact.manifest.layers, artifact)
     facts = _facts(artifact, source, options)
 
     def stopped(*made: Check) -> Verification:
@@ -78,7 +78,7 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
         return stopped(files, weights)
     try:
         found = verify_against(
-            candidate, source, options, artifact, progress, lambda: open_layers(candidate, artifact), others, forms
+            candidate, source, options, artifact, progress, lambda: open_layers(candidate, artifact), golden, forms
         )
     except CheckFailed as failure:  # shapes that are not the model's, or a model that does not fit into the type
         return stopped(files, weights, Check("tensors", FAILED, str(failure)))
@@ -118,7 +118,7 @@ def verify_against(
     artifact: Artifact | None = None,
     progress: Progress | None = None,
     layers: Callable[[], Layers] | None = None,
-    others: OtherReferences | None = None,
+    golden: Golden | None = None,
     forms: Mapping[str, Artifact] | None = None,
 ) -> Verification:
     """Compare a session with its checkpoint: parity and causes, without the checks of an artifact's files.
@@ -127,13 +127,13 @@ def verify_against(
         options: How much to run; those that say how to open an artifact do not count.
         layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
             None: no causes are looked for.
-        others: Other implementations to compare with; None: those that the options name.
+        golden: What another implementation computed; None: what the options name.
         forms: Other forms of the artifact's graphs that must be within the same gates, by name.
     """
     options = options or VerifyOptions()
     text = text_ids(options.text, artifact, options.text_tokens)
-    if others is None:
-        others = open_references(options.golden, options.against, source, candidate.layers, artifact)
+    if golden is None:
+        golden = open_golden(options.golden, source.config, candidate.layers, artifact)
     adapter = None if artifact is None else open_adapter(artifact, options.runtime.adapter)
     models = ReferenceModels(candidate, source, artifact, progress, adapter)
     targets = prepare(
@@ -144,10 +144,11 @@ def verify_against(
         embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
         rounded=models.rounded,
         workload=options.workload,
-        more=others.scenarios(candidate.config, options.workload),
+        more=[] if golden is None else golden.scenarios(candidate.config.max_position_embeddings, options.workload),
         progress=progress,
     )
-    targets = others.add_to(targets, models.in_precision, progress)
+    if golden is not None:
+        targets = add_golden(targets, golden, models.in_precision, progress)
     found = check(candidate, targets, progress=progress)
     checks = tuple(_check_form(name, form, options, targets, progress) for name, form in (forms or {}).items())
     found = replace(found, form_checks=checks)

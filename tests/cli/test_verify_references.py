@@ -1,9 +1,8 @@
-"""``lucid-deploy verify`` with ``--golden`` and ``--against``."""
+"""``lucid-deploy verify`` with ``--golden``."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,7 @@ def test_bad_input_is_one_message(example: tuple[Path, Path, Path], tmp_path: Pa
     for arguments, words in (
         (["--golden", tmp_path / "none.safetensors"], "There is no golden file"),
         (["--golden", tmp_path / "cut.safetensors"], "is no whole safetensors file"),
-        (["--against", "transformers"], "of the kind 'lucid'"),
-        (["--against", "keras"], "'keras' is not 'transformers'"),
     ):
         result = run(artifact, *arguments)
         assert result.exit_code == 2 and words in message(result), result.output
         assert "Traceback" not in result.output
-
-
-def test_without_transformers_the_extra_is_named(exported: Any, monkeypatch: pytest.MonkeyPatch):
-    _, artifact = exported(max_position_embeddings=48, attention_type="llama")
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    result = run(artifact.directory, "--against", "transformers")
-    assert result.exit_code == 2 and 'Run: pip install "transformers' in message(result)

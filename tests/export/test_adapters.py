@@ -170,8 +170,8 @@ def test_verify_compares_every_adapter(made: dict[str, Any], tmp_path: Path) -> 
     write_adapters(artifact.directory, data, artifact.adapters())
     assert CliRunner().invoke(main, [*command, "--adapter", "base"]).exit_code == 0
     assert CliRunner().invoke(main, [*command, "--adapter", "one"]).exit_code == 1
-    for name, said in (("three", "there are base, one, two"), ("one", "--golden and --against are about the model")):
-        found = CliRunner().invoke(main, [*command, "--adapter", name, "--against", "transformers"])
+    for name, said in (("three", "there are base, one, two"), ("one", "--golden is about the model")):
+        found = CliRunner().invoke(main, [*command, "--adapter", name, "--golden", "g.safetensors"])
         assert found.exit_code == 2 and said in found.stderr
 
 

@@ -1,4 +1,4 @@
-"""References that others wrote: they pass what is right, and catch what the toolkit's own model cannot see."""
+"""Golden files that others wrote: they pass what is right, and catch what the toolkit's own model cannot see."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lucid_deploy.model import checkpoint as checkpoints
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.gate import FACTOR, UNIT, Gate
-from lucid_deploy.parity.other_references import rounding_of
+from lucid_deploy.parity.golden import rounding_of
 from lucid_deploy.parity.record import TensorId, TensorRows, Trace
 from lucid_deploy.parity.targets import OtherTrace, Reference, common_positions
 from lucid_deploy.parity.verification import verify_against
@@ -73,13 +73,13 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[ld.Artifact, Path]:
 @pytest.fixture(scope="module")
 def verified(right: tuple[ld.Artifact, Path]) -> Any:
     artifact, golden = right
-    return artifact.verify(golden=golden, against="transformers", **FEW)
+    return artifact.verify(golden=golden, **FEW)
 
 
-def test_a_right_artifact_passes_every_reference(verified: Any):
+def test_a_right_artifact_passes(verified: Any):
     assert verified.passed, verified.failure
-    assert {reference.kind for reference in verified.others} == {"golden file", "transformers"}
-    assert (outcomes(verified)["golden file"], outcomes(verified)["transformers"]) == ("passed", "passed")
+    assert {reference.kind for reference in verified.others} == {"golden file"}
+    assert outcomes(verified)["golden file"] == "passed"
     assert "another implementation" not in outcomes(verified)
     # Every position's logits, K and V of every layer, fed by a prefill and by decoding.
     golden = verified.against("golden file")
@@ -90,11 +90,7 @@ def test_a_right_artifact_passes_every_reference(verified: Any):
 
 
 def test_gates_are_rounding_and_nothing_else(verified: Any):
-    for kind in ("golden file", "transformers"):
-        assert all(item.gate.limit < 3e-5 and item.judged for item in verified.against(kind))
-    own = {(item.tensor, item.scenario): item.gate.limit for item in verified.against()}
-    for item in verified.against("transformers"):  # in float64 it adds next to nothing
-        assert item.gate.limit == pytest.approx(own[item.tensor, item.scenario], rel=1e-6)
+    assert all(item.gate.limit < 3e-5 and item.judged for item in verified.against("golden file"))
 
 
 # Faults that the own model shares
@@ -115,10 +111,9 @@ def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.Monke
     let_the_parser_ignore(monkeypatch, "residual_multiplier")
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     assert in_torch(checkpoint).passed
-    for options in ({"golden": golden}, {"against": "transformers"}):
-        found = in_torch(checkpoint, **options)
-        only_own_model_passes(found)
-        assert str(found.first_failure.tensor) == "layer 1 K"
+    found = in_torch(checkpoint, golden=golden)
+    only_own_model_passes(found)
+    assert str(found.first_failure.tensor) == "layer 1 K"
 
 
 def test_another_diagonal(exported: Any, tmp_path: Path):
@@ -179,18 +174,6 @@ def test_a_cache_that_rounds(exported: Any, tmp_path: Path):
     assert outcomes(found)["golden file"] == "passed"
 
 
-# What is compared
-
-
-# What is refused
-
-
-def test_lucid_layers_are_refused_against_transformers_by_name(exported: Any):
-    _, artifact = exported(max_position_embeddings=48)
-    with pytest.raises(LucidError, match=r"2 of its 2 layers are of the kind 'lucid'.*--golden"):
-        verify_artifact(artifact, VerifyOptions(against="transformers"))
-
-
 @pytest.mark.parametrize(
     ("method", "said"),
     [
@@ -203,9 +186,8 @@ def test_quantized_artifacts_are_refused(right: Any, method: str, said: str):
     artifact, golden = right
     record = SimpleNamespace(method=SimpleNamespace(name=method))
     small = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, quantization=record))
-    for options in ({"golden": golden}, {"against": "transformers"}):
-        with pytest.raises(LucidError, match=said):
-            verify_artifact(small, VerifyOptions(**options))
+    with pytest.raises(LucidError, match=said):
+        verify_artifact(small, VerifyOptions(golden=golden))
 
 
 # Rows and gates
@@ -225,7 +207,7 @@ def test_only_positions_that_both_have_are_compared():
 
 
 def test_a_comparison_names_its_reference_and_has_its_own_gate():
-    reference = Reference("golden file", "the golden file g", independent=True)
+    reference = Reference("golden file", "the golden file g")
     other = OtherTrace(reference, Trace({LOGITS: rows(0, 8)}), {LOGITS: 0.5e-3})
     found = Trace({K: rows(0, 8), LOGITS: TensorRows(rows(4, 8).values * (1 + 1e-3), 4)})
     (item,) = other.compare(found, {LOGITS: Gate(1e-3, 0.25e-3)}, "golden 1", "chunks")
