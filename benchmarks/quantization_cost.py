@@ -7,7 +7,8 @@ a package come from a 4-bit grid, which flatters formats with the same grid; the
     python examples/smollm2.py smollm2
     python benchmarks/quantization_cost.py smollm2 --calibration FILE --text OTHER
 
-With ``--adapter`` the checkpoint is one of examples/convert, with LUCID in some layers, and is measured once.
+``--form experts`` is the function once more, as a mixture of four experts of which a token takes two: each is the MLP
+in other numbers. With ``--adapter`` the checkpoint is one of examples/convert, with LUCID in some layers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import click
 import torch
 from common import write_result
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import lucid_deploy as ld
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -67,6 +68,33 @@ def rewrite(checkpoint: Path, output: Path) -> None:
                 for reader in readers:
                     reader.weight *= norm.weight
                 norm.weight.fill_(1)
+    save(model, checkpoint, output)
+
+
+def upcycle(checkpoint: Path, output: Path) -> None:
+    """Write a Llama's function as a Mixtral: whichever experts a token takes, their weights add up to 1."""
+    llama, draw = AutoModelForCausalLM.from_pretrained(checkpoint), torch.Generator().manual_seed(1)
+    kept = llama.config.to_dict().keys() & MixtralConfig().to_dict().keys() - {"architectures", "model_type"}
+    config = MixtralConfig(**{key: getattr(llama.config, key) for key in kept}, num_local_experts=4)
+    state = {name: value for name, value in llama.state_dict().items() if ".mlp." not in name}
+    for index, layer in enumerate(llama.model.layers):
+        gate, up, down = (getattr(layer.mlp, f"{name}_proj").weight.data for name in ("gate", "up", "down"))
+        first, second = [], []
+        for _ in range(config.num_local_experts):
+            order = torch.randperm(len(up), generator=draw)
+            scale = torch.exp2(2 * torch.rand(len(up), 1, generator=draw) - 1)
+            first.append(torch.cat([gate[order], (up * scale)[order]]))
+            second.append((down / scale.T)[:, order])
+        prefix = f"model.layers.{index}.mlp."
+        state[f"{prefix}experts.gate_up_proj"], state[f"{prefix}experts.down_proj"] = map(torch.stack, (first, second))
+        state[f"{prefix}gate.weight"] = torch.randn(len(first), config.hidden_size, generator=draw) / 20
+    model = MixtralForCausalLM(config)
+    model.load_state_dict(state)
+    save(model, checkpoint, output)
+
+
+def save(model: Any, checkpoint: Path, output: Path) -> None:
+    """Write a model with another one's tokenizer and all else."""
     model.save_pretrained(output)
     for file in checkpoint.iterdir():
         if not (output / file.name).exists():
@@ -94,25 +122,36 @@ def measure(
     }
 
 
+FORMS = {"published": None, "rewritten": rewrite, "experts": upcycle}
+
+
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", type=click.Path(exists=True, path_type=Path), required=True, help="To measure on.")
 @click.option("--calibration", type=click.Path(exists=True, path_type=Path), required=True, help="To learn from.")
 @click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="That is merged into the weights.")
+@click.option("--form", "forms", multiple=True, type=click.Choice(list(FORMS)), default=["published", "rewritten"])
 @click.option("--only", multiple=True, type=click.Choice(list(WAYS)), help="Measure these ways alone.")
-def main(checkpoint: Path, text: Path, calibration: Path, adapter: Path | None, only: tuple[str, ...]) -> None:
-    """Measure CHECKPOINT, a Llama with standard attention, and its rewritten form."""
+def main(
+    checkpoint: Path,
+    text: Path,
+    calibration: Path,
+    adapter: Path | None,
+    forms: tuple[str, ...],
+    only: tuple[str, ...],
+) -> None:
+    """Measure CHECKPOINT, a Llama with standard attention, in several forms."""
     more: dict[str, Any] = {"merge_adapter": adapter} if adapter else {}
     pieces = windows(torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))).numpy(), WINDOW)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         exact = ld.export(checkpoint, Path(folder, "exact"), logits="all", **more)
         original = session_logits(open_session(exact))
-        forms = {"lucid" if adapter else "published": checkpoint}
-        if adapter is None:
-            rewrite(checkpoint, Path(folder, "rewritten"))
-            forms["rewritten"] = Path(folder, "rewritten")
-        for form, source in forms.items():
+        for form in ["lucid"] if adapter else forms:
+            source = checkpoint
+            if form in FORMS and (write := FORMS[form]) is not None:
+                source = Path(folder, form)
+                write(checkpoint, source)
             for name in only or WAYS:
                 found = measure(source, name, calibration, pieces, original, **more)
                 results.setdefault(form, {})[name] = found

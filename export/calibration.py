@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,36 +35,33 @@ class CalibrationRows:
         return sum(ids.size for ids in self.rows)
 
 
-def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
-    """Yield the lines of a calibration file, UTF-8 text, that have tokens: int64 ``(N,)`` each."""
+def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
+    """Return the tokens of a calibration file, UTF-8 text: int64 ``(N,)``."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise LucidError(
             f"The calibration text {path} is no file but a pipe or a device, which cannot be read again. Save it first."
         )
-    tokenizer, found = _tokenizer(checkpoint), False
+    tokenizer = _tokenizer(checkpoint)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                row = np.array(tokenizer.encode(line.strip()) if line.strip() else [], dtype=np.int64)
-                _check_vocabulary(checkpoint, row)
-                if len(row):
-                    found = True
-                    yield row
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise LucidError(f"{path} is no UTF-8 text (byte {error.start}); --calibration takes a text file.") from error
     except OSError as error:
         raise LucidError(f"The calibration text {path} cannot be read: {error.strerror or error}.") from error
-    if not found:
-        raise LucidError(f"The calibration text {path} has no lines with text.")
+    if not text.strip():
+        raise LucidError(f"The calibration text {path} has no text.")
+    ids = np.array(tokenizer.encode(text), dtype=np.int64)
+    _check_vocabulary(checkpoint, ids)
+    return ids
 
 
 def calibration_rows(checkpoint: Checkpoint, path: Path, most: int) -> CalibrationRows:
-    """Join the lines of a calibration file, cut them into rows, and draw as many as needed.
+    """Cut a calibration file into rows, and draw as many as needed.
 
     Args:
         most: Tokens to use at most; rows of a longer text are drawn with a fixed seed, and the last one is cut.
     """
-    joined = np.concatenate(list(read_lines(checkpoint, path)))
+    joined = read_tokens(checkpoint, path)
     width = min(ROW, checkpoint.config.max_position_embeddings)
     rows = _cut(joined, width)
     order = np.random.default_rng(SEED).permutation(len(rows) - 1)  # of whole rows; the last may be short
@@ -97,7 +93,7 @@ def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> 
         path: The file of :func:`calibration_rows`.
         facts: What it recorded of it.
     """
-    rows = _cut(np.concatenate(list(read_lines(checkpoint, path))), facts["row_tokens"])
+    rows = _cut(read_tokens(checkpoint, path), facts["row_tokens"])
     return [rows[index] for index in facts["held_out"]]
 
 
@@ -115,8 +111,8 @@ def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
     return TextTokenizer(checkpoint.directory)
 
 
-def _check_vocabulary(checkpoint: Checkpoint, row: Array) -> None:
-    size, largest = checkpoint.config.vocab_size, row.max(initial=0)
+def _check_vocabulary(checkpoint: Checkpoint, ids: Array) -> None:
+    size, largest = checkpoint.config.vocab_size, ids.max(initial=0)
     if largest >= size:
         raise LucidError(
             f"The tokenizer of {checkpoint.directory} gives token id {largest}, outside the vocabulary (0 to "

@@ -193,7 +193,7 @@ def _choose_numbers(
 
     learned, folded = LearnedWeights(), {}
     if equalizes(options):
-        folded = equalizing_scales(source, quantization, dtype, progress)
+        folded = equalizing_scales(source, quantization, dtype, progress, rows)
         source = with_scales(source, folded)
     if rows is not None:
         learned, quantization = find_method(method_of(options)).learn(source, quantization, rows, dtype, progress)

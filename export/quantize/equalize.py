@@ -7,7 +7,8 @@ input is divided by s_i. Without inputs that is cross-layer equalization (Nagel,
 arXiv 1906.04721, section 4.1), with them the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4). Since
 both exponents together are 1, it does not matter how a checkpoint shares a channel's size between the two weights.
 
-What a model reads shows in its inputs even where tokens are drawn at random, so no text is needed. What gives an input
+What a model reads shows in its inputs even where tokens are drawn at random, so no text is needed; one that is there
+is nearer. What gives an input
 needs no counterpart here: its rows have scales of their own.
 """
 
@@ -29,29 +30,37 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ALPHA = 0.7  # by measurement, see docs/quantization.md
-_TOKENS = 256  # drawn at random
+_TOKENS, _ROWS = 256, 2  # tokens drawn at random, or rows of a text
 
 
 def equalizing_scales(
-    source: Checkpoint, quantization: Quantization, dtype: str, progress: Callable[[str, int, int], None] | None = None
+    source: Checkpoint,
+    quantization: Quantization,
+    dtype: str,
+    progress: Callable[[str, int, int], None] | None = None,
+    text: CalibrationRows | None = None,
 ) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     """Return the scales of all layers' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
         quantization: Which weights will be rounded; others but norms stay as they are.
         dtype: Type of the norms in the artifact.
+        text: To run through the layers; None: tokens drawn at random.
     """
     import torch
 
     found: dict[str, Any] = {}
     config, layers = source.config, source.config.num_hidden_layers
-    count = min(_TOKENS, config.max_position_embeddings)
-    stream = first_stream(
-        source, torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
-    )
+    if text is not None:
+        ids = torch.from_numpy(text.rows[0][:_ROWS])
+    else:
+        count = min(_TOKENS, config.max_position_embeddings)
+        ids = torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
+    stream = first_stream(source, ids)
     for index in range(layers):
         if progress is not None:
             progress("Equalizing", index, layers)

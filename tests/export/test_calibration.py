@@ -11,7 +11,7 @@ import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.calibration import calibration_rows, held_out_rows, read_lines
+from lucid_deploy.export.calibration import calibration_rows, held_out_rows, read_tokens
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
 from tests.number_words import write_number_words, write_numbers
 
@@ -22,10 +22,10 @@ def test_text_is_read_by_the_checkpoints_tokenizer(tmp_path: Path) -> None:
     path, demo = tmp_path / "text", Checkpoint(DEMO)
     path.write_text(f"{LINE}\n\n{LINE} .\n", encoding="utf-8")
     tokenizer = TextTokenizer(resolve(DEMO))
-    wanted = [tokenizer.encode(LINE), tokenizer.encode(f"{LINE} .")]
-    assert [row.tolist() for row in read_lines(demo, path)] == wanted
+    wanted = tokenizer.encode(path.read_text())
+    assert read_tokens(demo, path).tolist() == wanted
     found = calibration_rows(demo, path, most=1000)
-    assert found.rows[0].tolist() == [wanted[0] + wanted[1]], "lines are joined"
+    assert found.rows[0].tolist() == [wanted]
     assert found.facts == {
         "file": "text",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -63,7 +63,7 @@ def test_rows_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty", b" \n", "no lines with text"),
+        ("empty", b" \n", "has no text"),
         ("binary", b"\xff\xfe\x00", "no UTF-8"),
         ("missing", None, "cannot be read"),
     ],
