@@ -122,8 +122,8 @@ def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRow
     for step, ids in enumerate(texts[index] for index in order):
         progress("Distilling", step, len(texts))
         with torch.no_grad():
-            wanted = _predictions(model, weights, ids, rounds=False)
-        lost = F.kl_div(_predictions(model, weights, ids, rounds=True), wanted, reduction="batchmean", log_target=True)
+            wanted = _logits(model, weights, ids, rounds=False).softmax(-1)
+        lost = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # the divergence, and a constant
         if not lost.isfinite():
             raise LucidError("The model gives values that are not finite for the calibration text.")
         adam.zero_grad()
@@ -133,11 +133,11 @@ def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRow
     progress("Distilling", len(texts), len(texts))
 
 
-def _predictions(model: nn.Module, weights: list[RoundedWeight], ids: Tensor, rounds: bool) -> Tensor:
-    """Return logarithms of the probabilities of the next tokens, ``(N, vocab)``."""
+def _logits(model: nn.Module, weights: list[RoundedWeight], ids: Tensor, rounds: bool) -> Tensor:
+    """Return the logits of the exact or the rounded model, ``(N, vocab)``."""
     for weight in weights:
         weight.rounds = rounds
-    found: Tensor = model(ids)[0][0].log_softmax(-1)
+    found: Tensor = model(ids)[0][0]
     return found
 
 
