@@ -1,59 +1,40 @@
 """Run untrusted work in a process with limits on processor time and memory.
 
 Requests come from strangers; chat templates and the regular expressions of a tokenizer come with a model. Any of them
-may take unlimited time or memory. In a worker process such work is interrupted, or the process dies alone. Parent and
-worker exchange frames over the worker's stdin and stdout: four bytes of length, then MessagePack.
+may take unlimited time or memory. In a worker process such work fails alone: the kernel ends a worker whose time is
+over, and another one takes its place. Parent and worker exchange pickles over the worker's stdin and stdout.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, BinaryIO
-
-import msgspec
+from typing import Any
 
 from lucid_deploy.errors import LucidError
 
-HEADER_BYTES = 4
 SETUP_SECONDS = 30.0  # of processor time, for loading what the worker needs
-UNINTERRUPTED_SECONDS = 2.0  # beyond the limit, for code that Python cannot interrupt; then the process ends
-STDERR_SECONDS = 1.0  # to read the stderr of an ended process: a child of its own may hold that pipe open
 # No threads for linear algebra: the memory limit could refuse their stacks.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Signals for the parent, which ends its workers by closing their stdin. Windows has no SIGHUP.
 IGNORED_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Bounds(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Bounds:
     """What one task may cost: seconds of processor time, and bytes of memory beyond what the worker has anyway."""
 
     seconds: float = 5.0
     memory: int = 256 << 20
-
-
-class Setup(msgspec.Struct, frozen=True):
-    """The first frame."""
-
-    bounds: Bounds
-    data: bytes
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """A worker's answer to the setup or to a task."""
-
-    kind: str  # done, refused (a LucidError), costly (a limit was met) or fault (a bug)
-    data: bytes = b""  # the result, with done
-    text: str = ""  # the message, or the traceback of a bug
 
 
 class TooCostly(LucidError):
@@ -68,10 +49,6 @@ class WorkerFault(Exception):
     """The worker failed by a bug; the message is its traceback."""
 
 
-class _TimeIsUp(BaseException):
-    """Raised by a signal handler in the middle of anything; not an Exception, so that no other code catches it."""
-
-
 class BoundedProcess:
     """A worker process, started again when it has ended. Thread-safe: one task at a time.
 
@@ -81,10 +58,10 @@ class BoundedProcess:
         ready: What the worker returned when it was ready; None before the first start.
     """
 
-    def __init__(self, module: str, setup: bytes, bounds: Bounds, what: str) -> None:
+    def __init__(self, module: str, setup: Any, bounds: Bounds, what: str) -> None:
         self.command = (sys.executable, "-P", "-m", module)  # -P: import nothing from the working directory
-        self.ready: bytes | None = None
-        self._setup, self._bounds, self._what = Setup(bounds, setup), bounds, what
+        self.ready: Any = None
+        self._setup, self._bounds, self._what = (setup, bounds), bounds, what
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()  # over a start or a task
         self._closed = False
@@ -108,10 +85,9 @@ class BoundedProcess:
     def start(self) -> None:
         """Start the process, unless it runs, and wait until it is ready."""
         with self._lock:
-            if not self.running:
-                self._start()
+            self._start()
 
-    def ask(self, task: bytes) -> bytes:
+    def ask(self, task: Any) -> Any:
         """Run a task in the process, which is started again if it has ended.
 
         Raises:
@@ -119,13 +95,8 @@ class BoundedProcess:
             WorkerFault: The worker has a bug.
         """
         with self._lock:
-            if not self.running:
-                self._start()
-            assert self._process is not None
-            reply = self._exchange(task)
-            if reply is None:
-                raise self._error_of_death(self._process.wait())
-        return self._result(reply)
+            self._start()
+            return self._exchange(task)
 
     def kill(self) -> None:
         """End the process at once; a task that runs fails. The next task starts it again."""
@@ -141,57 +112,60 @@ class BoundedProcess:
                 self._process.communicate()
 
     def _start(self) -> None:
+        if self.running:
+            return
         if self._closed:
             raise LucidError("The process is closed.")
-        pipe = subprocess.PIPE
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL  # a panic of the tokenizers library writes a page to stderr
         # A session of its own: signals of a terminal or a shell to the parent's group do not reach it.
-        self._process = process = subprocess.Popen(
+        self._process = subprocess.Popen(
             self.command,
             stdin=pipe,
             stdout=pipe,
-            stderr=pipe,
+            stderr=nowhere,
             start_new_session=True,
             env={**os.environ, **ENVIRONMENT},
         )
-        reply = self._exchange(msgspec.msgpack.encode(self._setup))
-        if reply is None:
-            raise _not_started(process.wait(), _stderr_of(process))
-        self.ready = self._result(reply)
+        self.ready = self._exchange(self._setup, starting=True)
 
-    def _exchange(self, data: bytes) -> Reply | None:
-        """Send a frame and return the reply; None if the process ended."""
+    def _exchange(self, message: Any, starting: bool = False) -> Any:
+        """Send a message and return what the worker returns or raises for it."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(len(data).to_bytes(HEADER_BYTES, "big") + data)
+            pickle.dump(message, process.stdin)
             process.stdin.flush()
-            frame = read_frame(process.stdout)
-        except BrokenPipeError:
-            return None
+            result, error = pickle.load(process.stdout)  # of code of ours, under the same user
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            raise self._error_of_death(process.wait(), starting) from None
         except BaseException:  # Ctrl-C: a reply that comes later would be taken for that of the next task
             process.kill()
             process.wait()
             raise
-        return msgspec.msgpack.decode(frame, type=Reply) if frame else None
+        if isinstance(error, MemoryError):
+            raise self._memory_error()
+        if error is not None:
+            raise error
+        return result
 
-    def _result(self, reply: Reply) -> bytes:
-        if reply.kind == "costly":
-            raise TooCostly(f"{self._what} {reply.text}. Shorten it.")
-        if reply.kind == "refused":
-            raise LucidError(reply.text)
-        if reply.kind == "fault":
-            raise WorkerFault(reply.text)
-        return reply.data
-
-    def _error_of_death(self, status: int) -> LucidError:
-        if status == -signal.SIGVTALRM:
-            return TooCostly(f"{self._what} {_time_text(self._bounds)}. Shorten it.")
+    def _error_of_death(self, status: int, starting: bool) -> LucidError:
+        seconds = SETUP_SECONDS if starting else self._bounds.seconds
+        if hasattr(signal, "SIGPROF") and status == -signal.SIGPROF:
+            return TooCostly(f"{self._what} took more than {seconds:g} s of processor time. Shorten it.")
+        if starting:
+            return LucidError(
+                f"The process that reads requests did not start (exit status {status}). Is there a limit on memory or "
+                "processes?"
+            )
         if status == -signal.SIGKILL:  # the limits end it in other ways
             return WorkerKilled(f"{self._what} failed: the process for it was killed. Try again.")
-        return TooCostly(f"{self._what} {_memory_text(self._bounds)}. Shorten it.")
+        return self._memory_error()
+
+    def _memory_error(self) -> LucidError:
+        return TooCostly(f"{self._what} needed more than {self._bounds.memory >> 20} MiB of memory. Shorten it.")
 
 
-def serve(open_worker: Callable[[bytes, Bounds], tuple[bytes, Callable[[bytes], bytes]]]) -> None:
+def serve(open_worker: Callable[[Any, Bounds], tuple[Any, Callable[[Any], Any]]]) -> None:
     """Run tasks until stdin ends; the main function of a worker process.
 
     ``open_worker`` gets the setup; it returns what the parent finds in ``ready`` and the function that does a task, and
@@ -199,39 +173,42 @@ def serve(open_worker: Callable[[bytes, Bounds], tuple[bytes, Callable[[bytes], 
     """
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    source, target = _own_pipes()
-    setup = msgspec.msgpack.decode(read_frame(source), type=Setup)
-    handle: list[Callable[[bytes], bytes]] = []
+    setup, bounds = pickle.load(sys.stdin.buffer)
+    opened: list[Callable[[Any], Any]] = []
 
-    def prepare() -> bytes:
-        ready, function = open_worker(setup.data, setup.bounds)
-        handle.append(function)
+    def prepare(_: Any) -> Any:
+        ready, work = open_worker(setup, bounds)
+        opened.append(work)
         return ready
 
-    reply = attempt(prepare, Bounds(SETUP_SECONDS, setup.bounds.memory))
-    write_frame(target, reply)
-    if reply.kind != "done":
-        return
+    _answer(prepare, None, SETUP_SECONDS)
     gc.freeze()
     gc.disable()  # a body of a million lists would be scanned again and again while it is parsed
-    while frame := read_frame(source):
-        write_frame(target, attempt(lambda task=frame: handle[0](task), setup.bounds))  # type: ignore[misc]
+    while opened:
+        try:
+            task = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        _answer(opened[0], task, bounds.seconds)
         gc.collect()
 
 
-def attempt(work: Callable[[], bytes], bounds: Bounds) -> Reply:
-    """Do one task within a limit on processor time; return the reply to send."""
+def _answer(work: Callable[[Any], Any], task: Any, seconds: float) -> None:
+    """Do one task within a limit on processor time; send its result and None, or None and its error.
+
+    Processor time, so that a busy machine refuses nothing. Windows has no such timers.
+    """
+    timer, kind = getattr(signal, "setitimer", lambda *_: None), getattr(signal, "ITIMER_PROF", 0)
+    timer(kind, seconds)  # then SIGPROF ends the process
     try:
-        with _bounded_time(bounds.seconds):
-            return Reply("done", work())
-    except LucidError as error:
-        return Reply("refused", text=str(error))
-    except _TimeIsUp:
-        return Reply("costly", text=_time_text(bounds))
-    except MemoryError:
-        return Reply("costly", text=_memory_text(bounds))
+        reply = pickle.dumps((work(task), None))
+    except (LucidError, MemoryError) as error:
+        reply = pickle.dumps((None, error))
     except Exception:  # noqa: BLE001 (whatever it is, the parent reports it)
-        return Reply("fault", text=traceback.format_exc())
+        reply = pickle.dumps((None, WorkerFault(traceback.format_exc())))
+    timer(kind, 0)
+    sys.stdout.buffer.write(reply)
+    sys.stdout.buffer.flush()
 
 
 def bound_memory(more: int) -> None:
@@ -241,90 +218,6 @@ def bound_memory(more: int) -> None:
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = (
-        pages * resource.getpagesize() + more,
-        *(given for given in (soft, hard) if given != resource.RLIM_INFINITY),
-    )
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-
-
-def read_frame(source: IO[bytes]) -> bytes:
-    """Return the next frame; empty at the end."""
-    header = source.read(HEADER_BYTES)
-    size = int.from_bytes(header, "big")
-    frame = source.read(size) if len(header) == HEADER_BYTES else b""
-    return frame if len(frame) == size else b""
-
-
-def write_frame(target: BinaryIO, reply: Reply) -> None:
-    """Write a frame."""
-    data = msgspec.msgpack.encode(reply)
-    target.write(len(data).to_bytes(HEADER_BYTES, "big") + data)
-    target.flush()
-
-
-def _time_text(bounds: Bounds) -> str:
-    return f"took more than {bounds.seconds:g} s of processor time"
-
-
-def _memory_text(bounds: Bounds) -> str:
-    return f"needed more than {bounds.memory >> 20} MiB of memory"
-
-
-def _stderr_of(process: subprocess.Popen[bytes]) -> bytes:
-    """Return what an ended process wrote to stderr; nothing where another process keeps the pipe open."""
-    try:
-        return process.communicate(timeout=STDERR_SECONDS)[1]
-    except subprocess.TimeoutExpired:
-        return b""
-
-
-def _not_started(status: int, stderr: bytes) -> LucidError:
-    """Return the error of a process that ended before it was ready; a note of it has all that it wrote to stderr."""
-    text = stderr.decode("utf-8", "backslashreplace").strip()
-    why = f"exit status {status}" + (f", {text.splitlines()[-1].strip().rstrip('.')}" if text else "")
-    error = LucidError(
-        f"The process that reads requests did not start ({why}). Is there a limit on memory or processes?"
-    )
-    error.add_note(text)
-    return error
-
-
-def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Return stdin and stdout, and put /dev/null in their places and in that of stderr.
-
-    A panic of the tokenizers library writes a page to stderr, as often as a client likes.
-    """
-    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for place in (0, 1, 2):
-        os.dup2(nowhere, place)
-    os.close(nowhere)
-    return source, target
-
-
-@contextmanager
-def _bounded_time(seconds: float) -> Iterator[None]:
-    """Interrupt the block after so much processor time, and end the process if that does not help.
-
-    Processor time, so that a busy machine refuses nothing. Windows has no such timers.
-    """
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
-    running = True
-
-    def on_signal(_number: int, _frame: FrameType | None) -> Any:
-        if running:
-            raise _TimeIsUp
-
-    signal.signal(signal.SIGPROF, on_signal)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds + UNINTERRUPTED_SECONDS)  # SIGVTALRM ends a process
-    try:
-        yield
-    finally:
-        running = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    most = min([pages * resource.getpagesize() + more, *(each for each in limits if each != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))

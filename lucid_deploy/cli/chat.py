@@ -74,9 +74,10 @@ def command(
             raise LucidError(f"--system needs a chat template: {why}.")
         turns: Turns = CompletionTurns(tokenizer)
         if chats:
-            render = stack.enter_context(ChatRenderer(opened.directory))
-            if render.refusal is not None:
-                raise LucidError(f"{render.refusal} With --completion the model continues a text.")
+            try:
+                render = stack.enter_context(ChatRenderer(opened.directory))
+            except LucidError as error:
+                raise LucidError(f"{error} With --completion the model continues a text.") from error
             turns = ChatTurns(lambda messages: tokenizer.encode(render(messages), add_special_tokens=False))
         turns.begin(system)
         with progress("Loading the model"):

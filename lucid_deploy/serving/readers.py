@@ -9,9 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -28,19 +25,16 @@ LARGE = 16 << 10  # bytes; a body of this size never takes the last free reader
 # Nor do bodies with a grammar to compile, with many words to tokenize, or with escapes that could spell these names.
 COSTLY = (b"guided_", b"schema", b"tools", b"bad_words", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
-Reply = tuple[Job | None, dict[str, Any]]  # to a body: what it asks for, or the fields of an ApiError
 
 
 def reader_process(setup: ReaderSetup) -> BoundedProcess:
     """Return a process that reads for a setup, not started; its ``ready`` says whether it can read chats."""
     memory = max(256 << 20, 64 * setup.body_bytes)  # parsed, "[]," is 80 bytes for 3
-    bounds = Bounds(setup.reading_seconds, memory)
-    return BoundedProcess(__name__, msgspec.msgpack.encode(setup), bounds, WHAT)
+    return BoundedProcess(__name__, setup, Bounds(setup.reading_seconds, memory), WHAT)
 
 
-def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], bytes]]:
+def open_reader(setup: ReaderSetup, bounds: Bounds) -> tuple[bool, Callable[[tuple[Kind, bytes]], Job | ApiError]]:
     """Load what a reader process needs; return whether it can read chats, and what reads a body."""
-    setup = msgspec.msgpack.decode(data, type=ReaderSetup)
     directory = Path(setup.directory)
     tokenizer = TextTokenizer(directory, bound_time=False)
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
@@ -48,14 +42,13 @@ def open_reader(data: bytes, bounds: Bounds) -> tuple[bytes, Callable[[bytes], b
     templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
     reader = RequestReader(setup, tokenizer, templates)
 
-    def read(frame: bytes) -> bytes:
+    def read(task: tuple[Kind, bytes]) -> Job | ApiError:
         try:
-            reply: Reply = reader.read(*msgspec.msgpack.decode(frame, type=tuple[Kind, bytes])), {}
+            return reader.read(*task)
         except ApiError as error:
-            reply = None, vars(error)
-        return msgspec.msgpack.encode(reply)
+            return error
 
-    return msgspec.msgpack.encode(templates is not None), read
+    return templates is not None, read
 
 
 class ReaderPool:
@@ -77,8 +70,7 @@ class ReaderPool:
     @property
     def has_chat_template(self) -> bool | None:
         """Whether chats can be read; None until a process has started."""
-        ready = next((reader.ready for reader in self._readers if reader.ready is not None), None)
-        return None if ready is None else msgspec.msgpack.decode(ready, type=bool)
+        return next((reader.ready for reader in self._readers if reader.ready is not None), None)
 
     def start(self) -> None:
         """Start all processes; raise a LucidError if the tokenizer or the chat template cannot be read."""
@@ -94,7 +86,7 @@ class ReaderPool:
         turn = self._turns.setdefault((client, costly), asyncio.Semaphore(max(1, len(self._readers) - costly)))
         async with turn, self._costly if costly else nullcontext():
             reader, loop = await self._idle.get(), asyncio.get_running_loop()
-            asked = loop.run_in_executor(self._threads, _ask, reader, msgspec.msgpack.encode((kind, body)))
+            asked = loop.run_in_executor(self._threads, _ask, reader, (kind, body))
             try:
                 return await asyncio.shield(asked)
             except asyncio.CancelledError:  # what this request holds is free when the reader is, and not when it leaves
@@ -107,10 +99,10 @@ class ReaderPool:
                 self._idle.put_nowait(reader)
 
 
-def _ask(reader: BoundedProcess, body: bytes) -> Job:
+def _ask(reader: BoundedProcess, task: tuple[Kind, bytes]) -> Job:
     """Have a body read. If the process died of it, another one starts before the next body can come."""
     try:
-        job, error = msgspec.msgpack.decode(reader.ask(body), type=Reply)
+        found: Job | ApiError = reader.ask(task)
     except TooCostly as fault:
         raise ApiError(400, str(fault), "too_costly") from fault
     except WorkerKilled as fault:
@@ -118,9 +110,9 @@ def _ask(reader: BoundedProcess, body: bytes) -> Job:
         raise unavailable(str(fault), "reader_killed") from fault
     finally:
         reader.start()
-    if job is None:
-        raise ApiError(**error)
-    return job
+    if isinstance(found, ApiError):
+        raise found
+    return found
 
 
 if __name__ == "__main__":

@@ -43,14 +43,12 @@ async def refusal(pool: ReaderPool, body: bytes, kind: Kind = "chat") -> ApiErro
     return caught.value
 
 
-def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
+def test_a_template_without_end_ends(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
-        before = pids(pool)
         error = await refusal(pool, chat("endless"))
         assert (error.status, error.code) == (400, "too_costly")
         assert "took more than 0.4 s of processor time" in error.message
         assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)
-        assert pids(pool) == before  # the process lives on
 
     with_pool(write_setup(tmp_path), test)
 
