@@ -28,6 +28,7 @@ from common import write_result
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.demo import recall
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.companions import read_tokenizer
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Array, Session
@@ -101,7 +102,7 @@ def summary(row: Array, bins: int) -> list[dict[str, float]]:
 def main(checkpoint: str, length: int, chunk: int, bins: int, minutes: float | None, write: bool) -> None:
     """Export, run and compare."""
     source = resolve(checkpoint)
-    ids = text_of(TextTokenizer(source), length)
+    ids = text_of(read_tokenizer(source), length)
     exact = TorchSession(load_model(Checkpoint(source), torch.float64), allow_extrapolation=True)
     with tempfile.TemporaryDirectory() as scratch:
         sessions = {}

@@ -25,7 +25,7 @@ from common import write_result
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import lucid_deploy as ld
-from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.export.companions import read_tokenizer
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.parity.perplexity import cost_on_text, session_logits, windows
 from lucid_deploy.runtimes import open_session
@@ -142,7 +142,7 @@ def main(
 ) -> None:
     """Measure CHECKPOINT, a Llama with standard attention, in several forms."""
     more: dict[str, Any] = {"merge_adapter": adapter} if adapter else {}
-    pieces = windows(torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))).numpy(), WINDOW)
+    pieces = windows(torch.tensor(read_tokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))).numpy(), WINDOW)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         exact = ld.export(checkpoint, Path(folder, "exact"), logits="all", **more)

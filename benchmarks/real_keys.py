@@ -18,8 +18,8 @@ import torch
 from common import write_result
 from torch import Tensor
 
-from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cache.codecs import CacheCodec, Int8Codec
+from lucid_deploy.export.companions import read_tokenizer
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.lucid import CausalModel
 
@@ -119,7 +119,7 @@ def measure(source: Checkpoint, ids: Tensor) -> dict[str, dict[str, float]]:
 @click.option("--tokens", default=512, show_default=True)
 def main(checkpoint: Path, converted: Path, text: Path, tokens: int) -> None:
     """Measure CHECKPOINT, a model with standard attention, and CONVERTED, that model with LUCID and its adapter."""
-    ids = torch.tensor(TextTokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))[:tokens])
+    ids = torch.tensor(read_tokenizer(checkpoint).encode(text.read_text(encoding="utf-8"))[:tokens])
     lucid = Checkpoint(converted / "checkpoint", adapter=converted / "adapter")
     results = {}
     for kind, source in (("standard", Checkpoint(checkpoint)), ("lucid", lucid)):

@@ -102,13 +102,13 @@ def _cut(joined: Array, width: int) -> list[Array]:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
-    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.export.companions import read_tokenizer
 
     if not (checkpoint.directory / "tokenizer.json").is_file():
         raise LucidError(
             f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Put it there, or leave that out."
         )
-    return TextTokenizer(checkpoint.directory)
+    return read_tokenizer(checkpoint.directory)
 
 
 def _check_vocabulary(checkpoint: Checkpoint, ids: Array) -> None:

@@ -1,5 +1,6 @@
-"""Copy the files beside the weights into an artifact, and warn about what transformers would do differently.
+"""Write the files beside the weights into an artifact, and warn about what transformers would do differently.
 
+A checkpoint's ``tokenizer.json`` is completed with what the files beside it say of tokens, as transformers reads them.
 transformers' AutoTokenizer may split texts differently than ``tokenizer.json`` says: classes of transformers 5 such as
 ``LlamaTokenizer`` build the normalizer and the pre-tokenizer themselves, while transformers 4, the tokenizers library
 and an artifact take them from the file. The files do not say which of them the model was trained with, so a difference
@@ -11,18 +12,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 
 from lucid_deploy.artifact.chat import read_chat_templates
-from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_settings, read_tokenizer_file
-from lucid_deploy.errors import LucidError, in_one_line
+from lucid_deploy.artifact.tokenizer import TextTokenizer, check_rules
+from lucid_deploy.artifact.tokenizer_settings import (
+    CONFIG,
+    DECODER,
+    EXTRA,
+    OTHER_FILES,
+    read_tokenizer_file,
+    token_names,
+)
+from lucid_deploy.errors import LucidError, in_one_line, missing_extra
 from lucid_deploy.model.config_file import read_object
 from lucid_deploy.model.tokenizer_files import check_regular, tokenizer_files
 
 _CLEANS = "clean_up_tokenization_spaces"
-_SHOWN = 8  # tokens that a note names
+_LISTS = (EXTRA, DECODER, "additional_special_tokens", "model_specific_special_tokens")  # of tokens
 # For these classes and these types of models transformers loads tokenizer.json as it is.
 AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend"), ("granite", "llama", "mistral", "phi3", "smollm3")
 _SAMPLES = (
@@ -63,8 +71,7 @@ def check_links(checkpoint: Path) -> None:
 def check_tokenizer(checkpoint: Path) -> None:
     """Refuse a tokenizer that cannot be read, rather than fail when the artifact first gets a text."""
     if (checkpoint / "tokenizer.json").is_file():
-        TextTokenizer(checkpoint)
-        read_settings(checkpoint)
+        read_tokenizer(checkpoint)
         read_chat_templates(checkpoint)
     elif slow := [name for name in ("tokenizer.model", "vocab.json") if (checkpoint / name).is_file()]:
         raise LucidError(
@@ -74,38 +81,59 @@ def check_tokenizer(checkpoint: Path) -> None:
 
 
 def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
-    """Copy the files beside the weights.
+    """Copy the files beside the weights; of the tokenizer, write ``tokenizer.json`` and ``tokenizer_config.json`` anew.
 
-    Returns notes for the user: about tokens that ``tokenizer.json`` lacks, about texts that transformers' AutoTokenizer
-    encodes or decodes differently, and about settings of generation.
+    Returns notes for the user: about texts that transformers' AutoTokenizer encodes or decodes differently, and about
+    settings of generation.
     """
-    for name in ("config.json", *tokenizer_files(checkpoint)):
-        (building / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(checkpoint / name, building / name)
+    shutil.copyfile(checkpoint / "config.json", building / "config.json")
+    copy_tokenizer(checkpoint, building)
     if not (building / "tokenizer.json").is_file():
         return _note_settings(building)
-    return (*_note_added_tokens(building), *compare_with_transformers(building), *_note_settings(building))
+    return (*compare_with_transformers(building), *_note_settings(building))
 
 
-def _note_added_tokens(directory: Path) -> tuple[str, ...]:
-    """Name the tokens that files beside ``tokenizer.json`` change; ``TextTokenizer`` applies these changes."""
-    from tokenizers import Tokenizer
-
-    tokenizer, settings, notes = Tokenizer.from_file(str(directory / "tokenizer.json")), read_settings(directory), []
-    if changed := settings.complete(tokenizer):
-        notes.append(
-            f"Files beside tokenizer.json add or change tokens, as in transformers: {_listed(changed)}. Programs that "
-            "read tokenizer.json alone do not know them."
-        )
-    if wrong := settings.misnumbered(tokenizer):
-        ids = [f"{text} {said}, not {'none' if found is None else found}" for text, (said, found) in wrong.items()]
-        notes.append(f"Files beside tokenizer.json give tokens other ids than transformers: {_listed(ids)}.")
-    return tuple(notes)
+def copy_tokenizer(checkpoint: Path, target: Path) -> None:
+    """Write the files of a checkpoint's tokenizer as an artifact has them."""
+    for name in tokenizer_files(checkpoint):
+        if name not in OTHER_FILES:
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint / name, target / name)
+    write_tokenizer(checkpoint, target)
 
 
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
+def read_tokenizer(checkpoint: Path) -> TextTokenizer:
+    """Return the tokenizer of a checkpoint, as an artifact has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(checkpoint, Path(folder))
+        return TextTokenizer(folder)
+
+
+def write_tokenizer(checkpoint: Path, target: Path) -> None:
+    """Write ``tokenizer.json`` with all tokens, and ``tokenizer_config.json`` with their names, if there is one."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        from transformers import TokenizersBackend
+    except ImportError as error:
+        raise missing_extra("transformers", "export", "export a tokenizer") from error
+    check_rules(read_tokenizer_file(path), 0, path)  # before the library applies them to added tokens
+    settings = read_tokenizer_file(checkpoint / CONFIG)
+    try:
+        loaded = TokenizersBackend.from_pretrained(str(checkpoint), local_files_only=True)
+        named = {name: str(text) for name, text in loaded.special_tokens_map.items()}
+        (target / path.name).write_text(loaded.backend_tokenizer.to_str(), encoding="utf-8")
+    except Exception as error:
+        raise LucidError(f"{path}, or a file beside it, is not a readable tokenizer: {in_one_line(error)}") from error
+    kept = {
+        name: value
+        for name, value in settings.items()
+        if name not in _LISTS and (isinstance(value, bool) or not name.endswith("_token"))
+    }
+    extra = {name: named.pop(name) for name in [*named] if not name.endswith("_token")}
+    text = json.dumps({**kept, **named, **({EXTRA: extra} if extra else {})}, indent=2)
+    (target / CONFIG).write_text(text, encoding="utf-8")
 
 
 def compare_with_transformers(directory: Path) -> tuple[str, ...]:
@@ -124,7 +152,7 @@ def compare_with_transformers(directory: Path) -> tuple[str, ...]:
         return ()
     ours = TextTokenizer(directory)
     added = read_tokenizer_file(directory / "tokenizer.json").get("added_tokens") or []
-    special = [*read_settings(directory).texts().values(), *(token["content"] for token in added)]
+    special = [*token_names(directory).values(), *(token["content"] for token in added)]
     texts = (*_SAMPLES, *(form.format(token) for token in special[:6] for form in ("{0}start", "a {0} b{0}{0}c")))
     try:
         theirs = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.tokenizer_settings import CONFIG, padding_token, read_settings, read_tokenizer_file
+from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_tokenizer_file, token_names
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 from lucid_deploy.model.tokenizer_files import TEMPLATE, named_templates
@@ -170,19 +170,14 @@ class ChatTemplates:
 def load_chat_templates(directory: Path, change: Callable[[str], str] | None = None) -> ChatTemplates | None:
     """Return the templates of an artifact, or None if it has none; ``change`` edits each text before it is compiled.
 
-    Their special tokens are those that ``tokenizer_config.json`` and ``special_tokens_map.json`` name.
+    Their special tokens are those that ``tokenizer_config.json`` names.
     """
     texts = read_chat_templates(directory)
     if texts is None:
         return None
     if change is not None:
         texts = {name: replace(template, text=change(template.text)) for name, template in texts.items()}
-    settings = read_settings(directory)
-    # tokenizer.json is large: read it only if a template uses the padding token and no other file names one.
-    reads_padding = (
-        any("pad_token" in template.text for template in texts.values()) and "pad_token" not in settings.standard
-    )
-    return ChatTemplates(texts, settings.texts(padding_token(directory) if reads_padding else None))
+    return ChatTemplates(texts, token_names(directory))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.artifact.tokenizer_settings import read_settings
+from lucid_deploy.artifact.tokenizer_settings import splits_special_tokens, token_names
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
@@ -113,7 +113,7 @@ def advice(directory: Path) -> str:
 
 
 class TextTokenizer:
-    """The ``tokenizer.json`` of an artifact or checkpoint, with the tokens that the files beside it add.
+    """The ``tokenizer.json`` of an artifact.
 
     A tokenizer's regular expressions may take any time, so with ``bound_time`` encoding fails after 30 s, and 1 s more
     for each 100,000 characters.
@@ -130,22 +130,17 @@ class TextTokenizer:
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise LucidError(f"{advice(Path(directory))} Prompts can be token ids: --prompt-ids 1,2,3")
-        settings = read_settings(Path(directory))
+        self._named = token_names(Path(directory))
         try:
             content = json.loads(path.read_bytes())
             check_rules(content, 0, path)  # before the library applies them to added tokens
             self._tokenizer = Tokenizer.from_file(str(path))
-            before = self._tokenizer.get_added_tokens_decoder()
-            settings.complete(self._tokenizer)
-            self._named = settings.texts()
-            self._tokenizer.encode_special_tokens = settings.split_special_tokens
+            self._tokenizer.encode_special_tokens = splits_special_tokens(Path(directory))
             # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             added = self._tokenizer.get_added_tokens_decoder()
-            # The library still leaves out a token that was special before a file made it an ordinary one.
-            special = {token.content for token in (*before.values(), *added.values()) if token.special}
-            self._special = frozenset(index for index, token in added.items() if token.content in special)
+            self._special = frozenset(index for index, token in added.items() if token.special)
             self._added = frozenset(added)
             decoder = self._tokenizer.decoder
             self.decoder_kinds = _decoder_kinds({} if decoder is None else json.loads(decoder.__getstate__()))
