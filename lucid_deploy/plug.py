@@ -78,16 +78,21 @@ class Registry(Generic[T]):
 
     def register(self, item: T) -> None:
         """Register an object; a second one of its name replaces the first."""
+        self._check(item)
+        name = getattr(item, self._attribute)
+        if name in self._built_in:
+            raise LucidError(
+                f"The {self._what} {name!r} comes with lucid-deploy; give yours another {self._attribute}."
+            )
+        self._registered[name] = item
+
+    def _check(self, item: T) -> None:
         what = self._what
         if not isinstance(item, self._kind):
             raise LucidError(f"A {what} is an object of a subclass of {self._kind.__name__}, not {item!r}.")
         for name, kind in self._needs.items():
             if not isinstance(getattr(item, name, None), kind):
                 raise LucidError(f"{type(item).__name__} has no {name}, which a {what} must say ({kind.__name__}).")
-        name = getattr(item, self._attribute)
-        if name in self._built_in:
-            raise LucidError(f"The {what} {name!r} comes with lucid-deploy; give yours another {self._attribute}.")
-        self._registered[name] = item
 
     def names(self) -> tuple[str, ...]:
         """Return all names, those of the toolkit first, without importing anything."""
@@ -99,11 +104,12 @@ class Registry(Generic[T]):
             module, _, attribute = self._built_in[name].rpartition(".")
             own: T = getattr(importlib.import_module(module), attribute)
             return own
-        if name not in self._registered:
-            found = load_plugin(self._group, name, self._kind, self._what, self._attribute)
-            if found is not None:
-                self.register(found)
-        return self._registered.get(name)
+        if name in self._registered:
+            return self._registered[name]
+        found = load_plugin(self._group, name, self._kind, self._what, self._attribute)
+        if found is not None:
+            self._check(found)
+        return found
 
 
 def _origin(entry: EntryPoint) -> str:

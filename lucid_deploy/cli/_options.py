@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.runtimes.options import ABLATIONS, KERNELS, PROVIDERS, RuntimeOptions, flag
-from lucid_deploy.runtimes.registry import is_built_in, runtime_names
+from lucid_deploy.runtimes.registry import AUTO, BUILT_IN, runtime_names
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -102,7 +102,9 @@ class RuntimeName(click.ParamType):
         return click.Choice(runtime_names()).get_metavar(*arguments, **named)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value) if is_built_in(value) else str(click.Choice(runtime_names()).convert(value, param, ctx))
+        if value in (AUTO, *BUILT_IN):
+            return str(value)
+        return str(click.Choice(runtime_names()).convert(value, param, ctx))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return click.Choice(runtime_names()).shell_complete(ctx, param, incomplete)

@@ -9,24 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lucid_deploy.runtimes.open import open_session
-    from lucid_deploy.runtimes.options import RuntimeOptions
-    from lucid_deploy.runtimes.registry import find_runtime, register_runtime, runtime_names, unregister_runtime
-    from lucid_deploy.runtimes.runtime import Capabilities, Runtime
-    from lucid_deploy.runtimes.session import Cache, Session
-
-__all__ = [
-    "Cache",
-    "Capabilities",
-    "Runtime",
-    "RuntimeOptions",
-    "Session",
-    "find_runtime",
-    "open_session",
-    "register_runtime",
-    "runtime_names",
-    "unregister_runtime",
-]
+    from lucid_deploy.runtimes.open import open_session as open_session
+    from lucid_deploy.runtimes.options import RuntimeOptions as RuntimeOptions
+    from lucid_deploy.runtimes.registry import find_runtime as find_runtime
+    from lucid_deploy.runtimes.registry import register_runtime as register_runtime
+    from lucid_deploy.runtimes.registry import runtime_names as runtime_names
+    from lucid_deploy.runtimes.runtime import Capabilities as Capabilities
+    from lucid_deploy.runtimes.runtime import Runtime as Runtime
+    from lucid_deploy.runtimes.session import Cache as Cache
+    from lucid_deploy.runtimes.session import Session as Session
 
 _MODULES = {
     "Cache": "session",
@@ -38,7 +29,6 @@ _MODULES = {
     "open_session": "open",
     "register_runtime": "registry",
     "runtime_names": "registry",
-    "unregister_runtime": "registry",
 }
 
 

@@ -18,8 +18,7 @@ from lucid_deploy.runtimes import (
     Session,
     open_session,
     register_runtime,
-    runtime_names,
-    unregister_runtime,
+    registry,
 )
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.cache_cases import CASES, IDS
@@ -60,5 +59,4 @@ def registered() -> Iterator[Callable[..., Recording]]:
         return runtime
 
     yield register
-    if "recording" in runtime_names():
-        unregister_runtime("recording")
+    registry._REGISTRY._registered.clear()
