@@ -1,13 +1,7 @@
-"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file.
-
-Sessions read the bodies that no artifact has from files, without a compiler. After a change to their sources, write
-these files again with ``python -m lucid_deploy.export.functions``.
-"""
+"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file."""
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,21 +10,17 @@ import onnx
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.causal_attention.onnx_body import CausalAttention
 from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
-from lucid_deploy.plugins.decode_attention.onnx_body_int8 import DecodeAttentionInt8
 from lucid_deploy.plugins.decode_attention.onnx_body_several import DecodeAttentionSeveral
 from lucid_deploy.plugins.delta_rule.onnx_body import DeltaRule, DeltaRuleOneToken
 from lucid_deploy.plugins.expert_matmul.onnx_body import ExpertMatMul, QuantizedExpertMatMul
-from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
 from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
-from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8, DIAGONALS, TRAINING
 
 # Where training's diagonal applies. The solve divides by its root on both sides (rows of V, rows and columns of E), so
 # that E becomes exp(−|K̂_i − K̂_j|²/(2√d)), which has 1 on the diagonal.
 DIVIDED = {
     Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
     DecodeAttention.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),
-    DecodeAttentionInt8.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),
     DecodeAttentionSeveral.name: DividedRows("K_new", 1.0, {"weights": 0, "within": 0, "rhs": 0}),
 }
 FUNCTIONS = {
@@ -39,13 +29,12 @@ FUNCTIONS = {
 }
 OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # without a loop, for graphs whose nodes get one new token
 OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that verify drafts
-OF_STORED_CACHES = {DecodeAttentionInt8.name: DecodeAttentionInt8}  # for decode graphs that a session changes
 
 
 def function_proto(
     name: str, opset: int = OPSET, training_diagonal: bool = False, one_token: bool = False, several: bool = False
 ) -> onnx.FunctionProto:
-    """Return an operator's body for a graph's file, or for a graph that a session changes.
+    """Return an operator's body for a graph's file.
 
     Args:
         name: The operator.
@@ -54,7 +43,7 @@ def function_proto(
         one_token: Whether all nodes get one new token; use the body for one token if there is one.
         several: Whether nodes may get several new tokens; use the body for several if there is one.
     """
-    body = {**FUNCTIONS, **OF_STORED_CACHES}[name]
+    body = FUNCTIONS[name]
     body = OF_ONE_TOKEN.get(name, body) if one_token else body
     body = OF_SEVERAL_TOKENS.get(name, body) if several else body
     function = body.to_function_proto()
@@ -85,27 +74,3 @@ def _state_loop_conditions(nodes: Any) -> None:
         stated.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del nodes[:]
     nodes.extend(stated)
-
-
-FOLDER = PLUGINS / "decode_attention"
-
-
-def texts() -> dict[str, str]:
-    """Return the files and what is to be in them, in ONNX's textual form."""
-    bodies = {}
-    for kind in DIAGONALS:
-        training = kind == TRAINING
-        bodies[f"int8_{kind}"] = function_proto(DECODE_ATTENTION_INT8.name, training_diagonal=training)
-    return {f"{name}.onnxtxt": onnx.printer.to_text(body) for name, body in bodies.items()}
-
-
-def main() -> None:
-    """Write the files, in a process whose order of names is always the same: the compiler's depends on it."""
-    if os.environ.get("PYTHONHASHSEED") != "0":
-        os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, "PYTHONHASHSEED": "0"})
-    for name, text in texts().items():
-        (FOLDER / name).write_text(text)
-
-
-if __name__ == "__main__":
-    main()

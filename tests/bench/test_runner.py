@@ -22,7 +22,6 @@ from lucid_deploy.bench.contenders import KINDS, open_contender
 from lucid_deploy.bench.runner import WorkerProcess
 from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.runtimes import RuntimeOptions
 
 Exported = Callable[..., tuple[Path, Artifact]]
 IDS = np.array([[5, 5, 5, 9, 5, 5, 3]])
@@ -164,9 +163,6 @@ def test_contenders_of_one_artifact_give_the_same_logits(exported: Exported) -> 
 
 @pytest.mark.parametrize("longest", [512, 513])
 def test_only_contexts_beyond_the_models_are_extrapolated(exported: Exported, longest: int) -> None:
-    """Some sessions compute in another way then."""
-    options = RuntimeOptions("onnxruntime", kernels="functions")
-    directory = str(exported(cache_dtype="int8")[1].directory)
-    session = open_contender(Contender("it", "artifact", directory, options, longest))
-    assert (session.allow_extrapolation, session.reads_stored_cache) == (longest != 512, longest == 512)
+    session = open_contender(Contender("it", "artifact", str(exported()[1].directory), longest=longest))
+    assert session.allow_extrapolation == (longest != 512)
     assert Plan((8, 500), steps=11).longest == 512 and Plan((8, 500), stages=("prefill",)).longest == 500

@@ -13,20 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8
-from lucid_deploy.runtimes.onnxruntime.compatibility import has_quantize_linear
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.compat.environments import python_with
 from tests.compat.tried import BETWEEN, NEWEST, OLDEST, STATIC_FROM
-from tests.plugins.cpu_sessions import check
-from tests.plugins.onnx_bodies import operator_model
-from tests.plugins.stored_caches import paths, problem, store
 
 pytestmark = pytest.mark.compat
 
@@ -99,30 +93,6 @@ def test_inlined_graphs_run_alike(exported: Exported, tmp_path: Path, version: s
     result = run(version, artifact, tmp_path / "case.npz", "ENABLE_ALL")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["error"] <= ERROR
-
-
-@pytest.mark.parametrize("level", ["DISABLE_ALL", "ENABLE_ALL"])
-@pytest.mark.parametrize("version", [OLDEST, BETWEEN, NEWEST])
-def test_the_body_that_reads_int8_is_right(tmp_path: Path, version: str, level: str):
-    """Sessions put it into decode graphs, so that it is in no file that the other tests run; not in old versions."""
-    new, k, y = problem(1000, 64, 4, 4, correlation=0.9)
-    stored, mask = store(k, y, "int8"), torch.ones(4, 1001, dtype=torch.bool)
-    mask[0, :500], mask[1, 600:1000] = False, False
-    feed = dict(zip(DECODE_ATTENTION_INT8.input_names, (*new, *stored, mask), strict=True))
-    np.savez(tmp_path / "feed.npz", **{name: tensor.numpy() for name, tensor in feed.items()})
-    onnx.save(operator_model(DECODE_ATTENTION_INT8), str(tmp_path / "graph.onnx"))
-    script = Path(__file__).with_name("run_operator.py")
-    files = [tmp_path / name for name in ("graph.onnx", "feed.npz", "found.npz")]
-    command = [str(part) for part in (python_with(f"onnxruntime=={version}"), script, *files, level)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not has_quantize_linear(version):
-        assert "Could not find an implementation for QuantizeLinear(23)" in result.stderr
-        return
-    assert result.stdout == version, result.stderr
-    exact, plain = paths(new, stored, mask)
-    with np.load(tmp_path / "found.npz") as found:
-        for name, dense, true in zip(DECODE_ATTENTION_INT8.output_names, plain, exact, strict=True):
-            check(torch.from_numpy(found[name]), dense, true)
 
 
 def test_the_version_below_the_oldest_is_found_to_be_wrong(exported: Exported, tmp_path: Path):

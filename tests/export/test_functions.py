@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from lucid_deploy.artifact import STAGES, Artifact
-from lucid_deploy.export.functions import FOLDER, FUNCTIONS, function_proto
+from lucid_deploy.export.functions import FUNCTIONS, function_proto
 from lucid_deploy.plugins.table import DOMAIN, OPERATORS, QUANTIZED_EXPERT_MATMUL, SCATTER_ROW
 from tests.export.float32_islands import (
     LINEAR,
@@ -107,15 +103,3 @@ def test_loops_of_bodies(name: str, several: bool, count: int) -> None:
     assert len(found) == count
     assert all(node.input[1] in true for node, true in found)
     assert all(len(node.input) == 3 for node, _ in found)  # the bound, the condition, the value
-
-
-SAY = "import json; from lucid_deploy.export.functions import texts; print(json.dumps(texts()))"
-
-
-def test_the_files_are_up_to_date() -> None:
-    """The compiler's names depend on Python's order of sets, which is fixed when they are written."""
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    made = subprocess.run([sys.executable, "-c", SAY], env=environment, capture_output=True, text=True, check=True)
-    assert {path.name: path.read_text() for path in FOLDER.glob("*.onnxtxt")} == json.loads(made.stdout), (
-        "Run: python -m lucid_deploy.export.functions"
-    )

@@ -82,10 +82,6 @@ def test_onnx_bodies() -> None:
         assert error(cpu_sessions.run(decode, *last(k, v, exact, new))[1], exact[:, :, -new:]) < GATE["float32"]
 
 
-def test_onnx_body_over_int8() -> None:
-    check_stored(onnx_bodies.single_operator(DECODE_ATTENTION_INT8), "int8")
-
-
 def test_cpu_kernels(library: Path, fastest: str) -> None:
     k, v, exact = problem()
     for name in cpu_sessions.runnable(library):

@@ -14,13 +14,7 @@ from lucid_deploy.errors import LucidError
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 _FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
-_QUANTIZES = (1, 25)  # a version that has QuantizeLinear of opset 23; 1.23.1 does not, 1.24 was not tried
 _MULTIPLIES = ("avx512", "avx2")  # instructions whose products were compared with onnxruntime's: docs/performance.md
-
-
-def has_quantize_linear(version: str) -> bool:
-    """Return whether a version has ``QuantizeLinear`` of the graphs' opset, which the body that reads int8 needs."""
-    return _numbers(version) >= _QUANTIZES
 
 
 def has_tensor_scatter() -> bool:

@@ -24,7 +24,6 @@ from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.onnxruntime.compatibility import (
     check_version,
     choose_kernels,
-    has_quantize_linear,
     multiplies,
     multiplies_in_blocks,
 )
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
-_READ_BY_BODY = "int8"  # the type that there is a body for
 
 
 class OrtSession(ArtifactSession[Any]):
@@ -189,7 +187,7 @@ class OrtSession(ArtifactSession[Any]):
             return None
         import onnx
 
-        from lucid_deploy.runtimes.passes import library_kernels, own_operators, stored_cache
+        from lucid_deploy.runtimes.passes import library_kernels, own_operators
 
         model, few, changed = onnx.ModelProto(), stage != "prefill", False
         model.CopyFrom(self._artifact.graph(stage))
@@ -207,27 +205,17 @@ class OrtSession(ArtifactSession[Any]):
         if few and multiplies(self._library):
             changed |= library_kernels.use_weight_matmul(model)
         changed |= own_operators.retype_fp4(model)
-        if few and self._can_read_stored(stage) and self._read_as_stored(stage, model):
+        if few and self._can_read_stored() and self._read_as_stored(stage, model):
             changed = self.reads_stored_cache = True
-            if self._library is None:
-                stored_cache.attach_int8_body(model)
         follow_links(model, self._artifact.directory)
         return model.SerializeToString() if changed else None
 
-    def _can_read_stored(self, stage: str) -> bool:
-        """Whether an operator of the library, or a body, can read a cache that has another type than the model."""
-        from lucid_deploy.runtimes.passes.stored_cache import MOST_TOKENS_IN_BODY
-
-        if self.cache_dtype == self.dtype:
-            return False
-        if not any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers):
-            return False  # standard attention is an operator of ONNX
-        if self._library is not None:
-            return self.cache_dtype in _READ_BY_KERNELS
-        limit = self.context_limit
-        fits = limit is not None and limit <= MOST_TOKENS_IN_BODY and has_quantize_linear(self._ort.__version__)
-        has_functions = not self._artifact.manifest.inline
-        return stage == "decode" and self.cache_dtype == _READ_BY_BODY and fits and has_functions
+    def _can_read_stored(self) -> bool:
+        """Whether an operator of the library can read the cache, and has to: it has another type than the model."""
+        if self.cache_dtype == self.dtype or self._library is None:
+            return False  # without the library, the graph converts all of the cache
+        uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard attention: ONNX's
+        return uses and self.cache_dtype in _READ_BY_KERNELS
 
     def _read_as_stored(self, stage: str, model: onnx.ModelProto) -> bool:
         """Let a graph read the stored cache; warn with the reason if it cannot."""

@@ -2,8 +2,7 @@
 
 Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
 before ``DecodeAttention``. Our libraries have operators that take the stored tensors instead: onnxruntime's those for
-float16 and int8, TensorRT's that for fp8. For int8 there is a body in standard operators as well, which converts
-K alone, without its scales, and multiplies by Y as it is.
+float16 and int8, TensorRT's that for fp8.
 
 ====================================================  =====================================================
 in the file, for K and for Y                          in memory
@@ -22,21 +21,16 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
 from lucid_deploy.plugins.table import (
     DECODE_ATTENTION,
     DECODE_ATTENTION_FLOAT8,
     DECODE_ATTENTION_FLOAT16,
     DECODE_ATTENTION_INT8,
-    DIAGONAL,
     DOMAIN,
-    TRAINING,
-    UNIT,
     Operator,
 )
-from lucid_deploy.runtimes.passes.editing import attributes_of, cast_type, nodes_of, remove_unread
+from lucid_deploy.runtimes.passes.editing import cast_type, nodes_of, remove_unread
 
-MOST_TOKENS_IN_BODY = 1 << 18  # of a context: int32 holds their sums in the body of the operator for int8
 _K, _MASK = DECODE_ATTENTION.place("K"), DECODE_ATTENTION.place("mask")
 _SCALED = {TensorProto.INT8: DECODE_ATTENTION_INT8, TensorProto.FLOAT8E4M3FN: DECODE_ATTENTION_FLOAT8}
 
@@ -118,22 +112,3 @@ def _reader_of_scaled(inputs: dict[str, onnx.TypeProto.Tensor], rows: str, scale
 def _is_input(inputs: dict[str, onnx.TypeProto.Tensor], name: str, kind: int) -> bool:
     """Whether a tensor is a graph input of a type and of four axes."""
     return name in inputs and inputs[name].elem_type == kind and len(inputs[name].shape.dim) == 4
-
-
-def attach_int8_body(model: onnx.ModelProto) -> None:
-    """Give a graph that :func:`read_as_stored` has changed to read int8 the body of that operator.
-
-    Requires: all nodes of the operator have the attribute ``diagonal``, or none.
-    Result: the graph has the body; bodies of ``ai.lucid`` that no node reads are gone.
-    """
-    own = nodes_of(model.graph, DOMAIN, DECODE_ATTENTION_INT8.name)
-    training = any(DIAGONAL.name in attributes_of(node) for node in own)
-    text = PLUGINS / "decode_attention" / f"int8_{TRAINING if training else UNIT}.onnxtxt"
-    body = onnx.parser.parse_function(text.read_text())
-    opset = next(item.version for item in model.opset_import if item.domain == "")
-    for item in body.opset_import:
-        item.version = opset  # a runtime inlines only a function of the same version
-    read = {node.op_type for node in model.graph.node if node.domain == DOMAIN} - {DECODE_ATTENTION_INT8.name}
-    kept = [each for each in model.functions if each.domain != DOMAIN or each.name in read]
-    del model.functions[:]
-    model.functions.extend([*kept, body])

@@ -51,17 +51,6 @@ def test_caches_in_fp8_need_1_24(exported: Exported, monkeypatch: pytest.MonkeyP
         check_version("1.23.1", rounded)
 
 
-@pytest.mark.parametrize(("version", "reads"), [("1.23.1", False), ("1.24.4", False), ("1.25.0", True), ("2.0", True)])
-def test_int8_caches_are_read_as_they_are_from_1_25_on(
-    version: str, reads: bool, exported: Exported, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Older ones have no QuantizeLinear of opset 23, which ``tests/compat`` shows."""
-    artifact = exported(cache_dtype="int8")[1]
-    monkeypatch.setattr("onnxruntime.__version__", version)
-    session = open_session(artifact, kernels="functions")
-    assert session.reads_stored_cache == reads  # type: ignore[attr-defined]
-
-
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
