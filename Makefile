@@ -43,7 +43,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not compat" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or tensorrt)" -n $(WORKERS) --dist loadfile
 
 attacks: $(VENV)/.dev # attacks on the server, on a quiet machine: nobody may wait for more than a second
 	OMP_NUM_THREADS=1 LUCID_ATTACKS_UNSCALED=1 $(BIN)/python -m pytest tests/attacks -rP
@@ -54,8 +54,9 @@ fuzz: $(VENV)/.dev # random files and bodies, longer attacks, and faults at ever
 mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; FAULTS="words in names" chooses
 	$(BIN)/python -m tests.mutants $(FAULTS)
 
-test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node and Chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat -n 2 --dist loadfile
+# What takes minutes: exported graphs in several runtimes and versions, long pages' commands, Ray. Needs Node and Chromium.
+test-compat: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat -n 2 --dist loadfile --no-loadscope-reorder
 
 test-families: $(VENV)/.dev # every causal language model of transformers: right, or refused; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.sweep

@@ -1,7 +1,8 @@
 """Every command block of the pages runs as it stands, in the order of its page, in a folder of its own.
 
 A block that cannot run here stands below a comment ``<!-- not run: reason -->``. ``pip install`` and ``make`` are not
-run, but what they name must exist. Blocks marked ``text`` are output.
+run, but what they name must exist. Blocks marked ``text`` are output. Pages that export several models or train one run
+in ``make test-compat``; ``make test`` only parses their commands.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -65,6 +68,8 @@ def commands(text: str) -> list[str]:
 
 
 RUNNABLE = [page for page in PAGES if any(block.reason is None for block in blocks(page))]
+LONG = {"command-line", "conformance", "evaluation", "examples", "export", "models", "performance", "quantization"}
+LONG |= {"serving", "verification"}
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +204,11 @@ def check_extras(line: str) -> None:
         assert set(named.split(",")) <= set(extras), line
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+def marked(page: Path) -> Any:
+    return pytest.param(page, id=page.name, marks=[pytest.mark.compat] if page.stem in LONG else [])
+
+
+@pytest.mark.parametrize("page", map(marked, RUNNABLE))
 def test_the_commands_of_a_page(page: Path, reader: Reader, demo_artifact: Artifact) -> None:
     folder, text = reader.folder, page.read_text(encoding="utf-8")
     shutil.copytree(resolve("demo"), folder / "path" / "to" / "checkpoint")
@@ -209,6 +218,34 @@ def test_the_commands_of_a_page(page: Path, reader: Reader, demo_artifact: Artif
     for block in blocks(page):
         if block.reason is None:
             reader.read(block)
+
+
+def parse(command: click.Command, words: list[str], parent: click.Context | None = None) -> None:
+    """Parse a command's words, and those of its subcommand, and run nothing. Files that are missing do not matter."""
+    try:
+        context = command.make_context(command.name, words, parent)
+    except click.BadParameter as error:
+        assert "does not exist" in error.message, error.message
+    except click.exceptions.Exit:
+        return  # --help
+    else:
+        if isinstance(command, click.Group):
+            _, chosen, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+            assert chosen is not None
+            parse(chosen, rest, context)
+
+
+def test_commands_of_long_pages_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pages = [page for page in RUNNABLE if page.stem in LONG]
+    assert {page.stem for page in pages} == LONG
+    for block in (block for page in pages for block in blocks(page) if block.reason is None and block.kind in SHELL):
+        for written in HERE.finditer(block.text):
+            Path(written["name"]).write_text(written["text"])
+        for line in filter(is_one_command, commands(HERE.sub("", block.text))):
+            while setting := SETTING.match(line):
+                line = line[setting.end() :]
+            parse(main, shlex.split(line, comments=True)[1:])
 
 
 def test_most_commands_run() -> None:

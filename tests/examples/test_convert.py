@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[2] / "examples" / "convert"))
 import convert
 
 
+@pytest.mark.compat  # trains
 def test_the_export_computes_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, output, text = tmp_path / "base", tmp_path / "converted", tmp_path / "text.txt"
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}

@@ -32,11 +32,10 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def patient_ray() -> Iterator[None]:
-    """Clusters that start now, here or in a process of this one, wait so long."""
+    """Clusters that a process of this one starts now wait so long."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
-        patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE)
         yield
 
 
