@@ -146,7 +146,7 @@ def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.usefixtures("remembered_tasks")
+@pytest.mark.usefixtures("given_tasks_only")
 def test_tasks_of_lm_eval_by_name(demo: Demo, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     import datasets

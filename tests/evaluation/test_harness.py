@@ -53,7 +53,7 @@ def score(doc, results):
 
 
 @pytest.fixture
-def load(demo: Callable[..., Artifact], tmp_path: Path, remembered_tasks: None) -> Callable[..., dict[str, Any]]:
+def load(demo: Callable[..., Artifact], tmp_path: Path, given_tasks_only: None) -> Callable[..., dict[str, Any]]:
     (tmp_path / "made.yaml").write_text(TASK)
     (tmp_path / "made.py").write_text(CODE)
     return lambda seed=None: load_tasks(["made"], demo(), tmp_path, {}, seed)
