@@ -36,11 +36,8 @@ def generator(model: Any, rows: Any, new: int) -> Any:
     return running
 
 
-@pytest.mark.parametrize(("dtype", "logits"), [("float32", "last"), ("float16", "all")])
-def test_tokenizer_generator_and_stream_give_our_tokens(
-    with_byte_level_tokenizer: WithTokenizer, dtype: str, logits: str
-) -> None:
-    _, artifact = with_byte_level_tokenizer(dtype, logits=logits)
+def test_tokenizer_generator_and_stream_give_our_tokens(with_byte_level_tokenizer: WithTokenizer) -> None:
+    _, artifact = with_byte_level_tokenizer()
     model = og.Model(str(artifact.directory))
     tokenizer, text = og.Tokenizer(model), TextTokenizer(artifact.directory)
     for prompt in TEXT:

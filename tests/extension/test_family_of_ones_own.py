@@ -166,9 +166,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=["growing", "static"])
-def artifact(checkpoint: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return export(checkpoint, tmp_path_factory.mktemp("artifact") / request.param, ExportOptions(cache=request.param))
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export(checkpoint, tmp_path_factory.mktemp("artifact") / "growing", ExportOptions(cache="growing"))
 
 
 def tokens() -> np.ndarray:

@@ -56,10 +56,9 @@ def checkpoint(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=["growing", "static"])
-def artifact(checkpoint: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    target = tmp_path_factory.mktemp("artifact") / request.param
-    return export(checkpoint, target, ExportOptions(cache=request.param))
+@pytest.fixture(scope="module")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export(checkpoint, tmp_path_factory.mktemp("artifact") / "static", ExportOptions(cache="static"))
 
 
 @pytest.fixture(scope="module")

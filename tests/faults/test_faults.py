@@ -21,7 +21,7 @@ from tests.conftest import MakeCheckpoint
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ALL = bool(os.environ.get("LUCID_FUZZ_EXAMPLES"))  # make fuzz sets it
-EVERY = {"export": 9, "batch": 4}
+EVERY = {"export": 25, "batch": 11}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose loader takes LD_PRELOAD"),

@@ -57,13 +57,12 @@ def test_long_prompts_run_in_pieces(
     assert seen == [(piece, ids) for piece in pieces]
 
 
-@pytest.mark.parametrize("window", [100, 1500])
-def test_pieces_are_what_transformers_computes_at_once(window: int, tmp_path: Path) -> None:
-    """Windows that reach a few tokens into the piece before, and over one and a half."""
+def test_pieces_are_what_transformers_computes_at_once(tmp_path: Path) -> None:
+    """A window that reaches over one piece and a half."""
     transformers = pytest.importorskip("transformers")
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, **heads}
-    config = transformers.MistralConfig(**sizes, max_position_embeddings=4096, sliding_window=window)
+    config = transformers.MistralConfig(**sizes, max_position_embeddings=4096, sliding_window=1500)
     torch.manual_seed(0)
     model = transformers.MistralForCausalLM(config).eval()
     model.save_pretrained(tmp_path / "checkpoint")

@@ -132,7 +132,7 @@ def test_the_float64_model_is_the_independent_one(pair: tuple[Any, Path]) -> Non
     np.testing.assert_allclose(logits, wanted(model), rtol=0, atol=2e-5 * np.abs(wanted(model)).max())
 
 
-@pytest.mark.parametrize("pair", ["four, head_dim 64, tied, biases", "no rope"], indirect=True)
+@pytest.mark.parametrize("pair", ["four, head_dim 64, tied, biases"], indirect=True)
 def test_the_exported_graphs_are_the_independent_one(pair: tuple[Any, Path], tmp_path: Path) -> None:
     model, path = pair
     session = open_session(export(path, tmp_path / "artifact", ExportOptions(cache="growing")))

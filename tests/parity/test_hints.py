@@ -69,9 +69,7 @@ def localised(directory, part, hint, also=()):
     ("name", "part", "hint"),
     [
         ("self_attn.k_proj.weight", "layer 1 K", "k_proj"),
-        ("self_attn.v_proj.weight", "layer 1 Y", "v_proj"),
         ("self_attn.q_proj.weight", "layer 1 output", "Its K and Y are right"),
-        ("mlp.down_proj.weight", "layer 1 output", "MLP"),
     ],
 )
 def test_an_element_of_a_weight_changed_by_one_percent(copy, name, part, hint):
@@ -82,17 +80,10 @@ def test_an_element_of_a_weight_changed_by_one_percent(copy, name, part, hint):
         assert "the error lies in key/value head" in data["explanation"]["hint"]
 
 
-@pytest.mark.parametrize(
-    ("name", "part", "hint"),
-    [
-        ("model.embed_tokens.weight", "embedding", "embedding table"),
-        ("lm_head.weight", "logits", "lm_head"),
-    ],
-)
-def test_a_weight_outside_the_layers(copy, name, part, hint):
+def test_a_weight_outside_the_layers(copy):
     directory = copy()
-    change_weight(directory, name, whole=True)  # of a single row of the embedding only texts with that token can tell
-    localised(directory, part, hint)
+    change_weight(directory, "lm_head.weight", whole=True)
+    localised(directory, "logits", "lm_head")
 
 
 def test_two_layers_swapped(copy):
@@ -115,12 +106,6 @@ def test_normalised_keys_in_the_cache(copy):
     localised(directory, "layer 1 K", "normalised keys")
 
 
-def test_rope_off_by_one_position(copy):
-    directory = copy()
-    edit_graphs(directory, shifted_rope(1))
-    localised(directory, "layer 1 K", "rotated by one position too far")
-
-
 def test_rope_off_by_one_position_in_decode_only(copy):
     directory = copy()
     edit_graphs(directory, shifted_rope(2), stages=["decode"])
@@ -134,17 +119,15 @@ def test_a_diagonal_that_is_not_one(copy):
     localised(directory, "layer 1 Y", "The diagonal of L is 0.9998")
 
 
-@pytest.mark.parametrize("operator", ["Precondition", "DecodeAttention"])
-def test_e_in_bfloat16(copy, operator):
+def test_e_in_bfloat16(copy):
     directory = copy()
-    edit_graphs(directory, broken_operator(1, operator, low_precision_e))
+    edit_graphs(directory, broken_operator(1, "DecodeAttention", low_precision_e))
     localised(directory, "layer 1 Y", "E (the exponentials) is in bfloat16")
 
 
-@pytest.mark.parametrize("options", [{"cache": "static", "cache_dtype": "int8"}], ids=str)
-def test_other_kinds_of_artifact(copy, options):
+def test_other_kinds_of_artifact(copy):
     """Two layers, as most tests export them: the second one inherits."""
-    directory = copy(2, **options)
+    directory = copy(2, cache="static", cache_dtype="int8")
     result = verify(directory, "--explain")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)

@@ -35,7 +35,6 @@ def verified(artifact: Artifact, checkpoint: Path) -> Any:
     [
         ("int8", "matmulnbits", "int8", "growing", {}),
         ("int4", "matmulnbits", "int8", "static", {"frequent_rows": 40}),
-        ("int4", "matmulnbits", "int8", "growing", {"frequent_rows": 40, "dtype": "float16"}),
         ("int8", "qdq", "float", "growing", {}),
     ],
 )

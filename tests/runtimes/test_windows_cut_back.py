@@ -31,14 +31,14 @@ WINDOW = 8
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A checkpoint with two LUCID layers and one over a window, and transformers' model with a solve put into it."""
+    """A checkpoint with a LUCID layer and one over a window, and transformers' model with a solve put into it."""
     path = tmp_path_factory.mktemp("model")
-    config = Gemma3TextConfig(
-        **THREE, head_dim=16, sliding_window=WINDOW, layer_types=MIXED, query_pre_attn_scalar=20, attention_type="lucid"
-    )
+    two = {**THREE, "num_hidden_layers": 2, "layer_types": MIXED[:2]}
+    options = {"sliding_window": WINDOW, "query_pre_attn_scalar": 20, "attention_type": "lucid"}
+    config = Gemma3TextConfig(**two, head_dim=16, **options)
     made = random_model(config)
     made.save_pretrained(path)
-    made.config.solved = (0, 2)
+    made.config.solved = (0,)
     made.set_attn_implementation("lucid_dense")
     return path, made
 

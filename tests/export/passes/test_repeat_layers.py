@@ -19,27 +19,22 @@ from tests.export.passes import graphs
 from tests.parity.small_models import small_config
 
 pytestmark = pytest.mark.usefixtures("fresh_traces")
-MODELS: dict[str, dict[str, Any]] = {
-    "tied": {"num_hidden_layers": 4, "tie_word_embeddings": True, "use_rope": False},
-    "once": {"num_hidden_layers": 5, "lucid_layers": [0, 1, 3, 4]},
-}
 
 
-def traced(name: str, monkeypatch: pytest.MonkeyPatch, stage: str = "prefill") -> list[onnx.GraphProto]:
-    """Return the graph of all layers traced, and that of copies."""
-    config = parse_config({**TINY, **MODELS[name]}, "test configuration")
-    repeated = tracing.trace(config, stage, "float32")
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[onnx.GraphProto]:
+    """Return the graph of all layers traced, and that of copies; one kind of layer comes once."""
+    config = parse_config({**TINY, "num_hidden_layers": 5, "lucid_layers": [0, 1, 3, 4]}, "test configuration")
+    repeated = tracing.trace(config, "prefill", "float32")
     with monkeypatch.context() as patched:
         patched.setattr(tracing, "excerpt", lambda *_: None)
-        whole = tracing.trace(config, stage, "float32")
+        whole = tracing.trace(config, "prefill", "float32")
     assert whole.transposed == repeated.transposed
     assert list(whole.model.graph.initializers) == list(repeated.model.graph.initializers)
     return [ir.serde.serialize_model(item.model).graph for item in (whole, repeated)]
 
 
-@pytest.mark.parametrize(("name", "stage"), [("tied", "decode"), ("once", "prefill")])
-def test_graph_node_for_node(monkeypatch: pytest.MonkeyPatch, name: str, stage: str) -> None:
-    whole, repeated = traced(name, monkeypatch, stage)
+def test_graph_node_for_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, repeated = traced(monkeypatch)
     for graph in (whole, repeated):  # which layer's past tells the number of rows does not matter
         for node in graph.node:
             if node.op_type == "Shape" and node.input[0].startswith("past_key_values"):
@@ -88,7 +83,7 @@ def test_what_cannot_be_copied_is_traced_whole(monkeypatch: pytest.MonkeyPatch) 
         raise NotRepeatable
 
     monkeypatch.setattr(tracing, "repeat_layers", cannot)
-    config = parse_config({**TINY, **MODELS["tied"]}, "test configuration")
+    config = parse_config({**TINY, "num_hidden_layers": 4}, "test configuration")
     found = tracing.trace(config, "decode", "float32").model.graph
     layers = [layer for layer in layers_of(found).values() if layer is not None]
     assert sorted(set(layers)) == [0, 1, 2, 3] and layers.count(1) == layers.count(3)

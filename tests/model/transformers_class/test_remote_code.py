@@ -61,7 +61,7 @@ CONFIG = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
@@ -129,14 +129,14 @@ def test_the_model_is_what_the_code_computes(checkpoint: Path, attention: str) -
     assert not torch.allclose(found, other), "the gate of the code is computed"
 
 
-def test_export_and_verify_take_the_option(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_and_verify_take_the_option(checkpoint: Path, tmp_path: Path, preloaded: Path) -> None:
     artifact = str(tmp_path / "artifact")
     shown = CliRunner().invoke(
         main, ["export", str(checkpoint), "-o", artifact, "--cache", "growing", "--trust-remote-code"]
     )
     assert shown.exit_code == 0, shown.output
     again = subprocess.run(  # another process, which has not seen the code
-        [sys.executable, "-m", "lucid_deploy.cli", "verify", artifact, "--quick"], capture_output=True, text=True
+        [preloaded / "lucid-deploy", "verify", artifact, "--quick"], capture_output=True, text=True
     )
     assert again.returncode == 2 and "--trust-remote-code" in again.stderr
     verified = CliRunner().invoke(main, ["verify", artifact, "--quick", "--trust-remote-code"])

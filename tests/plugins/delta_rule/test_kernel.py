@@ -9,11 +9,9 @@ FLOOR = 1e-7  # where the plain version is exact by luck
 CASES = [
     Case(1, decay="none", beta="one"),
     Case(1, decay="reset", beta="two", dtype="bfloat16"),
-    Case(1, decay="fast", beta="small", dtype="float16"),
     Case(2, dtype="float16"),
     Case(63, 1.0, "two", "none"),
     Case(65, 0.9, "open", "gone", "bfloat16"),
-    Case(129, 1.0, "one", "reset"),
     Case(129, 0.9, "two", "slow", "float16"),
     Case(70, decay="fast", widths=(20, 33)),
     Case(70, decay="fast", widths=(255, 40), dtype="bfloat16"),
@@ -30,10 +28,9 @@ def test_the_error_is_explained_by_rounding(case, interpret):
     assert result["guards_intact"], "a kernel wrote outside its outputs or its workspace"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 65])
-def test_the_pytorch_operator_runs_the_kernels(tokens, dtype, interpret):
-    result = interpret(run_operator, tokens, dtype)
+def test_the_pytorch_operator_runs_the_kernels(tokens, interpret):
+    result = interpret(run_operator, tokens, "bfloat16")
     assert result["launched"] == (["decode"] if tokens == 1 else ["chunk", "state"])
     assert result["in_order"], "PyTorch's own check of operators"
 

@@ -48,9 +48,6 @@ def test_openvino_reports_nothing(imported: str, tmp_path: Path) -> None:
     assert bool([*tmp_path.iterdir()]) != ours  # else the second case proves nothing
 
 
-pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
-
-
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
@@ -95,7 +92,7 @@ def test_threads_take_turns(small: Artifact) -> None:
         np.testing.assert_array_equal(found, alone[number % 6])
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float16", "logits": "all"}, {"cache_dtype": "int8"}], ids=str)
+@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"cache_dtype": "int8"}], ids=str)
 def test_types(exported: Exported, options: dict[str, str]) -> None:
     """Its error against float64 is at most a small factor of onnxruntime's."""
     checkpoint, artifact = exported(inline=True, **options)
@@ -138,9 +135,6 @@ def test_a_graph_that_it_cannot_load_is_one_line(
     with pytest.raises(CheckFailed, match=r"OpenVINO 2\S+ cannot load .*prefill.onnx: .*NoSuch") as failure:
         open_session(small, "openvino")
     assert "\n" not in str(failure.value)
-
-
-openvino = pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
 
 
 @pytest.fixture
