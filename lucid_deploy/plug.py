@@ -111,6 +111,16 @@ class Registry(Generic[T]):
             self._check(found)
         return found
 
+    def named(self, name: str) -> T:
+        """Return the object of a name."""
+        found = self.find(name)
+        if found is None:
+            raise LucidError(
+                f"{self._what.capitalize()} {name!r} is not known; known are {', '.join(self.names())}. Install the "
+                "package that defines it, or register it."
+            )
+        return found
+
 
 def _origin(entry: EntryPoint) -> str:
     return entry.value if entry.dist is None else f"{entry.dist.name} ({entry.value})"

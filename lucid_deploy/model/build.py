@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_keys import ROPE_BLOCKS
 from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.families import Family, StoredParameter, family_named, family_of
 
@@ -56,12 +57,19 @@ class _ClassFamily(Family):
 
 
 def _names_class(raw: dict[str, Any]) -> bool:
-    """Whether ``config.json`` is of a class of transformers that is no family of ours."""
+    """Whether ``config.json`` is of a class of transformers that computes what no family of ours does."""
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or family_of(raw) is not None:
+    if not isinstance(kind, str) or (family_of(raw) is not None and not _is_special_llama(raw)):
         return False
     try:
         from lucid_deploy.model.transformers_class.configuration import class_of
     except LucidError:  # transformers is not installed, which the refusal of the model_type says
         return False
     return bool(class_of(kind))
+
+
+def _is_special_llama(raw: dict[str, Any]) -> bool:
+    """Whether a Llama has rotary positions by yarn, or another activation than silu."""
+    blocks = [block for name in ROPE_BLOCKS if isinstance(block := raw.get(name), dict)]
+    yarn = any("yarn" in (block.get("rope_type"), block.get("type")) for block in blocks)
+    return raw["model_type"] == "llama" and (yarn or raw.get("hidden_act") not in (None, "silu", "swish"))

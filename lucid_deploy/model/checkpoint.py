@@ -21,7 +21,6 @@ from lucid_deploy.model.tensor_files import (
     find_tensor_files,
     open_safetensors,
     refuse_adapter,
-    unwrapped,
 )
 from lucid_deploy.model.variants import listed, settle
 from lucid_deploy.plugins.table import UNIT
@@ -89,15 +88,14 @@ class Checkpoint:
         self.assumed_unused = {key: value_of(raw, key) for key in assume_unused if key in unknown_keys(raw)}
         self._file_of = find_tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
-        self._named, wrappers = unwrapped(self._file_of, str(self.directory))
-        self._part_of: dict[str, str] = {}
+        self._named = {name: name for name in self._file_of}  # the stored tensor of each name
         self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
         config, of_tokens = _with_generation_eos(config, self.directory)
         config = _with_diagonal(config, diagonal, str(self.directory))
         self.config: LucidConfig = _with_states(config, state_dtype, str(self.directory))
         self.tied = self.config.tie_word_embeddings
-        self.notes = (*_wrapper_notes(wrappers), *notes, *of_tokens, *self._share_head())
+        self.notes = (*notes, *of_tokens, *self._share_head())
         self.adapter: Adapter | None = None
         self._check_tensors()
         if adapter is not None:
@@ -133,17 +131,26 @@ class Checkpoint:
         return data.double() + place.plus if place.plus else data
 
     def _read(self, place: StoredParameter) -> torch.Tensor:
-        """Read one stored tensor, or some rows of it."""
+        """Read one stored tensor, or some rows of it, with what the adapter adds to it."""
+        if place.name in self.packed:
+            return select_rows(self.packed[place.name].read(self._get, self.directory).dequantize(), place)
+        stored = self._named[place.name]
+        if self.adapter is not None and place.name in self.adapter.weights:
+            return select_rows(self.adapter.merged(place.name, self._get(stored)), place)
+        if place.rows is not None and place.groups == 1:
+            return self._get(stored, slice(*place.rows))
+        return select_rows(self._get(stored), place)
+
+    def _get(self, stored: str, rows: slice | None = None) -> torch.Tensor:
         import safetensors
 
-        if place.name in self.packed:
-            return select_rows(self.packed[place.name].read(self._stored_tensor, self.directory).dequantize(), place)
-        stored = self._named[place.name]
         path = self._file_of[stored]
+        file = self._open(path)
         try:
-            return self._placed(self._open(path), stored, place)
+            data: torch.Tensor = file.get_tensor(stored) if rows is None else file.get_slice(stored)[rows]
         except safetensors.SafetensorError as error:
-            raise LucidError(f"{path}: tensor {place.name} cannot be read: {error}") from error
+            raise LucidError(f"{path}: tensor {stored} cannot be read: {error}") from error
+        return data
 
     def packed_weight(self, name: str) -> PackedWeight | FloatWeight | None:
         """Read a weight of the model without dequantizing it; None if it is not quantized."""
@@ -155,16 +162,7 @@ class Checkpoint:
                 f"{self.directory}: {place.name} holds several weights of the model in one quantized tensor, which is "
                 "not supported. Use the checkpoint that it was made from."
             )
-        return self.packed[place.name].read(self._stored_tensor, self.directory)
-
-    def _placed(self, file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
-        """Read a parameter, which may be some rows of a fused tensor, with what the adapter adds to it."""
-        if self.adapter is not None and place.name in self.adapter.weights:
-            return select_rows(self.adapter.merged(place.name, file.get_tensor(stored)), place)
-        if place.rows is not None and place.groups == 1:
-            rows: torch.Tensor = file.get_slice(stored)[slice(*place.rows)]
-            return rows
-        return select_rows(file.get_tensor(stored), place)
+        return self.packed[place.name].read(self._get, self.directory)
 
     def _open_adapter(self, directory: str | Path) -> Adapter:
         adapter = Adapter(directory)
@@ -195,21 +193,11 @@ class Checkpoint:
             self.directory,
             lambda name: str(self._header(name).get_dtype()),
         )
-        self._part_of = {name: self._named.pop(name) for parts in found.values() for name in parts.names.values()}
         for name, parts in found.items():
-            self._named[name] = self._part_of[next(iter(parts.names.values()))]
+            for part in parts.names.values():
+                self._named.pop(part, None)
+            self._named[name] = next(iter(parts.names.values()))
         return found
-
-    def _stored_tensor(self, part: str) -> torch.Tensor:
-        """Read a part of a quantized weight."""
-        import safetensors
-
-        stored = self._part_of[part]
-        try:
-            data: torch.Tensor = self._open(self._file_of[stored]).get_tensor(stored)
-        except safetensors.SafetensorError as error:
-            raise LucidError(f"{self._file_of[stored]}: tensor {part} cannot be read: {error}") from error
-        return data
 
     def _open(self, path: Path) -> Any:
         if path not in self._handles:
@@ -235,12 +223,8 @@ class Checkpoint:
         self._named[embedding] = self._named.pop(head)
         return (f"{head} is stored and {embedding} is not: tied, it is both.",)
 
-    def _expected(self) -> dict[str, tuple[int, ...]]:
-        """Return the expected shape of every tensor in the file, by its stored name."""
-        return file_shapes(self.config, self._family, self._named)
-
     def _check_tensors(self) -> None:
-        wanted = self._expected()
+        wanted = file_shapes(self.config, self._family, self._named)
         read = [name for name in self._named if not name.endswith(_DERIVED)]
         unused = self._family.unused_tensors
         read = [name for name in read if name in wanted or not any(re.search(part, name) for part in unused)]
@@ -320,12 +304,6 @@ def take_own_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
     from lucid_deploy.model.transformers_class.remote_code import take_code
 
     take_code(raw, directory, trusted)
-
-
-def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:
-    if not parts:
-        return ()
-    return (f"Tensor names were read without {' and '.join(parts)}, which a training wrapper put into them.",)
 
 
 def _with_diagonal(config: LucidConfig, diagonal: str, where: str) -> LucidConfig:

@@ -18,7 +18,6 @@ from lucid_deploy.plugins.table import UNIT
 LUCID, STANDARD, WINDOW = "lucid", "standard", "window"  # kinds of layers
 LUCID_TYPES = ("lucid", "oglucid")
 ATTENTION_TYPES = (*LUCID_TYPES, "llama")
-ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 LARGEST_WINDOW = 2**20
 
 # Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
@@ -27,9 +26,8 @@ Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole numb
 Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
 _Attention = Annotated[str, Meta(pattern="^(lucid|oglucid|llama)$")]
-_RopeType = Annotated[str, Meta(pattern="^(default|linear|dynamic|llama3|yarn)$")]
-_Norm = Annotated[str, Meta(pattern="^(none|after_rope|before_rope)$")]
-_Activation = Annotated[str, Meta(pattern="^(silu|gelu_pytorch_tanh)$")]
+_RopeType = Annotated[str, Meta(pattern="^(default|linear|dynamic|llama3)$")]
+_Norm = Annotated[str, Meta(pattern="^(none|after_rope)$")]
 _Diagonal = Annotated[str, Meta(pattern="^(unit|training)$")]
 _StateType = Annotated[str, Meta(pattern="^(float32|float16|bfloat16)$")]
 
@@ -49,17 +47,13 @@ _SIZES = (
 class RopeScaling:
     """How rotary frequencies are changed for longer contexts, in transformers' terms."""
 
-    # default (unchanged), linear (all divided by factor), llama3 or yarn (low ones divided, high ones kept, a ramp
-    # between), dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
+    # default (unchanged), linear (all divided by factor), llama3 (low ones divided, high ones kept, a ramp between),
+    # dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
     rope_type: _RopeType = "default"
     factor: float = 1.0  # the divisor; without effect for dynamic
     low_freq_factor: float = 1.0  # llama3 only: wavelengths above original context / this are divided
     high_freq_factor: float = 4.0  # llama3 only: wavelengths below original context / this are kept
-    original_max_position_embeddings: int = 8192  # llama3 and yarn: the context length before scaling, in tokens
-    attention_factor: float = 1.0  # yarn only: factor of cosines and sines
-    beta_fast: float = 32.0  # yarn only: frequencies that turn more often over the original context stay as they are
-    beta_slow: float = 1.0  # yarn only: frequencies that turn less often over it are divided
-    truncate: bool = True  # yarn only: whether the ramp begins and ends at whole indices of frequencies
+    original_max_position_embeddings: int = 8192  # llama3 only: the context length before scaling, in tokens
 
 
 @dataclass(frozen=True)
@@ -114,12 +108,11 @@ class LucidConfig:
     layer_kinds: tuple[str, ...] = ()  # the kind of every layer; empty: attention_type applies to all
     # settings of kinds of layers beyond Llama's, plain data by kind
     layer_settings: dict[str, Any] = field(default_factory=dict)
-    # none, or after_rope or before_rope: queries and keys go through RMS norms with weights of width head_dim, q_norm
-    # and k_norm, after rotation or before it. The cache holds the normed keys.
+    # none, or after_rope: after rotation, queries and keys go through RMS norms with weights of width head_dim, q_norm
+    # and k_norm. The cache holds the normed keys.
     qk_norm: _Norm = "none"
     family: str = "llama"  # the model family, see lucid_deploy.model.families
-    hidden_act: _Activation = "silu"  # the MLPs' activation, silu or gelu_pytorch_tanh
-    attention_output_bias: bool | None = None  # whether o_proj has a bias; None: as the other projections
+    attention_output_bias: bool = False  # whether o_proj has a bias
     sliding_window: int | None = None  # how many tokens, itself included, a token sees in window layers
     rope_layers: tuple[bool, ...] = ()  # which layers rotate; empty: all
     # the diagonal entry of row i of the solve: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
@@ -162,11 +155,6 @@ class LucidConfig:
     def has_narrow_states(self) -> bool:
         """Whether recurrent states are rounded between calls; they are computed in at least float32."""
         return self.state_dtype != "float32"
-
-    @property
-    def has_output_bias(self) -> bool:
-        """Whether attention's ``o_proj`` has a bias."""
-        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
     def kinds(self) -> tuple[str, ...]:

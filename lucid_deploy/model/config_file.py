@@ -13,7 +13,6 @@ from lucid_deploy.json_fields import finite
 from lucid_deploy.model.config import Context, Layers, Positive, Size
 
 Whole = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Turns = Annotated[float, Meta(ge=1e-9, le=1e9)]
 Indices = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(description="a list of layers, counted from 0")]
 _Token = Annotated[int, Meta(ge=0)]
 Tokens = _Token | list[_Token]
@@ -69,13 +68,6 @@ class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
     low_freq_factor: Positive | UnsetType = UNSET
     high_freq_factor: Positive | UnsetType = UNSET
     original_max_position_embeddings: Context | UnsetType = UNSET
-    # yarn
-    attention_factor: Positive | UnsetType = UNSET
-    mscale: Positive | UnsetType = UNSET
-    mscale_all_dim: Positive | UnsetType = UNSET
-    beta_fast: Turns = 32.0
-    beta_slow: Turns = 1.0
-    truncate: bool = True
 
 
 class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):

@@ -118,7 +118,6 @@ ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 _ROPE_ALWAYS = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 _ROPE_CHANGES = frozenset(
@@ -264,11 +263,6 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
                 and key in _ROPE_CHANGES.difference(ROPE_KEYS[kind])
                 and not (key == "partial_rotary_factor" and _one(value))
             ]
-        if kind == "yarn" and block.get("truncate", True) is None:
-            found.append(
-                f"{name}.truncate is null, which transformers reads as false in some families and as true in others. "
-                "Set it to true or false."
-            )
         original = raw.get("original_max_position_embeddings")  # transformers lets it win over the block's
         if original is not None and original != block.get("original_max_position_embeddings", original):
             found.append(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection
 from typing import Any
 
 from msgspec import UNSET
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import ACTIVATIONS, LUCID, STANDARD, WINDOW, LucidConfig, RopeScaling, check_shape
+from lucid_deploy.model.config import LUCID, STANDARD, WINDOW, LucidConfig, RopeScaling, check_shape
 from lucid_deploy.model.config_file import (
     ConfigFile,
     LayerKeys,
@@ -33,7 +32,6 @@ _ROPE_REQUIRED = {
     "linear": ("factor",),
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
-    "yarn": ("factor", _ORIGINAL),
 }
 
 
@@ -47,10 +45,8 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     file = checked(raw, ConfigFile, where)
     if file.which_rmsnorm != "exp_k_norm":
         raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
-    if file.hidden_act not in (*ACTIVATIONS, "swish"):
-        raise LucidError(
-            f"{where}: hidden_act {file.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}."
-        )
+    if file.hidden_act not in ("silu", "swish"):
+        raise LucidError(f"{where}: hidden_act {file.hidden_act!r} is not supported; only silu is.")
     theta, scaling = _parse_rope(file, where)
     values = {
         **{name: getattr(file, name) for name in _SAME},
@@ -61,8 +57,8 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
         "bos_token_id": next(iter(token_ids(file.bos_token_id)), None),
         "eos_token_ids": token_ids(file.eos_token_id),
         "layer_kinds": tuple(file.layer_kinds),
+        "attention_output_bias": file.attention_bias,
         "family": family.model_type,
-        "hidden_act": "silu" if file.hidden_act == "swish" else file.hidden_act,
     }
     config = family.configure(LucidConfig(**values), checked(raw, family.keys, where), where)
     config = _with_layer_kinds(config, raw, family, where)
@@ -97,22 +93,7 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
             f"{where}: low_freq_factor ({scaling.low_freq_factor}) must be below high_freq_factor "
             f"({scaling.high_freq_factor})."
         )
-    if kind == "yarn" and theta == 1:
-        raise LucidError(f"{where}: rope_theta is 1: all frequencies are the same, so that yarn has no ramp.")
-    if kind == "yarn" and block.attention_factor is UNSET:
-        scaling = dataclasses.replace(scaling, attention_factor=_yarn_magnitude(block, scaling.factor))
     return theta, scaling
-
-
-def _yarn_magnitude(block: RopeBlock, factor: float) -> float:
-    """Return yarn's factor of cosines and sines where the file does not name it."""
-
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    if block.mscale is UNSET or block.mscale_all_dim is UNSET:
-        return magnitude(1.0)
-    return magnitude(block.mscale) / magnitude(block.mscale_all_dim)
 
 
 def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family, where: str) -> LucidConfig:

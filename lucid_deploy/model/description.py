@@ -89,7 +89,7 @@ def summarize(config: LucidConfig) -> str:
     if found := sorted({own for own in map(config.experts_of, range(config.num_hidden_layers)) if own}):
         parts.insert(1, " and ".join(f"{chosen} of {count} experts for each token" for count, chosen in found))
     if config.qk_norm != "none":
-        parts.append(f"norms of queries and keys {'after' if config.qk_norm == 'after_rope' else 'before'} rotation")
+        parts.append("norms of queries and keys after rotation")
     if config.diagonal == TRAINING:
         parts.append("training's diagonal of L")
     return ", ".join(parts)

@@ -101,11 +101,6 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             )
         if attention_mask is None:
             attention_mask = torch.ones(batch, cached + n, dtype=torch.int64, device=input_ids.device)
-        if attention_mask.shape != (batch, cached + n):
-            raise LucidError(
-                f"attention_mask is {tuple(attention_mask.shape)}; {cached} cached and {n} new tokens need "
-                f"{(batch, cached + n)}."
-            )
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, cached:]  # (B, N)
         logits, present = self.lucid(

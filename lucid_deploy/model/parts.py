@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,20 +36,12 @@ def precise_silu(x: Tensor) -> Tensor:
     return x / (1 + (-x).clamp_max(_LARGEST_EXPONENT).exp())
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
-
-
 class MLP(nn.Module):
-    """The gated feed-forward layer: down(act(gate(x)) · up(x)), with silu or another activation."""
+    """The gated feed-forward layer: down(silu(gate(x)) · up(x))."""
 
     def __init__(self, config: LucidConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self._activation = ACTIVATIONS[config.hidden_act]
         self.gate_proj = nn.Linear(hidden, inner, bias=bias)
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
@@ -59,7 +49,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, C)`` to ``(B, N, C)``."""
         work = compute_dtype(x.dtype)  # activations hold exponentials
-        product = self._activation(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
+        product = F.silu(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
         return self.down_proj(product.to(x.dtype))
 
 

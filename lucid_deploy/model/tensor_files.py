@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,10 @@ def find_tensor_files(directory: Path) -> dict[str, Path]:
 def refuse_adapter(directory: Path) -> None:
     """Refuse a folder with an adapter, which transformers would add to the weights."""
     if (directory / ADAPTER).is_file():
-        raise LucidError(adapter_error(str(directory)))
-
-
-def adapter_error(where: str) -> str:
-    """Return the error for an adapter in the place of a checkpoint, or beside one."""
-    return (
-        f"{where} has an adapter, such as LoRA ({ADAPTER}). Export the model that it was trained on, with this folder "
-        f"as --merge-adapter. If these weights are merged already, export a folder without {ADAPTER}."
-    )
+        raise LucidError(
+            f"{directory} has an adapter, such as LoRA ({ADAPTER}). Export the model that it was trained on, with this "
+            f"folder as --merge-adapter. If these weights are merged already, export a folder without {ADAPTER}."
+        )
 
 
 def _sharded(index: Path, single: Path) -> dict[str, Path]:
@@ -107,26 +101,3 @@ def open_safetensors(path: Path) -> Any:
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         said = in_one_line(error)
         raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {said}") from error
-
-
-# DistributedDataParallel and DeepSpeed; torch.compile; FSDP; activation checkpointing.
-_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_PREFIX = "model."  # doubled where PyTorch Lightning's module has the model as its attribute of this name
-
-
-def unwrapped(names: Iterable[str], where: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the stored names of tensors by the model's names, and what training wrappers had put into them."""
-    bare = {stored: ".".join(part for part in stored.split(".") if part not in _WRAPPERS) for stored in names}
-    parts = {part for stored in bare for part in stored.split(".") if part in _WRAPPERS}
-    if any(name.startswith(2 * _PREFIX) for name in bare.values()):
-        wrapped = (2 * _PREFIX, f"{_PREFIX}lm_head.")
-        bare = {
-            stored: name.removeprefix(_PREFIX) if name.startswith(wrapped) else name for stored, name in bare.items()
-        }
-        parts.add(_PREFIX.removesuffix("."))
-    stored_names: dict[str, str] = {}
-    for stored, name in bare.items():
-        if name in stored_names:
-            raise LucidError(f"{where} holds {name} twice, as {stored_names[name]} and {stored}. Remove one of them.")
-        stored_names[name] = stored
-    return stored_names, tuple(sorted(f"{part}." for part in parts))

@@ -10,13 +10,6 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.families import family_named
 
-# Parts of the names of tensors of refused variants, whose effect is not published.
-_VARIANT_TENSORS = {
-    "beta": "use_beta",
-    "forget_gate": "use_forget_gate",
-    "fgate": "use_forget_gate",
-    "self_attn.g_proj.": "use_forget_gate",
-}
 _QK_NORMS = (".self_attn.q_norm.", ".self_attn.k_norm.")
 
 
@@ -33,21 +26,10 @@ def settle(
         )
     if config.class_config:  # the class itself defines its tensors
         return config, tuple(notes)
-    _refuse_variants(names, where)
     if config.qk_norm != "none":  # set by the family
         return config, tuple(notes)
     norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)
     return dataclasses.replace(config, qk_norm=norm), (*notes, *([note] if note else []))
-
-
-def _refuse_variants(names: Collection[str], where: str) -> None:
-    found = sorted(name for name in names if any(part in name for part in _VARIANT_TENSORS))
-    if found:
-        keys = sorted({key for part, key in _VARIANT_TENSORS.items() for name in found if part in name})
-        raise LucidError(
-            f"{where} holds tensors of the variants {', '.join(keys)}, which are not supported: {listed(found)}. What "
-            "they do in the result is not published, and without them the answers would be wrong."
-        )
 
 
 def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: str) -> tuple[str, str]:

@@ -225,5 +225,5 @@ def test_its_keys_are_checked_and_its_tensors_named(checkpoint: Path, tmp_path: 
 def test_families_of_the_toolkit_stay() -> None:
     with pytest.raises(LucidError, match="comes with lucid-deploy"):
         register_family(type("Other", (Branch,), {"model_type": "llama"})())
-    with pytest.raises(LucidError, match="the family 'bramch' are not known; known are llama, delta_net"):
+    with pytest.raises(LucidError, match="Family 'bramch' is not known; known are llama, delta_net"):
         family_named("bramch")

@@ -95,7 +95,7 @@ def test_the_kind_is_known_and_those_that_come_with_the_toolkit_stay():
     assert layer_kind("toy").name == "toy"
     with pytest.raises(LucidError, match="comes with lucid-deploy"):
         register_layer_kind(type("Other", (ToyKind,), {"name": "lucid"})())
-    with pytest.raises(LucidError, match=r"Layers of kind 'toi' are not known; known are lucid, .*toy"):
+    with pytest.raises(LucidError, match=r"Layer kind 'toi' is not known; known are lucid, .*toy"):
         layer_kind("toi")
 
 
@@ -126,7 +126,7 @@ def test_packages_that_bring_a_broken_one_or_the_same_are_named(
         find("twice")
     with pytest.raises(LucidError, match=rf"{what.capitalize()} some of some-{group} .* does not load: .*No module"):
         find("some")
-    with pytest.raises(LucidError, match=r"are not known; known are .*, more, some, twice\."):
+    with pytest.raises(LucidError, match=r"is not known; known are .*, more, some, twice\."):
         find("no_such")
 
 

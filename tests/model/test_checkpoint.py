@@ -69,14 +69,12 @@ def test_all_tensors_that_do_not_fit_are_in_one_error(make_checkpoint: MakeCheck
     assert f"{EMBEDDING} is I8" in message
 
 
-@pytest.mark.parametrize(("part", "variant"), [("beta_proj", "use_beta"), ("forget_gate", "use_forget_gate")])
-def test_tensors_of_a_variant_are_refused_by_name(make_checkpoint: MakeCheckpoint, part: str, variant: str) -> None:
+@pytest.mark.parametrize("part", ["beta_proj", "forget_gate"])
+def test_tensors_of_a_variant_are_refused_by_name(make_checkpoint: MakeCheckpoint, part: str) -> None:
     checkpoint = make_checkpoint()
     name = f"model.layers.0.self_attn.{part}.weight"
     store(checkpoint, {**stored(checkpoint), name: torch.ones(1)})
-    message = refusal(checkpoint)
-    assert variant in message
-    assert name in message
+    assert f"unexpected: {name}" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -20,17 +20,6 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0},
     "llama3": {"rope_type": "llama3", "rope_theta": 1e3, "factor": 8.0, **LLAMA3},
-    "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32},
-    "yarn with a ramp of its own": {
-        "rope_type": "yarn",
-        "rope_theta": 1e4,
-        "factor": 4.0,
-        "original_max_position_embeddings": 64,
-        "beta_fast": 8.0,
-        "beta_slow": 2.0,
-        "truncate": False,
-        "attention_factor": 0.8,
-    },
 }
 EACH = pytest.mark.parametrize("name", BLOCKS)
 

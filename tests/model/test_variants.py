@@ -61,17 +61,6 @@ def test_a_checkpoint_of_the_published_shape_opens(tmp_path: Path) -> None:
     assert len(opened.notes) == 1
 
 
-@pytest.mark.parametrize("beta", [True, False, None])
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [("beta_proj", "use_beta"), ("forget_gate", "use_forget_gate"), ("g_proj", "use_forget_gate")],
-)
-def test_tensors_of_a_variant_are_refused_by_name(beta: bool | None, name: str, key: str) -> None:
-    stored = f"model.layers.0.self_attn.{name}.weight"
-    message = refusal({**OFFICIAL, "use_beta": beta}, ["model.norm.weight", stored])
-    assert f"holds tensors of the variants {key}, which are not supported: {stored}." in message
-
-
 @pytest.mark.parametrize(
     ("wanted", "names", "norm", "said"),
     [

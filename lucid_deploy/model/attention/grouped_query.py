@@ -47,7 +47,7 @@ class GroupedQueryAttention(Mixer):
         self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
-        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.has_output_bias)
+        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.attention_output_bias)
         if config.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lucid_deploy.errors import LucidError
 from lucid_deploy.model.families.family import Family, NoKeys, StoredParameter
 from lucid_deploy.plug import Registry
 
@@ -29,19 +28,8 @@ BUILT_IN = {
     "gated_deltanet": f"{__name__}.flash_linear.GATED_DELTANET",
 }
 _REGISTRY = Registry("lucid_deploy.families", Family, "family", BUILT_IN, "model_type", {"architectures": tuple})
-register_family = _REGISTRY.register
+register_family, family_named = _REGISTRY.register, _REGISTRY.named
 families = _REGISTRY.names  # the model_type of every family, those of the toolkit first, without importing them
-
-
-def family_named(model_type: str) -> Family:
-    """Return the family of a ``model_type``."""
-    found = _REGISTRY.find(model_type)
-    if found is None:
-        raise LucidError(
-            f"Models of the family {model_type!r} are not known; known are {', '.join(families())}. Install the "
-            "package that defines them, or register them with lucid_deploy.model.families.register_family."
-        )
-    return found
 
 
 def family_of(raw: dict[str, Any]) -> Family | None:

@@ -53,7 +53,7 @@ class FlashKeys(msgspec.Struct, kw_only=True, frozen=True):
     use_gate: bool = False
     allow_neg_eigval: bool = False
     attn: Any = None
-    attnres_block_size: Any = None
+    attnres_block_size: None = None  # it would mix the residuals of layers
     conv_bias: bool = False
 
 
@@ -94,10 +94,8 @@ class FlashLinearFamily(Family):
                 f"{where}: {foreign[0]} is {raw[foreign[0]]!r}, a key that models of the family {self.model_type} do "
                 "not have. Take it out, or correct model_type."
             )
-        if raw.get("hidden_act") not in (None, "swish", "silu"):
-            raise LucidError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; only swish is.")
         keys: Any = checked(raw, self.keys, where)
-        plain = {**raw, "hidden_act": "silu", "rms_norm_eps": keys.norm_eps}
+        plain = {**raw, "rms_norm_eps": keys.norm_eps}
         if raw.get("intermediate_size") is None and isinstance(raw.get("hidden_size"), int):
             inner = int(raw["hidden_size"] * keys.hidden_ratio * 2 / 3)
             plain["intermediate_size"] = 256 * -(-inner // 256)  # its own rounding
@@ -117,7 +115,10 @@ class FlashLinearFamily(Family):
         return [kind if index in attention.layers else LINEAR for index in range(layers)]
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        _refuse(keys, where)
+        if keys.conv_bias:
+            raise LucidError(f"{where}: conv_bias is true. Biases of short convolutions are not supported.")
+        if keys.use_short_conv:
+            check_kernel(keys.conv_size, "conv_size", where)
         attention = attention_keys(keys.attn, where)
         layers = [] if attention is None else attention.layers
         beyond = [index for index in layers if index >= config.num_hidden_layers]
@@ -176,18 +177,6 @@ def whole(value: float, what: str, where: str) -> int:
     if not value.is_integer():  # infinity, which a product may be, is none
         raise LucidError(f"{where}: {what} is {value:g}, which is not a whole number.")
     return round(value)
-
-
-def _refuse(keys: Any, where: str) -> None:
-    if keys.attnres_block_size is not None:
-        raise LucidError(
-            f"{where}: attnres_block_size is {keys.attnres_block_size!r}. It mixes the residuals of layers, which is "
-            "not supported."
-        )
-    if keys.conv_bias:
-        raise LucidError(f"{where}: conv_bias is true. Biases of short convolutions are not supported.")
-    if keys.use_short_conv:
-        check_kernel(keys.conv_size, "conv_size", where)
 
 
 class _DeltaKeys(FlashKeys, kw_only=True, frozen=True):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from lucid_deploy.errors import LucidError
 from lucid_deploy.plug import Registry
 
 if TYPE_CHECKING:
@@ -52,15 +51,4 @@ _REGISTRY = Registry(
         "gated_delta": f"{__name__}.delta.GATED_DELTA",
     },
 )
-register_layer_kind = _REGISTRY.register
-
-
-def layer_kind(name: str) -> LayerKind:
-    """Return a kind of layer by its name."""
-    found = _REGISTRY.find(name)
-    if found is None:
-        raise LucidError(
-            f"Layers of kind {name!r} are not known; known are {', '.join(_REGISTRY.names())}. Install the package "
-            "that defines them, or register them with lucid_deploy.model.layers.register_layer_kind."
-        )
-    return found
+register_layer_kind, layer_kind = _REGISTRY.register, _REGISTRY.named

@@ -42,7 +42,7 @@ def projection_names(config: LucidConfig, index: int, attribute: str) -> tuple[s
     """Return the names of weights within a layer: projections, and norms of queries and keys."""
     if config.attention:
         return config.attention[index].weights
-    biased = {*(_QKV if config.attention_bias else ()), *((_OUTPUT,) if config.has_output_bias else ())}
+    biased = {*(_QKV if config.attention_bias else ()), *((_OUTPUT,) if config.attention_output_bias else ())}
     names = [
         f"{name}.{part}"
         for name in (*_QKV, _OUTPUT)

@@ -79,9 +79,7 @@ class IntegerLayout(PackedLayout):
     name: str
     bits: int
     group_size: int  # inputs that share a scale; −1: a whole row
-    # name of the part with the numbers; they are int8 where it is weight, or packed into int32, the first in the
-    # lowest bits
-    numbers: str
+    numbers: str  # name of the part with the numbers, packed into int32, the first in the lowest bits
     scale: str  # name of the scales
     zero: str  # name of the zero points; empty: every zero point is the middle of the range
     index: str = ""  # name of the part with the group of each input, which must be in order; empty: there is none
@@ -91,7 +89,6 @@ class IntegerLayout(PackedLayout):
     transposed: bool = False  # whether parts are stored with the inputs first: (in, out), (groups, out)
     along_outputs: bool = False  # whether a word has numbers of neighbouring outputs; otherwise of neighbouring inputs
     places: tuple[int, ...] = ()  # where in a word each of its numbers lies; empty: in order
-    strategy: str = "group"  # what shares a scale: group, channel or tensor
     zeros_less_one: bool = False  # whether zero points are stored less one
     middle: bool = False  # whether the settings say that stored zero points are the middle of the range
     inputs = None
@@ -111,38 +108,21 @@ class IntegerLayout(PackedLayout):
 
     @property
     def types(self) -> Mapping[str, tuple[str, ...]]:
-        zeros: tuple[str, ...] = _WORDS
-        if not self.transposed:  # older versions of compressed-tensors store zero points as int8
-            zeros = ("I8", *_WORDS) if self._packs_zeros else ("I8",)
-        return {
-            self.numbers: _WORDS if self._packs_numbers else ("I8",),
-            self.scale: _SCALES,
-            self.zero: zeros,
-            self.index: _INDICES,
-            self.size: _INDICES,
-        }
-
-    @property
-    def _packs_numbers(self) -> bool:
-        return self.numbers != "weight"
-
-    @property
-    def _packs_zeros(self) -> bool:
-        return self._packs_numbers and self.strategy != "tensor"
+        words = dict.fromkeys((self.numbers, self.zero), _WORDS)
+        return {**words, self.scale: _SCALES, self.index: _INDICES, self.size: _INDICES}
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         out, width = shapes[self.numbers][::-1] if self.transposed else shapes[self.numbers]
-        if self._packs_numbers and self.along_outputs:
+        if self.along_outputs:
             out = out * 32 // self.bits
-        elif self._packs_numbers:
+        else:
             width = width * 32 // self.bits
         groups = count_blocks(width, _group(width, self.group_size))
-        by_strategy: dict[str, list[Shape]] = {"channel": [(out, 1), (out,)], "tensor": SCALARS}
-        scales = by_strategy.get(self.strategy, [(out, groups)])
-        zeros: list[Shape] = [(count_blocks(out * self.bits, 32), groups)] if self._packs_zeros else []
-        if not self.transposed:
-            zeros += scales
-        expected: dict[str, list[Shape]] = {self.scale: scales, self.zero: zeros}
+        scales: list[Shape] = [(out, groups), *([(out,)] if groups == 1 else [])]
+        expected: dict[str, list[Shape]] = {
+            self.scale: scales,
+            self.zero: [(count_blocks(out * self.bits, 32), groups)],
+        }
         if self.transposed:
             expected = {part: [shape[::-1] for shape in allowed] for part, allowed in expected.items()}
         _check_shapes(shapes, {**expected, self.size: [(2,)], self.index: [(width,)]})
@@ -156,15 +136,11 @@ class IntegerLayout(PackedLayout):
         group = _group(width, self.group_size)
         groups = count_blocks(width, group)
         self._check_order(parts.get(self.index), width, group)
-        scales = parts[self.scale].reshape(-1, groups).expand(out, groups).contiguous()
+        scales = parts[self.scale].reshape(out, groups).contiguous()
         return PackedWeight(codes, self._zeros(parts, out, groups), scales, self.bits, group)
 
     def _codes(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        import torch
-
         numbers = parts[self.numbers]
-        if not self._packs_numbers:
-            return (numbers.to(torch.int16) + 128).to(torch.uint8)
         codes = self._unpack_outputs(numbers) if self.along_outputs else _unpack(numbers, self.bits)
         if self.size and codes.shape != (sizes := tuple(int(size) for size in parts[self.size])):
             raise ValueError(f"{self.size} is {list(sizes)}, but {self.numbers} holds {list(codes.shape)}")
@@ -178,8 +154,6 @@ class IntegerLayout(PackedLayout):
         if not self.zero:
             return torch.full((out, groups), half, dtype=torch.uint8)
         stored = parts[self.zero]
-        if stored.dtype != torch.int32:
-            return self._moved(stored.reshape(-1, groups).to(torch.int16), out, groups, half)  # int8 has no 128
         if len(stored) != count_blocks(out * self.bits, 32):
             raise ValueError(f"{self.zero} has {len(stored)} rows of words for {out} outputs")
         zeros = self._unpack_outputs(stored)[:out]
@@ -199,16 +173,6 @@ class IntegerLayout(PackedLayout):
                 f"{int(other[0])}. Correct checkpoint_format or sym"
             )
         return zeros.contiguous()
-
-    def _moved(self, zeros: torch.Tensor, out: int, groups: int, half: int) -> torch.Tensor:
-        """Add half the range to zero points that are stored around 0, as codes have it."""
-        import torch
-
-        if len(zeros) not in (1, out):
-            raise ValueError(f"{self.zero} has {len(zeros)} rows for {out} outputs")
-        if ((zeros < -half) | (zeros >= half)).any():
-            raise ValueError(f"{self.zero} has numbers outside {-half} to {half - 1}, the range of its bits")
-        return (zeros + half).to(torch.uint8).expand(out, groups).contiguous()
 
     def _unpack_outputs(self, words: torch.Tensor) -> torch.Tensor:
         """Return the numbers of words ``(out·bits/32, n)`` that have numbers of neighbouring outputs, ``(out, n)``."""

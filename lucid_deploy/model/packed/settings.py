@@ -12,9 +12,9 @@ other key might change it, and is refused.
   ``(groups, out)``. Published in AutoAWQ's ``packing_utils.py``. The method's factors of inputs are in the weights.
 - ``compressed-tensors``: ``pack-quantized`` has ``weight_packed`` int32 ``(out, in·bits/32)``, ``weight_scale``
   ``(out, groups)``, ``weight_shape`` and, where weights are not symmetric, ``weight_zero_point`` int32
-  ``(out·bits/32, groups)``; ``int-quantized`` ``weight`` int8 ``(out, in)`` and zero points as int8.
-  ``float-quantized`` has ``weight`` E4M3 ``(out, in)``; ``weight_scale`` one number, ``(out, 1)``, or ``(⌈out/rows⌉,
-  ⌈in/inputs⌉)``; ``input_scale``, one number, where inputs are rounded with it. Published in its ``compressors/``.
+  ``(out·bits/32, groups)``. ``float-quantized`` has ``weight`` E4M3 ``(out, in)``; ``weight_scale`` one number,
+  ``(out, 1)``, or ``(⌈out/rows⌉, ⌈in/inputs⌉)``; ``input_scale``, one number, where inputs are rounded with it.
+  Published in its ``compressors/``.
 - ``fp8`` with the key ``weight_block_size`` (DeepSeek, Qwen, transformers' ``FineGrainedFP8Config``):
   ``weight_scale_inv`` ``(⌈out/rows⌉, ⌈in/inputs⌉)``, or one number where the key is null, which in spite of its name
   is the factor of a number; ``activation_scale``, one number, where inputs are rounded with it. Without the key
@@ -119,10 +119,8 @@ _AWQ_IGNORED = (_GPTQ_IGNORED - {"backend", "version"}) | {
 
 
 class _Awq(msgspec.Struct, kw_only=True, frozen=True):
-    bits: Literal[4] | None = None
-    w_bit: Literal[4] | None = None  # older name
-    group_size: int | None = None
-    q_group_size: int | None = None  # older name
+    bits: Literal[4]
+    group_size: int
     version: str = "gemm"
     format: str = "gemm"
     checkpoint_format: str = "gemm"
@@ -144,13 +142,10 @@ def awq_layout(settings: dict[str, Any]) -> IntegerLayout:
         raise ValueError("dynamic, which gives layers settings of their own, is not supported")
     if not given.zero_point:
         raise ValueError("zero_point is false, for which the layout gemm has no tensors")
-    sizes = {size for size in (given.group_size, given.q_group_size) if size is not None}
-    if (given.bits or given.w_bit) is None or len(sizes) != 1:
-        raise ValueError("bits or group_size is missing, or group_size and q_group_size differ")
     return IntegerLayout(
         name="awq",
-        bits=4,
-        group_size=_group_size(sizes.pop()),
+        bits=given.bits,
+        group_size=_group_size(given.group_size),
         numbers="qweight",
         scale="scales",
         zero="qzeros",
@@ -166,7 +161,7 @@ _COMPRESSED_IGNORED = frozenset(
 
 
 class _Compressed(msgspec.Struct, kw_only=True, frozen=True):
-    format: Literal["pack-quantized", "int-quantized", "float-quantized"]
+    format: Literal["pack-quantized", "float-quantized"]
     config_groups: dict[str, dict[str, Any]]
     kv_cache_scheme: Any = None
     transform_config: dict[str, Any] = {}
@@ -222,19 +217,18 @@ def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
             "input_activations, which rounds the inputs of integer layers, is not supported. Checkpoints with "
             "quantized weights alone (W4A16, W8A16) are"
         )
-    return _compressed_integers(given.format, weights)
+    return _compressed_integers(weights)
 
 
 def _numbers(settings: dict[str, Any], where: str) -> _Numbers:
     return read_settings(settings, _Numbers, ("observer", "observer_kwargs", "zp_dtype"), where)
 
 
-def _compressed_integers(form: str, weights: _Numbers) -> IntegerLayout:
-    is_packed = form == "pack-quantized"
-    if weights.type != "int" or (not is_packed and weights.num_bits != 8):
-        raise ValueError(f"{form} weights of type {weights.type} with {weights.num_bits} bits are not supported")
-    if weights.strategy not in ("group", "channel", "tensor"):
-        raise ValueError(f"the strategy {weights.strategy!r} is not supported; group, channel and tensor are")
+def _compressed_integers(weights: _Numbers) -> IntegerLayout:
+    if weights.type != "int":
+        raise ValueError(f"packed weights of type {weights.type} are not supported")
+    if weights.strategy not in ("group", "channel"):
+        raise ValueError(f"the strategy {weights.strategy!r} is not supported; group and channel are")
     size = (weights.group_size or 0) if weights.strategy == "group" else -1
     if weights.strategy == "group" and size < 1:
         raise ValueError(f"group_size is {weights.group_size}, and must be positive")
@@ -242,15 +236,14 @@ def _compressed_integers(form: str, weights: _Numbers) -> IntegerLayout:
         name="compressed-tensors",
         bits=weights.num_bits,
         group_size=size,
-        numbers="weight_packed" if is_packed else "weight",
+        numbers="weight_packed",
         scale="weight_scale",
         zero="" if weights.symmetric else "weight_zero_point",
         index="weight_g_idx",
         remedy="actorder static or none",
         # "group", also spelled "dynamic" and true: weight_g_idx says which inputs share a group. Otherwise neighbours.
         ordered=weights.strategy == "group" and weights.actorder in ("group", "dynamic", True),
-        size="weight_shape" if is_packed else "",
-        strategy=weights.strategy,
+        size="weight_shape",
     )
 
 
@@ -267,13 +260,11 @@ def _compressed_floats(settings: dict[str, Any], weights: _Numbers, activations:
         rounding = _numbers(activations, "input_activations")
         _check_float(rounding, "input_activations")
         group = rounding.group_size
-        if (rounding.strategy, rounding.dynamic) == ("tensor", False):
-            inputs = InputRounding("static")
-        elif (rounding.strategy, rounding.dynamic) == ("token", True):
-            inputs = InputRounding("token")
-        elif (rounding.strategy, rounding.dynamic) == ("group", True) and (group or 0) > 0:
-            inputs = InputRounding("group", group)
-        else:
+        ways = {("tensor", False): InputRounding("static"), ("token", True): InputRounding("token")}
+        if group is not None and group > 0:
+            ways["group", True] = InputRounding("group", group)
+        inputs = ways.get((rounding.strategy, rounding.dynamic))
+        if inputs is None:
             raise ValueError(
                 f"input_activations with strategy {rounding.strategy!r}, dynamic {rounding.dynamic} and group_size "
                 f"{group} are not supported; static per tensor, and dynamic per token and per group, are"

@@ -68,6 +68,14 @@ _DROPPED = OURS | frozenset(
 # Names of the number of experts, and of how many of them a token chooses.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+# The values of LUCID's keys that are computed in a class.
+_COMPUTED = {
+    "which_rmsnorm": "exp_k_norm",
+    "use_rope": True,
+    "use_qknorm": False,
+    "use_forget_gate": False,
+    "key_scaling_exp": 0,
+}
 _STANDARD_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 
@@ -75,10 +83,7 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
     """LUCID's keys, which the class does not read."""
 
     attention_type: str = "llama"
-    which_rmsnorm: str = "exp_k_norm"
-    use_rope: bool = True
     use_beta: bool = False
-    use_qknorm: bool = False
     lucid_layers: list[int] | None = None
     layer_kinds: list[str] = []
     rms_norm_eps: Positive = 1e-6
@@ -92,7 +97,7 @@ def parse_class_config(
     """Turn ``config.json`` of a class of transformers into a configuration, of some of its layers if any are named."""
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
-    _check_lucid_keys(raw, keys, where)
+    _check_lucid_keys(raw, where)
     kept = {key: value for key, value in raw.items() if key not in _DROPPED and not key.startswith("_")}
     kept = {key: _without_dynamic(value) for key, value in kept.items() if key not in assume_unused}
     class_name = class_of(raw["model_type"])[0]
@@ -169,15 +174,10 @@ def _check_names(raw: dict[str, Any], where: str) -> None:
         )
 
 
-def _check_lucid_keys(raw: dict[str, Any], keys: _LucidKeys, where: str) -> None:
+def _check_lucid_keys(raw: dict[str, Any], where: str) -> None:
     check_lucid_keys(raw, where)
-    wrong = {
-        "which_rmsnorm": keys.which_rmsnorm != "exp_k_norm",
-        "use_rope": not keys.use_rope,
-        "use_qknorm": keys.use_qknorm,
-    }
-    for key in (*(key for key, is_wrong in wrong.items() if is_wrong), "use_forget_gate", "key_scaling_exp"):
-        if wrong.get(key) or not CHANGES.get(key, lambda value: True)(raw.get(key)):
+    for key, computed in _COMPUTED.items():
+        if raw.get(key) not in (None, computed):
             raise LucidError(f"{where}: {key} is {raw[key]!r}, which is not supported in a class of transformers.")
 
 
@@ -214,7 +214,7 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
     return tuple(LUCID if index in chosen else kind for index, kind in enumerate(other))
 
 
-def unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str] = ()) -> dict[str, Any]:
+def _unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]) -> dict[str, Any]:
     """Return the keys of ``config.json`` that a class does not read although they may change the numbers."""
     form = type(config)
     try:
@@ -246,7 +246,7 @@ def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -
     if text is not config:
         raise LucidError(f"it computes more than text; its text part is of model_type {text.model_type!r}")
     lucid = raw.get("attention_type") in LUCID_TYPES
-    for key, value in unread_keys(raw, config, assume_unused).items():
+    for key, value in _unread_keys(raw, config, assume_unused).items():
         if key == "rms_norm_eps" and lucid:  # of the solve
             continue
         raise LucidError(

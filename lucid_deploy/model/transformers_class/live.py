@@ -15,13 +15,11 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
     """Save a model, and register its class with transformers for this process if it is one of the user's own."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        wrapped = hasattr(model, "peft_config")
-        advice = (
-            "Give the model that it wraps, and save the adapter for merge_adapter"
-            if wrapped
-            else ("Give a PreTrainedModel with a language model's head, or the directory of a checkpoint")
+        raise LucidError(
+            f"{name} is no model of transformers that generates text. Give a PreTrainedModel with a language model's "
+            "head, or the directory of a checkpoint; of PEFT, the model that it wraps, and save the adapter for "
+            "merge_adapter."
         )
-        raise LucidError(f"{name} is no model of transformers that generates text. {advice}.")
     if model.training:
         raise LucidError(f"{name} is in training mode. Call eval() first, if it is trained.")
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:

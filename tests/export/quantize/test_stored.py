@@ -39,7 +39,6 @@ from tests.model.packed.packing import change_settings, change_tensors, write_pa
         ("awq", "matmulnbits", "float16", True),
         ("packed", "matmulnbits", "float32", True),
         ("packed8", "qdq", "float16", False),
-        ("integers", "matmulnbits", "float32", False),
     ],
 )
 def test_what_is_written_is_what_the_formula_gives(

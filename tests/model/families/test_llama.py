@@ -27,9 +27,9 @@ def test_its_settings_are_transformers(given: dict[str, Any]) -> None:
     ours, theirs = parse({"model_type": "llama", **SIZES, **given}), LlamaConfig(**SIZES, **given)
     assert parse(json.loads(theirs.to_json_string(use_diff=False))) == ours
     names = ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "head_dim")
-    names = (*names, "hidden_act", "attention_bias", "mlp_bias")
+    names = (*names, "attention_bias", "mlp_bias")
     assert {name: getattr(ours, name) for name in names} == {name: getattr(theirs, name) for name in names}
-    assert ours.has_output_bias == theirs.attention_bias and ours.kinds == ("standard",) * 6
+    assert ours.attention_output_bias == theirs.attention_bias and ours.kinds == ("standard",) * 6
     rope = ours.rope(0)
     assert rope is not None
     assert (rope.theta, rope.scaling.rope_type) == tuple(

@@ -78,25 +78,20 @@ def compressed(codes: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, b
     return parts if symmetric else {**parts, "weight_zero_point": words(zeros.mT, bits).mT.contiguous()}
 
 
-def integers(codes: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor) -> Parts:
-    """compressed-tensors, int-quantized, symmetric."""
-    return {"weight": (codes.int() - 128).to(torch.int8), "weight_scale": scales}
-
-
 def compressed_settings(form: str, bits: int, strategy: str, group: int | None, symmetric: bool) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy, "group_size": group}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
     return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "ignore": ["lm_head"]}
 
 
-KINDS = ("gptq", "gptq_v2", "gptq8", "awq", "packed", "packed8", "integers")
+KINDS = ("gptq", "gptq_v2", "gptq8", "awq", "packed", "packed8")
 
 
 def stored(kind: str, weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
     """Return a weight's parts in one of the kinds, and what they mean: float64 ``(out, in)`` by the formula."""
-    bits = 8 if kind in ("gptq8", "packed8", "integers") else 4
-    group = weight.shape[1] if kind in ("gptq8", "integers") else 16
-    symmetric = kind in ("gptq", "gptq8", "packed8", "integers")
+    bits = 8 if kind in ("gptq8", "packed8") else 4
+    group = weight.shape[1] if kind in ("gptq8", "packed8") else 16
+    symmetric = kind in ("gptq", "gptq8", "packed8")
     codes, zeros, scales = numbers(weight, bits, group, symmetric)
     meant = torch.zeros(weight.shape, dtype=torch.float64)
     for column in range(weight.shape[1]):
@@ -106,8 +101,6 @@ def stored(kind: str, weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
         return gptq(codes, zeros, scales, bits, less_one=kind != "gptq_v2"), meant
     if kind == "awq":
         return awq(codes, zeros, scales), meant
-    if kind == "integers":
-        return integers(codes, zeros, scales), meant
     return compressed(codes, zeros, scales, bits, symmetric), meant
 
 
@@ -117,8 +110,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gptq8": {"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": True},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm"},
     "packed": compressed_settings("pack-quantized", 4, "group", 16, False),
-    "packed8": compressed_settings("pack-quantized", 8, "group", 16, True),
-    "integers": compressed_settings("int-quantized", 8, "channel", None, True),
+    "packed8": compressed_settings("pack-quantized", 8, "channel", None, True),
 }
 
 
