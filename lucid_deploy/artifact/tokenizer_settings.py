@@ -29,14 +29,14 @@ def token_names(directory: Path) -> dict[str, str]:
     named = {name: value for name, value in settings.items() if name.endswith("_token") and not isinstance(value, bool)}
     named |= extra if isinstance(extra, dict) else {EXTRA: extra}
     older = [name for name in OTHER_FILES if (directory / name).exists()]
-    older += [name for name, value in named.items() if not isinstance(value, str)]
+    older += [name for name, value in named.items() if not isinstance(value, str | None)]
     older += [DECODER] if DECODER in settings else []
     if older:
         raise LucidError(
             f"The tokenizer in {directory} has tokens in {older[0]}, which this version reads when it exports only. "
             "Export the checkpoint again."
         )
-    return named
+    return {name: text for name, text in named.items() if text is not None}
 
 
 def splits_special_tokens(directory: Path) -> bool:

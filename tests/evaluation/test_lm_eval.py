@@ -26,6 +26,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lucid_deploy.evaluation.lm_eval_adapter import LucidLM, cut, cut_at, read_options
+from lucid_deploy.export.companions import read_tokenizer
 
 WINDOW = 16
 # How each kind of tokenizer frames a text, and the tokens that its files name. The configuration says bos 1, eos 2.
@@ -114,7 +115,7 @@ def both(
 ) -> tuple[HFLM, LucidLM]:
     directory = tokenizer_at(tmp_path_factory.mktemp("tokenizer"), *KINDS[request.param])
     reference = reference_for(checkpoint, directory, batch_size=1, max_length=WINDOW)
-    return reference, LucidLM(session=session, tokenizer=TextTokenizer(directory), max_length=WINDOW, truncate="left")
+    return reference, LucidLM(session=session, tokenizer=read_tokenizer(directory), max_length=WINDOW, truncate="left")
 
 
 def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
