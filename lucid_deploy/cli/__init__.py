@@ -40,7 +40,6 @@ COMMANDS = {
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "conformance": "Check that onnxruntime computes our operators correctly on this machine, case by case.",
     "doctor": "Show what is installed, what works, and what to install.",
-    "completion": "Print the script with which a shell completes commands and options.",
 }
 
 

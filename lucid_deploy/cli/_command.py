@@ -1,4 +1,4 @@
-"""The base of all commands: options for output, options from a file or the environment, hints at similar names."""
+"""The base of all commands: options for output, options from the environment, hints at similar names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import click
 
 from lucid_deploy.cli._console import set_output
 from lucid_deploy.cli._process import check_encoding
-from lucid_deploy.cli._sources import CONFIG, PREFIX, in_capitals, name_variables, near, origins, read_defaults
+from lucid_deploy.cli._sources import PREFIX, in_capitals, name_variables, near, origins
 from lucid_deploy.errors import LucidError
 
 _VERBOSE = "lucid_deploy.verbose"  # in click's meta
 _FLAGS = ("quiet", "verbose", "no_color")
-_EPILOG = "Options can also come from the environment, as in LUCID_DEPLOY_RUN_TOP_K for run --top-k, or from --config."
+_EPILOG = "Options can also come from the environment, as in LUCID_DEPLOY_RUN_TOP_K for run --top-k."
 
 
 def is_verbose() -> bool:
@@ -50,7 +50,7 @@ class Command(click.Command):
         ctx.meta[_VERBOSE] = verbose
         set_output(quiet, no_color)
         ctx.color = False if no_color else ctx.color
-        check_outputs(ctx.params, ctx.meta.get(CONFIG))
+        check_outputs(ctx.params)
         return super().invoke(ctx)
 
 
@@ -72,22 +72,7 @@ def _common_options() -> list[click.Option]:
         return click.Option(names, is_flag=True, envvar=f"{PREFIX}_{in_capitals(names[-1])}", help=help)
 
     return [
-        click.Option(
-            ["--config"],
-            metavar="FILE",
-            envvar=f"{PREFIX}_CONFIG",
-            is_eager=True,
-            expose_value=False,
-            callback=_read_config,
-            help="A TOML file with options: a table for each command, with option names as keys, without dashes.",
-        ),
         flag(["-q", "--quiet"], "Write no progress and no remarks to stderr; errors and results stay."),
         flag(["-v", "--verbose"], "Write more to stderr, such as where in the code an error was raised."),
         flag(["--no-color"], "No colours; the variable NO_COLOR does the same."),
     ]
-
-
-def _read_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    if value is not None and not ctx.resilient_parsing:
-        ctx.default_map = read_defaults(value, ctx)
-        ctx.meta[CONFIG] = value

@@ -28,12 +28,12 @@ FOLDERS = ("--output-path",)
 RECORD = ".run.json"  # beside the answers of a batch
 
 
-def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
+def check_outputs(given: Mapping[str, Any]) -> None:
     """Refuse outputs among a command's parameters that would replace or change what it reads, or each other."""
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if str(given.get(name) or "-") != "-"]
     if given.get("batch") and given.get("output"):
         outputs.append(("--output", Path(f"{given['output']}{RECORD}")))
-    read = list(_paths({**given, "config": config}))
+    read = list(_paths(given))
     models = [path for path in read if any((path / name).is_file() for name in ("lucid.json", "config.json"))]
     models += [source for path in models if (source := _checkpoint_of(path)) is not None]
     inputs = {_real(path): path for path in read}

@@ -1,16 +1,13 @@
-"""Options that come from a file or the environment: their names, and the refusal of unknown ones.
+"""Options that come from the environment: their names, and the refusal of unknown ones.
 
-Click reads both. It would ignore a misspelt variable or key, and name variables after Python parameters.
+Click reads them. It would ignore a misspelt variable, and name variables after Python parameters.
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -18,7 +15,6 @@ from click.core import ParameterSource
 from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of environment variables
-CONFIG = "lucid_deploy.config"  # key of Click's meta: the file of --config
 
 
 def long_name(option: click.Parameter) -> str:
@@ -56,8 +52,6 @@ def origins(context: click.Context, options: Sequence[click.Parameter]) -> str:
         subject = "It" if len(options) == 1 else long_name(option)
         if found is ParameterSource.ENVIRONMENT:
             sentences += f" {subject} comes from the environment variable {option.envvar}."
-        elif found is ParameterSource.DEFAULT_MAP:
-            sentences += f" {subject} comes from {context.meta[CONFIG]}."
     return sentences
 
 
@@ -79,49 +73,6 @@ def name_variables(command: click.Command, context: click.Context) -> None:
             raise LucidError(
                 f"The environment variable {name} is no option of {context.command_path}.{near(name, known)}"
             )
-
-
-def read_defaults(name: str, context: click.Context) -> dict[str, Any]:
-    """Return the options that a TOML file has for a command, by the names of its Python parameters.
-
-    ``[plugin.build]`` is the table of ``plugin build``.
-    """
-    try:
-        table: Any = tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise LucidError(f"--config {name} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise LucidError(f"--config {name} is not a TOML file: {error}") from error
-    root, path = context.find_root(), _path(context)
-    if isinstance(root.command, click.Group):
-        commands = root.command.list_commands(root)
-        if unknown := sorted(table.keys() - set(commands)):
-            raise LucidError(f"{name}: there is no command {unknown[0]!r}.{near(unknown[0], commands)}")
-    for step in path:
-        table = table.get(step, {})
-        if not isinstance(table, dict):
-            raise LucidError(f"{name}: {step} must be a table: [{'.'.join(path)}]")
-    options = {long_name(each).lstrip("-"): each for each in context.command.params if isinstance(each, click.Option)}
-    options = {key: option for key, option in options.items() if key != "config"}
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        option = options.get(key.replace("_", "-"))
-        if option is None:
-            raise LucidError(f"{name}: {'.'.join(path)} has no option {key!r}.{near(key, options)}")
-        try:
-            # As on the command line, where numbers are text: 1.5 is no whole number.
-            words = [_word(item) for item in (value if isinstance(value, list) and option.multiple else [value])]
-            values[str(option.name)] = words if option.multiple else words[0]
-            option.type_cast_value(context, values[str(option.name)])
-        except click.BadParameter as error:
-            raise LucidError(f"{name}: {'.'.join(path)}.{key}: {error.message}") from error
-    return values
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str | int | float) or "\0" in str(value):
-        raise click.BadParameter(f"must be text, a number, true or false, not {value!r}.")
-    return str(value)
 
 
 def _path(context: click.Context) -> list[str]:

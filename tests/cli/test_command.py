@@ -1,4 +1,4 @@
-"""What every command has: options from the command line, the environment or a file, output options, and JSON."""
+"""What every command has: options from the command line or the environment, output options, and JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import COMMANDS, main
-from lucid_deploy.cli._sources import read_defaults
 
 Exported = Callable[..., tuple[Path, Artifact]]
-COMMON = {"config", "quiet", "verbose", "no_color"}
-WITHOUT_RESULTS = {"adapters add", "adapters remove", "chat", "serve", "completion"}
+COMMON = {"quiet", "verbose", "no_color"}
+WITHOUT_RESULTS = {"adapters add", "adapters remove", "chat", "serve"}
 
 
 def run(*arguments: Any, **environment: str) -> Result:
@@ -69,14 +68,11 @@ def sample(option: click.Option) -> str:
     raise AssertionError(f"no value for {option.opts}")
 
 
-def test_the_environment_and_a_file_set_every_option_as_the_command_line_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "options.toml"
+def test_the_environment_sets_every_option_as_the_command_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, command in ALL:
         above, last = context_above(name), name.split()[-1]
         for option in command.params:
-            if not isinstance(option, click.Option) or option.name == "config":
+            if not isinstance(option, click.Option):
                 continue
             longest, word = max(option.opts, key=len), sample(option)
             typed = [longest, word]
@@ -90,10 +86,6 @@ def test_the_environment_and_a_file_set_every_option_as_the_command_line_does(
                 found = command.make_context(last, [], above, resilient_parsing=True)
             assert found.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT, variable
             assert found.params == wanted.params, variable
-            file.write_text(f"[{name.replace(' ', '.')}]\n{longest[2:]} = {word if option.is_flag else repr(word)}\n")
-            defaults = read_defaults(str(file), found)
-            found = command.make_context(last, [], above, resilient_parsing=True, default_map=defaults)
-            assert found.params == wanted.params, longest
 
 
 @pytest.mark.parametrize(
@@ -109,9 +101,7 @@ def test_an_unknown_variable_is_refused(line: str, variable: str, hint: str) -> 
     assert said.exit_code == 2 and variable in said.stderr and hint in said.stderr
 
 
-def test_the_command_line_wins_over_the_environment_and_that_over_a_file(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_line_wins_over_the_environment(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     def export(_checkpoint: str, output: str, options: Any, *_: Any) -> Artifact:
@@ -119,43 +109,13 @@ def test_the_command_line_wins_over_the_environment_and_that_over_a_file(
         return exported()[1]
 
     monkeypatch.setattr("lucid_deploy.export.export", export)
-    file = tmp_path / "run.toml"
-    file.write_text(
-        '[export]\noutput = "here"\ndtype = "bf16"\nlogits = "all"\ncache = "static"\nassume-unused = ["a", "b"]\n'
-        "overwrite = true\nquantize = 'int8'\nblock_size = 64\n[run]\nstop = ['.']\n"
-    )
-    result = run("export", "demo", "--config", file, "--cache", "growing", LUCID_DEPLOY_EXPORT_LOGITS="last")
+    variables = {"OUTPUT": "here", "DTYPE": "bf16", "CACHE": "static", "ASSUME_UNUSED": "a b", "OVERWRITE": "true"}
+    given = {f"LUCID_DEPLOY_EXPORT_{name}": value for name, value in variables.items()}
+    result = run("export", "demo", "--cache", "growing", **given)
     assert result.exit_code == 0, result.stderr
     [(output, options)] = seen
     assert (str(output), options.dtype, options.overwrite) == ("here", "bfloat16", True)
-    assert (options.cache, options.logits) == ("growing", "last")
-    assert options.assume_unused == ("a", "b") and options.quantize.block_size == 64
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[exprot]\n", "there is no command 'exprot'. Did you mean export?"),
-        ("dtype = 'fp16'\n", "there is no command 'dtype'"),
-        ("[export]\ndtpye = 'fp16'\n", "export has no option 'dtpye'. Did you mean dtype?"),
-        ("[export]\nconfig = 'x'\n", "export has no option 'config'."),
-        ("[export]\ndtype = 'half'\n", "export.dtype: 'half' is not one of 'float32', 'float16', 'bfloat16'."),
-        ("[export]\ndtype = true\n", "export.dtype: 'True' is not one of"),
-        ("[export]\noverwrite = 'maybe'\n", "export.overwrite: 'maybe' is not a valid boolean."),
-        ("[export]\nkeep-float = [[1]]\n", "export.keep-float: must be text, a number, true or false, not [1]."),
-        ("[export]\nblock_size = 1.5\n", "export.block_size: "),
-        ("export = 5\n", "export must be a table: [export]"),
-        ("[export\n", "is not a TOML file: "),
-    ],
-)
-def test_a_wrong_file_of_options_is_one_line(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "run.toml"
-    file.write_text(text)
-    result = run("export", "demo", "-o", tmp_path / "artifact", "--config", file)
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.stderr
-    assert str(file) in result.stderr and said in result.stderr
-    assert not (tmp_path / "artifact").exists()
-    assert "none.toml cannot be read: No such file" in run("doctor", "--config", tmp_path / "none.toml").stderr
+    assert (options.cache, options.assume_unused) == ("growing", ("a", "b"))
 
 
 def test_a_wrong_value_says_which_variable_it_comes_from() -> None:
@@ -196,12 +156,6 @@ def test_json_means_the_same_everywhere(exported: Exported, tmp_path: Path) -> N
     assert facts["model"] == json.loads(json.dumps(open_artifact(artifact).config.to_dict()))
     # Rows, tokens, K and Y, layers, key/value heads, width, bytes.
     assert facts["memory"]["cache"] == 2 * 100 * 2 * 2 * 2 * 36 * 4
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script(shell: str) -> None:
-    said = run("completion", shell)
-    assert said.exit_code == 0 and "_LUCID_DEPLOY_COMPLETE" in said.stdout
 
 
 def test_completion_knows_commands_options_and_values(monkeypatch: pytest.MonkeyPatch) -> None:

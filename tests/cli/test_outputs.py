@@ -26,7 +26,6 @@ def place(exported: Exported, tmp_path: Path) -> Path:
     manifest = tmp_path / "artifact" / "lucid.json"
     manifest.write_text(manifest.read_text().replace(str(checkpoint), str(tmp_path / "checkpoint")))
     (tmp_path / "p.jsonl").write_text('{"prompt_ids": [5]}\n')
-    (tmp_path / "run.toml").write_text("[run]\nrows = 1\n")
     (tmp_path / "symlink").symlink_to("p.jsonl")
     (tmp_path / "out.run.json").symlink_to("p.jsonl")
     return tmp_path
@@ -47,7 +46,6 @@ BATCH = "run artifact --batch p.jsonl --overwrite --output"
         (f"{BATCH} out", "--output out.run.json would overwrite p.jsonl"),
         (f"{BATCH} artifact/answers.jsonl", "lies inside artifact, which is read"),
         (f"{BATCH} out2 --json out2", "--output out2 is what --json writes too"),
-        (f"{BATCH} run.toml --config run.toml", "would overwrite run.toml"),
         (f"{BATCH} draft/weights.bin --speculate draft --draft draft", "lies inside draft, which is read"),
         ("inspect artifact --json artifact", "--json artifact would replace artifact"),
         ("verify artifact --json checkpoint/config.json", "/checkpoint, which is read"),

@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lucid_deploy.artifact.manifest import read_manifest
 from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
-from lucid_deploy.cli import main
 from lucid_deploy.conformance.case_files import DATA, read_case, write_case
 from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.errors import LucidError
@@ -120,13 +118,6 @@ def case(path: Path) -> object:
     return read_case(folder)
 
 
-def options(path: Path) -> object:
-    """Run a command that fails in any case: there is no checkpoint."""
-    result = CliRunner().invoke(main, ["export", "nowhere", "--output", "nowhere", "--config", str(path)])
-    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.exc_info
-    raise LucidError(result.stderr.partition("Error: ")[2].rstrip("\n"))
-
-
 def answers(path: Path) -> None:
     path.with_name(f"{path.name}.run.json").write_text("{}")
     AnswerFile(path, {}, {1, 2}).close()
@@ -151,7 +142,6 @@ READERS: dict[str, tuple[str, Reader]] = {
     "case": ("case.json", case),
     "casemodel": ("model.onnx", case),
     "casetensor": ("input_0.pb", case),
-    "options": ("run.toml", options),
     "answers": ("answers.jsonl", answers),
     "record": ("answers.jsonl.run.json", record),
 }
@@ -212,18 +202,6 @@ def test_lines_of_prompts(lines: list[bytes]) -> None:
 @given(st.lists(mutated({"line": 1, "id": None, "text": "a", "error": None}), max_size=4))
 def test_lines_of_answers(lines: list[bytes]) -> None:
     on_disk(b"\n".join(lines), "answers.jsonl", answers)
-
-
-SOME_OPTIONS = ["dtype", "cache", "assume-unused", "quantize", "logits", "block-size", "overwrite", "output"]
-assignments = st.dictionaries(st.sampled_from(SOME_OPTIONS) | st.text(max_size=8), values, max_size=4)
-
-
-@fuzzed
-@given(st.sampled_from(["[export]", "[export.x]", "[run]", "[exprot]", ""]), assignments)
-def test_a_file_of_options(table: str, given_options: dict[str, Any]) -> None:
-    """JSON's keys, texts, numbers and lists are TOML's too, its objects and null are not."""
-    lines = [table, *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in given_options.items())]
-    on_disk("\n".join(lines).encode("utf-8", "replace"), "run.toml", options)
 
 
 @fuzzed
