@@ -71,27 +71,16 @@ def baseline(
     """Return the contenders of a baseline; one with standard attention is exported first.
 
     Args:
-        name: A kind of contender, ``standard`` or ``openvino``.
+        name: A kind of contender, or ``standard``.
         artifact: The artifact that gives weights and shape.
         scratch: A folder for exported baselines.
         options: What runs the artifact.
         kernels: As in :func:`with_kernels`.
         note: Gets a remark before something is exported.
     """
-    if name not in ("standard", "openvino"):
+    if name != "standard":
         return [Contender(name, name, str(artifact.directory), options)]
     from lucid_deploy.bench.standard import export_standard
-    from lucid_deploy.runtimes.open import check_fits
 
-    if name == "standard":
-        note("Exporting the baseline standard")
-        return with_kernels(name, str(export_standard(artifact, scratch)), options, kernels)
-    elsewhere = RuntimeOptions("openvino", threads=options.threads)
-    try:
-        inlined = replace(artifact.manifest, inline=True, forms=())
-        check_fits(replace(artifact, manifest=inlined), elsewhere, here=False)
-    except LucidError as error:
-        reason = str(error).rsplit(". ", 1)[0]  # the next sentence says what to do about an artifact
-        raise LucidError(f"{reason}. Leave out --baseline openvino.") from error
-    note("Exporting the baseline openvino")
-    return [Contender(name, "artifact", str(export_standard(artifact, scratch, inline=True)), elsewhere)]
+    note("Exporting the baseline standard")
+    return with_kernels(name, str(export_standard(artifact, scratch)), options, kernels)

@@ -23,10 +23,8 @@ from lucid_deploy.export.quantize.plan import EMBEDDING
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
 from lucid_deploy.model.config import LUCID, STANDARD, WINDOW
 
-INLINE_OPSET = 23  # OpenVINO has no TensorScatter
 
-
-def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> Path:
+def export_standard(artifact: Artifact, scratch: Path) -> Path:
     """Export an artifact's checkpoint once more, as if its attention were standard.
 
     Types, opset and form of the graphs are the artifact's, and so are its layers that are not LUCID. A quantized
@@ -36,7 +34,6 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
     Args:
         artifact: The LUCID artifact.
         scratch: A directory for the files.
-        inline: Without functions, and with operators that OpenVINO has.
     """
     source = resolve(artifact.manifest.source).resolve()
     if not (source / "config.json").is_file():
@@ -44,8 +41,7 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
             f"The standard-attention baseline takes its weights from {source}, which is no longer there. "
             "Export the artifact again, or leave out --baseline standard."
         )
-    name = "standard-inline" if inline else "standard"
-    checkpoint = scratch / f"{name}-checkpoint"
+    checkpoint = scratch / "standard-checkpoint"
     checkpoint.mkdir()
     for path in source.iterdir():
         if path.name != "config.json":
@@ -54,7 +50,7 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
     (checkpoint / "config.json").write_text(json.dumps(_as_standard(config)), encoding="utf-8")
     manifest = artifact.manifest
     _check_kinds(checkpoint, artifact)
-    target = scratch / name
+    target = scratch / "standard"
     requested = "auto" if manifest.cache_dtype == manifest.dtype else manifest.cache_dtype
     export(
         checkpoint,
@@ -66,8 +62,8 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
             cache_dtype=requested,
             assume_unused=tuple(manifest.assumed_unused),
             quantize=_as_recorded(manifest.quantization, artifact.config.tie_word_embeddings),
-            inline=inline or manifest.inline,
-            opset=INLINE_OPSET if inline else max(each.opset for each in manifest.each_form()),
+            inline=manifest.inline,
+            opset=max(each.opset for each in manifest.each_form()),
             state_dtype="model" if manifest.config.has_narrow_states else "float32",
             merge_adapter=None if manifest.adapter is None else Path(manifest.adapter),
         ),
@@ -97,7 +93,7 @@ def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
         family = artifact.config.family
         raise LucidError(
             f"There is no baseline with standard attention for {artifact.directory}: the code of {family} has no "
-            "layers over a window beside such ones. Leave out --baseline standard and openvino."
+            "layers over a window beside such ones. Leave out --baseline standard."
         )
 
 

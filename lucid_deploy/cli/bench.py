@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.options import KERNELS
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-BASELINES = ("standard", "torch-dense", "torch-blocked", "openvino")
+BASELINES = ("standard", "torch-dense", "torch-blocked")
 
 
 @click.command("bench", cls=Command)
@@ -36,8 +36,8 @@ BASELINES = ("standard", "torch-dense", "torch-blocked", "openvino")
     "baselines",
     type=click.Choice(BASELINES),
     multiple=True,
-    help="Also measure the shape: with standard attention; in PyTorch, with a dense solve or our operators; in "
-    "OpenVINO. May be repeated.",
+    help="Also measure the shape: with standard attention; in PyTorch, with a dense solve or our operators. "
+    "May be repeated.",
 )
 @runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(

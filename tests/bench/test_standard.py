@@ -104,16 +104,6 @@ def test_the_same_weights_are_quantized(
     assert made.quantization == artifact.manifest.quantization
 
 
-def test_inline(exported: Exported, tmp_path: Path) -> None:
-    """As OpenVINO takes it: no functions, no TensorScatter."""
-    _, artifact = exported(cache="static")
-    made = open_artifact(export_standard(artifact, tmp_path, inline=True))
-    for stage in ("prefill", "decode"):
-        graph = made.graph(stage)
-        assert not graph.functions and {node.domain for node in graph.graph.node} == {""}
-        assert "TensorScatter" not in {node.op_type for node in graph.graph.node}
-
-
 def test_a_checkpoint_that_is_gone(exported: Exported, tmp_path: Path) -> None:
     _, artifact = exported()
     gone = Artifact(artifact.directory, replace(artifact.manifest, source=str(tmp_path / "gone")))

@@ -88,28 +88,6 @@ def test_bad_usage(words: list[str], message: str, exported: Exported) -> None:
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"cache_dtype": "fp8"}, "and that of {} is in fp8"),
-        (None, "of layer 1 (gated_delta) in {} is of the sort state"),
-    ],
-    ids=["cache", "layers"],
-)
-def test_openvino_refuses_an_artifact_before_anything_is_exported(
-    changes: dict[str, Any] | None,
-    reason: str,
-    exported: Exported,
-    hybrid: Callable[..., Artifact],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("lucid_deploy.bench.standard.export", lambda *_: pytest.fail("it was exported"))
-    artifact = hybrid(short=True, cache="static") if changes is None else exported(**changes)[1]
-    result = run(artifact.directory, "--baseline", "openvino", "--lengths", 8)
-    assert result.exit_code == 2 and reason.format(artifact.directory) in result.stderr
-    assert result.stderr.endswith(". Leave out --baseline openvino.\n")
-
-
 def test_names_and_long_contexts_are_checked_first(exported: Exported) -> None:
     path = exported()[1].directory
     result = run(path, path, "--lengths", "8,513,600")
