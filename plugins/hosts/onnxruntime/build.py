@@ -12,7 +12,7 @@ from typing import Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import temporary_sibling
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
-from lucid_deploy.plugins.hosts.libraries import cache_folder, load_obstacle, prebuilt
+from lucid_deploy.plugins.hosts.libraries import cache_folder, prebuilt
 from lucid_deploy.plugins.hosts.operators_header import HEADER as OPERATORS_HEADER
 from lucid_deploy.plugins.hosts.operators_header import header_text
 
@@ -129,8 +129,6 @@ def has_dots(library: Path) -> bool:
 
 
 def _loaded(library: Path) -> ctypes.CDLL:
-    if obstacle := load_obstacle(library):
-        raise LucidError(f"{library} is not a usable library of kernels: {obstacle}. Run: {BUILD_COMMAND}")
     try:
         loaded = ctypes.CDLL(str(library.absolute()))  # a bare file name would be searched in the system's folders
         abi = loaded.lucidOrtAbi()

@@ -17,7 +17,6 @@ from lucid_deploy.plugins.hosts.compiler import (
     run_compiler,
     system_includes,
 )
-from lucid_deploy.plugins.hosts.libraries import load_obstacle
 from lucid_deploy.plugins.hosts.operators_header import HEADER, header_text
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
@@ -90,8 +89,6 @@ def plugin_abi(library: Path) -> int:
     Raises:
         LucidError: The library cannot be loaded or is not our plugin library.
     """
-    if obstacle := load_obstacle(library):
-        raise LucidError(f"{library} is not a usable plugin library: {obstacle}. Run: lucid-deploy plugin build")
     try:
         function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi
     except (OSError, AttributeError) as error:
