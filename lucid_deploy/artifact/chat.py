@@ -7,8 +7,7 @@ there is any such file, ``chat_template`` of ``tokenizer_config.json`` is ignore
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,16 +166,14 @@ class ChatTemplates:
         )
 
 
-def load_chat_templates(directory: Path, change: Callable[[str], str] | None = None) -> ChatTemplates | None:
-    """Return the templates of an artifact, or None if it has none; ``change`` edits each text before it is compiled.
+def load_chat_templates(directory: Path) -> ChatTemplates | None:
+    """Return the templates of an artifact, or None if it has none.
 
     Their special tokens are those that ``tokenizer_config.json`` names.
     """
     texts = read_chat_templates(directory)
     if texts is None:
         return None
-    if change is not None:
-        texts = {name: replace(template, text=change(template.text)) for name, template in texts.items()}
     return ChatTemplates(texts, token_names(directory))
 
 

@@ -63,7 +63,6 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @_amount("--grace", 30.0, "Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare files' sha256 before loading.")
 @click.option("--served-model-name", "model", metavar="NAME", help="Name in requests; default: the directory's.")
-@click.option("--tool-format", metavar="NAME", help="Form of tools for templates without: hermes, llama3 or mistral.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
 @click.option("--metrics-key-file", type=click.Path(), help="Keys that alone may read /metrics.")
 @click.option("--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among API keys.")

@@ -26,7 +26,6 @@ from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool
 from lucid_deploy.serving.requests import ReaderSetup
 from lucid_deploy.serving.security import ApiKeys, host_allowed
-from lucid_deploy.serving.tool_formats import tool_format_named
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.answers import Answer, Events
@@ -70,15 +69,12 @@ class ApiOptions:
     metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who alone may read metrics, if there are any
     share_prefixes: bool = False  # whether stored prefixes are reused among different keys
     pages: bool = True  # whether the pages for browsers are served, and what only they use
-    tool_format: str | None = None  # how tools are called where the chat template has none
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
     """Return what reader processes need: the artifact's folder and the limits of requests."""
     artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
-    if api.tool_format is not None:
-        tool_format_named(api.tool_format)
     directory = artifact.directory.resolve()
     model, adapters = api.model or directory.name, tuple(each.name for each in artifact.adapters())
     if model in adapters:
@@ -92,7 +88,6 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
         new_tokens=api.max_new_tokens or context,
         choices=api.max_choices or max(1, engine.rows - 1),
         body_bytes=api.max_body_bytes,
-        tool_format=api.tool_format,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import HTTPOptions, RequestRouterConfig
+from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -28,7 +28,6 @@ from lucid_deploy.serving.engine import EngineOptions
 from lucid_deploy.serving.errors import ApiError, queue_full
 from lucid_deploy.serving.front import ApiOptions, Service, reader_setup
 from lucid_deploy.serving.jobs import Job, make_backend
-from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import check_room, connect, delete, deploy
 from lucid_deploy.serving.readers import reader_process
 from lucid_deploy.serving.server import bind, handle_ends, set_up_logging
@@ -121,12 +120,6 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         graceful_shutdown_timeout_s=cluster.grace,
         health_check_period_s=2.0,
         ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
-        request_router_config=RequestRouterConfig(
-            request_router_class=PrefixRouter,  # type: ignore[arg-type]
-            # In a simulation that gives nearly the hits of all rows, without their tail: the 99th percentile of the
-            # first token was 1.75 instead of 3.37 s with 4 replicas.
-            request_router_kwargs={"imbalance": max(1, engine.rows // 2)},
-        ),
         **scaling,
     )
     doors: Any = serve.deployment(

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from lucid_deploy.artifact.chat import load_chat_templates
@@ -17,7 +16,6 @@ from lucid_deploy.serving.errors import ApiError, unavailable
 from lucid_deploy.serving.fields import Kind
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import ReaderSetup, RequestReader
-from lucid_deploy.serving.tool_formats import tool_format_named, with_tools
 
 log = logging.getLogger("lucid_deploy.serving")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
@@ -36,10 +34,9 @@ def reader_process(setup: ReaderSetup) -> BoundedProcess:
 def open_reader(setup: ReaderSetup, bounds: Bounds) -> tuple[bool, Callable[[tuple[Kind, bytes]], Job | ApiError]]:
     """Load what a reader process needs; return whether it can read chats, and what reads a body."""
     directory = Path(setup.directory)
-    tokenizer = TextTokenizer(directory, bound_time=False)
+    tokenizer = TextTokenizer(directory)
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
-    form = None if setup.tool_format is None else tool_format_named(setup.tool_format)
-    templates = load_chat_templates(directory, None if form is None else partial(with_tools, form=form))
+    templates = load_chat_templates(directory)
     reader = RequestReader(setup, tokenizer, templates)
 
     def read(task: tuple[Kind, bytes]) -> Job | ApiError:

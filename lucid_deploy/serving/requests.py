@@ -36,7 +36,6 @@ class ReaderSetup:
     new_tokens: int  # new tokens of one generation
     choices: int  # generations of one request: prompts times ``n``
     body_bytes: int = 4 << 20  # size of a request
-    tool_format: str | None = None  # how calls of tools are written by a model whose chat template has no tools
     reading_seconds: float = 5.0  # processor time for reading one request: parsing, the chat template, tokenizing
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import JSON_OPTIONS, Constraint
 
 _ANY = r"(.|\n)*"
@@ -55,27 +54,6 @@ def tool_format_of(template: str) -> ToolFormat | None:
         if has and not any(text in template for text in item.template_without):
             return item
     return None
-
-
-def tool_format_named(name: str) -> ToolFormat:
-    """Return the tool format of this name; raise a LucidError that lists the known ones."""
-    names = {item.name: item for item in tool_formats()}
-    if name not in names:
-        raise LucidError(f"--tool-format {name} is not known; known are {', '.join(names)}.")
-    return names[name]
-
-
-def with_tools(template: str, form: ToolFormat) -> str:
-    """Return a chat template that has no tools with tools in a form: it shows them in the system message.
-
-    Calls become text of the assistant's messages, and results become the user's.
-    """
-    own = tool_format_of(template)
-    if own is not None:
-        raise LucidError(f"The model's chat template has tools already, as {own.name}. Leave out --tool-format.")
-    shape = json.dumps({"open": form.opening, "call": form.call, "between": form.between, "close": form.closing})
-    shown = (FOLDER.parent / "tools.jinja").read_text(encoding="utf-8").replace("FORM", shape)
-    return f"{{# {' '.join(form.template)} #}}" + shown + template
 
 
 def tool_grammar(
