@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from lucid_deploy.artifact.chat import read_chat_templates
-from lucid_deploy.artifact.tokenizer import TextTokenizer, check_rules
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.tokenizer_settings import (
     CONFIG,
     DECODER,
@@ -118,7 +118,6 @@ def write_tokenizer(checkpoint: Path, target: Path) -> None:
         from transformers import TokenizersBackend
     except ImportError as error:
         raise missing_extra("transformers", "export", "export a tokenizer") from error
-    check_rules(read_tokenizer_file(path), 0, path)  # before the library applies them to added tokens
     settings = read_tokenizer_file(checkpoint / CONFIG)
     try:
         loaded = TokenizersBackend.from_pretrained(str(checkpoint), local_files_only=True)

@@ -1,20 +1,9 @@
-"""Convert text to token ids and back with the tokenizer beside the model; refuse rules that are too costly.
-
-A few rules of a ``tokenizer.json`` can make a short text huge: eleven that each replace a character by twenty need
-more memory than there is. A regular expression in its decoder could take any time, and the server decodes in its event
-loop.
-"""
+"""Convert text to token ids and back with the tokenizer beside the model."""
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-import re
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,85 +11,7 @@ from lucid_deploy.artifact.tokenizer_settings import splits_special_tokens, toke
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
-MOST_GROWTH = 100.0  # characters that one character may become; in published tokenizers at most 2
-MOST_RULES = 64
-MOST_TOKEN_CHARACTERS = 1 << 16  # of one token, decoded; in published tokenizers about 1000
-_PARTS = {"normalizer": "normalizers", "decoder": "decoders", "post_processor": "processors"}
-# Parts of a regular expression that can match nothing at some places and yet not in an empty text.
-_PLACES = re.compile(r"\\[bBAzZGKyY]|\(\?<?[=!]|[\^$]")
-
-
-def check_rules(content: dict[str, Any], longest_piece: int, path: Path) -> None:
-    """Check the normalizer, decoder and post-processor of a tokenizer.
-
-    ``longest_piece`` is the number of characters of the longest token; 0: not known yet.
-    """
-    growth = {}
-    for part, key in _PARTS.items():
-        rules = list(_rules(content.get(part), key))
-        growth[part] = math.prod(map(_growth, rules))
-        if growth[part] > MOST_GROWTH or len(rules) > MOST_RULES:
-            raise LucidError(
-                f"{path}: the {len(rules)} rules of its {part} may make a text {growth[part]:.3g} times as long; "
-                f"supported are {MOST_RULES} rules and {MOST_GROWTH:g} times."
-            )
-        if part == "decoder" and any("Regex" in (rule.get("pattern") or ()) for rule in rules):
-            raise LucidError(
-                f"{path}: its decoder replaces a regular expression, which may take any time. Replace fixed texts."
-            )
-    if longest_piece * growth["decoder"] > MOST_TOKEN_CHARACTERS:
-        raise LucidError(
-            f"{path}: a token of it has up to {longest_piece * growth['decoder']:.3g} characters; at most "
-            f"{MOST_TOKEN_CHARACTERS} are supported."
-        )
-
-
-def _rules(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
-    """Yield the rules of a part, those of its sequences one by one."""
-    if part is None:
-        return
-    if key not in part:
-        yield part
-    for each in part.get(key) or ():
-        yield from _rules(each, key)
-
-
-def _growth(rule: dict[str, Any]) -> float:
-    """Return how many characters (of a post-processor: tokens) one may become at most.
-
-    Rules are recognized by their fields, as the library does for old files, which have no type.
-    """
-    if "pattern" in rule and "content" in rule:  # Replace
-        pattern, content = rule["pattern"], len(rule["content"])
-        text = pattern if isinstance(pattern, str) else pattern.get("String")
-        if text is not None:
-            return max(1.0, content / len(text)) if text else content + 1
-        return content + 1 if _may_match_nothing(pattern["Regex"]) else max(1, content)
-    if "prepend" in rule:
-        return 1 + len(rule["prepend"])
-    if "precompiled_charsmap" in rule:
-        charsmap = base64.b64decode(rule["precompiled_charsmap"] or "")
-        texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]  # behind a trie, whose size comes first
-        return max(1, *map(len, texts.split(b"\0")))
-    if "single" in rule:  # the template of a post-processor
-        return max(1, sum("Sequence" in item for item in rule["single"]))
-    if rule.get("type") == "ByteLevel":
-        return 2 if "add_prefix_space" not in rule else 1  # the normalizer of that name
-    if "suffix" in rule or "word_delimiter_token" in rule:  # decoders that replace these by a space
-        return 1 if rule.get("suffix", rule.get("word_delimiter_token")) else 2
-    return 1
-
-
-def _may_match_nothing(expression: str) -> bool:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about syntax that other libraries read otherwise
-            return bool(_PLACES.search(expression)) or re.search(expression, "") is not None
-    except (re.error, RecursionError, OverflowError):  # syntax that Python does not have
-        return True
-
-
 _BEFORE = ("\n", ".", "a")  # texts to put in front; few vocabularies join the last one with what follows
-ENCODE_SECONDS = 30.0
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
 
 
@@ -115,25 +26,18 @@ def advice(directory: Path) -> str:
 class TextTokenizer:
     """The ``tokenizer.json`` of an artifact.
 
-    A tokenizer's regular expressions may take any time, so with ``bound_time`` encoding fails after 30 s, and 1 s more
-    for each 100,000 characters.
-
     Attributes:
         decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and the strings that it replaces.
     """
 
-    def __init__(self, directory: str | Path, bound_time: bool = True) -> None:
+    def __init__(self, directory: str | Path) -> None:
         from tokenizers import Tokenizer
-
-        self._bound_time = bound_time
 
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise LucidError(f"{advice(Path(directory))} Prompts can be token ids: --prompt-ids 1,2,3")
         self._named = token_names(Path(directory))
         try:
-            content = json.loads(path.read_bytes())
-            check_rules(content, 0, path)  # before the library applies them to added tokens
             self._tokenizer = Tokenizer.from_file(str(path))
             self._tokenizer.encode_special_tokens = splits_special_tokens(Path(directory))
             # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
@@ -144,7 +48,6 @@ class TextTokenizer:
             self._added = frozenset(added)
             decoder = self._tokenizer.decoder
             self.decoder_kinds = _decoder_kinds({} if decoder is None else json.loads(decoder.__getstate__()))
-            check_rules(content, self.longest_piece, path)
         except LucidError:
             raise
         except Exception as error:
@@ -156,14 +59,8 @@ class TextTokenizer:
         return ids
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Any:
-        def work() -> Any:
-            # Unlike encode, this releases the GIL: otherwise the thread that watches the time would not run.
-            return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
-
         try:
-            if not self._bound_time:
-                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return _within(ENCODE_SECONDS + len(text) / 100_000, work)
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except BaseException as error:
             _explain_panic(error, "this text")
             if isinstance(error, TypeError) and (place := half_character(text)) is not None:
@@ -225,11 +122,6 @@ class TextTokenizer:
         spelled: str | None = self._tokenizer.id_to_token(token)
         return spelled
 
-    @cached_property
-    def longest_piece(self) -> int:
-        """Characters of the longest token, as the vocabulary spells it."""
-        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=0)
-
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, by default without special tokens."""
         try:
@@ -273,29 +165,6 @@ def _decoder_kinds(decoder: dict[str, Any]) -> frozenset[str]:
     parts = [decoder, *decoder.get("decoders", [])]
     replaced = [part.get("pattern", {}).get("String", "") for part in parts]
     return frozenset(str(kind) for kind in [*(part.get("type", "") for part in parts), *replaced] if kind)
-
-
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Run a function in a thread and return its result; abandon the thread after ``seconds``."""
-    result: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:  # noqa: BLE001 (a panic of the library is no Exception; the caller raises it)
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="lucid-encode", daemon=True)  # the end of the program does not wait
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not result:
-        raise LucidError(
-            f"The tokenizer took more than {seconds:.0f} s for this text: a rule in its tokenizer.json is too costly."
-        )
-    return result[0]
 
 
 def _explain_panic(error: BaseException, what: str) -> None:

@@ -36,7 +36,7 @@ class Interrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.whole, name)
 
-    def encode_batch(self, *_: object, **__: object) -> None:
+    def encode(self, *_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
 
