@@ -88,7 +88,7 @@ class Server:
         words = ["serve", str(artifact), "--port", "0", "--rows", str(rows), "--served-model-name", "model"]
         command = [sys.executable, "-m", "lucid_deploy.cli", *words, "--threads", str(os.cpu_count())]
         self._process = subprocess.Popen(
-            [*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self.url = ""
 

@@ -186,7 +186,7 @@ def serve(artifact: Path, rows: int, more: list[str]) -> HttpServer:
     """Serve an artifact on all cores."""
     words = ["serve", str(artifact), "--port", "0", "--rows", str(rows), "--served-model-name", "model", *more]
     command = [sys.executable, "-m", "lucid_deploy.cli", *words, "--threads", str(os.cpu_count())]
-    return HttpServer([*command, "--log-level", "warning"])
+    return HttpServer([*command, "--quiet"])
 
 
 def llama_cpp(model: Path, rows: int) -> HttpServer:

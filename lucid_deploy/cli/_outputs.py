@@ -19,7 +19,6 @@ OUTPUTS = {
     "json_target": "--json",
     "output": "--output",
     "page": "--report",
-    "history": "--history",
     "output_path": "--output-path",
     "write": "--write",
 }

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "adapter", "allow_extrapolation")
 @answer_options(512, 512, "Run prompts N tokens at a time.")
 @speculation_options
-@click.option("--history", metavar="FILE", help="Keep the lines that were typed in FILE; otherwise they are forgotten.")
 def command(
     artifact: str,
     system: str | None,
@@ -44,7 +40,6 @@ def command(
     answers: PromptDefaults,
     speculation: SpeculationOptions,
     prefill_chunk: int,
-    history: str | None,
 ) -> None:
     """Talk with a model in the terminal.
 
@@ -96,28 +91,6 @@ def command(
             note("The model has no chat template: it continues one text, to which each line is added.")
         if interactive:
             note(f"{opened.directory.resolve().name}, {session.label}. /help lists the commands, Ctrl-D leaves.")
-            stack.enter_context(_line_editing(history))
+            with contextlib.suppress(ImportError):  # Windows: the console edits lines itself
+                import readline  # noqa: F401 (input() edits and recalls lines with it)
         ChatSession(conversation, turns, tokenizer, answers.stop, interactive).run()
-
-
-@contextlib.contextmanager
-def _line_editing(history: str | None) -> Iterator[None]:
-    """Edit and recall lines with readline, if Python has it; store them in a history file if one is named."""
-    try:
-        import readline
-    except ImportError:  # Windows: the console edits lines itself
-        yield
-        return
-
-    if history is not None:
-        try:
-            os.close(os.open(history, os.O_CREAT | os.O_RDWR, 0o600))  # what is typed is for nobody else to read
-            readline.read_history_file(history)
-        except OSError as error:
-            raise LucidError(f"--history {history} cannot be used: {error.strerror or error}.") from error
-    try:
-        yield
-    finally:
-        if history is not None and Path(history).exists():
-            readline.set_history_length(1000)
-            readline.write_history_file(history)

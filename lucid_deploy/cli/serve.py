@@ -68,11 +68,6 @@ def _amount(name: str, default: float | None, help: str, above_zero: bool = Fals
 @click.option("--share-prefix-cache", "share_prefixes", is_flag=True, help="Reuse stored prefixes among API keys.")
 @click.option("--ui/--no-ui", "pages", default=True, show_default=True, help="Pages for browsers: / to try it, /docs.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Without API keys: another name of this server.")
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    help="Log to stderr from this level on; info, the default, has a line per request.",
-)
 @choice_option("--engine", [LOCAL, RAY], help="One process, or replicas on a Ray cluster.")
 @_count("--replicas", help="With ray: engines; 1 if not given.")
 @_count("--min-replicas", low=0, help="With ray: scale between this many engines …")
@@ -103,8 +98,7 @@ def command(artifact: str, **options: Any) -> None:
             "Give keys with --api-key-file, or listen on 127.0.0.1.",
             err=True,
         )
-    usual_level = "debug" if is_verbose() else "warning" if console_err.quiet else "info"
-    options["log_level"] = options["log_level"] or usual_level
+    options["log_level"] = "debug" if is_verbose() else "warning" if console_err.quiet else "info"
     set_up_logging(options["log_level"])
     (_serve_on_ray if engine == RAY else _serve_here)(engine_options, api, options)
 
@@ -220,7 +214,7 @@ def ray_application(args: dict[str, str]) -> Any:
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
     options["speculation"] = SpeculationOptions(options.pop("speculate"), options.pop("draft"))
     # Ray's proxies listen, under any name.
-    options |= {"host": "0.0.0.0", "port": 0, "ray_address": None, "log_level": options["log_level"] or "info"}
+    options |= {"host": "0.0.0.0", "port": 0, "ray_address": None, "log_level": "info"}
     engine, api = _checked_options(options["artifact"], options)
     return application(engine, api, _cluster_options(options, here=False))
 

@@ -229,9 +229,9 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(chatty: Path, tmp_path: Path) -> Iterator[Terminal]:
+def terminal(chatty: Path) -> Iterator[Terminal]:
     program = str(Path(__file__).parent / "slow_chat.py")
-    options = ["--ignore-eos", "-n", "400", "--history", str(tmp_path / "history")]
+    options = ["--ignore-eos", "-n", "400"]
     opened = Terminal([program, "0.05", "chat", str(chatty), *options])
     yield opened
     with contextlib.suppress(ProcessLookupError):
@@ -240,7 +240,7 @@ def terminal(chatty: Path, tmp_path: Path) -> Iterator[Terminal]:
     os.close(opened.handle)
 
 
-def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_session_in_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for(r"Ctrl-D leaves\.\n.*> ")
     terminal.type("w1 w2 w3\n")
     terminal.wait_for(r"w3\n\w+ \w+ \w+")  # the answer has begun …
@@ -265,8 +265,6 @@ def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.interrupt(r"Ctrl-D leaves; /help lists the commands\.\n.*> ")
     terminal.type("\x04")
     assert terminal.status() == 0
-    history = tmp_path / "history"
-    assert history.read_text().splitlines()[-1] == "w1 w2 w3" and history.stat().st_mode & 0o77 == 0
 
 
 def test_ctrl_c_stops_an_answer_and_a_second_one_interrupts() -> None:
