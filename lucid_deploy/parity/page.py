@@ -29,7 +29,6 @@ class Line:
     name: str  # for the legend
     points: Sequence[tuple[float, float]]  # a y that is not a finite number above zero leaves a gap
     style: int  # which of the style sheet's series
-    marks: bool = False  # draw a dot at every point
     kind: str = ""  # "limit" is dashed
 
 
@@ -49,7 +48,6 @@ def render_page(found: Verification) -> str:
         words=words,
         used=_used,
         position_charts=_position_charts(found),
-        layer_chart=_layer_chart(found),
         FACTOR=FACTOR,
         FLOOR_UNITS=FLOOR_UNITS,
         FLOOR=FLOOR_UNITS * UNIT[found.dtype],
@@ -97,23 +95,6 @@ def _spread(items: Sequence[Comparison]) -> list[Comparison]:
     return [items[index] for index in sorted(places)]
 
 
-def _layer_chart(found: Verification) -> list[dict[str, Any]]:
-    lines: list[Line] = []
-    worst = found.worst_by_tensor()
-    for style, kind in enumerate(word for word in ("K", "Y", "V") if any(t.word == word for t in worst)):
-        items = [item for tensor, item in worst.items() if tensor.word == kind]
-        errors = [(item.tensor.layer, item.metrics.worst_position_error) for item in items]
-        gates = [(item.tensor.layer, item.gate.limit) for item in items]
-        lines += [
-            Line(f"{kind}, worst position", errors, style, marks=True),
-            Line(f"{kind}, gate", gates, style, kind="limit"),
-        ]
-    description = (
-        "The largest relative L2 error of any position, in the run that comes nearest to its gate, and that gate."
-    )
-    return _chart("Errors and gates", description, "layer", lines)
-
-
 def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Return what the template draws as a chart with a logarithmic y axis; nothing if no y is above zero."""
     drawn = [(x, y) for line in lines for x, y in line.points if math.isfinite(y) and y > 0]
@@ -132,14 +113,13 @@ def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) ->
 
     paths = []
     for line in lines:
-        path, dots, pen_down = [], [], False
+        path, pen_down = [], False
         for x, y in line.points:
             if math.isfinite(y) and y > 0:
                 path.append(f"{'L' if pen_down else 'M'}{across(x):.1f} {down(y):.1f}")
-                dots.append((across(x), down(y)))
             pen_down = math.isfinite(y) and y > 0
         style = f"line s{line.style} {line.kind}".strip()
-        paths.append({"name": line.name, "style": style, "d": "".join(path), "dots": dots if line.marks else []})
+        paths.append({"name": line.name, "style": style, "d": "".join(path)})
     step = max(1, math.ceil((high - low) / 6))
     return [
         {
