@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lucid_deploy.artifact import WEIGHTS
 from lucid_deploy.bench.machine import distrust
 from lucid_deploy.bench.runner import Measurement, Plan
@@ -53,7 +51,6 @@ def build_report(
         "plan": asdict(plan),
         "opened": opened,
         "measurements": rows,
-        "exponents": exponents(measurements),
         "distrust": distrust(machine.get("cores", 1), machine.get("load_average_before"), map(spread_of, rows)),
     }
 
@@ -67,19 +64,6 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     """Return the ratio a/b round by round: rounds are interleaved, so a machine that slows down slows both."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-
-
-def exponents(measurements: Sequence[Measurement]) -> dict[str, float]:
-    """Fit seconds ∝ length^e per contender, stage and batch, where there are three lengths or more."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for item in measurements:
-        series.setdefault(f"{item.contender}, {item.stage}, batch {item.batch}", []).append((item.length, item.median))
-    fitted = {}
-    for name, points in series.items():
-        if len(points) >= 3:
-            length, seconds = np.log(np.array(points, dtype=float)).T
-            fitted[name] = float(np.polyfit(length, seconds, 1)[0])
-    return fitted
 
 
 def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:

@@ -128,8 +128,6 @@ def _show(report: dict[str, Any]) -> None:
     used = {name: facts["kernels"] for name, facts in report["opened"].items() if facts["kernels"] is not None}
     if used:
         show("Kernels: " + ", ".join(f"{name} {kind}" for name, kind in used.items()))
-    for name, value in report["exponents"].items():
-        show(f"{name}: time grows as length^{value:.2f}")
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     show(
