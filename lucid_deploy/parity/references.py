@@ -93,17 +93,11 @@ class ReferenceModels:
         model = float64_on_demand(self.source.config, _weights(self.source, self.artifact))
         return self._session(model, is_folded=self.quantized)
 
-    def baseline_layers(self) -> TorchLayers:
-        """Open the baseline for running its layers one by one."""
+    def layers(self, opened: Callable[[], TorchSession]) -> TorchLayers:
+        """Open one of these models for running its layers one by one."""
         from lucid_deploy.runtimes.torch.layers import TorchLayers
 
-        return TorchLayers(self.baseline().model)
-
-    def reference_layers(self) -> TorchLayers:
-        """Open the reference for running its layers one by one."""
-        from lucid_deploy.runtimes.torch.layers import TorchLayers
-
-        return TorchLayers(self.reference().model)
+        return TorchLayers(opened().model)
 
     def rounded(self) -> TorchSession:
         """Open PyTorch in float64 with a cache that rounds as the candidate's does."""
@@ -118,12 +112,6 @@ class ReferenceModels:
         from lucid_deploy.parity.on_demand import float64_on_demand
 
         return self._session(float64_on_demand(self.source.config, _weights(self.source, None)))
-
-    def original_layers(self) -> TorchLayers:
-        """Open the checkpoint as it was before quantization, for running its layers one by one."""
-        from lucid_deploy.runtimes.torch.layers import TorchLayers
-
-        return TorchLayers(self.original().model)
 
     def _open(self, dtype: str, cache_dtype: str) -> TorchSession:
         import torch

@@ -167,8 +167,8 @@ def verify_against(
     explanation = explain(
         chosen,
         opened,
-        models.baseline_layers,
-        models.reference_layers,
+        lambda: models.layers(models.baseline),
+        lambda: models.layers(models.reference),
         progress=progress,
     )
     return replace(found, explanation=explanation)
@@ -188,7 +188,7 @@ def _check_form(
 
 
 def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, progress: Progress | None) -> TextCost:
-    other = models.original_layers() if models.quantized else models.reference_layers()
+    other = models.layers(models.original if models.quantized else models.reference)
     pieces = windows(text, candidate.config.max_position_embeddings)
     meter = CallCounter(progress, "Perplexity of the text", len(pieces))
     return cost_on_text(session_logits(candidate), other.logits, pieces, meter.tick)
@@ -209,7 +209,8 @@ def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | No
     source = find_checkpoint(artifact, None)
     rows = held_out_rows(source, calibration, quantization.method.calibration)
     session = open_session(artifact)
-    original = ReferenceModels(session, source, artifact).original_layers()
+    models = ReferenceModels(session, source, artifact)
+    original = models.layers(models.original)
     meter = CallCounter(progress, "Measuring the cost on text that was held out", len(rows))
     return cost_on_text(session_logits(session), original.logits, rows, meter.tick)
 
