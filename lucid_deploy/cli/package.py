@@ -13,7 +13,7 @@ from lucid_deploy.cli._options import artifact_argument, choice_option, json_opt
 from lucid_deploy.cli._sources import refuse_given
 
 _OF_TRITON = ("name", "backend", "device", "instances", "threads")
-_OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attention")
+_OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin")
 
 
 @click.command("package", cls=Command)
@@ -39,11 +39,6 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attentio
 @click.option("--max-context", type=int, metavar="N", help="tensorrt: most tokens of a row; default: the model's.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="tensorrt: most new tokens of one prefill, as in build.")
 @click.option("--plugin", type=click.Path(path_type=Path), help="tensorrt: the plugin library; default: as in build.")
-@click.option(
-    "--attention",
-    type=click.Choice(["explicit", "standard"]),
-    help="tensorrt: products and a softmax, or the operator Attention, the default in the half types.",
-)
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier call made.")
 @json_option("what was made")
 @click.pass_context

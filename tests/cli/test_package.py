@@ -47,12 +47,12 @@ def test_the_folder_for_tensorrt(exported: Exported, plugin: Path, tmp_path: Pat
     _, artifact = exported()
     arguments = ["package", str(artifact.directory), "--target", "tensorrt", "--output", str(tmp_path / "package")]
     limits = ["--max-batch", "2", "--max-context", "64", "--prefill-chunk", "16", "--plugin", str(plugin)]
-    result = CliRunner().invoke(main, [*arguments, *limits, "--attention", "standard", "--json", "-"])
+    result = CliRunner().invoke(main, [*arguments, *limits, "--json", "-"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["made"] == [str(tmp_path / "package")]
     facts = json.loads((tmp_path / "package" / "profiles.json").read_text())
     assert facts["limits"] == {"max_batch": 2, "max_context": 64, "prefill_chunk": 16}
-    assert facts["attention"] == "standard"
+    assert facts["attention"] == "explicit"
 
 
 @pytest.mark.parametrize(

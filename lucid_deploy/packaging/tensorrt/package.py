@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 PROFILES = "profiles.json"
 FORMAT_VERSION = 1
 _AS_THEY_ARE = ("run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py")
-FORMS = ("explicit", "standard")  # of attention: products and a softmax, or the operator Attention
 LEAST = "0.53.6"  # the first that was tried
 
 
@@ -47,7 +46,6 @@ class TensorRtOptions:
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or less if the context is shorter
     # The plugin library; None: the one that lucid-deploy build would take, built if there is none.
     plugin: Path | None = None
-    attention: str | None = None  # explicit or standard; None: what suits the type
     overwrite: bool = False  # whether a package that is there may be replaced
 
 
@@ -80,7 +78,7 @@ def package_tensorrt(
         library = options.plugin or find_or_build(dtype, head_dims, (), True, announce, progress)
         check_plugin(library)
         check_kernels(library, dtype, head_dims)
-    form = options.attention or attention_form(artifact)
+    form = attention_form(artifact)
     with unchanged(artifact):
         graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
         recorded = record(artifact, limits)
@@ -93,8 +91,6 @@ def package_tensorrt(
 
 
 def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
-    if options.attention not in (None, *FORMS):
-        raise LucidError(f"--attention must be {' or '.join(FORMS)}, not {options.attention!r}.")
     if artifact.manifest.adapters is not None:
         raise LucidError(
             f"{artifact.directory} has adapters of each row, which this package does not feed. Export with "
@@ -214,7 +210,7 @@ class StageGraphs:
 
 
 def attention_form(artifact: Artifact) -> str:
-    """Return the form that suits a type: TensorRT has fused kernels for ``Attention`` in the half types only."""
+    """Return explicit (products and a softmax) or standard: TensorRT has fused kernels for half types only."""
     return "explicit" if artifact.manifest.dtype == "float32" else "standard"
 
 

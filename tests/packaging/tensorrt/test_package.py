@@ -147,7 +147,6 @@ def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, ru
         ({"inline": True}, {}, "were inlined. Export without --cache and --inline"),
         ({"dtype": "float16", "cache_dtype": "fp8"}, {}, "cache in fp8, which the arrays .* --cache-dtype auto"),
         ({}, {"max_context": 4096}, "--max-context 4096 is more than the model was made for"),
-        ({}, {"attention": "flash"}, "--attention must be explicit or standard"),
         ({}, {"plugin": Path("nowhere.so")}, "There is no plugin library .*nowhere.so. Run: lucid-deploy plugin build"),
     ],
     ids=str,
