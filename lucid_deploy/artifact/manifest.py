@@ -23,7 +23,7 @@ from lucid_deploy.model.description import LayerDescription
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
 ADAPTERS = "adapters.bin"  # LoRA adapters that rows of a batch choose; see lucid_deploy.artifact.adapters
-FORMAT, FORMAT_VERSION = "lucid-deploy", 2
+FORMAT, FORMAT_VERSION = "lucid-deploy", 3
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +26,27 @@ COUNTERS = {
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
+LAST = 1000  # values that quantiles are of
+
+
+class Times:
+    """A histogram of seconds, and the p50 and p95 of its last values, which its buckets are too coarse for."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
+        self._histogram = Histogram(f"lucid_{name}_seconds", text, buckets=BUCKETS, registry=registry)
+        self._last = deque[float](maxlen=LAST)
+        name, text = f"lucid_{name}_quantile_seconds", f"{text} Of the last {LAST}; NaN if there are none."
+        quantiles = Gauge(name, text, ("quantile",), registry=registry)
+        for share in (0.5, 0.95):
+            quantiles.labels(share).set_function(partial(self._quantile, share))
+
+    def observe(self, seconds: float) -> None:
+        self._histogram.observe(seconds)
+        self._last.append(seconds)
+
+    def _quantile(self, share: float) -> float:
+        values = sorted(self._last)
+        return values[int(share * len(values))] if values else math.nan
 
 
 class Metrics(Collector):
@@ -41,12 +65,9 @@ class Metrics(Collector):
         self.prompt_tokens = Counter("lucid_prompt_tokens", "Prompt tokens received.", registry=registry)
         self.new_tokens = Counter("lucid_generated_tokens", "Tokens generated.", registry=registry)
 
-        def times(name: str, text: str) -> Histogram:
-            return Histogram(f"lucid_{name}_seconds", text, buckets=BUCKETS, registry=registry)
-
-        self.first = times("time_to_first_token", "From the request to its first token.")
-        self.between = times("time_between_tokens", "Between tokens of one generation.")
-        self.whole = times("request", "From the request to the end of its answer.")
+        self.first = Times(registry, "time_to_first_token", "From the request to its first token.")
+        self.between = Times(registry, "time_between_tokens", "Between tokens of one generation.")
+        self.whole = Times(registry, "request", "From the request to the end of its answer.")
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

@@ -22,7 +22,7 @@ def test_manifest_names_every_file(exported: Exported) -> None:
     on_disk = {path.name for path in artifact.directory.iterdir()}
     assert on_disk == {"lucid.json", *artifact.manifest.files}
     data = json.loads((artifact.directory / "lucid.json").read_text())
-    assert data["format"] == "lucid-deploy" and data["format_version"] == 2
+    assert data["format"] == "lucid-deploy" and data["format_version"] == 3
     assert set(data["versions"]) >= {"lucid-deploy", "torch", "onnx", "onnxscript"}
     check_hashes(artifact)
 
