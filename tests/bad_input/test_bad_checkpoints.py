@@ -93,7 +93,8 @@ def test_a_tokenizer_that_cannot_be_read(
 ) -> None:
     path = make_checkpoint() / "tokenizer.json"
     path.write_bytes(content)
-    assert f"{path} is not a readable tokenizer" in refused_export(path.parent)
+    message = refused_export(path.parent)
+    assert str(path) in message and "is not a readable tokenizer" in message
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["", "process"])

@@ -209,10 +209,9 @@ def test_a_row_that_waits_for_its_mask_can_be_cancelled(
 def test_clients_that_wait_take_turns(setup: Setup) -> None:
     batcher = Batcher(setup[0], rows=2)
     numbers = [batcher.submit(request(None, 1, count=4, client=name)) for name in ("a", "a", "a", "b", "b")]
-    started: list[int] = []
+    started: dict[int, None] = {}  # in the order of their first tokens
     while not batcher.idle:
-        batcher.step()
-        started += [mark.request for mark in batcher.marks if mark.phase == "prefill"]
+        started |= {event.request: None for event in batcher.step() if isinstance(event, Token)}
     assert [numbers.index(each) for each in started] == [0, 3, 1, 4, 2]
 
 
