@@ -124,19 +124,6 @@ def test_a_byte_level_tokenizer_and_half_precision(
     assert found["seen"][-1] == wanted.text
 
 
-def test_an_artifact_needs_no_tokenizer_config(page: tuple[Page, Path, str], tmp_path: Path) -> None:
-    without = shutil.ignore_patterns("tokenizer_config.json")
-    checkpoint = Path(shutil.copytree(Path(ld.__file__).parent / "demo", tmp_path / "checkpoint", ignore=without))
-    artifact = ld.export(checkpoint, tmp_path / "artifact", logits="last").directory
-    assert not (artifact / "tokenizer_config.json").exists()
-    assert open_page(page, artifact)["status"] == "Ready: 3 layers, float32, WASM."
-    with ld.open(artifact) as model:
-        wanted = model.generate(f"{FACTS}owl has", max_new_tokens=8)
-    found = ask(page, f"{FACTS}owl has", 8)
-    assert found["state"] == "done", found
-    assert found["seen"][-1].strip() == wanted.text.strip()
-
-
 def test_what_cannot_be_loaded_is_said_in_a_line(page: tuple[Page, Path, str], exported: Any, tmp_path: Path) -> None:
     static = open_page(page, exported(cache="static")[1].directory)
     assert (static["state"], static["status"]) == (
