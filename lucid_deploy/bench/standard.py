@@ -81,7 +81,7 @@ def _as_standard(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
-    """Check that nothing but LUCID attention was replaced."""
+    """Check that the baseline has standard attention where the artifact has LUCID, and else the same layers."""
     wanted = tuple(STANDARD if kind == LUCID else kind for kind in artifact.config.kinds)
     try:
         found = Checkpoint(checkpoint, tuple(artifact.manifest.assumed_unused)).config.kinds
@@ -92,8 +92,8 @@ def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
     if found != wanted:
         family = artifact.config.family
         raise LucidError(
-            f"There is no baseline with standard attention for {artifact.directory}: the code of {family} has no "
-            "layers over a window beside such ones. Leave out --baseline standard."
+            f"There is no baseline with standard attention for {artifact.directory}: the model has layers "
+            f"with a window, and {family} cannot have others beside them. Leave out --baseline standard."
         )
 
 

@@ -86,7 +86,7 @@ def _position_charts(found: Verification) -> list[dict[str, Any]]:
 
 
 def _spread(items: Sequence[Comparison]) -> list[Comparison]:
-    """Return at most ``LINES`` layers: evenly spread, first and last included, and the one nearest to its gate."""
+    """Choose the layers whose errors are drawn, at most ``LINES``: evenly spread, and the one nearest to its gate."""
     if len(items) <= LINES:
         return list(items)
     count = LINES - 1

@@ -201,7 +201,7 @@ def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
     if given.sparsity_config.get("format", "dense") != "dense":
         raise ValueError("sparsity_config stores weights with zeros left out, which is not supported")
     if len(given.config_groups) != 1:
-        raise ValueError(f"it has {len(given.config_groups)} config_groups; only one is supported")
+        raise ValueError(f"it has {len(given.config_groups)} config_groups, ways to quantize a layer; it takes one")
     group = read_settings(next(iter(given.config_groups.values())), _Group, ("targets",), "config_groups")
     if group.format not in (None, given.format):
         raise ValueError(f"format is {given.format!r}, and that of config_groups {group.format!r}")

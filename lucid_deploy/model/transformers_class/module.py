@@ -475,7 +475,7 @@ def put_norms(net: Any) -> dict[str, float]:
 
 
 def _offset_of_norm(module: nn.Module, eps: float) -> float | None:
-    """Return 0 or 1 for a module that computes an RMS norm with the scale w or 1 + w; None for others."""
+    """Return what an RMS norm adds to its weight w: 0 if its scale is w, 1 if it is 1 + w; None for other modules."""
     width = module.weight.shape[0]  # type: ignore[index]
     draw = torch.Generator().manual_seed(0)
     with torch.device("cpu"), torch.no_grad(), all_in_float64():

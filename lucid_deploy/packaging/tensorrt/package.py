@@ -164,7 +164,7 @@ def _facts(
     profiles: Profiles,
     tolerances: dict[str, dict[str, float]],
 ) -> dict[str, object]:
-    """Return the content of ``profiles.json``."""
+    """Return what ``profiles.json`` says: the graphs, their ranges of shapes, and how exact an engine must be."""
     return {
         "format_version": FORMAT_VERSION,
         "toolkit_version": __version__,

@@ -84,7 +84,7 @@ def sources() -> list[Path]:
 
 
 def plugin_abi(library: Path) -> int:
-    """Return the ABI number of a built library.
+    """Return which version of the interface to TensorRT a built plugin library has.
 
     Raises:
         LucidError: The library cannot be loaded or is not our plugin library.
