@@ -24,7 +24,7 @@ def cached(exported: MakeArtifact) -> MakeArtifact:
     """Return a function giving (checkpoint, artifact) by model type, cache type and kind of cache."""
 
     def get(dtype: str, cache_dtype: str, cache: str) -> tuple[Path, Artifact]:
-        return exported(dtype, cache=cache, cache_dtype=cache_dtype)
+        return exported(dtype, cache=cache, cache_dtype=cache_dtype, num_hidden_layers=1)
 
     return get
 
@@ -54,8 +54,7 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
 
 CASES = [
     ("float32", "int8", "static", "by token"),
-    ("float32", "fp8", "growing", "one shot"),
-    ("float16", "int8", "growing", "chunks"),
+    ("float16", "fp8", "growing", "chunks"),
 ]
 
 
@@ -97,7 +96,7 @@ def test_static_buffers_are_written_in_place(cached: MakeArtifact) -> None:
             assert changed.tolist() == list(range(11, 16))
 
 
-@pytest.mark.parametrize("case", [("float32", "int8", "growing"), ("float32", "int8", "static")], ids="-".join)
+@pytest.mark.parametrize("case", [case[:3] for case in CASES], ids="-".join)
 def test_truncating_and_forking_keep_the_stored_form(cached: MakeArtifact, case: tuple[str, ...]) -> None:
     _, artifact = cached(*case)
     session = open_session(artifact)

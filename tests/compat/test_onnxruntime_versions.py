@@ -93,15 +93,3 @@ def test_inlined_graphs_run_alike(exported: Exported, tmp_path: Path, version: s
     result = run(version, artifact, tmp_path / "case.npz", "ENABLE_ALL")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["error"] <= ERROR
-
-
-def test_the_version_below_the_oldest_is_found_to_be_wrong(exported: Exported, tmp_path: Path):
-    """Why 1.23.0 is refused: its Attention pairs grouped heads in another order, without an error.
-
-    LUCID's graphs give it no grouped heads to pair; those of standard attention, in decode, and older artifacts do.
-    """
-    checkpoint, artifact = exported(attention_type="llama", use_qknorm=False)
-    write_case(checkpoint, tmp_path / "case.npz")
-    result = run("1.23.0", artifact, tmp_path / "case.npz", "ENABLE_ALL")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["error"] > 100 * ERROR

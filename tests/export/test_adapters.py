@@ -63,20 +63,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     train(
         checkpoint, root / "two", 2, target_modules=["q_proj", "v_proj"], r=3, use_rslora=True, layers_to_transform=[2]
     )
-    options = ExportOptions(cache="growing", adapters=(("one", root / "one"),), max_adapters=3, max_adapter_rank=5)
+    options = ExportOptions(adapters=(("one", root / "one"),), max_adapters=3, max_adapter_rank=5)
     artifact = export(checkpoint, root / "artifact", options)
     change_adapters(artifact, {"two": root / "two"})
     wanted = np.stack([of_peft(checkpoint, each) for each in (None, root / "one", root / "two")])
     assert min(np.abs(wanted[0] - other).max() for other in wanted[1:]) > 0.1
     adapters = tuple((name, root / name) for name in ("one", "two"))
     return {"root": root, "checkpoint": checkpoint, "artifact": artifact, "adapters": adapters, "wanted": wanted}
-
-
-@pytest.fixture(scope="module")
-def static(made: dict[str, Any]) -> Artifact:
-    """The same with a static cache."""
-    options = ExportOptions(cache="static", adapters=made["adapters"])
-    return export(made["checkpoint"], made["root"] / "static", options)
 
 
 def errors(artifact: Artifact, wanted: np.ndarray, **options: Any) -> np.ndarray:
@@ -92,21 +85,16 @@ def errors(artifact: Artifact, wanted: np.ndarray, **options: Any) -> np.ndarray
     return np.abs(found - reference).max((1, 2)) / np.abs(reference).max((1, 2))
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
 def test_each_row_of_a_batch_computes_pefts_model(made: dict[str, Any], runtime: str) -> None:
     assert (errors(made["artifact"], made["wanted"], runtime=runtime) < 1e-5).all()
 
 
 def test_the_library_computes_each_row_as_if_it_were_alone(made: dict[str, Any], built_library: Path) -> None:
-    assert (errors(made["artifact"], made["wanted"], kernels="library") < 1e-5).all()
-    session = open_session(made["artifact"], kernels="library")
+    artifact = made["artifact"].form("growing")
+    assert (errors(artifact, made["wanted"], kernels="library") < 1e-5).all()
+    session = open_session(artifact, kernels="library")
     assert b"AdapterMatMul" in session._changed_graph("decode")
-
-
-def test_inlined_graphs_have_adapters(made: dict[str, Any], tmp_path: Path) -> None:
-    options = ExportOptions(cache="static", inline=True, opset=23, adapters=made["adapters"])
-    artifact = export(made["checkpoint"], tmp_path / "artifact", options)
-    assert (errors(artifact, made["wanted"], runtime="openvino") < 1e-5).all()
 
 
 def test_the_base_may_be_rounded(made: dict[str, Any], tmp_path: Path) -> None:
@@ -132,8 +120,8 @@ def test_classes_of_transformers_have_adapters_of_each_row(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("cache", ["growing", "static"])
-def test_requests_with_different_adapters_share_a_batch(made: dict[str, Any], static: Artifact, cache: str) -> None:
-    session = open_session(made["artifact"] if cache == "growing" else static)
+def test_requests_with_different_adapters_share_a_batch(made: dict[str, Any], cache: str) -> None:
+    session = open_session(made["artifact"].form(cache))
     names, prompt = ("one", "base", "two", "one", None), IDS[0].tolist() * 3  # of 36 tokens, a block is stored
     alone: dict[str | None, list[float]] = {}
     for name in {*names}:

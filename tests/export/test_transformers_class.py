@@ -192,12 +192,6 @@ def test_a_class_is_quantized(tmp_path: Path) -> None:
     ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
 
 
-def test_tables_of_whole_numbers_and_biases_that_are_tied_are_exported(tmp_path: Path) -> None:
-    """XLM-RoBERTa-XL adds the row of a table that a buffer names; its head's bias has two names."""
-    export(checkpoint(tmp_path / "checkpoint", "xlm-roberta-xl", {}, num_hidden_layers=1), tmp_path / "artifact")
-    ld.verify(tmp_path / "artifact", quick=True).raise_if_failed()
-
-
 def test_matrices_that_are_no_linear_layers_are_not_quantized(tmp_path: Path) -> None:
     """GPT-2 multiplies by matrices that are stored as [in, out], and has a table of positions."""
     source = Checkpoint(checkpoint(tmp_path, "gpt2", {}))
@@ -237,12 +231,3 @@ def test_scales_of_a_class_are_learned(mixed: Path) -> None:
     ids = np.random.default_rng(0).integers(64, size=(8, 100))
     learned, _ = METHOD.learn(source, plan, CalibrationRows([ids], {}), "float32", None)
     assert {*learned.parts} == {name for name in plan.tensors if name != "model.embed_tokens.weight"}
-
-
-def test_a_tied_embedding_beside_learned_weights_is_rounded_to_nearest(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "checkpoint", "olmo2", {}, num_hidden_layers=1, tie_word_embeddings=True)
-    write_number_words(path, 64)
-    text = write_numbers(tmp_path / "text", np.random.default_rng(0).integers(64, size=(24, 100)))
-    export(path, tmp_path / "artifact", quantize=QuantizeOptions("int8", method="distill"), calibration=text)
-    record = open_artifact(tmp_path / "artifact").manifest.quantization
-    assert record is not None and "model.embed_tokens.weight" in record.tensors

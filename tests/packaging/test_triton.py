@@ -169,7 +169,7 @@ def test_static_and_bfloat16_artifacts_are_refused_with_the_reason(exported: Exp
     _, rounded = exported("float16", cache_dtype="fp8")
     with pytest.raises(LucidError, match=r"cache in fp8, and Triton's tensors have no such type\. Export with"):
         package_triton(rounded, tmp_path / "models", TritonOptions(device="gpu"))
-    _, half = exported("bfloat16", tie_word_embeddings=True)
+    _, half = exported("bfloat16", num_hidden_layers=1)
     with pytest.raises(LucidError, match="no CPU kernels"):
         package_triton(half, tmp_path / "models")
     prefill, _ = package_triton(half, tmp_path / "models", TritonOptions(name="lucid", device="gpu"))

@@ -41,16 +41,9 @@ def test_its_attention_can_be_lucid(tmp_path: Path) -> None:
     check_sequences(TorchSession(load_model(source, torch.float64)), exact, EXACT)
 
 
-GRAPHS = [
-    ("decay, shared keys, attention", "static"),
-    ("bare, attention over a window", "growing"),
-]
-
-
-@pytest.mark.parametrize(("name", "cache"), GRAPHS)
-def test_the_graphs_compute_it(name: str, cache: str, tmp_path: Path) -> None:
-    model = Flash(MODELS[name])
-    artifact = export(model.save(tmp_path / "checkpoint"), tmp_path / "artifact", ExportOptions(cache=cache))
+def test_the_graphs_compute_it(tmp_path: Path) -> None:
+    model = Flash(MODELS["decay, shared keys, attention"])
+    artifact = export(model.save(tmp_path / "checkpoint"), tmp_path / "artifact", ExportOptions(cache="static"))
     exact = model.logits(torch.from_numpy(token_ids())).numpy()
     check_sequences(open_session(artifact, "onnxruntime", kernels="functions"), exact, GATE)
 
