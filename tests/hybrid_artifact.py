@@ -40,20 +40,21 @@ def write_hybrid(folder: Path, given: dict[str, Any] = MODEL) -> Path:
 
 @pytest.fixture(scope="session")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """Return a function that gives an artifact of the hybrid: ``hybrid(cache="static")``. Do not change its files.
+    """Return a function that gives the hybrid's artifact, or one form: ``hybrid("static")``. Do not change its files.
 
     ``short=True`` gives two layers, LUCID and then the delta rule.
     """
     root = run_folder(tmp_path_factory, "hybrid")
 
-    def get(short: bool = False, **options: Any) -> Artifact:
+    def get(cache: str | None = None, short: bool = False) -> Artifact:
         given = SHORT if short else MODEL
         written = made_once(root, json.dumps(given), lambda folder: write_hybrid(folder / "checkpoint", given))
         checkpoint = written / "checkpoint"
 
         def make(folder: Path) -> None:
-            export(checkpoint, folder / "artifact", ExportOptions(**options))
+            export(checkpoint, folder / "artifact", ExportOptions())
 
-        return open_artifact(made_once(root, repr((short, sorted(options.items()))), make) / "artifact")
+        artifact = open_artifact(made_once(root, f"artifact {short}", make) / "artifact")
+        return artifact if cache is None else artifact.form(cache)
 
     return get

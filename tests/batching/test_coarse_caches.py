@@ -37,7 +37,7 @@ CASES = [
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def session(request: pytest.FixtureRequest, exported: Exported) -> Session[Any]:
     dtype, cache_dtype, cache, runtime = request.param
-    opened = open_session(exported(dtype, cache=cache, cache_dtype=cache_dtype, num_hidden_layers=1)[1], runtime)
+    opened = open_session(exported(dtype, cache=cache, cache_dtype=cache_dtype)[1], runtime)
     assert (opened.dtype, opened.cache_dtype) == (dtype, cache_dtype)
     return opened
 

@@ -90,7 +90,10 @@ def test_layers_of_several_kinds(
     ("changes", "options"),
     [
         ({}, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
-        ({"tie_word_embeddings": True}, QuantizeOptions("int4", block_size=16, method="hqq", frequent_rows=40)),
+        (
+            {"tie_word_embeddings": True, "num_hidden_layers": 1},
+            QuantizeOptions("int4", block_size=16, method="hqq", frequent_rows=40),
+        ),
     ],
 )
 def test_the_same_weights_are_quantized(

@@ -24,7 +24,7 @@ def cached(exported: MakeArtifact) -> MakeArtifact:
     """Return a function giving (checkpoint, artifact) by model type, cache type and kind of cache."""
 
     def get(dtype: str, cache_dtype: str, cache: str) -> tuple[Path, Artifact]:
-        return exported(dtype, cache=cache, cache_dtype=cache_dtype, num_hidden_layers=1)
+        return exported(dtype, cache=cache, cache_dtype=cache_dtype)
 
     return get
 

@@ -61,7 +61,7 @@ def test_pieces_are_what_transformers_computes_at_once(tmp_path: Path) -> None:
     """A window that reaches over one piece and a half."""
     transformers = pytest.importorskip("transformers")
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, **heads}
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, **heads}
     config = transformers.MistralConfig(**sizes, max_position_embeddings=4096, sliding_window=1500)
     torch.manual_seed(0)
     model = transformers.MistralForCausalLM(config).eval()

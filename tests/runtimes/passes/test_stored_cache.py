@@ -23,7 +23,6 @@ CASES = [
     ("float32", "int8", "growing"),
     ("float32", "int8", "static"),
     ("float32", "float16", "growing"),
-    ("float16", "int8", "growing"),
     ("float16", "fp8", "growing"),
 ]
 
