@@ -24,16 +24,34 @@ from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE, VERSION
-from lucid_deploy.runtimes.passes.own_operators import use_linear_attention
 
 ort = import_onnxruntime()
 CORRELATION = 0.9
 KERNEL, BODY, OWN = "CPU kernel", "function body", "LinearAttention"
+PROVIDERS = ["CPUExecutionProvider"]
+
+
+def own_operator(heads: int, width: int) -> onnx.ModelProto:
+    """Return onnxruntime's operator alone; query, key and value are (batch, tokens, heads · width)."""
+    make = onnx.helper
+    ranks = {"query": 3, "key": 3, "value": 3, "state": 4, "log_decay": 3, "beta": 3}
+    settings = {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": "gated_delta", "scale": width**-0.5}
+    outputs = ["output", "new_state"]
+    node = make.make_node("LinearAttention", [*ranks], outputs, domain="com.microsoft", **settings)
+    kind = onnx.TensorProto.FLOAT
+    given = [make.make_tensor_value_info(name, kind, [None] * rank) for name, rank in ranks.items()]
+    found = [make.make_tensor_value_info(name, kind, None) for name in outputs]
+    opsets = [make.make_opsetid("", OPSET), make.make_opsetid("com.microsoft", 1)]
+    return make.make_model(make.make_graph([node], "own", given, found), opset_imports=opsets, ir_version=10)
 
 
 def operator_session(threads: int, one_token: bool, by: str, heads: int, width: int) -> ort.InferenceSession:
-    """Return onnxruntime's session of one DeltaRule node, computed by KERNEL, BODY or OWN."""
+    """Return onnxruntime's session of one DeltaRule node, computed by KERNEL or BODY, or of its own operator."""
     make, element = onnx.helper, onnx.TensorProto.FLOAT
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if by == OWN:
+        return ort.InferenceSession(own_operator(heads, width).SerializeToString(), options, providers=PROVIDERS)
     axes = {"batch": "b", "heads": heads, "sequence": 1 if one_token else "n"}
     axes |= {"key_width": width, "value_width": width}
     infos = [
@@ -51,12 +69,9 @@ def operator_session(threads: int, one_token: bool, by: str, heads: int, width: 
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )
-    assert by != OWN or use_linear_attention(model)
-    options = ort.SessionOptions()
     if by == KERNEL:
         options.register_custom_ops_library(str(build_ort_library()[0]))
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
 
 
 def inputs(length: int, heads: int, width: int, gated: bool) -> tuple[torch.Tensor, ...]:
@@ -73,15 +88,24 @@ def inputs(length: int, heads: int, width: int, gated: bool) -> tuple[torch.Tens
     return query, key, normal(length, width), -0.01 * gated * gates[0], gates[1], normal(width, width)
 
 
+def side_by_side(x: np.ndarray) -> np.ndarray:
+    """Turn (batch, heads, tokens, width) to (batch, tokens, heads · width), and so without a width."""
+    return np.ascontiguousarray(np.moveaxis(x, 1, 2)).reshape(len(x), x.shape[2], -1)
+
+
 def measure(length: int, heads: int, width: int, gated: bool, rounds: int, threads: int) -> dict[str, object]:
     """Check all against float64, then time them."""
     sessions = {by: operator_session(threads, length == 1, by, heads, width) for by in (KERNEL, BODY, OWN)}
     given = inputs(length, heads, width, gated)
     feed = {name: np.ascontiguousarray(x.numpy()) for name, x in zip(DELTA_RULE.input_names, given, strict=True)}
     exact = delta_rule(*(x.double() for x in given), width**-0.5)[0]  # type: ignore[call-arg, arg-type]
+    packed = {name: x if name == "state" else side_by_side(x) for name, x in feed.items()}
+    feeds = {KERNEL: feed, BODY: feed, OWN: packed}
     errors = {}
     for name, session in sessions.items():
-        found = torch.from_numpy(session.run(None, feed)[0]).double()
+        found = torch.from_numpy(session.run(None, feeds[name])[0]).double()
+        if name == OWN:
+            found = found.unflatten(2, (heads, width)).transpose(1, 2)
         errors[name] = float((found - exact).norm() / exact.norm())
     if max(errors.values()) > 1e-5:
         raise SystemExit(f"{length} tokens: wrong numbers, nothing is timed: {errors}")
@@ -90,7 +114,7 @@ def measure(length: int, heads: int, width: int, gated: bool, rounds: int, threa
         for name, session in sessions.items():
             time.sleep(0.05)  # threads of the session before spin a while after their work
             started = time.process_time()
-            session.run(None, feed)
+            session.run(None, feeds[name])
             seconds[name].append(time.process_time() - started)
     return {
         "length": length,

@@ -192,8 +192,6 @@ class OrtSession(ArtifactSession[Any]):
         model, few, changed = onnx.ModelProto(), stage != "prefill", False
         model.CopyFrom(self._artifact.graph(stage))
         changed |= own_operators.use_rotary_embedding(model)
-        if self._library is None and own_operators.has_linear_attention(self._ort.__version__):
-            changed |= own_operators.use_linear_attention(model)
         if multiplies_in_blocks(self._library):
             changed |= library_kernels.use_quantized_matmul(model)
         if self._library is not None:

@@ -1,9 +1,6 @@
-"""Let onnxruntime's own operators compute a part or read a weight: rotary embeddings, the delta rule, NVFP4."""
+"""Let onnxruntime's own operators compute a part or read a weight: rotary embeddings, NVFP4."""
 
 from __future__ import annotations
-
-import re
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +8,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lucid_deploy.artifact.quantized_bytes import E2M1, E4M3
-from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE
-from lucid_deploy.runtimes.passes.editing import declare, nodes_of, remove_unread
+from lucid_deploy.runtimes.passes.editing import nodes_of, remove_unread
 
-_FIRST = (1, 25, 1)  # the first version that has LinearAttention; the standard one of opset 27 is a function there
-_CONTRIB = "com.microsoft"
 _HEADS_AXIS = "axis_of_heads"
 
 
@@ -55,85 +49,6 @@ def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     if squeezed:
         graph.initializer.append(helper.make_tensor(_HEADS_AXIS, TensorProto.INT64, [1], [1]))
     return bool(squeezed)
-
-
-def has_linear_attention(version: str) -> bool:
-    """Return whether a version of onnxruntime has ``com.microsoft::LinearAttention``."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3]) >= _FIRST
-
-
-def use_linear_attention(model: onnx.ModelProto) -> bool:
-    """Put onnxruntime's ``LinearAttention`` into the body of ``DeltaRule``.
-
-    Its CPU kernel goes token by token, in float32. The library's kernel is faster, so with that the body stays.
-
-    Result: the body is onnxruntime's operator between changes of layout; nodes stay as they are. Nothing changes, and
-    False is returned, where nodes have several numbers of heads or an unknown one, which the operator needs.
-    """
-    nodes = nodes_of(model.graph, DOMAIN, DELTA_RULE.name)
-    bodies = [each for each in model.functions if (each.domain, each.name) == (DOMAIN, DELTA_RULE.name)]
-    infos = (*model.graph.value_info, *model.graph.input)
-    shapes = {info.name: [axis.dim_value for axis in info.type.tensor_type.shape.dim] for info in infos}
-
-    def size(name: str, axis: int) -> int:
-        shape = shapes.get(name, [])
-        return shape[axis] if len(shape) > axis else 0  # 0: not known beforehand
-
-    key, state = DELTA_RULE.place("key"), DELTA_RULE.place("state")
-    heads = {size(node.input[key], 1) or size(node.input[state], 1) for node in nodes}
-    if not bodies or len(heads) != 1 or 0 in heads:
-        return False
-    one_token = all(size(node.input[key], 2) == 1 for node in nodes)
-    opset = next(item.version for item in bodies[0].opset_import if item.domain == "")
-    bodies[0].CopyFrom(_linear_attention_body(heads.pop(), one_token, opset))
-    declare(model, _CONTRIB, 1)
-    return True
-
-
-def _linear_attention_body(heads: int, one_token: bool, opset: int) -> onnx.FunctionProto:
-    """Return the body of ``DeltaRule`` in which onnxruntime's operator computes."""
-    nodes = [
-        *_packed("query", one_token),
-        *_packed("key", one_token),
-        *_packed("value", one_token),
-        helper.make_node("Transpose", ["log_decay"], ["decay"], perm=[0, 2, 1]),
-        helper.make_node("Cast", ["beta"], ["beta_float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["beta_float"], ["rate"], perm=[0, 2, 1]),
-    ]
-    inputs = ["query_packed", "key_packed", "value_packed", "state", "decay", "rate"]
-    settings: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": "gated_delta"}
-    attention = helper.make_node("LinearAttention", inputs, ["packed", "new_state"], domain=_CONTRIB, **settings)
-    scale = onnx.AttributeProto(name="scale", ref_attr_name=SCALE.name, type=onnx.AttributeProto.FLOAT)
-    attention.attribute.append(scale)
-    nodes.append(attention)
-    if one_token:
-        nodes.append(helper.make_node("Shape", ["value"], ["shape"]))
-        nodes.append(helper.make_node("Reshape", ["packed", "shape"], ["rows"]))
-    else:
-        nodes.append(_numbers("by_head", [0, 0, heads, -1]))
-        nodes.append(helper.make_node("Reshape", ["packed", "by_head"], ["by_token"]))
-        nodes.append(helper.make_node("Transpose", ["by_token"], ["rows"], perm=[0, 2, 1, 3]))
-    nodes.append(helper.make_node("CastLike", ["rows", "value"], ["output"]))
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(_CONTRIB, 1)]
-    names = list(DELTA_RULE.input_names), list(DELTA_RULE.output_names)
-    return helper.make_function(DOMAIN, DELTA_RULE.name, *names, nodes, opsets, [SCALE.name])
-
-
-def _packed(name: str, one_token: bool) -> list[onnx.NodeProto]:
-    """Return the nodes from (batch, heads, tokens, width) to (batch, tokens, heads · width) in float32."""
-    wide, shape, turned = f"{name}_float", f"{name}_shape", f"{name}_turned"
-    nodes = [helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT)]
-    if one_token:  # then a transposition moves nothing
-        nodes.append(_numbers(shape, [0, 1, -1]))
-    else:
-        nodes.append(helper.make_node("Transpose", [wide], [turned], perm=[0, 2, 1, 3]))
-        nodes.append(_numbers(shape, [0, 0, -1]))
-    nodes.append(helper.make_node("Reshape", [wide if one_token else turned, shape], [f"{name}_packed"]))
-    return nodes
-
-
-def _numbers(name: str, values: list[int]) -> onnx.NodeProto:
-    return helper.make_node("Constant", [], [name], value_ints=values)
 
 
 # Every number of E2M1 is one of E4M3: its code there, by the code of E2M1.
