@@ -96,12 +96,8 @@ def verifying(worker: WorkerProcess, context: int, rounds: int, steps: int) -> d
 
 
 def following(worker: WorkerProcess, task: str, of: Texts, rounds: int) -> dict[str, Any]:
-    """Return tokens a second behind the prompt without and with speculation, and the gain, round by round.
-
-    Drafts may have run with the prompt, so that its time with them over that without is a result too.
-    """
+    """Return tokens a second behind the prompt without and with speculation, and the gain, round by round."""
     plain, ahead, counts = [], [], {"proposed": 0, "accepted": 0}
-    prompts: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(rounds + 1):
         both = {
             on: [worker.ask("follow", prompt=p, answer=a, speculate=on) for p, a in of]
@@ -110,22 +106,14 @@ def following(worker: WorkerProcess, task: str, of: Texts, rounds: int) -> dict[
         if turn:
             plain.append(sum(each["seconds"] for each in both[False]))
             ahead.append(sum(each["seconds"] for each in both[True]))
-            for on, times in prompts.items():
-                times.append(sum(each["prompt"] for each in both[on]))
         counts = {name: sum(each[name] for each in both[True]) for name in counts}
     tokens = sum(len(answer) for _, answer in of)
     rates = {"plain": tokens / float(np.median(plain)), "speculative": tokens / float(np.median(ahead))}
-    whole = [
-        [sum(pair) for pair in zip(prompts[on], seconds, strict=True)]
-        for on, seconds in ((False, plain), (True, ahead))
-    ]
     return {
         "task": task,
         "tokens": tokens,
         "tokens_per_second": rates,
         "gain": paired_ratio(plain, ahead),
-        "prompt_with_drafts": paired_ratio(prompts[True], prompts[False]),
-        "gain_with_prompt": paired_ratio(*whole),
         **counts,
     }
 
@@ -177,9 +165,7 @@ def main(
                     f"{task:8s} {rates['plain']:6.1f} tokens/s plain, {rates['speculative']:6.1f} speculative: "
                     f"{found['gain']['median']:.2f} times "
                     f"({found['gain']['min']:.2f}-{found['gain']['max']:.2f}), "
-                    f"{found['accepted']} of {found['proposed']} drafted tokens accepted; "
-                    f"prompt {found['prompt_with_drafts']['median']:.3f} times, "
-                    f"with it all {found['gain_with_prompt']['median']:.3f} times as fast"
+                    f"{found['accepted']} of {found['proposed']} drafted tokens accepted"
                 )
     if write:
         settings = {"shape": shape, "cache": cache, "threads": threads, "kernels": facts["kernels"]}

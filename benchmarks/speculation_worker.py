@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict
 from typing import Any
@@ -10,10 +11,26 @@ import numpy as np
 
 from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.generation.drafting import LookupDrafter
-from lucid_deploy.generation.speculation import Lookahead
+from lucid_deploy.generation.generate import decode
+from lucid_deploy.generation.sampling import Sampler, Sampling
+from lucid_deploy.generation.speculation import DraftCounts, Row
 from lucid_deploy.runtimes.cache_rows import take_back
+from lucid_deploy.runtimes.session import Array
 
 _WANTED = 128  # most tokens that are asked for, wherever the answer ends
+
+
+class Given(Sampler):
+    """Chooses the tokens of a given answer."""
+
+    def __init__(self, answer: list[int]) -> None:
+        super().__init__(Sampling())
+        self._tokens = iter(answer)
+
+    def __call__(self, logits: Array, allowed: Array | None = None) -> int:
+        """Return the answer's next token."""
+        self.chosen_from = logits
+        return next(self._tokens)
 
 
 class SpeculationWorker(Worker):
@@ -34,34 +51,22 @@ class SpeculationWorker(Worker):
         return {"seconds": seconds / steps}
 
     def follow(self, prompt: list[int], answer: list[int], speculate: bool) -> dict[str, Any]:
-        """Time the decoding of a given answer; return seconds, and how many drafted tokens were accepted.
+        """Time the decoding of a given answer behind its prompt; return seconds, and how many drafts were accepted.
 
-        Drafts are looked up in prompt and answer, and the first ones run with the prompt. What runs is what runs where
-        the model says this answer itself: all but its last token. ``prompt`` is the time of the prompt.
+        Drafts are looked up in prompt and answer. What runs is what runs where the model says this answer itself: all
+        but its last token.
         """
-        cache = self.session.empty_cache(1)
-        chunk, ids = self.session.prefill_chunk, np.array([prompt])
-        if not speculate:
-            started = time.perf_counter()
-            self.session.prefill(ids, cache, chunk=chunk)
-            begun = time.perf_counter()
-            for token in answer[:-1]:
-                self.session.decode(np.array([[token]]), cache)
-            return {"prompt": begun - started, "seconds": time.perf_counter() - begun, "proposed": 0, "accepted": 0}
-        drafter = LookupDrafter()
-        ahead = Lookahead(self.session, cache, drafter)
+        cache, counts = self.session.empty_cache(1), DraftCounts()
+        row = Row(Given(answer), max(_WANTED, len(answer)), stop_at_eos=False, ids=prompt[:-1], next=prompt[-1])
+        logits = self.session.prefill(np.array([prompt]), cache, chunk=self.session.prefill_chunk)[0]
+        if speculate:
+            self.session.prepare_several()
+            row.drafter = LookupDrafter()
+            row.drafter.add(prompt)
         started = time.perf_counter()
-        drafter.add(prompt)
-        logits = ahead.prefill(prompt, _WANTED, chunk)
-        begun = time.perf_counter()
-        for token in answer[:-1]:
-            ahead.judge(logits)
-            ahead.accept(token)
-            logits = ahead(token, _WANTED)
-        ahead.judge(logits)
-        ahead.accept(answer[-1])
-        seconds = {"prompt": begun - started, "seconds": time.perf_counter() - begun}
-        return {**seconds, **asdict(ahead.counts)}
+        for _ in itertools.islice(decode(self.session, cache, row, logits, counts), len(answer)):
+            pass
+        return {"seconds": time.perf_counter() - started, **asdict(counts)}
 
 
 if __name__ == "__main__":

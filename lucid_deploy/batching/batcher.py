@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.batching.request import Event, Finished, Request
-from lucid_deploy.batching.row import Chooser, Row, propose
+from lucid_deploy.batching.request import BatchRow, Event, Finished, Request
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import BLOCK, PrefixStore
-from lucid_deploy.generation.sampling import Sampler
-from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
+from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
+from lucid_deploy.generation.speculation import Chooser, DraftCounts, prepare_speculation, propose
 from lucid_deploy.runtimes.session import Array, Session
 
 # How long a step waits for masks of constraints that are not ready when the model has run. A row whose mask comes
@@ -53,6 +52,7 @@ class Batcher:
     Attributes:
         drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
         store: The stored prefixes.
+        generated_tokens: Tokens chosen so far, over all requests.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Batcher:
         self.drafts, self._drafters, self._guides = DraftCounts(), drafters, guides
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
+        self.generated_tokens = 0
         self._chooser = Chooser(session, self.drafts)
         self.store = PrefixStore(session, prefix_tokens)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
@@ -88,9 +89,9 @@ class Batcher:
         self._fixed_cuts = session.rounds or self._stores_states
         # A request is in one of these four. Filling is the one whose prompt runs.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
-        self._filling: Row | None = None
-        self._running: dict[int, Row] = {}
-        self._paused: dict[int, Row] = {}
+        self._filling: BatchRow | None = None
+        self._running: dict[int, BatchRow] = {}
+        self._paused: dict[int, BatchRow] = {}
         self._opened: dict[int, Future[Guide]] = {}  # guides of waiting requests
         self._pool = make_rows(session, rows)  # caches of the running rows
         self._cancelled: dict[int, None] = {}  # in the order in which it was asked for
@@ -113,11 +114,6 @@ class Batcher:
         return not (self._waiting or self.active)
 
     @property
-    def generated_tokens(self) -> int:
-        """Tokens chosen so far, over all requests."""
-        return self._chooser.tokens
-
-    @property
     def cached_tokens(self) -> int:
         """Tokens in the store of prefixes."""
         return self.store.tokens
@@ -135,7 +131,8 @@ class Batcher:
 
     def cancel(self, number: int) -> None:
         """End a request in the next step, which frees its row; numbers that are unknown or finished are ignored."""
-        if any(number in place for place in (self._waiting, self._running, self._paused)) or self._is_filling(number):
+        filling = [row.number for row in (self._filling,) if row is not None]
+        if any(number in place for place in (self._waiting, filling, self._running, self._paused)):
             self._cancelled[number] = None
 
     def step(self) -> list[Event]:
@@ -214,7 +211,7 @@ class Batcher:
         chunk, requests = self._chunk, min(self.rows, self.active + self.waiting)
         return chunk and chunk * max(1, round(PROMPT_TOKENS_PER_ROW * requests / chunk))
 
-    def _chunk_end(self, row: Row) -> int:
+    def _chunk_end(self, row: BatchRow) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
         done, end = len(row.ids), len(row.request.prompt_ids)
         chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # a call reads all weights: one for a step
@@ -224,7 +221,7 @@ class Batcher:
         return min(end, border) if self._stores_states and done < border else end
 
     @staticmethod
-    def _last_border(row: Row) -> int:
+    def _last_border(row: BatchRow) -> int:
         """Return the most tokens of a row's prompt that can be found in the store: its last token must run."""
         return (len(row.request.prompt_ids) - 1) // BLOCK * BLOCK
 
@@ -243,8 +240,18 @@ class Batcher:
             adapter = self.session.adapter_id(request.adapter)
             cache, blocks = self.store.find(request.prompt_ids, most, request.cache_owner, adapter)
             ids = list(request.prompt_ids[: cache.length])
-            sampler = Sampler(request.sampling, request.prompt_ids)
-            self._filling = Row(number, request, sampler, guide, cache, ids, blocks, len(ids))
+            self._filling = BatchRow(
+                Sampler(request.sampling, request.prompt_ids),
+                request.max_new_tokens,
+                request.stop_at_eos,
+                guide,
+                ids=ids,
+                number=number,
+                request=request,
+                cache=cache,
+                blocks=blocks,
+                reused=len(ids),
+            )
             del self._waiting[number]
             self._opened.pop(number, None)
             self.prompt_tokens_reused += len(ids)
@@ -264,14 +271,14 @@ class Batcher:
         found = [number for number, request in self._waiting.items() if held[request.client] < self.rows]
         return sorted(found, key=lambda number: held[self._waiting[number].client])
 
-    def _store_beginning(self, row: Row) -> None:
+    def _store_beginning(self, row: BatchRow) -> None:
         """Store rings and states of a prompt that runs: after 1, 2, 4, … chunks and at the last border of a block."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
         is_stored = not rest and not chunks & (chunks - 1)
         if self._stores_states and (is_stored or len(row.ids) == self._last_border(row)):
             self._store_row(row)
 
-    def _start_drafter(self, row: Row) -> None:
+    def _start_drafter(self, row: BatchRow) -> None:
         """Give a row its drafter, which reads the prompt."""
         if self._drafters is None:
             return
@@ -280,11 +287,11 @@ class Batcher:
         row.drafter.ends = self.session.config.eos_token_ids if row.request.stop_at_eos else ()
         row.drafter.add(row.request.prompt_ids)
 
-    def _take_first(self, row: Row, logits: Array, events: list[Event]) -> None:
+    def _take_first(self, row: BatchRow, logits: Array, events: list[Event]) -> None:
         """Choose the first token of a prompt that has run; let the row decode if it goes on."""
         row.next = row.ids.pop()
         self._set_deadline(0.0)
-        _, end = self._chooser.follow(row, [], logits, events)
+        end = self._take(row, [], logits, events)
         if end is None or not end.failed:
             self._store_row(row)
         if end is not None:
@@ -302,13 +309,15 @@ class Batcher:
             return
         drafts = propose(self._running, self.session.context_limit, self.drafts)
         started = time.monotonic()
-        logits = self._decode(drafts)
+        logits = self._pool.run({number: [row.next, *drafts[number]] for number, row in self._running.items()})
         self._set_deadline(time.monotonic() - started)
         kept: dict[int, int] = {}
         ends: dict[int, Finished] = {}
         for number, row in self._running.items():
             row.verified |= any(drafts.values())
-            kept[number], end = self._chooser.follow(row, drafts[number], logits[number], events)
+            before = len(row.ids)
+            end = self._take(row, drafts[number], logits[number], events)
+            kept[number] = len(row.ids) - before
             if end is not None:
                 ends[number] = end
         if any(drafts.values()):
@@ -318,12 +327,17 @@ class Batcher:
         for row in [row for row in self._running.values() if row.pending is not None]:
             self._pause(row)
 
-    def _decode(self, drafts: dict[int, list[int]]) -> dict[int, Array]:
-        """Return for each running row the logits behind its next token and behind each draft."""
-        if any(drafts.values()):
-            return self._pool.decode_several({n: [row.next, *drafts[n]] for n, row in self._running.items()})
-        found = self._pool.decode({n: row.next for n, row in self._running.items()})
-        return {n: logits[None] for n, logits in found.items()}  # (1, vocab) each
+    def _take(self, row: BatchRow, drafts: list[int], logits: Array, events: list[Event]) -> Finished | None:
+        """Choose a row's tokens as :meth:`Chooser.follow` does; return its end if it ends or fails."""
+        try:
+            for choice in self._chooser.follow(row, drafts, logits):
+                self.generated_tokens += 1
+                events.append(row.token(choice))
+        except NoTokenLeft as error:
+            return row.end("refused", str(error))
+        except LucidError as error:
+            return row.end("error", str(error))
+        return row.end(row.finish_reason) if row.finish_reason else None
 
     def _set_deadline(self, step_seconds: float) -> None:
         """Set how long choices may wait for masks: briefly, or a little longer if no other row could run meanwhile."""
@@ -331,7 +345,7 @@ class Batcher:
         seconds = ALONE_SECONDS if is_alone else max(GRACE_SECONDS, GRACE_SHARE * step_seconds)
         self._chooser.deadline = time.monotonic() + seconds
 
-    def _pause(self, row: Row) -> None:
+    def _pause(self, row: BatchRow) -> None:
         """Take a row whose mask is not ready out of the running ones."""
         row.cache = self.session.fork(self._pool.view(row.number))
         row.pauses += 1
@@ -348,7 +362,8 @@ class Batcher:
                 continue
             if not self._has_free_row:
                 return
-            end = self._chooser.choose(row, row.pending, events)
+            row.next = row.ids.pop()  # as if it had just run
+            end = self._take(row, [], row.pending[None], events)
             if end is not None:
                 self._end(row.number, end, events)
             else:
@@ -362,7 +377,7 @@ class Batcher:
         if needed:
             wait(needed, ALONE_SECONDS, FIRST_COMPLETED)
 
-    def _let_decode(self, row: Row) -> None:
+    def _let_decode(self, row: BatchRow) -> None:
         assert row.cache is not None
         self._pool.join(row.number, row.cache)
         row.cache = None
@@ -370,17 +385,13 @@ class Batcher:
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
         """Take a request out of wherever it is, and store its cache for later prompts if it is sound."""
-        if number in self._running:
-            row = self._running.pop(number)
+        row = self._running.get(number) or self._paused.pop(number, None)
+        if row is not None:
             if not end.failed:
                 self._store_row(row)
             self.store.release(row.blocks)
-            self._pool.leave(number)
-        elif number in self._paused:
-            row = self._paused.pop(number)
-            if not end.failed:
-                self._store_row(row)
-            self.store.release(row.blocks)
+            if self._running.pop(number, None) is not None:
+                self._pool.leave(number)
         elif self._filling is not None and self._filling.number == number:
             self.store.release(self._filling.blocks)
             self._filling = None
@@ -389,10 +400,7 @@ class Batcher:
             self._opened.pop(number, None)
         events.append(end)
 
-    def _store_row(self, row: Row) -> None:
+    def _store_row(self, row: BatchRow) -> None:
         if self.store.takes(len(row.ids)):
             cache = self._pool.view(row.number) if row.cache is None else row.cache
             self.store.add(row.ids, cache, row.request.cache_owner)
-
-    def _is_filling(self, number: int) -> bool:
-        return self._filling is not None and self._filling.number == number

@@ -1,14 +1,19 @@
-"""Requests to a batcher, and the events that it returns."""
+"""Requests to a batcher, the rows in which they run, and the events that it returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.generate import check_prompt
+from lucid_deploy.generation.prefix_store import Block
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.runtimes.session import Session
+from lucid_deploy.generation.speculation import Choice, Row
+from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,48 @@ class Finished:
 
 
 Event = Token | Finished
+
+
+@dataclass(kw_only=True)
+class BatchRow(Row):
+    """A request with a row of the batch.
+
+    Attributes:
+        cache: Its own cache while its prompt runs or it is paused; None while it is among the running rows.
+        blocks: The stored blocks that its prompt began with.
+        reused: How many tokens these hold.
+        pauses: How often it has waited for its guide's mask outside the running rows.
+        resume_at: Number of the step at which it may resume.
+    """
+
+    number: int
+    request: Request
+    cache: Cache[Any] | None
+    blocks: list[Block] = field(default_factory=list)
+    reused: int = 0
+    pauses: int = 0
+    resume_at: int = 0
+
+    def token(self, choice: Choice) -> Token:
+        logprobs = log_probabilities(choice.logits, choice.token, self.request.top_logprobs)
+        return Token(self.number, choice.token, *logprobs, drafted=choice.drafted, reused=self.reused)
+
+    def end(self, reason: str, error: str | None = None) -> Finished:
+        return Finished(self.number, reason, error, self.reused)
+
+
+def log_probabilities(logits: Array, token: int, top: int | None) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Return the log-probability of a token, and the most likely tokens with theirs; nothing where ``top`` is None."""
+    if top is None:
+        return None, ()
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    return float(values[token]), tuple((int(index), float(values[index])) for index in largest(values, top))
+
+
+def largest(values: Array, count: int) -> Array:
+    """Return the indices of the largest values, the largest first; of equal ones the first comes first."""
+    if not 0 < count < len(values):
+        return np.argsort(-values, kind="stable")[:count] if count else np.zeros(0, np.int64)
+    candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])  # sorting a whole vocabulary is slow
+    return np.asarray(candidates[np.argsort(-values[candidates], kind="stable")[:count]])

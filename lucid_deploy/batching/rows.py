@@ -38,12 +38,8 @@ class Rows(ABC):
         """Return a row's cache, which may share memory with the running rows: copy it before the next step."""
 
     @abstractmethod
-    def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        """Run one token of every row, all rows together; return the logits of each, float ``(vocab,)``."""
-
-    @abstractmethod
-    def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
-        """Run one or more tokens of every row, all rows together; :meth:`keep` is to be called next.
+    def run(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+        """Run one or more tokens of every row, all rows together; if any has several, call :meth:`keep` next.
 
         Returns:
             Logits behind each of a row's tokens, float ``(tokens, vocab)``.
@@ -51,7 +47,7 @@ class Rows(ABC):
 
     @abstractmethod
     def keep(self, kept: dict[int, int]) -> None:
-        """Keep only the first tokens of each row that :meth:`decode_several` has run, as many as given."""
+        """Keep only the first tokens of each row that :meth:`run` has run, as many as given."""
 
 
 def _padded(tokens: list[list[int]]) -> tuple[Array, Array]:
@@ -95,24 +91,18 @@ class MergedRows(Rows):
         assert self._cache is not None
         return cache_of_rows(self._session, row_layers(self._session, self._cache, [self._keys.index(key)]))
 
-    def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        if self._joined or self._left:
-            self._merge()
-        assert self._cache is not None
-        column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
-        make_room(self._session, self._cache, 1)
-        logits = self._session.decode(column, self._cache)
-        return {key: logits[row, -1] for row, key in enumerate(self._keys)}
-
-    def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+    def run(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
         if self._joined or self._left:
             self._merge()
         assert self._cache is not None
         ids, mask = _padded([tokens[key] for key in self._keys])
-        make_room(self._session, self._cache, ids.shape[1])
         self._ran = ids.shape[1]
-        logits = self._session.decode_several(ids, self._cache, mask)
-        self._is_sound = bool(np.isfinite(logits[mask]).all())
+        make_room(self._session, self._cache, self._ran)
+        if self._ran == 1:
+            logits = self._session.decode(ids, self._cache)
+        else:
+            logits = self._session.decode_several(ids, self._cache, mask)
+            self._is_sound = bool(np.isfinite(logits[mask]).all())
         return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
@@ -177,20 +167,9 @@ class StaticRows(Rows):
         ]
         return Cache(np.ones((1, length), dtype=bool), layers, self._adapters[slot : slot + 1].copy())
 
-    def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
-        keys = self._close_holes()
-        logits = self._run(np.array([[tokens[key]] for key in keys]))
-        self._lengths[: len(keys)] += 1
-        return {key: logits[slot, -1] for slot, key in enumerate(keys)}
-
-    def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+    def run(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
         keys = self._close_holes()
         ids, _ = _padded([tokens[key] for key in keys])  # nothing sees the padding behind a row's own tokens
-        logits, self._ran = self._run(ids), ids.shape[1]
-        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
-
-    def _run(self, ids: Array) -> Array:
-        """Run new tokens ``(B, N)`` of the first rows; return their logits ``(B, N, vocab)``."""
         count, n = ids.shape
         self._make_room(int(self._lengths[:count].max()) + n, self._layers)
         if (count, n) not in self._steps:
@@ -200,7 +179,10 @@ class StaticRows(Rows):
         step = self._steps[count, n]
         step.input_ids[:] = ids
         step.positions[:] = self._lengths[:count, None] + np.arange(n)
-        return self._decoding.run_bound(step)
+        logits, self._ran = self._decoding.run_bound(step), n  # (count, n, vocab)
+        if n == 1:
+            self._lengths[:count] += 1
+        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
         for slot, key in enumerate(self._slots):

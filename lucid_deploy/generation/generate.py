@@ -13,7 +13,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import Drafter, MakeDrafter
 from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampler, Sampling
-from lucid_deploy.generation.speculation import DraftCounts, Lookahead, prepare_speculation
+from lucid_deploy.generation.speculation import Chooser, DraftCounts, Row, prepare_speculation, propose
+from lucid_deploy.runtimes.cache_rows import make_room, pack, take_back
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
@@ -68,65 +69,47 @@ class Generation:
         if self.drafter is not None:
             prepare_speculation(session)
         cache = session.empty_cache(1) if self.cache is None else self.cache
-        prompt = self.prompt_ids[cache.length :]
         chunk = session.prefill_chunk if self.prefill_chunk is None else self.prefill_chunk
-        ids = np.array([prompt], dtype=np.int64)
-        logits = session.prefill(ids, cache, chunk=chunk, progress=self.progress)[0, -1]
-        if self.drafter is None:
-            yield from self._tokens(logits, lambda token, _: session.decode(_column(token), cache)[0, -1])
-            return
-        self.drafter.chunk, self.drafter.ends = chunk, session.config.eos_token_ids if self.stop_at_eos else ()
-        self.drafter.add(self.prompt_ids)
-        ahead = Lookahead(session, cache, self.drafter)
-        self.drafts = ahead.counts
+        ids = np.array([self.prompt_ids[cache.length :]], dtype=np.int64)
+        logits = session.prefill(ids, cache, chunk=chunk, progress=self.progress)[0]  # (1, vocab)
+        if self.drafter is not None:
+            self.drafter.chunk, self.drafter.ends = chunk, session.config.eos_token_ids if self.stop_at_eos else ()
+            self.drafter.add(self.prompt_ids)
+        sampler = Sampler(self.sampling, self.prompt_ids)
+        row = Row(sampler, self.max_new_tokens, self.stop_at_eos, self.guide, self.drafter, self.prompt_ids[:-1])
+        row.next = self.prompt_ids[-1]
+        self.drafts = DraftCounts()
         try:
-            judge = None if self.sampling.temperature else ahead.judge
-            yield from self._tokens(logits, ahead, judge, ahead.accept)
+            yield from decode(session, cache, row, logits, self.drafts)
         finally:
             if self.cache is not None:
-                ahead.finish()
-
-    def _tokens(
-        self,
-        logits: Array,
-        decode: Callable[[int, int], Array],
-        judge: Callable[[Array, Array | None], None] | None = None,
-        accept: Callable[[int], None] | None = None,
-    ) -> Iterator[int]:
-        """Choose from the logits behind the prompt, and then from those that ``decode(token, tokens wanted)`` gives.
-
-        ``judge`` gets what each token was chosen from and its slopes, ``accept`` each token that is yielded.
-        """
-        session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
-        limit = session.context_limit
-        for count in range(1, self.max_new_tokens + 1):
-            allowed = None if self.guide is None else self.guide.allowed()
-            if self.guide is not None and allowed is None:  # the text is complete
-                self.finish_reason = "eos"
-                return
-            token = choose(logits, allowed)
-            if judge is not None:
-                judge(choose.chosen_from, choose.slopes)
-            if self.stop_at_eos and token in session.config.eos_token_ids:
-                self.finish_reason = "eos"
-                return
-            if self.guide is not None:
-                self.guide.advance(token)  # its mask is computed while the model runs
-            if accept is not None:
-                accept(token)
-            yield token
-            if count == self.max_new_tokens:
-                complete = self.guide is not None and self.guide.complete
-                self.finish_reason = "eos" if complete else "length"
-                return
-            if limit is not None and len(self.prompt_ids) + count - 1 >= limit:
-                self.finish_reason = "context"
-                return
-            logits = decode(token, self.max_new_tokens - count)
+                pack(session, cache)
+        self.finish_reason = row.finish_reason
 
 
-def _column(token: int) -> Array:
-    return np.array([[token]], dtype=np.int64)
+def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, counts: DraftCounts) -> Iterator[int]:
+    """Yield a row's tokens, from the logits ``(1, vocab)`` behind its prompt on.
+
+    The cache holds the prompt. Wherever the answer ends, is left or fails, it holds the tokens of ``row.ids`` only.
+    """
+    chooser, limit, drafts = Chooser(session, counts), session.context_limit, list[int]()
+    while True:
+        before = len(row.ids)
+        try:
+            for choice in chooser.follow(row, drafts, logits):
+                yield choice.token
+        finally:
+            kept = len(row.ids) - before
+            if drafts and kept <= len(drafts):
+                is_sound = bool(np.isfinite(logits[kept:]).all())
+                take_back(session, cache, len(drafts) + 1, np.array([kept]), is_sound)
+        if row.finish_reason:
+            return
+        drafts = [] if row.drafter is None else propose({0: row}, limit, counts)[0]
+        ids = np.array([[row.next, *drafts]], dtype=np.int64)
+        if row.verified:  # only rejected drafts leave holes
+            make_room(session, cache, ids.shape[1])
+        logits = (session.decode_several if drafts else session.decode)(ids, cache)[0]  # (1 + drafts, vocab)
 
 
 class Conversation:

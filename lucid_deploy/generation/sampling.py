@@ -165,12 +165,13 @@ class Sampler:
     """Draws the tokens of one answer from logits, reproducibly for a given seed.
 
     Attributes:
+        sampling: How tokens are chosen.
         chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ where no token was allowed.
         slopes: Of these, as :attr:`LogitAdjustment.slopes`.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
-        self._sampling = sampling
+        self.sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
         self.chosen_from: Array = np.zeros(0, np.float32)
         self._adjustment: LogitAdjustment | None = None
@@ -212,8 +213,8 @@ class Sampler:
         token, self.chosen_from = int(logits.argmax()), logits
         if logits[token] == -np.inf:
             raise NoTokenLeft("No token is left to choose: bad_words rule out every token that may come next.")
-        if self._sampling.temperature > 0:
-            probabilities = filtered_probabilities(logits, self._sampling)
+        if self.sampling.temperature > 0:
+            probabilities = filtered_probabilities(logits, self.sampling)
             token = int(self._rng.choice(probabilities.size, p=probabilities))
         if self._adjustment is not None:
             self._adjustment.add(token)

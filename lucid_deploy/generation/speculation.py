@@ -1,4 +1,6 @@
-"""Speculative decoding of one text: one step runs guessed tokens too, and their logits are used if the guess is right.
+"""The choice of an answer's tokens from logits, with or without drafts, until it ends.
+
+Speculative decoding: one step runs guessed tokens too, and their logits are used if the guess is right.
 
     1. The model runs the token that was chosen and the drafted ones behind it in one step, for the logits of all.
     2. The next token is chosen from the logits behind the first, as in plain decoding. If it is the first draft, the
@@ -13,15 +15,18 @@ probability p(x), and else the token comes from p without x (arXiv 2211.17192 wi
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
-from lucid_deploy.runtimes.cache_rows import make_room, pack, take_back
-from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.generation.guide import Guide
+from lucid_deploy.generation.sampling import Sampler
+from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Session
 
 log = logging.getLogger("lucid_deploy.generation")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
@@ -90,96 +95,136 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | No
     return int(np.count_nonzero(adjusted[first] - adjusted <= near)) > 1  # the first is as near to itself
 
 
-def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[int] | None:
-    """Return a drafter's proposal; None if it failed. The answer then goes on without drafts.
+@dataclass
+class Row:
+    """An answer that is generated.
+
+    Attributes:
+        ids: Tokens in its cache.
+        next: The token to run next; at first the last one of the prompt.
+        count: New tokens so far.
+        verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
+        pending: Logits ``(vocab,)`` that wait for the guide's mask; None: nothing waits.
+        finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
+            ``context`` (no room left).
+    """
+
+    choose: Sampler
+    max_new_tokens: int
+    stop_at_eos: bool = True
+    guide: Guide | None = None
+    drafter: Drafter | None = None
+    ids: list[int] = field(default_factory=list)
+    next: int = 0
+    count: int = 0
+    verified: bool = False
+    pending: Array | None = None
+    finish_reason: str = ""
+
+
+class Choice(NamedTuple):
+    """A new token, the logits ``(vocab,)`` that it was chosen from, and whether it is a draft that was right."""
+
+    token: int
+    logits: Array
+    drafted: bool
+
+
+class Chooser:
+    """Chooses the tokens of rows.
+
+    Attributes:
+        deadline: Until when a choice may wait for the mask of a constraint, by :func:`time.monotonic`; None: it waits
+            until the mask is there.
+    """
+
+    def __init__(self, session: Session[Any], counts: DraftCounts) -> None:
+        self._counts = counts
+        self._ends, self._limit = session.config.eos_token_ids, session.context_limit
+        self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
+        self.deadline: float | None = None
+
+    def follow(self, row: Row, drafts: list[int], logits: Array) -> Iterator[Choice]:
+        """Choose a row's tokens for as long as its drafts are right, each when it is asked for.
+
+        What ran and is right is added to ``row.ids``; the rest is to be dropped from the cache, whether the row goes
+        on, ends, fails, or is left before its drafts are used up.
+
+        Args:
+            drafts: The tokens that ran after its next token.
+            logits: After that token and after each draft, ``(1 + drafts, vocab)``.
+
+        Raises:
+            NoTokenLeft: See :meth:`Sampler.__call__` and :meth:`Guide.allowed`.
+            CheckFailed: A logit is not finite.
+        """
+        row.verified |= bool(drafts)
+        self._counts.proposed += len(drafts)
+        for right, draft in enumerate([*drafts, None]):
+            row.ids.append(row.next)
+            choice = self._choose(row, logits[right], draft)
+            if choice is not None:
+                yield choice
+            if row.finish_reason or row.pending is not None or row.next != draft:
+                break
+        if drafts and row.drafter is not None:
+            row.drafter.learn(len(drafts), right)
+
+    def _choose(self, row: Row, logits: Array, draft: int | None) -> Choice | None:
+        """Choose a row's next token, unless it ends before it or the mask of its guide is not ready in time."""
+        row.pending, allowed = None, None
+        if row.guide is not None:
+            if self.deadline is not None and not row.guide.wait(max(0.0, self.deadline - time.monotonic())):
+                row.pending = logits.copy()
+                return None
+            allowed = row.guide.allowed()
+            if allowed is None:  # the text is complete
+                row.finish_reason = "eos"
+                return None
+        choose = row.choose
+        token = choose(logits, allowed)
+        if row.verified and not choose.sampling.temperature:
+            self._counts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, choose.slopes)
+        if row.stop_at_eos and token in self._ends:
+            row.finish_reason = "eos"
+            return None
+        row.next, row.count = token, row.count + 1
+        if row.guide is not None:
+            row.guide.advance(token)  # its mask is computed while the model runs
+        if row.drafter is not None:
+            row.drafter.add([token])
+        self._counts.accepted += token == draft
+        if row.count == row.max_new_tokens:
+            row.finish_reason = "eos" if row.guide is not None and row.guide.complete else "length"
+        elif self._limit is not None and len(row.ids) >= self._limit:
+            row.finish_reason = "context"
+        return Choice(token, logits, token == draft)
+
+
+def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:
+    """Return drafts of each running row, none for many; a step runs as many columns as the longest needs.
+
+    Rows of a growing cache end in the same column, so the longest row decides what the context has room for.
+    """
+    most = min(MOST_DRAFTS, STEP_TOKENS // len(rows) - 1)
+    if context_limit is not None:
+        most = min(most, context_limit - max(len(row.ids) for row in rows.values()) - 1)
+    return {number: _propose(row, most, counts) for number, row in rows.items()}
+
+
+def _propose(row: Row, most: int, counts: DraftCounts) -> list[int]:
+    """Return a row's drafts; drop its drafter if that fails. The answer then goes on without drafts.
 
     All failures are counted; the first one is logged, with its traceback if it is a bug.
     """
+    if row.drafter is None:
+        return []
     try:
-        return drafter.propose(most)
+        return row.drafter.propose(max(min(most, row.max_new_tokens - row.count - 1), 0))
     except Exception as error:
         if not counts.failures:
             trace = None if isinstance(error, LucidError) else error
             log.warning("Drafting failed, the answer goes on without: %s", error, exc_info=trace)
         counts.failures += 1
-        return None
-
-
-class Lookahead:
-    """Decodes one text like :meth:`Session.decode`, with drafted tokens in the same step.
-
-    The cache holds one row, the text so far without the token that comes next; the drafter knows that text.
-    """
-
-    def __init__(self, session: Session[Any], cache: Cache[Any], drafter: Drafter) -> None:
-        prepare_speculation(session)
-        self._session, self._cache = session, cache
-        self._drafter: Drafter | None = drafter
-        self.counts = DraftCounts()
-        self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
-        self._drafts: list[int] = []
-        self._right = 0  # of these
-        self._verified = False  # whether a step has left rounding of its own in the cache
-        self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft
-
-    def __call__(self, token: int, wanted: int) -> Array:
-        """Return the logits behind a token that was chosen, float ``(vocab,)``; at most ``wanted`` more may follow."""
-        if self._drafter is not None:
-            self._drafter.add([token])
-        if self._right < len(self._drafts) and token == self._drafts[self._right]:
-            self._right += 1
-            return np.asarray(self._rows[self._right])
-        self._settle()
-        drafts = self._propose(min(MOST_DRAFTS, wanted - 1, self._room()))
-        ids = np.array([[token, *drafts]], dtype=np.int64)
-        make_room(self._session, self._cache, ids.shape[1])
-        run = self._session.decode_several if drafts else self._session.decode
-        self._rows = run(ids, self._cache)[0]
-        self._expect(drafts)
-        return np.asarray(self._rows[0])
-
-    def _expect(self, drafts: list[int]) -> None:
-        """Remember drafts that are in the cache now."""
-        self._drafts = drafts
-        self._verified |= bool(drafts)
-        self.counts.proposed += len(drafts)
-
-    def accept(self, token: int) -> None:
-        """Count a chosen token as accepted if it was drafted."""
-        self.counts.accepted += self._drafts[self._right : self._right + 1] == [token]
-
-    def judge(self, adjusted: Array, slopes: Array | None = None) -> None:
-        """Count a near tie in the logits that a token was greedily chosen from.
-
-        Steps without drafts count as well once one had some: they read the rows of K and Y that it wrote.
-        """
-        if self._verified:
-            self.counts.near_ties += is_near_tie(adjusted, self._rows[self._right], self._near, slopes)
-
-    def _propose(self, most: int) -> list[int]:
-        found = None if self._drafter is None else propose_or_drop(self._drafter, most, self.counts)
-        if found is None:
-            self._drafter = None
-        return found or []
-
-    def finish(self) -> None:
-        """Leave the cache as plain decoding would leave it: without rejected drafts."""
-        self._settle()
-        pack(self._session, self._cache)
-
-    def _settle(self) -> None:
-        """Drop the rejected drafts from the cache, and tell the drafter."""
-        drafts, right = len(self._drafts), self._right
-        self._drafts, self._right = [], 0
-        if not drafts:
-            return
-        if self._drafter is not None:
-            self._drafter.learn(drafts, right)
-        if right < drafts:
-            is_sound = bool(np.isfinite(self._rows[right + 1 :]).all())
-            take_back(self._session, self._cache, drafts + 1, np.array([right + 1]), is_sound)
-
-    def _room(self) -> int:
-        """Return how many drafts fit into the context beside the token to run."""
-        limit = self._session.context_limit
-        return MOST_DRAFTS if limit is None else max(limit - int(self._cache.mask.sum()) - 1, 0)
+        row.drafter = None
+        return []

@@ -174,7 +174,7 @@ def test_a_step_runs_more_of_prompts_where_more_rows_run_and_most_where_none_doe
 
 def test_a_first_token_waits_for_no_other_row(static: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     batcher, seen = Batcher(static, rows=3, prefill_chunk=64), list[Any]()
-    prefill, decode = static.prefill, StaticRows.decode
+    prefill, decode = static.prefill, StaticRows.run
 
     def noted_prefill(*given: Any) -> Any:
         seen.append("prefill")
@@ -185,7 +185,7 @@ def test_a_first_token_waits_for_no_other_row(static: Session[Any], monkeypatch:
         return decode(*given)
 
     monkeypatch.setattr(static, "prefill", noted_prefill)
-    monkeypatch.setattr(StaticRows, "decode", noted_decode)
+    monkeypatch.setattr(StaticRows, "run", noted_decode)
     first, second = (batcher.submit(Request(prompt(9, seed), 3, stop_at_eos=False)) for seed in range(2))
     for part in batcher.parts():
         seen.append([event.request for event in part])

@@ -44,9 +44,9 @@ class Driver:
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
-            tokens = {key: int(TEXTS[key % 10][-FORCED + len(done) - 1]) for key, done in self.logits.items()}
-            for key, logits in self.rows.decode(tokens).items():
-                self.logits[key].append(logits)
+            tokens = {key: [int(TEXTS[key % 10][-FORCED + len(done) - 1])] for key, done in self.logits.items()}
+            for key, logits in self.rows.run(tokens).items():
+                self.logits[key].append(logits[0])
 
     def finish(self, lone: Lone, key: int) -> None:
         lone.check(key % 10, self.session, self.rows.view(key), 0, self.logits.pop(key))
@@ -113,10 +113,9 @@ def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported:
     session.prefill(TEXTS[0][None], broken)
     poisoned = [tuple(np.full_like(x, np.nan) for x in layer) for layer in session.layer_arrays(broken)]
     driver.rows.join(99, session.cache_from_arrays(poisoned, broken.mask))
-    tokens = {2: int(TEXTS[2][-FORCED]), 99: 1}
-    logits = driver.rows.decode(tokens)
+    logits = driver.rows.run({2: [int(TEXTS[2][-FORCED])], 99: [1]})
     assert np.isnan(logits[99]).all()
-    driver.logits[2].append(logits[2])
+    driver.logits[2].append(logits[2][0])
     driver.rows.leave(99)
     driver.join(11)  # shorter than what lay there before
     driver.step(FORCED - 1)
@@ -136,7 +135,7 @@ def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported
     session.prefill(TEXTS[2][None, :3], broken)
     poisoned = [tuple(np.full_like(x, np.nan) for x in layer) for layer in session.layer_arrays(broken)]
     driver.rows.join(99, session.cache_from_arrays(poisoned, broken.mask))
-    logits = driver.rows.decode_several({1: [int(TEXTS[1][-FORCED])], 99: [1, 2, 3, 4, 5, 6, 7, 8]})
+    logits = driver.rows.run({1: [int(TEXTS[1][-FORCED])], 99: [1, 2, 3, 4, 5, 6, 7, 8]})
     assert np.isnan(logits[99]).all()
     driver.logits[1].append(logits[1][0])
     driver.rows.keep({1: 1, 99: 1})
@@ -169,7 +168,7 @@ def test_a_broken_draft_leaves_its_own_row_sound(
 
     monkeypatch.setattr(session, "decode_several", broken)
     tokens = {key: TEXTS[key][-FORCED : -FORCED + 2].tolist() for key in (0, 1)}
-    logits = driver.rows.decode_several(tokens)
+    logits = driver.rows.run(tokens)
     driver.rows.keep({0: 2, 1: 1})
     for key, count in ((0, 2), (1, 1)):
         driver.logits[key] += list(logits[key][:count])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import LookupDrafter
 from lucid_deploy.generation.generate import Conversation, Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.model.checkpoint import load_model
@@ -65,6 +66,28 @@ def test_an_answer_that_was_stopped(session: Session[Any]) -> None:
     with closing(made.answer(FIRST)) as tokens:  # type: ignore[type-var]
         begun = list(islice(tokens, 3))
     assert made.finish_reason == ""
+    text = [*FIRST, *begun, 8]
+    assert list(islice(made.answer(text), 5)) == alone(session, text, 5)
+    assert made.computed == 2
+
+
+@pytest.mark.parametrize("session", ["rows"], indirect=True)
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 6])
+def test_an_answer_that_was_stopped_among_right_drafts(session: Session[Any], stop_after: int) -> None:
+    """Drafts that were right but not asked for are not of the conversation."""
+    answer = alone(session, FIRST, 12)
+
+    class Right(LookupDrafter):
+        def propose(self, most: int) -> list[int]:
+            return answer[self._count - len(FIRST) :][: min(most, 4)]
+
+        def learn(self, proposed: int, accepted: int) -> None:
+            pass
+
+    made = Conversation(session, 100, Sampling(), stop_at_eos=False, drafters=Right)
+    with closing(made.answer(FIRST)) as tokens:  # type: ignore[type-var]
+        begun = list(islice(tokens, stop_after))
+    assert begun == answer[:stop_after] and made.drafts is not None and made.drafts.proposed >= (stop_after > 1)
     text = [*FIRST, *begun, 8]
     assert list(islice(made.answer(text), 5)) == alone(session, text, 5)
     assert made.computed == 2
