@@ -36,9 +36,10 @@ def generate(
     batch: int = 8,
     sampling: Sampling | None = None,
     stop: Callable[[Ids], bool] | None = None,
-    answered: Callable[[int, int, Ids], None] | None = None,
-) -> list[list[Ids]]:
-    """Return new tokens for each prompt, up to an end-of-sequence token, ``stop``, or the number of tokens.
+) -> Iterator[tuple[int, int, Ids]]:
+    """Yield group, place in it and new tokens of each prompt, as soon as they are known.
+
+    An answer ends at an end-of-sequence token, ``stop``, or the number of tokens.
 
     Args:
         groups: Prompts as token ids; those of a group begin with the same tokens.
@@ -46,55 +47,40 @@ def generate(
         batch: Most groups to run at once.
         sampling: How tokens are chosen; None: greedily.
         stop: Called with a prompt's new tokens; true ends the answer.
-        answered: Called with group, place in the group and new tokens as soon as an answer is complete.
     """
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-    answers: list[list[Ids]] = [[[] for _ in group] for group in groups]
     choose = Sampler(sampling or Sampling())
     tails = [[1] * len(group) for group in groups]
     for wave in _waves(session, groups, tails, batch, room=max_new_tokens):
-        rows = _generate(session, wave, max_new_tokens, choose, stop)
-        for member, row in zip(wave.members, rows, strict=True):
-            if member is not None:
-                answers[member[0]][member[1]] = row
-                if answered is not None:
-                    answered(*member, row)
-    return answers
-
-
-def _generate(
-    session: Session[Any], wave: Wave, max_new_tokens: int, choose: Sampler, stop: Callable[[Ids], bool] | None
-) -> list[Ids]:
-    rows: list[Ids] = [[] for _ in wave.members]
-    running = np.array([member is not None for member in wave.members])  # (B,)
-    logits = session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=session.prefill_chunk)  # (B, 1, vocab)
-    while True:
-        tokens = np.zeros((len(rows), 1), dtype=np.int64)
-        for i in np.flatnonzero(running):
-            token = choose(logits[i, -1])
-            if token in session.config.eos_token_ids:
-                running[i] = False
-                continue
-            tokens[i] = token
-            rows[i].append(token)
-            running[i] = len(rows[i]) < max_new_tokens and not (stop is not None and stop(rows[i]))
-        if not running.any():
-            return rows
-        logits = session.decode(tokens, wave.cache, running[:, None])
+        rows: list[Ids] = [[] for _ in wave.members]
+        running = np.array([member is not None for member in wave.members])  # (B,)
+        logits = session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=session.prefill_chunk)  # (B, 1, vocab)
+        while True:
+            tokens = np.zeros((len(rows), 1), dtype=np.int64)
+            for i in np.flatnonzero(running):
+                token = choose(logits[i, -1])
+                if token in session.config.eos_token_ids:
+                    running[i] = False
+                    continue
+                tokens[i] = token
+                rows[i].append(token)
+                running[i] = len(rows[i]) < max_new_tokens and not (stop is not None and stop(rows[i]))
+            if not running.any():
+                break
+            logits = session.decode(tokens, wave.cache, running[:, None])
+        yield from ((*member, row) for member, row in zip(wave.members, rows, strict=True) if member is not None)
 
 
 def log_likelihoods(
     session: Session[Any],
     pairs: Sequence[tuple[Ids, Ids]],
     batch: int = 8,
-    answered: Callable[[int, tuple[float, bool]], None] | None = None,
-) -> list[tuple[float, bool]]:
-    """Return log p(continuation | context) of each pair, and whether greedy decoding would give the continuation.
+) -> Iterator[tuple[int, tuple[float, bool]]]:
+    """Yield each pair's number, log p(continuation | context), and whether greedy decoding gives the continuation.
 
     A context that several pairs have in common is run once. Sums are float64 over float32 logits. A pair may be one
-    token longer than the model's context, since the last token is not run. ``answered`` is called with a pair's number
-    and its result as soon as it is known.
+    token longer than the model's context, since the last token is not run.
     """
     same: dict[tuple[int, ...], list[int]] = {}
     for i, (context, continuation) in enumerate(pairs):
@@ -104,16 +90,11 @@ def log_likelihoods(
     numbers = list(same.values())
     groups = [[[*pairs[i][0], *pairs[i][1]][:-1] for i in group] for group in numbers]
     tails = [[len(pairs[i][1]) for i in group] for group in numbers]
-    results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     for wave in _waves(session, groups, tails, batch):
         continuations = [[] if member is None else pairs[numbers[member[0]][member[1]]][1] for member in wave.members]
         for member, result in zip(wave.members, _scores(session, wave, continuations), strict=True):
             if member is not None:
-                number = numbers[member[0]][member[1]]
-                results[number] = result
-                if answered is not None:
-                    answered(number, result)
-    return results
+                yield numbers[member[0]][member[1]], result
 
 
 def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list[tuple[float, bool]]:

@@ -189,14 +189,14 @@ class LucidLM(TemplateLM):
                 "This session gives the logits of a run's last token only, so continuations take many runs. "
                 "An artifact exported with --logits all is faster in onnxruntime."
             )
+        results = [(0.0, False)] * len(pairs)
         with self._bar("Scoring", [len(context) + len(rest) for context, rest in pairs], disable_tqdm) as advance:
-
-            def answered(number: int, result: tuple[float, bool]) -> None:
+            for number, result in log_likelihoods(self.session, pairs, self.batch_size):
+                results[number] = result
                 if requests[number][0] is not None:
                     self.cache_hook.add_partial("loglikelihood", requests[number][0], result)
                 advance(number)
-
-            return log_likelihoods(self.session, pairs, self.batch_size, answered)
+        return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         # As HFLM: windows overlap by one token, the prefix token comes first, special tokens belong to the text.
@@ -229,18 +229,17 @@ class LucidLM(TemplateLM):
             ends = until if eos is None else [*until, self._spelled([eos])]
             with self._bar("Generating", [len(prompts[i]) + most for i in numbers], disable_tqdm) as advance:
 
-                def answered(place: int, _member: int, ids: Ids, numbers=numbers, ends=ends, advance=advance) -> None:  # type: ignore[no-untyped-def]
-                    number = numbers[place]
-                    texts[number] = cut_at(self._text.decode(ids), ends)
-                    self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
-                    advance(place)
-
                 def stop(ids: Ids, ends: list[str] = ends) -> bool:
                     text = self._spelled(ids)
                     return any(end in text for end in ends)
 
                 groups = [[prompts[i]] for i in numbers]
-                generate(self.session, groups, most, self.batch_size, sampling, stop if ends else None, answered)
+                answers = generate(self.session, groups, most, self.batch_size, sampling, stop if ends else None)
+                for place, _, ids in answers:
+                    number = numbers[place]
+                    texts[number] = cut_at(self._text.decode(ids), ends)
+                    self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
+                    advance(place)
         return texts
 
     def _prompt(self, text: str) -> Ids:

@@ -144,20 +144,16 @@ def evaluate(
         groups.setdefault(question.context, []).append(question)
     prompts = [[tokenizer.encode(question.prompt) for question in group] for group in groups.values()]
     longest = max(len(tokenizer.encode(question.answer, add_special_tokens=False)) for question in task.questions)
-    done = 0
-
-    def answered(*_answer: Any) -> None:
-        nonlocal done
-        done += 1
+    texts: dict[tuple[int, int], str] = {}
+    for group, place, ids in generate(session, prompts, longest + SPARE, batch):
+        texts[group, place] = tokenizer.decode(ids)
         if progress is not None:
-            progress(done, len(task.questions))
-
-    answers = generate(session, prompts, longest + SPARE, batch, answered=answered)
-    outcomes = []
-    for group, rows in zip(groups.values(), answers, strict=True):
-        for question, row in zip(group, rows, strict=True):
-            text = tokenizer.decode(row)
-            outcomes.append(Outcome(question, text, task.answer_in(text) == question.answer))
+            progress(len(texts), len(task.questions))
+    questions = [question for asked in groups.values() for question in asked]
+    outcomes = [
+        Outcome(question, text, task.answer_in(text) == question.answer)
+        for question, (_, text) in zip(questions, sorted(texts.items()), strict=True)
+    ]
     return Report(task, session.label, session.dtype, outcomes)
 
 

@@ -49,6 +49,11 @@ def pairs_of(seed: int, vocab: int) -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
+def answers(session: Any, groups: list[list[list[int]]], *options: Any, **named: Any) -> list[list[list[int]]]:
+    found = {(group, place): ids for group, place, ids in generate(session, groups, *options, **named)}
+    return [[found.pop((g, p)) for p in range(len(group))] for g, group in enumerate(groups)]
+
+
 def alone(session: Any, groups: list[list[list[int]]], new: int) -> list[list[list[int]]]:
     return [[list(Generation(session, prompt, new)) for prompt in group] for group in groups]
 
@@ -56,22 +61,20 @@ def alone(session: Any, groups: list[list[list[int]]], new: int) -> list[list[li
 @pytest.mark.parametrize("batch", [1, 3, 50])
 def test_generation_in_batches(scripted: Any, batch: int) -> None:
     session, groups = scripted(chaotic, VOCAB), groups_of(0, VOCAB)
-    seen = {}
-    found = generate(session, groups, 6, batch, answered=lambda group, place, ids: seen.update({(group, place): ids}))
+    found = answers(session, groups, 6, batch)
     assert found == alone(session, groups, 6)
     assert any(len(row) < 6 for group in found for row in group)  # some end early
-    assert seen == {(g, p): row for g, group in enumerate(found) for p, row in enumerate(group)}
 
 
 def test_stop_ends_one_row_only(scripted: Any) -> None:
     session = scripted(lambda history: np.eye(VOCAB, dtype=np.float32)[5 + len(history) % 4], VOCAB)
-    found = generate(session, [[[3] * n] for n in (1, 2, 3)], 6, batch=3, stop=lambda row: row[-1] == 8)
+    found = answers(session, [[[3] * n] for n in (1, 2, 3)], 6, batch=3, stop=lambda row: row[-1] == 8)
     assert found == [[[6, 7, 8]], [[7, 8]], [[8]]]
 
 
 def test_sampling(scripted: Any) -> None:
     session = scripted(lambda _: np.arange(VOCAB, dtype=np.float32) * 0.01, VOCAB)
-    found = generate(session, [[[3]], [[4]]], 40, sampling=Sampling(1.0, top_k=2, seed=1))
+    found = answers(session, [[[3]], [[4]]], 40, sampling=Sampling(1.0, top_k=2, seed=1))
     assert {token for group in found for row in group for token in row} == {VOCAB - 1, VOCAB - 2}
 
 
@@ -79,7 +82,7 @@ def test_padding_never_exceeds_the_context(scripted: Any) -> None:
     """A long shared beginning beside a long end would, side by side."""
     session, long = scripted(chaotic, VOCAB, context=64), np.random.default_rng(0).integers(3, VOCAB, 50).tolist()
     groups = [[[*long, 5], [*long, 6]], [[5, *long], [6, *long]]]
-    assert generate(session, groups, 4, batch=8) == alone(session, groups, 4)
+    assert answers(session, groups, 4, batch=8) == alone(session, groups, 4)
 
 
 def test_a_batch_stays_within_what_the_session_takes(scripted: Any) -> None:
@@ -92,7 +95,7 @@ def test_a_batch_stays_within_what_the_session_takes(scripted: Any) -> None:
             rows.append(batch)
             return super().empty_cache(batch)
 
-    generate(Narrow(chaotic, VOCAB), groups_of(0, VOCAB), 2, batch=8)
+    answers(Narrow(chaotic, VOCAB), groups_of(0, VOCAB), 2, batch=8)
     assert max(rows) == 2
 
 
@@ -109,7 +112,7 @@ def test_likelihoods_are_sums_over_single_steps(
     greedy_pairs = [([5], [first, second]), ([5], [first, (second + 1) % VOCAB]), ([5], [4, other]), ([5], [first])]
     assert first != 4
     pairs += greedy_pairs
-    found = log_likelihoods(session, pairs, batch)
+    found = [result for _, result in sorted(log_likelihoods(session, pairs, batch))]
     for (context, continuation), (value, greedy) in zip(pairs, found, strict=True):
         expected, same = 0.0, True
         for i, token in enumerate(continuation):
@@ -124,7 +127,7 @@ def test_likelihoods_are_sums_over_single_steps(
 def test_likelihoods_are_those_of_pytorch(exported: Exported, logits: str, cache: str) -> None:
     checkpoint, artifact = exported(logits=logits, cache=cache)
     model, session, pairs = load_model(Checkpoint(checkpoint), torch.float64), open_session(artifact), pairs_of(5, 97)
-    found = log_likelihoods(session, pairs, batch=3)
+    found = [result for _, result in sorted(log_likelihoods(session, pairs, batch=3))]
     for (context, continuation), (value, greedy) in zip(pairs, found, strict=True):
         out, _ = model(torch.tensor([[*context, *continuation]]))
         rows = out[0, len(context) - 1 : -1].log_softmax(-1)
@@ -137,12 +140,12 @@ def test_what_cannot_run_is_refused(scripted: Any) -> None:
     session = scripted(chaotic, VOCAB, context=64)
     for prompt, new, message in (([], 1, "empty"), ([3] * 60, 5, "max_position_embeddings"), ([3], 0, "at least 1")):
         with pytest.raises(LucidError, match=message):
-            generate(session, [[[3]], [prompt]], new)
+            answers(session, [[[3]], [prompt]], new)
     with pytest.raises(LucidError, match="at least one row, not 0"):
-        generate(session, [[[3]]], 1, batch=0)
+        answers(session, [[[3]]], 1, batch=0)
     for pair in (([], [3]), ([3], [])):
         with pytest.raises(LucidError, match="at least one token each"):
-            log_likelihoods(session, [pair])
-    for run in (lambda s: log_likelihoods(s, [([3], [4, 5])]), lambda s: generate(s, [[[3]]], 2)):
+            list(log_likelihoods(session, [pair]))
+    for run in (lambda s: list(log_likelihoods(s, [([3], [4, 5])])), lambda s: answers(s, [[[3]]], 2)):
         with pytest.raises(CheckFailed, match="not finite"):
             run(scripted(lambda _: np.full(VOCAB, np.nan, dtype=np.float32), VOCAB))
