@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 COMPILER = "g++"
+KEPT = "LUCID_TESTS_OBJECTS"  # an environment variable: a folder of objects that several runs have in common
 PROGRAM = """#!{python} -IS
 import fcntl, hashlib, os, shutil, subprocess, sys
 real, kept, arguments = {real!r}, {kept!r}, sys.argv[1:]
@@ -65,8 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def install(folder: Path, real: str) -> Path:
     """Write the program into a folder, which also keeps what it has compiled; return it."""
-    kept = folder / "kept"
-    kept.mkdir()
+    kept = Path(os.environ.get(KEPT) or folder / "kept")
+    kept.mkdir(exist_ok=True)
     program = folder / COMPILER
     program.write_text(PROGRAM.format(python=sys.executable, real=real, kept=str(kept)))
     program.chmod(0o755)

@@ -77,16 +77,20 @@ def copy_sources(target: Path) -> None:
         (target / "lucid_deploy" / name).symlink_to(Path("..") / name)
 
 
-def run_tests(folder: Path, tests: str, workers: int, traces: Path | None) -> int:
-    """Run pytest in a copy until the first failure; return its exit status. ``traces`` are kept between runs."""
+def run_tests(folder: Path, tests: str, workers: int, kept: Path, traces: bool) -> int:
+    """Run pytest in a copy until the first failure; return its exit status.
+
+    ``kept`` has what runs compile, which its preprocessed source names, and, for faults in no export, ``traces``.
+    """
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"LUCID_TESTS_TRACES": str(traces)} if traces else {}
+    environment |= {"LUCID_TESTS_OBJECTS": str(kept / "objects")}
+    environment |= {"LUCID_TESTS_TRACES": str(kept / "traces")} if traces else {}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not compat", "-p", "no:cacheprovider", *tests.split()]
     command += ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode
 
 
-def kill(fault: Fault, whole_suite: bool, traces: Path) -> tuple[str, float]:
+def kill(fault: Fault, whole_suite: bool, kept: Path) -> tuple[str, float]:
     """Apply one fault to a copy of its own and run its tests; return the verdict and the seconds that it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
@@ -97,10 +101,10 @@ def kill(fault: Fault, whole_suite: bool, traces: Path) -> tuple[str, float]:
         if path.suffix == ".py":
             compile(source, fault.file, "exec")  # a fault that does not even parse would be killed by anything
         path.write_text(source, encoding="utf-8")
-        common = traces if NOT_IN_EXPORTS.match(fault.file) else None
-        status = run_tests(folder, fault.tests, 1, common)
+        traces = bool(NOT_IN_EXPORTS.match(fault.file))
+        status = run_tests(folder, fault.tests, 1, kept, traces)
         if status == 0 and whole_suite:
-            status = run_tests(folder, "tests", 3, common)
+            status = run_tests(folder, "tests", 3, kept, traces)
             return ("killed only by the whole suite" if status else "SURVIVED"), time.monotonic() - start
     if status in NOTHING_COLLECTED:
         return "NO TESTS RAN", time.monotonic() - start
@@ -121,10 +125,13 @@ def main() -> None:
     ]
     start, alive = time.monotonic(), []
     with (
-        tempfile.TemporaryDirectory(prefix="traces-") as traces,
+        tempfile.TemporaryDirectory(prefix="mutants-") as name,
         concurrent.futures.ThreadPoolExecutor(given.jobs) as pool,
     ):
-        runs = {pool.submit(kill, fault, given.whole_suite, Path(traces)): fault for fault in faults}
+        kept = Path(name)
+        for each in ("objects", "traces"):
+            (kept / each).mkdir()
+        runs = {pool.submit(kill, fault, given.whole_suite, kept): fault for fault in faults}
         for run in concurrent.futures.as_completed(runs):
             fault, (verdict, seconds) = runs[run], run.result()
             print(f"{verdict:10} {seconds:5.0f} s  {fault.name} ({fault.tests})", flush=True)
