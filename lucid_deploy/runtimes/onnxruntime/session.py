@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import mmap
 from collections.abc import Sequence
@@ -39,10 +38,7 @@ from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, NewTokens
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime as ort
-
-log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
@@ -187,7 +183,7 @@ class OrtSession(ArtifactSession[Any]):
             return None
         import onnx
 
-        from lucid_deploy.runtimes.passes import library_kernels, own_operators
+        from lucid_deploy.runtimes.passes import library_kernels, own_operators, stored_cache
 
         model, few, changed = onnx.ModelProto(), stage != "prefill", False
         model.CopyFrom(self._artifact.graph(stage))
@@ -203,7 +199,8 @@ class OrtSession(ArtifactSession[Any]):
         if few and multiplies(self._library):
             changed |= library_kernels.use_weight_matmul(model)
         changed |= own_operators.retype_fp4(model)
-        if few and self._can_read_stored() and self._read_as_stored(stage, model):
+        if few and self._can_read_stored():
+            stored_cache.read_as_stored(model, self._artifact.graph_path(stage))
             changed = self.reads_stored_cache = True
         follow_links(model, self._artifact.directory)
         return model.SerializeToString() if changed else None
@@ -214,21 +211,6 @@ class OrtSession(ArtifactSession[Any]):
             return False  # without the library, the graph converts all of the cache
         uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard attention: ONNX's
         return uses and self.cache_dtype in _READ_BY_KERNELS
-
-    def _read_as_stored(self, stage: str, model: onnx.ModelProto) -> bool:
-        """Let a graph read the stored cache; warn with the reason if it cannot."""
-        from lucid_deploy.runtimes.passes.stored_cache import read_as_stored
-
-        obstacles = read_as_stored(model)
-        if obstacles:
-            log.warning(
-                "%s: decoding converts all of its %s cache in every step, which is slow, since the graph is not as "
-                "lucid-deploy export writes it (%s). Export it again to have the cache read as it is stored.",
-                self._artifact.graph_path(stage),
-                self.cache_dtype,
-                "; ".join(obstacles),
-            )
-        return not obstacles
 
     @property
     def multi_token_unsupported_reason(self) -> str | None:

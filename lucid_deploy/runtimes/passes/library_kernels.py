@@ -68,7 +68,6 @@ _WITH_OFFSETS = {  # what takes a product's place with offsets, and the product 
 }
 _ROUNDS_INPUTS = 4  # the accuracy level
 _BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's blocks are multiples of, and the most numbers of one
-_KNOWN = {"K", "N", "bits", "block_size", "accuracy_level"}  # attributes of MatMulNBits that are understood here
 
 
 def use_growing_attention(model: onnx.ModelProto) -> bool:
@@ -164,8 +163,8 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
     }
     changed = False
     for node in graph.node:
-        if not _is_product(node) or node.input[0] in weights:
-            continue
+        if node.domain or node.op_type not in _BY or len(node.input) != 2 or node.input[0] in weights:
+            continue  # a Gemm of two inputs is that of a head, whose weight is transposed
         same, narrower = _BY[node.op_type]
         if weights.get(node.input[1]) in _FLOATS:
             operator = same
@@ -213,39 +212,24 @@ def use_adapter_matmul(model: onnx.ModelProto) -> bool:
     return changed
 
 
-def _is_product(node: onnx.NodeProto) -> bool:
-    """Say whether a node multiplies two tensors, the second of a ``Gemm`` transposed, and does nothing else."""
-    if node.domain or node.op_type not in _BY:
-        return False
-    if node.op_type == "MatMul":
-        return True
-    given = attributes_of(node)
-    plain = given.get("transB", 0) == 1 and given.get("transA", 0) == 0 and given.get("alpha", 1.0) == 1.0
-    return plain and len([name for name in node.input if name]) == 2  # without a C, beta does not matter
-
-
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
     """Let the library multiply by weights in blocks, with inputs rounded to 8 bits; return whether it does.
 
     All graphs share one packed copy of a weight, where onnxruntime makes one for each, and many rows take half of the
     time.
 
-    Result: ``MatMulNBits`` nodes are changed whose weight is in 4 or 8 bits, in whole blocks of a multiple of 16, with
-    scales in float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor
-    an attribute that is unknown here; others stay.
+    Result: ``MatMulNBits`` nodes are changed whose weight is in whole blocks of a multiple of 16 numbers; others stay.
     """
     tensors, casts = _stored(model.graph)
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]
-    sizes = {node.output[0]: attributes_of(node)["block_size"] for node in found}
     for node in found:
-        node.input[:] = [name for name in node.input if name]
         with_zeros = len(node.input) == len(QUANTIZED_MATMUL_ZERO_POINTS.inputs)
         node.op_type = (QUANTIZED_MATMUL_ZERO_POINTS if with_zeros else QUANTIZED_MATMUL).name
         node.domain = DOMAIN
         del node.attribute[:]
     if found:
         declare(model, DOMAIN, VERSION)
-        _take_offsets(model.graph, sizes, tensors)
+        _take_offsets(model.graph, tensors)
         remove_unread(model.graph, casts)
     return bool(found)
 
@@ -253,7 +237,7 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
 def use_expert_offsets(model: onnx.ModelProto) -> bool:
     """Let the library's products by experts' matrices add the offsets of their blocks; return whether one does."""
     tensors, casts = _stored(model.graph)
-    changed = _take_offsets(model.graph, {}, tensors)
+    changed = _take_offsets(model.graph, tensors)
     remove_unread(model.graph, casts)
     return changed
 
@@ -269,12 +253,10 @@ def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.N
     return tensors | {node.output[0]: tensors[node.input[0]] for node in casts}, casts
 
 
-def _take_offsets(graph: onnx.GraphProto, sizes: dict[str, int], tensors: dict[str, TensorProto]) -> bool:
+def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bool:
     """Let products add the offsets of their blocks, which the file multiplies by the sums of X's blocks beside them.
 
-    Args:
-        sizes: The blocks' sizes by the product's output; those of experts follow from the shapes.
-        tensors: What is stored, also by the names of casts of it.
+    ``tensors`` is what is stored, also by the names of casts of it.
     """
     makers = {name: node for node in graph.node for name in node.output}
     read, unread = Counter(read_names(graph)), []
@@ -288,46 +270,21 @@ def _take_offsets(graph: onnx.GraphProto, sizes: dict[str, int], tensors: dict[s
         if product.input[1:-2] != share.input[1:-1]:  # between X and W, and between sums and offsets: the experts
             continue
         offsets, scales = tensors.get(share.input[-1]), tensors.get(product.input[-1])
-        if offsets is None or scales is None or offsets.data_type != scales.data_type:
-            continue
-        if list(offsets.dims) != list(scales.dims)[:: -1 if len(scales.dims) == 2 else 1]:
-            continue
         sums = makers.get(share.input[0])
-        blocks = None if sums is None or sums.op_type != "ReduceSum" else makers.get(sums.input[0])
-        if sums is None or blocks is None or blocks.op_type != "Reshape" or blocks.input[0] != product.input[0]:
-            continue
-        shape, axes = (numbers(tensors.get(node.input[1])) for node in (blocks, sums))
-        size = sizes.get(product.output[0], shape[-1] if shape else 0)
-        if shape[-2:] != [-1, size] or axes != [-1] or attributes_of(sums).get("keepdims", 1):
+        if offsets is None or scales is None or sums is None or sums.op_type != "ReduceSum":
             continue
         product.input[-1:] = [scales.name, offsets.name]
         product.op_type, product.output[0] = operator.name, total.output[0]
         graph.node.remove(total)
-        unread += [share, sums, blocks]
+        unread += [share, sums, makers[sums.input[0]]]
     remove_unread(graph, unread)
     return bool(unread)
 
 
 def _is_in_blocks(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bool:
-    """Return whether the library has a kernel for this ``MatMulNBits``: blocks of whole numbers, rounded inputs."""
-    given = attributes_of(node)
-    if any(node.input[4:]) or not given.keys() <= _KNOWN:  # such as one that says that the weight has another order
+    """Return whether the library has a kernel for this ``MatMulNBits``: whole blocks, rounded inputs."""
+    given, scales = attributes_of(node), tensors.get(node.input[2])
+    if given["accuracy_level"] != _ROUNDS_INPUTS or scales is None or scales.data_type not in _FLOATS:
         return False
-    depth, columns, bits, block = given["K"], given["N"], given.get("bits", 4), given["block_size"]
-    if given.get("accuracy_level", 0) != _ROUNDS_INPUTS or bits not in (4, 8):
-        return False
-    if block % _BLOCK_STEP or block > _MOST_IN_BLOCK or depth % block:
-        return False
-    blocks = depth // block
-    weight, scales = (tensors.get(name) for name in node.input[1:3])
-    if weight is None or scales is None or scales.data_type not in _FLOATS:
-        return False
-    # Older exports lay scales and zero points out in one axis.
-    if list(weight.dims) != [columns, blocks, block * bits // 8] or list(scales.dims) != [columns, blocks]:
-        return False
-    if not any(node.input[3:]):
-        return True
-    zeros = tensors.get(node.input[3])
-    if zeros is None or zeros.data_type != TensorProto.UINT8:
-        return False
-    return list(zeros.dims) == [columns, -(-blocks * bits // 8)]
+    block = given["block_size"]
+    return block % _BLOCK_STEP == 0 and block <= _MOST_IN_BLOCK and given["K"] % block == 0

@@ -127,9 +127,7 @@ def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx
         return graph
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)
-    if obstacles := read_as_stored(changed):
-        path = artifact.graph_path(stage)
-        raise LucidError(f"{path} is not as lucid-deploy export writes it ({obstacles[0]}). Export it again.")
+    read_as_stored(changed, artifact.graph_path(stage))
     return changed
 
 

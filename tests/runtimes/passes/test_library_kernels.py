@@ -169,11 +169,7 @@ WEIGHTS = {
     "long": np.ones((1, 1, 32768), np.uint8),
     "one": np.ones((1, 1), np.float32),
     "zeros": np.ones((5, 1), np.uint8),
-    "float_zeros": np.ones((5, 2), np.float32),
-    "flat": np.ones(10, np.float32),
     "doubles": np.ones((5, 2), np.float64),
-    "order": np.ones(64, np.int32),
-    "bias": np.ones(5, np.float32),
 }
 
 
@@ -184,9 +180,8 @@ ATTRIBUTES = {"K": 64, "N": 5, "bits": 4, "block_size": 32, "accuracy_level": 4}
 
 
 def quantized_graph(inputs: list[str], domain: str = "com.microsoft", **changes: Any) -> onnx.ModelProto:
-    """Return a graph of one product; a change that is None leaves the attribute out."""
-    attributes = {name: value for name, value in {**ATTRIBUTES, **changes}.items() if value is not None}
-    node = helper.make_node("MatMulNBits", ["x", *inputs], ["o"], domain=domain, **attributes)
+    """Return a graph of one product."""
+    node = helper.make_node("MatMulNBits", ["x", *inputs], ["o"], domain=domain, **{**ATTRIBUTES, **changes})
     value = helper.make_tensor_value_info
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in WEIGHTS.items()]
     made = helper.make_graph(
@@ -199,17 +194,15 @@ def quantized_graph(inputs: list[str], domain: str = "com.microsoft", **changes:
     ("inputs", "operator"),
     [
         (["w", "scales"], QUANTIZED_MATMUL),
-        (["w", "scales", "", ""], QUANTIZED_MATMUL),
         (["w", "scales", "zeros"], QUANTIZED_MATMUL_ZERO_POINTS),
     ],
 )
-@pytest.mark.parametrize("bits", [4, None])  # None: the default, which is 4
-def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operator: Any, bits: int | None) -> None:
-    model = quantized_graph(inputs, bits=bits)
+def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operator: Any) -> None:
+    model = quantized_graph(inputs)
     assert use_quantized_matmul(model)
     (node,) = model.graph.node
     assert (node.op_type, node.domain, len(node.attribute)) == (operator.name, DOMAIN, 0)
-    assert list(node.input) == ["x", *(name for name in inputs if name)]
+    assert list(node.input) == ["x", *inputs]
     assert DOMAIN in [item.domain for item in model.opset_import]
     assert not use_quantized_matmul(model)
 
@@ -218,24 +211,11 @@ def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operat
     ("inputs", "changes"),
     [
         (["w", "scales"], {"accuracy_level": 0}),
-        (["w", "scales"], {"accuracy_level": None}),
-        (["w", "scales"], {"accuracy_level": 1}),
-        (["w", "scales"], {"bits": 2}),
-        (["w", "scales"], {"bits": 8}),  # the weight has not so many
         (["w", "scales"], {"K": 60}),
-        (["w", "scales"], {"N": 6}),
         (["w", "scales"], {"block_size": 8}),
         (["w", "scales"], {"domain": "somebody"}),
-        (["w", "scales"], {"weight_prepacked": 1}),
         (["long", "one"], {"K": 65536, "N": 1, "block_size": 65536}),
-        (["x", "scales"], {}),
-        (["w", "x"], {}),
-        (["w", "flat"], {}),
         (["w", "doubles"], {}),
-        (["w", "scales", "float_zeros"], {}),
-        (["w", "scales", "x"], {}),
-        (["w", "scales", "", "order"], {}),
-        (["w", "scales", "", "", "bias"], {}),
     ],
 )
 def test_other_quantized_products_stay(inputs: list[str], changes: dict[str, Any]) -> None:
@@ -298,19 +278,6 @@ def test_products_add_the_offsets_of_their_blocks(quantized, built_library: Path
         for kernels in ("library", "functions")
     )
     assert np.abs(found - plain).max() <= 1e-2 * np.abs(plain).max()
-
-
-def test_sums_of_other_blocks_stay(quantized) -> None:
-    model = copied(quantized("int4", method="hqq", changes=WHOLE_BLOCKS)[1])
-    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape" and "blocks_of" in node.input[1]}
-    for tensor in model.graph.initializer:
-        if tensor.name in shapes:  # as if each sum were of two blocks
-            numbers = onnx.numpy_helper.to_array(tensor).copy()
-            numbers[-1] *= 2
-            tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
-    before = operators(model)
-    assert shapes and use_quantized_matmul(model)
-    assert operators(model)["ReduceSum"] == before["ReduceSum"] and not operators(model)[QUANTIZED_MATMUL_OFFSETS.name]
 
 
 @pytest.mark.parametrize(("cache", "dtype"), [("growing", "float32"), ("static", "float16")])
