@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ from lucid_deploy.conformance.cases import case_names, make_case
 from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
-from lucid_deploy.runtimes.onnxruntime.graph import Graph, open_ort_graph
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     import onnx
 
 Update = Callable[[str, float, float], None]
+Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 Opener = Callable[["onnx.ModelProto"], Graph]
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
@@ -67,7 +67,7 @@ def run_cases(
         if update is not None:
             update(name, done, len(names))
         case = make_case(name) if folder is None else read_case(folder / name)
-        results.append(run_case(case, lambda model: open_ort_graph(model, options)))
+        results.append(run_case(case, lambda model: _open_in_onnxruntime(model, options)))
     return results
 
 
@@ -105,6 +105,31 @@ def run_case(case: Case, open_graph: Opener) -> Result:
         tolerances,
         "; ".join([*wrong, *wrong_types]),
     )
+
+
+def _open_in_onnxruntime(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+    """Return a function that runs a graph in onnxruntime on the CPU."""
+    from lucid_deploy.ort import import_onnxruntime
+    from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels
+    from lucid_deploy.runtimes.onnxruntime.graph import ort_value
+
+    ort = import_onnxruntime()
+    library, settings = choose_kernels(options.kernels), ort.SessionOptions()
+    settings.log_severity_level = 4
+    if (threads := options.thread_count) is not None:
+        settings.intra_op_num_threads = threads
+    if library is not None:
+        settings.register_custom_ops_library(str(library))
+    session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        values = {name: ort_value(array) for name, array in feed.items()}
+        found = session.run_with_ort_values(names, values)
+        # Copies: an output may be the memory of an input
+        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
+    return run
 
 
 def relative_error(found: Array, wanted: Array) -> float:

@@ -11,10 +11,9 @@ import onnx
 import pytest
 
 from lucid_deploy.conformance.cases import make_case
-from lucid_deploy.conformance.runner import FAILED, NOT_RUN, PASSED, Opener, run_case, run_cases
+from lucid_deploy.conformance.runner import FAILED, NOT_RUN, PASSED, Graph, Opener, run_case, run_cases
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import RuntimeOptions
-from lucid_deploy.runtimes.onnxruntime.graph import Graph
 from tests.conformance.evaluator import evaluated_graph
 from tests.conformance.plain_kernels import PlainKernels
 from tests.conformance.wrong_kernels import PastOffByOne

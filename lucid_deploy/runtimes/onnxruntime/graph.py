@@ -1,4 +1,4 @@
-"""What all graphs on the CPU share: tensors on numpy's memory and one arena; and running a graph without an artifact.
+"""What all graphs on the CPU share: tensors on numpy's memory and one arena.
 
 By default each session of onnxruntime has an arena of its own, which keeps what it once took. What a prompt's graph has
 left there is of no use to the graph that decodes, which takes as much again for the same cache.
@@ -7,21 +7,16 @@ left there is of no use to the graph that decodes, which takes as much again for
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.ort import import_onnxruntime
-from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels
-from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime as ort
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Graph = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 _lock = threading.Lock()
 _keeper: ort.InferenceSession | None = None  # made with the arena, which lives as long as the process
@@ -75,24 +70,3 @@ def _the_keeper() -> ort.InferenceSession:
             keeper.run(None, {"x": np.zeros(1, np.float32)})
             _keeper = keeper
         return _keeper
-
-
-def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
-    """Return a function that runs a graph in onnxruntime on the CPU."""
-    ort = import_onnxruntime()
-    library, settings = choose_kernels(options.kernels), ort.SessionOptions()
-    settings.log_severity_level = 4
-    if (threads := options.thread_count) is not None:
-        settings.intra_op_num_threads = threads
-    if library is not None:
-        settings.register_custom_ops_library(str(library))
-    session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        values = {name: ort_value(array) for name, array in feed.items()}
-        found = session.run_with_ort_values(names, values)
-        # Copies: an output may be the memory of an input
-        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
-
-    return run
