@@ -6,9 +6,7 @@ numbers carry rounding of their own, which :func:`add_golden` adds to the gates.
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ from lucid_deploy.runtimes.session import Array, Session
 KIND = "golden file"
 VERSION = "1"
 IDS, LOGITS = "input_ids", "logits"
-LAYER = re.compile(r"layers\.(\d+)\.(key|value)")
 AGAIN = "Write it again with examples/dump_golden.py."
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by safetensors' name
 INTEGERS = ("I64", "I32", "U32", "I16", "U16", "U8")
@@ -126,151 +123,117 @@ def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescri
     path = Path(path)
     if not path.is_file():
         raise LucidError(f"There is no golden file {path}. examples/dump_golden.py writes one.")
+    read: dict[str, Array] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            form = _Form(path, config, layers, file.metadata() or {})
-            form.check_names(list(file.keys()))
-            read: dict[str, Array] = {}
-            types: dict[str, str] = {}
-            for name in form.in_order(file.keys()):
-                header = file.get_slice(name)
-                form.check_shape(name, header.get_dtype(), list(header.get_shape()))
+            metadata, known = file.metadata() or {}, _tensors_of(layers)
+            _check_version(path, metadata)
+            headers = {str(name): file.get_slice(name) for name in sorted(file.keys())}
+            types = {name: str(header.get_dtype()) for name, header in headers.items()}
+            shapes = {name: list(header.get_shape()) for name, header in headers.items()}
+            _check_headers(path, types, shapes, known, config)
+            for name in headers:
                 x = file.get_tensor(name)
                 read[name] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
-                types[name] = header.get_dtype()
     except (SafetensorError, OSError) as error:
         raise LucidError(f"{path} is no whole safetensors file ({in_one_line(error)}). {AGAIN}") from error
-    form.check_values(read)
-    stored = {form.tensor(name): STORED[types[name]] for name in read if name != IDS}
-    return Golden(
-        path,
-        read[IDS].astype(np.int64),
-        {form.tensor(name): form.rows(name, x) for name, x in read.items() if name != IDS},
-        form.computed_in(stored.values()),
-        stored,
-        form.metadata.get("model", ""),
-    )
+    _check_values(path, read, config)
+    ids = read.pop(IDS).astype(np.int64)
+    ids_of = {name: tensor for name, (tensor, _) in known.items()}
+    ids_of[LOGITS] = TensorId(len(layers), KINDS.index(LOGITS))
+    stored = {ids_of[name]: STORED[types[name]] for name in read}
+    computed_in = metadata.get("computed_in", max(stored.values(), key=UNIT.__getitem__))  # by default the coarsest
+    if computed_in not in UNIT:
+        raise LucidError(f"{path}: computed_in is {computed_in!r} in its metadata; it is one of {', '.join(UNIT)}.")
+    rows = {ids_of[name]: _rows(x, ids.shape[1]) for name, x in read.items()}
+    return Golden(path, ids, rows, computed_in, stored, metadata.get("model", ""))
 
 
-class _Form:
-    """Checks that a golden file fits a model."""
+def _check_version(path: Path, metadata: dict[str, str]) -> None:
+    version = metadata.get("golden_version")
+    if version is None:
+        raise LucidError(f"{path} has no golden_version in its metadata, so it is no golden file. {AGAIN}")
+    if version != VERSION:
+        raise LucidError(f"{path} has golden_version {version}; this version reads {VERSION}. {AGAIN}")
 
-    def __init__(
-        self, path: Path, config: LucidConfig, layers: tuple[LayerDescription, ...], metadata: dict[str, str]
-    ) -> None:
-        self.path, self.config, self.layers, self.metadata = path, config, layers, metadata
-        self.batch = self.tokens = 0
-        version = metadata.get("golden_version")
-        if version is None:
-            raise LucidError(f"{path} has no golden_version in its metadata, so it is no golden file. {AGAIN}")
-        if version != VERSION:
-            raise LucidError(f"{path} has golden_version {version}; this version reads {VERSION}. {AGAIN}")
 
-    def check_names(self, names: list[str]) -> None:
-        """Refuse a tensor that would not be compared."""
-        for needed in (IDS, LOGITS):
-            if needed not in names:
-                near = difflib.get_close_matches(needed, names, 1, 0.5)
-                hint = f" (it has {near[0]})" if near else ""
-                raise LucidError(f"{self.path} has no tensor {needed}{hint}. {AGAIN}")
-        for name in names:
-            found = LAYER.fullmatch(name)
-            if name in (IDS, LOGITS):
-                continue
-            if found is None:
-                raise LucidError(
-                    f"{self.path} has a tensor {name}, which is none of input_ids, logits, layers.N.key and "
-                    f"layers.N.value. Take it out, or name it so. {AGAIN}"
-                )
-            if int(found[1]) >= len(self.layers):
-                raise LucidError(
-                    f"{self.path} has a tensor {name}; the model has {len(self.layers)} layers, counted from 0. It was "
-                    "recorded with another model."
-                )
-            if not list(self._cached(name)):
-                raise LucidError(f"{self.path} has a tensor {name}; that layer of the model caches none of that name.")
+def _tensors_of(layers: tuple[LayerDescription, ...]) -> dict[str, tuple[TensorId, CacheTensor]]:
+    """Return what layers cache that a golden file may hold, by its name there."""
+    return {
+        f"layers.{index}.{tensor.name}": (TensorId.of(index, place, tensor, layer), tensor)
+        for index, layer in enumerate(layers)
+        for place, tensor in enumerate(decoded_layout(layer.cache))
+        if tensor.name in ("key", "value") and tensor.has_tokens
+    }
 
-    def in_order(self, names: Any) -> list[str]:
-        """Return names with the token ids first: the other shapes follow from theirs."""
-        return sorted(names, key=lambda name: (name != IDS, name))
 
-    def check_shape(self, name: str, dtype: str, shape: list[int]) -> None:
-        """Check type and shape before the tensor is read."""
+def _check_headers(
+    path: Path,
+    types: dict[str, str],
+    shapes: dict[str, list[int]],
+    known: dict[str, tuple[TensorId, CacheTensor]],
+    config: LucidConfig,
+) -> None:
+    """Refuse tensors that would not be compared, and types and shapes of others than this model's."""
+    if missing := [name for name in (IDS, LOGITS) if name not in types]:
+        raise LucidError(f"{path} has no tensor {missing[0]}. {AGAIN}")
+    if types[IDS] not in INTEGERS:
+        raise LucidError(f"{path}: input_ids holds {types[IDS]}; token ids are whole numbers. {AGAIN}")
+    if len(shapes[IDS]) != 2 or shapes[IDS][0] < 1 or shapes[IDS][1] < 2:
+        raise LucidError(
+            f"{path}: input_ids has the shape {shapes[IDS]}; it takes [batch, tokens], with 2 tokens at least, one to "
+            "prefill and one to decode."
+        )
+    batch, tokens = shapes[IDS]
+    for name, shape in shapes.items():
         if name == IDS:
-            if dtype not in INTEGERS:
-                raise LucidError(f"{self.path}: input_ids holds {dtype}; token ids are whole numbers. {AGAIN}")
-            if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
-                raise LucidError(
-                    f"{self.path}: input_ids has the shape {shape}; it takes [batch, tokens], with 2 tokens at least, "
-                    "one to prefill and one to decode."
-                )
-            self.batch, self.tokens = shape
-            return
-        if dtype not in STORED:
-            raise LucidError(f"{self.path}: {name} holds {dtype}; it takes one of {', '.join(STORED)}. {AGAIN}")
-        wanted = [self.batch, self.tokens, self.config.vocab_size]
-        layout = "[batch, tokens, vocabulary]"
+            continue
+        if name != LOGITS and name not in known:
+            raise LucidError(
+                f"{path} has a tensor {name}, which is none of input_ids, logits, layers.N.key and layers.N.value that "
+                f"this model has. Take it out, or name it so. {AGAIN}"
+            )
+        if types[name] not in STORED:
+            raise LucidError(f"{path}: {name} holds {types[name]}; it takes one of {', '.join(STORED)}. {AGAIN}")
+        wanted, layout = [batch, tokens, config.vocab_size], "[batch, tokens, vocabulary]"
         if name != LOGITS:
-            tensor = next(self._cached(name))[1]
+            tensor = known[name][1]
             heads, width = tensor.shape
             # What a layer over a window has dropped was not recorded: then these are the last rows.
-            rows = (
-                shape[2] if tensor.sort == "ring" and len(shape) == 4 and 0 < shape[2] <= self.tokens else self.tokens
-            )
-            wanted, layout = [self.batch, heads, rows, width], "[batch, key/value heads, tokens, width]"
+            is_cut = tensor.sort == "ring" and len(shape) == 4 and 0 < shape[2] <= tokens
+            wanted = [batch, heads, shape[2] if is_cut else tokens, width]
+            layout = "[batch, key/value heads, tokens, width]"
         if shape != wanted:
             raise LucidError(
-                f"{self.path}: {name} has the shape {shape}; with these input_ids and this model it would be {wanted}, "
+                f"{path}: {name} has the shape {shape}; with these input_ids and this model it would be {wanted}, "
                 f"{layout}. It was recorded with another model or other tokens."
             )
 
-    def check_values(self, read: dict[str, Array]) -> None:
-        """Refuse token ids outside the vocabulary, NaN and infinity."""
-        ids = read[IDS]
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if len(wrong):
+
+def _check_values(path: Path, read: dict[str, Array], config: LucidConfig) -> None:
+    """Refuse token ids outside the vocabulary, NaN and infinity."""
+    ids = read[IDS]
+    wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if len(wrong):
+        raise LucidError(
+            f"{path}: input_ids holds {wrong[0]}, which is outside the model's vocabulary (0 to "
+            f"{config.vocab_size - 1}). It was recorded with another model."
+        )
+    for name, x in read.items():
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            position = bad[0][1] if name == LOGITS else bad[0][2] + ids.shape[1] - x.shape[2]
             raise LucidError(
-                f"{self.path}: input_ids holds {wrong[0]}, which is outside the model's vocabulary (0 to "
-                f"{self.config.vocab_size - 1}). It was recorded with another model."
+                f"{path}: {name} holds NaN or infinity (first in row {bad[0][0]} at position {position}), so the "
+                "recording model failed there. Record it in a wider type."
             )
-        for name in self.in_order(read):
-            bad = np.argwhere(~np.isfinite(read[name]))
-            if len(bad):
-                position = bad[0][1] if name == LOGITS else bad[0][2] + self.tokens - read[name].shape[2]
-                raise LucidError(
-                    f"{self.path}: {name} holds NaN or infinity (first in row {bad[0][0]} at position {position}), so "
-                    "the recording model failed there. Record it in a wider type."
-                )
 
-    def computed_in(self, stored: Any) -> str:
-        """Return the type that the recording model computed in; by default the coarsest type stored."""
-        named = self.metadata.get("computed_in")
-        if named is None:
-            return max(stored, key=UNIT.__getitem__)
-        if named not in UNIT:
-            raise LucidError(f"{self.path}: computed_in is {named!r} in its metadata; it is one of {', '.join(UNIT)}.")
-        return named
 
-    def tensor(self, name: str) -> TensorId:
-        """Return the id of a tensor by its name in the file."""
-        if name == LOGITS:
-            return TensorId(len(self.layers), KINDS.index(LOGITS))
-        return next(self._cached(name))[0]
-
-    def rows(self, name: str, x: Array) -> TensorRows:
-        """Return a tensor with a row for each position, ``(B, T, F)``."""
-        if name == LOGITS:
-            return TensorRows(x)
-        return TensorRows(x.transpose(0, 2, 1, 3).reshape(self.batch, x.shape[2], -1), self.tokens - x.shape[2])
-
-    def _cached(self, name: str) -> Iterator[tuple[TensorId, CacheTensor]]:
-        """Yield the cached tensor of a name; nothing if the layer has none."""
-        found = LAYER.fullmatch(name)
-        assert found is not None
-        index = int(found[1])
-        for place, tensor in enumerate(decoded_layout(self.layers[index].cache)):
-            if tensor.name == found[2] and tensor.has_tokens:
-                yield TensorId.of(index, place, tensor, self.layers[index]), tensor
+def _rows(x: Array, tokens: int) -> TensorRows:
+    """Return logits, or keys or values of ``tokens`` or fewer, with a row for each position, ``(B, T, F)``."""
+    if x.ndim == 3:
+        return TensorRows(x)
+    return TensorRows(x.transpose(0, 2, 1, 3).reshape(len(x), x.shape[2], -1), tokens - x.shape[2])
 
 
 def add_golden(
