@@ -162,15 +162,6 @@ class PrefixStore:
         self._used += len(new) + adds_state * self._state_cost
         self._touch(chain)
 
-    def check_integrity(self) -> None:
-        """Check what must hold between two calls; for tests."""
-        places = {digest: place for place, digest in enumerate(self._blocks)}
-        for digest, block in self._blocks.items():
-            assert 0 <= block.readers <= (self._blocks[block.parent].readers if block.parent else block.readers)
-            assert not block.parent or places[block.parent] > places[digest], "a block would outlive its parent"
-        states = sum(block.state is not None for block in self._blocks.values())
-        assert self._used == len(self._blocks) + states * self._state_cost <= self.capacity
-
     def _digests(self, ids: Sequence[int], owner: str, adapter: int) -> Iterator[bytes]:
         """Yield the digest of every whole block of a text."""
         digest, tokens = _hash(repr((owner, adapter)).encode()), np.asarray(ids, dtype=np.int64)

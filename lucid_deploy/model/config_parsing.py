@@ -27,12 +27,6 @@ _SAME = {item.name for item in dataclasses.fields(LucidConfig)} & set(ConfigFile
 _LONGROPE = " It switches between two sets of angles with the length of a text, which cached keys cannot follow."
 _ROPE_REASONS = {"longrope": _LONGROPE, "su": _LONGROPE}
 _ORIGINAL = "original_max_position_embeddings"
-_ROPE_REQUIRED = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
-}
 
 
 def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
@@ -80,13 +74,14 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
             f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_KEYS)}."
             f"{_ROPE_REASONS.get(kind, '')}"
         )
-    for key in _ROPE_REQUIRED[kind]:
+    needed = (*ROPE_KEYS[kind], _ORIGINAL) if kind == "llama3" else ROPE_KEYS[kind]
+    for key in needed:
         if getattr(block, key) is UNSET:
             meant = "what it was trained with"
             if key == _ORIGINAL:
                 meant = "the context, in tokens, before it was extended"
             raise LucidError(f"{where}: {key} is missing, which rope_scaling {kind!r} needs. Add it: {meant}.")
-    read = {*ROPE_KEYS[kind], *_ROPE_REQUIRED[kind]} & {item.name for item in dataclasses.fields(RopeScaling)}
+    read = {*needed} & {item.name for item in dataclasses.fields(RopeScaling)}
     scaling = RopeScaling(kind, **{key: value for key in read if (value := getattr(block, key)) is not UNSET})
     if kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
         raise LucidError(

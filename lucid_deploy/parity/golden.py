@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import STORED as STORED_AS_THEY_ARE
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError, in_one_line
@@ -100,17 +99,11 @@ def open_golden(
     """Read a golden file if there is one; refuse it for a quantized artifact, which computes something else."""
     if path is None:
         return None
-    record = None if artifact is None else artifact.manifest.quantization
-    if artifact is not None and record is not None:
-        alone = "verified without --golden, every weight of it against the checkpoint."
-        if record.method.name == STORED_AS_THEY_ARE:
-            raise LucidError(
-                f"{artifact.directory} holds the numbers of a quantized checkpoint, and is {alone} For a comparison "
-                "with other code, export the checkpoint that it was made from, and verify that."
-            )
+    if artifact is not None and artifact.manifest.quantization is not None:
         raise LucidError(
-            f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. "
-            f"Export without --quantize and verify that with --golden; the quantized artifact is {alone}"
+            f"{artifact.directory} is quantized, so it does not compute what the checkpoint's own code computes. It is "
+            "verified without --golden, every weight of it against the checkpoint; verify with --golden an export of "
+            "the weights that are not quantized."
         )
     return read_golden(path, config, layers)
 

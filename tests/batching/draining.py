@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lucid_deploy.batching.batcher import Batcher
 from lucid_deploy.batching.request import Finished, Token
+from tests.generation.store_integrity import check_integrity
 
 
 def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int, list[int]], dict[int, Finished]]:
@@ -22,6 +23,6 @@ def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int,
                     drafted.append(event.token)
             else:
                 ends[event.request] = event
-    batcher.store.check_integrity()
+    check_integrity(batcher.store)
     assert not batcher.store.readers
     return tokens, ends

@@ -18,6 +18,7 @@ from lucid_deploy.runtimes import Session, open_session
 from tests.batching.draining import drain
 from tests.batching.test_batcher import alone, prompt
 from tests.conftest import MIXED
+from tests.generation.store_integrity import check_integrity
 
 CHUNK = 48  # its multiples are borders of blocks every other time
 Opened = Callable[[str], Session[Any]]
@@ -63,7 +64,7 @@ class Talk:
                 self.tokens[event.request].append(event.token)
             elif isinstance(event, Finished):
                 self._finish(event)
-        self.batcher.store.check_integrity()
+        check_integrity(self.batcher.store)
 
     def _finish(self, end: Finished) -> None:
         request, tokens = self.running.pop(end.request), self.tokens.pop(end.request)

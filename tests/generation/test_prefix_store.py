@@ -12,6 +12,7 @@ from lucid_deploy.cache.layout import CacheTensor, held
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.prefix_store import BLOCK, PrefixStore
 from lucid_deploy.runtimes.session import Cache
+from tests.generation.store_integrity import check_integrity
 
 ROWS = CacheTensor("key", "float32", (2, 3))
 STATE = CacheTensor("recurrent_state", "float32", (2, 5), "state")
@@ -54,14 +55,14 @@ def make(budget: int = 10 * BLOCK, *tensors: CacheTensor) -> tuple[PrefixStore, 
 def add(store: PrefixStore, ids: list[int], owner: str = "", adapter: int = 0) -> None:
     session: Any = store._session
     store.add(ids, session.cache(ids, adapter), owner)
-    store.check_integrity()
+    check_integrity(store)
 
 
 def found(store: PrefixStore, ids: list[int], owner: str = "", adapter: int = 0) -> int:
     """Return how many blocks are found, after checking their rows, rings and states."""
     session: Any = store._session
     cache, blocks = store.find(ids, owner=owner, adapter=adapter)
-    store.check_integrity()
+    check_integrity(store)
     store.release(blocks)
     assert cache.length == len(blocks) * BLOCK and cache.adapter_ids.tolist() == [adapter]
     wanted = session.cache(ids[: cache.length], adapter)

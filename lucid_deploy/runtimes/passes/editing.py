@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 
 def nodes_of(graph: onnx.GraphProto, domain: str, operator: str) -> list[onnx.NodeProto]:
@@ -25,17 +25,6 @@ def cast_type(node: onnx.NodeProto | None) -> int | None:
     if node is None or (node.domain, node.op_type) != ("", "Cast"):
         return None
     return next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
-
-
-def numbers(tensor: TensorProto | None) -> list[int]:
-    """Return the whole numbers of a small constant that lies in the graph itself; none of another one."""
-    if (
-        tensor is None
-        or tensor.data_location == onnx.TensorProto.EXTERNAL
-        or tensor.data_type != onnx.TensorProto.INT64
-    ):
-        return []
-    return [int(number) for number in numpy_helper.to_array(tensor).reshape(-1)]
 
 
 def read_names(graph: onnx.GraphProto) -> Iterator[str]:

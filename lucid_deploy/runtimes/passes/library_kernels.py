@@ -50,7 +50,6 @@ from lucid_deploy.runtimes.passes.editing import (
     cast_type,
     declare,
     nodes_of,
-    numbers,
     read_names,
     remove_unread,
 )
@@ -117,7 +116,6 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
     infos = (*graph.value_info, *graph.output, *graph.input)
     types = {info.name: info.type.tensor_type for info in infos}
     sizes = {name: [axis.dim_value for axis in kind.shape.dim] for name, kind in types.items()}
-    tensors = {each.name: each for each in graph.initializer}
     changed = []
     for node in nodes_of(graph, "", "Attention"):
         names = [name for name in node.input if name]
@@ -130,7 +128,7 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
         plain = math.isclose(given.get("scale", query[3] ** -0.5), query[3] ** -0.5, rel_tol=1e-6)
         if not plain or given.get("softcap") or given.get("is_causal") or given.get("qk_matmul_output_mode"):
             continue
-        if mask is None or mask.op_type != "Unsqueeze" or numbers(tensors.get(mask.input[1])) != [1, 2]:
+        if mask is None or mask.op_type != "Unsqueeze" or sizes.get(node.input[3], [])[1:3] != [1, 1]:
             continue
         kinds = [types[name].elem_type if name in types else None for name in (node.input[0], node.input[3])]
         if kinds[0] not in _FLOATS or kinds[1] != TensorProto.BOOL:

@@ -44,16 +44,10 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def build_ort_library(
-    output: Path | None = None, *, compiler: str | None = None, include: Path | None = None
-) -> tuple[Path, bool]:
+def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
     """Build the library, unless the existing one was built from the same sources.
 
-    Args:
-        output: The library to write; None: :func:`user_ort_library`. It and its record are written atomically.
-        compiler: GCC's C++ compiler; None finds one.
-        include: Folder of ``onnxruntime_c_api.h``; None takes ``ONNXRUNTIME_ROOT``, else the system's, else our own
-            declarations of the part that the library uses.
+    ``output`` is None for :func:`user_ort_library`. It and its record are written atomically.
 
     Returns:
         The library, and whether it was compiled now.
@@ -65,9 +59,8 @@ def build_ort_library(
     output = user_ort_library() if output is None else output
     if _is_current(output):
         return output, False
-    compiler = find_compiler() if compiler is None else compiler
+    compiler, include = find_compiler(), find_ort_headers()
     check_gcc(compiler)  # the sources use GCC's vector shuffles and target pragmas
-    include = find_ort_headers() if include is None else include
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with temporary_sibling(output) as folder:

@@ -33,22 +33,12 @@ CUDA_TOOLKIT = Path("/usr/local/cuda/include")
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
 
-def build_plugin(
-    output: Path,
-    kernels: Sequence[CompiledKernel],
-    *,
-    compiler: str | None = None,
-    tensorrt_include: Path | None = None,
-    cuda_include: Path | None = None,
-) -> Path:
+def build_plugin(output: Path, kernels: Sequence[CompiledKernel]) -> Path:
     """Build the plugin library.
 
     Args:
         output: The library to write, atomically.
         kernels: The compiled kernels to embed, from :func:`lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
-        compiler: C++ compiler; None finds one.
-        tensorrt_include: Folder of ``NvInferRuntime.h``; None finds it.
-        cuda_include: Folder of ``cuda.h``; None finds it.
 
     Returns:
         ``output``.
@@ -58,9 +48,7 @@ def build_plugin(
     """
     if not kernels:
         raise LucidError("There are no compiled kernels to put into the plugin library.")
-    compiler = find_compiler() if compiler is None else compiler
-    tensorrt_include = find_tensorrt_headers() if tensorrt_include is None else tensorrt_include
-    cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
+    compiler, tensorrt_include, cuda_include = find_compiler(), find_tensorrt_headers(), find_cuda_headers()
     output.parent.mkdir(parents=True, exist_ok=True)
     with temporary_sibling(output) as folder:
         data, table, library = (folder / name for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))

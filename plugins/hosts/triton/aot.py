@@ -102,13 +102,8 @@ def ptx_architecture(variant: Variant) -> int:
     return FLOAT8_PTX_ARCHITECTURE if variant.kernel == decode_attention.FLOAT8_KERNEL else PTX_ARCHITECTURE
 
 
-def cache_key(variant: Variant, arch: int) -> str:
-    """Return a hash of all that compiled code depends on: sources, Triton's version, architecture, constants."""
-    return next(cache_keys([(variant, arch)]))
-
-
 def cache_keys(items: Iterable[Item]) -> Iterator[str]:
-    """Yield :func:`cache_key` of each item; the sources are read only once.
+    """Yield a hash of all that each item's compiled code depends on: sources, Triton's version, constants.
 
     Raises:
         LucidError: Triton is not installed.

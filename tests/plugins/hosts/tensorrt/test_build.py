@@ -50,12 +50,13 @@ def test_compute_capabilities_with_e4m3_kernels(library_for_90):
         build.check_kernels(library_for_90, "float16", (64,), True, (86, 89))
 
 
-def test_a_failed_build_keeps_the_previous_library(kernels, tmp_path):
+def test_a_failed_build_keeps_the_previous_library(kernels, tmp_path, monkeypatch):
     (tmp_path / "plugin.so").write_text("the one before")
     empty = tmp_path / "empty"
     empty.mkdir()
+    monkeypatch.setattr(build, "find_tensorrt_headers", lambda: empty)
     with pytest.raises(LucidError, match=r"does not compile(.|\n)*NvInferRuntime\.h"):
-        build.build_plugin(tmp_path / "plugin.so", kernels, tensorrt_include=empty)
+        build.build_plugin(tmp_path / "plugin.so", kernels)
     assert (tmp_path / "plugin.so").read_text() == "the one before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "plugin.so"]
 
