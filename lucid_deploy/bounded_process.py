@@ -73,11 +73,6 @@ class BoundedProcess:
         self.close()
 
     @property
-    def pid(self) -> int | None:
-        """The process's id; None before the start."""
-        return None if self._process is None else self._process.pid
-
-    @property
     def running(self) -> bool:
         """Whether the process is there for the next task."""
         return self._process is not None and self._process.poll() is None

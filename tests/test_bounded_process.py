@@ -42,7 +42,7 @@ def worker(program: str = WORKER, seconds: float = 0.3) -> BoundedProcess:
 def test_tasks_that_end_leave_the_process_running() -> None:
     with worker() as process:
         assert process.ask(b"a") == b"a!\x01" and process.ready == b"SETUP"
-        pid = process.pid
+        pid = process._process.pid
         with pytest.raises(LucidError, match="not this"):
             process.ask(b"refuse")
         with pytest.raises(WorkerFault, match="ZeroDivisionError"):
@@ -50,7 +50,7 @@ def test_tasks_that_end_leave_the_process_running() -> None:
         if sys.platform.startswith("linux"):
             with pytest.raises(TooCostly, match="This task needed more than 100 MiB of memory"):
                 process.ask(b"memory")
-        assert process.ask(b"b" * 100_000)[:1] == b"b" and process.pid == pid
+        assert process.ask(b"b" * 100_000)[:1] == b"b" and process._process.pid == pid
         assert os.getsid(pid or 0) == pid  # signals to the parent's group do not reach it
         for number in ("SIGTERM", "SIGINT", "SIGHUP"):
             os.kill(pid or 0, getattr(signal, number))
@@ -62,10 +62,10 @@ def test_a_process_whose_time_was_over_or_that_was_killed_is_started_again() -> 
     with worker() as process:
         process.start()
         for task in (b"loop", b"stuck"):
-            pid = process.pid
+            pid = process._process.pid
             with pytest.raises(TooCostly, match=r"This task took more than 0\.3 s of processor time\. Shorten it\."):
                 process.ask(task)
-            assert process.ask(b"a") == b"a!\x01" and process.pid != pid
+            assert process.ask(b"a") == b"a!\x01" and process._process.pid != pid
         process.kill()
         try:  # an error if its end comes while it is asked
             assert process.ask(b"a") == b"a!\x01"

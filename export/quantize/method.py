@@ -108,8 +108,6 @@ def method_names() -> tuple[str, ...]:
 
 def find_method(name: str) -> QuantizationMethod:
     """Return a method by its name."""
-    from lucid_deploy.export.quantize.method import QuantizationMethod
-
     if name in BUILT_IN:
         built_in: QuantizationMethod = importlib.import_module(f"lucid_deploy.export.quantize.{BUILT_IN[name]}").METHOD
         return built_in

@@ -259,11 +259,9 @@ class Checkpoint:
         import torch
 
         embedding, named = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
-        head = found.pop(named, None)
-        if head is None or found.get(embedding) != head:
-            if head is not None:
-                found[named] = head
+        if named not in found or found.get(embedding) != found[named]:
             return
+        del found[named]
         if not torch.equal(self.tensor(_HEAD), self.tensor(_EMBEDDING)):
             raise LucidError(
                 f"{self.directory}: tie_word_embeddings is true, but lm_head.weight differs from "

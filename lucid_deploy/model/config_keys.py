@@ -7,6 +7,7 @@ it. So a configuration is accepted only if each of its keys is in one of the tab
 from __future__ import annotations
 
 import importlib.util
+import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -42,11 +43,6 @@ NO_EFFECT = frozenset(
 Harmless = Callable[[Any], bool]
 
 
-def _off(value: Any) -> bool:
-    """Return whether a value is null, false, zero or empty."""
-    return not value
-
-
 def _one(value: Any) -> bool:
     return value is None or (value == 1 and value is not True)
 
@@ -66,7 +62,7 @@ def _all_are(wanted: Any) -> Harmless:
 # Keys known to change the numbers, and which of their values do not.
 _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (
-        _off,
+        operator.not_,
         """
         _sliding_window_pattern add_bias_linear add_cross_attention add_qkv_bias add_unit_offset alibi
         attention_chunk_size attention_layers attention_multiplier attention_out_bias attention_sink attention_types

@@ -24,9 +24,7 @@ def settle(
             "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
             "published code does."
         )
-    if config.class_config:  # the class itself defines its tensors
-        return config, tuple(notes)
-    if config.qk_norm != "none":  # set by the family
+    if config.class_config or config.qk_norm != "none":  # the class or the family says which tensors there are
         return config, tuple(notes)
     norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)
     return dataclasses.replace(config, qk_norm=norm), (*notes, *([note] if note else []))

@@ -85,7 +85,8 @@ class OtherTrace:
         for tensor, rows in self.trace.tensors.items():
             actual, wanted = common_positions(found.tensors[tensor], rows)
             if wanted.values.shape[1]:
-                gate = _wider(gates[tensor], self.rounding[tensor])
+                rounding, own = self.rounding[tensor], gates[tensor]
+                gate = Gate(own.limit + rounding, own.baseline + rounding / FACTOR)
                 comparison = compare_rows(actual, wanted, tensor, gate, scenario, schedule)
                 made.append(replace(comparison, against=self.reference.kind))
         return made
@@ -97,11 +98,6 @@ def common_positions(first: TensorRows, second: TensorRows) -> tuple[TensorRows,
     stop = max(min(rows.start + rows.values.shape[1] for rows in (first, second)), start)
     one, other = (TensorRows(rows.values[:, start - rows.start : stop - rows.start], start) for rows in (first, second))
     return one, other
-
-
-def _wider(gate: Gate, rounding: float) -> Gate:
-    """Add room for rounding on the other side."""
-    return Gate(gate.limit + rounding, gate.baseline + rounding / FACTOR)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def with_pool(setup: ReaderSetup, test: Callable[[ReaderPool], Awaitable[None]],
 
 
 def pids(pool: ReaderPool) -> list[int | None]:
-    return [reader.pid for reader in pool._readers]
+    return [reader._process.pid for reader in pool._readers]
 
 
 async def refusal(pool: ReaderPool, body: bytes, kind: Kind = "chat") -> ApiError:
