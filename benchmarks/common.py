@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.bench.machine import describe_machine
-from lucid_deploy.demo.recall import held_out
-from lucid_deploy.model.checkpoint import DEMO, expected_shapes, resolve
+from lucid_deploy.model.checkpoint import expected_shapes
 from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.parity.metrics import kl_divergence, position_errors
 
@@ -176,13 +174,6 @@ def logit_errors(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> di
         "kl_mean": float(kl_divergence(found, exact).mean()),
         "top1": float((found.argmax(-1) == exact.argmax(-1)).mean()),
     }
-
-
-def recall_texts() -> tuple[list[str], torch.Tensor]:
-    """Return 300 prompts of the bundled model's task to learn from, and tokens of 300 others, int64 ``(N,)``."""
-    tokenizer = TextTokenizer(resolve(DEMO))
-    lines = [f"{example.prompt} {example.answer}" for example in held_out(600)]
-    return lines[:300], torch.tensor([token for line in lines[300:] for token in tokenizer.encode(line)])
 
 
 def write_result(name: str, data: dict[str, Any]) -> None:

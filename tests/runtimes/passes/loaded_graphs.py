@@ -24,14 +24,6 @@ def copied(artifact: Artifact, stage: str = "decode") -> onnx.ModelProto:
 PROMPT, STEPS = 16, 4  # tokens
 
 
-def check_rows_decode_as_alone(session: OrtSession, batch: int) -> None:
-    """Hold each row of a batch, all of one length, against the same row alone, to the bit: steps after a prompt."""
-    ids = np.random.default_rng(0).integers(2, 97, (batch, PROMPT + STEPS))
-    together = decoded(session, ids)
-    for row in range(batch):
-        assert np.array_equal(decoded(session, ids[row : row + 1])[:, 0], together[:, row])
-
-
 def decoded(session: OrtSession, ids: np.ndarray) -> np.ndarray:
     """Return the logits of the steps after the prompt, which is given token by token."""
     cache = session.empty_cache(len(ids))
