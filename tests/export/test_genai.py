@@ -82,15 +82,8 @@ def test_a_batch_gives_each_row_its_own_answer(with_byte_level_tokenizer: WithTo
         assert [int(token) for token in running.get_sequence(index)][20:] == ours(artifact, row, 8)
 
 
-def test_static_artifacts_are_not_offered_to_it(with_byte_level_tokenizer: WithTokenizer) -> None:
-    _, growing = with_byte_level_tokenizer()
-    _, static = with_byte_level_tokenizer(cache="static")
-    assert "genai_config.json" in growing.manifest.files
-    assert "genai_config.json" not in static.manifest.files
-    assert not static.path("genai_config.json").exists()
-
-
-def test_a_cache_of_another_type_has_no_configuration(exported: Any) -> None:
+def test_static_caches_and_those_of_another_type_have_no_configuration(exported: Any) -> None:
     manifest = exported()[1].manifest
-    assert is_supported(manifest)
+    assert is_supported(manifest) and "genai_config.json" in manifest.files
     assert not is_supported(replace(manifest, cache_dtype="float16"))
+    assert not exported(cache="static")[1].path("genai_config.json").exists()

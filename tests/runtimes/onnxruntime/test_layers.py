@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 import pytest
@@ -16,13 +17,20 @@ from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.passes.cut_layers import cut_layers
-from tests.runtimes.layer_runs import IDS, solves_start_from_v
 
 Exported = Callable[..., tuple[Path, Artifact]]
+IDS = np.random.default_rng(3).integers(0, 97, (2, 24))
+IDS[1, 5:17] = 11  # one token repeated
 
 
 def test_the_solve_in_view(exported: Exported) -> None:
-    solves_start_from_v(OrtLayers(OrtSession(exported()[1])))
+    """What a LUCID layer's solve is given is V: it caches Y, and both are equal where nothing came before."""
+    layers = OrtLayers(OrtSession(exported()[1]))
+    states = layers.run(NewTokens.after(IDS), layers.empty_past(2))
+    for given, cached in zip(states.given, states.cached, strict=True):
+        assert given is not None and given.shape == cached["value"].shape
+        np.testing.assert_allclose(given[:, :, 0], cached["value"][:, :, 0], atol=1e-4)
+        assert np.abs(given - cached["value"]).max() > 1e-2
 
 
 def test_a_graph_without_its_solves_cannot_be_explained(artifact_copy: Path) -> None:
