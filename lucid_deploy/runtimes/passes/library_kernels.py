@@ -128,8 +128,8 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
         plain = math.isclose(given.get("scale", query[3] ** -0.5), query[3] ** -0.5, rel_tol=1e-6)
         if not plain or given.get("softcap") or given.get("is_causal") or given.get("qk_matmul_output_mode"):
             continue
-        if mask is None or mask.op_type != "Unsqueeze" or sizes.get(node.input[3], [])[1:3] != [1, 1]:
-            continue
+        if mask is None or mask.op_type != "Unsqueeze" or len(sizes.get(mask.input[0], [])) != 2:
+            continue  # a window's mask has other axes
         kinds = [types[name].elem_type if name in types else None for name in (node.input[0], node.input[3])]
         if kinds[0] not in _FLOATS or kinds[1] != TensorProto.BOOL:
             continue
