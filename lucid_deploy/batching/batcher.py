@@ -122,7 +122,7 @@ class Batcher:
         """Queue a request; return its number, which all of its events carry."""
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
-            raise LucidError("This batcher was made without guides: it takes no constraints.")
+            raise LucidError("The request has a constraint; make the Batcher with guides, which enforce them.")
         number, self._next = self._next, self._next + 1
         if request.constraint is not None and self._guides is not None:
             self._opened[number] = self._guides.open(request.constraint, request.stop_at_eos)

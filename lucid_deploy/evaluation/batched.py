@@ -98,7 +98,7 @@ def log_likelihoods(
 
 
 def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list[tuple[float, bool]]:
-    """Score each row's continuation: its token j of n is predicted by the logits of column N − n + j."""
+    """Return each row's log-likelihood, and whether it is greedy; logits of column N − n + j predict token j of n."""
     width = wave.input_ids.shape[1]
     first = width - max(len(row) for row in continuations)  # no logits are needed before this column
     sums, greedy = np.zeros(len(continuations)), np.ones(len(continuations), dtype=bool)

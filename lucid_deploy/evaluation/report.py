@@ -100,7 +100,7 @@ class Report:
         }
 
     def table(self) -> Table:
-        """Return the accuracies by rows and columns, or by rows with their intervals if there is one column."""
+        """Return a table of accuracies; one that has a single column shows confidence intervals beside it."""
         from rich.table import Table
 
         rows, columns = self.task.rows, self.task.columns

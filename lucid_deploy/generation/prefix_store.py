@@ -51,7 +51,7 @@ def _state_bytes(layout: CacheLayout) -> int:
 
 @dataclass(eq=False)
 class Block:
-    """32 tokens of a text.
+    """32 neighbouring tokens of a text, and what the cache holds for them.
 
     Attributes:
         digest: Of owner, adapter and all token ids of the text up to its last.

@@ -254,7 +254,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the token sequences that spell words, at the start of a text and, as in vLLM, after a space."""
+    """Return the token ids of each word, as it begins a text and as it follows a space; vLLM forbids both too."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

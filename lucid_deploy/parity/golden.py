@@ -183,8 +183,8 @@ def _check_headers(
             continue
         if name != LOGITS and name not in known:
             raise LucidError(
-                f"{path} has a tensor {name}, which is none of input_ids, logits, layers.N.key and layers.N.value that "
-                f"this model has. Take it out, or name it so. {AGAIN}"
+                f"{path} has a tensor {name}. A golden file holds input_ids, logits, and layers.N.key and "
+                f"layers.N.value for layers of this model that cache them. Remove or rename it. {AGAIN}"
             )
         if types[name] not in STORED:
             raise LucidError(f"{path}: {name} holds {types[name]}; it takes one of {', '.join(STORED)}. {AGAIN}")

@@ -209,7 +209,7 @@ def compressed_layout(settings: dict[str, Any]) -> PackedLayout:
         raise ValueError("output_activations, which rounds the outputs of layers, is not supported")
     weights = _numbers(group.weights, "weights")
     if weights.dynamic:
-        raise ValueError("the weights' dynamic is true; only stored scales are supported")
+        raise ValueError("dynamic is true for the weights (scales at run time); only stored scales are supported")
     if given.format == "float-quantized":
         return _compressed_floats(settings, weights, group.input_activations)
     if group.input_activations:

@@ -232,7 +232,7 @@ def layers_path(net: Any) -> str:
 
 
 class ClassParameter(NamedTuple):
-    """Where a parameter lies in those of the class, and where in a checkpoint."""
+    """Where one of our parameters comes from: the parameter of transformers' class, and the tensor of a checkpoint."""
 
     place: StoredParameter
     stored: StoredParameter
@@ -305,7 +305,7 @@ class ClassModel(CausalModel):
         found = self.call(call, position_ids, exact, input_ids=input_ids)
         missing = [index for index, layer in enumerate(call.present) if layer is None]
         if missing:
-            raise LucidError(f"layer {missing[0]} did not call attention")
+            raise LucidError(f"layer {missing[0]} did not call attention, so there is nothing to cache for it")
         return found.logits if exact else found.logits.float(), call.present  # type: ignore[return-value]
 
     def call(self, call: ClassCall, position_ids: Tensor | None, exact: bool, **inputs: Tensor) -> Any:
