@@ -12,7 +12,6 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
-    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ROW = 512  # tokens of a row at most; the last one may be shorter
@@ -35,13 +34,12 @@ class CalibrationRows:
         return sum(ids.size for ids in self.rows)
 
 
-def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
-    """Return the tokens of a calibration file, UTF-8 text: int64 ``(N,)``."""
+def read_text(path: Path) -> str:
+    """Return the text of a calibration file, or refuse it."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise LucidError(
             f"The calibration text {path} is no file but a pipe or a device, which cannot be read again. Save it first."
         )
-    tokenizer = _tokenizer(checkpoint)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -50,8 +48,24 @@ def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
         raise LucidError(f"The calibration text {path} cannot be read: {error.strerror or error}.") from error
     if not text.strip():
         raise LucidError(f"The calibration text {path} has no text.")
-    ids = np.array(tokenizer.encode(text), dtype=np.int64)
-    _check_vocabulary(checkpoint, ids)
+    return text
+
+
+def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
+    """Return the tokens of a calibration file, UTF-8 text: int64 ``(N,)``."""
+    from lucid_deploy.export.companions import read_tokenizer
+
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        raise LucidError(
+            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Put it there, or leave that out."
+        )
+    ids = np.array(read_tokenizer(checkpoint.directory).encode(read_text(path)), dtype=np.int64)
+    size, largest = checkpoint.config.vocab_size, ids.max(initial=0)
+    if largest >= size:
+        raise LucidError(
+            f"The tokenizer of {checkpoint.directory} gives token id {largest}, outside the vocabulary (0 to "
+            f"{size - 1}): it is another model's."
+        )
     return ids
 
 
@@ -99,22 +113,3 @@ def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> 
 
 def _cut(joined: Array, width: int) -> list[Array]:
     return [joined[start : start + width] for start in range(0, len(joined), width)]
-
-
-def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
-    from lucid_deploy.export.companions import read_tokenizer
-
-    if not (checkpoint.directory / "tokenizer.json").is_file():
-        raise LucidError(
-            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Put it there, or leave that out."
-        )
-    return read_tokenizer(checkpoint.directory)
-
-
-def _check_vocabulary(checkpoint: Checkpoint, ids: Array) -> None:
-    size, largest = checkpoint.config.vocab_size, ids.max(initial=0)
-    if largest >= size:
-        raise LucidError(
-            f"The tokenizer of {checkpoint.directory} gives token id {largest}, outside the vocabulary (0 to "
-            f"{size - 1}): it is another model's."
-        )

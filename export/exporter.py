@@ -39,14 +39,14 @@ def export(
     Raises:
         LucidError: A checkpoint that cannot be read, an output that exists, unknown options, a full disk.
     """
-    from lucid_deploy.export.adapters import plan_adapters
-    from lucid_deploy.model.checkpoint import Checkpoint, resolve
-
     options, output = options or ExportOptions(), Path(output)
     if options.quantize is not None:
         quantize = dataclasses.replace(options.quantize, has_text=options.calibration is not None)
         options = dataclasses.replace(options, quantize=quantize)
-    check_request(output, options)
+    check_request(output, options)  # before PyTorch is imported, which takes seconds
+    from lucid_deploy.export.adapters import plan_adapters
+    from lucid_deploy.model.checkpoint import Checkpoint, resolve
+
     checkpoint, hub = _download(checkpoint, options, progress)
     check_links(resolve(checkpoint))
     state_dtype = options.dtype if options.state_dtype == "model" else None

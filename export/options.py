@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.artifact import CACHES, DTYPES, MANIFEST, OPSET_TENSOR_SCATTER
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.calibration import read_text
 from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def check_request(output: Path, options: ExportOptions) -> None:
     """Check the request as far as possible without the checkpoint."""
     _check_names(options)
     _check_opset(options)
-    if options.calibration is not None and not options.calibration.exists():
-        raise LucidError(f"The calibration text {options.calibration} cannot be read: No such file or directory.")
+    if options.calibration is not None:
+        read_text(options.calibration)
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if stored == "fp8" and options.cache == "static":
         raise LucidError(f"{NO_STATIC_FP8} Export with --cache growing, or with --cache-dtype auto.")
