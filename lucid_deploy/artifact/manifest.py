@@ -139,6 +139,11 @@ class Manifest:
         """The form of ``graphs`` in words: growing, static, inlined, or static inlined."""
         return form_name(self.cache, self.inline)
 
+    @property
+    def numbers(self) -> str:
+        """The types of what is stored and computed, as all commands say them."""
+        return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization.words(self.dtype)}"
+
     def each_form(self) -> tuple[Manifest, ...]:
         """Return a manifest of every form, as if the artifact had that one only; the first form comes first."""
         others = (

@@ -193,7 +193,7 @@ class Quantization:
         if self.activations == GROUP_FP8:
             return f"inputs in fp8 by groups of {self.input_block}"
         return {
-            "int8": "int8 inputs",
+            "int8": "int8 inputs on the CPU",
             "float": "float inputs",
             STATIC_FP8: "inputs in fp8 with stored scales",
             TOKEN_FP8: "inputs in fp8 by tokens",
@@ -281,6 +281,10 @@ class Quantization:
         """Return the mean bits of a quantized weight, scales (of type ``dtype``) and zero points included."""
         whole = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
         return 8 * sum(self.stored_size(name, dtype) for name in self.tensors) / whole
+
+    def words(self, dtype: str) -> str:
+        """Say what weights and inputs of products are: ``int4 hqq, 4.9 bits a weight; int8 inputs on the CPU``."""
+        return f"{self.scheme} {self.method.name}, {self.bits_per_weight(dtype):.4g} bits a weight; {self.inputs}"
 
     def stored_size(self, name: str, dtype: str) -> int:
         """Return the bytes of all parts of a tensor in graphs of type ``dtype``."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.artifact import open_artifact
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.bench.machine import reset_peak, resident_bytes
 from lucid_deploy.cache.storage import decoded_layout
@@ -24,6 +25,7 @@ class Worker:
     def __init__(self, contender: Contender) -> None:
         started = time.perf_counter()
         self.session: Session[Any] = open_contender(contender)
+        self.numbers = open_artifact(contender.artifact).manifest.numbers
         self.seconds_to_open = time.perf_counter() - started
         self._filled: tuple[tuple[int, int], Cache[Any]] | None = None
         self._token = min(1, self.session.config.vocab_size - 1)  # 0 may be padding, whose row is nothing but zeros
@@ -33,6 +35,7 @@ class Worker:
         return {
             "seconds": self.seconds_to_open,
             "resident": resident_bytes("VmRSS"),
+            "numbers": self.numbers,
             **self.session.facts(),
         }
 

@@ -95,7 +95,7 @@ def run_batch(
     if before < total:
         parts[-1] += f": {tokens.generated} tokens in {seconds:.1f} s, {tokens.generated / seconds:.0f} tokens/s"
     parts += [] if drafters is None else [drafts_text(drafts)]
-    line = f"{', '.join(parts)}; {session.label}, {session.dtype}, {options.rows} rows"
+    line = f"{', '.join(parts)}; {session.label}, {artifact.manifest.numbers}, {options.rows} rows"
     write_results(summary, options.json_target, lambda: None)
     note(line)
     if answers.failed:

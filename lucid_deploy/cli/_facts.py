@@ -10,16 +10,15 @@ def show_quantization(record: Quantization, dtype: str, compression: float) -> N
     """Print in a line what is quantized and how; ``dtype`` is the type of the other weights."""
     sharing = record.sharing
     how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
-    cpu = "on the CPU " if record.activations == "int8" else ""
     kept = [short_name(name) for name in record.kept]
     shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
     others = [name for name in record.tensors if record.bits_of(name) != record.bits]
     which = short_name(others[0]) if len(others) == 1 else f"{len(others)} of them"
     other = f", {which} to {record.bits_of(others[0])} bits," if others else ""
     show(
-        f"Quantized {len(record.tensors)} weights to {record.scheme}{other} {how} ({record.format}; {cpu}"
-        f"{record.inputs}) by {record.tool}; kept in {dtype}: {shown or 'nothing'}. The weights are {compression:.1f} "
-        f"times smaller than in {dtype}.{method_sentence(record.method)}"
+        f"Quantized {len(record.tensors)} weights to {record.scheme}{other} {how} ({record.format}) by {record.tool}; "
+        f"kept in {dtype}: {shown or 'nothing'}. The weights are {compression:.1f} times smaller than in {dtype}."
+        f"{method_sentence(record.method)}"
     )
 
 

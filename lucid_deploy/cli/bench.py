@@ -125,9 +125,8 @@ def _show(report: dict[str, Any]) -> None:
     from lucid_deploy.bench.report import table
 
     console_out.print(table(report))
-    used = {name: facts["kernels"] for name, facts in report["opened"].items() if facts["kernels"] is not None}
-    if used:
-        show("Kernels: " + ", ".join(f"{name} {kind}" for name, kind in used.items()))
+    for name, facts in report["opened"].items():
+        show(f"{name}: {facts['numbers']}" + ("" if facts["kernels"] is None else f"; kernels: {facts['kernels']}"))
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     show(

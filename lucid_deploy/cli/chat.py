@@ -90,7 +90,8 @@ def command(
         if not has_template:
             note("The model has no chat template: it continues one text, to which each line is added.")
         if interactive:
-            note(f"{opened.directory.resolve().name}, {session.label}. /help lists the commands, Ctrl-D leaves.")
+            name = opened.directory.resolve().name
+            note(f"{name}: {session.label}, {opened.manifest.numbers}. /help lists the commands, Ctrl-D leaves.")
             with contextlib.suppress(ImportError):  # Windows: the console edits lines itself
                 import readline  # noqa: F401 (input() edits and recalls lines with it)
         ChatSession(conversation, turns, tokenizer, answers.stop, interactive).run()

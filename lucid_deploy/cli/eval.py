@@ -157,9 +157,8 @@ def _perplexity(artifact: Artifact, other: Artifact | None, options: SimpleNames
         "text": options.text,
     }
     facts |= {"tokens": len(found), "window": len(pieces[0]), "perplexity": float(np.exp(found.mean()))}
-    lines = [
-        "perplexity {perplexity:.4f} over {tokens} tokens, in windows of {window}; {runtime}, {dtype}".format(**facts)
-    ]
+    line = "perplexity {perplexity:.4f} over {tokens} tokens, in windows of {window}; {runtime}".format(**facts)
+    lines = [f"{line}, {artifact.manifest.numbers}"]
     if other is not None:
         theirs, their_tokenizer = _open(other, replace(options.runtime, ablate=None))
         if their_tokenizer.encode(text) != ids.tolist():
@@ -208,11 +207,11 @@ def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamesp
         with progress(f"Asking {other.directory.name}") as update:
             comparison = compare(report, evaluate(*opened, task, options.batch, update))
         facts["against"] = {"artifact": options.against, **comparison.to_dict(), "quantization": _rounding(other)}
-        theirs = f"{other.directory}{_weights(other)}"
+        theirs = f"{other.directory}, {other.manifest.numbers}"
 
     def show_report() -> None:
         console_out.print(report.table())
-        show("\n".join(summary(report, _weights(artifact), comparison, theirs)))
+        show("\n".join(summary(report, artifact.manifest.numbers, comparison, theirs)))
 
     write_results(facts, options.json_target, show_report)
     require(report, comparison, options.minimum, options.minimum_relative)
@@ -225,11 +224,6 @@ def _rounding(artifact: Artifact) -> dict[str, Any] | None:
         return None
     bits = record.bits_per_weight(artifact.manifest.dtype)
     return {"scheme": record.scheme, "method": record.method.name, "bits_per_weight": bits}
-
-
-def _weights(artifact: Artifact) -> str:
-    facts = _rounding(artifact)
-    return "" if facts is None else ", {scheme}, {method}, {bits_per_weight:.4g} bits a weight".format(**facts)
 
 
 def _harness(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:

@@ -144,8 +144,7 @@ def command(
     generation.drafter = None if drafters is None else drafters()
     guides = open_guides(answers, session, tokenizer)
     generation.guide = None if guides is None else guides()
-    record = opened.manifest.quantization
-    _generate(generation, stream, None if record is None else record.scheme, json_target)
+    _generate(generation, stream, opened.manifest.numbers, json_target)
 
 
 def _encode(text: str, tokenizer: TextTokenizer) -> list[int]:
@@ -175,9 +174,7 @@ def _read_prompt(prompt: str, is_file: bool) -> str:
     return text
 
 
-def _generate(
-    generation: Generation, stream: AnswerText | None, quantized: str | None, json_target: str | None
-) -> None:
+def _generate(generation: Generation, stream: AnswerText | None, numbers: str, json_target: str | None) -> None:
     """Run the model; write text as it comes, or JSON alone, and a line of timings to stderr."""
     shown = json_target != "-"
     ids: list[int] = []
@@ -219,7 +216,6 @@ def _generate(
     def show() -> None:
         click.echo()
         full = f"the context of {generation.session.context_limit} tokens is full"
-        weights = "" if quantized is None else f"{quantized} weights, "
         parts = [
             f"{facts['prompt_tokens']} prompt token{'' if facts['prompt_tokens'] == 1 else 's'}",
             f"{len(ids)} new ({full if facts['finish_reason'] == 'context' else facts['finish_reason']})",
@@ -227,6 +223,6 @@ def _generate(
             *([] if rate is None else [f"then {rate:.0f} tokens/s"]),
             *([] if generation.drafter is None else [drafts_text(generation.drafts)]),
         ]
-        note(f"{', '.join(parts)}; {generation.session.label}, {weights}{facts['dtype']}")
+        note(f"{', '.join(parts)}; {generation.session.label}, {numbers}")
 
     write_results(facts, json_target, show)

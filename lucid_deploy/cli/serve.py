@@ -164,6 +164,7 @@ def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
+    from lucid_deploy.artifact import open_artifact
     from lucid_deploy.serving.front import Service, reader_setup
     from lucid_deploy.serving.jobs import make_backend
     from lucid_deploy.serving.server import bind, serve
@@ -178,7 +179,7 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
         await serve(service, backend.engine, opened, lambda: click.echo(f"Serving on {url}"), *limits)
 
     with opened:
-        note(f"Loading {engine.directory}")
+        note(f"Loading {engine.directory}: {open_artifact(engine.directory).manifest.numbers}")
         asyncio.run(run())
     note("Stopped.")
 

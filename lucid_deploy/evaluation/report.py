@@ -201,9 +201,9 @@ def compare(report: Report, other: Report) -> Comparison:
     )
 
 
-def summary(report: Report, weights: str, comparison: Comparison | None = None, other: str = "") -> list[str]:
-    """Return the scores in lines for a terminal; ``weights`` and ``other`` name the artifacts' weights."""
-    lines = [f"{report.task.name}: {report.score}; {report.runtime}, {report.dtype}{weights}"]
+def summary(report: Report, numbers: str, comparison: Comparison | None = None, other: str = "") -> list[str]:
+    """Return the scores in lines for a terminal; ``numbers`` and ``other`` say what the artifacts' numbers are."""
+    lines = [f"{report.task.name}: {report.score}; {report.runtime}, {numbers}"]
     if comparison is not None:
         relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
         lines.append(

@@ -60,7 +60,7 @@ def summary(artifact: Artifact) -> str:
     """Return the model and the form of the artifact in one line."""
     manifest = artifact.manifest
     cache_dtype = "" if manifest.cache_dtype == manifest.dtype else f" in {manifest.cache_dtype}"
-    model = f"{summarize(manifest.config)}, {manifest.dtype}"
+    model = f"{summarize(manifest.config)}, {manifest.numbers}"
     if manifest.forms:
         *names, last = (each.form for each in manifest.each_form())
         return f"{model}, {', '.join(names)} and {last} graphs{cache_dtype and f', cache{cache_dtype}'}"

@@ -47,7 +47,7 @@ def measured(*stages: str, stop: bool = False) -> Callable[..., Any]:
     def run_plan(contenders: Any, plan: Any, dtype: str, progress: Any, measurements: Any, opened: Any, _: Any) -> None:
         for stage in stages:
             measurements += [Measurement(each.name, stage, 1, plan.lengths[0], (0.1,), 1) for each in contenders]
-        opened.update({each.name: {"kernels": None} for each in contenders})
+        opened.update({each.name: {"kernels": None, "numbers": "float32"} for each in contenders})
         if stop:
             raise KeyboardInterrupt
 

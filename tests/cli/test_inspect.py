@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
+from lucid_deploy.export.quantize.options import QuantizeOptions
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -53,3 +54,15 @@ def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
 def test_what_is_no_artifact(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_commands_say_numbers_in_the_same_words(demo: Callable[..., Artifact]) -> None:
+    artifact = demo(quantize=QuantizeOptions("int4"))
+    for words in (
+        ["inspect"],
+        ["run", "--prompt", "fox has red lamp. fox has"],
+        ["eval", "--task", "recall", "--limit", "1"],
+        ["bench", "--lengths", "8", "--stages", "decode", "--repeats", "1"],
+    ):
+        shown = CliRunner().invoke(main, [words[0], str(artifact.directory), *words[1:]]).output
+        assert "float32, int4 hqq, 5.615 bits a weight; int8 inputs on the CPU" in shown.replace("\n", " "), words
