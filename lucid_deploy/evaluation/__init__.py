@@ -1,4 +1,4 @@
-"""How good a model's answers are, in any runtime: tasks, scores, comparisons, and lm-evaluation-harness."""
+"""Measure how good a model's answers are, in any runtime: tasks, scores, comparisons, lm-evaluation-harness."""
 
 from lucid_deploy.evaluation.needles import needles_task
 from lucid_deploy.evaluation.report import Comparison, Report, compare, evaluate

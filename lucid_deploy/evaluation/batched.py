@@ -1,6 +1,6 @@
 """Generate from many prompts, and score many continuations, in batches, with any session.
 
-Prompts are given in groups; the tokens that a group's prompts begin with are run once. Shapes: B rows, N new tokens.
+Prompts are given in groups; tokens that all prompts of a group begin with are run once. Shapes: B rows, N new tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.generation.sampling import Sampler, Sampling
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-LOGITS = 1 << 26  # numbers at most in the logits of one run, a quarter of a GiB
+LOGITS = 1 << 26  # most elements in the logits of one run: a quarter of a GiB in float32
 Ids = list[int]
 
 
@@ -37,9 +37,9 @@ def generate(
     sampling: Sampling | None = None,
     stop: Callable[[Ids], bool] | None = None,
 ) -> Iterator[tuple[int, int, Ids]]:
-    """Yield group, place in it and new tokens of each prompt, as soon as they are known.
+    """Yield the group, the place in the group and the new tokens of each prompt, batch by batch.
 
-    An answer ends at an end-of-sequence token, ``stop``, or the number of tokens.
+    An answer ends before an end-of-sequence token, where ``stop`` is true, or after ``max_new_tokens``.
 
     Args:
         groups: Prompts as token ids; those of a group begin with the same tokens.
@@ -77,10 +77,10 @@ def log_likelihoods(
     pairs: Sequence[tuple[Ids, Ids]],
     batch: int = 8,
 ) -> Iterator[tuple[int, tuple[float, bool]]]:
-    """Yield each pair's number, log p(continuation | context), and whether greedy decoding gives the continuation.
+    """Yield each pair's index, with log p(continuation | context) and whether greedy decoding gives the continuation.
 
-    A context that several pairs have in common is run once. Sums are float64 over float32 logits. A pair may be one
-    token longer than the model's context, since the last token is not run.
+    Pairs are (context, continuation) as token ids. A context of several pairs is run once. Sums are float64. A pair may
+    be one token longer than the model's context, since the last token is not run.
     """
     same: dict[tuple[int, ...], list[int]] = {}
     for i, (context, continuation) in enumerate(pairs):
@@ -98,7 +98,7 @@ def log_likelihoods(
 
 
 def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list[tuple[float, bool]]:
-    """Return each row's log-likelihood, and whether it is greedy; logits of column N − n + j predict token j of n."""
+    """Return each row's log-likelihood, and whether its n tokens are greedy; column N − n + j predicts token j."""
     width = wave.input_ids.shape[1]
     first = width - max(len(row) for row in continuations)  # no logits are needed before this column
     sums, greedy = np.zeros(len(continuations)), np.ones(len(continuations), dtype=bool)
@@ -122,7 +122,7 @@ def _scores(session: Session[Any], wave: Wave, continuations: list[Ids]) -> list
 
 
 def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int, Array]]:
-    """Yield the logits of the columns from ``first`` on, in pieces ``(B, n, vocab)`` with their first column."""
+    """Yield the logits of the columns from ``first`` on in pieces, each as its first column and ``(B, n, vocab)``."""
     ids, mask, cache, chunk = wave.input_ids, wave.mask, wave.cache, session.prefill_chunk
     rows, width = ids.shape
     if first == width - 1:  # every graph gives the logits of the last token
@@ -139,7 +139,7 @@ def _logits(session: Session[Any], wave: Wave, first: int) -> Iterator[tuple[int
 def _waves(
     session: Session[Any], groups: Sequence[Sequence[Ids]], tails: Sequence[Sequence[int]], batch: int, room: int = 0
 ) -> Iterator[Wave]:
-    """Run the tokens that each group shares, and yield the remaining ones wave by wave."""
+    """Run the tokens that each group shares, and yield the others in waves that leave ``room`` for new tokens."""
     if batch < 1:
         raise LucidError(f"A batch must hold at least one row, not {batch}.")
     batch = min(batch, session.batch_limit or batch)
@@ -169,7 +169,7 @@ def _waves(
 
 
 def _shared_length(group: Sequence[Ids], tails: Sequence[int]) -> int:
-    """Return how many tokens a group's prompts share before their tails."""
+    """Return how many tokens a group's prompts share, not counting their last ones (``tails``), which need logits."""
     if len(group) == 1 and tails[0] == 1:
         return 0  # one run does it all
     length = min(len(ids) - tail for ids, tail in zip(group, tails, strict=True))

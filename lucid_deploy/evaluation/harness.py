@@ -58,7 +58,7 @@ class TaskResult:
         return sum(sample["truncated"] for sample in self.samples)
 
     def scores(self, metric: str) -> list[float]:
-        """Return what each document scored by itself."""
+        """Return each document's own score; a metric for one length has only the documents of that length."""
         found = [value for sample in self.samples if not _of_other_length(metric, value := sample.get(metric))]
         return [
             float(item) if isinstance(item, int | float) else float(self.aggregation[metric]([item])) for item in found
@@ -83,7 +83,7 @@ def load_tasks(
     """Return lm_eval's tasks of some names, groups or tags, with their documents.
 
     Tasks that make their documents, such as RULER's, draw from ``seed`` and measure with the artifact's tokenizer.
-    ``include_path`` is a directory with more tasks as YAML files.
+    ``include_path`` is a directory with more tasks as YAML files, ``metadata`` are settings that tasks read.
     """
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedTokenizerFast
@@ -113,7 +113,7 @@ def _load(manager: Any, names: Sequence[str], include_path: Path | None) -> dict
 
 
 def _seed_everything(seed: int | None) -> int:
-    """Seed every generator as lm_eval does; return the seed of its solved examples."""
+    """Seed every random generator as lm_eval does; return the seed for choosing the solved examples in prompts."""
     import torch
 
     first, other = (0, 1234) if seed is None else (seed, seed)  # lm_eval's defaults
@@ -132,7 +132,7 @@ def ask(
     file: str,
     progress: Callable[[str, int, int], None],
 ) -> list[TaskResult]:
-    """Ask an artifact; with an output directory, keep its answers in a file of their own there."""
+    """Run tasks on an artifact; keep answers in a file of ``options.output``, for this artifact and these settings."""
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
     if options.output is not None:
@@ -145,7 +145,7 @@ def ask(
 
 
 def run_tasks(model: LucidLM, tasks: dict[str, Any], options: HarnessOptions) -> list[TaskResult]:
-    """Ask a model all documents of some tasks, given by name."""
+    """Ask a model the documents of lm_eval's ``tasks``, given by name; return its scores in each task."""
     from lm_eval import evaluate
     from lm_eval.api.model import CachingLM
     from lm_eval.utils import handle_non_serializable
@@ -191,9 +191,9 @@ def _result(model: LucidLM, name: str, task: Any, found: dict[str, Any], samples
 
 
 def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> dict[tuple[str, str], Difference]:
-    """Return the difference in each task and metric; with several tasks, also of their average, as task ``all``.
+    """Return the first model's scores less the second's, by task and metric.
 
-    A task counts in the average by its first metric.
+    With several tasks, ``("all", "mean")`` is the difference of their mean, for which each task's first metric counts.
     """
     found: dict[tuple[str, str], Difference] = {}
     main = []
@@ -266,7 +266,7 @@ def json_object(option: str, text: str | None) -> dict[str, Any]:
 
 
 def generation_options(text: str | None) -> dict[str, Any]:
-    """Return ``--gen-kwargs``: a JSON object, or ``name=value,name=value`` as lm_eval takes it."""
+    """Return the options in ``--gen-kwargs``: a JSON object, or ``name=value,name=value`` as lm_eval takes it."""
     from lm_eval.utils import simple_parse_args_string
 
     if not text or text.lstrip().startswith("{"):

@@ -49,10 +49,10 @@ Ids = list[int]
 class LucidLM(TemplateLM):
     """Any artifact in any runtime, or an opened session, as a model of lm_eval.
 
-    Requests with the same context run it once.
+    A context that several log-likelihood requests have is run once.
 
     Args:
-        artifact: An artifact or its directory; has tokenizer and chat template, and is opened if no session is given.
+        artifact: An artifact or its directory, whose tokenizer and chat template are used; opened without a session.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so are ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8.
         max_length: Most tokens of a context; None: the model's context.
@@ -146,7 +146,7 @@ class LucidLM(TemplateLM):
         return self._text.encode(string, add_special_tokens=add_special_tokens)
 
     def _spelled(self, ids: Ids) -> str:
-        """Return a text with its special tokens, where the tokenizer spells them."""
+        """Return the text of token ids, with special tokens where the tokenizer can spell them."""
         if isinstance(self._text, TextTokenizer):
             return self._text.decode(ids, skip_special_tokens=False)
         return self._text.decode(ids)
@@ -255,7 +255,7 @@ class LucidLM(TemplateLM):
         return len(context) + len(rest) - 1 > self._most
 
     def _fitted(self, prompts: list[Ids], answers: list[int]) -> list[Ids]:
-        """Cut prompts to what answers of so many tokens leave of the context; refuse that unless it is asked for."""
+        """Cut prompts to the room that their answers' tokens leave; raise LucidError if cutting was not asked for."""
         rooms = [self._most - answer for answer in answers]
         if min(rooms, default=1) < 1:
             raise LucidError(
@@ -274,7 +274,7 @@ class LucidLM(TemplateLM):
 
     @contextmanager
     def _bar(self, description: str, sizes: list[int], disable: bool) -> Iterator[Callable[[int], None]]:
-        """Yield a function that counts a request as done by its size in tokens, so that the rest can be estimated."""
+        """Yield a function that counts a request as done by its size in tokens, for estimating the time left."""
         done, report = 0, self._progress
         with tqdm(total=sum(sizes), desc=description, disable=disable or report is not None, unit="token") as bar:
 
@@ -289,7 +289,7 @@ class LucidLM(TemplateLM):
 
 
 def cut(ids: Ids, room: int, truncate: str | None) -> Ids:
-    """Return the last ``room`` token ids, or with ``middle`` the first and the last half of the room."""
+    """Return ``room`` token ids at most: the last ones; with ``middle``, half of them from either end."""
     if len(ids) <= room:
         return ids
     first = room // 2 if truncate == "middle" else 0
@@ -304,7 +304,7 @@ def cut_at(text: str, ends: Sequence[str]) -> str:
 
 
 def read_options(options: dict[str, Any], max_gen_toks: int) -> tuple[list[str], int, Sampling]:
-    """Return stop sequences, most new tokens and sampling of a request's generation options."""
+    """Read a request's generation options; return its stop sequences, its limit of new tokens, and its sampling."""
     given = {name: value for name, value in options.items() if value is not None}
     try:
         known: dict[str, Any] = {**normalize_gen_kwargs(given, max_gen_toks)}

@@ -122,15 +122,15 @@ def needles_task(
 ) -> Task:
     """Return questions about needles in texts of several lengths.
 
-    In text s of S, needle i of K is behind the share (i + (s + ½)/S)/K of the filler, so that all depths are covered
+    In text s of S, needle i of K follows the share (i + (s + ½)/S)/K of the filler, so that all depths are covered
     evenly and each is known. Texts are in English where the tokenizer can write it, else in the bundled model's words.
 
     Args:
         context: Most tokens the model takes, new ones included; None: any number.
         needles: Needles in a text, K.
-        ask: How many of them are asked for, one after the other; None: all.
-        lengths: Tokens of a prompt, question included, of which as much as possible is filled; None: an eighth, a
-            quarter, a half and all of the context, of at most 4096 tokens of it.
+        ask: How many needles of a text are asked for, in a question each; None: all.
+        lengths: Most tokens of a prompt, question included. None: an eighth, a quarter, a half and all (less the
+            answer's room) of the context, or of 4096 tokens if the context is longer.
         limit: Questions for each length.
     """
     wording = _wording(tokenizer)

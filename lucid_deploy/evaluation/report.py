@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _ROWS = 8  # of a table at most: if a label has more values, ranges of them are shown
-_Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % lie within
+_Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % of a normal distribution lie within ±_Z
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -100,7 +100,7 @@ class Report:
         }
 
     def table(self) -> Table:
-        """Return a table of accuracies; one that has a single column shows confidence intervals beside it."""
+        """Return a table of accuracies by rows and columns; without columns, it has confidence intervals instead."""
         from rich.table import Table
 
         rows, columns = self.task.rows, self.task.columns
@@ -169,7 +169,7 @@ class Comparison:
 
     @property
     def relative(self) -> float | None:
-        """The first's accuracy as a share of the second's; None if the second has none."""
+        """The first's accuracy as a share of the second's; None if the second has no right answer."""
         return self.score.accuracy / self.other.accuracy if self.other.right else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def compare(report: Report, other: Report) -> Comparison:
 
 
 def summary(report: Report, numbers: str, comparison: Comparison | None = None, other: str = "") -> list[str]:
-    """Return the scores in lines for a terminal; ``numbers`` and ``other`` say what the artifacts' numbers are."""
+    """Return the scores in lines for a terminal; ``numbers`` names the artifact's types, ``other`` the other artifact."""
     lines = [f"{report.task.name}: {report.score}; {report.runtime}, {numbers}"]
     if comparison is not None:
         relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
@@ -218,7 +218,7 @@ def summary(report: Report, numbers: str, comparison: Comparison | None = None, 
 
 
 def require(report: Report, comparison: Comparison | None, minimum: float | None, relative: float | None) -> None:
-    """Raise CheckFailed if an accuracy is below ``--minimum``, or below that share of the other artifact's."""
+    """Raise CheckFailed if the accuracy is below ``minimum``, or below ``relative`` times the other artifact's."""
     score = report.score
     if minimum is not None and score.accuracy < minimum:
         raise CheckFailed(

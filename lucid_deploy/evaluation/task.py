@@ -13,7 +13,7 @@ SEED = 2026  # of the prompts that the bundled model is tested with everywhere
 
 
 class TokenizerLike(Protocol):
-    """A tokenizer, such as :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer`."""
+    """What tasks call of a tokenizer, such as :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer`."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -32,7 +32,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """Questions of one kind."""
+    """Questions of one kind, and how their answers are read and shown in a table."""
 
     name: str  # such as "recall"
     settings: dict[str, Any]  # everything that determines the questions, for the record
@@ -47,7 +47,7 @@ class Task:
 
 
 def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) -> Task:
-    """Return ``limit`` held-out prompts of the bundled model's task, going through the list lengths in turn.
+    """Return a task of ``limit`` prompts whose entries the bundled model was not trained on, of all lengths in turn.
 
     An answer is right if it is exactly the two words (see :mod:`lucid_deploy.demo.recall`).
     """
