@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Artifact(OpenedArtifact):
-    """An exported artifact: a directory with two ONNX graphs, one weight file and a manifest.
+    """An exported artifact: a directory with ONNX graphs, a file of weights and a manifest.
 
     Attributes:
-        directory: Where it lies.
-        manifest: What it holds.
+        directory: The artifact's directory.
+        manifest: Says which model, graphs and files the artifact holds.
     """
 
     def verify(self, **options: Any) -> Verification:
-        """Check its files, its weights and what it computes, as ``lucid-deploy verify`` does; see :func:`verify`."""
+        """Check the artifact's files, weights and results, as ``lucid-deploy verify`` does; see :func:`verify`."""
         return verify(self, **options)
 
     def open(self, runtime: str = "auto", **options: Any) -> Model:
-        """Open it in a runtime; see :func:`open`."""
+        """Open the artifact in a runtime; see :func:`open`."""
         return open(self, runtime, **options)
 
 
@@ -61,12 +61,12 @@ class Answer:
 
 
 class Model:
-    """An artifact that runs; :func:`open` makes it. It is its own context manager.
+    """An artifact opened in a runtime, as :func:`open` returns it; also a context manager that closes it.
 
     Attributes:
-        artifact: What it runs.
-        session: Its session, for prefill, decode and caches of one's own.
-        tokenizer: None if the artifact has none; prompts are token ids then.
+        artifact: The opened artifact.
+        session: The runtime's session, for callers who run prefill and decode with caches of their own.
+        tokenizer: None if the artifact has none; prompts must then be token ids.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Model:
         runtime: RuntimeOptions | None = None,
     ) -> None:
         self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
-        self._runtime = runtime  # of draft models too
-        self._drafters: dict[tuple[str, str], MakeDrafter | None] = {}  # a draft model is opened once
+        self._runtime = runtime  # draft models are opened with it too
+        self._drafters: dict[tuple[str, str], MakeDrafter | None] = {}  # so that a draft model is opened once
         self._closed = False
 
     def generate(
@@ -97,7 +97,7 @@ class Model:
             options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``min_p``, ``seed``;
                 ``presence_penalty``, ``frequency_penalty``, ``repetition_penalty``, ``logit_bias`` (by token id) and
                 ``bad_words`` (a text or several); ``prefill_chunk`` and ``stop_at_eos``; ``speculate`` (``lookup``, or
-                ``draft`` with the artifact ``draft``), which changes how long it takes.
+                ``draft`` with a draft model's artifact as the option ``draft``), which changes the speed.
 
         Raises:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
@@ -124,23 +124,23 @@ class Model:
         return _GenerationRun(self, prompt, max_new_tokens, stop, options).pieces()
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """Return a prompt's token ids; ids stay as they are.
+        """Return a prompt's token ids; a prompt of token ids becomes a list of integers (TypeError if it is neither).
 
         Raises:
-            LucidError: Text for a model without a tokenizer, neither text nor token ids, or a closed model.
+            LucidError: The prompt is text and the model has no tokenizer, or the model is closed.
         """
         self.check_open()
         if not isinstance(prompt, str):
-            return [operator.index(token) for token in prompt]  # of numpy and PyTorch too
+            return [operator.index(token) for token in prompt]  # also integers of numpy and PyTorch
         if self.tokenizer is None:
             raise LucidError(f"{self.artifact.directory} has no tokenizer.json: give the prompt as token ids.")
         return self.tokenizer.encode(prompt)
 
     def drafters(self, speculate: str, draft: str | Path | None) -> MakeDrafter | None:
-        """Return what makes drafters, see :func:`~lucid_deploy.generation.drafting.open_drafters`.
+        """Call :func:`~lucid_deploy.generation.drafting.open_drafters` once per mode and draft; return its result.
 
         Raises:
-            LucidError: As that function.
+            LucidError: As that function, or the model is closed.
         """
         from lucid_deploy.generation.drafting import open_drafters
 
@@ -179,7 +179,7 @@ class Model:
 
 
 class _GenerationRun:
-    """One generation: tokens of it in ``ids``, text of it from :meth:`pieces`."""
+    """One generation: :meth:`pieces` runs it and yields the text; ``ids`` holds the new tokens so far."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class _GenerationRun:
         self._text = None if model.tokenizer is None else AnswerText(model.tokenizer, stops)
 
     def pieces(self) -> Iterator[str]:
-        """Yield the text as it comes; nothing without a tokenizer."""
+        """Run the model and yield the text as it comes; without a tokenizer, yield nothing."""
         for token in self._tokens():
             self.ids.append(token)
             if self._text is None:
@@ -249,10 +249,10 @@ def export(
     """Export a checkpoint, as ``lucid-deploy export`` does. The output appears complete or not at all.
 
     Args:
-        checkpoint: A directory, the word ``demo``, a model of the Hugging Face Hub, ``org/name``, or a model of
-            transformers in memory, also of a class of your own.
+        checkpoint: A directory, the word ``demo``, ``org/name`` for a model of the Hugging Face Hub, or a transformers
+            model in memory, even of a class of your own.
         output: The directory to make.
-        progress: Called with (what is being done, steps or bytes done, in all).
+        progress: Called with (what is being done, steps or bytes done, steps or bytes in all).
         tokenizer: With a model in memory: its tokenizer.
         keep_checkpoint: With a model in memory: a directory to save it to, which ``verify`` reads; None: it is saved
             for the time of the export only.
@@ -260,7 +260,7 @@ def export(
             ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize.options.QuantizeOptions`) and others.
 
     Raises:
-        LucidError: A checkpoint that cannot be read or is not computed, or an output that exists.
+        LucidError: The checkpoint cannot be read or its model is not supported, or the output exists.
     """
     from lucid_deploy.export import ExportOptions
     from lucid_deploy.export import export as export_checkpoint
@@ -283,14 +283,14 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
 
     Args:
         artifact: Its directory, or an opened artifact.
-        runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``openvino``, ``torch``, ``tensorrt``, or one of
-            your own.
+        runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``openvino``, ``torch``, ``tensorrt``, or
+            another that you have registered.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`: ``device``, ``threads``,
-            ``allow_extrapolation``, ``provider``, ``kernels``, ``adapter`` (the name of one that was kept apart).
+            ``allow_extrapolation``, ``provider``, ``kernels``, ``adapter`` (the name of a LoRA adapter).
 
     Raises:
         LucidError: No artifact, an unknown runtime, a package that is not installed, or an opened artifact whose
-            directory holds another one by now.
+            directory now holds another artifact.
         CheckFailed: A damaged artifact.
     """
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -309,19 +309,19 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
 
 
 def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verification:
-    """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
+    """Check an artifact's files, its weights and what it computes; where it is wrong, find where errors start.
 
     Args:
         artifact: Its directory, or an opened artifact.
         options: Fields of :class:`~lucid_deploy.parity.options.VerifyOptions`, such as ``quick``, ``checkpoint`` and
-            ``explain``, and what says how to run it, as for :func:`open`: ``runtime``, ``device``, ``kernels`` …
+            ``explain``, and those of RuntimeOptions, as for :func:`open`: ``runtime``, ``device``, ``kernels`` …
 
     Returns:
         The result; ``verify(…).raise_if_failed()`` raises the first failure.
 
     Raises:
-        LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options, or an opened
-            artifact whose directory holds another one by now.
+        LucidError: Nothing can be verified: the checkpoint is missing or another model's, the runtime is unknown, an
+            option is wrong, or the directory of an opened artifact now holds another artifact.
         CheckFailed: A file is missing or of another size.
     """
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
@@ -333,7 +333,7 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
 
 
 def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
-    """Open a directory, or check that an opened artifact's directory holds what it did then."""
+    """Open the artifact in a directory, or return an opened one after a check that its directory still holds it."""
     if not isinstance(artifact, OpenedArtifact):
         return open_artifact(artifact)
     found = open_artifact(artifact.directory).manifest

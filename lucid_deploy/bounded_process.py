@@ -50,12 +50,12 @@ class WorkerFault(Exception):
 
 
 class BoundedProcess:
-    """A worker process, started again when it has ended. Thread-safe: one task at a time.
+    """A worker process, started again when it has ended. Thread-safe: it runs one task at a time.
 
-    It runs ``python -m module``, which calls :func:`serve` and gets ``setup``. Error messages call its work ``what``.
+    It runs ``python -m module``, which must call :func:`serve`, and sends it ``setup``. Errors call a task ``what``.
 
     Attributes:
-        ready: What the worker returned when it was ready; None before the first start.
+        ready: What the worker's ``open_worker`` returned for the parent; None before the first start.
     """
 
     def __init__(self, module: str, setup: Any, bounds: Bounds, what: str) -> None:
@@ -74,7 +74,7 @@ class BoundedProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there for the next task."""
+        """Whether the process is alive, so that the next task need not start it."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -86,7 +86,7 @@ class BoundedProcess:
         """Run a task in the process, which is started again if it has ended.
 
         Raises:
-            LucidError: The task was refused, or is TooCostly; or the process was killed, WorkerKilled.
+            LucidError: The task was refused, too costly (TooCostly) or killed (WorkerKilled), or the process is closed.
             WorkerFault: The worker has a bug.
         """
         with self._lock:
@@ -130,7 +130,7 @@ class BoundedProcess:
         try:
             pickle.dump(message, process.stdin)
             process.stdin.flush()
-            result, error = pickle.load(process.stdout)  # of code of ours, under the same user
+            result, error = pickle.load(process.stdout)  # safe: from code of ours, under the same user
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             raise self._error_of_death(process.wait(), starting) from None
         except BaseException:  # Ctrl-C: a reply that comes later would be taken for that of the next task
@@ -163,8 +163,8 @@ class BoundedProcess:
 def serve(open_worker: Callable[[Any, Bounds], tuple[Any, Callable[[Any], Any]]]) -> None:
     """Run tasks until stdin ends; the main function of a worker process.
 
-    ``open_worker`` gets the setup; it returns what the parent finds in ``ready`` and the function that does a task, and
-    calls :func:`bound_memory` once what is large has been loaded.
+    ``open_worker`` gets the setup and the bounds. It loads what is large, then calls :func:`bound_memory`, and returns
+    what the parent finds in ``ready`` and the function that runs a task.
     """
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -191,7 +191,7 @@ def serve(open_worker: Callable[[Any, Bounds], tuple[Any, Callable[[Any], Any]]]
 def _answer(work: Callable[[Any], Any], task: Any, seconds: float) -> None:
     """Do one task within a limit on processor time; send its result and None, or None and its error.
 
-    Processor time, so that a busy machine refuses nothing. Windows has no such timers.
+    The limit is on processor time so that a busy machine refuses nothing. Windows has no timers for it, so no limit.
     """
     timer, kind = getattr(signal, "setitimer", lambda *_: None), getattr(signal, "ITIMER_PROF", 0)
     timer(kind, seconds)  # then SIGPROF ends the process
@@ -207,7 +207,7 @@ def _answer(work: Callable[[Any], Any], task: Any, seconds: float) -> None:
 
 
 def bound_memory(more: int) -> None:
-    """Limit the address space to its size now plus so many bytes, or to the user's own limit; on Linux."""
+    """On Linux, limit the address space to its present size plus ``more`` bytes, or to the user's own lower limit."""
     if not sys.platform.startswith("linux"):
         return
     import resource

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class LucidError(Exception):
-    """Bad usage or bad input: says what is wrong, where, and what to do. The command line exits with 2."""
+    """Bad usage or bad input; the message says what is wrong, where, and what to do. The command line exits with 2."""
 
     exit_code = 2
 
@@ -21,14 +21,14 @@ class CheckFailed(LucidError):
 
 
 class NotProvenError(CheckFailed):
-    """Nothing failed, but passing shows too little. The command line exits with 3."""
+    """No check failed, but those that passed prove too little. The command line exits with 3."""
 
     exit_code = 3
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Name the file if reading it fails; Python's own error does so only if opening it fails."""
+    """Turn an OSError in the block into a LucidError with the file's name; Python names it only if opening fails."""
     try:
         yield
     except OSError as error:
@@ -36,12 +36,12 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Replace control characters, which could move a terminal's cursor or change its title, and reversed writing."""
+    """Replace control characters, which could move a terminal's cursor, change its title or reverse what follows."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def in_one_line(error: Exception) -> str:
-    """Return a library's message for a line of ours: it may quote a file's bytes, line breaks of Unicode among them."""
+    """Return a library's message as one line: it may quote a file's bytes, which may hold line breaks of Unicode."""
     return " ".join(str(error).split())
 
 
@@ -57,15 +57,15 @@ def missing_extra(package: str, extra: str, purpose: str) -> LucidError:
 
 
 def spelled_out(text: str) -> str:
-    """Replace ``"lucid-deploy[extra]"`` in a line for pip by the packages of the extra.
+    """Replace ``"lucid-deploy[extra]"`` in a pip command by the packages of the extra.
 
-    lucid-deploy may be installed from a checkout or a wheel and is then on no index; its packages are.
+    lucid-deploy may be installed from a checkout or a wheel; no index need have it, but indexes have these packages.
     """
     return re.sub(r'"lucid-deploy\[(\w+)\]"', lambda found: _packages(found[1]), text)
 
 
 def _packages(extra: str) -> str:
-    """Return what pip takes for an extra, each in quotes; the extra of a checkout if the installation does not say."""
+    """Return an extra's requirements as pip takes them; if the installation lists none, that extra of a checkout."""
     import importlib.metadata
 
     from packaging.requirements import Requirement

@@ -19,7 +19,7 @@ from lucid_deploy.errors import LucidError
 
 
 def atomic_write(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file, new with permissions ``mode`` less the umask, else with those it had. A link is replaced."""
+    """Write a file; an old one keeps its permissions, a new one gets ``mode`` less the umask. A link is replaced."""
     kept = os.lstat(path).st_mode if path.is_file() and not path.is_symlink() else None
     temporary = _sibling(path, "tmp")
     try:
@@ -48,10 +48,10 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folders(*targets: Path, overwrite: bool = True) -> Iterator[list[Path]]:
-    """Yield an empty folder for each target, which take the targets' names when the block ends.
+    """Yield an empty folder for each target; when the block ends, the folders take the targets' names.
 
-    If anything raises, all is as before. One folder takes an old one's place in one step where the system can exchange
-    names. Else a kill between two renames leaves old folders as ``NAME.old-XXXXXXXX``, new ones as ``NAME.tmp-…``.
+    If anything raises, all is as before. A single folder replaces an old one in one step where the system can exchange
+    names. Otherwise a kill between renames may leave old folders as ``NAME.old-XXXXXXXX``, new ones as ``NAME.tmp-…``.
     """
     for target in targets:
         if not target.is_symlink() and target.resolve() in (Path.cwd(), *Path.cwd().parents):

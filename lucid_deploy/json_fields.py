@@ -24,7 +24,7 @@ class FieldError(LucidError):
     """A JSON text that is not what it should be.
 
     Attributes:
-        param: The field that is wrong, such as ``messages[0].role``; None: the whole.
+        param: The field that is wrong, such as ``messages[0].role``; None: the whole text.
         code: A word for programs: ``invalid_json``, ``missing_field``, ``unknown_parameter`` or ``invalid_value``.
     """
 
@@ -49,7 +49,7 @@ def named_field(name: str) -> Iterator[None]:
 def decode(
     data: bytes, form: type[T], what: str = "text", prepare: Callable[[dict[str, Any]], None] | None = None
 ) -> T:
-    """Parse JSON in UTF-8 into a msgspec struct; raise a FieldError that calls the whole ``what``.
+    """Parse JSON in UTF-8 into a msgspec struct, or raise a FieldError, whose message calls the JSON ``what``.
 
     ``prepare`` may change the parsed object before it is checked.
     """
@@ -127,13 +127,13 @@ def shown(value: Any) -> str:
 
 
 def clipped(text: str, most: int = SHOWN) -> str:
-    """Return the beginning of a text, made printable."""
+    """Return a text made printable and cut to ``most`` characters, with an ellipsis in place of the rest."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
     return text if len(text) <= most else text[:most] + "…"
 
 
 def half_character(text: str) -> int | None:
-    """Return where a text has half a character, a lone surrogate, which UTF-8 cannot hold; None if it has none."""
+    """Return the index of a text's first lone surrogate (half a character), which UTF-8 cannot encode; None: none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
 """The one place where onnxruntime is imported, so that it reports nothing to its maker unless the user wants that.
 
-From 1.29 the wheels for Linux and macOS send events to Microsoft: the path of Python, names of files, times, devices.
-They are on by default, and keep an identifier and what waits to be sent in ``~/.cache/Microsoft/DeveloperTools``.
+From 1.29 on, the wheels for Linux and macOS send events to Microsoft by default: Python's path, names of files, times,
+devices. They keep an identifier and events that wait to be sent in ``~/.cache/Microsoft/DeveloperTools``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _OFF = ("1", "true", "yes", "on", "y")  # onnxruntime's words for it
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import onnxruntime with its telemetry off, unless ``ORT_DISABLE_TELEMETRY`` is in the environment and says no.
+    """Import onnxruntime with its telemetry off, unless the user has set ``ORT_DISABLE_TELEMETRY`` to, say, 0.
 
-    If the program has imported onnxruntime before, what it sends after its start is turned off.
+    If the program has imported onnxruntime before, its events at start have been sent; only later ones are turned off.
     """
-    # Processes that this one starts inherit it. A value of the user's stays.
+    # Processes that this one starts inherit the variable. A value that the user has set stays.
     off = os.environ.setdefault(SWITCH, "1").strip().lower() in _OFF
     import onnxruntime
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def entry_points(group: str) -> dict[str, list[EntryPoint]]:
-    """Return what installed packages register in a group, such as ``lucid_deploy.runtimes``, without loading it."""
+    """Return, by name, the entry points that installed packages register in a group; none of them is loaded."""
     found: dict[str, list[EntryPoint]] = {}
     for entry in importlib.metadata.entry_points(group=group):
         found.setdefault(entry.name, []).append(entry)
@@ -23,9 +23,9 @@ def entry_points(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
-    """Load the object of a class that an installed package registers under a name; None if none does.
+    """Load the object that an installed package registers under a name; None if no package does.
 
-    ``what`` is the word for such objects in messages; their own ``attribute`` must be the name.
+    It must be of class ``kind``, and its ``attribute`` must be the name. Messages call such an object a ``what``.
     """
     found = entry_points(group).get(name, [])
     if not found:
@@ -55,11 +55,11 @@ class Registry(Generic[T]):
     """Objects of a class by name: the toolkit's own, those of installed packages, and those that a program registers.
 
     Args:
-        group: The packages' group of entry points.
-        kind: The class.
+        group: The group of entry points in which packages register objects.
+        kind: The class of the objects.
         what: The word for such objects in messages.
-        built_in: Module and object of each that comes with the toolkit, ``package.module.OBJECT``.
-        attribute: Where an object has its name.
+        built_in: By name, where each of the toolkit's own objects is: ``package.module.OBJECT``.
+        attribute: The attribute that holds an object's name.
         needs: Attributes that an object must have, with their types.
     """
 
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, item: T) -> None:
-        """Register an object; a second one of its name replaces the first."""
+        """Register an object; it replaces one that was registered under the same name."""
         self._check(item)
         name = getattr(item, self._attribute)
         if name in self._built_in:

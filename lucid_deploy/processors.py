@@ -1,8 +1,8 @@
 """How many processors this process may use, by its affinity and its control group.
 
 A container is a control group: ``docker run --cpus 2`` and Kubernetes' ``limits.cpu`` set its quota, ``--cpuset-cpus``
-its processors. Runtimes count the machine's cores instead. Their threads then wait for one that the system has stopped,
-and onnxruntime binds threads to cores that this process may not use.
+its processors. Runtimes count the machine's cores instead, and start too many threads: some wait for others that the
+system has paused, and onnxruntime binds some to cores that this process may not use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ROOT = Path("/")  # holds proc and sys
 
 
 def allowed_threads(root: Path = _ROOT) -> int | None:
-    """Return :func:`usable_cores`, or None where this process may use the whole machine."""
+    """Return how many threads to start, :func:`usable_cores`; None: all cores may be used, or this is not Linux."""
     if sys.platform != "linux":
         return None
     cores, usable = _cores(root), usable_cores(root)
@@ -31,7 +31,7 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def processor_quota(root: Path = _ROOT) -> float | None:
-    """Return how many processors' time control groups (version 2) give this process; None: all there is."""
+    """Return the quota that control groups (version 2) set, as a number of processors; None: there is no quota."""
     quotas = []
     lines = _read_text(root / "proc/self/cgroup").splitlines()
     own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")

@@ -28,13 +28,13 @@ class Contender:
     kind: str
     artifact: str  # directory of the artifact that gives the weights
     options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
-    # Tokens of the longest context that is measured; None: any. Sessions take more than the model was made for where
-    # such is measured, and only there: some compute otherwise then.
+    # Tokens of the longest context that is measured; None: any number. Only where it may exceed the model's maximum
+    # does the session extrapolate, because some sessions then compute differently.
     longest: int | None = None
 
 
 def open_contender(contender: Contender) -> Session[Any]:
-    """Open a contender in this process."""
+    """Open a contender's session in this process."""
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.runtimes import open_session
 
@@ -53,7 +53,7 @@ def open_contender(contender: Contender) -> Session[Any]:
 
 
 def with_kernels(name: str, path: str, options: RuntimeOptions, kernels: Sequence[str]) -> list[Contender]:
-    """Return an artifact once for each choice of kernels; the first has the plain name."""
+    """Return one contender of an artifact for each choice of kernels; the first has the plain name."""
     return [
         Contender(name if each == kernels[0] else f"{name}-{each}", "artifact", path, replace(options, kernels=each))
         for each in kernels
@@ -68,7 +68,7 @@ def baseline(
     kernels: Sequence[str],
     note: Callable[[str], None],
 ) -> list[Contender]:
-    """Return the contenders of a baseline; one with standard attention is exported first.
+    """Return the contenders of a baseline; ``standard`` is an artifact with standard attention, exported first.
 
     Args:
         name: A kind of contender, or ``standard``.
@@ -76,7 +76,7 @@ def baseline(
         scratch: A folder for exported baselines.
         options: What runs the artifact.
         kernels: As in :func:`with_kernels`.
-        note: Gets a remark before something is exported.
+        note: Called with a remark before something is exported.
     """
     if name != "standard":
         return [Contender(name, name, str(artifact.directory), options)]

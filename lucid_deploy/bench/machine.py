@@ -56,9 +56,9 @@ def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[s
     """Return reasons not to trust what was timed; none on a quiet machine.
 
     Args:
-        cores: Of the machine.
-        load: Its load average before anything of ours ran; None: not known.
-        spreads: Of each measurement, its slowest round less the fastest, over the median.
+        cores: The machine's cores.
+        load: The machine's load average before the benchmark; None: not known.
+        spreads: For each measurement, the difference of its slowest and fastest rounds over their median.
     """
     reasons = []
     if load is not None and load > BUSY * cores:
@@ -69,7 +69,7 @@ def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[s
 
 
 def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
-    """Measure how fast this machine copies memory with a thread a core, in bytes read plus bytes written a second."""
+    """Measure how fast this machine copies memory with one thread per core: bytes read plus written, per second."""
     count = usable_cores()
     source = [np.ones(size // count, dtype=np.uint8) for _ in range(count)]
     target = [np.zeros_like(part) for part in source]
@@ -90,7 +90,7 @@ def _processor() -> str:
 
 
 def _cpuinfo(field: str) -> str | None:
-    """Return what Linux says of the first core; None elsewhere."""
+    """Return a field that Linux's ``/proc/cpuinfo`` has for the first core; None if there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith(field)), None)

@@ -27,14 +27,14 @@ def build_report(
     machine: dict[str, Any],
     artifact: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Return everything as plain data.
+    """Return the report of a benchmark as plain data.
 
     Args:
-        measurements: Ratios are to those of the first contender.
-        opened: What opening each contender took.
+        measurements: All measurements; ratios are to those of the first contender.
+        opened: By contender, the seconds and memory that opening it took.
         plan: What was to be measured.
-        machine: Where it was measured.
-        artifact: The first contender's, for the bytes that a decode step reads.
+        machine: The machine, as :func:`~lucid_deploy.bench.machine.describe_machine` describes it.
+        artifact: The first contender's; the bytes that its decode step reads are taken for all. None: no bandwidths.
     """
     first = measurements[0].contender
     base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}
@@ -56,18 +56,18 @@ def build_report(
 
 
 def spread_of(row: dict[str, Any]) -> float:
-    """Return the slowest round of a measurement less the fastest, over the median."""
+    """Return the difference of a measurement's slowest and fastest rounds, over their median."""
     return float((max(row["seconds"]) - min(row["seconds"])) / row["median"])
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Return the ratio a/b round by round: rounds are interleaved, so a machine that slows down slows both."""
+    """Return median, min and max of a/b, taken round by round: a machine that slows down in a round slows both."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:
-    """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once."""
+    """Return the bytes one decode step must read: the cache, and all weights except an embedding that is not tied."""
     config, record = manifest.config, manifest.quantization
     cache = layout_bytes(layout_of(describe(config, manifest.cache_dtype)), context) * batch
     if config.tie_word_embeddings:

@@ -20,8 +20,8 @@ from lucid_deploy.artifact import open_artifact
 from lucid_deploy.bench.contenders import Contender
 from lucid_deploy.errors import CheckFailed, LucidError
 
-# Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
-# before timing; how right it is, is what `lucid-deploy verify` answers with derived gates.
+# Allowed relative L2 error between logits of two implementations of one model in one precision. It tells a wrong model
+# from a right one before timing; how exact a model is, is what `lucid-deploy verify` answers with derived gates.
 _SAME = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 _COMPARED = 150  # tokens: several blocks of the solve
 _SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized products to 8 bits, PyTorch does not
@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest context, with those that are decoded behind it."""
+        """Tokens of the longest context, including those that are decoded after it."""
         return max(self.lengths) + (self.steps + 1 if "decode" in self.stages else 0)
 
 
@@ -62,18 +62,18 @@ class Measurement:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of all rows a second: prompt tokens in prefill, new tokens in decode."""
+        """Tokens per second of all rows together: prompt tokens in prefill, new tokens in decode."""
         return self.batch * (self.length if self.stage == "prefill" else 1) / self.median
 
 
 class WorkerProcess:
     """A contender's process. Use as a context manager.
 
-    It is killed at the end and removes nothing itself, so its temporary files are in a folder of ours.
+    At the end it is killed, so it cannot remove its temporary files: they are in a folder that this object removes.
 
     Args:
-        contender: What it opens.
-        program: Python's arguments: what answers the commands.
+        contender: The contender that the process opens.
+        program: Arguments to Python; they start the program that answers the commands of :meth:`ask`.
     """
 
     def __init__(self, contender: Contender, program: Sequence[str] = ("-m", "lucid_deploy.bench.worker")) -> None:
@@ -133,16 +133,16 @@ def run_plan(
     """Check the contenders' outputs, then time them.
 
     Args:
-        contenders: Those of one artifact's weights are compared with each other before anything is timed.
+        contenders: What to time. Those with the weights of one artifact are compared with each other first.
         plan: What to measure.
         dtype: Type of the artifacts, which says how closely outputs must agree.
-        progress: Called with (what is being done, measurements done, in all).
-        measurements: Filled as they come, so that those of an interrupted run are kept; None: a new list.
-        opened: Filled alike with what each contender said when it was opened.
+        progress: Called with (what is being done, timings done, timings in all).
+        measurements: A list to fill as they come, so that those of an interrupted run are kept; None: a new list.
+        opened: A dictionary to fill likewise: by contender's name, what its process reported when it was opened.
         prepared: Called with name and number of each contender before it is opened.
 
     Returns:
-        The measurements, and per contender's name seconds and memory of opening it.
+        ``measurements`` and ``opened``, which has the seconds and memory that opening took, among other facts.
     """
     measurements, opened = [] if measurements is None else measurements, {} if opened is None else opened
     report = progress or (lambda *_: None)
@@ -173,14 +173,14 @@ def run_plan(
 
 
 def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: int) -> dict[str, Any]:
-    time.sleep(0.05)  # threads of the contender before spin a while after their work
+    time.sleep(0.05)  # threads of the previous contender spin for a while after their work
     if stage == "prefill":
         return worker.ask("prefill", batch=batch, length=length, chunk=plan.chunk)
     return worker.ask("decode", batch=batch, context=length, steps=plan.steps)
 
 
 def _check_outputs(workers: list[WorkerProcess], dtype: str) -> None:
-    """Compare the logits of all contenders with the same weights."""
+    """Compare the logits of contenders that have the same weights; raise CheckFailed where they disagree."""
     first: dict[str, tuple[str, Any]] = {}
     for worker in workers:
         contender = worker.contender

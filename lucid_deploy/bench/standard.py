@@ -25,15 +25,15 @@ from lucid_deploy.model.config import LUCID, STANDARD, WINDOW
 
 
 def export_standard(artifact: Artifact, scratch: Path) -> Path:
-    """Export an artifact's checkpoint once more, as if its attention were standard.
+    """Export an artifact's checkpoint again with standard attention in place of LUCID's; return its directory.
 
     Types, opset and form of the graphs are the artifact's, and so are its layers that are not LUCID. A quantized
-    artifact's weights have the same bits, blocks and scales; they are rounded to nearest where the artifact's numbers
-    were learned, which makes no difference to times, and taken over where the artifact's were.
+    artifact's weights are quantized again to the same bits in the same blocks: copied if the checkpoint was quantized
+    already, else rounded to nearest (by HQQ if blocks have offsets). Learned scales would take the same time.
 
     Args:
         artifact: The LUCID artifact.
-        scratch: A directory for the files.
+        scratch: The folder in which the checkpoint and the export are made.
     """
     source = resolve(artifact.manifest.source).resolve()
     if not (source / "config.json").is_file():
@@ -81,7 +81,7 @@ def _as_standard(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
-    """Check that the baseline has standard attention where the artifact has LUCID, and else the same layers."""
+    """Check that the baseline has standard attention where the artifact has LUCID, and otherwise the same layers."""
     wanted = tuple(STANDARD if kind == LUCID else kind for kind in artifact.config.kinds)
     try:
         found = Checkpoint(checkpoint, tuple(artifact.manifest.assumed_unused)).config.kinds
@@ -98,7 +98,7 @@ def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
 
 
 def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | None:
-    """Return options that quantize the same weights in the same form."""
+    """Return options that quantize the weights that a record lists, in its format; None without a record."""
     if record is None:
         return None
     if record.method.name == STORED:
@@ -110,7 +110,7 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
     return QuantizeOptions(
         record.scheme,
         record.format,
-        # Of qdq they are smaller where a row is not a multiple; weights of other bits have blocks of their own.
+        # In qdq, blocks are smaller if a row's length is no multiple of theirs; weights of other bits have their own.
         block_size=max((each.block_size for each in record.tensors.values() if each.bits is None), default=None),
         keep_float=kept,
         embeddings=EMBEDDING in record.tensors and not tied,

@@ -20,7 +20,7 @@ from lucid_deploy.runtimes.session import Cache, Session
 
 
 class Worker:
-    """Holds the session and, between decode measurements, a filled cache."""
+    """Answers the commands; holds a contender's session and, between decode measurements, a filled cache."""
 
     def __init__(self, contender: Contender) -> None:
         started = time.perf_counter()
@@ -31,7 +31,7 @@ class Worker:
         self._token = min(1, self.session.config.vocab_size - 1)  # 0 may be padding, whose row is nothing but zeros
 
     def open(self) -> dict[str, Any]:
-        """Return how long opening took and how much memory is in use."""
+        """Return how long opening took, how much memory is in use, and the session's facts."""
         return {
             "seconds": self.seconds_to_open,
             "resident": resident_bytes("VmRSS"),
@@ -40,14 +40,14 @@ class Worker:
         }
 
     def logits(self, seed: int, length: int) -> dict[str, Any]:
-        """Prefill all but the last of random tokens, decode that one, and return the two rows of logits."""
+        """Prefill all but the last of ``length`` random tokens, decode the last one, and return both rows of logits."""
         ids = np.random.default_rng(seed).integers(0, self.session.config.vocab_size, (1, length))
         cache = self.session.empty_cache(1)
         rows = [self.session.prefill(ids[:, :-1], cache), self.session.decode(ids[:, -1:], cache)]
         return {"logits": [row[0, -1].astype(float).tolist() for row in rows]}
 
     def prefill(self, batch: int, length: int, chunk: int | None) -> dict[str, Any]:
-        """Time one prefill of random tokens into an empty cache."""
+        """Time one prefill of random tokens into an empty cache; return seconds, and peak memory in bytes."""
         self._filled = None
         ids = np.random.default_rng(0).integers(0, self.session.config.vocab_size, (batch, length))
         cache = self.session.empty_cache(batch)
@@ -57,7 +57,7 @@ class Worker:
         return {"seconds": time.perf_counter() - started, "peak": resident_bytes("VmHWM")}
 
     def decode(self, batch: int, context: int, steps: int) -> dict[str, Any]:
-        """Time decode steps after a context of random keys and values; the result is seconds per step."""
+        """Time decode steps after a context of random keys and values; return seconds per step, and peak memory."""
         if self._filled is None or self._filled[0] != (batch, context):
             self._filled = ((batch, context), self._random_cache(batch, context))
         cache = self.session.fork(self._filled[1])
@@ -79,7 +79,7 @@ class Worker:
 
 
 def main(make: Callable[[Contender], Any] = Worker) -> None:
-    """Answer commands until stdin ends; an exception is an answer too, with the key ``error``."""
+    """Answer commands until stdin ends; the answer to one that fails has the message under ``error``."""
     worker: Any = None
     for line in sys.stdin:
         command = json.loads(line)

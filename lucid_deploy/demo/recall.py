@@ -76,7 +76,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def is_held_out(animal: str, adjective: str, thing: str) -> bool:
-    """Say whether an entry is kept out of training. Depends on the words alone, not on any random generator."""
+    """Return whether an entry is kept out of training. This depends on the words alone, not on a random generator."""
     digest = hashlib.sha256(f"{_SALT} {animal} {adjective} {thing}".encode()).digest()
     return digest[0] % _HELD_OUT_SHARE == 0
 
@@ -84,7 +84,7 @@ def is_held_out(animal: str, adjective: str, thing: str) -> bool:
 def sample_lists(
     rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
 ) -> RecallLists:
-    """Draw lists of one length."""
+    """Draw ``batch`` lists of ``pairs`` entries, and ``questions`` entries of each to ask for."""
     if questions < 1 or not 1 <= pairs <= len(ANIMALS):
         raise ValueError(f"need 1 <= pairs <= {len(ANIMALS)} and questions >= 1, not {pairs} and {questions}")
     animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]
@@ -117,5 +117,5 @@ def held_out(count: int, seed: int = 2026, max_pairs: int = MAX_PAIRS) -> list[E
 
 @functools.cache
 def _held_out_table() -> NDArray[np.bool_]:
-    """:func:`is_held_out` of every entry, ``(animals, adjectives, things)``."""
+    """Return :func:`is_held_out` of every entry as an array ``(animals, adjectives, things)``."""
     return np.array([[[is_held_out(i, j, k) for k in THINGS] for j in ADJECTIVES] for i in ANIMALS])

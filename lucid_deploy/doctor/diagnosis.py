@@ -23,7 +23,7 @@ SWITCH = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxrunti
 class Check:
     """One check of a package or tool."""
 
-    name: str  # the package or thing
+    name: str  # the package or tool
     purpose: str  # what it is needed for
     # Returns a remark; raises ImportError or a LucidError that says what to do if it is missing, anything else if it
     # is broken.
@@ -45,12 +45,12 @@ class Finding:
     required: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the finding as plain data."""
         return asdict(self)
 
 
 def run_check(check: Check) -> Finding:
-    """Run one check; never raises for a package that is missing or broken, that is its result."""
+    """Run one check; a missing or broken package is its result, not an exception."""
     try:
         version = "" if check.package is None else importlib.metadata.version(check.package or check.name)
     except importlib.metadata.PackageNotFoundError:
@@ -101,7 +101,7 @@ def _onnxruntime() -> str:
 
 
 def _computes(kernels: str, remedy: str) -> str:
-    """Run the conformance cases of small models: a runtime that loads a graph may still compute it wrongly."""
+    """Run the small models of the conformance kit, as a runtime may compute wrongly what it loads; return a remark."""
     from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
     from lucid_deploy.runtimes.options import RuntimeOptions
 
@@ -198,7 +198,7 @@ def _gpu() -> str:
 
 
 def _onnxruntime_gpu() -> str:
-    """Both distributions own the module's folder, so whichever was installed last has overwritten the other."""
+    """Check that onnxruntime-gpu is installed alone: onnxruntime has the same files, and the last one overwrites."""
     ort = import_onnxruntime()
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):

@@ -1,1 +1,1 @@
-"""Write artifacts in the layout that other servers ask for."""
+"""Write artifacts in the layouts that NVIDIA's Triton server and TensorRT's tools take."""

@@ -1,9 +1,9 @@
 """A model repository for NVIDIA Triton Inference Server: one model for prefill, one for decode.
 
-Written to Triton's documentation (model repository, model configuration) and checked against its published protobuf
-schema. Both models are stateless: the cache is among their inputs and outputs, in the names and shapes of the artifact,
-so a client carries it from call to call. ``max_batch_size`` is 0 since every tensor has its batch axis already and
-caches of different lengths cannot be stacked.
+The layout follows Triton's documentation (model repository, model configuration); tests check it against its protobuf
+schema. Both models are stateless: the cache is among their inputs and outputs, with the artifact's names and shapes, so
+a client carries it from call to call. ``max_batch_size`` is 0 since every tensor has its batch axis already and caches
+of different lengths cannot be stacked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FILE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 class TritonOptions:
     """Options of a model repository."""
 
-    name: str | None = None  # of the models: NAME-prefill and NAME-decode; None: the artifact's directory
+    name: str | None = None  # the models are NAME-prefill and NAME-decode; None: named as the artifact's directory
     # onnxruntime (the graphs) or tensorrt (engines that lucid-deploy build made with TensorRT).
     backend: str = "onnxruntime"
     device: str = "cpu"  # cpu or gpu, where instances run; the tensorrt backend knows the GPU only
@@ -137,7 +137,7 @@ def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
 
 
 def _tensorrt_engines(artifact: Artifact) -> EngineManifest:
-    """Return the manifest of the engines that TensorRT built; TensorRT-RTX's are of another kind."""
+    """Return the manifest of the engines that TensorRT built; Triton cannot load those of TensorRT-RTX."""
     folder = engine_directory(artifact, "tensorrt")
     if not folder.is_dir() and engine_directory(artifact, "tensorrt-rtx").is_dir():
         raise LucidError(
@@ -180,7 +180,7 @@ def _fill(
 
 
 def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Path:
-    """Write the command that starts Triton: it takes TensorRT plugins from its command line alone."""
+    """Write a script that starts Triton, whose command line alone can name TensorRT plugins; return its path."""
     path = output / START
     lines = ["#!/bin/sh", "# Starts Triton with the plugin library that the TensorRT engines need."]
     lines.append('repository=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)')

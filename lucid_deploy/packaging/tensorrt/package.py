@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PROFILES = "profiles.json"
 FORMAT_VERSION = 1
 _AS_THEY_ARE = ("run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py")
-LEAST = "0.53.6"  # the first that was tried
+LEAST = "0.53.6"  # the oldest version that was tried
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def package_tensorrt(
         output: The folder.
         options: See :class:`TensorRtOptions`.
         announce: Called with one line before a plugin library is built, if there is none.
-        progress: Called with (done, in all, name of the last kernel) while it is.
+        progress: Called with (kernels done, kernels in all, name of the last) while that library is built.
 
     Returns:
         The folder.
@@ -205,17 +205,17 @@ class StageGraphs:
     """The graphs of a stage, serialised; their weights lie in ``weights.bin`` beside them."""
 
     engine: bytes  # for TensorRT: plugin nodes without bodies, no loop
-    functions: bytes  # the same nodes with their bodies, for onnxruntime; TensorRT takes the plugin in this one too
+    functions: bytes  # the same nodes with their bodies, for onnxruntime; TensorRT takes the plugin for it too
     plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators there are
 
 
 def attention_form(artifact: Artifact) -> str:
-    """Return explicit (products and a softmax) or standard: TensorRT has fused kernels for half types only."""
+    """Return ``standard`` for half types, where TensorRT fuses attention, else ``explicit``: products and softmax."""
     return "explicit" if artifact.manifest.dtype == "float32" else "standard"
 
 
 def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
-    """Make both graphs of a stage; ``form`` is that of attention in the engine's."""
+    """Make both graphs of a stage; ``form`` is the form of attention in the graph for TensorRT."""
     import onnx
     import onnx_ir as ir
 
@@ -247,7 +247,7 @@ def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
 
 
 def check_polygraphy() -> None:
-    """Check that Polygraphy is there, which writes its own formats."""
+    """Check that Polygraphy is installed, which writes the recorded inputs and outputs in its own format."""
     try:
         import polygraphy  # noqa: F401 (whether it is there)
     except ImportError as error:
@@ -255,7 +255,7 @@ def check_polygraphy() -> None:
 
 
 def write_recorded(recorded: Recorded, inputs: Path, outputs: Path) -> None:
-    """Write the inputs and the golden outputs of a case."""
+    """Write the inputs and the golden outputs of a case to two files in Polygraphy's format."""
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
     from polygraphy.logger import G_LOGGER
@@ -268,7 +268,7 @@ def write_recorded(recorded: Recorded, inputs: Path, outputs: Path) -> None:
 
 
 def _arrays(call: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Return numpy arrays; what numpy has no type for, bfloat16, stays as it is, and Polygraphy takes that too."""
+    """Return tensors as numpy arrays; those in bfloat16, which numpy lacks, stay tensors: Polygraphy takes both."""
     import torch
 
     return {name: x if x.dtype == torch.bfloat16 else x.numpy() for name, x in call.items()}

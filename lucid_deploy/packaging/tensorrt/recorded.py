@@ -1,9 +1,9 @@
 """Recorded inputs, and golden outputs that the PyTorch model computes from them in float64.
 
-Tokens repeat and are drawn from few, so that keys resemble each other; one row has padding; prefill runs without and
-behind a past, and decode takes the cache that prefill made. Each is a case of its own with one call, since
-``polygraphy debug reduce`` puts tensors of the first call in the place of what it cuts off. Every cache is rounded to
-the artifact's type before the next call, so that the golden outputs belong to the inputs as recorded.
+Tokens repeat and are drawn from few, so that keys resemble each other; one row has padding; prefill runs without a past
+and after one, and decode takes the cache that prefill made. Each of these is a case with a single call, since
+``polygraphy debug reduce`` puts tensors of the first call in place of what it cuts off. Every cache is rounded
+to the artifact's type before the next call, so that the golden outputs belong to the inputs as recorded.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Recorded:
 
     inputs: dict[str, torch.Tensor]  # input name to tensor, in the graph's types
     outputs: dict[str, torch.Tensor]  # output name to tensor, in the graph's types
-    # By output: the absolute error that is allowed, a factor over the one that the plain PyTorch model makes in the
-    # artifact's type.
+    # By output: the absolute error that is allowed, FACTOR times the one that the plain PyTorch model makes in the
+    # artifact's type, or FACTOR times half a unit in the last place of the largest value if that is more.
     tolerances: dict[str, float]
 
 
 def record(artifact: Artifact, limits: Limits) -> dict[str, Recorded]:
-    """Run the call of each case, within limits."""
+    """Run the call of each case in PyTorch, within the limits; return the recorded calls by case."""
     import torch
 
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model

@@ -1,4 +1,4 @@
-"""The scripts of a package: they build and compare with NVIDIA's tools alone, and need no lucid-deploy."""
+"""The shell scripts of a package: they build engines and compare outputs with NVIDIA's tools, without lucid-deploy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lucid_deploy.artifact import STAGES
 from lucid_deploy.packaging.tensorrt.recorded import CASES
 from lucid_deploy.runtimes.tensorrt.limits import Range
 
-Profiles = dict[str, dict[str, Range]]  # by stage: by input: least, optimized and largest shape
+Profiles = dict[str, dict[str, Range]]  # by stage, then by input: least, optimized and largest shape
 _KINDS = ("min", "opt", "max")
 _TYPING = (
     "--strongly-typed",
@@ -38,7 +38,7 @@ fi
 
 
 def resource(name: str) -> str:
-    """Return the text of a file of ``resources``; they are no modules of ours, so their names end in ``.in``."""
+    """Return the text of a file in ``resources``; its name there ends in ``.in``, since it is no module of ours."""
     return (files("lucid_deploy.packaging.tensorrt") / "resources" / f"{name}.in").read_text(encoding="utf-8")
 
 
@@ -88,7 +88,7 @@ def polygraphy_script(profiles: Profiles) -> str:
 
 
 def compare_script(profiles: Profiles, tolerances: dict[str, dict[str, float]]) -> str:
-    """Return ``compare.sh``, which holds onnxruntime, or TensorRT too, against the golden outputs."""
+    """Return ``compare.sh``, which compares onnxruntime, and TensorRT too if asked, with the golden outputs."""
     what = (
         "Compares with the golden outputs: ./compare.sh --onnxrt; on a machine with a GPU ./compare.sh --trt --onnxrt"
     )
