@@ -1,4 +1,4 @@
-"""The exported artifact: a directory whose manifest ``lucid.json`` names every file, its size and its sha256.
+"""The exported artifact: a directory whose manifest ``lucid.json`` has the sha256 of all files but ``adapters.bin``.
 
 Reading it needs neither torch nor onnxruntime.
 """

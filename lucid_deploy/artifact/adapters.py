@@ -1,7 +1,7 @@
 """The file of the adapters that an artifact keeps apart from its weights.
 
-It begins with the matrices that the graphs read, at the places that the export fixed. Behind them is a JSON object with
-the adapters' names and the hash of what is before it, so that one rename replaces matrices and names together.
+It begins with the matrices that the graphs read, at the offsets that the export fixed. After them comes a JSON object
+with the adapters' names and the matrices' hash: one file, so that one rename replaces matrices and names together.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ BASE = "base"  # what the model without an adapter is called where adapters are 
 
 
 class StoredAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An adapter in the file."""
+    """What the file's JSON object says of one adapter."""
 
     name: Name
     slot: Annotated[int, Meta(ge=1, le=2**31)]  # the value of adapter_ids that chooses it
     rank: Size
     source: str  # the directory that it came from
-    sha256: _Hash  # of its matrices there
+    sha256: _Hash  # of its matrices in float32, with the scales that equalization folds into weights
 
 
 class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +40,7 @@ class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no plain word, or that of the base."""
+    """Refuse a name that is no plain word, or is ``base``, which stands for the model without an adapter."""
     if not _NAME.fullmatch(name) or name == BASE:
         raise LucidError(
             f"An adapter cannot be called {name!r}: names have letters, digits, dots, dashes and underscores, at most "
@@ -54,7 +54,7 @@ def read_adapters(directory: Path, slots: AdapterSlots) -> tuple[StoredAdapter, 
 
 
 def check_adapters(directory: Path, slots: AdapterSlots) -> None:
-    """Compare the matrices with the hash that stands behind them."""
+    """Check that the matrices have the sha256 that the file records after them."""
     path = directory / ADAPTERS
     index = _read_index(path, slots)
     if hashlib.sha256(read_matrices(directory, slots)).hexdigest() != index.sha256:
@@ -62,7 +62,7 @@ def check_adapters(directory: Path, slots: AdapterSlots) -> None:
 
 
 def read_matrices(directory: Path, slots: AdapterSlots) -> bytearray:
-    """Return the file's bytes before the names."""
+    """Return the bytes of all adapters' matrices, with which the file begins."""
     path = directory / ADAPTERS
     with reading(path), path.open("rb") as file:
         return bytearray(file.read(slots.size))

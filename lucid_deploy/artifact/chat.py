@@ -1,7 +1,7 @@
 """Chat templates: the Jinja templates beside a tokenizer, rendered in a sandbox as transformers does.
 
 ``chat_template.jinja`` is the template called ``default``; ``additional_chat_templates/NAME.jinja`` are others. If
-there is any such file, ``chat_template`` of ``tokenizer_config.json`` is ignored: a text (``default``), or named texts.
+no such file exists, ``chat_template`` of ``tokenizer_config.json`` has the templates: one (``default``) or named ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT, WITH_TOOLS = "default", "tool_use"
 
 @dataclass(frozen=True)
 class TemplateText:
-    """A template and the file it comes from (for messages)."""
+    """A template's text, and the file that it comes from, which error messages name."""
 
     text: str
     origin: str
@@ -57,7 +57,7 @@ def _read(path: Path) -> str:
 
 
 def _named(given: Any, path: Path) -> list[tuple[str, str]]:
-    """Return the names and texts of ``chat_template``; the last one of a name counts."""
+    """Return the names and texts in ``chat_template``; if a name comes twice, the caller keeps its last text."""
     items: list[Any] = [(DEFAULT, given)] if not isinstance(given, list | dict) else []
     if isinstance(given, dict):
         items = list(given.items())
@@ -99,7 +99,7 @@ class ChatTemplate:
     ) -> str:
         """Render a chat as text that ends with the opening of the model's answer.
 
-        With ``continue_last`` the last message is the beginning of the answer, and the text ends where it ends.
+        With ``continue_last`` the last message is the beginning of the answer, and the text ends where that one ends.
         """
         import jinja2
 

@@ -35,7 +35,7 @@ class ChatRenderer:
         self.close()
 
     def __call__(self, messages: list[dict[str, Any]], continue_last: bool = False) -> str:
-        """Return a chat that opens the model's answer, or with ``continue_last`` ends where its last message does."""
+        """Return a chat as text that ends by opening the answer, or with ``continue_last`` after the last message."""
         return str(self._process.ask((messages, continue_last)))
 
 
@@ -45,7 +45,7 @@ def chat_renderer(directory: Path) -> ChatRenderer | None:
 
 
 def open_renderer(directory: Path, bounds: Bounds) -> tuple[None, Callable[[Any], str]]:
-    """Compile the template; return what renders messages with it."""
+    """Compile the template; return None, as the parent needs no facts, and the function that renders messages."""
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     templates = load_chat_templates(directory)
     assert templates is not None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of a graph, where it lies in the artifact's weight file, or the matrices of adapters in theirs."""
+    """A weight of a graph, or stacked matrices of adapters, and where the tensor lies in which file of the artifact."""
 
     name: str  # in the graph
     data_type: int  # its type, a value of onnx.TensorProto.DataType
@@ -48,9 +48,9 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def follow_links(model: onnx.ModelProto, directory: Path) -> None:
-    """Name the files that links of a directory lead to, as the Hub's cache has them: onnxruntime refuses the links.
+    """Make a graph name the files to which a directory's links to weights lead: onnxruntime refuses links.
 
-    What is named then lies beside the file that the link to the weights leads to.
+    The Hub's cache has such links. The new names are relative to the folder of the file that the weights' link names.
     """
     names = {name: (directory / name).resolve().name for name in (WEIGHTS, ADAPTERS)}
     for tensor in model.graph.initializer:
@@ -60,7 +60,7 @@ def follow_links(model: onnx.ModelProto, directory: Path) -> None:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Read a graph without its data, and check that its weights lie in the artifact's weight file."""
+    """Return a graph without its weights' data, after checking that they lie in the weight file or the adapters'."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -107,7 +107,7 @@ _TYPES = {
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int | None:
-    """Return the bytes that a tensor of this type and shape has; -1 for a shape that none has, None for other types."""
+    """Return how many bytes a tensor's shape and type need; -1 if one is impossible, None for types of unknown size."""
     from onnx import TensorProto
 
     if tensor.data_type not in TensorProto.DataType.values():

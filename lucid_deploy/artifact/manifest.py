@@ -66,7 +66,7 @@ class GraphInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GraphForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A second form of the graphs, on the same weights: another kind of cache, or without functions."""
+    """Another form of the graphs, on the same weights: with another kind of cache, or without functions."""
 
     cache: Annotated[str, Meta(pattern="^(growing|static)$")]
     inline: bool
@@ -82,7 +82,7 @@ class FileFacts(TypedDict):
 
 
 class AdapterSlots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the graphs reserve for LoRA adapters: the most of them, their largest rank, and which layers they change."""
+    """What the graphs reserve for LoRA adapters: how many, their largest rank, and which layers they may change."""
 
     count: Size
     rank: Size
@@ -131,7 +131,7 @@ class Manifest:
 
     @property
     def graph_form(self) -> str:
-        """What a runtime must load: our operators as ``functions``, or their bodies in their places, ``inline``."""
+        """How graphs contain our operators: as ``functions``, or ``inline``, with bodies in the operators' places."""
         return "inline" if self.inline else "functions"
 
     @property

@@ -1,4 +1,4 @@
-"""The manifest's record of a quantized artifact: which weights, in which parts, and how their numbers were chosen.
+"""The manifest's record of a quantized artifact: its quantized weights, their parts, and how their values were chosen.
 
 What the bytes of the parts mean is in :mod:`lucid_deploy.artifact.quantized_bytes`.
 """
@@ -38,7 +38,7 @@ STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """How one weight is quantized: its blocks, its bits, and what is stored beside the whole numbers."""
+    """How one weight is quantized: its blocks, its bits, and what is stored beside the quantized values."""
 
     shape: tuple[int, int]  # (out, in), or for an embedding (vocab, hidden); the last axis is cut into blocks
     block_size: int  # elements of a block; the last block of a row may be shorter
@@ -52,11 +52,11 @@ class QuantizedTensor:
 
     @property
     def blocks(self) -> int:
-        """Blocks of a row."""
+        """How many blocks a row has."""
         return -(-self.shape[1] // self.block_size)
 
     def matrix(self, weight: Any) -> Any:
-        """Return a tensor of PyTorch as the checkpoint has it as one matrix, ``(out, in)``."""
+        """Return a PyTorch tensor, given in the checkpoint's shape, as one matrix ``(out, in)``."""
         if not self.experts:
             return weight
         return (weight.mT if self.transposed else weight).reshape(self.shape)
@@ -80,7 +80,7 @@ def rows_name(name: str, start: int, stop: int) -> str:
 
 
 def weight_and_rows(name: str) -> tuple[str, slice]:
-    """Return which weight of the checkpoint a quantized one is, and which of its rows: all, but for ``rows_name``."""
+    """Return the checkpoint's weight that a name stands for, and which rows: all, or those given to ``rows_name``."""
     weight, _, rows = name.partition("[")
     return weight, slice(*map(int, rows[:-1].split(":"))) if rows else slice(None)
 
@@ -95,14 +95,14 @@ def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64])
 
 @dataclass(frozen=True)
 class LearnedTensor:
-    """What choosing a weight's numbers by data came to."""
+    """How near a weight's quantized values, chosen by calibration data, come to the weight."""
 
-    distance: float  # of the dequantized weight, a ratio of Frobenius norms; verify computes it again
+    distance: float  # relative_distance of the dequantized weight from the original; verify computes it again
 
 
 @dataclass(frozen=True)
 class Method:
-    """The manifest's record."""
+    """The manifest's record of how the quantized values were chosen."""
 
     name: str = NEAREST  # of --method, or STORED
     settings: dict[str, Any] = field(default_factory=dict)  # the method's own; of STORED, the layout of the checkpoint
@@ -125,7 +125,7 @@ class Quantization:
     activations: str
     tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names, or by those of rows_name
     kept: tuple[str, ...]  # weights of at least two axes that are not quantized
-    tool: str  # what made the numbers, with its version
+    tool: str  # the program that chose the quantized values, with its version
     method: Method = field(default_factory=Method)  # how they were chosen
     input_block: int | None = None  # inputs that share a scale, with fp8-group; None otherwise
 
@@ -173,14 +173,14 @@ class Quantization:
         return self.activations in FP8_ACTIVATIONS
 
     def rounded_inputs(self, to_int8: bool) -> str | None:
-        """Return the type that a runtime rounds inputs of quantized products to; None: it does not round them."""
+        """Return the type that a runtime rounds products' inputs to, or None; ``to_int8``: whether it can use int8."""
         if self.rounds_inputs:
             return "fp8"
         return "int8" if to_int8 and self.activations == "int8" else None
 
     @property
     def sharing(self) -> str:
-        """What shares a scale, for people: ``blocks of 32``, ``one scale a row``."""
+        """What shares a scale, in words, such as ``blocks of 32`` or ``one scale a row``."""
         kinds = {tensor.granularity for tensor in self.tensors.values()}
         names = {"channel": "one scale a row", "tensor": "one scale a weight"}
         sizes = sorted({tensor.block_size for tensor in self.tensors.values() if tensor.granularity == "block"})
@@ -189,7 +189,7 @@ class Quantization:
 
     @property
     def inputs(self) -> str:
-        """What the inputs of products are rounded to, for people."""
+        """What the inputs of products are rounded to, in words, such as ``int8 inputs``."""
         if self.activations == GROUP_FP8:
             return f"inputs in fp8 by groups of {self.input_block}"
         return {
@@ -201,7 +201,7 @@ class Quantization:
 
     @property
     def block_size(self) -> int:
-        """The largest block; a tensor whose rows it does not divide may have smaller ones in the format ``qdq``."""
+        """The largest block size of any tensor; others may have smaller blocks."""
         return max(tensor.block_size for tensor in self.tensors.values())
 
     def block_sizes(self, tied: bool) -> dict[str, int]:
@@ -252,7 +252,7 @@ class Quantization:
         return self.tensors[name].bits or self.bits
 
     def has_positive_scales(self, name: str) -> bool:
-        """Whether every scale of a tensor is positive, and the largest magnitude of a block / 127."""
+        """Whether every scale of a tensor must be positive, as TensorRT's parser requires of int8 weights."""
         return self.scheme in WHOLE_SCHEMES and self.format == "qdq" and self.bits_of(name) == 8
 
     def packed_dtype(self, name: str) -> str:
@@ -278,7 +278,7 @@ class Quantization:
         return -(-math.prod(self.part_shape(name, part)) * TYPE_BITS[self.part_dtype(name, part, dtype)] // 8)
 
     def bits_per_weight(self, dtype: str) -> float:
-        """Return the mean bits of a quantized weight, scales (of type ``dtype``) and zero points included."""
+        """Return the mean bits per element of quantized weights, all parts included, in graphs of type ``dtype``."""
         whole = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
         return 8 * sum(self.stored_size(name, dtype) for name in self.tensors) / whole
 

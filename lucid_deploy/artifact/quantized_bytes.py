@@ -8,7 +8,7 @@ other sign and nearly the same magnitude is clipped by up to one step. That is o
 int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
 largest magnitude of the block / 127, and nothing is clipped.
 
-A block may have more: a whole number z, and the weight is ``(q − z) · s``; or an offset c, and it is ``q · s + c``.
+A block may also have a zero point z, and the weight is ``(q − z) · s``, or an offset c, and it is ``q · s + c``.
 
 ``fp8`` and ``nvfp4`` store floating-point numbers instead of whole ones; ``DequantizeLinear`` reads them, so their
 format is ``qdq``. E4M3 (ONNX's ``FLOAT8E4M3FN``) has a sign, 4 bits of exponent with the bias 7 and 3 of mantissa; no
@@ -62,7 +62,7 @@ def spacing(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
 
 
 def pack_nibbles(codes: NDArray[Any]) -> Bytes:
-    """Put two 4-bit numbers of the last axis into each byte, the first one in the lower half; an odd last one alone."""
+    """Put two 4-bit numbers of the last axis into each byte, the first in the lower half; a zero completes the last."""
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
     packed: Bytes = codes[..., ::2] | (codes[..., 1::2] << 4)
@@ -81,12 +81,12 @@ def unpack(
 
     Args:
         packed: The bytes of ``PACKED``, flat.
-        scales: The scales, in any type and flat; of ``nvfp4`` the products of a block's and the whole's.
+        scales: The scales, in any type and flat; of ``nvfp4`` each block's scale times that of the whole weight.
         shift: The bytes of ``ZEROS``, or the numbers of ``OFFSETS``, flat, if the tensor has them.
 
     Returns:
-        The whole numbers q, int8 ``(out, in)``, or q − z, int16, or q + c / s, float64, or floating-point numbers,
-        float32, and the scales, float64 ``(out, blocks)``.
+        Quantized values ``(out, in)``, which times the scales are the weight: q in int8, q − z in int16, q + c / s in
+        float64, or floating-point numbers in float32; and the scales, float64 ``(out, blocks)``.
     """
     tensor, bits = quantization.tensors[name], quantization.bits_of(name)
     rows, width = tensor.shape
@@ -125,7 +125,7 @@ def dequantize(
 
 
 def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Bytes:
-    """Turn rows of ``matmulnbits`` into what ``DequantizeLinear`` reads: flat bytes of ``(in, out)``, signed.
+    """Turn rows of ``matmulnbits`` into what ``DequantizeLinear`` reads: flat bytes of signed values, ``(in, out)``.
 
     ``packed`` is ``(out, blocks, block_size · bits / 8)``. Codes of floating-point numbers stay as they are.
     """
@@ -137,20 +137,20 @@ def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Byte
 
 
 def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
-    """Repeat the number of each block for each of its elements: ``(out, blocks)`` to ``(out, in)``."""
+    """Repeat the one value of each block for each of its elements: ``(out, blocks)`` to ``(out, in)``."""
     return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
 
 
-# AWQ and equalization multiply the columns of W by scales s and divide what gives x by them, which leaves the product
-# W x as it is: the norm before, or the rows (and the bias) of another product. The graphs hold the results and need no
-# scales; what compares an artifact's weights with its checkpoint's does.
+# Equalization multiplies the columns of W by scales s, and divides by s what produces x: the norm before, or the rows
+# (and the bias) of another linear layer. So W x stays as it is. The graphs hold the results and need no scales; the
+# comparison of an artifact's weights with its checkpoint's needs them.
 FILE = "folded_scales.safetensors"
 INPUTS, OUTPUTS = ".inputs", ".outputs"  # behind a weight's name: its columns were multiplied, its rows divided
 Scales = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def read_scales(directory: Path) -> Scales:
-    """Return an artifact's scales, float32 by name and :data:`INPUTS` or :data:`OUTPUTS`; empty where it has none."""
+    """Return an artifact's folded scales, if any: float32, by a weight's name + :data:`INPUTS` or :data:`OUTPUTS`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -163,7 +163,7 @@ def read_scales(directory: Path) -> Scales:
 
 
 def write_scales(directory: Path, scales: Scales) -> None:
-    """Write an artifact's scales; no file where there are none."""
+    """Write an artifact's folded scales; no file if there are none."""
     from safetensors.numpy import save_file
 
     if scales:
@@ -171,9 +171,9 @@ def write_scales(directory: Path, scales: Scales) -> None:
 
 
 def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
-    """Apply scales to a weight, ``(out, in)`` or ``(out,)``, or undo it: at least float32, or itself without scales.
+    """Apply folded scales to a weight, ``(out, in)`` or ``(out,)``, or with ``back`` undo that, in float32 or wider.
 
-    Scales of matrices of experts ``(E, out, in)`` may have as many axes.
+    A weight without scales is returned as it is. Scales of experts' matrices ``(E, out, in)`` may have three axes.
     """
     import torch
 

@@ -61,7 +61,7 @@ class Artifact:
     def form(self, cache: str | None = None, inline: bool | None = None) -> Artifact:
         """Return the artifact with the graphs of one form and no other forms, after checking these graphs.
 
-        ``cache`` is ``growing`` or ``static``, ``inline`` whether the graphs have no functions; None: as the first.
+        ``cache``: ``growing`` or ``static``; ``inline``: whether graphs have no functions. None: any, the first found.
         """
         for manifest in self.manifest.each_form():
             if cache in (None, manifest.cache) and inline in (None, manifest.inline):
@@ -87,14 +87,14 @@ class Artifact:
 
     @property
     def drafts_unsupported_reason(self) -> str | None:
-        """Why its graphs cannot verify drafted tokens, as a clause without a full stop; None if they can."""
+        """Why the artifact's graphs cannot verify drafted tokens, as a clause without a full stop; None if they can."""
         reason = drafts_unsupported_reason(self.manifest.layers)
         if reason is not None or VERIFY in self.manifest.graphs:
             return reason
         return "a static cache of opset 23 takes one new token a step; export without --opset 23"
 
     def weights(self, stage: str) -> tuple[StoredWeight, ...]:
-        """Return where the weights of a stage's graph lie, in its order."""
+        """Return where the weights of a stage's graph lie, in the graph's order."""
         return stored_weights(self.graph(stage))
 
 
@@ -157,7 +157,7 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
 
 
 def _check_layers(manifest: Manifest, directory: Path) -> None:
-    """Compare the caches that the manifest lists with those of the manifest's model."""
+    """Check that the layers' kinds and caches that the manifest lists are those of its model."""
     recorded = [(layer.kind, layer.cache) for layer in manifest.layers]
     if recorded != [(layer.kind, layer.cache) for layer in describe(manifest.config, manifest.cache_dtype)]:
         raise CheckFailed(
@@ -167,7 +167,7 @@ def _check_layers(manifest: Manifest, directory: Path) -> None:
 
 
 def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:
-    """Compare a graph's inputs and outputs with the manifest, and those with the manifest's model."""
+    """Check that a graph's inputs and outputs are those that the manifest lists, and that these fit its model."""
 
     def described(values: Any) -> list[tuple[str, tuple[int | str, ...]]]:
         return [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
@@ -244,7 +244,7 @@ class ArtifactWatch:
         self._files = {path: _identity(path) for path in map(artifact.path, [MANIFEST, *artifact.manifest.files])}
 
     def check(self) -> None:
-        """Compare; takes some microseconds for each file."""
+        """Raise ``CheckFailed`` if a file changed since the watch was made; takes some microseconds for each file."""
         for path, known in self._files.items():
             if _identity(path) != known:
                 raise CheckFailed(
@@ -255,7 +255,7 @@ class ArtifactWatch:
 
 @contextmanager
 def unchanged(artifact: Artifact) -> Iterator[None]:
-    """Fail a block that uses an artifact which is replaced meanwhile: its result may mix parts of two artifacts."""
+    """Raise ``CheckFailed`` after a ``with`` block if its artifact was replaced meanwhile: results may mix two."""
     watch, adapters = ArtifactWatch(artifact), artifact.adapters()
     try:
         yield

@@ -87,7 +87,7 @@ class TextTokenizer:
     def unknown_words(self, text: str) -> list[str]:
         """Return the parts of a text that have no token, each once, in order.
 
-        A vocabulary of whole words, such as the bundled model's, reads all of them as one token.
+        A vocabulary of whole words, such as the bundled model's, encodes every such word as its unknown token.
         """
         name = getattr(self._tokenizer.model, "unk_token", None)
         unknown = None if name is None else self._tokenizer.token_to_id(name)
@@ -108,13 +108,13 @@ class TextTokenizer:
         return found if found is not None and found in self._special else None
 
     def named_id(self, name: str) -> int | None:
-        """Return the id of a named token, such as ``bos_token``; None if no file names one."""
+        """Return the id of the token with this name, such as ``bos_token``; None if there is no such token."""
         text = self._named.get(name)
         found: int | None = None if text is None else self._tokenizer.token_to_id(text)
         return found
 
     def is_added(self, token: int) -> bool:
-        """Whether a token was added to the model's vocabulary, so that it is spelled as its text."""
+        """Whether a token was added to the vocabulary: it is spelled as its text, even if others spell bytes."""
         return token in self._added
 
     def piece(self, token: int) -> str | None:
@@ -143,7 +143,7 @@ class TextTokenizer:
     def decode_steps(self) -> Callable[[int], str | None]:
         """Return an incremental decoder: a function from the next id to the text that it completes.
 
-        The function returns None while a character is incomplete, and for decoders that change text that was whole.
+        The function returns None while a character is incomplete, or if the decoder changes text already returned.
         """
         from tokenizers.decoders import DecodeStream
 

@@ -1,7 +1,7 @@
 """What ``tokenizer_config.json`` says about tokens, in the form that ``export`` writes.
 
-There ``tokenizer.json`` has every token, and ``tokenizer_config.json`` names some of them as text. A checkpoint's files
-may say the same in many ways; :mod:`lucid_deploy.export.companions` reads these with transformers.
+In that form ``tokenizer.json`` has all tokens, and ``tokenizer_config.json`` names some by their texts. A checkpoint's
+files may say the same in many ways; :mod:`lucid_deploy.export.companions` reads them with transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DECODER = "added_tokens_decoder"
 
 
 def token_names(directory: Path) -> dict[str, str]:
-    """Return the named tokens, such as ``bos_token``, as text.
+    """Return the texts of the tokens that have names, by name, such as ``bos_token``.
 
     Raises:
         LucidError: The files are those of a checkpoint, or of an artifact of an earlier version.
@@ -40,12 +40,12 @@ def token_names(directory: Path) -> dict[str, str]:
 
 
 def splits_special_tokens(directory: Path) -> bool:
-    """Return whether special tokens in a text are read as text."""
+    """Return whether what looks like a special token in a text is encoded as ordinary text."""
     return read_tokenizer_file(directory / CONFIG).get("split_special_tokens") is True
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
-    """Return the object of a JSON file; empty without the file."""
+    """Return the object in a JSON file; an empty one if there is no such file."""
     if not path.is_file():
         return {}
     try:

@@ -1,1 +1,1 @@
-"""What a cache is made of, and how its tensors are stored. Knows no model and no session."""
+"""What a cache is made of, and how its tensors are stored; nothing here knows a model or a session."""

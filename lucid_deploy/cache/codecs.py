@@ -51,10 +51,10 @@ class Float16Codec(CacheCodec):
 
 
 class ScaledCodec(CacheCodec):
-    """Store each row of a head as 8-bit numbers and one float32 scale: its largest magnitude / the largest number."""
+    """Store each row of a head as 8-bit values and one float32 scale: the row's largest magnitude / ``largest``."""
 
     exact = False
-    largest: float  # largest number in use
+    largest: float  # largest 8-bit value in use
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
         # returns (B, KV, N, D) twice, then the scales (B, KV, N, 1) twice
@@ -72,7 +72,7 @@ class ScaledCodec(CacheCodec):
         return self._round(rows / torch.where(scale > 0, scale, 1.0)), scale  # a row of zeros has the scale 0
 
     def _round(self, shares: Tensor) -> Tensor:
-        """Round to the nearest number of the type, at most the largest."""
+        """Round each value to the nearest one of the 8-bit type, within ±``largest``."""
         raise NotImplementedError
 
 

@@ -74,9 +74,9 @@ class CacheTensor:
         return (batch, heads, self.held(tokens), width)
 
     def axes(self, tokens: int | str, prefix: str = "") -> tuple[int | str, ...]:
-        """Return the shape as graphs declare it, dynamic axes by name; ``tokens`` is that of rows.
+        """Return the shape as graphs declare it, dynamic axes by name; ``tokens`` is the token axis of ``rows``.
 
-        The name of a ring's axis begins with ``prefix``: ``past_`` for the inputs of a call.
+        The name of a ring's token axis begins with ``prefix``: ``past_`` for the inputs of a call.
         """
         if not self.has_tokens:
             return ("batch", *self.shape)
@@ -108,7 +108,7 @@ def states_bytes(layout: CacheLayout) -> int:
 
 
 def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Array:
-    """Return one batch row of a tensor without padding, ``(heads, tokens held, width)`` or ``shape`` of a state."""
+    """Return one batch row of a tensor without padding, ``(heads, tokens held, width)``, or a state's ``shape``."""
     if not tensor.has_tokens:
         return array[row]
     if tensor.sort == "rows":
@@ -162,10 +162,10 @@ def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) ->
 
 
 def first_of_ring(mask: Array, length: int, rows: int) -> Array:
-    """Return which of a ring's ``rows`` moves to each place when a cache is cut back to ``length`` columns.
+    """Return which of a ring's rows, ``rows`` in number, moves to each place when a cache is cut to ``length`` columns.
 
-    A ring holds tokens and no padding, the newest last. So the rows that go are as many as the columns cut off hold
-    tokens, which differs from one batch row to the next.
+    A ring holds tokens and no padding, the newest last. So it loses one row for each token in the columns that are cut
+    off, and their number differs from one batch row to the next.
 
     Returns:
         Int64 ``(batch, length)``: the row that comes to each place; any row where there is no token.

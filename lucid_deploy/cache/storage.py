@@ -3,7 +3,7 @@
 ==========  ===========================================================================================
 ``float32`` and other float types: the values, rounded to that type.
 ``int8``    whole numbers −127 … 127, and for every row (token and head) a float32 scale in a tensor of its
-            own, ``{name}_scale``: the row's largest magnitude over 127. A value is its number times the scale.
+            own, ``{name}_scale``: the row's largest magnitude over 127. A value is its whole number times the scale.
 ``fp8``     numbers of E4M3 (ONNX's ``FLOAT8E4M3FN``, largest 448) with scales as int8's, the largest magnitude over
             448. numpy has no such type: arrays hold the codes, as uint8.
 ==========  ===========================================================================================
@@ -48,7 +48,7 @@ def decoded_layout(layer: LayerLayout) -> LayerLayout:
 
 
 def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: int, tokens: int) -> None:
-    """Check that arrays fit a cache layout."""
+    """Check that decoded arrays, those of each layer together, have the shapes that a cache layout gives them."""
     if len(arrays) != len(layout):
         raise LucidError(f"The given cache has {len(arrays)} layers, this model {len(layout)}: it is of another model.")
     for index, (given, layer) in enumerate(zip(arrays, map(decoded_layout, layout), strict=True)):
@@ -67,7 +67,7 @@ def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: 
 
 
 def resolve_cache_dtype(requested: str, dtype: str) -> str:
-    """Return the type that K and Y are stored in."""
+    """Return the type that K and Y are stored in: the requested one, or for ``auto`` the model's type ``dtype``."""
     if requested not in CACHE_DTYPES:
         raise LucidError(f"cache dtype must be {', '.join(CACHE_DTYPES)}, not {requested!r}.")
     if requested not in ("auto", "fp8") and dtype == "bfloat16":
