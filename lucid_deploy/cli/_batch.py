@@ -1,4 +1,4 @@
-"""``lucid-deploy run --batch``: options to files and back."""
+"""``lucid-deploy run --batch``: answer the prompts of one file, and write the answers into another."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
-_CHUNK = 512  # prompt tokens between two steps of the running rows, by default
+_CHUNK = 512  # prompt tokens that run between two steps of the other rows, by default
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """The options of ``run`` that only a batch has."""
+    """The options of ``lucid-deploy run --batch`` beside those of each answer, the runtime and drafting."""
 
     batch: str
     output: str
@@ -42,7 +42,7 @@ def run_batch(
     runtime: RuntimeOptions,
     speculation: SpeculationOptions,
 ) -> None:
-    """Answer a file of prompts."""
+    """Answer a file of prompts; raise CheckFailed at the end if any of them failed."""
     from lucid_deploy.batching.answers import AnswerFile, answer_prompts
     from lucid_deploy.batching.batcher import Batcher
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
@@ -110,7 +110,7 @@ def _facts(
     speculation: SpeculationOptions,
     chunk: int,
 ) -> dict[str, Any]:
-    """Return what answers depend on, for the record beside them: a batch continues only with the same."""
+    """Return what answers depend on, to record beside them: an interrupted batch continues only with the same facts."""
     from lucid_deploy.artifact import MANIFEST
 
     with reading(artifact.path(MANIFEST)):
@@ -122,7 +122,7 @@ def _facts(
     facts = {
         "artifact": hashlib.sha256(manifest).hexdigest(),
         "runtime": session.label,
-        "options": json.loads(json.dumps(used)),  # as the record has them: lists
+        "options": json.loads(json.dumps(used)),  # lists for tuples, as the record has them
         "prefill_chunk": chunk,
     }
     if session.rounds:  # then it matters which tokens run together

@@ -50,7 +50,7 @@ class ChatTurns:
         return self.token_ids([*self.messages, {"role": "user", "content": text}])
 
     def keep(self, text: str, answer: str, _ids: list[int]) -> None:
-        """Add a text and its answer; the ids are those of the prompt and the answer."""
+        """Add a text of the user's and its answer; the token ids of both are not needed here."""
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
     def begin(self, system: str | None) -> None:
@@ -99,7 +99,7 @@ class _StopRequested(Exception):
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Event]:
-    """Let Ctrl-C set the event while the block runs; a second one raises KeyboardInterrupt."""
+    """Yield an event that Ctrl-C sets while the block runs; a second Ctrl-C raises KeyboardInterrupt."""
     requested = Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -116,7 +116,7 @@ def stoppable() -> Iterator[Event]:
 
 @dataclass
 class ChatSession:
-    """Reads lines and answers them or runs their commands."""
+    """Reads texts from stdin; answers each, or runs it if it is a command such as ``/help``."""
 
     conversation: Conversation  # runs the model
     turns: Turns  # the conversation so far
@@ -127,7 +127,7 @@ class ChatSession:
     has_read: bool = False
 
     def run(self) -> None:
-        """Answer until the input ends."""
+        """Answer texts and run commands until the input ends or ``/exit`` comes."""
         while (text := self._read()) is not None and text != "/exit":
             try:
                 self._handle(text)
@@ -137,7 +137,7 @@ class ChatSession:
                 note(f"Error: {error}")
 
     def _read(self) -> str | None:
-        """Return the next text, of one or several lines; None at the end."""
+        """Return the next text, of one or several lines; None at the end of the input."""
         lines: list[str] = []
         try:
             line = self._line("> ")
@@ -236,7 +236,7 @@ class ChatSession:
         note(f"[{count} tokens ({reason}); {last.computed} of {total} prompt tokens were new{drafts}]")
 
     def _pieces(self, prompt: list[int], answer: AnswerText, ids: list[int], stop_requested: Event) -> Iterator[str]:
-        """Yield the answer's text, and add its token ids to those of the prompt."""
+        """Yield the answer's text piece by piece, and append its token ids to ``ids``."""
 
         def progress(_done: int, _total: int) -> None:
             if stop_requested.is_set():
@@ -251,7 +251,7 @@ class ChatSession:
         yield answer.finish()
 
     def _ids_of(self, shown: str, ids: list[int]) -> list[int]:
-        """Return token ids of the text before a stop string: the answer's own, as far as they spell it."""
+        """Return token ids of ``shown``, the text before a stop string: the first of ``ids``, as far as they spell it."""
         for count in range(len(ids), 0, -1):
             text = self.tokenizer.decode(ids[:count])
             if text and shown.startswith(text):

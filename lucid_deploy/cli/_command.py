@@ -23,7 +23,7 @@ def is_verbose() -> bool:
 
 
 class Command(click.Command):
-    """A command with the options that every command has; its function does not receive them."""
+    """A command with --quiet, --verbose and --no-color, which every command has and its function does not receive."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -31,7 +31,7 @@ class Command(click.Command):
         self.epilog = _EPILOG
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse options; an error says where a wrong value comes from."""
+        """Parse options; an error names the environment variable that a wrong value comes from."""
         check_encoding(args)
         name_variables(self, ctx)
         try:
@@ -41,7 +41,7 @@ class Command(click.Command):
             raise click.BadParameter(f"{error.message}{where}", ctx, error.param) if where else error from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check outputs, set up the consoles, and run."""
+        """Check that outputs can be written and replace no input, set up the consoles, and run."""
         from lucid_deploy.cli._outputs import check_outputs
 
         quiet, verbose, no_color = (ctx.params.pop(name) for name in _FLAGS)

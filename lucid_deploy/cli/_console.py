@@ -28,7 +28,7 @@ class _Console(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-# Tables in files and pipes are 120 wide; a closed stdout is reported by the program itself.
+# Tables in files and pipes are 120 wide. If stdout is closed it is None; prepare_streams reports that.
 console_out = _Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 120)
 console_err = _Console(stderr=True, highlight=False)
 
@@ -54,8 +54,8 @@ def show(text: str) -> None:
 def progress(description: str, estimate: bool = False) -> Iterator[Callable[..., None]]:
     """Show a progress bar on stderr while the block runs; where stderr is no terminal, a line every ten seconds.
 
-    Call what it yields with (done, total), or with (description, done, total) where the work has several steps. With
-    ``estimate`` the bar says how long it will still take, for work whose parts take about equally long.
+    Call the yielded function with (done, total), or with (description, done, total) if the work has several steps. With
+    ``estimate`` the bar shows the time left too, for work whose parts take about equally long.
     """
     if not console_err.is_terminal:
         yield _ProgressLines(description).update
@@ -78,7 +78,7 @@ def progress(description: str, estimate: bool = False) -> Iterator[Callable[...,
 
 
 class _ProgressLines:
-    """Writes how far the work is, every ten seconds at most. Short work writes nothing."""
+    """Writes a line on how far the work is, every ten seconds at most; work that is shorter writes nothing."""
 
     def __init__(self, description: str) -> None:
         self._description = description
@@ -94,9 +94,9 @@ class _ProgressLines:
 
 
 def write_results(data: Any, json_target: str | None, show: Callable[[], None]) -> None:
-    """Show results, and write them as JSON if that was requested; JSON on stdout is all that goes there.
+    """Show results, and write them as JSON to a target, if any; if that is ``-``, stdout gets the JSON alone.
 
-    They are shown first, so that a full disk takes nothing away.
+    Results are shown first, so that they are not lost when writing the file fails.
     """
     if json_target != "-":
         show()

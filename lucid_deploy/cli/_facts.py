@@ -7,7 +7,7 @@ from lucid_deploy.cli._console import show
 
 
 def show_quantization(record: Quantization, dtype: str, compression: float) -> None:
-    """Print in a line what is quantized and how; ``dtype`` is the type of the other weights."""
+    """Print a line on what is quantized and how; ``dtype`` is the other weights' type, ``compression`` a size ratio."""
     sharing = record.sharing
     how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
     kept = [short_name(name) for name in record.kept]
@@ -23,7 +23,7 @@ def show_quantization(record: Quantization, dtype: str, compression: float) -> N
 
 
 def method_sentence(method: Method) -> str:
-    """Say how numbers were chosen, after a space; nothing if all are the nearest."""
+    """Return a space and sentences on how quantized values were chosen; nothing if all were just rounded to nearest."""
     if method.name == STORED:
         return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
     equalized = " Columns were equalized before." if "equalization" in method.settings else ""

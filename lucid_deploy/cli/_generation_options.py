@@ -50,7 +50,7 @@ _TEXTS: dict[str, dict[str, Any]] = {
 
 
 def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: str) -> Callable[..., Any]:
-    """Add the options of answers to a command, with these defaults; it gets ``answers`` and ``prefill_chunk``."""
+    """Return a decorator: it adds options for answers to a command, which gets ``answers`` and ``prefill_chunk``."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -82,7 +82,7 @@ def answer_options(max_new_tokens: int, prefill_chunk: int | None, chunk_help: s
 
 
 def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of speculative decoding to a command; it gets ``speculation``."""
+    """Add the options of speculative decoding to a command, which gets them as ``speculation``."""
 
     @functools.wraps(function)
     def command(speculate: str, draft: str | None, **given: Any) -> Any:
@@ -108,7 +108,7 @@ def _with_options(command: Callable[..., Any], *options: Callable[..., Any]) -> 
 
 
 def as_token_ids(answers: PromptDefaults, tokenizer: TextTokenizer | None) -> Sampling:
-    """Return the options of sampling with bad words as token ids; note options that have no effect."""
+    """Return sampling options with bad words as token ids; note on stderr which options have no effect."""
     from lucid_deploy.generation.sampling import bad_word_ids
 
     note_greedy(answers.sampling)
@@ -118,14 +118,14 @@ def as_token_ids(answers: PromptDefaults, tokenizer: TextTokenizer | None) -> Sa
 
 
 def note_greedy(sampling: Sampling) -> None:
-    """Say on stderr when options of sampling are given and nothing is sampled."""
+    """Note on stderr if sampling options are given that do nothing because the temperature is 0."""
     given = sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None
     if given and not sampling.temperature:
         note("Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample.")
 
 
 def _biases(given: tuple[str, ...]) -> tuple[tuple[int, float], ...]:
-    """Return pairs of token ids and biases."""
+    """Return the values of ``--logit-bias`` as pairs: a token id and its bias."""
     from lucid_deploy.generation.sampling import logit_bias
 
     pairs: dict[str, float] = {}
@@ -148,7 +148,7 @@ def open_tokenizer(artifact: Artifact, required: bool = False) -> TextTokenizer 
 
 
 def note_unknown_words(tokenizer: TextTokenizer, text: str) -> None:
-    """Name the words that a tokenizer does not know: they are one token to the model, whatever they say."""
+    """Note on stderr a text's words that a tokenizer encodes as its unknown token: they look alike to the model."""
     if unknown := tokenizer.unknown_words(text):
         more = " …" if len(unknown) > 8 else ""
         note(f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{more}.")
@@ -157,7 +157,7 @@ def note_unknown_words(tokenizer: TextTokenizer, text: str) -> None:
 def open_guides(
     answers: PromptDefaults, session: Session[Any], tokenizer: TextTokenizer | None
 ) -> Callable[[], Guide] | None:
-    """Return what makes a guide for each answer; None without a constraint, which needs a tokenizer."""
+    """Return a function that makes a guide for each answer; None without a constraint. A guide needs a tokenizer."""
     from lucid_deploy.generation.guide import GuideFactory
 
     constraint = answers.constraint
@@ -204,13 +204,13 @@ class SpeculationOptions:
     draft: str | None  # artifact of the draft model
 
     def open(self, artifact: Artifact, runtime: RuntimeOptions) -> MakeDrafter | None:
-        """Return what makes drafters; None without speculation."""
+        """Return a function that makes a drafter for each text; None without speculation."""
         from lucid_deploy.generation.drafting import open_drafters
 
         return open_drafters(self.mode, artifact, self.draft, runtime)
 
     def open_session(self, artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], MakeDrafter | None]:
-        """Open an artifact, prepared to verify drafts if speculation is on, and what makes drafters."""
+        """Open a session, prepared to verify drafts if speculation is on; return it and what :meth:`open` returns."""
         from lucid_deploy.generation.speculation import prepare_speculation
         from lucid_deploy.runtimes import open_session
 
@@ -221,14 +221,14 @@ class SpeculationOptions:
         return session, drafters
 
     def check(self, artifact: Artifact) -> None:
-        """Refuse a way of drafting that the artifact cannot verify, before anything is loaded."""
+        """Refuse a mode or a draft model whose drafts the artifact cannot verify, before a model is loaded."""
         from lucid_deploy.generation.drafting import check_drafters
 
         check_drafters(self.mode, artifact, self.draft)
 
 
 def drafts_text(counts: DraftCounts) -> str:
-    """Say how far drafts were right, within a line."""
+    """Return how many drafted tokens were accepted, with near ties and failed drafters, as part of a line."""
     near = f", {counts.near_ties} near ties" if counts.near_ties else ""
     failed = f", {counts.failures} drafters failed" if counts.failures else ""
     return f"{counts.accepted} of {counts.proposed} drafted tokens accepted{near}{failed}"

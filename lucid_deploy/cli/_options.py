@@ -22,12 +22,12 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def choice_option(name: str, choices: Sequence[str], *, help: str) -> Decorator:
-    """Return an option that is one of several words; the first one is the default."""
+    """Return an option whose value is one of several words; the first one is the default."""
     return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=help)
 
 
 def json_option(what: str) -> Decorator:
-    """Return ``--json [FILE]``, the parameter ``json_target``: a file beside the usual output, or ``-``."""
+    """Return ``--json [FILE]``, parameter ``json_target``: a file to write beside the usual output, or ``-``."""
     text = f"Write {what} as JSON to FILE. Without FILE, or with -, JSON is all that goes to stdout."
     return click.option("--json", "json_target", metavar="[FILE]", is_flag=False, flag_value="-", help=text)
 
@@ -39,7 +39,7 @@ def trust_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class TypeName(click.Choice):
-    """A type of numbers; short names are taken too."""
+    """A number type, such as ``float16``; short names, such as ``fp16``, are taken too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return super().convert(SHORT_TYPES.get(value, value), param, ctx)
@@ -56,7 +56,7 @@ class NumberRange(click.FloatRange):
 
 
 class NumberList(click.ParamType):
-    """Whole numbers separated by commas, such as ``example``; ``4k`` is 4096."""
+    """Whole numbers separated by commas; ``4k`` is 4096. Error messages show ``example``, such as ``512,4k``."""
 
     name = "numbers"
 
@@ -88,13 +88,13 @@ class NamedFolder(click.ParamType):
 
 
 def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
-    """Return an option that is one of several types of numbers; the first one is the default."""
+    """Return an option whose value is one of several number types; the first one is the default."""
     text = f"{help} Also: {', '.join(short for short, full in SHORT_TYPES.items() if full in types)}."
     return click.option(name, type=TypeName(types), default=types[0], show_default=True, help=text)
 
 
 class RuntimeName(click.ParamType):
-    """A registered runtime; packages are searched for others than ours only when that is necessary."""
+    """The name of a runtime; installed packages are searched for one only if the name is none of our own."""
 
     name = "runtime"
 
@@ -132,9 +132,9 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def runtime_options(*fields: str, help: str | None = None) -> Decorator:
-    """Return options for some fields of RuntimeOptions, which the command gets as ``runtime``.
+    """Return a decorator that adds options for fields of RuntimeOptions, which the command gets as ``runtime``.
 
-    ``help`` takes the place of the help of ``--runtime``.
+    ``help`` replaces the help text of ``--runtime``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
-"""No command writes onto what it reads: its own input files, or anything inside its artifact or checkpoint.
+"""Keep a command from writing onto what it reads: its input files, or anything inside its artifact or checkpoint.
 
-A file that is written at the end of long work is checked before it: whether it can be written at all.
+Whether a file that is written at the end of long work can be written at all is checked before the work begins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 
-# Parameters of commands that are written. What exists under the value of any other is taken to be read.
+# Parameters that name what a command writes. A path that any other parameter names is taken to be read, if it exists.
 OUTPUTS = {
     "json_target": "--json",
     "output": "--output",
@@ -28,7 +28,7 @@ RECORD = ".run.json"  # beside the answers of a batch
 
 
 def check_outputs(given: Mapping[str, Any]) -> None:
-    """Refuse outputs among a command's parameters that would replace or change what it reads, or each other."""
+    """Refuse a command's outputs that would replace or change its inputs or each other, or cannot be written."""
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if str(given.get(name) or "-") != "-"]
     if given.get("batch") and given.get("output"):
         outputs.append(("--output", Path(f"{given['output']}{RECORD}")))
@@ -70,7 +70,7 @@ def _check_writable(option: str, path: Path) -> None:
 
 
 def _paths(given: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the files and folders that a command's parameters name, but for what it writes."""
+    """Yield existing files and folders that a command's parameters name, but not its outputs."""
     for name, value in given.items():
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, str | Path) and name not in OUTPUTS:
@@ -89,7 +89,7 @@ def _checkpoint_of(artifact: Path) -> Path | None:
 
 
 def _real(path: Path) -> Path:
-    """Follow links; a link that leads to itself stays, and writing to it fails later."""
+    """Return a path with links followed; a link that leads to itself stays, and writing to it fails later."""
     return Path(os.path.realpath(path))
 
 

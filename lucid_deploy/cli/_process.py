@@ -19,7 +19,7 @@ _SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr take every character, whatever the locale's encoding lacks."""
+    """Let stdout and stderr take characters that the locale's encoding lacks; they are written with backslashes."""
     if sys.stdout is None:
         raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
     for stream in (sys.stdout, sys.stderr):
@@ -45,10 +45,10 @@ def check_encoding(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def raise_on_termination() -> Iterator[None]:
-    """Make signals that end the process exceptions in a block, so that temporary files are removed.
+    """While the block runs, raise signals that end the process as exceptions, so that temporary files are removed.
 
-    A signal that is ignored (nohup), or that somebody else handles, stays so. Code in C, such as PyTorch's, may replace
-    the exception by one of its own, so an error after a signal counts as that signal.
+    Signals that are ignored (nohup), or that other code handles, stay so. Code in C, such as PyTorch's, may replace the
+    exception by one of its own, so any error after a signal is raised as that signal.
     """
     came: list[int] = []
 
@@ -80,7 +80,7 @@ def _as_exception(number: int) -> BaseException:
 def bound_threads() -> None:
     """Let PyTorch and NumPy start no more threads than this process may use; what the user has set stays.
 
-    They start one for each core of the machine, even if a container may use fewer.
+    By themselves they start one for each core of the machine, even if a container may use fewer.
     """
     if not _loaded() and (threads := allowed_threads()) is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -89,9 +89,9 @@ def bound_threads() -> None:
 def let_waiting_threads_sleep() -> None:
     """Let idle threads of PyTorch and NumPy sleep at once; what the user has set stays.
 
-    They spin for up to a tenth of a second after every product. In a command that alternates between PyTorch, NumPy
-    and a runtime, each takes processor time from the others by that. Results do not depend on it. The libraries read
-    these variables once, when they are loaded.
+    Idle threads spin for up to a tenth of a second after every product. In a command that alternates between PyTorch,
+    NumPy and a runtime, each thereby takes processor time from the others. Results do not depend on it. The libraries
+    read the environment variables that are set here once, when they are loaded.
     """
     if not _loaded():
         for name, value in _SLEEP.items():

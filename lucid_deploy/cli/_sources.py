@@ -1,6 +1,6 @@
 """Options that come from the environment: their names, and the refusal of unknown ones.
 
-Click reads them. It would ignore a misspelt variable, and name variables after Python parameters.
+Click reads their values. By itself it would ignore a misspelt variable, and name variables after Python parameters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def near(name: str, known: Collection[str]) -> str:
 
 
 def given_options(context: click.Context, names: Collection[str]) -> list[click.Parameter]:
-    """Return those of some options that were set anywhere, even to their defaults."""
+    """Return the options among ``names`` that the command line or environment sets, even to their defaults."""
     options = [option for option in context.command.params if option.name in names]
     return [each for each in options if context.get_parameter_source(str(each.name)) is not ParameterSource.DEFAULT]
 
@@ -45,7 +45,7 @@ def refuse_given(context: click.Context, names: Collection[str], reason: str, re
 
 
 def origins(context: click.Context, options: Sequence[click.Parameter]) -> str:
-    """Return sentences, each after a blank, that say which of these options are not from the command line."""
+    """Return sentences, each after a blank, that name the environment variables which set some of these options."""
     sentences = ""
     for option in options:
         found = context.get_parameter_source(option.name or "")
@@ -58,7 +58,7 @@ def origins(context: click.Context, options: Sequence[click.Parameter]) -> str:
 def name_variables(command: click.Command, context: click.Context) -> None:
     """Give each option of a command its environment variable, and refuse variables that no option reads.
 
-    ``LUCID_DEPLOY_RUN_TOP_K`` is for ``run --top-k``. Other variables are not looked at.
+    ``LUCID_DEPLOY_RUN_TOP_K`` is for ``run --top-k``. Variables of other commands are not looked at.
     """
     path = _path(context)
     if not path:  # a command on its own, as in a configuration of Ray

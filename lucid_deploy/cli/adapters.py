@@ -1,4 +1,4 @@
-"""``lucid-deploy adapters``."""
+"""The command ``lucid-deploy adapters``: list, add and remove the LoRA adapters of an artifact."""
 
 from __future__ import annotations
 

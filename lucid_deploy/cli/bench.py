@@ -1,4 +1,4 @@
-"""``lucid-deploy bench``."""
+"""The command ``lucid-deploy bench``: time artifacts and baselines side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lucid-deploy build``."""
+"""The command ``lucid-deploy build``: make TensorRT engines of an artifact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class _Size(click.ParamType):
-    """Bytes, or a number with KiB, MiB or GiB."""
+    """A size: a number of bytes, or a number with a unit, such as ``4GiB``."""
 
     name = "size"
 

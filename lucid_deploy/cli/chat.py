@@ -1,4 +1,4 @@
-"""``lucid-deploy chat``."""
+"""The command ``lucid-deploy chat``: talk with a model in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lucid-deploy conformance``, also as the program ``lucid-conformance``."""
+"""The command ``lucid-deploy conformance``, which is also the program ``lucid-conformance``."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def _show(results: list[Result]) -> None:
 
 
 def _share(item: Result, name: str) -> float:
-    """Return how much of its tolerance an output uses; infinity if it is NaN or infinite."""
+    """Return an output's error over its tolerance; infinity if the error is not a finite number."""
     error = item.errors[name]
     return float("inf") if error is None else error / max(item.tolerances[name], 1e-300)
 
 
 def main() -> None:
-    """Run the command as a program of its own, with the toolkit's messages and exit statuses."""
+    """Run the command as the program ``lucid-conformance``, with the toolkit's messages and exit statuses."""
     import sys
 
     from lucid_deploy.cli import main as toolkit

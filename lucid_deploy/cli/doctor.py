@@ -1,4 +1,4 @@
-"""``lucid-deploy doctor``."""
+"""The command ``lucid-deploy doctor``: show what is installed and whether it works."""
 
 from __future__ import annotations
 

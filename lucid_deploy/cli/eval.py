@@ -1,4 +1,4 @@
-"""``lucid-deploy eval``."""
+"""The command ``lucid-deploy eval``: measure how good an artifact's answers are."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Te
 
 
 def _perplexity(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
-    """Measure the perplexity of ``--text``, and what it costs beside ``--against``."""
+    """Measure the perplexity of ``--text``, compare it with that of ``--against`` if given, and write both."""
     import numpy as np
 
     from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
@@ -173,7 +173,7 @@ def _perplexity(artifact: Artifact, other: Artifact | None, options: SimpleNames
 
 
 def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
-    """Ask the questions of recall or needles."""
+    """Ask the questions of recall or needles, of ``--against`` too if given, and write the accuracies."""
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.evaluation import compare, evaluate, needles_task, recall_task
     from lucid_deploy.evaluation.report import require, summary
@@ -218,7 +218,7 @@ def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamesp
 
 
 def _rounding(artifact: Artifact) -> dict[str, Any] | None:
-    """Return how an artifact's weights are quantized, as ``verify`` names it; None: they are not."""
+    """Return scheme, method and bits per weight of an artifact's quantization; None if it is not quantized."""
     record = artifact.manifest.quantization
     if record is None:
         return None
@@ -227,7 +227,7 @@ def _rounding(artifact: Artifact) -> dict[str, Any] | None:
 
 
 def _harness(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
-    """Run tasks of lm-evaluation-harness."""
+    """Run tasks of lm-evaluation-harness, on ``--against`` too if given, and write the results."""
     try:
         import lm_eval
 

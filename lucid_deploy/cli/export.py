@@ -1,4 +1,4 @@
-"""``lucid-deploy export``."""
+"""The command ``lucid-deploy export``: write a checkpoint as prefill and decode ONNX graphs."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def command(checkpoint: str, output: str, json_target: str | None, **given: Any)
 
 
 def _cost(artifact: Artifact, calibration: Path, update: Callable[[str, int, int], None]) -> TextCost | None:
-    """Measure what quantization costs; a note if it cannot be measured."""
+    """Measure what quantization costs on text kept from calibration; note why if that fails. None: not measured."""
     from lucid_deploy.parity.verification import held_out_cost
 
     try:

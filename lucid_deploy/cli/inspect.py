@@ -1,4 +1,4 @@
-"""``lucid-deploy inspect``."""
+"""The command ``lucid-deploy inspect``: show what an artifact holds and needs."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _show_graph(stage: str, graph: dict[str, Any]) -> None:
 
 
 def _range(numbers: list[int]) -> str:
-    """Return the layers that have a tensor: ``3``, ``{0..5}``, or with gaps ``{0..2,4,6..8}``."""
+    """Return the numbers of layers as a text: ``3``, ``{0..5}``, or with gaps ``{0..2,4,6..8}``."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -124,7 +124,7 @@ def _range(numbers: list[int]) -> str:
 
 
 def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """One row per kind of tensor: the layers' numbers become a range."""
+    """Return one row (name, type, shape) per kind of tensor: in its name, the layers' numbers become a range."""
     layers: dict[tuple[str, str, str], list[int]] = {}
     for item in tensors:
         parts = item["name"].split(".")

@@ -1,4 +1,4 @@
-"""``lucid-deploy package``."""
+"""The command ``lucid-deploy package``: write an artifact in another server's or tool's layout."""
 
 from __future__ import annotations
 

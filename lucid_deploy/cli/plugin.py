@@ -1,4 +1,4 @@
-"""``lucid-deploy plugin``."""
+"""The command ``lucid-deploy plugin``: build the libraries that compute our operators natively."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lucid-deploy run``."""
+"""The command ``lucid-deploy run``: generate text with an artifact."""
 
 from __future__ import annotations
 

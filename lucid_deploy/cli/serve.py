@@ -1,4 +1,4 @@
-"""``lucid-deploy serve``."""
+"""The command ``lucid-deploy serve``: serve an artifact over HTTP."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _check_package(package: str, extra: str, purpose: str) -> None:
 
 
 def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:
-    """Return what is to be served and how, after what can be checked without loading a model."""
+    """Return the engine's and the API's options, after checking what can be checked without loading a model."""
     from lucid_deploy.serving.engine import EngineOptions, open_checked
     from lucid_deploy.serving.front import ApiOptions, reader_setup
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
@@ -159,7 +159,7 @@ def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOpti
 
 
 def _fields_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that are called like fields of a dataclass."""
+    """Return the options that have the names of a dataclass's fields."""
     return {field.name: options[field.name] for field in fields(kind) if field.name in options}
 
 
@@ -197,7 +197,7 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, options: dict[str, Any
 def ray_application(args: dict[str, str]) -> Any:
     """Return the application for a configuration of Ray Serve, where this function is the ``import_path``.
 
-    ``args["options"]`` are the words of ``lucid-deploy serve`` behind its name.
+    ``args["options"]`` is what would follow ``lucid-deploy serve`` on the command line, as one text.
     """
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.serving.ray_cluster import application
@@ -221,7 +221,7 @@ def ray_application(args: dict[str, str]) -> Any:
 
 
 def _cluster_options(options: dict[str, Any], here: bool) -> ClusterOptions:
-    """Read the options of a Ray cluster; ``here``: it runs on this machine alone, and its engines share the threads."""
+    """Return the options of a Ray cluster. ``here``: it runs on this machine, whose threads its engines share."""
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
     fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]

@@ -1,4 +1,4 @@
-"""``lucid-deploy verify``."""
+"""The command ``lucid-deploy verify``: compare an artifact with PyTorch's model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lucid_deploy.parity.results import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
+TOKEN_CHARACTERS = 32  # of a text file are read for each token wanted; most tokens are shorter
 
 
 @click.command("verify", cls=Command)
