@@ -1,6 +1,6 @@
 """Answer a file of prompts with continuous batching, into a file that survives interruptions.
 
-The file of answers has whole lines only, each of them once. A record beside it holds hashes of prompts and artifact,
+The file has whole lines only, one for each answered prompt. A record beside it holds hashes of prompts and artifact,
 and the options. Answers are only added to a file with an equal record.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class AnswerFile:
-    """Opens a file of answers, new or begun. Nobody else can write to it until it is closed.
+    """Opens a file of answers, a new one or one that an earlier run began. No other run can write until it is closed.
 
     A last line that a crash left incomplete is cut off; its prompt counts as not answered. The record is a file of the
     same name with the suffix ``.run.json``.
@@ -194,11 +194,11 @@ class _RunningAnswer:
 
 @dataclass
 class AnswerTokens:
-    """Tokens of the answers that were made.
+    """Counts of the tokens in the answers that a run made.
 
     Attributes:
-        generated: All of them, as answers list their ids.
-        accepted: Those of them that were drafted.
+        generated: All tokens whose ids the answers list.
+        accepted: Those of them that were accepted drafts.
     """
 
     generated: int = 0
@@ -217,10 +217,10 @@ def answer_prompts(
     Args:
         answers: Receives answers in the order in which they are completed; their field ``line`` names the prompt.
         tokenizer: For prompts and answers as text; None with token ids alone.
-        progress: Called with (answers so far, those of earlier runs included, prompts in all).
+        progress: Called with (answers so far, prompts in all); both include those of earlier runs.
 
     Returns:
-        How many tokens the answers have; none behind a stop string.
+        How many tokens the new answers have; tokens after a stop string do not count.
     """
     todo = deque(prompt for prompt in prompts if prompt.line not in answers.answered)
     running: dict[int, _RunningAnswer] = {}

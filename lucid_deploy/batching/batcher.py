@@ -27,8 +27,8 @@ GRACE_SHARE = 0.1  # of the model's step …
 GRACE_SECONDS = 0.002  # … or this, if longer
 ALONE_SECONDS = 0.05  # where nothing else could run
 MOST_STEPS_AWAY = 8
-# How many tokens of prompts run in a step. With fewer than a request's prompt has for each token of its answer (200 and
-# 64 in our measurements), prompts queue up while rows stand empty; with more, the others wait longer for their tokens.
+# How many prompt tokens run in a step for each request. With fewer than prompts have for each token of their answers
+# (200 for 64 in our measurements), prompts queue up while rows are empty; with more, others wait longer for tokens.
 PROMPT_TOKENS_PER_ROW = 4
 ALONE_CHUNK = 128  # where no row waits for its next token
 
@@ -38,16 +38,16 @@ class Batcher:
 
     Args:
         session: Any runtime. With a static cache, no other rows are copied when a request starts or finishes.
-        rows: Most requests that run at once. Of those that wait the next is the one that came first, of the client that
-            has the fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
-        prefill_chunk: Prompt tokens that run at once, and in a step while others wait for their next token, or 4 for
-            each request if that is more; None: one whole prompt a step. Short prompts share a step and are cut where it
-            is full. Where something is rounded (:attr:`Session.rounds`) a prompt is cut at multiples of this number
-            only, as it is alone.
+        rows: Most requests that run at once. The next to start is the oldest waiting request of the client that has the
+            fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
+        prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or about 4
+            for each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
+            cut where the step is full. Where something is rounded (:attr:`Session.rounds`), a prompt is cut where it
+            would be if it ran alone, at multiples of this number.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
-            begins like an earlier one, or continues its answer, does not run those blocks again; 0: off.
-        drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
-            right; None: every row decodes one.
+            begins like an earlier one, or continues its answer, does not run the stored blocks again; 0: off.
+        guides: Makes guides for the answers of requests with constraints; None: such requests are refused.
+        drafters: Makes a drafter for each request; None: each step decodes one token of every row.
 
     Attributes:
         drafts: Counts of drafted and accepted tokens of all requests, tokens after stop strings included.
@@ -83,7 +83,7 @@ class Batcher:
         self._chooser = Chooser(session, self.drafts)
         self.store = PrefixStore(session, prefix_tokens)
         self._stores_states = prefix_tokens > 0 and self.store.has_states
-        # Where a prompt is cut must not depend on the prompts beside it if that changes numbers: tokens of one call see
+        # Where a prompt is cut must not depend on the prompts beside it if cuts change results: tokens of one call see
         # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
         # are stored at the end of a chunk, and are found again where other prompts are cut there too.
         self._fixed_cuts = session.rounds or self._stores_states
@@ -136,7 +136,7 @@ class Batcher:
             self._cancelled[number] = None
 
     def step(self) -> list[Event]:
-        """Do a piece of work: at most a chunk of prompts, then one token of every running row.
+        """Do a piece of work: a step's share of prompts, then one token of every running row, or several with drafts.
 
         Returns:
             The events, in order; none when idle. A request that fails by itself (logits that are not finite) finishes
@@ -199,14 +199,14 @@ class Batcher:
 
     @property
     def _chunk(self) -> int | None:
-        """Most prompt tokens that run at once now: more while no row waits, where cuts change no numbers."""
+        """The prefill chunk for now: at least :data:`ALONE_CHUNK` while no row decodes, unless cuts are fixed."""
         is_alone = not self._running and not self._fixed_cuts
         return self.prefill_chunk and max(self.prefill_chunk, ALONE_CHUNK if is_alone else 0)
 
     def _prompt_budget(self) -> int | None:
         """Return how many prompt tokens may run in this step; None: one whole prompt.
 
-        It grows with the requests that have a row or could have one, since so do a step's time and the prompts to come.
+        The more requests have a row or could have one, the more it is: steps take longer then, and more prompts are to come.
         """
         chunk, requests = self._chunk, min(self.rows, self.active + self.waiting)
         return chunk and chunk * max(1, round(PROMPT_TOKENS_PER_ROW * requests / chunk))
@@ -214,7 +214,7 @@ class Batcher:
     def _chunk_end(self, row: BatchRow) -> int:
         """Return where the next chunk of a row's prompt ends at the latest."""
         done, end = len(row.ids), len(row.request.prompt_ids)
-        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # a call reads all weights: one for a step
+        chunk = self._chunk if self._fixed_cuts else self._prompt_budget()  # a call reads all weights: one call a step
         if chunk is not None:
             end = min(end, done + chunk - (done % chunk if self._fixed_cuts else 0))
         border = self._last_border(row)
@@ -222,11 +222,11 @@ class Batcher:
 
     @staticmethod
     def _last_border(row: BatchRow) -> int:
-        """Return the most tokens of a row's prompt that can be found in the store: its last token must run."""
+        """Return the end of a prompt's last whole block that can be reused: the prompt's last token has to run."""
         return (len(row.request.prompt_ids) - 1) // BLOCK * BLOCK
 
     def _start_next(self, events: list[Event]) -> bool:
-        """Give a row to the next waiting request whose guide is ready, if it has one; return whether one started."""
+        """Give a row to the next waiting request whose guide, if it needs one, is ready; return whether one started."""
         for number in self._next_in_line():
             request, opened = self._waiting[number], self._opened.get(number)
             if opened is not None and not opened.done():
@@ -354,7 +354,7 @@ class Batcher:
         self._paused[row.number] = self._running.pop(row.number)
 
     def _resume(self, events: list[Event]) -> None:
-        """Let paused rows go on whose masks are ready."""
+        """Let those paused rows go on whose masks are ready."""
         self._set_deadline(0.0)
         for row in list(self._paused.values()):
             assert row.guide is not None and row.pending is not None

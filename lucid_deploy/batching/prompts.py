@@ -157,7 +157,7 @@ def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokeni
 
 
 def _all(path: Path, steps: Iterator[tuple[int, Callable[[], Any]]]) -> list[Any]:
-    """Call a function for every line; raise one error with the errors of all lines."""
+    """Call each line's function and return the results; if any fail, raise one error that lists the first of them."""
     done, faults, count = [], [], 0
     for number, step in steps:
         try:

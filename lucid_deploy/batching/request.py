@@ -27,8 +27,8 @@ class Request:
         cache_owner: Stored prefixes are reused among requests of one owner only.
         adapter: Name of the adapter that it runs with; None: the session's default.
         client: Whose request it is; clients that wait take turns.
-        constraint: The form of the answer; it ends when nothing can follow, or at an end-of-sequence token if the text
-            is complete.
+        constraint: The form of the answer, which ends when nothing can follow, or at an end-of-sequence token if the
+            text is complete.
     """
 
     prompt_ids: list[int]
@@ -61,7 +61,7 @@ class Token:
         logprob: Natural logarithm of its probability, by the softmax of the raw logits (before temperature, top-k and
             top-p); None if not asked for.
         top: The most likely tokens and their log-probabilities, best first.
-        drafted: Whether it is a draft that was verified.
+        drafted: Whether it is an accepted draft.
         reused: Prompt tokens that a stored prefix held.
     """
 
@@ -93,7 +93,7 @@ class Finished:
 
     @property
     def failed(self) -> bool:
-        """Whether the model failed on it; its cache is then dropped."""
+        """Whether the request ended with ``error``; its cache is then not stored for later prompts."""
         return self.reason == "error"
 
 

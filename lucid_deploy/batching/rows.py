@@ -23,7 +23,7 @@ _SHRINK = 2  # … and are made shorter when they are this many times too long: 
 
 
 class Rows(ABC):
-    """The running rows; the caller gives each a key."""
+    """The caches of the running rows, each under a key that the caller gives it."""
 
     @abstractmethod
     def join(self, key: int, cache: Cache[Any]) -> None:
@@ -42,16 +42,16 @@ class Rows(ABC):
         """Run one or more tokens of every row, all rows together; if any has several, call :meth:`keep` next.
 
         Returns:
-            Logits behind each of a row's tokens, float ``(tokens, vocab)``.
+            By key, the logits after each token of the row, float ``(tokens, vocab)``.
         """
 
     @abstractmethod
     def keep(self, kept: dict[int, int]) -> None:
-        """Keep only the first tokens of each row that :meth:`run` has run, as many as given."""
+        """Keep the first ``kept[key]`` of the tokens that :meth:`run` has just run in each row, and drop the others."""
 
 
 def _padded(tokens: list[list[int]]) -> tuple[Array, Array]:
-    """Return rows of token ids, int64 ``(rows, most tokens)``, zeros behind the shorter ones, and which are tokens."""
+    """Return token ids, int64 ``(rows, most tokens)``, zeros after shorter rows, and a mask that is False there."""
     lengths = np.array([len(row) for row in tokens])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
@@ -121,7 +121,7 @@ class MergedRows(Rows):
 
 
 class StaticRows(Rows):
-    """Rows in buffers ``(rows, KV, M, ·)``, each with a length of its own.
+    """Rows in buffers ``(rows, KV heads, room, width)``, each row with a length of its own.
 
     Active rows come first, so that a step runs as many rows as there are. When a request finishes, its slot goes to a
     request that starts before the next step, or else to the last row. Memory that no row has used yet is not resident.
@@ -202,7 +202,7 @@ class StaticRows(Rows):
         return [pair for layout, layer in pairs for pair in zip(layout, layer, strict=True)]
 
     def _close_holes(self) -> list[int]:
-        """Move the last rows into the places of the removed ones; return the key of each."""
+        """Move the last rows into the slots of removed ones; return the keys of all rows in the order of slots."""
         while None in self._slots:
             key = self._slots.pop()
             if key is None:
@@ -218,7 +218,7 @@ class StaticRows(Rows):
         return [key for key in self._slots if key is not None]
 
     def _make_room(self, tokens: int, like: list[Any]) -> None:
-        """Grow the buffers so that one more row of so many tokens fits, with the types and widths of ``like``."""
+        """Make buffers longer if a row of ``tokens`` does not fit, or shorter if far too long; types as in ``like``."""
         taken = [slot for slot, key in enumerate(self._slots) if key is not None]
         longest = max([tokens, *(int(self._lengths[slot]) + 1 for slot in taken)])
         room = -(-(longest + max(longest // _SPARE, 1)) // GRAIN) * GRAIN

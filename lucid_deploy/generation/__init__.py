@@ -1,1 +1,1 @@
-"""From logits to text: sampling, stops, prefixes."""
+"""From logits to text: sampling, stop strings, constraints, drafts and stored prefixes."""

@@ -1,4 +1,4 @@
-"""Constraints of an answer: a JSON schema, a regular expression, a list of texts or a grammar, checked before it runs.
+"""Constraints on an answer, checked before the model runs: a JSON schema, regular expression, list of texts or grammar.
 
 llguidance (extra ``guided``) compiles them. It was chosen over xgrammar, which needs transformers, Triton and pydantic:
 llguidance is one library without dependencies, and says of each JSON schema which keywords it cannot enforce.
@@ -54,7 +54,7 @@ class Constraint:
     is_schema: bool = False
 
     def compiled(self) -> str:
-        """Return the grammar as llguidance takes it."""
+        """Return the grammar as the JSON text that llguidance compiles."""
         answer: dict[str, Any] = {"name": "answer"}
         if self.is_schema:
             answer["json_schema"] = {**_object(json.loads(self.grammar)), "x-guidance": JSON_OPTIONS}
@@ -64,21 +64,21 @@ class Constraint:
 
     @property
     def digest(self) -> bytes:
-        """Its sha256."""
+        """The constraint's sha256."""
         return sha256(f"{self.is_schema} {self.grammar}".encode("utf-8", "surrogatepass")).digest()
 
     def check(self) -> None:
-        """Compile it, within llguidance's bounds."""
+        """Have llguidance check the constraint within :func:`limits`; raise a LucidError if it cannot be enforced."""
         if error := _error_of(self):
             raise LucidError(_message(error))
 
 
 class OncePerConstraint(Generic[T]):
-    """Caches a function of constraints by their digests, as grammars may have a million characters. Thread-safe.
+    """Caches what a function returns for each constraint, by its digest, as grammars may be long. Thread-safe.
 
     Args:
         find: The function; what it raises is not cached.
-        most: Constraints that are cached, the latest.
+        most: How many constraints are cached, those that were used last.
     """
 
     def __init__(self, find: Callable[[Constraint], T], most: int) -> None:
@@ -198,7 +198,7 @@ _error_of = OncePerConstraint(_library_error, 64)  # files of prompts repeat one
 
 
 def library() -> Any:
-    """Return llguidance."""
+    """Return the module llguidance; raise a LucidError if it is not installed."""
     try:
         import llguidance
     except ImportError as error:
@@ -226,7 +226,7 @@ def _object(schema: Any) -> dict[str, Any]:
 def _check_keywords(schema: Any) -> None:
     """Refuse keywords that llguidance accepts but does not enforce.
 
-    It does not keep names unique that come from ``additionalProperties``, so ``minProperties`` cannot count them.
+    It lets names that ``additionalProperties`` allows come twice, so ``minProperties`` cannot count them.
     """
     if isinstance(schema, dict) and "x-guidance" in schema:
         raise LucidError("The schema's keyword x-guidance changes how it is enforced; leave it out.")
@@ -240,7 +240,7 @@ def _check_keywords(schema: Any) -> None:
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield every object inside a schema that is a schema itself."""
+    """Yield a schema and all schemas inside it, as far as they are objects."""
     left: list[Any] = [schema]
     while left:  # no recursion: it may be nested deeply
         item = left.pop()

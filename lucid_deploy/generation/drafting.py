@@ -29,18 +29,18 @@ MODES = ("off", "lookup", "draft")
 
 MOST_DRAFTS = MOST - 1  # one place of the step is for the token that is known
 LONGEST = 4  # tokens of an n-gram
-_FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # drafted at first, by the length of what was found
+_FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # tokens drafted at first, by the length of the n-gram that was found
 _MOST_PAUSE = 63  # steps
 _FIRST_ROOM = 1024  # tokens
-_FIRST_LENGTH = 4  # that a model drafts
-_NOT_TOKENS = ("version", "truncation", "padding")  # of tokenizer.json: what does not say which token is which
+_FIRST_LENGTH = 4  # tokens that a model drafts at first
+_NOT_TOKENS = ("version", "truncation", "padding")  # keys of tokenizer.json that do not change the tokens' ids
 
 
 class Drafter(ABC):
     """Guesses the next tokens of one text; every token of the text is passed to it in order.
 
     Attributes:
-        chunk: Most tokens that one proposal may run through a model of its own; None: any number.
+        chunk: Most tokens of the text that one proposal may run through the drafter's own model; None: any number.
         ends: Tokens that end the answer; a proposal stops before the first of them.
     """
 
@@ -53,7 +53,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, most: int) -> list[int]:
-        """Return a guess of the next tokens, at most so many; an empty one means that a plain step is better."""
+        """Return a guess of up to ``most`` next tokens; an empty one means that a plain step is better."""
 
     @abstractmethod
     def learn(self, proposed: int, accepted: int) -> None:
@@ -67,9 +67,9 @@ MakeDrafter: TypeAlias = Callable[[], Drafter]
 class DraftLength:
     """The number of tokens to draft, adapted to how many are accepted; 0 for a while after failures.
 
-    A fully accepted proposal doubles the length; any other sets it to one more than was accepted. After a proposal
-    with no accepted token, drafting pauses for 1, 3, 7, … 63 steps, so that a text without repetition costs little
-    more than plain decoding.
+    A fully accepted proposal doubles the length; a partly accepted one sets it to one more than was accepted. One
+    without an accepted token halves it, and drafting pauses: for 1, 3, 7, … 63 steps after successive failures, so that
+    a text that cannot be guessed costs little more than plain decoding.
     """
 
     length: int
@@ -77,7 +77,7 @@ class DraftLength:
     pause: int = 0
 
     def now(self) -> int:
-        """Return how many tokens to draft now; 0 during a pause."""
+        """Return how many tokens to draft in this step; 0 during a pause, which the call shortens by a step."""
         if self.pause:
             self.pause -= 1
             return 0
@@ -97,8 +97,8 @@ class DraftLength:
 class LookupDrafter(Drafter):
     """Copies what followed the last earlier occurrence of the text's end (prompt lookup).
 
-    The longest n-gram of 4 to 1 tokens that occurred before is used. Each of the four lengths adapts by itself: what a
-    single token is followed by says little in prose, and much in a list that is copied.
+    The text's end is the longest n-gram, 4 to 1 tokens, that occurred before. How many tokens are copied is adapted for
+    each n separately: what followed a single token says little in prose, and much in a list that is copied.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class LookupDrafter(Drafter):
         # One pass finds the places of the last token. An index of n-grams took 7 ms to fill with 8192 tokens, and 100
         # times their memory.
         text, found = self._text, 0
-        places = longer = np.flatnonzero(text[:-1] == text[-1:]) + 1  # where the text goes on behind what is found
+        places = longer = np.flatnonzero(text[:-1] == text[-1:]) + 1  # where the text goes on after what was found
         while len(longer) and found < LONGEST:
             places, found = longer, found + 1
             longer = places[places > found]
@@ -135,7 +135,7 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return the tokens from a place on; beyond the end of the text, the copy continues with itself."""
+        """Return ``count`` tokens from ``start`` on, repeated at the text's end; stop before a token of ``ends``."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))
@@ -183,7 +183,7 @@ class ModelDrafter(Drafter):
         self._length.learn(proposed, accepted)
 
     def _catch_up(self, ahead: int) -> Array:
-        """Run the text's next tokens, at most a chunk; return the logits behind them, with room for some more."""
+        """Run the text's uncached tokens, up to a chunk, with room for ``ahead`` more; return the last one's logits."""
         new = np.array([self._ids[len(self._held) :][: self.chunk]], dtype=np.int64)
         make_room(self._session, self._cache, new.shape[1] + ahead)
         logits = (self._session.decode if new.shape[1] == 1 else self._session.prefill)(new, self._cache)
@@ -217,7 +217,7 @@ class ModelDrafters:
 
 
 def check_draft(artifact: Artifact, draft: Artifact) -> None:
-    """Check that an artifact can draft for another one: token ids must mean the same."""
+    """Check that ``draft`` can draft for ``artifact``: token ids mean the same, and rejected drafts can be removed."""
     if _tokens(artifact) != _tokens(draft):
         raise LucidError(
             f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so that its token ids mean "
@@ -251,8 +251,8 @@ def open_drafters(
 ) -> MakeDrafter | None:
     """Return a function that makes a drafter for each text; None without speculation.
 
-    ``draft`` is the artifact of the draft model, with the mode of that name; ``options`` apply
-    to it, except for an ablation and an adapter.
+    ``mode`` is one of :data:`MODES`. With the mode ``draft``, ``draft`` is the artifact of the draft model, which is
+    opened with ``options``, but without their ablation and adapter.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:
@@ -265,7 +265,7 @@ def open_drafters(
 
 
 def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = None) -> Artifact | None:
-    """Check what :func:`open_drafters` takes, and that the artifact's layers can go back; return the draft model's."""
+    """Check the arguments of :func:`open_drafters`, and that drafts can be verified; return the draft's artifact."""
     if mode not in MODES:
         raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
     if (draft is not None) != (mode == "draft"):

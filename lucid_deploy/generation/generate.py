@@ -88,9 +88,9 @@ class Generation:
 
 
 def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, counts: DraftCounts) -> Iterator[int]:
-    """Yield a row's tokens, from the logits ``(1, vocab)`` behind its prompt on.
+    """Yield a row's new tokens, the first one chosen from ``logits``, ``(1, vocab)``, those after its prompt.
 
-    The cache holds the prompt. Wherever the answer ends, is left or fails, it holds the tokens of ``row.ids`` only.
+    At first the cache holds the prompt; when the answer ends, fails or is left, the tokens of ``row.ids`` only.
     """
     chooser, limit, drafts = Chooser(session, counts), session.context_limit, list[int]()
     while True:
@@ -113,10 +113,10 @@ def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, co
 
 
 class Conversation:
-    """Answers the turns of a conversation: each prompt mostly begins with the one before and its answer.
+    """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
 
-    Caches are cut back to where two texts begin to differ. Those that cannot be cut (a state, or a window that has
-    dropped rows) start from the end of the last prompt, or from an empty cache.
+    The cache is cut back to where a new prompt differs from the text so far. If it cannot be (a state, or a window that
+    has dropped rows), a prompt that continues the last one starts from that one's cache, any other from an empty one.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.
@@ -156,7 +156,7 @@ class Conversation:
         self._cache, self._ids, self._prompt, self._turn = None, [], None, 0
 
     def answer(self, prompt_ids: list[int], progress: Callable[[int, int], None] | None = None) -> Iterator[int]:
-        """Yield the new token ids behind a prompt, the whole text so far. Close the iterator to end the answer early.
+        """Yield the new token ids after a prompt, which is the whole text so far. Close the iterator to end the answer.
 
         Args:
             progress: Called after each chunk of the new part of the prompt with (tokens done, tokens in all).
@@ -197,7 +197,7 @@ class Conversation:
         return self._sampling if seed is None else replace(self._sampling, seed=seed + self._turn)
 
     def _cache_of_beginning(self, prompt_ids: list[int]) -> Cache[Any]:
-        """Return a cache of as much of a prompt's beginning as there is, without its last token, which gives logits."""
+        """Return a cache of as much of a prompt's beginning as is cached; its last token must run for the logits."""
         shared = min(_common(self._ids, prompt_ids), len(prompt_ids) - 1)
         if self._cache is not None and shared > 0:
             try:

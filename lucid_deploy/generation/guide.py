@@ -37,13 +37,13 @@ _TRIALS, _TRIAL_LENGTH = 64, 6  # random texts that the bytes are checked with
 
 
 class Guide:
-    """Follows one answer through its constraint.
+    """Follows one answer through its constraint, to say which tokens may come next.
 
     Masks are computed in a pool (llguidance releases the GIL), those of costly constraints in another one. ``renew``
-    makes a matcher that shares nothing; None: there is none to try.
+    makes a matcher that shares no lexer with other answers, for when theirs is used up; None: there is none to try.
 
     Attributes:
-        mask: The next mask, bool ``(vocab,)``, and whether nothing but the end may come.
+        mask: Future of the next mask, bool ``(vocab,)``, and of whether the text is complete and nothing may follow.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Guide:
     def allowed(self) -> Array | None:
         """Return which tokens may come next, bool ``(vocab,)``; None if the text is complete and nothing may follow.
 
-        An end-of-sequence token is among them exactly when the text so far is complete. Waits for the mask; raises
-        NoTokenLeft if no token may come or the constraint is too costly.
+        An end-of-sequence token is among them exactly if the text so far is complete and ``may_end`` is set. Waits for
+        the mask; raises NoTokenLeft if no token may come or the constraint is too costly.
         """
         mask, complete = self.mask.result()
         return None if complete else mask
@@ -83,7 +83,7 @@ class Guide:
             return False
 
     def advance(self, token: int) -> None:
-        """Add a token that was chosen by the mask, and begin to compute the next one."""
+        """Add a token that was chosen by the mask, and begin to compute the next mask."""
         self.mask.exception()  # waits: the matcher is used by one thread at a time
         is_slow = self._seconds > SLOW_SHARE * self._most_seconds
         pool = self._slow_pool if is_slow else self._pool
@@ -112,7 +112,7 @@ class Guide:
         return self._compute()
 
     def _alone(self, error: str) -> tuple[Array, bool]:
-        """Switch to a matcher of its own: copies share a lexer, whose limits other answers may have used up."""
+        """Return the mask of a new matcher of its own: copies share a lexer, whose limits others may have used up."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -141,7 +141,7 @@ class Guide:
 class _Vocabulary:
     """The model's tokens in the form that llguidance's TokenizerWrapper reads.
 
-    Tokens that begin a text otherwise than they continue one have a second id for that, behind the model's own.
+    Tokens whose bytes differ at the beginning of a text have a second id for that place, after the model's own ids.
     """
 
     def __init__(self, tokenizer: TextTokenizer, size: int, ends: list[int]) -> None:
@@ -164,7 +164,7 @@ class _Vocabulary:
         self.special_token_ids = sorted({*special, *self.ends_known})
 
     def __call__(self, text: str) -> list[int]:
-        """Tokenize nothing, because no text is forced."""
+        """Return no tokens: only text that a grammar forces would be tokenized, and ``no_forcing`` leaves none."""
         return []
 
 
@@ -184,7 +184,7 @@ class GuideFactory:
     """Makes guides for one tokenizer, of any number of answers at once. Thread-safe.
 
     Args:
-        vocabulary: Tokens that the model knows.
+        vocabulary: Number of tokens that the model knows.
         ends: The model's end-of-sequence tokens.
         kept: How many compiled grammars are kept; each may take much memory.
     """
@@ -294,7 +294,7 @@ def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
 
 
 def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[bytes], later: list[bytes]) -> None:
-    """Compute the bytes of tokens from their decoded text, at the start and after another token."""
+    """Set the bytes of tokens in ``first`` and ``later`` from their text, decoded alone and after another token."""
     alone = tokenizer.decode_many([[token] for token in tokens])
     anchors = [token for token, text in zip(tokens, alone, strict=True) if text.isalpha() and text.isascii()]
     if not anchors:
@@ -310,7 +310,7 @@ def _by_decoding(tokenizer: TextTokenizer, tokens: Sequence[int], first: list[by
 
 
 def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], later: list[bytes]) -> None:
-    """Drop the space of a single-byte token at the beginning too, where the decoder does."""
+    """Make a token that is one space empty in ``first`` if the decoder drops it at the beginning of a text."""
     spaces = [token for token, data in enumerate(first) if data == b" "]
     for token, text in zip(spaces, tokenizer.decode_many([[token, anchor] for token in spaces]), strict=True):
         if text.encode() == later[anchor]:

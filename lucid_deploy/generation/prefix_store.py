@@ -1,16 +1,16 @@
-"""Caches of texts that were run before, stored once for every block of 32 tokens that texts begin with in common.
+"""A store for the caches of earlier texts, in blocks of 32 tokens; texts that begin alike share their first blocks.
 
-A block is found by a chain of hashes: of the owner and adapter, then of the digest before it and its own token ids. So
-equal digests mean equal texts from the first token on, and a block's rows (K and Y) are exact for every text that leads
-to it, because they depend on no later token.
+A block is found by its digest, a hash of the previous block's digest and the block's token ids; the chain begins with a
+hash of owner and adapter. So equal digests mean equal texts from the first token on, and a block's rows (K and Y) are
+exact for every text that leads to it, because they depend on no later token.
 
 Rows are copied into a cache when a request starts, and only the blocks that a text adds are copied back. The graphs
 read the rows of a text as one contiguous array: reading pages in place would take graphs with block tables. Copying
 costs little beside running: 16 to 30 ms for 1,000 tokens of SmolLM2-135M (46 MB), which run for 1.6 s on the same core.
 
 Rings and states change with every token, and no graph returns them as they were earlier. They can be copied only where
-a run of the graph ends: at a border of two chunks of a prompt. A block that ends there has them in ``state``, and a
-text with rings or states continues behind such blocks only; the tokens of an answer run again in the next turn.
+a run of the graph ends, such as after a chunk of a prompt. A block that ends there has them in ``state``. With rings or
+states a text continues after such a block only, so most tokens of an answer run again in the next turn.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BLOCK = 32  # tokens
 
 
 def token_bytes(layout: CacheLayout) -> int:
-    """Return the bytes that a token of a store's budget stands for; where there are no rows, a state is a block."""
+    """Return the bytes that a token of the budget stands for: its rows or, if there are none, 1 / 32 of the states."""
     return bytes_per_token(layout) or -(-_state_bytes(layout) // BLOCK)
 
 
 def _memory() -> float:
-    """Return the bytes of memory of this machine; infinity where the system does not say, as Windows."""
+    """Return the bytes of memory of this machine; infinity where the system does not say, as on Windows."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else float("inf")
 
 
@@ -51,14 +51,14 @@ def _state_bytes(layout: CacheLayout) -> int:
 
 @dataclass(eq=False)
 class Block:
-    """32 neighbouring tokens of a text, and what the cache holds for them.
+    """32 consecutive tokens of a text, and what the cache holds for them.
 
     Attributes:
-        digest: Of owner, adapter and all token ids of the text up to its last.
+        digest: Hash of owner, adapter and all token ids of the text up to the end of this block.
         parent: The digest of the block before it; empty for the first.
         rows: Its rows of each tensor, ``(heads, 32, width)``, in the order of the layout.
-        state: Rings and states behind its last token, in the order of the layout; None where there are none.
-        readers: Running requests that began with it; while there are any, it is not dropped.
+        state: Rings and states as they are after its last token, in the order of the layout; None: none are stored.
+        readers: Number of running requests whose prompt began with it; while there are any, it is not dropped.
     """
 
     digest: bytes
@@ -69,12 +69,12 @@ class Block:
 
 
 class PrefixStore:
-    """Stores the blocks of texts within a budget; the least recently used block that no request reads goes first.
+    """Stores the blocks of texts within a budget; drops the least recently used block that no request reads first.
 
     Blocks have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
     what another has asked. Keys and values depend on the adapter too, so texts of different adapters share nothing.
 
-    ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as many as take the same memory.
+    ``budget`` is the most tokens to store; 0 stores nothing. Rings and states count as tokens of the same memory.
     """
 
     def __init__(self, session: Session[Any], budget: int) -> None:
@@ -125,7 +125,7 @@ class PrefixStore:
         return self._cache(blocks, adapter), blocks
 
     def release(self, blocks: list[Block]) -> None:
-        """End what :meth:`find` began: the blocks may be dropped again."""
+        """Give back the blocks that :meth:`find` returned: the store may drop them again."""
         for block in blocks:
             block.readers -= 1
 
@@ -178,7 +178,7 @@ class PrefixStore:
             self._blocks.move_to_end(block.digest)
 
     def _make_room(self, wanted: int, chain: list[Block]) -> int:
-        """Drop blocks, but none of a chain, until so many fit; return how many more fit, at most ``wanted``."""
+        """Drop unread blocks outside ``chain`` until ``wanted`` more fit; return how many fit, up to ``wanted``."""
         for block in chain:
             block.readers += 1
         while self._used + wanted > self.capacity:
@@ -191,7 +191,7 @@ class PrefixStore:
         return max(0, min(wanted, self.capacity - self._used))
 
     def _stored(self, cache: Cache[Any]) -> list[tuple[CacheTensor, Array]]:
-        """Return a cache's tensors in their stored form, such as int8 and scales; they may share memory with it."""
+        """Return a cache's tensors with their descriptions, in stored form (int8 and scales); memory may be shared."""
         layers = cache.layers  # numpy arrays where the session decodes in buffers, perhaps with room behind the rows
         if self._session.in_place is None:
             pairs = zip(self._session.layer_arrays(cache), self._session.layout, strict=True)

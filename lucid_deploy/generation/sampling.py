@@ -28,13 +28,13 @@ class Sampling:
     Attributes:
         temperature: 0 takes the most likely token; above, logits are divided by it before sampling.
         top_k: Sample among this many most likely tokens; 0 is all.
-        top_p: Sample among the most likely tokens whose probabilities reach this sum; 1 is all.
-        seed: Of the random generator; None draws one.
+        top_p: Sample among the fewest most likely tokens whose probabilities add up to this; 1 is all.
+        seed: Seed of the random generator; None: a random one.
         min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
         presence_penalty: Subtracted from the logit of every token that was generated before.
-        frequency_penalty: Subtracted once for each time that it was generated.
-        repetition_penalty: Tokens of prompt and answer have positive logits divided by it and others multiplied, 0.01
-            to 100; 1 is none.
+        frequency_penalty: Subtracted from a token's logit once for each time that the token was generated.
+        repetition_penalty: Divides the positive logits of tokens that prompt or answer have, and multiplies their
+            negative ones; 0.01 to 100, 1 is none.
         logit_bias: Pairs (token id, number added to its logit).
         bad_words: Sequences of token ids that never occur in an answer.
     """
@@ -93,18 +93,18 @@ class Sampling:
 class LogitAdjustment:
     """Adjusts the logits of one answer: penalties, biases and bad words.
 
-    With c the number of times that a token was generated before (OpenAI's formula), and seen the tokens of prompt and
-    answer (the CTRL paper's, arXiv 1909.05858, as transformers and vLLM have it):
+    The logit x of a token becomes as follows; c is how often the token was generated before (OpenAI's formula), *seen*
+    means that prompt or answer has it (the CTRL paper's, arXiv 1909.05858, as transformers and vLLM have it):
 
         x ← −∞ where the token would complete a bad word;   x ← x + bias
         x ← x / repetition where x > 0 and seen;            x ← x · repetition where x ≤ 0 and seen
         x ← x − frequency · c − presence · (c > 0)
 
-    The prompt's tokens do not begin a bad word.
+    A bad word counts if all of it is generated: none begins in the prompt.
 
     Attributes:
-        slopes: By how much the last adjusted logits change with the model's, float64 ``(vocab,)``: repetition scales
-            them; None: by as much.
+        slopes: Derivatives of the last adjusted logits by the model's logits, float64 ``(vocab,)``, which are not 1
+            where a repetition penalty scales logits; None: all are 1.
     """
 
     slopes: Array | None = None
@@ -166,8 +166,8 @@ class Sampler:
 
     Attributes:
         sampling: How tokens are chosen.
-        chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ where no token was allowed.
-        slopes: Of these, as :attr:`LogitAdjustment.slopes`.
+        chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ for tokens that were not allowed.
+        slopes: Derivatives of these by the model's logits, as :attr:`LogitAdjustment.slopes`.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
@@ -187,7 +187,7 @@ class Sampler:
 
     @property
     def slopes(self) -> Array | None:
-        """See the class."""
+        """Derivatives of the last adjusted logits, see :attr:`LogitAdjustment.slopes`; None: all are 1."""
         return None if self._adjustment is None else self._adjustment.slopes
 
     def __call__(self, logits: Array, allowed: Array | None = None) -> int:
@@ -222,7 +222,7 @@ class Sampler:
 
 
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
-    """Return the distribution that is sampled: temperature, min-p, top-k, top-p in this order; float64 ``(vocab,)``.
+    """Return the probabilities to draw from, after temperature, min-p, top-k and top-p in turn; float64 ``(vocab,)``.
 
     A logit of −∞ has probability 0.
     """
@@ -254,7 +254,7 @@ def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
 
 
 def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[int, ...], ...]:
-    """Return the token ids of each word, as it begins a text and as it follows a space; vLLM forbids both too."""
+    """Return the token ids of each word at the start of a text and, if they differ, after a space, as vLLM does."""
     found: list[tuple[int, ...]] = []
     for word in words:
         if not word.strip():

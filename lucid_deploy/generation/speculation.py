@@ -2,10 +2,10 @@
 
 Speculative decoding: one step runs guessed tokens too, and their logits are used if the guess is right.
 
-    1. The model runs the token that was chosen and the drafted ones behind it in one step, for the logits of all.
-    2. The next token is chosen from the logits behind the first, as in plain decoding. If it is the first draft, the
-       logits behind that are there already, and so on.
-    3. When another token is chosen, the cache rows of the drafts not used are dropped, which is exact: Y never changes.
+    1. The model runs the token that was chosen and the drafted ones after it in one step, for the logits of all.
+    2. The next token is chosen from the logits of the chosen token, as in plain decoding. If it is the first draft, the
+       logits of that draft are there already, and so on.
+    3. When another token is chosen, the cache rows of unused drafts are dropped; this is exact: rows of Y never change.
 
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
 random numbers of a seed. For a drafter that proposes x with certainty this is rejection sampling: x is accepted with
@@ -32,15 +32,15 @@ log = logging.getLogger("lucid_deploy.generation")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
 # … and in half precision: in one step the gap of two logits moved by up to 0.0012 in float16, and 0.0081 in bfloat16.
 _NEAR |= {"float16": 1e-2, "bfloat16": 8 * 2.0**-8}
-# Most that a cached number is off, of its row's largest.
+# Largest rounding error of a cached value, as a share of the largest value in its row.
 _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# Of these. In one step the gap of two logits moved by up to 0.4 of one. Over an answer such steps add up: with int8,
-# answers differed first at gaps of up to 5.3.
+# How many such errors count as near. In one step the gap of two logits moved by up to 0.4 of one error. Over an answer
+# such steps add up: with int8, answers differed first at gaps of up to 5.3 errors.
 _REACH = {"int8": 8}
 _REACH_ELSE = 2
-# Inputs of products that are rounded: one that sums in another order put on the other side of a half moves by a whole
-# step, and others after it. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8; over an answer with
-# int8, answers differed first at gaps of up to 0.058, see docs/speculation.md.
+# For products whose inputs are rounded: where another order of sums rounds an input the other way, it moves by a whole
+# step, and later inputs move with it. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8;
+# over an answer with int8, answers differed first at gaps of up to 0.058, see docs/speculation.md.
 _INPUTS = {"int8": 8 / 127, "fp8": 32 / 448}
 
 
@@ -63,7 +63,7 @@ class DraftCounts:
 
 
 def prepare_speculation(session: Session[Any]) -> None:
-    """Load the graph that verifies drafts."""
+    """Load the graph that verifies drafts; raise a LucidError if the session has none."""
     reason = session.multi_token_unsupported_reason
     if reason is not None:
         raise LucidError(f"--speculate cannot be used: {reason}. Leave it out.")
@@ -73,8 +73,8 @@ def prepare_speculation(session: Session[Any]) -> None:
 def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
     """Return by how much a verifying step may change the difference of two logits, relative to the largest logit.
 
-    Sums are in another order. Where the cache rounds, new tokens may see each other as they were before, and a number
-    may fall to the other side of a half; so may inputs of products that are rounded to 8 bits.
+    The step sums in another order. With a rounded cache, new tokens may see each other's values before rounding, and a
+    value may be rounded the other way; so may inputs of products that are rounded to 8 bits (``rounded_inputs``).
     """
     shares = [_NEAR.get(dtype, _NEAR["bfloat16"]), _INPUTS.get(rounded_inputs or "", 0.0)]
     if cache_dtype != dtype:
@@ -85,8 +85,8 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
 def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | None = None) -> bool:
     """Whether the two best tokens are so close that rounding may decide between them.
 
-    ``adjusted`` was made of the model's ``logits``, both ``(vocab,)``, and changes with them by ``slopes`` (None: by as
-    much); ``share`` is what :func:`near_share` returns.
+    ``adjusted`` was made of the model's ``logits``; ``slopes`` are its derivatives by them (None: all are 1), and all
+    three are ``(vocab,)``. ``share`` is what :func:`near_share` returns.
     """
     first = int(adjusted.argmax())
     near = share * max(logits.max(), -logits.min())
@@ -97,11 +97,11 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | No
 
 @dataclass
 class Row:
-    """An answer that is generated.
+    """An answer that is being generated.
 
     Attributes:
-        ids: Tokens in its cache.
-        next: The token to run next; at first the last one of the prompt.
+        ids: Tokens before ``next``, all of them in its cache.
+        next: The newest token, which the next step runs; at first the prompt's last, which has run already.
         count: New tokens so far.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
         pending: Logits ``(vocab,)`` that wait for the guide's mask; None: nothing waits.
@@ -134,8 +134,8 @@ class Chooser:
     """Chooses the tokens of rows.
 
     Attributes:
-        deadline: Until when a choice may wait for the mask of a constraint, by :func:`time.monotonic`; None: it waits
-            until the mask is there.
+        deadline: Time up to which a choice may wait for the mask of a constraint, by :func:`time.monotonic`; None: it
+            waits until the mask is there.
     """
 
     def __init__(self, session: Session[Any], counts: DraftCounts) -> None:
@@ -145,14 +145,14 @@ class Chooser:
         self.deadline: float | None = None
 
     def follow(self, row: Row, drafts: list[int], logits: Array) -> Iterator[Choice]:
-        """Choose a row's tokens for as long as its drafts are right, each when it is asked for.
+        """Yield a row's new tokens for as long as its drafts are right; choose each only when the caller asks for it.
 
-        What ran and is right is added to ``row.ids``; the rest is to be dropped from the cache, whether the row goes
-        on, ends, fails, or is left before its drafts are used up.
+        Tokens that ran and are right are added to ``row.ids``. The caller drops the others from the cache, whether the
+        row goes on, ends, fails, or is left before its drafts are used up.
 
         Args:
-            drafts: The tokens that ran after its next token.
-            logits: After that token and after each draft, ``(1 + drafts, vocab)``.
+            drafts: The tokens that ran after ``row.next``.
+            logits: Logits after ``row.next`` and after each draft, ``(1 + drafts, vocab)``.
 
         Raises:
             NoTokenLeft: See :meth:`Sampler.__call__` and :meth:`Guide.allowed`.
@@ -171,7 +171,7 @@ class Chooser:
             row.drafter.learn(len(drafts), right)
 
     def _choose(self, row: Row, logits: Array, draft: int | None) -> Choice | None:
-        """Choose a row's next token, unless it ends before it or the mask of its guide is not ready in time."""
+        """Return a row's next token; None if the answer ends here, or the mask of its guide is not ready in time."""
         row.pending, allowed = None, None
         if row.guide is not None:
             if self.deadline is not None and not row.guide.wait(max(0.0, self.deadline - time.monotonic())):
@@ -202,9 +202,9 @@ class Chooser:
 
 
 def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:
-    """Return drafts of each running row, none for many; a step runs as many columns as the longest needs.
+    """Return the drafts of each running row, so few that a step runs at most :data:`STEP_TOKENS` tokens, or none.
 
-    Rows of a growing cache end in the same column, so the longest row decides what the context has room for.
+    Rows of a growing cache end in the same column, so the row with the most tokens limits the drafts of all.
     """
     most = min(MOST_DRAFTS, STEP_TOKENS // len(rows) - 1)
     if context_limit is not None:

@@ -23,9 +23,9 @@ class TextStream:
     The pieces together are the text of all ids decoded at once, for decoders that never change text that is complete
     (all common ones). The work per token does not grow with the text.
 
-    Tokens go through the library's ``DecodeStream``. If bytes never become a character, that holds tokens back for
+    Tokens go through the ``DecodeStream`` of tokenizers. If bytes never become a character, it holds tokens back for
     ever and decodes all of them again at each step. So after some tokens this class decodes them itself, together with
-    the last pieces before them. Bytes that never become a character come out as U+FFFD, one each.
+    the last pieces before them. Bytes that never become a character come out as U+FFFD.
 
     Special tokens have no text unless they are among those ``shown``.
     """
@@ -74,7 +74,7 @@ class TextStream:
         return self._tokenizer.decode(context + ids)[len(self._tokenizer.decode(context)) :]
 
     def _release(self, count: int, text: str) -> str:
-        """Return the text of the first buffered ids, and drop them."""
+        """Move the first ``count`` held ids, whose text is ``text``, to the context; return the text."""
         self._context.append((self._held[:count], text))
         self._held = self._held[count:]
         if any(piece for _, piece in self._context[-_CONTEXT:]):  # else a decoder might take what follows for the start
@@ -138,16 +138,16 @@ def check_stops(stops: Sequence[str]) -> None:
 
 
 class AnswerText:
-    """The text of one generation: tokens in, text that may be shown out. It ends before the first stop string.
+    """Turns the tokens of one generation into text that may be shown, which ends before the first stop string.
 
     Attributes:
-        decoded: Characters of all tokens so far, of a stop string and what follows it too.
-        shown: Characters that were given out; they are final.
-        stopped: Whether a stop string has ended the text; tokens after that change nothing.
+        decoded: Number of characters of all tokens so far, including a stop string and what follows it.
+        shown: Number of characters that were returned; they are final.
+        stopped: Whether a stop string has ended the text; tokens after that add no text.
 
     Args:
         stops: Strings that end the text and are not part of it.
-        shown: Special tokens that are text all the same.
+        shown: Special tokens whose text is part of the answer all the same.
     """
 
     def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = (), shown: Sequence[int] = ()) -> None:
@@ -158,7 +158,7 @@ class AnswerText:
 
     @property
     def stopped(self) -> bool:
-        """See the class."""
+        """Whether a stop string has ended the text."""
         return self._stops.stopped
 
     @property
@@ -217,7 +217,7 @@ class TokenTexts:
         return text, text.encode("utf-8", "replace")
 
     def _bytes(self, token: int, piece: str) -> bytes | None:
-        """Return the bytes of a token in a byte-level vocabulary."""
+        """Return the bytes of a token such as ``<0x0A>``, or of a byte-level vocabulary; None for other tokens."""
         if match := _BYTE.fullmatch(piece):
             return bytes([int(match[1], 16)])
         if not self._byte_level or self._tokenizer.is_added(token):
@@ -228,8 +228,8 @@ class TokenTexts:
 
 @lru_cache(maxsize=1)
 def byte_alphabet() -> dict[str, int]:
-    """Return the letters that byte-level tokenizers write for bytes: printable ones stand for themselves, the others
-    for U+0100 and up in order.
+    """Return the byte that each letter of byte-level tokenizers stands for: they write printable bytes as themselves,
+    the others as U+0100 and up in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -247,7 +247,7 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token of a generation with its alternatives, most likely first; ``offset`` is where its text begins."""
+    """A chosen token, and the likeliest ones at its place, best first; its text begins after ``offset`` characters."""
 
     chosen: TokenText
     top: tuple[TokenText, ...]
@@ -282,7 +282,7 @@ class AnswerPieces:
         return self._text.stopped
 
     def push(self, token: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> TextPiece:
-        """Add a token; return what it makes known."""
+        """Add a token; return the text that may be shown now, and the log-probabilities of its tokens."""
         if self._logprobs:
             assert logprob is not None  # it was asked for
             named = tuple(self._named(*each) for each in top)

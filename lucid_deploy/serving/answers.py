@@ -21,8 +21,8 @@ Events = list[dict[str, Any]]
 class Answer:
     """Builds an answer of ``/v1/completions`` or ``/v1/chat/completions``.
 
-    Every event of the engine goes through ``chunks`` and ``closing``, which return what a stream sends. ``whole`` is
-    the answer that is not streamed.
+    Every piece of text goes through ``chunks``, and every generation's end through ``closing``; these return what a
+    stream sends. ``whole`` returns the answer if it is not streamed.
     """
 
     end_of_stream = b"data: [DONE]\n\n"
@@ -81,7 +81,7 @@ class Answer:
         return kind + b"data: " + msgspec.json.encode(event) + b"\n\n"
 
     def _show(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> Events:
-        """Return what a stream sends of what is new."""
+        """Return the chunk that tells a stream's client of new text or calls, ``delta``, or of the end, ``reason``."""
         content = {"delta": delta} if self.job.chat else {"text": delta.get("content", "")}
         choice = {"index": row, **content, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
@@ -100,7 +100,7 @@ class _Choice:
         self._logprobs: list[Any] = []
 
     def add(self, piece: TextPiece) -> tuple[Delta, dict[str, Any] | None]:
-        """Add a piece of the generation; return what is new of its text and its log-probabilities."""
+        """Add a piece of the generation; return the new text and calls, and the log-probabilities as JSON."""
         # Encode now: encoding all of a long answer at its end would block the event loop.
         encoded = [_chat_logprob(item) if self._chat else _completion_logprob(item) for item in piece.logprobs]
         if not self._stream:
@@ -112,7 +112,7 @@ class _Choice:
     def end(self, reason: str) -> Delta:
         """End the generation; return what is left to show.
 
-        The reason is ``tool_calls``, unless a stop string has cut a call, which must not be carried out.
+        The reason ``stop`` becomes ``tool_calls`` if there are calls, none of which was cut by a stop string.
         """
         self.reason = reason
         if self._parser is None:

@@ -171,7 +171,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
 
 
 def _take(exchange: Exchange, answer: Answer, event: TextPiece, token_times: dict[int, float]) -> Events:
-    """Add an event to the answer; return what a stream sends for it. ``token_times``: of each generation's last."""
+    """Add an event to the answer; return what a stream sends for it. ``token_times``: when a row's last token came."""
     if event.tokens:
         metrics, now = exchange.service.metrics, time.perf_counter()
         if exchange.first_token is None:

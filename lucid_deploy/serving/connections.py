@@ -1,6 +1,6 @@
 """Connections: uvicorn's protocol, with bounds on how many are open, what they send and how long they wait.
 
-A connection that exceeds a bound is cut without an answer: a reverse proxy has the words for it.
+A connection that exceeds a bound is cut without an answer; a reverse proxy in front can answer such clients.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class ConnectionLimits:
     """What the connections of a server share."""
 
     most: int  # connections that may be open
-    idle_seconds: float  # that one may wait for its client: for a whole request, after the answer, or to read that
+    idle_seconds: float  # to wait for a client: to send a whole request, to read the answer, or to send another request
     waiting: dict[Connection, None] = field(default_factory=dict)  # connections that wait, the longest wait first
 
 
 class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """One connection. The one that waits longest for its client makes room for a new one."""
+    """One connection. If a new one is too many, the one that has waited longest for its client is cut."""
 
     def __init__(self, limits: ConnectionLimits, **rest: Any) -> None:
         super().__init__(**rest)

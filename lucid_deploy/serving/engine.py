@@ -47,7 +47,7 @@ class EngineOptions:
     prefix_tokens: int | None = None  # tokens of finished prompts kept for reuse; None: what PREFIX_BYTES hold
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
-    draft: str | None = None  # artifact of the draft model, with ``draft``
+    draft: str | None = None  # artifact of the draft model, if ``speculate`` is ``draft``
     most_step_seconds: float = 300.0  # a step of the model that takes longer fails health checks
 
 
@@ -149,7 +149,7 @@ class Engine:
         return dict(self._gauges)
 
     def submit(self, requests: list[Request]) -> JobEvents:
-        """Queue generations of one client, all or none. Call it in an event loop."""
+        """Queue one client's generations and return their events; ApiError if not all fit. Call it in an event loop."""
         client = requests[0].client
         with self._lock:
             if self.state != "ready":
@@ -189,7 +189,7 @@ class Engine:
             self._die(None)
 
     def _take_commands(self, batcher: Batcher) -> bool:
-        """Run the commands that came since the last step; wait for one if nothing runs."""
+        """Run the commands that came since the last step; wait for one if nothing runs. Return False at ``stop``."""
         while True:
             if batcher.idle:
                 self._observe(batcher)
@@ -296,7 +296,7 @@ def _deliver_all(jobs: dict[JobEvents, list[tuple[int, Any]]]) -> None:
 
 
 def open_checked(directory: str) -> Artifact:
-    """Open the artifact that is to be served; cheap, before anything starts."""
+    """Open the artifact that is to be served, and check that it has a tokenizer; cheap, so done before all else."""
     artifact = open_artifact(directory)
     if not (artifact.directory / "tokenizer.json").is_file():
         raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
@@ -306,7 +306,7 @@ def open_checked(directory: str) -> Artifact:
 def _prefix_tokens(session: Session[Any]) -> int:
     """Return how many tokens of stored prefixes :data:`PREFIX_BYTES` hold, at most :data:`PREFIX_TOKENS`.
 
-    Caches of engines lie in the GPU's memory, and storing copies them to the computer's: there it must be asked for.
+    With TensorRT engines it is 0: their caches lie in GPU memory, so prefixes are copied out of it only if asked for.
     """
     from lucid_deploy.generation.prefix_store import token_bytes
 

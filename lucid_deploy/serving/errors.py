@@ -27,11 +27,11 @@ class ApiError(Exception):
 
 
 def queue_full(retry_after: int = 1) -> ApiError:
-    """Return the 429 for a full queue."""
+    """Return the error for a full queue, status 429; the client may try again in ``retry_after`` seconds."""
     message = f"The queue is full. Try again in {retry_after} s."
     return ApiError(429, message, "queue_full", headers={"Retry-After": str(retry_after)})
 
 
 def unavailable(message: str, code: str) -> ApiError:
-    """Return the 503 of a server that is loading, stopping or broken."""
+    """Return an error with status 503: the server cannot take the request now, but perhaps in 5 seconds."""
     return ApiError(503, message, code, headers={"Retry-After": "5"})

@@ -160,7 +160,7 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
 
 
 class InputItem(Fields, kw_only=True, frozen=True):
-    """A message, a call or the result of one. The output of an earlier answer can be sent back unchanged."""
+    """A message, a call or a call's result. The output of an earlier answer can be sent back unchanged."""
 
     id: Harmless = None
     status: Harmless = None
@@ -221,7 +221,7 @@ BODIES: dict[Kind, type[CompletionRequest | ChatRequest | ResponseRequest]] = {
 
 
 def drop_without_effect(raw: dict[str, Any]) -> None:
-    """Drop fields that have no effect from a parsed body; refuse those of :data:`NEUTRAL` that would have one."""
+    """Drop fields without effect from a parsed body; refuse fields of :data:`NEUTRAL` whose value would have one."""
     for name in HARMLESS:
         raw.pop(name, None)
     for path, neutral in NEUTRAL.items():

@@ -1,4 +1,4 @@
-"""Around every request: key and host, the body's arrival, cancellation, the log and metrics."""
+"""What is done around every request: check key and host, receive the body, cancel, log and count in the metrics."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Service:
         self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check_ready(self) -> None:
-        """Refuse requests while loading, stopping or broken."""
+        """Raise an ApiError while the server is loading, stopping or broken."""
         state = "draining" if self.draining else self.backend.state
         if state != "ready":
             raise unavailable(*STATES[state])
@@ -154,7 +154,7 @@ class Exchange:
         self.key = key or ""
 
     async def body(self) -> bytes:
-        """Return the body once it is there, whatever its headers say of the size; then the request counts as busy."""
+        """Receive and return the body, whose size is checked whatever its headers say; count the request as busy."""
         service = self.service
         service.check_ready()
         kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
@@ -175,14 +175,14 @@ class Exchange:
         return bytes(body)
 
     async def read(self, body: bytes) -> Job:
-        """Return what the body asks for."""
+        """Return the job that the body asks for."""
         assert self.kind is not None
         job = await self.service.readers.read(body, self.kind, self.key)
         self.count(0)
         return job
 
     def count(self, size: int) -> None:
-        """Count so many bytes of the body, instead of those before."""
+        """Count ``size`` bytes of the body instead of those before; refuse if all bodies take too much memory."""
         service, more = self.service, max(0, size - FREE_BYTES) - self._counted
         if more > 0 and service.body_memory + more > service.most_body_memory:
             raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
@@ -190,7 +190,7 @@ class Exchange:
         service.body_memory += more
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, once the body is there; cancel it when the client leaves, time is over or the server ends."""
+        """Await ``work`` after the body was read; cancel it when the client leaves, time is over or the server ends."""
         seconds, ending = self.service.api.seconds, self.service.ending
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._until_gone())
         try:
@@ -229,7 +229,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b"".join(frames), "more_body": not end})
 
     async def refuse(self, error: ApiError) -> None:
-        """Answer with an error, or end with it the stream that has begun."""
+        """Answer with an error; if the answer is a stream that has begun, send the error as its end."""
         self.service.metrics.rejected.labels(error.code).inc()
         self.error = error.code
         if self.status == 499:

@@ -47,7 +47,7 @@ class Job:
         return sum(len(prompt) for prompt in self.prompts)
 
     def requests(self) -> list[Request]:
-        """Return one for each generation."""
+        """Return a request to the engine for each generation."""
         common, seed = self.request, self.request.sampling.seed
         samplings = [replace(common.sampling, seed=None if seed is None else seed + i) for i in range(self.n)]
         return [replace(common, prompt_ids=list(ids), sampling=each) for ids in self.prompts for each in samplings]
@@ -60,7 +60,7 @@ def make_backend(options: EngineOptions) -> LocalBackend:
 
 
 class LocalBackend:
-    """The engine of this process. Ray's has the same methods."""
+    """Runs jobs on the engine of this process. ``RayBackend`` has the same methods."""
 
     def __init__(self, engine: Engine, tokenizer: TextTokenizer, most_step_seconds: float = math.inf) -> None:
         self.engine = engine
@@ -100,7 +100,7 @@ class LocalBackend:
 
 
 class RowText:
-    """One generation for its client: tokens as text, and its end."""
+    """Turns the engine's events of one generation into pieces of text for the client."""
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         text = AnswerText(tokenizer, job.stops, job.shown_tokens)

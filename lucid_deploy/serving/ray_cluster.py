@@ -1,4 +1,4 @@
-"""The same application on Ray Serve: front doors with the HTTP API, and engines behind them, each with a batcher."""
+"""The HTTP application on Ray Serve: front doors with the API, and behind them engines, each with a batcher."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ClusterOptions:
 
 
 def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT. The artifacts must exist on every machine of the cluster."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; call ``ready`` once it serves. Every machine must have the artifacts."""
     own = cluster.address is None
     if own:
         if cluster.port == 0:
@@ -178,8 +178,8 @@ class EngineReplica:
 class RayBackend:
     """The engines behind a front door.
 
-    A request whose engine ends before anything came from it goes to another one; later, its client gets an error. With
-    ``to_zero`` there may be no engine: requests wait for the first one, and no probe is sent, which would start it.
+    A request whose engine ends before any output goes to another engine, once; otherwise its client gets an error. With
+    ``to_zero`` there may be no engine: requests wait until one has started. No probe is sent, as it would start one.
     """
 
     def __init__(self, handle: DeploymentHandle, to_zero: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""From nothing to a running application on Ray Serve, or to the reason why it does not run."""
+"""Start an application on Ray Serve, with a cluster if there is none, or find the reason why it does not run."""
 
 from __future__ import annotations
 

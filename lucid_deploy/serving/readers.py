@@ -26,13 +26,13 @@ ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 
 
 def reader_process(setup: ReaderSetup) -> BoundedProcess:
-    """Return a process that reads for a setup, not started; its ``ready`` says whether it can read chats."""
+    """Return a process, not started, that reads requests; its ``ready`` says whether it can read chats."""
     memory = max(256 << 20, 64 * setup.body_bytes)  # parsed, "[]," is 80 bytes for 3
     return BoundedProcess(__name__, setup, Bounds(setup.reading_seconds, memory), WHAT)
 
 
 def open_reader(setup: ReaderSetup, bounds: Bounds) -> tuple[bool, Callable[[tuple[Kind, bytes]], Job | ApiError]]:
-    """Load what a reader process needs; return whether it can read chats, and what reads a body."""
+    """Load what a reader process needs; return whether it can read chats, and the function that reads a body."""
     directory = Path(setup.directory)
     tokenizer = TextTokenizer(directory)
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
@@ -51,7 +51,7 @@ def open_reader(setup: ReaderSetup, bounds: Bounds) -> tuple[bool, Callable[[tup
 class ReaderPool:
     """Reads bodies, as many at once as there are processes; others wait in order, but clients take turns.
 
-    Bodies that may be costly to read leave one reader to the others, if there are several.
+    Bodies that may be costly to read leave one reader free for other bodies, if there are several readers.
     """
 
     def __init__(self, setup: ReaderSetup, count: int) -> None:

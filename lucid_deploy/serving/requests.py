@@ -26,12 +26,12 @@ DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 
 @dataclass(frozen=True)
 class ReaderSetup:
-    """Which model requests are read for, what they may ask for, and what reading one may cost."""
+    """The model that requests are for, what they may ask for, and what reading a request may cost."""
 
     directory: str
     models: tuple[str, ...]  # the name of the base, then those of its adapters
     context: int  # tokens of prompt and answer together
-    vocabulary: int  # words the model knows
+    vocabulary: int  # tokens that the model knows
     prompt_tokens: int  # tokens of one prompt
     new_tokens: int  # new tokens of one generation
     choices: int  # generations of one request: prompts times ``n``
@@ -40,7 +40,7 @@ class ReaderSetup:
 
 
 class RequestReader:
-    """Read the bodies of requests for a model and its adapters; the name of the model in a request chooses one."""
+    """Reads the bodies of requests for a model and its adapters; the field ``model`` names the model or an adapter."""
 
     def __init__(self, setup: ReaderSetup, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
         self._limits, self._tokenizer, self._templates = setup, tokenizer, templates
@@ -93,7 +93,7 @@ class RequestReader:
         return replace(self._chat(as_chat(body)), include_usage=False, response=repeated_fields(body))
 
     def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
-        """Return the token ids of a prompt; refuse those that the model cannot take."""
+        """Return the token ids of a prompt from the field ``name``; refuse a prompt that cannot be run."""
         limits, ids = self._limits, prompt
         if isinstance(ids, str):
             try:  # a template writes special tokens itself
@@ -121,7 +121,7 @@ class RequestReader:
         top_logprobs: int | None,
         tools: ToolUse | None = None,
     ) -> Job:
-        """Return the job for prompts, which the field ``name`` holds."""
+        """Return the job for the prompts ``items``, which the field ``name`` of the body holds."""
         limits = self._limits
         n = _within("n", body.n, limits.choices) or 1
         rows = len(items) * n
@@ -177,7 +177,7 @@ class RequestReader:
         return sampling
 
     def _constraint(self, body: fields.SamplingFields, tools: ToolUse | None) -> Constraint | None:
-        """Return what the answer must be, None if it is free; refuse what no answer can begin."""
+        """Return the constraint on the answer, None if there is none; refuse one that allows no first token."""
         given = {name: value for name in NAMES if (value := getattr(body, name)) is not None}
         form, name, found = body.response_format, next(iter(given), "response_format"), None
         if given and isinstance(form, fields.AnyObject | fields.SchemaFormat):

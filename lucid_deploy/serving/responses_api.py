@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, the part that needs no memory of earlier answers: read as a chat, answered by events."""
+"""OpenAI's Responses API without memory of earlier answers: its requests are read as chats and answered in its form."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NAMES_HERE = {
 
 
 def prepare(raw: dict[str, Any]) -> None:
-    """Drop fields without effect, and add the type of items that have none: they are messages."""
+    """Drop fields without effect, and give items of the input that have no type the type ``message``."""
     fields.drop_without_effect(raw)
     given = raw.get("input")
     for item in given if isinstance(given, list) else ():
@@ -51,7 +51,7 @@ def prepare(raw: dict[str, Any]) -> None:
 
 
 def with_names_of_responses(error: FieldError) -> FieldError:
-    """Return an error of the chat with the names that its fields have in a request for a response."""
+    """Return an error about a field of a chat under the name that the field has in ``/v1/responses``."""
     name = error.param or ""
     for pattern, here in _NAMES_HERE.items():
         name = re.sub(pattern, here, name)
@@ -82,13 +82,13 @@ def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
 
 
 def repeated_fields(body: fields.ResponseRequest) -> dict[str, bytes]:
-    """Return what an answer repeats of its request, as JSON, which costs the event loop nothing to copy."""
+    """Return what an answer repeats of its request, by field, encoded here so that the event loop need not do it."""
     given = {name: getattr(body, name, None) for name in DEFAULTS}
     return {name: msgspec.json.encode(value) for name, value in given.items() if value is not None}
 
 
 def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
-    """Return the input as messages of a chat; an assistant's calls in a row are one message."""
+    """Return the input as messages of a chat; calls join the assistant's message right before them, or begin one."""
     out = [] if body.instructions is None else [fields.Message(role="system", content=body.instructions)]
     items = body.input
     for item in [fields.InputMessage(role="user", content=items)] if isinstance(items, str) else items:
@@ -151,7 +151,7 @@ class ResponseAnswer(Answer):
         return {"type": f"response.{kind}", "sequence_number": self._number, **of_item, **deepcopy(more)}
 
     def _show(self, row: int, delta: Delta, logprobs: Any = None, reason: str | None = None) -> Events:
-        """Return text, then calls, as no text comes after a call."""
+        """Return the events of new text, then those of new calls: no text comes after a call."""
         events: Events = []
         text, logprobs = delta.get("content", ""), (logprobs or {}).get("content", [])
         if text or logprobs:

@@ -20,7 +20,7 @@ class ApiKeys(tuple[bytes, ...]):
     def identify(self, authorization: str | None) -> str | None:
         """Return the digest of the key in an ``Authorization`` header, in hexadecimal; None if the key is unknown.
 
-        It is empty where everyone may send requests. The time that it takes tells nothing about the keys.
+        The result is empty where everyone may send requests. The time of the check tells nothing about the keys.
         """
         if not self:
             return ""
@@ -31,7 +31,7 @@ class ApiKeys(tuple[bytes, ...]):
 
 
 def cache_owner(key: str, salt: str) -> str:
-    """Return the owner of the prefixes that a request stores: requests with the same key and the same salt."""
+    """Return the owner of the prefixes that a request stores: a digest of its key and salt, empty if it has neither."""
     return hashlib.sha256(f"{key} {salt}".encode()).hexdigest() if key or salt else ""
 
 

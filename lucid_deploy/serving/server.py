@@ -35,7 +35,7 @@ STEP_SECONDS = 5.0  # for the step that runs at the end
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Open the socket before the model is loaded, so that a port in use shows at once."""
+    """Return a listening socket; it is opened before the model is loaded, so that a port in use shows at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         opened = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -48,7 +48,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Handle SIGTERM, SIGINT and SIGHUP, unless nohup ignores that; return the handlers before."""
+    """Handle SIGTERM, SIGINT and, unless it is ignored as under nohup, SIGHUP; return the previous handlers."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
@@ -73,7 +73,7 @@ async def serve(
 ) -> None:
     """Load the model, call ``ready``, serve until SIGTERM, SIGINT or SIGHUP, and let running requests finish.
 
-    They get ``grace`` seconds. A connection may wait ``idle`` seconds for its client.
+    These get ``grace`` seconds. ``connections`` may be open at most, and wait ``idle`` seconds for their clients.
     """
     limits = ConnectionLimits(connections or 2 * engine.capacity + SPARE_CONNECTIONS, idle)
     with suppress(ImportError, ValueError):  # as many open files as the system allows; Windows does not count them

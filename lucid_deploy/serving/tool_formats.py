@@ -1,6 +1,6 @@
 """How models of a family write calls of tools, and the grammar of an answer that may call them.
 
-Formats are read from the files in ``tool_formats`` and found by the chat template.
+Formats are read from the files in ``tool_formats`` and recognized by texts in the chat template.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ FOLDER = Path(__file__).parent / "tool_formats"
 
 
 class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A way to write calls: ``opening``, then calls with ``between`` between them, then ``closing``.
+    """A way to write tool calls: ``opening``, then calls with ``between`` between them, then ``closing``.
 
     Attributes:
-        call: What stands before the name, between name and arguments, and behind the arguments, a JSON object.
+        call: Texts before a tool's name, between the name and its arguments (a JSON object), and after the arguments.
     """
 
     name: str  # the format's
@@ -43,12 +43,12 @@ class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @lru_cache(maxsize=1)
 def tool_formats() -> tuple[ToolFormat, ...]:
-    """Return all formats, by name."""
+    """Return all formats, in the order of their files' names."""
     return tuple(msgspec.json.decode(path.read_bytes(), type=ToolFormat) for path in sorted(FOLDER.glob("*.json")))
 
 
 def tool_format_of(template: str) -> ToolFormat | None:
-    """Return the format that a chat template is written for; None if it has no tools, or an unknown form of them."""
+    """Return the format that a chat template is written for; None if it has no tools, or calls in an unknown form."""
     for item in tool_formats():
         has = all(text in template for text in item.template)
         if has and not any(text in template for text in item.template_without):
@@ -59,12 +59,12 @@ def tool_format_of(template: str) -> ToolFormat | None:
 def tool_grammar(
     form: ToolFormat, schemas: Mapping[str, dict[str, Any]], must_call: bool, several: bool, trigger_token: int | None
 ) -> Constraint:
-    """Return what an answer must be.
+    """Return the constraint on an answer that may call tools, or must; ``several``: whether it may have several calls.
 
     Args:
-        schemas: The JSON schemas of the arguments, by the tools' names; each is checked.
-        must_call: Whether the answer is a call; else it may be text.
-        trigger_token: The special token that the trigger is, in vocabularies that have one.
+        schemas: The JSON schemas of the arguments, by the tools' names; they must have been checked.
+        must_call: Whether the answer must be a call; else it may be text.
+        trigger_token: The special token that spells the trigger; None if the vocabulary has none.
     """
     first = form.opening + form.call[0]
     rest = f"body {_literal(form.call[2], form, trigger_token)}"
@@ -95,7 +95,7 @@ def tool_grammar(
 
 
 def _literal(text: str, form: ToolFormat, trigger_token: int | None) -> str:
-    """Return a text as the grammar spells it; a trigger that is a special token is one there too."""
+    """Return a text as the grammar spells it, with ``trigger_token``, if there is one, for each trigger in it."""
     if trigger_token is None:
         return json.dumps(text, ensure_ascii=False) if text else ""
     parts = text.split(form.trigger)

@@ -1,4 +1,4 @@
-"""From the text of an answer, as it comes, to its content and its calls of tools."""
+"""Split the text of an answer, as it comes, into content and calls of tools."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Delta = dict[str, Any]  # what is new of an answer, as a chunk of a chat's strea
 
 
 class ToolCallParser:
-    """Reads one answer. A grammar holds answers to the format, so calls are never malformed; they may be cut.
+    """Reads one answer. A grammar holds answers to the format, so calls are never malformed, but may be cut off.
 
     A call comes with its id and name first, then its arguments in pieces, which are JSON together.
 
     Attributes:
-        calls: How many have begun.
+        calls: Number of calls that have begun.
     """
 
     def __init__(self, form: ToolFormat) -> None:
@@ -38,7 +38,7 @@ class ToolCallParser:
         return self.calls > 0 and not self._in_arguments
 
     def push(self, text: str) -> Delta:
-        """Add text; return what it makes known."""
+        """Add text of the answer; return the content and calls that are certain now."""
         self._buffer += text
         next(self._reading)
         return self._delta()

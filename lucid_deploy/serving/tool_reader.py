@@ -22,7 +22,7 @@ from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_g
 
 @dataclass(frozen=True)
 class ToolUse:
-    """What the tools of a request mean."""
+    """What the tools of a request mean for its prompt and its answer."""
 
     shown: list[dict[str, Any]]  # the tools as the template gets them
     form: ToolFormat  # how the answer writes calls
@@ -31,7 +31,7 @@ class ToolUse:
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
-    """Return what the tools of a body mean; None if it has none, or they must not be called."""
+    """Return what the tools in a request's body mean; None if it has no tools, or ``tool_choice`` is ``none``."""
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
