@@ -1,8 +1,8 @@
 """The table of our operators: domain, version, names, inputs, outputs, attributes and types.
 
 All code that names an operator reads the name here: ONNX schemas and nodes, PyTorch's custom operators, graph passes,
-engines, and C++ through ``hosts/operators_header.py``. The module imports nothing of ours, so that importing it is
-cheap.
+engines, and C++ through ``hosts/operators_header.py``. The module imports no other module of ours, so that it is
+cheap to import.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output.
+    """An input or output of an operator.
 
     Attributes:
         name: Its name.
         shape: Its axes.
         text: Its description.
-        type: A type, or ``T``: one of the operator's types, the same for all such tensors of a node.
+        type: Its type; ``T`` stands for one of the operator's types, the same for all ``T`` of a node.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A float attribute.
+    """A float attribute of an operator.
 
     Attributes:
         name: Its name.
@@ -48,7 +48,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator.
+    """One of our operators.
 
     Attributes:
         name: Name of the ONNX operator and of the TensorRT plugin.
@@ -80,7 +80,7 @@ class Operator:
 
     @property
     def required(self) -> tuple[Attribute, ...]:
-        """Names of the attributes that every node of the operator must have."""
+        """The attributes that every node of the operator must have."""
         return tuple(each for each in self.attributes if each.default is None)
 
     def place(self, name: str) -> int:
@@ -198,7 +198,7 @@ QUANTIZED_EXPERT_MATMUL = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of the two products and their sum.
+# Never in an artifact: onnxruntime sessions with our CPU kernels put it in place of two products by experts and a sum.
 QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     name="QuantizedExpertMatMulOffsets",
     text="QuantizedExpertMatMul by matrices with an offset per block.",
@@ -227,7 +227,7 @@ DECODE_ATTENTION_FLOAT16 = Operator(
 
 
 def _scaled_cache(dtype: str) -> tuple[Tensor, ...]:
-    """Return the inputs of a cache whose rows are divided by one scale each."""
+    """Return the inputs of a cache stored in ``dtype``: K and Y, each row divided by a scale, and these scales."""
     return (
         Tensor("K", _CACHE, "raw keys of the cache, divided by their scales", dtype),
         Tensor("Y", _CACHE, "preconditioned values of the cache, divided by their scales", dtype),
@@ -349,7 +349,7 @@ QUANTIZED_MATMUL_OFFSETS = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=QUANTIZED_MATMUL.types,
 )
-# In place of two Gather, two MatMul and an Add, for a few rows.
+# The same sessions put it in place of two Gather, two MatMul and an Add, for a few rows.
 ADAPTER_MATMUL = Operator(
     name="AdapterMatMul",
     text="Y + X · A · B with the A and B that each batch row chooses; 0 chooses none.",

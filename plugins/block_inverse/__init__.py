@@ -1,1 +1,1 @@
-"""Inverses of unit lower triangular blocks by merging smaller ones: stable for correlated keys."""
+"""Invert unit lower triangular blocks by merging inverses of smaller ones, which stays accurate for correlated keys."""

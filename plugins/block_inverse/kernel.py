@@ -10,7 +10,7 @@ LEAF = tl.constexpr(16)  # width of the blocks inverted by substitution: the sma
 
 @triton.jit
 def merge_halves(b_x, b_t, HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    """Merge the HALF-wide inverses in T in pairs: T − T (M ∘ X) T, where M selects the block between each pair."""
+    """Return T − T (M ∘ X) T, which merges T's HALF-wide inverses in pairs; M selects the block between each two."""
     o_row = tl.arange(0, BLOCK)[:, None]
     o_column = tl.arange(0, BLOCK)[None, :]
     m_merge = (o_row // (2 * HALF) == o_column // (2 * HALF)) & (o_row // HALF != o_column // HALF)
@@ -22,8 +22,8 @@ def merge_halves(b_x, b_t, HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: t
 def invert_unit_lower(b_x, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """Return (I + X)⁻¹ for a strictly lower triangular ``(BLOCK, BLOCK)`` X, in float32 and without cancellation.
 
-    All 16-wide diagonal blocks are inverted by substitution at once, then neighbours are merged until one is left.
-    Products have at least 16 bits (PRECISION), sums are float32.
+    All 16-wide diagonal blocks are inverted by substitution at once. Then neighbouring inverses are merged until one is
+    left. PRECISION gives the factors of products at least 16 significant bits; sums are float32.
     """
     N_LEAVES: tl.constexpr = BLOCK // LEAF
     o_block = tl.arange(0, N_LEAVES)

@@ -1,4 +1,4 @@
-"""Constants of the ONNX bodies that merge inverses: masks and the identity."""
+"""Constants of the ONNX function bodies that merge inverses: masks and the identity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEAF = 32  # width of the diagonal blocks that are inverted by masked products
 
 
 def _merge_masks() -> np.ndarray:
-    """Return the masks of ``reference.merge_masks``, made without PyTorch, float32 ``(5, 32, 32)``."""
+    """Return the masks of ``reference.merge_masks(32)``, made without PyTorch: float32 ``(5, 32, 32)``."""
     halves = 2 ** np.arange(LEAF.bit_length() - 1)
     block = np.arange(LEAF) // halves[:, None]  # which s-block an index lies in
     row, column = block[:, :, None], block[:, None, :]

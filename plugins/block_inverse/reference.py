@@ -1,4 +1,4 @@
-"""Reference implementation of inversion by merging, in any float type."""
+"""Reference implementation of inverting triangular matrices by merging, in any float type."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def invert_unit_lower(x: Tensor) -> Tensor:
-    """Return ``(I + X)⁻¹`` for strictly lower triangular X.
+    """Return ``(I + X)⁻¹`` for strictly lower triangular X, with the masks M_s of :func:`merge_masks`.
 
-    From T = I, for s = 1, 2, 4, …: T ← T − T (M_s ∘ X) T. After each step T holds the inverses of the 2s-blocks.
+    From T = I, for s = 1, 2, 4, …: T ← T − T (M_s ∘ X) T. Each step leaves the inverses of 2s-wide diagonal blocks.
 
     Args:
         x: ``(…, b, b)``, b a power of two, zero on and above the diagonal.

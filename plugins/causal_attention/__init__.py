@@ -1,1 +1,1 @@
-"""Causal softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V."""
+"""Causal softmax attention of new tokens over all tokens: LUCID's if the values are preconditioned, else standard."""

@@ -21,7 +21,7 @@ struct QueryTile {
     size_t rows, rounded, padded;
 };
 
-// Masks the columns after each row, where row r is column `offset` + r, and padding.
+// Masks padding and, for each row r, the columns after its own, which is `offset` + r.
 inline void hide(const QueryTile& tile, size_t columns, ptrdiff_t offset, const bool* mask) {
     for (size_t column = 0; column < columns; ++column) {
         float* weights = tile.weights + column * kRows;

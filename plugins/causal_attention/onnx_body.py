@@ -3,8 +3,8 @@
 onnxscript compiles the Python below to an ONNX function; it never runs as Python. It computes in float32 for models of
 every type, and makes no tensor of tokens × tokens.
 
-``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past tokens, ``T`` all
-of them.
+``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past tokens,
+``T = P + N``.
 """
 # mypy: ignore-errors
 

@@ -20,7 +20,7 @@ def causal_attention_reference(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | N
 
 
 def visible_tokens(new: int, total: int, mask: Tensor | None, device: torch.device) -> Tensor:
-    """Return which of ``total`` tokens each of the last ``new`` sees, bool ``(N, T)`` or with a mask ``(B, 1, N, T)``.
+    """Return which of ``total`` tokens each of the last ``new`` sees: bool ``(N, T)``; with a mask ``(B, 1, N, T)``.
 
     A token sees the earlier tokens that are not padding, and always itself, so that no row of the softmax is empty.
     """

@@ -1,6 +1,6 @@
 """Causal attention as the PyTorch custom operator ``lucid::causal_attention``, which tracing keeps as one node.
 
-Softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V.
+Softmax attention of new tokens over all tokens: LUCID's if the values are preconditioned, else standard.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, floa
     }
 }
 
-// Softmax of one query over the cache, the new tokens before its own, and its own.
+// Softmax of one query over the cache, the earlier new tokens and its own token.
 template <class T, class S>
 void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, const bool* tokens,
                 const float* y, float* sums) {

@@ -25,7 +25,7 @@ def decode_attention_fused(
     eps: float,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the scores of N·G query rows and N new keys in one product, and their sums over Y in another."""
+    """Return O and Y of the new tokens: one product gives scores of queries and new keys, another their sums over Y."""
     work = compute_dtype(q.dtype)
     batch, heads, past, width = k.shape
     groups, n, root_d = q.shape[1] // heads, q.shape[2], math.sqrt(width)

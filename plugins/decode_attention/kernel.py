@@ -2,7 +2,7 @@
 
 The weights of a new key, E = exp(k̂·k̂_j/√d − √d), are softmax weights with a known peak, √d (or √d + log L_ii, which
 also divides the row by L_ii). So queries and new keys share the product with K and the product with Y. For several new
-tokens a triangle of at most 16 × 16 remains, which is solved where the splits are joined.
+tokens a triangular system of at most 16 × 16 remains, which is solved when the splits of the cache are joined.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -231,7 +231,7 @@ def decode_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits for one new token, compute its Y, add it to the softmax; program ids: key/value head, query head.
+    """Join the splits, compute Y of the one new token and the outputs; program ids: key/value head, query head.
 
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
@@ -312,9 +312,9 @@ def verify_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits for up to BLOCK_M new tokens and solve for their Y; program ids: key/value head, query head.
+    """Join the splits, compute Y of up to BLOCK_M new tokens and the outputs; program ids: key/value head, query head.
 
-    Every program of a head solves the same triangle, so that none waits for another.
+    Every program of a head solves the same triangular system, so that none waits for another.
 
     Args:
         p_q, p_o: ``(B, H·n_groups, n_new, width)``.

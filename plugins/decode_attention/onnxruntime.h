@@ -75,7 +75,7 @@ private:
     }
 };
 
-// Standard attention of one query a head over rows of which the mask says which are tokens.
+// Standard attention of one query per head; the mask says which rows of K and V are tokens.
 template <class T>
 struct CachedAttention : OperatorBase<T> {
     using Table = table::CachedAttention;

@@ -38,7 +38,7 @@ def factor_tokens(TOKENS: tl.constexpr):
 
 @triton.jit
 def as_factor(b_p):
-    """Reorder the tokens of weights ``(parts, rows, tokens)`` so that they stay in their registers as a tf32 factor.
+    """Reorder the tokens of weights ``(parts, rows, tokens)`` so that each stays in its register as a tf32 factor.
 
     Of eight columns, a thread has two neighbours in a product's result, but two that are four apart in a factor.
     """
@@ -51,7 +51,7 @@ def as_factor(b_p):
 
 @triton.jit
 def load_part_tokens(p_mask, o_n, m_n):
-    """As ``load_tile_tokens``, for ``(parts, tokens)``."""
+    """Return which tokens, ``(parts, tokens)``, are not padding, as ``load_tile_tokens`` does."""
     o_one = tl.arange(0, 1)[None, None, :]
     b_bytes = tl.load(p_mask + o_n[:, :, None] + o_one, mask=m_n[:, :, None], other=0)
     return tl.max(b_bytes.to(tl.int32), axis=2) != 0
@@ -59,7 +59,7 @@ def load_part_tokens(p_mask, o_n, m_n):
 
 @triton.jit
 def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """As ``load_columns``, for ``(parts, tokens, BLOCK)``. Columns in the first half of BLOCK_D need no mask.
+    """Load as ``load_columns`` does: ``(parts, tokens, BLOCK)``. Columns in the first half of BLOCK_D need no mask.
 
     With few tokens, threads would copy tokens of two parts at once into alternating places of shared memory, and reads
     of Y's columns would have 4-way bank conflicts. ``max_contiguous`` falsely says that two parts are contiguous. The
@@ -79,7 +79,7 @@ def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLO
 def add_own_products(b_keys, b_sums):
     """Return ``b_sums`` plus the products of each 16 keys of a part with one another; diagonals hold their squares.
 
-    The batch is ordered so that its index modulo the number of warps is the part's, which makes it that warp's product.
+    A product's index in the batch, modulo the number of warps, is its part's, so that the part's warp computes it.
     """
     PARTS: tl.constexpr = b_keys.shape[0]
     PIECES: tl.constexpr = b_keys.shape[1] // LEAST_TOKENS
@@ -91,7 +91,7 @@ def add_own_products(b_keys, b_sums):
 
 @triton.jit
 def diagonals(b_sums, PARTS: tl.constexpr):
-    """Return the diagonals of :func:`add_own_products`, ``(PARTS, tokens)``."""
+    """Return the keys' sums of squares ``(PARTS, tokens)``: the diagonals of what :func:`add_own_products` returned."""
     PIECES: tl.constexpr = b_sums.shape[0] // PARTS
     o_n = tl.arange(0, LEAST_TOKENS)
     m_own = (o_n[:, None] == o_n[None, :])[None, :, :]
@@ -105,7 +105,7 @@ def diagonals(b_sums, PARTS: tl.constexpr):
 
 @triton.jit
 def first_half(b_rows):
-    """Return the first half of ``(rows,)``."""
+    """Return the first half of ``b_rows``, ``(rows,)``."""
     b_first, _ = tl.split(tl.permute(tl.reshape(b_rows, (2, b_rows.shape[0] // 2)), (1, 0)))
     return b_first
 
@@ -121,7 +121,7 @@ def row_halves(b_rows):
 
 @triton.jit
 def stack_rows(b_first, b_second):
-    """Return ``(parts, 2 · rows, columns)``, the inverse of :func:`row_halves`."""
+    """Return both arguments' rows, ``(parts, 2 · rows, columns)``: the inverse of :func:`row_halves`."""
     PARTS: tl.constexpr = b_first.shape[0]
     ROWS: tl.constexpr = b_first.shape[1]
     COLUMNS: tl.constexpr = b_first.shape[2]
@@ -130,7 +130,7 @@ def stack_rows(b_first, b_second):
 
 @triton.jit
 def add_few_product(b_p, b_y, b_acc):
-    """As ``add_product``, for 8 rows of weights: the other 8 rows of a tensor core's product take their low parts.
+    """Add as ``add_product`` does, for 8 rows of weights: a tensor core's other 8 take low parts or, in float16, zeros.
 
     A thread has one row of each group of eight, so adding both halves needs no other thread.
     """
@@ -146,7 +146,7 @@ def add_few_product(b_p, b_y, b_acc):
 
 @triton.jit
 def of_each_part(m_new, b_row_scale, b_shift, PARTS: tl.constexpr):
-    """Broadcast the three arguments ``(rows,)`` to ``(PARTS, rows)``, and return them with the initial peaks."""
+    """Broadcast the three arguments ``(rows,)`` to ``(PARTS, rows)``; return them and the initial peaks."""
     ROWS: tl.constexpr = b_shift.shape[0]
     m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
     b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
@@ -156,7 +156,7 @@ def of_each_part(m_new, b_row_scale, b_shift, PARTS: tl.constexpr):
 
 @triton.jit
 def join_parts(b_peak, b_weights, b_accs):
-    """Join the parts: return the peaks and weights ``(rows,)`` and the sums ``(rows, columns)`` over all of them."""
+    """Join the parts: return the peaks and sums of weights ``(rows,)``, and the sums of Y ``(rows, columns)``."""
     b_top = tl.max(b_peak, axis=0)
     b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
     b_joined = ()
@@ -169,7 +169,7 @@ def join_parts(b_peak, b_weights, b_accs):
 def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, b_rows, m_new, b_row_scale, b_shift,
                      BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                      PARTS: tl.constexpr):  # fmt: skip
-    """Return peaks and weights ``(rows,)`` and sums, CHUNK_D columns each, over every ``n_step``-th tile of the cache.
+    """Return peaks, sums of weights ``(rows,)`` and sums of Y, CHUNK_D columns each, over every ``n_step``-th tile.
 
     Scores of new keys are multiplied by the tokens' inverse norms. A masked token has a key of zeros, and −∞ is added
     to its score. Squares are exact; only their float32 sums are rounded.
@@ -241,7 +241,7 @@ def add_float32_products(b_high, b_low, b_others_high, b_others_low, b_acc, b_sm
 
 @triton.jit
 def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """As ``load_part_columns``, transposed: ``(parts, BLOCK, tokens)``."""
+    """Load as ``load_part_columns`` does, but transposed: ``(parts, BLOCK, tokens)``."""
     o_d = i_first + tl.arange(0, BLOCK)
     m_columns = m_n[:, None, :]
     if 2 * (i_first + BLOCK) > BLOCK_D:
@@ -253,7 +253,7 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 @triton.jit
 def add_threads_own(b_numbers):
-    """Add the four of sixteen columns that a thread holds of a product's factor: ``(parts, LANES, tokens)``."""
+    """Add up the four of each 16 columns that one thread holds as a factor: ``(parts, LANES, tokens)``."""
     PARTS: tl.constexpr = b_numbers.shape[0]
     TOKENS: tl.constexpr = b_numbers.shape[2]
     b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))
@@ -266,7 +266,7 @@ def add_threads_own(b_numbers):
 def add_each_token(b_squares, ROWS: tl.constexpr):
     """Sum squares ``(parts, columns, tokens)`` over columns: ``(parts, ROWS, tokens)``, all rows alike.
 
-    A product of ones with the squares, in two parts, leaves the sums in the same registers as the scores.
+    A product of ones with two tf32 parts of the squares leaves the sums in the registers that scores are in.
     """
     PARTS: tl.constexpr = b_squares.shape[0]
     TOKENS: tl.constexpr = b_squares.shape[2]
@@ -304,10 +304,10 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
                      b_row_scale, b_shift,
                      BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                      PARTS: tl.constexpr, PAIRS: tl.constexpr):  # fmt: skip
-    """As :func:`average_in_parts`, for float32: ``b_rows`` and ``b_rests`` are tf32 parts of rows times powers of two.
+    """Average as :func:`average_in_parts` does, in float32; ``b_rows`` and ``b_rests`` are tf32 parts of scaled rows.
 
     Keys are split into tf32 parts in registers and are not scaled. A key's squares are first added in registers, into
-    CHUNK_D sums, and these by a product with ones, in two parts. A thread has scores of two rows for each token and
+    CHUNK_D sums; a product with ones adds up these sums. A thread has scores of two rows for each token and
     computes one norm for both. With half as many rows as a product has, the other half holds the low parts of queries,
     new keys and weights.
 

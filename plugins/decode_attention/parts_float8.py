@@ -29,9 +29,9 @@ HEADROOM = tl.constexpr(2.0**-6)  # with the training diagonal, new keys' weight
 
 @triton.jit
 def load_part_pairs(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """As ``load_part_columns``, for pairs of one-byte columns: int16 ``(parts, tokens, BLOCK / 2)``.
+    """Load as ``load_part_columns`` does, but two one-byte columns as an int16: ``(parts, tokens, BLOCK / 2)``.
 
-    A product wants two tokens of a column in a register, for which the compiler would read single bytes one by one.
+    A product needs two tokens of a column in a register; to fill it, the compiler would read bytes one by one.
     """
     o_d = i_first // PAIR + tl.arange(0, BLOCK // PAIR)
     m_columns = m_n[:, :, None]
@@ -43,7 +43,7 @@ def load_part_pairs(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK
 
 @triton.jit
 def unpack_pairs(b_pairs):
-    """Convert the E4M3 numbers in the low and in the high bytes of int16 to float16, which is exact.
+    """Return the E4M3 numbers in the low bytes of int16, and those in the high bytes, as float16, which is exact.
 
     For the two int16 in a register, the assembly joins the two low bytes and the two high bytes, then converts both.
     """
@@ -71,16 +71,16 @@ def unpack_pairs(b_pairs):
 
 @triton.jit
 def weight_power(b_largest):
-    """Return the power of two to multiply weights times scales of Y by, from the largest scale ``(parts,)``.
+    """Return the power of two for products of weights with scales of Y, from each part's largest scale ``(parts,)``.
 
-    It brings that scale to 2⁸ to 2⁹ only, since weights of new keys may be larger than 1.
+    It brings that scale to 2⁸ … 2⁹ only, since weights of new keys may be larger than 1.
     """
     return float16_power(b_largest) * HEADROOM
 
 
 @triton.jit
 def add_both_products(b_high, b_rest, b_y, b_acc, ALL_ROWS: tl.constexpr):
-    """Return ``b_acc`` plus both parts of weights times Y; one product suffices for half of ALL_ROWS rows."""
+    """Return ``b_acc`` plus both parts of weights times Y: by one product for fewer than ALL_ROWS rows, else by two."""
     if b_high.shape[1] < ALL_ROWS:
         b_first, b_second = row_halves(tl.dot(stack_rows(b_high, b_rest), b_y))
         b_sum = b_acc + (b_first + b_second)
@@ -94,10 +94,10 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
                             m_new, b_row_scale, b_shift,
                             BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                             PARTS: tl.constexpr):  # fmt: skip
-    """As ``average_in_parts``, over a cache of E4M3: rows are float16, and K and Y are converted to it in registers.
+    """Average as ``average_in_parts`` does, over a cache of E4M3. Rows are float16; K and Y become float16 in registers.
 
     The scale of a row of Y multiplies its weights, in float32. A power of two brings the product into float16's range:
-    each part's power is that of the largest scale so far, and sums are rescaled when it or the peak changes.
+    each part's power is that of its largest scale so far, and sums are rescaled when a power or a peak changes.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     ALL_ROWS: tl.constexpr = b_rows[0].shape[0]

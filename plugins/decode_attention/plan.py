@@ -100,7 +100,7 @@ def plan_decode_attention(
         width: Head width, 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of the tuned ones.
+        tuned: Constants to use instead of those in ``tuned.json``.
         diagonal: 0 for L_ii = 1, 1 for the training diagonal.
         new: New tokens, 1 to 16.
         float8: Whether the cache is E4M3 with a scale for each row.
@@ -164,7 +164,7 @@ def row_counts(dtype: str, padded: int, arch: int) -> tuple[int, ...]:
 
 
 def query_rows(head_rows: int, dtype: str, padded: int, arch: int) -> int:
-    """Return the rows of a tile for a key/value head with ``head_rows`` rows, which may need several tiles."""
+    """Return the number of rows of a tile for a key/value head with ``head_rows`` rows; it may need several tiles."""
     counts = row_counts(dtype, padded, arch)
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
@@ -179,7 +179,7 @@ def cache_unit(width: int, dtype: str, rows: int) -> int:
 
 
 def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool = False) -> Choice:
-    """Return the constants of the split kernel: the tuned ones, adapted to the variant so that registers suffice."""
+    """Return the tuned constants of the split kernel, adapted to the variant so that registers suffice."""
     return _adapted(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
 
 
@@ -188,7 +188,7 @@ def _has_warp_groups(arch: int) -> bool:
 
 
 def parts_width(arch: int, dtype: str) -> int:
-    """Return the largest padded width for which 16 rows use parts; 0 if none does."""
+    """Return the largest padded width for which tiles of 16 rows use parts; 0 if there is none."""
     most = PARTS_WIDTHS.get(arch // 10, 0)
     return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
 
@@ -244,7 +244,7 @@ def _split_kernel(float8: bool) -> str:
 
 
 def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
-    """Return the constants of a variant of the split kernel."""
+    """Return the compile-time constants of a variant of the split kernel."""
     # With 32 rows four warps share the rows and the columns of a product of 64, and compute it twice if it has 32.
     wide = PADDED_WIDTHS[1] if rows == QUERY_ROWS[1] else PADDED_WIDTHS[-1]
     if _has_warp_groups(arch) and dtype != "float32":  # narrower chunks would have twice as many bank conflicts
@@ -257,7 +257,7 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
 def _optional_constants(
     arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool
 ) -> dict[str, int]:
-    """Return the constants that only some variants have."""
+    """Return the compile-time constants that only some variants of the split kernel have."""
     # With 64 rows keys stay in shared memory, but a product that adds their squares needs them in registers.
     adds_squares = rows <= QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if _has_parts(arch, dtype, padded, rows, unit, float8):
@@ -294,7 +294,7 @@ def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int,
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return the variants to compile ahead of time for one architecture."""
+    """Return the kernel variants to compile ahead of time for one architecture."""
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:

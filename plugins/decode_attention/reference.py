@@ -21,7 +21,7 @@ def decode_attention_reference(
     eps: float,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Precondition the N new values, then compute ordinary softmax attention over (K, Y)."""
+    """Return softmax attention over (K, Y), new tokens included, and the N new rows of Y."""
     work = compute_dtype(q.dtype)
     y_new = precondition_reference(k_new.to(work), v_new.to(work), k, y, mask, eps, training_diagonal)  # (B, H, N, D)
     groups, n, past = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]

@@ -21,10 +21,10 @@ LOWEST = tl.constexpr(-3.0e38)  # close to the lowest bfloat16 number
 
 @triton.jit
 def load_tile_tokens(p_mask, o_n, m_n):
-    """As :func:`load_tokens`, for masks of loads whose results tensor cores multiply.
+    """Return which positions are tokens, as ``load_tokens`` does, to mask loads of tensor cores' factors.
 
     The compiler lays out a product's factors for the narrowest type that they depend on. For the mask's bytes that
-    would take hundreds of moves between registers. It does not look through a maximum, here over one column.
+    would take hundreds of moves between registers. It does not see the bytes behind a maximum, here over one column.
     """
     b_bytes = tl.load(p_mask + o_n[:, None] + tl.arange(0, 1)[None, :], mask=m_n[:, None], other=0)
     return tl.max(b_bytes.to(tl.int32), axis=1) != 0
@@ -33,9 +33,9 @@ def load_tile_tokens(p_mask, o_n, m_n):
 @triton.jit
 def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                  FLOAT8: tl.constexpr, TF32: tl.constexpr = False):  # fmt: skip
-    """Return the rows in chunks of columns, their low parts (float32 only), their powers of two, the new keys' norms.
+    """Return the rows in chunks of columns, their low parts (float32 only) and powers of two, new keys' inverse norms.
 
-    In float32 the rows are multiplied by the powers and split into two parts, of float16 or with TF32 of tf32. With a
+    In float32 the rows are multiplied by the powers and split into two parts: float16 or, with TF32, tf32. With a
     cache of E4M3, bfloat16 rows are multiplied by the powers and rounded to float16. Otherwise the powers are 1.
     """
     IS_FLOAT32: tl.constexpr = p_q.dtype.element_ty == tl.float32
@@ -71,7 +71,7 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
 
 @triton.jit
 def add_columns(b_rows, b_sums):
-    """Return ``b_sums`` ``(LEAST_ROWS, BLOCK_N)``, plus the row sums of ``b_rows`` (of a half type) in each row."""
+    """Add the row sums of ``b_rows``, of a half type, to each row of ``b_sums``, ``(LEAST_ROWS, BLOCK_N)``."""
     b_ones = tl.full((LEAST_ROWS, b_rows.shape[1]), 1.0, b_rows.dtype)
     return tl.dot(b_ones, tl.trans(b_rows), b_sums)
 
@@ -81,15 +81,15 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
                   CHUNK_D: tl.constexpr, ADD_SQUARES: tl.constexpr):  # fmt: skip
     """Return scores ``(ROWS, BLOCK_N)``, keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``, and keys' powers.
 
-    In chunks few threads share a row of the cache, which saves additions across threads, masks and addresses.
+    Columns are read in chunks, so that few threads share a row: this saves masks, addresses and sums across threads.
 
     In float32 each key is multiplied by a power of two, from its largest magnitude; the scores still contain it. In the
     other types the powers are 1.
 
-    With ADD_SQUARES tensor cores sum the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. So keys
-    are read once. For E4M3, a square / 16 is exact in float16. For bfloat16, a square is split into two bfloat16 parts,
-    of which the second is finite even if the first is infinite, since ∞ − ∞ would be NaN. For float16, squares are
-    first summed over chunks in float32 and then split into two bfloat16 parts, which hold 16 bits.
+    With ADD_SQUARES tensor cores sum the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. Then
+    keys are read from shared memory once. For E4M3, a square / 16 is exact in float16. For bfloat16, a square is split
+    into two bfloat16 parts; the second is finite even if the first is infinite, since ∞ − ∞ would be NaN. For float16,
+    squares are first summed over chunks in float32 and then split into two bfloat16 parts, which hold 16 bits.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
@@ -139,8 +139,8 @@ def add_values(b_p, b_decay, p_tile, b_scales, m_tile, width, b_accs, BLOCK_N: t
                DTYPE: tl.constexpr, Y_BY_FLOAT32: tl.constexpr):  # fmt: skip
     """Return ``b_accs``, CHUNK_D columns each, times the decay plus the products of weights with a tile of Y.
 
-    If Q is bfloat16, the scales of Y multiply the weights, whose bfloat16 parts do not overflow; float16 could. With
-    Y_BY_FLOAT32, E4M3 is converted to float32 first: the direct conversion runs at an eighth of the rate on 9.0.
+    If Q is bfloat16, the scales of Y multiply the weights, whose bfloat16 parts do not overflow. In float16 they could.
+    With Y_BY_FLOAT32, E4M3 is converted to float32 first: the direct conversion runs at an eighth of the rate on 9.0.
     """
     o_n = tl.arange(0, BLOCK_N)
     if b_scales is not None and DTYPE != tl.float16:  # noqa: SIM300

@@ -1,1 +1,1 @@
-"""The delta rule: a state that each token corrects by what it does not yet predict."""
+"""The delta rule: each token corrects a state by the part of its value that the state does not yet predict."""

@@ -18,8 +18,8 @@ def delta_rule_blocked(
 ) -> tuple[Tensor, Tensor]:
     """Solve for the corrections of all tokens of a chunk at once, and carry the state from chunk to chunk.
 
-    With N = tril(diag(β)(Γ ∘ KKᵀ), −1) and T = (I + N)⁻¹ diag(β), the corrections are R = T (V − (γ ∘ K) S), the
-    outputs scale · ((γ ∘ Q) S + (Γ ∘ QKᵀ) R), and the next state is γ_C S + ((γ_C/γ) ∘ K)ᵀ R.
+    With γ_i = α_1 ⋯ α_i, Γ_ij = γ_i/γ_j for i ≥ j, else 0, T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β): corrections
+    R = T (V − (γ ∘ K) S), outputs scale · ((γ ∘ Q) S + (Γ ∘ QKᵀ) R), next state γ_C S + ((γ_C/γ) ∘ K)ᵀ R.
     """
     new = key.shape[2]
     if new < 2:

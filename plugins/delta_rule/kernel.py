@@ -1,7 +1,7 @@
 """Triton kernels of the delta rule: two for several tokens, one for a single token.
 
-Several tokens are processed in chunks. ``delta_chunk_kernel`` computes what does not depend on the state, T, the
-queries' weights and the decays, for all chunks at once. In ``delta_state_kernel`` a program then holds some columns of
+Several tokens are processed in chunks. ``delta_chunk_kernel`` computes what does not depend on the state (T, the
+queries' weights and the decays) for all chunks at once. In ``delta_state_kernel`` a program then holds some columns of
 a head's state in registers and goes through the chunks in order. Columns of the state are independent, so programs
 never wait for each other.
 
@@ -58,7 +58,7 @@ def add_times(b_high, b_low, b_rows, b_acc):
 
 @triton.jit
 def add_part(b_high, b_low, b_rows, b_acc, is_first: tl.constexpr):
-    """As :func:`add_times`, for one of several chunks of columns; ``is_first`` says that ``b_acc`` is 0.
+    """Add as :func:`add_times` does, for one of several chunks of columns; ``is_first`` says that ``b_acc`` is 0.
 
     In float32 each chunk is summed from 0, since tensor cores truncate every sum they make. For the half types this
     would cost registers for nothing: they make fewer sums, and the parts' rounding is larger.
@@ -135,7 +135,7 @@ def delta_chunk_kernel(
 
 @triton.jit
 def load_state(p_state, o_e, value_width, width, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Load the columns ``o_e`` of a head's state transposed, in parts of CHUNK_D columns; 0 outside both widths."""
+    """Load columns ``o_e`` of a head's state, transposed and in parts of CHUNK_D columns; 0 outside the widths."""
     b_states = ()
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         o_d = i + tl.arange(0, CHUNK_D)
@@ -162,7 +162,7 @@ def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.con
 
 @triton.jit
 def correct_state(b_states, decay, b_r, p_key, o_m, m_rows, width, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the state times the decay plus Rᵀ K, where ``b_r`` is Rᵀ.
+    """Return the transposed state times the decay, plus Rᵀ K, where ``b_r`` is Rᵀ.
 
     Each product is summed from 0 and then added: tensor cores truncate sums, and in the state such errors add up.
     """
@@ -196,8 +196,8 @@ def delta_state_kernel(
 ):
     """Process all chunks in order with BLOCK_N columns of a head's state in registers; program ids: head, columns.
 
-    R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R; T and A are in the workspace.
-    S, V, R and the outputs are held transposed: rows are columns of S; columns are tokens, or the width of keys.
+    R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R. T and A = scale · (Γ ∘ QKᵀ)
+    are in the workspace. S, V, R and the outputs are held transposed, so that their rows are columns of S.
 
     Args:
         p_value, p_output: ``(B, H, n_new, value width)``.

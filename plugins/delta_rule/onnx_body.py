@@ -23,7 +23,7 @@ TRUE = onnx.numpy_helper.from_array(np.array(True))
 
 @script(_LUCID, default_opset=op)
 def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
-    """For each chunk: R = T (V − (γ ∘ K) S), outputs (γ ∘ Q) S + tril(Γ ∘ QKᵀ) R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R."""
+    """Compute per chunk R = T (V − (γ ∘ K) S), outputs (γ ∘ Q) S + tril(Γ ∘ QKᵀ) R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R."""
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     chunk = op.Constant(value_ints=[64])
@@ -93,7 +93,7 @@ def DeltaRule(query, key, value, log_decay, beta, state, scale: float):
 
 @script(_LUCID, default_opset=op)
 def DeltaRuleOneToken(query, key, value, log_decay, beta, state, scale: float):
-    """Apply the recurrence to one token."""
+    """Apply the delta rule to one token: correct the state, then read the output from it."""
     k = op.Cast(key, to=1)  # (B, H, 1, D)
     decayed = state * op.Exp(op.Unsqueeze(log_decay, [3]))  # (B, H, D, E)
     missing = op.Cast(value, to=1) - op.MatMul(k, decayed)  # (B, H, 1, E)

@@ -107,7 +107,7 @@ def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return the variants to compile ahead of time for one architecture."""
+    """Return the kernel variants to compile ahead of time for one architecture."""
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:

@@ -11,7 +11,7 @@ from lucid_deploy.plugins.shared.keys import compute_dtype
 def delta_rule_reference(
     query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """For each token: S ← α S + β k (v − α Sᵀk)ᵀ, o = scale · Sᵀq."""
+    """Compute for each token S ← α S + β k (v − α Sᵀk)ᵀ, then o = scale · Sᵀq; return all o and the last S."""
     work = compute_dtype(value.dtype)
     q, k, v, g, b, s = (each.to(work) for each in (query, key, value, log_decay, beta, state))
     outputs = [v[:, :, :0]]  # the result if there are no new tokens

@@ -1,1 +1,1 @@
-"""Products of rows with the matrices of their experts, of a mixture of experts."""
+"""Multiply each row by the matrix of its expert, in a mixture of experts."""

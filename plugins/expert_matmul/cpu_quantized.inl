@@ -31,7 +31,7 @@ LUCID_INLINE Vector centered_nibbles(Integers whole) {
 #endif
 }
 
-// Rows of X, each with an element's place as in a matrix's bytes, and the sums of their blocks, lane by lane.
+// Rows of X, with elements in the order of a matrix's bytes, and the sums of their blocks, lane by lane.
 struct BlockRows {
     const float* x;    // [rows, stride]
     size_t stride;

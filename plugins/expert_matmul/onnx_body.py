@@ -21,7 +21,7 @@ TRUE = onnx.numpy_helper.from_array(np.array(True))
 
 @script(_LUCID, default_opset=op)
 def ExpertMatMul(X, expert, W):
-    """Sort the rows by expert, multiply those of each chosen expert by its matrix, and put them back."""
+    """Sort the rows by expert, multiply those of each chosen expert by its matrix, and restore their order."""
     zero = op.Constant(value_ints=[0])
     rows = op.Shape(expert)
     chosen, _first, _inverse, counts = op.Unique(expert, axis=0, sorted=1)
@@ -47,7 +47,7 @@ def ExpertMatMul(X, expert, W):
 
 @script(_LUCID, default_opset=op)
 def QuantizedExpertMatMul(X, expert, W, scales):
-    """Do the same with matrices in blocks, and dequantize those of chosen experts, one after the other."""
+    """Do as ``ExpertMatMul`` does, but dequantize the matrix of each chosen expert just before its product."""
     zero = op.Constant(value_ints=[0])
     rows = op.Shape(expert)
     chosen, _first, _inverse, counts = op.Unique(expert, axis=0, sorted=1)
@@ -59,7 +59,7 @@ def QuantizedExpertMatMul(X, expert, W, scales):
     none = op.Expand(0.0, op.Concat(zero, columns, axis=0))  # (0, N)
     depth = op.Shape(X, start=1, end=2)
     blocks, size = op.Shape(W, start=2, end=3), op.Shape(W, start=3, end=4)
-    in_byte = op.Div(depth, op.Mul(blocks, size))  # numbers of 4 or 8 bits: 2 or 1
+    in_byte = op.Div(depth, op.Mul(blocks, size))  # quantized values in a byte: 2 of 4 bits, or 1 of 8
     has_two = op.Equal(in_byte, op.Constant(value_ints=[2]))
     low_bits = op.Cast(op.Where(has_two, op.Constant(value_ints=[15]), op.Constant(value_ints=[255])), to=2)
     low_half = op.Cast(op.Where(has_two, op.Constant(value_ints=[8]), op.Constant(value_ints=[128])), to=2)
@@ -78,7 +78,7 @@ def QuantizedExpertMatMul(X, expert, W, scales):
         one = op.Gather(chosen, i)
         packed = op.Reshape(op.Gather(W, one, axis=0), by_block)  # (N·B, bytes)
         scale = op.Cast(op.Reshape(op.Gather(scales, one, axis=0), each), to=1)
-        # Numbers of the upper half of a byte are 16 times as large: OpenVINO rounds what BitShift gives.
+        # Values in the upper half of a byte stay there, 16 times as large: OpenVINO would round what BitShift gives.
         low = op.DequantizeLinear(op.BitwiseAnd(packed, low_bits), scale, low_zeros, axis=0)
         high = op.DequantizeLinear(op.BitwiseAnd(packed, high_bits), scale / 16.0, high_zeros, axis=0)
         both = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)  # (N·B, bytes, 2)

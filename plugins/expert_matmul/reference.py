@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def expert_matmul_reference(x: Tensor, expert: Tensor, weight: Tensor) -> Tensor:
-    """O[i] = W[expert[i]] · X[i]; only experts that a row chose are read."""
+    """Return O with O[i] = W[expert[i]] · X[i]; only matrices of experts that some row chose are read."""
     output = x.new_zeros(x.shape[0], weight.shape[1])  # (R, N)
     for chosen in expert.unique().tolist():
         rows = (expert == chosen).nonzero()[:, 0]
@@ -16,7 +16,7 @@ def expert_matmul_reference(x: Tensor, expert: Tensor, weight: Tensor) -> Tensor
 
 
 def dequantized_experts(packed: Tensor, scales: Tensor, depth: int) -> Tensor:
-    """Return matrices ``(E, N, K)`` in the type of the scales ``(E, N, B)``, of bytes ``(E, N, B, bytes)``."""
+    """Dequantize bytes ``(E, N, B, bytes)``: return matrices ``(E, N, depth)`` in the type of scales ``(E, N, B)``."""
     bits = 8 * packed.shape[2] * packed.shape[3] // depth
     numbers = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2) if bits == 4 else packed  # (E, N, B, block)
     return ((numbers.to(scales.dtype) - (1 << (bits - 1))) * scales[..., None]).flatten(-2)

@@ -1,1 +1,1 @@
-"""Code for the hosts that run our operators, Triton, TensorRT and onnxruntime: launching, registering, building."""
+"""Build, register and launch our operators in the hosts that run them: Triton, TensorRT and onnxruntime."""

@@ -51,7 +51,7 @@ def check_gcc(compiler: str) -> None:
 
 
 def run_compiler(command: Sequence[str], library: Path) -> None:
-    """Run the compiler, and kill its processes if this one is interrupted.
+    """Run the compiler, and kill its processes if this process is interrupted.
 
     Args:
         command: The compiler and its arguments, without ``-o``. It runs in the library's folder.

@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def prebuilt(name: str) -> Path | None:
-    """Return the path of a library that was installed with this package; None if it has none of that name."""
+    """Return the path of a prebuilt library, installed with this package; None if there is none of that name."""
     path = PREBUILT / name
     return path if path.is_file() else None
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.shared.keys import compute_dtype, log_row_factors, normalize_keys
 
-BLOCK = 128  # rows solved at once; their E, BLOCK × (P + N), is the only memory beyond the output
+BLOCK = 128  # rows solved at once, so that a head's E takes only BLOCK × (P + N) elements
 
 
 def precondition_blocked(
@@ -21,10 +21,10 @@ def precondition_blocked(
     eps: float,
     training_diagonal: bool = False,
 ) -> Tensor:
-    """Solve one block of rows after another; E is computed for one block of rows at a time.
+    """Solve one block of rows after another, so that E is needed for one block of rows at a time.
 
-    Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ), where the past comes before the first block. With the training diagonal,
-    rows of E and V are divided by it first, so that the solve always has a diagonal of 1.
+    Block i is Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ); the past comes before the first block. With the training
+    diagonal, rows of E and V are divided by it first, so that each solve has a diagonal of 1.
     """
     work = compute_dtype(v.dtype)
     n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])

@@ -1,8 +1,8 @@
-"""Split E into a bfloat16 number and an int8 remainder; the remainder is multiplied by an int8 copy of Y.
+"""Multiply E by Y in two products: the bfloat16 part of E by Y, and its int8 remainder by an int8 copy of Y.
 
 Tensor cores multiply int8 two (compute capability 8.0) or four times (GeForce: 8.6, 8.9, 12.0) as fast as bfloat16 with
 float32 sums. Each column of a tile of Y has a scale, its largest magnitude / 127. The int8 tile is stored transposed,
-since int8 products want four tokens side by side, and in the order of tokens in which threads hold E.
+since int8 products read four tokens side by side. Its tokens are in the order in which threads hold E.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -22,10 +22,10 @@ ALIGNMENT = tl.constexpr(256)
 
 @triton.jit
 def head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Return pointers to the inverse norms, scales and int8 numbers of a head's tiles, which follow the counters.
+    """Return pointers to a head's inverse norms, scales and int8 tiles, which follow the counters in the workspace.
 
-    In the workspace norms are float32 ``(B, H, n_tiles, BLOCK_N)``, scales float32 ``(B, H, n_tiles, BLOCK_D)`` and the
-    tiles int8 ``(B, H, n_tiles, BLOCK_D, BLOCK_N)``.
+    Norms are float32 ``(B, H, n_tiles, BLOCK_N)``, scales float32 ``(B, H, n_tiles, BLOCK_D)`` and tiles int8
+    ``(B, H, n_tiles, BLOCK_D, BLOCK_N)``.
     """
     n_all = tl.cast(n_batch_heads * n_tiles, tl.int64)
     i_first = i_batch_head.to(tl.int64) * n_tiles
@@ -40,8 +40,8 @@ def head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N: tl.conste
 def largest_shift(b_norms, m_rows, epsilon, shift):
     """Return the base-2 shift that makes E at most 1 in a block of rows, and close to 1 for the most similar keys.
 
-    It is √d·√(m/(m + ε)) in bits, where m is the mean square of the block's largest key. With the usual shift, E and
-    the training L_ii are small if all keys are small, and half an int8 step is then large beside L_ii.
+    It is √d·√(m/(m + ε)) · log₂e, where m is the mean square of the block's largest key. With the usual shift, E and
+    the training L_ii are small if all keys are small, so that half an int8 step is large beside L_ii.
     """
     b_least = tl.min(tl.where(m_rows, b_norms * b_norms, float("inf")), 0)
     return shift * tl.sqrt(tl.maximum(1.0 - epsilon * b_least, 0.0))
@@ -49,13 +49,13 @@ def largest_shift(b_norms, m_rows, epsilon, shift):
 
 @triton.jit
 def byte_order(o_n):
-    """Return each token's position in an int8 tile: of sixteen, tokens 2t, 2t + 1, 2t + 8, 2t + 9 are neighbours."""
+    """Return each token's position in an int8 tile: of each 16, tokens 2t, 2t + 1, 2t + 8, 2t + 9 are neighbours."""
     return (o_n & -16) | (o_n & 6) << 1 | (o_n & 8) >> 2 | (o_n & 1)
 
 
 @triton.jit
 def in_byte_order(b_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return ``(BLOCK_M, BLOCK_N)`` with its columns in :func:`byte_order`; no number moves to another thread."""
+    """Reorder the columns of ``(BLOCK_M, BLOCK_N)`` as :func:`byte_order` does; none moves to another thread."""
     b_rows = tl.reshape(b_rows, (BLOCK_M, BLOCK_N // 16, 2, 4, 2))
     return tl.reshape(tl.permute(b_rows, (0, 1, 3, 2, 4)), (BLOCK_M, BLOCK_N))
 
@@ -65,7 +65,7 @@ def bfloat16_and_int8(b_e):
     """Split E, 0 to 1, into the nearest bfloat16 number and the remainder in int8 steps of 1 / STEPS.
 
     The integer is the low byte of a float32 so large that it has no fractional bits. NaN is lost: the GPU's NaN,
-    0x7fffffff, is rounded to 0. Conversions that keep it run at a quarter of the rate.
+    0x7fffffff, is rounded to 0. Conversions that keep NaN run at a quarter of the rate.
     """
     b_high = ((b_e.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
     b_rest = (b_e - b_high) * STEPS + ROUND
@@ -75,7 +75,7 @@ def bfloat16_and_int8(b_e):
 @triton.jit
 def store_bytes(p_scales, p_bytes, i_tile, b_y, m_n, i_first, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                 CHUNK_D: tl.constexpr):  # fmt: skip
-    """Store a tile of Y, float32 ``(BLOCK_N, CHUNK_D)`` from column ``i_first`` on, as int8; 0 outside ``m_n``."""
+    """Store a tile's columns of Y from ``i_first`` on, float32 ``(BLOCK_N, CHUNK_D)``, as int8; 0 outside ``m_n``."""
     p_scales += i_tile * BLOCK_D
     p_bytes += tl.cast(i_tile, tl.int64) * (BLOCK_D * BLOCK_N)
     o_n = tl.arange(0, BLOCK_N)

@@ -61,9 +61,9 @@ def key_norms_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Write the inverse norms of BLOCK_N keys, past keys first, PADDING at padding; program ids: head, tile.
+    """Write the inverse norms of BLOCK_N keys, past keys first, PADDING for padding; program ids: head, tile.
 
-    In float32 it also writes the powers of two to multiply rows of past Y by.
+    In float32 it also writes the powers of two by which :func:`precondition_kernel` multiplies rows of past Y.
 
     Args:
         p_k, p_k_past, width_units: As in :func:`precondition_kernel`.
@@ -111,9 +111,9 @@ def key_tiles_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Write the inverse norms of a tile's BLOCK_N keys, PADDING at padding and beyond the end, and past Y in int8.
+    """Write the inverse norms of a tile's BLOCK_N keys, and the tile of Y in int8 if its tokens are past tokens.
 
-    Program ids: head, tile. Tiles of past tokens come first; the first new token starts a tile.
+    Program ids: head, tile. Past tokens come first; the first new token starts a tile. Norms are PADDING at padding.
 
     Args:
         p_k, p_k_past, p_y_past, width_units: As in :func:`precondition_kernel`.
@@ -146,7 +146,7 @@ def key_tiles_kernel(
 
 @triton.jit
 def product_of_keys(b_rows, b_row_norms, b_others, b_norms):
-    """Return the products of keys, summed from 0; float32 keys are scaled into float16's range by their norms.
+    """Return products of two sets of keys, summed from 0; float32 keys are first multiplied by their key powers.
 
     Tensor cores truncate sums. Summing from 0 for each chunk keeps the score of a key with itself from drifting down.
     """
@@ -165,7 +165,7 @@ def scores(p_rows, m_rows, b_rows, b_row_norms, p_tile, m_tile, b_norms, width, 
            CHUNK_D: tl.constexpr):  # fmt: skip
     """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
 
-    Where registers cannot hold all of both, it multiplies CHUNK_D columns at a time and reads the block's keys again.
+    If registers cannot hold both, it multiplies CHUNK_D columns at a time and reads the block's keys again.
     """
     o_m = tl.arange(0, b_row_norms.shape[0])
     o_n = tl.arange(0, b_norms.shape[0])
@@ -189,9 +189,9 @@ def own_scores(p_rows, m_rows, b_rows, b_row_norms, width, BLOCK_D: tl.constexpr
 
 @triton.jit
 def weights(b_scores, b_row_scale, b_norms, b_shift, FLOAT32: tl.constexpr):
-    """Return E / L_ii, E = exp(K̂ K̂ᵀ/√d − √d), in float32 from products of raw keys, to which both norms are applied.
+    """Return 2^(score − shift) in float32 from products of raw keys: E / L_ii with the shifts of :func:`row_shifts`.
 
-    With FLOAT32 the keys were multiplied by powers of two before the product.
+    E is exp(K̂ K̂ᵀ/√d − √d). With FLOAT32 the keys were multiplied by powers of two before the product.
     """
     if FLOAT32:
         b_norms = key_factors(b_norms)
@@ -202,7 +202,7 @@ def weights(b_scores, b_row_scale, b_norms, b_shift, FLOAT32: tl.constexpr):
 def add_products(b_e, p_tile, m_tile, width, power, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
     """Return ``b_accs``, float32 with CHUNK_D columns each, plus the products of E with a tile of Y.
 
-    In float32 the caller has multiplied E by 2⁹, and Y is multiplied by ``power`` here.
+    In float32 the caller has multiplied E by 2⁹, and Y is multiplied by ``power`` here; the sum is divided by both.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_sums = ()
@@ -244,14 +244,14 @@ def precondition_kernel(
     Args:
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
-        p_work: ``1 + n_batch_heads`` int32, 0 at launch: the ticket, then the finished block rows of each head. Then
-            what the kernel before wrote: inverse norms (in float32 followed by powers of two), or tiles.
+        p_work: ``1 + n_batch_heads`` int32, 0 at launch: the ticket, then each head's count of finished block rows.
+            Then what the earlier kernel wrote: inverse norms (in float32 followed by powers of two), or tiles.
         width_units: width / WIDTH_UNIT, so that the compiler knows a divisor of the width.
         scale: log₂e / √width.
         shift: √width · log₂e.
         diagonal: 0 for L_ii = 1, 1 for the training diagonal.
         CHUNK_D: Columns of keys and of Y that are multiplied at once; BLOCK_D for all.
-        INT8: Split E into a bfloat16 and an int8 number; for bfloat16 tensors, after :func:`key_tiles_kernel`.
+        INT8: 1 to split E into a bfloat16 and an int8 number; for bfloat16 tensors, after :func:`key_tiles_kernel`.
     """
     # With INT8 and narrow heads, shared memory is the limit and registers have room for the next tile's norms.
     NORMS_AHEAD: tl.constexpr = INT8 and BLOCK_D <= 64

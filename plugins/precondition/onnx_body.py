@@ -96,7 +96,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
             weights = op.Exp(op.MatMul(k_outer, op.Transpose(k_j, perm=[0, 1, 3, 2])))  # (B, H, outer, 512)
             received = received + op.MatMul(weights, op.Slice(sent, low, high, [2]))
         rhs_outer = op.Slice(v_pad, first, first + outer, [2]) - received * (t_outer * gain)
-        # The first block outside of the loop, where it would multiply empty tensors, which WebGPU's MatMul cannot.
+        # The first block is solved before the loop, which would multiply empty tensors for it; WebGPU's MatMul cannot.
         rhs_0 = op.Slice(rhs_outer, zero, rows, [2])
         y_0 = op.MatMul(op.Gather(inverse, i_outer * op.Squeeze(inner), axis=2), rhs_0)
         solved = y_0 * op.Slice(t_outer, zero, rows, [2])

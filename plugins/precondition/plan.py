@@ -29,7 +29,7 @@ INT8_TILES = (16, 32, 64)  # tokens of an int8 tile
 INT8_TYPE = "bfloat16"  # type of the tensors for which E may be split into bfloat16 and int8
 INT8_ALIGNMENT = 256  # alignment of the tiles in the workspace, bytes
 NORM_WARPS = 4
-NORM_UNIT = 4  # the kernel is bound by memory, so one variant serves all widths that are multiples of 4
+NORM_UNIT = 4  # the norms' kernel is bound by memory, so one variant serves all widths that are multiples of 4
 
 
 def plan_precondition(
@@ -50,7 +50,7 @@ def plan_precondition(
         width: Head width, 16 to 256.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of the tuned ones.
+        tuned: Constants to use instead of those in ``tuned.json``.
         diagonal: 0 for L_ii = 1, 1 for the training diagonal.
 
     Raises:
@@ -102,7 +102,7 @@ def plan_precondition(
 def _keys_step(
     batch: int, heads: int, new: int, past: int, width: int, dtype: str, epsilon: float, tuned: Choice
 ) -> Step:
-    """Return the launch before the solve, which computes inverse norms and, with ``tuned.int8``, past Y in int8."""
+    """Return the launch before the solve, which writes inverse norms and, of past Y, powers of two or int8 tiles."""
     unit, padded = min(width_unit(width, dtype), NORM_UNIT), padded_width(width)
     tokens = tuned.block_n if tuned.int8 else NORM_TOKENS
     past_rows = ("Y_past",) if tuned.int8 or dtype == "float32" else ()
@@ -131,12 +131,12 @@ def _keys_kernel(tuned: Choice) -> str:
 
 
 def _most_powers(new: int, past: int) -> int:
-    """Return the largest number of powers of two that a head needs for rows of Y, in float32."""
+    """Return how many powers of two a head needs at most for rows of Y in float32: with the smallest blocks of rows."""
     return -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
 
 
 def _most_tile_bytes(new: int, past: int, padded: int) -> int:
-    """Return the bytes of a head's int8 tiles, for the tile size that needs most."""
+    """Return the bytes of a head's int8 tiles, scales and norms, for the tile size that needs most."""
     return max(
         (-(-past // tokens) + -(-new // tokens)) * (tokens * FLOAT32_BYTES + padded * FLOAT32_BYTES + padded * tokens)
         for tokens in INT8_TILES
@@ -149,7 +149,7 @@ def _constants(tuned: Choice, padded: int, unit: int) -> dict[str, int]:
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return the variants to compile ahead of time for one architecture."""
+    """Return the kernel variants to compile ahead of time for one architecture."""
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
@@ -162,7 +162,7 @@ def variants(arch: int) -> list[Variant]:
 
 
 def solve_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
-    """Return the variants of the solve with given constants: one for each width unit, the largest first."""
+    """Return the variants of the solve with the constants ``tuned``: one for each width unit, the largest first."""
     return [
         Variant(
             "precondition_kernel",

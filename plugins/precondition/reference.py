@@ -19,7 +19,7 @@ def precondition_reference(
     eps: float,
     training_diagonal: bool = False,
 ) -> Tensor:
-    """Build L and solve the whole triangular system at once."""
+    """Build L and solve ``L Y = V`` for all new rows at once."""
     work = compute_dtype(v.dtype)
     n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
     k_hat = normalize_keys(torch.cat([k_past, k], dim=2).to(work), eps)  # (B, H, P+N, D)

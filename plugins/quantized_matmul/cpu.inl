@@ -1,4 +1,4 @@
-// Packs a weight into panels; null: nothing. Returns how many bytes they have.
+// Packs a weight into `panels`, or nothing if that is null. Returns the panels' size in bytes.
 inline size_t pack_weight(const QuantizedWeight& w, uint8_t* panels) {
     size_t count = count_panels(w), bytes = w.blocks * PanelSizes(w).block;
     for (size_t index = 0; index < count && panels != nullptr; ++index) pack_panel(panels + index * bytes, w, index);

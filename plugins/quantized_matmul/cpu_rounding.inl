@@ -19,7 +19,7 @@ struct RoundedRows {
     float* totals;   // per group: [blocks][rows of the group]: a block's sum before rounding; null if W has no offsets
 };
 
-// One group of them.
+// One group of rounded rows.
 struct Group {
     const int8_t* numbers;
     const float* steps;

@@ -1,1 +1,1 @@
-"""Write one new row per batch row into a cache buffer of fixed size."""
+"""Write one or more new rows per batch row into a cache buffer of fixed size."""

@@ -10,7 +10,7 @@ from torch.library import CustomOpDef
 
 
 def custom_operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Turn a function into a custom operator, which a traced graph keeps as one node; it mutates no argument.
+    """Return a decorator that turns a function without side effects into a custom operator, one node of a traced graph.
 
     ``torch.library.custom_op`` wraps the function so that ``torch.compile`` leaves it alone. The first call of the
     wrapper imports the compiler: a second of processor time in every process, even one that compiles nothing. So the

@@ -51,7 +51,7 @@ def load_scales(p_scales, o_n, m_n):
 
 @triton.jit
 def row_shifts(b_norms, epsilon, shift, diagonal):
-    """Return what to subtract from the base-2 exponents of each row of E; it also divides the row by L_ii.
+    """Return the shifts to subtract from the base-2 exponents of rows of E, which also divide the rows by L_ii.
 
     ``diagonal`` is 0 for L_ii = 1, and 1 for L_ii = exp(√d(m/(m + ε) − 1)), where m is the key's mean square and
     ``b_norms`` holds 1 / sqrt(m + ε).
@@ -105,7 +105,7 @@ def nearest_tf32(b_float):
 
 @triton.jit
 def split_tf32(b_float, PAIRS: tl.constexpr):
-    """As :func:`nearest_tf32`, by float32 arithmetic alone; magnitudes above 4e34 give NaN.
+    """Split as :func:`nearest_tf32` does, by float32 arithmetic alone; magnitudes above 4e34 give NaN.
 
     2¹³x + x, rounded to 24 bits, minus 2¹³x is x rounded to 11 bits, or to 10 if the sum and 2¹³x differ in exponent;
     tensor cores then ignore up to 2⁻²² of the number. This takes three instructions. With PAIRS (compute capability
@@ -138,7 +138,7 @@ def split_tf32(b_float, PAIRS: tl.constexpr):
 
 @triton.jit
 def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
-    """As :func:`cut_tf32`; with PAIRS three instructions split two numbers."""
+    """Split as :func:`cut_tf32` does; with PAIRS three instructions split two numbers."""
     b_high, b_low = cut_tf32(b_float)
     if PAIRS and not INTERPRETED:
         b_low = tl.inline_asm_elementwise(
@@ -200,7 +200,7 @@ def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
 def add_tf32_products(b_high, b_low, b_rows, b_acc):
     """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for float32 rows and parts of :func:`nearest_tf32`.
 
-    Three products, small ones first; low × low is left out.
+    It makes three products, the small ones first, and leaves out low × low.
     """
     b_rows_high, b_rows_low = nearest_tf32(b_rows)
     b_acc = tl.dot(b_low, b_rows_high, b_acc, input_precision="tf32")
@@ -212,8 +212,8 @@ def add_tf32_products(b_high, b_low, b_rows, b_acc):
 def float16_parts(b_float):
     """Split float32 into the nearest float16 number and the float16 number nearest to the remainder.
 
-    The error is at most 2⁻²³ of a magnitude above 2⁻², and 2⁻²⁵ in all below it. Magnitudes above 65504 become infinity
-    and NaN, so the caller multiplies by a power of two first.
+    The error is at most 2⁻²³ of a magnitude above 2⁻², and at most 2⁻²⁵ in absolute value below it. Magnitudes from
+    65520 on overflow, so the caller multiplies by a power of two first.
     """
     b_high = b_float.to(tl.float16)
     return b_high, (b_float - b_high.to(tl.float32)).to(tl.float16)
@@ -223,7 +223,7 @@ def float16_parts(b_float):
 def float16_power(largest):
     """Return the power of two to multiply rows by before :func:`float16_parts`, given their largest magnitude.
 
-    It brings that magnitude to 2¹⁴ to 2¹⁵, or to less if it is below 2⁻⁹⁰. For infinity and NaN the power is finite.
+    It brings that magnitude to 2¹⁴ … 2¹⁵, or to less if it is below 2⁻⁹⁰. For infinity and NaN the power is finite.
     """
     bits = tl.maximum(largest, LEAST).to(tl.int32, bitcast=True) & EXPONENT
     bits = -bits + ONE + ONE  # the bits of 1 / 2ᵏ: twice those of 1, minus those of 2ᵏ
@@ -240,8 +240,8 @@ def inverse_power(power):
 def add_float16_products(b_rows, b_others, b_acc):
     """Return ``b_acc + b_rows @ b_others`` for float32 factors in the range of :func:`float16_parts`.
 
-    Three products, small ones first; low × low is left out. They are as exact as three products of tf32, and tensor
-    cores multiply float16 twice as fast.
+    It makes three products, the small ones first, and leaves out low × low. They are as exact as three products of
+    tf32, and tensor cores multiply float16 twice as fast.
     """
     b_high, b_low = float16_parts(b_rows)
     b_others_high, b_others_low = float16_parts(b_others)
@@ -252,7 +252,7 @@ def add_float16_products(b_rows, b_others, b_acc):
 
 @triton.jit
 def add_row_product(b_rows, b_others, b_acc):
-    """Return ``b_acc + b_rows @ b_others`` in float32; both factors have the tensors' type."""
+    """Return ``b_acc + b_rows @ b_others`` in float32, for factors in the type of the operator's tensors."""
     if b_rows.dtype == tl.float32:
         b_high, b_low = nearest_tf32(b_rows)
         b_acc = add_tf32_products(b_high, b_low, b_others, b_acc)

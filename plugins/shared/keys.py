@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type the operators compute in: float64 stays, everything else is float32."""
+    """Return the type that operators compute in for inputs of ``dtype``: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -19,7 +19,7 @@ def normalize_keys(k: Tensor, eps: float) -> Tensor:
 
 
 def log_row_factors(k: Tensor, eps: float) -> Tensor:
-    """Return −log L_ii of the training diagonal, √D·eps/(mean(K²) + eps): ``(…, N, D)`` to ``(…, N, 1)``.
+    """Return −log L_ii of the training diagonal, √D·eps/(mean(K²) + eps), ``(…, N, 1)``, for keys ``(…, N, D)``.
 
     Computing it as √D − K̂_i·K̂_i/√D would lose digits: the difference is small, both terms are large.
     """

@@ -1,6 +1,6 @@
-"""Derive ONNX bodies with the training diagonal from the bodies whose diagonal is 1.
+"""Derive ONNX function bodies with the training diagonal from bodies whose diagonal is 1.
 
-They differ by a factor of each row, 1/L_ii, for which a few nodes are added. Graphs without the attribute stay as is.
+The two differ by a factor of each row, 1/L_ii, for which nodes are added. Graphs whose diagonal is 1 are not changed.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -35,7 +35,7 @@ class DividedRows:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
         places: The inputs to multiply: for each reading node, by the name of its output, the index of the input.
-        equal: Shapes to replace by another value: the factor has an axis of heads, the token mask does not.
+        equal: Names of shapes to replace, and of their replacements: the factor gives the token mask an axis of heads.
     """
 
     keys: str
@@ -80,7 +80,7 @@ def with_divided_rows(body: onnx.FunctionProto, where: DividedRows) -> onnx.Func
 
 
 def _factor_nodes(keys: str, power: float) -> list[onnx.NodeProto]:
-    """Return the nodes of :func:`RowFactor`, with the names of the body's values."""
+    """Return the nodes of :func:`RowFactor` with the body's values as inputs."""
     function = RowFactor.to_function_proto()
     arguments = dict(zip(function.input, (keys, "token_new", "width", "root_d"), strict=True))
     for node in function.node:

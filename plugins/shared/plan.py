@@ -42,7 +42,7 @@ class Step:
         kernel: Name of the Triton function.
         dtype: Type of the operator's tensors.
         grid: Programs along x, y and z.
-        pointers: Names of its tensor arguments, as the operator calls them, or ``workspace``.
+        pointers: Names of the kernel's tensor arguments, as the operator calls them, or ``workspace``.
         scalars: The integers and floats that follow the pointers.
         constants: The compile-time constants.
         num_warps: Warps per program.
@@ -72,7 +72,7 @@ class Plan:
         steps: Launches in order, on one stream.
         outputs: Names of the tensors that they write.
         workspace_bytes: Size of the scratch memory; its contents may be arbitrary.
-        zeroed_bytes: Size of its first part, which must be zero before the first launch.
+        zeroed_bytes: Size of the scratch memory's first part, which must be zero before the first launch.
     """
 
     steps: tuple[Step, ...]
@@ -82,7 +82,7 @@ class Plan:
 
 
 def variant_name(kernel: str, dtype: str, constants: dict[str, int]) -> str:
-    """Return a name that is unique among the variants of an architecture."""
+    """Return the name of a kernel variant, unique among those of an architecture."""
     rows = f"_r{constants['ROWS']}" if "ROWS" in constants else ""
     return f"{kernel.removesuffix('_kernel')}_{dtype}_d{constants['BLOCK_D']}_u{constants['WIDTH_UNIT']}{rows}"
 
@@ -99,12 +99,12 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Its name in a plan's steps."""
+        """The variant's name, as :attr:`Step.variant` returns it."""
         return variant_name(self.kernel, self.dtype, dict(self.constants))
 
     @property
     def padded_width(self) -> int:
-        """The head width that it computes with, one of PADDED_WIDTHS."""
+        """The head width that the kernel computes with, one of PADDED_WIDTHS."""
         return dict(self.constants)["BLOCK_D"]
 
 
@@ -157,12 +157,12 @@ def compiled_units(dtype: str) -> tuple[int, ...]:
 
 
 def score_scalars(width: int) -> dict[str, float]:
-    """Return the scale and the shift that turn a product of keys into a base-2 exponent, for E and for softmax."""
+    """Return the scale that makes a product a base-2 exponent, for E and softmax, and the shift to subtract for E."""
     return {"scale": math.log2(math.e) / math.sqrt(width), "shift": math.sqrt(width) * math.log2(math.e)}
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError that names the first size below 1."""
+    """Raise a ValueError that names the first size below 1, if there is one."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")

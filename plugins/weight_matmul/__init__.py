@@ -1,1 +1,1 @@
-"""Products of a few rows by a weight that is read as it lies in memory, in the library of CPU kernels alone."""
+"""Products of a few rows by a weight, which is read as it is stored; only the library of CPU kernels computes them."""

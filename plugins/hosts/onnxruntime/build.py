@@ -37,7 +37,7 @@ def default_ort_library() -> Path:
 
 
 def source_hash() -> str:
-    """Return a hash of the library's sources, the table of operators, its compiler flags and its ABI number."""
+    """Return a hash of the library's sources, compiler flags and ABI number, and of the table of operators."""
     digest = hashlib.sha256(json.dumps([ORT_ABI, FLAGS, header_text()]).encode())
     for path in sources():
         digest.update(path.relative_to(PLUGINS).as_posix().encode() + b"\0" + path.read_bytes())
@@ -47,10 +47,10 @@ def source_hash() -> str:
 def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
     """Build the library, unless the existing one was built from the same sources.
 
-    ``output`` is None for :func:`user_ort_library`. It and its record are written atomically.
+    ``output`` is the library's path, None for :func:`user_ort_library`. It and its record are replaced atomically.
 
     Returns:
-        The library, and whether it was compiled now.
+        The library's path, and whether it was compiled now.
 
     Raises:
         LucidError: There is no compiler, it is Clang or fails, ``ONNXRUNTIME_ROOT`` has no header, or the folder cannot

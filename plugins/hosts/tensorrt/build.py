@@ -72,7 +72,7 @@ def sources() -> list[Path]:
 
 
 def plugin_abi(library: Path) -> int:
-    """Return which version of the interface to TensorRT a built plugin library has.
+    """Return the ABI number of a built plugin library; this version needs PLUGIN_ABI.
 
     Raises:
         LucidError: The library cannot be loaded or is not our plugin library.
@@ -185,7 +185,7 @@ def find_cuda_headers() -> Path:
 
 
 def _module(kernel: CompiledKernel) -> bytes:
-    """Return a module's bytes for embedding: PTX ends with a zero, and the length is a multiple of 16."""
+    """Return a module's bytes for embedding: PTX ends with a zero byte, and the length is a multiple of 16."""
     image = kernel.image + b"\0" if kernel.is_ptx else kernel.image
     return image + b"\0" * (-len(image) % 16)
 

@@ -42,7 +42,7 @@ int64_t paddedWidth(int64_t width);
 //! Elements of the widest aligned load: the divisor of the width that kernels are compiled with.
 int64_t widthUnit(Sizes const& sizes);
 
-//! The scale and the shift that turn a product of keys into a base-2 exponent; the shift is for E only.
+//! The scale that makes a product a base-2 exponent, for E and softmax, and the shift to subtract for E.
 float scale(Sizes const& sizes);
 float shift(Sizes const& sizes);
 

@@ -1,4 +1,4 @@
-"""Load the plugin library into TensorRT's registry, which parsing, building and running need."""
+"""Load the plugin library into TensorRT's registry, where parsing, building and running look up plugins."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ Item = tuple[Variant, int]  # a variant and the architecture to compile it for
 
 
 def variants(arch: int) -> list[Variant]:
-    """Return the variants for one architecture: all three types, head widths 16 to 256 that are multiples of 4."""
+    """Return all kernel variants for one architecture: for three types, and head widths 16 to 256 in steps of 4."""
     return [*precondition.variants(arch), *decode_attention.variants(arch), *delta_rule.variants(arch)]
 
 
@@ -169,7 +169,7 @@ def start_compiler(scratch: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent does. Otherwise this process waits forever on a queue whose other end it also holds open."""
+    """Exit when the parent does; else this process would wait forever on a queue whose other end it also holds open."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -242,7 +242,7 @@ def argument_names(variant: Variant) -> list[str]:
 
 
 def _absent(variant: Variant) -> tuple[str, ...]:
-    """Return the function's arguments that a variant does not have."""
+    """Return the arguments of the Triton function that are None in a variant."""
     if variant.kernel == "precondition_kernel" and "INT8" not in dict(variant.constants):
         return ("INT8",)
     if variant.kernel == "key_norms_kernel" and variant.dtype != "float32":

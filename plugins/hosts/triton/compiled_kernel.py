@@ -22,12 +22,12 @@ class CompiledKernel:
         variant: Name of the variant.
         arch: Compute capability it was compiled for, 90 for 9.0.
         is_ptx: Whether ``image`` is PTX, which the driver compiles, instead of machine code.
-        entry: The function's name in the module.
+        entry: The kernel function's name in ``image``.
         shared_bytes: Size of the dynamic shared memory.
         num_warps: Warps per program; a program has 32 times as many threads.
         constants: The compile-time constants that the grid depends on.
         arguments: Names of the arguments in order, without the two scratch pointers that Triton appends.
-        image: The module.
+        image: The machine code or PTX.
     """
 
     variant: str

@@ -31,7 +31,7 @@ def precondition(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> Tensor:
-    """Solve ``L Y = V`` with the kernel; it is not differentiable.
+    """Return Y of ``L Y = V``, solved with the Triton kernels; not differentiable.
 
     The other arguments are those of :func:`lucid_deploy.plugins.precondition.torch_operator.precondition`.
 
@@ -73,7 +73,7 @@ def decode_attention(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from 1 to 16 new tokens with the kernels.
+    """Return O and Y of 1 to 16 new tokens over a cache, computed with the Triton kernels.
 
     The other arguments are those of :func:`lucid_deploy.plugins.decode_attention.torch_operator.decode_attention`.
 
@@ -124,7 +124,7 @@ def delta_rule(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Apply the delta rule to new tokens with the kernels.
+    """Apply the delta rule with the Triton kernels; return the outputs and the new state.
 
     The other arguments are those of :func:`lucid_deploy.plugins.delta_rule.torch_operator.delta_rule`.
 
@@ -155,8 +155,8 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
 
     Args:
         plan: The launches.
-        tensors: The operator's tensors by name, on one device and of one floating-point type, except tensors that are
-            always float32 and a cache with scales.
+        tensors: The operator's tensors by name, on one device and of one floating-point type, except those that are
+            always float32, and K and Y of a cache with scales.
         workspace: uint8, at least ``plan.workspace_bytes`` long, with any contents; None: new memory.
 
     Raises:
@@ -220,7 +220,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _arch(tensor: Tensor, least: int = 0) -> int:
-    """Return the compute capability of a tensor's device; the interpreter's is at least ``least``."""
+    """Return the compute capability of a tensor's GPU, 90 for 9.0; for Triton's interpreter, at least ``least``."""
     import torch
 
     if tensor.device.type != "cuda":
@@ -230,7 +230,7 @@ def _arch(tensor: Tensor, least: int = 0) -> int:
 
 
 def _mask(mask: Tensor | None, like: Tensor, tokens: int) -> Tensor:
-    """Return the mask as bytes, as which the kernels and TensorRT read booleans; all ones for None."""
+    """Return the mask as bytes, the form in which kernels read booleans; if there is no mask, all ones."""
     import torch
 
     batch = like.shape[0]
