@@ -1,9 +1,9 @@
 """Find where an error starts, and name a likely cause.
 
-The first part of the model whose own error is beyond its gate is where the error starts. For that part, the numbers
-that known mistakes would give are computed, and the mistake is named that leaves little of the error. At most
-``TOKENS`` tokens count, so that dense matrices stay small: since L is triangular, its leading block is the L of the
-leading tokens.
+The first part of the model whose own error is beyond its gate is where the error starts. For that part, the tensors
+that known mistakes would give are computed; the mistake is named whose tensor differs little from the artifact's. Only
+the first ``TOKENS`` tokens are looked at, which keeps dense matrices small. The later ones do not matter to these: L is
+triangular, so its leading block is the L of the leading tokens.
 
 Shapes: KV key/value heads, P cached tokens, n new tokens, T = P + n, D head width.
 """
@@ -39,7 +39,7 @@ from lucid_deploy.runtimes.session import Array
 TOKENS = 512  # of a sequence that are looked at: a head's dense matrices are 2 MiB each
 FITS = 0.25  # a guess explains an error if it leaves at most this share of it
 CONFINED = 0.95  # share of an error's energy that must lie in one place to speak of it
-LARGE = 0.3  # relative error from which on a tensor is another one rather than a bad one
+LARGE = 0.3  # relative error beyond which a tensor looks like another layer's
 LOW_E = "E (the exponentials) is in {}; it must be float32."
 WORDS = {UNIT: "1", TRAINING: "training's"}
 
@@ -59,7 +59,7 @@ class Explanation:
         return min((item for item in self.findings if item.failed), key=lambda item: item.part, default=None)
 
     def sentence(self, failed: bool) -> str:
-        """Say where errors start, if anything is wrong or the verification ``failed``."""
+        """Say where errors start; empty if no own error is beyond its gate and the verification has not ``failed``."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"
@@ -113,9 +113,9 @@ def explain(
     *,
     progress: Progress | None = None,
 ) -> Explanation:
-    """Find the layer and the part in which the candidate's error starts; the most important scenario comes first.
+    """Find the layer and the part in which the error of the candidate's ``layers`` starts, in the targets' scenarios.
 
-    Reference and baseline are opened one after the other, to save memory.
+    Of targets that fail in the same part, the first gives the hint. To save memory, models are opened one by one.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -143,9 +143,9 @@ def explain(
 
 
 def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], tick: Tick) -> str:
-    """Name a likely cause of the first own error, in one or two sentences.
+    """Name a likely cause of the first error in ``failed``, in one or two sentences.
 
-    ``failed`` are the findings beyond their gates in one scenario, in the order of computation.
+    ``failed`` are the own errors beyond their gates in one scenario, in the order of computation.
     """
     first = failed[0]
     part = first.part
@@ -183,7 +183,7 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer computed for one batch row at the tokens where it failed, and what it should have computed."""
+    """What a layer computed for one batch row, fed in the way that failed, and what it should have computed."""
 
     keys: Array  # what the candidate's layer gives on the reference's inputs, (KV, n, D)
     values: Array  # its V
@@ -195,9 +195,9 @@ class Evidence:
     eps: float = 0.0  # the model's rms_norm_eps
 
     def solve(self, e: Array, diagonal: float | Array | None = None) -> Array:
-        """Solve for the rows exactly, after the reference's cache, with E given as ``(KV, n, T)``.
+        """Solve ``L Y = V`` in float64 for the rows, with E ``(KV, n, T)`` and the reference's Y of cached tokens.
 
-        ``diagonal`` is another one of L than the layer's: a number, or one for each row, ``(KV, n, 1)``.
+        ``diagonal`` is that of L, one number or one for each row, ``(KV, n, 1)``; None: the layer's own.
         """
         diagonal = self.diagonal_of(self.diagonal) if diagonal is None else diagonal
         past, v = self.wanted[2], self.values.astype(np.float64)
@@ -208,14 +208,14 @@ class Evidence:
         return substitute(e[..., :stop] / diagonal, v / diagonal, past[:, :start])
 
     def diagonal_of(self, diagonal: str) -> Array:
-        """Return the diagonal of L that the rows' keys give, ``(KV, n, 1)``."""
+        """Return the diagonal of L for the rows, ``(KV, n, 1)``; ``diagonal`` names its kind, one of ``DIAGONALS``."""
         if diagonal == UNIT:
             return np.ones_like(self.keys[..., :1])
         ratio = self.eps / (np.square(self.keys).mean(axis=-1, keepdims=True) + self.eps)
         return np.asarray(np.exp(-math.sqrt(self.keys.shape[-1]) * ratio))
 
     def kernel(self, dtype: str = "float64") -> Array:
-        """Return ``E = exp(K̂K̂ᵀ/√D − √D)`` of the rows against all tokens, ``(KV, n, T)``; K̂ is rounded to a type."""
+        """Return ``E = exp(K̂K̂ᵀ/√D − √D)`` of the rows against all tokens, ``(KV, n, T)``, K̂ rounded to ``dtype``."""
         columns = self.wanted[0]
         if not self.decode:  # rows of one call see each other's keys as the candidate has them
             columns = columns.copy()
@@ -226,10 +226,10 @@ class Evidence:
 
 
 def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick: Tick) -> Evidence | None:
-    """Run the feeding that failed once more; return the layer's tensors, of two batch rows those with the larger error.
+    """Feed tokens once more in the way that failed; return the layer's tensors for the worse of the batch rows.
 
     Returns:
-        None if no row lies within the first ``TOKENS`` tokens.
+        None if all tokens fed in that way come after the first ``TOKENS``.
     """
     layer, kind = finding.part.layer, 0 if finding.part.word == "K" else 2
     k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in solve_tensors(inside.states, layer))
@@ -255,7 +255,7 @@ def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick
 
 
 def solve_tensors(states: LayerStates, layer: int) -> tuple[Array, Array, Array]:
-    """Return K, V and Y of a layer that caches keys and values; V is Y if it has no solve."""
+    """Return K, V and Y of a layer that caches keys and values; in a layer without a solve, Y is V."""
     rows, given = states.cached[layer], states.given[layer]
     return rows["key"], rows["value"] if given is None else given, rows["value"]
 
@@ -315,7 +315,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
 
 
 def normalized(keys: Array, eps: float) -> Array:
-    """Return K̂ of keys ``(…, D)``."""
+    """Return K̂, keys ``(…, D)`` divided by the root of their mean square plus ``eps``."""
     return np.asarray(keys / np.sqrt(np.mean(np.square(keys), axis=-1, keepdims=True) + eps))
 
 
@@ -353,14 +353,14 @@ def _distance(actual: Array, wanted: Array) -> float:
 
 
 def _best(guesses: list[tuple[str, Array]], actual: Array, wanted: Array) -> str | None:
-    """Return the guess that comes closest, if it leaves little of the error; None if none does."""
+    """Return the text of the guess nearest to ``actual``, if it leaves little of the error; else None."""
     left = [(_distance(actual, guess), text) for text, guess in guesses]
     distance, text = min((pair for pair in left if math.isfinite(pair[0])), default=(math.inf, ""))
     return text if distance <= FITS * _distance(actual, wanted) else None
 
 
 def _confined(actual: Array, wanted: Array, cause: str) -> str:
-    """Add to a cause where the error lies, if that is one head or a few features of it, or the whole tensor's size."""
+    """Add to a cause whether the error is a constant factor, lies in one head (or two of its features), or is large."""
     error = np.square(actual - wanted).sum(axis=1)  # (KV, D)
     total, head = error.sum(), int(error.sum(axis=1).argmax())
     factor = float(np.vdot(wanted, actual) / np.vdot(wanted, wanted))

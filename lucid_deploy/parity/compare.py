@@ -24,12 +24,12 @@ def check(
     schedules: Sequence[Schedule] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Run a session over every token sequence, fed in every way, and let it generate; compare it with the targets.
+    """Run a session over every token sequence, fed in every way; compare what it computes with the targets.
 
     A failed gate is part of the result, not an exception. ``schedules`` are those of the targets' workload by default.
 
     Raises:
-        ValueError: A session of another precision than the targets'.
+        ValueError: The session computes, or caches, in another type than the targets are for.
     """
     session: Session[Any] = opened(candidate)
     _check_precision(session, targets)
@@ -71,7 +71,7 @@ def _check_precision(session: Session[Any], targets: Targets) -> None:
 def _run(
     session: Session[Any], targets: Targets, schedules: Sequence[Schedule], progress: Progress | None
 ) -> tuple[list[Comparison], list[FreeRun]]:
-    """Make all comparisons, ordered by scenario."""
+    """Return all comparisons, ordered by scenario, and the free runs of the greedy scenarios."""
     scenarios = [target.scenario for target in targets.items]
     one_shot = any(schedule.one_shot for schedule in schedules)
     alone = [] if one_shot else [scenario for scenario in scenarios if scenario.greedy]
@@ -104,7 +104,7 @@ def _run(
 def _recorded(
     session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
 ) -> Iterator[tuple[Target, Trace]]:
-    """Run all scenarios in one schedule, some together; yield every target, in their order, with what was computed."""
+    """Run the scenarios that a schedule takes, some as one batch; yield their targets in order, each with a trace."""
     traces: dict[str, Trace] = {}
     for batch in batches([target.scenario for target in targets], schedule, session.batch_limit):
         found = record_together(session, batch, schedule, meter.tick)
@@ -139,7 +139,7 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
 def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, FreeRun]:
     """Compare the logits of a free run, up to and including the first step whose token is not PyTorch's.
 
-    Behind it the contexts differ and nothing can be compared. Up to there a session that is forced and one that runs
+    After that step the contexts differ and nothing can be compared. Up to it, a forced session and one that runs
     freely make the same calls with the same inputs, so the forced run's logits are those of the free one.
     """
     scenario, wanted = target.scenario, target.reference.logits

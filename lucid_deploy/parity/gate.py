@@ -1,23 +1,22 @@
 """Gates: the error that is allowed, derived from what PyTorch itself gets wrong in the same precision.
 
-**Reference** is the model in float64, **baseline** the PyTorch model in the artifact's precision. Both run a scenario
-one-shot. The baseline's error against the reference is what this model, with these weights and these tokens, loses by
-computing in that precision: it holds the conditioning of the solve, the depth of the model and the type's rounding.
-A correct candidate rounds the same formulas in another order, so its error is of the same size. A wrong one errs by the
-size of its mistake, which has nothing to do with the type.
+**Reference** is the model in float64, **baseline** the PyTorch model in the artifact's precision, run one-shot. The
+baseline's error against the reference is what this model, with these weights and these tokens, loses by computing in
+that precision: it depends on the conditioning of the solve, the depth of the model and the type's rounding. A correct
+candidate rounds the same formulas in another order, so its error is of the same size. A wrong one errs by the size of
+its mistake, which has nothing to do with the type.
 
-**The gate** of a tensor in a scenario is ``FACTOR`` times the baseline's largest relative L2 error of any position. The
-largest, because rounding errors of one position are a matter of luck and the baseline's may be near zero. It applies to
-every position of the candidate, in every schedule. Different schedules are the same function: in float64 they agree to
-about 1e-13, so one reference serves them all.
+**The gate** of a tensor in a scenario is ``FACTOR`` times the baseline's largest error of any position (relative L2):
+at one position, rounding errors are a matter of luck, and the baseline's may be near zero. The gate applies to every
+position of the candidate, in every schedule. Different schedules are the same function: in float64 they agree to about
+1e-13, so one reference serves them all. The greedy scenario, short ones and the one that repeats one token may have too
+few different tokens to derive gates from: they get the widest of all scenarios, and so does every one in a quick run.
 
-Some scenarios have too few different tokens to derive a gate from: a short greedy prompt, all scenarios of a model with
-a short context, and the one that repeats one token. Their gates are the widest of all scenarios.
-
-**Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for a size, at most 1
-for Y, whose scale is the largest row so far. Where the gate is at least that, zeros would pass, hence anything smaller
-than the reference would: the position is *blind*. A comparison with blind positions only can fail on nothing but values
-that are larger than the reference or not finite; unless it does, it is **not judged**, which is not the same as passed.
+**Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for the size factors
+of :mod:`.rounded_cache`, at most 1 for Y, whose scale is the largest row so far. Where the gate is at least that, zeros
+would pass, hence anything smaller than the reference would: the position is *blind*. If every position is blind, only
+values that are larger than the reference or not finite can fail; unless one does, the comparison is **not judged**,
+which is not the same as passed.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Gate:
 
     @property
     def judges(self) -> bool:
-        """Whether a tensor of zeros would be beyond it."""
+        """Whether a tensor of zeros would be beyond this gate."""
         return self.limit < VACUOUS
 
 
@@ -92,7 +91,7 @@ class Comparison:
 
     @property
     def judged(self) -> bool:
-        """Whether it could have failed, or did: not every position is blind."""
+        """Whether this comparison could have failed, or did: not every position is blind."""
         return self.failed_at is not None or self.blind_positions < len(self.errors)
 
     @property
@@ -120,7 +119,7 @@ class Coverage:
 
     @classmethod
     def of(cls, comparisons: Sequence[Comparison]) -> Coverage:
-        """Count."""
+        """Count these comparisons and their positions, and how many of them could have failed."""
         judged = [item for item in comparisons if item.judged]
         blind, positions = sum(item.blind_positions for item in judged), sum(len(item.errors) for item in judged)
         return cls(len(comparisons), len(judged), blind, positions)
@@ -150,8 +149,8 @@ def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId
 def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
     """Return the widest gate of each tensor, for a scenario whose own positions are too few to derive one from.
 
-    A gate that judges nothing shows that one scenario's numbers are ill-conditioned, and nothing about another
-    scenario: it counts only where no scenario has a better one.
+    A gate that judges nothing shows that one scenario is ill-conditioned, and nothing about another scenario: it counts
+    only where no scenario has a gate that judges.
     """
     chosen = {}
     for tensor in gates[0]:
@@ -163,7 +162,7 @@ def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
 def compare_rows(
     actual: TensorRows, reference: TensorRows, tensor: TensorId, gate: Gate, scenario: str, schedule: str
 ) -> Comparison:
-    """Compare one tensor with its reference's rows of the same positions; the names are for the report."""
+    """Compare a tensor with its reference's rows of the same positions, in a scenario and schedule of these names."""
     metrics, errors = tensor_metrics(actual.values, reference.values, tensor.accumulated)
     beyond = ~(errors <= gate.limit)  # not "errors > limit": NaN must fail
     failed = int(beyond.argmax()) if beyond.any() else None

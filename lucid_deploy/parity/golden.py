@@ -55,10 +55,10 @@ class Golden:
         return Reference(KIND, words, left_out=cut)
 
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
-        """Return two scenarios a row: a prompt with decode steps, and decoding from the first token on.
+        """Return two scenarios for each row of tokens: a prompt with decode steps, and decoding from the start.
 
-        The first is fed in every way and compares logits from the last token of its prompt on, the second compares the
-        logits of every position. Rows beyond the model's context ``limit`` are cut.
+        The first is fed in every way, and its logits are compared from the prompt's last token on; of the second, the
+        logits of every position are compared. Longer rows are cut to the model's context, ``limit``.
         """
         found = []
         tokens = self.tokens_used(limit, workload)
@@ -84,7 +84,7 @@ class Golden:
 
 
 def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
-    """Return one batch row of a tensor, as far as it was recorded for the first tokens."""
+    """Return one batch row of a tensor, with what was recorded of its first ``tokens`` tokens."""
     return TensorRows(rows.values[row : row + 1, : max(tokens - rows.start, 0)], rows.start)
 
 
@@ -109,7 +109,7 @@ def open_golden(
 
 
 def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Golden:
-    """Read a golden file, and check that it is of a model."""
+    """Read a golden file, and check that its tensors, types and values fit a model."""
     import torch  # numpy has no bfloat16
     from safetensors import SafetensorError, safe_open
 
@@ -151,7 +151,7 @@ def _check_version(path: Path, metadata: dict[str, str]) -> None:
 
 
 def _tensors_of(layers: tuple[LayerDescription, ...]) -> dict[str, tuple[TensorId, CacheTensor]]:
-    """Return what layers cache that a golden file may hold, by its name there."""
+    """Return the cached keys and values that a golden file may hold, by their names there."""
     return {
         f"layers.{index}.{tensor.name}": (TensorId.of(index, place, tensor, layer), tensor)
         for index, layer in enumerate(layers)
@@ -167,7 +167,7 @@ def _check_headers(
     known: dict[str, tuple[TensorId, CacheTensor]],
     config: LucidConfig,
 ) -> None:
-    """Refuse tensors that would not be compared, and types and shapes of others than this model's."""
+    """Refuse a file that lacks tensors, holds unknown ones, or has types or shapes that do not fit this model."""
     if missing := [name for name in (IDS, LOGITS) if name not in types]:
         raise LucidError(f"{path} has no tensor {missing[0]}. {AGAIN}")
     if types[IDS] not in INTEGERS:
@@ -223,7 +223,7 @@ def _check_values(path: Path, read: dict[str, Array], config: LucidConfig) -> No
 
 
 def _rows(x: Array, tokens: int) -> TensorRows:
-    """Return logits, or keys or values of ``tokens`` or fewer, with a row for each position, ``(B, T, F)``."""
+    """Return logits, or keys or values ``(B, KV, n, D)`` of the last n of ``tokens``, as rows ``(B, n, F)``."""
     if x.ndim == 3:
         return TensorRows(x)
     return TensorRows(x.transpose(0, 2, 1, 3).reshape(len(x), x.shape[2], -1), tokens - x.shape[2])
@@ -232,7 +232,7 @@ def _rows(x: Array, tokens: int) -> TensorRows:
 def add_golden(
     targets: Targets, golden: Golden, in_precision: Callable[[str], Session[Any]], progress: Progress | None = None
 ) -> Targets:
-    """Return targets with a golden file's numbers for its scenarios.
+    """Return targets that also have, for the golden file's scenarios, the tensors recorded there.
 
     ``in_precision`` opens our own model in a type, to measure what rounding in it costs.
     """
@@ -282,10 +282,10 @@ def rounding_of(
     stored: Mapping[TensorId, str],
     errors: Mapping[TensorId, float] | None,
 ) -> dict[TensorId, float]:
-    """Return the allowance for rounding in numbers that other code computed in ``precision`` and stored in some types.
+    """Return by tensor the allowance for rounding by other code, which computed in ``precision`` and wrote ``stored``.
 
-    ``gates`` are our own model's, derived for ``dtype``. ``errors`` are our own model's in ``precision``; without them
-    the baseline's error is scaled by the two types' units in the last place.
+    ``gates`` are our own model's, derived for ``dtype``; ``stored`` are the types written. ``errors`` are our own
+    model's in ``precision``; without them the baseline's are scaled by the two types' units in the last place.
     """
     share = UNIT[precision] / UNIT[dtype]
     return {

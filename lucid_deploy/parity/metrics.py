@@ -1,7 +1,7 @@
-"""How far a tensor is from its reference. Plain numpy, computed in float64.
+"""Measure how far a tensor is from its reference, in float64 with numpy alone.
 
 Every tensor comes as rows, one per position: ``(B, T, F)``, B batch rows, T positions, F features. A reference has one
-batch row, which is compared with each of the other's.
+batch row, with which every batch row of the other tensor is compared.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 def tie_margin(reference: Array, gate: float) -> float:
-    """Return the largest difference of two logits ``(vocab,)`` that an error within the gate may overturn.
+    """Return the largest difference of two of the logits ``(vocab,)`` that an error within the gate may overturn.
 
     If the logits' error e has norm ``‖e‖ ≤ gate·‖reference‖``, it moves the difference of two logits by at most
     ``|e_a − e_b| ≤ √2·‖e‖``.

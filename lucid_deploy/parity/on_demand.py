@@ -61,7 +61,7 @@ class _Linear(nn.Module):
         self._load, self._name, self._has_bias = load, name, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, in)`` to ``(…, out)``, float64."""
+        """Map float64 ``(…, in)`` to ``(…, out)``."""
         weight = self._load(f"{self._name}.weight")
         rows = max(1, ELEMENTS // weight.shape[1])
         y = torch.cat([F.linear(x, piece.double()) for piece in weight.split(rows)], dim=-1)
@@ -69,7 +69,7 @@ class _Linear(nn.Module):
 
 
 class _Embedding(nn.Module):
-    """An embedding that reads its weight when it runs; its own ``weight`` is empty and only has the type."""
+    """An embedding that reads its weight when it runs; its own ``weight`` is empty and only tells the type."""
 
     def __init__(self, load: Load, name: str, width: int) -> None:
         super().__init__()
@@ -77,5 +77,5 @@ class _Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty((0, width), dtype=torch.float64))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Int64 ``(…)`` to float64 ``(…, width)``."""
+        """Look up token ids, int64 ``(…)``; return float64 ``(…, width)``."""
         return F.embedding(ids, self._load(f"{self._name}.weight")).double()

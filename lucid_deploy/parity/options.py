@@ -1,4 +1,4 @@
-"""What a user may ask of a verification, and how much that runs."""
+"""Options of a verification, and the workload that they ask for."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Workload:
         return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
 
     def with_all_steps(self) -> Workload:
-        """Return the same with every forced token decoded in every schedule.
+        """Return this workload, but with every forced token decoded in every schedule.
 
-        A cache that rounds needs it: its schedules are different functions, and more decoded rows give a narrower gate
-        for their size.
+        A cache that rounds needs this: schedules are then different functions, and with more decoded rows the gate for
+        their size is narrower.
         """
         return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
 
@@ -89,7 +89,7 @@ class VerifyOptions:
 
     @property
     def workload(self) -> Workload:
-        """What is run."""
+        """The workload that these options ask for."""
         base = QUICK if self.quick else FULL
         steps = base.steps if self.steps is None else self.steps
         prompt_tokens = base.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens

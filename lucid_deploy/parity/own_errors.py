@@ -2,7 +2,7 @@
 
 Every layer runs on the reference's residual stream and on its K and Y of the tokens before, so errors of earlier layers
 do not reach it. The gate is derived as all gates are: ``FACTOR`` times the largest own error of any position that the
-PyTorch model makes in the same precision, fed in the same way.
+PyTorch model makes in the same precision, fed in the same ways.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ReferenceStates:
     states: LayerStates  # of all tokens in one prefill, in float64
     logits: Array  # of the last prompt token and every token after it, (1, S + 1, vocab)
     layers: tuple[LayerDescription, ...]
-    pasts: dict[int, Past] = field(default_factory=dict)  # by tokens; empty if every layer caches nothing but rows
+    pasts: dict[int, Past] = field(default_factory=dict)  # by number of tokens; empty if layers cache only rows
 
     @property
     def ids(self) -> Array:
@@ -54,7 +54,7 @@ class ReferenceStates:
 
 @dataclass(frozen=True)
 class WorstOwnError:
-    """The largest own error of one part in one scenario."""
+    """One part's largest own error in one scenario, or the first one beyond its gate."""
 
     scenario: str
     part: TensorId
@@ -66,7 +66,7 @@ class WorstOwnError:
 
     @property
     def judged(self) -> bool:
-        """Whether it could have failed, or did: its gate is below what zeros would give."""
+        """Whether this part could have failed, or did: its gate is below the error of zeros."""
         return self.failed or self.gate.judges
 
 
@@ -99,7 +99,7 @@ def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
 
 
 def continued(tensor: CacheTensor, before: Array, new: Array) -> Array:
-    """Put new rows behind cached ones; a ring and a state are new as a whole."""
+    """Append new rows to cached ones; rings and states are replaced as a whole."""
     return np.concatenate([before, new], axis=2) if tensor.sort == "rows" else new
 
 
@@ -134,7 +134,7 @@ def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple
 
 
 def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array, LayerStates]:
-    """Prefill the prompt twice in one batch, padded on the left and on the right with a token like any other."""
+    """Prefill two copies of the prompt in a batch, one padded left and one right with the prompt's first token."""
 
     def pad(rows: Array) -> Array:  # (1, n, …) to (2, PADDING + n, …)
         filler = np.repeat(rows[:, :1], PADDING, axis=1)
@@ -206,7 +206,7 @@ def findings(own: OwnErrors, gates: Mapping[TensorId, Gate], scenario: str) -> l
 def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[TensorId, Array]:
     """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``.
 
-    The embedding is of layer −1. Rings and states are not among them: what a layer makes of them shows in its output.
+    The embedding has the layer −1. Rings and states are left out: what a layer makes of them shows in its output.
     """
     last = KINDS.index("logits")
     parts = {TensorId(-1, last, "embedding"): states.residuals[0]}
@@ -220,11 +220,11 @@ def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[Te
 
 
 def _rows(heads: Array) -> Array:
-    """``(B, KV, n, D)`` to ``(B, n, KV·D)``."""
+    """Reshape rows of all heads, ``(B, KV, n, D)``, to ``(B, n, KV·D)``."""
     return heads.transpose(0, 2, 1, 3).reshape(heads.shape[0], heads.shape[2], -1)
 
 
 def _scale(rows: Array, part: TensorId) -> Array:
-    """Return the norms that errors are relative to, ``(T,)``; of Y as in ``metrics.position_errors``."""
+    """Return the norms that errors are relative to, ``(T,)``; for Y the largest so far, as in ``metrics``."""
     norms = np.linalg.norm(rows[0].astype(np.float64), axis=-1)
     return np.maximum.accumulate(norms) if part.accumulated else norms

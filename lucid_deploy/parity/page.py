@@ -1,4 +1,4 @@
-"""Show the result as one HTML page without network or scripts: ``templates/page.html.j2``, filled by Jinja."""
+"""Fill ``templates/page.html.j2``: one HTML page with a verification's result, without network or scripts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Line:
 
 
 def render_page(found: Verification) -> str:
-    """Return the page; ``found`` has comparisons and facts."""
+    """Return the HTML page; ``found`` must have comparisons and facts."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -55,7 +55,7 @@ def render_page(found: Verification) -> str:
 
 
 def _used(item: Comparison) -> str:
-    """Return the share of the gate that an error takes."""
+    """Return as text how much of its gate an error takes, or ``not judged``."""
     if item.outcome == "not judged":
         return item.outcome
     return f"{item.severity:.0%}" if item.severity < 10 else f"{item.severity:.3g}×"
@@ -86,7 +86,7 @@ def _position_charts(found: Verification) -> list[dict[str, Any]]:
 
 
 def _spread(items: Sequence[Comparison]) -> list[Comparison]:
-    """Choose the layers whose errors are drawn, at most ``LINES``: evenly spread, and the one nearest to its gate."""
+    """Choose the layers whose errors are drawn, at most ``LINES``: evenly spread, and the worst one."""
     if len(items) <= LINES:
         return list(items)
     count = LINES - 1
@@ -96,7 +96,7 @@ def _spread(items: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return what the template draws as a chart with a logarithmic y axis; nothing if no y is above zero."""
+    """Return a list of one chart with a logarithmic y axis, for the template to draw; empty if no y is above zero."""
     drawn = [(x, y) for line in lines for x, y in line.points if math.isfinite(y) and y > 0]
     if not drawn:
         return []

@@ -1,4 +1,4 @@
-"""How well a text is predicted, and what a model loses there beside another; reported without a gate."""
+"""Measure how well a model predicts a text, and how much worse than another model; there is no gate for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TextCost:
     same: float  # share of the tokens whose most likely successor is the other's
 
     def sentence(self) -> str:
-        """Say what it costs."""
+        """Say how far perplexity and predictions are from the other model's."""
         return (
             f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%}); KL divergence {self.kl:.2g} nats "
             f"a token, most likely token the same at {self.same:.1%}"
@@ -36,7 +36,7 @@ class TextCost:
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
-    """Cut a text into windows of at most ``WINDOW`` tokens and the model's context ``limit``; the rest counts too."""
+    """Cut a text into windows of ``WINDOW`` tokens, or ``limit`` if the model takes fewer; the last may be shorter."""
     if len(ids) < 2:
         raise LucidError(f"The text for the perplexity has {len(ids)} tokens; it takes at least 2.")
     size = min(WINDOW, limit)

@@ -23,7 +23,7 @@ ROWS = {"key": 0, "value": 1}  # kinds of the cached tensors that have a row for
 
 
 class TensorId(NamedTuple):
-    """Names one tensor. Sorts in the order of computation: layer, K before Y, logits last."""
+    """The name of a tensor. Names sort in the order of computation: by layer, K before Y, logits last."""
 
     layer: int  # for the logits, the number of layers; −1 is the embedding
     kind: int  # index into KINDS; beyond it, the place of another cached tensor
@@ -43,7 +43,7 @@ class TensorId(NamedTuple):
 
     @property
     def accumulated(self) -> bool:
-        """Whether rows are sums over those before them, which sets the scale of their errors."""
+        """Whether rows are sums over earlier rows, so that errors are relative to the largest row so far."""
         return self.word == "Y"
 
     @property
@@ -56,8 +56,8 @@ class TensorId(NamedTuple):
         return self.word if self.is_logits or self.layer < 0 else f"layer {self.layer} {self.word}"
 
 
-# States are compared after each of the last tokens, this many. One alone would make the gate a single draw, too narrow
-# for a correct candidate (seen: error twice the gate); more would take the memory of a model.
+# After how many of the last tokens states are compared. The gate from one alone would be a matter of luck: a correct
+# candidate had twice the error that it allowed. More would take the memory of a model.
 STATES = 4
 States = dict[tuple[int, int], Array]  # by layer, and place in its layout without scales
 
@@ -105,7 +105,7 @@ def record_together(
 def record_all(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> dict[str, Trace]:
-    """Feed scenarios, those of equal lengths together; return what was recorded by their names."""
+    """Feed scenarios, those of equal lengths as one batch; return the trace of each by its name."""
     found: dict[str, Trace] = {}
     for group in equal_lengths(scenarios):
         traces = record_together(session, group, schedule, tick)
@@ -116,7 +116,7 @@ def record_all(
 def record_greedy(
     session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
 ) -> list[tuple[Scenario, Trace]]:
-    """Feed scenarios one-shot; greedy ones go on with the session's most likely tokens, returned as forced ones."""
+    """Feed scenarios one-shot; return them, greedy ones with the tokens that the session chose, and their traces."""
     fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
     chosen = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
     return list(zip(chosen, _traces(session, fed.cache, fed.logits, chosen, fed.states), strict=True))
@@ -220,7 +220,7 @@ def _feed(
 
 
 def _verify(session: Session[Any], drafts: Array, cache: Cache[Any], wrong: int) -> Array:
-    """Run drafts ``(B, n)`` with wrong tokens behind them, take these back, and return the logits of the others."""
+    """Run drafts ``(B, n)``, then a number of wrong tokens; take these back and return the logits of the drafts."""
     rows, right = drafts.shape
     others = (drafts[:, -1:] + np.arange(1, wrong + 1)) % session.config.vocab_size
     logits = session.decode_several(np.concatenate([drafts, others], axis=1), cache)
@@ -232,8 +232,8 @@ def _verify(session: Session[Any], drafts: Array, cache: Cache[Any], wrong: int)
 def _padded(tokens: Array, padding: int, call: int) -> tuple[Array, Array]:
     """Return two rows and their mask for each row of tokens ``(B, n)``: padded on the left, and on the right.
 
-    In the second call (``call`` 1) the first row of each pair is padded on the right, and with what is left of the
-    padding: both sides occur before an empty and before a padded past.
+    In the second call (``call`` 1) the rows of each pair change sides, so that one has padding at both ends and the
+    other in the middle. Each call adds half of the padding; the first adds the odd column.
     """
     columns = (padding + 1) // 2 if call == 0 else padding // 2
     filler = np.repeat(tokens[:, :1], columns, axis=1)  # tokens like any others: only the mask makes them padding
@@ -253,7 +253,7 @@ def _traces(
     scenarios: Sequence[Scenario],
     states: Sequence[States],
 ) -> list[Trace]:
-    """Split what a batch computed into the traces of its scenarios: logits ``(B, S + 1, vocab)``, the last states."""
+    """Split a batch's cache, logits ``(B, S + 1, vocab)`` and last states into one trace for each scenario."""
     config = session.config
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
@@ -283,9 +283,9 @@ def _traces(
 
 
 def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
-    """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens.
+    """Turn ``(B, KV, T, D)`` into ``(B, tokens, KV·D)`` without padding, where the mask ``(B, T)`` is False.
 
-    A ring has rows of the last tokens.
+    Every row of the mask has equally many tokens. A ring has rows of the last tokens only.
     """
     tokens = int(mask[0].sum())
     held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)
@@ -294,4 +294,4 @@ def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
 
 
 def no_tick() -> None:
-    """Count nothing."""
+    """Do nothing, where calls are not counted."""

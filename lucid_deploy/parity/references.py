@@ -3,8 +3,8 @@
 The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only if the
 cache rounds, a second reference has all of its weights in float64, since it runs token by token.
 
-A quantized artifact is compared with the model on its own, dequantized weights; with --text, beside the checkpoint's
-own weights too.
+A quantized artifact is compared with the model on the artifact's dequantized weights. With --text it is also compared
+with the model on the checkpoint's weights.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ReferenceModels:
         return self._open("float64", self.candidate.cache_dtype)
 
     def in_precision(self, dtype: str) -> TorchSession:
-        """Open PyTorch in some type, its cache in the same."""
+        """Open PyTorch in a type, with its cache in the same type."""
         return self._open(dtype, dtype)
 
     def original(self) -> TorchSession:
@@ -156,7 +156,7 @@ def open_adapter(artifact: Artifact, name: str | None) -> Adapter | None:
 
 
 def _add_adapter(model: CausalModel, matrices: dict[str, tuple[Tensor, Tensor]]) -> None:
-    """Add what an adapter's A ``(in, rank)`` and B ``(rank, out)`` compute to linear layers, by their names."""
+    """Add what an adapter's A ``(in, rank)`` and B ``(rank, out)`` compute to linear layers' outputs, by layer name."""
     kind = model.embedding.dtype
 
     def hook(a: Tensor, b: Tensor) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Gates for a cache that rounds more coarsely than the model computes: of its rows, their size, and reading them.
+"""Derive gates for a cache that rounds more coarsely than the model computes: for its rows, their size, their reading.
 
 **Rows.** With such a cache the schedules are no longer one function: rows of one call see each other exactly, later
 ones see what was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from
@@ -6,19 +6,19 @@ a baseline that was fed the same way and keeps its cache in the same type.
 
 **Size.** int8 needs wide gates: 4 times its rounding error is too wide to catch a scale that is 1 % wrong. So the
 *size* of K and Y is compared with a second reference, float64 that is fed the same way and rounds its cache to the same
-type. Both round nearly the same numbers, so nearly all codes are equal. The size is the factor by which the second
-reference is contained in the tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``, of the rows that prefill wrote and of
-those that decode wrote, since two graphs encode them. A wrong scale changes it; errors without a preferred sign do not.
-Its gate is ``FACTOR`` times the largest of: the baseline's own deviation; its relative error over the root of the
-number of rows (at most ``INDEPENDENT``), the deviation that independent errors give; and the effect of one code of the
-largest magnitude. Only rows count that zeros would not pass (:mod:`.gate`); if none is left, the size is not judged. A
-state is kept in floating point, without scales, and has no size to judge.
+type. Both round nearly the same values, so nearly all codes are equal. The size is the factor by which the second
+reference is contained in the tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``. Rows that prefill, decode and drafts
+wrote have a size each, since different graphs encode them. A wrong scale changes the size; errors of random sign do
+not. The gate is ``FACTOR`` times the largest of: the baseline's own deviation from 1; its relative error over the root
+of the number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the effect of
+one code of the largest magnitude. Rows count only if zeros would fail there (:mod:`.gate`); if none is left, the size
+is not judged. A state is kept in floating point, without scales, and has no size to judge.
 
 **Reading.** The rounding error of the cache hides faults in reading that are smaller: keys read 1 % too small change no
 size, since the solve normalises keys, and change scores by less than int8's rounding does. So all models continue from
 the same stored rows, those of the float64 run that rounds its cache. Nothing rounds between these rows and the
 logits, so the gates are those of arithmetic alone. Layers that keep states start from the states of that run, which
-are known after the last tokens alone (:data:`~lucid_deploy.parity.record.STATES`).
+are known only after the last tokens (:data:`~lucid_deploy.parity.record.STATES`).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def rounds(session: Session[Any]) -> bool:
 
 
 def refuse_dropped_rows(session: Session[Any], tokens: int) -> None:
-    """Refuse a cache that rounds and drops rows that the comparison needs: of windows shorter than so many tokens."""
+    """Raise LucidError if layers have windows shorter than ``tokens``: they drop rounded rows that are compared."""
     if any(tensor.sort == "ring" and tensor.is_recurrent(tokens) for layer in session.layout for tensor in layer):
         raise LucidError(
             f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it drops rounded rows "
@@ -84,9 +84,9 @@ def refuse_dropped_rows(session: Session[Any], tokens: int) -> None:
 def derive_cache_gates(
     session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:
-    """Return the gates of all tensors and of sizes from what the baseline ``session`` computed.
+    """Derive the gates of all tensors, and of sizes, from the baseline ``session`` and two references.
 
-    ``reference`` is from float64 with a cache that does not round, ``rounded`` K and Y with one that rounds.
+    ``trace`` is the session's, ``reference`` that of float64, ``rounded`` K and Y of float64 with a cache that rounds.
     """
     judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
     gates = derive_gates(reference, trace, session.dtype)
@@ -109,7 +109,7 @@ def derive_cache_gates(
 
 
 def without_logits(trace: Trace) -> Trace:
-    """Return what is cached alone, as float32, to save memory: every schedule has such a trace."""
+    """Return a trace without its logits, in float32, to save memory: every schedule has such a trace."""
     return Trace(
         {
             tensor: replace(rows, values=rows.values.astype(np.float32))
@@ -143,7 +143,7 @@ def size_factors(actual: Array, rounded: Array) -> Array:
 
 
 def _written_by(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
-    """Return the positions that each graph writes, in order: padding is not counted."""
+    """Return the positions of prefilled, decoded and drafted rows, ``(n,)`` each; padding is not counted."""
     fed = schedule.fed(scenario)
     last = "drafted" if schedule.drafts else "decoded"
     writers = np.full(scenario.length, last, dtype=object)
@@ -154,7 +154,7 @@ def _written_by(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
 
 
 def _one_code(rounded: Array, step: float) -> float:
-    """Return how much one code of the largest magnitude changes the size."""
+    """Return how much the size changes if the element of the largest magnitude is off by one code."""
     square = float((rounded.astype(np.float64) ** 2).sum(axis=(1, 2)).min())
     return step * float(np.abs(rounded).max()) ** 2 / square if square else 0.0
 
@@ -185,10 +185,10 @@ def _starts(session: Session[Any], scenario: Scenario) -> range:
 
 
 def read_back(session: Session[Any], scenario: Scenario, rounded: Trace, tick: Tick) -> Answers:
-    """Decode, and prefill, after given cached rows; return the logits.
+    """Decode, and prefill, after given cached rows; return the logits by the graph that read the rows.
 
-    ``rounded`` has K and Y of the whole scenario, and its last states, as a cache of the session's type holds them. The
-    rows of the prompt and of the forced tokens before each step are stored.
+    ``rounded`` has K and Y of the whole scenario, and its last states, as a cache of the session's type holds them.
+    Each call starts from a new cache, filled with the rows of all tokens before it.
     """
     starts, steps = _starts(session, scenario), []
     forced = scenario.forced[None, starts[0] - len(scenario.prompt) :]  # (1, S)
@@ -234,7 +234,7 @@ def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
 
 
 def _values(session: Session[Any], rows: TensorRows, tensor: CacheTensor, tokens: int) -> Array:
-    """Return a state ``(1, …)``, or rows ``(1, T, KV·D)`` as the first tokens of ``(1, KV, T, D)``."""
+    """Return the state after the first ``tokens``, ``(1, …)``, or their rows as ``(1, KV, tokens, D)``."""
     if rows.is_state:
         return rows.values[:, tokens - 1 - rows.start].reshape(1, *tensor.shape)
     config = session.config

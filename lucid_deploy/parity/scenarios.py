@@ -23,13 +23,13 @@ DECODE_STEPS = 32
 FEW_STEPS = 8
 PADDING = 5  # padded columns of the padded schedule, not a multiple of anything; 3 in its first call, 2 in its second
 DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in turn
-REJECTED = 2  # wrong tokens behind those of its first step, which are taken back; at most PADDING, so that they fit
+REJECTED = 2  # wrong tokens after the drafts of the first step, which are taken back; at most PADDING, so that they fit
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
 # Chunk lengths, in turn: one row, two, half a block, sevens across the end of a block of 128, half a block and one
 # more, sevens across 256, a whole block and one more.
 AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
 # A conversation's turns, (tokens prefilled, tokens decoded): decoding from the first token on, across 64, across 128,
-# and behind 256; a prefill of a whole block and one more between them.
+# and after 256; a prefill of a whole block and one more between them.
 TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
 EVERY = sys.maxsize  # all tokens that there are
 
@@ -41,14 +41,14 @@ class Scenario:
     name: str  # short name for reports
     prompt: Array  # int64 (P,), P ≥ 1
     forced: Array  # int64 (S,), fed one by one after the prompt
-    # whether forced is what the reference itself would generate, so that a free run can be compared too
+    # whether forced is what the baseline itself generates, so that a free run can be compared too
     greedy: bool = False
     # whether the prompt is fed in one way only: it is one token, and others would be the same
     one_shot_only: bool = False
-    # whether its rounding errors are a few draws of luck that most positions share, as where nearly all tokens are
-    # one: too few to derive a gate from
+    # whether most positions have the same few rounding errors, as where nearly all tokens are the same: these are too
+    # few to derive a gate from
     few_draws: bool = False
-    alone: bool = False  # whether it shares no batch: its tokens are as random as another scenario's that does
+    alone: bool = False  # whether it never shares a batch; another scenario, as random as it, does
 
     @property
     def length(self) -> int:
@@ -69,7 +69,7 @@ class Part(NamedTuple):
 
     @property
     def calls(self) -> int:
-        """How many calls of the session it takes."""
+        """How many calls of the session this part takes."""
         return self.tokens.stop - self.tokens.start if self.decoded else 1
 
 
@@ -108,7 +108,7 @@ class Schedule:
         return scenario.greedy if self.greedy_only else not (scenario.one_shot_only or scenario.alone)
 
     def fed(self, scenario: Scenario) -> Scenario:
-        """Return a scenario with the tokens that are not decoded in its prompt.
+        """Return a scenario whose prompt also has the forced tokens that this schedule does not decode.
 
         One-shot, a greedy scenario is decoded in full, since what it generates freely is read off that run, and so is
         one that is fed in no other way.
@@ -120,7 +120,7 @@ class Schedule:
         return replace(scenario, prompt=ids[:prompt], forced=ids[prompt:])
 
     def parts(self, tokens: int) -> list[Part]:
-        """Return how a prompt of so many tokens is fed, in order."""
+        """Return how a prompt of ``tokens`` tokens is fed, in order."""
         if self.padding:
             half = (tokens + 1) // 2
             return [Part(slice(0, half)), *([Part(slice(half, tokens))] if half < tokens else [])]
@@ -171,11 +171,11 @@ SCHEDULES = (
 
 
 def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
-    """Choose which scenarios run as rows of one batch: reading a large model's weights is what takes the time.
+    """Choose which scenarios run as rows of one batch, which saves time: each call reads all weights of a model.
 
-    One-shot, every scenario runs alone. With the greedy one, which prefill and decoding in turns has for itself, each
-    graph is so tried on a batch of one, with and without a cache behind it; in the other ways all share a batch.
-    Scenarios that this schedule does not take are left out; ``limit`` is the most rows that the runtime takes.
+    One-shot, every scenario runs alone, and so does the greedy one in turns: thus each graph is tried on a batch of
+    one, with an empty and with a filled cache. In other schedules, scenarios of equal lengths share a batch. Scenarios
+    that this schedule does not take are left out; ``limit`` is the most rows that the runtime takes.
     """
     rows = 2 if schedule.padding else 1
     most = len(scenarios) if limit is None else max(1, limit // rows)
@@ -185,7 +185,7 @@ def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None
 
 
 def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
-    """Group scenarios whose prompts, and whose forced tokens, are equally many: they can be rows of one batch."""
+    """Group scenarios with equally long prompts and equally many forced tokens: they can be rows of one batch."""
     groups: dict[tuple[int, int], list[Scenario]] = {}
     for scenario in scenarios:
         groups.setdefault((len(scenario.prompt), len(scenario.forced)), []).append(scenario)
@@ -227,7 +227,7 @@ def synthetic_scenarios(
 def greedy_prompt(
     config: LucidConfig, steps: int, seed: int, prompt: Array | None = None, prompt_tokens: int = PROMPT_TOKENS
 ) -> tuple[str, Array, int]:
-    """Return name, prompt and decode steps of the scenario that the reference continues by itself.
+    """Return name, prompt and decode steps of the scenario that the baseline continues greedily.
 
     ``prompt`` are the token ids of a real prompt, int ``(P,)``; None: random ones.
     """

@@ -38,9 +38,9 @@ def check_files(artifact: Artifact, checkpoint: Path, progress: Progress | None 
 
 
 def check_copies(artifact: Artifact, checkpoint: Path) -> int:
-    """Compare the tokenizer's files with those that the checkpoint's become; return how many there are in both.
+    """Compare the tokenizer's files with what an export makes of the checkpoint's; return how many were compared.
 
-    JSON is compared by content, other files byte by byte. A file that only one of them has is not compared: a
+    JSON is compared by content, other files byte by byte. A file that only one side has is not compared: a
     checkpoint may have come without its tokenizer.
     """
     with tempfile.TemporaryDirectory() as folder:

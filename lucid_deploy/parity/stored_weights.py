@@ -1,8 +1,8 @@
 """Check that an artifact's weights are the checkpoint's, every element.
 
-Comparing what an artifact computes does not show it: no token of the verification may read a row of the embedding, and
-in half precision a row of the head may be below the gate of the logits. And the reference of a quantized artifact is
-the model on the artifact's own, dequantized weights.
+Comparing what an artifact computes does not show this: perhaps no token of the verification reads a certain row of the
+embedding, and in half precision the effect of a row of the head may be within the gate of the logits. Moreover, the
+reference of a quantized artifact is the model on the artifact's own dequantized weights.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.parity.targets import CallCounter
 
-# Of a step: float32 arithmetic in the quantizer may round a number half way between two steps to either.
+# Share of a step: float32 arithmetic in the quantizer may round a value half way between two steps to either.
 _SLACK = 1e-3
 # Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
 _DISTANCE_SLACK = 1e-5
 _FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds a scale of E4M3 or NVFP4 once or twice
-# A scale in half precision is rounded, and every number with it: by this share of it, and by half a unit in the last
+# A scale in half precision is rounded, and every weight with it: by this share of it, and by half a unit in the last
 # place of the smallest scales (in float16 those below 2^-14 are multiples of 2^-24).
 _SCALE_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 _SCALE_STEP = {"float16": 2.0**-25}
@@ -66,13 +66,13 @@ def plain_names(artifact: Artifact, checkpoint: Checkpoint) -> list[str]:
 
 
 def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter | None = None) -> str:
-    """Check that an artifact's weights are the checkpoint's; return the result as a sentence.
+    """Raise CheckFailed if an artifact's weights are not the checkpoint's; return what was found as a sentence.
 
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
-    element must be within half a step of the original (one step if it was clipped), and the scales must be those that
-    the scheme prescribes. If data chose the numbers, their distance from the original must be the recorded one. Numbers
-    of an already quantized checkpoint must be equal. Scales that equalization has put into weights are applied to the
-    original, and must cancel.
+    element must be within half a step of the original (one or two steps if it was clipped), and scales must be those
+    that the scheme prescribes or, where it fits them, not too coarse. If calibration data chose a weight's values, only
+    its distance from the original is checked, against the recorded one. An already quantized checkpoint must be copied
+    exactly. Scales that equalization has put into weights are applied to the original, and must cancel.
     """
     tick = (lambda: None) if meter is None else meter.tick
     record = artifact.manifest.quantization
@@ -113,9 +113,9 @@ def _quantized_words(record: Quantization, folded: bool) -> str:
 def check_plain_weights(
     artifact: Artifact, checkpoint: Checkpoint, folded: Scales | None = None, tick: Callable[[], None] = lambda: None
 ) -> int:
-    """Compare every element with the checkpoint's, rounded to the artifact's type; return the number of weights.
+    """Compare all weights that are not quantized with the checkpoint's in the artifact's type; return their number.
 
-    Prefill and decode must read them from the same place of the weight file. ``folded`` are scales of inputs.
+    Prefill and decode must read them from the same place of the weight file. ``folded``: scales put into weights.
     """
     places = {stage: {weight.name: weight for weight in artifact.weights(stage)} for stage in STAGES}
     for name in places["prefill"].keys() & places["decode"].keys():
@@ -172,7 +172,7 @@ def _plain_difference(buffer: mmap.mmap, place: StoredWeight, wanted: torch.Tens
 
 
 def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.Tensor, dtype: str) -> str | None:
-    """Say what is wrong with a quantized weight, by the way its numbers were chosen; None if it is right."""
+    """Say how a quantized weight differs from what its way of quantization gives; None if it does not."""
     if record.method.name == STORED:
         wrong = dequantize(record, name, *parts) != weight.double().numpy()
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
@@ -189,7 +189,7 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
 
 
 def _nearest_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
-    """Return where symmetric numbers are not the nearest to the original weight's, or their scales are wrong."""
+    """Say where symmetrically quantized values are not the nearest to the original, or a scale is wrong; else None."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
@@ -216,18 +216,18 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
 def _asymmetric_difference(
     record: Quantization, name: str, parts: list[Array], original: Array, dtype: str
 ) -> str | None:
-    """Check numbers with zero points or offsets.
+    """Say where quantized values with zero points, offsets or fitted ranges are too far off; None if nowhere.
 
-    Within the numbers' range every element is half a step off at most. Elements beyond it are clipped: by two steps at
-    most, since the range of a block is fitted to it. In half precision the scale is rounded after the numbers.
+    Within its block's range an element may be off by half a step. Beyond, elements are clipped: by two steps at most,
+    since ranges are fitted to blocks. In half precision scales are rounded after the values were chosen.
     """
     tensor, half = record.tensors[name], 1 << (record.bits_of(name) - 1)
     numbers, factors = unpack(record, name, *parts)
     stored = unpack(record, name, *parts[:2])[0]
     steps = spread(np.abs(factors), tensor)
     relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
-    # Symmetric numbers of a range on one side of zero need scales twice as large as its width asks for, and a fitted
-    # one may be a quarter larger. Blocks of zeros may have any.
+    # Symmetric quantization of a range on one side of zero needs a scale twice as large as the range's width asks for,
+    # and a fitted scale may be a quarter larger. Blocks of zeros may have any scale.
     blocks = _blocks(original, tensor)
     span = np.maximum(blocks.max(axis=-1), 0) - np.minimum(blocks.min(axis=-1), 0)
     coarsest = np.where(span > 0, 2.5 * span / (2 * half - 1), np.inf)
@@ -242,7 +242,7 @@ def _asymmetric_difference(
 
 
 def _learned_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
-    """Check numbers that data chose."""
+    """Say if quantized values that calibration data chose are not as far from the original as recorded; else None."""
     tensor, recorded = record.tensors[name], record.method.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))
@@ -252,7 +252,7 @@ def _learned_difference(record: Quantization, name: str, parts: list[Array], ori
 
 
 def _float_difference(record: Quantization, name: str, parts: list[Array], original: Array) -> str | None:
-    """Check numbers in E4M3 or NVFP4: rounded to nearest, with the scales that the format prescribes."""
+    """Say where a weight in E4M3 or NVFP4 is not rounded to nearest, or lacks the scales prescribed; else None."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     wanted, off = _float_scales(record, name, np.abs(original).astype(np.float64))
@@ -262,7 +262,7 @@ def _float_difference(record: Quantization, name: str, parts: list[Array], origi
         return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, not {wanted[row, block]:.6g}"
     quotients = original / spread(factors, tensor)
     most = E4M3_MAX if record.scheme == "fp8" else E2M1_MAX
-    # A rounded scale may put the largest element beyond the largest number, which it then becomes.
+    # With a rounded scale, the largest element may be beyond the format's largest number, to which it is then clipped.
     inside = np.clip(quotients, -most, most)
     beyond = ~(np.abs(numbers - inside) <= (0.5 + _SLACK) * spacing(inside, record.bits))
     if beyond.any():
@@ -275,7 +275,7 @@ def _float_difference(record: Quantization, name: str, parts: list[Array], origi
 
 
 def _float_scales(record: Quantization, name: str, magnitudes: Array) -> tuple[Array, Array | float]:
-    """Return the scales ``(out, blocks)``, and the share by which they may differ."""
+    """Return the scales that the format prescribes, ``(out, blocks)``, and by what share stored ones may differ."""
     tensor = record.tensors[name]
     if record.scheme == "fp8":
         return np.full((tensor.shape[0], 1), max(magnitudes.max() / E4M3_MAX, 2.0**-126)), _FLOAT_SCALE_SLACK
@@ -314,8 +314,8 @@ def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
     """Check that scales cancel: a checkpoint with and without them, in float64, gives the same logits and keys.
 
     The reference has these scales in its weights, so comparing with it cannot show scales that do not cancel. The
-    results may differ by 4 times the effect of rounding every weight to float32. Values may be scaled; keys may not,
-    since LUCID's solve depends on their size.
+    results may differ by 4 times the effect of rounding every weight to float32. Values may be scaled; keys may not:
+    LUCID's solve must see the keys that it was trained with.
     """
     plain = _logits_and_keys(checkpoint, lambda name: checkpoint.tensor(name))
     rounded = _logits_and_keys(checkpoint, lambda name: _perturbed(checkpoint.tensor(name), name))

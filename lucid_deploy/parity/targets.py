@@ -1,4 +1,4 @@
-"""Derive what a candidate is compared with: the reference's numbers and the gates, scenario by scenario."""
+"""Derive what a candidate is compared with: the reference's tensors and the gates, scenario by scenario."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CallCounter:
 
 @dataclass(frozen=True)
 class Reference:
-    """A model that a candidate is compared with."""
+    """Names a model, or a file of its results, that a candidate is compared with."""
 
     kind: str  # short name, for programs: "own model"
     words: str  # for people, to follow "against"
@@ -80,7 +80,7 @@ class OtherTrace:
     rounding: Mapping[TensorId, float]  # by tensor, the allowance beyond our own model's gate
 
     def compare(self, found: Trace, gates: Gates, scenario: str, schedule: str) -> list[Comparison]:
-        """Compare a candidate's trace with it, by the gates of our own model."""
+        """Compare a candidate's trace with this one; gates are those of our own model, widened by ``rounding``."""
         made = []
         for tensor, rows in self.trace.tensors.items():
             actual, wanted = common_positions(found.tensors[tensor], rows)
@@ -128,7 +128,7 @@ class Targets:
 
 
 def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Target]:
-    """Return the scenarios to look for causes in: the failing one, correlated tokens, and the greedy one."""
+    """Return the targets to look for causes in: of the failing scenario, correlated tokens, the greedy one."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
     return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.workload.explained]
@@ -147,7 +147,7 @@ def prepare(
     more: Sequence[Scenario] = (),
     progress: Progress | None = None,
 ) -> Targets:
-    """Run baseline and reference through all scenarios, those of equal lengths as rows of one batch.
+    """Run baseline and reference through all scenarios; return the targets that their results make.
 
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
@@ -195,7 +195,7 @@ def _scenarios(
 def _record_baseline(
     session: Session[Any], scenarios: list[Scenario], progress: Progress | None
 ) -> tuple[list[Scenario], dict[str, Trace]]:
-    """Run the baseline one-shot; return the scenarios, the greedy one with its tokens, and what it computed by name."""
+    """Run the baseline one-shot; return the scenarios (the greedy one with its tokens) and their traces by name."""
     groups = equal_lengths(scenarios)
     total = sum(ONE_SHOT.calls(group[0]) for group in groups)
     meter = CallCounter(progress, f"PyTorch in {session.dtype}: the gates", total)
@@ -209,7 +209,7 @@ def _record_baseline(
 
 
 def _record_reference(reference: Source, scenarios: list[Scenario], progress: Progress | None) -> dict[str, Trace]:
-    """Run the float64 model through all scenarios; return what it computed by name."""
+    """Run the float64 model through all scenarios; return their traces by name."""
     session = opened(reference)
     if session.dtype != "float64":
         raise ValueError(f"the reference must compute in float64, not {session.dtype}")
@@ -223,10 +223,10 @@ def _record_reference(reference: Source, scenarios: list[Scenario], progress: Pr
 
 
 def _gates_of(scenario: Scenario, own: Gates, every: Sequence[Gates], workload: Workload) -> Gates:
-    """Return a scenario's gates: its own, or, where it has too few draws for those, the widest of all scenarios.
+    """Return a scenario's gates: its own, or the widest of all scenarios where its tokens may be too few or too alike.
 
     The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
-    quick verification's are, share their gates.
+    quick verification's are, share their gates. A gate of its own that judges nothing stays.
     """
     few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
     if workload.has_all_sequences and not few:
@@ -244,7 +244,7 @@ def _add_rounded(
     schedules: Sequence[Schedule],
     progress: Progress | None,
 ) -> list[Target]:
-    """Record what float64 computes in each schedule with a cache of the candidate's type."""
+    """Record what float64 computes in each schedule, and from stored rows, with a cache of the candidate's type."""
     session = opened(source)
     if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
         raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
@@ -270,7 +270,7 @@ def _add_schedule_gates(
     workload: Workload,
     progress: Progress | None,
 ) -> list[Target]:
-    """Add gates for each way to feed a prompt: where a cache rounds, results depend on where the prompt is cut."""
+    """Add gates for each schedule, on which results depend if a cache rounds, and gates for sizes and answers."""
     others = [schedule for schedule in workload.schedules if not schedule.one_shot]
     scenarios = [item.scenario for item in targets]
     phase = f"PyTorch in {session.dtype} with a cache in {session.cache_dtype}: the gates"

@@ -112,7 +112,7 @@ def band_label(layer: int, layers: int, word: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share of the gate in a few characters, however far beyond it."""
+    """Return a share of the gate in a few characters, however large it is."""
     return f"{share:.0%}" if share < 10 else f"{share:.0f}×" if share < 1e5 else ">1e5×"
 
 

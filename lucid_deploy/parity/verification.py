@@ -94,10 +94,10 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
 def _other_forms(
     artifact: Artifact, options: VerifyOptions, runs_graphs: bool
 ) -> tuple[dict[str, Artifact], tuple[Check, ...]]:
-    """Return the forms of the graphs beside the one that the runtime prefers, and checks of those that it cannot make.
+    """Return the forms of the graphs to compare beside the runtime's preferred one, and why others are not compared.
 
     Returns:
-        By name the artifact with each form to be compared; and one check, not done, for each form that is not.
+        By name, the artifact in each form to compare; and for each other form a check, not done, that says why.
     """
     if not artifact.manifest.forms or not runs_graphs:
         return {}, ()
@@ -124,10 +124,10 @@ def verify_against(
     """Compare a session with its checkpoint: parity and causes, without the checks of an artifact's files.
 
     Args:
-        options: How much to run; those that say how to open an artifact do not count.
+        options: How much to run; those about the runtime count for ``forms`` and the adapter only.
         layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
             None: no causes are looked for.
-        golden: What another implementation computed; None: what the options name.
+        golden: What another implementation computed; None: the file that the options name, if any.
         forms: Other forms of the artifact's graphs that must be within the same gates, by name.
     """
     options = options or VerifyOptions()
@@ -198,7 +198,7 @@ def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | No
     """Measure what quantization costs on the rows of the calibration text that nothing was learned from.
 
     Returns:
-        The cost beside the checkpoint before quantization; None if the text was too short to keep rows apart.
+        The cost beside the checkpoint before quantization; None if no rows were held out, as of a short text.
     """
     from lucid_deploy.export.calibration import held_out_rows
     from lucid_deploy.runtimes import open_session

@@ -51,7 +51,7 @@ def _failure(found: Verification) -> str:
 
 
 def not_proven(found: Verification) -> Iterator[str]:
-    """Say why passing would prove too little to a user, the start of a sentence each."""
+    """Yield the reasons why passing would prove too little to a user, each as the start of a sentence."""
     if found.unproven:
         yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
     logits = [item for item in found.against() if item.logits is not None]
@@ -65,7 +65,7 @@ def not_proven(found: Verification) -> Iterator[str]:
 
 
 def _logits_gate(found: Verification) -> float:
-    """Return the logits' gate in the middle of the sequences that judge them; equal ones are borrowed."""
+    """Return the median of the logits' gates that judge; equal ones count once, since sequences share gates."""
     return float(np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0]))
 
 
@@ -228,6 +228,6 @@ def free_run_line(run: FreeRun) -> str:
 
 
 def text_line(found: Verification, cost: TextCost) -> str:
-    """Say how well a text is predicted, beside what the artifact was made from."""
+    """Say how well a text is predicted, beside the model that the artifact was made from."""
     other = "PyTorch in float64" if found.quantization is None else "the original checkpoint"
     return f"Perplexity of {cost.tokens} tokens: {cost.own:.6g}, with {other} {cost.original:.6g}: {cost.sentence()}."
