@@ -206,7 +206,7 @@ class Batcher:
     def _prompt_budget(self) -> int | None:
         """Return how many prompt tokens may run in this step; None: one whole prompt.
 
-        The more requests have a row or could have one, the more it is: steps take longer then, and more prompts are to come.
+        The more requests have a row or could have one, the more may run: steps are longer then, and more prompts come.
         """
         chunk, requests = self._chunk, min(self.rows, self.active + self.waiting)
         return chunk and chunk * max(1, round(PROMPT_TOKENS_PER_ROW * requests / chunk))
