@@ -22,7 +22,7 @@ LOWEST_LOG = tl.constexpr(-1e4)  # as in blocked.py: its exponential is 0, and s
 
 @triton.jit
 def load_logs(p_log_decay, o_n, m_n):
-    """Load log α, at least LOWEST_LOG; 0 outside ``m_n``."""
+    """Load log α, or LOWEST_LOG where that is larger; 0 outside ``m_n``."""
     return tl.where(m_n, tl.maximum(tl.load(p_log_decay + o_n, mask=m_n, other=0.0), LOWEST_LOG), 0.0)
 
 

@@ -1,7 +1,7 @@
 """Compile the Triton kernels ahead of time for every supported GPU; no GPU is needed.
 
-A variant is a kernel compiled for one type, padded head width and width unit; the plugin chooses one by its tensors'
-shapes. Separate processes compile, so that Triton's settings do not reach the caller's process.
+A variant is a kernel compiled for one type, padded head width and width unit; the plugin chooses a variant by its
+tensors' types and shapes. Separate processes compile, so that Triton's settings do not reach the caller's process.
 """
 
 from __future__ import annotations
