@@ -1,4 +1,4 @@
-"""Caches, and what needs no run of the model: begin, fork, truncate, read and fill them.
+"""Caches, and the operations that need no run of the model: create, fork, truncate, read and fill them.
 
 Shapes: B batch, T tokens so far, KV key/value heads, D head width.
 """
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass
 class Cache(Generic[Tensor]):
-    """What a batch has seen so far."""
+    """What the layers keep of the tokens that a batch of rows has seen so far."""
 
     mask: Array  # bool (B, T), False at padding
     # Per layer the tensors of its layout in their stored form, such as K and Y, each (B, KV, T, D).
@@ -36,32 +36,32 @@ class Cache(Generic[Tensor]):
 
     @property
     def batch(self) -> int:
-        """Rows."""
+        """The number of rows."""
         return int(self.mask.shape[0])
 
     @property
     def length(self) -> int:
-        """Tokens so far, padding included."""
+        """The number of columns: tokens of each row so far, padding included."""
         return int(self.mask.shape[1])
 
 
 class CacheOperations(ABC, Generic[Tensor]):
-    """Caches in a runtime's own kind of tensor. If it is not numpy's, override ``_to_array`` and ``_from_array``."""
+    """Operations on caches. If their tensors are not numpy arrays, override ``_to_array`` and ``_from_array``."""
 
     layers: tuple[LayerDescription, ...]
-    layout: CacheLayout  # what they cache
-    default_adapter: int = 0  # of rows whose adapter is not given
+    layout: CacheLayout  # the tensors that these layers cache
+    default_adapter: int = 0  # the adapter id of rows whose adapter is not given
 
     def _to_array(self, tensor: CacheTensor, value: Tensor) -> Array:
-        """Return a cached tensor as an array in its stored form; it may share memory."""
+        """Return a cached tensor as an array in its stored form; both may share memory."""
         return value  # type: ignore[return-value]
 
     def _from_array(self, tensor: CacheTensor, array: Array) -> Tensor:
-        """Return an array in the stored form as a cached tensor; it may share memory."""
+        """Return an array in the stored form as a cached tensor; both may share memory."""
         return array  # type: ignore[return-value]
 
     def empty_cache(self, batch: int = 1, adapter_ids: Array | None = None) -> Cache[Tensor]:
-        """Return the cache before the first token, of rows with these adapters; None: the default one."""
+        """Return a cache before the first token; ``adapter_ids``: int64 ``(batch,)``, None for the default adapter."""
         if batch < 0:
             raise LucidError(f"A batch cannot have {batch} rows.")
         arrays = empty_arrays(self.layers, batch)
@@ -70,7 +70,7 @@ class CacheOperations(ABC, Generic[Tensor]):
     def cache_from_arrays(
         self, layers: list[tuple[Array, ...]], mask: Array, adapter_ids: Array | None = None
     ) -> Cache[Tensor]:
-        """Return a cache with given content: per layer the tensors of its layout without scales, and the mask.
+        """Return a cache with given content: per layer the tensors of its layout, scales applied, and the mask.
 
         Raw keys K and preconditioned values Y are float32 ``(B, KV, T, D)``; the mask is bool ``(B, T)``.
         """
@@ -79,20 +79,20 @@ class CacheOperations(ABC, Generic[Tensor]):
         return Cache(mask, self._layers_from_arrays(layers), ids)
 
     def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, ...]]:
-        """Return what is cached per layer, without scales, as numpy arrays: float32 for half types, else their own."""
+        """Return each layer's cached tensors as numpy arrays, scales applied, in float32 or wider."""
         return [
             decode_layer([self._to_array(t, x) for t, x in zip(layout, layer, strict=True)], layout)
             for layout, layer in zip(self.layout, cache.layers, strict=True)
         ]
 
     def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
-        """Return an independent copy of a cache. Growing tensors are shared, not copied."""
+        """Return an independent copy of a cache. Growing tensors are shared: they never change once they are made."""
         return Cache(cache.mask, list(cache.layers), cache.adapter_ids)
 
     def truncate(self, cache: Cache[Tensor], length: int) -> None:
         """Keep the first ``length`` columns, padding included, as if the later tokens had never been run.
 
-        This is exact: rows of a token depend on nothing behind it and never change once written. Layers that cannot go
+        This is exact: rows of a token depend on no later token and never change once written. Layers that cannot go
         back (a state, or a ring that has dropped rows) are refused.
         """
         if not 0 <= length <= cache.length:
@@ -108,10 +108,10 @@ class CacheOperations(ABC, Generic[Tensor]):
         return False
 
     def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[tuple[Tensor, ...]]:
-        """Return the first tokens of a cache's layers in their stored type: decoding them would round them twice."""
+        """Cut all tensors back to the first tokens in their stored type, as decoding and encoding would round twice."""
 
         def cut(tensor: CacheTensor, value: Tensor) -> Tensor:
-            # A copy: the first rows of one row and head are contiguous, and would keep the whole tensor's memory.
+            # Copied: with one batch row and head the cut is contiguous, and a view would keep the whole tensor.
             return self._from_array(
                 tensor, first_tokens(tensor, self._to_array(tensor, value), length, cache.mask).copy()
             )
@@ -127,7 +127,7 @@ class CacheOperations(ABC, Generic[Tensor]):
 
 
 def empty_arrays(layers: tuple[LayerDescription, ...], batch: int) -> list[tuple[Array, ...]]:
-    """Return what layers have cached before the first token, as :meth:`CacheOperations.layer_arrays` would: float32."""
+    """Return each layer's cached tensors before the first token, float32, as :meth:`CacheOperations.layer_arrays`."""
     return [
         tuple(np.zeros(tensor.batch_shape(batch, 0), dtype=np.float32) for tensor in decoded_layout(layer.cache))
         for layer in layers

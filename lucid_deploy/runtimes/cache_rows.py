@@ -1,6 +1,6 @@
-"""Rows of caches: select and join them, and take back tokens that a step wrote, in every runtime.
+"""Batch rows of caches: select and join them, and take back tokens that a step wrote, in every runtime.
 
-A row of K or Y depends on nothing behind it and never changes once it is written. So dropping the rows of rejected
+A token's row of K or Y depends on no later token and never changes once it is written. So dropping the rows of rejected
 drafts leaves exactly the cache of the tokens that are kept.
 """
 
@@ -17,17 +17,17 @@ from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-_HOLES = 64  # columns without a token in any row that a cache may have …
-_SHARE = 8  # … or this fraction (1 / 8) of all rows, before it is packed
+_HOLES = 64  # columns that a cache may have beyond the tokens of its longest row …
+_SHARE = 8  # … or this fraction (1 / 8) of all columns, before it is packed
 
 
 @dataclass(frozen=True)
 class CacheRow:
     """What one row of a cache holds, padding left out."""
 
-    tokens: int  # how many it has seen
-    layers: list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, from row_content
-    adapter: int = 0  # what it was computed with, see Cache.adapter_ids
+    tokens: int  # how many the row has seen
+    layers: list[tuple[Array, ...]]  # per layer the tensors of its layout, scales applied, from row_content
+    adapter: int = 0  # the adapter it was computed with, see Cache.adapter_ids
 
 
 def _layouts(session: Session[Any]) -> list[LayerLayout]:
@@ -73,10 +73,10 @@ def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -
 
 
 def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
-    """Keep the first ``kept`` ``(B,)`` of the ``new`` columns of the last run, as if the others had never been run.
+    """Keep each row's first ``kept``, ``(B,)``, of the last run's ``new`` columns, as if the others had never been run.
 
-    Where truncating copies the whole cache, rejected tokens become padding instead, and a cache with many of them is
-    packed. Padding is still multiplied, by zero: where logits were not finite (``is_sound`` is False), it is taken out.
+    Rejected tokens become padding; columns that all rows reject are cut off if truncating copies nothing. A cache with
+    much padding is packed, and always if logits were not finite (``is_sound`` False), as such padding times 0 is NaN.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()
@@ -93,14 +93,14 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, i
 
 
 def make_room(session: Session[Any], cache: Cache[Any], new: int) -> None:
-    """Pack a cache if ``new`` more columns would exceed the context because of its holes."""
+    """Pack a cache if ``new`` more columns would exceed the session's longest context."""
     limit = session.context_limit
     if limit is not None and cache.length + new > limit:
         pack(session, cache)
 
 
 def pack(session: Session[Any], cache: Cache[Any]) -> None:
-    """Bring a cache's tokens together, shorter rows padded on the left; nothing is done where there are no holes."""
+    """Take out a cache's padding, but pad shorter rows on the left; do nothing if the longest row has no padding."""
     if cache.length == int(cache.mask.sum(axis=1).max()):
         return
     _take_out(session, cache)

@@ -1,7 +1,7 @@
 """Sessions that run an artifact's graphs: what all runtimes share, and decoding with a static cache.
 
 With a static cache, prefill works on growing tensors. The first decode step moves them into buffers with room to spare;
-when it is used up, larger buffers take their place. Until then every step reads and writes the same memory.
+when that room is used up, larger buffers take their place. Until then every step reads and writes the same memory.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ class ArtifactSession(Session[Tensor]):
         }
 
     def _by_layer(self, present: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        """Return a graph's outputs behind the logits layer by layer."""
+        """Group a graph's outputs after the logits by layer."""
         rest = iter(present)
         return [tuple(next(rest) for _ in layout) for layout in self.layout]
 
 
 @dataclass(frozen=True)
 class BoundStep:
-    """A step of N new tokens a row on memory that stays where it is; the caller writes the tokens before each run."""
+    """A step of N new tokens per row in memory that stays where it is; the caller writes the tokens before each run."""
 
     input_ids: Array  # int64 (B, N)
     positions: Array  # int64 (B, N)
@@ -72,7 +72,7 @@ class BoundStep:
     replaced: list[tuple[Array, Array]]  # input and output of every tensor that the runtime does not write in place
 
     def copy_back(self) -> None:
-        """Move what was written elsewhere to where the next step reads it; call it last, when nothing can fail."""
+        """Copy outputs not written in place to where the next step reads; call it last, when all else is done."""
         for buffer, output in self.replaced:
             buffer[...] = output
 
@@ -89,9 +89,9 @@ class _BoundBuffers:
 
 
 class StaticSession(Session[Any]):
-    """Decoding with ``export --cache static``; a runtime adds it in front of its session for growing caches.
+    """Decoding with ``export --cache static``: a base class to name before a runtime's session for growing caches.
 
-    A cache's layers are numpy arrays: of exactly its length after prefill, longer while decoding.
+    Cached tensors are numpy arrays: exactly as long as the cache after prefill, with room to spare while decoding.
     """
 
     _bound: _BoundBuffers | None = None
@@ -103,17 +103,17 @@ class StaticSession(Session[Any]):
     def bind(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, length: Array, adapter_ids: Array, new: int
     ) -> BoundStep:
-        """Bind arrays to a step of ``new`` tokens a row, N, which reads them and writes the tokens into its buffers.
+        """Bind arrays to a step of N = ``new`` tokens per row, which reads them and writes new rows into the buffers.
 
-        The arrays must outlive the binding. New rows are written from ``length`` on, which must leave room for all N.
-        What lies behind a row's tokens is padding, and stays unseen as long as the next step's length leaves it out.
+        The arrays must outlive the binding. New rows are written from ``length`` on, and the buffers must have room for
+        all N. A row's padding comes after its new tokens; it is never read if the next step's length leaves it out.
 
         Args:
             layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
-            mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
+            mask: Int64 ``(B, M)``; 0 at padding. Columns of a row from its length on are masked anyway.
             length: Int64 ``(B,)``, tokens in each row before the new ones.
             adapter_ids: Int64 ``(B,)``, the adapter of each row; not read by graphs without adapters.
-            new: 1 is decoding, more are those of ``decode_several``.
+            new: 1 to decode, more for ``decode_several``.
         """
         ids, positions = np.zeros((len(mask), new), np.int64), np.zeros((len(mask), new), np.int64)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
@@ -125,14 +125,14 @@ class StaticSession(Session[Any]):
     def bind_arrays(
         self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
     ) -> tuple[Any, list[tuple[Array, Array]]]:
-        """Bind a step's inputs by name and its buffers; return the first and the last field of the step."""
+        """Bind a step's inputs, by name, and its buffers; return the step's ``binding`` and ``replaced``."""
 
     @abstractmethod
     def run_bound(self, binding: BoundStep) -> Array:
         """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
 
     def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
-        """Run prefill, which takes the past's rows alone and gives larger tensors."""
+        """Run prefill, which takes the past's rows without room to spare and returns larger tensors."""
         return super()._run("prefill", tokens, layers, keep)  # type: ignore[safe-super]
 
     def _to_array(self, tensor: CacheTensor, value: Array) -> Array:
@@ -159,13 +159,13 @@ class StaticSession(Session[Any]):
     def _first_tokens(self, cache: Cache[Any], length: int) -> ArrayLayers:
         if self.cuts_freely:
             return cache.layers  # still bound: nothing is copied
-        return [  # a ring's newest rows are read, so they go
+        return [  # a ring's newest rows are always read, so they must be taken out
             tuple(first_tokens(t, x, length, cache.mask) if t.sort == "ring" else x for t, x in zip(*pair, strict=True))
             for pair in zip(self.layout, cache.layers, strict=True)
         ]
 
     def _held_layers(self, layers: ArrayLayers, past: int) -> ArrayLayers:
-        """Return the rows of a cache's tokens, without the room behind them."""
+        """Return a cache's tensors without the room to spare in buffers."""
         return [
             tuple(np.ascontiguousarray(held(t, x, past)) for t, x in zip(layout, layer, strict=True))
             for layout, layer in zip(self.layout, layers, strict=True)
@@ -176,7 +176,7 @@ class StaticSession(Session[Any]):
             return self._run_growing(tokens, self._held_layers(layers, tokens.past), keep)
         bound, step = self._bound_step(tokens, layers)
         past, mask = tokens.past, tokens.mask
-        # The graph masks by cache_length too and counts new rows as tokens; its mask holds from the next step on.
+        # In this step the graph counts all new rows as tokens; from the next step on, the mask says which are padding.
         waiting = np.flatnonzero(~mask[:, past:].any(axis=1))  # no token of these rows may enter a ring or a state
         before = [(buffer, buffer[waiting]) for buffer, _ in step.replaced] if len(waiting) else []
         logits = self.run_bound(step)
@@ -204,9 +204,9 @@ class StaticSession(Session[Any]):
         return bound, step
 
     def _bind(self, layers: ArrayLayers, past: int, new: int, mask: Array) -> _BoundBuffers:
-        """Move a cache's rows into buffers with room, to be bound as inputs and outputs at once.
+        """Move a cache's rows into buffers with room to spare, which are then bound as inputs and also as outputs.
 
-        The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
+        ``layers`` is changed one layer at a time, so that at most one layer's old rows are in memory beside the new.
         """
         batch = mask.shape[0]
         room = -(-(past + max(past // _SPARE, new)) // _GRAIN) * _GRAIN
@@ -218,7 +218,7 @@ class StaticSession(Session[Any]):
 
 
 def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
-    """Return a buffer with room for so many rows that holds what another one does."""
+    """Return a new buffer with room for ``room`` columns, holding the first ``past`` columns of another one."""
     buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
     held(tensor, buffer, past)[:] = held(tensor, rows, past)
     return buffer

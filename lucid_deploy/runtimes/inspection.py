@@ -1,4 +1,4 @@
-"""Describe an artifact and the memory it needs, from headers and graphs only."""
+"""Describe an artifact and the memory it needs, from its manifest and graphs: no weights are loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECODED = 4  # K and Y of a layer in float32, before and after their scales
 
 
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
-    """Describe an artifact as plain data."""
+    """Describe an artifact as plain data, its memory for this batch and context (None: the model's longest)."""
     manifest = artifact.manifest
     return {
         "artifact": str(artifact.directory),
@@ -82,7 +82,7 @@ def forms(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def remarks(artifact: Artifact) -> list[str]:
-    """Return sentences about where the checkpoint comes from, and what was decided when it was read."""
+    """Return sentences about the checkpoint's origin, adapters, graphs left out, and what was decided at export."""
     manifest = artifact.manifest
     hub = manifest.hub
     found = [] if hub is None else [f"From the Hugging Face Hub: {hub['repository']}, commit {hub['commit']}."]
@@ -154,8 +154,8 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
-    Weights count once, since both graphs read one mapping of the file, and besides as each graph's packed copy, which
-    small models and quantized weights have. A growing cache exists twice while a token is computed, a static one once,
+    Weights count once, since both graphs read one mapping of the file; small models' and quantized weights also count
+    as a packed copy in each graph. A growing cache exists twice while a token is computed, a static one once,
     and one of its layers twice while rows move into larger buffers. A cache of another type than the model's is
     converted to float32 one layer at a time.
     """

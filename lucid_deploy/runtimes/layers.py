@@ -1,7 +1,7 @@
 """Run a model and record the residual stream, V, and the new rows of K and Y of every layer.
 
-With given residuals, every layer reads its own in place of its predecessor's output, which separates a layer's own
-error from those before it.
+If residuals are given, every layer reads the one given for it instead of its predecessor's output, which separates a
+layer's own error from those of the layers before it.
 
 Shapes: B batch, P cached tokens, N new tokens, C hidden, KV key/value heads, D head width.
 """
@@ -23,7 +23,7 @@ from lucid_deploy.runtimes.session import Array, NewTokens, Session, empty_array
 
 
 def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
-    """Return the layers behind a session."""
+    """Return the layers of a session's model, to run them one by one; refuse runtimes that cannot."""
     if session.capabilities.reads_layers:
         return find_runtime(session.runtime).open_layers(session, artifact)
     able = [item.name for item in built_in_runtimes() if item.capabilities(RuntimeOptions()).reads_layers]
@@ -40,17 +40,17 @@ class LayerStates:
     # (B, N, C) of the embedding and of every layer: layer i turns residuals[i], or what it was given in its place, into
     # residuals[i + 1].
     residuals: list[Array]
-    # Per layer, by name: of rows those of the new tokens, (B, heads, N, width); of rings and states all after the call.
+    # Per layer, by name: the new tokens' rows, (B, heads, N, width); of rings and states all that they hold afterwards.
     cached: list[dict[str, Array]]
     given: list[Array | None]  # per layer V of the new tokens, which the solve reads, (B, KV, N, D); None: no solve
     logits: Array  # of each row's last token, (B, 1, vocab)
 
 
-Past = list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, such as K and Y (B, KV, P, D)
+Past = list[tuple[Array, ...]]  # per layer the tensors of its layout, scales applied, such as K and Y (B, KV, P, D)
 
 
 class Layers(ABC):
-    """A model whose layers can be run on given inputs; attributes are those of a session."""
+    """A model whose layers can be run on given inputs; its attributes are a session's of the same names."""
 
     def __init__(
         self, config: LucidConfig, dtype: str, cache_dtype: str, layers: tuple[LayerDescription, ...] | None = None
@@ -68,13 +68,13 @@ class Layers(ABC):
     def run(
         self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
     ) -> LayerStates:
-        """Run one call.
+        """Run new tokens after those in the cache, and record what each layer computes.
 
         Args:
             tokens: The new tokens.
-            past: What is cached, of any float type; it is stored as the cache stores it.
-            residuals: For every layer the residual to read, and last the one of the final norm, each ``(B, N, C)``,
-                rounded to the model's type; None: each reads what the one before it gave.
+            past: The cached tensors, of any float type; they are rounded as the cache stores them.
+            residuals: For every layer the residual to read, and last that of the final norm, each ``(B, N, C)``, to be
+                rounded to the model's type; None: each layer reads what the one before it gave.
             decode: Take the path for single tokens; N = 1.
         """
 

@@ -26,7 +26,7 @@ def open_session(
     """Open an artifact in a runtime, with the form of the graphs that the runtime prefers.
 
     Args:
-        artifact: Its directory, or an opened artifact; one of ``Artifact.form`` has one form only.
+        artifact: An artifact's directory, or an opened artifact; what ``Artifact.form`` returns has one form only.
         runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
     """
@@ -46,7 +46,7 @@ def open_session(
 
 
 def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
-    """Check without loading that a runtime supports the options and the artifact; ``here``: on this machine, now."""
+    """Check without loading that a runtime supports the options and the artifact; ``here``: and is installed."""
     chosen, wanted, can = _choose(options)
     _choose_form(artifact, wanted, can)
     if here:
@@ -95,7 +95,7 @@ def runnable_forms(artifact: Artifact, options: RuntimeOptions) -> tuple[Manifes
 
 
 def _choose_form(artifact: Artifact, options: RuntimeOptions, can: Capabilities) -> Artifact:
-    """Return the artifact with the form of its graphs that a runtime prefers, after checking that it runs it."""
+    """Return the artifact with the form of its graphs that a runtime prefers; refuse what the runtime cannot run."""
     if artifact.manifest.forms and (forms := runnable_forms(artifact, options)):
         artifact = artifact.form(forms[0].cache, forms[0].inline)
     check_artifact(can, _title(options), artifact)

@@ -20,8 +20,8 @@ class RuntimeOptions:
     """What runs a model, and how."""
 
     runtime: str = "auto"  # a runtime's name; auto is onnxruntime
-    # A kind of device, such as cpu or cuda, with :N for one of several. A runtime without a CPU takes cpu, the default,
-    # as its own first device.
+    # A kind of device, such as cpu or cuda, with :N for one of several. A runtime that does not run on a CPU takes cpu,
+    # the default, as its own first device.
     device: str = "cpu"
     threads: int | None = None  # within an operator; None: see thread_count
     allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings
@@ -30,7 +30,7 @@ class RuntimeOptions:
     # graph's functions, or auto: the library if it has been built.
     kernels: str = "auto"
     ablate: str | None = None  # with PyTorch, a part of LUCID attention to leave out
-    adapter: str | None = None  # name of the adapter that rows are computed with if nothing else is said; None: none
+    adapter: str | None = None  # name of the adapter of rows for which no other is chosen; None: no adapter
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

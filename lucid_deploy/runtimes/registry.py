@@ -30,7 +30,7 @@ def runtime_names() -> tuple[str, ...]:
 
 
 def find_runtime(name: str) -> Runtime:
-    """Return a runtime by its name: one of ours, or one that an installed package adds under another name."""
+    """Return a runtime by its name: one of this package, one that the program registered, or an installed package's."""
     found = _REGISTRY.find(DEFAULT if name == AUTO else name)
     if found is None:
         raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")

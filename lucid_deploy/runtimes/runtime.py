@@ -38,7 +38,7 @@ class Capabilities:
 
 
 class Runtime(ABC):
-    """A runtime.
+    """A way to run artifacts, chosen by its name.
 
     Register your own with :func:`~lucid_deploy.runtimes.registry.register_runtime`, or as an entry point of the group
     ``lucid_deploy.runtimes`` in a package.
@@ -46,8 +46,8 @@ class Runtime(ABC):
     Attributes:
         name: The value of ``--runtime``.
         description: One line for people.
-        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it supports besides ``device``
-            and ``allow_extrapolation``; others are refused before it is opened.
+        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it supports besides ``device``,
+            ``allow_extrapolation`` and ``adapter``; others are refused before an artifact is opened.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
-        """Return what it can do under some options, without importing anything large."""
+        """Return what the runtime can do under these options, without importing anything large."""
 
     @abstractmethod
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
@@ -67,11 +67,11 @@ class Runtime(ABC):
         return True
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
-        """Return the layers behind a session of this runtime; only with ``reads_layers``."""
+        """Return the layers of a session's model, to run them one by one; only called with ``reads_layers``."""
         raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
 
     def check_installed(self, options: RuntimeOptions) -> None:
-        """Check that the packages are installed, without importing them."""
+        """Check that the packages that the runtime needs are installed, without importing them."""
         wanted = self.capabilities(options)
         for package in wanted.packages:
             if not is_installed(package):

@@ -1,4 +1,4 @@
-"""One interface for every runtime: a session prefills and decodes, a cache holds K, Y and what is padding.
+"""One interface for every runtime: sessions prefill and decode; caches hold K, Y and the mask of padding.
 
 Shapes: B batch, N new tokens, P tokens in the cache, KV key/value heads, D head width.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Array", "Cache", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
 MOST = 16  # new tokens of one row in one call of Session.decode_several
-STEP_TOKENS = 32  # of all rows of a batch together: beyond, a step costs as much as the tokens that it runs
+STEP_TOKENS = 32  # new tokens of all rows together; beyond that, a step's time grows in proportion to its tokens
 _PREFILL_CHUNK = 1024  # no slower on a CPU than all tokens at once, which take a multiple of its memory
 
 
@@ -38,7 +38,7 @@ class NewTokens:
     Attributes:
         input_ids: Int64 ``(B, N)``.
         mask: Bool ``(B, P + N)``, False at padding.
-        positions: Int64 ``(B, N)``.
+        positions: Int64 ``(B, N)``; a row's first token that is not padding has position 0.
         adapter_ids: Int64 ``(B,)``; None for graphs without adapters.
     """
 
@@ -51,7 +51,7 @@ class NewTokens:
     def after(
         input_ids: Array, past: int = 0, mask: Array | None = None, adapter_ids: Array | None = None
     ) -> NewTokens:
-        """Number new tokens ``(B, N)`` behind ``past`` cached columns; mask ``(B, P + N)``, None: no padding."""
+        """Number new tokens, ``(B, N)``, after ``past`` (P) cached columns; mask ``(B, P + N)``, None: no padding."""
         batch, n = input_ids.shape
         full = np.ones((batch, past + n), dtype=bool) if mask is None else mask
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, past:]
@@ -63,7 +63,7 @@ class NewTokens:
         return int(self.mask.shape[1] - self.input_ids.shape[1])
 
     def last_logits(self, logits: Array) -> Array:
-        """Pick ``(B, 1, vocab)`` of each row's last token that is not padding, where logits are of all N tokens."""
+        """Pick ``(B, 1, vocab)``, of each row's last token that is not padding, from the logits of 1 or N tokens."""
         n = self.input_ids.shape[1]
         if n == 1 or logits.shape[1] != n:
             return logits
@@ -85,9 +85,9 @@ class Limits:
     """The largest sizes that engines, or a provider's optimization profile, accept.
 
     Attributes:
-        max_batch: Rows.
-        max_context: Tokens of a row, cached and new ones together; the length of a static cache's buffers.
-        prefill_chunk: New tokens of one prefill; longer prompts run in chunks.
+        max_batch: Most rows of a batch.
+        max_context: Most tokens of a row, cached and new ones together; the length of a static cache's buffers.
+        prefill_chunk: Most new tokens of one prefill; longer prompts run in chunks.
     """
 
     max_batch: int
@@ -103,16 +103,16 @@ class Session(CacheOperations[Tensor]):
         dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
         cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; usually the same.
         layers: Descriptions of its layers.
-        layout: What they cache.
+        layout: The tensors that each layer caches.
         runtime: Name of the runtime, such as ``onnxruntime``.
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         kernels: With onnxruntime on the CPU, what computes our operators: ``library`` or the graph's ``functions``.
-        capabilities: What the runtime can do, as it was opened.
+        capabilities: What the runtime can do with the options it was opened with.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         limits: The largest sizes that can be run; None: no limits but the model's.
-        rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``; None: they are not.
-            Sums in another order then change results by as much as that rounding.
-        adapters: The adapters by name, whose slots are values of ``adapter_ids``; None: its graphs take none.
+        rounded_inputs: Type that inputs of quantized products are rounded to, ``int8`` or ``fp8``, so that sums in
+            another order change results by as much as that rounding; None: inputs are not rounded.
+        adapters: The adapters by name, whose slots are values of ``adapter_ids``; None: the model takes none.
     """
 
     def __init__(
@@ -194,12 +194,12 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def in_place(self) -> StaticSession | None:
-        """Itself, if it decodes in buffers of the caller's, where each row has a length of its own; else None."""
+        """This session if it decodes in buffers of the caller's, with a length of its own for each row; else None."""
         return None
 
     @property
     def prefill_chunk(self) -> int:
-        """Tokens of a prompt that run at once unless the caller chooses."""
+        """A good ``chunk`` for :meth:`prefill`, in tokens; generation takes it where no other is chosen."""
         return _PREFILL_CHUNK if self.limits is None else self.limits.prefill_chunk
 
     def prefill(
@@ -264,10 +264,10 @@ class Session(CacheOperations[Tensor]):
             raise LucidError(f"Several tokens cannot be decoded at once: {reason}.")
 
     def decode_several(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
-        """Run up to :data:`MOST` new tokens of each row, as :meth:`prefill`, for the logits of all: verify drafts.
+        """Run up to :data:`MOST` new tokens of each row, and return the logits of all, to verify drafts.
 
-        What comes after a token does not change its logits, so those of rejected drafts are simply not used;
-        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops the tokens. Padding comes behind a row's tokens.
+        Later tokens do not change a token's logits, so those of rejected drafts are simply not used;
+        :func:`~lucid_deploy.runtimes.cache_rows.take_back` drops these tokens. A row's padding comes after its tokens.
 
         Returns:
             Logits, float ``(B, N, vocab)``; those at padding mean nothing.
@@ -289,7 +289,7 @@ class Session(CacheOperations[Tensor]):
         return False
 
     def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
-        """As :meth:`prefill`, for the logits of all tokens, float ``(B, N, vocab)``; those at padding mean nothing."""
+        """As :meth:`prefill`, but return all tokens' logits, float ``(B, N, vocab)``; those at padding mean nothing."""
         input_ids = self._checked(input_ids, cache)
         mask = _checked_mask(mask, input_ids)
         n = input_ids.shape[1]
@@ -318,7 +318,7 @@ class Session(CacheOperations[Tensor]):
         return logits
 
     def _checked_adapters(self, cache: Cache[Tensor]) -> Array | None:
-        """Check that the rows' adapters exist, and return their numbers as the graphs take them."""
+        """Check that the rows' adapters exist, and return their ids for the graphs; None if the model takes none."""
         slots = {BASE: 0} | {name: each.slot for name, each in (self.adapters or {}).items()}
         if not {*cache.adapter_ids.tolist()} <= {*slots.values()}:
             known = ", ".join(f"{slot} for {name}" for name, slot in slots.items())
@@ -388,7 +388,7 @@ class Session(CacheOperations[Tensor]):
                 )
 
     def _limit_remedy(self, option: str, wanted: int) -> str:
-        """Say how a larger batch or context can be run, ``option`` being that of ``lucid-deploy build``."""
+        """Say how ``wanted`` rows or tokens can be run; ``option`` of ``lucid-deploy build`` sets this limit."""
         return "Choose another --runtime."
 
     @abstractmethod
@@ -404,12 +404,12 @@ class Session(CacheOperations[Tensor]):
             keep: 1, for the logits of each row's last token that is not padding, or N, for all.
 
         Returns:
-            Logits float32 ``(B, keep, vocab)``, or of all tokens in any case; and the layers with the new tokens.
+            Logits, float32 ``(B, keep, vocab)`` or, for any keep, ``(B, N, vocab)``; and the layers with new tokens.
         """
 
 
 def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
-    """Return which of the new tokens are tokens, bool and of their shape; None: all."""
+    """Return the new tokens' mask, bool and of their shape, False at padding; a given None means no padding."""
     if mask is None:
         return np.ones(input_ids.shape, dtype=bool)
     mask = np.asarray(mask, dtype=bool)

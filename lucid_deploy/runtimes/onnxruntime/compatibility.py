@@ -14,7 +14,7 @@ from lucid_deploy.errors import LucidError
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 _FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
-_MULTIPLIES = ("avx512", "avx2")  # instructions whose products were compared with onnxruntime's: docs/performance.md
+_MULTIPLIES = ("avx512", "avx2")  # instructions whose products were timed beside onnxruntime's: docs/performance.md
 
 
 def has_tensor_scatter() -> bool:
@@ -26,7 +26,7 @@ def has_tensor_scatter() -> bool:
 
 
 def check_version(version: str, artifact: Artifact) -> None:
-    """Refuse versions of onnxruntime that load an artifact and give wrong numbers, or none."""
+    """Refuse versions of onnxruntime that compute an artifact's graphs wrongly or not at all."""
     if _numbers(version) < _FIRST:
         raise LucidError(
             f"onnxruntime {version} computes graphs wrongly or not at all. Install another version: pip install "
@@ -46,14 +46,14 @@ def check_version(version: str, artifact: Artifact) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the first three numbers of a version; builds of one's own add words behind them."""
+    """Return the first three numbers of a version; custom builds add words after them."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
     """Return the library of kernels to register with a session; None where the graph's functions are to run.
 
-    onnxruntime takes a registered operator before a function of the same name in the model, so both can be there.
+    onnxruntime prefers a registered operator to the model's function of the same name, so both may be there.
     """
     if provider != "cpu":
         if kernels == "library":
@@ -76,21 +76,21 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether a library multiplies by weights itself: where its products were compared with onnxruntime's."""
+    """Return whether a library's products by weights replace onnxruntime's: only with instructions that were timed."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES
 
 
 def multiplies_in_blocks(library: Path | None) -> bool:
-    """Return whether a library multiplies by weights in blocks itself: with AVX2 or AVX-512 VNNI."""
+    """Return whether a library's products by weights quantized in blocks replace onnxruntime's: with AVX2 or VNNI."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots
 
     return library is not None and has_dots(library)
 
 
 def describe_kernels() -> dict[str, str | None]:
-    """Say what ``auto`` chooses on this machine, for ``inspect``: never raises for a library that cannot be used."""
+    """Say for ``inspect`` which kernels ``auto`` chooses on this machine, or why the library cannot be used."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import default_ort_library, kernels_name
 
     facts: dict[str, str | None] = {"auto": "functions", "library": None, "instructions": None, "problem": None}

@@ -1,7 +1,7 @@
 """What all graphs on the CPU share: tensors on numpy's memory and one arena.
 
-By default each session of onnxruntime has an arena of its own, which keeps what it once took. What a prompt's graph has
-left there is of no use to the graph that decodes, which takes as much again for the same cache.
+By default each session of onnxruntime has an arena, a pool of memory, of its own, which keeps all that it once took.
+What the prefill graph's arena holds is of no use to the decode graph, which takes as much again for the same cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEEPER = '<ir_version: 8, opset_import: ["": 13]> keeper (float[1] x) => (float
 def ort_value(array: Array, dtype: str | None = None) -> Any:
     """Return a tensor on the CPU that keeps an array, or a contiguous copy of it, and shares its memory.
 
-    What ``numpy()`` of the tensor gives is that memory too: it must not outlive the tensor.
+    The array that the tensor's ``numpy()`` returns shares it too, and must not outlive the tensor.
     """
     ort = import_onnxruntime()
     array = np.ascontiguousarray(array)
@@ -39,13 +39,13 @@ def ort_value(array: Array, dtype: str | None = None) -> Any:
 
 
 def use_arena(options: ort.SessionOptions) -> None:
-    """Let a session that is yet to be opened allocate in the shared arena."""
+    """Let the session that will be opened with these options allocate in the shared arena."""
     _the_keeper()
     options.add_session_config_entry("session.use_env_allocators", "1")
 
 
 def release_arena() -> None:
-    """Return regions of the arena without tensors to the system, 1 MiB to 1 GiB each. That takes a run of a graph."""
+    """Return the arena's regions without tensors, 1 MiB to 1 GiB each, to the system. Only a run of a graph does so."""
     keeper, options = _the_keeper(), import_onnxruntime().RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     keeper.run(None, {"x": np.zeros(1, np.float32)}, options)

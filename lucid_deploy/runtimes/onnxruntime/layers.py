@@ -28,10 +28,10 @@ _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
 
 class OrtLayers(Layers):
-    """Runs a session's graphs with more outputs, and cut between the layers.
+    """Runs a session's graphs with outputs for what layers compute and, if residuals are given, inputs for them.
 
-    The weights stay in the artifact's file. Where onnxruntime reads them from there, a graph takes 1 to 4 MB and all
-    that were run are kept; where it copies them (into another type or layout, or to another device), only one is.
+    Where onnxruntime reads the weights from the artifact's file, a graph takes 1 to 4 MB, and all that were run stay
+    loaded; where it copies them (into another type or layout, or to another device), only the last one does.
     """
 
     def __init__(self, session: OrtSession) -> None:
@@ -50,7 +50,7 @@ class OrtLayers(Layers):
         static = "cache_length" in kinds
         feed: dict[str, Array] = {"input_ids": tokens.input_ids, "position_ids": tokens.positions}
         feed["adapter_ids"] = np.full(len(tokens.mask), self._whole.default_adapter)
-        if static:  # buffers that end behind the new row
+        if static:  # the buffers end after the new row
             feed["attention_mask"] = np.concatenate([tokens.mask[:, :-1], np.zeros_like(tokens.mask[:, -1:])], axis=1)
             feed["cache_length"] = np.full(len(tokens.mask), cached)
         else:
@@ -62,7 +62,7 @@ class OrtLayers(Layers):
         named = {name: np.ascontiguousarray(feed[name], dtype=_NUMPY_TYPES[kind]) for name, kind in kinds.items()}
         names = [output.name for output in session.get_outputs()]
         values = {name: ort_value(array, _OTHER_TYPES.get(kinds[name])) for name, array in named.items()}
-        results = session.run_with_ort_values(names, values)  # an array may be the memory of an input
+        results = session.run_with_ort_values(names, values)  # results may lie in inputs' memory: hence copies
         found = {name: value.numpy().copy() for name, value in zip(names, results, strict=True)}
         found["logits"] = tokens.last_logits(found["logits"])
         return self._states(found, slice(cached, None))
@@ -96,7 +96,7 @@ class OrtLayers(Layers):
 
 
 def _with_room(tensor: CacheTensor, array: Array) -> Array:
-    """Return a buffer of a static cache with what a growing one holds, and room for the new row."""
+    """Return a buffer of a static cache with the content of a growing tensor and room for one more row."""
     if not tensor.has_tokens:
         return array
     batch, heads, held, width = array.shape

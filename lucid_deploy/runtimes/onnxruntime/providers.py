@@ -1,4 +1,4 @@
-"""onnxruntime's execution providers: what a session requests, and a check that it runs with it.
+"""onnxruntime's execution providers: choose one for a session, and check that the session runs with it.
 
 onnxruntime falls back to the CPU when a provider does not start. Here that is an error.
 """
@@ -47,9 +47,9 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Prov
     """Return how a provider runs a stage.
 
     The TensorRT providers get the optimization profile of ``lucid-deploy build``, so that no new shape makes them build
-    again, and keep what they built or compiled in the artifact. For ``tensorrt`` a LUCID model's graph is copied with
-    our plugin's nodes under the names that onnxruntime expects, and we register the plugins with TensorRT: opening the
-    library, which onnxruntime does, does not, and onnxruntime only logs a failure.
+    again, and keep what they built or compiled in the artifact's folder. For ``tensorrt``, a graph with operators of
+    our plugin library is copied, these renamed as onnxruntime expects, and the plugins are registered with TensorRT
+    here: onnxruntime opens the library, which does not register them, and only logs a failure.
     """
     graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
     if name in ("cpu", "cuda"):
@@ -85,7 +85,7 @@ def profile_options(artifact: Artifact, stage: str, limits: Limits, prefix: str)
 
 
 def provider_folder(artifact: Artifact, provider: str, library: Path | None = None) -> Path:
-    """Return the folder of a provider's files, made if it is not there."""
+    """Return the folder of a provider's files for this artifact and plugin library; create it if it is not there."""
     from lucid_deploy.runtimes.tensorrt.manifest import FOLDER, file_facts, source_hashes
 
     facts = {**source_hashes(artifact), "plugin": file_facts(library)["sha256"] if library is not None else None}
@@ -99,10 +99,10 @@ def provider_folder(artifact: Artifact, provider: str, library: Path | None = No
 
 
 def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -> Path:
-    """Write the copy of a stage's graph in which TensorRT finds our plugins, over one that is there; return it.
+    """Write a copy of a stage's graph in which TensorRT finds our plugins, replacing an older one; return its path.
 
-    Left as it is, the graph's functions are inlined before a provider sees them, loops included. The weight file is
-    copied beside it: onnxruntime and TensorRT read external data from the folder of the graph only.
+    In the original, onnxruntime inlines the functions, loops included, before a provider sees them. The weight file is
+    copied beside the graph: onnxruntime and TensorRT read external data from the graph's folder only.
     """
     from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
 
@@ -124,7 +124,7 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
 
 
 def _is_own_file(path: Path) -> bool:
-    """Whether weights are there under this name alone: ONNX refuses external data with several links, or behind one."""
+    """Whether this is a file with one name, not a link: ONNX refuses external data behind symbolic or hard links."""
     return path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
 
 
@@ -162,9 +162,9 @@ def _plugin_library() -> Path:
 def choose_provider(
     ort: Any, options: Any, artifact: Artifact, name: str, index: int, plan: ProviderPlan | None = None
 ) -> list[Any]:
-    """Return the ``providers`` of an inference session.
+    """Return the argument ``providers`` of an inference session.
 
-    Nodes that the chosen provider does not take run on the CPU, those of ``tensorrt`` in CUDA if possible. A provider
+    Nodes that the chosen provider does not take run on the CPU or, with ``tensorrt``, in CUDA if possible. A provider
     that comes as a package of its own is added to ``options`` instead, and the list is empty.
     """
     if name == "cpu":
@@ -175,7 +175,7 @@ def choose_provider(
     if provider in available:
         cuda = [(_CUDA, _basic_options(artifact, "cuda", index))] if name == "tensorrt" and _CUDA in available else []
         return [(provider, chosen), *cuda, CPU]
-    # The GPU is chosen by its device here, so that its number is not an option.
+    # The GPU is chosen by its device here, so its number is left out of the options.
     device = _rtx_device(ort, index)
     options.add_provider_for_devices([device], {key: value for key, value in chosen.items() if key != "device_id"})
     return []
@@ -211,7 +211,7 @@ def _rtx_device(ort: Any, index: int) -> Any:
 
 
 def check_chosen(ort: Any, session: Any, name: str) -> None:
-    """Check that a session runs with its provider."""
+    """Check that a session runs with the provider of this name."""
     provider = _KNOWN[name][0]
     if provider not in session.get_providers():
         raise LucidError(

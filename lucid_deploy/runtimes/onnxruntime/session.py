@@ -50,9 +50,9 @@ class OrtSession(ArtifactSession[Any]):
     On the CPU all graphs read one mapping of the weight file; other providers load the file themselves.
 
     Attributes:
-        reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored, otherwise
-            it converts all of it in every step; see :mod:`lucid_deploy.runtimes.passes.stored_cache`.
-        options: The options it was opened with; ``kernels`` says what was chosen.
+        reads_stored_cache: Whether decoding reads the cache as it is stored; if not, every step converts all of it to
+            the model's type; see :mod:`lucid_deploy.runtimes.passes.stored_cache`.
+        options: The options it was opened with; on the CPU ``kernels`` says what computes our operators.
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
@@ -78,7 +78,7 @@ class OrtSession(ArtifactSession[Any]):
         if self.provider == "cpu":
             self._files = _map_weights(artifact)
             self._weights = _shared_weights(ort, artifact, self._files)
-            release_arena()  # of what earlier sessions have left
+            release_arena()  # returns what earlier sessions have left
         self._graphs = {stage: self._load(stage) for stage in STAGES}
         self._output_names = [output.name for output in manifest.graphs["decode"].outputs]
 
@@ -159,7 +159,7 @@ class OrtSession(ArtifactSession[Any]):
     def _open(
         self, graph: bytes | None, path: Path, options: ort.SessionOptions, plan: ProviderPlan | None
     ) -> ort.InferenceSession:
-        """Load a changed graph, or the file as it is, with the provider and without onnxruntime's fallback."""
+        """Load a graph, or the file if ``graph`` is None, with the provider and without onnxruntime's fallback."""
         index = device_index(self.options.device)
         providers = choose_provider(self._ort, options, self._artifact, self.provider, index, plan)
         if graph is not None:
@@ -178,7 +178,7 @@ class OrtSession(ArtifactSession[Any]):
         return session
 
     def _changed_graph(self, stage: str) -> bytes | None:
-        """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
+        """Return a stage's graph, serialized, with changes that it needs to run, or run fast; None: load the file."""
         if self.provider != "cpu":
             return None
         import onnx
@@ -206,7 +206,7 @@ class OrtSession(ArtifactSession[Any]):
         return model.SerializeToString() if changed else None
 
     def _can_read_stored(self) -> bool:
-        """Whether an operator of the library can read the cache, and has to: it has another type than the model."""
+        """Whether the cache has another type than the model, and the library has operators that read that type."""
         if self.cache_dtype == self.dtype or self._library is None:
             return False  # without the library, the graph converts all of the cache
         uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard attention: ONNX's
@@ -221,8 +221,8 @@ class OrtSession(ArtifactSession[Any]):
     def prepare_several(self) -> None:
         """Load the graph that verifies drafts; raise a CheckFailed if the files have changed.
 
-        It has one more packed copy of what onnxruntime multiplies by: a small model's weights, and quantized ones
-        where the library does not multiply by them, of which all graphs share one.
+        The graph has another packed copy of the weights by which onnxruntime multiplies: a small model's, and
+        quantized ones. Where the library multiplies by quantized weights, all graphs share its packed copy.
         """
         super().prepare_several()
         if VERIFY not in self._graphs:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _DEVICE = "CPU"
-# Its import sends an event to Google Analytics, and keeps an identifier in ~/intel, unless that package is missing.
+# The package without which OpenVINO's import sends no event to Google Analytics, and keeps no identifier in ~/intel.
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -42,7 +42,7 @@ def import_openvino() -> ModuleType:
 def core() -> openvino.Core:
     """Return the process's only Core.
 
-    With a Core for each session, the next signal after another thread had closed the last one was a segmentation fault
+    With a Core for each session, a signal crashed the process once another thread had closed the last session
     (OpenVINO 2026.4): the thread that first compiles a graph gets a stack for signal handlers, which the Core frees.
     """
     found: openvino.Core = import_openvino().Core()
@@ -50,12 +50,12 @@ def core() -> openvino.Core:
 
 
 def compile_settings(threads: int | None) -> dict[str, Any]:
-    """Return how graphs are compiled.
+    """Return the settings for compiling graphs; ``threads`` None: OpenVINO chooses.
 
-    The hints and groups keep OpenVINO from rounding to bfloat16, which it does where the processor has that, and the
-    inputs of quantized products to 8 bits. Snippets, its compiler of elementwise operators, are off: in 2026.4.0 and
-    2026.4.1 a third prompt of 33 to 64 tokens, each longer than the one before, got values of the last layer that were
-    wrong by any factor, without an error. They save no time in these graphs.
+    The precision hint and the group size 0 keep OpenVINO from rounding values to bfloat16, where the processor has it,
+    and inputs of quantized products to 8 bits. Snippets, its compiler of elementwise operators, is off: in 2026.4.0 and
+    2026.4.1 the third of three prompts of 33 to 64 tokens, each longer than the one before, got values of the last
+    layer that were wrong by any factor, without an error. Snippets saves no time in these graphs.
     """
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
@@ -84,7 +84,7 @@ def run_request(request: openvino.InferRequest, feed: Mapping[str, Any]) -> None
 
 
 class CompiledGraph:
-    """One stage of an artifact."""
+    """The compiled graph of one stage of an artifact; after a failed run it is compiled again."""
 
     def __init__(self, artifact: Artifact, stage: str, threads: int | None) -> None:
         self._path, self._settings = artifact.graph_path(stage), compile_settings(threads)
@@ -108,7 +108,7 @@ class CompiledGraph:
         return self._compiled.create_infer_request()
 
     def run_request(self, request: openvino.InferRequest, feed: dict[str, Array]) -> None:
-        """Run a request; if that fails, its graph has to be compiled again before the next one."""
+        """Run a request; if that fails, the graph is compiled again before the next run or new request."""
         try:
             run_request(request, feed)
         except RuntimeError:
@@ -116,7 +116,7 @@ class CompiledGraph:
             raise
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
-        """Run once; return the outputs in the manifest's order, each memory of its own.
+        """Run once; return the outputs in the manifest's order, each in memory of its own.
 
         Threads take turns: the request has one set of tensors, and OpenVINO lets another thread's run write them before
         they are copied, without an error.
@@ -129,7 +129,7 @@ class CompiledGraph:
 
 
 def _reason(message: str) -> str:
-    """Return an error message in one line, without the places in OpenVINO's sources."""
+    """Return an error message in one line, without the lines that name OpenVINO's source files."""
     lines = [line.strip(" -\t") for line in message.splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "Summary"))]
     return "; ".join(telling) or message

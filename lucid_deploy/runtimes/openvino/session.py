@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.session import Array, NewTokens
 
 
 class OpenVinoSession(ArtifactSession[Array]):
-    """Runs an artifact's prefill and decode graphs; the cache is numpy arrays.
+    """Runs an artifact's graphs; the cache consists of numpy arrays.
 
     Args:
         artifact: An artifact whose graphs have no functions.

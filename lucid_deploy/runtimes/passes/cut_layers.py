@@ -1,4 +1,4 @@
-"""Make a graph's residual stream and V outputs and, to run layers one by one, the residual stream of each an input."""
+"""Add outputs for a graph's residual stream and V and, to run layers one by one, inputs for what each layer reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 
 RESIDUAL = "residual.{}"  # output: the embedding's (0) and every layer's (i + 1)
 GIVEN = "given.{}"  # input, if cut: what layer i reads, and with i the number of layers, what the final norm reads
-VALUES = "values.{}"  # output: V of the new tokens in layer i, before the solve
+VALUES = "values.{}"  # output: V of the new tokens in the i-th layer that solves, before the solve
 # Which input of an operator is V.
 VALUE_INPUT = {each.name: each.place(name) for each, name in ((PRECONDITION, "V"), (DECODE_ATTENTION, "V_new"))}
 _NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
@@ -25,7 +25,7 @@ def cut_layers(model: onnx.ModelProto, layers: int, cut: bool) -> None:
 
     Requires: the norm before each layer reads a weight of the checkpoint's name, directly or through casts, and has
     the residual stream as its other input, directly or through a cast; a layer's residual stream is one tensor of the
-    main graph. ``values.i`` is made where the graph has the preconditioner's operators; standard attention has none.
+    main graph. ``values.i`` is V of the i-th operator with the preconditioner, from 0; standard attention has none.
     Modifies the graph in place; types and weights stay.
     """
     graph = model.graph
@@ -77,7 +77,7 @@ def _residual_streams(graph: onnx.GraphProto, layers: int) -> list[str]:
 
 
 def _through(name: str, producers: dict[str, onnx.NodeProto], operators: tuple[str, ...] = ("Cast",)) -> str:
-    """Go back from a tensor through operators that leave values as they are."""
+    """Go back from a tensor through nodes of these operators, and return the name of what they start from."""
     while name in producers and producers[name].op_type in operators:
         name = producers[name].input[0]
     return name
@@ -90,6 +90,6 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _add_output(graph: onnx.GraphProto, source: str, name: str, kind: int) -> None:
-    """Give a tensor a second name that is an output."""
+    """Add an output of this name and element type that is a copy of the tensor ``source``."""
     graph.node.append(onnx.helper.make_node("Identity", [source], [name], name=f"show_{name}"))
     graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))

@@ -1,4 +1,4 @@
-"""Helpers of the passes: what nodes say, what reads a value, and removing nodes."""
+"""Helpers of the passes: find nodes, read their attributes, list what is read, and remove nodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cast_type(node: onnx.NodeProto | None) -> int | None:
 
 
 def read_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield every name that a graph reads or gives, once for each time, those inside of its branches and loops too."""
+    """Yield the name of every value that is read or an output, once per use, in branches and loops too."""
     yield from (value.name for value in graph.output)
     for node in graph.node:
         yield from node.input
@@ -38,7 +38,7 @@ def read_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def remove_unread(graph: onnx.GraphProto, candidates: Iterable[onnx.NodeProto]) -> None:
-    """Remove those nodes, given after what reads them, whose results nothing reads any more."""
+    """Remove the candidates whose results nothing reads any more; a node must come after those that read it."""
     read = Counter(read_names(graph))
     for node in candidates:
         if node in graph.node and not any(read[name] for name in node.output):

@@ -57,16 +57,16 @@ from lucid_deploy.runtimes.passes.editing import (
 _CONTRIB = "com.microsoft"
 _TOKENS = 2  # the axis of a cache
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
-_BY = {  # what takes an operator's place: by a weight of its type, and by one in float16
+_BY = {  # an operator's replacement for a weight of its own type, and for a float16 weight cast to float32
     "MatMul": (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16),
     "Gemm": (WEIGHT_MATMUL_TRANSPOSED, WEIGHT_MATMUL_TRANSPOSED_FLOAT16),
 }
-_WITH_OFFSETS = {  # what takes a product's place with offsets, and the product by offsets beside it
+_WITH_OFFSETS = {  # a product's replacement that adds offsets, and the operator of the product by offsets beside it
     QUANTIZED_MATMUL.name: (QUANTIZED_MATMUL_OFFSETS, "MatMul"),
     QUANTIZED_EXPERT_MATMUL.name: (QUANTIZED_EXPERT_MATMUL_OFFSETS, EXPERT_MATMUL.name),
 }
 _ROUNDS_INPUTS = 4  # the accuracy level
-_BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's blocks are multiples of, and the most numbers of one
+_BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's block sizes are multiples of, and the largest
 
 
 def use_growing_attention(model: onnx.ModelProto) -> bool:
@@ -74,8 +74,8 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
 
     onnxruntime's ``Concat`` copies on one thread, and reads again what attention has just read.
 
-    Result: nodes are changed where the new rows go into the cache as they are, and nowhere else; caches that are static
-    or stored in another type stay as they were.
+    Result: a node is changed if its new rows are appended to the cache unconverted, and nothing else in the graph reads
+    the new rows of Y or the grown K; static caches and those stored in another type stay as they were.
     """
     graph = model.graph
     read, given = Counter(read_names(graph)), {output.name for output in graph.output}
@@ -106,7 +106,7 @@ def _joins_tokens(node: onnx.NodeProto) -> bool:
 def use_cached_attention(model: onnx.ModelProto) -> bool:
     """Let the library compute standard attention of one token; return whether it does.
 
-    onnxruntime's multiplies by all of a static cache's buffers, also by what no token has filled yet.
+    onnxruntime's operator multiplies by all of a static cache's buffers, also by what no token has filled yet.
 
     Result: ``Attention`` nodes are changed that have one query a head, a mask ``(batch, 1, 1, tokens)``, values as wide
     as keys and the scale 1/√d, and do nothing more; others stay.
@@ -144,7 +144,7 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
 
 
 def use_weight_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights, which it reads as they lie in the file; return whether there are products.
+    """Let the library multiply by weights, which it reads as they lie in the file; return whether a node was changed.
 
     onnxruntime's product is made for many rows, wants a packed copy of the weight, and converts float16 weights to
     float32 when the graph is loaded. Decoding, batches of it and verifying drafts have few rows.
@@ -179,10 +179,10 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_adapter_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library add what adapters of rows compute, without copies of their matrices; return whether it does.
+    """Let the library add the products of each row's adapter, without copying its matrices; return whether it does.
 
     Result: where ``Add(Y, MatMul(MatMul(X, Gather(A, ids)), Gather(B, ids)))`` reads A and B among the initializers,
-    and nothing else reads what is between, one node computes it; the base's rows then cost nothing.
+    and nothing else reads what is between, one node computes it; rows without an adapter then cost nothing.
     """
     graph = model.graph
     stacked = {each.name for each in graph.initializer if len(each.dims) == 3 and each.data_type in _FLOATS}
@@ -211,12 +211,12 @@ def use_adapter_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_quantized_matmul(model: onnx.ModelProto) -> bool:
-    """Let the library multiply by weights in blocks, with inputs rounded to 8 bits; return whether it does.
+    """Let the library multiply by weights quantized in blocks, with inputs rounded to 8 bits; return whether it does.
 
-    All graphs share one packed copy of a weight, where onnxruntime makes one for each, and many rows take half of the
-    time.
+    All graphs share one packed copy of a weight, while onnxruntime makes one for each graph; and products of many rows
+    take half of the time.
 
-    Result: ``MatMulNBits`` nodes are changed whose weight is in whole blocks of a multiple of 16 numbers; others stay.
+    Result: ``MatMulNBits`` nodes that round inputs and have whole blocks of a multiple of 16 values are changed.
     """
     tensors, casts = _stored(model.graph)
     found = [node for node in nodes_of(model.graph, _CONTRIB, "MatMulNBits") if _is_in_blocks(node, tensors)]
@@ -233,7 +233,7 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
 
 
 def use_expert_offsets(model: onnx.ModelProto) -> bool:
-    """Let the library's products by experts' matrices add the offsets of their blocks; return whether one does."""
+    """Let the library's products by quantized experts add the offsets of blocks too; return whether one does."""
     tensors, casts = _stored(model.graph)
     changed = _take_offsets(model.graph, tensors)
     remove_unread(model.graph, casts)
@@ -241,7 +241,7 @@ def use_expert_offsets(model: onnx.ModelProto) -> bool:
 
 
 def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.NodeProto]]:
-    """Return what is stored, by its name and by those of casts of float16 numbers, and these casts."""
+    """Return the stored tensors by name, those in float16 also by the names of casts of them, and these casts."""
     tensors = {each.name: each for each in graph.initializer}
     casts = [
         node
@@ -252,9 +252,9 @@ def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.N
 
 
 def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bool:
-    """Let products add the offsets of their blocks, which the file multiplies by the sums of X's blocks beside them.
+    """Let products add the offsets of blocks, for which the file has a second product by sums over X's blocks.
 
-    ``tensors`` is what is stored, also by the names of casts of it.
+    ``tensors`` are those of :func:`_stored`. Returns whether a product was changed.
     """
     makers = {name: node for node in graph.node for name in node.output}
     read, unread = Counter(read_names(graph)), []

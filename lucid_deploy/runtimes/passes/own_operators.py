@@ -1,4 +1,4 @@
-"""Let onnxruntime's own operators compute a part or read a weight: rotary embeddings, NVFP4."""
+"""Let onnxruntime's own operators compute rotary embeddings in one node, and read weights in NVFP4."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADS_AXIS = "axis_of_heads"
 def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     """Let one node rotate queries or keys, where the file has eight; return whether one does.
 
-    A step of one token spends much of its time between nodes.
+    The overhead of every node is much of the time that a step of one token takes.
 
     Result: ``Concat(a · cos − b · sin, b · cos + a · sin)`` with ``a, b = Split(X)`` is
     ``RotaryEmbedding(X, cos, sin)``, where cos and sin are ``(batch, 1, tokens, width / 2)``.
@@ -51,7 +51,7 @@ def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     return bool(squeezed)
 
 
-# Every number of E2M1 is one of E4M3: its code there, by the code of E2M1.
+# Every value of E2M1 is one of E4M3 too; here its code in E4M3, by its code in E2M1.
 _CODES = np.array([np.flatnonzero((value == E4M3) & (np.signbit(value) == np.signbit(E4M3)))[0] for value in E2M1])
 _CODES = _CODES.astype(np.uint8)
 
@@ -59,7 +59,7 @@ _CODES = _CODES.astype(np.uint8)
 def retype_fp4(model: onnx.ModelProto) -> bool:
     """Declare weights in E2M1, which onnxruntime's CPU has no kernel for, as E4M3; return whether there are any.
 
-    Result: ``DequantizeLinear`` gives the same weights, once the session gives their codes, :func:`widened`.
+    Result: ``DequantizeLinear`` gives the same weights if the session supplies codes of E4M3, from :func:`widened`.
     """
     found = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT4E2M1]
     for tensor in found:
@@ -68,7 +68,7 @@ def retype_fp4(model: onnx.ModelProto) -> bool:
 
 
 def widened(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return codes of E4M3 for ``count`` codes of E2M1, which lie two in a byte, the lower half first."""
+    """Return the same values as codes of E4M3; ``packed``: ``count`` codes of E2M1, two in a byte, lower half first."""
     halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[:count]
     found: NDArray[np.uint8] = _CODES[halves]
     return found

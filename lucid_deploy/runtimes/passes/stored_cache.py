@@ -1,8 +1,8 @@
 """Let attention read a cache as it is stored.
 
 Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
-before ``DecodeAttention``. Our libraries have operators that take the stored tensors instead: onnxruntime's those for
-float16 and int8, TensorRT's that for fp8.
+before ``DecodeAttention``. Our libraries have operators that take the stored tensors instead: the library for
+onnxruntime in float16 and int8, the one for TensorRT in fp8.
 
 ====================================================  =====================================================
 in the file, for K and for Y                          in memory
@@ -54,9 +54,9 @@ class _StoredTensor:
 def read_as_stored(model: onnx.ModelProto, path: Path) -> None:
     """Put operators that read the stored cache in the place of ``DecodeAttention`` and the conversions before it.
 
-    Requires: a decode graph whose cache has another type than the model; ``path`` is its file, for an error.
-    Result: every ``DecodeAttention`` is changed. The new operators compute the same, except that an int8 row's values,
-    and an fp8 row's of K, are not rounded to the model's type in between. Conversions that something else reads stay.
+    Requires: a decode graph whose cache has another type than the model; ``path`` is its file, named in errors.
+    Result: every ``DecodeAttention`` is changed. The new operators compute the same, but do not first round values of
+    an int8 cache, or K of an fp8 cache, to the model's type. Conversions that something else reads stay.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}

@@ -15,7 +15,7 @@ _KNOWN = {
     "tensorrt": ("tensorrt", "trt", "TensorRT"),
 }
 BACKENDS = tuple(_KNOWN)
-# The oldest that have what graphs need: TensorRT's parser has the operator Attention from 10.14; of TensorRT-RTX 1.7 is
+# The oldest that have what graphs need: TensorRT's parser has the operator Attention from 10.14; TensorRT-RTX 1.7 is
 # the oldest that built an engine here.
 LEAST = {"tensorrt-rtx": "1.7", "tensorrt": "10.14"}
 _TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
@@ -51,7 +51,7 @@ class Backend:
             )
 
     def capabilities(self, wanted: tuple[str, ...], dtype: str, with_plugin: bool) -> tuple[int, ...]:
-        """Read the compute capabilities to build for, such as ``8.6`` or ``86``; () lets the backend choose."""
+        """Check the compute capabilities to build for and return them, ``8.6`` as 86; () lets the backend choose."""
         if not wanted:
             return ()
         kinds = getattr(self.trt, "ComputeCapability", None)
@@ -84,7 +84,7 @@ def _number(text: str) -> int:
 
 
 def load_backend(name: str | None = None) -> Backend:
-    """Import a backend."""
+    """Import a backend; None: TensorRT-RTX, or TensorRT if only that is installed."""
     if name is not None and name not in _KNOWN:
         raise LucidError(f"Backend {name!r} is not known; known are {', '.join(BACKENDS)}.")
     if name is None:

@@ -64,7 +64,7 @@ class BuildOptions:
     max_batch: int | None = None  # most rows; None: 4
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
-    capabilities: tuple[str, ...] = ()  # compute capabilities to build for, such as 8.6; (): all of the backend
+    capabilities: tuple[str, ...] = ()  # compute capabilities to build for, such as 8.6; (): all that it supports
     workspace: int | None = None  # most scratch bytes of a layer; None: the backend chooses
     weightless: bool = False  # leave the weights out of the engines; needs a GPU when building
     plugin: Path | None = None  # the plugin library; None: the wheel's, else that of `lucid-deploy plugin build`
@@ -82,7 +82,7 @@ class BuildReport:
     built: dict[str, dict[str, Any]]  # by stage: layers of the network, and seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the report as plain data."""
         return {"directory": str(self.directory), **asdict(self.manifest), "built": self.built}
 
 
@@ -207,7 +207,7 @@ def _library(
 
 
 def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
-    """Copy the library beside the engines, so that the artifact runs on a machine that has none."""
+    """Copy the plugin library beside the engines, so that they run on a machine that has no such library."""
     if library is None:
         return None
     shutil.copyfile(library, building / LIBRARY_NAME)
@@ -215,7 +215,7 @@ def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
 
 
 def describe_capabilities(capabilities: tuple[int, ...]) -> str:
-    """Return for which GPUs engines were built, for people."""
+    """Say for which compute capabilities of GPUs engines were built."""
     return ", ".join(dotted(number) for number in capabilities) or "all that the backend supports"
 
 
@@ -255,7 +255,7 @@ def build_engine(
         builder = trt.Builder(logger)
     if builder is None:
         raise LucidError(f"{backend.title} cannot start: {explain(logger.errors)}")
-    # Types come from the graph; TensorRT before 11 needs a flag for that, TensorRT-RTX does nothing else.
+    # Types are to come from the graph: TensorRT before 11 needs a flag for that, TensorRT-RTX always does so.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
@@ -279,7 +279,7 @@ def build_engine(
 def check_network(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, list[str]]:
     """Check that the plugin library took its nodes, no loop is left, and updates of a static cache are in place.
 
-    Attention layers are marked so that those without a fused kernel for their type and width may take several.
+    Attention layers are marked so that, where no fused kernel has their type and width, several may compute them.
 
     Returns:
         The names of the plugin's layers, by operator.

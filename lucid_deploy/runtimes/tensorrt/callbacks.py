@@ -1,7 +1,7 @@
 """TensorRT's logger and progress monitor, and the exceptions that are raised inside them.
 
 TensorRT's C++ code cannot pass on an exception: callbacks store it, the monitor stops the build, and the caller raises
-it again, also what the handler of a signal raises there.
+it again. Exceptions that a signal handler raises during a callback are among them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # the parser's lines around a node 
 
 
 class CallbackFailure:
-    """An exception that was raised inside a callback."""
+    """The exception that was raised inside a callback, if there was one."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -32,14 +32,14 @@ class CallbackFailure:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Call TensorRT, then raise what was stored meanwhile, once."""
+        """Let the caller call TensorRT inside the context; at its end raise, once, the exception that was stored."""
         yield
         if self.error is not None:
             error, self.error = self.error, None
             try:
                 raise error
             finally:
-                del error  # it knows this frame, and all that the frames above hold: builders are to end at once
+                del error  # it refers to this frame and those above, and would keep their builders alive
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
-            self._outermost: tuple[str, int] | None = None  # what happens within a step of it is not counted
+            self._outermost: tuple[str, int] | None = None  # phases inside its steps are not counted
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with failure.stored():
@@ -100,9 +100,9 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
 
 
 def explain(errors: list[str]) -> str:
-    """Return the error that says why something failed, in one line: the first, without what a missing driver adds.
+    """Return in one line the error that says why something failed: the first that is not about a missing driver.
 
-    Where it ends with a colon, as the parser's does, which names the node there, the next one has the reason.
+    If it ends with a colon, as the parser's errors do after a node's name, the next error, the reason, is appended.
     """
     telling = [text for text in errors if "cudaError 35" not in text and not _FRAME.match(text)]
     first, *others = telling or errors or ["no reason given"]

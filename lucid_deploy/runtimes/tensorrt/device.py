@@ -42,7 +42,7 @@ class Device:
         self.stream = int(self._stream)
 
     def _start(self) -> None:
-        """Load and start the driver; what cuda-bindings raises without one is not among its documented errors."""
+        """Load and start the driver; without one, cuda-bindings raises undocumented errors, so all are caught."""
         try:
             status, *_ = self._cu.cuInit(0)
         except Exception as error:
@@ -76,7 +76,7 @@ class Device:
         return int(self._call("cuMemAllocAsync", size, self._stream))
 
     def free(self, address: int) -> None:
-        """Free memory; queued work may still use it."""
+        """Free memory as soon as queued work that uses it is done."""
         self._call("cuMemFreeAsync", address, self._stream)
 
     def fill_zero(self, address: int, size: int) -> None:
@@ -98,7 +98,7 @@ class Device:
         self._call("cuStreamSynchronize", self._stream)
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
-        """Queue copying ``rows`` rows of ``width`` bytes within the device; a pitch is from row to row, in bytes."""
+        """Queue copying ``rows`` rows of ``width`` bytes within the device; pitches: bytes from row to row."""
         if not width or not rows:
             return
         copy = self._cu.CUDA_MEMCPY2D()
@@ -135,7 +135,7 @@ class Device:
 
 
 def open_device(index: int = 0) -> Device:
-    """Open a GPU."""
+    """Open the GPU of this number."""
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -144,7 +144,7 @@ def open_device(index: int = 0) -> Device:
 
 
 def bytes_of(dtype: str) -> Any:
-    """Return the numpy type of a tensor type, bfloat16 included; of E4M3 that of its codes."""
+    """Return the numpy type for a tensor type: ml_dtypes' for bfloat16, uint8 (the codes) for E4M3."""
     if dtype == "float8_e4m3fn":
         return np.dtype(np.uint8)
     if dtype == "bfloat16":

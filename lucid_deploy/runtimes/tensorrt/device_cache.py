@@ -1,4 +1,4 @@
-"""A cache's tensors on the device: made, moved to another pitch, sent there and fetched."""
+"""A cache's tensors on the device: create them, copy them there and back, and change their pitch."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class MemoryPool:
         return DeviceBlock(self, free.pop() if free else self._device.allocate(size), size)
 
     def give(self, address: int, size: int) -> None:
-        """Take an address back."""
+        """Take a block's memory back, to hand it out again."""
         self._free.setdefault(size, []).append(address)
 
 
 def _free_all(device: Device, free: dict[int, list[int]]) -> None:
-    """Give a pool's memory back to the device. Blocks hold their pool, so all of it is unused by then."""
+    """Give a collected pool's memory back to the device. Blocks refer to their pool, so no block is left in use."""
     device.activate()
     for address in (address for addresses in free.values() for address in addresses):
         device.free(address)
@@ -56,14 +56,14 @@ def _free_all(device: Device, free: dict[int, list[int]]) -> None:
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """One layer's K or Y on the device, ``(batch, heads, tokens, width)``."""
+    """A layer's cached tensor on the device: rows such as K or Y, ``(batch, heads, tokens, width)``, or a state."""
 
     block: DeviceBlock
     pitch: int  # tokens from one head's first row to the next head's: as many as it holds, or a buffer's length
 
     @property
     def address(self) -> int:
-        """Of the first row."""
+        """The address of the first row."""
         return self.block.address
 
 
@@ -71,20 +71,20 @@ Layers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, 
 
 
 class DeviceCaches:
-    """Make caches of one model, of at most ``most`` tokens."""
+    """Creates, copies and names the tensors of one model's caches, which hold at most ``most`` tokens."""
 
     def __init__(self, layout: CacheLayout, device: Device, pool: MemoryPool, most: int) -> None:
         self._layout, self._device, self._pool, self._most = layout, device, pool, most
 
     def each(self, do: Callable[[CacheTensor, Any], Any], layers: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """Do something to every tensor of a cache, given its description; return the results, layer by layer."""
+        """Call ``do`` with every cached tensor's description and content; return the results, layer by layer."""
         return [
             tuple(do(layout, tensor) for layout, tensor in zip(described, tensors, strict=True))
             for described, tensors in zip(self._layout, layers, strict=True)
         ]
 
     def named(self, prefix: str, layers: Layers) -> list[tuple[str, CacheTensor, DeviceTensor]]:
-        """Return the graphs' name of every tensor, which begins with ``past_key_values`` or ``present``, and both."""
+        """Return for every tensor its name in the graphs, which begins with ``prefix``, its description, and itself."""
         return [
             (f"{prefix}.{index}.{layout.name}", layout, tensor)
             for index, (described, tensors) in enumerate(zip(self._layout, layers, strict=True))
@@ -92,7 +92,7 @@ class DeviceCaches:
         ]
 
     def new(self, layout: CacheTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return a tensor for some tokens; its block has room for the whole context, so that it fits every call."""
+        """Return a new tensor; unless empty, its block has room for the whole context, so that it can be used again."""
         most = self._most if tokens or not layout.has_tokens else 0
         return DeviceTensor(self._pool.take(batch * layout.size(most)), tokens)
 
@@ -109,13 +109,13 @@ class DeviceCaches:
         return array.astype(np.float32) if layout.dtype == "bfloat16" else array
 
     def packed(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return the tensor with its tokens right behind each other, itself if they are; a state is."""
+        """Return the tensor without room after each head's tokens: itself if it has none, as a state, else a copy."""
         if tensor.pitch == tokens or not layout.has_tokens:
             return tensor
         return self.moved(layout, tensor, batch, tokens, tokens)
 
     def moved(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
-        """Return a copy with another pitch; what lies between its tokens and the pitch is zero."""
+        """Return a copy with another pitch; the room after each head's tokens is zero."""
         moved = self.new(layout, batch, pitch)
         if not layout.has_tokens:
             size = batch * layout.size(pitch)

@@ -1,4 +1,4 @@
-"""Loaded engines, and running one stage of them: its inputs and outputs are bound, it is queued, a failure is named."""
+"""Loaded engines, and running one stage of them: bind its inputs and outputs, queue it, and say why it failed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StateCopy:
 
 
 class DecodeStep:
-    """Run the decode engine on buffers that stay where they are; then move new states to where the next step reads.
+    """Runs the decode engine on buffers that stay where they are; then copies new states to where the next step reads.
 
-    The engine counts the new column of every row as a token. For rows of K and Y the next step's mask corrects that,
-    for a state nothing does, so the states of rows that wait are not copied. A recorded graph copies those of all rows:
-    where a row waits, the engine runs without it.
+    The engine counts the new column of every row as a token. For rows of K and Y the next step's mask corrects that.
+    Nothing would correct a state, so the states of rows that wait are not copied. A recorded graph copies the states of
+    all rows; if the model has states, it is not used in a step in which a row waits.
     """
 
     def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:
@@ -61,7 +61,7 @@ class DecodeStep:
         self._graph = None
 
     def _copy_states(self, tokens: Array) -> None:
-        """Queue the copies of the rows with a token; of all of them in one copy a state."""
+        """Queue copies of the states of rows with a token: one per state and row, or per state if all rows have one."""
         parts = [(0, self._batch)] if tokens.all() else [(int(row), 1) for row in tokens.nonzero()[0]]
         for state in self._states:
             for first, count in parts:
@@ -102,11 +102,11 @@ class EngineContexts:
         return not self._end.alive
 
     def close(self) -> None:
-        """Drop the contexts, and keep what was compiled for the next start. Needs no call at exit."""
+        """Drop the contexts, and save what was compiled, for the next start. Needs no call at exit."""
         self._end()
 
     def bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
-        """Say where a stage reads and writes."""
+        """Set the shapes and addresses of a stage's inputs, and the addresses of its outputs."""
         context, known = self._contexts[stage], self._engines.tensors[stage]
         for name, (address, shape) in feed.items():
             if name not in known:
@@ -123,7 +123,7 @@ class EngineContexts:
             raise self._failed(stage, "fails")
 
     def upload(self, stage: str, arrays: dict[str, Array]) -> Feed:
-        """Send small inputs into memory of their own that stays where it is while it is large enough."""
+        """Copy small inputs to the device, each into memory that stays where it is while it is large enough."""
         feed: Feed = {}
         for name, array in arrays.items():
             address = self.room(f"{stage}.{name}", array.nbytes)
@@ -132,7 +132,7 @@ class EngineContexts:
         return feed
 
     def room(self, name: str, size: int) -> int:
-        """Return the address of memory of that name, of at least ``size`` bytes."""
+        """Return the address of the memory kept under a name, of at least ``size`` bytes."""
         block = self._blocks.get(name)
         if block is None or block.size < size:  # a mask grows with every token, so there is room for twice as many
             block = self._blocks[name] = self._pool.take(1 << max(size - 1, 1).bit_length())

@@ -19,7 +19,7 @@ Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smal
 def choose_limits(
     artifact: Artifact, max_batch: int | None = None, max_context: int | None = None, prefill_chunk: int | None = None
 ) -> Limits:
-    """Fill in what was not given, and check that the whole can be built."""
+    """Return the limits, with defaults for those not given, after checking that engines can be built for them."""
     most = artifact.config.max_position_embeddings
     batch = DEFAULT_BATCH if max_batch is None else max_batch
     context = most if max_context is None else max_context
@@ -64,7 +64,7 @@ def _check_sizes(artifact: Artifact, limits: Limits) -> None:
 def axis_ranges(stage: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Return least, optimized and largest size of every dynamic axis of a stage, by its name in the graph.
 
-    Sums are those of their parts, so that each of the three is a shape that can really occur together; that is why
+    The sizes of a sum are sums of its parts' sizes: otherwise the shapes of a profile would not fit together. Hence
     the largest mask of prefill is longer than the context. The session keeps to the context.
     """
     batch, context, chunk = limits.max_batch, limits.max_context, limits.prefill_chunk

@@ -32,7 +32,7 @@ class JitCache:
         self._saved = b""
 
     def attach(self, config: Any) -> None:
-        """Let a context that is made with a runtime configuration use the cache; the first call reads the file."""
+        """Let contexts that are made with this runtime configuration use the cache; the first call reads the file."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             try:
@@ -48,7 +48,7 @@ class JitCache:
             log.warning("TensorRT-RTX does not take its runtime cache; every start compiles kernels again.")
 
     def save(self) -> None:
-        """Write what was compiled since, atomically. A full or read-only disk costs the next start only."""
+        """Write the file, atomically, if kernels were compiled since. If that fails, the next start is slower."""
         if self._cache is None or (content := bytes(self._cache.serialize())) == self._saved:
             return
         try:
@@ -87,7 +87,7 @@ def _backend(artifact: Artifact) -> Backend:
 
 
 def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) -> None:
-    """Check that the engines were built for a GPU."""
+    """Check that the engines were built for this GPU, and that it has the artifact's number formats."""
     check_float_formats(artifact, (gpu.capability,))
     if manifest.capabilities and gpu.capability not in manifest.capabilities:
         built_for = ", ".join(map(dotted, manifest.capabilities))
@@ -99,7 +99,7 @@ def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) 
 
 @without_collection()
 def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend, gpu: Device | None = None) -> Engines:
-    """Let TensorRT read the engines. The GPU must have been opened."""
+    """Let TensorRT read the engines on a GPU that was opened; ``gpu`` None: compiled kernels are not kept."""
     trt, failure = backend.trt, CallbackFailure()
     folder = engine_directory(artifact, backend.name)
     logger = make_logger(trt, failure)
@@ -140,7 +140,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
 
 
 def _context(trt: Any, engine: Any, cache: JitCache | None, settled: bool) -> Any:
-    """Make a context. One that is going to be recorded must not exchange its kernels later."""
+    """Make a context; ``settled``: it will be recorded as a CUDA graph, so it must not exchange its kernels later."""
     strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)  # of TensorRT-RTX, like the cache
     if cache is None and (strategies is None or not settled):
         return engine.create_execution_context()

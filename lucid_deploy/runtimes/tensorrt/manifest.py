@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class EngineFile:
-    """One engine: its file, size in bytes, sha256, and the shapes it accepts."""
+    """One engine: its file, size in bytes, sha256, the shapes it accepts, and layers that plugins compute."""
 
     file: str
     size: int
@@ -47,7 +47,7 @@ class EngineManifest:
     """The content of ``engines.json``."""
 
     backend: str  # tensorrt-rtx or tensorrt
-    backend_version: str  # engines of another one are not read
+    backend_version: str  # engines of another version are not read
     toolkit_version: str  # version of lucid-deploy that built them
     capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; () is all of the backend
     limits: Limits  # the largest sizes they accept

@@ -39,10 +39,10 @@ def build_library(
     head_dims: Sequence[int] = (),
     jobs: int | None = None,
 ) -> list[CompiledKernel]:
-    """Compile the kernels and the library.
+    """Compile the kernels and write the library ``output``; empty sequences: all architectures, types and head widths.
 
     Returns:
-        The kernels in it.
+        The kernels in the library.
     """
     from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS, compile_kernels
@@ -85,7 +85,7 @@ def find_or_build(
     announce: Callable[[str], None],
     progress: Callable[[int, int, str], None],
 ) -> Path:
-    """Return the library for engines of an artifact; one with the kernels that it needs is built if there is none."""
+    """Return the library for an artifact's engines; if there is none, build one with just the kernels they need."""
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, PTX_ARCHITECTURE, variants
     from lucid_deploy.plugins.shared.plan import padded_width
 

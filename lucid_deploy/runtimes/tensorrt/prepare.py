@@ -39,7 +39,7 @@ LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
 
 def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None:
-    """Check that an artifact's weights and its cache are of a type that GPUs have."""
+    """Check that GPUs have the float types of an artifact, and that TensorRT can round inputs as its graphs do."""
     capabilities = tuple(capabilities)
     if artifact.manifest.cache_dtype == "fp8":
         _check_capabilities(artifact, capabilities, "fp8", "cache", "Export with --cache-dtype auto")
@@ -149,7 +149,7 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
 
 
 def check_artifact(artifact: Artifact) -> None:
-    """Check that an artifact is of the kind that TensorRT's graphs are made from."""
+    """Check that TensorRT engines can be made from the graphs of an artifact of this kind."""
     manifest = artifact.manifest
     check_capabilities(CAPABILITIES, "TensorRT", artifact)
     if manifest.uses((EXPERT_MATMUL.name, QUANTIZED_EXPERT_MATMUL.name)):
@@ -172,7 +172,7 @@ def check_artifact(artifact: Artifact) -> None:
 
 
 def check_head_width(artifact: Artifact) -> None:
-    """Check that the plugin's kernels can compute with the model's heads."""
+    """Check that the plugin's kernels can compute with the widths of the model's heads."""
     width, manifest = artifact.config.head_dim, artifact.manifest
     unit = _FP8_WIDTH_UNIT if manifest.cache_dtype == FP8 else _WIDTH_UNIT
     fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % unit == 0

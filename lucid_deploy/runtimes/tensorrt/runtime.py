@@ -23,7 +23,7 @@ class TensorRtRuntime(Runtime):
         return CAPABILITIES
 
     def check_installed(self, options: RuntimeOptions) -> None:
-        """Leave it to :meth:`open`: which of the two packages is needed depends on the engines."""
+        """Check nothing: which of the two packages is needed depends on the engines, so :meth:`open` checks it."""
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
         from lucid_deploy.runtimes.tensorrt.load_engines import open_tensorrt

@@ -1,7 +1,7 @@
 """TensorRT engines behind the session interface. Imports no torch; all CUDA calls are in ``device.py``.
 
-With a growing cache an engine reads the past and writes the present into other memory, both taken from a pool of equal
-blocks. With a static cache decoding writes into buffers that stay where they are, and is recorded as a CUDA graph.
+With a growing cache, an engine reads the old cache and writes the new one into other memory, both taken from a pool.
+With a static cache, decoding writes into buffers that stay where they are, and is recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _BoundCache:
 
 
 class TensorRtSession(ArtifactSession[DeviceTensor]):
-    """Run an artifact's engines on one GPU stream. Their limits hold even where extrapolation is permitted."""
+    """Run an artifact's engines on one GPU stream. Engines' limits hold even where extrapolation is permitted."""
 
     def __init__(self, artifact: Artifact, engines: Engines, device: Device, allow_extrapolation: bool = False) -> None:
         super().__init__(artifact, "tensorrt", allow_extrapolation, CAPABILITIES)
@@ -48,7 +48,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._bound: _BoundCache | None = None
 
     def close(self) -> None:
-        """Keep what was compiled for the next start; the session cannot be used any more. Needs no call at exit."""
+        """Save what was compiled, for the next start; the session cannot be used any more. Needs no call at exit."""
         self._contexts.close()
 
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
@@ -114,7 +114,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return self._run_in_place(tokens, layers) if stage == "decode" else self._verify_in_place(tokens, layers)
 
     def _run_growing(self, stage: str, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
-        """Run an engine that reads the past and writes the present elsewhere."""
+        """Run an engine that reads the cache and writes one with the new tokens elsewhere."""
         self._device.activate()
         batch, new = tokens.input_ids.shape
         past, total = tokens.past, tokens.past + new
@@ -147,7 +147,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return logits, bound.layers
 
     def _verify_in_place(self, tokens: NewTokens, layers: Layers) -> tuple[Array, Layers]:
-        """Run the tokens of a draft into the buffers that decoding is bound to; nothing is recorded."""
+        """Run the tokens of a draft into the buffers that decoding is bound to; no CUDA graph is recorded."""
         self._device.activate()
         (batch, new), past, mask = tokens.input_ids.shape, tokens.past, tokens.mask
         bound = self._bound_to(layers, mask[:, :past])
@@ -160,17 +160,17 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return logits, bound.layers
 
     def _bound_to(self, layers: Layers, mask: Array) -> _BoundCache:
-        """Return the buffers of a cache with these tokens, to which decoding is bound from now on."""
+        """Return the buffers of a cache whose tokens ``mask`` marks; from now on decoding is bound to them."""
         bound, past = self._bound, mask.shape[1]
         if bound is None or bound.layers is not layers:
             return self._bind_buffers(layers, mask)
-        if (bound.mask[:, :past] != mask).any():  # tokens have been taken back; what lies behind is masked by length
+        if (bound.mask[:, :past] != mask).any():  # tokens have been taken back; what comes after is masked by length
             bound.mask[:, :past] = mask
             self._device.upload(bound.feed["attention_mask"][0], bound.mask)
         return bound
 
     def _count_new(self, bound: _BoundCache, mask: Array, past: int) -> None:
-        """Say what new rows are from the next step on; in their own, the graph counts all of them as tokens."""
+        """Mark padding among new rows for the next steps; in their own step, the graph counts all of them as tokens."""
         new = slice(past, mask.shape[1])
         bound.mask[:, new] = mask[:, new]
         address, row = bound.feed["attention_mask"][0], bound.mask.shape[1]
@@ -220,7 +220,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
 
 
 def _static_feed(tokens: NewTokens) -> dict[str, Array]:
-    """Return the inputs that say which tokens are new, and behind how many."""
+    """Return the inputs for new tokens, and for how many tokens come before them."""
     length = np.full((len(tokens.input_ids),), tokens.past, np.int64)
     feed = {"input_ids": tokens.input_ids, "position_ids": tokens.positions, "cache_length": length}
     return feed if tokens.adapter_ids is None else {**feed, "adapter_ids": tokens.adapter_ids}

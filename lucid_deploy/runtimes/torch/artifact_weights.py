@@ -41,7 +41,7 @@ def load_artifact_model(
 ) -> CausalModel:
     """Build the PyTorch model with an artifact's weights; quantized weights are dequantized.
 
-    If the graphs round inputs to E4M3, the model does too, except in float64, where it is exact.
+    If the graphs round inputs to E4M3, the model does too, except in float64, which serves as the exact reference.
     """
     stored = getattr(torch, artifact.manifest.dtype)
     wanted_type = stored if dtype is None else getattr(torch, dtype)
@@ -85,7 +85,7 @@ def load_artifact_model(
 
 
 def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
-    """Give a model the adapters of its artifact; None if it has none."""
+    """Put the adapters of an artifact into its model, and return them; None if the artifact takes none."""
     slots = artifact.manifest.adapters
     if slots is None:
         return None
@@ -101,10 +101,10 @@ def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
-    """Yield the quantized weights of an artifact: name, packed bytes, and float32 scales, both flat.
+    """Yield for each quantized weight of an artifact its name and flat arrays: packed bytes, and float32 scales.
 
-    Then come the bytes of zero points, or float32 offsets, if a weight has them. Scales of NVFP4 are already multiplied
-    by the scale of the whole weight.
+    A weight's zero points, as bytes, or its float32 offsets come last, if it has them. Scales of NVFP4 are already
+    multiplied by the scale of the whole weight.
     """
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -112,7 +112,7 @@ def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
 
 
 def dequantized(record: Quantization, weight: str, parts: Mapping[str, Sequence[Any]]) -> np.ndarray[Any, Any]:
-    """Return a quantized weight, float64 in the checkpoint's shape; ``parts``: what is stored of each, by name."""
+    """Return a quantized weight, float64 in the checkpoint's shape; ``parts``: from :func:`stored_parts`, by name."""
     pieces = (record.tensors[name].as_stored(dequantize(record, name, *parts[name])) for name in record.pieces(weight))
     return np.concatenate(list(pieces))
 

@@ -37,7 +37,7 @@ def quantize_activations(model: CausalModel, block_sizes: Mapping[str, int]) -> 
 
     Args:
         model: A model of any type.
-        block_sizes: Block sizes by the names of weights; weights of other modules are left out.
+        block_sizes: Block sizes by the names of weights; layers whose weights are not among them do not round.
     """
     for name, module in model.named_modules():
         size = block_sizes.get(f"{name}.weight")
@@ -55,8 +55,8 @@ def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
 
     Args:
         x: Any shape.
-        scale: The divisor; None: the largest magnitude / 448 of the numbers that share it.
-        size: Neighbours on the last axis that share a scale; None: all of them.
+        scale: The scale; None: (largest magnitude of the values that share it) / 448.
+        size: How many neighbours on the last axis share a scale; None: all of them.
     """
     groups = x.float().unflatten(-1, (-1, size or x.shape[-1]))  # (…, groups, size)
     if scale is None:
@@ -73,7 +73,7 @@ def round_inputs(
     """Make linear layers round their inputs to E4M3; changes and returns the model.
 
     Args:
-        model: Any type.
+        model: A model of any type.
         names: The weights of these layers.
         size: See :func:`round_to_fp8`.
         scales: Static scales by weights' names; other layers compute theirs from the inputs.

@@ -21,10 +21,10 @@ class TorchSession(Session[torch.Tensor]):
     """Run a :class:`~lucid_deploy.model.lucid.CausalModel` on its device.
 
     Args:
-        model: What runs.
+        model: The model to run.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
-        rows: Its adapters; None: it has none.
+        rows: The model's adapters; None: it has none.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TorchSession(Session[torch.Tensor]):
         return self._model
 
     def run_default_adapter(self) -> None:
-        """Let calls of the model alone, which give no adapters, run with the session's default one."""
+        """Let direct calls of the model, which name no adapters, run with the session's default one."""
         if self._rows is not None:
             self._rows.ids, self._rows.default = None, self.default_adapter
 
@@ -83,7 +83,7 @@ class TorchSession(Session[torch.Tensor]):
 
     @property
     def _row_type(self) -> torch.dtype:
-        """The type of rows as arrays: float32 for a half-precision cache with scales, so that rows are not rounded."""
+        """The type of rows as arrays: the model's, but float32 if rows have scales and the model is half precision."""
         scaled_half = self.cache_dtype in SCALED and self._dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if scaled_half else self._dtype
 
