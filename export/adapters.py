@@ -103,7 +103,7 @@ class AdapterPlan:
 
 
 def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | None:
-    """Open and check the adapters of an export; None where nothing is asked for.
+    """Open and check the adapters of an export; return None if the options ask for none.
 
     Raises:
         LucidError: Two adapters of one name, one that cannot be kept apart, or more than the options reserve.
@@ -152,7 +152,7 @@ def plan_file(plan: AdapterPlan, dtype: str) -> dict[str, StoredTensor]:
 def write_new(
     directory: Path, plan: AdapterPlan, places: Mapping[str, StoredTensor], dtype: str, folded: Scales
 ) -> AdapterSlots:
-    """Write the file of an export; return what the manifest says of it."""
+    """Write the file of an export's adapters; return what the manifest says of it."""
     size = max(place.offset + whole_pages(place.size) for place in places.values())
     slots = AdapterSlots(count=plan.slots.count, rank=plan.slots.rank, targets=plan.slots.targets, size=size)
     file = _Editor(directory, slots, places, dtype, bytearray(size), ())
@@ -193,7 +193,7 @@ def change_adapters(artifact: Artifact, add: Mapping[str, Path], remove: tuple[s
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Wait until no other process changes the artifact's adapters: the later change would undo the earlier one."""
+    """Let one process at a time change the artifact's adapters: of two at once the later would undo the earlier one."""
     import fcntl
 
     handle = os.open(directory, os.O_RDONLY)
@@ -261,11 +261,11 @@ class _Editor:
             self._slot(place, entry.slot).zero_()
 
     def write(self) -> None:
-        """Replace the file."""
+        """Replace the file by one with the changed content."""
         write_adapters(self._directory, self._data, list(self._adapters.values()))
 
     def _slot(self, name: str, slot: int) -> torch.Tensor:
-        """Return one adapter's part of a stacked matrix, a view."""
+        """Return one adapter's part of a stacked matrix, as a view into the content."""
         import torch
 
         place, kind = self._places[name], getattr(torch, self._dtype)

@@ -49,12 +49,12 @@ class ArtifactContents:
     """Everything that decides the content of an artifact."""
 
     source: Checkpoint
-    name: str  # what it was called
+    name: str  # what the caller called the checkpoint
     options: ExportOptions
     quantization: Quantization | None = None  # what is quantized, and how; None: nothing
-    hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it was here
+    hub: dict[str, str] | None = None  # where the checkpoint was downloaded from; None: it is local
     notes: tuple[str, ...] = ()  # sentences for the manifest, beside the checkpoint's own
-    learned: LearnedWeights | None = None  # numbers and scales that were learned; None: none were
+    learned: LearnedWeights | None = None  # what was learned, and folded scales; None: nothing is quantized
     adapters: AdapterPlan | None = None  # adapters that are kept apart, and room for later ones; None: none
 
     @property
@@ -103,12 +103,12 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
 def _trace_caches(
     contents: ArtifactContents, progress: Progress
 ) -> tuple[dict[str, dict[str, Traced]], dict[str, str]]:
-    """Trace the stages with every kind of cache; let the graphs read quantized weights if there are any.
+    """Trace the stages with every kind of cache that is asked for; let graphs read quantized weights if there are any.
 
     Prefill is the same for both kinds, so it is traced once, with the first.
 
     Returns:
-        The graphs by cache and stage; and of kinds that are left out, the reason.
+        The graphs by cache and stage; and for each kind of cache that is left out, the reason.
     """
     from lucid_deploy.export.graph_file import other_names
     from lucid_deploy.export.passes import quantize_weights
@@ -166,7 +166,7 @@ def _trace(contents: ArtifactContents, cache: str, stage: str, growing: Traced |
 
 
 def _stages(source: Checkpoint, options: ExportOptions, cache: str) -> tuple[str, ...]:
-    """Return the stages to export; ``verify`` only if rejected draft tokens can be removed from the cache."""
+    """Return the stages to export; ``verify`` only if caches take several rows a step and can drop rejected drafts."""
     writes_rows = cache != "static" or options.opset_for(cache) >= OPSET_TENSOR_SCATTER  # else only one row a step
     reason = drafts_unsupported_reason(describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)))
     return (*STAGES, VERIFY) if writes_rows and reason is None else STAGES
@@ -179,9 +179,9 @@ def _write_graphs(
     plan: dict[str, StoredTensor],
     stacked: dict[str, StoredTensor],
 ) -> list[GraphForm]:
-    """Write every form's graphs; the first form has the plain names, ``prefill.onnx`` and so on.
+    """Write every form's graphs, and return the forms; the first has the plain names, ``prefill.onnx`` and so on.
 
-    Inlined graphs are written from those with a growing cache, after these: the pass that prepares them changes them.
+    Inlined graphs come last, since their preparation changes the graphs with a growing cache, of which they are made.
     """
     from lucid_deploy.export.graph_file import write_graph
 
@@ -196,7 +196,7 @@ def _write_graphs(
             file = f"{stage}{suffix}.onnx"
             write_graph(building / file, graph.model, plan, inline, stacked)
             graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
-        if STAGES[0] not in graphs:  # the first form's, which has no cache of its own kind
+        if STAGES[0] not in graphs:  # the first form's is the same: prefill reads no static cache
             graphs = {STAGES[0]: forms[0].graphs[STAGES[0]], **graphs}
         forms.append(GraphForm(cache, inline, options.opset_for(cache), graphs))
     return forms

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROW = 512  # tokens of a row at most; the last one may be shorter
 SEED = 0  # of the choice of rows, where there are more than are wanted
-HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: so many, and one of so many at most
+HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: at most 4, and one in 8
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -70,7 +70,7 @@ def read_tokens(checkpoint: Checkpoint, path: Path) -> Array:
 
 
 def calibration_rows(checkpoint: Checkpoint, path: Path, most: int) -> CalibrationRows:
-    """Cut a calibration file into rows, and draw as many as needed.
+    """Cut a calibration file into rows, hold some of them out, and draw as many of the others as needed.
 
     Args:
         most: Tokens to use at most; rows of a longer text are drawn with a fixed seed, and the last one is cut.
@@ -105,7 +105,7 @@ def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> 
 
     Args:
         path: The file of :func:`calibration_rows`.
-        facts: What it recorded of it.
+        facts: The ``facts`` that this function returned for the file.
     """
     rows = _cut(read_tokens(checkpoint, path), facts["row_tokens"])
     return [rows[index] for index in facts["held_out"]]

@@ -60,9 +60,9 @@ def capture(
 def _translated(program: torch.export.ExportedProgram) -> ir.Model:
     """Translate a program as ``torch.onnx.export`` does, without the steps that take most of its time there.
 
-    It parses 500 translations for each graph, decomposes each program, which traces all of it again, and computes every
-    node once more to insert casts. Here the first is done once per process, and the others only for programs that have
-    something to decompose or to cast: those of our layers have not, a layer of your own may use any operator.
+    ``torch.onnx.export`` parses 500 translations for each graph, decomposes each program, which traces it again, and
+    computes each node once more to insert casts. Here translations are parsed once per process, and the rest is done
+    only where operators must be decomposed or cast: none in our layers, perhaps some in a layer of your own.
     """
     from onnxscript.version_converter import convert_version
     from torch.onnx._internal.exporter import _core, _fx_passes
@@ -83,7 +83,7 @@ def _translated(program: torch.export.ExportedProgram) -> ir.Model:
 
 @functools.cache
 def _translations() -> tuple[Any, dict[Any, Any]]:
-    """Return the exporter's translations and ours, and the decompositions of operators that have none."""
+    """Return the exporter's translations and ours, and the decompositions of operators without one."""
     from torch.onnx._internal.exporter import _decomp
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -95,7 +95,7 @@ def _translations() -> tuple[Any, dict[Any, Any]]:
 
 
 def _must_cast(node: torch.fx.Node) -> bool:
-    """Whether an operator computes in another type than a tensor has that it gets, such as a float times an integer."""
+    """Whether a node computes in another type than one of its input tensors has, as a float times an integer does."""
     import torch
     from torch.onnx._internal.fx.passes.type_promotion import get_type_promotion_rule
 
@@ -118,7 +118,7 @@ def _promotions() -> Any:
 
 
 def _write_out_of_place(program: torch.export.ExportedProgram) -> None:
-    """Replace operators that write into a tensor of their own, such as ``x /= y``, by those that return a new one."""
+    """Replace in-place operators such as ``x /= y`` by those that return a new tensor, where ``x`` shares no memory."""
     for module in _graph_modules(program):
         places = {node: place for place, node in enumerate(module.graph.nodes)}
         for node in places:
@@ -132,7 +132,7 @@ def _write_out_of_place(program: torch.export.ExportedProgram) -> None:
 
 
 def _functional(operator: Any) -> Any:
-    """Return what computes the same as an operator that writes into its first argument; None for others."""
+    """Return the operator that computes the same as an in-place one and returns a new tensor; None for other ones."""
     import torch
 
     if not isinstance(operator, torch._ops.OpOverload) or not operator._schema.is_mutable:
@@ -159,7 +159,7 @@ def _shares_memory(node: torch.fx.Node) -> bool:
 def _must_decompose(operator: Any, table: Collection[Any]) -> bool:
     """Say whether an operator has no translation, writes in place, or is a composite view such as ``flatten``.
 
-    Translations of the last are hardly ever reached, and wrong where a size is 0.
+    Translations of such views are hardly ever reached, and wrong where a size is 0.
     """
     import torch
 
@@ -186,7 +186,7 @@ def _graph_modules(program: torch.export.ExportedProgram) -> list[torch.fx.Graph
 
 @functools.cache
 def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return translations of operators that every model has and that would else be decomposed."""
+    """Return translations of operators that every model has, and that without these would be decomposed."""
     import torch
     from onnxscript import opset18 as op  # the exporter's own: later ones have attributes that it would write down
     from onnxscript.onnx_types import INT64
@@ -243,9 +243,9 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """Silence what PyTorch says beside its errors: that torchvision is not installed, and why it keeps no statistics.
+    """Silence two loggers of PyTorch: one says that torchvision is not installed, one why no statistics are kept.
 
-    The latter comes with the whole traceback where memory runs out, which is an error of its own that ends the export.
+    Where memory runs out, the latter would log a whole traceback beside the error that ends the export anyway.
     """
     loggers = {logging.getLogger(name): level for name, level in _QUIET.items()}
     before = [logger.level for logger in loggers]

@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 def write_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write ``tokenizer.json`` with all tokens, and ``tokenizer_config.json`` with their names, if there is one."""
+    """Write ``tokenizer.json`` with all tokens, and ``tokenizer_config.json`` with names; none without the former."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return
@@ -136,7 +136,7 @@ def write_tokenizer(checkpoint: Path, target: Path) -> None:
 
 
 def compare_with_transformers(directory: Path) -> tuple[str, ...]:
-    """Note that AutoTokenizer encodes or decodes texts differently; nothing if transformers is not installed.
+    """Return a note if AutoTokenizer encodes or decodes texts differently, or fails; none without transformers.
 
     transformers is imported (seconds) only if it may do so. No code of the checkpoint is run, and no chat template.
     """

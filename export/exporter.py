@@ -1,4 +1,4 @@
-"""Export a checkpoint to an artifact: check the request, choose the numbers, trace, write atomically."""
+"""Export a checkpoint to an artifact: check the request, choose quantized values, trace, write atomically."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def export(
 def _download(
     checkpoint: str | Path, options: ExportOptions, progress: Progress | None
 ) -> tuple[str | Path, dict[str, str] | None]:
-    """Return a local checkpoint; for one that was downloaded also where it comes from."""
+    """Return a local checkpoint, after a download if it is on the Hub, and its origin there; None if it was local."""
     from lucid_deploy.model.hub import fetch, is_on_hub
 
     if not is_on_hub(checkpoint, options.revision):
@@ -150,9 +150,9 @@ def _about_experts(quantization: Quantization, dtype: str) -> str:
 
 
 def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:
-    """Return the shapes of the weights that may be quantized, and records without blocks of the experts among them.
+    """Return the shapes of the weights that may be quantized, and for the experts among them records without blocks.
 
-    A class of transformers also has other matrices. Routers are small, and what they choose is all or nothing.
+    Left out are other matrices of a class of transformers, and routers: small, but rounded ones choose other experts.
     """
     import torch
 
@@ -185,7 +185,7 @@ def _choose_numbers(
     dtype: str,
     progress: Progress | None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Do what must be done before weights can be rounded one by one: equalize them, and learn from the rows."""
+    """Prepare weights for rounding one by one, as the options say: equalize them, and learn from calibration rows."""
     from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.method import LearnedWeights, find_method

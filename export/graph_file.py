@@ -25,7 +25,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the graph's name of each stored weight that has another name there: a tied embedding may be the head."""
+    """Return the graph's name of the head, if it has one, by the stored name: the embedding's if both are tied."""
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 

@@ -111,9 +111,9 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
-    """Return a function from whether training's diagonal is used to the maker of such nodes.
+    """Return a function that, given whether training's diagonal is used, returns the maker of such nodes.
 
-    Nodes with 1 on the diagonal have no such attribute; the tracer would write down a default.
+    The maker for 1 on the diagonal knows no attribute ``diagonal``: the tracer would write its default into nodes.
     """
     unit = dataclasses.replace(operator, attributes=operator.required)
     makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})

@@ -31,7 +31,7 @@ class ExportOptions:
 
     Attributes:
         dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
-        logits: ``last`` or ``all`` of a prefill's tokens.
+        logits: For which of a prefill's tokens there are logits, ``last`` or ``all``.
         cache: Write graphs with this cache only: ``growing`` (present tensors are past ones plus the new rows) or
             ``static`` (decode writes its row in place into buffers that the client allocates). None: every form, unless
             ``inline`` is given.
@@ -39,11 +39,11 @@ class ExportOptions:
         cache_dtype: Type of the cache: ``auto`` (the model's), ``float16``, ``int8`` or ``fp8``.
         quantize: How to quantize weights; None: not at all.
         calibration: A text file that ``quantize`` learns from.
-        assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
+        assume_unused: Keys of the checkpoint's configuration that are unknown here and, the user says, change nothing.
         inline: Write only graphs without functions, the operators' bodies in their places, for runtimes that know none;
             their cache is growing unless ``cache`` says otherwise.
-        opset: Version of ONNX's standard operators in graphs with a static cache: 24, whose rows are written by
-            TensorScatter, which older runtimes do not have, or 23. None: the newer. Other graphs are of 23.
+        opset: Version of ONNX's standard operators in graphs with a static cache: 24, where TensorScatter, which older
+            runtimes lack, writes rows; or 23. None: 24. Other graphs have 23.
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         merge_adapter: Directory of a LoRA adapter of PEFT that is added to the weights; None: none.
@@ -87,7 +87,7 @@ class ExportOptions:
         return (self.opset or OPSET_TENSOR_SCATTER) if cache == "static" else OPSET
 
     def recorded(self) -> dict[str, Any]:
-        """Return the options that the manifest records: all that decide what is exported."""
+        """Return the options that the manifest records; it has fields of its own for where weights come from."""
         left_out = {
             "overwrite",
             "revision",
@@ -162,7 +162,7 @@ def check_target(checkpoint: Path, output: Path) -> None:
 
 
 def check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
-    """Refuse keys that are not unknown: a misspelt one would look checked in the manifest."""
+    """Refuse keys that are not among the unknown ones: the manifest would list a misspelt key as if it were checked."""
     needless = [key for key in assume_unused if key not in source.assumed_unused]
     if needless:
         raise LucidError(

@@ -39,7 +39,7 @@ _PREFIX = "model."  # the traced wrapper's attribute
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced graph."""
+    """The graph of a stage, with the inputs and outputs of the graph contract."""
 
     model: ir.Model  # its weights are initializers without data, named as in the checkpoint
     inputs: tuple[TensorInfo, ...]
@@ -92,8 +92,8 @@ def _is_static(stage: str, cache: str) -> bool:
 def derive_static(growing: Traced, layers: Layers, stage: str, opset: int) -> Traced | None:
     """Return the graph of a stage with a static cache, made from its graph with a growing one.
 
-    None where it must be traced: standard attention decodes over the buffers themselves, where the growing graph would
-    copy them first, and a layer of your own may treat the two kinds of cache in any way.
+    None where the stage must be traced: standard attention decodes over the buffers themselves, where the growing graph
+    would copy them first, and a layer of your own may treat the two kinds of cache in any way.
     """
     tensors = [(index, tensor) for index, layer in enumerate(layers) for tensor in layer.cache]
     rows = [f"{index}.{tensor.name}" for index, tensor in tensors if tensor.sort == "rows"]
@@ -263,7 +263,7 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
         axes[info.name] = {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(info.shape) if isinstance(axis, str)}
 
     def arguments(of: dict[str, Any]) -> tuple[Any, ...]:
-        """Order the tensors as the traced module's parameters."""
+        """Put the inputs' tensors, or their axes, in the order of the traced module's parameters."""
         past: dict[str, list[Any]] = {}  # by layer
         for name, value in of.items():
             if name.startswith("past_key_values."):
@@ -278,7 +278,7 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
 
 
 def _detach_weights(model: ir.Model) -> dict[str, ir.Value]:
-    """Turn the parameters into graph inputs, so that the optimizer does not look for their data."""
+    """Turn weights into graph inputs, so that the optimizer does not look for their data; return them by name."""
     weights = {}
     for value in list(model.graph.initializers.values()):
         data = value.const_value

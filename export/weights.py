@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-Chosen = dict[str, Rounded]  # all rows of weights whose numbers were learned
+Chosen = dict[str, Rounded]  # all rows of weights whose quantized values were learned
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan_weights(
 
     Args:
         shapes: The checkpoint's tensors, in the order they shall have in the file.
-        dtype: Type of those that are not quantized, and of whole numbers' scales.
+        dtype: Type of weights that are not quantized, and of the scales of int8 and int4.
     """
     plan: dict[str, StoredTensor] = {}
     offset = 0
@@ -91,8 +91,8 @@ def write_weights(
     """Write the weights, one tensor in memory at a time; return the file's sha256.
 
     Args:
-        chosen: Packed numbers and scales of quantized weights whose numbers were learned, by name; each is removed
-            once it is written.
+        chosen: Packed values and scales of weights whose quantized values were learned, by name; each entry is
+            removed once it is written.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}
@@ -114,7 +114,7 @@ def write_weights(
 
 
 class _TensorBytes:
-    """Produce the bytes of stored tensors in the order of the file; keep the parts of one quantized weight."""
+    """Produce tensors' bytes in the order of the file; of one quantized weight, keep parts that are still to come."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ def _visible(graph: ir.Graph, chain: NodeChain, query: ir.Value, mask: ir.Value)
 def half_attention(model: ir.Model) -> bool:
     """Bypass the casts to float32 around ``Attention`` in half-precision graphs.
 
-    The graphs say float32 since a softmax is to be computed in it. TensorRT's fused attention does so inside whatever
+    The graphs ask for float32 because of the softmax. TensorRT's fused attention computes it in float32 whatever
     the type of its tensors, and TensorRT-RTX 1.7 fails on the form with casts (an internal error in its fusion).
     Requires: nothing; attention without such casts is left alone.
     Result: no ``Attention`` lies between casts from and to one half type.
@@ -100,11 +100,11 @@ def half_attention(model: ir.Model) -> bool:
 
 
 def decomposable_attention(model: ir.Model) -> int:
-    """Mark the standard ``Attention`` nodes, so that TensorRT may compute them by several kernels.
+    """Mark ``Attention`` nodes with ``TRT_decomposable``, so that TensorRT may compute each by several kernels.
 
-    ONNX does not know the attribute: its checker and onnxruntime refuse the graph from then on.
+    ONNX does not know this attribute: its checker and onnxruntime refuse the graph from then on.
     Requires: nothing.
-    Result: every ``Attention`` of the graph has it.
+    Result: every standard ``Attention`` of the graph has the attribute.
 
     Returns:
         How many nodes there are.
@@ -119,8 +119,8 @@ def explicit_attention(model: ir.Model) -> bool:
     """Replace the standard ``Attention`` by ``MatMul``, ``Where`` and ``Softmax``.
 
     TensorRT refuses an ``Attention`` without a fused kernel, as all are in float32, unless the parsing program
-    marks it as decomposable. This form needs nothing of the sort. It costs the scores, ``(B, H, N, T)`` numbers of the
-    attention's type for the layer that is being computed.
+    marks it as decomposable. This form needs no mark. It costs memory for the scores, ``(B, H, N, T)`` in the
+    attention's type, for the layer that is being computed.
     Requires: such nodes have tensors of four axes, numbers of heads that are known, a bool mask of one head, one
     output, and no attribute that is not zero. A row that sees no token gives NaN, so a mask must let every row see one.
     Result: no such node is left.
@@ -182,7 +182,7 @@ def replace_node(graph: ir.Graph, node: ir.Node, made: list[ir.Node], value: ir.
     """Put new nodes in the place of a node with one output; the last one's output takes its name, type and shape.
 
     Args:
-        value: What takes the place of the node's output instead.
+        value: What takes the place of the node's output; None: the output of the last new node.
     """
     old, new = node.outputs[0], made[-1].outputs[0] if value is None else value
     name, new.shape, new.type = old.name, old.shape, old.type

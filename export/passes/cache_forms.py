@@ -40,10 +40,10 @@ def fix_axis(model: ir.Model, axis: str, size: int) -> bool:
 def float8_cache(model: ir.Model) -> bool:
     """Replace casts to and from E4M3 by ``QuantizeLinear`` and ``DequantizeLinear`` with the scale 1.
 
-    TensorRT-RTX 1.7 takes E4M3 from ``Concat`` and those two, and gives it to these alone and to plugins; a ``Cast`` it
-    refuses. ONNX's ``Concat`` takes no E4M3, so that graphs join by way of float16, which is undone here.
+    In TensorRT-RTX 1.7 only these and ``Concat`` may return E4M3, and only they and plugins may read it; it refuses a
+    ``Cast``. ONNX's ``Concat`` takes no E4M3, so graphs join caches by way of float16, which is undone here.
     Requires: what is cast to E4M3 is float32, except in a join; nothing lies beyond 448.
-    Result: no ``Cast`` has E4M3 on either side; every number is as it was.
+    Result: no ``Cast`` has E4M3 on either side; every value is as it was.
 
     Returns:
         Whether there was such a cast.
@@ -67,7 +67,7 @@ def _is_cast(node: ir.Node) -> bool:
 
 
 def _is_float8(value: ir.Value | None) -> bool:
-    """Whether a value is of E4M3: a graph's input, or what was cast to it."""
+    """Whether a value is of E4M3 by its type or, if it has no type, by the cast that makes it."""
     if value is None or value.dtype is not None:
         return value is not None and value.dtype == _FLOAT8
     maker = value.producer()
@@ -79,7 +79,7 @@ def _target(node: ir.Node) -> ir.DataType:
 
 
 def _join(model: ir.Model, node: ir.Node) -> bool:
-    """Join numbers of E4M3 as they are where a cast does it by way of another type; return whether it was one."""
+    """If a cast to E4M3 follows a join in another type, join the E4M3 values themselves; return whether it did."""
     source = node.inputs[0]
     joined = None if source is None else source.producer()
     if joined is None or joined.op_type != "Concat" or len(joined.outputs[0].uses()) != 1:

@@ -16,7 +16,7 @@ def layers_of(nodes: Iterable[ir.Node]) -> dict[ir.Node, int | None]:
     """Return the layer of each of a graph's nodes; None for nodes outside all layers.
 
     The tracer records no scope for a few nodes (operators with several outputs). They belong to a layer if the nodes
-    with a scope before and behind them do.
+    with a scope before and after them do.
     """
     found: dict[ir.Node, int | None] = {}
     layer: int | None = None
@@ -72,8 +72,8 @@ def name_values(model: ir.Model, layers: Mapping[ir.Node, int | None], kept: Col
     """Name nodes, values between nodes and constants after layers and operators instead of counters, in place.
 
     Requires: inputs, outputs and weights have their names.
-    Result: the third product of layer 5 is ``layers.5/MatMul_2``, whatever the depth and the versions of the tracer.
-        Of several outputs of a node the second is ``….1``. Constants are numbered as they are read.
+    Result: the third product of layer 5 is ``layers.5/MatMul_2``, whatever the model's depth and the tracer's version.
+        The second output of a node is called ``….1``. Constants are numbered in the order they are read.
     """
     graph = model.graph
     fixed = {*graph.inputs, *graph.outputs, *(value for value in graph.initializers.values() if value.name in kept)}

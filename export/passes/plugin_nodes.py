@@ -14,12 +14,12 @@ PROVIDER_DOMAIN = "trt.plugins"  # where onnxruntime registers all creators it f
 def strip_bodies(model: ir.Model) -> bool:
     """Remove the ONNX functions of the plugins' operators.
 
-    With a body in the file the parser may take that instead of the plugin, and the body's loop cannot be built.
+    If the file has a body, the parser may take it instead of the plugin, and its loop cannot be built.
     Requires: nothing.
     Result: no function of a plugin's operator is left; their nodes are untouched.
 
     Returns:
-        Whether there was one.
+        Whether there was such a function.
     """
     removed = [key for key in model.functions if key[0] == DOMAIN and key[1] in _OPERATORS]
     for key in removed:
@@ -33,7 +33,7 @@ def name_plugins(model: ir.Model) -> int:
     With the first two TensorRT's parser takes the plugin even where the file has a function of the node's name. It
     warns about each attribute of a plugin that a node leaves out.
     Requires: nothing.
-    Result: every node that the plugin library computes has all of them.
+    Result: every node that the plugin library computes has all of these attributes.
 
     Returns:
         How many nodes there are.

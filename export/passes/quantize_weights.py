@@ -18,14 +18,14 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     """Replace weights by their quantized parts, in place.
 
     Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
-    ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``; what these two read is in the format ``matmulnbits``.
+    ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``; the last two only in the format ``matmulnbits``.
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
     read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Inputs of
     products are rounded where the record says so. Other weights do not change.
 
     Args:
-        names: The graph's name of a weight where it differs from the checkpoint's, by the latter: a tied embedding's.
+        names: By a weight's name in the checkpoint, its name in the graph where that differs: a tied embedding's.
     """
     split_rows(model, quantization, names or {})
     rounding, offsets = InputRounding(model.graph, quantization), BlockOffsets(model.graph)
@@ -95,7 +95,7 @@ class BlockOffsets:
     """Add what the blocks' offsets contribute to the products of one graph.
 
     With q · s + c in place of a weight, x Wᵀ is the product with q · s plus Σ_b (Σ_{i in b} x_i) c_b: the sums of the
-    input's blocks times the offsets, which reads one number where the weight has ``block_size``. Products that read
+    input's blocks times the offsets, one for ``block_size`` elements of the weight. Products that read
     the same input share its blocks' sums.
     """
 
@@ -167,7 +167,7 @@ def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitial
 
 
 def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """Replace ``Gather(W, ids)``; where the last block is longer than the rest of the row, cut off its columns."""
+    """Replace ``Gather(W, ids)``; where the last block reaches beyond the row, cut off the columns there."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
     attributes = {
         "bits": parts.quantization.bits_of(parts.name),

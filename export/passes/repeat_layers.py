@@ -60,7 +60,7 @@ Layers = Mapping[ir.Node, int | None]
 
 
 class NotRepeatable(Exception):
-    """Traced layers exchange more than one value, or contain subgraphs."""
+    """Raised where traced layers exchange more than one value, or contain subgraphs."""
 
 
 def repeat_layers(
@@ -107,7 +107,7 @@ def repeat_layers(
 
 
 def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
-    """Return the names of the whole model's weights for those of the excerpt's."""
+    """Return the names of the whole model's weights that stem from the excerpt's weights of these names."""
     return {
         _renumbered(name, _always(index))
         for name in names
@@ -118,7 +118,7 @@ def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A graph's nodes before, in and behind the layers, and the residual stream after each layer."""
+    """A graph's nodes before, in and after the layers, and the residual stream after each layer."""
 
     before: list[ir.Node]
     layers: list[list[ir.Node]]
@@ -146,7 +146,7 @@ def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
         if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             raise NotRepeatable
     *streams, last = ([*_handed_on(nodes, layers, layer, count)] for layer, nodes in enumerate(found))
-    # A pattern behind the first layer of its kind is handed what both share, too: the stream is like the last one.
+    # The first layer of a kind may hand on shared values, too: the stream has the form of the last layer's.
     streams = [[value for value in handed if _form(value) == _form(last[0])] for handed in streams if last]
     if any(len(handed) != 1 for handed in (*streams, last)):
         raise NotRepeatable
@@ -154,7 +154,7 @@ def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
 
 
 def _handed_on(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> Iterator[ir.Value]:
-    """Yield the values of a layer that only the next layer reads (or, for the last, the nodes behind it)."""
+    """Yield the values of a layer that only the next layer reads (or, for the last, the nodes after it)."""
     following = layer + 1 if layer + 1 < count else None
     for value in (value for node in nodes for value in node.outputs):
         if {layers[use.node] for use in value.uses()} - {layer} == {following}:
@@ -228,7 +228,7 @@ class _Whole:
         return self._new[name]
 
     def model(self, model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> ir.Model:
-        """Return the model of the finished graph, with the settings of another."""
+        """Return a model of the finished graph, with the IR version and the functions of ``model``."""
         given = [self.outside(name) for name in inputs]
         graph = ir.Graph(
             given,
@@ -241,7 +241,7 @@ class _Whole:
         return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
 
     def _initializers(self) -> Iterable[str]:
-        """Yield names in the order of the shorter graph; where its first layer's come, those of all layers."""
+        """Yield names in the order of the shorter graph; at the first one of a layer, those of all layers."""
         members: dict[int, list[str]] = {}
         for name in self.graph.initializers:
             if match := _LAYER.fullmatch(name):

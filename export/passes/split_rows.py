@@ -10,11 +10,11 @@ from lucid_deploy.export.passes.editing import NodeChain, constant, integers, re
 
 
 def split_rows(model: ir.Model, quantization: Quantization, names: dict[str, str]) -> None:
-    """Replace weights that the record has in two pieces of their rows, in place.
+    """Replace each weight whose rows the record has in two pieces by these pieces, in place.
 
     Requires: such a weight ``(rows, columns)`` is an initializer, read by ``Gather(axis=0)`` or ``Gemm(transB=1)``.
-    Result: it is gone. Each ``Gather`` is one of either piece, of which ``Where`` takes the one that has the row, each
-    ``Gemm`` two, whose columns are joined.
+    Result: the weight is gone. A ``Gather`` becomes one of each piece, and a ``Where`` takes rows from the right piece;
+    a ``Gemm`` becomes one with each piece, and their columns are joined.
 
     Args:
         names: As for ``quantize_weights``.

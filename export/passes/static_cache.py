@@ -31,8 +31,8 @@ def static_cache(
         opset: Version of the standard operators of the result, see :func:`write_rows`.
         inputs: The result's inputs in order, with their shapes.
         rows: Ends of the names of the tensors that hold a row for each token, such as ``0.key``.
-        copies: Whether layers may read a join of the whole buffers and the new rows. In decoding that would cost more
-            than a layer of its own for static caches.
+        copies: Whether layers may read a join of the whole buffers and the new rows. In decoding this copy would cost
+            more than the layers' own code for static caches.
 
     Returns:
         The graph; None if it is of another form than required.
@@ -72,7 +72,7 @@ def _joins(node: ir.Node | None, past: ir.Value, copies: bool) -> bool:
 
 
 def _renamed(axis: int | ir.SymbolicDim) -> int | str | None:
-    """Return a dynamic axis with the name that the buffers' has."""
+    """Return an axis; in the name of a dynamic one, ``max_context`` takes the place of ``past_sequence``."""
     if isinstance(axis, int) or axis.value is None:
         return axis if isinstance(axis, int) else None
     return re.sub(r"\bpast_sequence\b", "max_context", str(axis.value))
@@ -97,7 +97,7 @@ def _mask(graph: ir.Graph, mask: ir.Value, input_ids: ir.Value, length: ir.Value
 
 
 def _write(graph: ir.Graph, join: ir.Node, length: ir.Value) -> None:
-    """Let the graph put out its buffer with the new rows in it; the join stays if a layer reads it."""
+    """Make the graph return the buffer with the new rows written into it; the join stays if a layer reads it."""
     past, new = join.inputs
     joined = join.outputs[0]
     node = ir.node(SCATTER_ROW.name, [past, new, length], domain=DOMAIN, version=VERSION, name=f"{join.name}_written")

@@ -3,11 +3,11 @@
 The whole numbers are those of HQQ (or the nearest, where blocks have no offsets) and stay. Text runs through the exact
 model and through the rounded one, and the scales and offsets of the layers' weights go down the gradient of the KL
 divergence between their predictions. Training scales alone, through the whole model, is the second phase of
-EfficientQAT (Chen et al., arXiv 2407.11062, section 3.3); there the loss is that of the text.
+EfficientQAT (Chen et al., arXiv 2407.11062, section 3.3); its loss is the cross-entropy of text.
 
-A method that looks at one product at a time, such as GPTQ, keeps the error of each small. This one lets all of them
-make up for each other, and so removes what makes a rounded model less certain than its original: on SmolLM2 in other
-numbers (benchmarks/quantization_cost.py) int4 cost 4 % of perplexity where GPTQ on the same text cost 11 %.
+A method that looks at one product at a time, such as GPTQ, keeps the error of each small. This one lets the errors of
+all products make up for each other, and so removes what makes a rounded model less certain than its original: on
+SmolLM2, rewritten as in benchmarks/quantization_cost.py, int4 cost 4 % of perplexity, GPTQ on the same text 11 %.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EVERY = 2  # one of so many predictions of a row is compared: the head is a fift
 
 
 class _Dequantize(torch.autograd.Function):
-    """Numbers · scales + offsets, for numbers int8 ``(out, blocks, block)``; keeps nothing else for the gradient."""
+    """Compute numbers · scales + offsets; for the gradient keep only the numbers, int8 ``(out, blocks, block)``."""
 
     @staticmethod
     def forward(ctx: Any, numbers: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class _Dequantize(torch.autograd.Function):
 
 
 class RoundedWeight(nn.Module):
-    """Stands for a parameter: the exact one, or while ``rounds`` is set the rounded one."""
+    """Stand for a parameter of the model: for the exact one, or while ``rounds`` is set for the rounded one."""
 
     def __init__(self, rounded: Rounded, tensor: QuantizedTensor, bits: int) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class RoundedWeight(nn.Module):
         self.tensor, self.packed, self.rounds = tensor, rounded.packed, False
         self.first_scales, self.has_offsets = rounded.scales, rounded.offsets is not None
         self.first_offsets = rounded.offsets if self.has_offsets else torch.zeros_like(rounded.scales)
-        self.scale_changes = nn.Parameter(torch.zeros_like(rounded.scales))  # relative to the scales, as the others
+        self.scale_changes = nn.Parameter(torch.zeros_like(rounded.scales))  # both relative to the scales
         self.offset_changes = nn.Parameter(torch.zeros_like(rounded.scales), requires_grad=self.has_offsets)
 
     def learned(self, dtype: torch.dtype) -> Rounded:
-        """Return the parts to be stored, with scales and offsets that ``dtype`` has."""
+        """Return the parts to be stored, with scales and offsets rounded to ``dtype``."""
         scales, offsets = (each.detach().to(dtype).float() for each in self._factors())
         return Rounded(self.packed, scales, offsets if self.has_offsets else None)
 
@@ -90,7 +90,7 @@ class RoundedWeight(nn.Module):
 def round_weights(
     model: nn.Module, checkpoint: Checkpoint, quantization: Quantization, dtype: str
 ) -> dict[str, RoundedWeight]:
-    """Put the rounded weights of the layers beside the exact ones, by the checkpoint's names."""
+    """Put rounded weights beside the exact ones of the layers; return the rounded ones by the checkpoint's names."""
     found = {}
     for name, tensor in quantization.tensors.items():
         if not name.startswith("model.layers."):
@@ -127,7 +127,7 @@ def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRow
         first = step % min(EVERY, ids.shape[1])
         with torch.no_grad():
             wanted = _logits(model, weights, ids, rounds=False).softmax(-1)
-        lost = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # the divergence, and a constant
+        lost = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # the divergence plus a constant
         if not lost.isfinite():
             raise LucidError("The model gives values that are not finite for the calibration text.")
         adam.zero_grad()
@@ -147,7 +147,7 @@ def _logits(model: nn.Module, weights: list[RoundedWeight], ids: Tensor, rounds:
 
 
 class Distillation(QuantizationMethod):
-    """``--method distill``."""
+    """The method that ``--method distill`` chooses: see the module."""
 
     name = "distill"
     learns = True

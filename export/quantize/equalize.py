@@ -2,14 +2,14 @@
 
 Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours, and
 where inputs are large. Column i of the weights that read an input is multiplied by s_i = input_i^(1 - α) / size_i^α,
-where size_i is the root mean square of the column and input_i that of what it is multiplied by, and what gives the
-input is divided by s_i. Without inputs that is cross-layer equalization (Nagel, van Baalen, Blankevoort, Welling,
-arXiv 1906.04721, section 4.1), with them the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4). Since
-both exponents together are 1, it does not matter how a checkpoint shares a channel's size between the two weights.
+where size_i is the root mean square of the column and input_i that of the input's channel i; the channel is divided by
+s_i in the layer or norm that makes it. Without inputs that is cross-layer equalization (Nagel, van Baalen, Blankevoort,
+Welling, arXiv 1906.04721, section 4.1), with them the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4).
+As the exponents add up to 1, it does not matter how a checkpoint shares a channel's size between the two weights.
 
-What a model reads shows in its inputs even where tokens are drawn at random, so no text is needed; one that is there
-is nearer. What gives an input
-needs no counterpart here: its rows have scales of their own.
+Which channels of an input are large shows even with tokens drawn at random, so no text is needed; a calibration text,
+where there is one, shows it better. The division costs nothing: rows of a weight have scales of their own, which
+shrink with them.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def equalizing_scales(
     """Return the scales of all layers' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
-        quantization: Which weights will be rounded; others but norms stay as they are.
+        quantization: Which weights will be rounded; of the others only norms may change.
         dtype: Type of the norms in the artifact.
-        text: To run through the layers; None: tokens drawn at random.
+        text: Calibration rows to run through the layers; None: tokens drawn at random.
     """
     import torch
 
@@ -86,10 +86,10 @@ def equalizing_scales(
 def _of_experts(
     layer: nn.Module, run: Run, x: torch.Tensor, quantization: Quantization, prefix: str, dtype: str
 ) -> Iterator[dict[str, Any]]:
-    """Apply and yield the scales of what matrices of experts read, by the names of parameters in the layer.
+    """Apply and yield the scales of the inputs of experts' matrices, by the names of parameters in the layer.
 
     The input of ``down_proj`` is divided in the rows of the expert's own up projection; that of ``gate_up_proj`` in the
-    norm before the layer, so what else reads it, the router and shared experts, is multiplied as well.
+    norm before the layer, so the router and shared experts, which read it too, are multiplied as well.
     """
     for path, experts in list(layer.named_modules()):
         names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
@@ -110,7 +110,7 @@ def _of_experts(
 
 
 def _below_ones(scale: torch.Tensor) -> torch.Tensor:
-    """Return the scales of the rows of ``gate_up_proj`` ``(E, 2F)``: the gate keeps its own."""
+    """Return scales for the rows of ``gate_up_proj``, ``(E, 2F)``: ones for the gate, then ``scale`` ``(E, F)``."""
     import torch
 
     return torch.cat([torch.ones_like(scale), scale], dim=1)
@@ -170,7 +170,7 @@ def _alike(squares: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.T
     """Return scales around 1, given the mean squares of the columns of each of some matrices ``(…, in)``.
 
     Args:
-        inputs: Mean squares of what the columns are multiplied by, of the same shape; None: alike.
+        inputs: Mean squares of the inputs that the columns are multiplied by, of the same shape; None: all alike.
     """
     scale = _sizes(squares).pow(-ALPHA)
     if inputs is not None:
@@ -184,7 +184,7 @@ def _sizes(squares: torch.Tensor) -> torch.Tensor:
 
 
 def _scale(layer: nn.Module, fold: Fold, inputs: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return the scale of one place, around 1; ``inputs`` are what its weights read, ``(…, in)``."""
+    """Return scales around 1 for the outputs of ``fold.giver``; ``inputs`` ``(…, in)`` are what its readers read."""
     import torch
 
     read = inputs.flatten(0, -2).square().mean(0)

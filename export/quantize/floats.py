@@ -1,4 +1,4 @@
-"""Round weights to E4M3 and NVFP4 with the scales of NVIDIA's ModelOpt, or take over those of a checkpoint in fp8.
+"""Round weights to E4M3 and NVFP4 with the scales of NVIDIA's ModelOpt, or take over the weights of an fp8 checkpoint.
 
 ModelOpt's formulas: ``FP8QTensor`` and ``NVFP4QTensor`` in ``modelopt/torch/quantization/qtensor``.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.weight import FloatWeight
 
 Codes = NDArray[np.uint8]
-_LEAST = 2.0**-126  # the smallest normal number of float32: a scale that nothing is divided by in vain
+_LEAST = 2.0**-126  # the smallest normal number of float32, and the least scale, so that nothing is divided by 0
 _MIDDLES = torch.from_numpy((E2M1[:7] + E2M1[1:8]) / 2)  # between neighbouring magnitudes
 
 
@@ -45,8 +45,8 @@ def round_to_fp8(weight: torch.Tensor) -> tuple[Codes, NDArray[Any]]:
 def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
     """Round to E2M1 in blocks of 16 inputs.
 
-    The scale of the whole is the largest magnitude / (6 · 448), and a block's its own largest magnitude / 6 in units of
-    it, rounded to E4M3: at least 2⁻⁹, and 1 where all is zero.
+    The scale of the whole is the largest magnitude / (6 · 448). In units of it, a block's scale is the block's largest
+    magnitude / 6, rounded to E4M3 and at least 2⁻⁹. A block, or a weight, of zeros has the scale 1.
 
     Returns:
         Codes ``(out, in)``, one in a byte; codes of the blocks' scales ``(out, blocks)``; and the scale of the whole,
@@ -64,7 +64,7 @@ def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
 
 
 def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
-    """Return codes of the nearest numbers, of two equally near ones that with the even code; beyond 6 is 6."""
+    """Return the codes of the nearest values of E2M1, of two equally near ones the even code; beyond ±6 that of ±6."""
     magnitudes = values.abs().contiguous()
     below = torch.bucketize(magnitudes, _MIDDLES)  # the middle itself counts as below
     above = torch.bucketize(magnitudes, _MIDDLES, right=True)

@@ -1,10 +1,10 @@
-"""Scales of a product's inputs that cancel: columns are multiplied, and what gives the input is divided.
+"""Scales that cancel: a weight's columns are multiplied by them, and what makes the weight's input is divided.
 
 The division goes into the norm before the layer or into the rows of another product, never into K: the solve sees the
 keys that it was trained with. No kind of layer is treated specially: a place is right if the layer's outputs stay the
-same with scales there and in the weights that read them, which is tried in float64. So the input of q, k and v is
+same when it is divided and its readers are multiplied, which is tried in float64. So the input of q, k and v is
 divided in the norm before them, that of ``down`` in the rows of ``up``, and that of ``o`` in those of ``v``. Where
-there is no such place, as behind a delta rule, the input stays.
+there is no such place, as after a delta rule, the input stays.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Fold:
-    """A place for the scale of an input."""
+    """A place for the scales of an input: what makes the input, and what reads it."""
 
     giver: str  # name of the norm or linear layer that produces the input
     readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
@@ -58,7 +58,7 @@ class Fold:
             weight.data = weight.data * self.spread(scale)  # not in place: it may be the file itself
 
     def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
-        """Return what each weight is multiplied or divided by, by name and ``INPUTS`` or ``OUTPUTS``, to be stored."""
+        """Return what weights are multiplied or divided by, by names + ``INPUTS`` or ``OUTPUTS``, for storing."""
         found = {f"{prefix}{name}.weight{INPUTS}": self.spread(scale).numpy() for name in self.readers}
         parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
         return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}
@@ -76,8 +76,8 @@ def find_folds(
     """Find a place for the scale of each group's input; None if there is none.
 
     Args:
-        run: Runs a copy of it in float64 over ``(B, N, C)``.
-        groups: Names of its linear parts that read the same tensor, in the order they run.
+        run: Runs a copy of the layer in float64 over ``(B, N, C)``.
+        groups: Names of the layer's linear parts, those of one input together, in the order they run.
         heads: Heads of keys and values, each of which several query heads may share; 0: look for no such places.
     """
     import torch
@@ -119,7 +119,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return the scale nearest to ``scale`` that divides a norm's weight exactly to numbers of its type."""
+    """Return the scales nearest to ``scale`` that divide a norm's weight into values that ``dtype`` has."""
     import torch
 
     stored = (norm / scale).to(getattr(torch, dtype)).float()

@@ -1,15 +1,15 @@
-"""HQQ: half-quadratic quantization, which fits a fraction to every block as its zero point, without any text.
+"""HQQ: half-quadratic quantization, which fits a zero point, a fraction, to every block, without any text.
 
-Scales are those at which a block's range just fits the numbers. The zero points z make ‖W − (q − z)/s‖ₚ with p = 0.7
+An inverse scale s maps a block's range just onto that of q. The zero points z make ‖W − (q − z)/s‖ₚ with p = 0.7
 small, which outliers disturb less than squares: alternately the errors are shrunk to what counts as outliers, and z is
 the mean of what they leave (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
-is the default of the package ``hqq`` 0.2.8, which a test holds this to; the package itself asks for a GPU or whole
-models of transformers. Blocks of one value differ: the package gives those whose range is below 1e-4 the scale 1, so
-that they become zeros. Here the offset is the value, and the numbers are what its rounding leaves: nothing large has to
-cancel where a runtime rounds the inputs of one product and not of the other.
+is the default of the package ``hqq`` 0.2.8, and a test compares both; the package itself asks for a GPU or whole
+models of transformers. Only blocks of one value differ: the package gives those whose range is below 1e-4 the scale 1,
+so that they become zeros. Here the offset is the value, and q the error of its rounding: nothing large has to cancel
+where a runtime rounds the inputs of one product and not of the other.
 
 onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
-the graphs have what is equal to them: symmetric numbers, and beside each product one of the blocks' sums with offsets.
+the graphs have an equal form: symmetric q, and beside each product another one, of the blocks' sums and the offsets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NORM, BETA, STEPS = 0.7, 10.0, 20  # as the package has them: p, the weight of the constraint, and steps at most
 _ELEMENTS = 1 << 20  # of a matrix looked at together
-_FLAT_STEP = 2.0**-11  # scale of a block of one value, as a share of it: its numbers are zeros
+_FLAT_STEP = 2.0**-11  # least scale of a block of one value, as a share of that value
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -62,7 +62,7 @@ def hqq_matrix(
 
 
 def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return of each block whether it is of one value, for all that scales can tell, then its middle and its width."""
+    """Return for each block whether it has one value, as far as scales can tell, its middle, and most − least."""
     least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
     width = most - least
     return ~(top / width).isfinite(), least + width / 2, width
@@ -92,7 +92,7 @@ def _fitted(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _shrunk(error: torch.Tensor) -> torch.Tensor:
-    """Return the errors nearer to zero by |e|^(p − 1) / β, at most to zero; changed in place but for their signs."""
+    """Return the errors moved towards zero by |e|^(p − 1) / β, at most to zero; the given errors stay."""
     magnitude = error.abs()
     return magnitude.sub_(magnitude.pow(NORM - 1).div_(BETA)).clamp_(min=0).mul_(error.sign())
 
@@ -103,7 +103,7 @@ def _slices(blocks: torch.Tensor) -> Iterator[slice]:
 
 
 class Hqq(QuantizationMethod):
-    """``--method hqq``."""
+    """The method that ``--method hqq`` chooses: see the module."""
 
     name = "hqq"
     offsets = ("matmulnbits", "qdq")

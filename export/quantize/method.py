@@ -38,7 +38,7 @@ class Rounded:
 
 @dataclass
 class LearnedWeights:
-    """The numbers that were learned."""
+    """What a method learned: quantized values, their scales, and what the manifest records."""
 
     parts: dict[str, Rounded] = field(default_factory=dict)  # all rows of a weight, by the checkpoint's names
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # for the manifest, by the same names
@@ -60,7 +60,7 @@ class QuantizationMethod(ABC):
     offsets: tuple[str, ...] = ()
 
     def tool(self) -> str:
-        """Return name and version of the program that chooses the numbers; the manifest records it."""
+        """Return name and version of the program that chooses quantized values; the manifest records it."""
         return f"lucid-deploy {__version__}"
 
     def round(
@@ -70,7 +70,7 @@ class QuantizationMethod(ABC):
 
         Args:
             weight: ``(out, in)``, any floating type.
-            positive: Whether every scale must be positive and the numbers symmetric (int8 for TensorRT).
+            positive: Whether every scale must be positive and quantized values symmetric (int8 for TensorRT).
         """
         raise NotImplementedError(f"--method {self.name} does not round without learning")
 
@@ -82,9 +82,9 @@ class QuantizationMethod(ABC):
         dtype: str,
         progress: Progress | None,
     ) -> tuple[LearnedWeights, Quantization]:
-        """Learn numbers from calibration text; return them, and the record completed with the method.
+        """Learn quantized values from calibration text; return them, and the record completed with the method.
 
-        Weights whose numbers are not returned are rounded without the text.
+        Weights for which nothing is returned are rounded without the text.
 
         Args:
             dtype: Type that scales are stored in.

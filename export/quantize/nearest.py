@@ -26,8 +26,8 @@ def pack_numbers(numbers: NDArray[np.int8], tensor: QuantizedTensor, bits: int) 
         numbers: Int8 ``(out, in)``.
 
     Returns:
-        ``(out, blocks, block_size · bits / 8)``: each number with ``2^(bits-1)`` added, two of 4 bits in a byte, lower
-        half first; what a row lacks in its last block is zero.
+        ``(out, blocks, block_size · bits / 8)``: each number with ``2^(bits-1)`` added, two of 4 bits in a byte, the
+        first in the lower half; the number 0 fills up the last block of a row.
     """
     offset: NDArray[Any] = (numbers.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
     missing = tensor.blocks * tensor.block_size - numbers.shape[1]
@@ -91,7 +91,7 @@ def round_blocks(
 
     Args:
         rows: Float32 ``(n, in)`` of a weight.
-        least_scale: Of a block of zeros.
+        least_scale: The least scale, which a block of zeros gets.
 
     Returns:
         Whole numbers −127 … 127 plus 128, ``(n, blocks, block_size)``, and scales, float32 ``(n, blocks)``: the largest
@@ -105,7 +105,7 @@ def round_blocks(
 
 
 class Nearest(QuantizationMethod):
-    """``--method rtn``."""
+    """The method that ``--method rtn`` chooses: round every value to the nearest one."""
 
     name = "rtn"
 

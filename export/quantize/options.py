@@ -34,25 +34,25 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``; or ``stored``: the numbers of a checkpoint that is quantized
+        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``; or ``stored``: the values of a checkpoint that is quantized
             already.
-        format: ``matmulnbits``, ``qdq``, or ``auto``: ``matmulnbits``, onnxruntime being the default runtime; of
-            floating-point numbers ``qdq``.
+        format: ``matmulnbits``, ``qdq``, or ``auto``: ``qdq`` for ``fp8`` and ``nvfp4``, else ``matmulnbits``, since
+            onnxruntime is the default runtime.
         block_size: Elements that share a scale; None: the scheme's default.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
-        activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
-            and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: How numbers are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: what
-            costs least: of int4 for onnxruntime ``hqq``, or ``distill`` if there is a text, equalized, with a head of 8
-            bits; else ``rtn``.
+        activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8`` and ``nvfp4``, for a checkpoint in fp8 what
+            it says, else ``int8``; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
+        method: How values are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: for int4
+            in ``matmulnbits`` ``hqq``, or ``distill`` if there is a text, with 8 bits for weights that need them; else
+            ``rtn``.
         has_text: Whether there is a calibration text; export sets it.
         calibration_tokens: How many tokens of that text to learn from at most.
-        equalize: Make the columns of weights alike before rounding, which needs no text. None: as ``method`` says.
+        equalize: Make weights' columns alike before rounding. None: if ``method`` is empty, in ``matmulnbits``.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: So many first rows of an embedding that is tied to the head have 8 bits; to quantize like an
-            artifact.
-        bits: Of weights that have others than the scheme's, by the checkpoint's names; to quantize like an artifact.
+        frequent_rows: How many first rows of an embedding that is tied to the head get 8 bits; set to repeat
+            the quantization of an artifact.
+        bits: Bits of weights that do not get the scheme's, by the checkpoint's names; set for the same purpose.
     """
 
     scheme: str
@@ -76,12 +76,12 @@ class QuantizeOptions:
 
     @property
     def learns(self) -> bool:
-        """Whether numbers are chosen by data."""
+        """Whether the method learns from calibration data."""
         return find_method(method_of(self)).learns
 
     @property
     def takes_best(self) -> bool:
-        """Whether no method is named where there is one to recommend."""
+        """Whether the recommended method is taken: for int4 in ``matmulnbits``, if no method is named."""
         return not self.method and self.scheme == "int4" and format_of(self) == "matmulnbits"
 
 
@@ -149,7 +149,7 @@ def _check_float(options: QuantizeOptions) -> None:
 
 
 def _check_learning(options: QuantizeOptions) -> None:
-    """Refuse options that the method ignores."""
+    """Refuse a number of calibration tokens for a method that does not learn."""
     if not options.learns and options.calibration_tokens != CALIBRATION_TOKENS:
         raise LucidError(
             f"--method {method_of(options)} does not learn, so leave out --calibration-tokens, or choose --method "
@@ -158,7 +158,7 @@ def _check_learning(options: QuantizeOptions) -> None:
 
 
 def _check_stored(options: QuantizeOptions) -> None:
-    """Refuse options that would change the checkpoint's numbers."""
+    """Refuse options that would change the checkpoint's quantized values, which are taken over."""
     given = {
         "--method": method_of(options) != NEAREST,
         "--equalize": bool(options.equalize),
@@ -182,13 +182,13 @@ def format_of(options: QuantizeOptions) -> str:
 
 
 def method_of(options: QuantizeOptions) -> str:
-    """Resolve the method."""
+    """Resolve the method: the named one, else the recommended one for int4 in ``matmulnbits``, else ``rtn``."""
     best = DISTILL if options.has_text else HQQ
     return options.method or (best if options.takes_best else NEAREST)
 
 
 def equalizes(options: QuantizeOptions) -> bool:
-    """Resolve whether columns are made alike: of int8 and int4 for onnxruntime, where no method is named."""
+    """Resolve whether columns are made alike: by default for int8 and int4 in ``matmulnbits`` if no method is named."""
     if options.equalize is not None:
         return options.equalize
     return not options.method and options.scheme in WHOLE_SCHEMES and format_of(options) == "matmulnbits"

@@ -46,7 +46,7 @@ def plan_quantization(
 
     Args:
         shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
-        experts: Those of them that are matrices of experts, as records with any blocks.
+        experts: Records of those that are matrices of experts; their block sizes do not count.
     """
     form, experts = format_of(options), experts or {}
     matrices = [name for name, shape in shapes.items() if len(shape) == 2 or name in experts]
@@ -119,17 +119,17 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     method, block = find_method(method_of(options)), options.block_size or DEFAULT_BLOCK[options.scheme]
     # Rows of an embedding are read by an operator without offsets, and 256 values need none.
     offsets = format_of(options) in method.offsets and name != EMBEDDING and bits != 8
-    if (options.scheme, bits) == ("int4", 8):  # which lose nothing in wide blocks
+    if (options.scheme, bits) == ("int4", 8):  # 8 bits lose nothing in wide blocks
         block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
     whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
     size = block if whole is None else _dividing(name, width, block, whole)
-    # In half precision scales and offsets, two bits a weight in float32, are one. The numbers are chosen for them.
+    # Scales and offsets take two bits a weight in float32, one in float16; values are chosen for the rounded ones.
     kind = "float16" if offsets and format_of(options) == "matmulnbits" else None
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 
 
 def _in_rows(embedding: QuantizedTensor, frequent: int) -> dict[str, QuantizedTensor]:
-    """Give the first rows of an embedding 8 bits, and leave the rest as planned, with scales of half the size."""
+    """Give the first rows of an embedding 8 bits, and leave the others as planned, but with float16 scales."""
     rows, width = embedding.shape
     return {
         rows_name(EMBEDDING, 0, frequent): replace(embedding, shape=(frequent, width), bits=BEST_HEAD_BITS),
@@ -145,7 +145,7 @@ def _planned_experts(tensor: QuantizedTensor, options: QuantizeOptions, bits: in
 
 
 def _expert_block(tensor: QuantizedTensor, options: QuantizeOptions, most: int = 0) -> int:
-    """Return the largest allowed block size that divides a row of experts' matrices; 0: none does, they stay float."""
+    """Return the largest allowed block size that divides a row of experts' matrices; 0: none, they stay float."""
     if format_of(options) == "qdq":
         return 0
     most = most or options.block_size or DEFAULT_BLOCK[options.scheme]
@@ -173,7 +173,7 @@ def _names(name: str, is_head: bool) -> Iterator[str]:
 
 
 def _dividing(name: str, width: int, block: int, needed: str) -> int:
-    """Return the largest block that divides a row; ``needed`` names what needs that."""
+    """Return the largest block size up to ``block`` that divides a row; ``needed`` names, in errors, what needs it."""
     for size in reversed(BLOCK_SIZES):
         if size <= block and width % size == 0:
             return size

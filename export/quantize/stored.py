@@ -1,4 +1,4 @@
-"""Take over the numbers, scales and zero points of a checkpoint that another tool quantized."""
+"""Take over the quantized values, scales and zero points of a checkpoint that another tool quantized."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Plan an artifact with a quantized checkpoint's numbers; check every weight."""
+    """Plan an artifact that takes over a checkpoint's quantized values; check every weight."""
     layout, form = source.layout, format_of(options)
     assert layout is not None
     check_kernels(form, dtype)
@@ -93,7 +93,7 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
 
 
 def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
-    """Return what the inputs of products are rounded to, and how many of them share a scale where groups do."""
+    """Return what the inputs of products are rounded to, and how many share a scale; None without groups."""
     if layout.scheme not in FLOAT_SCHEMES:
         return activations_of(options), None
     if layout.inputs is None or options.activations == "float":
