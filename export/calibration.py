@@ -105,7 +105,7 @@ def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> 
 
     Args:
         path: The file of :func:`calibration_rows`.
-        facts: The ``facts`` that this function returned for the file.
+        facts: The ``facts`` of the rows that this function returned.
     """
     rows = _cut(read_tokens(checkpoint, path), facts["row_tokens"])
     return [rows[index] for index in facts["held_out"]]

@@ -108,7 +108,7 @@ def export(
 def _download(
     checkpoint: str | Path, options: ExportOptions, progress: Progress | None
 ) -> tuple[str | Path, dict[str, str] | None]:
-    """Return a local checkpoint, after a download if it is on the Hub, and its origin there; None if it was local."""
+    """Return a local checkpoint and None, or after a download from the Hub its directory and where it comes from."""
     from lucid_deploy.model.hub import fetch, is_on_hub
 
     if not is_on_hub(checkpoint, options.revision):

@@ -111,7 +111,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
-    """Return a function that, given whether training's diagonal is used, returns the maker of such nodes.
+    """Return a function that returns the maker of an operator's nodes, given whether they use training's diagonal.
 
     The maker for 1 on the diagonal knows no attribute ``diagonal``: the tracer would write its default into nodes.
     """

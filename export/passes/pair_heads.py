@@ -13,7 +13,7 @@ def pair_heads(model: ir.Model) -> None:
     Requires: ``Attention`` nodes of the main graph have inputs of four axes, numbers of heads that are known, a mask
     that has one head, and one output.
     Result: such a node gets queries ``(B·H, G, N, D)``, keys and values ``(B·H, 1, T, D)`` and a mask
-    ``(B·H, 1, N, T)``, of H key/value heads and G query heads each; its output is as before. Nodes whose heads
+    ``(B·H, 1, N, T)``, of H key/value heads and G query heads each; its readers get the same values. Nodes whose heads
     are not shared do not change.
     """
     for node in list(model.graph):

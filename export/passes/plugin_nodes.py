@@ -14,7 +14,7 @@ PROVIDER_DOMAIN = "trt.plugins"  # where onnxruntime registers all creators it f
 def strip_bodies(model: ir.Model) -> bool:
     """Remove the ONNX functions of the plugins' operators.
 
-    If the file has a body, the parser may take it instead of the plugin, and its loop cannot be built.
+    If the file has a body, the parser may take it instead of the plugin, and cannot build the body's loop.
     Requires: nothing.
     Result: no function of a plugin's operator is left; their nodes are untouched.
 

@@ -13,8 +13,8 @@ def split_rows(model: ir.Model, quantization: Quantization, names: dict[str, str
     """Replace each weight whose rows the record has in two pieces by these pieces, in place.
 
     Requires: such a weight ``(rows, columns)`` is an initializer, read by ``Gather(axis=0)`` or ``Gemm(transB=1)``.
-    Result: the weight is gone. A ``Gather`` becomes one of each piece, and a ``Where`` takes rows from the right piece;
-    a ``Gemm`` becomes one with each piece, and their columns are joined.
+    Result: the weight is gone. A ``Gather`` becomes one for each piece, and a ``Where`` chooses between their rows;
+    a ``Gemm`` becomes one for each piece, and their columns are joined.
 
     Args:
         names: As for ``quantize_weights``.

@@ -119,7 +119,7 @@ def _below_ones(scale: torch.Tensor) -> torch.Tensor:
 def _read_norms(
     layer: nn.Module, run: Run, x: torch.Tensor, experts: str
 ) -> Iterator[tuple[tuple[str, torch.Tensor], list[str]]]:
-    """Yield name and weight of norms whose outputs experts read, and the names of all modules that read them."""
+    """Yield name and weight of each norm before experts, and the names of all modules that read the norm's output."""
     import torch
 
     given: dict[int, str] = {}
