@@ -1,7 +1,7 @@
 """LoRA adapters as PEFT saves them, added to a checkpoint's weights while they are read.
 
 A module with the weight W gets ``W + scale·B·A``, where scale is ``lora_alpha / r``, or ``lora_alpha / √r`` with rsLoRA
-(arXiv 2106.09685, 2312.03732). Other weights, of ``modules_to_save`` and biases, stand in the adapter whole.
+(arXiv 2106.09685, 2312.03732). Biases, and weights of ``modules_to_save``, are stored whole in the adapter.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
 
 @dataclass
 class _Update:
-    """What is added to the weight of one module."""
+    """The matrices and the scale of what is added to the weight of one module."""
 
     scale: float
     turned: bool  # whether the weight is stored [in, out], as that of GPT-2's Conv1D is
@@ -67,7 +67,7 @@ class _Update:
 class Adapter:
     """An opened LoRA adapter, as PEFT's ``save_pretrained`` wrote it.
 
-    Its ``base`` is what it says it was trained on, a path or a name on the Hub; may be empty.
+    ``base`` is the model that it says it was trained on: a path or a name on the Hub, or empty.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -89,17 +89,17 @@ class Adapter:
 
     @property
     def weights(self) -> frozenset[str]:
-        """Names of the weights that it changes, as the base's class has them."""
+        """Names of the weights that the adapter changes, as the base model's class names them."""
         return frozenset((*self._updates, *self._replaced))
 
     @property
     def replaced(self) -> frozenset[str]:
-        """Names of the weights and biases that it has whole."""
+        """Names of the weights and biases that the adapter stores whole, in place of the base model's."""
         return frozenset(self._replaced)
 
     @property
     def rank(self) -> int:
-        """Its largest rank."""
+        """The largest rank of the adapter's matrices; 1 if it has none."""
         return max((update.a.shape[0] for update in self._updates.values() if update.a is not None), default=1)
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class Adapter:
         return tuple(self._notes(base))
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Return a weight with the adapter in it, float32, or float64 if the weight is; unchanged ones as they are."""
+        """Return a weight as the adapter changes it: a sum in float32, or in the weight's float64; others as stored."""
         import torch
 
         if name in self._replaced:
@@ -159,7 +159,7 @@ class Adapter:
         return settings
 
     def _add(self, key: str) -> None:
-        """Sort in one tensor of the file."""
+        """Note one tensor of the file: a matrix of an update, or a weight that replaces the base model's."""
         where = self.directory / WEIGHTS
         if not key.startswith(_PREFIX):
             raise LucidError(f"{where}: the tensor {key} does not begin with {_PREFIX}, as those of PEFT do.")
@@ -234,7 +234,7 @@ class Adapter:
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return a module's own value, as PEFT looks it up: the first key that its name ends with."""
+    """Return the value of the first key that a module's name ends with, as PEFT does, or the default."""
     for key, value in pattern.items():
         try:
             if re.match(rf"(.*\.)?({key})$", module):

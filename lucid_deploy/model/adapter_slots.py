@@ -1,7 +1,7 @@
 """LoRA adapters beside the weights of a PyTorch model: every row of a batch chooses one.
 
 A linear layer y = W x becomes y = W x + (x A_i) B_i, where i is the row's adapter. The matrices of all adapters are
-stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B. Slot 0 belongs to the base, zeros.
+stacked: A ``[slots, in, rank]``, B ``[slots, rank, out]``, with the scale in B. Slot 0 is zeros: the base model alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ A, B = ".lora_A", ".lora_B"  # behind a linear layer's name: the names of its st
 
 @dataclass(frozen=True)
 class Slots:
-    """What is reserved for adapters."""
+    """The room that a model has for adapters: in which layers, for how many, of which rank."""
 
     targets: tuple[str, ...]  # names of linear layers within a layer, such as self_attn.q_proj, and lm_head
     count: int  # the most adapters, the base not counted
@@ -31,8 +31,8 @@ class Slots:
 def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:
     """Return the linear layers that may have adapters, by name.
 
-    Parts of a mixture of experts are left out: they compute on tokens that were sorted out of their rows. So is a tied
-    head, whose weight is the embedding too.
+    Parts of a mixture of experts are left out, because they do not know from which row of the batch a token comes. So
+    is a tied head, whose weight is the embedding too.
     """
     modules = dict(model.named_modules())
     mixtures = tuple(name.rpartition(".")[0] + "." for name in modules if name.endswith(".experts"))
@@ -51,11 +51,11 @@ def target_of(name: str) -> str:
 
 
 class AdapterRows:
-    """The adapters of a model.
+    """Adds adapters to a model's linear layers, and says which adapter each row of the next call has.
 
     Attributes:
-        ids: The slot of each row of the next call, int64 ``(B,)``; None: all rows have the same.
-        default: That slot.
+        ids: The slot of each row of the next call, int64 ``(B,)``; None: that of every row is ``default``.
+        default: The slot of every row if ``ids`` is None.
     """
 
     def __init__(self, model: CausalModel, slots: Slots) -> None:

@@ -31,13 +31,13 @@ class Layer(nn.Module):
         return mixer
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """``(B, N, C)`` and the layer's cache to the output ``(B, N, C)`` and the extended cache."""
+        """Return the layer's output for tokens ``(B, N, C)``, of the same shape, and its extended cache."""
         mixed, present = self.mixer(self.input_layernorm(x), step, past)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), present
 
 
 def make_layer(config: LucidConfig, index: int, implementation: str) -> Layer:
-    """Make a layer of the model's family; arguments as :meth:`Family.layer`."""
+    """Make a layer as the model's family defines it; the arguments are those of :meth:`Family.layer`."""
     own = family_named(config.family).layer(config, index, implementation)
     return Layer(config, index, implementation) if own is None else own

@@ -1,4 +1,4 @@
-"""Choose between a family of ours and a class of transformers: for a configuration, a model, and names of tensors."""
+"""Read configurations and make models, of families that this package implements and of transformers' model classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Check the content of a checkpoint's ``config.json``, of a family of ours or any class of transformers."""
+    """Turn ``config.json`` of a family of this package or of a model class of transformers into a configuration."""
     if not _names_class(raw):
         return parse_config(raw, where, assume_unused)
     from lucid_deploy.model.transformers_class.configuration import parse_class_config
@@ -36,7 +36,7 @@ def make_model(config: LucidConfig, implementation: str = "blocked") -> CausalMo
 
 
 def family_for(config: LucidConfig) -> Family:
-    """Return the family of a configuration, which says where its parameters lie in a checkpoint."""
+    """Return the family of a configuration, which says where a checkpoint stores the model's parameters."""
     if not config.class_config:
         return family_named(config.family)
     import torch
@@ -46,7 +46,7 @@ def family_for(config: LucidConfig) -> Family:
 
 
 class _ClassFamily(Family):
-    """The names of the parameters of a class of transformers."""
+    """A model class of transformers as a family, which only says where a checkpoint stores its parameters."""
 
     def __init__(self, model: Any) -> None:
         self._sources, self.unused_tensors = model.sources, model.unused_tensors  # type: ignore[misc]
@@ -57,7 +57,7 @@ class _ClassFamily(Family):
 
 
 def _names_class(raw: dict[str, Any]) -> bool:
-    """Whether ``config.json`` is of a class of transformers that computes what no family of ours does."""
+    """Whether a model class of transformers is to compute the model of ``config.json``, as no family here does."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or (family_of(raw) is not None and not _is_special_llama(raw)):
         return False

@@ -1,4 +1,4 @@
-"""Checkpoints in the published layout: ``config.json`` beside single or sharded safetensors. Never pickle."""
+"""Checkpoints in the published layout: ``config.json`` beside single or sharded safetensors. Pickle is never read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """Return the directory of a checkpoint; the word ``demo`` is the bundled one."""
+    """Return the directory of a checkpoint; the word ``demo`` stands for the bundled one."""
     if str(checkpoint) == DEMO:
         return Path(__file__).resolve().parent.parent / "demo"
     return Path(checkpoint)
@@ -54,14 +54,14 @@ class Checkpoint:
     Args:
         checkpoint: A directory, or the word ``demo``.
         assume_unused: Unknown keys of ``config.json`` that the user declares to have no effect.
-        diagonal: Of LUCID's system, as in :class:`LucidConfig`.
+        diagonal: The diagonal of LUCID's triangular system, as in :class:`LucidConfig`.
         state_dtype: Type of recurrent states; None: float32.
         adapter: Directory of a LoRA adapter that is added to the weights; None: none.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
 
     Attributes:
         tied: Whether ``lm_head.weight`` is the embedding.
-        notes: Notes for the user about what was decided without a key.
+        notes: Notes for the user, such as what was decided although no key of ``config.json`` says it.
         assumed_unused: The unknown keys that the user declared unused, with their values.
         layout: How its quantized weights are stored; None: it is not quantized.
         packed: The parts of quantized weights, by the weights' names in the file.
@@ -121,7 +121,7 @@ class Checkpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor of the model, in its stored type; float64 where the family adds an offset.
 
-        Quantized weights are dequantized without rounding, to float32 or, where necessary, float64.
+        Quantized weights, which are dequantized without rounding, and sums with an adapter are float32 or float64.
         """
         place = self._family.stored(name, self.config)
         if place.join is not None and place.name not in self._named:
@@ -183,7 +183,7 @@ class Checkpoint:
         return adapter
 
     def _find_packed(self) -> dict[str, PackedParts]:
-        """Find the quantized weights, and list each by its name instead of its parts."""
+        """Find the quantized weights, and list each in ``self._named`` by its own name instead of its parts' names."""
         if self.layout is None:
             return {}
         found = find_parts(
@@ -205,12 +205,12 @@ class Checkpoint:
         return self._handles[path]
 
     def _header(self, name: str) -> Any:
-        """Return safetensors' view of a stored tensor: its shape and type are known, its numbers are not read."""
+        """Return safetensors' view of a stored tensor: its shape and type are known, its values are not read."""
         stored = self._named[name]
         return self._open(self._file_of[stored]).get_slice(stored)
 
     def _share_head(self) -> tuple[str, ...]:
-        """Use a tied head as the embedding where only the head is stored, as accelerate does."""
+        """Use a tied head as the embedding where only the head is stored, as accelerate does; return notes about it."""
         embedding, head = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
         if self.tied and self.layout is not None and head in self.packed:
             raise LucidError(
@@ -277,7 +277,7 @@ def select_rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
 
 
 def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that a checkpoint's files must have, by name; ``named``: the names they have."""
+    """Return the shapes of the tensors that a checkpoint's files must have; ``named`` are the names that they have."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in expected_shapes(config).items():
         if config.tie_word_embeddings and name == _HEAD:
@@ -293,7 +293,7 @@ def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()
 
 
 def take_own_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
-    """Take the code of a checkpoint that brings some, or refuse it; the arguments are those of ``take_code``."""
+    """Register or refuse the model code that a checkpoint may bring; the arguments are those of ``take_code``."""
     if family_of(raw) is not None:
         if trusted:
             raise LucidError(f"{directory} needs no code of its own: leave out --trust-remote-code.")
@@ -346,7 +346,7 @@ def load_model(
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalModel:
-    """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients."""
+    """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients; ``dtype`` None is float32."""
     import torch
 
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
@@ -367,7 +367,7 @@ def load_model(
 
 
 def expected_shapes(config: LucidConfig) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor a checkpoint of this configuration holds, in the order of the model."""
+    """Return the shape of every weight of a configuration's PyTorch model, by name and in the model's order."""
     import torch
 
     with torch.device("meta"):

@@ -50,9 +50,9 @@ class RopeScaling:
     # default (unchanged), linear (all divided by factor), llama3 (low ones divided, high ones kept, a ramp between),
     # dynamic (unchanged up to max_position_embeddings, which sessions do not exceed)
     rope_type: _RopeType = "default"
-    factor: float = 1.0  # the divisor; without effect for dynamic
-    low_freq_factor: float = 1.0  # llama3 only: wavelengths above original context / this are divided
-    high_freq_factor: float = 4.0  # llama3 only: wavelengths below original context / this are kept
+    factor: float = 1.0  # linear and llama3 only: the divisor
+    low_freq_factor: float = 1.0  # llama3 only: frequencies of wavelengths above original context / this are divided
+    high_freq_factor: float = 4.0  # llama3 only: frequencies of wavelengths below original context / this are kept
     original_max_position_embeddings: int = 8192  # llama3 only: the context length before scaling, in tokens
 
 
@@ -66,7 +66,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The attention and the experts of one layer of a class of transformers."""
+    """The attention and the experts of one layer, where a model class of transformers computes the model."""
 
     heads: int  # query heads
     kv_heads: int  # key/value heads
@@ -75,7 +75,7 @@ class AttentionShape:
     window: int | None = None  # how many tokens, itself included, a token sees; None: all before it
     softcap: float | None = None  # the scores s become softcap · tanh(s / softcap); None: they stay
     weights: tuple[str, ...] = ()  # names of the weights of the module that calls attention, without the layer's prefix
-    like: int = 0  # the first layer that computes the same from its weights, counted from 0
+    like: int = 0  # index of the first layer that differs from this one only in the values of its weights
     sinks: bool = False  # whether the softmax has a score of its own for each query head beside those of the tokens
     # how many experts its MLP has, and how many of them a token chooses; None: it has none
     experts: tuple[int, int] | None = None
@@ -115,7 +115,7 @@ class LucidConfig:
     attention_output_bias: bool = False  # whether o_proj has a bias
     sliding_window: int | None = None  # how many tokens, itself included, a token sees in window layers
     rope_layers: tuple[bool, ...] = ()  # which layers rotate; empty: all
-    # the diagonal entry of row i of the solve: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
+    # the diagonal entry of row i of L: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
     # m the mean square of key i. Not a key of config.json.
     diagonal: _Diagonal = UNIT
     # type of recurrent states in a cache, float32 or the exported model's; float64 in a float64 model. Not a key of
@@ -132,7 +132,7 @@ class LucidConfig:
         return self.attention[index].experts if self.attention else None
 
     def of_layer(self, index: int) -> LucidConfig:
-        """Return the configuration whose heads, window and soft cap are those of one layer."""
+        """Return this configuration with the heads, window and soft cap of one layer."""
         if not self.attention:
             return self
         own = self.attention[index]
@@ -163,7 +163,7 @@ class LucidConfig:
 
     @property
     def is_lucid(self) -> bool:
-        """Whether values are preconditioned; False is standard attention."""
+        """Whether ``attention_type`` is LUCID, whose values are preconditioned; False: standard attention."""
         return self.attention_type in LUCID_TYPES
 
     def llama_sizes(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class LucidConfig:
         return config
 
     def problem(self) -> str | None:
-        """Return which fields do not fit together, without a full stop; None if all do."""
+        """Return why fields do not fit together, as a clause without a full stop; None if all do."""
         tokens = [token for token in (self.bos_token_id, *self.eos_token_ids) if token is not None]
         beyond = [token for token in tokens if not 0 <= token < self.vocab_size]
         layers = self.num_hidden_layers
@@ -221,6 +221,6 @@ class LucidConfig:
 
 
 def check_shape(config: LucidConfig, where: str) -> None:
-    """Refuse fields that do not fit together."""
+    """Refuse a configuration whose fields do not fit together; ``where`` begins the message."""
     if (problem := config.problem()) is not None:
         raise LucidError(f"{where}: {problem}.")

@@ -44,7 +44,7 @@ class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
     which_rmsnorm: str = "exp_k_norm"
     use_rope: bool = True
     use_beta: bool = False
-    use_qknorm: bool | UnsetType = UNSET  # the tensors say
+    use_qknorm: bool | UnsetType = UNSET  # unset: the checkpoint's tensors say it
     # One kind a layer, and what those kinds need beyond Llama's settings.
     layer_kinds: list[str] = []
     layer_settings: dict[str, Any] = {}

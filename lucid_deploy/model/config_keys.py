@@ -59,7 +59,7 @@ def _all_are(wanted: Any) -> Harmless:
     return lambda value: value is None or (isinstance(value, list) and all(item == wanted for item in value))
 
 
-# Keys known to change the numbers, and which of their values do not.
+# Keys known to change the results, and a test for those of their values that do not.
 _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (
         operator.not_,
@@ -99,7 +99,7 @@ _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (_all_are("full_attention"), "layer_types"),
 )
 CHANGES: dict[str, Harmless] = {key: harmless for harmless, keys in _CHANGES for key in keys.split()}
-# How a LUCID configuration names its LUCID layers; refused without attention_type, and by families without windows.
+# Keys that say which layers are LUCID. Refused in other configurations, unless they are keys of the family itself.
 LAYER_KEYS = ("layer_types", "lucid_layers", "sliding_window")
 # These have a meaning only together with another key, which is checked.
 WITH_OTHERS = frozenset(
@@ -108,7 +108,7 @@ WITH_OTHERS = frozenset(
 KNOWN = COMPUTED | CHANGES.keys() | WITH_OTHERS | NO_EFFECT
 
 ROPE_BLOCKS = ("rope_scaling", "rope_parameters")
-# Keys of a rope block by its type, those that must be there first; each takes _ROPE_ALWAYS too.
+# By type of a rope block, the keys that it must have; a block of any type may have those of _ROPE_ALWAYS.
 ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -156,7 +156,7 @@ def value_of(raw: dict[str, Any], key: str) -> Any:
 
 
 def _known(raw: dict[str, Any]) -> frozenset[str]:
-    """Return the keys in the tables of all families and of the configuration's own family."""
+    """Return the keys in the tables for all families, and in those of the configuration's own family."""
     family = family_of(raw)
     return KNOWN if family is None else KNOWN | family.computed | family.ignored
 
@@ -251,7 +251,7 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
         kind = block.get("rope_type") or block.get("type") or "default"
         if block.get("type") not in (None, kind):
             found.append(f"{name} has rope_type {kind!r} and type {block['type']!r}, which is not supported.")
-        if isinstance(kind, str) and kind in ROPE_KEYS:  # others are refused where the block is read
+        if isinstance(kind, str) and kind in ROPE_KEYS:  # other types are refused where the block is read
             found += [
                 f"{name}.{key} is {_shown(value)}. rope_type {kind} has no such setting, so it is not supported."
                 for key, value in block.items()
@@ -259,7 +259,7 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
                 and key in _ROPE_CHANGES.difference(ROPE_KEYS[kind])
                 and not (key == "partial_rotary_factor" and _one(value))
             ]
-        original = raw.get("original_max_position_embeddings")  # transformers lets it win over the block's
+        original = raw.get("original_max_position_embeddings")  # transformers prefers it to the block's
         if original is not None and original != block.get("original_max_position_embeddings", original):
             found.append(
                 f"original_max_position_embeddings is {original!r}, and another in {name}, which is not supported."

@@ -1,4 +1,4 @@
-"""Turn ``config.json`` of a family of ours into a configuration: its values, rotary settings and kinds of layers."""
+"""Turn ``config.json`` of a model family that this package implements into a configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ORIGINAL = "original_max_position_embeddings"
 def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
     """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
 
-    What only the tensors show is decided by :func:`lucid_deploy.model.variants.settle`.
+    What only the checkpoint's tensors show is decided later, by :func:`lucid_deploy.model.variants.settle`.
     """
     family = check_keys(raw, where, assume_unused)
     raw = family.normalized(raw, where)
@@ -61,7 +61,7 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
 
 
 def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
-    """Read both spellings: ``rope_theta`` + ``rope_scaling`` (transformers 4), ``rope_parameters`` (transformers 5).
+    """Read rotary settings as transformers 4 spells them (``rope_theta``, ``rope_scaling``) or 5 (``rope_parameters``).
 
     Returns:
         The base of the frequencies, and their scaling.
@@ -94,8 +94,8 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
 def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family, where: str) -> LucidConfig:
     """Add the kind of every layer to a configuration.
 
-    ``layer_types`` names the layers that attend over a window. With ``attention_type: lucid`` the others are LUCID, or
-    only those that ``lucid_layers`` lists.
+    ``layer_types`` names the layers of linear attention and those that attend over a window. With
+    ``attention_type: lucid``, the others are LUCID layers, or only those that ``lucid_layers`` lists.
     """
     keys = checked(given, LayerKeys, where)
     if config.layer_kinds:
@@ -121,7 +121,7 @@ def _with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family
 
 
 def _check_types(types: list[str], config: LucidConfig, window: int | None, family: Family, where: str) -> None:
-    """Refuse ``layer_types`` of another length, with types that are not supported, or windows without a size."""
+    """Refuse ``layer_types`` that are not one for each layer, unsupported types, and windows of unknown size."""
     known = (FULL, SLIDING, LINEAR) if family.linear_kind else (FULL, SLIDING)
     if len(types) != config.num_hidden_layers:
         raise LucidError(
@@ -137,7 +137,7 @@ def _check_types(types: list[str], config: LucidConfig, window: int | None, fami
 
 
 def _full_kinds(config: LucidConfig, chosen: list[int] | None, types: list[str], where: str) -> list[str]:
-    """Return the kind of each layer in case it attends to all tokens; ``chosen`` is ``lucid_layers``."""
+    """Return the kind that each layer has if it attends to all tokens; ``chosen`` is the value of ``lucid_layers``."""
     if not config.is_lucid:
         return [STANDARD] * len(types)
     if chosen is None:

@@ -1,7 +1,7 @@
 """Descriptions of layers: kind, operators, weights, and cached tensors. Imports no torch.
 
 :func:`describe` makes them from a configuration; the manifest of an artifact records them. Graphs, sessions, batches,
-files and verification use only these descriptions; the rest is in :mod:`lucid_deploy.model.layers`.
+files and verification use only these descriptions; :mod:`lucid_deploy.model.layers` has the kinds of layers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LayerDescription:
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # names of the weights its mixer reads, without the layer's prefix: self_attn.k_proj.weight
     weights: tuple[str, ...] = ()
-    solves: bool = False  # whether its cached value solves the triangular system of its cached key
+    solves: bool = False  # whether its cached values solve the triangular system of its cached keys
     diagonal: str = UNIT  # of a layer that solves: the diagonal of its system, as LucidConfig.diagonal
     # why its oldest tokens cannot be dropped from a cache, as the end of a sentence
     eviction: str = "what is cached for the later tokens was computed from them"
@@ -77,7 +77,7 @@ def drafts_unsupported_reason(layers: tuple[LayerDescription, ...]) -> str | Non
 
 
 def layout_of(layers: tuple[LayerDescription, ...]) -> CacheLayout:
-    """Return what all layers cache."""
+    """Return the cache layout of a model: for each layer, the tensors that it caches."""
     return tuple(layer.cache for layer in layers)
 
 

@@ -1,4 +1,4 @@
-"""Run code that computes in float32, whatever its type, in float64."""
+"""Run PyTorch code in float64 even where it asks for float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IS_PAUSED = ContextVar("_IS_PAUSED", default=False)
 
 
 def all_in_float64() -> Any:
-    """Return a context in which casts to float32 in PyTorch code are casts to float64."""
+    """Return a context in which PyTorch functions that are asked for float32 give float64."""
 
     def wider(value: Any) -> Any:
         return torch.float64 if value is torch.float32 else value
@@ -32,7 +32,7 @@ def all_in_float64() -> Any:
 
 @contextmanager
 def types_as_written() -> Iterator[None]:
-    """Pause :func:`all_in_float64`, as while stored weights are read: float32 means the type of the file there."""
+    """Pause :func:`all_in_float64`, for instance to read stored weights in the type that the file names."""
     token = _IS_PAUSED.set(True)
     try:
         yield

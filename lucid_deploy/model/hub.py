@@ -43,7 +43,7 @@ def is_on_hub(checkpoint: str | Path, revision: str | None) -> bool:
 def fetch(
     name: str, revision: str | None = None, assume_unused: Collection[str] = (), progress: Progress | None = None
 ) -> tuple[Path, dict[str, str]]:
-    """Download ``config.json``, tokenizer and safetensors of a checkpoint, nothing else.
+    """Download the configuration files, the tokenizer and the safetensors of a checkpoint, and no other files.
 
     The configuration, including quantization settings, is downloaded and checked before any weights.
 
@@ -77,7 +77,7 @@ def _download(name: str, patterns: Iterable[str], revision: str, progress: Progr
 
 
 def _bar(name: str, progress: Progress | None) -> type:
-    """Return a class of progress bars that print nothing and report bytes."""
+    """Return a class of progress bars that print nothing and report downloaded bytes to ``progress``."""
     from tqdm.auto import tqdm
 
     class DownloadProgress(tqdm):

@@ -68,7 +68,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device that the parameters are on."""
         return self.lucid.model.embed_tokens.weight.device  # type: ignore[union-attr, return-value]
 
     def forward(

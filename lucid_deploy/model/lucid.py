@@ -42,7 +42,7 @@ class LucidBody(nn.Module):
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """Return a random embedding. On the meta device it is not initialized, which would import PyTorch's compiler."""
+    """Return a random embedding. On the meta device it is not initialized: that would import PyTorch's compiler."""
     table = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
     if not table.weight.is_meta:
         table.reset_parameters()
@@ -50,10 +50,10 @@ def _table(rows: int, width: int) -> nn.Embedding:
 
 
 class CausalModel(nn.Module):
-    """What every model here has in common, whether its layers are ours or those of a class of transformers.
+    """The base class of all models, whether their layers are this package's or those of a model class of transformers.
 
     Attributes:
-        config: Its shape and variant.
+        config: Shape and variant of the model.
         cache_dtype: Type that rows are cached in; ``auto`` is the model's.
         model: The module with the embedding, ``embed_tokens``, and the ``layers``.
         lm_head: The output projection.
@@ -81,7 +81,7 @@ class CausalModel(nn.Module):
         return list(self.model.layers)  # type: ignore[arg-type]
 
     def tie_weights(self) -> None:
-        """Share the embedding with the head if they are tied; call it again after assigning weights."""
+        """Let the head use the embedding's weight if the two are tied; call it again after assigning weights."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[union-attr, assignment]
 
@@ -110,18 +110,18 @@ class CausalModel(nn.Module):
 
         Args:
             input_ids: New tokens, int64 ``(B, N)``.
-            past: Per layer K and Y of the previous tokens, each ``(B, KV, P, D)``, or their stored form; None is P = 0.
+            past: Per layer what is cached of the previous tokens, such as K and Y, ``(B, KV, P, D)``, in the type of
+                the cache; None: P is 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
             decode: Use the path for one or a few new tokens, :mod:`~lucid_deploy.plugins.decode_attention`.
             last_only: Compute only the logits of each row's last token.
-            cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` are buffers ``(B, KV, M, D)``
-                with that many tokens, ``attention_mask`` is ``(B, M)``, new rows are appended.
+            cache_length: Int64 ``(B,)``, for decoding with a static cache: how many rows are filled of the buffers
+                ``(B, KV, M, D)`` in ``past``. Then ``attention_mask`` is ``(B, M)``, and new rows follow these.
 
         Returns:
-            Logits ``(B, N, vocab)``, with ``last_only`` ``(B, 1, vocab)``,
-            float32 (float64 in a float64 model), and the present cache, per layer two tensors ``(B, KV, P + N, D)``,
-            or their stored form.
+            Logits ``(B, N, vocab)``, or ``(B, 1, vocab)`` with ``last_only``, in float32 (float64 in a float64 model);
+            and the cache with the new tokens, as ``past``.
         """
         batch, n = input_ids.shape
         fresh = past is None
@@ -142,11 +142,11 @@ class CausalModel(nn.Module):
         """Compute what :meth:`forward` returns; ``step`` has no rotary tables yet."""
 
     def all_logits(self, input_ids: Tensor) -> Iterator[Tensor]:
-        """Yield the logits of all tokens of one sequence, int64 ``(1, N)``, in pieces ``(n, vocab)``."""
+        """Yield the logits of all tokens of one sequence ``input_ids``, int64 ``(1, N)``, in pieces ``(n, vocab)``."""
         yield self(input_ids)[0][0]
 
     def _columns(self, past: list[LayerCache], masked: int | None) -> int:
-        """Return the number of cached columns, from a tensor with a row for each, or else from the mask."""
+        """Return the number of cached columns, from a tensor with a row for each, or else ``masked``, the mask's."""
         layout = layout_of(describe(self.config, self.cache_dtype if self.cache_dtype != "auto" else "float32"))
         pairs = (pair for layer, stored in zip(layout, past, strict=True) for pair in zip(layer, stored, strict=True))
         rows = next((stored for tensor, stored in pairs if tensor.sort == "rows"), None)
@@ -155,14 +155,14 @@ class CausalModel(nn.Module):
         return masked if rows is None else rows.shape[2]  # type: ignore[return-value]
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
-        """Return the cache before the first token: per layer the tensors of its layout, without rows."""
+        """Return the cache before the first token: per layer the tensors of its layout, without rows; states are 0."""
         return [mixer.empty_cache(batch, self.embedding) for mixer in self.mixers()]
 
 
 class LucidForCausalLM(CausalModel):
-    """The whole model of a family of ours; its cache has the model's type unless :meth:`store_cache_as` changes it.
+    """A model whose layers are this package's; its cache has the model's type unless :meth:`store_cache_as` changes it.
 
-    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
+    ``implementation`` is ``blocked`` (O(T) memory) or ``reference`` (dense formulas, to check ``blocked`` by).
     """
 
     model: LucidBody
@@ -204,7 +204,7 @@ class LucidForCausalLM(CausalModel):
 
 
 def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor, new: int = 1) -> Tensor:
-    """Return which of M rows of a buffer are tokens, with True for the N new ones: bool ``(B, M + N)``."""
+    """Return which of a buffer's M rows hold tokens, followed by True for N new tokens: bool ``(B, M + N)``."""
     filled = torch.arange(rows, device=cache_length.device) < cache_length[:, None]  # (B, M)
     if mask is not None:
         filled = filled.logical_and(mask)
@@ -218,5 +218,5 @@ def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
         return x[:, n - 1 :]
     new = mask[:, mask.shape[1] - n :].to(torch.int64)
     index = (new * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
-    # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
+    # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
     return x.reshape(batch * n, x.shape[2]).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]

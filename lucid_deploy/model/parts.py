@@ -1,4 +1,4 @@
-"""Parts that layers of every kind share: norm, feed-forward layer, head."""
+"""Modules of models with layers of any kind: RMS norm, feed-forward layer, output projection."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class RMSNorm(nn.Module):
 
 
 def precise_silu(x: Tensor) -> Tensor:
-    """x / (1 + exp(−x)), float32 or float64, for values whose smallest ones are scaled up afterwards.
+    """Return x / (1 + exp(−x)) of float32 or float64 x, precise even where it is small and a norm scales it up.
 
-    Graphs of F.silu have Sigmoid, and onnxruntime's CPU kernel is precise only near 1: at −8 its relative error is
-    2e-4, at −12 1e-2, below −18 it is constant. Exp has 1e-7 everywhere.
+    Graphs of F.silu have Sigmoid, whose CPU kernel in onnxruntime is precise only for results near 1: its relative
+    error is 2e-4 at −8 and 1e-2 at −12, and below −18 its result is constant. Exp has 1e-7 everywhere.
     """
     return x / (1 + (-x).clamp_max(_LARGEST_EXPONENT).exp())
 
@@ -47,7 +47,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` to ``(B, N, C)``."""
+        """Apply the layer to each token of ``x``, ``(B, N, C)``; same shape and type as ``x``."""
         work = compute_dtype(x.dtype)  # activations hold exponentials
         product = F.silu(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
         return self.down_proj(product.to(x.dtype))
@@ -57,8 +57,8 @@ class Head(nn.Linear):
     """The output projection to the vocabulary: logits in float32, or in float64 in a float64 model.
 
     Attributes:
-        in_float32: Whether the product of a half-precision model is taken in float32. Its logits are 10 or more in
-            magnitude, so rounded to bfloat16 they are 1/16 apart, and the best ones tie. A quantized
+        in_float32: Whether a half-precision model multiplies in float32 here. Logits are often above 8 in
+            magnitude, where bfloat16 has steps of 1/16 or more, so that the best ones would tie. A quantized
             head multiplies in the model's type, and casts the result.
     """
 
@@ -67,7 +67,7 @@ class Head(nn.Linear):
         self.in_float32 = True
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(…, width)`` of the model's type to ``(…, vocab)``."""
+        """Return the logits ``(…, vocab)`` of hidden states ``(…, width)`` in the model's type."""
         if self.weight.dtype == torch.float64:
             return super().forward(input)
         if self.in_float32:

@@ -1,7 +1,7 @@
-"""Token sequences to try a model with, that need nothing but a vocabulary.
+"""Token sequences to try a model with, made from nothing but the size of its vocabulary.
 
 LUCID's triangular solve does next to nothing on independent random keys, so random tokens alone would pass with a wrong
-solve. Repeated and correlated tokens give keys close to each other, where the solve carries the result.
+solve. Repeated and correlated tokens give keys close to each other, for which the result depends on the solve.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ RANDOM, ONE_TOKEN, PATTERN = "random", "one token", "pattern"
 CORRELATED = "correlated"  # keys that resemble each other: the hardest for the solve
 PATTERN_TOKENS = 7  # period of the repeated pattern
 NEIGHBOURS = 8  # tokens that the correlated sequence draws from
-# Without position encoding, one token all the time computes one and the same score everywhere. Its rounding error would
-# be a single draw, and a gate derived from a lucky one too narrow for a correct candidate (seen in 2 or more of 120
-# runs). So that sequence begins with this many other tokens, each twice: as many draws of the same kind of error.
+# Without position encoding, a sequence of one token has the same score everywhere. Its rounding error would be a single
+# random draw, and a gate derived from a lucky draw too narrow for a correct candidate (seen in 2 or more of 120 runs).
+# So that sequence begins with this many other tokens, each twice: as many draws of the same kind of error.
 PAIRED_TOKENS = 16
 
 
 def synthetic_tokens(
     vocabulary: int, total: int, prompt: int, seed: int = 0, embeddings: Array | None = None
 ) -> dict[str, Array]:
-    """Return random tokens, one token, a pattern and correlated tokens, int64 ``(total,)`` each.
+    """Return four sequences by name, int64 ``(total,)`` each: random, of one token, of a pattern, and correlated.
 
     Args:
-        prompt: How many of them are a prompt: at most half of these differ in the sequence of one token.
+        prompt: How many tokens are a prompt; in the sequence of one token, at most half of these are other tokens.
         embeddings: ``(vocab, hidden)``; with them, correlated tokens are neighbours in cosine distance.
     """
     rng = np.random.default_rng(seed)

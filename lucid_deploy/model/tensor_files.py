@@ -74,7 +74,7 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
 
 
 def _without_safetensors(directory: Path) -> str:
-    """Return the error for a directory without safetensors, with how to make them."""
+    """Return the error message for a directory without safetensors, which says what to do instead."""
     if (directory / "lucid.json").is_file():
         return f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from."
     if any(

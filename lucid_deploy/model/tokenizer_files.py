@@ -23,13 +23,13 @@ TOKENIZER_FILES = (
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Return whether a file, a path in the checkpoint with ``/``, belongs to a tokenizer."""
+    """Return whether a file of a checkpoint or artifact, by its relative path with ``/``, belongs to a tokenizer."""
     folder, _, file = name.rpartition("/")
     return name in TOKENIZER_FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
 
 
 def named_templates(directory: Path) -> dict[str, Path]:
-    """Return the additional chat templates, by their file names without suffix."""
+    """Return the paths of the additional chat templates, by their file names without suffix."""
     found = sorted(path for path in (directory / TEMPLATE_FOLDER).glob(f"*{_SUFFIX}") if path.is_file())
     return {path.name.removesuffix(_SUFFIX): path for path in found}
 
@@ -41,7 +41,7 @@ def tokenizer_files(directory: Path) -> list[str]:
 
 
 def check_regular(directory: Path) -> None:
-    """Refuse a folder, a pipe, a device or a broken link where a file of a tokenizer belongs: it would be left out."""
+    """Refuse paths of the wrong type, such as a folder or a broken link ``vocab.json``: they would be left out."""
     folder = directory / TEMPLATE_FOLDER
     wrong = [path for name in TOKENIZER_FILES if os.path.lexists(path := directory / name) and not path.is_file()]
     wrong += [path for path in folder.glob(f"*{_SUFFIX}") if not path.is_file()]

@@ -31,7 +31,7 @@ def settle(
 
 
 def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: str) -> tuple[str, str]:
-    """Decide whether queries and keys are normed; return ``qk_norm``, and a note if no key says so.
+    """Decide whether queries and keys are normed; return ``qk_norm``, and a note for the user, which may be empty.
 
     The authors' code makes the norms for ``attention_type: llama`` unless ``use_qknorm`` is false, and never for LUCID.
     """

@@ -3,8 +3,8 @@
     S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ,      o_t = S_tᵀ q_t / √D
 
 Queries, keys and values go through a short causal convolution and silu; queries and keys then have unit length. β is
-the sigmoid of a projection, or twice that; α = exp(−exp(A) softplus(a + b)), or 1 in the plain rule. The output of
-each head is normed, and gated by a projection of the layer's input.
+the sigmoid of a projection, or twice that; α is 1 in the plain rule, and exp(−exp(A) softplus(a + b)) in the gated one,
+with a projection a and weights A and b. Each head's output is normed, and gated by a projection of the layer's input.
 
 Shapes: B batch, N new tokens, HK key heads, H value heads, D key width, E value width, C hidden, K kernel, W channels
 of the convolutions.
@@ -80,11 +80,11 @@ class DeltaNet(Mixer):
     def mix(
         self, x: Tensor, past: LayerCache, valid: Tensor | None, order: TokenOrder | None
     ) -> tuple[Tensor, LayerCache]:
-        """Mix tokens ``(B, N, C)`` that stand before the padding; return the output, random at padding, and the cache.
+        """Mix tokens ``(B, N, C)`` that precede the padding; return the output, arbitrary at padding, and the cache.
 
         Args:
             valid: Which columns hold a token, bool ``(B, N)``; None: all.
-            order: The number of tokens of each row; None: all have N, or N is 1.
+            order: How the columns were ordered, and how many tokens each row has; None: all have N, or N is 1.
         """
         batch, n, _ = x.shape
         settings = self.settings
@@ -120,7 +120,7 @@ class DeltaNet(Mixer):
     def convolve(
         self, mixed: Tensor, past: Tensor, valid: Tensor | None, order: TokenOrder | None
     ) -> tuple[Tensor, Tensor]:
-        """Convolve ``(B, N, W)`` with the inputs before it, ``(B, W, K − 1)``; return it and the last inputs."""
+        """Convolve inputs ``(B, N, W)`` after ``past``, ``(B, W, K − 1)``; return the result and the next ``past``."""
         n, kept = mixed.shape[1], self.settings.kernel - 1
         weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])[:, 0]  # (W, K)
         rows = torch.cat([past.transpose(1, 2).to(mixed.dtype), mixed], dim=1)  # (B, K − 1 + N, W)
@@ -137,7 +137,7 @@ class DeltaNet(Mixer):
         return convolved, last.transpose(1, 2).to(past.dtype)
 
     def _key_heads(self, x: Tensor, settings: DeltaSettings) -> Tensor:
-        """Return ``(B, N, HK·D)`` as heads of unit length, each as often as value heads share it: ``(B, H, N, D)``."""
+        """Split ``(B, N, HK·D)`` into heads of norm 1, repeated for value heads that share one: ``(B, H, N, D)``."""
         batch, n, _ = x.shape
         heads = x.view(batch, n, settings.key_heads, settings.key_width).transpose(1, 2)  # (B, HK, N, D)
         unit = heads * torch.rsqrt((heads * heads).sum(-1, keepdim=True) + L2_EPS)
@@ -148,7 +148,7 @@ class DeltaNet(Mixer):
         return unit[:, :, None].expand(shape).reshape(batch, settings.value_heads, n, settings.key_width)
 
     def beta(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return β of tokens ``(B, N, C)``, ``(B, N, H)``."""
+        """Return β, ``(B, N, H)``, for tokens ``x``, ``(B, N, C)``."""
         if not self.settings.has_beta:
             beta = torch.ones_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
         else:
@@ -156,7 +156,7 @@ class DeltaNet(Mixer):
         return beta * 2 if self.settings.negative_eigenvalues else beta
 
     def log_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return log α of tokens ``(B, N, C)``, ``(B, N, H)``: 0."""
+        """Return log α, ``(B, N, H)``, for tokens ``x``, ``(B, N, C)``: 0."""
         return torch.zeros_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
 
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
@@ -177,7 +177,7 @@ class GatedDeltaNet(DeltaNet):
         self.dt_bias = nn.Parameter(torch.ones(settings.value_heads))
 
     def log_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return log α of tokens ``(B, N, C)``, ``(B, N, H)``: −exp(A) softplus(a + b)."""
+        """Return log α, ``(B, N, H)``, for tokens ``x``, ``(B, N, C)``: −exp(A) softplus(a + b)."""
         return -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias.to(dtype))
 
 
@@ -187,7 +187,7 @@ def _name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class TokenOrder:
-    """The permutation that moves padding behind the tokens. B batch, N columns."""
+    """The permutation of columns that puts the tokens of each row first, and padding after them. B batch, N columns."""
 
     place: Tensor  # the new position of each column, int64 (B, N): tokens first, in order, then padding
     source: Tensor  # the inverse: the column at each new position, int64 (B, N)
@@ -196,15 +196,15 @@ class TokenOrder:
 
 
 def last_columns(mask: Tensor, count: int) -> Tensor:
-    """Return the last columns of a mask ``(B, T)``, ``(B, count)``.
+    """Return the last ``count`` columns of a mask ``(B, T)``.
 
-    Selected by index, because TensorRT expects up to T columns of a slice from T − N to T.
+    They are selected by index, because TensorRT would expect a slice from T − N to T to have up to T columns.
     """
     return mask.index_select(1, mask.shape[1] - count + torch.arange(count, device=mask.device))
 
 
 def token_order(new: Tensor) -> TokenOrder:
-    """Return the order of new columns, bool ``(B, N)``, False at padding."""
+    """Return the order that puts tokens before padding; ``new``, bool ``(B, N)``, is False at padding."""
     n = new.shape[1]
     number = new.to(torch.int64).cumsum(1)  # (B, N): tokens up to here
     count = number[:, -1:]  # (B, 1)
@@ -217,7 +217,7 @@ def token_order(new: Tensor) -> TokenOrder:
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """Pick rows of each batch row: ``(B, R, C)`` and int64 ``(B, M)`` to ``(B, M, C)``."""
     batch, count, width = rows.shape
-    # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
+    # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
     first = torch.arange(batch, device=rows.device)[:, None] * count
     matrix, places = rows.reshape(batch * count, width), (first + index).reshape(batch * index.shape[1])
     return matrix.index_select(0, places).reshape(batch, index.shape[1], width)

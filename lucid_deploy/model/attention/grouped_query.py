@@ -19,12 +19,12 @@ from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 class GroupedQueryAttention(Mixer):
     """Grouped-query attention over cached keys and values; subclasses define which values are cached.
 
-    In a class of transformers it has no projections: the class calls :meth:`mix` with queries, keys and values.
+    In a model class of transformers, this module has no projections: the class calls :meth:`mix` with their results.
 
     Attributes:
         sinks: A score for each query head, ``(H,)``, that the softmax counts beside those of the tokens; set before
             each call by classes whose attention has them.
-        watchers: Called with the queries, keys and values of the new tokens, as attention gets them.
+        watchers: Functions that are called with the queries, keys and values of new tokens before attention.
 
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
     width.
@@ -60,14 +60,14 @@ class GroupedQueryAttention(Mixer):
         """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens.
 
         Returns:
-            Attended ``(B, H, N, D)``, and the cache with the new rows, each ``(B, KV, T, ·)``.
+            The output ``(B, H, N, D)``, and the cache with the new rows, each ``(B, KV, T, ·)``.
         """
         for watch in self.watchers:
             watch(q, k, v)
         return self.mix_rows(q, k, v, step, past)
 
     def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """As :meth:`mix`, where the cache has a row for every token."""
+        """Do what :meth:`mix` says, with a cache that has a row for every token."""
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
         k_past, v_past = self.codec.decode(past, q.dtype)  # (B, KV, P, D)
@@ -113,7 +113,7 @@ class GroupedQueryAttention(Mixer):
             step: What the layers of this call share.
 
         Returns:
-            Attended ``(B, H, N, D)``; the new values as they are cached ``(B, KV, N, D)``; all values
+            The output ``(B, H, N, D)``; the new values as they are cached ``(B, KV, N, D)``; all values
             ``(B, KV, T, D)``.
         """
 
@@ -121,18 +121,18 @@ class GroupedQueryAttention(Mixer):
     def attend_static(
         self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
     ) -> tuple[Tensor, LayerCache]:
-        """Attend with one token per row over buffers ``(B, KV, M, ·)``, and write its row into them.
+        """Attend with one new token per row over buffers ``(B, KV, M, ·)``, and write its key and value into them.
 
         Args:
             q: Queries ``(B, H, 1, D)``.
-            k: Its key ``(B, KV, 1, D)``.
-            v: Its value ``(B, KV, 1, D)``.
+            k: Key of the new token ``(B, KV, 1, D)``.
+            v: Value of the new token ``(B, KV, 1, D)``.
             past: The buffers.
             mask: Bool ``(B, M + 1)``: which rows hold a token, the last column for the new one.
             cache_length: Int64 ``(B,)``: the row to write.
 
         Returns:
-            Attended ``(B, H, 1, D)``, and the buffers with the row.
+            The output ``(B, H, 1, D)``, and the buffers with the new row.
         """
 
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:

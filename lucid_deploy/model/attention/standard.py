@@ -39,7 +39,7 @@ class StandardAttention(GroupedQueryAttention):
         own = torch.arange(keys.shape[2], device=q.device) == cache_length[:, None]  # (B, M)
         if self.codec.exact:
             keys, values = present
-        else:  # the new row as it is
+        else:  # attend to the new row before it is rounded
             keys, values = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
         seen = mask[:, :-1].logical_or(own)
         return attend_from_last(q, keys, values, seen, self.config.softcap, self.sinks), present
@@ -53,7 +53,7 @@ def attend_from_last(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend with one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
+    """Attend with q ``(B, H, 1, D)`` to k, v ``(B, KV, T, D)`` where ``visible`` ``(B, T)`` is True; None: to all."""
     return masked_attention(q, k, v, None if visible is None else visible[:, None, None, :], softcap, sinks)
 
 
@@ -65,7 +65,7 @@ def masked_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend with ``(B, H, N, D)`` over ``(B, KV, T, D)``; mask ``(B, 1, N, T)`` or None: all. In float32 at least."""
+    """Attend with q ``(B, H, N, D)`` to k, v ``(B, KV, T, D)``, at least in float32; mask ``(B, 1, N, T)`` or None."""
     work = compute_dtype(q.dtype)
     if softcap is not None or sinks is not None:
         assert mask is not None
@@ -78,7 +78,7 @@ def masked_attention(
 def _scored_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Attend with scores softcap · tanh(s / softcap) or with sinks, which no fused attention of PyTorch's has."""
+    """Attend with scores softcap · tanh(s / softcap), or with sinks: PyTorch's fused attention has neither."""
     batch, heads, n, width = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, n, width)  # (B, KV, G, N, D)
     scores = grouped @ k[:, :, None].transpose(-1, -2) / math.sqrt(width)  # (B, KV, G, N, T)

@@ -17,7 +17,7 @@ from lucid_deploy.model.mixer import LayerCache, Step
 
 @dataclasses.dataclass(frozen=True)
 class TokenColumns:
-    """The positions of the tokens of one call. R rows of the ring, N new columns."""
+    """Which token stands in each column of one call: in R rows of the ring, then in N new columns."""
 
     # the number of the token in each column, int64 (B, R + N): 0 is the ring's newest, 1 the first new one; padding
     # repeats the number before it
@@ -32,7 +32,7 @@ def number_columns(
 
     Args:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding.
-        rows: R, the columns so far, or W of them.
+        rows: R, as many as there are columns so far, W at most.
     """
     ring = torch.arange(rows, device=device) - rows + 1  # (R,): … −1, 0
     if mask is None:
@@ -46,7 +46,7 @@ def number_columns(
 
 
 def newest_columns(valid: Tensor, window: int) -> Tensor:
-    """Return the columns of the newest W valid tokens of ``(B, R + N)``, the last at the end: ``(B, R')``."""
+    """Return the columns of the newest W tokens, last at the end, int64 ``(B, R')``; ``valid`` is ``(B, R + N)``."""
     batch, total = valid.shape
     later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
     place = torch.where(valid, -later + total, total)  # where each goes; padding behind the last row, to be dropped
@@ -56,16 +56,16 @@ def newest_columns(valid: Tensor, window: int) -> Tensor:
 
 
 def select_columns(rows: Tensor, source: Tensor) -> Tensor:
-    """Return the ring ``(B, KV, R', ·)`` after a call, from its old and new rows ``(B, KV, R + N, ·)``."""
+    """Return the ring ``(B, KV, R', ·)`` after a call: the columns ``source`` of its old and new rows."""
     batch, heads, total, width = rows.shape
-    # Index rows of one matrix, ONNX's Gather: runtimes limit GatherElements.
+    # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
     picked = rows.reshape(batch * heads * total, width).index_select(0, (first + source[:, None]).reshape(-1))
     return picked.reshape(batch, heads, source.shape[1], width)
 
 
 def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
-    """Return the ring ``(B, KV, R, ·)`` after one new column, unless that is padding.
+    """Return the ring ``(B, KV, R, ·)`` with the row of one new column added, or without it if that is padding.
 
     ``new``, ``(B, 1)``, says whether the column holds a token; None: it does.
     """
@@ -77,10 +77,10 @@ def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tens
 
 
 class WindowAttention(StandardAttention):
-    """Grouped-query softmax attention over the last W tokens, itself included."""
+    """Grouped-query softmax attention of each token over itself and the W − 1 tokens before it."""
 
     def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Attend; the cache is a ring, whether other layers have growing or static caches."""
+        """Attend with a ring as the cache, whether the caches of other layers grow or are static."""
         batch, n = q.shape[0], q.shape[2]
         window = self.config.sliding_window
         assert window is not None
@@ -101,7 +101,7 @@ class WindowAttention(StandardAttention):
 
 
 def visible(at: TokenColumns, n: int, window: int) -> Tensor:
-    """Return which columns each new token sees, bool ``(B, N, R + N)``; padding sees itself, so that it is finite."""
+    """Return which columns new tokens see, bool ``(B, N, R + N)``; padding sees itself, to keep its softmax finite."""
     total = at.counts.shape[1]
     distance = at.counts[:, total - n :, None] - at.counts[:, None]  # (B, N, R + N)
     column = torch.arange(total, device=at.counts.device)

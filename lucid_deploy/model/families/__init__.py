@@ -35,7 +35,7 @@ families = _REGISTRY.names  # the model_type of every family, those of the toolk
 def family_of(raw: dict[str, Any]) -> Family | None:
     """Return the family of a ``config.json``; None for an unknown ``model_type``.
 
-    Without ``model_type`` it is the family of the class in ``architectures``, and without both it is Llama.
+    Without ``model_type`` it is the family that has a class in ``architectures``, or Llama if none has.
     """
     kind = raw.get("model_type")
     if kind is not None:

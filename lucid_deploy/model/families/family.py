@@ -18,7 +18,7 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 
 
 class NoKeys(msgspec.Struct, kw_only=True, frozen=True):
-    """The keys of a family without keys beyond Llama's."""
+    """The keys of a family that has none beyond Llama's: an empty struct."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class StoredParameter:
     # first and end row of the parameter in a tensor of several fused parameters; None: all rows
     rows: tuple[int, int] | None = None
     groups: int = 1  # number of equal parts of the tensor, to each of which rows applies
-    plus: float = 0.0  # an offset that is added to the stored numbers: 1 for norms that scale by 1 + w
-    # names and shapes of the stored tensors that it is joined of, such as one for each expert; none of them is called
-    # name then
+    plus: float = 0.0  # an offset that is added to the stored values: 1 for norms that scale by 1 + w
+    # names and shapes of the stored tensors that the parameter is joined from, such as one for each expert, unless the
+    # checkpoint stores it whole under name
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    join: Callable[[list[torch.Tensor]], torch.Tensor] | None = None  # makes the parameter of the parts
+    join: Callable[[list[torch.Tensor]], torch.Tensor] | None = None  # makes the parameter from the parts
 
 
 class Family:
@@ -43,7 +43,7 @@ class Family:
         model_type: The ``model_type`` in ``config.json``.
         architectures: The permitted classes in ``architectures``.
         keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
-        ignored: Keys of other families that its code does not use; any value is accepted.
+        ignored: Further keys that change no result of its code; any value of these is accepted.
         linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
         unused_tensors: Regular expressions for the names of stored tensors that its code ignores.
         about: One line for the table of supported models: the difference from Llama.
@@ -59,7 +59,7 @@ class Family:
 
     @property
     def computed(self) -> frozenset[str]:
-        """The supported keys beyond Llama's."""
+        """The names of the supported keys beyond Llama's."""
         return frozenset(self.keys.__struct_fields__)
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Family:
         return [FULL] * layers
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
-        """Complete a configuration, made from Llama's keys, by the family's own, an instance of its ``keys``."""
+        """Return ``config``, which Llama's keys gave, completed from the family's own keys in the struct ``keys``."""
         return config
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
@@ -79,7 +79,7 @@ class Family:
         return StoredParameter(name)
 
     def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer | None:
-        """Make the PyTorch module of one layer, with its norms and residuals; None: as Llama's."""
+        """Make the PyTorch module of one layer, with its norms and residuals; None: the layer is built as Llama's."""
         return None
 
 

@@ -1,6 +1,6 @@
 """flash-linear-attention's models: DeltaNet (arXiv 2406.06484), and gated DeltaNet (arXiv 2412.06464), which decays.
 
-They differ from Llama in names of tensors and in MLPs by a ratio; the layers that ``attn`` lists attend.
+They name tensors differently from Llama, and give the width of MLPs by a ratio; the layers that ``attn`` lists attend.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FOREIGN = (
 
 
 class FlashKeys(msgspec.Struct, kw_only=True, frozen=True):
-    """The keys that all of these models have."""
+    """The supported keys that flash-linear-attention's models have in common."""
 
     norm_eps: Positive = 1e-6
     hidden_ratio: Size = 4
@@ -70,7 +70,7 @@ class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 
 
 class FlashLinearFamily(Family):
-    """A model of flash-linear-attention: every layer is of one linear kind, but those that ``attn`` lists."""
+    """A model of flash-linear-attention: all layers are of one linear kind, except those that ``attn`` lists."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         (
@@ -98,7 +98,7 @@ class FlashLinearFamily(Family):
         plain = {**raw, "rms_norm_eps": keys.norm_eps}
         if raw.get("intermediate_size") is None and isinstance(raw.get("hidden_size"), int):
             inner = int(raw["hidden_size"] * keys.hidden_ratio * 2 / 3)
-            plain["intermediate_size"] = 256 * -(-inner // 256)  # its own rounding
+            plain["intermediate_size"] = 256 * -(-inner // 256)  # the library's own rounding
         attention = attention_keys(keys.attn, where)
         heads = keys.num_heads if attention is None else attention.num_heads
         plain |= {"num_attention_heads": heads, "num_key_value_heads": heads}
@@ -146,7 +146,7 @@ class FlashLinearFamily(Family):
 
     @abstractmethod
     def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
-        """Return the settings of its linear layers, see :class:`~lucid_deploy.model.layers.delta_settings`."""
+        """Return the settings of its linear layers, see :mod:`~lucid_deploy.model.layers.delta_settings`."""
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
         for ours, theirs in _STORED.items():
@@ -173,7 +173,7 @@ def attention_keys(given: Any, where: str) -> AttentionKeys | None:
 
 
 def whole(value: float, what: str, where: str) -> int:
-    """Return a width that a factor makes."""
+    """Return ``value``, a width times a factor, as an integer; refuse other numbers."""
     if not value.is_integer():  # infinity, which a product may be, is none
         raise LucidError(f"{where}: {what} is {value:g}, which is not a whole number.")
     return round(value)

@@ -36,7 +36,7 @@ class LayerKind(ABC):
 
     @abstractmethod
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
-        """Make the PyTorch module of one layer."""
+        """Make the PyTorch module that mixes tokens in one layer, such as attention."""
 
 
 _REGISTRY = Registry(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DeltaKind(LayerKind):
-    """Layers of the plain delta rule; the gated one has a decay besides."""
+    """Layers of the plain delta rule; the subclass for the gated rule lets the state decay."""
 
     name = "delta"
     attribute = "linear_attn"

@@ -32,19 +32,19 @@ class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
     key_width: Size  # width of a query or key head
     value_width: Size  # width of a value head
     kernel: _Kernel = 4  # how many tokens the short convolutions see, the newest included; 0: there are none
-    gate: _Gate = "none"  # what the output gate goes through, silu or sigmoid; none: there is no gate
+    gate: _Gate = "none"  # the function of the output gate, silu or sigmoid; none: there is no gate
     has_beta: bool = True  # whether β comes from the token; false: it is 1
-    # whether β is doubled, which lets a step turn the sign of what the state holds of a key
+    # whether β is doubled, so that a step can reverse the sign of what the state holds for a key
     negative_eigenvalues: bool = False
 
     @property
     def key_channels(self) -> int:
-        """Width of all queries, and of all keys."""
+        """Width of the queries of all heads together, and of the keys."""
         return self.key_heads * self.key_width
 
     @property
     def value_channels(self) -> int:
-        """Width of all values."""
+        """Width of the values of all heads together."""
         return self.value_heads * self.value_width
 
     @property
@@ -54,7 +54,7 @@ class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fi
 
 
 def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
-    """Return the settings of a kind's layers."""
+    """Return the checked settings of layers of a kind, ``delta`` or ``gated_delta``."""
     given = config.layer_settings.get(kind)
     where = f"layer_settings.{kind}"
     if not isinstance(given, dict):
@@ -70,7 +70,7 @@ def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
 
 
 def check_kernel(size: int, key: str, where: str) -> None:
-    """Check how many tokens short convolutions see; ``key`` is what the configuration calls it."""
+    """Refuse short convolutions over too few or too many tokens; ``key`` is the configuration's name of ``size``."""
     if not 2 <= size <= LARGEST_KERNEL:
         raise LucidError(
             f"{where}: {key} is {size}; short convolutions over 2 to {LARGEST_KERNEL} tokens are supported, the newest "
@@ -81,7 +81,7 @@ def check_kernel(size: int, key: str, where: str) -> None:
 def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) -> LayerLayout:
     """Return the cache of a layer: the last inputs of its convolutions, and the state of the recurrence.
 
-    The inputs of the convolutions are kept in the rows' type, in float32 beside int8 and fp8: there are
+    The inputs of the convolutions are kept in the type of cached rows, or in float32 if that is int8 or fp8: there are
     few of them, and they have no scales.
     """
     shape = (settings.value_heads, settings.key_width, settings.value_width)
@@ -94,7 +94,7 @@ def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) ->
 
 
 def weight_names(settings: DeltaSettings, attribute: str, decays: bool) -> tuple[str, ...]:
-    """Return the names of a layer's weights within it."""
+    """Return the names of a layer's weights, such as ``linear_attn.q_proj.weight``."""
     names = [f"{name}_proj.weight" for name in ("q", "k", "v")]
     names += ["b_proj.weight"] if settings.has_beta else []
     names += ["a_proj.weight", "A_log", "dt_bias"] if decays else []

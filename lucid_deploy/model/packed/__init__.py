@@ -1,1 +1,1 @@
-"""Checkpoints whose weights other tools have quantized: one file for each layout, and what all have in common."""
+"""Checkpoints whose weights other tools have quantized: their settings, their layouts, and how weights are read."""

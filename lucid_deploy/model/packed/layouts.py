@@ -1,12 +1,12 @@
 """Layouts of quantized weights: how the parts of a weight lie in a checkpoint, and how to read them.
 
-Two classes read all of them. They are described by the names, types and orientation of the parts:
+Two classes read all layouts; an instance says how one layout names, types and orients the parts:
 
-- :class:`IntegerLayout`: numbers of 4 or 8 bits with scales and zero points, as AutoGPTQ, AutoAWQ and
+- :class:`IntegerLayout`: integers of 4 or 8 bits with scales and zero points, as AutoGPTQ, AutoAWQ and
   compressed-tensors store them;
-- :class:`FloatLayout`: numbers in E4M3 with scales.
+- :class:`FloatLayout`: values in E4M3 with scales.
 
-:mod:`lucid_deploy.model.packed.settings` makes them from ``quantization_config``.
+:mod:`lucid_deploy.model.packed.settings` makes instances from ``quantization_config``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCALARS: list[Shape] = [(), (1,), (1, 1)]  # the shapes in which tools store a s
 # Tensor types, as safetensors spells them.
 FP8 = "F8_E4M3"
 _WORDS, _INDICES, _SCALES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
-AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word of AutoAWQ the number of each of eight outputs lies
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # by output, the place of its value in AutoAWQ's words of eight values
 
 
 class PackedLayout(ABC):
@@ -79,7 +79,7 @@ class IntegerLayout(PackedLayout):
     name: str
     bits: int
     group_size: int  # inputs that share a scale; −1: a whole row
-    numbers: str  # name of the part with the numbers, packed into int32, the first in the lowest bits
+    numbers: str  # name of the part with the quantized values, packed into int32, the first in the lowest bits
     scale: str  # name of the scales
     zero: str  # name of the zero points; empty: every zero point is the middle of the range
     index: str = ""  # name of the part with the group of each input, which must be in order; empty: there is none
@@ -87,9 +87,9 @@ class IntegerLayout(PackedLayout):
     ordered: bool = False  # whether only index says which inputs share a group
     size: str = ""  # name of the part that stores (out, in); empty: there is none
     transposed: bool = False  # whether parts are stored with the inputs first: (in, out), (groups, out)
-    along_outputs: bool = False  # whether a word has numbers of neighbouring outputs; otherwise of neighbouring inputs
-    places: tuple[int, ...] = ()  # where in a word each of its numbers lies; empty: in order
-    zeros_less_one: bool = False  # whether zero points are stored less one
+    along_outputs: bool = False  # whether a word has values of neighbouring outputs; otherwise of neighbouring inputs
+    places: tuple[int, ...] = ()  # where in a word each of its values lies; empty: in order
+    zeros_less_one: bool = False  # whether zero points are stored minus one
     middle: bool = False  # whether the settings say that stored zero points are the middle of the range
     inputs = None
 
@@ -147,7 +147,7 @@ class IntegerLayout(PackedLayout):
         return codes
 
     def _zeros(self, parts: dict[str, torch.Tensor], out: int, groups: int) -> torch.Tensor:
-        """Return the zero points as codes have them: uint8 ``(out, groups)``."""
+        """Return the zero points in the units of the codes: uint8 ``(out, groups)``."""
         import torch
 
         half = 1 << (self.bits - 1)
@@ -175,7 +175,7 @@ class IntegerLayout(PackedLayout):
         return zeros.contiguous()
 
     def _unpack_outputs(self, words: torch.Tensor) -> torch.Tensor:
-        """Return the numbers of words ``(out·bits/32, n)`` that have numbers of neighbouring outputs, ``(out, n)``."""
+        """Unpack words ``(out·bits/32, n)``, each with values of neighbouring outputs, into uint8 ``(out, n)``."""
         numbers = _unpack(words.mT, self.bits)  # (n, out)
         if self.places:
             numbers = numbers.unflatten(-1, (-1, len(self.places)))[..., list(self.places)].flatten(-2)
@@ -242,13 +242,13 @@ class FloatLayout(PackedLayout):
         return FloatWeight(weight.view(torch.uint8), scales, block, inputs)
 
     def _blocks(self, rows: int, width: int) -> tuple[int, int]:
-        """Return how many blocks a weight of this size has, one below the other and side by side."""
+        """Return how many blocks a weight of this size has along its rows, and how many along its inputs."""
         high, wide = self.block
         return count_blocks(rows, high or rows), count_blocks(width, wide or width)
 
 
 def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the numbers of int32 words ``(…, n)``, lowest bits first, uint8 ``(…, n·32/bits)``."""
+    """Unpack int32 words ``(…, n)``, lowest bits first, into uint8 ``(…, n·32/bits)``."""
     import torch
 
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
@@ -256,7 +256,7 @@ def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _group(width: int, size: int) -> int:
-    """Return the inputs of a group in a row of ``width``; −1, and a size above the row's, mean the whole row."""
+    """Return how many inputs a group has in a row of ``width``; −1, or more than ``width``, means the whole row."""
     return width if size == -1 else min(size, width)
 
 

@@ -50,7 +50,7 @@ def _unsupported(directory: Path, method: Any) -> str:
 
 @dataclass(frozen=True)
 class PackedParts:
-    """One weight of a quantized checkpoint."""
+    """The stored tensors that make up one quantized weight, and how to read them."""
 
     module: str  # the prefix of its parts' names
     shape: tuple[int, int]  # (out, in)
@@ -72,7 +72,7 @@ def find_parts(
     where: Path,
     type_of: Callable[[str], str],
 ) -> dict[str, PackedParts]:
-    """Group the tensors of a checkpoint into quantized weights, by the weights' names. Types are safetensors' words."""
+    """Group a checkpoint's tensors into quantized weights, by name; ``type_of`` gives types as safetensors does."""
     known, weights = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
     modules = dict.fromkeys(

@@ -1,23 +1,23 @@
 """Read ``quantization_config``: which layout a checkpoint's quantized weights have.
 
-Each method has a struct of the keys that are read, and a set of those that do not change what the numbers mean. Any
-other key might change it, and is refused.
+Each method has a struct of the keys that are read, and a set of those that do not change what the stored values mean.
+Any other key might change their meaning, and is refused.
 
 - ``gptq`` (AutoGPTQ, gptqmodel): ``qweight`` int32 ``(in·bits/32, out)``; ``scales`` ``(groups, out)``; ``qzeros``
   int32 ``(groups, out·bits/32)``; ``g_idx`` int32 ``(in)``. The format ``gptq`` (the first, and the default) stores
-  zero points less one; ``gptq_v2`` as they are. Published in AutoGPTQ's ``qlinear_cuda_old.py`` and gptqmodel's
+  zero points minus one, ``gptq_v2`` as they are. Published in AutoGPTQ's ``qlinear_cuda_old.py`` and gptqmodel's
   ``convert_gptq_v1_to_v2_format_module``.
-- ``awq`` (AutoAWQ, version gemm): ``qweight`` int32 ``(in, out/8)`` and ``qzeros`` int32 ``(groups, out/8)``: the
-  numbers of eight outputs in a word, from the lowest bits on those of outputs 0, 2, 4, 6, 1, 3, 5, 7; ``scales``
-  ``(groups, out)``. Published in AutoAWQ's ``packing_utils.py``. The method's factors of inputs are in the weights.
+- ``awq`` (AutoAWQ, version gemm): ``qweight`` int32 ``(in, out/8)`` and ``qzeros`` int32 ``(groups, out/8)``: a
+  word has a value of each of eight outputs, from the lowest bits on those of outputs 0, 2, 4, 6, 1, 3, 5, 7; ``scales``
+  ``(groups, out)``. Published in AutoAWQ's ``packing_utils.py``. AWQ's scaling of inputs is in the weights already.
 - ``compressed-tensors``: ``pack-quantized`` has ``weight_packed`` int32 ``(out, in·bits/32)``, ``weight_scale``
   ``(out, groups)``, ``weight_shape`` and, where weights are not symmetric, ``weight_zero_point`` int32
   ``(out·bits/32, groups)``. ``float-quantized`` has ``weight`` E4M3 ``(out, in)``; ``weight_scale`` one number,
   ``(out, 1)``, or ``(⌈out/rows⌉, ⌈in/inputs⌉)``; ``input_scale``, one number, where inputs are rounded with it.
   Published in its ``compressors/``.
 - ``fp8`` with the key ``weight_block_size`` (DeepSeek, Qwen, transformers' ``FineGrainedFP8Config``):
-  ``weight_scale_inv`` ``(⌈out/rows⌉, ⌈in/inputs⌉)``, or one number where the key is null, which in spite of its name
-  is the factor of a number; ``activation_scale``, one number, where inputs are rounded with it. Without the key
+  ``weight_scale_inv`` ``(⌈out/rows⌉, ⌈in/inputs⌉)``, or one number where the key is null; in spite of the name, values
+  are multiplied by it. ``activation_scale``, one number, where inputs are rounded with it. Without the key
   (AutoFP8, vLLM's ``fp8``): ``weight_scale`` and ``input_scale``, one number each.
 
 All functions raise ValueError where the settings are not supported.
@@ -43,7 +43,7 @@ _Block = Annotated[list[_Side], msgspec.Meta(min_length=2, max_length=2)]
 def read_settings(
     settings: dict[str, Any], form: type[_Settings], ignored: Collection[str], where: str = "quantization_config"
 ) -> _Settings:
-    """Check settings against a struct. Null counts as absent; unknown keys might change the numbers' meaning."""
+    """Convert settings to a struct. Null counts as absent; unknown keys, which might change meanings, are refused."""
     given = {key: value for key, value in settings.items() if value is not None and key not in ignored}
     unknown = sorted(given.keys() - set(form.__struct_fields__))
     if unknown:
@@ -60,7 +60,7 @@ def _group_size(size: int) -> int:
     return size
 
 
-# Keys of AutoGPTQ, gptqmodel and transformers that say how the numbers were found or are to be computed.
+# Keys of AutoGPTQ, gptqmodel and transformers that say how weights were quantized or what computes with them.
 _GPTQ_IGNORED = frozenset(
     """
     act_group_aware backend batch_size block_name_to_quantize cache_block_outputs damp_auto_increment damp_percent
@@ -178,7 +178,7 @@ class _Group(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class _Numbers(msgspec.Struct, kw_only=True, frozen=True):
-    """How weights or inputs are quantized: an entry of a group."""
+    """How weights or inputs are quantized: ``weights`` or ``input_activations`` of a group."""
 
     type: Literal["int", "float"]
     num_bits: Literal[4, 8]
@@ -315,7 +315,7 @@ def fp8_layout(settings: dict[str, Any]) -> FloatLayout:
 
 
 def _refuse_dequantize(settings: dict[str, Any], inputs: InputRounding | None) -> None:
-    """Refuse rounded inputs with a key that makes transformers load plain weights; other programs ignore that key."""
+    """Refuse rounded inputs beside a key that makes transformers load plain weights; other programs ignore that key."""
     key = "dequantize is true" if settings.get("dequantize") else "run_compressed is false"
     if inputs is not None and (settings.get("dequantize") or settings.get("run_compressed") is False):
         raise ValueError(

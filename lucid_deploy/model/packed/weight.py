@@ -27,7 +27,7 @@ class PackedWeight:
     def dequantize(self) -> torch.Tensor:
         """Return the weight ``(out, in)``: float32, or float64 where float32 would round (scales of float32).
 
-        A difference has 9 bits at most and a scale of half precision 11, so their product is exact in float32.
+        ``code − zero`` has at most 9 bits and a half-precision scale 11, so their product is exact in float32.
         """
         wide = _exact_dtype(self.scales)
         width = self.codes.shape[1]
@@ -40,17 +40,17 @@ class PackedWeight:
 class InputRounding:
     """How the inputs of quantized products are rounded to E4M3 before they are multiplied."""
 
-    # static: with a scale that the checkpoint stores for each weight; token: the largest magnitude of a token's
-    # inputs / 448; group: that of each size neighbouring inputs of a token
+    # where the scale comes from. static: the checkpoint stores it for each weight; token: the largest magnitude of a
+    # token's inputs / 448; group: the largest of each ``size`` neighbouring inputs of a token / 448
     kind: str
     size: int | None = None  # inputs of a group; None otherwise
 
 
 @dataclass(frozen=True)
 class FloatWeight:
-    """A weight in E4M3: an element is number · scale, with the scale of its block of rows and inputs."""
+    """A weight in E4M3: an element is value · scale, with the scale of its block of rows and inputs."""
 
-    codes: torch.Tensor  # uint8 (out, in), the bytes of the numbers
+    codes: torch.Tensor  # uint8 (out, in), the bytes of the E4M3 values
     scales: torch.Tensor  # (blocks of rows, blocks of inputs), as stored
     block: tuple[int, int]  # rows and inputs of a block; the last ones may be smaller
     # what inputs are divided by before they are rounded, a scalar; None: nothing is stored
@@ -59,7 +59,7 @@ class FloatWeight:
     def dequantize(self) -> torch.Tensor:
         """Return the weight ``(out, in)``: float32, or float64 where float32 would round (scales of float32).
 
-        A number has 4 bits and a scale of half precision 11, so their product is exact in float32.
+        An E4M3 value has 4 significant bits and a half-precision scale 11, so their product is exact in float32.
         """
         import torch
 

@@ -1,1 +1,1 @@
-"""Models that classes of transformers compute, with our attention put in: every family that is not one of ours."""
+"""Models of families that this package does not implement: model classes of transformers, with our attention."""

@@ -1,7 +1,7 @@
-"""Turn ``config.json`` of a class of transformers into our configuration, by asking the class itself.
+"""Turn ``config.json`` of a model class of transformers into our configuration, by asking the class itself.
 
-The class is made without weights and run once on the meta device. What each layer gives to attention and to the mask
-says its heads, widths, scale, window and soft cap; nothing here knows a family.
+The class is made without weights and run once on the meta device. What each layer passes to attention and to the mask
+shows its heads, widths, scale, window and soft cap, so that no model family needs code of its own here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from lucid_deploy.model.transformers_class.published_keys import ALSO_NAMED, is_
 
 OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that the class does not read
 _TOKENS = 5  # of the run that asks the class
-# Keys that say nothing of the class's computation and need not be kept.
+# Keys that say nothing about what the class computes, and need not be kept.
 _DROPPED = OURS | frozenset(
     (
         "architectures",
@@ -65,7 +65,7 @@ _DROPPED = OURS | frozenset(
         "use_cache",
     )
 )
-# Names of the number of experts, and of how many of them a token chooses.
+# Keys for the number of experts, and for how many of them a token chooses.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 # The values of LUCID's keys that are computed in a class.
@@ -80,7 +80,7 @@ _STANDARD_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
-    """LUCID's keys, which the class does not read."""
+    """Keys that are read from ``config.json`` directly: LUCID's, and the tokens that begin and end a text."""
 
     attention_type: str = "llama"
     use_beta: bool = False
@@ -94,7 +94,7 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
 def parse_class_config(
     raw: dict[str, Any], where: str, assume_unused: Collection[str] = (), layers: tuple[int, ...] = ()
 ) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration, of some of its layers if any are named."""
+    """Turn ``config.json`` of a class of transformers into a configuration: of the ``layers``, or of all if empty."""
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
     _check_lucid_keys(raw, where)
@@ -156,7 +156,7 @@ def parse_class_config(
 
 
 def class_of(model_type: str) -> tuple[str, ...]:
-    """Return the names of the causal models of a ``model_type``, registered ones too; none if there is none."""
+    """Return the names of transformers' causal model classes for ``model_type``, registered ones too; may be empty."""
     names = CLASSES.get(model_type, ())
     if not names and model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING:
         registered: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
@@ -182,7 +182,7 @@ def _check_lucid_keys(raw: dict[str, Any], where: str) -> None:
 
 
 def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> tuple[str, ...]:
-    """Return the kind of each layer: over a window as the class has it, the others LUCID or standard."""
+    """Return the kind of each layer: window and delta rule as in the class, the others LUCID or standard."""
     lucid = keys.attention_type in LUCID_TYPES
     full = [index for index, shape in enumerate(shapes) if shape.window is None and not shape.is_delta]
     chosen = [index for index, kind in enumerate(keys.layer_kinds) if kind == LUCID] if keys.layer_kinds else full
@@ -215,7 +215,7 @@ def _kinds(keys: _LucidKeys, shapes: tuple[AttentionShape, ...], where: str) -> 
 
 
 def _unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str]) -> dict[str, Any]:
-    """Return the keys of ``config.json`` that a class does not read although they may change the numbers."""
+    """Return the keys of ``config.json`` that a class does not read although they may change the results."""
     form = type(config)
     try:
         defaults = form()
@@ -268,7 +268,7 @@ def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -
 
 
 def _without_dynamic(value: Any) -> Any:
-    """Turn a rope block of the type ``dynamic`` to ``default``, which it is up to max_position_embeddings tokens."""
+    """Turn a rope block of type ``dynamic`` into ``default``: the same up to max_position_embeddings tokens."""
     if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")) or "alpha" in value:
         return value  # with alpha, Hunyuan's, which is the same for all lengths
     rest = {key: item for key, item in value.items() if key not in ("rope_type", "type", "factor")}
@@ -295,7 +295,7 @@ def _inner(block: Any) -> list[Any]:
 
 @dataclass
 class _Question:
-    """A run of a class on the meta device that notes what its layers give to attention."""
+    """A run of a class on the meta device that notes what each layer passes to attention."""
 
     layers: Any
     length: int  # the longest text
@@ -349,7 +349,7 @@ class _Question:
         raise LucidError(f"layer {place} does not get its mask from transformers' registry")
 
     def mask(self, sees: Callable[..., Tensor]) -> Tensor:
-        """Return a mask that says by its identity how many tokens a token sees."""
+        """Return a mask without values, and note how many tokens a token sees where a layer attends by this mask."""
         window: int | LucidError | None
         try:
             with torch.device("cpu"):
@@ -377,7 +377,7 @@ class _Question:
 
 
 def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
-    """Return what each layer of a class on the meta device gives to attention."""
+    """Return the attention and experts of each layer of a class, found by one run on the meta device."""
     layers = net.get_submodule(layers_path(net))
     number_layers(layers)
     length = getattr(net.config.get_text_config(), "max_position_embeddings", None) or 2048
@@ -408,9 +408,9 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
 
 
 def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:
-    """Say of each layer which is the first that computes the same from its weights."""
+    """Set ``like`` of each layer: the index of the first layer that differs only in the values of its weights."""
     first: dict[str, int] = {}
-    seen: dict[int, int] = {}  # tensors that layers are given, by the order in which they come
+    seen: dict[int, int] = {}  # by the id of a tensor that layers are given, its number in the order of first use
     found = []
     for place, (layer, calls, shape) in enumerate(zip(layers, given, shapes, strict=True)):
         like = first.setdefault(f"{shape} {_signature(layer)} {_given(calls, seen)}", place)
@@ -419,7 +419,7 @@ def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tu
 
 
 def _signature(layer: nn.Module) -> str:
-    """Spell the modules of a layer with their plain settings, which say all that they compute but their weights."""
+    """Describe a layer's modules in a text, equal for layers that differ only in the values of their weights."""
     parts = []
     for name, module in layer.named_modules():
         plain = {
@@ -435,7 +435,7 @@ def _signature(layer: nn.Module) -> str:
 
 
 def _given(value: Any, seen: dict[int, int]) -> str:
-    """Spell what a layer was given, with tensors told apart by identity."""
+    """Describe a layer's arguments in a text, in which each tensor object has a number of its own."""
     if isinstance(value, Tensor):
         if value.is_complex():
             raise LucidError("its layers are given complex numbers, such as rotary positions, which ONNX does not have")

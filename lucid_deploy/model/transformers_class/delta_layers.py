@@ -1,7 +1,7 @@
 """Layers of the gated delta rule in classes of transformers, such as Qwen3-Next and Qwen3.5.
 
-transformers computes them by functions that cannot be traced with a state from outside, so our layer takes their place.
-It reads the parts of the projections that transformers fuses. The trial before each export compares both.
+transformers' functions for them cannot be traced with a state that is passed in, so our layer takes their place. Its
+projections are parts of those that transformers fuses. The trial before each export compares both layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PARTS = ("conv1d", "norm", "out_proj", "A_log", "dt_bias")
 
 
 class DeltaLayer(GatedDeltaNet):
-    """Our layer in a class; ``mix_in_class`` knows the call that is running, with its state."""
+    """Our layer in a class of transformers; ``mix_in_class`` finds the running call, which has the cached state."""
 
     mix_in_class: Callable[[DeltaLayer, Tensor], Tensor]
 
@@ -34,7 +34,7 @@ class DeltaLayer(GatedDeltaNet):
 def put_delta_layers(
     net: Any, mix: Callable[[Any, Tensor], Tensor], implementation: str, state_dtype: str
 ) -> dict[str, StoredParameter]:
-    """Put our layers in the place of a class's; return where in the class's parameters theirs lie, by their names."""
+    """Replace a class's layers of the gated delta rule by ours; return where the class has each of our parameters."""
     places: dict[str, StoredParameter] = {}
     for path, module in list(net.named_modules()):
         if not all(hasattr(module, name) for name in (*_SIZES, *_PARTS)):

@@ -1,4 +1,4 @@
-"""A model in memory as a checkpoint on the disk, for what reads checkpoints."""
+"""Save a model that is in memory as a checkpoint on disk, for functions that read checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lucid_deploy.model.transformers_class.module import quiet
 
 
 def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
-    """Save a model, and register its class with transformers for this process if it is one of the user's own."""
+    """Save a model and its tokenizer; register a class of the user's own with transformers, for this process."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise LucidError(

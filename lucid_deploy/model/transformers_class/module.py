@@ -1,7 +1,7 @@
-"""A class of transformers as a model of ours: it calls our attention, which has the past and keeps the cache.
+"""Model classes of transformers as models of this package: they call our attention, which reads and extends the cache.
 
 transformers' classes look up attention by a name in a registry. :func:`attention` is registered there; it finds the
-call that is running, and in it the layer's past, by the module that calls it.
+running call of the model, and in it the past of the layer whose module calls attention.
 
 The model has the class's modules under our names (``model.embed_tokens``, ``model.layers``, ``lm_head``), wherever the
 class has them, so that weights, graphs and quantization are named as in other models.
@@ -72,13 +72,13 @@ class Running(Protocol):
     """A call of a class's forward, as the registered functions see it."""
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
-        """Attend with ``(B, H, N, D)`` and ``(B, KV, N, D)``; return ``(B, N, H, D)``."""
+        """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)``; return ``(B, N, H, D)``."""
 
     def mask(self, sees: Callable[..., Tensor]) -> Any:
         """Return what attention gets as its mask, given the function that says which token sees which."""
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
-        """Note that each token chooses so many of a module's experts."""
+        """Note that each token chooses ``choices`` of the ``experts`` of a module."""
 
     def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
         """Mix new tokens ``(B, N, C)`` by the gated delta rule."""
@@ -89,7 +89,7 @@ _RUNNING: ContextVar[Running | None] = ContextVar("running", default=None)
 
 @contextlib.contextmanager
 def running(call: Running) -> Iterator[None]:
-    """Have the registered functions serve a call."""
+    """Within the block, let the functions registered with transformers work for this call."""
     before = _RUNNING.set(call)
     try:
         yield
@@ -164,7 +164,7 @@ def attention_options(options: dict[str, Any], width: int) -> tuple[float, float
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and remarks off the terminal."""
+    """Keep transformers' progress bars and warnings off the terminal."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -179,7 +179,7 @@ def quiet() -> Iterator[None]:
 def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), implementation: str = NAME) -> Any:
     """Make a class of transformers, on the current default device, in evaluation mode.
 
-    Only some ``layers`` are kept; none named: all. ``implementation``, of attention and experts, is ours or ``eager``.
+    Only ``layers`` are kept; empty: all. ``implementation`` is that of attention and experts: ours or ``eager``.
     """
     kind = {key: value for key, value in class_config.items() if key != "model_type"}
     if class_config["model_type"] not in CONFIG_MAPPING:
@@ -198,7 +198,7 @@ def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), imple
 
 
 def keep_layers(net: Any, layers: tuple[int, ...]) -> None:
-    """Remove all but some layers, and their entries in lists of the configuration with one for each layer."""
+    """Keep only some layers, and only their entries in lists of the configuration that have one for each layer."""
     path, count = layers_path(net), len(net.get_submodule(layers_path(net)))
     kept = nn.ModuleList(copy.deepcopy(net.get_submodule(path)[index]) for index in layers)  # one may come twice
     parent, _, name = path.rpartition(".")
@@ -216,14 +216,14 @@ def keep_layers(net: Any, layers: tuple[int, ...]) -> None:
 
 
 def number_layers(layers: Iterable[nn.Module]) -> None:
-    """Tell every module of a layer which layer it belongs to: attention is called with its module alone."""
+    """Store in every module of a layer the layer's index, because a call of attention passes only its module."""
     for place, layer in enumerate(layers):
         for module in layer.modules():
             module.lucid_layer = place  # type: ignore[assignment]
 
 
 def layers_path(net: Any) -> str:
-    """Return the path of the list of a class's layers."""
+    """Return the path of the module in which a class lists its layers."""
     count = net.config.get_text_config().num_hidden_layers
     for path, module in net.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -324,7 +324,7 @@ class ClassModel(CausalModel):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassModel:
-        """Convert parameters; buffers that are no weights, such as rotary frequencies, keep their type."""
+        """Convert parameters; buffers that are no weights, such as rotary frequencies, keep their type and device."""
         kept = {id(module): _tables(module) for module in self.modules()}
         super()._apply(fn, recurse)
         for module in self.modules():
@@ -333,7 +333,7 @@ class ClassModel(CausalModel):
 
 
 class ClassCall:
-    """A call of the model: the past of each layer, and the cache that it makes."""
+    """One call of the model, with the past of each layer; ``present`` collects the new cache."""
 
     def __init__(self, model: ClassModel, past: list[LayerCache], step: Step, last_only: bool) -> None:
         self._model, self._past, self._step, self._last_only = model, past, step, last_only
@@ -368,12 +368,12 @@ class ClassCall:
         return mixed
 
     def rows(self, x: Tensor) -> Tensor:
-        """Select what the head reads, ``(B, N, C)`` or ``(B, 1, C)``."""
+        """Select the tokens whose logits the head computes: all, ``(B, N, C)``, or the last, ``(B, 1, C)``."""
         return last_token(x, self._step.mask) if self._last_only and x.shape[1] > 1 else x
 
 
 class _Part:
-    """Stands where a class looks for its embedding or head, and calls the one that the model has now."""
+    """Stands in where a class looks for its embedding or head, and calls the module that the model has now."""
 
     def __init__(self, model: ClassModel, path: str) -> None:
         self._model, self._path = model, path
@@ -413,7 +413,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor | None]:
 
 @contextlib.contextmanager
 def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block, keep a model's integer buffers on a device: on the meta device they would have no values."""
+    """Within the block, replace a model's integer buffers by copies on ``device``, which on meta have no values."""
     moved = []
     for module in net.modules():
         for name, table in _tables(module).items():
@@ -430,14 +430,14 @@ def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
 def restore_buffers(net: Any) -> None:
     """Compute the buffers that checkpoints do not store, on the CPU: on the meta device they have no values.
 
-    The class's own initialization restores them, in float64 here: rotary frequencies are rounded to float32 once.
+    The class's own initialization restores them, here in float64, so that rotary frequencies are rounded only once.
     """
     for path, module in net.named_modules():
         tables = {name: table for name, table in _tables(module).items() if table is not None}
         if not tables:
             continue
         found = []
-        for filler in (0, 1):  # what depends on it was not restored
+        for filler in (0, 1):  # a buffer that depends on the filler was not restored
             for name, table in tables.items():
                 module._buffers[name] = torch.full_like(table, filler, device="cpu")
             with torch.device("cpu"), torch.no_grad(), all_in_float64():
@@ -452,8 +452,8 @@ def put_norms(net: Any) -> dict[str, float]:
     """Put our RMS norm in the place of each module that computes the same.
 
     Returns:
-        By the class's names of the norms' weights, what to add to what a checkpoint stores: 1 where a norm scales
-        by 1 + w.
+        By the class's name of each norm's weight, the offset to add to the stored weight w: 1 where the norm scales
+        by 1 + w, otherwise 0.
     """
     offsets: dict[str, float] = {}
     kinds: dict[Any, float | None] = {}

@@ -1,7 +1,7 @@
-"""Positions of classes that do not take them as other classes do.
+"""Positions in model classes of transformers that do not simply count them from 0 and take them as an argument.
 
-Some count them from behind their padding token. Others, decoders of translation, count them in the module that embeds
-them, from the length of a cache that is not theirs here.
+Some begin with the number after the id of their padding token. In others, decoders of translation models, the module
+that embeds positions counts them from the length of transformers' own cache, which is not used here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 
 @contextlib.contextmanager
 def given_positions(positions: Tensor | None) -> Iterator[None]:
-    """Have the modules of :func:`put_positions` embed these positions, ``(B, N)``."""
+    """Within the block, let the modules of :func:`put_positions` embed these positions, ``(B, N)``."""
     before = _POSITIONS.set(positions)
     try:
         yield
@@ -32,7 +32,7 @@ def given_positions(positions: Tensor | None) -> Iterator[None]:
 
 
 class _GivenPositions(nn.Module):
-    """Embed the positions of the running call, whatever the class says."""
+    """Embeds the positions of :func:`given_positions`, whatever arguments the class passes."""
 
     def __init__(self, weight: Tensor, offset: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _GivenPositions(nn.Module):
 
 
 def put_positions(net: Any) -> None:
-    """Replace the modules that count positions themselves where a class passes none of ours to them."""
+    """Replace embeddings that count positions themselves, where the module around them takes no ``position_ids``."""
     for path, module in list(net.named_modules()):
         if not isinstance(module, nn.Embedding) or "cache_length" not in inspect.signature(module.forward).parameters:
             continue
@@ -56,7 +56,7 @@ def put_positions(net: Any) -> None:
 
 
 class _Rotary(nn.Module):
-    """Cosines and sines of rotary angles, for texts: the positions in time, height and width are one."""
+    """Cosines and sines of rotary angles for text, whose positions in time, height and width are equal."""
 
     def __init__(self, inv_freq: Tensor, scale: float) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def put_rotary(net: Any) -> None:
 
 
 def first_position(net: Any) -> int:
-    """Return the position of a text's first token."""
+    """Return the position of a text's first token: 0, or the number after the padding token's id."""
     for module in net.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             if not isinstance(getattr(module, "padding_idx", None), int):

@@ -1,4 +1,4 @@
-"""Keys of published ``config.json`` files that a class of transformers does not read, and computes all the same.
+"""Keys of published ``config.json`` files that a class of transformers does not read, though it computes what they say.
 
 Most are left over from the code that a model was published with. A value stands here only if it is what the class
 computes; any other is refused.
@@ -54,7 +54,7 @@ _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
 }
 # By model_type: keys that the class does not read whatever they are, and that no computation of it depends on.
-# How serving engines keep states, and heads that predict further tokens.
+# These say how serving engines keep states, or describe heads that predict further tokens.
 _OF_QWEN3_5 = frozenset(("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
 _UNUSED: dict[str, frozenset[str]] = {
     "qwen3_next": _OF_QWEN3_5,
@@ -68,7 +68,7 @@ ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in 
 
 
 def is_computed(key: str, value: Any, config: Any) -> bool | None:
-    """Whether a class computes what a key that it does not read says; None: nothing is known of the key."""
+    """Whether a class computes what ``key``, which it does not read, says; None: nothing is known of the key."""
     kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
     if key in _ELSEWHERE or key in _UNUSED.get(kind, ()) or (key in _BIASES and value is False):
         return True
@@ -88,7 +88,7 @@ def _equal(value: Any, other: Any) -> bool:
 
 
 def _every(value: Any, config: Any) -> bool:
-    """Whether each so many-th layer attends to all tokens."""
+    """Whether every ``value``-th layer attends to all tokens, and no other layer does."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         return False
     return all((kind == "full_attention") == (not place % value) for place, kind in enumerate(config.layer_types, 1))

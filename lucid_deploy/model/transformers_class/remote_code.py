@@ -21,7 +21,7 @@ _NAMES = ("AutoConfig", "AutoModelForCausalLM")
 def take_code(raw: dict[str, Any], directory: Path, trusted: bool) -> None:
     """Register the classes of a checkpoint with transformers, whose other functions then find them.
 
-    ``trusted`` says whether the user allowed to run the code.
+    ``trusted`` says whether the user allows the code to be run.
     """
     where, kind, named = directory / "config.json", raw.get("model_type"), raw.get("auto_map")
     named = named if isinstance(named, dict) else {}

@@ -1,7 +1,7 @@
-"""One layer of a class of transformers at a time, for what reads a checkpoint layer by layer.
+"""Run one layer of a class of transformers at a time, for functions that read a checkpoint layer by layer.
 
-The class's own forward runs, with one layer in it; hooks put the residual stream in front of that layer, take what it
-gives, and stop there.
+The class's own forward runs, with one layer in it; hooks replace that layer's input, take the input or the output, and
+stop the run there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Stop(Exception):
 
 
 def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassModel:
-    """Read one layer of a checkpoint and small parameters outside, in float32; with ``around`` the embedding, too."""
+    """Read a model of one layer, with small parameters outside it, in float32; with ``around`` also the embedding."""
     config = source.config
     alone = dataclasses.replace(
         config,
@@ -48,7 +48,7 @@ def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassMode
 
 
 def load_layer(source: Checkpoint, index: int) -> nn.Module:
-    """Read one layer of a checkpoint, in float32: the class's module, which knows the model that :func:`run` needs."""
+    """Read one layer of a checkpoint, in float32: the class's module, with the model that :func:`run_layer` needs."""
     model = one_layer(source, index)
     (layer,) = model.layers()
     layer.__dict__["lucid_model"] = model  # not a submodule

@@ -47,7 +47,7 @@ def _part(convert: Callable[[list[Tensor]], dict[str, Tensor]], name: str, tenso
 
 
 def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...]]) -> dict[str, StoredParameter]:
-    """Return where parameters lie that are made of several stored tensors, or of one in another form."""
+    """Return how to make the parameters ``named`` from several ``stored`` tensors, or from one in another form."""
     conversions = get_model_conversion_mapping(net, add_legacy=False)
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]

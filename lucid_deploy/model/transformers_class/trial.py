@@ -36,7 +36,7 @@ _PADDED = 2  # columns before the second row's first token
 
 
 def prove(config: LucidConfig, where: str) -> str:
-    """Try a class with few layers; return a sentence about the result."""
+    """Compare a class with few layers with our attention; return a sentence about the result, or refuse the class."""
     name = class_of(config.family)[0]
     small = _small(config)
     plain = dataclasses.replace(small, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in small.kinds))
@@ -46,7 +46,7 @@ def prove(config: LucidConfig, where: str) -> str:
     try:
         with torch.no_grad(), quiet():
             model = _random(plain)
-            if model.first_position:  # a class that counts from behind its padding token does not count that
+            if model.first_position:  # padding tokens would not be counted, so the text has none
                 ids[ids == model.first_position - 1] += 1
             wanted = _eager(model, ids, mask)
             if not torch.allclose(_eager(model, ids[:1])[-1], wanted[-1][:1], rtol=0, atol=TOLERANCE):
@@ -66,7 +66,7 @@ def prove(config: LucidConfig, where: str) -> str:
 
 
 def _small(config: LucidConfig) -> LucidConfig:
-    """Return the model with one layer of each kind and small tables."""
+    """Return the configuration with one layer of each kind, at most ``LAYERS``, and with small sizes."""
     keys = config.class_config
     smaller: dict[str, Any] = {
         key: min(keys[key], size) for key, size in _SMALLER.items() if isinstance(keys.get(key), int)
@@ -81,11 +81,11 @@ def _small(config: LucidConfig) -> LucidConfig:
     kinds, layers = [config.kinds[index] for index in picked], tuple(picked)
     raw = {**keys, "attention_type": config.attention_type, "layer_kinds": kinds}
     padding = keys.get("pad_token_id")
-    if not isinstance(padding, int) or padding >= smaller.get("vocab_size", 0):  # none of the smaller vocabulary
+    if not isinstance(padding, int) or padding >= smaller.get("vocab_size", 0):  # not in the smaller vocabulary
         smaller["pad_token_id"] = None
     try:
         found = parse_class_config({**raw, **smaller}, "the trial's model", layers=layers)
-    except LucidError:  # sizes that hang together
+    except LucidError:  # sizes that depend on others
         found = parse_class_config(raw, "the trial's model", layers=layers)
     return dataclasses.replace(found, rms_norm_eps=config.rms_norm_eps)
 
@@ -113,7 +113,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _outputs(model: Any, run: Any) -> list[Tensor]:
-    """Return what each layer gives while something runs, and what that returns."""
+    """Return the output of each layer during a call of ``run``, and then what ``run`` returns."""
     found: list[Tensor] = []
     layers = model.layers() if isinstance(model, ClassModel) else model
     hooks = [
@@ -129,7 +129,7 @@ def _outputs(model: Any, run: Any) -> list[Tensor]:
 
 
 def _eager(model: ClassModel, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-    """Return outputs of layers, and logits, of the class with its own attention and the same weights.
+    """Return the outputs of the layers, and the logits, of the class with its own attention and the same weights.
 
     Without a mask, the class counts positions itself.
     """
@@ -158,7 +158,7 @@ def _eager(model: ClassModel, ids: Tensor, mask: Tensor | None = None) -> list[T
 
 
 def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """Return the same of our model, fed in two chunks and single tokens."""
+    """Return the outputs of the layers, and the logits, of our model, fed in two chunks and single tokens."""
     positions, past, start = _positions(mask), None, 0
     pieces: list[list[Tensor]] = []
 
@@ -177,7 +177,7 @@ def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
 def _compare(
     wanted: list[Tensor], found: list[Tensor], mask: Tensor, config: LucidConfig, where: str, name: str
 ) -> float:
-    """Return the largest relative difference of the logits; refuse a model in which it is no rounding error."""
+    """Return the relative error of the logits; refuse a model if it, or that of a layer, is no rounding error."""
     valid = mask.bool()
     errors = [
         float((ours[valid] - theirs[valid]).norm() / theirs[valid].norm().clamp_min(1e-300))
