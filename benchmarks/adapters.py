@@ -1,8 +1,8 @@
 """What adapters of each row cost in decoding: a step with and without them, in turn, at batch 1 and 8.
 
-A random model of a chosen shape in onnxruntime with the library of kernels and a static cache. Adapters of one rank
-change all linear layers but the head; the rows of a batch have different ones. What is compared must agree first: rows
-without an adapter give the base's logits.
+The model is random, of a chosen shape, and runs in onnxruntime with the library of kernels and a static cache. Adapters
+of one rank change all linear layers but the head; each row of a batch has its own. Before anything is timed, rows
+without an adapter must give the base model's logits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_adapter(directory: Path, checkpoint: Path, rank: int) -> Path:
 
 
 def measure(artifacts: dict[str, Artifact], batch: int) -> dict[str, Any]:
-    """Decode with all contenders in turn; return their milliseconds a step, and the medians of ratios by round."""
+    """Time decode steps of all contenders in turn; return medians of milliseconds, and of ratios to the base."""
     vocabulary = artifacts["base"].config.vocab_size
     ids = np.random.default_rng(0).integers(0, vocabulary, (batch, PROMPT))
     chosen = {"base": None, "no adapter": np.zeros(batch, np.int64), "adapters": np.arange(1, batch + 1)}

@@ -3,13 +3,13 @@
 As MLPerf's compliance tests do, accuracy is checked on what was answered *during* the load, not before or after it. The
 served tokens are fed to a session one by one, so that what follows a near-tie is judged as well.
 
-Two ways to compute the same logits differ by rounding. How much is measured for each answer, on the same session: its
-prompt in one piece against pieces of :data:`CHUNK` tokens, and against a row of a batch, behind a column of padding.
-The error of one correct computation is at most FACTOR times that of another, as ``verify`` has it
-(:mod:`lucid_deploy.parity.gate`), and what is served is held against one that errs itself. So a served
-log-probability may be off by FACTOR + 1 times what was measured, but by the two units in the last place of the largest
-logit that ``verify`` allows either computation in any case. A token that is less likely than another by no more than
-twice that is a near-tie.
+Two ways to compute the same logits differ by rounding. By how much is measured for each answer on one session: its
+prompt runs in one piece, in pieces of :data:`CHUNK` tokens, and as a row of a batch, behind a column of padding. The
+error of one correct computation is at most FACTOR times that of another, as ``verify`` has it
+(:mod:`lucid_deploy.parity.gate`), and a served answer is compared with a computation that errs itself. So a served
+log-probability may be off by FACTOR + 1 times what was measured or, if that is more, by the units in the last place of
+the largest logit that ``verify`` always allows, once for each of the two. A token that is less likely than another by
+no more than twice this bound is a near-tie.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
     """Check one answer by computing it again, alone.
 
     Args:
-        session: The same artifact, opened by itself.
+        session: A session of the same artifact that is not the server's.
         answer: What was served.
         prefill_chunk: Tokens of a prompt that the server runs at once. With a cache of another type than the model's,
             tokens of one call see each other before they are rounded, so it must be the server's.
@@ -91,7 +91,7 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
 
 
 def repeated(answers: Iterable[ServedAnswer]) -> list[str]:
-    """Name prompts whose sampled answers are all the same, which means that one was cached.
+    """Return a message for each prompt whose sampled answers are all the same, which means that one was cached.
 
     Args:
         answers: Answers that were asked for without a seed and with a temperature of 1.

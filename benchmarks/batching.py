@@ -1,10 +1,10 @@
 """Throughput of continuous batching at 1 to 16 rows: the demo model, and the medium model (hidden 1024, 8 layers).
 
-Two figures for every number of rows. `decode`: that many requests run, with contexts of unequal length around 512
-tokens (demo: 96), in a batcher of 16 rows; tokens of all rows a second, median of the steps. `job`: 16 requests
-with prompts of unequal length, from the first prompt to the last token, in a batcher of that many rows.
+There are two figures for every number of rows. `decode`: new tokens per second of all rows (median of the steps) while
+that many requests run in a batcher of 16 rows, with contexts of unequal length around 512 tokens (demo: 96). `job`: the
+time of 16 requests with prompts of unequal length, from the first prompt to the last token, in a batcher of that size.
 
-Before anything is timed, the tokens of the job are compared with those of lone generations.
+Before anything is timed, the tokens of two batched requests are compared with those of lone generations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def requests(session: Session[Any], context: int, new: int) -> list[Request]:
 
 
 def decode(session: Session[Any], rows: int, context: int, steps: int) -> dict[str, float]:
-    """Time steps with so many rows running."""
+    """Time decode steps while ``rows`` requests run; return the median, and tokens per second of all rows."""
     batcher = Batcher(session, rows=MOST)
     for request in requests(session, context, steps + MOST + 16)[:rows]:
         batcher.submit(request)
@@ -71,7 +71,7 @@ def job(session: Session[Any], rows: int, context: int, new: int) -> dict[str, f
 
 
 def check(session: Session[Any], context: int, new: int) -> None:
-    """Compare the job's tokens with lone generations; where two tokens are equally likely, that is a near-tie."""
+    """Check that the first and last request give the same tokens in a batch as alone; SystemExit if not."""
     batcher, found = Batcher(session, rows=MOST), {}
     asked = requests(session, context, new)
     for request in asked:

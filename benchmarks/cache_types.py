@@ -1,8 +1,8 @@
 """Memory and decode time of caches in float32, float16 and int8 on the CPU, growing and static.
 
-2 layers, 8 heads on 2 key/value heads of width 64, float32 weights and arithmetic; with the library of kernels, which
-is built if need be, and with the functions of the graph. All take turns, a few steps at a time. The contents are
-random: they change nothing in what a step costs.
+The model has 2 layers, 8 heads on 2 key/value heads of width 64, and float32 weights and arithmetic. It runs with the
+library of kernels, built if need be, and with the functions of the graph. All take turns, a few steps at a time. Caches
+hold random values, which change nothing in what a step costs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TYPES = {"float32": "auto", "float16": "float16", "int8": "int8"}
 
 
 def filled_cache(session: Session, rows: list[tuple[np.ndarray, np.ndarray]], length: int):
-    """Return a cache that holds the first rows."""
+    """Return a cache of the first ``length`` tokens of ``rows``, which has K and Y of each layer."""
     layers = [(k[:, :, :length], y[:, :, :length]) for k, y in rows]
     return session.cache_from_arrays(layers, np.ones((1, length), dtype=bool))
 
@@ -43,7 +43,7 @@ class Decoding:
             session.decode(self.token, self.cache)
 
     def advance(self, steps: int) -> None:
-        """Decode, and keep the milliseconds of each step but the first, which finds other numbers in the caches."""
+        """Time ``steps`` decode steps after an untimed one, which finds another session's data in processor caches."""
         for step in range(steps + 1):
             started = time.perf_counter()
             self.session.decode(self.token, self.cache)
@@ -58,7 +58,7 @@ def held_bytes(cache: Cache) -> int:
 
 
 def against_float32(session: Session, whole: Session, rows: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the relative difference of the logits of one step, so that no figure comes from a broken cache."""
+    """Return the relative difference of one step's logits from ``whole``'s; a large one would show a broken cache."""
     token = np.ones((1, 1), dtype=np.int64)
     found, wanted = (one.decode(token, filled_cache(one, rows, 500)) for one in (session, whole))
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))

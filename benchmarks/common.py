@@ -110,8 +110,8 @@ def write_random_checkpoint(
     """Write a checkpoint of one of the shapes with random weights, in shards, holding one shard in memory at a time.
 
     Args:
-        directory: Where to.
-        shape: Its name in :data:`SHAPES`.
+        directory: The directory to write.
+        shape: The shape's name in :data:`SHAPES`.
         shard_bytes: Least size of a shard but the last.
         changes: Keys of the configuration to replace; a key that is None is left out.
     """
@@ -146,11 +146,11 @@ def write_random_checkpoint(
 
 
 def in_process(module: str, call: str) -> dict[str, Any]:
-    """Run a call of a script here in a process of its own, whose memory and imports are then its own; return its JSON.
+    """Call a function of a benchmark script in a new process, with memory and imports of its own; return its result.
 
     Args:
         module: The script's name without ``.py``.
-        call: Of one of its functions, as Python text; what it returns must be plain data.
+        call: The call as Python text, such as ``f(1)``; the function must return plain data.
     """
     code = f"import json, {module}; print(json.dumps({module}.{call}))"
     done = subprocess.run(
@@ -177,7 +177,7 @@ def logit_errors(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> di
 
 
 def write_result(name: str, data: dict[str, Any]) -> None:
-    """Write a result beside machine, versions and commit, and say where."""
+    """Write a result, with machine, versions and commit, into benchmarks/results, and print the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": describe_machine(), **data}, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """The delta rule as a single-operator graph: our CPU kernel, the function body, and onnxruntime's own LinearAttention.
 
-float32; 8 heads of width 128, Qwen3-Next's, and 16 of width 64, keys and values alike; keys correlated 0.9, β 0 to 1,
-a slow decay or none. The graph of one token is measured too. All are timed in turn, round by round, in processor time,
-which other processes disturb less than the clock; one thread is the default, as threads that wait use it too.
+All is float32, with 8 heads of width 128 (as in Qwen3-Next) or 16 of width 64, for keys and values alike; keys are
+correlated 0.9, β is 0 to 1, the decay is slow or absent. The graph of one token is measured too. All are timed in turn,
+round by round, in processor time, which other processes disturb less; one thread, since waiting threads use it too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROVIDERS = ["CPUExecutionProvider"]
 
 
 def own_operator(heads: int, width: int) -> onnx.ModelProto:
-    """Return onnxruntime's operator alone; query, key and value are (batch, tokens, heads · width)."""
+    """Return a graph of onnxruntime's LinearAttention alone; query, key, value are (batch, tokens, heads · width)."""
     make = onnx.helper
     ranks = {"query": 3, "key": 3, "value": 3, "state": 4, "log_decay": 3, "beta": 3}
     settings = {"q_num_heads": heads, "kv_num_heads": heads, "update_rule": "gated_delta", "scale": width**-0.5}
@@ -46,7 +46,7 @@ def own_operator(heads: int, width: int) -> onnx.ModelProto:
 
 
 def operator_session(threads: int, one_token: bool, by: str, heads: int, width: int) -> ort.InferenceSession:
-    """Return onnxruntime's session of one DeltaRule node, computed by KERNEL or BODY, or of its own operator."""
+    """Return an onnxruntime session of one DeltaRule node, computed by KERNEL or BODY, or of LinearAttention (OWN)."""
     make, element = onnx.helper, onnx.TensorProto.FLOAT
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
@@ -89,12 +89,12 @@ def inputs(length: int, heads: int, width: int, gated: bool) -> tuple[torch.Tens
 
 
 def side_by_side(x: np.ndarray) -> np.ndarray:
-    """Turn (batch, heads, tokens, width) to (batch, tokens, heads · width), and so without a width."""
+    """Turn (batch, heads, tokens, width) to (batch, tokens, heads · width); the width may be missing in both."""
     return np.ascontiguousarray(np.moveaxis(x, 1, 2)).reshape(len(x), x.shape[2], -1)
 
 
 def measure(length: int, heads: int, width: int, gated: bool, rounds: int, threads: int) -> dict[str, object]:
-    """Check all against float64, then time them."""
+    """Check the kernel, the body and LinearAttention against float64, then time them."""
     sessions = {by: operator_session(threads, length == 1, by, heads, width) for by in (KERNEL, BODY, OWN)}
     given = inputs(length, heads, width, gated)
     feed = {name: np.ascontiguousarray(x.numpy()) for name, x in zip(DELTA_RULE.input_names, given, strict=True)}

@@ -1,7 +1,7 @@
 """Decoding with a mixture of experts beside a dense model of its active size, at batch 1.
 
 The mixture has 64 experts of which a token chooses 8, so that its weights are 7 times those that one token reads. Both
-models have random weights and decode in turn in one process. Another random token comes each time, so experts change.
+models have random weights and decode in turn in one process. Tokens are random, so chosen experts change.
 Both run on one thread, whose processor time counts.
 """
 
@@ -43,7 +43,7 @@ PROMPT = 64
 
 
 def exported(name: str, scratch: Path, quantize: str | None) -> Artifact:
-    """Export a random model."""
+    """Export a random model, which is ``mixture`` or ``dense``."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(scratch / name)
     options = QuantizeOptions(quantize, activations="float") if quantize else None  # as experts have it

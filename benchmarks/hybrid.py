@@ -1,7 +1,7 @@
-"""Three layers of the gated delta rule to one of LUCID, beside LUCID and standard attention in every layer.
+"""A model with three layers of the gated delta rule to one of LUCID, beside LUCID or standard attention throughout.
 
 All have hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64 and nearly the same number of parameters: a
-delta layer has 8 heads with keys and values of width 64. Each is held against PyTorch before anything is timed. Then
+delta layer has 8 heads with keys and values of width 64. Each is compared with PyTorch before anything is timed. Then
 they take turns, each in a process of its own: prefill at 2048 and 8192 tokens, decode at 8192 tokens of context. Last,
 each decodes alone at 131,072 tokens, and its peak memory stands beside what `lucid-deploy inspect` predicts. Kernels
 are those that `lucid-deploy run` would take; `--kernels functions` takes the graphs' own.
@@ -43,14 +43,14 @@ def export_all(root: Path, shape: str, cache: str) -> dict[str, Artifact]:
 
 
 def check(contenders: list[Contender]) -> None:
-    """Hold each model against PyTorch with its weights; raises CheckFailed where they disagree."""
+    """Compare each model with PyTorch on the same weights; raise CheckFailed where they disagree."""
     for contender in contenders:
         torch = Contender(f"{contender.name} in PyTorch", "torch-blocked", contender.artifact, contender.options)
         run_plan([contender, torch], Plan(lengths=(8,), stages=("decode",), repeats=1, steps=1), "float32")
 
 
 def rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """Return every measurement with the time of the others over its own, round by round."""
+    """Return every measurement with its time over the hybrid's of the same kind, round by round."""
     first = {(m.stage, m.length): m for m in measurements if m.contender == "hybrid"}
     return [
         {
@@ -79,7 +79,7 @@ def memory(artifact: Artifact, context: int) -> dict[str, float]:
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """Read numbers with commas."""
+    """Return the whole numbers in a text, which commas separate."""
     return tuple(int(word) for word in text.split(","))
 
 

@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def export_peak(checkpoint: str, output: str, dtype: str, scheme: str | None = None) -> dict[str, float]:
-    """Export in this process; return seconds of each part and the peak of resident memory."""
+    """Export in this process; return seconds in all, seconds before weights are written, and peak resident memory."""
     from lucid_deploy.export import ExportOptions, export
     from lucid_deploy.export.quantize.options import QuantizeOptions
 
@@ -35,7 +35,7 @@ def export_peak(checkpoint: str, output: str, dtype: str, scheme: str | None = N
 
 
 def sessions_memory(artifact: str) -> dict[str, float]:
-    """Open both graphs in onnxruntime and run each once; return resident memory before and after."""
+    """Run prefill and decode once in onnxruntime; return the memory that is resident then, and its peak, in bytes."""
     import numpy as np
 
     from lucid_deploy.bench.machine import resident_bytes

@@ -25,7 +25,7 @@ def sessions(path: Path, use_library: Callable[[onnx.ModelProto], bool], threads
     Args:
         path: The graph.
         use_library: Puts the library's product into a graph, and says whether it did.
-        threads: Of each session.
+        threads: Threads of each session.
     """
     found = {}
     for by in (LIBRARY, STANDARD):
@@ -45,7 +45,7 @@ def check(both: dict[str, Any], x: Array, exact: Array) -> dict[str, float]:
     """Return the errors of output ``product_0``, relative to its norm, by implementation.
 
     Raises:
-        SystemExit: The library's is too large; nothing should be timed then.
+        SystemExit: The library's error is too large, so nothing should be timed.
     """
     found = {by: each.run(["product_0"], {"x": x})[0].astype(np.float64) for by, each in both.items()}
     errors = {by: float(np.linalg.norm(got - exact) / np.linalg.norm(exact)) for by, got in found.items()}
@@ -55,9 +55,9 @@ def check(both: dict[str, Any], x: Array, exact: Array) -> dict[str, float]:
 
 
 def race(both: dict[str, Any], x: Array, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Return the seconds of runs that take turns, by what multiplies; outputs are all but ``product_0``.
+    """Run both in turn; return each round's seconds by implementation. Outputs are all but ``product_0``.
 
-    With one thread it is that thread's time, which other processes hardly change.
+    With one thread, seconds are that thread's processor time, which other processes hardly change.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
     outputs = [output.name for output in both[LIBRARY].get_outputs() if output.name != "product_0"]

@@ -1,6 +1,6 @@
 """Long context on the CPU: chunked prefill of 32,768 tokens within bounded memory, decode at 131,072 tokens.
 
-2 layers, 8 heads on 2 key/value heads of width 64, float32. Memory is the process's own peak, read from the system.
+The model has 2 layers, 8 heads on 2 key/value heads of width 64, in float32. Memory is the process's own peak.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What long_context.py measures, in a process that imports no torch, as one that serves the artifact would."""
+"""The measurements of long_context.py, for a process that imports no torch, like one that serves an artifact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lucid_deploy.runtimes import open_session
 
 
 def prefill(artifact: str, length: int, chunk: int | None, kernels: str = "auto") -> dict[str, Any]:
-    """Prefill and decode 8 tokens; return the prefill's seconds, memory before, peaks, logits and last rows of Y."""
+    """Prefill ``length`` tokens, decode 8; return the prefill's seconds, logits and last rows of Y, and memory."""
     session = open_session(artifact, kernels=kernels)
     ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (1, length))
     cache = session.empty_cache(1)
@@ -38,7 +38,7 @@ def prefill(artifact: str, length: int, chunk: int | None, kernels: str = "auto"
 
 
 def decode(artifact: str, context: int, steps: int = 8) -> dict[str, Any]:
-    """Decode up to a context, after a random cache; return seconds a step and the process's peak memory."""
+    """Decode from a random cache up to ``context`` tokens; return seconds per step and the process's memory."""
     session, rng = open_session(artifact), np.random.default_rng(0)
     filled = context - steps - 1
     layers = [

@@ -1,9 +1,9 @@
 """A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64) through `lucid-deploy bench`.
 
-Every artifact runs twice, with the library of kernels for onnxruntime and with the functions in its graphs. Prefill at
-up to 2048 tokens against standard attention exported alike, and PyTorch eager; decode at up to 8192 tokens
-with growing and static cache against standard attention with the same kind of cache. Needs the library: `lucid-deploy
-plugin build --target onnxruntime`.
+Every artifact runs twice, with the library of kernels for onnxruntime and with the functions in its graphs. Prefill of
+up to 2048 tokens is compared with standard attention, exported alike, and with PyTorch eager; decoding at up to 8192
+tokens, with a growing and a static cache, is compared with standard attention on the same kind of cache. This needs the
+library: `lucid-deploy plugin build --target onnxruntime`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The medium model beside the alternatives: standard attention, in onnxruntime and in OpenVINO.
 
 The same shape in float32, 8 and 4 bits, prefill and decode: all contenders of all types take turns within one run, so
-that a machine that slows down slows all of them; each has a process of its own, which takes about 12 GB together. Needs
-the library of kernels (``lucid-deploy plugin build --target onnxruntime``) and the extra ``openvino``.
+that a machine that slows down slows all of them; each has a process of its own, and all take about 12 GB together. This
+needs the library of kernels (``lucid-deploy plugin build --target onnxruntime``) and the extra ``openvino``.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, th
     """Return an artifact, and standard attention of its shape in onnxruntime and OpenVINO.
 
     Args:
-        artifact: LUCID's, with weights of the type.
-        kind: The type, which names end with.
-        scratch: A directory for the exports, which exists and is the type's own.
+        artifact: The LUCID artifact, with weights of one type.
+        kind: The type of the weights, with which the contenders' names end.
+        scratch: A directory for the exports of this type alone, which exists.
         kernels: What onnxruntime runs: ``library`` or ``functions``.
-        threads: Of each.
+        threads: Threads of each contender.
     """
     ours, openvino = RuntimeOptions(kernels=kernels, threads=threads), RuntimeOptions("openvino", threads=threads)
     standard, inlined = export_standard(artifact, scratch), export_standard(artifact, scratch, inline=True)

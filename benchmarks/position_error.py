@@ -2,9 +2,9 @@
 
 Errors could pile up along a text: Y of every token is computed from the rounded Y of those before it. The text is
 the bundled task's lists one after the other, whose keys resemble each other, so that the solve has work to do. Each
-artifact runs it in chunks; the float64 model does too, once. The error at a position is the root mean square over the
-vocabulary of the difference, as a share of that of the exact logits. Tokens of the text repeat, contexts beyond those
-of training show how numbers behave and not how good answers are.
+artifact runs it in chunks; the float64 model does too, once. The error at a position is the root mean square of the
+differences of logits over the vocabulary, as a share of that of the exact logits. The text repeats itself and is longer
+than texts in training, so it shows how rounding errors grow and not how good answers are.
 
     python benchmarks/position_error.py --length 32768
 
@@ -42,7 +42,7 @@ ARTIFACTS = {
 
 
 def text_of(tokenizer: TextTokenizer, length: int) -> list[int]:
-    """Return so many token ids: lists of the bundled task, one after the other."""
+    """Return ``length`` token ids: lists of the bundled task, one after the other."""
     ids: list[int] = []
     for example in recall.held_out(length // 20 + 1):
         ids += tokenizer.encode(f"{example.prompt} {example.answer}", add_special_tokens=not ids)
@@ -61,7 +61,7 @@ def logits_in_chunks(session: Session[Any], ids: list[int], chunk: int) -> Itera
 def errors(
     exact: Session[Any], others: dict[str, Session[Any]], ids: list[int], chunk: int, minutes: float | None = None
 ) -> dict[str, Array]:
-    """Return the relative error at each position, ``(N,)``, of every session: as many as ``minutes`` suffice for."""
+    """Return each session's relative error at each position, ``(N,)``; ``minutes`` limit how many are computed."""
     found: dict[str, list[Array]] = {name: [] for name in others}
     runs = {name: logits_in_chunks(session, ids, chunk) for name, session in others.items()}
     begun, done = time.monotonic(), 0
@@ -78,7 +78,7 @@ def errors(
 
 
 def summary(row: Array, bins: int) -> list[dict[str, float]]:
-    """Return median, 99th percentile and largest error in parts of the text that double in length."""
+    """Return median, 99th percentile and largest error in ``bins`` parts of the text, each longer than the last."""
     edges = np.unique(np.geomspace(1, len(row), bins + 1).astype(int))
     return [
         {

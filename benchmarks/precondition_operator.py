@@ -2,7 +2,7 @@
 
 The dense solve in PyTorch is measured beside them.
 
-4 key/value heads of width 64, float32, two threads; keys correlated 0.9. Everything is timed in turn, round by round.
+There are 4 key/value heads of width 64 in float32, two threads, and keys correlated 0.9. All are timed in turn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADS, WIDTH, CORRELATION = 4, 64, 0.9
 
 
 def operator_session(threads: int, library: Path | None = None) -> ort.InferenceSession:
-    """Return onnxruntime's session of one Precondition node; the library runs it if given, else its function."""
+    """Return an onnxruntime session of one Precondition node; the library runs it if given, else its function body."""
     make, element = onnx.helper, onnx.TensorProto.FLOAT
     *names, mask = PRECONDITION.input_names
     [solved] = PRECONDITION.output_names

@@ -52,19 +52,19 @@ def tasks(tokenizer: TextTokenizer, context: int, recall_prompts: int = 200) -> 
 
 
 def ask(session: Session[Any], tokenizer: TextTokenizer, questions: dict[str, Task]) -> dict[str, Report]:
-    """Put the questions to a model."""
+    """Ask a model the questions of each task; return its reports by task."""
     return {name: evaluate(session, tokenizer, task, batch=8) for name, task in questions.items()}
 
 
 def brief(report: Report) -> dict[str, Any]:
-    """Return the score of a report and of each length."""
+    """Return a report's score in all and for each length of prompts."""
     label = "pairs" if report.task.name == "recall" else "length"
     by = {str(key[0]): score.to_dict() for key, score in report.by(label).items()}
     return {**report.score.to_dict(), "settings": report.task.settings, "by": {label: by}}
 
 
 def precisions() -> dict[str, Any]:
-    """Export the bundled model in every precision and ask all of them the same."""
+    """Export the bundled model in every precision, and ask each export the same questions."""
     tokenizer = TextTokenizer(resolve(DEMO))
     results: dict[str, Any] = {}
     reference: dict[str, Report] | None = None
@@ -93,7 +93,7 @@ def precisions() -> dict[str, Any]:
 
 
 def attentions(pairs: list[tuple[Path, Path]]) -> list[dict[str, Any]]:
-    """Ask pairs of checkpoints (LUCID, standard attention) the same, in PyTorch in float32."""
+    """Ask both checkpoints of each pair (LUCID, standard attention) the same questions, in PyTorch in float32."""
     results = []
     for pair in pairs:
         reports = []
@@ -145,7 +145,7 @@ def summary(curve: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_line(name: str, reports: dict[str, Report]) -> None:
-    """Print a model's scores."""
+    """Print a model's scores in a line."""
     lengths = reports["needles"].by("length").items()
     needles = "  ".join(f"{key[0]}: {score.accuracy:.1%}" for key, score in lengths)
     print(f"{name:26s} recall {reports['recall'].score.accuracy:.2%}   needles {needles}", flush=True)

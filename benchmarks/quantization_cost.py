@@ -1,14 +1,14 @@
 """What quantization costs a pretrained model: perplexity and KL divergence beside float32, size, and time.
 
-Each way is measured twice: on the checkpoint, and on the same function in other numbers (gains of norms moved into the
-weights behind them, channels multiplied and divided by factors of 0.5 to 2). The only pretrained weights that come with
-a package come from a 4-bit grid, which flatters formats with the same grid; their rewritten form does not.
+Each way to quantize is measured twice: on the checkpoint, and on other weights that compute the same (gains of norms
+moved into the weights after them, channels multiplied and divided by factors of 0.5 to 2). The only pretrained weights
+that come with a package come from a 4-bit grid, which flatters formats with the same grid; the rewritten ones do not.
 
     python examples/smollm2.py smollm2
     python benchmarks/quantization_cost.py smollm2 --calibration FILE --text OTHER
 
-``--form experts`` is the function once more, as a mixture of four experts of which a token takes two: each is the MLP
-in other numbers. With ``--adapter`` the checkpoint is one of examples/convert, with LUCID in some layers.
+``--form experts`` computes the same as a mixture of four experts of which a token takes two: each is the MLP with other
+weights. With ``--adapter`` the checkpoint is one of examples/convert, with LUCID in some layers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS: dict[str, QuantizeOptions] = {
 
 
 def rewrite(checkpoint: Path, output: Path) -> None:
-    """Write a Llama's function in other numbers."""
+    """Write a Llama with other weights that compute the same: gains are moved, channels scaled by random factors."""
     model, draw = AutoModelForCausalLM.from_pretrained(checkpoint), torch.Generator().manual_seed(0)
     config = model.config
 
@@ -72,7 +72,7 @@ def rewrite(checkpoint: Path, output: Path) -> None:
 
 
 def upcycle(checkpoint: Path, output: Path) -> None:
-    """Write a Llama's function as a Mixtral: whichever experts a token takes, their weights add up to 1."""
+    """Write a Mixtral that computes what a Llama does: each expert is its MLP, and gates of those taken sum to 1."""
     llama, draw = AutoModelForCausalLM.from_pretrained(checkpoint), torch.Generator().manual_seed(1)
     kept = llama.config.to_dict().keys() & MixtralConfig().to_dict().keys() - {"architectures", "model_type"}
     config = MixtralConfig(**{key: getattr(llama.config, key) for key in kept}, num_local_experts=4)
@@ -94,7 +94,7 @@ def upcycle(checkpoint: Path, output: Path) -> None:
 
 
 def save(model: Any, checkpoint: Path, output: Path) -> None:
-    """Write a model with another one's tokenizer and all else."""
+    """Write a model, and beside it the files of ``checkpoint`` that it lacks, such as the tokenizer."""
     model.save_pretrained(output)
     for file in checkpoint.iterdir():
         if not (output / file.name).exists():
@@ -104,7 +104,7 @@ def save(model: Any, checkpoint: Path, output: Path) -> None:
 def measure(
     checkpoint: Path, name: str, calibration: Path, pieces: list[Any], original: Any, **more: Any
 ) -> dict[str, Any]:
-    """Export one way and compare it with float32."""
+    """Export quantized in the way ``name``, and compare size, answers and time with float32."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         text: dict[str, Any] = {"calibration": calibration} if name.endswith("calibration") else {}

@@ -1,9 +1,9 @@
 """What quantization gains and costs: size, speed and error of a medium model's weights in several types.
 
-A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64, random weights), decode and prefill in
-onnxruntime, all contenders in turn, with the library of kernels (``lucid-deploy plugin build --target onnxruntime``)
-and with the functions in the graphs; and the error of one product of that size against float64, for the choice of
-blocks and of ``--activations``.
+A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64, random weights) runs
+prefill and decode in onnxruntime, all contenders in turn, with the library of kernels (``lucid-deploy plugin build
+--target onnxruntime``) and with the functions in the graphs. The error of one product of that size against float64 is
+measured for several block sizes and both ``--activations``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_artifacts(root: Path, variants: dict[str, ExportOptions]) -> dict[str, 
 
 
 def product_errors(width: int = 1024, rows: int = 1024) -> list[dict[str, Any]]:
-    """Relative error of a product with quantized weights, with and without inputs in int8; two kinds of inputs.
+    """Return relative errors of a product with quantized weights, by block size, for inputs as they are and in int8.
 
     ``normal`` inputs are independent; with ``outliers`` one in a hundred is 20 times as large, as in trained models.
     """
@@ -90,13 +90,13 @@ def product_errors(width: int = 1024, rows: int = 1024) -> list[dict[str, Any]]:
 
 
 def faster(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Compare each round's pair, so that a machine that slows down does not favour anybody."""
+    """Return median, least and most of base over other, by round, so that a machine that slows down favours neither."""
     ratios = [a / b for a, b in zip(base, other, strict=True)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 def race(artifacts: dict[str, Artifact], sizes: dict[str, int], kernels: str, repeats: int) -> list[dict[str, Any]]:
-    """Decode and prefill with every variant; ``sizes`` are those of the weights, in bytes."""
+    """Time decode and prefill of every variant; ``sizes`` has the bytes of each variant's weights."""
     contenders = [
         Contender(name, "artifact", str(item.directory), RuntimeOptions(threads=2, kernels=kernels))
         for name, item in artifacts.items()
@@ -125,7 +125,7 @@ def race(artifacts: dict[str, Artifact], sizes: dict[str, int], kernels: str, re
 
 
 def embedding_bytes(artifact: Artifact) -> int:
-    """Bytes of the embedding, of which a token reads one row; it is not tied to the head and not quantized here."""
+    """Return the bytes of the embedding, neither tied nor quantized here; a token reads one row of it."""
     config = artifact.config
     return config.vocab_size * config.hidden_size * (2 if artifact.manifest.dtype == "float16" else 4)
 

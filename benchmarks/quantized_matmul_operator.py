@@ -1,8 +1,8 @@
-"""Rows by weights in blocks that come from memory: the library's product beside onnxruntime's MatMulNBits.
+"""Products of rows with block-quantized weights from memory: the library's beside onnxruntime's MatMulNBits.
 
-Weights of one shape, more of them than a cache holds, each multiplied once a run by the same rows, whose numbers are
-rounded to 8 bits. The two run in turn, round by round. The share is that of the products a second that AVX-512 VNNI, or
-AVX2, reaches in registers, measured at the start.
+The weights have one shape and are more than a cache holds; a run multiplies each once by the same rows, whose values
+are rounded to 8 bits. The two run in turn, round by round. The share is of the products per second that AVX-512 VNNI,
+or AVX2, reaches in registers, measured at the start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ELEMENTS = 48 * 1024 * 2816  # of all weights of a graph
 
 
 def write_graph(folder: Path, bits: int, block: int, depth: int, columns: int) -> Path:
-    """Write a graph of products of ``x`` by all weights, of each of which it gives the largest number."""
+    """Write a graph that multiplies ``x`` by all weights; outputs: each product's largest value, and ``product_0``."""
     count = ELEMENTS // (depth * columns)
     attributes = {"K": depth, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
     make, rng, nodes, weights = onnx.helper, np.random.default_rng(0), [], []
@@ -55,7 +55,7 @@ def write_graph(folder: Path, bits: int, block: int, depth: int, columns: int) -
 
 
 def rounded_rows(rows: int, depth: int, block: int) -> Array:
-    """Return whole numbers up to 127, which every block has: rounded to 8 bits they stay what they are."""
+    """Return rows of whole numbers with a 127 in every block, so that rounding them to 8 bits changes nothing."""
     x = np.random.default_rng(1).integers(-127, 128, (rows, depth)).astype(np.float32)
     x[:, ::block] = 127
     return x
@@ -100,7 +100,7 @@ double seconds_of_dots(long count) {  // 12 at a time, which do not wait for eac
 
 
 def peak() -> float:
-    """Return the largest number of products of bytes a second of one thread, measured."""
+    """Measure how many products of bytes per second one thread computes in registers."""
     count = 12 * 10**6
     with tempfile.TemporaryDirectory() as folder:
         source, compiled = Path(folder, "peak.c"), Path(folder, "peak.so")

@@ -1,4 +1,4 @@
-"""What rounding the cache costs on a pretrained model: whether K or Y pays, in which layers, and with LUCID or without.
+"""What rounding the cache costs a pretrained model: for K and Y, by layer, with LUCID and without.
 
 The model reads a text in chunks, so that each chunk sees the rows before it as the cache stores them; logits are
 compared with those of the same model in float64 without rounding.
@@ -28,7 +28,7 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 class RoundedCodec(CacheCodec):
-    """Round K and Y by a function each, and keep them in the model's type."""
+    """Round K and Y by one function each; store the rounded values in the model's type."""
 
     exact = False
 
@@ -50,7 +50,7 @@ def half(rows: Tensor) -> Tensor:
 
 
 def half_with_norm(rows: Tensor) -> Tensor:
-    """Round to float16, with each row's norm as it was."""
+    """Round to float16, then scale each row to the norm that it had."""
     rounded = half(rows)
     return rounded * (rows.norm(dim=-1, keepdim=True) / rounded.norm(dim=-1, keepdim=True))
 
@@ -73,7 +73,7 @@ WAYS: dict[str, tuple[Rounding, Rounding]] = {
 
 
 def read(model: CausalModel, ids: Tensor) -> Tensor:
-    """Return the logits of a text, ``(tokens, vocab)`` in float64."""
+    """Run a text in chunks; return its logits, ``(tokens, vocab)`` in float64."""
     past, logits = None, []
     for start in range(0, len(ids), CHUNK):
         found, past = model(ids[None, start : start + CHUNK], past)

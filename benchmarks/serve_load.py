@@ -8,7 +8,7 @@ and that of all other processes, which should be next to nothing. Needs Linux.
 
 With `--audit SHARE` a third way takes its turns: the batched server, of whose answers that share, chosen at random,
 comes with token ids and log-probabilities. After each of its turns these are computed again, alone, by
-`audit.py`, and so are answers to one prompt, drawn at random, which are asked for without a clock.
+`audit.py`, and so are answers to one prompt that are drawn at random, which nobody times.
 A wrong answer ends the run, and nothing is reported.
 """
 
@@ -45,7 +45,7 @@ LEAST = 4  # as many requests as that number of clients would make
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one request asks to continue: the most likely tokens, or tokens drawn at random without a seed."""
+    """The prompt of one request, to be continued greedily or, if not ``greedy``, by tokens drawn without a seed."""
 
     ids: list[int]
     greedy: bool = True
@@ -82,7 +82,7 @@ def make_artifact(name: str, root: Path) -> Path:
 
 
 class Server:
-    """A server process for the length of a block."""
+    """A process of ``lucid-deploy serve`` that runs during a ``with`` block."""
 
     def __init__(self, artifact: Path, rows: int) -> None:
         words = ["serve", str(artifact), "--port", "0", "--rows", str(rows), "--served-model-name", "model"]
@@ -108,7 +108,7 @@ class Server:
 
 
 async def ask(client: httpx.AsyncClient, prompt: Prompt, count: int) -> Outcome:
-    """Stream one answer."""
+    """Stream an answer of ``count`` tokens; return what the client saw."""
     body = {"model": "model", "prompt": prompt.ids, "max_tokens": count, "stream": True}
     body |= {"temperature": 0 if prompt.greedy else 1}
     if prompt.audited:
@@ -136,7 +136,7 @@ async def ask(client: httpx.AsyncClient, prompt: Prompt, count: int) -> Outcome:
 
 
 async def load(url: str, prompts: list[Prompt], count: int, clients: int) -> tuple[list[Outcome], float]:
-    """Ask for all prompts, so many at a time; return the outcomes in order and the seconds."""
+    """Send all prompts, ``clients`` of them at a time; return the outcomes in order, and the seconds in all."""
     waiting = list(enumerate(prompts))[::-1]
     out: dict[int, Outcome] = {}
 
@@ -173,13 +173,13 @@ Rounds = list[dict[tuple[str, int], Measured]]  # by server and number of client
 
 
 def machine_seconds() -> float:
-    """Return the processor time that all processes have taken so far; what a host takes from us (steal) included."""
+    """Return the processor time that all processes have used so far, with that which a host took away (steal)."""
     user, nice, system, _, _, *more = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
     return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(server: Server, prompts: list[Prompt], count: int, clients: int) -> Measured:
-    """Measure one server once."""
+    """Send all prompts to one server, and measure its rate and the processor time that was used meanwhile."""
     began = machine_seconds(), server.cpu_seconds(), time.process_time()
     outcomes, seconds = asyncio.run(load(server.url, prompts, count, clients))
     everyone, served, asked = (
@@ -192,7 +192,7 @@ def measure(server: Server, prompts: list[Prompt], count: int, clients: int) -> 
 
 
 def make_prompts(name: str, count: int) -> list[Prompt]:
-    """Draw prompts of unequal length; the same ones for everybody."""
+    """Return ``count`` random prompts of unequal length, the same ones in every call."""
     length, draw = WORKLOADS[name][0], random.Random(0)
     vocabulary = 129 if name == "demo" else SHAPES[name]["vocab_size"]
     lengths = [length - draw.randrange(length // 4) for _ in range(count)]
@@ -200,13 +200,13 @@ def make_prompts(name: str, count: int) -> list[Prompt]:
 
 
 def with_audit(prompts: list[Prompt], share: float, seed: int) -> list[Prompt]:
-    """Return the prompts with a share of them, at least one, marked."""
+    """Return the prompts, of which a random share, at least one, is marked ``audited``."""
     marked = set(random.Random(seed).sample(range(len(prompts)), max(1, round(share * len(prompts)))))
     return [Prompt(prompt.ids, audited=index in marked) for index, prompt in enumerate(prompts)]
 
 
 def check_answers(session: Session[Any], prompts: list[Prompt], outcomes: list[Outcome], count: int) -> int:
-    """Compute the marked answers again; return how many, or end the run if one is wrong."""
+    """Compute the ``audited`` answers again; return how many there are, or end the run if one is wrong."""
     answers = [
         ServedAnswer(
             tuple(prompt.ids),
@@ -228,7 +228,7 @@ def check_answers(session: Session[Any], prompts: list[Prompt], outcomes: list[O
 
 
 def check_draws(session: Session[Any], server: Server, prompt: Prompt, count: int, clients: int) -> int:
-    """Have answers to one prompt drawn at random, and compute them again."""
+    """Ask for answers to one prompt, drawn at random; compute them again, and return how many."""
     prompts = [Prompt(prompt.ids, greedy=False, audited=True)] * max(REPEATS, clients)
     outcomes, _ = asyncio.run(load(server.url, prompts, count, clients))
     return check_answers(session, prompts, outcomes, count)

@@ -1,9 +1,9 @@
 """Three servers on one model and one list of requests: `lucid-deploy serve`, llama.cpp's server, OpenVINO GenAI.
 
 The model is SmolLM2-135M-Instruct in four bits: llama.cpp and OpenVINO GenAI read its GGUF file, `lucid-deploy` exports
-its checkpoint, once as it is and once with LUCID in every layer (never trained for it, so its answers mean nothing, its
+its checkpoint, once as it is and once with LUCID in every layer (not trained for that: its answers mean nothing, its
 speed does). `lucid:int8` stores the cache in 8 bits, as OpenVINO GenAI does unless told otherwise, `lucid:float16` in
-16 bits, as llama.cpp. Requests are cut from a text, some behind one of two shared system prompts; answers are greedy
+16 bits, as llama.cpp. Requests are cut from a text, some after one of two shared system prompts; answers are greedy
 and of fixed length. Servers take turns: a round measures each at every number of clients once, so ratios are of one
 run. llama.cpp and `lucid-deploy` are asked by HTTP; OpenVINO GenAI, which has no server of its own, in its process.
 
@@ -60,7 +60,7 @@ class Server(Protocol):
     """A running server."""
 
     def load(self, requests: list[Asked], clients: int) -> tuple[list[Outcome], float]:
-        """Ask for all, so many at a time; return what was seen, and the seconds."""
+        """Send all requests, ``clients`` of them at a time; return what was seen, and the seconds in all."""
 
     @property
     def pid(self) -> int: ...
@@ -170,7 +170,7 @@ def make_requests(tokenizer: Path, text: Path, count: int) -> list[Asked]:
 
 
 def export(checkpoint: Path, target: Path, is_lucid: bool, cache: str) -> None:
-    """Export the checkpoint in four bits with a type of cache, unless it is there already."""
+    """Export a checkpoint in four bits, with this cache type, unless the target exists."""
     if target.exists():
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +183,7 @@ def export(checkpoint: Path, target: Path, is_lucid: bool, cache: str) -> None:
 
 
 def serve(artifact: Path, rows: int, more: list[str]) -> HttpServer:
-    """Serve an artifact on all cores."""
+    """Start ``lucid-deploy serve`` with an artifact, on all cores."""
     words = ["serve", str(artifact), "--port", "0", "--rows", str(rows), "--served-model-name", "model", *more]
     command = [sys.executable, "-m", "lucid_deploy.cli", *words, "--threads", str(os.cpu_count())]
     return HttpServer([*command, "--quiet"])

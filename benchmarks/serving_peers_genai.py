@@ -1,6 +1,6 @@
-"""OpenVINO GenAI's continuous batching for `serving_peers.py`: takes lists of requests by lines of JSON.
+"""OpenVINO GenAI's continuous batching for `serving_peers.py`: reads lists of requests as lines of JSON.
 
-Runs in an environment of its own with `openvino-genai`.
+It runs in an environment of its own with `openvino-genai`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def run(pipe: Any, requests: list[dict[str, Any]], clients: int) -> dict[str, Any]:
-    """Answer all requests, so many at a time; return the times of their tokens."""
+    """Answer all requests, ``clients`` of them at a time; return the times of their tokens."""
     import openvino as ov
     import openvino_genai as genai
 
@@ -43,7 +43,7 @@ def run(pipe: Any, requests: list[dict[str, Any]], clients: int) -> dict[str, An
 
 
 def main() -> None:
-    """Load the model, say so, and answer line by line."""
+    """Load the model, print that it is ready, and answer each line from stdin."""
     import openvino_genai as genai
 
     scheduler = genai.SchedulerConfig()

@@ -53,7 +53,7 @@ def entries(k: Tensor, eps: float) -> Tensor:
 
 
 def solve_dense(x: Tensor, v: Tensor) -> Tensor:
-    """Solve with LAPACK's triangular solver: the whole matrix at once."""
+    """Solve L Y = V at once with LAPACK, from X ``(…, N, N)`` and V ``(…, N, D)``; return Y, in the shape of V."""
     work = compute_dtype(v.dtype)
     return torch.linalg.solve_triangular(x.to(work), v.to(work), upper=False, unitriangular=True).to(v.dtype)
 
@@ -215,7 +215,7 @@ class SolverKind(LayerKind):
     name = SOLVER
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """Describe them like LUCID's."""
+        """Return LUCID's description of a layer under this kind's name."""
         return replace(layer_kind(LUCID).describe(config, index, cache_dtype), kind=self.name)
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:

@@ -1,8 +1,8 @@
 """What verifying drafts costs, and what speculative decoding gains and loses, at hidden 1024 and batch 1.
 
-First a step that verifies 2 to 16 tokens beside a step that decodes one, at a context. Then answers token by token,
-plain and with drafts that are looked up. Random weights copy nothing, so the answers are given and not chosen:
-everything runs that runs where the model says them itself. They are
+First, a step that verifies 2 to 16 tokens is timed beside a step that decodes one. Then answers are decoded, token by
+token and with drafts that are looked up. Random weights copy nothing, so the answers are given: all runs as if the
+model had chosen their tokens. The answers are
 
     recall   entries of a list, asked for one after the other, for all of the list
     needles  the answers to questions about facts in a long text, each alone: two words of the bundled model
@@ -39,7 +39,7 @@ COUNTS = (2, 4, 8, 16)
 
 
 class OneTokenEach:
-    """A tokenizer for which every word, digit and sign is a token; it counts them as they come."""
+    """A tokenizer for which every word, digit and sign is a token; it numbers them in order of first use."""
 
     def __init__(self) -> None:
         self._ids: dict[str, int] = {}
@@ -60,7 +60,7 @@ def texts(length: int, answers: int, seed: int = 0) -> dict[str, Texts]:
 
     Args:
         length: Tokens of the texts with needles, and of the text without repetition.
-        answers: Tokens of the answer in the latter.
+        answers: Tokens of the answer to the text without repetition.
         seed: Equal seeds give equal texts.
     """
     tokenizer, rng = TextTokenizer(resolve(DEMO)), np.random.default_rng(seed)
@@ -81,7 +81,7 @@ def texts(length: int, answers: int, seed: int = 0) -> dict[str, Texts]:
 
 
 def verifying(worker: WorkerProcess, context: int, rounds: int, steps: int) -> dict[str, Any]:
-    """Return milliseconds of a decode step and of verifying, and the latter over the former, round by round."""
+    """Return milliseconds of a decode step and of steps that verify, and ratios of these to it, round by round."""
     found: dict[int, list[float]] = {count: [] for count in (1, *COUNTS)}
     for turn in range(rounds + 1):  # the first warms up
         for count, seconds in found.items():
@@ -96,7 +96,7 @@ def verifying(worker: WorkerProcess, context: int, rounds: int, steps: int) -> d
 
 
 def following(worker: WorkerProcess, task: str, of: Texts, rounds: int) -> dict[str, Any]:
-    """Return tokens a second behind the prompt without and with speculation, and the gain, round by round."""
+    """Return tokens per second after the prompt without and with speculation, and the gain, round by round."""
     plain, ahead, counts = [], [], {"proposed": 0, "accepted": 0}
     for turn in range(rounds + 1):
         both = {

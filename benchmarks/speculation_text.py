@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def prompts_by_kind() -> dict[str, list[str]]:
-    """Return prompts in ChatML, and beginnings of text."""
+    """Return prompts by kind: instructions in ChatML, and beginnings of a text to continue."""
     text = re.sub(r"\s+", " ", (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8"))
     sentences = [part for part in re.split(r"(?<=[.;]) ", text) if 60 < len(part) < 300]
     draw = random.Random(0)
@@ -77,7 +77,7 @@ def prompts_by_kind() -> dict[str, list[str]]:
 
 
 def chat(message: str) -> str:
-    """Return a prompt in ChatML."""
+    """Return a user's message as a prompt in ChatML."""
     return f"<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -21,7 +21,7 @@ _WANTED = 128  # most tokens that are asked for, wherever the answer ends
 
 
 class Given(Sampler):
-    """Chooses the tokens of a given answer."""
+    """A sampler that chooses the tokens of a given answer, whatever the logits are."""
 
     def __init__(self, answer: list[int]) -> None:
         super().__init__(Sampling())
@@ -37,7 +37,7 @@ class SpeculationWorker(Worker):
     """Measures speculation beside decoding."""
 
     def verify(self, context: int, tokens: int, steps: int) -> dict[str, Any]:
-        """Time steps that verify so many tokens of one row, all of which are taken back; seconds per step."""
+        """Time steps that verify ``tokens`` tokens of one row and then take them back; return seconds per step."""
         if self._filled is None or self._filled[0] != (1, context):
             self._filled = ((1, context), self._random_cache(1, context))
         cache = self.session.fork(self._filled[1])
@@ -51,10 +51,10 @@ class SpeculationWorker(Worker):
         return {"seconds": seconds / steps}
 
     def follow(self, prompt: list[int], answer: list[int], speculate: bool) -> dict[str, Any]:
-        """Time the decoding of a given answer behind its prompt; return seconds, and how many drafts were accepted.
+        """Time the decoding of a given answer after its prompt; return seconds, and how many drafts were accepted.
 
-        Drafts are looked up in prompt and answer. What runs is what runs where the model says this answer itself: all
-        but its last token.
+        Drafts are looked up in prompt and answer. The same tokens run as if the model had chosen this answer itself:
+        all but its last.
         """
         cache, counts = self.session.empty_cache(1), DraftCounts()
         row = Row(Given(answer), max(_WANTED, len(answer)), stop_at_eos=False, ids=prompt[:-1], next=prompt[-1])

@@ -1,9 +1,9 @@
-"""A few rows by weights that come from memory: the library's product beside onnxruntime's MatMul.
+"""Products of a few rows with weights from memory: the library's beside onnxruntime's MatMul.
 
-Weights of one shape, more of them than a cache holds (276 MB in float32), each multiplied once a run by the same rows.
-onnxruntime packs the weights, as it does by default, and brings those in float16 to float32 when it loads them. The
-same with weights that lie transposed, which Gemm multiplies: heads that are tied to an embedding. The two run in turn,
-round by round.
+The weights have one shape and are more than a cache holds (276 MB in float32); a run multiplies each once by the same
+rows. onnxruntime packs the weights, as it does by default, and converts those in float16 to float32 when it loads them.
+Transposed weights, as of heads that are tied to an embedding, are measured too: Gemm multiplies by them. The two
+implementations run in turn, round by round.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MATMUL, GEMM = "MatMul", "Gemm"
 
 
 def write_graph(folder: Path, dtype: str, operator: str, depth: int, columns: int) -> Path:
-    """Write a graph of products of ``x`` by all weights, of each of which it gives the largest number."""
+    """Write a graph that multiplies ``x`` by all weights; outputs: each product's largest value, and ``product_0``."""
     count = ELEMENTS // (depth * columns)
     attributes = {"transB": 1} if operator == GEMM else {}
     make, element = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -55,7 +55,7 @@ def write_graph(folder: Path, dtype: str, operator: str, depth: int, columns: in
 def measure(
     path: Path, dtype: str, operator: str, threads: int, counts: list[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Check both against float64, then time them."""
+    """Check the library's products and onnxruntime's against float64, then time them."""
     both = sessions(path, use_weight_matmul, threads)
     weight = onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]).astype(np.float64)
     weight = weight.T if operator == GEMM else weight

@@ -251,7 +251,7 @@ class ChatSession:
         yield answer.finish()
 
     def _ids_of(self, shown: str, ids: list[int]) -> list[int]:
-        """Return token ids of ``shown``, the text before a stop string: the first of ``ids``, as far as they spell it."""
+        """Return token ids of ``shown``, the text before a stop string: the first ``ids``, as far as they spell it."""
         for count in range(len(ids), 0, -1):
             text = self.tokenizer.decode(ids[:count])
             if text and shown.startswith(text):
