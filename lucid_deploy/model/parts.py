@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 def precise_silu(x: Tensor) -> Tensor:
-    """Return x / (1 + exp(−x)) of float32 or float64 x, precise even where it is small and a norm scales it up.
+    """Return x / (1 + exp(−x)) of float32 or float64 x, precise even for small results, which a norm may scale up.
 
     Graphs of F.silu have Sigmoid, whose CPU kernel in onnxruntime is precise only for results near 1: its relative
     error is 2e-4 at −8 and 1e-2 at −12, and below −18 its result is constant. Exp has 1e-7 everywhere.

@@ -23,7 +23,7 @@ PAIRED_TOKENS = 16
 def synthetic_tokens(
     vocabulary: int, total: int, prompt: int, seed: int = 0, embeddings: Array | None = None
 ) -> dict[str, Array]:
-    """Return four sequences by name, int64 ``(total,)`` each: random, of one token, of a pattern, and correlated.
+    """Return four sequences by name, int64 ``(total,)`` each: random, one token, a pattern, and correlated.
 
     Args:
         prompt: How many tokens are a prompt; in the sequence of one token, at most half of these are other tokens.

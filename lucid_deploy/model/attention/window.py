@@ -56,7 +56,7 @@ def newest_columns(valid: Tensor, window: int) -> Tensor:
 
 
 def select_columns(rows: Tensor, source: Tensor) -> Tensor:
-    """Return the ring ``(B, KV, R', ·)`` after a call: the columns ``source`` of its old and new rows."""
+    """Return the ring ``(B, KV, R', ·)`` after a call: rows ``source`` of all rows, ``(B, KV, R + N, ·)``."""
     batch, heads, total, width = rows.shape
     # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total

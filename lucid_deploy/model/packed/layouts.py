@@ -1,6 +1,6 @@
 """Layouts of quantized weights: how the parts of a weight lie in a checkpoint, and how to read them.
 
-Two classes read all layouts; an instance says how one layout names, types and orients the parts:
+Each layout is an instance of one of two classes, and says how the parts of a weight are named, typed and oriented:
 
 - :class:`IntegerLayout`: integers of 4 or 8 bits with scales and zero points, as AutoGPTQ, AutoAWQ and
   compressed-tensors store them;

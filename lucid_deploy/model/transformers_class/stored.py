@@ -27,7 +27,7 @@ from lucid_deploy.model.families import StoredParameter
 
 
 def stored_parameters(net: Any) -> dict[str, StoredParameter]:
-    """Return where each of a class's parameters is stored."""
+    """Return where a checkpoint stores each parameter of a class, by the class's names."""
     named = dict(net.state_dict(keep_vars=True))
     stored = revert_weight_conversion(net, dict(named))
     names = {id(value): name for name, value in stored.items()}

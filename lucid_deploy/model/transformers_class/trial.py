@@ -36,7 +36,7 @@ _PADDED = 2  # columns before the second row's first token
 
 
 def prove(config: LucidConfig, where: str) -> str:
-    """Compare a class with few layers with our attention; return a sentence about the result, or refuse the class."""
+    """Run a class with few layers with its own attention and with ours; return a sentence about it, or refuse it."""
     name = class_of(config.family)[0]
     small = _small(config)
     plain = dataclasses.replace(small, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in small.kinds))
