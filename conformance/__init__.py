@@ -1,1 +1,1 @@
-"""Cases that say what an implementation of the ``ai.lucid`` operators must compute, and what runs them."""
+"""Cases that say what an implementation of the ``ai.lucid`` operators must compute, and code that runs them."""

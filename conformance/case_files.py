@@ -29,7 +29,7 @@ class Output(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The tolerance of an output.
 
     Attributes:
-        name: In the graph.
+        name: The output's name in the graph.
         tolerance: The largest relative error of a batch row that passes.
         baseline: The error that a plain implementation in the case's type makes, of which the tolerance is a multiple.
     """
@@ -48,7 +48,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         type: What the operator's ``T`` is, or the model's type.
         types: All types that the graph's inputs and outputs have.
         derivation: How the tolerances were made.
-        outputs: In the graph's order.
+        outputs: The outputs' tolerances, in the graph's order.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 @dataclass(frozen=True)
 class DataSet:
-    """Inputs, and what must come out; both by name, in the graph's order."""
+    """Inputs and expected outputs of a graph, both by name, in the graph's order."""
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
@@ -69,7 +69,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Case:
-    """A case."""
+    """A case: a graph, and inputs with the outputs that it must give for them."""
 
     name: str  # of its folder
     description: Description  # see Description
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def data_sets(self) -> tuple[DataSet, ...]:
-        """All of its inputs and outputs, in the order of their folders."""
+        """Return all inputs with their outputs, in the order of their folders."""
         return DataSet(self.inputs, self.outputs), *self.further
 
 
@@ -122,7 +122,7 @@ def read_case(folder: Path) -> Case:
     """Read a case.
 
     Raises:
-        LucidError: A file is missing or damaged, or they do not fit together; which, and why.
+        LucidError: A file is missing or damaged, or files do not fit together; the message says which and why.
     """
     import onnx
     from google.protobuf.message import DecodeError

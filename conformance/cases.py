@@ -64,7 +64,7 @@ def make_case(name: str) -> Case:
     """Make a case, with its pinned tolerances.
 
     Raises:
-        LucidError: Its numbers are not those that were pinned.
+        LucidError: Its checksums are not those that were pinned.
     """
     case, pin = _makers()[name](), pinned().get(name)
     if pin is None or not _same(checksums(case), pin.checksums):
@@ -97,12 +97,12 @@ def unpinned_case(name: str) -> Case:
 
 @functools.cache
 def pinned() -> dict[str, Pin]:
-    """Return what is stored of each case, by name."""
+    """Return the stored tolerances and checksums of each case, by its name."""
     return msgspec.json.decode(PINNED.read_bytes(), type=dict[str, Pin])
 
 
 def checksums(case: Case) -> list[list[float]]:
-    """Return each tensor's checksum: its product with fixed weights in -1 to 1, over the root of its size."""
+    """Return each tensor's checksum by data set: its values times fixed weights, summed, over the root of its size."""
     return [[_checksum(array) for array in (*data.inputs.values(), *data.outputs.values())] for data in case.data_sets]
 
 

@@ -29,7 +29,7 @@ def precondition(
         Y_past: Its preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, false at padding, which takes no part and whose Y is its V.
         epsilon: Added to the mean square of a key.
-        diagonal: 1: the formula's own diagonal, which is a little below 1 since epsilon is in K̂; padding has 1.
+        diagonal: If 1, L keeps the formula's own diagonal, a little below 1 since epsilon is in K̂, except at padding.
 
     Returns:
         Y of the new tokens, float64 ``(B, H, N, D)``.
@@ -48,7 +48,7 @@ def precondition(
 
 
 def causal_attention(Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array]:
-    """O = softmax(Q Kᵀ/√d) Y over each query's own token and those before it, without padding.
+    """Return O = softmax(Q Kᵀ/√d) Y over each query's own token and those before it, without padding.
 
     Args:
         Q: Queries of the last N tokens, ``(B, H·G, N, D)``; G neighbouring heads share a key/value head.
@@ -84,7 +84,7 @@ def decode_attention(
     epsilon: float,
     diagonal: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Y of the new tokens, and the attention of their queries over the cache and themselves.
+    """Return the attention of new tokens' queries over the cache and the new tokens, and Y of the new tokens.
 
     Args:
         Q: Queries, ``(B, H·G, N, D)``; N is 1 in the graphs of artifacts.
@@ -116,7 +116,7 @@ def decode_attention_scaled(
     epsilon: float,
     diagonal: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Return what :func:`decode_attention` does of a cache whose rows stand for themselves times their scales."""
+    """Return :func:`decode_attention` over a cache whose rows of K and Y are multiplied by their scales first."""
     keys, values = exact(K) * exact(K_scale), exact(Y) * exact(Y_scale)
     return decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 
@@ -124,14 +124,14 @@ def decode_attention_scaled(
 def delta_rule(
     query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array, scale: float
 ) -> tuple[Array, Array]:
-    """S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ and o_t = scale · S_tᵀ q_t, token by token.
+    """Compute S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ and o_t = scale · S_tᵀ q_t, token by token.
 
     Args:
-        query: ``(B, H, N, D)``.
-        key: ``(B, H, N, D)``, of unit length.
-        value: ``(B, H, N, E)``.
+        query: Queries q, ``(B, H, N, D)``.
+        key: Keys k of unit length, ``(B, H, N, D)``.
+        value: Values v, ``(B, H, N, E)``.
         log_decay: log α, ``(B, H, N)``.
-        beta: ``(B, H, N)``.
+        beta: β, ``(B, H, N)``.
         state: S_0, ``(B, H, D, E)``.
         scale: What outputs are multiplied by.
 
@@ -149,21 +149,21 @@ def delta_rule(
 
 
 def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
-    """O_i = W_e X_i for row i and its expert e.
+    """Return O_i = W_e X_i for each row i and its expert e.
 
     Args:
-        X: ``(R, K)``.
-        expert: ``(R,)``.
-        W: ``(E, N, K)``.
+        X: The rows, ``(R, K)``.
+        expert: Each row's expert, ``(R,)``.
+        W: The experts' matrices, ``(E, N, K)``.
 
     Returns:
-        ``(R, N)``, float64.
+        O, ``(R, N)``, float64.
     """
     return (np.stack([exact(W[e]) @ exact(row) for row, e in zip(X, expert, strict=True)]),)
 
 
 def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array]:
-    """Multiply by experts' matrices in blocks ``(E, N, B, bytes)`` of 4 or 8 bits, with scales ``(E, N, B)``."""
+    """As :func:`expert_matmul`, with W in blocks ``(E, N, B, bytes)`` of 4-bit or 8-bit values with ``scales``."""
     bits = 8 * W.shape[2] * W.shape[3] // X.shape[1]
     numbers = W if bits == 8 else np.stack([W & 15, W >> 4], axis=-1).reshape(*W.shape[:3], -1)
     weights = (exact(numbers) - (1 << (bits - 1))) * exact(scales)[..., None]

@@ -50,7 +50,7 @@ def operator_node(
     outputs: tuple[str, ...] | list[str],
     attributes: Mapping[str, float] | None = None,
 ) -> onnx.NodeProto:
-    """Return a node of an operator, with its attributes; None: those that every node has."""
+    """Return a node of an operator with these attributes; None: those that every node of it must have."""
     if attributes is None:
         attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
@@ -67,10 +67,10 @@ def whole_model(
 
     Args:
         graph: The graph.
-        operators: Those that it has.
+        operators: The operators that the graph has.
         diagonal: Whether their nodes have the attribute of that name.
         one_token: Whether they get one new token, for which an operator may have a body of its own.
-        several: Whether they get more new tokens than the one that decoding's body is for.
+        several: Whether they get several new tokens, for which an operator may have another body of its own.
     """
     model = helper.make_model(
         graph,
@@ -86,7 +86,7 @@ def whole_model(
 def body(
     operator: Operator, diagonal: bool = False, one_token: bool = False, several: bool = False
 ) -> onnx.FunctionProto:
-    """Return an operator's body in standard operators; those of no artifact get theirs here."""
+    """Return an operator's body in standard operators; for operators that no artifact has, it is made here."""
     if operator.name in FUNCTIONS:
         return function_proto(operator.name, training_diagonal=diagonal, one_token=one_token, several=several)
     return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator, diagonal)

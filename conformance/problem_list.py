@@ -1,4 +1,4 @@
-"""The operators' cases."""
+"""The list of all cases of operators."""
 
 from __future__ import annotations
 

@@ -35,23 +35,23 @@ class Problem:
     """One case of an operator.
 
     Attributes:
-        operator: Of the table.
-        name: Of the case, behind the operator's.
-        text: What is special about it.
-        dtype: What ``T`` is.
-        new: New tokens; of a buffer, its rows; of experts, the rows that chose one.
-        past: Tokens of the cache.
-        width: Of a head, ``D``.
+        operator: The operator, one of :mod:`lucid_deploy.plugins.table`.
+        name: The case's name without the operator's.
+        text: What is special about the case.
+        dtype: The type that stands for ``T``.
+        new: How many new tokens there are; for a buffer, its rows; for experts, the rows to multiply.
+        past: How many tokens the cache has; for quantized experts, the bits of a value.
+        width: Width of a head, ``D``.
         keys: Correlation of two keys; 1: three keys, repeated.
-        size: What keys are multiplied with.
+        size: Factor on all keys.
         padded: Whether the last batch row begins with padding and the first has a hole.
-        hidden: Rows of a buffer behind the cache's tokens, which hold other numbers and are hidden by the mask.
-        batch, heads, groups: ``B``, ``H`` and ``G``; of experts, ``heads`` is how many there are and ``groups`` how
-            many of them a row chose.
-        diagonal: 1: the diagonal of L that training code divides by; 0: one.
+        hidden: Rows of a buffer after the cache's tokens; they hold other values, and the mask hides them.
+        batch, heads, groups: ``B``, ``H`` and ``G``; for experts, ``heads`` is how many there are and ``groups`` how
+            many of them are chosen by any row.
+        diagonal: 1: L has the diagonal that training code divides by; 0: its diagonal is one.
         beta: The largest β of the delta rule; the smallest is half of it. Where there is a past, its state is not 0.
         decay: The smallest log α of the delta rule; the largest is 0.
-        lengths: New tokens and tokens of the cache of further data sets.
+        lengths: For each further data set, how many new tokens there are, and how many the cache has.
     """
 
     operator: Operator
@@ -75,7 +75,7 @@ class Problem:
 
     @property
     def further(self) -> list[Problem]:
-        """The same with other lengths."""
+        """Return the same problem with each of the further lengths."""
         return [
             replace(self, name=f"{self.name} {new} {past}", new=new, past=past, lengths=())
             for new, past in self.lengths
@@ -83,12 +83,12 @@ class Problem:
 
     @property
     def value_width(self) -> int:
-        """Width of the delta rule's values, another than that of its keys."""
+        """Return the width of the delta rule's values and of experts' outputs, which is not ``width``."""
         return self.width + 3
 
     @property
     def attributes(self) -> dict[str, float]:
-        """What the operator's node has; what it means without, it does not say."""
+        """Return the attributes of the operator's node; a diagonal of 0 is the default and left out."""
         found = {each.name: ATTRIBUTES[each.name] for each in self.operator.required}
         return {**found, table.DIAGONAL.name: float(self.diagonal)} if self.diagonal else found
 

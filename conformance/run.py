@@ -32,7 +32,7 @@ def relative_error(found: Any, wanted: Any) -> float:
 
 
 def tensors(folder: Path, kind: str, items: Any) -> dict[str, Any]:
-    """Return the tensors of a data set by the graph's names."""
+    """Return a data set's inputs or outputs, as ``kind`` says, by their names in the graph."""
     paths = [folder / f"{kind}_{place}.pb" for place in range(len(items))]
     read = [onnx.numpy_helper.to_array(onnx.load_tensor(path)) for path in paths]
     return {item.name: array for item, array in zip(items, read, strict=True)}

@@ -40,7 +40,7 @@ class Result:
     remark: str = ""  # why it failed or was not run
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is written as JSON."""
+        """Return the result as plain data for JSON."""
         return asdict(self)
 
 
@@ -50,10 +50,10 @@ def run_cases(
     """Run cases in onnxruntime on the CPU.
 
     Args:
-        options: With which kernels and threads.
+        options: Say which kernels and how many threads are used.
         folder: A folder of cases; None: cases made now, with today's operator bodies.
-        only: Part of the names of those to run.
-        update: Called with a case's name, how many are done and how many there are.
+        only: Run only cases that have this text in their names.
+        update: Called with a case's name, how many cases are done and how many there are.
 
     Raises:
         LucidError: A case is damaged, or no name contains ``only``.
@@ -72,7 +72,7 @@ def run_cases(
 
 
 def run_case(case: Case, open_graph: Opener) -> Result:
-    """Run a case, unless it is in a type that onnxruntime's CPU does not have."""
+    """Run a case, unless it is in a type that onnxruntime lacks on the CPU; return its outcome."""
     can = CAPABILITIES["cpu"]
     floats = {kind for kind in case.description.types if "float" in kind}
     cached = {SCALED[name] for name in can.cache_dtypes if name in SCALED}

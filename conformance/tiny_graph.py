@@ -20,13 +20,13 @@ STAGES = ("prefill", "decode", "decode_static")
 
 
 def tiny_graph(model: TinyModel, weights: Mapping[str, Array], stage: str, dtype: str) -> onnx.ModelProto:
-    """Return a stage of the model.
+    """Return the graph of one stage of the model.
 
     Args:
-        model: What it is.
+        model: The model's shape.
         weights: See :meth:`TinyModel.weights`.
         stage: One of :data:`STAGES`.
-        dtype: Of weights, arithmetic and cache; logits are float32.
+        dtype: Type of weights, arithmetic and cache; logits are float32.
     """
     build = _Builder(model, stage, dtype)
     for name, array in weights.items():
@@ -61,7 +61,7 @@ class _Builder:
             self.mask = self.add("Concat", self.add("And", within, self.mask), true, axis=1)
 
     def constant(self, name: str, array: Array) -> str:
-        """Add an initializer, once."""
+        """Add an initializer under a name, in place of one that it had; return the name."""
         self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
@@ -72,12 +72,12 @@ class _Builder:
         return out
 
     def ours(self, operator: Operator, *inputs: str, outputs: tuple[str, ...]) -> tuple[str, ...]:
-        """Add a node of the domain."""
+        """Add a node of one of our operators; return its outputs' names."""
         self.nodes.append(operator_node(operator, inputs, outputs))
         return outputs
 
     def norm(self, x: str, weight: str) -> str:
-        """Add an RMS norm."""
+        """Add an RMS norm; return its output's name."""
         return self.add("RMSNormalization", x, weight, axis=-1, epsilon=EPSILON)
 
     def layer(self, layer: int, x: str) -> str:
@@ -96,7 +96,7 @@ class _Builder:
         return self.add("Add", x, self.add("MatMul", both, f"{layer}.down"))
 
     def attention(self, layer: int, q: str, k: str, v: str) -> str:
-        """Add the operators of a layer and what its cache becomes; return the heads' outputs."""
+        """Add a layer's operators and the tensors of its cache afterwards; return the name of the heads' outputs."""
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         out, y = f"O_{layer}", f"Y_{layer}"
@@ -114,12 +114,12 @@ class _Builder:
         return out
 
     def heads(self, x: str) -> str:
-        """Add the split of a projection into heads."""
+        """Add nodes that split a projection into heads ``(B, heads, N, D)``; return the output's name."""
         split = self.add("Reshape", x, self.constant("split", np.array([0, 0, -1, self.model.width])))
         return self.add("Transpose", split, perm=[0, 2, 1, 3])
 
     def rotated(self, x: str) -> str:
-        """Add the rotation of a tensor by its tokens' positions."""
+        """Add nodes that rotate a tensor by its tokens' positions; return the output's name."""
         axes = self.constant("axes", np.array([1, 3]))
         positions = self.add("Unsqueeze", self.add("Cast", "position_ids", to=onnx.TensorProto.FLOAT), axes)
         angle = self.add("Mul", positions, "frequencies")

@@ -69,10 +69,10 @@ def run_model(
     """Run the model on the inputs of a graph.
 
     Args:
-        model: What it is.
+        model: The model's shape.
         weights: See :meth:`TinyModel.weights`.
         feed: The inputs by name, as an artifact's graphs have them; with ``cache_length`` the caches are buffers.
-        by: The arithmetic.
+        by: The type and the operators to compute with.
 
     Returns:
         ``logits`` ``(B, N, vocabulary)`` of all tokens, and the present keys and values by name.
@@ -97,7 +97,7 @@ def run_model(
 
 
 def visible(feed: Mapping[str, Array]) -> Array:
-    """Return the operators' mask, bool: of a buffer's rows those before its length, and the new token."""
+    """Return the operators' bool mask; it shows a buffer's rows before ``cache_length`` only, and the new token."""
     mask = feed["attention_mask"] != 0
     if "cache_length" not in feed:
         return np.asarray(mask)

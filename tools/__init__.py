@@ -1,1 +1,1 @@
-"""Development tools, which are not shipped: reading of machine code, and a machine that runs PTX on the CPU."""
+"""Development tools, not shipped: they check and tune kernels, read their machine code, run their PTX on the CPU."""

@@ -1,4 +1,4 @@
-"""Fixtures of the tools' tests: what the operators' tests have, and a machine that runs compiled PTX on the CPU."""
+"""Fixtures of the tools' tests: those of the operators' tests, and a machine that runs compiled PTX on the CPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tools.ptx.launcher import Compiler, Launcher, ptx_compiler, run_compiled
 
 @pytest.fixture(scope="session")
 def ptx() -> Iterator[Compiler]:
-    """Compile in a process of its own, each variant once."""
+    """Yield a function that compiles variants in a process of its own, each variant once."""
     with ptx_compiler() as compiler:
         yield compiler
 
 
 @pytest.fixture
 def compiled(ptx: Compiler, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launcher]:
-    """Let the kernels' launcher run code that is compiled for a GPU, on the machine that runs PTX."""
+    """Return a function that lets the kernels' launcher run code compiled for a GPU on the machine that runs PTX."""
 
     def use(arch: int, resident: int = 1, seed: int = 0) -> Launcher:
         return run_compiled(Launcher(ptx, arch, resident, seed), monkeypatch)
@@ -43,5 +43,5 @@ def compiling_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proc
 
 @pytest.fixture
 def one_compiler(compiling_process: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile everything that the models choose in a module in the same process."""
+    """Let ``aot.compilers`` give the same process for a test module, so that Triton is imported once for it."""
     monkeypatch.setattr(aot, "compilers", lambda _: contextlib.nullcontext(compiling_process))

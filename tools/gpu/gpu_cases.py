@@ -1,4 +1,4 @@
-"""What ``gpu_check.py`` does on the GPU: the kernels against float64, and calls to time. Imports PyTorch and Triton."""
+"""What ``gpu_check.py`` does on the GPU: compare kernels with float64, time calls. Imports PyTorch and Triton."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Shape:
-    """One measurement after or of ``tokens``.
+    """One measurement of a kernel.
 
-    ``solve`` (causal, all tokens new), ``decode`` (one new token) or ``verify`` (``new`` tokens of a draft at once).
+    ``solve`` of ``tokens`` new tokens; or after ``tokens``, ``decode`` of one or ``verify`` of ``new`` ones at once.
     """
 
     kernel: str
@@ -48,7 +48,7 @@ class Shape:
 
 
 def make_keys(heads: int, tokens: int, width: int, correlation: float) -> Tensor:
-    """Return correlated keys ``(1, heads, tokens, width)``: with independent ones any wrong solve passes."""
+    """Return correlated keys ``(1, heads, tokens, width)``: with independent keys a wrong solve would pass."""
     common = torch.randn(1, heads, 1, width, device=DEVICE)
     own = torch.randn(1, heads, tokens, width, device=DEVICE)
     return correlation**0.5 * common + (1 - correlation) ** 0.5 * own
@@ -69,7 +69,7 @@ class TorchGpu:
         self.name, self.capability = torch.cuda.get_device_name(), 10 * major + minor
 
     def describe(self) -> dict[str, Any]:
-        """Return what a number depends on."""
+        """Return what results depend on: the card, its memory and the versions of CUDA and Triton."""
         import triton
 
         properties = torch.cuda.get_device_properties(0)
@@ -112,7 +112,7 @@ class TorchGpu:
         return list(zip(decode_attention(q, key, value, *cache, mask, EPS), exact, strict=True))
 
     def calls(self, shape: Shape) -> dict[str, Callable[[], Any] | str]:
-        """Return what to time, by name; a text in the place of a call says why it cannot run."""
+        """Return the calls to time, by name; where one cannot run, a text in its place says why."""
         dtype = getattr(torch, shape.dtype)
         k = make_keys(shape.heads, shape.tokens + shape.new, shape.width, 0.9).to(dtype)
         v = torch.randn_like(k)

@@ -40,7 +40,7 @@ Log = Callable[[str], None]
 
 
 class Gpu(Protocol):
-    """The GPU; ``gpu_cases.TorchGpu`` is one, tests have another."""
+    """What a check asks of a GPU; ``gpu_cases.TorchGpu`` answers it, in tests a fake GPU does."""
 
     name: str
     capability: int
@@ -52,7 +52,7 @@ class Gpu(Protocol):
         """Return a kernel's relative error against float64."""
 
     def calls(self, shape: Any) -> dict[str, Callable[[], Any] | str]:
-        """Return what to time; a text says why it cannot run."""
+        """Return the calls to time, by name; where one cannot run, a text in its place says why."""
 
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
@@ -181,7 +181,7 @@ def benchmark(gpu: Gpu, make: Callable[..., Any], quick: bool, log: Log) -> Sect
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """Return how a row's times compare: LUCID over flash attention and over standard decoding, dense over LUCID."""
+    """Return ratios of a row's times: LUCID over flash attention, standard decoding or one token; dense over LUCID."""
 
     def both(top: str, bottom: str) -> float | None:
         pair = (row.get(top), row.get(bottom))
@@ -197,7 +197,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
 
 
 def judge(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare the measurements with the targets: the worst row of each counts; one that has none is not measured."""
+    """Compare rows with the targets: of each target's rows the worst counts; a target without rows is not measured."""
     rows = list(rows)
     solve = [row for row in rows if row["kernel"] == "solve"]
     large = [row["over_flash"] for row in solve if row["tokens"] >= 8192 and row["heads"] >= 16 and "over_flash" in row]
@@ -271,11 +271,11 @@ def check(
 
     Args:
         gpu: The GPU.
-        make: What makes a comparison and a measurement of their fields.
+        make: Two functions, which make a comparison and a measurement from their fields.
         run: Runs a command; returns exit status and output.
         only: The parts to run.
-        quick: Fewer cases.
-        log: Takes a line of progress.
+        quick: Whether to run fewer cases.
+        log: Called with lines of progress.
     """
     sections: list[Section] = []
     if "benchmark" in only:

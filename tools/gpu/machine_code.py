@@ -26,7 +26,7 @@ _COMPUTES = re.compile(r"^([HIQD]MMA|[HIQ]GMMA|UTC\w*MMA|MUFU|[FD]FMA|FFMA2|HFMA
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction."""
+    """One instruction of a disassembled function."""
 
     address: int  # of its first byte within the function
     opcode: str  # with its modifiers, such as HMMA.16816.F32
@@ -46,7 +46,7 @@ class Instruction:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the next instruction may follow."""
+        """Whether execution may go on with the instruction after this one."""
         is_branch = self.target is not None and self.name not in _CALLS
         leaves = self.name in _ENDS or (is_branch and _ALWAYS.match(self.operands) is not None)
         return not leaves or self.predicate != ""
@@ -67,7 +67,7 @@ class Code:
 
     @property
     def flow(self) -> list[Flow]:
-        """Where each instruction leads; calls do both, go away and come back."""
+        """Where each instruction leads; a call leads to its target and, as it returns, to the next instruction."""
         size = BYTES * len(self.instructions)
         targets = [each.target for each in self.instructions]
         return [
@@ -77,7 +77,7 @@ class Code:
 
     @cached_property
     def loops(self) -> tuple[tuple[Instruction, ...], ...]:
-        """What each loop repeats, in the order of addresses."""
+        """The instructions of each loop, in the order of addresses."""
         return tuple(tuple(self.instructions[i] for i in loop) for loop in natural_loops(self.flow))
 
     @cached_property
@@ -94,7 +94,7 @@ class Code:
 
     @property
     def enclosing(self) -> tuple[Instruction, ...]:
-        """What the loops around the hot one repeat, without the hot one itself; () if there are none."""
+        """The instructions of the largest loop around the hot one, without the hot one's; () if there is none."""
         hot = self.hot_loop
         around = [loop for loop in self.loops if hot and loop is not hot and _holds(loop, hot)]
         inside = {each.address for each in hot}
@@ -115,7 +115,7 @@ def _holds(loop: Sequence[Instruction], other: Sequence[Instruction]) -> bool:
 
 
 def disassemble(image: bytes, entry: str) -> Code:
-    """Read a function of a module.
+    """Disassemble a function of a compiled module.
 
     Args:
         image: Machine code, an ELF file as Triton compiles it.

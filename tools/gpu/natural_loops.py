@@ -2,7 +2,7 @@
 
 A branch back alone is no loop: compilers put what is rarely run, such as waiting once more, behind the end of a
 function, and branch back from there into the middle of a loop. A branch closes a loop if its target is on every way
-from the function's start to the branch; the loop is then all from which the branch is reached without that target.
+from the function's start to the branch; the loop then is what reaches the branch without passing its target.
 (Aho, Lam, Sethi, Ullman, "Compilers", natural loops.)
 """
 

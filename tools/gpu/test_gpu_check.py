@@ -17,7 +17,7 @@ PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
 
 
 class FakeGpu:
-    """Kernels as exact as told, and times as told: milliseconds by name of the call."""
+    """A GPU whose kernels have the error and the times (milliseconds by a call's name) that a test tells it."""
 
     name, capability = "Fake 9000 (TM)", 86
 

@@ -1,4 +1,4 @@
-"""The table is what the compiler made of the kernels."""
+"""The table of ``gpu_static`` shows what the compiler made of the kernels."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ import triton
 
 
 def code(text: str) -> Code:
-    """Return a listing: one instruction a line; ``BRA 3``, ``CALL 3`` and ``JMP 3`` go to the third, counted from 0.
+    """Return the code of a listing with one instruction a line; ``BRA 3`` goes to instruction 3, counted from 0.
 
-    The first two do if a predicate holds.
+    So do ``CALL 3`` and ``JMP 3``; ``BRA`` and ``CALL`` do if a predicate holds, ``JMP`` always.
     """
     jumps = ("BRA", "CALL")
     lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
@@ -70,7 +70,7 @@ BRA 15
 
 
 def test_the_hot_loop_computes_most_and_holds_none_that_does() -> None:
-    """One that waits may lie in it; the outer one and the lesser one are not it, and the last is no loop."""
+    """A loop that waits may lie in it; the outer and the smaller loop are not hot; the last branch makes no loop."""
     found = code(WAITING_INSIDE)
     assert [(loop[0].address // BYTES, loop[-1].address // BYTES) for loop in found.loops] == [
         (5, 6),
@@ -98,7 +98,7 @@ EXIT
 
 
 def test_a_loop_that_is_left_by_a_call_lies_within_the_one_around_it() -> None:
-    """As ptxas writes it for 8.0: the call never comes back, and behind it is the loop's last branch."""
+    """So ptxas writes loops for 8.0: the call never returns, and the loop's last branch comes right after it."""
     found = code(LEFT_BY_A_CALL)
     assert [each.address // BYTES for each in found.hot_loop] == [2, 3, 4]
     assert [each.address // BYTES for each in found.enclosing] == [1, 5, 6] and spills(found.enclosing) == 2

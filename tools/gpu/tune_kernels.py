@@ -37,7 +37,7 @@ class WrongResult(Exception):
 
 
 def candidates(kernel: str, dtype: str) -> list[Choice]:
-    """Return the constants to try."""
+    """Return the choices of constants to try for a kernel and a type."""
     blocks_m = (32, 64, 128) if kernel == "precondition" else (0,)
     found = []
     for block_m, block_n, warps, stages in itertools.product(blocks_m, (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)):
@@ -137,7 +137,7 @@ def format_tuned(tuned: dict[str, Any]) -> str:
 
 
 def enter(tuned: dict[str, Any], arch: str, dtype: str, width: int, choice: Choice) -> None:
-    """Put what was measured into a ``tuned.json``, in the place of what a model chose or what was kept."""
+    """Put a measured choice into a ``tuned.json``, in the place of one that a model chose or that was kept."""
     entry = [vars(choice)[column] for column in tuned["columns"]]
     tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
     name = f"{arch} {dtype} {width}"
@@ -165,7 +165,7 @@ def tune(dtypes: list[str], widths: list[int]) -> None:
 
 
 def main() -> int:
-    """Parse the command line and tune; 2 without a GPU."""
+    """Parse the command line and tune; return the exit status, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--dtype", choices=FLOATS, action="append", help="only this type; may be repeated (default: all)"

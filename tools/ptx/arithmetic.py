@@ -41,7 +41,7 @@ _NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
 
 
 def as_kind(registers: Array, kind: str) -> Array:
-    """Return registers' numbers; of wider registers the low bits."""
+    """Return the bits of registers read as numbers of a kind; of wider registers, the low bits."""
     if kind == "bf16":
         return (registers.astype(np.uint32) << np.uint32(16)).view(np.float32)
     dtype = np.dtype(KINDS[kind])
@@ -51,29 +51,29 @@ def as_kind(registers: Array, kind: str) -> Array:
 
 
 def one_nan(numbers: Array) -> Array:
-    """Return float32 with every NaN as the one that GPUs compute, and other types as they are."""
+    """Return float32 numbers with every NaN replaced by the one that GPUs compute; other types as they are."""
     if numbers.dtype != np.float32 or not (wrong := np.isnan(numbers)).any():
         return numbers
     return np.where(wrong, _NAN, numbers)
 
 
 def as_bits(numbers: Array) -> Array:
-    """Return what registers hold of numbers."""
+    """Return the registers that hold numbers: their bits as unsigned integers; bool stays bool."""
     return numbers if numbers.dtype == bool else numbers.view(f"uint{8 * numbers.dtype.itemsize}")
 
 
 def flush(numbers: Array) -> Array:
-    """Return float32 with what is subnormal as 0 of its sign (``ftz``)."""
+    """Return float32 numbers with subnormal ones replaced by 0 of the same sign (``ftz``)."""
     return np.where(np.abs(numbers) < _TINY, np.copysign(np.float32(0), numbers), numbers)
 
 
 def to_bfloat16(numbers: Array) -> Array:
-    """Round float32 to the nearest bfloat16; its bits."""
+    """Round float32 to the nearest bfloat16; return its bits."""
     return numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 def to_half(numbers: Array) -> Array:
-    """Round float32 to the nearest float16; its bits."""
+    """Round float32 to the nearest float16; return its bits."""
     return numbers.astype(np.float16).view(np.uint16)
 
 
@@ -85,7 +85,7 @@ def nearest_tf32(numbers: Array) -> Array:
 
 
 def fused(a: Array, b: Array, c: Array) -> Array:
-    """Return a·b + c in float32, rounded (nearly always) once: float64 holds the product of two float32."""
+    """Return a·b + c in float32, rounded once (nearly always): a product of two float32 is exact in float64."""
     return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
 
 
@@ -230,10 +230,10 @@ def _conversion(to: str, start: str, parts: list[str]) -> Function:
 
 
 def function_of(opcode: str) -> Function:
-    """Return what an arithmetic instruction does to the registers of its sources.
+    """Return the function that an arithmetic instruction computes of its source registers.
 
     Raises:
-        NotImplementedError: It is not known here.
+        NotImplementedError: The instruction is not implemented here.
     """
     name, *parts = opcode.split(".")
     if _OTHERWISE & set(parts) or ("ftz" in parts and name not in _SPECIAL):

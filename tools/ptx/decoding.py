@@ -1,4 +1,4 @@
-"""Decode a kernel: every register a slot, every instruction an action on slots."""
+"""Decode a kernel: give every register a slot, and every instruction an action on slots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BRANCH, RETURN, BARRIER, ACQUIRE = "branch", "return", "barrier", "acquire"
 
 @dataclass(frozen=True)
 class Decoded:
-    """An instruction, its guard's slot (None: none), and what it does. Of what moves the program on, ``control``."""
+    """An instruction, its guard's slot (None: none), its action, and its ``control`` if it branches, waits or ends."""
 
     instruction: Instruction
     guard: int | None
@@ -40,8 +40,8 @@ class Decoder:
     """Gives every register and constant of a kernel a slot, and every instruction an action on slots.
 
     Args:
-        kernel: What is decoded.
-        makers: By the first part of an instruction's name, what makes its action; "": of all others.
+        kernel: The kernel to decode.
+        makers: By the first part of an instruction's name, the function that makes its action; "": for all others.
     """
 
     def __init__(self, kernel: Kernel, makers: Mapping[str, Maker]) -> None:
@@ -54,7 +54,7 @@ class Decoder:
         self.code = [self._decode(each) for each in kernel.instructions]
 
     def template(self, arguments: dict[str, int]) -> list[Array | None]:
-        """Return the slots of a program that begins: constants and parameters; None: nothing there yet."""
+        """Return the slots of a program that begins: constants and parameters are set, the others are None."""
         found: list[Array | None] = [None] * self.count
         threads = self.kernel.threads
         for (value, bits), slot in self.constants.items():
@@ -74,7 +74,7 @@ class Decoder:
         return self.constants[key]
 
     def source(self, operand: Operand, bits: int) -> int:
-        """Return the slot of a source; of a constant one of so many bits."""
+        """Return the slot of a source operand; a constant has a slot of ``bits`` bits."""
         assert isinstance(operand, str), operand
         if operand in self.slots:
             return self.slots[operand]
@@ -85,7 +85,7 @@ class Decoder:
         return self._constant(int(operand.rstrip("U"), 0), bits)
 
     def address(self, operand: Operand) -> tuple[int, int]:
-        """Return the slot of an address and what is added to it."""
+        """Return the slot of an address, and the constant offset that is added to it."""
         assert isinstance(operand, str), operand
         found = _ADDRESS.match(operand)
         if found is None:
@@ -115,7 +115,7 @@ def nothing(program: Program, active: Array | None) -> None:
 
 
 def bits_of(opcode: str) -> int:
-    """Return the width that an instruction's last part names, for its constants."""
+    """Return how many bits an instruction's constants have, as the last part of its name says."""
     kind = opcode.split(".")[-1]
     if kind.endswith("x2"):
         return 64 if kind == "f32x2" else 32

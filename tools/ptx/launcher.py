@@ -1,4 +1,4 @@
-"""Run the plans of the kernels' launcher on the machine: compiled code in the place of Triton's functions."""
+"""Run plans of the kernels' launcher on the machine for PTX: compiled code takes the place of Triton's functions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ptx_of(variant: Variant, arch: int) -> tuple[str, int]:
 
 @contextmanager
 def ptx_compiler() -> Iterator[Compiler]:
-    """Yield what compiles a variant in a process of its own, each once."""
+    """Yield a function that compiles variants in a process of its own, each variant once."""
     with aot.compilers(1) as pool:
 
         @functools.cache
@@ -39,13 +39,13 @@ def ptx_compiler() -> Iterator[Compiler]:
 
 
 class Launcher:
-    """Replaces ``launch.execute``.
+    """Its :meth:`execute` replaces ``launch.execute``.
 
     Args:
-        compiler: Returns what :func:`ptx_of` does.
-        arch: Compute capability whose code runs.
+        compiler: Called like :func:`ptx_of`, and returns the same.
+        arch: The compute capability that code is compiled for.
         resident: How many programs run at the same time.
-        seed: Of their order.
+        seed: Seed of the programs' order.
     """
 
     def __init__(self, compiler: Compiler, arch: int, resident: int = 1, seed: int = 0) -> None:
@@ -56,7 +56,7 @@ class Launcher:
         )  # of a kernel's PTX, for tests of the machine
 
     def execute(self, plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
-        """Run a plan's launches and fill its outputs; the workspace begins as NaN, and ends where the plan says."""
+        """Run a plan's launches and fill its outputs; the workspace holds NaN where the plan asks for no zeros."""
         memory = GlobalMemory()
         addresses = {name: memory.add(_bytes(tensor)) for name, tensor in tensors.items()}
         addresses["workspace"] = memory.add(np.full(plan.workspace_bytes, 0xFF, np.uint8))
@@ -78,7 +78,7 @@ class Launcher:
 
 
 def run_compiled(launcher: Launcher, monkeypatch: Any) -> Launcher:
-    """Let the kernels' launcher use this one from now on; ``monkeypatch`` is pytest's."""
+    """Let the kernels' launcher call this one until pytest's ``monkeypatch`` is undone; return it."""
     monkeypatch.setattr(launch, "execute", launcher.execute)
     monkeypatch.setattr(launch, "INTERPRETER_ARCH", launcher.arch)
     return launcher

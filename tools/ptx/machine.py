@@ -1,6 +1,6 @@
 """A machine that runs the PTX of our kernels on the CPU, program by program, and checks every access to memory.
 
-It runs what Triton's compiler made of a kernel; the interpreter runs what the compiler was given. Between barriers
+It runs what Triton's compiler made of a kernel; Triton's interpreter runs the kernel's source. Between barriers
 the threads of a program go on together; those ahead wait until the others come to the same instruction.
 """
 
@@ -33,10 +33,10 @@ class Launch:
     """One launch of a kernel.
 
     Args:
-        text: Its PTX.
+        text: The kernel's PTX.
         memory: What its pointers point to.
         grid: Programs along x, y and z.
-        arguments: In the order of its parameters: addresses, integers, or floats.
+        arguments: Addresses, integers or floats, in the order of the kernel's parameters.
         shared: Bytes of shared memory of a program.
     """
 
@@ -53,7 +53,7 @@ class Launch:
         self.released: dict[int, Array] = {}  # by address: the programs whose writes whoever reads there may see
 
     def run(self, resident: int = 1, seed: int = 0) -> None:
-        """Run all programs, so many at the same time, which take turns in random order where they look for another.
+        """Run all programs, ``resident`` at a time; they take turns at random, before each look at another's release.
 
         Raises:
             Fault: A program does what it may not.
@@ -108,14 +108,14 @@ class Program:
         return self.peek(slot)
 
     def peek(self, slot: int) -> Array:
-        """Return a register as a copy or another product may take it: its product need not have been waited for."""
+        """Return a register, even a sum whose product has not been waited for, as copies and products may read it."""
         found = self._registers[slot]
         if found is None:
             raise Fault("a register is read that nothing has set")
         return found
 
     def peek_or_nothing(self, slot: int, bits: int) -> Array:
-        """Return a register that may be unset, as one half of a pair of which only the other is used: NaN then."""
+        """Return a register that may be unset (NaN then), as the unused half of a pair of registers may be."""
         found = self._registers[slot]
         return np.full(self.threads, LEFT_OVER).astype(f"uint{bits}") if found is None else found
 
@@ -144,7 +144,7 @@ class Program:
         return self.get(slot)[threads].astype(np.int64).view(np.uint64) + np.uint64(offset & (1 << 64) - 1)
 
     def read_global(self, addresses: Array, size: int, count: int, aligned: int | None = None) -> Array:
-        """Return numbers of global memory; ``aligned``: what addresses must be multiples of, if not of all of it."""
+        """Read numbers of global memory; if ``aligned`` is given, addresses must be multiples of so many bytes."""
         if aligned and (addresses % np.uint64(aligned)).any():
             raise Fault(f"a copy of {aligned} bytes from an address that is no multiple of it")
         return self.launch.memory.read(addresses, size, count, self.number, self.seen)
@@ -155,7 +155,7 @@ class Program:
         self._wrote[threads] = True
 
     def add(self, addresses: Array, values: Array, threads: Array, release: bool, acquire: bool) -> Array:
-        """Add to numbers one after another; return what was there."""
+        """Add to numbers one after another; return what was there before."""
         found = []
         if release and np.delete(self._wrote, threads).any():
             raise Fault("a thread releases what others have written, with no barrier between them")
@@ -169,7 +169,7 @@ class Program:
         return np.array(found, np.uint32)
 
     def acquire(self, addresses: Array) -> Array:
-        """Read numbers, and with each what was written before it was released."""
+        """Read numbers; from the next barrier on, the program may read what was written before they were released."""
         for address in addresses.tolist():
             self._acquire(address)
         return np.array([[self.launch.memory.load_atomically(each)] for each in addresses.tolist()], np.uint32)
@@ -191,7 +191,7 @@ class Program:
             self._groups.setdefault(warp, []).append(self._copies.pop(warp, []))
 
     def wait(self, left: int, active: Array | None) -> None:
-        """End all groups of a warp's copies but the last few: here and not before, the latest that they may."""
+        """End each warp's groups of copies except the last ``left``: they may end now at the latest."""
         for warp in self._warps(active):
             groups = self._groups.get(warp, [])
             while len(groups) > left:
@@ -207,7 +207,7 @@ class Program:
         return np.flatnonzero(by_warp[:, 0]).tolist()
 
     def use(self, places: Array, element: int) -> Array:
-        """Return what a product reads of shared memory."""
+        """Return what a product reads of shared memory, which is then in use until the product is waited for."""
         self._uses.append((places, element))
         return self.shared.begin_use(places, element)
 
@@ -217,7 +217,7 @@ class Program:
         self._uses = []
 
     def wait_for_products(self, left: int) -> None:
-        """Wait for all groups of products but the last few."""
+        """Wait for all groups of products except the last ``left``."""
         while len(self._use_groups) > left:
             for places, element in self._use_groups.pop(0):
                 self.shared.end_use(places, element)
@@ -235,7 +235,7 @@ class Program:
         self._wrote[:] = False
 
     def run(self) -> Iterator[None]:
-        """Run to the end; give others a turn before each look at what they release."""
+        """Run the program to its end; yield, so that others get a turn, before each look at what they release."""
         code = self.launch.decoder.code
         places, alive = np.zeros(self.threads, np.int64), np.ones(self.threads, bool)
         waits = np.zeros(self.threads, bool)

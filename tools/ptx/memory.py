@@ -1,6 +1,6 @@
 """The memories of the machine that runs PTX, and what may not happen in them.
 
-Every access is checked as NVIDIA's compute-sanitizer would on a GPU: outside of every buffer, not aligned, and races.
+Every access is checked as compute-sanitizer does on a GPU: it may not leave the buffers, be misaligned, or race.
 Two threads race in a program's shared memory if nothing orders their accesses: a barrier of the program, or for two
 threads of a warp one of the warp. Programs race in global memory if one reads, or writes, what another has written, and
 has not seen a number that the other released after it.
@@ -53,7 +53,7 @@ class GlobalMemory:
         self._buffers[number][:count] = value
 
     def forget_writers(self) -> None:
-        """Begin a launch: all that is written is there."""
+        """Begin a launch: all programs may read what was written before it."""
         for i, buffer in enumerate(self._buffers):
             self._writers[i] = np.full(buffer.size, _OUTSIDE, np.int32)
 
@@ -61,11 +61,11 @@ class GlobalMemory:
         """Return ``(len(addresses), count)`` numbers of ``size`` bytes, as unsigned integers.
 
         Args:
-            addresses: Of each thread's first number.
+            addresses: Address of each thread's first number.
             size: Bytes of a number, a power of 2.
             count: Numbers of a thread.
-            program: The reader.
-            seen: Of each program, whether it has released, and the reader seen, what it wrote.
+            program: Number of the program that reads.
+            seen: For each program, whether it has released what it wrote and the reader has seen that.
         """
         found = np.empty((len(addresses), count), _UNITS[size])
         for number, threads in self._by_buffer(addresses):
@@ -75,7 +75,7 @@ class GlobalMemory:
         return found
 
     def write(self, addresses: np.ndarray, values: np.ndarray, program: int, seen: np.ndarray) -> None:
-        """Write ``(len(addresses), count)`` numbers; the rest as in :meth:`read`."""
+        """Write ``(len(addresses), count)`` numbers; other arguments are as in :meth:`read`."""
         size = values.shape[1] * values.itemsize
         for number, threads in self._by_buffer(addresses):
             bytes_ = self._bytes(number, addresses[threads], size, "written")
@@ -84,7 +84,7 @@ class GlobalMemory:
             self._writers[number][bytes_] = program
 
     def add_atomically(self, address: int, value: int) -> int:
-        """Add to a 32-bit number; return what was there."""
+        """Add to a 32-bit number; return what was there before."""
         number = self._number(address)
         place = self._bytes(number, np.array([address], np.uint64), 4, "added to")[0]
         old = int(self._buffers[number][place].view(np.uint32)[0])
@@ -175,14 +175,14 @@ class SharedMemory:
         return places
 
     def end_copy(self, places: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> None:
-        """Let what was announced be there for the threads that copied; others need a barrier."""
+        """Write the announced bytes: the threads that copied may now read them, others only after a barrier."""
         self._awaited[places] = False
         self._put(places, bytes_, threads)
 
     def begin_use(self, places: np.ndarray, element: int) -> np.ndarray:
         """Return ``(…, element)`` bytes that a product of all warps reads until :meth:`end_use`.
 
-        It reads by another way ("proxy") than threads write, so that a fence is needed beside the barrier.
+        The product reads on another path ("proxy") than threads write, so that a fence is needed beside the barrier.
         """
         spread = places[..., None] + np.arange(element)
         if places.min() < 0 or places.max() + element > self.size:
@@ -197,7 +197,7 @@ class SharedMemory:
         return self._bytes[spread]
 
     def end_use(self, places: np.ndarray, element: int, by_all: bool = False) -> None:
-        """The product has been waited for, by each warp for itself.
+        """End the use of bytes by a product that each warp has waited for.
 
         Args:
             places, element: As for :meth:`begin_use`.
@@ -286,5 +286,5 @@ def _nearly_equal(there: np.ndarray, written: np.ndarray) -> bool:
 
 
 def numbers_of(count: int, active: np.ndarray | None) -> np.ndarray:
-    """Return the numbers of the active threads; None: of all."""
+    """Return the numbers of the active threads among ``count``; if ``active`` is None, all are."""
     return np.arange(count) if active is None else np.flatnonzero(active)

@@ -37,12 +37,12 @@ def _right(half: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fragment_of_left(half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column of the elements that a warp's registers hold of its left factor; ``half``: of 16 bits."""
+    """Return row and column of each element of a left factor in a warp's registers; ``half``: of 16 bits, not 32."""
     return _PLACES[half][0]
 
 
 def fragment_of_sums() -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column of the sums ``(4 registers, 32 lanes)``."""
+    """Return row and column of each sum in a warp's registers ``(4 registers, 32 lanes)``."""
     return _ROWS, _COLUMNS
 
 
@@ -50,7 +50,7 @@ _PLACES = {half: (_left(half), _right(half)) for half in (False, True)}
 
 
 def toward_zero(exact: np.ndarray) -> np.ndarray:
-    """Return float64 as the float32 next to it toward 0."""
+    """Round float64 to float32, toward 0."""
     near = exact.astype(np.float32)
     return np.where(np.abs(near) > np.abs(exact), np.nextafter(near, np.float32(0)), near)
 
@@ -68,7 +68,7 @@ def multiply(kind: str, left: list[np.ndarray], right: list[np.ndarray], total: 
     """Return the registers of ``total + left @ right`` for every warp (``mma.sync``, m16n8k16 or for tf32 m16n8k8).
 
     Args:
-        kind: Of the factors: ``f16``, ``bf16`` or ``tf32``.
+        kind: The kind of the factors: ``f16``, ``bf16`` or ``tf32``.
         left, right, total: Registers of all threads.
     """
     half = kind != "tf32"
@@ -111,20 +111,20 @@ def _by_warp(registers: list[np.ndarray]) -> np.ndarray:
 
 
 def rows_of_matrices(addresses: np.ndarray, matrices: int) -> np.ndarray:
-    """Return the threads ``(warps, matrices, 8)`` whose addresses are those of the rows that ``ldmatrix`` reads."""
+    """Return the threads ``(warps, matrices, 8)`` that give ``ldmatrix`` the addresses of the rows to read."""
     first = np.arange(0, len(addresses), LANES)
     return first[:, None, None] + 8 * np.arange(matrices)[:, None] + np.arange(8)
 
 
 def dealt(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
-    """Return each thread's registers of matrices ``(warps, matrices, 8, 8)`` of 16 bits."""
+    """Return the registers of threads that ``ldmatrix`` gives matrices ``(warps, matrices, 8, 8)`` of 16 bits."""
     rows = rows.swapaxes(2, 3) if transposed else rows
     pairs = np.ascontiguousarray(rows).view(np.uint32)  # (warps, matrices, 8, 4)
     return [np.ascontiguousarray(pairs[:, i]).reshape(-1) for i in range(rows.shape[1])]
 
 
 def gathered(registers: list[np.ndarray], transposed: bool) -> np.ndarray:
-    """Return matrices ``(warps, matrices, 8, 8)`` of 16 bits of what :func:`dealt` gives (``stmatrix``)."""
+    """Return the matrices for which :func:`dealt` gives these registers: its inverse, as ``stmatrix`` needs it."""
     pairs = np.stack([each.reshape(-1, 8, 4) for each in registers], axis=1)
     rows = np.ascontiguousarray(pairs).view(np.uint16)
     return np.ascontiguousarray(rows.swapaxes(2, 3)) if transposed else rows

@@ -29,8 +29,8 @@ class Form:
     """What an instruction descriptor says.
 
     Attributes:
-        rows, columns: Of the result.
-        kind: Of the factors.
+        rows, columns: The result's rows and columns.
+        kind: The kind of the factors: ``f16``, ``bf16`` or ``tf32``.
         transposed: Of the left and the right factor: whether neighbours of its outer dimension lie side by side.
     """
 
@@ -54,7 +54,7 @@ def form(descriptor: int, kind: str) -> Form:
     """Return what an instruction descriptor of ``kind::f16`` or ``kind::tf32`` says.
 
     Raises:
-        NotImplementedError: Another form.
+        NotImplementedError: The descriptor has a form that is not implemented here.
     """
     left, right = descriptor >> 7 & 7, descriptor >> 10 & 7
     negated, sparse, total = descriptor >> 13 & 3, descriptor >> 2 & 1, descriptor >> 4 & 3
@@ -101,14 +101,14 @@ class TensorMemory:
         self.allocated = 0
 
     def allocate(self, columns: int) -> int:
-        """Return the address of new columns."""
+        """Allocate columns for the program; return their address."""
         if self.allocated or columns > COLUMNS:
             raise Fault(f"{columns} columns of tensor memory are asked for beside {self.allocated}")
         self.allocated = columns
         return 0
 
     def free(self, columns: int) -> None:
-        """Give them back."""
+        """Give the allocated columns back."""
         if columns != self.allocated:
             raise Fault(f"{columns} columns of tensor memory are given back, of {self.allocated}")
         self.allocated = 0
@@ -130,7 +130,7 @@ class TensorMemory:
         self._on_the_way[lanes, columns] = True
 
     def wait_for_stores(self) -> None:
-        """``tcgen05.wait::st``."""
+        """Wait until what threads have stored is there (``tcgen05.wait::st``)."""
         self._on_the_way[:] = False
 
     def multiply(self, to: int, left: int, right: int, adds: bool, found: Form, left_here: bool) -> None:
@@ -141,7 +141,7 @@ class TensorMemory:
             left: Address of the left factor, or its descriptor in shared memory.
             right: Descriptor of the right factor.
             adds: Whether the product is added to what is there.
-            found: Its form.
+            found: The product's form.
             left_here: Whether the left factor lies in tensor memory.
         """
         uses: list[tuple[np.ndarray, int]] = []
@@ -164,14 +164,14 @@ class TensorMemory:
             self._busy[cells] += 1
 
     def commit(self, barrier: int) -> None:
-        """Let a barrier count the end of all products before, those that other barriers count as well included."""
+        """Let a barrier count the end of all products so far, even of those that other barriers count too."""
         if barrier not in self._barriers:
             raise Fault("a barrier that nothing has made counts products")
         self._barriers[barrier].products += self._products
         self._barriers[barrier].phases += 1
 
     def make_barrier(self, barrier: int, count: int) -> None:
-        """``mbarrier.init``."""
+        """Make a barrier (``mbarrier.init``)."""
         if barrier in self._barriers:
             raise Fault("a barrier is made where there is one")
         if count != 1:
@@ -179,15 +179,15 @@ class TensorMemory:
         self._barriers[barrier] = _Barrier()
 
     def end_barrier(self, barrier: int) -> None:
-        """``mbarrier.inval``."""
+        """Take a barrier away (``mbarrier.inval``)."""
         if not self._barriers.pop(barrier, _Barrier(products=self._products)).is_waited_for:
             raise Fault("a barrier is taken away that has not been waited for")
 
     def has_ended(self, barrier: int, parity: int, by_all: bool) -> bool:
-        """Return whether the phase of a parity has ended; what it counts is then there.
+        """Return whether a barrier's phase of this parity has ended; if so, the products that it counts have ended.
 
-        A barrier ends when its products have read all that they read, by whichever warp they were started. Whether all
-        threads ask at once is ``by_all``.
+        They then have read all that they read, whichever warp has started them. ``by_all`` says whether all threads
+        ask at once.
         """
         if barrier not in self._barriers:
             raise Fault("a barrier is waited for that nothing has made")
@@ -209,7 +209,7 @@ class TensorMemory:
             self._busy[cells] -= 1
 
     def check_end(self) -> None:
-        """A program ends: other programs wait for good for columns that it keeps."""
+        """Check that a program that ends keeps no columns: other programs would wait for them forever."""
         if self.allocated:
             raise Fault("a program ends with tensor memory that it has not given back")
 

@@ -38,7 +38,7 @@ def test_error_is_that_of_rounding(arch, case, compiled, monkeypatch):
 
 @pytest.mark.parametrize(("width", "dtype"), [(32, "float32"), (64, "float16"), (128, "bfloat16")])
 def test_no_warp_computes_what_another_one_does(width, dtype, compiled):
-    """Triton lays warps along the rows of a product of few rows, as often as there are warps: some do it again."""
+    """Triton lays all warps along the rows of a product; if rows are too few, warps repeat each other's work."""
     for variant in variants(86):
         if variant.name not in (f"delta_chunk_{dtype}_d{width}_u4", f"delta_state_{dtype}_d{width}_u4"):
             continue

@@ -97,7 +97,7 @@ def test_programs_that_run_at_the_same_time_wait_for_each_other(seed, compiled):
     ],
 )
 def test_what_the_waiting_needs_is_missed(taken_out, said, compiled):
-    """The machine would notice: without any one of these the solve is refused."""
+    """The machine notices if any one of these is taken out: it refuses the solve."""
     launcher = compiled(86, resident=2, seed=3)
     (count,) = counted(launcher, taken_out)
     assert count > 0
@@ -108,7 +108,7 @@ def test_what_the_waiting_needs_is_missed(taken_out, said, compiled):
 
 
 def test_barriers_are_missed(compiled):
-    """Of every fourth barrier of the solve that is taken out, most are missed; the others stand beside another one."""
+    """Every fourth barrier is taken out in turn; the machine notices most, as few barriers are beside another one."""
     launcher = compiled(86, resident=2, seed=3)
     (count,) = counted(launcher, BARRIER)
     missed = 0

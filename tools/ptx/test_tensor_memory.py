@@ -55,7 +55,7 @@ def test_others_need_one(memory: TensorMemory, shared: SharedMemory) -> None:
 
 
 def test_a_barrier_counts_what_was_started_before_it_for_other_barriers_too(memory: TensorMemory) -> None:
-    """PTX ISA, ``tcgen05.commit``: all prior operations of the thread."""
+    """``tcgen05.commit`` counts all prior operations of the thread (PTX ISA)."""
     multiply(memory, 0, FIRST)
     multiply(memory, 16, SECOND)
     with pytest.raises(Fault, match="not been waited for"):

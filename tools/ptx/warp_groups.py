@@ -22,7 +22,7 @@ _ROWS_OF_ATOM = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """``m64nNkK`` of a kind: ``f16``, ``bf16`` or ``tf32``."""
+    """The shape ``m64nNkK`` of a product, and the kind of its factors: ``f16``, ``bf16`` or ``tf32``."""
 
     columns: int
     inner: int
@@ -35,10 +35,10 @@ class Shape:
 
 
 def shape_of(opcode: str) -> Shape:
-    """Return the shape of ``wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16``.
+    """Return the shape in an opcode such as ``wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16``.
 
     Raises:
-        NotImplementedError: Another form.
+        NotImplementedError: The opcode has a form that is not implemented here.
     """
     *_, shape, total, left, right = opcode.split(".")
     if total != "f32" or left != right or left not in ("f16", "bf16", "tf32") or not shape.startswith("m64n"):
@@ -53,14 +53,14 @@ def places(descriptor: int, outer: int, inner: int, element: int, outer_first: b
     """Return where the elements of a matrix start in shared memory, ``(outer, inner)`` bytes.
 
     Args:
-        descriptor: 64 bits.
+        descriptor: The 64 bits that describe the matrix.
         outer: Rows of the left factor, or columns of the right one.
-        inner: The other dimension.
+        inner: Size of the other dimension, over which a product sums.
         element: Bytes of an element.
         outer_first: Whether neighbours of the outer dimension lie side by side (the factor is transposed).
 
     Raises:
-        NotImplementedError: No swizzling, or a base offset.
+        NotImplementedError: The descriptor has no swizzling, or a base offset.
     """
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     row = _SWIZZLED[descriptor >> 62]
@@ -79,7 +79,7 @@ def places(descriptor: int, outer: int, inner: int, element: int, outer_first: b
 
 
 def numbers_at(bytes_: np.ndarray, kind: str) -> np.ndarray:
-    """Return the elements ``(outer, inner)`` of their bytes ``(outer, inner, size)`` in float64."""
+    """Return elements ``(outer, inner)`` in float64 from their bytes ``(outer, inner, size)``."""
     if kind == "tf32":
         return factors(np.ascontiguousarray(bytes_).view(np.uint32)[..., 0], kind)[..., 0]
     return as_kind(np.ascontiguousarray(bytes_).view(np.uint16)[..., 0], kind).astype(np.float64)
