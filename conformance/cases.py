@@ -41,7 +41,7 @@ class Pin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     Attributes:
         outputs: Tolerance and baseline of each output.
-        checksums: Of each data set, those of its inputs and then of its outputs.
+        checksums: For each data set, the checksums of its inputs, then of its outputs.
     """
 
     outputs: list[Output]
@@ -49,7 +49,7 @@ class Pin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def case_names(only: str = "") -> list[str]:
-    """Return the names of all cases, or of those that contain a text.
+    """Return the names of all cases, or those that contain the text ``only``.
 
     Raises:
         LucidError: No name contains it.
@@ -178,7 +178,7 @@ def _description(text: str, operator: str, dtype: str, inputs: Mapping[str, Arra
 
 
 def _stored(wanted: Mapping[str, Array], dtype: str) -> dict[str, Array]:
-    """Return the expected outputs as files have them."""
+    """Return the expected outputs as a case's files hold them."""
     kind = np.dtype(np.int8 if dtype == "int8" else np.float32)
     return {name: np.ascontiguousarray(array.astype(kind)) for name, array in wanted.items()}
 

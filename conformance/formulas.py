@@ -88,8 +88,8 @@ def decode_attention(
 
     Args:
         Q: Queries, ``(B, H·G, N, D)``; N is 1 in the graphs of artifacts.
-        K_new: The raw keys, ``(B, H, N, D)``.
-        V_new: The values, ``(B, H, N, D)``.
+        K_new: Raw keys of the new tokens, ``(B, H, N, D)``.
+        V_new: Their values, ``(B, H, N, D)``.
         K: Raw keys of the cache, ``(B, H, P, D)``.
         Y: Its preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, false at padding.

@@ -24,18 +24,18 @@ _MORE_BOUNDARIES = _BOUNDARIES.replace("64 and", "64, 96 and")
 
 
 def _in_types(problem: Problem, types: tuple[str, ...] = _HALF) -> list[Problem]:
-    """Return a problem in further types."""
+    """Return copies of a problem in other types."""
     return [replace(problem, name=f"{problem.name}_{dtype}", dtype=dtype) for dtype in types]
 
 
 def _of_training(problem: Problem, name: str, also: str = "") -> Problem:
-    """Return a problem with training's diagonal, and keys small enough that it counts."""
+    """Return a copy of a problem with training's diagonal, and with keys so small that the diagonal matters."""
     text = f"the diagonal that training code divides by, small keys{also}"
     return replace(problem, name=name, text=text, diagonal=1.0, size=0.05)
 
 
 def _wide(problem: Problem) -> list[Problem]:
-    """Return a problem of heads as wide as models have them."""
+    """Return copies of a problem with heads as wide as models have them."""
     text = f"{problem.text}, heads as wide as models have them"
     return [replace(problem, name=f"width_{width}", text=text, width=width) for width in _WIDTHS]
 

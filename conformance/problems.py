@@ -142,7 +142,7 @@ def _input(name: str, dtype: str, values: Array) -> Array:
 
 
 def _keys(problem: Problem, shape: tuple[int, ...], random: np.random.RandomState) -> Array:
-    """Return keys ``(B, H, T, D)`` of which any two correlate so much."""
+    """Return keys ``(B, H, T, D)``, any two of which correlate as ``problem.keys`` says."""
     own = random.standard_normal(shape)
     if problem.keys == 1:
         return problem.size * own[:, :, np.arange(shape[2]) % 3]

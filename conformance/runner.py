@@ -148,7 +148,7 @@ def relative_error(found: Array, wanted: Array) -> float:
 
 
 def _where(errors: list[float], tolerance: float) -> str:
-    """Return which of several data sets are off."""
+    """Return a phrase that names the data sets with too large an error; empty if there is only one data set."""
     folders = [data_folder(number) for number, error in enumerate(errors) if not error <= tolerance]
     return f" in {', '.join(folders)}" if len(errors) > 1 else ""
 

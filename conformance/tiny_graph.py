@@ -66,7 +66,7 @@ class _Builder:
         return name
 
     def add(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """Add a node with one output; return its name."""
+        """Add a node with one output; return the output's name."""
         out = out or f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [out], **attributes))
         return out
@@ -81,7 +81,7 @@ class _Builder:
         return self.add("RMSNormalization", x, weight, axis=-1, epsilon=EPSILON)
 
     def layer(self, layer: int, x: str) -> str:
-        """Add a layer; return its output."""
+        """Add a layer; return its output's name."""
         h = self.norm(x, f"{layer}.norm")
         q, k, v = (self.heads(self.add("MatMul", h, f"{layer}.{name}")) for name in ("query", "key", "value"))
         if self.model.rope:

@@ -333,7 +333,7 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
 
 
 def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
-    """Open the artifact in a directory, or return an opened one after a check that its directory still holds it."""
+    """Open the artifact in a directory; or check that an opened one is still in its directory, and return it."""
     if not isinstance(artifact, OpenedArtifact):
         return open_artifact(artifact)
     found = open_artifact(artifact.directory).manifest

@@ -59,13 +59,13 @@ def missing_extra(package: str, extra: str, purpose: str) -> LucidError:
 def spelled_out(text: str) -> str:
     """Replace ``"lucid-deploy[extra]"`` in a pip command by the packages of the extra.
 
-    lucid-deploy may be installed from a checkout or a wheel; no index need have it, but indexes have these packages.
+    lucid-deploy may be installed from a checkout or a wheel: pip then finds it on no index, but finds these packages.
     """
     return re.sub(r'"lucid-deploy\[(\w+)\]"', lambda found: _packages(found[1]), text)
 
 
 def _packages(extra: str) -> str:
-    """Return an extra's requirements as pip takes them; if the installation lists none, that extra of a checkout."""
+    """Return an extra's requirements as pip takes them, or ``-e ".[extra]"`` if the installation lists none."""
     import importlib.metadata
 
     from packaging.requirements import Requirement

@@ -1,4 +1,4 @@
-"""Benchmarks that are part of the product: contenders side by side, interleaved, outputs checked before they are timed.
+"""Benchmarks that are part of the product: contenders are timed in turn, after their outputs have been compared.
 
 Each contender lives in a process of its own, so that its memory is its own, and only one of them works at a time.
 """

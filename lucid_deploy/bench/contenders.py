@@ -1,4 +1,4 @@
-"""What can be measured: exported artifacts in a runtime, and PyTorch's eager model."""
+"""The contenders of a benchmark: exported artifacts in a runtime, and PyTorch's eager model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran, and how much memory this process uses."""
+"""Describe the machine that a benchmark runs on, and measure the memory that this process uses."""
 
 from __future__ import annotations
 

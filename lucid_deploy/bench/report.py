@@ -34,7 +34,7 @@ def build_report(
         opened: By contender, the seconds and memory that opening it took.
         plan: What was to be measured.
         machine: The machine, as :func:`~lucid_deploy.bench.machine.describe_machine` describes it.
-        artifact: The first contender's; the bytes that its decode step reads are taken for all. None: no bandwidths.
+        artifact: The first contender's; its decode step's bytes give the bandwidth of all. None: no bandwidths.
     """
     first = measurements[0].contender
     base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}

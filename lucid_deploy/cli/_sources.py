@@ -18,7 +18,7 @@ PREFIX = "LUCID_DEPLOY"  # of environment variables
 
 
 def long_name(option: click.Parameter) -> str:
-    """Return an option's longest spelling, ``--json``."""
+    """Return an option's longest spelling, such as ``--json``."""
     return max(option.opts, key=len)
 
 

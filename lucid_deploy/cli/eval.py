@@ -173,7 +173,7 @@ def _perplexity(artifact: Artifact, other: Artifact | None, options: SimpleNames
 
 
 def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
-    """Ask the questions of recall or needles, of ``--against`` too if given, and write the accuracies."""
+    """Ask the artifact, and ``--against`` if given, the questions of recall or needles; write the accuracies."""
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.evaluation import compare, evaluate, needles_task, recall_task
     from lucid_deploy.evaluation.report import require, summary
@@ -227,7 +227,7 @@ def _rounding(artifact: Artifact) -> dict[str, Any] | None:
 
 
 def _harness(artifact: Artifact, other: Artifact | None, options: SimpleNamespace) -> None:
-    """Run tasks of lm-evaluation-harness, on ``--against`` too if given, and write the results."""
+    """Run tasks of lm-evaluation-harness on the artifact, and on ``--against`` if given; write the results."""
     try:
         import lm_eval
 

@@ -1,1 +1,1 @@
-"""What is installed here, and whether it works."""
+"""Find out what is installed here, and whether it works."""

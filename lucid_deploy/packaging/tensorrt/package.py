@@ -56,11 +56,11 @@ def package_tensorrt(
     announce: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Path:
-    """Write the folder; it appears whole or not at all.
+    """Write a package for TensorRT into a folder, which appears whole or not at all.
 
     Args:
         artifact: The opened artifact.
-        output: The folder.
+        output: The folder to make.
         options: See :class:`TensorRtOptions`.
         announce: Called with one line before a plugin library is built, if there is none.
         progress: Called with (kernels done, kernels in all, name of the last) while that library is built.

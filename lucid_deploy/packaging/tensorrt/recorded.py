@@ -32,7 +32,7 @@ _UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 @dataclass(frozen=True)
 class Recorded:
-    """One recorded call."""
+    """One recorded call of a graph."""
 
     inputs: dict[str, torch.Tensor]  # input name to tensor, in the graph's types
     outputs: dict[str, torch.Tensor]  # output name to tensor, in the graph's types
