@@ -25,7 +25,7 @@ def build_report(
     opened: dict[str, dict[str, Any]],
     plan: Plan,
     machine: dict[str, Any],
-    artifact: Artifact | None = None,
+    artifacts: dict[str, Artifact] | None = None,
 ) -> dict[str, Any]:
     """Return the report of a benchmark as plain data.
 
@@ -34,7 +34,7 @@ def build_report(
         opened: By contender, the seconds and memory that opening it took.
         plan: What was to be measured.
         machine: The machine, as :func:`~lucid_deploy.bench.machine.describe_machine` describes it.
-        artifact: The first contender's; its decode step's bytes give the bandwidth of all. None: no bandwidths.
+        artifacts: By contender, its artifact, of which a decode step's bytes give the bandwidth. None: no bandwidths.
     """
     first = measurements[0].contender
     base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}
@@ -42,9 +42,10 @@ def build_report(
     for item in measurements:
         row = {**asdict(item), "median": item.median, "tokens_per_second": item.tokens_per_second}
         row["ratio"] = paired_ratio(item.seconds, base[item.stage, item.batch, item.length].seconds)
-        if artifact is not None and item.stage == "decode":
-            weights = artifact.manifest.files[WEIGHTS]["size"]
-            row["bytes_per_second"] = decode_bytes(artifact.manifest, weights, item.batch, item.length) / item.median
+        if artifacts is not None and item.stage == "decode":
+            manifest = artifacts[item.contender].manifest
+            read = decode_bytes(manifest, manifest.files[WEIGHTS]["size"], item.batch, item.length)
+            row["bytes_per_second"] = read / item.median
         rows.append(row)
     return {
         "machine": machine,

@@ -97,6 +97,7 @@ def command(
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
+        sources = {each.name: open_artifact(each.artifact) for each in contenders}
         machine = {**describe_machine(), "copy_bytes_per_second": copy_bandwidth(), "load_average_before": load}
 
         def opening(name: str, number: int) -> None:
@@ -108,7 +109,7 @@ def command(
             except KeyboardInterrupt:
                 stopped = True
     if measurements:
-        _write(build_report(measurements, opened, plan, machine, first), json_target)
+        _write(build_report(measurements, opened, plan, machine, sources), json_target)
     if stopped:
         if measurements:
             note("Note: the run was stopped: these are the measurements that were complete.")

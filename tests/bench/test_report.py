@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
-from lucid_deploy.bench.report import decode_bytes, paired_ratio
+from lucid_deploy.bench import Measurement, Plan
+from lucid_deploy.bench.report import build_report, decode_bytes, paired_ratio
 from lucid_deploy.export.quantize.plan import EMBEDDING
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -18,6 +19,15 @@ def test_ratios_are_paired_by_round() -> None:
     # A machine that becomes ten times slower halfway must not change the ratio.
     assert paired_ratio([2, 2, 20, 20], [1, 1, 10, 10]) == {"median": 2, "min": 2, "max": 2}
     assert paired_ratio([2, 2, 20, 50], [1, 1, 10, 10]) == {"median": 2, "min": 2, "max": 5}
+
+
+def test_each_contender_reads_its_own_artifact(exported: Exported) -> None:
+    artifacts = {"two": exported()[1], "one": exported(num_hidden_layers=1)[1]}
+    measured = [Measurement(name, stage, 3, 8, (0.5,), 1) for stage in ("prefill", "decode") for name in artifacts]
+    rows = build_report(measured, {}, Plan((8,)), {}, artifacts)["measurements"]
+    sizes = [artifact.path("weights.bin").stat().st_size for artifact in artifacts.values()]
+    reads = [decode_bytes(each.manifest, size, 3, 8) for each, size in zip(artifacts.values(), sizes, strict=True)]
+    assert [row.get("bytes_per_second") for row in rows] == [None, None, 2 * reads[0], 2 * reads[1]]
 
 
 def test_bytes_of_a_decode_step(exported: Exported) -> None:
