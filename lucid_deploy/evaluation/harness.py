@@ -132,7 +132,7 @@ def ask(
     file: str,
     progress: Callable[[str, int, int], None],
 ) -> list[TaskResult]:
-    """Run tasks on an artifact; keep answers in a file of ``options.output``, for this artifact and these settings."""
+    """Run tasks on an artifact; in the folder ``options.output`` keep its answers with these settings in a file."""
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
     if options.output is not None:

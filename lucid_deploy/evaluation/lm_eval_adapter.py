@@ -52,7 +52,7 @@ class LucidLM(TemplateLM):
     A context that several log-likelihood requests have is run once.
 
     Args:
-        artifact: An artifact or its directory, whose tokenizer and chat template are used; opened without a session.
+        artifact: An artifact or its directory: gives tokenizer, chat template and, without ``session``, what to run.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so are ``device`` and ``options``.
         batch_size: Contexts to run at once; None: 8.
         max_length: Most tokens of a context; None: the model's context.
@@ -274,7 +274,7 @@ class LucidLM(TemplateLM):
 
     @contextmanager
     def _bar(self, description: str, sizes: list[int], disable: bool) -> Iterator[Callable[[int], None]]:
-        """Yield a function that counts a request as done by its size in tokens, for estimating the time left."""
+        """Show progress in tokens; yield a function that counts the request at an index of ``sizes`` as done."""
         done, report = 0, self._progress
         with tqdm(total=sum(sizes), desc=description, disable=disable or report is not None, unit="token") as bar:
 

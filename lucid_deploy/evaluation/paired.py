@@ -32,8 +32,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
 def average_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:
     """Compare two models over several tasks of equal weight; each pair has a task's scores of both.
 
-    The ends of the interval are percentiles of the bootstrap's means; each draws documents anew within each task. If no
-    score differs, the interval has no width.
+    The ends of the interval are percentiles of the means of bootstrap samples, which draw documents anew within each
+    task. If no score differs, the interval has no width.
     """
     random = np.random.default_rng(_SEED)
     tasks = [np.subtract(first, second, dtype=float) for first, second in pairs]

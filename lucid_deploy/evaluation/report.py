@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers among several."""
+    """The number of right answers among ``count``."""
 
     right: int
     count: int

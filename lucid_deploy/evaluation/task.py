@@ -13,7 +13,7 @@ SEED = 2026  # of the prompts that the bundled model is tested with everywhere
 
 
 class TokenizerLike(Protocol):
-    """What tasks call of a tokenizer, such as :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer`."""
+    """A tokenizer as tasks need it, such as :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer`."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -47,9 +47,9 @@ class Task:
 
 
 def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) -> Task:
-    """Return a task of ``limit`` prompts whose entries the bundled model was not trained on, of all lengths in turn.
+    """Return a task of ``limit`` recall prompts held out of the bundled model's training, of all lengths in turn.
 
-    An answer is right if it is exactly the two words (see :mod:`lucid_deploy.demo.recall`).
+    A right answer is exactly the adjective and the thing (:mod:`lucid_deploy.demo.recall`).
     """
     if not can_write(tokenizer, " ".join(recall.vocabulary())):
         raise LucidError(

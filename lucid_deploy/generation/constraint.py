@@ -78,7 +78,7 @@ class OncePerConstraint(Generic[T]):
 
     Args:
         find: The function; what it raises is not cached.
-        most: How many constraints are cached, those that were used last.
+        most: How many constraints are cached at most: the last used ones.
     """
 
     def __init__(self, find: Callable[[Constraint], T], most: int) -> None:

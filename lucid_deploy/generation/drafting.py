@@ -135,7 +135,7 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return ``count`` tokens from ``start`` on, repeated at the text's end; stop before a token of ``ends``."""
+        """Return ``count`` tokens from ``start``, back to it at the text's end; stop before a token of ``ends``."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))

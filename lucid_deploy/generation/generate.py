@@ -88,7 +88,7 @@ class Generation:
 
 
 def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, counts: DraftCounts) -> Iterator[int]:
-    """Yield a row's new tokens, the first one chosen from ``logits``, ``(1, vocab)``, those after its prompt.
+    """Yield a row's new tokens; the first is chosen from ``logits``, ``(1, vocab)``, which its prompt gave.
 
     At first the cache holds the prompt; when the answer ends, fails or is left, the tokens of ``row.ids`` only.
     """
@@ -197,7 +197,7 @@ class Conversation:
         return self._sampling if seed is None else replace(self._sampling, seed=seed + self._turn)
 
     def _cache_of_beginning(self, prompt_ids: list[int]) -> Cache[Any]:
-        """Return a cache of as much of a prompt's beginning as is cached; its last token must run for the logits."""
+        """Return a cache of as much of a prompt's beginning as is cached, less its last token: that must run."""
         shared = min(_common(self._ids, prompt_ids), len(prompt_ids) - 1)
         if self._cache is not None and shared > 0:
             try:

@@ -40,7 +40,7 @@ class Guide:
     """Follows one answer through its constraint, to say which tokens may come next.
 
     Masks are computed in a pool (llguidance releases the GIL), those of costly constraints in another one. ``renew``
-    makes a matcher that shares no lexer with other answers, for when theirs is used up; None: there is none to try.
+    makes a matcher whose lexer no other answer shares, to try when the shared one reaches its limits; None: no retry.
 
     Attributes:
         mask: Future of the next mask, bool ``(vocab,)``, and of whether the text is complete and nothing may follow.
@@ -318,7 +318,7 @@ def _space_by_byte(tokenizer: TextTokenizer, anchor: int, first: list[bytes], la
 
 
 def _check(tokenizer: TextTokenizer, found: TokenBytes) -> None:
-    """Check the bytes by decoding random texts."""
+    """Check the bytes against what the tokenizer decodes of random tokens; raise a LucidError if they differ."""
     rng = np.random.default_rng(0)
     whole = [token for token, data in enumerate(found.later) if data and _is_text(data)]
     if not whole:

@@ -34,7 +34,7 @@ BLOCK = 32  # tokens
 
 
 def token_bytes(layout: CacheLayout) -> int:
-    """Return the bytes that a token of the budget stands for: its rows or, if there are none, 1 / 32 of the states."""
+    """Return the bytes that count as one token of the budget: its rows or, if there are none, 1 / 32 of the states."""
     return bytes_per_token(layout) or -(-_state_bytes(layout) // BLOCK)
 
 
@@ -192,7 +192,7 @@ class PrefixStore:
 
     def _stored(self, cache: Cache[Any]) -> list[tuple[CacheTensor, Array]]:
         """Return a cache's tensors with their descriptions, in stored form (int8 and scales); memory may be shared."""
-        layers = cache.layers  # numpy arrays where the session decodes in buffers, perhaps with room behind the rows
+        layers = cache.layers  # numpy arrays where the session decodes in buffers, perhaps with room after the rows
         if self._session.in_place is None:
             pairs = zip(self._session.layer_arrays(cache), self._session.layout, strict=True)
             layers = [encode_layer(arrays, layout) for arrays, layout in pairs]

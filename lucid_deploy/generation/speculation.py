@@ -1,4 +1,4 @@
-"""The choice of an answer's tokens from logits, with or without drafts, until it ends.
+"""Choose an answer's tokens from logits, with or without drafts, until the answer ends.
 
 Speculative decoding: one step runs guessed tokens too, and their logits are used if the guess is right.
 

@@ -35,8 +35,8 @@ class TextStream:
         self._shown = frozenset(shown)
         self._step = tokenizer.decode_steps()
         self._by_steps = True
-        self._held: list[int] = []  # ids whose text is not out
-        self._context: list[tuple[list[int], str]] = []  # the last pieces that are out, so that a decoder sees no start
+        self._held: list[int] = []  # ids whose text is not returned yet
+        self._context: list[tuple[list[int], str]] = []  # the last returned pieces: with them a decoder sees no start
 
     def push(self, token: int) -> str:
         """Add a token; return the new text, which may be empty."""
@@ -247,7 +247,7 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token, and the likeliest ones at its place, best first; its text begins after ``offset`` characters."""
+    """A chosen token, whose text begins after ``offset`` characters, and the likeliest in its place, best first."""
 
     chosen: TokenText
     top: tuple[TokenText, ...]

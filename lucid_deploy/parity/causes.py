@@ -226,10 +226,10 @@ class Evidence:
 
 
 def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick: Tick) -> Evidence | None:
-    """Feed tokens once more in the way that failed; return the layer's tensors for the worse of the batch rows.
+    """Feed tokens once more in the way that failed; compare what the layer computes with the reference.
 
     Returns:
-        None if all tokens fed in that way come after the first ``TOKENS``.
+        Tensors of the batch row with the larger error; None if all tokens fed in that way follow the first ``TOKENS``.
     """
     layer, kind = finding.part.layer, 0 if finding.part.word == "K" else 2
     k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in solve_tensors(inside.states, layer))
@@ -315,7 +315,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
 
 
 def normalized(keys: Array, eps: float) -> Array:
-    """Return K̂, keys ``(…, D)`` divided by the root of their mean square plus ``eps``."""
+    """Return K̂: each key of ``(…, D)`` divided by √(its mean square + ``eps``)."""
     return np.asarray(keys / np.sqrt(np.mean(np.square(keys), axis=-1, keepdims=True) + eps))
 
 
@@ -338,7 +338,7 @@ def substitute(e: Array, values: Array, past: Array) -> Array:
 
 
 def turned(keys: Array, rope: Rope, shift: Array) -> Array:
-    """Rotate rotated keys ``(KV, n, D)`` further, by ``shift`` positions ``(n,)``."""
+    """Rotate keys ``(KV, n, D)``, which have their rotary positions already, by ``shift`` ``(n,)`` more positions."""
     from lucid_deploy.model.rope import inverse_frequencies
 
     angles = shift[:, None] * inverse_frequencies(rope, keys.shape[-1]).double().numpy()  # (n, D/2)

@@ -86,12 +86,12 @@ class Comparison:
 
     @property
     def where(self) -> str:
-        """Scenario, schedule, and the reference if it is another than our own model."""
+        """Scenario, schedule and, if it is not our own model, the reference, as text."""
         return f"{self.scenario}, {self.schedule}" + (f", against {self.against}" if self.against else "")
 
     @property
     def judged(self) -> bool:
-        """Whether this comparison could have failed, or did: not every position is blind."""
+        """Whether this comparison could have failed, or did: zeros would not have passed at every position."""
         return self.failed_at is not None or self.blind_positions < len(self.errors)
 
     @property

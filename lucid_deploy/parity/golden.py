@@ -223,7 +223,7 @@ def _check_values(path: Path, read: dict[str, Array], config: LucidConfig) -> No
 
 
 def _rows(x: Array, tokens: int) -> TensorRows:
-    """Return logits, or keys or values ``(B, KV, n, D)`` of the last n of ``tokens``, as rows ``(B, n, F)``."""
+    """Return logits as they are; keys or values ``(B, KV, n, D)`` of the last n of ``tokens`` as rows ``(B, n, F)``."""
     if x.ndim == 3:
         return TensorRows(x)
     return TensorRows(x.transpose(0, 2, 1, 3).reshape(len(x), x.shape[2], -1), tokens - x.shape[2])
@@ -282,10 +282,10 @@ def rounding_of(
     stored: Mapping[TensorId, str],
     errors: Mapping[TensorId, float] | None,
 ) -> dict[TensorId, float]:
-    """Return by tensor the allowance for rounding by other code, which computed in ``precision`` and wrote ``stored``.
+    """Return how much each tensor's gate is widened for the rounding of other code, which computed in ``precision``.
 
-    ``gates`` are our own model's, derived for ``dtype``; ``stored`` are the types written. ``errors`` are our own
-    model's in ``precision``; without them the baseline's are scaled by the two types' units in the last place.
+    ``gates`` are our own model's, derived for ``dtype``; ``stored`` are the types in the file. ``errors`` are our own
+    model's in ``precision``; None: the baseline's, times the ratio of the two types' units in the last place.
     """
     share = UNIT[precision] / UNIT[dtype]
     return {

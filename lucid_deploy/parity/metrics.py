@@ -63,7 +63,7 @@ def _errors(difference: Array, reference: Array, accumulated: bool) -> Array:
 
 
 def _norms(rows: Array) -> Array:
-    """Return the L2 norms of the last axis, without another array of the rows' size."""
+    """Return the L2 norms over the last axis, without another array of the rows' size."""
     return np.asarray(np.sqrt(np.einsum("...f,...f->...", rows, rows)))
 
 

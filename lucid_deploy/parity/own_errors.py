@@ -54,7 +54,7 @@ class ReferenceStates:
 
 @dataclass(frozen=True)
 class WorstOwnError:
-    """One part's largest own error in one scenario, or the first one beyond its gate."""
+    """One part's largest error on the reference's inputs in one scenario, or the first beyond its gate."""
 
     scenario: str
     part: TensorId
@@ -74,7 +74,7 @@ OwnErrors = dict[TensorId, dict[str, tuple[Array, Array]]]  # per part and feedi
 
 
 def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> ReferenceStates:
-    """Run the reference over a scenario and keep everything; its logits are taken from a recorded trace."""
+    """Run the reference over a scenario and keep what its layers compute; the logits are those of a recorded trace."""
     ids = scenario.ids[None]
     states = reference.run(NewTokens.after(ids), reference.empty_past())
     only_rows = all(tensor.sort == "rows" for layer in reference.layers for tensor in layer.cache)
@@ -112,7 +112,7 @@ def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple
     """Run every layer on the reference's inputs, in every way that tokens are fed.
 
     Yields:
-        Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), the states.
+        Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), layers' results.
     """
     ids, prompt = inside.ids, len(inside.scenario.prompt)
     total, half = ids.shape[1], prompt // 2
@@ -174,7 +174,7 @@ def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors
 
 
 def own_gates(baseline: OwnErrors, dtype: str) -> dict[TensorId, Gate]:
-    """Derive the gate of each part's own error from the baseline's."""
+    """Derive the gate of each part's own error from the own errors of the baseline."""
     gates = {}
     for part, feedings in baseline.items():
         worst = max(float(errors.max()) for _, errors in feedings.values())
@@ -183,7 +183,7 @@ def own_gates(baseline: OwnErrors, dtype: str) -> dict[TensorId, Gate]:
 
 
 def findings(own: OwnErrors, gates: Mapping[TensorId, Gate], scenario: str) -> list[WorstOwnError]:
-    """Compare own errors with their gates, in the order of computation."""
+    """Return each part's first error beyond its gate, else its largest, in the order of computation."""
     found = []
     for part in sorted(own):
         gate = gates[part]

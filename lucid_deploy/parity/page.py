@@ -55,7 +55,7 @@ def render_page(found: Verification) -> str:
 
 
 def _used(item: Comparison) -> str:
-    """Return as text how much of its gate an error takes, or ``not judged``."""
+    """Return the error as text, as a share or multiple of its gate; or ``not judged``."""
     if item.outcome == "not judged":
         return item.outcome
     return f"{item.severity:.0%}" if item.severity < 10 else f"{item.severity:.3g}×"
@@ -136,7 +136,7 @@ def _chart(title: str, description: str, x_label: str, lines: Sequence[Line]) ->
 
 
 def _ticks(first: float, last: float) -> list[float]:
-    """Return about six whole numbers between two."""
+    """Return about six evenly spaced whole numbers from ``first`` to ``last``."""
     if last <= first:
         return [first]
     rough = (last - first) / 6

@@ -21,11 +21,11 @@ Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pi
 class TextCost:
     """How much worse a model predicts a text than the model that it was made from."""
 
-    tokens: int  # that were predicted: all of every window but its first
+    tokens: int  # that were predicted: of every window all but the first
     own: float  # its perplexity
     original: float  # that of the other model
-    kl: float  # mean KL divergence from the other, nats a token
-    same: float  # share of the tokens whose most likely successor is the other's
+    kl: float  # mean KL divergence from the other model, nats a token
+    same: float  # share of the tokens after which both find the same token most likely
 
     def sentence(self) -> str:
         """Say how far perplexity and predictions are from the other model's."""
@@ -94,7 +94,7 @@ def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callabl
 
 
 def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
-    """Yield the logits of two models for the same tokens, in the second's pieces."""
+    """Yield the logits of two models for the same tokens, cut into pieces as the second model's are."""
     held = next(first)
     for theirs in second:
         while len(held) < len(theirs):

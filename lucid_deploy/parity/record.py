@@ -116,18 +116,18 @@ def record_all(
 def record_greedy(
     session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
 ) -> list[tuple[Scenario, Trace]]:
-    """Feed scenarios one-shot; return them, greedy ones with the tokens that the session chose, and their traces."""
+    """Feed scenarios one-shot; return them (greedy ones with the tokens that the session chose) and their traces."""
     fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
     chosen = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
     return list(zip(chosen, _traces(session, fed.cache, fed.logits, chosen, fed.states), strict=True))
 
 
 def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> list[Trace]:
-    """Feed all tokens of scenarios of equal lengths in two prefills, the forced ones too, and record everything.
+    """Prefill all tokens of scenarios of equal lengths, forced ones too, in as few calls as possible, and record all.
 
-    In float64 every schedule computes the same, and two calls read and cast a large model's weights only twice. The
-    second call has the tokens whose logits are compared; the head is not applied to the others. Where layers keep
-    states, the last tokens come one by one, since their states are compared too.
+    In float64 every schedule computes the same, and each call reads and casts a large model's weights anew. The second
+    call has the tokens whose logits are compared; the head is not applied to those of the first. Where layers keep
+    states, the last tokens have a call each, since the state after each of them is compared too.
     """
     tick = tick or no_tick
     cache = session.empty_cache(len(scenarios))

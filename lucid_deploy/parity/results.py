@@ -169,7 +169,7 @@ class Verification:
 
     @functools.cached_property
     def not_proven(self) -> tuple[str, ...]:
-        """Why gates that held prove too little for a user, the start of a sentence each; empty if they prove enough."""
+        """Reasons why gates that held prove too little, each the start of a sentence; empty if they prove enough."""
         return tuple(words.not_proven(self))
 
     @property

@@ -58,7 +58,7 @@ _STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number t
 
 @dataclass(frozen=True)
 class SizeGate:
-    """How far from 1 the size of some rows of one tensor may be."""
+    """How far from 1 the size factor of some rows of one tensor may be."""
 
     gate: Gate
     rows: Array  # positions of the rows that count, (n,); all rows of the part if none can be judged
@@ -122,7 +122,7 @@ def without_logits(trace: Trace) -> Trace:
 def compare_sizes(
     trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
 ) -> list[Comparison]:
-    """Compare the sizes of K and Y with 1; a failure is noted at the first row that counts, but concerns all rows."""
+    """Compare size factors of K and Y with 1; a failure is noted at the first row that counts, but concerns all."""
     found = []
     for part in _written_by(scenario, schedule):
         for tensor, size in gates[part].items():
@@ -154,7 +154,7 @@ def _written_by(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
 
 
 def _one_code(rounded: Array, step: float) -> float:
-    """Return how much the size changes if the element of the largest magnitude is off by one code."""
+    """Return the change of the size factor if the element of the largest magnitude is off by one quantized code."""
     square = float((rounded.astype(np.float64) ** 2).sum(axis=(1, 2)).min())
     return step * float(np.abs(rounded).max()) ** 2 / square if square else 0.0
 
@@ -179,7 +179,7 @@ def read_calls(session: Session[Any], scenario: Scenario) -> int:
 def _starts(session: Session[Any], scenario: Scenario) -> range:
     """Return how many tokens are stored before each step."""
     prompt, forced = len(scenario.prompt), len(scenario.forced)
-    if has_states(session):  # known before the last few tokens alone
+    if has_states(session):  # states are recorded only before each of the last few tokens
         return range(max(prompt, scenario.length - STATES + 1), scenario.length)
     return range(prompt, prompt + min(READ_STEPS, forced))
 
@@ -213,7 +213,7 @@ def derive_read_gates(reference: Sequence[Answers], baseline: Sequence[Answers],
 def compare_answers(
     found: Answers, reference: Answers, gates: dict[str, Gates], scenario: Scenario
 ) -> list[Comparison]:
-    """Compare a candidate's answers with those of float64."""
+    """Compare the logits that a candidate computed from stored rows with those of float64."""
     return [
         compare_rows(found[way].tensors[tensor], rows, tensor, gates[way][tensor], scenario.name, way)
         for way, trace in reference.items()

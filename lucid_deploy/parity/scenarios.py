@@ -75,7 +75,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """One way to feed a prompt. The last forced tokens are decoded one by one."""
+    """One way to feed a prompt and the forced tokens after it."""
 
     name: str  # short name for reports
     chunks: tuple[int, ...] = ()  # lengths of the prefill calls, used in turn; empty: all at once
@@ -84,7 +84,7 @@ class Schedule:
     # and then on the right, the other on the right and then on the left
     padding: int = 0
     # feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts; the
-    # first group has wrong tokens behind it, which are taken back. Empty: decode them one by one.
+    # first group has wrong tokens after it, which are taken back. Empty: decode them one by one.
     drafts: tuple[int, ...] = ()
     # most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of them
     # are decoded.

@@ -70,8 +70,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, meter: CallCounter
 
     Weights that are not quantized must be the original ones in the artifact's type. Of a quantized weight, every
     element must be within half a step of the original (one or two steps if it was clipped), and scales must be those
-    that the scheme prescribes or, where it fits them, not too coarse. If calibration data chose a weight's values, only
-    its distance from the original is checked, against the recorded one. An already quantized checkpoint must be copied
+    that the scheme prescribes or, if a method fitted them, not too coarse. If calibration data chose the values, only
+    the distance from the original is checked, against the recorded one. An already quantized checkpoint must be copied
     exactly. Scales that equalization has put into weights are applied to the original, and must cancel.
     """
     tick = (lambda: None) if meter is None else meter.tick

@@ -128,7 +128,7 @@ class Targets:
 
 
 def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Target]:
-    """Return the targets to look for causes in: of the failing scenario, correlated tokens, the greedy one."""
+    """Return the targets to look for causes in: the failing scenario, correlated tokens, and the greedy scenario."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
     return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.workload.explained]
@@ -151,7 +151,7 @@ def prepare(
 
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
-        reference: PyTorch in float64, likewise.
+        reference: PyTorch in float64, or a function that opens it.
         steps: Decode steps after each prompt; None: as the workload says.
         prompt: Token ids of a real prompt, int ``(P,)``; the baseline continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
@@ -226,7 +226,7 @@ def _gates_of(scenario: Scenario, own: Gates, every: Sequence[Gates], workload: 
     """Return a scenario's gates: its own, or the widest of all scenarios where its tokens may be too few or too alike.
 
     The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few or short, as a
-    quick verification's are, share their gates. A gate of its own that judges nothing stays.
+    quick verification's are, share their gates. A scenario's own gate stays if it judges nothing.
     """
     few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
     if workload.has_all_sequences and not few:

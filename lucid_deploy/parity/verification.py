@@ -226,7 +226,7 @@ def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress | 
 
 
 def _check_shared(artifact: Artifact) -> None:
-    """Check that every form's graphs read the weights that the first form's do."""
+    """Check that the graphs of all forms (growing, static, inlined) read the same weights."""
     for manifest in artifact.manifest.each_form():
         form = artifact.form(manifest.cache, manifest.inline)
         for stage in set(manifest.graphs) & set(artifact.manifest.graphs):

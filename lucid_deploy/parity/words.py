@@ -174,7 +174,7 @@ def legend(found: Verification) -> Iterator[str]:
 
 
 def unjudged_lines(found: Verification) -> Iterator[str]:
-    """Say which comparisons, and which positions of the others, could not have failed."""
+    """Say how many comparisons, and how many positions of the others, a tensor of zeros would have passed."""
     coverage = found.coverage
     items = [item for item in found.comparisons if not item.judged]
     if items:
