@@ -243,7 +243,7 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """Silence two loggers of PyTorch: one says that torchvision is not installed, one why no statistics are kept.
+    """Silence two loggers of PyTorch: one says torchvision is not installed, one that logging metrics failed.
 
     Where memory runs out, the latter would log a whole traceback beside the error that ends the export anyway.
     """

@@ -118,7 +118,7 @@ def decomposable_attention(model: ir.Model) -> int:
 def explicit_attention(model: ir.Model) -> bool:
     """Replace the standard ``Attention`` by ``MatMul``, ``Where`` and ``Softmax``.
 
-    TensorRT refuses an ``Attention`` without a fused kernel, as all are in float32, unless the parsing program
+    TensorRT refuses an ``Attention`` without a fused kernel (float32 has none), unless the parsing program
     marks it as decomposable. This form needs no mark. It costs memory for the scores, ``(B, H, N, T)`` in the
     attention's type, for the layer that is being computed.
     Requires: such nodes have tensors of four axes, numbers of heads that are known, a bool mask of one head, one

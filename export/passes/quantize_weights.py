@@ -61,8 +61,8 @@ class WeightInitializers:
 
     Attributes:
         name: The weight's name in the checkpoint.
-        quantization: The record of all weights.
-        tensor: The record of this weight.
+        quantization: The manifest's quantization record, of all weights.
+        tensor: This weight's entry in that record.
         dtype: The type that the weight had in the graph.
     """
 

@@ -41,7 +41,7 @@ EVERY = 2  # one of so many predictions of a row is compared: the head is a fift
 
 
 class _Dequantize(torch.autograd.Function):
-    """Compute numbers · scales + offsets; for the gradient keep only the numbers, int8 ``(out, blocks, block)``."""
+    """Dequantize int8 ``(out, blocks, block)`` with scales and offsets; only the int8 is kept for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, numbers: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class _Dequantize(torch.autograd.Function):
 
 
 class RoundedWeight(nn.Module):
-    """Stand for a parameter of the model: for the exact one, or while ``rounds`` is set for the rounded one."""
+    """Stand for a parameter of the model: pass it on as it is or, while ``rounds`` is set, give the rounded one."""
 
     def __init__(self, rounded: Rounded, tensor: QuantizedTensor, bits: int) -> None:
         super().__init__()
@@ -114,9 +114,9 @@ def _joined(parts: list[Rounded]) -> Rounded:
 
 
 def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRows, progress: Progress) -> None:
-    """Learn the scales and offsets of a model's weights, one row of tokens a step."""
+    """Learn the scales and offsets of a model's rounded weights; each step runs one row of tokens."""
     texts = [torch.from_numpy(ids[None]) for group in rows.rows for ids in group]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # the text may change on its way
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # a text may change as it goes
     learned = [each for weight in weights for each in weight.parameters() if each.requires_grad]
     adam = torch.optim.Adam(learned, RATE, MOMENTS)
     rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))

@@ -167,7 +167,7 @@ def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str
 
 
 def _alike(squares: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
-    """Return scales around 1, given the mean squares of the columns of each of some matrices ``(…, in)``.
+    """Return scales around 1 that make columns alike, given their mean squares ``(…, in)``, a row for each matrix.
 
     Args:
         inputs: Mean squares of the inputs that the columns are multiplied by, of the same shape; None: all alike.

@@ -76,7 +76,7 @@ Parts = dict[str, NDArray[np.uint8]]  # flat
 
 
 def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -> Parts:
-    """Round a weight as the record says; return the bytes of its parts, flat."""
+    """Round a weight to the scheme of ``quantization``; return the bytes of codes and of scales, flat, by part."""
     from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
 
     if quantization.scheme == "fp8":
@@ -87,7 +87,7 @@ def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -
 
 
 def stored_parts(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
-    """Take over a weight of a checkpoint in fp8; return the bytes of its parts, flat.
+    """Take over a weight of a checkpoint in fp8; return the bytes of codes and of scales, flat, by part.
 
     TensorRT takes positive scales only. Where a scale is zero, the weight is too: store zeros with the scale 1.
     """

@@ -58,7 +58,7 @@ class Fold:
             weight.data = weight.data * self.spread(scale)  # not in place: it may be the file itself
 
     def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
-        """Return what weights are multiplied or divided by, by names + ``INPUTS`` or ``OUTPUTS``, for storing."""
+        """Return, for storing, the scales that change weights, by name + ``INPUTS`` (multiplied) or ``OUTPUTS``."""
         found = {f"{prefix}{name}.weight{INPUTS}": self.spread(scale).numpy() for name in self.readers}
         parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
         return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}

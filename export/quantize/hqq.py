@@ -40,7 +40,7 @@ def hqq_matrix(
 
     Returns:
         Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` of
-        values that ``dtype`` has: the weight is q · scale + offset, with the bytes' numbers q from −2^(bits − 1).
+        values that ``dtype`` has: the weight is q · scale + offset, with the packed q from −2^(bits − 1) up.
     """
     import torch
 
@@ -62,14 +62,14 @@ def hqq_matrix(
 
 
 def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each block whether it has one value, as far as scales can tell, its middle, and most − least."""
+    """Return for each block: whether all its values are one, or too near for a scale; the range's middle; its width."""
     least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
     width = most - least
     return ~(top / width).isfinite(), least + width / 2, width
 
 
 def _fitted(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inverse scales and zero points, ``(out, blocks, 1)``, for numbers from 0 to ``top``."""
+    """Return inverse scales and zero points, ``(out, blocks, 1)``, for quantized values from 0 to ``top``."""
     import torch
 
     least = blocks.amin(dim=-1, keepdim=True)

@@ -48,10 +48,10 @@ class QuantizeOptions:
             ``rtn``.
         has_text: Whether there is a calibration text; export sets it.
         calibration_tokens: How many tokens of that text to learn from at most.
-        equalize: Make weights' columns alike before rounding. None: if ``method`` is empty, in ``matmulnbits``.
+        equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
+            ``matmulnbits``, for int8 and int4.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of an embedding that is tied to the head get 8 bits; set to repeat
-            the quantization of an artifact.
+        frequent_rows: How many first rows of a tied embedding get 8 bits; set to repeat an artifact's quantization.
         bits: Bits of weights that do not get the scheme's, by the checkpoint's names; set for the same purpose.
     """
 
@@ -99,7 +99,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {options.block_size}: runtimes have "
             "kernels for these."
         )
-    if options.scheme != STORED or options.format != "auto":  # which follows from the checkpoint
+    if options.scheme != STORED or options.format != "auto":  # else the checkpoint sets it
         check_kernels(format_of(options), dtype)
     if options.embeddings and format_of(options) == "qdq":
         raise LucidError(

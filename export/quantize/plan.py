@@ -46,7 +46,7 @@ def plan_quantization(
 
     Args:
         shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
-        experts: Records of those that are matrices of experts; their block sizes do not count.
+        experts: Of the tensors that are matrices of experts, their records, whose block sizes do not count.
     """
     form, experts = format_of(options), experts or {}
     matrices = [name for name, shape in shapes.items() if len(shape) == 2 or name in experts]

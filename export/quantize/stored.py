@@ -93,7 +93,7 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
 
 
 def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
-    """Return what the inputs of products are rounded to, and how many share a scale; None without groups."""
+    """Return what the inputs of products are rounded to, and how many share a scale (None: no groups)."""
     if layout.scheme not in FLOAT_SCHEMES:
         return activations_of(options), None
     if layout.inputs is None or options.activations == "float":
@@ -164,7 +164,7 @@ def taken_over(weight: PackedWeight, tensor: QuantizedTensor) -> tuple[Array, to
 
     Returns:
         Packed bytes ``(out, blocks, block_size · bits / 8)``, scales ``(out, blocks)`` as stored, and the packed zero
-        points ``(out, blocks · bits / 8)``; None without.
+        points ``(out, blocks · bits / 8)``, None if there are none.
     """
     half, missing = 1 << (weight.bits - 1), tensor.blocks * tensor.block_size - tensor.shape[1]
     codes = np.pad(weight.codes.numpy(), ((0, 0), (0, missing)), constant_values=half)

@@ -67,7 +67,7 @@ class CacheTensor:
         return self.sort == "state" or (self.window is not None and tokens > self.window)
 
     def batch_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
-        """Return the shape of the whole tensor for a number of batch rows and columns."""
+        """Return the whole tensor's shape for so many batch rows and token positions."""
         if not self.has_tokens:
             return (batch, *self.shape)
         heads, width = self.shape

@@ -57,7 +57,7 @@ class _ClassFamily(Family):
 
 
 def _names_class(raw: dict[str, Any]) -> bool:
-    """Whether a model class of transformers is to compute the model of ``config.json``, as no family here does."""
+    """Whether only a model class of transformers, and no family here, computes the model of ``config.json``."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or (family_of(raw) is not None and not _is_special_llama(raw)):
         return False

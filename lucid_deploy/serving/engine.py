@@ -83,7 +83,7 @@ class JobEvents:
         return await self.queue.get()
 
     def cancel(self, row: int) -> None:
-        """End a generation, if it runs, and free its row; ignore what still comes from it."""
+        """Ask to end a generation, if it runs, and free its row; events of it may still arrive."""
         self._commands.put(_Command("cancel", self, row))
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ _NAMES_HERE = {
 
 
 def prepare(raw: dict[str, Any]) -> None:
-    """Drop fields without effect, and give items of the input that have no type the type ``message``."""
+    """Drop fields without effect, and set the type of input items that have none to ``message``."""
     fields.drop_without_effect(raw)
     given = raw.get("input")
     for item in given if isinstance(given, list) else ():

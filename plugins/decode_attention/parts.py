@@ -130,7 +130,7 @@ def stack_rows(b_first, b_second):
 
 @triton.jit
 def add_few_product(b_p, b_y, b_acc):
-    """Add as ``add_product`` does, for 8 rows of weights: a tensor core's other 8 take low parts or, in float16, zeros.
+    """As ``add_product``, for 8 rows of weights; the product's other 8 are their low parts or, in float16, zeros.
 
     A thread has one row of each group of eight, so adding both halves needs no other thread.
     """
@@ -253,7 +253,7 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 @triton.jit
 def add_threads_own(b_numbers):
-    """Add up the four of each 16 columns that one thread holds as a factor: ``(parts, LANES, tokens)``."""
+    """Add up the four of each 16 columns that a thread holds of a product's factor: ``(parts, LANES, tokens)``."""
     PARTS: tl.constexpr = b_numbers.shape[0]
     TOKENS: tl.constexpr = b_numbers.shape[2]
     b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))

@@ -94,10 +94,10 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
                             m_new, b_row_scale, b_shift,
                             BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                             PARTS: tl.constexpr):  # fmt: skip
-    """Average as ``average_in_parts`` does over a cache of E4M3: rows are float16; K and Y become float16 in registers.
+    """As ``average_in_parts``, over a cache in E4M3: ``b_rows`` are float16; K and Y become float16 in registers.
 
-    The scale of a row of Y multiplies its weights, in float32. A power of two brings the product into float16's range:
-    each part's power is that of its largest scale so far, and sums are rescaled when a power or a peak changes.
+    The scale of a row of Y multiplies its token's weights, in float32. A power of two fits the product to float16: each
+    part's power follows its largest scale so far, and sums are rescaled when it or a peak (maximum) changes.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     ALL_ROWS: tl.constexpr = b_rows[0].shape[0]

@@ -156,7 +156,7 @@ def plan_decode_attention(
 
 
 def row_counts(dtype: str, padded: int, arch: int) -> tuple[int, ...]:
-    """Return the numbers of rows that the split kernel is compiled for, except FEW_ROWS."""
+    """Return the numbers of rows in a tile that the split kernel is compiled for, except FEW_ROWS."""
     most = FLOAT32_NUMBERS if dtype == "float32" else HALF_NUMBERS
     if _has_warp_groups(arch):
         return tuple(rows for rows in (QUERY_ROWS[0], QUERY_ROWS[-1]) if rows * padded <= 2 * most)
@@ -188,7 +188,7 @@ def _has_warp_groups(arch: int) -> bool:
 
 
 def parts_width(arch: int, dtype: str) -> int:
-    """Return the largest padded width for which tiles of 16 rows use parts; 0 if there is none."""
+    """Return the largest padded width at which each warp takes its own tokens of a tile of 16 rows; 0 if none does."""
     most = PARTS_WIDTHS.get(arch // 10, 0)
     return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
 

@@ -33,9 +33,9 @@ def load_tile_tokens(p_mask, o_n, m_n):
 @triton.jit
 def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                  FLOAT8: tl.constexpr, TF32: tl.constexpr = False):  # fmt: skip
-    """Return the rows in chunks of columns, their low parts (float32 only) and powers of two, new keys' inverse norms.
+    """Return queries and new keys in chunks of columns, low parts (float32 only), powers, and keys' inverse norms.
 
-    In float32 the rows are multiplied by the powers and split into two parts: float16 or, with TF32, tf32. With a
+    In float32 the rows are multiplied by powers of two and split into two parts: float16 or, with TF32, tf32. With a
     cache of E4M3, bfloat16 rows are multiplied by the powers and rounded to float16. Otherwise the powers are 1.
     """
     IS_FLOAT32: tl.constexpr = p_q.dtype.element_ty == tl.float32
@@ -86,7 +86,7 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     In float32 each key is multiplied by a power of two, from its largest magnitude; the scores still contain it. In the
     other types the powers are 1.
 
-    With ADD_SQUARES tensor cores sum the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. Then
+    With ADD_SQUARES tensor cores sum the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. Thus
     keys are read from shared memory once. For E4M3, a square / 16 is exact in float16. For bfloat16, a square is split
     into two bfloat16 parts; the second is finite even if the first is infinite, since ∞ − ∞ would be NaN. For float16,
     squares are first summed over chunks in float32 and then split into two bfloat16 parts, which hold 16 bits.

@@ -44,8 +44,8 @@ def plan_delta_rule(
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         scale: Factor of the outputs.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state per program, warps of
-            the state kernel, stages, columns of keys that are multiplied at once (0: all).
+        tuned: Constants in place of those in ``tuned.json``: tokens of a chunk, columns of the state per program, warps
+            of the state kernel, stages, columns of keys that are multiplied at once (0: all).
 
     Raises:
         ValueError: The kernels do not support the sizes or the device.
@@ -96,7 +96,7 @@ def chunk_warps(tuned: Choice) -> int:
 
 
 def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
-    """Return the variants for several tokens: of the state kernel and of the chunk kernel before it."""
+    """Return the variants for several tokens: of the state kernel, and of the chunk kernel, which is launched first."""
     width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT), ("CHUNK_D", tuned.chunk or padded))
     chunk = (("BLOCK_M", tuned.block_m), *width)
     state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)

@@ -1,1 +1,1 @@
-"""Products of a few rows by a weight, which is read as it is stored; only the library of CPU kernels computes them."""
+"""Multiply a few rows by a weight without a packed copy of it; only the library of CPU kernels implements this."""

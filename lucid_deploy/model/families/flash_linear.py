@@ -1,6 +1,6 @@
 """flash-linear-attention's models: DeltaNet (arXiv 2406.06484), and gated DeltaNet (arXiv 2412.06464), which decays.
 
-They name tensors differently from Llama, and give the width of MLPs by a ratio; the layers that ``attn`` lists attend.
+They name tensors differently from Llama, and give MLP widths by a ratio; layers listed in ``attn`` use attention.
 """
 
 from __future__ import annotations

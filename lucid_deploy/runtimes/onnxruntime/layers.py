@@ -96,7 +96,7 @@ class OrtLayers(Layers):
 
 
 def _with_room(tensor: CacheTensor, array: Array) -> Array:
-    """Return a buffer of a static cache with the content of a growing tensor and room for one more row."""
+    """Return a static cache's buffer: rows with room for one more, a ring padded left to its window, or a state."""
     if not tensor.has_tokens:
         return array
     batch, heads, held, width = array.shape

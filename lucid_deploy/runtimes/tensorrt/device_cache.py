@@ -48,7 +48,7 @@ class MemoryPool:
 
 
 def _free_all(device: Device, free: dict[int, list[int]]) -> None:
-    """Give a collected pool's memory back to the device. Blocks refer to their pool, so no block is left in use."""
+    """Give a garbage-collected pool's memory back to the device. Blocks refer to their pool, so none is left in use."""
     device.activate()
     for address in (address for addresses in free.values() for address in addresses):
         device.free(address)

@@ -36,7 +36,7 @@ def quantize_activations(model: CausalModel, block_sizes: Mapping[str, int]) -> 
     """Make linear layers round their inputs to int8; changes and returns the model.
 
     Args:
-        model: A model of any type.
+        model: The model, in any precision.
         block_sizes: Block sizes by the names of weights; layers whose weights are not among them do not round.
     """
     for name, module in model.named_modules():

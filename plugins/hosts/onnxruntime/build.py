@@ -1,4 +1,4 @@
-"""Compile the library of kernels for onnxruntime on the CPU, and check it against its record before it is loaded."""
+"""Compile the library of CPU kernels for onnxruntime; before loading, check it against its build record (JSON)."""
 
 from __future__ import annotations
 
