@@ -202,7 +202,7 @@ def compare(report: Report, other: Report) -> Comparison:
 
 
 def summary(report: Report, numbers: str, comparison: Comparison | None = None, other: str = "") -> list[str]:
-    """Return the scores in lines for a terminal; ``numbers`` names the artifact's types, ``other`` the other artifact."""
+    """Return the scores in lines for a terminal; ``numbers`` says the types, ``other`` names the other artifact."""
     lines = [f"{report.task.name}: {report.score}; {report.runtime}, {numbers}"]
     if comparison is not None:
         relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
