@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,7 @@ from lucid_deploy.artifact.quantization import (
     PACKED,
     SCALES,
     STORED,
-    ZEROS,
     Quantization,
-    QuantizedTensor,
     weight_and_rows,
 )
 from lucid_deploy.artifact.quantized_bytes import to_qdq
@@ -95,146 +93,114 @@ def write_weights(
             removed once it is written.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
-    types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}
-    contents = _TensorBytes(checkpoint, quantization, types, {} if chosen is None else chosen)
     digest, position = hashlib.sha256(), 0
+
+    def write(data: bytes | memoryview) -> None:
+        nonlocal position
+        position += file.write(data)
+        digest.update(data)
+
     with path.open("wb") as file:
-        for tensor in plan.values():
-            padding: Iterable[bytes | memoryview] = [bytes(tensor.offset - position)]
-            for data in itertools.chain(padding, contents.of(tensor)):  # a large weight comes in slices
-                file.write(data)
-                digest.update(data)
-            position = tensor.offset + tensor.size
-            assert file.tell() == position, f"{tensor.name}{tensor.part} has another size than was planned"
-            if progress is not None:
-                progress(position, total)
+        for _, group in itertools.groupby(plan.values(), key=lambda tensor: tensor.name):
+            parts = {tensor.part: tensor for tensor in group}
+            contents = _weight_bytes(parts, checkpoint, quantization, chosen or {})
+            for tensor in parts.values():
+                write(bytes(tensor.offset - position))
+                end = tensor.offset + tensor.size
+                while position < end:
+                    write(next(contents))
+                assert position == end, f"{tensor.name}{tensor.part} has another size than was planned"
+                if progress is not None:
+                    progress(position, total)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-class _TensorBytes:
-    """Produce tensors' bytes in the order of the file; of one quantized weight, keep parts that are still to come."""
+def _weight_bytes(
+    parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantization: Quantization | None, chosen: Chosen
+) -> Iterator[memoryview]:
+    """Yield the bytes of one weight in the order of the file; packed values come in slices."""
+    import numpy as np
+    import torch
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        quantization: Quantization | None,
-        scale_types: dict[str, str],
-        chosen: Chosen,
-    ) -> None:
-        self._checkpoint, self._quantization, self._scale_types = checkpoint, quantization, scale_types
-        self._chosen = chosen
-        self._scales: torch.Tensor | None = None
-        self._zeros: Any = None
-        self._offsets: Any = None
-        self._floats: dict[str, Any] = {}
-
-    def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
-        if tensor.part and self._quantization is not None and self._quantization.is_float:
-            yield memoryview(self._float_part(tensor, self._quantization))
-        elif tensor.part == PACKED:
-            yield from self._packed(tensor)
-        elif tensor.part == SCALES:
-            assert self._scales is not None
-            yield self._bytes(self._scales, tensor)
-            self._scales = None
-        elif tensor.part == ZEROS:
-            yield memoryview(self._zeros.reshape(-1))
-            self._zeros = None
-        elif tensor.part == OFFSETS:
-            yield self._bytes(self._offsets, tensor)
-        else:
-            yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
-
-    def _float_part(self, tensor: StoredTensor, quantization: Quantization) -> Any:
-        from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
-
-        if tensor.part == PACKED and quantization.method.name == STORED:
-            weight = self._checkpoint.packed_weight(tensor.name)
-            self._floats = stored_parts(weight, tensor.name, quantization)
-        elif tensor.part == PACKED:
-            whole = self._checkpoint.tensor(tensor.name)
-            self._check_finite(whole, tensor, str(whole.dtype).removeprefix("torch."))
-            self._floats = rounded_parts(whole, tensor.name, quantization)
-        return self._floats.pop(tensor.part)
-
-    def _packed(self, tensor: StoredTensor) -> Iterator[memoryview]:
-        import numpy as np
-        import torch
-
-        quantization = self._quantization
-        assert quantization is not None
-        whole, scales = [], []
-        for packed, factors in self._parts(tensor, quantization):
-            scales.append(factors)
-            if quantization.format == "qdq":
-                whole.append(packed)
-            else:
-                yield packed.reshape(-1).data
-        if quantization.format == "qdq":
-            width = quantization.tensors[tensor.name].shape[1]
-            yield to_qdq(np.concatenate(whole), width, quantization.bits_of(tensor.name)).data
-        found = torch.cat([torch.as_tensor(factors) for factors in scales])
-        self._scales = found.mT if quantization.format == "qdq" else found
-
-    def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
-        import numpy as np
-
-        record = quantization.tensors[tensor.name]
-        if tensor.name in self._chosen:
-            yield from self._rounded([self._chosen.pop(tensor.name)], record)
-            return
-        if quantization.method.name == STORED:
-            packed, scales, self._zeros = self._taken_over(tensor.name, quantization)
-            yield np.ascontiguousarray(packed), scales
-            return
-        bits = quantization.bits_of(tensor.name)
-        name, rows = weight_and_rows(tensor.name)
-        weight = record.matrix(self._checkpoint.tensor(name)[rows])
-        self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
-        method = find_method(quantization.method.name)
-        if method.learns or record.experts:  # what no text went through: a tied embedding, experts
-            method = find_method(HQQ if record.offsets else NEAREST)
-        positive = quantization.has_positive_scales(tensor.name)
-        rounded = list(method.round(weight, record, bits, self._scale_types[tensor.name], positive))
-        yield from self._rounded(rounded, record)
-
-    def _rounded(self, rows: list[Rounded], record: QuantizedTensor) -> Iterator[tuple[Any, Any]]:
-        import torch
-
-        if rows[0].offsets is not None:
-            offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows])
-            self._offsets = offsets if record.experts else offsets.mT  # (blocks, out), experts' as scales
-        yield from ((some.packed, some.scales) for some in rows)
-
-    def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:
-        import numpy as np
-
+    name, where = next(iter(parts.values())).name, checkpoint.directory
+    if quantization is None or PACKED not in parts:
+        yield _to_bytes(checkpoint.tensor(name), parts[""], where)
+        return
+    if quantization.is_float:
+        floats = _float_parts(parts[PACKED], checkpoint, quantization)
+        yield from (memoryview(floats[part]) for part in parts)
+        return
+    record, zeros = quantization.tensors[name], None
+    if name in chosen:
+        rows = [chosen.pop(name)]
+    elif quantization.method.name == STORED:
         from lucid_deploy.export.quantize.stored import taken_over
 
-        weight = self._checkpoint.packed_weight(name)
+        weight = checkpoint.packed_weight(name)
         assert weight is not None
-        packed, scales, zeros = taken_over(weight, quantization.tensors[name])
-        return packed, scales, None if zeros is None else np.ascontiguousarray(zeros)
+        packed, scales, zeros = taken_over(weight, record)
+        rows = [Rounded(np.ascontiguousarray(packed), scales)]
+    else:
+        rows = list(_rounded(parts, checkpoint, quantization))
+    scales = torch.cat([torch.as_tensor(some.scales) for some in rows])
+    if quantization.format == "qdq":
+        width, bits = record.shape[1], quantization.bits_of(name)
+        yield to_qdq(np.concatenate([some.packed for some in rows]), width, bits).data
+        scales = scales.mT
+    else:
+        yield from (some.packed.reshape(-1).data for some in rows)
+    yield _to_bytes(scales, parts[SCALES], where)
+    if zeros is not None:
+        yield np.ascontiguousarray(zeros).reshape(-1).data
+    if OFFSETS in parts:
+        offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows])  # (out, blocks)
+        yield _to_bytes(offsets if record.experts else offsets.mT, parts[OFFSETS], where)  # experts' as scales
 
-    def _bytes(self, data: torch.Tensor, tensor: StoredTensor) -> memoryview:
-        import torch
 
-        if tensor.dtype == "float16":
-            self._check_finite(data, tensor, "the checkpoint")  # another type would not help
-        data = data.to(getattr(torch, tensor.dtype))
-        self._check_finite(data, tensor, tensor.dtype)
-        if tensor.transposed:
-            data = data.mT
-        return data.reshape(-1).contiguous().view(torch.uint8).numpy().data
+def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Any]:
+    from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
 
-    def _check_finite(self, data: torch.Tensor, tensor: StoredTensor, dtype: str) -> None:
-        if not data.isfinite().all():
-            raise LucidError(
-                f"{self._checkpoint.directory}: {tensor.name} has values that are not finite in {dtype}. "
-                + ("The checkpoint is damaged." if dtype != "float16" else _beyond_half(tensor))
-            )
+    if quantization.method.name == STORED:
+        return stored_parts(checkpoint.packed_weight(tensor.name), tensor.name, quantization)
+    whole = checkpoint.tensor(tensor.name)
+    _check_finite(whole, tensor, str(whole.dtype).removeprefix("torch."), checkpoint.directory)
+    return rounded_parts(whole, tensor.name, quantization)
+
+
+def _rounded(parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantization: Quantization) -> Iterator[Rounded]:
+    """Round a weight without a text."""
+    tensor = parts[PACKED]
+    record = quantization.tensors[tensor.name]
+    name, rows = weight_and_rows(tensor.name)
+    weight = record.matrix(checkpoint.tensor(name)[rows])
+    _check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."), checkpoint.directory)
+    method = find_method(quantization.method.name)
+    if method.learns or record.experts:  # what no text went through: a tied embedding, experts
+        method = find_method(HQQ if record.offsets else NEAREST)
+    positive = quantization.has_positive_scales(tensor.name)
+    return method.round(weight, record, quantization.bits_of(tensor.name), parts[SCALES].dtype, positive)
+
+
+def _to_bytes(data: torch.Tensor, tensor: StoredTensor, checkpoint: Path) -> memoryview:
+    import torch
+
+    if tensor.dtype == "float16":
+        _check_finite(data, tensor, "the checkpoint", checkpoint)  # another type would not help
+    data = data.to(getattr(torch, tensor.dtype))
+    _check_finite(data, tensor, tensor.dtype, checkpoint)
+    if tensor.transposed:
+        data = data.mT
+    return data.reshape(-1).contiguous().view(torch.uint8).numpy().data
+
+
+def _check_finite(data: torch.Tensor, tensor: StoredTensor, dtype: str, checkpoint: Path) -> None:
+    if not data.isfinite().all():
+        raise LucidError(
+            f"{checkpoint}: {tensor.name} has values that are not finite in {dtype}. "
+            + ("The checkpoint is damaged." if dtype != "float16" else _beyond_half(tensor))
+        )
 
 
 def _beyond_half(tensor: StoredTensor) -> str:
