@@ -10,7 +10,7 @@ from pathlib import Path
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.generation.text_stream import AnswerPieces, AnswerText, TextPiece, TokenTexts
+from lucid_deploy.generation.text_stream import AnswerText, TextPiece, TokenLogprob, TokenText, TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineOptions, make_engine
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.tool_formats import ToolFormat
@@ -100,22 +100,38 @@ class LocalBackend:
 
 
 class RowText:
-    """Turns the engine's events of one generation into pieces of text for the client."""
+    """Turns the engine's events of one generation into pieces of text for the client.
+
+    Each has the log-probabilities of the tokens whose text begins in it.
+    """
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
-        text = AnswerText(tokenizer, job.stops, job.shown_tokens)
-        self._pieces = AnswerPieces(row, text, token_texts, job.request.top_logprobs is not None, job.tokens_as_ids)
+        self._row, self._job, self._token_texts = row, job, token_texts
+        self._text = AnswerText(tokenizer, job.stops, job.shown_tokens)
+        self._waiting: list[TokenLogprob] = []  # for their text
 
     def take(self, event: Token | Finished | ApiError) -> TextPiece:
         """Return what an event of the engine means to the client, or raise an ApiError."""
         if isinstance(event, ApiError):
             raise event
         if isinstance(event, Token):
-            piece, reason = self._pieces.push(event.token, event.logprob, event.top), ""
+            if self._job.request.top_logprobs is not None:
+                assert event.logprob is not None  # it was asked for
+                chosen, top = self._named(event.token, event.logprob), tuple(self._named(*each) for each in event.top)
+                self._waiting.append(TokenLogprob(chosen, top, self._text.decoded))
+            text, tokens, reason = self._text.push(event.token), 1, ""
         elif event.reason in ENDS:
-            piece, reason = self._pieces.finish(), ENDS[event.reason]
+            text, tokens, reason = self._text.finish(), 0, ENDS[event.reason]
         elif event.reason == "refused":
             raise ApiError(400, event.error or "")
         else:
             raise ApiError(500, event.error or f"The generation was {event.reason}.", "engine_error")
-        return replace(piece, reason="stop" if self._pieces.stopped else reason, reused=event.reused)
+        stopped = self._text.stopped
+        complete = bool(reason) and not stopped
+        ready = tuple(item for item in self._waiting if complete or item.offset < self._text.shown)
+        self._waiting = self._waiting[len(ready) :]
+        return TextPiece(self._row, text, tokens, ready, "stop" if stopped else reason, event.reused)
+
+    def _named(self, token: int, logprob: float) -> TokenText:
+        text, data = self._token_texts(token)
+        return TokenText(f"token_id:{token}" if self._job.tokens_as_ids else text, data, logprob)
