@@ -67,7 +67,7 @@ def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied(tmp_path: Pa
 
 
 def test_a_vocabulary_of_one(exported: Exported) -> None:
-    _, artifact = exported(vocab_size=1, eos_token_id=None)
+    _, artifact = exported(vocab_size=1, eos_token_id=None, num_hidden_layers=1)
     session = open_session(artifact)
     logits = session.prefill(np.zeros((1, 3), np.int64), session.empty_cache())
     assert logits.shape == (1, 1, 1) and np.isfinite(logits).all()

@@ -130,7 +130,7 @@ def test_commands_are_answered_one_by_one(
     """An error is an answer too, and the process continues."""
     commands = [
         {"op": "open", **asdict(Contender("x", "artifact", "nowhere"))},
-        {"op": "open", **asdict(Contender("it", "artifact", str(exported(vocab_size=1, eos_token_id=0)[1].directory)))},
+        {"op": "open", **asdict(Contender("it", "artifact", str(exported()[1].directory)))},
         {"op": "prefill", "batch": 2, "length": 9, "chunk": None},
         {"op": "decode", "batch": 2, "context": 9, "steps": 2},
         {"op": "decode", "batch": 2, "context": 9, "steps": 0},

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench import standard
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export import ExportOptions
 from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -87,24 +88,27 @@ def test_layers_of_several_kinds(
 
 
 @pytest.mark.parametrize(
-    ("changes", "options"),
+    ("tied", "options"),
     [
-        ({}, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
-        (
-            {"tie_word_embeddings": True, "num_hidden_layers": 1},
-            QuantizeOptions("int4", block_size=16, method="hqq", frequent_rows=40),
-        ),
+        (False, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
+        (True, QuantizeOptions("int4", block_size=16, method="hqq", frequent_rows=40)),
     ],
 )
 def test_the_same_weights_are_quantized(
-    changes: dict[str, Any], options: QuantizeOptions, make_checkpoint: MakeCheckpoint, tmp_path: Path
+    tied: bool,
+    options: QuantizeOptions,
+    exported: Exported,
+    make_checkpoint: MakeCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint = make_checkpoint(**changes)
-    artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(cache="growing", quantize=options))
-    (tmp_path / "scratch").mkdir()
-    made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
-    assert made.config.attention_type != artifact.config.attention_type
-    assert made.quantization == artifact.manifest.quantization
+    asked: list[ExportOptions] = []
+    monkeypatch.setattr(standard, "export", lambda *given: asked.append(given[2]))
+    checkpoint = make_checkpoint(tie_word_embeddings=tied)
+    shapes, artifact = Checkpoint(checkpoint).stored_shapes(), artifact_of(checkpoint, exported()[1])
+    record = plan_quantization(shapes, tied, options)
+    export_standard(Artifact(artifact.directory, replace(artifact.manifest, quantization=record)), tmp_path)
+    assert asked[0].quantize is not None and plan_quantization(shapes, tied, asked[0].quantize) == record
 
 
 def test_a_checkpoint_that_is_gone(exported: Exported, tmp_path: Path) -> None:

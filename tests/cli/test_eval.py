@@ -13,12 +13,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
-from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.evaluation import evaluate, recall_task
 from lucid_deploy.export.quantize.options import QuantizeOptions
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 Demo = Callable[..., Artifact]
+ABLATED = ("--runtime", "torch", "--ablate", "preconditioner")
 LM_EVAL_TASK = """task: local_recall
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/data.json}}}}
@@ -42,43 +46,35 @@ def printed(*arguments: Any) -> dict[str, Any]:
     return facts
 
 
-@pytest.fixture(scope="module")
-def unsolved(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled weights with standard attention: Y = V."""
-    checkpoint = tmp_path_factory.mktemp("unsolved") / "checkpoint"
-    shutil.copytree(demo_directory, checkpoint)
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}))
-    return export(checkpoint, checkpoint.parent / "artifact", ExportOptions(cache="growing")).directory
-
-
 def test_the_bundled_model_answers_everything(demo: Demo) -> None:
     facts = printed(demo().directory, "--task", "recall", "--limit", 200, "--batch", 32, "--minimum", 0.99)
     assert (facts["right"], facts["count"], facts["accuracy"], facts["wrong"]) == (200, 200, 1.0, [])
     assert (facts["runtime"], facts["dtype"]) == ("onnxruntime", "float32")
 
 
-def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, unsolved: Path) -> None:
-    """The ablation against an export of the same weights with standard attention; the other model is whole."""
-    options = ["--runtime", "torch", "--task", "recall", "--limit", 54]
-    ablated = printed(demo().directory, *options, "--ablate", "preconditioner", "--against", demo().directory)
-    expected = printed(unsolved, *options, "--against", demo().directory)
+def test_the_preconditioner_left_out_is_standard_attention(demo: Demo, demo_directory: Path, tmp_path: Path) -> None:
+    """The ablation against the same weights with standard attention, Y = V; the other model is whole."""
+    checkpoint = Path(shutil.copytree(demo_directory, tmp_path / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}))
+    words = TextTokenizer(checkpoint)
+    expected = evaluate(TorchSession(load_model(checkpoint)), words, recall_task(words, 54)).to_dict()
+    options = [demo().directory, *ABLATED, "--task", "recall", "--limit", 54]
+    ablated = printed(*options, "--against", demo().directory)
     assert ablated["wrong"] == expected["wrong"] and ablated["ablate"] == "preconditioner"
-    assert ablated["accuracy"] < 0.5 and ablated["against"]["accuracy"] == 1.0
-    assert expected["against"]["relative_accuracy"] == expected["accuracy"]
-    assert (expected["against"]["only_right_there"], expected["against"]["only_right_here"]) == (
-        len(expected["wrong"]),
-        0,
-    )
+    assert ablated["accuracy"] == expected["accuracy"] < 0.5
+    against = ablated["against"]
+    assert against["accuracy"] == 1.0 and against["relative_accuracy"] == ablated["accuracy"]
+    assert (against["only_right_there"], against["only_right_here"]) == (len(ablated["wrong"]), 0)
     refused = run(demo().directory, "--task", "recall", "--ablate", "preconditioner")
     assert refused.exit_code == 2 and "--ablate is for torch" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize("option", ["--minimum", "--minimum-relative"])
-def test_too_low_an_accuracy_fails(demo: Demo, unsolved: Path, tmp_path: Path, option: str) -> None:
+def test_too_low_an_accuracy_fails(demo: Demo, tmp_path: Path, option: str) -> None:
     target = tmp_path / "result.json"
     given = ["--task", "recall", "--limit", 27, "--against", demo().directory, option, 0.97, "--json", target]
-    result = run(unsolved, *given)
+    result = run(demo().directory, *ABLATED, *given)
     assert result.exit_code == 1
     assert f"{option} asks for 97.00%" in result.stderr
     assert "recall: " in result.stdout and "relative accuracy" in result.stdout
@@ -104,7 +100,7 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
     assert printed(demo().directory, "--text", text, "--runtime", "torch")["perplexity"] == pytest.approx(
         found["perplexity"], rel=1e-4
     )
-    shown = run(demo(quantize=QuantizeOptions("int8")).directory, "--text", text, "--against", demo().directory).stdout
+    shown = run(demo(quantize=QuantizeOptions("int4")).directory, "--text", text, "--against", demo().directory).stdout
     assert "perplexity " in shown and f": {found['perplexity']:.4f}, so " in shown
     text.write_text("fox has zebra lamp")
     assert "does not know zebra" in run(demo().directory, "--text", text).stderr

@@ -20,7 +20,6 @@ BETA = "use_beta is true, and the checkpoint has no tensors of beta"
 THEIRS: dict[str, Any] = {
     "attention_type": "oglucid",
     "use_forget_gate": False,
-    "use_rope": False,
     "use_token_grad_clip": False,
     "key_scaling_exp": 0,
     "which_rmsnorm": "exp_k_norm",
@@ -43,15 +42,14 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     checkpoint = write_checkpoint(root / "checkpoint", num_hidden_layers=1, **THEIRS)
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "zeta_gain": 3}))
-    facts = root / "facts.json"
-    words = ("export", checkpoint, "-o", root / "artifact", "--assume-unused", "zeta_gain", "--json", facts)
+    words = ("export", checkpoint, "-o", root / "artifact", "--assume-unused", "zeta_gain", "--cache", "growing")
     return root, printed(*words).splitlines()
 
 
 def test_export_says_attention_positions_and_layers(official: tuple[Path, list[str]]) -> None:
     said = official[1]
     assert "verify.onnx " in said[0] and said[0].endswith(
-        "; 1 LUCID layer, no rotary positions, float32, growing, static and inlined graphs"
+        "; 1 LUCID layer, rotary positions (base 10000), float32, growing cache"
     )
     assert said[1].startswith(BETA)
     assert said[2:] == ["Assumed unused: zeta_gain, which is 3."]
