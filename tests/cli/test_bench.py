@@ -63,18 +63,8 @@ def test_a_stopped_run_shows_what_was_measured(exported: Exported, monkeypatch: 
 
 def test_openvino_as_the_runtime(exported: Exported) -> None:
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
-    asked = [
-        exported(inline=True)[1].directory,
-        "--runtime",
-        "openvino",
-        "--threads",
-        1,
-        "--lengths",
-        8,
-        "--repeats",
-        1,
-    ]
-    result = run(*asked, "--json", "-")
+    options = ("--runtime", "openvino", "--threads", 1, "--lengths", 8, "--repeats", 1)
+    result = run(exported(inline=True)[1].directory, *options, "--json", "-")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert {(row["stage"], row["length"]) for row in report["measurements"]} == {("prefill", 8), ("decode", 8)}

@@ -67,17 +67,13 @@ def int8_copy(exported, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(
-    ("dtype", "cache", "cache_dtype"),
-    [
-        ("float32", "static", "int8"),
-        ("float32", "growing", "float16"),
-        ("float32", "growing", "fp8"),
-    ],
-)
-def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cache_dtype):
-    checkpoint, artifact = exported(dtype, cache=cache, cache_dtype=cache_dtype)
-    report = check(short(open_session(artifact)), targets_of(checkpoint, dtype, cache_dtype))
+@pytest.mark.parametrize("cache_dtype", ["int8", "fp8"])
+def test_what_is_right_passes_with_room(exported, targets_of, cache_dtype):
+    checkpoint, artifact = exported("float32", cache="static", cache_dtype="int8")
+    candidate = (
+        open_session(artifact) if cache_dtype == "int8" else TorchSession(load_model(checkpoint).store_cache_as("fp8"))
+    )
+    report = check(short(candidate), targets_of(checkpoint, "float32", cache_dtype))
     sizes = [item for item in report.comparisons if "size of" in item.schedule]
     assert report.passed and len(sizes) == (4 * 5 + 2) * 2 * 2 * 2  # scenarios by schedules, writers, layers, K and Y
     assert {item.schedule.partition("size of ")[2] for item in sizes} == {
@@ -164,7 +160,7 @@ def test_what_cancels_to_nothing_is_not_judged_by_its_size():
 
     A gate of 1e9 was once held by an error of 4e8, and called passed.
     """
-    model = small_model(use_rope=False, max_position_embeddings=2 * CONTEXT)
+    model = small_model(use_rope=False, max_position_embeddings=2 * CONTEXT, num_hidden_layers=2)
 
     def rounding(dtype, cache_dtype):
         return TorchSession(in_dtype(model, dtype).store_cache_as(cache_dtype))

@@ -85,7 +85,7 @@ def test_a_damaged_file_is_a_result_and_nothing_is_run_on_it(damaged, monkeypatc
 @pytest.mark.parametrize("phase", ["Files: sha256", "Weights: every element"])
 def test_an_artifact_that_is_replaced_meanwhile_gets_no_verdict(phase, damaged, exported, tmp_path):
     """Its weights are compared with the checkpoint of another: verify said that the export had changed them."""
-    newer = exported(hidden_size=96)[1].directory
+    newer = exported(num_hidden_layers=1)[1].directory
 
     def replace(seen, done, total):
         if seen == phase and not (tmp_path / "older").exists():
@@ -106,16 +106,16 @@ def test_a_wrong_weight_is_a_result_with_its_cause(damaged):
     assert "\n" not in found.failure
 
 
-def test_the_embedding_of_a_token_that_no_sequence_has_is_compared(exported, tmp_path):
+def test_the_embedding_of_a_token_that_no_sequence_has_is_compared(with_byte_level_tokenizer, tmp_path):
     """What is computed is right in every comparison: only the weights themselves show it."""
-    name, unmet = "model.embed_tokens.weight", 1234
-    _, artifact = exported(max_position_embeddings=CONTEXT, vocab_size=2000)
+    name, unmet = "model.embed_tokens.weight", 319
+    _, artifact = with_byte_level_tokenizer()
     damaged = shutil.copytree(artifact.directory, tmp_path / "artifact")
     change_row(damaged, name, unmet, 2.0)
-    found = verify_artifact(open_artifact(damaged), FEW)
+    found = verify_artifact(open_artifact(damaged), VerifyOptions(steps=4, quick=True))
     assert (outcomes(found)["weights"], outcomes(found)["tensors"]) == ("failed", "passed")
     assert not found.passed and not found.to_dict()["passed"]
-    assert f"{name} is not the checkpoint's weight: 64 of 128,000 elements differ" in found.failure
+    assert f"{name} is not the checkpoint's weight: 64 of 20,480 elements differ" in found.failure
     assert f"the first at [{unmet}, 0]" in found.failure and found.verdict() in found.failure
 
 
