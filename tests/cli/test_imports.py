@@ -38,12 +38,12 @@ SPEAK = (
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 
 
-def python(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+def python(code: str, *arguments: Any, program: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [str(program), "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
-def test_every_module_imports_without_optional_packages() -> None:
+def test_every_module_imports_without_optional_packages(preloaded: Path) -> None:
     code = f"""{BLOCK}
 import importlib, json, pkgutil
 names, failed = [], {{}}
@@ -59,7 +59,7 @@ for name in names:
         failed[name] = str(error)
 print(json.dumps([names, failed]))
 """
-    result = python(code)
+    result = python(code, program=preloaded / "python")
     assert result.returncode == 0, result.stderr
     names, failed = json.loads(result.stdout)
     assert {"lucid_deploy.runtimes.onnxruntime.session", "lucid_deploy.export.trace", "lucid_deploy.cli.run"} <= set(

@@ -58,9 +58,8 @@ def run(program: Path, artifact: Path | str, *arguments: object) -> tuple[int, s
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("logits", ["last", "all"])
-def test_the_program_answers(program: Path, demo: Callable[..., Artifact], logits: str) -> None:
-    artifact = demo(logits=logits).directory
+def test_the_program_answers(program: Path, demo: Callable[..., Artifact]) -> None:
+    artifact = demo().directory
     prompt = TextTokenizer(artifact).encode("fox has red lamp, owl has blue cup. owl has")
     assert run(program, artifact, 8, 2, *prompt) == (0, "72 114 \n", "")
 

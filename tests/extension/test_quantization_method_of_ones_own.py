@@ -33,7 +33,7 @@ def test_it_is_found_and_its_numbers_are_in_the_artifact(make_checkpoint: MakeCh
     assert method_names()[-1] == "clipped"
     checkpoint = make_checkpoint(num_hidden_layers=1)
     words = ["export", str(checkpoint), "-o", str(tmp_path / "artifact"), "--quantize", "int4", "--method", "clipped"]
-    result = CliRunner().invoke(main, words)
+    result = CliRunner().invoke(main, [*words, "--cache", "growing"])
     assert result.exit_code == 0, result.output
     artifact = open_artifact(tmp_path / "artifact")
     record = artifact.manifest.quantization

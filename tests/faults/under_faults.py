@@ -144,7 +144,7 @@ def export_job(root: Path, every: int) -> Iterator[Outcome]:
 
     tracing.trace = remembered
     output = root / "artifact"
-    arguments = ["export", str(root / "checkpoint"), "--output", str(output), "--overwrite"]
+    arguments = ["export", str(root / "checkpoint"), "--output", str(output), "--overwrite", "--cache", "growing"]
     assert invoke(arguments)[0] == 0
     new = digest(output)
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,10 +95,10 @@ def test_commands_take_names(made: Path, tmp_path: Path) -> None:
     assert open_artifact(directory).adapters() == ()
 
 
-def test_a_killed_command_leaves_the_old_adapters(made: Path, tmp_path: Path) -> None:
+def test_a_killed_command_leaves_the_old_adapters(made: Path, preloaded: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(made / "artifact", tmp_path / "artifact")
     words = ["adapters", "add", str(directory), f"two={made / 'two'}"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True)
+    done = subprocess.run([preloaded / "python", "-c", KILLED, *words], capture_output=True)
     assert done.returncode == -signal.SIGKILL and list(directory.glob("adapters.bin.tmp-*"))
     artifact = open_artifact(directory)
     check_hashes(artifact)
