@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ class GroupedQueryAttention(Mixer):
     Attributes:
         sinks: A score for each query head, ``(H,)``, that the softmax counts beside those of the tokens; set before
             each call by classes whose attention has them.
-        watchers: Functions that are called with the queries, keys and values of new tokens before attention.
 
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
     width.
@@ -35,7 +33,6 @@ class GroupedQueryAttention(Mixer):
         self.config, self.implementation = config, implementation
         self.codec = CacheCodec()
         self.sinks: Tensor | None = None
-        self.watchers: list[Callable[[Tensor, Tensor, Tensor], None]] = []
         if config.class_config:
             return
         heads, kv, d, bias = (
@@ -62,12 +59,6 @@ class GroupedQueryAttention(Mixer):
         Returns:
             The output ``(B, H, N, D)``, and the cache with the new rows, each ``(B, KV, T, ·)``.
         """
-        for watch in self.watchers:
-            watch(q, k, v)
-        return self.mix_rows(q, k, v, step, past)
-
-    def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """Do what :meth:`mix` says, with a cache that has a row for every token."""
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
         k_past, v_past = self.codec.decode(past, q.dtype)  # (B, KV, P, D)

@@ -79,7 +79,7 @@ def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tens
 class WindowAttention(StandardAttention):
     """Grouped-query softmax attention of each token over itself and the W − 1 tokens before it."""
 
-    def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend with a ring as the cache, whether the caches of other layers grow or are static."""
         batch, n = q.shape[0], q.shape[2]
         window = self.config.sliding_window

@@ -107,9 +107,10 @@ def _watched(
         for index, (mixer, layer_of) in enumerate(zip(model.mixers(), layers, strict=True)):
             if layer_of.solves and isinstance(mixer, GroupedQueryAttention):
 
-                def watch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, index: int = index) -> None:
+                def mix(q: Any, k: Any, v: Any, *rest: Any, index: int = index, mix: Any = mixer.mix) -> Any:
                     seen.values[index] = v
+                    return mix(q, k, v, *rest)
 
-                mixer.watchers.append(watch)
-                undo.callback(mixer.watchers.remove, watch)
+                mixer.mix = mix  # type: ignore[assignment, method-assign]
+                undo.callback(delattr, mixer, "mix")
         yield seen
