@@ -129,21 +129,18 @@ def trace(
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
     layers = describe(config, stored)
-    inputs = graph_inputs(layers, stage, cache, slots is not None)
-    outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
+
+    def contract(layers: Layers) -> tuple[_Infos, _Infos]:
+        outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
+        return graph_inputs(layers, stage, cache, slots is not None), outputs
 
     def traced(config: LucidConfig) -> _Graph:
-        described = describe(config, stored)
-        return _trace_whole(
-            _stage_module(config, stage, dtype, logits, stored, float32_head, slots),
-            graph_inputs(described, stage, cache, slots is not None),
-            graph_outputs(described, config.vocab_size, stage, logits, cache),
-            opset,
-        )
+        module = _stage_module(config, stage, dtype, logits, stored, float32_head, slots)
+        return _trace_whole(module, *contract(describe(config, stored)), opset)
 
     shorter = excerpt(config, layers)
     try:
-        graph = None if shorter is None else _repeated(traced(shorter.config), shorter, inputs, outputs)
+        graph = None if shorter is None else _repeated(traced(shorter.config), shorter, *contract(layers))
         if graph is None:
             graph = traced(config)
     except Exception as error:
@@ -155,7 +152,7 @@ def trace(
             f"({type(error).__name__}: {reason})."
         ) from error
     name_values(graph.model, graph.layers, graph.weights)
-    return Traced(graph.model, inputs, outputs, graph.transposed)
+    return Traced(graph.model, *contract(layers), graph.transposed)
 
 
 @dataclass(frozen=True)
