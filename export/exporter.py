@@ -11,7 +11,7 @@ from lucid_deploy.artifact.quantization import STORED, Quantization, QuantizedTe
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.artifact_files import ArtifactContents, Progress, write_artifact
 from lucid_deploy.export.companions import check_links, check_tokenizer
-from lucid_deploy.export.options import ExportOptions, check_assumed, check_request, check_target
+from lucid_deploy.export.options import ExportOptions, check_assumed, check_output, check_request, check_target
 from lucid_deploy.files import atomic_folders
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def export(
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.quantize.options import FEW_TOKENS, check_options
+    from lucid_deploy.export.quantize.options import FEW_TOKENS
     from lucid_deploy.export.quantize.stored import resolve_stored
 
     quantize = resolve_stored(source, options.quantize)
@@ -78,7 +78,6 @@ def export(
         )
     quantization = rows = learned = None
     if quantize is not None:  # before anything that takes time: a glob may match nothing
-        check_options(quantize, options.dtype)
         quantization = _plan(source, quantize, options.dtype)
         rows = rows_to_learn_from(source, quantize, options.calibration)
     warnings: tuple[str, ...] = ()
@@ -99,7 +98,7 @@ def export(
                 source, str(checkpoint), options, quantization, hub, warnings, learned, adapters
             )
             write_artifact(building, contents, progress or (lambda *_: None))
-            check_request(output, options)  # again: tracing and writing took a while
+            check_output(output, options.overwrite)  # again: tracing and writing took a while
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     return open_artifact(output)

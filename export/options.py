@@ -113,7 +113,7 @@ def check_request(output: Path, options: ExportOptions) -> None:
         from lucid_deploy.export.quantize.options import check_options
 
         check_options(options.quantize, options.dtype)
-    _check_output(output, options.overwrite)
+    check_output(output, options.overwrite)
 
 
 def _check_names(options: ExportOptions) -> None:
@@ -141,7 +141,8 @@ def _check_opset(options: ExportOptions) -> None:
         )
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Check that nothing stands at the output, or an artifact that may be replaced."""
     if not os.path.lexists(output):  # a broken link counts as existing
         return
     if not overwrite:
