@@ -31,23 +31,17 @@ CLASSES = (
     "bert-generation",
     "cohere2",
     "deepseek_v3",
-    "exaone4",
     "gemma",
     "gemma2",
     "gemma4_text",
     "glm4",
     "gpt2",
     "gpt_oss",
-    "helium",
     "lara_mini",
-    "ministral",
     "mixtral",
-    "nemotron",
     "olmo2",
     "phi",
     "roberta",
-    "stablelm",
-    "starcoder2",
 )
 
 
