@@ -34,7 +34,7 @@ def verified(artifact: Artifact, checkpoint: Path) -> Any:
     ("scheme", "form", "activations", "cache", "more"),
     [
         ("int8", "matmulnbits", "int8", "growing", {}),
-        ("int4", "matmulnbits", "int8", "static", {"frequent_rows": 40}),
+        ("int4", "matmulnbits", "int8", "growing", {"frequent_rows": 40}),
         ("int8", "qdq", "float", "growing", {}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +11,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.hqq import hqq_matrix
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.export.quantize.plan import plan_quantization
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.gate import FACTOR
 from lucid_deploy.parity.stored_weights import check_weights
-from tests.conftest import write_checkpoint
 
+BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 TENSOR = QuantizedTensor((24, 128), 32, offsets=True)
 WEIGHT = torch.randn(24, 128, generator=torch.Generator().manual_seed(0)) * 0.05
 
@@ -132,15 +133,13 @@ def test_blocks_of_one_value_are_their_offset(value: float, bits: int, dtype: st
     assert (np.abs(alone[:, :32]) <= half * abs(value)).all(), "what the offset's own rounding leaves"
 
 
-def test_an_artifact_of_such_numbers(tmp_path: Path) -> None:
+def test_an_artifact_of_such_numbers(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
     """It is what `verify` computes, its weights are checked, and another checkpoint's are found."""
-    checkpoint = write_checkpoint(tmp_path / "c", tie_word_embeddings=True, num_hidden_layers=1, intermediate_size=96)
-    options = QuantizeOptions("int4", block_size=16, method="hqq")
-    artifact = export(checkpoint, tmp_path / "a", ExportOptions(cache="growing", quantize=options))
+    checkpoint, artifact = quantized("int4", block_size=16, method="hqq", changes=BIASED)
     record = artifact.manifest.quantization
     assert record is not None and record.method.name == "hqq" and record.tool.startswith("lucid-deploy")
     assert [name for name, tensor in record.tensors.items() if not tensor.offsets] == ["model.embed_tokens.weight"]
-    result = CliRunner().invoke(main, ["verify", str(tmp_path / "a"), "--checkpoint", str(checkpoint), "--quick"])
+    result = CliRunner().invoke(main, ["verify", str(artifact.directory), "--checkpoint", str(checkpoint), "--quick"])
     assert result.exit_code == 0, result.output
 
     class Changed(Checkpoint):

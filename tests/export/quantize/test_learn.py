@@ -35,15 +35,13 @@ from tests.hybrid_artifact import write_hybrid
 from tests.number_words import write_number_words, write_numbers
 from tests.once_per_run import made_once, run_folder
 
-BIASED = {"attention_bias": True, "mlp_bias": True}
-
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, and token ids like those that it is measured on."""
 
     def make(folder: Path) -> None:
-        write_checkpoint(folder / "checkpoint", **BIASED)
+        write_checkpoint(folder / "checkpoint")
         ids = np.random.default_rng(0).integers(0, 97, (32, 128))
         write_number_words(folder / "checkpoint", 97)
         write_numbers(folder / "ids.txt", ids)
@@ -56,9 +54,8 @@ def learned(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An artifact in int4 by distillation."""
 
     def make(folder: Path) -> None:
-        options = ExportOptions(
-            "float32", quantize=QuantizeOptions("int4", method="distill"), calibration=source / "ids.txt"
-        )
+        quantize = QuantizeOptions("int4", method="distill")
+        options = ExportOptions(cache="growing", quantize=quantize, calibration=source / "ids.txt")
         export(source / "checkpoint", folder / "artifact", options)
 
     return open_artifact(made_once(run_folder(tmp_path_factory, "learned"), "distill", make) / "artifact")
@@ -72,7 +69,7 @@ def test_predictions_are_nearer_than_without_text(tmp_path: Path) -> None:
     ids = torch.tensor([TextTokenizer(resolve("demo")).encode(" ".join(asked[:10]))])
     lost = []
     for text in (None, tmp_path / "text.txt"):
-        options = ExportOptions(quantize=QuantizeOptions("int4"), calibration=text)
+        options = ExportOptions(logits="all", cache="growing", quantize=QuantizeOptions("int4"), calibration=text)
         artifact = export("demo", tmp_path / f"learned {text is not None}", options)
         with torch.inference_mode():
             found, wanted = (model(ids)[0].log_softmax(-1) for model in (load_artifact_model(artifact), exact))
