@@ -115,7 +115,7 @@ def test_changes_are_noticed(change: Any, name: str, artifact_copy: Path) -> Non
 def test_what_is_made_of_an_artifact_that_is_replaced_is_refused(
     when: str, exported: Callable[..., Any], artifact_copy: Path, tmp_path: Path
 ) -> None:
-    artifact, newer = open_artifact(artifact_copy), exported(hidden_size=96)[1].directory
+    artifact, newer = open_artifact(artifact_copy), exported(attention_type="llama")[1].directory
 
     def replaced() -> None:
         artifact_copy.rename(tmp_path / "older")

@@ -31,7 +31,7 @@ def load(artifact: Artifact, stage: str) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("attention", "dtype", "options"),
     [
-        ("lucid", "float16", {"cache": "static"}),
+        ("lucid", "float16", {}),
         ("lucid", "bfloat16", {"tie_word_embeddings": True}),
         ("llama", "float16", {"cache": "static"}),
     ],

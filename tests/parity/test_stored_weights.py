@@ -44,7 +44,7 @@ EMBEDDING, HEAD, DOWN = "model.embed_tokens.weight", "lm_head.weight", "model.la
     [
         {},
         {"dtype": "float16"},
-        {"tie_word_embeddings": True},
+        {"dtype": "bfloat16", "tie_word_embeddings": True},
         {"cache": "static", "cache_dtype": "int8"},
         {"inline": True},
     ],

@@ -15,16 +15,15 @@ from lucid_deploy.runtimes.session import MOST
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED
 
-TWO_KINDS = {"lucid_layers": [0]}  # and a layer of standard attention
 RUNTIMES = [
-    ("torch", {}, TWO_KINDS),
-    ("onnxruntime", {"kernels": "functions"}, TWO_KINDS),
-    ("onnxruntime", {"kernels": "library"}, TWO_KINDS),
+    ("torch", {}, {}),
+    ("onnxruntime", {"kernels": "functions"}, {"attention_type": "llama"}),
+    ("onnxruntime", {"kernels": "library"}, {}),
     ("onnxruntime", {"kernels": "functions"}, {"cache": "static"}),
     ("onnxruntime", {"kernels": "library"}, {"cache": "static"}),
     ("onnxruntime", {"kernels": "library"}, {"cache": "static", "cache_dtype": "int8"}),
     ("onnxruntime", {"kernels": "functions"}, {"cache_dtype": "int8"}),
-    ("openvino", {}, {"inline": True, **TWO_KINDS}),
+    ("openvino", {}, {"inline": True}),
 ]
 PROMPT, NEW = 40, 9
 RNG = np.random.default_rng(0)
@@ -78,7 +77,7 @@ def test_it_is_decoding_one_by_one_and_going_back_is_exact(session, rows):
 
 
 def test_a_cache_with_many_holes_is_packed(exported):
-    session = open_session(exported(**TWO_KINDS)[1], "onnxruntime", kernels="functions")
+    session = open_session(exported()[1], "onnxruntime", kernels="functions")
     cache = session.empty_cache(1)
     session.prefill(IDS[:1], cache)
     wanted = session.decode(TOKENS[:1, :1], session.fork(cache))
@@ -94,7 +93,7 @@ def test_a_cache_with_many_holes_is_packed(exported):
 
 
 def test_holes_take_no_room_of_the_context(exported):
-    artifact = exported(**TWO_KINDS, max_position_embeddings=64)[1]
+    artifact = exported(max_position_embeddings=64)[1]
     session = open_session(artifact, "onnxruntime", kernels="functions")
     cache = session.empty_cache(1)
     session.prefill(IDS[:1], cache)
@@ -114,7 +113,7 @@ def test_holes_take_no_room_of_the_context(exported):
     ],
 )
 def test_what_does_not_fit_is_refused(exported, ids, mask, message):
-    session = open_session(exported(**TWO_KINDS)[1], "torch")
+    session = open_session(exported()[1], "torch")
     with pytest.raises(LucidError, match=message):
         session.decode_several(ids, session.empty_cache(1), mask)
 

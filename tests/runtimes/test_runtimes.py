@@ -131,7 +131,7 @@ def test_an_artifact_that_is_replaced_while_it_is_opened_is_refused(
     when: str, exported: Exported, artifact_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its prefill would be of one model and its decode of another, and answer."""
-    artifact, newer = open_artifact(artifact_copy), exported(hidden_size=96)[1].directory
+    artifact, newer = open_artifact(artifact_copy), exported(attention_type="llama")[1].directory
 
     def replaced() -> None:
         artifact_copy.rename(tmp_path / "older")

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from lucid_deploy.artifact import Artifact
 
-LLAMA: dict[str, Any] = {"attention_type": "llama", "logits": "all", "use_rope": False}
+LLAMA: dict[str, Any] = {"attention_type": "llama"}
 
 
 def load(artifact: Artifact, stage: str) -> ir.Model:
