@@ -58,8 +58,7 @@ def test_shapes_on_the_meta_device() -> None:
     assert (state.shape, state.dtype) == (given[5].shape, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [DOUBLE, HALF])
-@pytest.mark.parametrize(("new", "past", "padded"), [(5, 7, True), (1, 0, False)])
+@pytest.mark.parametrize(("dtype", "new", "past", "padded"), [(DOUBLE, 5, 7, True), (HALF, 1, 0, False)])
 def test_opcheck_passes(dtype: torch.dtype, new: int, past: int, padded: bool) -> None:
     k, v = keys(0.9, 2, 3, past + new, 8).to(dtype), torch.randn(2, 3, past + new, 8).to(dtype)
     q, mask = torch.randn(2, 6, new, 8).to(dtype), torch.rand(2, past + new) > 0.3 if padded else None

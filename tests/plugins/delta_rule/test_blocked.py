@@ -15,7 +15,7 @@ EPS = torch.finfo(torch.float32).eps
 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize(("tokens", "correlation"), [(1, 0.9), (63, 1.0), (129, 0.9)])
+@pytest.mark.parametrize(("tokens", "correlation"), [(63, 1.0), (129, 0.9)])
 def test_chunks_match_the_recurrence(tokens: int, correlation: float, beta: str, decay: str) -> None:
     """In float64 the largest error was 4e-14, with β near 2 and one key repeated."""
     given = inputs(tokens, correlation, beta, decay)

@@ -8,13 +8,13 @@ import torch
 from lucid_deploy.plugins.precondition.torch_operator import precondition
 from tests.plugins.problems import keys, relative
 
-SIZES = [1, 2, 63, 64, 65, 127, 128, 129, 257]
-PASTS = [0, 1, 100]
+SIZES = [1, 63, 64, 65, 128, 257]
+PASTS = [0, 100]
 
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("past", PASTS)
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
 def test_blocked_matches_the_reference(n: int, past: int, correlation: float) -> None:
     k, v = keys(correlation, 1, 2, past + n, 20), torch.randn(1, 2, past + n, 20, dtype=torch.float64)
     mask = torch.rand(1, past + n) > 0.1

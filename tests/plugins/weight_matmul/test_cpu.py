@@ -51,7 +51,7 @@ def lying(kind: str, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [1, 5, 8, 17])
+@pytest.mark.parametrize("rows", [1, 17])
 @pytest.mark.parametrize("shape", [(1, 1), (65, 129), (36, 2000), (700, 401)])
 def test_rows_and_sizes(library, fastest, kind, rows, shape):
     x, w = problem(rows, *shape, kind)
