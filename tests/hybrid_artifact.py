@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,6 +16,7 @@ from tests.once_per_run import made_once, run_folder
 VOCABULARY = 61  # words w0 to w60
 MODEL = {
     **MODELS["decay, shared keys, attention"],
+    "num_hidden_layers": 2,
     "head_dim": 16,
     "expand_v": 1.0,
     "attn": {"layers": [1], "num_heads": 3, "num_kv_heads": 1, "rope_theta": 500.0},  # of width 16, as GPU kernels need
@@ -25,13 +24,13 @@ MODEL = {
 }
 
 
-SHORT = {**MODEL, "num_hidden_layers": 2, "attn": {**MODEL["attn"], "layers": [0]}}  # half as dear to trace
+def model() -> Flash:
+    return Flash(MODEL, solved=tuple(MODEL["attn"]["layers"]))
 
 
-def write_hybrid(folder: Path, given: dict[str, Any] = MODEL) -> Path:
-    """Write the checkpoint of a configuration; return its directory."""
-    model = Flash(given, solved=tuple(given["attn"]["layers"]))
-    model.save(folder)
+def write_hybrid(folder: Path) -> Path:
+    """Write the checkpoint; return its directory."""
+    model().save(folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -40,21 +39,14 @@ def write_hybrid(folder: Path, given: dict[str, Any] = MODEL) -> Path:
 
 @pytest.fixture(scope="session")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """Return a function that gives the hybrid's artifact, or one form: ``hybrid("static")``. Do not change its files.
-
-    ``short=True`` gives two layers, LUCID and then the delta rule.
-    """
+    """Return a function that gives the hybrid's artifact, or one form: ``hybrid("static")``. Change no files."""
     root = run_folder(tmp_path_factory, "hybrid")
 
-    def get(cache: str | None = None, short: bool = False) -> Artifact:
-        given = SHORT if short else MODEL
-        written = made_once(root, json.dumps(given), lambda folder: write_hybrid(folder / "checkpoint", given))
-        checkpoint = written / "checkpoint"
+    def make(folder: Path) -> None:
+        export(write_hybrid(folder / "checkpoint"), folder / "artifact", ExportOptions())
 
-        def make(folder: Path) -> None:
-            export(checkpoint, folder / "artifact", ExportOptions())
-
-        artifact = open_artifact(made_once(root, f"artifact {short}", make) / "artifact")
+    def get(cache: str | None = None) -> Artifact:
+        artifact = open_artifact(made_once(root, "artifact", make) / "artifact")
         return artifact if cache is None else artifact.form(cache)
 
     return get

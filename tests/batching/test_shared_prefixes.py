@@ -31,7 +31,7 @@ def opened(exported: Callable[..., tuple[Path, Artifact]], hybrid: Callable[...,
         "static": lambda: exported(cache="static")[1],
         "growing": lambda: exported(cache="growing")[1],
         "windows": lambda: exported(cache="static", **MIXED)[1],
-        "states": lambda: hybrid(cache="static", short=True),
+        "states": lambda: hybrid(cache="static"),
     }
     return lambda name: open_session(made[name]())
 
@@ -81,7 +81,7 @@ class Talk:
 
 
 @pytest.mark.parametrize(
-    ("kind", "turns", "blocks"), [("static", 250, 7), ("growing", 30, 7), ("windows", 40, 12), ("states", 40, 24)]
+    ("kind", "turns", "blocks"), [("static", 250, 7), ("growing", 30, 7), ("windows", 40, 12), ("states", 24, 24)]
 )
 def test_branching_conversations_while_blocks_are_evicted(kind: str, turns: int, blocks: int, opened: Opened) -> None:
     session = opened(kind)

@@ -53,7 +53,7 @@ def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifa
     facts = json.loads(passed.stdout)
     judged = {item["tensor"] for item in facts["comparisons"]}
     assert {item["prompt_tokens"] for item in facts["scenarios"]} == {180}
-    assert passed.exit_code == 0 and {"layer 0 conv_state", "layer 2 recurrent_state", "layer 1 K", "logits"} <= judged
+    assert passed.exit_code == 0 and {"layer 0 conv_state", "layer 0 recurrent_state", "layer 1 K", "logits"} <= judged
     broken = Path(shutil.copytree(artifact.directory, tmp_path / "broken"))
     change_weight(broken, "model.layers.0.linear_attn.A_log", 1.01)
     failed = lucid_deploy("verify", broken, "--quick")

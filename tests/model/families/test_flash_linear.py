@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.families.flash_linear import FlashKeys
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.hybrid_artifact import model as hybrid_model
 from tests.model.config_samples import parse, refusal
 from tests.model.families.flash_model import ATTENTION, MODELS, SMALL, Flash
 from tests.model.sequence_runs import check_sequences, token_ids
@@ -41,11 +43,9 @@ def test_its_attention_can_be_lucid(tmp_path: Path) -> None:
     check_sequences(TorchSession(load_model(source, torch.float64)), exact, EXACT)
 
 
-def test_the_graphs_compute_it(tmp_path: Path) -> None:
-    model = Flash(MODELS["decay, shared keys, attention"])
-    artifact = export(model.save(tmp_path / "checkpoint"), tmp_path / "artifact", ExportOptions(cache="static"))
-    exact = model.logits(torch.from_numpy(token_ids())).numpy()
-    check_sequences(open_session(artifact, "onnxruntime", kernels="functions"), exact, GATE)
+def test_the_graphs_compute_it(hybrid: Callable[..., Artifact]) -> None:
+    exact = hybrid_model().logits(torch.from_numpy(token_ids())).numpy()
+    check_sequences(open_session(hybrid("static"), "onnxruntime", kernels="functions"), exact, GATE)
 
 
 def test_mlps_are_as_wide_as_its_code_makes_them() -> None:

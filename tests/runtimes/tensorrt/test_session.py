@@ -59,9 +59,9 @@ def tokens(count: int) -> np.ndarray:
 
 # Between them: growing and static caches, both kinds of attention, all logits, no rotary embedding, half precision.
 VARIANTS: list[dict[str, Any]] = [
-    {},
+    {"logits": "all"},
     {"cache": "static"},
-    {"attention_type": "llama", "logits": "all", "use_rope": False},
+    {"use_rope": False, "tie_word_embeddings": True},
     {"attention_type": "llama", "cache": "static", "dtype": "float16"},
     {"dtype": "float16", "cache_dtype": "fp8"},
 ]
@@ -92,9 +92,8 @@ def test_everything_agrees_with_the_reference(changes: dict[str, Any], exported:
         assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
 
 
-@pytest.mark.parametrize("kind", ["growing", "static"])
-def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(kind: str, hybrid: Callable[..., Artifact]) -> None:
-    artifact, device = hybrid(cache=kind), FakeDevice()
+def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(hybrid: Callable[..., Artifact]) -> None:
+    artifact, device = hybrid(cache="static"), FakeDevice()
     engines, _ = fake_engines(artifact, device, **LIMITS)
     session = TensorRtSession(artifact, engines, device)
     exact = run_everything(TorchSession(load_model(Checkpoint(artifact.manifest.source), torch.float64)), 61)
