@@ -6,12 +6,10 @@ One-shot, chunked, token by token and padded, in PyTorch and through onnxruntime
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from transformers import (
@@ -26,9 +24,7 @@ from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity import VerifyOptions
-from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import HYBRID, MIXED, SHAPES, SMALL, THREE, random_model
@@ -79,7 +75,7 @@ def baseline() -> Any:
 
 
 BASELINE = "the authors' baseline"
-MODELS: dict[str, Any] = {name: list(SHAPES[name].values())[-1] for name in ("qwen3_next", "qwen3_5_text", "phi3")}
+MODELS: dict[str, Any] = {name: list(SHAPES[name].values())[-1] for name in ("qwen3_next", "phi3")}
 MODELS["mistral"] = SHAPES["mistral"]["window"]
 # LUCID in the layers that attend to all tokens: by layer_types, or named one by one.
 LUCID: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -98,7 +94,6 @@ LUCID["lucid qwen3_next"] = (
     lambda: Qwen3NextConfig(**HYBRID, num_experts=0, attention_type="lucid", lucid_layers=[2]),
     (2,),
 )
-MIXED_LAYERS = "lucid gemma3_text"
 
 
 def two_layers(config: Any, solved: tuple[int, ...]) -> tuple[int, ...]:
@@ -146,27 +141,15 @@ def test_a_family_is_transformers_own_in_float64(name: str, tmp_path: Path) -> N
     check_sequences(TorchSession(load_model(tmp_path, torch.float64)), exact, gate)
 
 
-GRAPHS = [("mistral", "growing"), (MIXED_LAYERS, "static")]
-
-
-@pytest.mark.parametrize(("name", "cache"), GRAPHS)
-def test_the_graphs_are_transformers_own(name: str, cache: str, tmp_path: Path) -> None:
+def test_the_graphs_are_transformers_own(tmp_path: Path) -> None:
     """Of two layers, which are traced in two thirds of the time."""
-    exact = logits_of(make(name, tmp_path / "checkpoint", two=True), token_ids())
-    artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", ExportOptions(cache=cache))
-    session = open_session(artifact, "onnxruntime", kernels="functions")
-    check_sequences(session, exact, GATE)
-    if name == "mistral":  # two layers over one window: where its tokens stand is found out once
-        graph = onnx.load(artifact.directory / "prefill.onnx", load_external_data=False).graph
-        made = Counter(node.op_type for node in graph.node)
-        assert [made[name] for name in ("Greater", "GreaterOrEqual", "ScatterElements")] == [1, 1, 1]
-    if name == MIXED_LAYERS:
-        assert verify_against(session, Checkpoint(tmp_path / "checkpoint"), VerifyOptions(steps=6)).passed
+    exact = logits_of(make("lucid gemma3_text", tmp_path / "checkpoint", two=True), token_ids())
+    artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", ExportOptions(cache="static"))
+    check_sequences(open_session(artifact, "onnxruntime", kernels="functions"), exact, GATE)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_a_ring_that_rounds_errs_by_its_rounding(dtype: str, tmp_path: Path) -> None:
+def test_a_ring_that_rounds_errs_by_its_rounding(tmp_path: Path) -> None:
     """Cached rows are rounded and new ones are not: what one-shot prefill gives is exact, decoding is near it."""
     exact = logits_of(make("mistral", tmp_path), token_ids())
-    session = TorchSession(load_model(tmp_path, torch.float64).store_cache_as(dtype))
-    check_sequences(session, exact, 0.2 if dtype == "int8" else 2e-2)
+    session = TorchSession(load_model(tmp_path, torch.float64).store_cache_as("int8"))
+    check_sequences(session, exact, 0.2)

@@ -43,12 +43,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return path, made
 
 
-@pytest.fixture(scope="module", params=["torch", "growing", "static"])
+@pytest.fixture(scope="module", params=["torch", "static"])
 def session(request: pytest.FixtureRequest, model: tuple[Path, Any], tmp_path_factory: Any) -> Session[Any]:
     if request.param == "torch":
         return TorchSession(load_model(model[0]))
-    target = tmp_path_factory.mktemp(request.param) / "artifact"
-    return open_session(export(model[0], target, ExportOptions(cache=request.param)), kernels="functions")
+    target = tmp_path_factory.mktemp("artifact") / "artifact"
+    return open_session(export(model[0], target, ExportOptions(cache="static")), kernels="functions")
 
 
 class Rows:

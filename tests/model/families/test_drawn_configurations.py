@@ -18,7 +18,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.build import parse_model_config
 from tests.model.families.both_models import FULL, SLIDING, THREE, ours, theirs, tokens, write_theirs
 
-DRAWN = 14  # of each family
+DRAWN = 10  # of each family
 NOT_SAID = object()
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (True, False, NOT_SAID),

@@ -139,8 +139,7 @@ def test_a_graph_that_it_cannot_load_is_one_line(
 
 @pytest.fixture
 def static_model(exported: Exported) -> tuple[Path, Artifact]:
-    """A LUCID layer, one of standard attention and one over a window, which keeps a ring."""
-    return exported(inline=True, cache="static", opset=23, **MIXED)
+    return exported(inline=True, cache="static", opset=23)
 
 
 @pytest.fixture
