@@ -58,8 +58,8 @@ def asked_for(*arguments: Any, **options: Any) -> str:
     call = inspect.signature(inspect.unwrap(tracing.trace)).bind(*arguments, **options)
     call.apply_defaults()
     asked = call.arguments
-    if asked["stage"] == "prefill":  # is the same for either cache
-        asked.update(cache="growing", opset=OPSET)
+    # Prefill is the same for either cache, and the others for either choice of logits.
+    asked.update({"cache": "growing", "opset": OPSET} if asked["stage"] == "prefill" else {"logits": "last"})
     asked["float32_head"] |= asked["dtype"] == "float32"
     asked["config"] = dataclasses.replace(asked["config"], **NOT_IN_GRAPHS)
     return repr(sorted(asked.items()))

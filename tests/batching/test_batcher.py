@@ -48,7 +48,7 @@ def alone(session: Session[Any], request: Request, chunk: int | None = None) -> 
     return list(generation), generation.finish_reason
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 13])
+@pytest.mark.parametrize("chunk", [None, 13])
 def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int | None) -> None:
     rng = np.random.default_rng(0)
     requests = [

@@ -27,9 +27,9 @@ def nodes(graph: Any) -> Iterator[Any]:
             yield from nodes(attribute.g)
 
 
-@pytest.mark.parametrize(("name", "cache"), [("lucid", "growing"), ("mixed", "static")])
-def test_they_compute_the_same_bit_for_bit(exported: Exported, name: str, cache: str) -> None:
-    whole, inlined = (exported(cache=cache, inline=inline, **MODELS[name])[1] for inline in (False, True))
+def test_they_compute_the_same_bit_for_bit(exported: Exported) -> None:
+    """Mixed ones with a static cache compute nearly the same in tests of an artifact's forms."""
+    whole, inlined = (exported(inline=inline)[1] for inline in (False, True))
     rng = np.random.default_rng(1)
     ids = rng.choice(rng.integers(0, 97, 9), (2, 50))
     mask = np.ones(ids.shape, bool)

@@ -83,7 +83,7 @@ def test_equal_layers_of_a_class_are_traced_once(mixed: Path) -> None:
 
 
 LUCID = {"attention_type": "lucid"}
-MIXTURE = {"num_hidden_layers": 1, "num_local_experts": 16}
+MIXTURE: dict[str, Any] = {"num_hidden_layers": 1, "num_local_experts": 16}
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,9 @@ def test_of_equal_experts_the_router_takes_the_first(mixture: Path, monkeypatch:
 )
 def test_experts_are_rounded(kind: str, options: QuantizeOptions, tmp_path: Path) -> None:
     """gpt-oss stores them as (experts, in, out), and has sinks beside; rows to learn from choose some of them only."""
-    types = {"num_hidden_layers": 1, "layer_types": ["full_attention"]} if kind == "gpt_oss" else MIXTURE
+    types: dict[str, Any] = (
+        {"num_hidden_layers": 1, "layer_types": ["full_attention"]} if kind == "gpt_oss" else MIXTURE
+    )
     path = checkpoint(tmp_path / "checkpoint", kind, {} if kind == "gpt_oss" else LUCID, **types)
     write_number_words(path, 64)
     rows = np.random.default_rng(0).integers(64, size=(24, 100))
