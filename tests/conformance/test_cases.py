@@ -16,19 +16,24 @@ from lucid_deploy.conformance.cases import case_names, make_case, pinned, write_
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins import table
 
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    return {name: make_case(name) for name in case_names()}
+
+
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from lucid_deploy.cli import main; main(sys.argv[1:])"
 
 
-def test_every_case_is_what_was_pinned() -> None:
-    assert case_names() == sorted(pinned())
-    for name in case_names():
-        case = make_case(name)
+def test_every_case_is_what_was_pinned(made: dict[str, Any]) -> None:
+    assert [*made] == sorted(pinned())
+    for case in made.values():
         assert [item.name for item in case.description.outputs] == list(case.outputs)
 
 
-def test_tolerances_are_multiples_of_the_baseline() -> None:
+def test_tolerances_are_multiples_of_the_baseline(made: dict[str, Any]) -> None:
     for name, pin in pinned().items():
-        kind = make_case(name).description
+        kind = made[name].description
         floor = {"float32": 4e-7, "float16": 7.6e-4, "bfloat16": 6e-3}.get(kind.type, 0)
         for item in pin.outputs:
             assert item.tolerance <= max(4.3 * item.baseline, floor), name  # both were rounded to two digits
@@ -64,8 +69,8 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_cases_cover_every_type_of_every_operator() -> None:
-    described: list[Any] = [make_case(name).description for name in case_names()]
+def test_the_cases_cover_every_type_of_every_operator(made: dict[str, Any]) -> None:
+    described = [case.description for case in made.values()]
     for operator in table.OPERATORS:
         assert {each.type for each in described if each.operator == operator.name} == set(operator.types)
     assert {each.type for each in described if each.operator == "model"} == {"float32", "float16", "bfloat16"}
