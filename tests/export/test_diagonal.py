@@ -21,6 +21,7 @@ from tests.model.family_shapes import MIXED, THREE, random_model
 from tests.model.sequence_runs import check_sequences, token_ids
 from tests.model.test_families import GATE, logits_of
 
+WINDOW = 8
 SMALL_KEYS = 0.05  # what k_proj is multiplied by
 
 
@@ -38,7 +39,7 @@ def with_small_keys(checkpoint: Path, factor: float = SMALL_KEYS) -> Path:
 def make_mixed(path: Path) -> Any:
     """A LUCID layer and one over a window, ε so large that the diagonal is far from 1; return transformers' model."""
     two = {**THREE, "num_hidden_layers": 2, "layer_types": MIXED[:2]}
-    config = Gemma3TextConfig(**two, head_dim=16, sliding_window=6, attention_type="lucid", rms_norm_eps=0.3)
+    config = Gemma3TextConfig(**two, head_dim=16, sliding_window=WINDOW, attention_type="lucid", rms_norm_eps=0.3)
     model = random_model(config)
     with torch.no_grad():
         for layer in model.model.layers:

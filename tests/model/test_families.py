@@ -1,6 +1,6 @@
 """Families and layers over windows, against transformers' own classes and against a solve put into them, in float64.
 
-One-shot, chunked, token by token and padded, in PyTorch and through onnxruntime.
+One-shot, chunked, token by token and padded, in PyTorch; graphs over windows are those of the training diagonal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import HYBRID, MIXED, SHAPES, SMALL, THREE, random_model
 from tests.model.float64_throughout import float64_throughout
@@ -96,26 +94,15 @@ LUCID["lucid qwen3_next"] = (
 )
 
 
-def two_layers(config: Any, solved: tuple[int, ...]) -> tuple[int, ...]:
-    """Leave a model two of three layers, which show all its kinds; return which of them are solved."""
-    config.num_hidden_layers = 2
-    if listed := getattr(config, "layer_types", None):
-        config.layer_types = listed[:2]
-    return tuple(index for index in solved if index < 2)
-
-
-def make(name: str, path: Path, two: bool = False) -> Any:
-    """Write a checkpoint, and return transformers' float64 model, of two layers if asked for."""
+def make(name: str, path: Path) -> Any:
+    """Write a checkpoint, and return transformers' float64 model."""
     if name == BASELINE:
         model = baseline()
         model.save_pretrained(path)
         model.set_attn_implementation("normed_after_rotation")
         return model
     given, solved = LUCID.get(name) or (MODELS[name], ())
-    config = given()
-    if two:
-        solved = two_layers(config, solved)
-    model = random_model(config)
+    model = random_model(given())
     with torch.no_grad():
         for index in solved:
             model.model.layers[index].self_attn.k_proj.weight.add_(0.5)  # and keys point one way
@@ -139,13 +126,6 @@ def test_a_family_is_transformers_own_in_float64(name: str, tmp_path: Path) -> N
     # Rotary angles are float32 whatever the model's type: about as near as transformers' own float32 is, or nearer.
     gate = min(2 * relative_error(logits_of(model.float(), token_ids()), exact), GATE)
     check_sequences(TorchSession(load_model(tmp_path, torch.float64)), exact, gate)
-
-
-def test_the_graphs_are_transformers_own(tmp_path: Path) -> None:
-    """Of two layers, which are traced in two thirds of the time."""
-    exact = logits_of(make("lucid gemma3_text", tmp_path / "checkpoint", two=True), token_ids())
-    artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", ExportOptions(cache="static"))
-    check_sequences(open_session(artifact, "onnxruntime", kernels="functions"), exact, GATE)
 
 
 def test_a_ring_that_rounds_errs_by_its_rounding(tmp_path: Path) -> None:

@@ -11,44 +11,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import Gemma3TextConfig
 
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_rows import select_rows
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.model.family_shapes import MIXED, THREE, random_model
+from tests.export.test_diagonal import WINDOW, make_mixed
 from tests.model.sequence_runs import relative_error
 from tests.model.test_families import GATE, logits_of
 from tests.runtimes.cache_cases import merge_caches
 
 pytestmark = pytest.mark.slow  # exports
 
-WINDOW = 8
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A checkpoint with a LUCID layer and one over a window, and transformers' model with a solve put into it."""
     path = tmp_path_factory.mktemp("model")
-    two = {**THREE, "num_hidden_layers": 2, "layer_types": MIXED[:2]}
-    options = {"sliding_window": WINDOW, "query_pre_attn_scalar": 20, "attention_type": "lucid"}
-    config = Gemma3TextConfig(**two, head_dim=16, **options)
-    made = random_model(config)
-    made.save_pretrained(path)
-    made.config.solved = (0,)
-    made.set_attn_implementation("lucid_dense")
-    return path, made
+    return path, make_mixed(path)
 
 
-@pytest.fixture(scope="module", params=["torch", "static"])
+@pytest.fixture(scope="module", params=["torch", "growing"])
 def session(request: pytest.FixtureRequest, model: tuple[Path, Any], tmp_path_factory: Any) -> Session[Any]:
     if request.param == "torch":
-        return TorchSession(load_model(model[0]))
-    target = tmp_path_factory.mktemp("artifact") / "artifact"
-    return open_session(export(model[0], target, ExportOptions(cache="static")), kernels="functions")
+        return TorchSession(load_model(Checkpoint(model[0], (), "training")))
+    options = ExportOptions(cache="growing", diagonal="training")
+    return open_session(export(model[0], tmp_path_factory.mktemp("made") / "artifact", options), kernels="functions")
 
 
 class Rows:

@@ -71,7 +71,7 @@ def test_engines_hold_adapters(plugin: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         train(checkpoint, tmp_path / name, 1, target_modules=ALL, r=4)
     adapters: dict[str, Any] = {"adapters": (("one", tmp_path / "one"),), "max_adapters": 3, "max_adapter_rank": 5}
-    options = ExportOptions(cache="static", **adapters)  # as in tests.export.test_adapters
+    options = ExportOptions(cache="growing", **adapters)  # as in tests.export.test_adapters
     artifact = export(checkpoint, tmp_path / "artifact", options)
     report = build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6",), **SMALL))
     for built in report.manifest.engines.values():
