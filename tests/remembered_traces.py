@@ -53,8 +53,8 @@ def unpacked(data: bytes) -> Traced:
     return Traced(model, *rest)
 
 
-def asked_for(*arguments: Any, **options: Any) -> str:
-    """Return one text for all calls that give the same trace."""
+def name_of(*arguments: Any, **options: Any) -> str:
+    """Return one name for all calls that give the same trace."""
     call = inspect.signature(inspect.unwrap(tracing.trace)).bind(*arguments, **options)
     call.apply_defaults()
     asked = call.arguments
@@ -62,7 +62,7 @@ def asked_for(*arguments: Any, **options: Any) -> str:
     asked.update({"cache": "growing", "opset": OPSET} if asked["stage"] == "prefill" else {"logits": "last"})
     asked["float32_head"] |= asked["dtype"] == "float32"
     asked["config"] = dataclasses.replace(asked["config"], **NOT_IN_GRAPHS)
-    return repr(sorted(asked.items()))
+    return hashlib.sha256(repr(sorted(asked.items())).encode()).hexdigest()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,7 +73,7 @@ def _remembered_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
     @functools.wraps(original)
     def remembered(*arguments: Any, **options: Any) -> Traced:
-        path = folder / hashlib.sha256(asked_for(*arguments, **options).encode()).hexdigest()
+        path = folder / name_of(*arguments, **options)
         if not path.is_file():
             _put(path, packed(original(*arguments, **options)))
         return unpacked(path.read_bytes())

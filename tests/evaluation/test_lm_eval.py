@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.runtimes import open_session
+from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 # Before these are imported: no network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -28,6 +31,7 @@ from lm_eval.models.huggingface import HFLM
 from lucid_deploy.evaluation.lm_eval_adapter import LucidLM, cut, cut_at, read_options
 from lucid_deploy.export.companions import read_tokenizer
 
+Exported = Callable[..., tuple[Path, Artifact]]
 WINDOW = 16
 # How each kind of tokenizer frames a text, and the tokens that its files name. The configuration says bos 1, eos 2.
 KINDS: dict[str, tuple[str | None, dict[str, Any]]] = {
@@ -93,13 +97,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def artifact(checkpoint: Path) -> Path:
-    return export(checkpoint, checkpoint.parent / "artifact", ExportOptions(logits="all", cache="growing")).directory
+def artifact(exported: Exported, checkpoint: Path) -> Artifact:
+    """Another model's manifest with the checkpoint's tokenizer: no graph is run."""
+    return dataclasses.replace(exported()[1], directory=checkpoint)
 
 
 @pytest.fixture(scope="module")
-def session(artifact: Path) -> Session[Any]:
-    return open_session(artifact)
+def session(checkpoint: Path) -> Session[Any]:
+    return TorchSession(load_model(checkpoint))
 
 
 def reference_for(checkpoint: Path, tokenizer: Path, **options: Any) -> HFLM:
@@ -160,13 +165,13 @@ def test_token_ids_are_the_same(both: tuple[HFLM, LucidLM]) -> None:
             assert ours.tok_encode(text, add_special_tokens=added) == reference.tok_encode(text, added)
 
 
-def test_chats_are_the_same(artifact: Path, checkpoint: Path, session: Session[Any]) -> None:
-    ours, reference = LucidLM(artifact), reference_for(checkpoint, checkpoint)
+def test_chats_are_the_same(artifact: Artifact, checkpoint: Path, session: Session[Any]) -> None:
+    ours, reference = LucidLM(artifact, session=session), reference_for(checkpoint, checkpoint)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " hi "}]
     for opened in (True, False):
         assert ours.apply_chat_template(messages, opened) == reference.apply_chat_template(messages, opened)
     plain = LucidLM(session=session, tokenizer=TextTokenizer(checkpoint))
-    assert ours.tokenizer_name == LucidLM(artifact).tokenizer_name != plain.tokenizer_name
+    assert ours.tokenizer_name == LucidLM(artifact, session=session).tokenizer_name != plain.tokenizer_name
     with pytest.raises(LucidError, match="no chat template: leave apply_chat_template out"):
         plain.apply_chat_template(messages)
     with pytest.raises(LucidError, match="by name, not 'rag'"):
@@ -174,17 +179,16 @@ def test_chats_are_the_same(artifact: Path, checkpoint: Path, session: Session[A
 
 
 def test_without_all_logits_the_result_is_the_same(
-    artifact: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    checkpoint: Path, session: Session[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, fast = (
-        LucidLM(export(checkpoint, tmp_path / "last", ExportOptions(logits="last", cache="growing"))),
-        LucidLM(artifact),
-    )
+    lm = LucidLM(session=session, tokenizer=TextTokenizer(checkpoint))
     requests = asked("loglikelihood", ("The lamp", " is red."), ("The lamp", " is"), ("Hello", " world."))
+    fast = lm.loglikelihood(requests, disable_tqdm=True)
+    monkeypatch.setattr(TorchSession, "gives_all_logits", False)
     caplog.clear()
-    found = [slow.loglikelihood(requests, disable_tqdm=True) for _ in range(2)]
+    found = [lm.loglikelihood(requests, disable_tqdm=True) for _ in range(2)]
     assert sum("--logits all" in record.message for record in caplog.records) == 1
-    for one, other in zip(found[1], fast.loglikelihood(requests, disable_tqdm=True), strict=True):
+    for one, other in zip(found[1], fast, strict=True):
         assert one == (pytest.approx(other[0], abs=1e-4), other[1])
 
 
@@ -221,7 +225,7 @@ def test_generation_options() -> None:
     assert cut_at("The lamp", ["e", "he"]) == "Th" and cut_at("The lamp", ["he", "e"]) == "T"
 
 
-def test_bad_arguments_are_refused(artifact: Path, checkpoint: Path, session: Session[Any]) -> None:
+def test_bad_arguments_are_refused(artifact: Artifact, checkpoint: Path, session: Session[Any]) -> None:
     words = TextTokenizer(checkpoint)
     for options, message in (
         ({}, "together with its tokenizer"),

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from lucid_deploy.plugins.hosts.compiler import find_compiler
-from tests.conftest import MakeCheckpoint
+from tests.once_per_run import run_folder
+from tests.remembered_traces import KEPT
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -53,11 +54,15 @@ def lines(outcome: dict[str, Any]) -> list[str]:
 
 
 def test_an_export_is_the_old_one_or_the_new_one(
-    tmp_path: Path, library: Path, make_checkpoint: MakeCheckpoint
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    library: Path,
+    exported: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = tmp_path / "place"
-    place.mkdir()
-    make_checkpoint(num_hidden_layers=1).rename(place / "checkpoint")
+    shutil.copytree(exported(num_hidden_layers=1)[0], place / "checkpoint")
+    monkeypatch.setenv(KEPT, os.environ.get(KEPT) or str(run_folder(tmp_path_factory, "traces")))
     found = outcomes("export", place, library)
     assert {outcome["status"] for outcome in found} == {0, 2, None}
     for outcome in found:
