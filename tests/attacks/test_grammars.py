@@ -27,9 +27,9 @@ PROMPT = [40, 41, 40, 41, 70]
 Made = tuple[Any, GuideFactory]
 
 
-@pytest.fixture(scope="module", params=["growing", "static"])
-def made(request: pytest.FixtureRequest, with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]]) -> Made:
-    _, artifact = with_byte_level_tokenizer(cache=request.param)
+@pytest.fixture(scope="module")
+def made(with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]]) -> Made:
+    _, artifact = with_byte_level_tokenizer()
     session = open_session(artifact)
     return session, GuideFactory(TextTokenizer(artifact.directory), session.config.vocab_size, [])
 

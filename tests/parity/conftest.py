@@ -19,6 +19,6 @@ def targets(model):
 
 @pytest.fixture(scope="session")
 def long():
-    """A model and targets of full length, with 20 decode steps: prompts that cross the ends of blocks of 128."""
-    model = small_model()
+    """A layer and targets of full length, with 20 decode steps: prompts that cross the ends of blocks of 128."""
+    model = small_model(num_hidden_layers=1)
     return model, prepare(session(model), session(model, torch.float64), steps=20)
