@@ -105,8 +105,8 @@ def test_the_gate_is_where_it_says(model, targets):
     assert (str(report.first_failure.tensor), report.first_failure.failed_at) == ("layer 1 Y", 20)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_gates_still_see_a_weight_off_by_ten_percent(model, dtype):
+def test_half_precision_gates_still_see_a_weight_off_by_ten_percent(model):
+    dtype = torch.bfloat16  # the coarser one
     targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)
     assert check(session(model, dtype), targets, schedules=[ONE_SHOT]).passed
     broken = session(model, dtype)

@@ -225,8 +225,7 @@ class PoisonedLogits(TorchSession):
         return logits, present
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(("kind", "tensor"), [(0, "layer 2 K"), (1, "layer 2 Y")])
+@pytest.mark.parametrize(("value", "kind", "tensor"), [(np.nan, 0, "layer 2 K"), (np.inf, 1, "layer 2 Y")])
 def test_a_value_that_is_not_finite_in_the_cache(model, targets, value, kind, tensor):
     candidate = Poisoned(model, value, layer=2, kind=kind, position=20)
     assert_caught(candidate, targets, tensor)
