@@ -100,7 +100,7 @@ def test_the_library_computes_each_row_as_if_it_were_alone(made: dict[str, Any],
 def test_the_base_may_be_rounded(made: dict[str, Any], tmp_path: Path) -> None:
     quantize = QuantizeOptions("int8", equalize=True)
     slots: dict[str, Any] = {"adapters": made["adapters"], "max_adapters": 3, "max_adapter_rank": 5}
-    options = ExportOptions(cache="growing", quantize=quantize, **slots)
+    options = ExportOptions("float16", cache="growing", quantize=quantize, **slots)
     artifact = export(made["checkpoint"], tmp_path / "artifact", options)
     found = errors(artifact, made["wanted"])
     assert found[0] < 2e-2 and found.max() < 2 * found[0], "adapters add little to what rounding costs"
