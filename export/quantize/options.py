@@ -188,7 +188,7 @@ def method_of(options: QuantizeOptions) -> str:
 
 
 def equalizes(options: QuantizeOptions) -> bool:
-    """Resolve whether columns are made alike: by default for int8 and int4 in ``matmulnbits`` if no method is named."""
+    """Return whether columns are equalized; by default for int8 and int4 in ``matmulnbits`` if no method is named."""
     if options.equalize is not None:
         return options.equalize
     return not options.method and options.scheme in WHOLE_SCHEMES and format_of(options) == "matmulnbits"

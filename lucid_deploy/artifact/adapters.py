@@ -69,7 +69,7 @@ def read_matrices(directory: Path, slots: AdapterSlots) -> bytearray:
 
 
 def write_adapters(directory: Path, matrices: bytes | bytearray, adapters: Sequence[StoredAdapter]) -> None:
-    """Write the file, whole or not at all."""
+    """Write ``adapters.bin``, the matrices and behind them their index, whole or not at all."""
     index = _Index(tuple(sorted(adapters, key=lambda each: each.slot)), hashlib.sha256(matrices).hexdigest())
     path = directory / ADAPTERS
     try:

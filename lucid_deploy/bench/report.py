@@ -34,7 +34,7 @@ def build_report(
         opened: By contender, the seconds and memory that opening it took.
         plan: What was to be measured.
         machine: The machine, as :func:`~lucid_deploy.bench.machine.describe_machine` describes it.
-        artifacts: By contender, its artifact, of which a decode step's bytes give the bandwidth. None: no bandwidths.
+        artifacts: By contender, the artifact whose bytes a decode step reads, for the bandwidth; others get none.
     """
     first = measurements[0].contender
     base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}
@@ -42,8 +42,9 @@ def build_report(
     for item in measurements:
         row = {**asdict(item), "median": item.median, "tokens_per_second": item.tokens_per_second}
         row["ratio"] = paired_ratio(item.seconds, base[item.stage, item.batch, item.length].seconds)
-        if artifacts is not None and item.stage == "decode":
-            manifest = artifacts[item.contender].manifest
+        source = (artifacts or {}).get(item.contender)
+        if source is not None and item.stage == "decode":
+            manifest = source.manifest
             read = decode_bytes(manifest, manifest.files[WEIGHTS]["size"], item.batch, item.length)
             row["bytes_per_second"] = read / item.median
         rows.append(row)

@@ -25,7 +25,8 @@ class Worker:
     def __init__(self, contender: Contender) -> None:
         started = time.perf_counter()
         self.session: Session[Any] = open_contender(contender)
-        self.numbers = open_artifact(contender.artifact).manifest.numbers
+        manifest = open_artifact(contender.artifact).manifest
+        self.numbers = manifest.numbers if contender.kind == "artifact" else manifest.dtype  # PyTorch dequantizes
         self.seconds_to_open = time.perf_counter() - started
         self._filled: tuple[tuple[int, int], Cache[Any]] | None = None
         self._token = min(1, self.session.config.vocab_size - 1)  # 0 may be padding, whose row is nothing but zeros

@@ -94,7 +94,7 @@ def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
 
 
 class RuntimeName(click.ParamType):
-    """The name of a runtime; installed packages are searched for one only if the name is none of our own."""
+    """The name of a runtime; packages that add runtimes are searched only for a name that is not one of ours."""
 
     name = "runtime"
 

@@ -97,7 +97,8 @@ def command(
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
-        sources = {each.name: open_artifact(each.artifact) for each in contenders}
+        plain = first.manifest.quantization is None  # PyTorch's baselines read what is quantized as floats
+        sources = {each.name: open_artifact(each.artifact) for each in contenders if plain or each.kind == "artifact"}
         machine = {**describe_machine(), "copy_bytes_per_second": copy_bandwidth(), "load_average_before": load}
 
         def opening(name: str, number: int) -> None:

@@ -60,7 +60,7 @@ class Example:
 
 @dataclass(frozen=True)
 class RecallLists:
-    """Lists of equal length as indices into the word tuples, and which entries are asked for."""
+    """A batch of prompts, before they are words: what each animal has, and which animals are asked for."""
 
     animals: Indices  # into ANIMALS, (batch, pairs); distinct within a row
     adjectives: Indices  # into ADJECTIVES, (batch, pairs)

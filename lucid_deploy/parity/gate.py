@@ -162,7 +162,7 @@ def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
 def compare_rows(
     actual: TensorRows, reference: TensorRows, tensor: TensorId, gate: Gate, scenario: str, schedule: str
 ) -> Comparison:
-    """Compare a tensor with its reference's rows of the same positions, in a scenario and schedule of these names."""
+    """Compare a tensor's rows with the reference's at the same positions; the names go into the result."""
     metrics, errors = tensor_metrics(actual.values, reference.values, tensor.accumulated)
     beyond = ~(errors <= gate.limit)  # not "errors > limit": NaN must fail
     failed = int(beyond.argmax()) if beyond.any() else None

@@ -79,7 +79,7 @@ def check_kernel(size: int, key: str, where: str) -> None:
 
 
 def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) -> LayerLayout:
-    """Return the cache of a layer: the last inputs of its convolutions, and the state of the recurrence.
+    """Return the layout of a layer's cache: the last inputs of its convolutions, and the state of the recurrence.
 
     The inputs of the convolutions are kept in the type of cached rows, or in float32 if that is int8 or fp8: there are
     few of them, and they have no scales.

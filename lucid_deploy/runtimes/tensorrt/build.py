@@ -305,7 +305,7 @@ def check_network(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, lis
         )
     if updates != graph.cache_updates:
         raise LucidError(
-            f"Of the {graph.stage} graph's {graph.cache_updates} cache updates TensorRT does {updates} in place."
+            f"TensorRT does only {updates} of the {graph.stage} graph's {graph.cache_updates} cache updates in place."
         )
     return plugins
 

@@ -191,7 +191,7 @@ def test_nodes_that_something_else_took(layers: list[Any], message: str) -> None
 def test_cache_updates_must_be_in_place() -> None:
     update = SimpleNamespace(type=KINDS.KV_CACHE_UPDATE)
     check_network(PARSED, network(update, update), prepared_graph(2))
-    with pytest.raises(LucidError, match="Of the decode graph's 3 cache updates TensorRT does 2 in place"):
+    with pytest.raises(LucidError, match="TensorRT does only 2 of the decode graph's 3 cache updates in place"):
         check_network(PARSED, network(update, update), prepared_graph(3))
 
 
