@@ -208,8 +208,9 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
         )
     steps = spread(np.abs(factors), tensor)
     error = np.abs(numbers * spread(factors, tensor) - original)
-    rounding = np.abs(numbers) * (relative * steps + least)
-    allowed = np.where((numbers == high) & (top > high), 1.0, 0.5 + _SLACK) * steps + rounding + least
+    clipped = (numbers == high) & (top > high)  # the scale is that of one step more
+    rounding = (np.abs(numbers) + clipped) * (relative * steps + least)
+    allowed = np.where(clipped, 1.0, 0.5 + _SLACK) * steps + rounding + least
     return _beyond(error, allowed, steps)
 
 

@@ -23,9 +23,11 @@ from lucid_deploy.artifact.quantization import (
 )
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.quantize.floats import rounded_parts
+from lucid_deploy.export.quantize.nearest import quantize_matrix
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.stored_weights import (
     _float_difference,
+    _nearest_difference,
     check_folding,
     check_plain_weights,
     check_weights,
@@ -231,3 +233,17 @@ def test_every_element_of_a_weight_is_checked(quantized):
 
     with pytest.raises(CheckFailed, match=f"{name} is not the checkpoint's weight quantized"):
         check_weights(artifact, Changed(checkpoint))
+
+
+def test_the_other_end_of_a_block_may_be_a_rounded_step_off() -> None:
+    """Of ±8 steps the one is stored as -8 and the other as 7; float16 rounds the step by nearly half a unit."""
+    step = 1 + 0.499 * 2.0**-10
+    weight = torch.zeros(2, 32)
+    weight[0, :2], weight[1, :2] = torch.tensor([8.0, -8.0]) * step, torch.tensor([-8.0, 8.0]) * step
+    tensor = QuantizedTensor((2, 32), 32, scale_dtype="float16")
+    ((packed, scales),) = quantize_matrix(weight, tensor, 4)
+    record = Quantization("int4", 4, "matmulnbits", "int8", {"w": tensor}, (), "a tool")
+    parts = [packed.reshape(-1), scales.astype(np.float16)]
+    assert _nearest_difference(record, "w", parts, weight.numpy(), "float16") is None
+    parts[0][0] -= 1  # 7 becomes 6
+    assert "2 steps" in str(_nearest_difference(record, "w", parts, weight.numpy(), "float16"))
