@@ -42,8 +42,8 @@ class Batcher:
             fewest rows. A request that waits for the mask of its constraint leaves its row to other clients.
         prefill_chunk: Most prompt tokens that run in a step while other requests wait for their next token, or about 4
             for each request if that is more; None: one whole prompt a step. Short prompts share a step, and the last is
-            cut where the step is full. Where something is rounded (:attr:`Session.rounds`), a prompt is cut where it
-            would be if it ran alone, at multiples of this number.
+            cut where the step is full. Where cuts change results (:attr:`Session.cuts_matter`), a prompt is cut where
+            it would be if it ran alone, at multiples of this number.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run the stored blocks again; 0: off.
         guides: Makes guides for the answers of requests with constraints; None: such requests are refused.
@@ -86,7 +86,7 @@ class Batcher:
         # Where a prompt is cut must not depend on the prompts beside it if cuts change results: tokens of one call see
         # each other before the cache rounds them, and sums in another order differ in half precision. Rings and states
         # are stored at the end of a chunk, and are found again where other prompts are cut there too.
-        self._fixed_cuts = session.rounds or self._stores_states
+        self._fixed_cuts = session.cuts_matter or self._stores_states
         # A request is in one of these four. Filling is the one whose prompt runs.
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: BatchRow | None = None

@@ -179,6 +179,11 @@ class Session(CacheOperations[Tensor]):
         return is_half or self.cache_dtype != self.dtype or self.rounded_inputs is not None
 
     @property
+    def cuts_matter(self) -> bool:
+        """Whether results of prefill depend on where a prompt is cut by more than the last bits of float32."""
+        return self.rounds
+
+    @property
     def fallback_hint(self) -> str | None:
         """How to run the same without our kernels, as a clause; None if there is no way."""
         return None

@@ -1,9 +1,9 @@
 // Solves with a unit lower triangular block on the CPU by substitution; no inverse is computed.
 
 // Solves (I + X) Y = B in place, kGroup rows at a time, for `rows` rows (a multiple of kGroup) of width `padded`. It reads
-// only the part of X below the diagonal.
-inline void substitute(float* sums, size_t padded, Weights x, size_t rows) {
-    for (size_t first = 0; first < rows; first += kGroup) {
+// only the part of X below the diagonal. Groups before the row `begin` are solved already.
+inline void substitute(float* sums, size_t padded, Weights x, size_t rows, size_t begin = 0) {
+    for (size_t first = begin; first < rows; first += kGroup) {
         float* group = sums + first * padded;
         Weights own = x.row(first);
         merge_rows<kGroup>(group, own, first, sums, padded,

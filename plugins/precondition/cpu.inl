@@ -2,6 +2,10 @@
 //
 // Tasks draw numbers in order, tile by tile over all heads, and wait only for smaller numbers of their own head, whose tasks
 // have started. So some thread can always go on, in whatever order the pool starts them.
+//
+// Tiles begin at multiples of kRows of the whole context: Y is the same to the last bit however a prompt is cut into calls.
+// The first tile of a call may begin with rows of the past; they have zeros for E and their Y for V, so they stay.
+static_assert(kRows == kColumns, "tiles of columns are those in which they were solved");
 
 template <class T>
 struct Solve {
@@ -10,12 +14,12 @@ struct Solve {
     Zeros<std::atomic<size_t>> solved; // [B, H]: tiles whose Y is written
     Zeros<float> sent;                 // [B, H, N, D]: Y in float32 if the output has another type
     std::atomic<size_t> next{0};
-    size_t tiles;
+    size_t lead, tiles; // rows of the past in the first tile; tiles of a head
 
     explicit Solve(const PreconditionArguments<T>& arguments)
         : a(arguments), norms(a.batch * a.heads * (a.past + a.tokens)), solved(a.batch * a.heads),
           sent(std::is_same_v<T, float> ? 0 : a.batch * a.heads * a.tokens * a.width),
-          tiles((a.tokens + kRows - 1) / kRows) {}
+          lead(a.past % kRows), tiles((lead + a.tokens + kRows - 1) / kRows) {}
 
     // Unrounded rows of Y, which later rows use: Y is rounded only in the output.
     float* sending() const {
@@ -35,6 +39,8 @@ struct RowTile {
     float* weights;    // [kColumns][kRows]: E transposed, rows over L_ii
     float* key_room;   // [kColumns][D]
     float* value_room; // [kColumns][padded width]
+    size_t group;      // the first group with a new row …
+    size_t panel;      // … and the panel in which it begins
     size_t rounded;    // rows in whole panels
     size_t padded;     // the width in whole vectors
 };
@@ -42,7 +48,7 @@ struct RowTile {
 // weights[c][r] = exp(k_r·k_c / (|k_r| |k_c| √d) − √d) / L_rr
 inline void make_weights(const RowTile& tile, const float* keys, const float* norms, size_t columns, size_t width) {
     constexpr int V = LUCID_PANEL_VECTORS;
-    for (size_t first = 0; first < tile.rounded; first += kPanel) {
+    for (size_t first = tile.panel; first < tile.rounded; first += kPanel) {
         Vector scale[V], shift[V];
         for (int v = 0; v < V; ++v) {
             scale[v] = load(tile.scale + first + v * kLanes);
@@ -58,17 +64,12 @@ inline void make_weights(const RowTile& tile, const float* keys, const float* no
     }
 }
 
-// Subtracts E Y of up to kColumns columns from the rows.
+// Copies `count` rows to a tile as copy_rows does: `known` of the past, and those that follow.
 template <class T, class S>
-void receive(const RowTile& tile, const T* keys, const S* values, const float* norms, const bool* mask, size_t columns,
-             size_t width) {
-    if (none_true(mask, columns)) return;
-    bool whole = all_true(mask, columns);
-    const float* k = as_tile(keys, width, width, columns, mask, whole, tile.key_room);
-    const float* y = as_tile(values, width, tile.padded, columns, mask, whole, tile.value_room);
-    make_weights(tile, k, norms, columns, width);
-    for (size_t row = 0; row < tile.rounded; row += kGroup)
-        weigh_rows<true, kGroup>(tile.sums + row * tile.padded, tile.weights + row, kRows, columns, y, tile.padded);
+void join(float* tile, size_t padded, const T* past, size_t known, const S* added, size_t width, size_t count,
+          const bool* mask) {
+    copy_rows(tile, padded, past, width, known, mask);
+    copy_rows(tile + known * padded, padded, added, width, count - known, mask + known);
 }
 
 inline void wait_for(const std::atomic<size_t>& counter, size_t wanted) {
@@ -79,18 +80,20 @@ inline void wait_for(const std::atomic<size_t>& counter, size_t wanted) {
 template <class T>
 void solve_tile(Solve<T>& solve, size_t head, size_t number) {
     const PreconditionArguments<T>& a = solve.a;
-    size_t d = a.width, first = number * kRows, rows = std::min(kRows, a.tokens - first);
-    size_t padded = rounded_up(d, kLanes), context = a.past + a.tokens;
+    size_t d = a.width, padded = rounded_up(d, kLanes), context = a.past + a.tokens;
+    size_t known = number == 0 ? solve.lead : 0, start = a.past - solve.lead + number * kRows; // of the context
+    size_t first = start + known - a.past, rows = std::min(kRows, context - start);
     const bool* mask = a.mask + head / a.heads * context; // of the batch row
-    const bool* own = mask + a.past + first;
+    const bool* own = mask + start;
     const float* norms = solve.norms.data() + head * context;
     const T *keys = a.k + head * a.tokens * d, *values = a.v + head * a.tokens * d;
+    const T *past_keys = a.k_past + head * a.past * d, *past_values = a.y_past + head * a.past * d;
     T* out = a.y + head * a.tokens * d;
     float* sent = solve.sending() + head * a.tokens * d;
 
-    Scratch scratch(kRows * (2 * d + 2 * padded + kColumns + 2), 7);
+    Scratch scratch(kRows * (3 * d + 2 * padded + kColumns + 2), 8);
     RowTile tile{};
-    float* transposed = scratch.take(kRows * d);
+    float *transposed = scratch.take(kRows * d), *own_keys = scratch.take(kRows * d);
     tile.keys = transposed;
     tile.scale = scratch.take(kRows);
     tile.shift = scratch.take(kRows);
@@ -98,16 +101,19 @@ void solve_tile(Solve<T>& solve, size_t head, size_t number) {
     tile.weights = scratch.take(kRows * kColumns);
     tile.key_room = scratch.take(kColumns * d);
     tile.value_room = scratch.take(kColumns * padded);
+    tile.group = known / kGroup * kGroup;
+    tile.panel = tile.group / kPanel * kPanel;
     tile.rounded = rounded_up(rows, kPanel);
     tile.padded = padded;
 
     const float root_d = std::sqrt(static_cast<float>(d));
-    copy_transposed(transposed, kRows, keys + first * d, d, rows, tile.rounded, own, 1.0f);
-    copy_rows(tile.sums, padded, values + first * d, d, rows, own);
+    join(own_keys, d, past_keys + (a.past - known) * d, known, keys + first * d, d, rows, own);
+    copy_transposed(transposed, kRows, own_keys, d, rows, tile.rounded, nullptr, 1.0f);
+    join(tile.sums, padded, past_values + (a.past - known) * d, known, values + first * d, d, rows, own);
     std::fill(tile.sums + rows * padded, tile.sums + tile.rounded * padded, 0.0f);
     for (size_t row = 0; row < tile.rounded; ++row) {
-        bool token = row < rows && own[row];
-        float norm = token ? norms[a.past + first + row] : 0.0f;
+        bool token = row >= known && row < rows && own[row];
+        float norm = token ? norms[start + row] : 0.0f;
         float log_factor = log_row_factor(norm, root_d, a.epsilon, a.diagonal);
         tile.scale[row] = norm / root_d;
         tile.shift[row] = token ? log_factor - root_d : -1e30f;
@@ -117,21 +123,21 @@ void solve_tile(Solve<T>& solve, size_t head, size_t number) {
             store(at, load(at) * factor);
     }
 
-    const T *past_keys = a.k_past + head * a.past * d, *past_values = a.y_past + head * a.past * d;
-    for (size_t at = 0; at < a.past; at += kColumns)
-        receive(tile, past_keys + at * d, past_values + at * d, norms + at, mask + at,
-                std::min(kColumns, a.past - at), d);
-    for (size_t before = 0; before < number; ++before) {
-        wait_for(solve.solved[head], before + 1);
-        size_t at = before * kRows;
-        receive(tile, keys + at * d, sent + at * d, norms + a.past + at, mask + a.past + at, kRows, d);
+    for (size_t at = 0; at < start; at += kColumns) {
+        size_t old = at < a.past ? std::min(kColumns, a.past - at) : 0, fresh = std::max(at + old, a.past) - a.past;
+        if (old < kColumns) wait_for(solve.solved[head], (at + solve.lead - a.past) / kRows + 1);
+        if (none_true(mask + at, kColumns)) continue;
+        join(tile.key_room, d, past_keys + at * d, old, keys + fresh * d, d, kColumns, mask + at);
+        join(tile.value_room, padded, past_values + at * d, old, sent + fresh * d, d, kColumns, mask + at);
+        make_weights(tile, tile.key_room, norms + at, kColumns, d);
+        for (size_t row = tile.group; row < tile.rounded; row += kGroup)
+            weigh_rows<true, kGroup>(tile.sums + row * padded, tile.weights + row, kRows, kColumns, tile.value_room, padded);
     }
-    const float* k = as_tile(keys + first * d, d, d, rows, own, all_true(own, rows), tile.key_room);
-    make_weights(tile, k, norms + a.past + first, rows, d);
-    substitute(tile.sums, padded, {tile.weights, 1, kRows}, rounded_up(rows, kGroup)); // the diagonal block
+    make_weights(tile, own_keys, norms + start, rows, d);
+    substitute(tile.sums, padded, {tile.weights, 1, kRows}, rounded_up(rows, kGroup), tile.group); // the diagonal block
 
-    for (size_t row = 0; row < rows; ++row) {
-        size_t at = (first + row) * d;
+    for (size_t row = known; row < rows; ++row) {
+        size_t at = (start + row - a.past) * d;
         if (!own[row]) {
             std::memcpy(out + at, values + at, d * sizeof(T)); // a padded token's Y is its V, and no other row uses it
             continue;

@@ -51,6 +51,25 @@ def test_the_runtime_computes_the_quantized_model(
     assert {check.name: check.detail for check in report.checks}["text"].endswith("costs was not measured")
 
 
+@pytest.mark.parametrize("head_dim", [64, 36])
+def test_a_prompt_may_be_cut_anywhere(head_dim: int, quantized: Made, built_library: Path) -> None:
+    """With the library all is the same to the last bit, where onnxruntime's cosines fill whole vectors."""
+    changes = {"head_dim": head_dim, "intermediate_size": 128, "num_hidden_layers": 2, "lucid_layers": [0]}
+    session = open_session(quantized("int4", changes=changes)[1])
+    assert session.rounds and session.cuts_matter == (head_dim == 36)
+    ids = np.random.default_rng(0).integers(97, size=(1, 300))
+
+    def found(cuts: list[int]) -> list[np.ndarray]:
+        cache = session.empty_cache(1)
+        for part in np.split(ids, cuts, axis=1):
+            logits = session.prefill(part, cache)
+        return [logits, *(array for layer in session.layer_arrays(cache) for array in layer)]
+
+    whole = found([])
+    for cuts in ([1], [57, 100, 229], [*range(7, 300, 7)]):
+        assert session.cuts_matter or all(map(np.array_equal, found(cuts), whole))
+
+
 def damaged(artifact: Artifact, target: Path, name: str, factor: float) -> Artifact:
     """Copy an artifact, change one scale, and bring the hash in line."""
     import onnx

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Layers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
+# Operators of onnxruntime whose sums may take another order if there are more rows; the library's do not.
+_SUMS = {"MatMul", "Gemm", "MatMulNBits", "Attention", "LinearAttention"}
 
 
 class OrtSession(ArtifactSession[Any]):
@@ -73,6 +75,7 @@ class OrtSession(ArtifactSession[Any]):
         small = manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
         self.packs_weights = self.provider == "cpu" and (small or self.quantization is not None)
         self.reads_stored_cache = self.cache_dtype == self.dtype
+        self._sums_alike = False
         self._watch = ArtifactWatch(artifact)
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
         if self.provider == "cpu":
@@ -87,6 +90,14 @@ class OrtSession(ArtifactSession[Any]):
         if self.kernels == "library":
             return f"{self.runtime} (library kernels)"
         return self.runtime if self.provider == "cpu" else f"{self.runtime} ({self.provider})"
+
+    @property
+    def cuts_matter(self) -> bool:
+        # The library computes each token in one order, however many run. Not so over rings, which begin anywhere, and
+        # with onnxruntime's cosines of an incomplete vector.
+        whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
+        exact = self.dtype == self.cache_dtype == "float32"
+        return self.rounds and not (self._sums_alike and whole and exact)
 
     @property
     def fallback_hint(self) -> str | None:
@@ -199,6 +210,8 @@ class OrtSession(ArtifactSession[Any]):
         if few and multiplies(self._library):
             changed |= library_kernels.use_weight_matmul(model)
         changed |= own_operators.retype_fp4(model)
+        if stage == "prefill":
+            self._sums_alike = self._library is not None and not _SUMS & {node.op_type for node in model.graph.node}
         if few and self._can_read_stored():
             stored_cache.read_as_stored(model, self._artifact.graph_path(stage))
             changed = self.reads_stored_cache = True
