@@ -33,6 +33,7 @@ TEMPLATES = [
     "{% generation %}{{ m.content }}{% endgeneration %}"
     "{% else %}[{{ m.content.strip().upper() }}]{% endif %}{% endfor %}",
     "{{ messages | tojson(false, none, (',', ':'), true) }}{{ messages | tojson(indent=2, ensure_ascii=true) }}",
+    "{% for m in messages %}\n    {% if m.role == 'user' %}\n{{ m.content }}\n    {% endif %}\n{% endfor %}",
     "{{ documents is defined }} {{ documents is none }} {{ tools is none }}",
     "{% if tools %}tools{% endif %}{% if messages[0].name is defined %}named{% else %}nameless{% endif %}",
 ]

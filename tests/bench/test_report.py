@@ -28,6 +28,7 @@ def test_each_contender_reads_its_own_artifact(exported: Exported) -> None:
     sizes = [artifact.path("weights.bin").stat().st_size for artifact in artifacts.values()]
     reads = [decode_bytes(each.manifest, size, 3, 8) for each, size in zip(artifacts.values(), sizes, strict=True)]
     assert [row.get("bytes_per_second") for row in rows] == [None, None, 2 * reads[0], 2 * reads[1]]
+    assert [row["tokens_per_second"] for row in rows] == [2 * 3 * 8, 2 * 3 * 8, 2 * 3, 2 * 3]
 
 
 def test_bytes_of_a_decode_step(exported: Exported) -> None:

@@ -87,6 +87,6 @@ def test_bad_usage(words: list[str], message: str, exported: Exported) -> None:
 
 def test_names_and_long_contexts_are_checked_first(exported: Exported) -> None:
     path = exported()[1].directory
-    result = run(path, path, "--lengths", "8,513,600")
+    result = run(path, path, "--lengths", "8,513,1k")
     assert result.exit_code == 2 and "Contenders need different names; these are called" in result.stderr
-    assert "Note: 513, 600 tokens are more than the model was made for (512, max_position" in result.stderr
+    assert "Note: 513, 1024 tokens are more than the model was made for (512, max_position" in result.stderr

@@ -71,6 +71,8 @@ def test_needles_are_where_their_labels_say(
         )
         missing.setdefault(question.context, []).append(length - len(tokenizer.encode(question.prompt)))
     assert all(0 <= min(lacks) < sentence for lacks in missing.values())
+    depths = [question.labels["at"] for question in task.questions]
+    assert sum(depths) == pytest.approx(len(depths) / 2)  # as many lie before the middle as behind it
     assert task.settings["wording"] == {"english": "english", "entries": "recall"}[name]
 
 

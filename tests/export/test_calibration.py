@@ -77,13 +77,16 @@ def test_bad_text_is_named(name: str, content: bytes | None, message: str, tmp_p
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> None:
-    """The bundled model's has 129 tokens, the small checkpoint 97."""
+    """The small checkpoint's vocabulary ends just before the largest token of the text."""
     import shutil
 
-    directory = make_checkpoint()
+    largest = max(TextTokenizer(resolve(DEMO)).encode(LINE))
+    directory = make_checkpoint(vocab_size=largest)
     (tmp_path / "text").write_text(LINE)
     with pytest.raises(LucidError, match=r"no tokenizer\.json to read --calibration with"):
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000)
     shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
-    with pytest.raises(LucidError, match=r"gives token id \d+, outside the vocabulary \(0 to 96\): it is another"):
+    with pytest.raises(
+        LucidError, match=rf"id {largest}, outside the vocabulary \(0 to {largest - 1}\): it is another"
+    ):
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000)

@@ -201,6 +201,12 @@ def test_near_ties_are_within_the_rounding_of_the_model_and_of_its_cache(second,
         assert is_near_tie(logits, logits, near_share(dtype, cache_dtype)) is expected
 
 
+def test_what_scales_a_logit_scales_its_rounding():
+    logits, slopes = np.array([10.0, 5.0, -1.0]), np.array([1.0, 3.0, 1.0])
+    for adjusted in (np.array([10.0, 9.998, -1.0]), np.array([9.998, 10.0, -1.0])):
+        assert is_near_tie(adjusted, logits, 1e-4, slopes) and not is_near_tie(adjusted, logits, 1e-4)
+
+
 @pytest.mark.parametrize(
     ("cache", "cache_dtype"),
     [("growing", "float16"), ("growing", "int8"), ("static", "int8")],

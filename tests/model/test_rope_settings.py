@@ -54,6 +54,11 @@ def test_a_missing_llama3_setting_is_named(key: str) -> None:
     assert f"{key} is missing, which rope_scaling 'llama3' needs. Add it: " in refusal(rope_scaling=block)
 
 
+def test_a_ramp_without_width_is_refused() -> None:
+    block = {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}
+    assert "low_freq_factor (4.0) must be below high_freq_factor (4.0)" in refusal(rope_scaling=block)
+
+
 LINEAR_BLOCK = {"rope_type": "linear", "factor": 8.0}
 LOCAL = {"rope_type": "default", "rope_theta": 1e3}
 # One meaning in many spellings; which of them count differs between classes of transformers.

@@ -96,7 +96,7 @@ def test_gates_that_no_user_would_accept_prove_too_little(items, words):
 def test_each_schedule_must_be_judged_in_some_scenario():
     items = [comparison(K0, gate=0.5), comparison(K0, gate=2.0, schedule="by token"), comparison(Y0, gate=0.5)]
     assert verification(*items).unproven == (K0,)
-    assert verification(*items, comparison(K0, gate=0.1, scenario="correlated", schedule="by token")).unproven == ()
+    assert verification(comparison(K0, gate=0.1, scenario="correlated", schedule="by token"), *items).unproven == ()
     for schedule in (FREE_RUNNING, "in turns"):  # of a single scenario
         assert verification(comparison(K0, gate=0.5), comparison(K0, gate=2.0, schedule=schedule)).unproven == ()
 

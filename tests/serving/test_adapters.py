@@ -85,6 +85,7 @@ def test_commands_take_names(made: Path, tmp_path: Path) -> None:
     assert [each["text"] for each in sorted(answers, key=lambda each: each["line"])] == [each[:-1] for each in alone]
     for words, said in (
         ([*ask, "--adapter", "three"], "there are base, one, two"),
+        ([*batch, "--max-new-tokens", "8", "--ignore-eos", "--adapter", "one"], "begun with other options"),
         (["adapters", "add", directory, two], "an adapter two already"),
         (["adapters", "add", directory, "x=/nowhere"], "not NAME=DIR"),
         (["adapters", "remove", directory, "three"], "there are: one, two"),

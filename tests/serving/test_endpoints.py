@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,7 +111,8 @@ def test_a_fault_of_ours(tmp_path: Path) -> None:
     assert (answer.status_code, answer.json()["error"]["code"], backend.closed) == (500, "internal_error", 1)
 
 
-def test_times_of_tokens_are_measured(tmp_path: Path) -> None:
+def test_times_of_tokens_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.serving.app.time", SimpleNamespace(perf_counter=itertools.count().__next__))
     found: list[Service] = []
     script = [[TextPiece(row, "a", 1)] for row in (0, 1, 1, 0)]
     ask(tmp_path, *script, [TextPiece(row, "", 0, reason="stop") for row in (0, 1)], n=2, change=found.append)
@@ -118,6 +121,7 @@ def test_times_of_tokens_are_measured(tmp_path: Path) -> None:
     # Another generation's first token is neither the request's first nor after one of its own.
     assert counts["lucid_time_to_first_token_seconds_count"] == 1
     assert counts["lucid_time_between_tokens_seconds_count"] == 2
+    assert counts["lucid_time_between_tokens_seconds_sum"] == 1 + 3  # a tick for each token
     assert counts["lucid_generated_tokens_total"] == 4
 
 

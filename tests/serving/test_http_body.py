@@ -53,6 +53,18 @@ def refused(status: int, *arguments: Any, **more: Any) -> ApiError:
     return caught.value
 
 
+def test_the_time_for_a_request_begins_before_its_body() -> None:
+    async def run() -> None:
+        shared = memory()
+        shared.api.seconds, shared.ending = 60, asyncio.Future()
+        incoming = exchange(shared, lambda: asyncio.sleep(60))
+        incoming.started -= 60
+        await asyncio.wait_for(incoming.during(asyncio.sleep(60)), 10)
+
+    with pytest.raises(ApiError, match="longer than 60 s"):
+        asyncio.run(run())
+
+
 def test_a_body_in_parts() -> None:
     assert read([b"a", b"", b"bc"]) == b"abc"
     assert read([b"abc"], {"content-type": "Application/JSON; charset=utf-8", "content-length": "3"}) == b"abc"

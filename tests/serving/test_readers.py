@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,9 +116,11 @@ def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Pat
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
 
 
-def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
+def test_costly_bodies_leave_a_reader_to_others(tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [{"user": "x" * (64 << 10)}, {"tools": []}, {"bad_words": []}, {"guided_regex": None}]
+
     async def test(pool: ReaderPool) -> None:
-        large = [asyncio.ensure_future(pool.read(chat("endless", user="x" * (64 << 10)), "chat")) for _ in range(4)]
+        large = [asyncio.ensure_future(pool.read(chat("endless", **kind), "chat")) for kind in kinds]
         await asyncio.sleep(0.2)
         assert (await pool.read(completion("w1"), "completion")).prompts == ((1,),)
         assert not any(task.done() for task in large)

@@ -171,6 +171,7 @@ def test_names_reach_the_template(tmp_path: Path) -> None:
         (completion("w1", max_tokens=101), "max_tokens must be 1 to 100", "invalid_value"),
         (completion("w1", best_of=2), "best_of is not supported", "unsupported_parameter"),
         (completion("w1", echo=True), "echo is not supported", "unsupported_parameter"),
+        (completion("w1", suffix="x"), "suffix is not supported", "unsupported_parameter"),
         (completion("w1", logit_bias={"-1": 1}), "'-1' is no token id", "invalid_value"),
         (completion("w1", logit_bias={"5": 1, "05": 2}), "logit_bias names token 5 twice", "invalid_value"),
         (completion("w1", logit_bias={"5": 101}), "The bias of token 5 must be -100 to 100, not 101", "invalid_value"),

@@ -66,8 +66,8 @@ def test_messages_and_an_earlier_answer(tmp_path: Path) -> None:
 
 
 def test_tools_calls_and_results_are_those_of_a_chat() -> None:
-    given = [{"type": "message", "role": "user", "content": "w5"}, CALL, RESULT]
-    choice = {"type": "function", "name": "f"}
+    given = [{"type": "message", "role": "user", "content": "w5"}, CALL, {**CALL, "call_id": "c2"}, RESULT]
+    choice, called = {"type": "function", "name": "f"}, {"name": "f", "arguments": "{}"}
     fields = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False}
     body = msgspec.convert({"model": MODEL, "input": given, **fields}, ResponseRequest)
     chat = {
@@ -76,7 +76,7 @@ def test_tools_calls_and_results_are_those_of_a_chat() -> None:
             {"role": "user", "content": "w5"},
             {
                 "role": "assistant",
-                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": [{"id": i, "type": "function", "function": called} for i in ("c1", "c2")],
             },
             {"role": "tool", "content": "w8", "tool_call_id": "c1"},
         ],

@@ -47,6 +47,7 @@ def test_tools_make_a_constraint(name: str, tokenizer: TextTokenizer) -> None:
     assert use.shown == [WEATHER, TIME]
     one = tool_use_of(read(tools=[WEATHER, TIME], tool_choice=NAMED), template(name), tokenizer)
     assert one is not None and "get_weather" not in one.constraint.grammar and "TEXT" not in one.constraint.grammar
+    assert '"additionalProperties": false' in one.constraint.grammar  # it has no parameters
     alone = tool_use_of(
         read(tools=[TIME], tool_choice="required", parallel_tool_calls=False), template(name), tokenizer
     )
