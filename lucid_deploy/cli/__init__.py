@@ -134,5 +134,5 @@ def main() -> None:
     """Take models with LUCID attention from PyTorch to production.
 
     Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a check failed (parity, a damaged
-    artifact), 2 bad usage or input.
+    artifact), 2 bad usage or input, 3 too little is proven (verify).
     """

@@ -82,8 +82,10 @@ class NamedFolder(click.ParamType):
         if isinstance(value, tuple):
             return value
         name, equals, folder = str(value).partition("=")
-        if not (name and equals and Path(folder).is_dir()):
+        if not (name and equals):
             self.fail(f"{value!r} is not NAME=DIR with the folder of an adapter.", param, ctx)
+        if not Path(folder).is_dir():
+            self.fail(f"There is no folder {folder!r}.", param, ctx)
         return name, Path(folder)
 
 

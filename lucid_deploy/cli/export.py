@@ -70,7 +70,7 @@ _QUANTIZATION = (
     "--calibration",
     type=click.Path(),
     metavar="FILE",
-    help="UTF-8 text like what the model will read, from which int4 and gptq learn.",
+    help="UTF-8 text like what the model will read, from which int4 learns.",
 )
 @click.option(
     "--quantize",

@@ -45,7 +45,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for each token wanted; most tok
 @click.option(
     "--text-tokens",
     type=click.IntRange(min=2),
-    default=512,
+    default=2048,
     show_default=True,
     help="Tokens of the text at most.",
 )

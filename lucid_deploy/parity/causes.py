@@ -58,8 +58,8 @@ class Explanation:
         """The first part, in the order of computation, whose own error is beyond its gate."""
         return min((item for item in self.findings if item.failed), key=lambda item: item.part, default=None)
 
-    def sentence(self, failed: bool) -> str:
-        """Say where errors start; empty if no own error is beyond its gate and the verification has not ``failed``."""
+    def sentence(self, failed: bool, unproven: bool = False) -> str:
+        """Say where errors start; empty if no own error is beyond its gate and the verification is sound."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"
@@ -68,16 +68,19 @@ class Explanation:
                 f"{origin.error:.2g}, its gate {origin.gate.limit:.2g} ({origin.feeding}, {origin.scenario}, position "
                 f"{origin.position}). {self.hint}"
             )
-        if not failed:
+        if not (failed or unproven):
             return ""
         if self.unavailable is not None or not self.findings:
             return self.unavailable or ""
         judged = sum(item.judged for item in self.findings)
         every = f"every part that could be judged ({judged} of {len(self.findings)})"
+        every = every if judged < len(self.findings) else "every layer"
+        found = f"On the reference's own inputs {every} stays within its gate."
+        if not failed:
+            return found
         return (
-            f"On the reference's own inputs {every if judged < len(self.findings) else 'every layer'} stays within its "
-            "gate. So no layer is wrong by itself: either many small errors add up, or what connects calls (the cache, "
-            "masks, positions) is wrong."
+            f"{found} So no layer is wrong by itself: either many small errors add up, or what connects calls (the "
+            "cache, masks, positions) is wrong."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class VerifyOptions:
     prompt: str | Array | None = None  # text or token ids (P,) to generate from greedily; None: random tokens
     explain: bool = False  # look for causes even if nothing fails
     text: str | Array | None = None  # text or token ids (N,) to compute the perplexity of
-    text_tokens: int = 512  # of that text, at most
+    text_tokens: int = 2048  # of that text, at most
     golden: str | Path | None = None  # a file of what the model's own code computed
     trust_remote_code: bool = False  # run code that lies beside the checkpoint's weights
     quick: bool = False  # run fewer sequences in fewer schedules, see QUICK

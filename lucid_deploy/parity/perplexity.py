@@ -26,13 +26,16 @@ class TextCost:
     original: float  # that of the other model
     kl: float  # mean KL divergence from the other model, nats a token
     same: float  # share of the tokens after which both find the same token most likely
+    error: float  # standard error of the ratio of the perplexities: another text of this length may give that much more
+
+    @property
+    def change(self) -> str:
+        """How far the perplexity is from the other model's, such as ``+0.157 (+0.7% ± 0.2%)``."""
+        return f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%} ± {self.error:.1%})"
 
     def sentence(self) -> str:
         """Say how far perplexity and predictions are from the other model's."""
-        return (
-            f"{self.own - self.original:+.3g} ({self.own / self.original - 1:+.1%}); KL divergence {self.kl:.2g} nats "
-            f"a token, most likely token the same at {self.same:.1%}"
-        )
+        return f"{self.change}; KL divergence {self.kl:.2g} nats a token, most likely token the same at {self.same:.1%}"
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
@@ -76,21 +79,23 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
     """Return the perplexities of two models on the windows of a text, and how far their predictions differ."""
-    lost, surprise, divergence, same = 0.0, 0.0, 0.0, 0
+    lost, surprise, divergence, same = [np.zeros(0)], [np.zeros(0)], 0.0, 0
     for ids in pieces:
         start = 0
         for mine, theirs in _together(own(ids[:-1]), original(ids[:-1])):
             next_ids = ids[start + 1 : start + 1 + len(theirs)]
-            lost += float(_surprise(mine, next_ids).sum())
-            surprise += float(_surprise(theirs, next_ids).sum())
+            lost.append(_surprise(mine, next_ids))
+            surprise.append(_surprise(theirs, next_ids))
             divergence += float(kl_divergence(mine, theirs).sum())
             same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
             start += len(theirs)
         tick()
-    count = sum(len(ids) - 1 for ids in pieces)
+    mine, theirs = np.concatenate(lost), np.concatenate(surprise)
+    count = len(mine)
+    error = float((mine - theirs).std() / np.sqrt(count))  # of the ratio's logarithm
     with np.errstate(over="ignore"):
-        own_perplexity, other_perplexity = (float(np.exp(each / count)) for each in (lost, surprise))
-    return TextCost(count, own_perplexity, other_perplexity, divergence / count, same / count)
+        own_perplexity, other_perplexity = (float(np.exp(each.mean())) for each in (mine, theirs))
+    return TextCost(count, own_perplexity, other_perplexity, divergence / count, same / count, error)
 
 
 def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:

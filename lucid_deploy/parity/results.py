@@ -129,8 +129,8 @@ class Verification:
 
     def cause(self) -> str:
         """Say where errors start; empty if that was not looked for, or nothing is wrong."""
-        failed = self.first_failure is not None or bool(self.unproven)
-        return "" if self.explanation is None else self.explanation.sentence(failed)
+        failed, unproven = self.first_failure is not None, bool(self.unproven)
+        return "" if self.explanation is None else self.explanation.sentence(failed, unproven)
 
     def advice(self) -> str:
         """Say what to do about a failure; empty if no gate failed."""

@@ -99,8 +99,7 @@ def _success(found: Verification) -> str:
         weights, text = " on the quantized weights", found.text
         cost = " Quantization itself is not judged: --text FILE measures what it costs on a text of yours."
         if text is not None:
-            share = text.own / text.original - 1
-            cost = f" Quantization costs {text.own - text.original:+.3g} perplexity ({share:+.1%}) on your text."
+            cost = f" Quantization costs {text.change} of perplexity on your text."
     return (
         f"{found.label} computes what {others}{weights}: {coverage.judged} comparisons in {found.dtype}, the "
         f"worst error is {worst:.2f} of its gate{rest}.{_about_rounding(found)}{cost}"

@@ -136,9 +136,9 @@ def parameters(artifact: Artifact) -> dict[str, int]:
     record = manifest.quantization
     quantized = {} if record is None else {name: tensor.shape for name, tensor in record.tensors.items()}
     parts = () if record is None else tuple(name + part for name in quantized for part in record.parts(name))
-    read = (weight for stage in STAGES for weight in artifact.weights(stage) if weight.file == WEIGHTS)
-    shapes = {weight.name: weight.shape for weight in read}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items() if name not in parts}
+    read = [weight for stage in STAGES for weight in artifact.weights(stage) if weight.file == WEIGHTS]
+    packed = {weight.offset for weight in read if weight.name in parts}  # a tied embedding reads the head's bytes
+    sizes = {weight.name: math.prod(weight.shape) for weight in read if weight.offset not in packed}
     sizes |= {name: math.prod(shape) for name, shape in quantized.items()}
     graph, place = artifact.graph("decode").graph, EXPERT_MATMUL.place("W")
     kinds = (EXPERT_MATMUL.name, QUANTIZED_EXPERT_MATMUL.name)

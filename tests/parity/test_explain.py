@@ -85,6 +85,7 @@ def test_without_an_origin_the_connections_are_suspected():
     assert "what connects calls" in found.sentence(failed=True)
     assert "could be judged" not in found.sentence(failed=True)
     assert found.sentence(failed=False) == ""
+    assert found.sentence(False, unproven=True) == "On the reference's own inputs every layer stays within its gate."
 
 
 # Perplexity

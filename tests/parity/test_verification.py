@@ -14,6 +14,7 @@ from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.perplexity import session_logits, surprisals
 from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.faults import change_row, change_weight, rehash
 
@@ -125,9 +126,11 @@ def test_weights_of_a_quantized_artifact_are_checked_element_by_element(quantize
     found = verify_artifact(artifact, VerifyOptions(steps=4, text=text))
     assert found.passed and outcomes(found)["weights"] == "passed"
     original = session_logits(TorchSession(load_model(checkpoint, torch.float64)))
-    lost = surprisals(original, [text], lambda: None).mean()
-    assert 0 < found.text.kl < 0.1 and found.text.original == pytest.approx(np.exp(lost), rel=1e-9)
-    assert f"Quantization costs {found.text.own - found.text.original:+.3g} perplexity" in found.verdict()
+    lost, own = (surprisals(each, [text], lambda: None) for each in (original, session_logits(open_session(artifact))))
+    assert 0 < found.text.kl < 0.1 and found.text.original == pytest.approx(np.exp(lost.mean()), rel=1e-9)
+    assert found.text.error == pytest.approx((own - lost).std() / np.sqrt(28), rel=1e-3)
+    assert f"Quantization costs {found.text.own - found.text.original:+.3g} (" in found.verdict()
+    assert f" ± {found.text.error:.1%}) of perplexity on your text" in found.verdict()
     assert found.reference.kind == "own model, dequantized"
     assert found.to_dict()["quantization"]["weights_checked"] is True
     bad = shutil.copytree(artifact.directory, tmp_path / "bad")

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from lucid_deploy.runtimes.inspection import compression, memory_needed
+from lucid_deploy.runtimes.inspection import compression, memory_needed, parameters
+from tests.runtimes.test_quantized_sessions import BIASED
 
 Made = Callable[..., tuple[Path, Artifact]]
 
@@ -19,6 +22,13 @@ def test_a_small_models_weights_count_for_each_graph_and_a_growing_cache_twice(e
     assert found["cache"] == 2 * 100 * found["cache_per_token"] and found["cache_while_decoding"] == 2 * found["cache"]
     parts = ("weights", "cache_while_decoding", "workspace", "runtime")
     assert found["total"] == sum(found[part] for part in parts)
+
+
+def test_a_tied_head_of_two_parts_is_counted_once(quantized: Made) -> None:
+    """Among quantized weights the embedding reads the head's bytes under another name."""
+    checkpoint, artifact = quantized("int4", changes=BIASED, activations="int8", frequent_rows=40)
+    weights = load_file(checkpoint / "model.safetensors").values()
+    assert parameters(artifact)["total"] == sum(each.numel() for each in weights)
 
 
 def test_compression_is_the_ratio_of_the_weight_files(demo: Callable[..., Artifact]) -> None:
