@@ -87,7 +87,7 @@ def test_commands_take_names(made: Path, tmp_path: Path) -> None:
         ([*ask, "--adapter", "three"], "there are base, one, two"),
         ([*batch, "--max-new-tokens", "8", "--ignore-eos", "--adapter", "one"], "begun with other options"),
         (["adapters", "add", directory, two], "an adapter two already"),
-        (["adapters", "add", directory, "x=/nowhere"], "not NAME=DIR"),
+        (["adapters", "add", directory, "x=/nowhere"], "There is no folder '/nowhere'"),
         (["adapters", "remove", directory, "three"], "there are: one, two"),
     ):
         refused = invoke(main, words)
