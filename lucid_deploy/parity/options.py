@@ -31,7 +31,7 @@ class Workload:
 
     @property
     def has_all_sequences(self) -> bool:
-        """Whether every synthetic sequence is run in its whole length."""
+        """Whether all synthetic sequences are run, each in its whole length."""
         return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
 
     def with_all_steps(self) -> Workload:

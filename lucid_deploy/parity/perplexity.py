@@ -26,7 +26,7 @@ class TextCost:
     original: float  # that of the other model
     kl: float  # mean KL divergence from the other model, nats a token
     same: float  # share of the tokens after which both find the same token most likely
-    error: float  # standard error of the ratio of the perplexities: another text of this length may give that much more
+    error: float  # standard error of own / original: another text of this length may give that much more or less
 
     @property
     def change(self) -> str:
@@ -99,7 +99,7 @@ def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callabl
 
 
 def _together(first: Iterator[Array], second: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
-    """Yield the logits of two models for the same tokens, cut into pieces as the second model's are."""
+    """Yield the logits of both models for the same tokens, in pieces as long as the second model's."""
     held = next(first)
     for theirs in second:
         while len(held) < len(theirs):

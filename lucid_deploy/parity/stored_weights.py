@@ -189,7 +189,7 @@ def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.
 
 
 def _nearest_difference(record: Quantization, name: str, parts: list[Array], original: Array, dtype: str) -> str | None:
-    """Say where symmetrically quantized values are not the nearest to the original, or a scale is wrong; else None."""
+    """Say where a symmetrically quantized value is not the nearest to the original, or a scale is wrong; else None."""
     tensor = record.tensors[name]
     numbers, factors = unpack(record, name, *parts)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8

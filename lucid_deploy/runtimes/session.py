@@ -180,7 +180,7 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def cuts_matter(self) -> bool:
-        """Whether results of prefill depend on where a prompt is cut by more than the last bits of float32."""
+        """Whether cutting a prompt elsewhere changes results by more than the last bits of float32."""
         return self.rounds
 
     @property
