@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library
+from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, user_ort_library
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def cpu_library(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
         root = root.parent
     with open(root / "library.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return build_ort_library(root / "lucid-deploy" / "liblucid_onnxruntime.so")[0]
+        return build_ort_library(root / "lucid-deploy" / user_ort_library().name)[0]
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
 
 
 def user_ort_library() -> Path:
-    """Return where ``lucid-deploy plugin build`` writes the library."""
-    return cache_folder() / LIBRARY_NAME
+    """Return where ``lucid-deploy plugin build`` writes the library; each version of the sources has its own file."""
+    return cache_folder() / f"{Path(LIBRARY_NAME).stem}-{source_hash()[:12]}.so"
 
 
 def default_ort_library() -> Path:
@@ -68,8 +68,6 @@ def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
             Path(folder, OPERATORS_HEADER).write_text(header_text())
             run_compiler([compiler, *_arguments(include), "-Wl,--no-undefined"], library)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
-            # The record also describes the replaced library, so that it fits whenever this process is killed.
-            record["previous"] = _record_of(output)
             record_file = Path(folder, "record.json")
             record_file.write_text(json.dumps(record) + "\n")
             os.replace(record_file, _record_path(output))
@@ -177,11 +175,8 @@ def _record_of(library: Path) -> dict[str, Any] | None:
         record, actual = json.loads(_record_path(library).read_text()), file_hash(library)
     except (OSError, ValueError):
         return None
-    fields = ("abi", "sources", "sha256")
-    for each in (record, record.get("previous") if isinstance(record, dict) else None):
-        if isinstance(each, dict) and all(field in each for field in fields) and each["sha256"] == actual:
-            return {field: each[field] for field in fields}
-    return None
+    fits = isinstance(record, dict) and {"abi", "sources", "sha256"} <= record.keys() and record["sha256"] == actual
+    return record if fits else None
 
 
 def _is_current(library: Path) -> bool:

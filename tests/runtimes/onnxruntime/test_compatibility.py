@@ -14,6 +14,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.onnxruntime.build import user_ort_library
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.compatibility import check_version, describe_kernels
 
@@ -90,8 +91,8 @@ def test_a_library_that_is_wanted_and_missing(exported, no_library):
 
 
 def test_a_damaged_library_is_never_passed_over(exported, no_library, tmp_path):
-    (tmp_path / "lucid-deploy").mkdir()
-    (tmp_path / "lucid-deploy" / "liblucid_onnxruntime.so").write_text("not a library")
+    user_ort_library().parent.mkdir()
+    user_ort_library().write_text("not a library")
     with pytest.raises(LucidError, match="is damaged"):
         open_session(exported()[1])
     assert open_session(exported()[1], kernels="functions").kernels == "functions"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +14,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.compiler import find_compiler
 from lucid_deploy.plugins.hosts.onnxruntime import build
+from lucid_deploy.runtimes.onnxruntime.compatibility import choose_kernels
 from tests.plugins.cpu_sessions import INSTRUCTIONS, runnable
 
 
@@ -63,33 +63,15 @@ def test_a_library_of_another_version(copy, field):
         build.check_ort_library(copy)
 
 
-@pytest.mark.parametrize("renames", [0, 1])
-def test_a_build_that_is_killed_leaves_no_damaged_library(copy, monkeypatch, renames):
-    """The previous library still matches its record, here one of another version."""
-    record = copy.with_name(copy.name + ".json")
-    record.write_text(json.dumps({**json.loads(record.read_text()), "sources": 0}))
-    before, replace, calls = copy.read_bytes(), os.replace, iter(range(9))
-
-    class Killed(BaseException):
-        pass
-
-    def compiled(_command, library):
-        library.write_bytes(b"another library")
-
-    def replaced(*names):
-        if next(calls) == renames:
-            raise Killed
-        replace(*names)
-
-    monkeypatch.setattr(build, "run_compiler", compiled)
-    monkeypatch.setattr(build.os, "replace", replaced)
-    with pytest.raises(Killed):
-        build.build_ort_library(copy)
-    assert copy.read_bytes() == before
-    with pytest.raises(LucidError, match="from the sources of another version"):
-        build.check_ort_library(copy)
-    build.build_ort_library(copy)
-    build.check_ort_library(copy)
+def test_each_versions_sources_have_a_library_of_their_own(tmp_path, monkeypatch):
+    """Two checkouts of one user share the cache folder; neither finds or replaces the other's library."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = build.user_ort_library()
+    first.parent.mkdir()
+    first.write_text("the other checkout's")
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DANOTHER"))
+    assert build.user_ort_library() != first and build.user_ort_library().parent == first.parent
+    assert choose_kernels("auto") is None
 
 
 def test_another_shared_library_is_refused(tmp_path):
