@@ -58,6 +58,12 @@ class Explanation:
         """The first part, in the order of computation, whose own error is beyond its gate."""
         return min((item for item in self.findings if item.failed), key=lambda item: item.part, default=None)
 
+    @property
+    def every_layer_passed(self) -> bool:
+        """Whether no own error is beyond its gate, and each part could be judged in some scenario."""
+        judged = {item.part for item in self.findings if item.judged}
+        return bool(self.findings) and self.origin is None and judged == {item.part for item in self.findings}
+
     def sentence(self, failed: bool, unproven: bool = False) -> str:
         """Say where errors start; empty if no own error is beyond its gate and the verification is sound."""
         origin = self.origin

@@ -129,7 +129,7 @@ class Verification:
 
     def cause(self) -> str:
         """Say where errors start; empty if that was not looked for, or nothing is wrong."""
-        failed, unproven = self.first_failure is not None, bool(self.unproven)
+        failed, unproven = self.first_failure is not None, bool(self.not_proven)
         return "" if self.explanation is None else self.explanation.sentence(failed, unproven)
 
     def advice(self) -> str:
@@ -222,7 +222,7 @@ class Verification:
         lost = f", and all of {', '.join(map(str, self.unproven))} is among them" if self.unproven else ""
         return Check(
             "tensors",
-            FAILED if self.own_failure else REPORTED if self.unproven else PASSED,
+            FAILED if self.own_failure else REPORTED if self.not_proven else PASSED,
             f"logits and {words.cached(self)} of every layer: {coverage.total:,} comparisons, of which {failed:,} "
             f"failed and {coverage.unjudged:,} could not be judged{lost}",
         )

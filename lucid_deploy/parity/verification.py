@@ -157,7 +157,7 @@ def verify_against(
     if text is not None:
         found = replace(found, text=_on_text(candidate, models, text, progress))
     # A failure against another implementation alone has no cause in the layers: the candidate agrees with ours.
-    if layers is None or not (options.explain or found.own_failure is not None or found.unproven):
+    if layers is None or not (options.explain or found.own_failure is not None or found.not_proven):
         return found
     chosen = explained_scenarios(targets, None if found.own_failure is None else found.own_failure.scenario)
     try:

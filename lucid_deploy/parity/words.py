@@ -50,13 +50,23 @@ def _failure(found: Verification) -> str:
     )
 
 
-def not_proven(found: Verification) -> Iterator[str]:
-    """Yield the reasons why passing would prove too little to a user, each as the start of a sentence."""
+def not_proven(found: Verification) -> list[str]:
+    """Return the reasons why passing would prove too little to a user, each as the start of a sentence.
+
+    Rounded inputs make errors add up from layer to layer until gates over whole sequences are wide. There each layer
+    by itself, on the reference's inputs, is proof enough.
+    """
+    proven = found.explanation is not None and found.explanation.every_layer_passed
+    return [] if found.rounded_inputs and proven else list(_doubts(found))
+
+
+def _doubts(found: Verification) -> Iterator[str]:
+    """Yield what comparisons over whole sequences do not show to a user, each as the start of a sentence."""
     if found.unproven:
         yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
     logits = [item for item in found.against() if item.logits is not None]
-    if not _remedies(found) and _logits_gate(found) > ACCEPTED_ERROR:
-        yield f"an error of {_logits_gate(found):.0%} of the logits would have passed"
+    if found.rounded_inputs or not found.rounded_cache:
+        yield from _wide_logits(found)
     if not found.unproven and found.coverage.unjudged > ACCEPTED_UNJUDGED * found.coverage.total:
         yield f"{found.coverage.unjudged} of {found.coverage.total} comparisons could not be judged"
     positions, agreed = (sum(getattr(item.logits, name) for item in logits) for name in ("positions", "agreed"))
@@ -64,9 +74,13 @@ def not_proven(found: Verification) -> Iterator[str]:
         yield f"{positions - agreed} of {positions} most likely tokens are not those of PyTorch in float64"
 
 
-def _logits_gate(found: Verification) -> float:
-    """Return the median of the logits' gates that judge; equal ones count once, since sequences share gates."""
-    return float(np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0]))
+def _wide_logits(found: Verification) -> list[str]:
+    """Say how wide the logits' gates are, if that is too wide: the median of those that judge.
+
+    Equal gates count once, since sequences share them.
+    """
+    gate = np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0])
+    return [f"an error of {gate:.0%} of the logits would have passed"] if gate > ACCEPTED_ERROR else []
 
 
 def _remedies(found: Verification) -> dict[str, str]:
@@ -107,13 +121,15 @@ def _success(found: Verification) -> str:
 
 
 def _about_rounding(found: Verification) -> str:
-    remedies = _remedies(found)
-    if not remedies or _logits_gate(found) <= ACCEPTED_ERROR:
+    """Say what rounding that was asked for makes of the gates, and what stands in for narrow ones."""
+    remedies, after = _remedies(found), "After"
+    doubts = list(_doubts(found)) if found.rounded_inputs else _wide_logits(found) if found.rounded_cache else []
+    if not doubts:
         return ""
-    return (
-        f" With {' and '.join(remedies)} an error of {_logits_gate(found):.0%} of the logits would have passed; after "
-        f"export with {' '.join(remedies.values())} gates are narrow."
-    )
+    if found.rounded_inputs:
+        after = "Each layer by itself, on the reference's inputs, is within its gate; after"
+    options = " ".join(remedies.values())
+    return f" With {' and '.join(remedies)}, {'; '.join(doubts)}. {after} export with {options} gates are narrow."
 
 
 def advice(found: Verification) -> str:

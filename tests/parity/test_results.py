@@ -9,9 +9,11 @@ import pytest
 
 from lucid_deploy.errors import CheckFailed, NotProvenError
 from lucid_deploy.parity import Verification, check
+from lucid_deploy.parity.causes import Explanation
 from lucid_deploy.parity.gate import Coverage, Gate, compare_rows
 from lucid_deploy.parity.metrics import LogitMetrics
 from lucid_deploy.parity.options import QUICK
+from lucid_deploy.parity.own_errors import WorstOwnError
 from lucid_deploy.parity.record import TensorId, TensorRows
 from lucid_deploy.parity.results import FREE_RUNNING, Check, ScenarioInfo
 from tests.parity.small_models import LAYERS, session
@@ -91,6 +93,19 @@ def test_a_tensor_that_every_gate_lets_through_is_unproven():
 def test_gates_that_no_user_would_accept_prove_too_little(items, words):
     found = verification(*items)
     assert found.passed == (not words) and words in found.verdict() and not found.failed
+
+
+def test_where_inputs_are_rounded_each_layer_by_itself_is_proof_enough():
+    found = replace(verification(comparison(K0, gate=2.0), logits(0.3, 80)), rounded_inputs="int8")
+    own = WorstOwnError("random", K0, "decode", 7, 1e-5, Gate(1e-3, 1e-4), False)
+    proven = replace(found, explanation=Explanation(("random",), (own,)))
+    assert proven.passed and not proven.cause() and not found.passed
+    assert "loses layer 0 K; an error of 30% of the logits would have passed; 20 of 100 most" in proven.verdict()
+    assert "by itself, on the reference's inputs, is within its gate; after export with --acti" in proven.verdict()
+    for wrong in (replace(own, failed=True), replace(own, gate=Gate(2.0, 0.5))):
+        assert not replace(proven, explanation=Explanation(("random",), (wrong,))).passed
+    assert not replace(proven, rounded_inputs=None).passed
+    assert not replace(proven, rounded_inputs=None, rounded_cache="int8").passed
 
 
 def test_each_schedule_must_be_judged_in_some_scenario():
