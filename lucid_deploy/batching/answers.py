@@ -117,7 +117,9 @@ class AnswerFile:
             raise LucidError(f"{self.record} cannot be read: {error}. {way_out}") from error
         if not isinstance(known, dict):
             raise LucidError(f"{self.record} is not the record of a run. {way_out}")
-        differ = sorted(key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key))
+        differ = _differing(known, facts)
+        if options := _differing(known.get("options"), facts.get("options")):
+            differ[differ.index("options")] = f"options ({', '.join(options)})"
         if differ:
             raise LucidError(f"{self.path} was begun with other {', '.join(differ)}. {way_out}")
 
@@ -252,3 +254,10 @@ def answer_prompts(
         if progress is not None:
             progress(len(answers.answered), len(prompts))
     return tokens
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """Return the keys whose values differ in two dictionaries; none if one of both is something else."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return []
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))

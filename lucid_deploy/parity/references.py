@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
@@ -54,8 +55,8 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_rem
         name, artifact.manifest.assumed_unused, artifact.config.diagonal, chosen, adapter, trust_remote_code
     )
     differing = [
-        f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
-        f"{getattr(source.config, field.name)} in the checkpoint"
+        f"{field.name} is {shorten(str(getattr(artifact.config, field.name)), 60)} in the artifact and "
+        f"{shorten(str(getattr(source.config, field.name)), 60)} in the checkpoint"
         for field in fields(artifact.config)
         if getattr(artifact.config, field.name) != getattr(source.config, field.name)
     ]

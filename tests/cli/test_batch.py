@@ -246,8 +246,8 @@ def test_an_output_of_something_else_is_refused(place: Workplace) -> None:
     place.write(*MANY[:3])
     place.run("-n", 3)
     good = place.output.read_bytes()
-    for other in (["-n", 4], ["-n", 3, "--allow-extrapolation"]):
-        assert "begun with other options" in place.run(*other, status=2).stderr
+    for name, other in (("max_new_tokens", ["-n", 4]), ("extrapolation", ["-n", 3, "--allow-extrapolation"])):
+        assert f"begun with other options ({name}). Choose" in place.run(*other, status=2).stderr
     assert "begun with other runtime" in place.run("-n", 3, "--runtime", "torch", status=2).stderr
     place.write(*MANY[:4])
     assert "begun with other prompts" in place.run("-n", 3, status=2).stderr
