@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from lucid_deploy.artifact.quantization import PACKED
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of, summarize
 from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
-from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels
+from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
 _SCORE_TENSORS = 4  # scores, their exponentials and what is in between
@@ -154,10 +155,10 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
-    Weights count once, since both graphs read one mapping of the file; small models' and quantized weights also count
-    as a packed copy in each graph. A growing cache exists twice while a token is computed, a static one once,
-    and one of its layers twice while rows move into larger buffers. A cache of another type than the model's is
-    converted to float32 one layer at a time.
+    Weights count once, since both graphs read one mapping of the file. Small models' weights also count as a packed
+    copy in each graph, and quantized ones as one copy if the library of kernels multiplies by them, else two.
+    A growing cache exists twice while a token is computed, a static one once, and one of its layers twice while rows
+    move into larger buffers. A cache of another type than the model's is converted to float32 one layer at a time.
     """
     manifest = artifact.manifest
     layout = layout_of(manifest.layers)
@@ -169,7 +170,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     static = any(each.cache == "static" for each in manifest.each_form())
     moving = batch * max(layout_bytes((layer,), context) for layer in layout) if static else cache
     weights = int(manifest.files[WEIGHTS]["size"])
-    packed = 2 * (weights if weights <= PACK_LIMIT else quantized_size(artifact))
+    kernels, quantized = describe_kernels(), quantized_size(artifact)
+    once = quantized and kernels["auto"] == "library" and multiplies_in_blocks(Path(str(kernels["library"])))
+    packed = quantized if once else 2 * (weights if weights <= PACK_LIMIT else quantized)
     heads = artifact.config.num_attention_heads + artifact.config.num_key_value_heads
     workspace = _SCORE_TENSORS * 4 * batch * context * heads + decoded  # scores of one layer in float32
     return {

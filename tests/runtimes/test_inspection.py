@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.export.quantize.options import QuantizeOptions
-from lucid_deploy.runtimes.inspection import compression, memory_needed, parameters
+from lucid_deploy.runtimes.inspection import compression, memory_needed, parameters, quantized_size
 from tests.runtimes.test_quantized_sessions import BIASED
 
 Made = Callable[..., tuple[Path, Artifact]]
@@ -22,6 +23,18 @@ def test_a_small_models_weights_count_for_each_graph_and_a_growing_cache_twice(e
     assert found["cache"] == 2 * 100 * found["cache_per_token"] and found["cache_while_decoding"] == 2 * found["cache"]
     parts = ("weights", "cache_while_decoding", "workspace", "runtime")
     assert found["total"] == sum(found[part] for part in parts)
+
+
+def test_quantized_weights_count_twice_with_the_library_that_packs_them_once(
+    quantized: Made, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    _, artifact = quantized("int8", changes=BIASED, activations="int8")
+    monkeypatch.setattr("lucid_deploy.runtimes.inspection.PACK_LIMIT", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    stored, rounded = artifact.path("weights.bin").stat().st_size, quantized_size(artifact)
+    assert memory_needed(artifact, 1, 100)["weights"] == stored + 2 * rounded
+    request.getfixturevalue("built_library")
+    assert memory_needed(artifact, 1, 100)["weights"] == stored + rounded
 
 
 def test_a_tied_head_of_two_parts_is_counted_once(quantized: Made) -> None:
