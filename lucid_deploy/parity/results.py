@@ -219,7 +219,7 @@ class Verification:
     def _tensors_check(self) -> Check:
         coverage = Coverage.of(self.against())
         failed = sum(item.failed_at is not None for item in self.against())
-        lost = f", and all of {', '.join(map(str, self.unproven))} is among them" if self.unproven else ""
+        lost = f", and all of {words.lost(self)} is among them" if self.unproven else ""
         return Check(
             "tensors",
             FAILED if self.own_failure else REPORTED if self.not_proven else PASSED,

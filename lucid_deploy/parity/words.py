@@ -63,7 +63,7 @@ def not_proven(found: Verification) -> list[str]:
 def _doubts(found: Verification) -> Iterator[str]:
     """Yield what comparisons over whole sequences do not show to a user, each as the start of a sentence."""
     if found.unproven:
-        yield f"PyTorch itself loses {', '.join(map(str, found.unproven))}"
+        yield f"PyTorch itself loses {lost(found)}"
     logits = [item for item in found.against() if item.logits is not None]
     if found.rounded_inputs or not found.rounded_cache:
         yield from _wide_logits(found)
@@ -72,6 +72,12 @@ def _doubts(found: Verification) -> Iterator[str]:
     positions, agreed = (sum(getattr(item.logits, name) for item in logits) for name in ("positions", "agreed"))
     if positions - agreed > ACCEPTED_OTHER * positions:
         yield f"{positions - agreed} of {positions} most likely tokens are not those of PyTorch in float64"
+
+
+def lost(found: Verification) -> str:
+    """Name the tensors that were judged nowhere, the first three of many."""
+    names = list(map(str, found.unproven))
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more tensors"
 
 
 def _wide_logits(found: Verification) -> list[str]:

@@ -77,6 +77,8 @@ def test_a_tensor_that_every_gate_lets_through_is_unproven():
     with pytest.raises(NotProvenError, match="is not proven") as raised:
         found.raise_if_failed()
     assert raised.value.exit_code == 3
+    many = verification(*(comparison(TensorId(layer, 0), gate=1.0) for layer in range(6)))
+    assert "loses layer 0 K, layer 1 K, layer 2 K and 3 more tensors. No gate" in many.verdict()
 
 
 @pytest.mark.parametrize(
