@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ROW = 512  # tokens of a row at most; the last one may be shorter
-SEED = 0  # of the choice of rows, where there are more than are wanted
+SEED = 0  # of the draw of rows: those held out, and those to learn from where there are more than are wanted
 HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: at most 4, and one in 8
 
 Array = np.ndarray[Any, np.dtype[Any]]

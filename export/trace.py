@@ -157,7 +157,7 @@ def trace(
 
 @dataclass(frozen=True)
 class _Graph:
-    """A graph with the contract's inputs and outputs."""
+    """A stage's graph, with the inputs and outputs that ``graph_inputs`` and ``graph_outputs`` describe."""
 
     model: ir.Model  # the graph; its weights are initializers without data
     layers: dict[ir.Node, int | None]  # for each node its layer, None outside all

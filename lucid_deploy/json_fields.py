@@ -21,11 +21,11 @@ _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`", 
 
 
 class FieldError(LucidError):
-    """A JSON text that is not what it should be.
+    """JSON that cannot be parsed, or a field of it that is missing, unknown or has a value that is not allowed.
 
     Attributes:
         param: The field that is wrong, such as ``messages[0].role``; None: the whole text.
-        code: A word for programs: ``invalid_json``, ``missing_field``, ``unknown_parameter`` or ``invalid_value``.
+        code: A word for programs, such as ``invalid_json``, ``missing_field`` or ``invalid_value``.
     """
 
     def __init__(self, message: str, param: str | None, code: str = "invalid_value") -> None:

@@ -1,4 +1,4 @@
-"""Round to the nearest whole numbers with onnxruntime's quantizer, and pack whole numbers into bytes."""
+"""Quantize weights to int8 or int4 by rounding to the nearest integer (RTN), and pack integers into bytes."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class StaticRows(Rows):
         self._slots: list[int | None] = []  # the key in each slot; None: a hole
         self._lengths = np.zeros((rows,), np.int64)
         self._adapters = np.zeros((rows,), np.int64)
-        self._mask = np.ones((rows, 0), np.int64)  # rows have no padding; beyond its length the graph masks a row
+        self._mask = np.ones((rows, 0), np.int64)  # no padding; the graph itself masks each row beyond its length
         self._layers: list[tuple[Array, ...]] = []
         self._steps: dict[tuple[int, int], BoundStep] = {}  # by number of rows, and of tokens
         self._ran = 0  # tokens of the last run of several, in every row

@@ -101,7 +101,7 @@ def _onnxruntime() -> str:
 
 
 def _computes(kernels: str, remedy: str) -> str:
-    """Run the small models of the conformance kit, as a runtime may compute wrongly what it loads; return a remark."""
+    """Run the conformance kit's small models; return a remark, or raise RuntimeError if a result is wrong."""
     from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
     from lucid_deploy.runtimes.options import RuntimeOptions
 

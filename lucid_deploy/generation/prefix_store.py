@@ -34,7 +34,7 @@ BLOCK = 32  # tokens
 
 
 def token_bytes(layout: CacheLayout) -> int:
-    """Return the bytes that count as one token of the budget: its rows or, if there are none, 1 / 32 of the states."""
+    """Return the bytes that count as one token of the budget: its rows or, without rows, 1 / 32 of rings and states."""
     return bytes_per_token(layout) or -(-_state_bytes(layout) // BLOCK)
 
 

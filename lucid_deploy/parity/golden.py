@@ -84,7 +84,7 @@ class Golden:
 
 
 def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
-    """Return one batch row of a tensor, with what was recorded of its first ``tokens`` tokens."""
+    """Return one batch row of a tensor, cut to the recorded positions before ``tokens``."""
     return TensorRows(rows.values[row : row + 1, : max(tokens - rows.start, 0)], rows.start)
 
 

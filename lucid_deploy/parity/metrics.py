@@ -40,10 +40,10 @@ def position_errors(actual: Array, reference: Array, accumulated: bool = False) 
     """Return the relative L2 error of every position, ``‖actual − reference‖ / scale``.
 
     The scale is the norm of the reference at that position. For tensors that are ``accumulated`` it is the largest norm
-    at that position or any before it. Y is such a tensor: ``Y_p = V_p − Σ_{j<p} E_pj Y_j`` with ``0 ≤ E ≤ 1``. Where a
-    token repeats without position encoding this cancels to next to nothing, and what is left of Y_p consists of the
-    rounding errors of V_p and Y_j in every precision, float64 included. Attention reads ``Σ_j p_j Y_j``, to which such
-    a row adds nothing; its error counts by its size beside the other rows.
+    at that position or any before it. Y is such a tensor: ``Y_i = V_i − Σ_{j<i} L_ij Y_j`` with ``0 ≤ L_ij ≤ 1``. Where
+    a token repeats without position encoding, the terms cancel almost entirely, and what is left of Y_i is the rounding
+    errors of V_i and Y_j in every precision, float64 included. Attention's output is a weighted sum of rows Y_j, to
+    which so small a row adds almost nothing; so its error is measured against the largest row so far.
 
     Returns:
         Float64 ``(T,)``, the worst of the batch rows. NaN where a value is NaN; where the scale is zero, 0 if the

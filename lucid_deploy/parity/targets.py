@@ -195,7 +195,7 @@ def _scenarios(
 def _record_baseline(
     session: Session[Any], scenarios: list[Scenario], progress: Progress | None
 ) -> tuple[list[Scenario], dict[str, Trace]]:
-    """Run the baseline one-shot; return the scenarios (the greedy one with its tokens) and their traces by name."""
+    """Run the baseline one-shot; return scenarios, the greedy one with the baseline's tokens, and traces by name."""
     groups = equal_lengths(scenarios)
     total = sum(ONE_SHOT.calls(group[0]) for group in groups)
     meter = CallCounter(progress, f"PyTorch in {session.dtype}: the gates", total)

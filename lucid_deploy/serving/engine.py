@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
 DOWN = "engine_down"  # it loads, was stopped, or ended by an error
-PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # most memory and tokens of stored prefixes unless it is said
+PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store; whichever is reached first
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,8 @@ def delta_state_kernel(
 ):
     """Process all chunks in order with BLOCK_N columns of a head's state in registers; program ids: head, columns.
 
-    R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R. T and A = scale · (Γ ∘ QKᵀ)
-    are in the workspace. S, V, R and the outputs are held transposed, so that their rows are columns of S.
+    R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R; γ, Γ as in blocked.py. T and
+    A = scale · (Γ ∘ QKᵀ) are in the workspace. S, V, R and the outputs are held transposed, one row per column of S.
 
     Args:
         p_value, p_output: ``(B, H, n_new, value width)``.

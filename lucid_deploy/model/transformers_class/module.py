@@ -318,7 +318,7 @@ class ClassModel(CausalModel):
             return self.__dict__["_net"](
                 **inputs,
                 position_ids=position_ids,
-                # Without a mask, the class would look for packed texts.
+                # Without a mask, the class would look for packed sequences in the position ids.
                 attention_mask=torch.ones(given.shape[:2], dtype=torch.int64, device=given.device),
                 use_cache=False,
             )

@@ -118,7 +118,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
 
 
 def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the plugin that reads an FP8 cache as it is stored, if it has layers for it."""
+    """Return the graph with an operator that reads an FP8 cache as stored, if layers decode with DecodeAttention."""
     import onnx
 
     from lucid_deploy.runtimes.passes.stored_cache import read_as_stored

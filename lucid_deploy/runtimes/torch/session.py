@@ -127,5 +127,5 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 
 def cached_type(tensor: CacheTensor, rows: torch.dtype) -> torch.dtype:
-    """Return a cached tensor's type in the model, without scales: that of rows, but states have their own."""
+    """Return the torch type of a decoded cached tensor: ``rows`` for rows and rings; a state keeps its own type."""
     return rows if tensor.has_tokens else getattr(torch, tensor.dtype)
