@@ -43,7 +43,7 @@ class EngineOptions:
     rows: int = 8  # generations that run at once
     max_queue: int = 64  # generations that may wait beyond them
     share_queue: bool = False  # whether one client may have at most half of the queue
-    prefill_budget: int = 32  # tokens of prompts that run between two tokens of up to eight others
+    prefill_budget: int = 32  # tokens of prompts that run between two tokens of up to eleven others
     prefix_tokens: int | None = None  # tokens of finished prompts kept for reuse; None: what PREFIX_BYTES hold
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
