@@ -49,7 +49,7 @@ def named_field(name: str) -> Iterator[None]:
 def decode(
     data: bytes, form: type[T], what: str = "text", prepare: Callable[[dict[str, Any]], None] | None = None
 ) -> T:
-    """Parse JSON in UTF-8 into a msgspec struct, or raise a FieldError, whose message calls the JSON ``what``.
+    """Parse UTF-8 JSON into a msgspec struct, or raise a FieldError; its message names the JSON by ``what``.
 
     ``prepare`` may change the parsed object before it is checked.
     """

@@ -107,7 +107,10 @@ def _not_proven(found: Verification) -> str:
     remedies = _remedies(found)
     where = f"In {found.dtype}" + (f", with {' and '.join(remedies)}," if remedies else "")
     remedy = f"Export with less rounding: {', '.join(remedies.values())}." if remedies else "Use a wider type."
-    return f"{where} {'; '.join(found.not_proven)}. No gate failed, but that proves too little. {remedy}"
+    where = f"{where} {'; '.join(found.not_proven)}."
+    if found.explanation is not None and found.explanation.origin is not None:
+        return f"{where} No gate over whole sequences failed, but one of a single layer did."
+    return f"{where} No gate failed, but that proves too little. {remedy}"
 
 
 def _success(found: Verification) -> str:

@@ -153,7 +153,7 @@ def parameters(artifact: Artifact) -> dict[str, int]:
 
 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
-    """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
+    """Return, by what takes them, the bytes that a process needs to decode with onnxruntime.
 
     Weights count once, since both graphs read one mapping of the file. Small models' weights also count as a packed
     copy in each graph, and quantized ones as one copy if the library of kernels multiplies by them, else two.

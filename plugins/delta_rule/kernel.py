@@ -148,7 +148,7 @@ def load_state(p_state, o_e, value_width, width, BLOCK_D: tl.constexpr, CHUNK_D:
 @triton.jit
 def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
                    CHUNK_D: tl.constexpr):  # fmt: skip
-    """Return (K S)ᵀ and (Q S)ᵀ of a chunk's rows, ``(BLOCK_N, BLOCK_M)`` float32."""
+    """Return (K S)ᵀ and (Q S)ᵀ, a chunk's keys and queries times the state S: ``(BLOCK_N, BLOCK_M)`` float32."""
     b_of_keys = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     b_of_queries = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for i in tl.static_range(len(b_states)):

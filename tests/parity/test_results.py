@@ -105,7 +105,8 @@ def test_where_inputs_are_rounded_each_layer_by_itself_is_proof_enough():
     assert "loses layer 0 K; an error of 30% of the logits would have passed. Each layer" in proven.verdict()
     assert "by itself, on the reference's inputs, is within its gate; after export with --acti" in proven.verdict()
     for wrong in (replace(own, failed=True), replace(own, gate=Gate(2.0, 0.5))):
-        assert not replace(proven, explanation=Explanation(("random",), (wrong,))).passed
+        unproven = replace(proven, explanation=Explanation(("random",), (wrong,)))
+        assert not unproven.passed and ("one of a single layer did" in unproven.verdict()) == wrong.failed
     other = replace(proven, comparisons=(comparison(K0), logits(0.1, 89)))
     assert other.not_proven == ("11 of 100 most likely tokens are not those of PyTorch in float64",)
     assert not replace(proven, rounded_inputs=None).passed
