@@ -1,6 +1,6 @@
 """Export of LUCID checkpoints: tracing, ONNX functions, graph passes, the shared weight file, the artifact.
 
-The package has the name of the API's function, ``lucid_deploy.export(...)``, so calling it calls that function.
+The package shares its name with the API function ``lucid_deploy.export(...)``, so calling the package calls that one.
 """
 
 import importlib
@@ -18,4 +18,4 @@ class _CallableModule(ModuleType):
         return importlib.import_module("lucid_deploy.api").export(*arguments, **options)
 
 
-sys.modules[__name__].__class__ = _CallableModule  # as Python's documentation has it for attributes of modules
+sys.modules[__name__].__class__ = _CallableModule  # Python's documented way to customize a module

@@ -1,4 +1,4 @@
-"""Adapters that an artifact keeps apart: which layers they change, and their matrices stacked in one file."""
+"""LoRA adapters kept apart from the weights: which layers they change, and their matrices, stacked in one file."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ Matrices: TypeAlias = "dict[str, tuple[torch.Tensor, torch.Tensor]]"
 
 
 class LinearLayers:
-    """The linear layers of a model that may have adapters, and where a checkpoint has their weights.
+    """The linear layers of a model that may have adapters, and where a checkpoint stores their weights.
 
     Attributes:
-        sizes: Width of input and output by the layer's name.
+        sizes: Input and output width of each layer, by its name.
     """
 
     def __init__(self, config: LucidConfig) -> None:
@@ -58,7 +58,7 @@ class LinearLayers:
         """Check that an adapter fits a checkpoint and can be kept apart from its weights; return notes.
 
         Raises:
-            LucidError: It changes other weights than those of linear layers, or replaces some.
+            LucidError: It does not fit the checkpoint, changes other weights than linear layers', or replaces some.
         """
         notes = adapter.check(self._shapes.get, base)
         other = sorted(adapter.weights - {place.name for place in self._stored.values()})
@@ -74,7 +74,7 @@ class LinearLayers:
         """Return A ``(in, rank)`` and B ``(rank, out)``, with the scale in B, by the names of linear layers.
 
         Args:
-            folded: Scales that quantization has folded into the weights, so that layers read and write other values.
+            folded: Scales that equalization folded into the weights: A and B are adapted to the scaled layers.
         """
         import torch
 
@@ -94,7 +94,7 @@ class LinearLayers:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """The adapters of an export, and what it reserves for them and for later ones."""
+    """The adapters of an export, and the room that its graphs reserve for them and for later ones."""
 
     slots: Slots
     adapters: Mapping[str, Adapter]  # by name
@@ -106,7 +106,7 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
     """Open and check the adapters of an export; return None if the options ask for none.
 
     Raises:
-        LucidError: Two adapters of one name, one that cannot be kept apart, or more than the options reserve.
+        LucidError: Two adapters have one name, one cannot be kept apart, or the options reserve too little for them.
     """
     most, most_rank = options.max_adapters, options.max_adapter_rank
     if not options.adapters and most is None:
@@ -123,7 +123,7 @@ def plan_adapters(source: Checkpoint, options: ExportOptions) -> AdapterPlan | N
         adapters[name] = Adapter(directory)
         notes += layers.check(adapters[name], source.directory)
         targets |= dict.fromkeys(map(target_of, layers.matrices(adapters[name])))
-    if most is not None:  # later ones may change any layer
+    if most is not None:  # adapters that are added later may change any layer
         targets = dict.fromkeys(map(target_of, layers.sizes))
     rank = max((adapter.rank for adapter in adapters.values()), default=1)
     for option, given, needed in (
@@ -152,7 +152,7 @@ def plan_file(plan: AdapterPlan, dtype: str) -> dict[str, StoredTensor]:
 def write_new(
     directory: Path, plan: AdapterPlan, places: Mapping[str, StoredTensor], dtype: str, folded: Scales
 ) -> AdapterSlots:
-    """Write the file of an export's adapters; return what the manifest says of it."""
+    """Write the adapter file of a new artifact; return its record for the manifest."""
     size = max(place.offset + whole_pages(place.size) for place in places.values())
     slots = AdapterSlots(count=plan.slots.count, rank=plan.slots.rank, targets=plan.slots.targets, size=size)
     file = _Editor(directory, slots, places, dtype, bytearray(size), ())
@@ -163,11 +163,11 @@ def write_new(
 
 
 def change_adapters(artifact: Artifact, add: Mapping[str, Path], remove: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Remove adapters of an artifact, and add others; all or nothing. Return notes.
+    """Remove adapters of an artifact and add others, in one atomic change; return notes.
 
     Raises:
-        LucidError: The artifact has no room, names that are taken or unknown, or adapters that do not fit what was
-            reserved.
+        LucidError: The artifact has no room, a name is taken or unknown, or an adapter does not fit the checkpoint or
+            what was reserved.
     """
     slots = artifact.manifest.adapters
     if slots is None:
@@ -193,7 +193,7 @@ def change_adapters(artifact: Artifact, add: Mapping[str, Path], remove: tuple[s
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Let one process at a time change the artifact's adapters: of two at once the later would undo the earlier one."""
+    """Let one process at a time change the artifact's adapters, so that none overwrites the change of another."""
     import fcntl
 
     handle = os.open(directory, os.O_RDONLY)
@@ -205,7 +205,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 class _Editor:
-    """The content of a file of adapters, changed in memory; ``places`` says where each stacked matrix lies."""
+    """The content of an adapter file, edited in memory; ``places`` says where each stacked matrix lies."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class _Editor:
             self._slot(place, entry.slot).zero_()
 
     def write(self) -> None:
-        """Replace the file by one with the changed content."""
+        """Replace the file atomically by one with the edited content."""
         write_adapters(self._directory, self._data, list(self._adapters.values()))
 
     def _slot(self, name: str, slot: int) -> torch.Tensor:

@@ -105,7 +105,7 @@ def _trace_caches(
 ) -> tuple[dict[str, dict[str, Traced]], dict[str, str]]:
     """Trace the stages with every kind of cache that is asked for; let graphs read quantized weights if there are any.
 
-    Prefill is the same for both kinds, so it is traced once, with the first.
+    Prefill graphs are the same for both kinds of cache, so they are traced once, with the first kind.
 
     Returns:
         The graphs by cache and stage; and for each kind of cache that is left out, the reason.
@@ -128,7 +128,7 @@ def _trace_caches(
             growing = traced[caches[0]].get(stage) if cache != caches[0] else None
             try:
                 traced[cache][stage] = _trace(contents, cache, stage, growing)
-            except LucidError as error:  # of a class of transformers, whose code is another one for static caches
+            except LucidError as error:  # a class of transformers may run other code with a static cache
                 if cache == caches[0]:
                     raise
                 left_out[cache] = str(error)
@@ -181,7 +181,7 @@ def _write_graphs(
 ) -> list[GraphForm]:
     """Write every form's graphs, and return the forms; the first has the plain names, ``prefill.onnx`` and so on.
 
-    Inlined graphs come last, since their preparation changes the graphs with a growing cache, of which they are made.
+    Inlined graphs come last: they are made from the graphs with a growing cache, which this changes in place.
     """
     from lucid_deploy.export.graph_file import write_graph
 
@@ -250,10 +250,10 @@ def _described(
     if options.inline:
         return tuple(dataclasses.replace(layer, operators={}) for layer in layers)
     experts = {name.split(".")[2] for name, tensor in tensors.items() if tensor.experts}
-    return tuple(_quantized(layer) if str(index) in experts else layer for index, layer in enumerate(layers))
+    return tuple(_quantized_experts(layer) if str(index) in experts else layer for index, layer in enumerate(layers))
 
 
-def _quantized(layer: LayerDescription) -> LayerDescription:
+def _quantized_experts(layer: LayerDescription) -> LayerDescription:
     changed = {EXPERT_MATMUL.name: QUANTIZED_EXPERT_MATMUL.name}
     return dataclasses.replace(
         layer, operators={stage: tuple(changed.get(n, n) for n in names) for stage, names in layer.operators.items()}
@@ -267,7 +267,7 @@ def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, o
             "sha256": known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
         }
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != ADAPTERS  # it is changed alone, and has a hash of its own
+        if path.is_file() and path.name != ADAPTERS  # changes after the export, and holds its own hash
     }
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ROW = 512  # tokens of a row at most; the last one may be shorter
-SEED = 0  # of the draw of rows: those held out, and those to learn from where there are more than are wanted
-HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: at most 4, and one in 8
+SEED = 0  # for drawing the held-out rows and, from a text with more rows than wanted, those to learn from
+HELD_OUT, HELD_OUT_SHARE = 4, 8  # rows that nothing is learned from: one in 8, at most 4
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,12 +25,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class CalibrationRows:
     """The token rows to learn from."""
 
-    rows: list[Array]  # token ids, int64 (B, N) each, of the rows of one length
-    facts: dict[str, Any]  # for the manifest: file, sha256, tokens, rows, row_tokens, seed, held_out (rows' numbers)
+    rows: list[Array]  # token ids, int64 (B, N): one array for each row length N
+    facts: dict[str, Any]  # for the manifest: file, sha256, tokens, rows, row_tokens, seed, held_out (indices of rows)
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens in all rows."""
         return sum(ids.size for ids in self.rows)
 
 
@@ -104,8 +104,8 @@ def held_out_rows(checkpoint: Checkpoint, path: Path, facts: dict[str, Any]) -> 
     """Return the rows of a calibration file that were held out to measure on, int64 ``(N,)`` each.
 
     Args:
-        path: The file of :func:`calibration_rows`.
-        facts: The ``facts`` of the rows that this function returned.
+        path: The file that was given to :func:`calibration_rows`.
+        facts: The ``facts`` of the rows that :func:`calibration_rows` returned.
     """
     rows = _cut(read_tokens(checkpoint, path), facts["row_tokens"])
     return [rows[index] for index in facts["held_out"]]

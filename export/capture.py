@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # names of loggers
-_ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does all that is done for it
+_ONE_CAPTURE = threading.Lock()  # tracing changes state of the whole process: PyTorch's, warning filters, loggers
 
 
 def capture(
@@ -43,7 +43,7 @@ def capture(
         _ONE_CAPTURE,
         warnings.catch_warnings(),
         _quiet_logging(),
-        torch.no_grad(),  # a class that turns gradients off would be traced as a graph within the graph
+        torch.no_grad(),  # else a module that turns gradients off is traced as a subgraph
         torch.fx.experimental._config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined] # sizes may be 0
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # with symbolic sizes it costs more than it saves
     ):
@@ -83,7 +83,7 @@ def _translated(program: torch.export.ExportedProgram) -> ir.Model:
 
 @functools.cache
 def _translations() -> tuple[Any, dict[Any, Any]]:
-    """Return the exporter's translations and ours, and the decompositions of operators without one."""
+    """Return the exporter's translations and ours, and the decompositions of operators without a translation."""
     from torch.onnx._internal.exporter import _decomp
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -159,7 +159,7 @@ def _shares_memory(node: torch.fx.Node) -> bool:
 def _must_decompose(operator: Any, table: Collection[Any]) -> bool:
     """Say whether an operator has no translation, writes in place, or is a composite view such as ``flatten``.
 
-    Translations of such views are hardly ever reached, and wrong where a size is 0.
+    ``torch.onnx.export`` decomposes such views first, so their translations are little used, and wrong for a size of 0.
     """
     import torch
 
@@ -186,9 +186,9 @@ def _graph_modules(program: torch.export.ExportedProgram) -> list[torch.fx.Graph
 
 @functools.cache
 def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return translations of operators that every model has, and that without these would be decomposed."""
+    """Return translations of common operators that would otherwise be decomposed, which costs a second trace."""
     import torch
-    from onnxscript import opset18 as op  # the exporter's own: later ones have attributes that it would write down
+    from onnxscript import opset18 as op  # the exporter's: later opsets add attributes that it would write
     from onnxscript.onnx_types import INT64
 
     # The exporter reads these signatures.
@@ -218,7 +218,7 @@ def _plain_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
                 constant = isinstance(size, int)
                 yield op.Constant(value_ints=[size]) if constant else op.Reshape(size, op.Constant(value_ints=[-1]))
 
-        # The exporter's own translation has no allowzero: it takes a size of 0 for "as it was".
+        # The exporter's own translation lacks allowzero, so that a size of 0 copies the input's size.
         return op.Reshape(self, op.Concat(*sizes(), axis=0), allowzero=True)
 
     def contiguous(self, memory_format: str = ""):  # type: ignore[no-untyped-def]

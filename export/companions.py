@@ -4,8 +4,8 @@ A checkpoint's ``tokenizer.json`` is completed with what the files beside it say
 transformers' AutoTokenizer may split texts differently than ``tokenizer.json`` says: classes of transformers 5 such as
 ``LlamaTokenizer`` build the normalizer and the pre-tokenizer themselves, while transformers 4, the tokenizers library
 and an artifact take them from the file. The files do not say which of them the model was trained with, so a difference
-becomes a note. ``generate`` of transformers also takes defaults from ``generation_config.json`` that no command here
-takes: these are a note too.
+becomes a note. ``generate`` of transformers also reads defaults from ``generation_config.json`` that no command here
+reads: these become a note too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lucid_deploy.model.config_file import read_object
 from lucid_deploy.model.tokenizer_files import check_regular, tokenizer_files
 
 _CLEANS = "clean_up_tokenization_spaces"
-_LISTS = (EXTRA, DECODER, "additional_special_tokens", "model_specific_special_tokens")  # of tokens
+_LISTS = (EXTRA, DECODER, "additional_special_tokens", "model_specific_special_tokens")  # settings with lists of tokens
 # For these classes and these types of models transformers loads tokenizer.json as it is.
 AS_IT_IS = ("", "PreTrainedTokenizer", "TokenizersBackend"), ("granite", "llama", "mistral", "phi3", "smollm3")
 _SAMPLES = (
@@ -38,7 +38,7 @@ _SAMPLES = (
     "Straße 日本 é",
 )
 SAVE = "from transformers import AutoTokenizer as A; A.from_pretrained('.').backend_tokenizer.save('tokenizer.json')"
-# Settings of generation_config.json that change no token, or that we take too.
+# Settings of generation_config.json that change no generated token, or that our commands read too.
 _TAKEN = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "_from_model_config", "max_length"),
     *("max_new_tokens", "transformers_version", "use_cache", "cache_implementation", "return_dict_in_generate"),
@@ -48,7 +48,7 @@ _TAKEN = {
 def check_links(checkpoint: Path) -> None:
     """Refuse to copy links that lead out of the checkpoint, which would put a private file into the artifact.
 
-    What is no regular file is refused, too.
+    Files that are not regular ones, such as devices and pipes, are refused too.
 
     The cache of the Hugging Face Hub is made of such links, from ``models--ORG--NAME/snapshots/REVISION/FILE`` to
     ``models--ORG--NAME/blobs/HASH``. Weights may be links to anywhere.
@@ -110,7 +110,7 @@ def read_tokenizer(checkpoint: Path) -> TextTokenizer:
 
 
 def write_tokenizer(checkpoint: Path, target: Path) -> None:
-    """Write ``tokenizer.json`` with all tokens, and ``tokenizer_config.json`` with names; none without the former."""
+    """Write ``tokenizer.json`` with all tokens and ``tokenizer_config.json`` with names, if there is a tokenizer."""
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         return
@@ -138,7 +138,7 @@ def write_tokenizer(checkpoint: Path, target: Path) -> None:
 def compare_with_transformers(directory: Path) -> tuple[str, ...]:
     """Return a note if AutoTokenizer encodes or decodes texts differently, or fails; none without transformers.
 
-    transformers is imported (seconds) only if it may do so. No code of the checkpoint is run, and no chat template.
+    transformers is imported (seconds) only if texts may differ. No code of the checkpoint is run, and no chat template.
     """
     settings, config = read_tokenizer_file(directory / CONFIG), read_tokenizer_file(directory / "config.json")
     kind = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
@@ -176,7 +176,7 @@ def compare_with_transformers(directory: Path) -> tuple[str, ...]:
 
 
 def _note_settings(directory: Path) -> tuple[str, ...]:
-    """Note the settings of ``generation_config.json`` that transformers takes as defaults and we do not."""
+    """Return a note of the settings in ``generation_config.json`` that transformers takes as defaults and we do not."""
     path = directory / "generation_config.json"
     settings = read_object(path) if path.is_file() else {}
     found = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.quantize.options import QuantizeOptions
     from lucid_deploy.model.checkpoint import Checkpoint
 
-_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")
+_ROUTERS = (".mlp.gate.weight", "_expert_gate.weight")  # ends of the names of routers' weights
 
 __all__ = ["ExportOptions", "Progress", "export"]
 
@@ -34,10 +34,10 @@ def export(
         checkpoint: A directory, the word ``demo``, or a model of the Hugging Face Hub, ``org/name``.
         output: The directory to make.
         options: What to export; None: the defaults.
-        progress: Called with (what is being done, steps or bytes done, in all).
+        progress: Called with (description, steps or bytes done, their total).
 
     Raises:
-        LucidError: A checkpoint that cannot be read, an output that exists, unknown options, a full disk.
+        LucidError: The checkpoint is unreadable or unsupported, the output exists, options are wrong, the disk is full.
     """
     options, output = options or ExportOptions(), Path(output)
     if options.quantize is not None:
@@ -107,7 +107,7 @@ def export(
 def _download(
     checkpoint: str | Path, options: ExportOptions, progress: Progress | None
 ) -> tuple[str | Path, dict[str, str] | None]:
-    """Return a local checkpoint and None, or after a download from the Hub its directory and where it comes from."""
+    """Return a local checkpoint and None, or download one from the Hub and return its directory and its origin."""
     from lucid_deploy.model.hub import fetch, is_on_hub
 
     if not is_on_hub(checkpoint, options.revision):
@@ -149,9 +149,9 @@ def _about_experts(quantization: Quantization, dtype: str) -> str:
 
 
 def _quantizable(source: Checkpoint) -> tuple[dict[str, tuple[int, ...]], dict[str, QuantizedTensor]]:
-    """Return the shapes of the weights that may be quantized, and for the experts among them records without blocks.
+    """Return the shapes of the weights that may be quantized, and the experts' records, whose block size is still 0.
 
-    Left out are other matrices of a class of transformers, and routers: small, but rounded ones choose other experts.
+    Left out are routers (rounded, they choose other experts) and what is no linear layer, expert or embedding.
     """
     import torch
 
@@ -184,7 +184,7 @@ def _choose_numbers(
     dtype: str,
     progress: Progress | None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Prepare weights for rounding one by one, as the options say: equalize them, and learn from calibration rows."""
+    """Equalize weights and learn quantized values, as the options say; other weights are rounded later."""
     from lucid_deploy.export.quantize.equalize import ALPHA, equalizing_scales
     from lucid_deploy.export.quantize.folds import with_scales
     from lucid_deploy.export.quantize.method import LearnedWeights, find_method

@@ -25,12 +25,12 @@ _FLAGS = {"prefill": "run_on_prompt", "decode": "run_on_token_gen"}
 def is_supported(manifest: Manifest) -> bool:
     """Whether onnxruntime-genai can run this artifact: growing caches of keys, values and states.
 
-    Its static caches (``past_present_share_buffer``) take no ``cache_length``, it takes a ``recurrent_state`` only
-    together with a ``conv_state``, and it keeps the cache in the model's type.
+    onnxruntime-genai passes no ``cache_length`` to static caches (``past_present_share_buffer``), takes a
+    ``recurrent_state`` only together with a ``conv_state``, and keeps the cache in the model's type.
     """
     layers = [{(tensor.name, tensor.sort) for tensor in layer.cache} for layer in manifest.layers]
     same_type = manifest.cache_dtype == manifest.dtype
-    plain = manifest.cache == "growing" and manifest.adapters is None  # it gives graphs no adapter_ids
+    plain = manifest.cache == "growing" and manifest.adapters is None  # genai passes no adapter_ids
     return plain and same_type and all(layer in (_ROWS, _STATES) for layer in layers)
 
 

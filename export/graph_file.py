@@ -1,4 +1,4 @@
-"""Write a traced graph: weights refer to the shared file, operators get their bodies."""
+"""Write a traced graph: its weights refer to the shared weight file, and its operators get their function bodies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the graph's name of the head, if it has one, by the stored name: the embedding's if both are tied."""
+    """Map the head's stored name, the embedding's if both are tied, to its name in the graph; {} without a head."""
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 
@@ -39,9 +39,9 @@ def write_graph(
     """Write a graph beside its weight file, and check it with ONNX's checker.
 
     Args:
-        plan: Where its weights lie in the weight file.
-        adapters: Where the matrices of adapters lie in the file of adapters.
+        plan: Where the weights lie in the weight file.
         inline: Replace operators by their bodies instead of attaching the bodies as functions.
+        adapters: Where the stacked matrices of adapters lie in the adapter file.
     """
     import onnx_ir as ir
 

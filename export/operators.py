@@ -113,7 +113,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
     """Return a function that returns the maker of an operator's nodes, given whether they use training's diagonal.
 
-    The maker for 1 on the diagonal knows no attribute ``diagonal``: the tracer would write its default into nodes.
+    The maker for 1 on the diagonal lacks the attribute ``diagonal``, as the tracer would write its default into nodes.
     """
     unit = dataclasses.replace(operator, attributes=operator.required)
     makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})

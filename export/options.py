@@ -42,16 +42,16 @@ class ExportOptions:
         assume_unused: Keys of the checkpoint's configuration that are unknown here and, the user says, change nothing.
         inline: Write only graphs without functions, the operators' bodies in their places, for runtimes that know none;
             their cache is growing unless ``cache`` says otherwise.
-        opset: Version of ONNX's standard operators in graphs with a static cache: 24, where TensorScatter, which older
-            runtimes lack, writes rows; or 23. None: 24. Other graphs have 23.
+        opset: Version of ONNX's standard operators in graphs with a static cache: 23, or 24, which writes rows with
+            TensorScatter; older runtimes lack it. None: 24. Other graphs have 23.
         state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         merge_adapter: Directory of a LoRA adapter of PEFT that is added to the weights; None: none.
         adapters: Names and directories of LoRA adapters that are kept apart from the weights, so that each row of a
             batch may have its own.
-        max_adapters: The most adapters that the artifact has room for; None: those that are given. With a number, any
-            linear layer may get an adapter later.
-        max_adapter_rank: The largest rank that it has room for; None: that of the adapters.
+        max_adapters: How many adapters the artifact has room for; None: those that are given. With a number, any linear
+            layer may get an adapter later.
+        max_adapter_rank: The largest rank that there is room for; None: that of the given adapters, or 16 without any.
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
         revision: Branch, tag or commit of a checkpoint that is named ``org/name``; None: main.
     """
@@ -87,7 +87,7 @@ class ExportOptions:
         return (self.opset or OPSET_TENSOR_SCATTER) if cache == "static" else OPSET
 
     def recorded(self) -> dict[str, Any]:
-        """Return the options that the manifest records; it has fields of its own for where weights come from."""
+        """Return the options for the manifest's ``options``: not ``overwrite``, nor those that other fields record."""
         left_out = {
             "overwrite",
             "revision",
@@ -95,7 +95,7 @@ class ExportOptions:
             "adapters",
             "max_adapters",
             "max_adapter_rank",
-        }  # where weights come from is recorded in fields of its own
+        }
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
         return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
 

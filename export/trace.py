@@ -77,7 +77,7 @@ def graph_outputs(
 
 
 def _cache_infos(layers: Layers, prefix: str, tokens: str, ring: str) -> list[TensorInfo]:
-    """Return the cache's tensors, layer by layer; ``ring`` is the prefix of the names of rings' axes."""
+    """Return the cache's tensors, layer by layer; ``ring`` is put in front of the names of rings' axes."""
     return [
         TensorInfo(f"{prefix}.{index}.{tensor.name}", tensor.dtype, tensor.axes(tokens, ring))
         for index, layer in enumerate(layers)
@@ -92,8 +92,8 @@ def _is_static(stage: str, cache: str) -> bool:
 def derive_static(growing: Traced, layers: Layers, stage: str, opset: int) -> Traced | None:
     """Return the graph of a stage with a static cache, made from its graph with a growing one.
 
-    None where the stage must be traced: standard attention decodes over the buffers themselves, where the growing graph
-    would copy them first, and a layer of your own may treat the two kinds of cache in any way.
+    None if the stage must be traced: standard attention decodes over the buffers themselves, which the growing graph
+    would copy first, and another package's layer may treat the two kinds of cache differently.
     """
     tensors = [(index, tensor) for index, layer in enumerate(layers) for tensor in layer.cache]
     rows = [f"{index}.{tensor.name}" for index, tensor in tensors if tensor.sort == "rows"]
@@ -121,11 +121,11 @@ def trace(
     opset: int = OPSET,
     slots: Slots | None = None,
 ) -> Traced:
-    """Trace one stage.
+    """Trace one stage; raise ``LucidError`` if a class of transformers does what ONNX cannot express.
 
     Args:
-        slots: What is reserved for adapters; None: nothing.
-        opset: Version of the standard operators; rows are written into a static cache as it allows.
+        opset: Version of the standard operators; it decides how rows are written into a static cache.
+        slots: Room that is reserved for adapters; None: none.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
     layers = describe(config, stored)
@@ -160,8 +160,8 @@ class _Graph:
     """A stage's graph, with the inputs and outputs that ``graph_inputs`` and ``graph_outputs`` describe."""
 
     model: ir.Model  # the graph; its weights are initializers without data
-    layers: dict[ir.Node, int | None]  # for each node its layer, None outside all
-    transposed: frozenset[str]  # names of the weights it reads transposed
+    layers: dict[ir.Node, int | None]  # the layer of each node; None outside all layers
+    transposed: frozenset[str]  # names of the weights that the graph reads transposed
 
     @property
     def weights(self) -> set[str]:
@@ -246,7 +246,7 @@ def _stage_module(
 
 
 def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return example arguments on the meta device, and their dynamic axes; all example sizes differ."""
+    """Return example arguments on the meta device, and their dynamic axes; all example sizes but rings' differ."""
     import torch
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-Chosen = dict[str, Rounded]  # all rows of weights whose quantized values were learned
+Chosen = dict[str, Rounded]  # by name, all rows of each weight whose quantized values were learned
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """One weight in the file, or a part of a quantized one."""
 
-    name: str  # its name in the checkpoint
+    name: str  # of the checkpoint's weight, or of some of its rows; of an adapter's matrix, its name in the graphs
     shape: tuple[int, ...]  # as stored
-    transposed: bool  # whether that is the transpose of the checkpoint's
+    transposed: bool  # whether ``shape`` is the transpose of the checkpoint's
     offset: int  # first byte; a multiple of the alignment
     size: int  # bytes
     dtype: str  # type in the graphs, as ONNX spells it in lower case
@@ -55,7 +55,7 @@ def plan_weights(
 
     Args:
         shapes: The checkpoint's tensors, in the order they shall have in the file.
-        dtype: Type of weights that are not quantized, and of the scales of int8 and int4.
+        dtype: Type of weights that are not quantized, and of int8 and int4 scales for which no other type is recorded.
     """
     plan: dict[str, StoredTensor] = {}
     offset = 0
@@ -86,11 +86,11 @@ def write_weights(
     progress: Callable[[int, int], None] | None = None,
     chosen: Chosen | None = None,
 ) -> str:
-    """Write the weights, one tensor in memory at a time; return the file's sha256.
+    """Write the weights, one tensor in memory at a time, and return the sha256; ``LucidError`` for non-finite values.
 
     Args:
         chosen: Packed values and scales of weights whose quantized values were learned, by name; each entry is
-            removed once it is written.
+            removed when it is written.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     digest, position = hashlib.sha256(), 0
@@ -156,7 +156,7 @@ def _weight_bytes(
         yield np.ascontiguousarray(zeros).reshape(-1).data
     if OFFSETS in parts:
         offsets = torch.cat([torch.as_tensor(some.offsets) for some in rows])  # (out, blocks)
-        yield _to_bytes(offsets if record.experts else offsets.mT, parts[OFFSETS], where)  # experts' as scales
+        yield _to_bytes(offsets if record.experts else offsets.mT, parts[OFFSETS], where)  # experts': as scales are
 
 
 def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Any]:
@@ -170,14 +170,14 @@ def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Qua
 
 
 def _rounded(parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantization: Quantization) -> Iterator[Rounded]:
-    """Round a weight without a text."""
+    """Round a weight with a method that needs no calibration text."""
     tensor = parts[PACKED]
     record = quantization.tensors[tensor.name]
     name, rows = weight_and_rows(tensor.name)
     weight = record.matrix(checkpoint.tensor(name)[rows])
     _check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."), checkpoint.directory)
     method = find_method(quantization.method.name)
-    if method.learns or record.experts:  # what no text went through: a tied embedding, experts
+    if method.learns or record.experts:  # what was not learned, such as a head; experts
         method = find_method(HQQ if record.offsets else NEAREST)
     positive = quantization.has_positive_scales(tensor.name)
     return method.round(weight, record, quantization.bits_of(tensor.name), parts[SCALES].dtype, positive)
@@ -187,7 +187,7 @@ def _to_bytes(data: torch.Tensor, tensor: StoredTensor, checkpoint: Path) -> mem
     import torch
 
     if tensor.dtype == "float16":
-        _check_finite(data, tensor, "the checkpoint", checkpoint)  # another type would not help
+        _check_finite(data, tensor, "the checkpoint", checkpoint)  # no other type would help
     data = data.to(getattr(torch, tensor.dtype))
     _check_finite(data, tensor, tensor.dtype, checkpoint)
     if tensor.transposed:

@@ -19,9 +19,7 @@ class Tensor:
     """An input or output of an operator.
 
     Attributes:
-        name: Its name.
-        shape: Its axes.
-        text: Its description.
+        shape: The names of its axes in brackets, such as ``[batch, heads, sequence]``.
         type: Its type; ``T`` stands for one of the operator's types, the same for all ``T`` of a node.
     """
 
@@ -36,8 +34,6 @@ class Attribute:
     """A float attribute of an operator.
 
     Attributes:
-        name: Its name.
-        text: Its description.
         default: Its value for nodes that lack it; None: the attribute is required.
     """
 
@@ -53,10 +49,7 @@ class Operator:
     Attributes:
         name: Name of the ONNX operator and of the TensorRT plugin.
         text: What it computes.
-        inputs: Its inputs, in order.
-        outputs: Its outputs, in order.
         types: The types that ``T`` may be.
-        attributes: Its attributes.
         torch_name: Name of the PyTorch custom operator; empty if there is none.
     """
 
@@ -209,8 +202,8 @@ QUANTIZED_EXPERT_MATMUL_OFFSETS = Operator(
     outputs=EXPERT_MATMUL.outputs,
     types=("float32", "float16"),
 )
-# Never in an artifact: runtimes put these into the decode graph when they load or build it, to read a cache in the type
-# in which it is stored.
+# Never in an artifact: runtimes put these into graphs when they load or build them, to read the cache in the type in
+# which it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
     name="DecodeAttentionFloat16",
     text="DecodeAttention over a cache stored in float16.",

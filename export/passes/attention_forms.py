@@ -1,4 +1,4 @@
-"""Write attention as TensorRT takes it: one standard ``Attention``, in the model's type, or products and a softmax."""
+"""Write attention as TensorRT takes it: a standard ``Attention`` in the model's type, or products and a softmax."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def explicit_attention(model: ir.Model) -> bool:
     TensorRT refuses an ``Attention`` without a fused kernel (float32 has none), unless the parsing program
     marks it as decomposable. This form needs no mark. It costs memory for the scores, ``(B, H, N, T)`` in the
     attention's type, for the layer that is being computed.
-    Requires: such nodes have tensors of four axes, numbers of heads that are known, a bool mask of one head, one
-    output, and no attribute that is not zero. A row that sees no token gives NaN, so a mask must let every row see one.
+    Requires: such nodes have tensors of four axes, known numbers of heads, a bool mask of one head, one output, and no
+    attribute other than 0 (else ``ValueError``). The mask lets every row see a token: a row that sees none gives NaN.
     Result: no such node is left.
 
     Returns:

@@ -16,8 +16,8 @@ def fix_axis(model: ir.Model, axis: str, size: int) -> bool:
 
     TensorRT writes into a cache in place only if the buffer's length is known when the engine is built.
     Requires: nothing. Sums that contain the axis are not touched.
-    Result: no input or output has the axis; what the tracer noted about values in between is forgotten, since it may
-    name the axis, and readers of the graph infer it again.
+    Result: no input or output has the axis. The shapes of values in between are removed, since they may name the axis;
+    readers of the graph infer them again.
 
     Returns:
         Whether an input or output had it.
@@ -40,8 +40,8 @@ def fix_axis(model: ir.Model, axis: str, size: int) -> bool:
 def float8_cache(model: ir.Model) -> bool:
     """Replace casts to and from E4M3 by ``QuantizeLinear`` and ``DequantizeLinear`` with the scale 1.
 
-    In TensorRT-RTX 1.7 only these and ``Concat`` may return E4M3, and only they and plugins may read it; it refuses a
-    ``Cast``. ONNX's ``Concat`` takes no E4M3, so graphs join caches by way of float16, which is undone here.
+    In TensorRT-RTX 1.7 only these two and ``Concat`` may return E4M3, and only they and plugins may read it; a ``Cast``
+    is refused. ONNX's ``Concat`` takes no E4M3, so graphs join caches by way of float16, which is undone here.
     Requires: what is cast to E4M3 is float32, except in a join; nothing lies beyond 448.
     Result: no ``Cast`` has E4M3 on either side; every value is as it was.
 
@@ -79,7 +79,7 @@ def _target(node: ir.Node) -> ir.DataType:
 
 
 def _join(model: ir.Model, node: ir.Node) -> bool:
-    """If a cast to E4M3 follows a join in another type, join the E4M3 values themselves; return whether it did."""
+    """If a cast to E4M3 follows a join in another type, join the E4M3 values themselves; return whether it does."""
     source = node.inputs[0]
     joined = None if source is None else source.producer()
     if joined is None or joined.op_type != "Concat" or len(joined.outputs[0].uses()) != 1:

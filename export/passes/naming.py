@@ -69,7 +69,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def name_values(model: ir.Model, layers: Mapping[ir.Node, int | None], kept: Collection[str]) -> None:
-    """Name nodes, values between nodes and constants after layers and operators instead of counters, in place.
+    """Name nodes, values between nodes and constants by layer and operator, instead of the tracer's counters, in place.
 
     Requires: inputs, outputs and weights have their names.
     Result: the third product of layer 5 is ``layers.5/MatMul_2``, whatever the model's depth and the tracer's version.

@@ -8,7 +8,7 @@ from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules import common as rules
 
-# Of the optimizer's 47 rules those that change graphs of language models: each is tried at every node.
+# The optimizer tries 47 rules at every node. These are the ones that change graphs of language models.
 _RULES = (
     rules.mul_by_1_rule,
     rules.div_by_1_rule,

@@ -30,8 +30,8 @@ def strip_bodies(model: ir.Model) -> bool:
 def name_plugins(model: ir.Model) -> int:
     """Give the plugins' nodes the attributes ``plugin_namespace`` and ``plugin_version``, and their optional ones.
 
-    With the first two TensorRT's parser takes the plugin even where the file has a function of the node's name. It
-    warns about each attribute of a plugin that a node leaves out.
+    With the first two, TensorRT's parser takes the plugin even where the file has a function of the node's name. The
+    parser warns about each attribute of a plugin that a node lacks, so the optional ones are written too.
     Requires: nothing.
     Result: every node that the plugin library computes has all of these attributes.
 
@@ -53,8 +53,8 @@ def plugin_domain(model: ir.Model) -> bool:
     onnxruntime knows such nodes as custom operators of its TensorRT provider, without type or shape inference, and
     hands them to the parser as they are. The parser looks for a plugin of the namespace in ``plugin_namespace``;
     without that attribute it takes the node's domain.
-    Requires: the bodies are gone (``strip_bodies``), and every output of these nodes has a type.
-    Result: no node of ``ai.lucid`` that the plugin computes is left, nor the domain if nothing else uses it.
+    Requires: the bodies are gone (``strip_bodies``), and every output of these nodes has a type (else ``ValueError``).
+    Result: no node that a plugin computes is left in ``ai.lucid``, and the domain is removed if nothing else uses it.
 
     Returns:
         Whether there was such a node.

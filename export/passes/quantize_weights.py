@@ -17,15 +17,15 @@ _ACCURACY_LEVEL = {"float": 0, "int8": 4}  # of MatMulNBits: 4 allows rounding t
 def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[str, str] | None = None) -> None:
     """Replace weights by their quantized parts, in place.
 
-    Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
-    ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``; the last two only in the format ``matmulnbits``.
+    Requires: a quantized weight is an initializer (else ``ValueError``), read by ``MatMul`` as ``[in, out]`` or, in the
+    format ``matmulnbits`` only, by ``Gemm(transB=1)`` as ``[out, in]``, by ``Gather(axis=0)`` or by ``ExpertMatMul``.
     Result: such a weight is gone. In its place are initializers without data, one for each part of the record
     (``NAME.packed``, ``NAME.scales``, …; for ``Gather`` also ``NAME.packed_rows``, the same bytes in another shape),
     read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Inputs of
     products are rounded where the record says so. Other weights do not change.
 
     Args:
-        names: By a weight's name in the checkpoint, its name in the graph where that differs: a tied embedding's.
+        names: The graph's names of weights by their names in the checkpoint, where these differ: a tied embedding's.
     """
     split_rows(model, quantization, names or {})
     rounding, offsets = InputRounding(model.graph, quantization), BlockOffsets(model.graph)
@@ -57,12 +57,12 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
 
 
 class WeightInitializers:
-    """The initializers of one quantized weight's parts, created without data when they are first asked for.
+    """The initializers of one quantized weight's parts, each created without data when it is first requested.
 
     Attributes:
         name: The weight's name in the checkpoint.
-        quantization: The manifest's quantization record, of all weights.
-        tensor: This weight's entry in that record.
+        quantization: The manifest's record of all quantized weights.
+        tensor: This weight's entry in the record.
         dtype: The type that the weight had in the graph.
     """
 
@@ -94,9 +94,9 @@ class WeightInitializers:
 class BlockOffsets:
     """Add what the blocks' offsets contribute to the products of one graph.
 
-    With q · s + c in place of a weight, x Wᵀ is the product with q · s plus Σ_b (Σ_{i in b} x_i) c_b: the sums of the
-    input's blocks times the offsets, one for ``block_size`` elements of the weight. Products that read
-    the same input share its blocks' sums.
+    If a weight is q · s + c, with an offset c for each block of ``block_size`` elements, then x Wᵀ is the product with
+    q · s plus Σ_b (Σ_{i in b} x_i) c_b, the sums of the input's blocks times the offsets. Products that read the same
+    input share these sums.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -104,7 +104,7 @@ class BlockOffsets:
         self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def add(self, product: ir.Node, parts: WeightInitializers) -> None:
-        """Make what reads a product ``x Wᵀ`` read the sum with the offsets' share, if the weight has offsets."""
+        """Add the offsets' share to a product ``x Wᵀ``, for all nodes that read it, if the weight has offsets."""
         if not parts.tensor.offsets:
             return
         x, plain = product.inputs[0], product.outputs[0]
@@ -167,7 +167,7 @@ def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitial
 
 
 def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """Replace ``Gather(W, ids)``; where the last block reaches beyond the row, cut off the columns there."""
+    """Replace ``Gather(W, ids)``; if the last block of a row is incomplete, cut off the columns that fill it up."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
     attributes = {
         "bits": parts.quantization.bits_of(parts.name),
@@ -190,7 +190,7 @@ def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
-    """Make ``MatMul(x, W)`` read what ``DequantizeLinear`` makes of the parts."""
+    """Make ``MatMul(x, W)`` read the weight from a ``DequantizeLinear`` of its parts."""
     weight = node.inputs[1]
     assert weight is not None
     if parts.quantization.is_float:

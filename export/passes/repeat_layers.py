@@ -17,13 +17,13 @@ from lucid_deploy.model.description import LayerDescription
 class Excerpt:
     """A shorter model whose graph contains every kind of layer that the whole model repeats.
 
-    Layers are equal when their descriptions and their rotary embeddings are. The first layer of each kind also computes
-    what all layers share (masks, cosines), so a second one serves as the pattern for the others.
+    Layers are equal if their descriptions, rotary embeddings and, in transformers' classes, ``like`` are. The first of
+    a kind also computes what all layers share (masks, cosines), so the second is the pattern for the others.
     """
 
     config: LucidConfig  # the shorter model
-    origins: tuple[int, ...]  # for each of its layers, the layer of the whole model that it is
-    sources: tuple[int, ...]  # for each layer of the whole model, the layer of the shorter one that it equals
+    origins: tuple[int, ...]  # for each layer of the shorter model, its index in the whole one
+    sources: tuple[int, ...]  # for each layer of the whole model, the equal layer of the shorter one
 
 
 def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerpt | None:
@@ -35,7 +35,7 @@ def excerpt(config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Excerp
     repeated = [members for members in kinds.values() if len(members) > 1]
     origins = [members[0] for members in kinds.values()]
     first = {index: place for place, index in enumerate(origins)}
-    patterns: dict[int, int] = {}  # by the first layer of a kind
+    patterns: dict[int, int] = {}  # the pattern of a kind, by the kind's first layer
     for members in repeated:
         patterns[members[0]] = len(origins)
         origins.append(members[1])
@@ -71,10 +71,10 @@ def repeat_layers(
     inputs: Iterable[str],
     outputs: Iterable[str],
 ) -> tuple[ir.Model, dict[ir.Node, int | None]]:
-    """Return the whole model's graph, the same node for node as if all of it were traced, and each node's layer.
+    """Return the whole model's graph, node for node as if the whole model were traced, and each node's layer.
 
     Requires: ``model`` is the excerpt's graph, with the contract's names and shapes; weights have no data.
-    Result: a new model; the given one does not change.
+    Result: a new model; the given one does not change. ``NotRepeatable`` if layers exchange more than one value.
 
     Args:
         layers: The layer of each node in the excerpt; None outside all layers.
@@ -107,7 +107,7 @@ def repeat_layers(
 
 
 def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
-    """Return the names of the whole model's weights that stem from the excerpt's weights of these names."""
+    """Return the names of the whole model's weights that were copied from the excerpt's weights of these names."""
     return {
         _renumbered(name, _always(index))
         for name in names
@@ -188,7 +188,7 @@ class _Whole:
         """Add a copy of a node.
 
         Args:
-            layer: The layer it belongs to in the whole model.
+            layer: The node's layer in the whole model; None outside all layers.
             source: Its layer in the shorter model.
             values: The copies of the excerpt's values; those of the node's outputs are added.
         """

@@ -1,4 +1,4 @@
-"""Read a weight in pieces of its rows, each of which is quantized in its own way."""
+"""Divide a weight into pieces of its rows that are quantized differently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lucid_deploy.export.passes.editing import NodeChain, constant, integers, re
 
 
 def split_rows(model: ir.Model, quantization: Quantization, names: dict[str, str]) -> None:
-    """Replace each weight whose rows the record has in two pieces by these pieces, in place.
+    """Replace each weight whose rows are recorded as two pieces by these pieces, in place.
 
     Requires: such a weight ``(rows, columns)`` is an initializer, read by ``Gather(axis=0)`` or ``Gemm(transB=1)``.
     Result: the weight is gone. A ``Gather`` becomes one for each piece, and a ``Where`` chooses between their rows;

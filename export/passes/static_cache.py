@@ -20,8 +20,8 @@ def static_cache(
 ) -> ir.Model | None:
     """Return a graph that decodes over buffers, made from one that decodes over a growing cache.
 
-    The growing graph computes the same over whole buffers, as a past with padding: only its mask must leave out rows
-    that are not filled yet, and new rows are written into the buffers instead of joined to them.
+    The growing graph computes the same over whole buffers as over a past with padding, if its mask hides the rows that
+    are not filled yet. New rows are written into the buffers instead of joined to them.
 
     Requires: every tensor of ``rows`` is a join of the past and of new rows, and the mask is only read as bool.
     Result: the contract's static inputs and outputs; the model that was given is not changed.
@@ -31,11 +31,11 @@ def static_cache(
         opset: Version of the standard operators of the result, see :func:`write_rows`.
         inputs: The result's inputs in order, with their shapes.
         rows: Ends of the names of the tensors that hold a row for each token, such as ``0.key``.
-        copies: Whether layers may read a join of the whole buffers and the new rows. In decoding this copy would cost
-            more than the layers' own code for static caches.
+        copies: Whether layers may read a joined copy of the whole buffers and the new rows. In decoding this copy would
+            cost more than the layers' own code for static caches.
 
     Returns:
-        The graph; None if it is of another form than required.
+        The graph; None if ``growing`` does not have the required form.
     """
     model = growing.clone()
     graph = model.graph

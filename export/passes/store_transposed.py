@@ -15,8 +15,8 @@ def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
 
     Requires: weights are graph inputs or initializers without data; ``Transpose`` of a weight, or of a ``Cast`` of it,
     swaps its last two axes.
-    Result: a weight that was only ever transposed has the shape ``[in, out]``, experts' ``[experts, in, out]``.
-    One that is also read as it is (a tied embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``. A
+    Result: a weight that was only read transposed has the shape ``[in, out]``, experts' ``[experts, in, out]``. One
+    that is also read as it is (a tied embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``. A
     ``Cast`` stays.
     """
     transposed = set()

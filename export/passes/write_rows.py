@@ -10,7 +10,7 @@ from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 
 
 def write_rows(model: ir.Model, opset: int) -> None:
-    """Replace the placeholder by ``TensorScatter``, or by ``ScatterElements`` where the opset has no such operator.
+    """Replace the placeholder by ``TensorScatter`` or, in older opsets and for one row each, by ``ScatterElements``.
 
     The tracer emits a placeholder because its own version conversion rejects nodes that are newer than its opset.
     Result: no node of the placeholder is left; a model without one is not changed. With ``TensorScatter`` the model's
@@ -28,7 +28,7 @@ def write_rows(model: ir.Model, opset: int) -> None:
 
 
 def _scatter_elements(graph: ir.Graph, node: ir.Node) -> None:
-    """Replace a placeholder; ``index`` is repeated over heads and width, as every element has an index of its own."""
+    """Replace a placeholder; ``index`` is expanded over heads and width, since every element needs an index."""
     cache, row, index = node.inputs
     assert row is not None
     shape = ir.node("Shape", [row])  # (B, H, 1, D)

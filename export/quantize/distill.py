@@ -1,12 +1,12 @@
 """Distillation: learn the scales and offsets of rounded weights, so that the model predicts what the exact one does.
 
 The whole numbers are those of HQQ (or the nearest, where blocks have no offsets) and stay. Text runs through the exact
-model and through the rounded one, and the scales and offsets of the layers' weights go down the gradient of the KL
-divergence between their predictions. Training scales alone, through the whole model, is the second phase of
+model and through the rounded one, and Adam trains the scales and offsets of the layers' weights to minimize the KL
+divergence between the predictions. Training scales alone, through the whole model, is the second phase of
 EfficientQAT (Chen et al., arXiv 2407.11062, section 3.3); its loss is the cross-entropy of text.
 
-A method that looks at one product at a time, such as GPTQ, keeps the error of each small. This one lets the errors of
-all products make up for each other, and so removes what makes a rounded model less certain than its original: on
+A method that looks at one product at a time, such as GPTQ, keeps each product's error small. Here the errors of all
+products compensate each other, which removes what makes a rounded model less certain than its original: on
 SmolLM2, rewritten as in benchmarks/quantization_cost.py, int4 cost 4 % of perplexity, GPTQ on the same text 11 %.
 """
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from lucid_deploy.export.quantize.method import Progress
     from lucid_deploy.model.checkpoint import Checkpoint
 
-RATE = 1e-3  # of Adam, relative to a scale; it rises over the first steps and falls to zero over all of them
-RISE = 5  # steps
+RATE = 1e-3  # learning rate, relative to a scale: it rises in the first steps, and falls to zero over all steps
+RISE = 5  # steps in which the learning rate rises
 MOMENTS = (0.9, 0.98)  # of Adam
-EVERY = 2  # one of so many predictions of a row is compared: the head is a fifth of a small model's products
+EVERY = 2  # every second prediction of a row is compared, since the head is a fifth of a small model's arithmetic
 
 
 class _Dequantize(torch.autograd.Function):
@@ -55,7 +55,7 @@ class _Dequantize(torch.autograd.Function):
 
 
 class RoundedWeight(nn.Module):
-    """Stand for a parameter of the model: pass it on as it is or, while ``rounds`` is set, give the rounded one."""
+    """A parametrization of a weight: it returns the exact weight or, while ``rounds`` is set, the rounded one."""
 
     def __init__(self, rounded: Rounded, tensor: QuantizedTensor, bits: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class RoundedWeight(nn.Module):
         self.tensor, self.packed, self.rounds = tensor, rounded.packed, False
         self.first_scales, self.has_offsets = rounded.scales, rounded.offsets is not None
         self.first_offsets = rounded.offsets if self.has_offsets else torch.zeros_like(rounded.scales)
-        self.scale_changes = nn.Parameter(torch.zeros_like(rounded.scales))  # both relative to the scales
+        self.scale_changes = nn.Parameter(torch.zeros_like(rounded.scales))  # both changes are relative to the scales
         self.offset_changes = nn.Parameter(torch.zeros_like(rounded.scales), requires_grad=self.has_offsets)
 
     def learned(self, dtype: torch.dtype) -> Rounded:
@@ -90,11 +90,11 @@ class RoundedWeight(nn.Module):
 def round_weights(
     model: nn.Module, checkpoint: Checkpoint, quantization: Quantization, dtype: str
 ) -> dict[str, RoundedWeight]:
-    """Put rounded weights beside the exact ones of the layers; return the rounded ones by the checkpoint's names."""
+    """Parametrize the layers' weights with rounded ones; return these by the checkpoint's names."""
     found = {}
     for name, tensor in quantization.tensors.items():
         if not name.startswith("model.layers."):
-            continue  # embedding and head stay exact here: a text has few of their rows
+            continue  # embedding and head stay exact here: a text uses few of their rows
         path, _, own = name.rpartition(".")
         module = model.get_submodule(path)
         weight = getattr(module, own).detach()
@@ -103,7 +103,7 @@ def round_weights(
         bits, positive = quantization.bits_of(name), quantization.has_positive_scales(name)
         rounded = _joined([*HQQ.round(tensor.matrix(weight), tensor, bits, tensor.scale_dtype or dtype, positive)])
         found[name] = RoundedWeight(rounded, tensor, bits)
-        parametrize.register_parametrization(module, own, found[name], unsafe=True)  # shapes are right
+        parametrize.register_parametrization(module, own, found[name], unsafe=True)  # unchecked
     return found
 
 
@@ -117,24 +117,24 @@ def distill(model: nn.Module, weights: list[RoundedWeight], rows: CalibrationRow
     """Learn the scales and offsets of a model's rounded weights; each step runs one row of tokens."""
     texts = [torch.from_numpy(ids[None]) for group in rows.rows for ids in group]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))  # a text may change as it goes
-    learned = [each for weight in weights for each in weight.parameters() if each.requires_grad]
-    adam = torch.optim.Adam(learned, RATE, MOMENTS)
-    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))
-    first = 0  # token whose prediction is compared
-    choice = model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, first::EVERY],))  # type: ignore[union-attr, operator]
+    parameters = [each for weight in weights for each in weight.parameters() if each.requires_grad]
+    adam = torch.optim.Adam(parameters, RATE, MOMENTS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (step + 1) / RISE) * (1 - step / len(texts)))
+    first = 0  # first token whose prediction is compared
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, first::EVERY],))  # type: ignore[union-attr, operator]
     for step, ids in enumerate(texts[index] for index in order):
         progress("Distilling", step, len(texts))
         first = step % min(EVERY, ids.shape[1])
         with torch.no_grad():
             wanted = _logits(model, weights, ids, rounds=False).softmax(-1)
-        lost = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # the divergence plus a constant
-        if not lost.isfinite():
+        loss = F.cross_entropy(_logits(model, weights, ids, rounds=True), wanted)  # the divergence plus a constant
+        if not loss.isfinite():
             raise LucidError("The model gives values that are not finite for the calibration text.")
         adam.zero_grad()
-        lost.backward()
+        loss.backward()
         adam.step()
-        rate.step()
-    choice.remove()
+        schedule.step()
+    hook.remove()
     progress("Distilling", len(texts), len(texts))
 
 
@@ -147,7 +147,7 @@ def _logits(model: nn.Module, weights: list[RoundedWeight], ids: Tensor, rounds:
 
 
 class Distillation(QuantizationMethod):
-    """The method that ``--method distill`` chooses: see the module."""
+    """The method that ``--method distill`` chooses, described in the module's docstring."""
 
     name = "distill"
     learns = True

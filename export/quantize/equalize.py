@@ -1,4 +1,4 @@
-"""Cross-layer equalization: make the columns of a weight alike before rounding, without any text.
+"""Cross-layer equalization: make the columns of a weight alike before rounding, with or without a calibration text.
 
 Rounding with one scale for a block of inputs loses most where a few columns are much larger than their neighbours, and
 where inputs are large. Column i of the weights that read an input is multiplied by s_i = input_i^(1 - α) / size_i^α,
@@ -7,9 +7,8 @@ s_i in the layer or norm that makes it. Without inputs that is cross-layer equal
 Welling, arXiv 1906.04721, section 4.1), with them the scale of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4).
 As the exponents add up to 1, it does not matter how a checkpoint shares a channel's size between the two weights.
 
-Which channels of an input are large shows even with tokens drawn at random, so no text is needed; a calibration text,
-where there is one, shows it better. The division costs nothing: rows of a weight have scales of their own, which
-shrink with them.
+Random tokens suffice to find out which channels of an input are large; a calibration text, if there is one, shows it
+better. The division adds no rounding error: rows of a weight have scales of their own, which shrink with them.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.model.checkpoint import Checkpoint
 
-ALPHA = 0.7  # by measurement, see docs/quantization.md
-_TOKENS, _ROWS = 256, 2  # tokens drawn at random, or rows of a text
+ALPHA = 0.7  # α, by measurement: see docs/quantization.md
+_TOKENS, _ROWS = 256, 2  # random tokens, or rows of a calibration text, that layers run on
 
 
 def equalizing_scales(
@@ -47,7 +46,7 @@ def equalizing_scales(
     """Return the scales of all layers' inputs, float32, named as :mod:`lucid_deploy.artifact.quantized_bytes` says.
 
     Args:
-        quantization: Which weights will be rounded; of the others only norms may change.
+        quantization: Which weights will be rounded; of others, only norms and what reads a norm before experts change.
         dtype: Type of the norms in the artifact.
         text: Calibration rows to run through the layers; None: tokens drawn at random.
     """
@@ -88,8 +87,8 @@ def _of_experts(
 ) -> Iterator[dict[str, Any]]:
     """Apply and yield the scales of the inputs of experts' matrices, by the names of parameters in the layer.
 
-    The input of ``down_proj`` is divided in the rows of the expert's own up projection; that of ``gate_up_proj`` in the
-    norm before the layer, so the router and shared experts, which read it too, are multiplied as well.
+    The input of ``down_proj`` is divided in the rows of the expert's own up projection, that of ``gate_up_proj`` in the
+    norm before the experts. So the router and shared experts, which read the norm's output too, are multiplied as well.
     """
     for path, experts in list(layer.named_modules()):
         names = [f"{path}.gate_up_proj", f"{path}.down_proj"]
@@ -124,7 +123,7 @@ def _read_norms(
 
     given: dict[int, str] = {}
     read: dict[str, list[str]] = {}
-    kept = []  # outputs whose memory must not be used again
+    kept = []  # outputs, kept alive so that no other tensor gets their address
 
     def behind(name: str, _: nn.Module, __: Any, output: torch.Tensor) -> None:
         given[output.data_ptr()] = name
@@ -150,7 +149,7 @@ def _read_norms(
 
 
 def _apply_if_same(layer: nn.Module, run: Run, x: torch.Tensor, scales: dict[str, Any]) -> bool:
-    """Put scales into a layer's parameters if its outputs stay the same in float64; return whether they do."""
+    """Fold scales into a layer's parameters if its outputs stay the same in float64; return whether they do."""
     changed = {name.removesuffix(INPUTS).removesuffix(OUTPUTS) for name in scales}
     parameters = dict(layer.named_parameters())
     if not changed <= parameters.keys():

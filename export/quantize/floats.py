@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.weight import FloatWeight
 
 Codes = NDArray[np.uint8]
-_LEAST = 2.0**-126  # the smallest normal number of float32, and the least scale, so that nothing is divided by 0
-_MIDDLES = torch.from_numpy((E2M1[:7] + E2M1[1:8]) / 2)  # between neighbouring magnitudes
+_LEAST = 2.0**-126  # the smallest scale, so that nothing is divided by 0: float32's smallest normal number
+_MIDDLES = torch.from_numpy((E2M1[:7] + E2M1[1:8]) / 2)  # middles between neighbouring magnitudes
 
 
 def round_to_fp8(weight: torch.Tensor) -> tuple[Codes, NDArray[Any]]:
@@ -64,7 +64,7 @@ def round_to_nvfp4(weight: torch.Tensor) -> tuple[Codes, Codes, NDArray[Any]]:
 
 
 def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
-    """Return the codes of the nearest values of E2M1, of two equally near ones the even code; beyond ±6 that of ±6."""
+    """Return the codes of the nearest values of E2M1; ties go to the even code, and values beyond ±6 become ±6."""
     magnitudes = values.abs().contiguous()
     below = torch.bucketize(magnitudes, _MIDDLES)  # the middle itself counts as below
     above = torch.bucketize(magnitudes, _MIDDLES, right=True)
@@ -72,11 +72,11 @@ def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
     return (nearest + 8 * (values < 0)).to(torch.uint8)
 
 
-Parts = dict[str, NDArray[np.uint8]]  # flat
+Parts = dict[str, NDArray[np.uint8]]  # flat bytes, by part
 
 
 def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -> Parts:
-    """Round a weight to the scheme of ``quantization``; return the bytes of codes and of scales, flat, by part."""
+    """Round a weight to the scheme of ``quantization``; return the bytes of its codes and scales by part."""
     from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
 
     if quantization.scheme == "fp8":
@@ -87,15 +87,15 @@ def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -
 
 
 def stored_parts(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
-    """Take over a weight of a checkpoint in fp8; return the bytes of codes and of scales, flat, by part.
+    """Take over a weight of a checkpoint in fp8; return the bytes of its codes and scales by part.
 
-    TensorRT takes positive scales only. Where a scale is zero, the weight is too: store zeros with the scale 1.
+    TensorRT takes positive scales only. A block whose scale is zero is zero, and is stored as zeros with the scale 1.
     """
     tensor = quantization.tensors[name]
     scales, (rows, width) = weight.scales.float(), tensor.shape
     codes = weight.codes.masked_fill(_spread(scales == 0, weight.block, rows, width), 0)
     scales = scales.masked_fill(scales == 0, 1.0)
-    if tensor.granularity != "tensor":  # one for each block of a row, not one for a rectangle of rows and inputs
+    if tensor.granularity != "tensor":  # one for each block of a row; the checkpoint's are for rectangles
         scales = _spread(scales, weight.block, rows, width)[:, :: tensor.block_size].mT
     parts = {PACKED: _stored(codes.numpy(), quantization), SCALES: _bytes(scales.numpy())}
     if quantization.activations == STATIC_FP8:

@@ -1,8 +1,8 @@
-"""Scales that cancel: a weight's columns are multiplied by them, and what makes the weight's input is divided.
+"""Scales that cancel: a weight's columns are multiplied by them, and the layer before is divided by them.
 
 The division goes into the norm before the layer or into the rows of another product, never into K: the solve sees the
-keys that it was trained with. No kind of layer is treated specially: a place is right if the layer's outputs stay the
-same when it is divided and its readers are multiplied, which is tried in float64. So the input of q, k and v is
+keys that it was trained with. No kind of layer is treated specially: a place fits if the layer's outputs stay the same
+when the place is divided and its readers are multiplied, which is tried in float64. So the input of q, k and v is
 divided in the norm before them, that of ``down`` in the rows of ``up``, and that of ``o`` in those of ``v``. Where
 there is no such place, as after a delta rule, the input stays.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lucid_deploy.model.checkpoint import Checkpoint
 
-_PROBE = 5  # tokens to try a place with
+_PROBE = 5  # tokens that a place is tried with
 SAME = 1e-9  # relative change of float64 outputs: rounding changes them by 1e-15, another function by far more
 Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
 
@@ -41,24 +41,24 @@ class Fold:
 
     giver: str  # name of the norm or linear layer that produces the input
     readers: tuple[str, ...]  # names of the linear layers that read it; nothing else does
-    heads: int = 1  # heads of the giver that several groups of inputs share: (heads, repeated, width of a head)
-    repeated: int = 1
+    heads: int = 1  # key/value heads of the giver; inputs are (heads, repeated, head width)
+    repeated: int = 1  # inputs that come from one output of the giver: query heads that share a value head
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
         """Return the readers' scale ``(in,)``, given one for each of the giver's outputs."""
         return scale.unflatten(0, (self.heads, 1, -1)).expand(-1, self.repeated, -1).flatten()
 
     def apply(self, layer: nn.Module, scale: torch.Tensor) -> None:
-        """Divide the rows of ``giver`` by a scale, one for each, and multiply the columns of ``readers`` by it."""
+        """Divide the rows of ``giver`` by ``scale``, one each, and multiply the columns of ``readers`` by it."""
         giver = layer.get_submodule(self.giver)
         for parameter in giver.parameters(recurse=False):  # a weight, and a bias
             parameter.data = parameter.data / scale.unflatten(0, (-1, *([1] * (parameter.dim() - 1))))
         for name in self.readers:
             weight = layer.get_parameter(f"{name}.weight")
-            weight.data = weight.data * self.spread(scale)  # not in place: it may be the file itself
+            weight.data = weight.data * self.spread(scale)  # not in place: it may be the mapped file itself
 
     def scales(self, prefix: str, layer: nn.Module, scale: torch.Tensor) -> dict[str, np.ndarray]:
-        """Return, for storing, the scales that change weights, by name + ``INPUTS`` (multiplied) or ``OUTPUTS``."""
+        """Return the scales to store, by the weight's name + ``INPUTS`` (multiplied) or ``OUTPUTS`` (divided)."""
         found = {f"{prefix}{name}.weight{INPUTS}": self.spread(scale).numpy() for name in self.readers}
         parameters = layer.get_submodule(self.giver).named_parameters(recurse=False)
         return found | {f"{prefix}{self.giver}.{name}{OUTPUTS}": scale.numpy() for name, _ in parameters}
@@ -77,8 +77,8 @@ def find_folds(
 
     Args:
         run: Runs a copy of the layer in float64 over ``(B, N, C)``.
-        groups: Names of the layer's linear parts, those of one input together, in the order they run.
-        heads: Heads of keys and values, each of which several query heads may share; 0: look for no such places.
+        groups: Names of the layer's linear parts in the order they run, grouped by the input that they read.
+        heads: Key/value heads, each of which several query heads may share; 0: try no places with shared heads.
     """
     import torch
 
@@ -119,7 +119,7 @@ def _is_same(fold: Fold, layer: nn.Module, run: Run, x: torch.Tensor, before: to
 
 
 def storable(scale: torch.Tensor, norm: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return the scales nearest to ``scale`` that divide a norm's weight into values that ``dtype`` has."""
+    """Return the scales nearest to ``scale`` whose quotients of a norm's weight are exact in ``dtype``."""
     import torch
 
     stored = (norm / scale).to(getattr(torch, dtype)).float()

@@ -1,15 +1,15 @@
 """HQQ: half-quadratic quantization, which fits a zero point, a fraction, to every block, without any text.
 
 An inverse scale s maps a block's range just onto that of q. The zero points z make ‖W − (q − z)/s‖ₚ with p = 0.7
-small, which outliers disturb less than squares: alternately the errors are shrunk to what counts as outliers, and z is
-the mean of what they leave (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
+small, which outliers disturb less than squares: in turn, errors are shrunk so that only outliers remain, and z becomes
+the mean of the rest (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
 is the default of the package ``hqq`` 0.2.8, and a test compares both; the package itself asks for a GPU or whole
-models of transformers. Only blocks of one value differ: the package gives those whose range is below 1e-4 the scale 1,
-so that they become zeros. Here the offset is the value, and q the error of its rounding: nothing large has to cancel
-where a runtime rounds the inputs of one product and not of the other.
+models of transformers. Only blocks of equal values differ: the package gives those whose range is below 1e-4 the scale
+1, so that they become zeros. Here the offset is the value, and q holds the error of rounding the offset, so that no
+large terms have to cancel where a runtime rounds the inputs of one product and not of the other.
 
 onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
-the graphs have an equal form: symmetric q, and beside each product another one, of the blocks' sums and the offsets.
+the graphs have an equivalent form: symmetric q, and a second product, of the sums of x's blocks and the offsets.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 NORM, BETA, STEPS = 0.7, 10.0, 20  # as the package has them: p, the weight of the constraint, and steps at most
-_ELEMENTS = 1 << 20  # of a matrix looked at together
+_ELEMENTS = 1 << 20  # elements of a matrix that are processed at once
 _FLAT_STEP = 2.0**-11  # least scale of a block of one value, as a share of that value
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,8 +39,8 @@ def hqq_matrix(
     """Quantize a matrix ``(out, in)``.
 
     Returns:
-        Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` of
-        values that ``dtype`` has: the weight is q · scale + offset, with the packed q from −2^(bits − 1) up.
+        Packed bytes ``(out, blocks, block_size · bits / 8)``, and scales and offsets, float32 ``(out, blocks)`` with
+        values exact in ``dtype``: the weight is q · scale + offset; q is at least −2^(bits − 1), which packing adds.
     """
     import torch
 
@@ -62,7 +62,7 @@ def hqq_matrix(
 
 
 def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each block: whether all its values are one, or too near for a scale; the range's middle; its width."""
+    """Return for each block: whether its values are too close for a scale; the middle of its range; its width."""
     least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
     width = most - least
     return ~(top / width).isfinite(), least + width / 2, width
@@ -92,7 +92,7 @@ def _fitted(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _shrunk(error: torch.Tensor) -> torch.Tensor:
-    """Return the errors moved towards zero by |e|^(p − 1) / β, at most to zero; the given errors stay."""
+    """Return the errors moved towards zero by |e|^(p − 1) / β, at most to zero, as a new tensor."""
     magnitude = error.abs()
     return magnitude.sub_(magnitude.pow(NORM - 1).div_(BETA)).clamp_(min=0).mul_(error.sign())
 
@@ -103,7 +103,7 @@ def _slices(blocks: torch.Tensor) -> Iterator[slice]:
 
 
 class Hqq(QuantizationMethod):
-    """The method that ``--method hqq`` chooses: see the module."""
+    """The method that ``--method hqq`` chooses, described in the module's docstring."""
 
     name = "hqq"
     offsets = ("matmulnbits", "qdq")

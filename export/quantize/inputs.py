@@ -63,7 +63,7 @@ Run = Callable[["torch.Tensor"], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class SharedInput:
-    """A tensor that linear layers read."""
+    """A tensor that linear layers read, one after the other."""
 
     names: list[str]  # of the linear layers, within their layer
     values: torch.Tensor  # (B, N, in)

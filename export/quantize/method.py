@@ -33,7 +33,7 @@ class Rounded:
     # 2^(bits-1) added
     packed: Array
     scales: Any  # float32 (rows, blocks)
-    offsets: Any = None  # float32 (rows, blocks), of methods with offsets
+    offsets: Any = None  # float32 (rows, blocks); None: the method has none
 
 
 @dataclass
@@ -69,7 +69,7 @@ class QuantizationMethod(ABC):
         """Quantize a weight, some rows at a time.
 
         Args:
-            weight: ``(out, in)``, any floating type.
+            weight: ``(out, in)``, any floating type; its scales are stored as ``dtype``.
             positive: Whether every scale must be positive and quantized values symmetric (int8 for TensorRT).
         """
         raise NotImplementedError(f"--method {self.name} does not round without learning")
@@ -84,10 +84,10 @@ class QuantizationMethod(ABC):
     ) -> tuple[LearnedWeights, Quantization]:
         """Learn quantized values from calibration text; return them, and the record completed with the method.
 
-        Weights for which nothing is returned are rounded without the text.
+        Weights for which the method returns nothing are rounded without the text.
 
         Args:
-            dtype: Type that scales are stored in.
+            dtype: Type that scales are stored in, unless the record of a weight has another.
         """
         raise NotImplementedError(f"--method {self.name} does not learn")
 
@@ -107,7 +107,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def find_method(name: str) -> QuantizationMethod:
-    """Return a method by its name."""
+    """Return a method by its name; ``LucidError`` if there is none of that name."""
     if name in BUILT_IN:
         built_in: QuantizationMethod = importlib.import_module(f"lucid_deploy.export.quantize.{BUILT_IN[name]}").METHOD
         return built_in

@@ -27,7 +27,7 @@ def pack_numbers(numbers: NDArray[np.int8], tensor: QuantizedTensor, bits: int) 
 
     Returns:
         ``(out, blocks, block_size · bits / 8)``: each number with ``2^(bits-1)`` added, two of 4 bits in a byte, the
-        first in the lower half; the number 0 fills up the last block of a row.
+        first in the lower half. Zeros fill up the last block of a row.
     """
     offset: NDArray[Any] = (numbers.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
     missing = tensor.blocks * tensor.block_size - numbers.shape[1]
@@ -45,7 +45,7 @@ def quantize_matrix(
     """Quantize a matrix ``(out, in)``, some rows at a time.
 
     Args:
-        least_scale: Make every scale positive and at least this, for 8 bits; None: onnxruntime's scheme.
+        least_scale: For 8 bits: the lower bound of all scales, which are then positive. None: onnxruntime's scheme.
 
     Yields:
         Packed bytes ``(rows, blocks, block_size · bits / 8)``, two 4-bit numbers in a byte, lower half first, each with
@@ -69,13 +69,13 @@ def quantize_matrix(
 
 
 def nearest_kernel(scheme: str) -> Any:
-    """Return onnxruntime's quantizer to ``int4`` or ``int8``."""
+    """Return onnxruntime's quantizer to ``int4`` or ``int8``; ``LucidError`` if onnxruntime is not installed."""
     try:
         import_onnxruntime()
         from onnxruntime.capi import _pybind_state as kernels
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu", "quantize weights") from error
-    # What onnxruntime.quantization.matmul_nbits_quantizer calls; that module itself wants whole models in memory.
+    # What onnxruntime.quantization.matmul_nbits_quantizer calls; that module itself needs whole models in memory.
     return kernels.quantize_matmul_8bits if scheme == "int8" else kernels.quantize_matmul_4bits
 
 
@@ -87,7 +87,7 @@ def kernel_tool() -> str:
 def round_blocks(
     rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Round to 8 bits with positive scales, as the format ``qdq`` needs them.
+    """Round to 8 bits with positive scales, which the format ``qdq`` needs.
 
     Args:
         rows: Float32 ``(n, in)`` of a weight.

@@ -23,7 +23,7 @@ from lucid_deploy.export.quantize.nearest import nearest_kernel
 # By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 BEST_HEAD_BITS = 8  # of int4, if no method is named
-# Rows of a tied embedding that have these bits, where there are twice as many: tokenizers number tokens by frequency.
+# First rows of a tied embedding that get 8 bits if it has twice as many: tokenizers number tokens by frequency.
 FREQUENT_ROWS = 16384
 CALIBRATION_TOKENS = 16384
 FEW_TOKENS = 16384  # of a calibration text: with fewer, what is learned may not hold for other text
@@ -41,8 +41,8 @@ class QuantizeOptions:
         block_size: Elements that share a scale; None: the scheme's default.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
-        activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8`` and ``nvfp4``, for a checkpoint in fp8 what
-            it says, else ``int8``; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
+        activations: ``int8``, ``float``, or ``auto``: ``float`` for ``fp8``, ``nvfp4`` and models with experts, for a
+            checkpoint in fp8 what it says, else ``int8``; see ``lucid_deploy.artifact.quantization.Quantization``.
         method: How values are chosen, one of :func:`~lucid_deploy.export.quantize.method.method_names`. Empty: for int4
             in ``matmulnbits`` ``hqq``, or ``distill`` if there is a text, with 8 bits for weights that need them; else
             ``rtn``.
@@ -51,8 +51,8 @@ class QuantizeOptions:
         equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
             ``matmulnbits``, for int8 and int4.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of a tied embedding get 8 bits; set to repeat an artifact's quantization.
-        bits: Bits of weights that do not get the scheme's, by the checkpoint's names; set for the same purpose.
+        frequent_rows: How many first rows of a tied embedding get 8 bits; for repeating an artifact's quantization.
+        bits: Bits of weights that do not get the scheme's, by the checkpoint's names; for the same purpose.
     """
 
     scheme: str
@@ -86,7 +86,7 @@ class QuantizeOptions:
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
-    """Check options as far as possible without the checkpoint."""
+    """Check options as far as possible without the checkpoint; raise ``LucidError`` for wrong ones."""
     for name, value, known in (
         ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
@@ -99,7 +99,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {options.block_size}: runtimes have "
             "kernels for these."
         )
-    if options.scheme != STORED or options.format != "auto":  # else the checkpoint sets it
+    if options.scheme != STORED or options.format != "auto":  # else the checkpoint decides the format
         check_kernels(format_of(options), dtype)
     if options.embeddings and format_of(options) == "qdq":
         raise LucidError(

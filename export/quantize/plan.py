@@ -31,7 +31,7 @@ from lucid_deploy.export.quantize.options import (
 )
 from lucid_deploy.version import __version__
 
-_WIDE = 128  # the largest block of weights of 8 bits among those of 4
+_WIDE = 128  # the largest block of an 8-bit weight in the scheme int4
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -42,11 +42,11 @@ def plan_quantization(
     options: QuantizeOptions,
     experts: dict[str, QuantizedTensor] | None = None,
 ) -> Quantization:
-    """Choose what is quantized.
+    """Choose what is quantized, and how; raise ``LucidError`` for options that do not fit the weights.
 
     Args:
         shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
-        experts: Of the tensors that are matrices of experts, their records, whose block sizes do not count.
+        experts: Records of the tensors that are matrices of experts; their block sizes are chosen here.
     """
     form, experts = format_of(options), experts or {}
     matrices = [name for name, shape in shapes.items() if len(shape) == 2 or name in experts]
@@ -89,7 +89,7 @@ def plan_quantization(
 
 
 def _sensitive(shapes: dict[str, tuple[int, ...]], chosen: list[str]) -> Iterator[str]:
-    """Yield the weights for which 8 bits instead of 4 buy most, by measurement (docs/quantization.md).
+    """Yield the weights that gain most from 8 bits instead of 4, by measurement (docs/quantization.md).
 
     They are keys and values where several query heads share them, which makes them small, and ``down_proj`` in the
     last eighth of the layers.
@@ -121,9 +121,9 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions, bits: 
     offsets = format_of(options) in method.offsets and name != EMBEDDING and bits != 8
     if (options.scheme, bits) == ("int4", 8):  # 8 bits lose nothing in wide blocks
         block = next((size for size in reversed(BLOCK_SIZES) if size <= _WIDE and width % size == 0), block)
-    whole = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
-    size = block if whole is None else _dividing(name, width, block, whole)
-    # Scales and offsets take two bits a weight in float32, one in float16; values are chosen for the rounded ones.
+    needed = "TensorRT" if format_of(options) == "qdq" else f"--method {method.name}" if offsets else None
+    size = block if needed is None else _dividing(name, width, block, needed)
+    # Scales and offsets take two bits a weight in float32, one in float16; q is chosen for the rounded scales.
     kind = "float16" if offsets and format_of(options) == "matmulnbits" else None
     return QuantizedTensor((rows, width), size, bits=bits, offsets=offsets, scale_dtype=kind)
 
@@ -173,7 +173,7 @@ def _names(name: str, is_head: bool) -> Iterator[str]:
 
 
 def _dividing(name: str, width: int, block: int, needed: str) -> int:
-    """Return the largest block size up to ``block`` that divides a row; ``needed`` names, in errors, what needs it."""
+    """Return the largest block size up to ``block`` that divides a row; ``needed``: what needs that, for the error."""
     for size in reversed(BLOCK_SIZES):
         if size <= block and width % size == 0:
             return size

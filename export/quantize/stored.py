@@ -73,7 +73,7 @@ def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOpt
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
-    """Plan an artifact that takes over a checkpoint's quantized values; check every weight."""
+    """Plan an artifact that takes over a checkpoint's quantized values; ``LucidError`` if one does not fit."""
     layout, form = source.layout, format_of(options)
     assert layout is not None
     check_kernels(form, dtype)
@@ -93,7 +93,7 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
 
 
 def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
-    """Return what the inputs of products are rounded to, and how many share a scale (None: no groups)."""
+    """Return what the inputs of products are rounded to, and how many inputs share a scale (None: no groups)."""
     if layout.scheme not in FLOAT_SCHEMES:
         return activations_of(options), None
     if layout.inputs is None or options.activations == "float":
@@ -114,7 +114,7 @@ def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWei
 def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
     where = _check_weight(source, name, weight)
     rows, width = weight.codes.shape
-    if (weight.scales < 0).any():  # zeros become other ones, see stored_parts
+    if (weight.scales < 0).any():  # scales of zero become 1, see stored_parts
         raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
     if group is not None and width % group:
         raise LucidError(
@@ -150,7 +150,7 @@ def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dty
     fits = [size for size in BLOCK_SIZES if weight.group % size == 0 and (form != "qdq" or width % size == 0)]
     block = fits[-1] if fits else None
     if block is None and weight.group == width and form == "matmulnbits":
-        block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))  # one scale for all of a row
+        block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))  # one scale for a whole row
     if block is None:
         raise LucidError(
             f"{where} has groups of {weight.group} inputs in rows of {width}, which no blocks of "

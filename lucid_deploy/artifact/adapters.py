@@ -1,7 +1,7 @@
-"""The file of the adapters that an artifact keeps apart from its weights.
+"""The file ``adapters.bin`` of the LoRA adapters that an artifact keeps apart from its weights.
 
-It begins with the matrices that the graphs read, at the offsets that the export fixed. After them comes a JSON object
-with the adapters' names and the matrices' hash: one file, so that one rename replaces matrices and names together.
+It begins with the matrices that the graphs read, at the offsets that the export fixed. A JSON object with the adapters'
+names and the matrices' hash follows. It is one file, so that one rename replaces matrices and names together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lucid_deploy.files import atomic_write
 
 _Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-BASE = "base"  # what the model without an adapter is called where adapters are listed
+BASE = "base"  # name of the model without an adapter in lists of adapters
 
 
 class StoredAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,7 +31,7 @@ class StoredAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: Annotated[int, Meta(ge=1, le=2**31)]  # the value of adapter_ids that chooses it
     rank: Size
     source: str  # the directory that it came from
-    sha256: _Hash  # of its matrices in float32, with the scales that equalization folds into weights
+    sha256: _Hash  # of its matrices as float32, adapted to the scales folded into the weights
 
 
 class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +40,7 @@ class _Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no plain word, or is ``base``, which stands for the model without an adapter."""
+    """Raise ``LucidError`` for a name that is no plain word, and for ``base``, the model without an adapter."""
     if not _NAME.fullmatch(name) or name == BASE:
         raise LucidError(
             f"An adapter cannot be called {name!r}: names have letters, digits, dots, dashes and underscores, at most "
@@ -49,12 +49,12 @@ def check_name(name: str) -> None:
 
 
 def read_adapters(directory: Path, slots: AdapterSlots) -> tuple[StoredAdapter, ...]:
-    """Return the adapters of an artifact, in the order of their slots."""
+    """Return the adapters of an artifact, in the order of their slots; ``CheckFailed`` if the file is damaged."""
     return _read_index(directory / ADAPTERS, slots).adapters
 
 
 def check_adapters(directory: Path, slots: AdapterSlots) -> None:
-    """Check that the matrices have the sha256 that the file records after them."""
+    """Check that the matrices have the sha256 that the file records; raise ``CheckFailed`` if not."""
     path = directory / ADAPTERS
     index = _read_index(path, slots)
     if hashlib.sha256(read_matrices(directory, slots)).hexdigest() != index.sha256:
@@ -62,14 +62,14 @@ def check_adapters(directory: Path, slots: AdapterSlots) -> None:
 
 
 def read_matrices(directory: Path, slots: AdapterSlots) -> bytearray:
-    """Return the bytes of all adapters' matrices, with which the file begins."""
+    """Return the bytes of all adapters' matrices, the first part of the file."""
     path = directory / ADAPTERS
     with reading(path), path.open("rb") as file:
         return bytearray(file.read(slots.size))
 
 
 def write_adapters(directory: Path, matrices: bytes | bytearray, adapters: Sequence[StoredAdapter]) -> None:
-    """Write ``adapters.bin``, the matrices and behind them their index, whole or not at all."""
+    """Write ``adapters.bin`` atomically: the matrices, then their index."""
     index = _Index(tuple(sorted(adapters, key=lambda each: each.slot)), hashlib.sha256(matrices).hexdigest())
     path = directory / ADAPTERS
     try:

@@ -81,7 +81,7 @@ class ChatTemplate:
     Attributes:
         source: The template's text.
 
-    A template is a program that came with the model: compile and render it only in a bounded process.
+    A template is a program that came with the model, so it is compiled and rendered in a bounded process only.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str], origin: str) -> None:
@@ -99,11 +99,11 @@ class ChatTemplate:
     ) -> str:
         """Render a chat as text that ends with the opening of the model's answer.
 
-        With ``continue_last`` the last message is the beginning of the answer, and the text ends where that one ends.
+        With ``continue_last`` the last message begins the answer, and the text ends where that message ends.
         """
         import jinja2
 
-        # what a template's own code may raise
+        # Python exceptions that a template's code may raise, beside Jinja's.
         faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
         marked = self._marked(messages) if continue_last else messages
         try:
@@ -169,7 +169,7 @@ class ChatTemplates:
 def load_chat_templates(directory: Path) -> ChatTemplates | None:
     """Return the templates of an artifact, or None if it has none.
 
-    Their special tokens are those that ``tokenizer_config.json`` names.
+    Templates see the special tokens that ``tokenizer_config.json`` names.
     """
     texts = read_chat_templates(directory)
     if texts is None:
@@ -178,7 +178,7 @@ def load_chat_templates(directory: Path) -> ChatTemplates | None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Return the Jinja environment that templates expect: block trimming, loop controls, helpers."""
+    """Return the Jinja environment that templates expect: trimmed blocks, loop controls and transformers' helpers."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

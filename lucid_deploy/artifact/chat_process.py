@@ -1,4 +1,4 @@
-"""Render chats in a worker process: a template is a program that came with the model, and may loop or fill memory."""
+"""Render chats in a worker process: a template is a program from the model's files, and may loop or fill memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ChatRenderer:
         self.close()
 
     def __call__(self, messages: list[dict[str, Any]], continue_last: bool = False) -> str:
-        """Return a chat as text that ends by opening the answer, or with ``continue_last`` after the last message."""
+        """Return a chat as text; it ends with the answer's opening or, if ``continue_last``, with the last message."""
         return str(self._process.ask((messages, continue_last)))
 
 
@@ -45,7 +45,7 @@ def chat_renderer(directory: Path) -> ChatRenderer | None:
 
 
 def open_renderer(directory: Path, bounds: Bounds) -> tuple[None, Callable[[Any], str]]:
-    """Compile the template; return None, as the parent needs no facts, and the function that renders messages."""
+    """Compile the template; return no facts for the parent process (None), and the function that renders messages."""
     bound_memory(bounds.memory)  # before the template: compiling it evaluates its constants
     templates = load_chat_templates(directory)
     assert templates is not None

@@ -1,4 +1,4 @@
-"""Check where the weights outside a graph's file lie."""
+"""Check where the weights that a graph keeps in other files (ONNX's external data) lie."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A weight of a graph, or stacked matrices of adapters, and where the tensor lies in which file of the artifact."""
+    """A weight of a graph, or stacked matrices of adapters: the file of the artifact that holds it, and where."""
 
     name: str  # in the graph
     data_type: int  # its type, a value of onnx.TensorProto.DataType
@@ -48,9 +48,9 @@ def _place(tensor: onnx.TensorProto) -> dict[str, str]:
 
 
 def follow_links(model: onnx.ModelProto, directory: Path) -> None:
-    """Make a graph name the files to which a directory's links to weights lead: onnxruntime refuses links.
+    """Make a graph name the targets of the artifact's links to weight files, since onnxruntime refuses links.
 
-    The Hub's cache has such links. The new names are relative to the folder of the file that the weights' link names.
+    The Hub's cache has such links. The new names are relative to the folder of the weight file's target.
     """
     names = {name: (directory / name).resolve().name for name in (WEIGHTS, ADAPTERS)}
     for tensor in model.graph.initializer:
@@ -60,7 +60,7 @@ def follow_links(model: onnx.ModelProto, directory: Path) -> None:
 
 
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Return a graph without its weights' data, after checking that they lie in the weight file or the adapters'."""
+    """Return a graph without its weights' data; ``CheckFailed`` if these do not lie in the weight or adapter file."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -96,7 +96,7 @@ def check_external_data(path: Path) -> onnx.ModelProto:
     return model
 
 
-# ONNX's names of types by the bits of an element; of other types the size is not checked.
+# ONNX's names of types, by the bits of an element. The size of tensors of other types is not checked.
 _TYPES = {
     4: ("INT4", "UINT4", "FLOAT4E2M1"),
     8: ("INT8", "UINT8", "FLOAT8E4M3FN"),

@@ -1,6 +1,6 @@
 """The manifest ``lucid.json``: what an artifact holds.
 
-``docs/schemas/lucid.schema.json`` says the same as a JSON schema: change both together. A test compares them.
+``docs/schemas/lucid.schema.json`` describes the same as a JSON schema: change both together. A test compares them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ WEIGHTS = "weights.bin"
 ADAPTERS = "adapters.bin"  # LoRA adapters that rows of a batch choose; see lucid_deploy.artifact.adapters
 FORMAT, FORMAT_VERSION = "lucid-deploy", 3
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
-PACK_LIMIT = 1 << 30  # bytes of weights up to which onnxruntime prepacks them for each graph; if quantized, always
+PACK_LIMIT = 1 << 30  # bytes of weights up to which onnxruntime packs them for each graph; quantized ones always
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")  # the graphs that every artifact has
-VERIFY = "verify"  # a third one: a few new tokens over a cache, logits of all of them
+VERIFY = "verify"  # an optional graph: a few new tokens over a cache, with logits for each of them
 CACHES = ("growing", "static")
 OPSET_TENSOR_SCATTER = 24  # of the standard operators: the first with TensorScatter, which writes into a static cache
 _REMEDY = "Export the model again, or copy the file again if the artifact was copied."
@@ -99,29 +99,29 @@ class Manifest:
     # growing: present tensors are past tensors plus the new rows; static: decode takes buffers and writes its
     # row into them.
     cache: Annotated[str, Meta(pattern="^(growing|static)$")]
-    logits: Annotated[str, Meta(pattern="^(last|all)$")]  # for which of the new tokens prefill gives logits
+    logits: Annotated[str, Meta(pattern="^(last|all)$")]  # for which new tokens prefill returns logits
     opset: Size  # highest version of the standard ONNX operators in the graphs
     operators: Size  # version of the operators of domain ai.lucid
     source: str  # the checkpoint it was exported from, a path or the word demo
     versions: dict[str, str]  # versions of lucid-deploy and of the libraries that wrote the artifact
     graphs: dict[str, GraphInfo]  # prefill and decode; verify where drafted tokens can be verified in one step
-    files: dict[Name, FileFacts]  # every other file of the artifact
+    files: dict[Name, FileFacts]  # every other file of the artifact but adapters.bin
     layers: tuple[LayerDescription, ...]  # every layer: its kind, its operators, what it caches
     transposed: tuple[str, ...]  # names of the weights that are stored [in, out], the layout their product reads
-    float32_head: bool  # whether the product that makes the logits is taken in float32 in a model of another type
+    float32_head: bool  # whether logits are computed in float32 also in a model of another type
     # Type that K and Y are cached in; empty means the model's.
     cache_dtype: Annotated[str, Meta(pattern="^(|float32|float16|bfloat16|int8|fp8)$")] = ""
     quantization: Quantization | None = None  # which weights are quantized, and how; None: none
-    notes: tuple[str, ...] = ()  # what was decided when the checkpoint was read, and no key of its configuration says
+    notes: tuple[str, ...] = ()  # sentences for the user: decisions and warnings of the export
     # Keys of its configuration that were ignored because the user said that they change nothing, with their values.
     assumed_unused: dict[str, Any] = field(default_factory=dict)
-    hub: dict[str, str | None] | None = None  # of a checkpoint from the Hub: repository, revision and commit
-    options: dict[str, Any] = field(default_factory=dict)  # fields of ExportOptions that were given
+    hub: dict[str, str | None] | None = None  # of a checkpoint from the Hub: repository, revision, commit
+    options: dict[str, Any] = field(default_factory=dict)  # what ExportOptions.recorded() returns
     adapter: str | None = None  # directory of the LoRA adapter that was added to the checkpoint's weights
     inline: bool = False  # whether the graphs have no functions, but the bodies of our operators in their places
     adapters: AdapterSlots | None = None  # None: the graphs have no input adapter_ids, and there is no file of adapters
-    forms: tuple[GraphForm, ...] = ()  # the same graphs in other forms; cache, inline, opset and graphs say the first
-    forms_left_out: dict[str, str] = field(default_factory=dict)  # form (static, inlined) and why it was not written
+    forms: tuple[GraphForm, ...] = ()  # other forms of the graphs; the first is in cache, inline, opset and graphs
+    forms_left_out: dict[str, str] = field(default_factory=dict)  # forms that were not written, such as static: why
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
@@ -141,11 +141,11 @@ class Manifest:
 
     @property
     def numbers(self) -> str:
-        """The types of what is stored and computed, as all commands say them."""
+        """The types of what is stored and computed, in words, as all commands show them."""
         return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization.words(self.dtype)}"
 
     def each_form(self) -> tuple[Manifest, ...]:
-        """Return a manifest of every form, as if the artifact had that one only; the first form comes first."""
+        """Return a manifest for each form, as if the artifact had only that form; the first form comes first."""
         others = (
             replace(
                 self,
@@ -172,7 +172,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read an artifact's manifest."""
+    """Read an artifact's manifest; ``LucidError`` if it is missing, damaged or of another format version."""
     if directory.is_file():
         raise LucidError(f"{directory} is a file; an artifact is a directory. Make one with: lucid-deploy export")
     if not directory.is_dir():

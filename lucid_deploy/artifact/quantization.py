@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-WHOLE_SCHEMES = {"int8": 8, "int4": 4}  # bits of whole numbers
-FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # bits of floating-point numbers
+WHOLE_SCHEMES = {"int8": 8, "int4": 4}  # schemes with whole numbers, and their bits
+FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # schemes with floating-point numbers, and their bits
 SCHEMES = {**WHOLE_SCHEMES, **FLOAT_SCHEMES}
 FORMATS = ("matmulnbits", "qdq")
 ACTIVATIONS = ("int8", "float")
-# What a checkpoint in fp8 may say of its products' inputs: see Quantization.activations.
+# How a checkpoint in fp8 may round its products' inputs: see Quantization.activations.
 STATIC_FP8, TOKEN_FP8, GROUP_FP8 = "fp8-static", "fp8-token", "fp8-group"
 FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 NVFP4_BLOCK = 16
 GRANULARITIES = ("block", "channel", "tensor")
-# Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
+# Ends of the names of a quantized weight's parts, in graphs and weight file, after the weight's own name.
 PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
 ZEROS, OFFSETS = ".zero_points", ".offsets"
 WHOLE_SCALE, INPUT_SCALE = ".whole_scale", ".input_scale"
 PARTS = (PACKED, SCALES, ROWS, ZEROS, OFFSETS, WHOLE_SCALE, INPUT_SCALE)
 TYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "uint8": 8, "int8": 8}
 TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
-# The smallest scale, by its type, where scales must be positive: that of a block of zeros.
+# The smallest scale where scales must be positive, by their type: a block of zeros has it.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
-NEAREST, HQQ, DISTILL = "rtn", "hqq", "distill"  # methods that others ask about
-STORED = "stored"  # taken over from a checkpoint that was quantized already
+NEAREST, HQQ, DISTILL = "rtn", "hqq", "distill"  # methods that other modules refer to
+STORED = "stored"  # values are taken over from a checkpoint that is already quantized
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class QuantizedTensor:
     block_size: int  # elements of a block; the last block of a row may be shorter
     zero_points: bool = False  # whether a weight is (q − z) · s, z of its block; in the format matmulnbits only
     bits: int | None = None  # of an element; None: the record's
-    granularity: str = "block"  # what shares a scale; in fp8 also channel (a row, of block_size columns) and tensor
+    granularity: str = "block"  # what shares a scale; in fp8 also channel (a row; block_size is its width) or tensor
     offsets: bool = False  # whether a weight is q · s + c, c of its block and of the scales' type
-    scale_dtype: str | None = None  # of scales and offsets; None: the model's type, or what the scheme has
-    experts: int = 0  # matrices of experts that stand one below the other in shape; 0: it is one matrix
-    transposed: bool = False  # whether a checkpoint has experts as (experts, in, out)
+    scale_dtype: str | None = None  # of scales and offsets; None: the model's type, or the scheme's
+    experts: int = 0  # how many experts' matrices shape holds, one below the other; 0: it is one matrix
+    transposed: bool = False  # whether the checkpoint stores experts as (experts, in, out)
 
     @property
     def blocks(self) -> int:
-        """How many blocks a row has."""
+        """The number of blocks in a row."""
         return -(-self.shape[1] // self.block_size)
 
     def matrix(self, weight: Any) -> Any:
@@ -86,7 +86,7 @@ def weight_and_rows(name: str) -> tuple[str, slice]:
 
 
 def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
-    """Return ‖Ŵ − W‖ / ‖W‖ of Frobenius norms; 0 where both are zero, and infinite where W alone is."""
+    """Return ‖Ŵ − W‖ / ‖W‖ in Frobenius norms; 0 if both matrices are zero, and infinite if only W is."""
     lost, whole = float(np.linalg.norm(rounded - weight)), float(np.linalg.norm(weight))
     if whole == 0:
         return 0.0 if lost == 0 else float("inf")
@@ -106,8 +106,8 @@ class Method:
 
     name: str = NEAREST  # of --method, or STORED
     settings: dict[str, Any] = field(default_factory=dict)  # the method's own; of STORED, the layout of the checkpoint
-    calibration: dict[str, Any] = field(default_factory=dict)  # its file, sha256, tokens, rows, row_tokens, seed
-    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # what was learned; others are rounded to nearest
+    calibration: dict[str, Any] = field(default_factory=dict)  # CalibrationRows.facts, such as file and seed
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)  # learned weights; no text was used for the others
 
 
 @dataclass(frozen=True)
@@ -115,16 +115,16 @@ class Quantization:
     """The manifest's record of a quantized artifact."""
 
     scheme: str  # int8, int4, fp8 or nvfp4
-    bits: int  # of an element, where its tensor does not say otherwise
+    bits: int  # of an element, unless its tensor says otherwise
     # matmulnbits: onnxruntime's operators com.microsoft::MatMulNBits and GatherBlockQuantized. qdq: DequantizeLinear
     # before a product, which TensorRT takes too.
     format: str
-    # Inputs of products. int8: onnxruntime on the CPU rounds them to 8 bits block by block. float: they stay. In the
+    # Inputs of products. int8: onnxruntime on the CPU rounds them to 8 bits, block by block. float: not rounded. In the
     # graphs themselves: fp8-static rounds them to E4M3 with a scale stored for each weight, fp8-token with the largest
     # magnitude of each token / 448, fp8-group with that of each input_block of its elements.
     activations: str
     tensors: dict[str, QuantizedTensor]  # quantized weights by the checkpoint's names, or by those of rows_name
-    kept: tuple[str, ...]  # weights of at least two axes that are not quantized
+    kept: tuple[str, ...]  # matrices that could be quantized and are not
     tool: str  # the program that chose the quantized values, with its version
     method: Method = field(default_factory=Method)  # how they were chosen
     input_block: int | None = None  # inputs that share a scale, with fp8-group; None otherwise
@@ -212,7 +212,7 @@ class Quantization:
         return sizes
 
     def pieces(self, weight: str) -> list[str]:
-        """Return under which names a weight is quantized: its own, or those of its rows; empty if it is not."""
+        """Return the names under which a weight is quantized: its own or those of its rows; [] if it is not."""
         return [name for name in self.tensors if weight_and_rows(name)[0] == weight]
 
     def part_shape(self, name: str, part: str) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 A linear layer's weight ``[out, in]`` is cut into blocks of ``block_size`` neighbouring inputs of one output. A block
 has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits-1) ≤ q < 2^(bits-1)``; the weight is
-``q · s``. The element of largest magnitude is ``-2^(bits-1)`` exactly, so s may be negative, and an element of the
-other sign and nearly the same magnitude is clipped by up to one step. That is onnxruntime's symmetric scheme.
+``q · s``. Rounding to nearest follows onnxruntime's symmetric scheme: the element of largest magnitude is exactly
+``-2^(bits-1)``, so s may be negative, and an element of other sign and nearly this size is clipped by up to 1 step.
 
 int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
 largest magnitude of the block / 127, and nothing is clipped.
 
-A block may also have a zero point z, and the weight is ``(q − z) · s``, or an offset c, and it is ``q · s + c``.
+A block may also have a zero point z, so that the weight is ``(q − z) · s``, or an offset c, and it is ``q · s + c``.
 
 ``fp8`` and ``nvfp4`` store floating-point numbers instead of whole ones; ``DequantizeLinear`` reads them, so their
 format is ``qdq``. E4M3 (ONNX's ``FLOAT8E4M3FN``) has a sign, 4 bits of exponent with the bias 7 and 3 of mantissa; no
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 E2M1_MAX = 6.0
-# A weight of NVFP4 is element · block's scale (E4M3) · scale of the whole; the last is the largest magnitude / this.
+# A weight of NVFP4 is element · block's scale (E4M3) · the whole weight's scale, its largest magnitude / NVFP4_SPAN.
 NVFP4_SPAN = E4M3_MAX * E2M1_MAX
 # The least scale of a block of NVFP4, and of anything in E4M3: the smallest subnormal number.
 E4M3_LEAST = 2.0**-9
-_FORMATS = {8: (3, 7), 4: (1, 1)}  # bits: bits of mantissa, bias
-# Values by code.
+_FORMATS = {8: (3, 7), 4: (1, 1)}  # by bits: bits of the mantissa, bias of the exponent
+# The values of all codes, indexed by code.
 E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 E2M1 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
 
@@ -54,7 +54,7 @@ def decode(codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
 
 
 def spacing(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
-    """Return how far apart the neighbouring numbers of a format are around some values within its range."""
+    """Return the distance between neighbouring numbers of a format around each value; values lie within its range."""
     mantissa_bits, bias = _FORMATS[bits]
     _, exponents = np.frexp(np.abs(values).astype(np.float64))
     found: NDArray[np.float64] = 2.0 ** (np.maximum(exponents - 1, 1 - bias) - mantissa_bits)
@@ -129,7 +129,7 @@ def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Byte
 
     ``packed`` is ``(out, blocks, block_size · bits / 8)``. Codes of floating-point numbers stay as they are.
     """
-    signed = 0 if is_float else 1 << (bits - 1)  # from numbers with half the range added
+    signed = 0 if is_float else 1 << (bits - 1)  # flips the sign bit, to undo that half of the range was added
     rows = packed.reshape(len(packed), -1)
     codes = (unpack_nibbles(rows) if bits == 4 else rows)[:, :width] ^ signed
     flat = np.ascontiguousarray(codes.T).reshape(-1)
@@ -142,10 +142,10 @@ def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
 
 
 # Equalization multiplies the columns of W by scales s, and divides by s what produces x: the norm before, or the rows
-# (and the bias) of another linear layer. So W x stays as it is. The graphs hold the results and need no scales; the
-# comparison of an artifact's weights with its checkpoint's needs them.
+# (and the bias) of another linear layer. So W x does not change. The graphs need no scales, but the comparison of an
+# artifact's weights with its checkpoint's does.
 FILE = "folded_scales.safetensors"
-INPUTS, OUTPUTS = ".inputs", ".outputs"  # behind a weight's name: its columns were multiplied, its rows divided
+INPUTS, OUTPUTS = ".inputs", ".outputs"  # after a weight's name: its columns were multiplied, its rows divided
 Scales = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -163,7 +163,7 @@ def read_scales(directory: Path) -> Scales:
 
 
 def write_scales(directory: Path, scales: Scales) -> None:
-    """Write an artifact's folded scales; no file if there are none."""
+    """Write an artifact's folded scales; write no file if there are none."""
     from safetensors.numpy import save_file
 
     if scales:
@@ -171,7 +171,7 @@ def write_scales(directory: Path, scales: Scales) -> None:
 
 
 def scaled(weight: torch.Tensor, name: str, scales: Scales, back: bool = False) -> torch.Tensor:
-    """Apply folded scales to a weight, ``(out, in)`` or ``(out,)``, or with ``back`` undo that, in float32 or wider.
+    """Apply folded scales to a weight ``(out, in)`` or ``(out,)`` in float32 or wider; with ``back`` undo that.
 
     A weight without scales is returned as it is. Scales of experts' matrices ``(E, out, in)`` may have three axes.
     """

@@ -1,4 +1,4 @@
-"""Open an artifact, check it without running anything, and notice when its files change."""
+"""Open an artifact, check it without running a graph, and detect changes of its files."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class Artifact:
         return self.directory / self.manifest.graphs[stage].file
 
     def graph(self, stage: str) -> onnx.ModelProto:
-        """Return a stage's graph without the data of its weights. It is cached: change a copy."""
+        """Return a stage's graph without the data of its weights. The graph is cached, so change only a copy."""
         file = self.manifest.graphs[stage].file
         if file not in self._graphs:
             self._graphs[file] = check_external_data(self.directory / file)
         return self._graphs[file]
 
     def form(self, cache: str | None = None, inline: bool | None = None) -> Artifact:
-        """Return the artifact with the graphs of one form and no other forms, after checking these graphs.
+        """Return the artifact with one form of graphs, after checking these; ``LucidError`` if it lacks the form.
 
         ``cache``: ``growing`` or ``static``; ``inline``: whether graphs have no functions. None: any, the first found.
         """
@@ -76,7 +76,7 @@ class Artifact:
         )
 
     def adapters(self) -> tuple[StoredAdapter, ...]:
-        """Read which adapters there are now; ``lucid-deploy adapters`` may have changed them."""
+        """Read the list of adapters, which ``lucid-deploy adapters`` may have changed since the last call."""
         slots = self.manifest.adapters
         return () if slots is None else read_adapters(self.directory, slots)
 
@@ -99,7 +99,7 @@ class Artifact:
 
 
 def open_artifact(directory: str | Path) -> Artifact:
-    """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths."""
+    """Open an artifact and check what is cheap to check: version, file sizes, layers, graphs, list of adapters."""
     directory = Path(directory)
     artifact = Artifact(directory, read_manifest(directory))
     _check_files(artifact)
@@ -129,12 +129,12 @@ def _check_graphs(artifact: Artifact) -> None:
         try:
             _check_contract(artifact, stage, graph)
             _check_quantization(artifact, stage, graph)
-        except (ValueError, TypeError, LookupError) as error:  # protobuf's, of names that are no text among others
+        except (ValueError, TypeError, LookupError) as error:  # from protobuf, such as for names that are no text
             raise CheckFailed(f"{artifact.graph_path(stage)} is damaged: {in_one_line(error)}") from error
 
 
 def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
-    """Compare the sha256 of every file with the manifest."""
+    """Compare the sha256 of every file with the manifest; raise ``CheckFailed`` if one differs."""
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
     read, wrong = 0, []
     for name, facts in artifact.manifest.files.items():
@@ -236,8 +236,8 @@ _Identity = tuple[int, int, int, int]
 class ArtifactWatch:
     """Detect changes of an artifact's files by device, inode, size and time of the last change.
 
-    Runtimes map the weights into memory: what is written into the file shows in the model at once. Make the watch
-    before anything reads the files.
+    Runtimes map the weights into memory, so a change of the file changes the model at once. Create the watch before
+    anything reads the files.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -255,15 +255,15 @@ class ArtifactWatch:
 
 @contextmanager
 def unchanged(artifact: Artifact) -> Iterator[None]:
-    """Raise ``CheckFailed`` after a ``with`` block if its artifact was replaced meanwhile: results may mix two."""
+    """Raise ``CheckFailed`` after a ``with`` block if the artifact changed meanwhile: results may mix two artifacts."""
     watch, adapters = ArtifactWatch(artifact), artifact.adapters()
     try:
         yield
     except Exception:
-        watch.check()  # a clearer error than a library's about halves of two artifacts
+        watch.check()  # clearer than a library's error about parts of two artifacts
         raise
     watch.check()
-    # replaced before the watch was made, or only its adapters, which the watch leaves alone
+    # Was it replaced before the watch was made, or were its adapters, which are not watched?
     if read_manifest(artifact.directory).files != artifact.manifest.files or artifact.adapters() != adapters:
         raise CheckFailed(f"{artifact.directory} was replaced while it was read. Run the command again.")
 

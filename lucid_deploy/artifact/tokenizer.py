@@ -11,8 +11,8 @@ from lucid_deploy.artifact.tokenizer_settings import splits_special_tokens, toke
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
-_BEFORE = ("\n", ".", "a")  # texts to put in front; few vocabularies join the last one with what follows
-_PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
+_BEFORE = ("\n", ".", "a")  # texts to put in front, in turn: a vocabulary may join one with the next text
+_PANIC = "PanicException"  # of the tokenizers library; it is no subclass of Exception and cannot be imported
 
 
 def advice(directory: Path) -> str:
@@ -27,7 +27,7 @@ class TextTokenizer:
     """The ``tokenizer.json`` of an artifact.
 
     Attributes:
-        decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and the strings that it replaces.
+        decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and strings that the decoder replaces.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -40,7 +40,7 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
             self._tokenizer.encode_special_tokens = splits_special_tokens(Path(directory))
-            # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
+            # Some files hold settings for training batches, which would truncate prompts and add padding tokens.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             added = self._tokenizer.get_added_tokens_decoder()
@@ -68,7 +68,7 @@ class TextTokenizer:
             raise
 
     def encode_behind(self, text: str) -> list[int]:
-        """Return the token ids of a text that continues another one: without the space that many tokenizers put first.
+        """Return the token ids of a text that continues another, without the space that many tokenizers add in front.
 
         If no such ids are found, return those of ``encode`` without special tokens.
         """
@@ -153,7 +153,7 @@ class TextTokenizer:
             try:
                 return stream.step(self._tokenizer, token)
             except BaseException as error:
-                if type(error) is Exception and "prefix" in str(error):  # the library has no class of its own for it
+                if type(error) is Exception and "prefix" in str(error):  # the library has no class for this error
                     return None
                 _explain_panic(error, "these tokens")
                 raise

@@ -13,7 +13,7 @@ from typing import Any
 from lucid_deploy.errors import LucidError, reading
 
 CONFIG = "tokenizer_config.json"
-OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")  # of checkpoints: what they say of tokens, too
+OTHER_FILES = ("special_tokens_map.json", "added_tokens.json")  # files of checkpoints that also describe tokens
 EXTRA = "extra_special_tokens"  # an object of tokens whose names do not end with _token
 DECODER = "added_tokens_decoder"
 
@@ -40,7 +40,7 @@ def token_names(directory: Path) -> dict[str, str]:
 
 
 def splits_special_tokens(directory: Path) -> bool:
-    """Return whether what looks like a special token in a text is encoded as ordinary text."""
+    """Return whether a special token that is spelled out in a text is encoded as ordinary text."""
     return read_tokenizer_file(directory / CONFIG).get("split_special_tokens") is True
 
 

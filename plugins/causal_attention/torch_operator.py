@@ -24,7 +24,7 @@ def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None
         mask: ``(B, T)``, False at padding. A token always sees itself, so a padded row is finite. None: no padding.
 
     Returns:
-        ``(B, H·G, N, D)`` in the type of ``q``.
+        The heads' outputs, ``(B, H·G, N, D)`` in the type of ``q``. Differentiable.
 
     Raises:
         ValueError: The shapes do not fit together.

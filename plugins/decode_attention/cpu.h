@@ -26,9 +26,9 @@ struct DecodeArguments {
     S *k_present, *y_present; // [B, H, P + N, D]: the cache with the new rows; null if not requested
     size_t batch, heads, groups, tokens, past, width;
     float epsilon, diagonal; // diagonal: 0 for L_ii = 1, 1 for the training diagonal
-    bool solves = true; // false: standard attention of one query a head over the P rows, among which its own token is
+    bool solves = true; // false: standard attention of one query a head over the P rows, which include its own token
 
-    size_t fresh() const { return solves ? tokens : 0; } // rows beside the P
+    size_t fresh() const { return solves ? tokens : 0; } // rows beside the P cached ones
 
     const T* query(size_t head, size_t group, size_t token) const {
         return q + ((head * groups + group) * tokens + token) * width;

@@ -27,7 +27,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
-FEW_ROWS = 8  # the same with parts, if the head's width is its padded width: half the rows of a tensor core's product
+FEW_ROWS = 8  # rows of a tile with parts, if the head needs no padding: half the rows of a tensor core's product
 # Largest rows × padded width, in float32 and the half types: larger tiles spill, or are slower than two half as large.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows or more: most cached tokens of a tile, and warps; avoids spills in the loop
@@ -47,14 +47,14 @@ TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large G
 MAX_SPLITS = 128  # bounds the workspace and the combine step
 COMBINE_SPLITS = 16  # splits that the combine step loads at once
 COMBINE_WARPS = 4
-COMBINE_UNIT = 4  # its loads are few, so one variant serves all widths that are multiples of 4
+COMBINE_UNIT = 4  # the combine step loads little, so one variant serves all widths that are multiples of 4
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the split kernel, compiled for a cache of E4M3 with scales
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
-# Major compute capabilities whose tensor cores add the squares of keys, in the half types and E4M3 with 16 rows. On 8.0
-# they do it in the half types with any number of rows; on others tensor cores are the busiest unit.
+# Major compute capabilities whose tensor cores add the squares of keys, in the half types and E4M3 with up to 16 rows.
+# On 8.0 they do so in the half types with any number of rows; elsewhere tensor cores are the busiest unit.
 ADDS_SQUARES = (9, 10)
-# Major compute capabilities that use parts with 16 rows, and the largest padded width. On 9.0, float16 at width 128
-# would spill, and without parts it already computes in half of the time that memory needs.
+# Major compute capabilities that use parts with up to 16 rows, and the largest padded width. On 9.0, float16 at width
+# 128 would spill, and without parts it already computes in half of the time that memory needs.
 PARTS_WIDTHS = {9: 64, 10: 128}
 FLOAT32_PARTS_WIDTH = 64  # the largest for float32: wider queries do not fit into registers …
 SHARED_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on, heads of exactly this width have half of them in shared memory
@@ -76,7 +76,7 @@ CAREFUL_WARPS = 4
 # head's width is its padded width; other heads of padded width 128 would spill.
 FLOAT8_TOKENS = 128
 FLOAT8_FEW_TOKENS = 256  # most tokens with few rows
-FLOAT8_UNIT = 8  # an E4M3 cache needs head widths that are multiples of it; others would enlarge the library
+FLOAT8_UNIT = 8  # an E4M3 cache needs head widths that are multiples of 8; others would enlarge the library
 
 
 def plan_decode_attention(

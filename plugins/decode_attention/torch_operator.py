@@ -41,7 +41,7 @@ def decode_attention(
         training_diagonal: As for ``precondition``: divide a new token's row by the training L_ii instead of 1.
 
     Returns:
-        The heads' outputs ``(B, H·G, N, D)`` and Y of the new tokens ``(B, H, N, D)``, in the type of ``q``.
+        The heads' outputs ``(B, H·G, N, D)`` and the new Y ``(B, H, N, D)``, in the type of ``q``. Not differentiable.
 
     Raises:
         ValueError: The shapes do not fit together, or ``implementation`` is unknown.

@@ -19,10 +19,10 @@ from lucid_deploy.plugins.table import DELTA_RULE, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
 COMPILED_UNIT = 4  # the variants compiled ahead of time take widths that are multiples of it
-LARGEST_CHUNK = 32  # sizes the workspace: TensorRT asks for it before the device, and so the chunk, is known
+LARGEST_CHUNK = 32  # for the workspace's size, which TensorRT needs before the device, and so the chunk, is known
 DECODE_COLUMNS = 32  # columns of the state per program: 128 bytes, a cache line
 DECODE_WARPS = 4
-ROWS_OF_A_WARP = 16  # rows that tensor cores multiply at once; Triton would give further warps the same rows again
+ROWS_OF_A_WARP = 16  # rows that tensor cores multiply at once; with more warps, several would compute the same rows
 FIXED = ("log_decay", "state", "new_state")  # tensors that are float32 for every type of the others
 
 

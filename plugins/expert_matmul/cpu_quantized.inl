@@ -25,7 +25,7 @@ LUCID_INLINE Integers widen_bytes(const uint8_t* from) {
 LUCID_INLINE Vector centered_nibbles(Integers whole) {
 #if LUCID_LANES == 16
     const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(whole), values); // which reads four bits of an index
+    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(whole), values); // it reads only four bits of an index
 #else
     return __builtin_convertvector((whole & 15) - 8, Vector);
 #endif

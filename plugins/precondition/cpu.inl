@@ -10,7 +10,7 @@ static_assert(kRows == kColumns, "tiles of columns are those in which they were 
 template <class T>
 struct Solve {
     const PreconditionArguments<T>& a;
-    Zeros<float> norms;                // [B, H, T]
+    Zeros<float> norms;                // [B, H, P + N]
     Zeros<std::atomic<size_t>> solved; // [B, H]: tiles whose Y is written
     Zeros<float> sent;                 // [B, H, N, D]: Y in float32 if the output has another type
     std::atomic<size_t> next{0};

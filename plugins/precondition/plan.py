@@ -23,7 +23,7 @@ from lucid_deploy.plugins.table import FLOATS, PRECONDITION
 
 TUNED = Path(__file__).with_name("tuned.json")
 NORM_TOKENS = 64  # tokens per program of the kernel that computes inverse norms
-# TensorRT asks for the workspace before the device is known, so the workspace is large enough for all of these sizes.
+# TensorRT asks for the workspace's size before the device is known, so it must suffice for all of these sizes.
 SMALLEST_ROWS = 16  # fewest rows solved at once
 INT8_TILES = (16, 32, 64)  # tokens of an int8 tile
 INT8_TYPE = "bfloat16"  # type of the tensors for which E may be split into bfloat16 and int8

@@ -20,7 +20,7 @@ constexpr int64_t kSmallestRows = 16; // as in plan.py: sizes the workspace, sin
 constexpr int64_t kInt8Tiles[] = {16, 32, 64};
 constexpr size_t kInt8Alignment = 256;
 
-//! The bytes of a head's int8 tiles, for the tile size that needs most.
+//! The bytes of a head's int8 tiles, scales and norms, for the tile size that needs most.
 int64_t mostTileBytes(Sizes const& sizes)
 {
     int64_t most = 0;

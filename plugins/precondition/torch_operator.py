@@ -41,8 +41,8 @@ def precondition(
         mask: ``(B, P + N)``, False at padding: a padded token affects no other, and its Y is its V. None: no padding.
         eps: Added to the mean square of a key before the root.
         implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory). CUDA tensors run the
-            Triton kernel if it supports them and :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` was imported,
-            as importing the model does.
+            Triton kernel if it supports them and :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` was imported;
+            ``lucid_deploy.model.lucid`` imports it.
         training_diagonal: Divide row i by L_ii = exp(√D(m/(m + eps) − 1)), m the mean square of key i, instead of 1.
 
     Returns:

@@ -15,7 +15,7 @@ namespace lucid {
 using Panels = std::shared_ptr<const uint8_t>;
 
 // Returns a weight's panels. Sessions that read the same weight, such as those of prefill and decode, share them while one
-// of them lives. Memory could be reused while a session is closed, so the bytes must be the same as well as the place.
+// of them lives. A closed session's memory may be reused, so the key holds a hash of the bytes beside their addresses.
 inline Panels share_panels(const QuantizedWeight& w) {
     size_t scales = w.columns * w.blocks * w.scale_bytes;
     const std::pair<const uint8_t*, size_t> pieces[] = {{w.numbers, w.columns * w.blocks * w.block_bytes}, {w.scales, scales},

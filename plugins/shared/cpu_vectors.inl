@@ -14,7 +14,7 @@ LUCID_INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>
 LUCID_INLINE Vector broadcast(float value) { return value - Vector{}; }
 LUCID_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
-// Loads a vector once: of one that has several uses, the compiler may make as many loads, which are what then takes time.
+// Keeps a loaded vector in a register: else the compiler may load it again for each of its uses, which takes more time.
 LUCID_INLINE void hold(Vector& value) {
 #if LUCID_LANES == 16
     asm("" : "+v"(value));

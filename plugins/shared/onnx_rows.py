@@ -1,6 +1,6 @@
 """Derive ONNX function bodies with the training diagonal from bodies whose diagonal is 1.
 
-The two differ by a factor of each row, 1/L_ii, for which nodes are added. Graphs whose diagonal is 1 are not changed.
+The two differ by a factor of each row, 1/L_ii; nodes are added that multiply by it. Graphs with diagonal 1 lack them.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -34,8 +34,8 @@ class DividedRows:
     Attributes:
         keys: Name of the new tokens' keys.
         power: 1 to multiply by 1/L_ii, 0.5 to multiply by its square root.
-        places: The inputs to multiply: for each reading node, by the name of its output, the index of the input.
-        equal: Names of shapes to replace, and of their replacements: the factor gives the token mask an axis of heads.
+        places: The inputs to multiply: the index of the input, by the name of the reading node's first output.
+        equal: Shapes to replace, by name, and the names of their replacements: the factor adds a head axis to the mask.
     """
 
     keys: str

@@ -1,4 +1,4 @@
-// Y + X · A · B, where each batch row has an adapter's A and B of its own. They are read once, row after row.
+// Y + X · A · B, where each batch row has an adapter's A and B of its own, which are read row after row.
 //
 // A task is a batch row. Its sums do not depend on the other rows.
 

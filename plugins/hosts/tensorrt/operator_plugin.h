@@ -76,7 +76,7 @@ protected:
     virtual std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const = 0;
 
-    //! Whether the first input may have a type: float32, float16 and bfloat16.
+    //! Whether the first input may have this type; by default float32, float16 and bfloat16.
     virtual bool takes(nvinfer1::DataType type) const;
 
     //! The type of a tensor (inputs first) of a node whose first input has `type`: the same, except for the boolean mask.

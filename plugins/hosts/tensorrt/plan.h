@@ -27,7 +27,7 @@ struct Sizes
     Type type;
     float epsilon;
     float diagonal; //!< 0 for L_ii = 1, 1 for the training diagonal
-    int64_t valueWidth = kCompiledUnit; //!< if it differs from the keys'
+    int64_t valueWidth = kCompiledUnit; //!< of the delta rule; for other operators any valid width
     float scale = 0.0F;
 };
 

@@ -25,7 +25,7 @@ class CompiledKernel:
         entry: The kernel function's name in ``image``.
         shared_bytes: Size of the dynamic shared memory.
         num_warps: Warps per program; a program has 32 times as many threads.
-        constants: The compile-time constants that the grid depends on.
+        constants: The compile-time constants; the grid depends on some of them.
         arguments: Names of the arguments in order, without the two scratch pointers that Triton appends.
         image: The machine code or PTX.
     """

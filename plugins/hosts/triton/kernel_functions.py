@@ -25,7 +25,7 @@ SOURCES = (
 def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
     """Return the Triton functions by their names in plans.
 
-    One function has two names, since it is compiled with and without the scales of a cache.
+    ``decode_split_kernel`` has two names, since it is compiled for caches with and without scales.
 
     Args:
         purpose: Completes "triton is needed to …" in the error message.

@@ -80,7 +80,7 @@ def decode_attention(
     Args:
         scales: For a cache in ``float8_e4m3fn``: factors of the rows of K and of Y, float32 ``(B, H, P, 1)`` each.
             None: the cache has the type of ``q``.
-        out: Tensors to write O and Y_new into; None: new ones.
+        out: Contiguous tensors to write O and Y_new into; None: new ones.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
 
@@ -129,12 +129,12 @@ def delta_rule(
     The other arguments are those of :func:`lucid_deploy.plugins.delta_rule.torch_operator.delta_rule`.
 
     Args:
-        out: Tensors to write the outputs and the new state into; None: new ones.
+        out: Contiguous tensors to write the outputs and the new state into; None: new ones.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
 
     Raises:
-        ValueError: The kernels do not support the types or the device.
+        ValueError: The kernels do not support the sizes, the types or the device.
     """
     import torch
 
