@@ -1,6 +1,6 @@
 """Benchmarks that are part of the product: contenders are timed in turn, after their outputs have been compared.
 
-Each contender lives in a process of its own, so that its memory is its own, and only one of them works at a time.
+Each contender runs in its own process, so that its memory can be measured, and only one of them works at a time.
 """
 
 from lucid_deploy.bench.contenders import Contender

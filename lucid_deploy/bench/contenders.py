@@ -28,8 +28,8 @@ class Contender:
     kind: str
     artifact: str  # directory of the artifact that gives the weights
     options: RuntimeOptions = DEFAULTS  # what runs it; PyTorch's eager models heed threads alone
-    # Tokens of the longest context that is measured; None: any number. Only where it may exceed the model's maximum
-    # does the session extrapolate, because some sessions then compute differently.
+    # Tokens of the longest context that is measured; None: any number. An artifact's session is opened with
+    # extrapolation only if this may exceed the model's maximum, because some sessions compute differently then.
     longest: int | None = None
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.processors import usable_cores
 
-BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
-UNSTEADY = 0.3  # of the median; rounds on a quiet machine differ by 2 to 15 %
+BUSY = 0.5  # most load average per core at which times are trusted: half of the cores had other work
+UNSTEADY = 0.3  # most spread of the rounds, over their median, that is trusted; a quiet machine has 0.02 to 0.15
 _PACKAGES = (
     *("lucid-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "openvino"),
     *("triton", "transformers", "xllamacpp", "numpy"),
@@ -26,7 +26,7 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, versions and, in a git checkout, the commit."""
+    """Return processor, cores of this process, memory, system, versions and, in a git checkout, the commit."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -56,7 +56,7 @@ def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[s
     """Return reasons not to trust what was timed; none on a quiet machine.
 
     Args:
-        cores: The machine's cores.
+        cores: The cores that this process may use.
         load: The machine's load average before the benchmark; None: not known.
         spreads: For each measurement, the difference of its slowest and fastest rounds over their median.
     """
@@ -122,6 +122,6 @@ def resident_bytes(field: str) -> int:
 
 
 def reset_peak() -> None:
-    """Start a new peak, for ``VmHWM`` of :func:`resident_bytes`."""
+    """Reset this process's peak memory, ``VmHWM`` of :func:`resident_bytes`, to what it uses now."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")

@@ -31,10 +31,10 @@ def build_report(
 
     Args:
         measurements: All measurements; ratios are to those of the first contender.
-        opened: By contender, the seconds and memory that opening it took.
+        opened: By contender, the seconds and memory that opening it took, and its session's facts.
         plan: What was to be measured.
-        machine: The machine, as :func:`~lucid_deploy.bench.machine.describe_machine` describes it.
-        artifacts: By contender, the artifact whose bytes a decode step reads, for the bandwidth; others get none.
+        machine: What :func:`~lucid_deploy.bench.machine.describe_machine` returns, and ``load_average_before``.
+        artifacts: By contender, the artifact whose bytes a decode step reads; without it, no bandwidth is given.
     """
     first = measurements[0].contender
     base = {(item.stage, item.batch, item.length): item for item in measurements if item.contender == first}
@@ -69,7 +69,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
 
 
 def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:
-    """Return the bytes one decode step must read: the cache, and all weights except an embedding that is not tied."""
+    """Return the bytes that a decode step reads: the cache and all weights (experts too) except an untied embedding."""
     config, record = manifest.config, manifest.quantization
     cache = layout_bytes(layout_of(describe(config, manifest.cache_dtype)), context) * batch
     if config.tie_word_embeddings:

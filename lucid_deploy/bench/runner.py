@@ -23,7 +23,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 # Allowed relative L2 error between logits of two implementations of one model in one precision. It tells a wrong model
 # from a right one before timing; how exact a model is, is what `lucid-deploy verify` answers with derived gates.
 _SAME = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
-_COMPARED = 150  # tokens: several blocks of the solve
+_COMPARED = 150  # tokens: more than one block of the solve, which has 128
 _SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized products to 8 bits, PyTorch does not
 
 
@@ -102,7 +102,7 @@ class WorkerProcess:
         self._scratch.close()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """Send one command and wait for its answer."""
+        """Send one command and return its answer; raise LucidError if it failed or the process died."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")

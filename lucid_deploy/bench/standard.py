@@ -29,7 +29,7 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
 
     Types, opset and form of the graphs are the artifact's, and so are its layers that are not LUCID. A quantized
     artifact's weights are quantized again to the same bits in the same blocks: copied if the checkpoint was quantized
-    already, else rounded to nearest (by HQQ if blocks have offsets). Learned scales would take the same time.
+    already, else rounded to nearest (by HQQ if blocks have offsets). What a method learned does not change the speed.
 
     Args:
         artifact: The LUCID artifact.

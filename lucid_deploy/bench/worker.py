@@ -80,7 +80,7 @@ class Worker:
 
 
 def main(make: Callable[[Contender], Any] = Worker) -> None:
-    """Answer commands until stdin ends; the answer to one that fails has the message under ``error``."""
+    """Answer commands until stdin ends; the answer to a command that fails has its message under ``error``."""
     worker: Any = None
     for line in sys.stdin:
         command = json.loads(line)

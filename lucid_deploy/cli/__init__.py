@@ -102,7 +102,7 @@ class _Commands(Group):
 
 @contextmanager
 def _ending_without_reader() -> Iterator[None]:
-    """When nobody reads the output any more, exit as SIGPIPE would; Click would exit with 1, here a failed check."""
+    """Exit as SIGPIPE would once nobody reads the output; Click would exit with 1, which here means a failed check."""
     try:
         yield
     except OSError as error:
@@ -113,7 +113,7 @@ def _ending_without_reader() -> Iterator[None]:
 
 
 def _expected(error: Exception) -> LucidError | None:
-    """Return the error to report in place of one that is not a bug; None for a bug."""
+    """Return the LucidError to report for an error that is not a bug; None for a bug."""
     if isinstance(error, LucidError):
         return error
     if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "onnxscript", "onnx_ir"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
-_CHUNK = 512  # prompt tokens that run between two steps of the other rows, by default
+_CHUNK = 512  # default of --prefill-chunk: prompt tokens that run between two decode steps of the other rows
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run_batch(
     try:
         with progress("Answering") as show:
             tokens = answer_prompts(batcher, file.prompts, answers, tokenizer, show)
-    except (KeyboardInterrupt, SystemExit):  # which SIGTERM and SIGHUP become
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM and SIGHUP raise SystemExit
         note(f"{len(answers.answered)} of {total} answers are in {options.output}; the same command continues.")
         raise
     finally:

@@ -124,7 +124,7 @@ class ChatSession:
     stops: tuple[str, ...] = ()  # texts that end an answer
     # Whether somebody types: then mistakes do not end the session, and no control characters reach the terminal.
     interactive: bool = False
-    has_read: bool = False
+    has_read: bool = False  # whether a line was read from a file or pipe
 
     def run(self) -> None:
         """Answer texts and run commands until the input ends or ``/exit`` comes."""
@@ -251,7 +251,7 @@ class ChatSession:
         yield answer.finish()
 
     def _ids_of(self, shown: str, ids: list[int]) -> list[int]:
-        """Return token ids of ``shown``, the text before a stop string: the first ``ids``, as far as they spell it."""
+        """Return token ids of ``shown``: as many of the first ``ids`` as spell its start, then those of the rest."""
         for count in range(len(ids), 0, -1):
             text = self.tokenizer.decode(ids[:count])
             if text and shown.startswith(text):

@@ -126,7 +126,7 @@ def write_text(text: str, target: str) -> None:
 
 
 def human_size(size: float) -> str:
-    """Return a number of bytes in a unit a person reads."""
+    """Return a number of bytes as text with a suitable unit, such as ``4.0 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -23,7 +23,7 @@ def show_quantization(record: Quantization, dtype: str, compression: float) -> N
 
 
 def method_sentence(method: Method) -> str:
-    """Return a space and sentences on how quantized values were chosen; nothing if all were just rounded to nearest."""
+    """Return a space and sentences on a checkpoint's own values, calibration and equalization; empty without these."""
     if method.name == STORED:
         return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
     equalized = " Columns were equalized before." if "equalization" in method.settings else ""

@@ -1,4 +1,4 @@
-"""What several commands share: the artifact, what runs it and where, and the forms of options."""
+"""The argument and options that several commands share, and the types of options' values."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Keep a command from writing onto what it reads: its input files, or anything inside its artifact or checkpoint.
+"""Keep a command from overwriting what it reads: its input files, or anything inside its artifact or checkpoint.
 
-Whether a file that is written at the end of long work can be written at all is checked before the work begins.
+If a file is written only at the end of long work, we check before the work begins that it can be written.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_outputs(given: Mapping[str, Any]) -> None:
             raise LucidError(f"{option} {path} is what {written[place]} writes too. Choose another output.")
         written[place] = option
     for option, path in outputs:
-        if option in FILES + FOLDERS and not written.keys() & set(_real(path).parents):  # which the command makes
+        if option in FILES + FOLDERS and not written.keys() & set(_real(path).parents):  # the command makes that parent
             _check_writable(option, path)
 
 

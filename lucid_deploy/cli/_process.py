@@ -14,7 +14,7 @@ from types import FrameType
 from lucid_deploy.errors import LucidError
 from lucid_deploy.processors import allowed_threads
 
-# PyTorch's OpenMP threads, and NumPy's OpenBLAS threads: after 2**4 processor cycles, not 2**26.
+# Let PyTorch's OpenMP threads sleep at once, and NumPy's OpenBLAS threads after 2**4 processor cycles, not 2**26.
 _SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
@@ -28,7 +28,7 @@ def prepare_streams() -> None:
 
 
 def discard_output(*numbers: int) -> None:
-    """Redirect file descriptors to /dev/null: Python flushes them at exit, and would report the failure again."""
+    """Redirect file descriptors to /dev/null: Python flushes them at exit, and would report a write error again."""
     null = os.open(os.devnull, os.O_WRONLY)
     for number in numbers:
         os.dup2(null, number)
@@ -45,10 +45,10 @@ def check_encoding(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def raise_on_termination() -> Iterator[None]:
-    """While the block runs, raise signals that end the process as exceptions, so that temporary files are removed.
+    """Raise SystemExit or KeyboardInterrupt on signals that end the process, so that temporary files are removed.
 
-    Signals that are ignored (nohup), or that other code handles, stay so. Code in C, such as PyTorch's, may replace the
-    exception by one of its own, so any error after a signal is raised as that signal.
+    Signals that are ignored (nohup) or handled by other code are left alone. Code in C, such as PyTorch's, may replace
+    our exception by one of its own, so after a signal any other error is replaced by the signal's exception.
     """
     came: list[int] = []
 
@@ -64,7 +64,7 @@ def raise_on_termination() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # chat goes on after Ctrl-C, and what it says later has nothing to do with that.
+        # chat goes on after Ctrl-C, so a later LucidError has nothing to do with that signal.
         if not came or (came[0] == signal.SIGINT and isinstance(error, LucidError)):
             raise
         raise _as_exception(came[0]) from error

@@ -199,14 +199,14 @@ def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamesp
     with progress(f"Asking {artifact.directory.name}") as update:
         report = evaluate(session, tokenizer, task, options.batch, update)
     facts: dict[str, Any] = {"artifact": str(artifact.directory), **session.facts(), **report.to_dict()}
-    facts |= {"quantization": _rounding(artifact), "ablate": options.runtime.ablate}
+    facts |= {"quantization": _quantization(artifact), "ablate": options.runtime.ablate}
     del session  # two models need not be in memory at once
     comparison, theirs = None, ""
     if other is not None:
         opened = _open(other, replace(options.runtime, ablate=None))
         with progress(f"Asking {other.directory.name}") as update:
             comparison = compare(report, evaluate(*opened, task, options.batch, update))
-        facts["against"] = {"artifact": options.against, **comparison.to_dict(), "quantization": _rounding(other)}
+        facts["against"] = {"artifact": options.against, **comparison.to_dict(), "quantization": _quantization(other)}
         theirs = f"{other.directory}, {other.manifest.numbers}"
 
     def show_report() -> None:
@@ -217,7 +217,7 @@ def _questions(artifact: Artifact, other: Artifact | None, options: SimpleNamesp
     require(report, comparison, options.minimum, options.minimum_relative)
 
 
-def _rounding(artifact: Artifact) -> dict[str, Any] | None:
+def _quantization(artifact: Artifact) -> dict[str, Any] | None:
     """Return scheme, method and bits per weight of an artifact's quantization; None if it is not quantized."""
     record = artifact.manifest.quantization
     if record is None:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
 LOCAL, RAY = "local", "ray"
-ENGINE_OPTIONS = {  # of one engine alone
+ENGINE_OPTIONS = {  # options that only one value of --engine takes
     LOCAL: ("max_connections", "idle_timeout"),
     RAY: ("replicas", "min_replicas", "max_replicas", "replica_cpus", "replica_gpus", "ray_address"),
 }
 RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
-_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # and what is for LOCAL alone
+_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # nor options for LOCAL
 
 
 def _count(*names: str, low: int = 1, high: int | None = None, default: int | None = None, help: str) -> Decorator:
@@ -221,7 +221,7 @@ def ray_application(args: dict[str, str]) -> Any:
 
 
 def _cluster_options(options: dict[str, Any], here: bool) -> ClusterOptions:
-    """Return the options of a Ray cluster. ``here``: it runs on this machine, whose threads its engines share."""
+    """Return the options of a Ray cluster; ``here``: it runs on this machine, whose cores its engines divide."""
     from lucid_deploy.serving.ray_cluster import ClusterOptions
 
     fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lucid_deploy.parity.results import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-TOKEN_CHARACTERS = 32  # of a text file are read for each token wanted; most tokens are shorter
+TOKEN_CHARACTERS = 32  # characters of a text file that are encoded for each wanted token; most tokens are shorter
 
 
 @click.command("verify", cls=Command)
@@ -99,8 +99,8 @@ def command(
     if page == "-":
         raise LucidError("--report - is no file: name one.")
     opened = open_artifact(artifact)
-    alone = given["golden"] is not None  # which is about the base
-    names = adapters or (BASE, *(() if alone else (each.name for each in opened.adapters())))
+    base_only = given["golden"] is not None  # a golden file is about the model without adapters
+    names = adapters or (BASE, *(() if base_only else (each.name for each in opened.adapters())))
     if page is not None and len(names) > 1:
         raise LucidError(f"--report is a page about one adapter: name it with --adapter, or {BASE} for none.")
     given["explain"] |= page is not None

@@ -84,14 +84,14 @@ def is_held_out(animal: str, adjective: str, thing: str) -> bool:
 def sample_lists(
     rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
 ) -> RecallLists:
-    """Draw ``batch`` lists of ``pairs`` entries, and ``questions`` entries of each to ask for."""
+    """Draw ``batch`` lists of ``pairs`` entries, and ``questions`` of each to ask for; raise ValueError if too few."""
     if questions < 1 or not 1 <= pairs <= len(ANIMALS):
         raise ValueError(f"need 1 <= pairs <= {len(ANIMALS)} and questions >= 1, not {pairs} and {questions}")
     animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]
     asked = rng.integers(pairs, size=(batch, questions))
     adjectives, things = np.zeros_like(animals), np.zeros_like(animals)
     wrong = np.ones(animals.shape, dtype=bool)
-    while wrong.any():  # draw again what fell on the other side of the split
+    while wrong.any():  # draw again entries that should, or should not, be held out
         adjectives[wrong] = rng.integers(len(ADJECTIVES), size=wrong.sum())
         things[wrong] = rng.integers(len(THINGS), size=wrong.sum())
         wrong = _held_out_table()[animals, adjectives, things] != held_out

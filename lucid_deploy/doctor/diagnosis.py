@@ -1,4 +1,4 @@
-"""The checks behind ``lucid-deploy doctor``: each tries the thing itself, not only whether it is installed."""
+"""The checks behind ``lucid-deploy doctor``: each tries to import, find or run a thing."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Check:
 
     name: str  # the package or tool
     purpose: str  # what it is needed for
-    # Returns a remark; raises ImportError or a LucidError that says what to do if it is missing, anything else if it
-    # is broken.
+    # Returns a remark. If the thing is missing, raises ImportError, or a LucidError that says what to do; if it is
+    # broken, any other exception.
     try_it: Callable[[], str]
     hint: str = ""  # what to do if it does not import
-    required: bool = False  # whether every command needs it
-    package: str | None = ""  # the distribution whose version is shown, if it has another name; None: it is no package
+    required: bool = False  # whether the command fails if it is not ok
+    package: str | None = ""  # the distribution whose version is shown; empty: called as `name`; None: it is no package
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _gpu() -> str:
 
 
 def _onnxruntime_gpu() -> str:
-    """Check that onnxruntime-gpu is installed alone: onnxruntime has the same files, and the last one overwrites."""
+    """Check that onnxruntime-gpu is installed without onnxruntime, since each overwrites files of the other."""
     ort = import_onnxruntime()
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -215,11 +215,11 @@ def _onnxruntime_gpu() -> str:
 
 
 _EXPORT, _KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("export", "kernels", "rtx", "trt"))
-# What raises a LucidError says itself what to do; the hint is for a package that does not import.
+# A LucidError itself says what to do; the hint is shown for a package that does not import.
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
     Check("processors", "everything", _processors, package=None),
-    # Where it is installed, a wrong solve is an error.
+    # Optional, but where it is installed, its solve must be right.
     Check("torch", "export, verify", _torch, _EXPORT, required=find_spec("torch") is not None),
     Check("onnx", "everything", importable("onnx"), "pip install onnx", required=True),
     Check("onnxscript", "export", importable("onnxscript"), _EXPORT),

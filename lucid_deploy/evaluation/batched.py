@@ -26,7 +26,7 @@ class Wave:
     cache: Cache[Any]  # holds the shared tokens; this wave may change it
     input_ids: Array  # the remaining tokens, padded on the left, int64 (B, N)
     mask: Array  # False at padding, bool (B, N)
-    members: list[tuple[int, int] | None]  # for each row its group and place in it; None for a row of padding
+    members: list[tuple[int, int] | None]  # for each row its group and its place there; None for a row of padding
 
 
 def generate(

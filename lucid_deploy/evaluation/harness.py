@@ -82,7 +82,7 @@ def load_tasks(
 ) -> dict[str, Any]:
     """Return lm_eval's tasks of some names, groups or tags, with their documents.
 
-    Tasks that make their documents, such as RULER's, draw from ``seed`` and measure with the artifact's tokenizer.
+    Tasks that generate documents, such as RULER's, use ``seed``, and count tokens with the artifact's tokenizer.
     ``include_path`` is a directory with more tasks as YAML files, ``metadata`` are settings that tasks read.
     """
     from lm_eval.tasks import TaskManager
@@ -132,7 +132,7 @@ def ask(
     file: str,
     progress: Callable[[str, int, int], None],
 ) -> list[TaskResult]:
-    """Run tasks on an artifact; in the folder ``options.output`` keep its answers with these settings in a file."""
+    """Run tasks on an artifact; keep its answers in ``options.output`` if given, a file ``{file}-*.db`` by settings."""
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
     if options.output is not None:
@@ -193,7 +193,7 @@ def _result(model: LucidLM, name: str, task: Any, found: dict[str, Any], samples
 def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> dict[tuple[str, str], Difference]:
     """Return the first model's scores less the second's, by task and metric.
 
-    With several tasks, ``("all", "mean")`` is the difference of their mean, for which each task's first metric counts.
+    With several tasks, ``("all", "mean")`` is the difference of their mean scores, each by the task's first metric.
     """
     found: dict[tuple[str, str], Difference] = {}
     main = []

@@ -53,8 +53,8 @@ class LucidLM(TemplateLM):
 
     Args:
         artifact: An artifact or its directory: gives tokenizer, chat template and, without ``session``, what to run.
-        runtime: As for :func:`~lucid_deploy.runtimes.open_session`, and so are ``device`` and ``options``.
-        batch_size: Contexts to run at once; None: 8.
+        runtime: As for :func:`~lucid_deploy.runtimes.open_session`; so are ``device`` and ``options``.
+        batch_size: Contexts to run at once; None: 8. lm_eval's ``auto`` and ``max_batch_size`` are refused.
         max_length: Most tokens of a context; None: the model's context.
         max_gen_toks: Most tokens to generate if a task does not say.
         session: An opened session, with its ``tokenizer`` if there is no artifact.
@@ -103,7 +103,7 @@ class LucidLM(TemplateLM):
         self.max_length = most if max_length is None else int(max_length)
         if not 2 <= self.max_length <= most:
             raise LucidError(f"max_length must be 2 to {most}, the model's context, not {max_length}.")
-        # Without a limit, only the windows of long texts end with the model's context.
+        # Without a limit only loglikelihood_rolling heeds max_length: it cuts texts into windows of that many tokens.
         self._most = _UNLIMITED if max_length is None and session.context_limit is None else self.max_length
         self.max_gen_toks = int(max_gen_toks)
         if truncate not in (None, *TRUNCATIONS):

@@ -130,7 +130,7 @@ def needles_task(
         needles: Needles in a text, K.
         ask: How many needles of a text are asked for, in a question each; None: all.
         lengths: Most tokens of a prompt, question included. None: an eighth, a quarter, a half and all (less the
-            answer's room) of the context, or of 4096 tokens if the context is longer.
+            answer's room) of the context, or of 4096 tokens if the context is longer or unlimited.
         limit: Questions for each length.
     """
     wording = _wording(tokenizer)
@@ -216,7 +216,7 @@ def _row(depth: float) -> str:
 
 
 def _wording(tokenizer: TokenizerLike) -> _Wording:
-    """Return the first wording that the tokenizer can write."""
+    """Return the first wording that the tokenizer encodes without loss; raise LucidError if there is none."""
     for wording in (_ENGLISH, _RECALL):
         rng, key = np.random.default_rng(0), wording.keys[0]
         filler = itertools.islice(wording.filler(rng, [key]), 3 * len(wording.keys))

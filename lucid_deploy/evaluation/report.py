@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.session import Session
 if TYPE_CHECKING:
     from rich.table import Table
 
-_ROWS = 8  # of a table at most: if a label has more values, ranges of them are shown
+_ROWS = 8  # most rows of a table with one column: if a label has more values, rows are ranges of them
 _Z = statistics.NormalDist().inv_cdf(0.975)  # 95 % of a normal distribution lie within ±_Z
 
 
@@ -67,7 +67,7 @@ class Report:
 
     task: Task
     runtime: str  # what ran the model
-    dtype: str  # of its weights and cache
+    dtype: str  # of its weights and arithmetic
     outcomes: list[Outcome]  # one for each question
 
     @property

@@ -2,8 +2,8 @@
 
 The layout follows Triton's documentation (model repository, model configuration); tests check it against its protobuf
 schema. Both models are stateless: the cache is among their inputs and outputs, with the artifact's names and shapes, so
-a client carries it from call to call. ``max_batch_size`` is 0 since every tensor has its batch axis already and caches
-of different lengths cannot be stacked.
+a client passes it from call to call. ``max_batch_size`` is 0, so Triton does not batch requests: every tensor has its
+batch axis already, and caches of different lengths cannot be stacked.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _fill(
     if engines is None:
         shutil.copyfile(artifact.graph_path(stage), version / "model.onnx")
         for file in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
-            shutil.copyfile(artifact.path(file), version / file)  # ONNX refuses external data with several links
+            shutil.copyfile(artifact.path(file), version / file)  # ONNX refuses external data with several hard links
         plugin = None
     else:
         built = engine_directory(artifact, engines.backend)
@@ -180,7 +180,7 @@ def _fill(
 
 
 def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Path:
-    """Write a script that starts Triton, whose command line alone can name TensorRT plugins; return its path."""
+    """Write a script that starts Triton, which takes TensorRT plugins on its command line only; return its path."""
     path = output / START
     lines = ["#!/bin/sh", "# Starts Triton with the plugin library that the TensorRT engines need."]
     lines.append('repository=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)')

@@ -1,8 +1,8 @@
 """Find where an error starts, and name a likely cause.
 
-The first part of the model whose own error is beyond its gate is where the error starts. For that part, the tensors
-that known mistakes would give are computed; the mistake is named whose tensor differs little from the artifact's. Only
-the first ``TOKENS`` tokens are looked at, which keeps dense matrices small. The later ones do not matter to these: L is
+The error starts in the first part of the model whose own error is beyond its gate. For that part, we compute the tensor
+that each known mistake would give, and name the mistake whose tensor is nearest to the artifact's if it is close. Only
+the first ``TOKENS`` tokens are looked at, which keeps dense matrices small. Later tokens do not change their rows: L is
 triangular, so its leading block is the L of the leading tokens.
 
 Shapes: KV key/value heads, P cached tokens, n new tokens, T = P + n, D head width.
@@ -49,7 +49,7 @@ class Explanation:
     """Where an error starts, and why."""
 
     scenarios: tuple[str, ...]  # that were run again; the first is that of the failure, if there was one
-    findings: tuple[WorstOwnError, ...] = ()  # every part's largest own error in each of them
+    findings: tuple[WorstOwnError, ...] = ()  # by scenario and part: the first own error that failed, else the largest
     hint: str = ""  # a likely cause of the first own error beyond its gate
     unavailable: str | None = None  # why the layers could not be run by themselves
 
@@ -65,7 +65,7 @@ class Explanation:
         return bool(self.findings) and self.origin is None and judged == {item.part for item in self.findings}
 
     def sentence(self, failed: bool, unproven: bool = False) -> str:
-        """Say where errors start; empty if no own error is beyond its gate and the verification is sound."""
+        """Say where errors start; empty if no own error is beyond its gate and neither argument is True."""
         origin = self.origin
         if origin is not None:
             verb = "starts" if failed else "would start"
@@ -124,7 +124,7 @@ def explain(
 ) -> Explanation:
     """Find the layer and the part in which the error of the candidate's ``layers`` starts, in the targets' scenarios.
 
-    Of targets that fail in the same part, the first gives the hint. To save memory, models are opened one by one.
+    If targets fail in the same part, the hint is about the first of them. Models are opened one after the other.
     """
     model, inside = reference(), []
     meter = CallCounter(progress, "Causes: the reference's layers", len(targets))
@@ -163,10 +163,10 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
     if part.is_logits:
         return "Every layer is right by itself, so the final norm or the head (lm_head) is wrong."
     inside_layers = [item for item in failed if item.part.layer >= 0 and not item.part.is_logits]
-    others = sorted({item.part.layer for item in inside_layers if item.error > LARGE})
+    wrong = sorted({item.part.layer for item in inside_layers if item.error > LARGE})
     swapped = ""
-    if len(others) == 2 and part.layer in others:
-        swapped = f" Layers {others[0]} and {others[1]} are each wrong by themselves: were they swapped?"
+    if len(wrong) == 2 and part.layer in wrong:
+        swapped = f" Layers {wrong[0]} and {wrong[1]} are each wrong by themselves: were they swapped?"
     return _layer_hint(layers, inside, first, tick) + swapped
 
 
@@ -194,13 +194,13 @@ def _layer_hint(layers: Layers, inside: ReferenceStates, first: WorstOwnError, t
 class Evidence:
     """What a layer computed for one batch row, fed in the way that failed, and what it should have computed."""
 
-    keys: Array  # what the candidate's layer gives on the reference's inputs, (KV, n, D)
-    values: Array  # its V
-    solved: Array  # its Y
-    wanted: tuple[Array, Array, Array]  # the reference's K, V and Y of the whole sequence, float64 (KV, T, D)
-    positions: Array  # of the rows, (n,)
+    keys: Array  # K that the candidate's layer computes on the reference's inputs, float64 (KV, n, D)
+    values: Array  # its V, likewise
+    solved: Array  # its Y, likewise
+    wanted: tuple[Array, Array, Array]  # the reference's K, V and Y of the first TOKENS tokens, float64 (KV, T, D)
+    positions: Array  # of the n rows in the sequence, (n,)
     decode: bool  # whether each row was a call of its own
-    diagonal: str = UNIT  # of the layer's system, as in its description
+    diagonal: str = UNIT  # the kind of L's diagonal in this layer, one of DIAGONALS
     eps: float = 0.0  # the model's rms_norm_eps
 
     def solve(self, e: Array, diagonal: float | Array | None = None) -> Array:
@@ -235,10 +235,10 @@ class Evidence:
 
 
 def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick: Tick) -> Evidence | None:
-    """Feed tokens once more in the way that failed; compare what the layer computes with the reference.
+    """Rerun the candidate's layers; return what the layer of ``finding`` computes when fed in the way that failed.
 
     Returns:
-        Tensors of the batch row with the larger error; None if all tokens fed in that way follow the first ``TOKENS``.
+        The batch row with the larger error; None if all tokens fed in that way come after the first ``TOKENS``.
     """
     layer, kind = finding.part.layer, 0 if finding.part.word == "K" else 2
     k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in solve_tensors(inside.states, layer))
@@ -293,7 +293,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
         return _confined(actual, wanted, weights)
     e = evidence.kernel()
     exact = evidence.solve(e)
-    if _distance(exact, wanted) > (1 - FITS) * _distance(actual, wanted):  # right for its own K and V
+    if _distance(exact, wanted) > (1 - FITS) * _distance(actual, wanted):  # Y fits the candidate's own K and V
         return _confined(actual, wanted, weights)
     own = np.isin(np.arange(e.shape[-1]), [] if evidence.decode else evidence.positions)
     gain = math.exp(-math.sqrt(config.head_dim))
@@ -306,7 +306,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
             evidence.solve(evidence.kernel("bfloat16")),
         ),
     ]
-    for kind in ("bfloat16", "float16"):  # E rounded with the constant factor exp(−√d) in it, or before
+    for kind in ("bfloat16", "float16"):  # E rounded after, or before, multiplying by the constant exp(−√d)
         guesses += [
             (LOW_E.format(kind), evidence.solve(low)) for low in (rounded(e, kind), gain * rounded(e / gain, kind))
         ]
@@ -369,7 +369,7 @@ def _best(guesses: list[tuple[str, Array]], actual: Array, wanted: Array) -> str
 
 
 def _confined(actual: Array, wanted: Array, cause: str) -> str:
-    """Add to a cause whether the error is a constant factor, lies in one head (or two of its features), or is large."""
+    """Add to a cause whether the error is a constant factor, lies in one head (or one or two features), or is large."""
     error = np.square(actual - wanted).sum(axis=1)  # (KV, D)
     total, head = error.sum(), int(error.sum(axis=1).argmax())
     factor = float(np.vdot(wanted, actual) / np.vdot(wanted, wanted))

@@ -6,11 +6,11 @@ that precision: it depends on the conditioning of the solve, the depth of the mo
 candidate rounds the same formulas in another order, so its error is of the same size. A wrong one errs by the size of
 its mistake, which has nothing to do with the type.
 
-**The gate** of a tensor in a scenario is ``FACTOR`` times the baseline's largest error of any position (relative L2):
-at one position, rounding errors are a matter of luck, and the baseline's may be near zero. The gate applies to every
-position of the candidate, in every schedule. Different schedules are the same function: in float64 they agree to about
-1e-13, so one reference serves them all. The greedy scenario, short ones and the one that repeats one token may have too
-few different tokens to derive gates from: they get the widest of all scenarios, and so does every one in a quick run.
+**The gate** of a tensor in a scenario is ``FACTOR`` times the baseline's largest relative L2 error at any position, and
+at least ``FLOOR_UNITS`` units in the last place: the error at a single position may be near zero by luck. It applies to
+every position of the candidate, in every schedule. Schedules are the same function unless the cache rounds (then see
+:mod:`.rounded_cache`): in float64 they agree to about 1e-13, so one reference serves all. Scenarios that may have too
+few different tokens (the greedy one, short ones, one repeated token; in a quick run all) get the widest gate of any.
 
 **Not judged.** A tensor of zeros has the error ``‖reference‖ / scale``: 1 for K, for logits and for the size factors
 of :mod:`.rounded_cache`, at most 1 for Y, whose scale is the largest row so far. Where the gate is at least that, zeros
@@ -45,7 +45,7 @@ FACTOR = 4.0
 # Two units in the last place. Where the baseline is exact by luck (a value that is only copied), a correct candidate
 # may still round once before it stores and once when it stores, by at most one unit each.
 FLOOR_UNITS = 2.0
-# Distance from 1 to the next number: one unit in the last place, relative to the value, at most.
+# Machine epsilon by type: a unit in the last place of a value is at most this share of the value.
 UNIT = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # At a relative error of 1 a tensor of zeros is as good as the candidate: a gate that wide shows nothing.
 VACUOUS = 1.0
@@ -66,10 +66,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tensor of the candidate in one scenario and schedule, against the reference.
-
-    Positions count tokens of the sequence, padding left out.
-    """
+    """One tensor of the candidate in one scenario and schedule, against the reference; positions leave out padding."""
 
     scenario: str
     schedule: str
@@ -80,8 +77,8 @@ class Comparison:
     failed_at: int | None  # first position beyond the gate
     error: float  # relative L2 error at failed_at, else at the worst position; NaN where a value is NaN
     start: int = 0  # position of the first row
-    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)  # of every row, (T,)
-    blind_positions: int = 0  # at how many of them a row of zeros would have passed although the reference is not zero
+    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)  # by row, float64 (T,)
+    blind_positions: int = 0  # number of rows at which zeros would have passed although the reference is not zero
     against: str = ""  # the reference's kind; empty: our own model
 
     @property
@@ -131,7 +128,10 @@ class Coverage:
 
 
 def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId, Gate]:
-    """Return the gate of every tensor of one scenario, from traces in float64 and in the artifact's type ``dtype``."""
+    """Return the gate of every tensor of one scenario, from traces in float64 and in the artifact's type ``dtype``.
+
+    Raises LucidError if the float64 trace is not finite, CheckFailed if only the baseline's is not.
+    """
     gates = {}
     for tensor, rows in reference.tensors.items():
         if not np.isfinite(rows.values).all():

@@ -1,4 +1,4 @@
-"""Golden files: what the code that trained a model computed for some tokens, recorded as safetensors.
+"""Golden files: what other code, such as that which trained a model, computed for some tokens, as safetensors.
 
 ``docs/verification.md`` has the format. A file is read and checked against the model before anything is run. Its
 numbers carry rounding of their own, which :func:`add_golden` adds to the gates.
@@ -55,10 +55,10 @@ class Golden:
         return Reference(KIND, words, left_out=cut)
 
     def scenarios(self, limit: int, workload: Workload) -> list[Scenario]:
-        """Return two scenarios for each row of tokens: a prompt with decode steps, and decoding from the start.
+        """Return two scenarios for each row of tokens: a prompt with decode steps, and a prompt of one token.
 
-        The first is fed in every way, and its logits are compared from the prompt's last token on; of the second, the
-        logits of every position are compared. Longer rows are cut to the model's context, ``limit``.
+        The first is fed by every schedule but "in turns", and its logits are compared from the prompt's last token on.
+        The second is fed one-shot only, and all its logits are compared. Rows are cut to :meth:`tokens_used`.
         """
         found = []
         tokens = self.tokens_used(limit, workload)
@@ -71,7 +71,7 @@ class Golden:
         return found
 
     def tokens_used(self, limit: int, workload: Workload) -> int:
-        """Return how many tokens of each row are run."""
+        """Return how many tokens of each row are run: as many as fit ``limit`` with padding, fewer in a quick run."""
         tokens = min(self.ids.shape[1], limit - PADDING)
         return tokens if workload.has_all_sequences else min(tokens, workload.prompt_tokens + workload.steps)
 
@@ -96,7 +96,7 @@ def row_name(row: int) -> str:
 def open_golden(
     path: str | Path | None, config: LucidConfig, layers: tuple[LayerDescription, ...], artifact: Artifact | None
 ) -> Golden | None:
-    """Read a golden file if there is one; refuse it for a quantized artifact, which computes something else."""
+    """Read a golden file, unless ``path`` is None; raise LucidError if the artifact is quantized: it would differ."""
     if path is None:
         return None
     if artifact is not None and artifact.manifest.quantization is not None:
@@ -109,7 +109,7 @@ def open_golden(
 
 
 def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescription, ...]) -> Golden:
-    """Read a golden file, and check that its tensors, types and values fit a model."""
+    """Read a golden file; raise LucidError unless its tensors, types, shapes and values fit the model."""
     import torch  # numpy has no bfloat16
     from safetensors import SafetensorError, safe_open
 
@@ -192,7 +192,7 @@ def _check_headers(
         if name != LOGITS:
             tensor = known[name][1]
             heads, width = tensor.shape
-            # What a layer over a window has dropped was not recorded: then these are the last rows.
+            # A layer over a window drops its first rows, so fewer rows than tokens may be recorded: the last ones.
             is_cut = tensor.sort == "ring" and len(shape) == 4 and 0 < shape[2] <= tokens
             wanted = [batch, heads, shape[2] if is_cut else tokens, width]
             layout = "[batch, key/value heads, tokens, width]"
@@ -232,14 +232,14 @@ def _rows(x: Array, tokens: int) -> TensorRows:
 def add_golden(
     targets: Targets, golden: Golden, in_precision: Callable[[str], Session[Any]], progress: Progress | None = None
 ) -> Targets:
-    """Return targets that also have, for the golden file's scenarios, the tensors recorded there.
+    """Return the targets, with the recorded tensors added to the scenarios that are the golden file's.
 
-    ``in_precision`` opens our own model in a type, to measure what rounding in it costs.
+    ``in_precision`` opens our own PyTorch model in a given type, to measure what rounding to that type costs.
     """
     found = {item.scenario.name: trace for item in targets.items if (trace := golden.trace(item.scenario)) is not None}
     recorded = [item for item in targets.items if item.scenario.name in found]
     reference = golden.reference(max(item.scenario.length for item in recorded))
-    # Float32 at best: common code casts norms, softmax and rotary angles to float32, whatever the model's type.
+    # At best float32: even in a float64 model, code commonly casts norms, softmax and rotary angles to float32.
     precision, errors = max(golden.computed_in, "float32", key=UNIT.__getitem__), None
     if UNIT[precision] > UNIT[targets.dtype]:  # recorded more coarsely than the candidate computes
         errors = _errors_in(precision, recorded, in_precision(precision), progress)

@@ -32,8 +32,8 @@ class LogitMetrics:
     kl_max: float
     positions: int
     agreed: int  # positions with the same most likely token
-    near_ties: int  # with another one, too close to the reference's to tell apart within the gate
-    disagreed: int  # with another one beyond that
+    near_ties: int  # positions with another one, whose reference logit is within tie_margin of the largest
+    disagreed: int  # positions with another one beyond tie_margin
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
@@ -75,7 +75,7 @@ def zero_errors(reference: Array, accumulated: bool = False) -> Array:
 
 
 def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> tuple[TensorMetrics, Array]:
-    """Compare a tensor with its reference: errors of the whole, and the relative L2 error of each position."""
+    """Return the errors of a whole tensor, and the relative L2 error of each of its positions, float64 ``(T,)``."""
     actual, reference = actual.astype(np.float64), reference.astype(np.float64)
     flat, target = actual.reshape(actual.shape[0], -1), reference.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -95,9 +95,9 @@ def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -
 
 
 def kl_divergence(actual: Array, reference: Array) -> Array:
-    """Return ``Σ p·(log p − log q)`` in nats, p and q the softmax of reference and actual logits; last axis is summed.
+    """Return the KL divergence ``Σ p·(log p − log q)`` in nats over the last axis, in float64.
 
-    Never below zero: rounding could otherwise give −1e-17 for equal distributions.
+    p is the softmax of the reference, q of the actual logits. Never below zero, though rounding alone may give −1e-17.
     """
     log_q, log_p = log_softmax(actual), log_softmax(reference)
     with np.errstate(invalid="ignore"):

@@ -23,9 +23,9 @@ ELEMENTS = 1 << 23  # of a weight that are cast at a time: 64 MiB
 
 
 def float64_on_demand(config: LucidConfig, load: Load) -> CausalModel:
-    """Return the model, which computes exactly as a float64 model with the same weights.
+    """Return a model that computes in float64, without keeping its large weights in memory.
 
-    ``load`` returns a weight by its name, also ``lm_head.weight`` of a tied model; it is called at each use.
+    ``load`` returns a parameter by name, also ``lm_head.weight`` of a tied model: large ones at each use, others once.
     """
 
     def load_as_stored(name: str) -> Tensor:

@@ -43,7 +43,7 @@ class Workload:
         return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
 
     def left_out(self) -> Iterator[str]:
-        """Yield in what this verification does less than a full one, a sentence each."""
+        """Yield what a full verification does beyond this workload, a sentence each."""
         if self.prompt_tokens < PROMPT_TOKENS:
             yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}."
         if self.steps < DECODE_STEPS:

@@ -40,7 +40,7 @@ class ReferenceStates:
         return self.scenario.ids[None]
 
     def past(self, length: int) -> Past:
-        """Return what is cached after the first ``length`` tokens, such as K and Y."""
+        """Return what each layer caches after the first ``length`` tokens, such as K and Y ``(1, KV, length, D)``."""
         if length == 0:
             return empty_arrays(self.layers, 1)
         if self.pasts:
@@ -48,17 +48,17 @@ class ReferenceStates:
         return [tuple(rows[:, :, :length] for rows in layer.values()) for layer in self.states.cached]
 
     def residuals(self, rows: slice) -> list[Array]:
-        """Return what every layer, and the final norm, reads at these tokens."""
+        """Return what every layer, and last the final norm, reads at these tokens, each ``(1, n, hidden)``."""
         return [x[:, rows] for x in self.states.residuals]
 
 
 @dataclass(frozen=True)
 class WorstOwnError:
-    """One part's largest error on the reference's inputs in one scenario, or the first beyond its gate."""
+    """One part's first error beyond its gate on the reference's inputs in one scenario, or else its largest."""
 
     scenario: str
     part: TensorId
-    feeding: str  # how the tokens were fed in the worst case; or, if it failed, in the first failure
+    feeding: str  # how the tokens were fed where this error arose
     position: int  # in the sequence
     error: float  # relative L2 error there
     gate: Gate

@@ -12,21 +12,21 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.parity.metrics import kl_divergence, log_softmax
 from lucid_deploy.runtimes.session import Array, Session
 
-WINDOW = 512  # tokens of context at most, as llama.cpp has it: windows of a text begin with an empty cache
+WINDOW = 512  # most tokens of a window, as in llama.cpp; every window of a text starts from an empty cache
 PIECE = 64  # tokens whose logits are in memory at once
-Score = Callable[[Array], Iterator[Array]]  # tokens (N,) to their logits, in pieces (n, vocab)
+Score = Callable[[Array], Iterator[Array]]  # takes token ids (N,), yields their logits in pieces (n, vocab)
 
 
 @dataclass(frozen=True)
 class TextCost:
     """How much worse a model predicts a text than the model that it was made from."""
 
-    tokens: int  # that were predicted: of every window all but the first
-    own: float  # its perplexity
-    original: float  # that of the other model
-    kl: float  # mean KL divergence from the other model, nats a token
-    same: float  # share of the tokens after which both find the same token most likely
-    error: float  # standard error of own / original: another text of this length may give that much more or less
+    tokens: int  # predicted tokens: all but the first of every window
+    own: float  # the model's perplexity
+    original: float  # the perplexity of the model that it was made from
+    kl: float  # mean KL divergence from that model, nats a token
+    same: float  # share of positions at which both models find the same token most likely
+    error: float  # standard error of ln(own / original), about that of the ratio: what another text may change
 
     @property
     def change(self) -> str:
@@ -39,7 +39,7 @@ class TextCost:
 
 
 def windows(ids: Array, limit: int) -> list[Array]:
-    """Cut a text into windows of ``WINDOW`` tokens, or ``limit`` if the model takes fewer; the last may be shorter."""
+    """Cut token ids ``(N,)`` into windows of ``WINDOW``, or of ``limit`` if less; drop a last one of a single token."""
     if len(ids) < 2:
         raise LucidError(f"The text for the perplexity has {len(ids)} tokens; it takes at least 2.")
     size = min(WINDOW, limit)
@@ -48,7 +48,7 @@ def windows(ids: Array, limit: int) -> list[Array]:
 
 
 def session_logits(session: Session[Any]) -> Score:
-    """Return a function giving a session's logits of every token."""
+    """Return a function that runs token ids from an empty cache on and yields a session's logits of all of them."""
 
     def score(ids: Array) -> Iterator[Array]:
         cache = session.empty_cache()
@@ -79,20 +79,20 @@ def _surprise(logits: Array, next_ids: Array) -> Array:
 
 def cost_on_text(own: Score, original: Score, pieces: list[Array], tick: Callable[[], None]) -> TextCost:
     """Return the perplexities of two models on the windows of a text, and how far their predictions differ."""
-    lost, surprise, divergence, same = [np.zeros(0)], [np.zeros(0)], 0.0, 0
+    own_surprisals, original_surprisals, divergence, same = [np.zeros(0)], [np.zeros(0)], 0.0, 0
     for ids in pieces:
         start = 0
         for mine, theirs in _together(own(ids[:-1]), original(ids[:-1])):
             next_ids = ids[start + 1 : start + 1 + len(theirs)]
-            lost.append(_surprise(mine, next_ids))
-            surprise.append(_surprise(theirs, next_ids))
+            own_surprisals.append(_surprise(mine, next_ids))
+            original_surprisals.append(_surprise(theirs, next_ids))
             divergence += float(kl_divergence(mine, theirs).sum())
             same += int((mine.argmax(-1) == theirs.argmax(-1)).sum())
             start += len(theirs)
         tick()
-    mine, theirs = np.concatenate(lost), np.concatenate(surprise)
+    mine, theirs = np.concatenate(own_surprisals), np.concatenate(original_surprisals)
     count = len(mine)
-    error = float((mine - theirs).std() / np.sqrt(count))  # of the ratio's logarithm
+    error = float((mine - theirs).std() / np.sqrt(count))  # of the logarithm of the perplexities' ratio
     with np.errstate(over="ignore"):
         own_perplexity, other_perplexity = (float(np.exp(each.mean())) for each in (mine, theirs))
     return TextCost(count, own_perplexity, other_perplexity, divergence / count, same / count, error)

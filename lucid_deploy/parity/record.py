@@ -18,27 +18,27 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Tick = Callable[[], None]
 
-KINDS = ("K", "Y", "logits")  # in the order in which a layer computes them, and failures are named
-ROWS = {"key": 0, "value": 1}  # kinds of the cached tensors that have a row for each token
+KINDS = ("K", "Y", "logits")  # in the order of computation, in which failures are reported too
+ROWS = {"key": 0, "value": 1}  # index into KINDS, by the name of a cached tensor with a row for each token
 
 
 class TensorId(NamedTuple):
     """The name of a tensor. Names sort in the order of computation: by layer, K before Y, logits last."""
 
     layer: int  # for the logits, the number of layers; −1 is the embedding
-    kind: int  # index into KINDS; beyond it, the place of another cached tensor
-    other: str = ""  # the name, if it is another one than in KINDS
+    kind: int  # index into KINDS; for other cached tensors len(KINDS) + the place in the layer's layout
+    other: str = ""  # the tensor's word if it is not the one in KINDS
 
     @staticmethod
     def of(index: int, place: int, tensor: CacheTensor, layer: LayerDescription) -> TensorId:
-        """Name the cached tensor at a place of a layer's layout; without a solve, V is cached in the place of Y."""
+        """Name the cached tensor at ``place`` of the layout of layer ``index``; without a solve, V takes Y's place."""
         if tensor.sort == "rows" and tensor.name in ROWS:
             return TensorId(index, ROWS[tensor.name], "V" if tensor.name == "value" and not layer.solves else "")
         return TensorId(index, len(KINDS) + place, tensor.name)
 
     @property
     def word(self) -> str:
-        """``K``, ``Y``, ``V``, ``logits``, ``output`` of a layer, or the name of another cached tensor."""
+        """``K``, ``Y``, ``V``, ``logits``, ``embedding``, a layer's ``output``, or another cached tensor's name."""
         return self.other or KINDS[self.kind]
 
     @property
@@ -56,10 +56,10 @@ class TensorId(NamedTuple):
         return self.word if self.is_logits or self.layer < 0 else f"layer {self.layer} {self.word}"
 
 
-# After how many of the last tokens states are compared. The gate from one alone would be a matter of luck: a correct
-# candidate had twice the error that it allowed. More would take the memory of a model.
+# States are compared after each of this many last tokens. A gate derived from a single one depends on luck (a correct
+# candidate had twice the error that such a gate allowed); more of them would take as much memory as a model.
 STATES = 4
-States = dict[tuple[int, int], Array]  # by layer, and place in its layout without scales
+States = dict[tuple[int, int], Array]  # by layer and place in its layout without scales: the state, (B, …)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TensorRows:
     is_state: bool = False
 
     def from_position(self, position: int) -> TensorRows:
-        """Return the rows from a position of the sequence on, which must be among them."""
+        """Return the rows from a position of the sequence on, which must not lie before ``start``."""
         assert position >= self.start
         return replace(self, values=self.values[:, position - self.start :], start=position)
 
@@ -89,14 +89,14 @@ class Trace:
 
 
 def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_SHOT, tick: Tick | None = None) -> Trace:
-    """Feed one scenario and record everything."""
+    """Feed one scenario to a session; return its cache and logits as a trace."""
     return record_together(session, [scenario], schedule, tick)[0]
 
 
 def record_together(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
 ) -> list[Trace]:
-    """Feed scenarios of equal lengths as rows of one batch, and record everything; ``tick`` counts calls."""
+    """Feed scenarios of equal lengths as rows of one batch; return their traces. ``tick`` is called after each call."""
     scenarios = [schedule.fed(scenario) for scenario in scenarios]
     fed = _feed(session, scenarios, schedule, tick or no_tick)
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
@@ -116,18 +116,18 @@ def record_all(
 def record_greedy(
     session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
 ) -> list[tuple[Scenario, Trace]]:
-    """Feed scenarios one-shot; return them (greedy ones with the tokens that the session chose) and their traces."""
+    """Feed scenarios of equal lengths one-shot; return them, greedy ones with the tokens chosen, and their traces."""
     fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
     chosen = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
     return list(zip(chosen, _traces(session, fed.cache, fed.logits, chosen, fed.states), strict=True))
 
 
 def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None) -> list[Trace]:
-    """Prefill all tokens of scenarios of equal lengths, forced ones too, in as few calls as possible, and record all.
+    """Prefill all tokens of scenarios of equal lengths, forced ones too, in few calls; return their traces.
 
-    In float64 every schedule computes the same, and each call reads and casts a large model's weights anew. The second
-    call has the tokens whose logits are compared; the head is not applied to those of the first. Where layers keep
-    states, the last tokens have a call each, since the state after each of them is compared too.
+    In float64 every schedule computes the same, and every call casts a large model's weights anew. The first call runs
+    the tokens whose logits are not compared, so that the head is not applied to them. Where layers keep states, each of
+    the last tokens has a call of its own, since the state after it is compared too.
     """
     tick = tick or no_tick
     cache = session.empty_cache(len(scenarios))
@@ -148,11 +148,11 @@ def record_at_once(session: Session[Any], scenarios: Sequence[Scenario], tick: T
 
 @dataclass(frozen=True)
 class _Fed:
-    """The result of feeding a batch, a row for each scenario."""
+    """The result of feeding a batch: one row for each scenario, or two in the padded schedule."""
 
     cache: Cache[Any]
     logits: Array  # (B, S + 1, vocab)
-    tokens: Array  # those that were decoded, (B, S)
+    tokens: Array  # the decoded tokens, (scenarios, S)
     states: list[States]  # after each of the last tokens
 
 
@@ -283,9 +283,9 @@ def _traces(
 
 
 def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
-    """Turn ``(B, KV, T, D)`` into ``(B, tokens, KV·D)`` without padding, where the mask ``(B, T)`` is False.
+    """Turn ``(B, KV, T, D)`` into ``(B, tokens, KV·D)``, leaving out padding, where ``mask``, ``(B, T)``, is False.
 
-    Every row of the mask has equally many tokens. A ring has rows of the last tokens only.
+    All rows of the mask have equally many tokens. Of a ring, only the last tokens have rows.
     """
     tokens = int(mask[0].sum())
     held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)

@@ -1,7 +1,7 @@
 """Open the PyTorch models that a session is compared with: reference, baseline, the checkpoint before quantization.
 
 The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. If the
-cache rounds, a second one is opened; it keeps all weights in float64, as it runs token by token.
+cache rounds, a second float64 model is opened. It keeps all weights in float64, because it also runs token by token.
 
 A quantized artifact is compared with the model on the artifact's dequantized weights. With --text it is also compared
 with the model on the checkpoint's weights.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_remote_code: bool = False) -> Checkpoint:
-    """Open the checkpoint to verify against, by default the manifest's source; check that it is of the same model."""
+    """Open the checkpoint to verify against, by default the manifest's source; refuse that of another model."""
     name = checkpoint or artifact.manifest.source
     if checkpoint is None and not resolve(name).exists():
         hub, again = artifact.manifest.hub, ""
@@ -72,9 +72,9 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None, trust_rem
 class ReferenceModels:
     """Opens the PyTorch models that a candidate is compared with."""
 
-    candidate: Session[Any]  # the session under test; the models take its limits
+    candidate: Session[Any]  # the session under test; the models get its configuration, context limit included
     source: Checkpoint
-    artifact: Artifact | None = None  # the session's; without it, nothing is taken to be quantized
+    artifact: Artifact | None = None  # the candidate's; None: the models run on the checkpoint's own weights
     progress: Progress | None = None  # called while weights are loaded
     adapter: Adapter | None = None  # the one that the candidate runs with, as PEFT saved it
 
@@ -141,7 +141,7 @@ class ReferenceModels:
 
 
 def open_adapter(artifact: Artifact, name: str | None) -> Adapter | None:
-    """Open the adapter of a name as PEFT saved it; None for the base."""
+    """Open the adapter of this name from the folder where PEFT saved it; None for the base and for no name."""
     if name in (None, BASE):
         return None
     stored = next((each for each in artifact.adapters() if each.name == name), None)
@@ -170,8 +170,8 @@ def _add_adapter(model: CausalModel, matrices: dict[str, tuple[Tensor, Tensor]])
 def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> CausalModel:
     """Return the PyTorch model on a quantized artifact's dequantized weights.
 
-    In the artifact's own type it sets the gates, so it does what the runtime does: on the CPU onnxruntime rounds the
-    inputs of quantized products to 8 bits, if the artifact says so.
+    As the baseline, in the artifact's own type, it rounds what the runtime rounds: on the CPU, onnxruntime rounds the
+    inputs of quantized products to 8 bits if the artifact says so.
     """
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
     from lucid_deploy.runtimes.torch.quantized_activations import quantize_activations

@@ -26,7 +26,7 @@ PASSED, FAILED, REPORTED, NOT_DONE = "passed", "failed", "reported", "not done"
 FREE_RUNNING = "free-running"  # name of the schedule in which the candidate's own tokens are fed back
 ARTIFACT_CHECKS = ("files", "weights")  # made before the comparison, if there is an artifact
 _distributions = functools.cache(importlib.metadata.packages_distributions)  # reads every package's list of files
-FACTS = ("artifact", "checkpoint", "device", "provider", "kernels")  # those that the JSON repeats
+FACTS = ("artifact", "checkpoint", "device", "provider", "kernels")  # the facts that the JSON has
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Verification:
     scenarios: tuple[ScenarioInfo, ...] = ()
     free_runs: tuple[FreeRun, ...] = ()
     context: int = 0  # tokens that the model takes at most
-    left_out: tuple[str, ...] = ()  # what a full verification does beyond this one, a sentence each
+    left_out: tuple[str, ...] = ()  # what was left out of a full verification, a sentence each
     no_drafts: str = ""  # why the step that verifies drafts was not run; empty if it was
     reference: Reference = OWN_MODEL
     others: tuple[Reference, ...] = ()  # other implementations; comparisons name their kind in `against`
     runs_graphs: bool = True  # whether the candidate ran the artifact's graphs, not its weights alone
-    fallback_hint: str | None = None  # how to run it with less code of ours, as the end of a sentence
+    fallback_hint: str | None = None  # how to run it without our kernels, as the end of a sentence
     rounded_cache: str | None = None  # the cache's type, if it is another one than `dtype`
     rounded_inputs: str | None = None  # the type that inputs of quantized products are rounded to
     environment: dict[str, Any] = field(default_factory=dict)  # versions and machine
@@ -94,17 +94,17 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the comparison was made, every tensor is within a gate that proves something, and nothing failed."""
+        """Whether tensors were compared, nothing failed, and what passed proves enough."""
         return bool(self.comparisons) and not self.failed and not self.not_proven
 
     @property
     def failed(self) -> bool:
-        """Whether a tensor is beyond its gate, or a check of the artifact failed."""
+        """Whether a tensor is beyond its gate, or a check of the artifact or of its other forms failed."""
         return self.first_failure is not None or bool(self.failed_artifact_check)
 
     @property
     def failure(self) -> str:
-        """What failed first, in one line; empty if nothing did."""
+        """What failed first, or what was not proven, in one line; empty if the verification passed."""
         if self.comparisons and not self.passed:
             name = self.facts.get("artifact", self.label)
             outcome = "failed" if self.failed else "is not proven"
@@ -113,7 +113,7 @@ class Verification:
 
     @property
     def failed_artifact_check(self) -> str:
-        """What the first failed check of the artifact found; empty if none failed."""
+        """What the first failed check of the artifact or of its other forms found; empty if none failed."""
         checks = (*self.artifact_checks, *self.form_checks)
         return next((check.detail for check in checks if check.outcome == FAILED), "")
 
@@ -124,11 +124,11 @@ class Verification:
         return self
 
     def verdict(self) -> str:
-        """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
+        """Return the result in a sentence or two; a failure names the first layer, tensor and position."""
         return words.verdict(self)
 
     def cause(self) -> str:
-        """Say where errors start; empty if that was not looked for, or nothing is wrong."""
+        """Say where errors start; empty if no causes were looked for, or nothing is wrong."""
         failed, unproven = self.first_failure is not None, bool(self.not_proven)
         return "" if self.explanation is None else self.explanation.sentence(failed, unproven)
 
@@ -155,9 +155,9 @@ class Verification:
 
     @functools.cached_property
     def unproven(self) -> tuple[TensorId, ...]:
-        """The tensors that were not judged in any scenario of some schedule: passing there proves nothing.
+        """The tensors that some schedule judged in none of its scenarios: passing there proves nothing.
 
-        Each reference counts for itself. Schedules of a single scenario do not count.
+        Each reference is counted by itself. Schedules that run the greedy scenario alone are not counted.
         """
         single = {FREE_RUNNING, *(schedule.name for schedule in SCHEDULES if schedule.greedy_only)}
         judged: dict[tuple[TensorId, str, str], bool] = {}
@@ -281,7 +281,7 @@ class Verification:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON. Numbers that are not finite become null; a comparison with one failed."""
+        """Return plain data for JSON. Numbers that are not finite become null: a comparison that has one failed."""
         data: dict[str, Any] = {}
         if self.facts:
             data = {name: self.facts[name] for name in FACTS}

@@ -50,8 +50,8 @@ from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Gates = dict[TensorId, Gate]
-# More rows do not make a deviation smaller: errors of neighbouring rows are correlated, since Y carries them on.
-# Without this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
+# Most rows whose errors count as independent: those of neighbouring rows are correlated, since Y carries them on.
+# Without this bound the error of a correct candidate was 0.6 of its gate, where 0.1 is usual.
 INDEPENDENT = 32
 _STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number to the next, as a share of it
 
@@ -61,10 +61,10 @@ class SizeGate:
     """How far from 1 the size factor of some rows of one tensor may be."""
 
     gate: Gate
-    rows: Array  # positions of the rows that count, (n,); all rows of the part if none can be judged
+    rows: Array  # positions of the rows that count, (n,); if none can be judged, of all rows
 
 
-SizeGates = dict[str, dict[TensorId, SizeGate]]  # by what wrote the rows: the names of _written_by
+SizeGates = dict[str, dict[TensorId, SizeGate]]  # by what wrote the rows: prefilled, decoded or drafted
 
 
 def rounds(session: Session[Any]) -> bool:
@@ -122,7 +122,7 @@ def without_logits(trace: Trace) -> Trace:
 def compare_sizes(
     trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
 ) -> list[Comparison]:
-    """Compare size factors of K and Y with 1; a failure is noted at the first row that counts, but concerns all."""
+    """Compare size factors of K and Y with 1; the position of a failure is the first row that counts, for all rows."""
     found = []
     for part in _written_by(scenario, schedule):
         for tensor, size in gates[part].items():
@@ -135,7 +135,7 @@ def compare_sizes(
 
 
 def size_factors(actual: Array, rounded: Array) -> Array:
-    """Return the factor by which each row of a batch ``(B, T, F)`` contains the second reference: 1 if all is well."""
+    """Return the factor, ``(B,)``, by which each batch row ``(T, F)`` contains the second reference; 1 is right."""
     flat, target = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, rounded))
     square = (target * target).sum(1)
     shares = np.divide((flat * target).sum(1), square, out=np.full(len(flat), np.inf), where=square > 0)
@@ -168,7 +168,7 @@ def _relative_error(actual: Array, rounded: Array) -> float:
 # Reading: steps from stored rows
 
 READ_STEPS = 4  # decode steps, each from the stored rows
-Answers = dict[str, Trace]  # the logits, by the graph that read the rows
+Answers = dict[str, Trace]  # traces of logits alone, by the graph that read the rows
 
 
 def read_calls(session: Session[Any], scenario: Scenario) -> int:
@@ -177,7 +177,7 @@ def read_calls(session: Session[Any], scenario: Scenario) -> int:
 
 
 def _starts(session: Session[Any], scenario: Scenario) -> range:
-    """Return how many tokens are stored before each step."""
+    """Return how many tokens are in the cache before each decode step."""
     prompt, forced = len(scenario.prompt), len(scenario.forced)
     if has_states(session):  # states are recorded only before each of the last few tokens
         return range(max(prompt, scenario.length - STATES + 1), scenario.length)
@@ -222,7 +222,7 @@ def compare_answers(
 
 
 def _stored(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
-    """Return a cache of the first tokens: their rows, and the states after them."""
+    """Return a cache of the first ``tokens`` tokens: their rows, and the states after them."""
     layers: list[tuple[Array, ...]] = [
         tuple(
             _values(session, rounded.tensors[TensorId.of(index, place, tensor, layer)], tensor, tokens)

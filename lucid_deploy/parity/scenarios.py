@@ -18,10 +18,10 @@ from lucid_deploy.model.synthetic_tokens import ONE_TOKEN, synthetic_tokens
 # prompt, and by prefills where the tokens before the last FEW_STEPS are fed with it.
 PROMPT_TOKENS = 250
 DECODE_STEPS = 32
-# Tokens decoded at the end of most schedules. All steps are decoded "by token", and one-shot in the greedy scenario: a
-# step depends on its token and on the cache alone, and what each schedule left in the cache is compared by itself.
+# Tokens decoded at the end of most schedules; all are decoded "by token" and, in the greedy scenario, one-shot. That is
+# enough: a step depends only on its token and the cache, and what a schedule left in the cache is compared too.
 FEW_STEPS = 8
-PADDING = 5  # padded columns of the padded schedule, not a multiple of anything; 3 in its first call, 2 in its second
+PADDING = 5  # padded columns of the padded schedule, no multiple of a block; 3 in its first call, 2 in its second
 DRAFTS = (3, 5)  # tokens that each step of the drafts schedule verifies, in turn
 REJECTED = 2  # wrong tokens after the drafts of the first step, which are taken back; at most PADDING, so that they fit
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
@@ -43,16 +43,16 @@ class Scenario:
     forced: Array  # int64 (S,), fed one by one after the prompt
     # whether forced is what the baseline itself generates, so that a free run can be compared too
     greedy: bool = False
-    # whether the prompt is fed in one way only: it is one token, and others would be the same
+    # whether only the one-shot schedule feeds it, as the others already feed another scenario of the same tokens
     one_shot_only: bool = False
     # whether most positions have the same few rounding errors, as where nearly all tokens are the same: these are too
     # few to derive a gate from
     few_draws: bool = False
-    alone: bool = False  # whether it never shares a batch; another scenario, as random as it, does
+    alone: bool = False  # whether schedules that batch scenarios skip it; another one with random tokens stands in
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
+        """Number of tokens, forced ones included."""
         return len(self.prompt) + len(self.forced)
 
     @property
@@ -80,8 +80,8 @@ class Schedule:
     name: str  # short name for reports
     chunks: tuple[int, ...] = ()  # lengths of the prefill calls, used in turn; empty: all at once
     answers: tuple[int, ...] = ()  # tokens decoded after each of these calls, used in turn; empty: none
-    # run two rows at once in two prefill calls, with this many padded columns in all: one row is padded on the left
-    # and then on the right, the other on the right and then on the left
+    # run each scenario as two rows, in two prefill calls with this many padded columns together: one row is padded on
+    # the left and then on the right, the other on the right and then on the left
     padding: int = 0
     # feed the last forced tokens in groups of these lengths, used in turn, by the step that verifies drafts; the
     # first group has wrong tokens after it, which are taken back. Empty: decode them one by one.
@@ -110,8 +110,8 @@ class Schedule:
     def fed(self, scenario: Scenario) -> Scenario:
         """Return a scenario whose prompt also has the forced tokens that this schedule does not decode.
 
-        One-shot, a greedy scenario is decoded in full, since what it generates freely is read off that run, and so is
-        one that is fed in no other way.
+        In the one-shot schedule two kinds are decoded in full: greedy scenarios, whose free generation is taken from
+        that run, and those that are fed one-shot only.
         """
         full = self.one_shot and (scenario.greedy or scenario.one_shot_only)
         if self.steps is None or full or len(scenario.forced) <= self.steps:
@@ -193,9 +193,9 @@ def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
 
 
 def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
-    """Return prompt tokens and decode steps for a context of ``limit`` tokens, leaving room for the padding.
+    """Return the numbers of prompt tokens and decode steps that fit, with padding, a context of ``limit`` tokens.
 
-    Where the context is too short, there are fewer steps, and then fewer prompt tokens.
+    If the context is too short, there are fewer steps, and then fewer prompt tokens; too short for any: LucidError.
     """
     if steps < 1:
         raise LucidError(f"Verification needs at least one decode step, not {steps}.")

@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 # Share of a step: float32 arithmetic in the quantizer may round a value half way between two steps to either.
 _SLACK = 1e-3
-# Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
+# Relative: the recorded distance has 7 digits, and may come from sums in another order.
 _DISTANCE_SLACK = 1e-5
 _FLOAT_SCALE_SLACK = 2.0**-21  # relative: float32 arithmetic rounds a scale of E4M3 or NVFP4 once or twice
-# A scale in half precision is rounded, and every weight with it: by this share of it, and by half a unit in the last
-# place of the smallest scales (in float16 those below 2^-14 are multiples of 2^-24).
+# Rounding a scale to half precision changes every weight of its block: relatively by this share, and absolutely by half
+# the spacing of subnormal numbers (float16 below 2^-14 has multiples of 2^-24).
 _SCALE_ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 _SCALE_STEP = {"float16": 2.0**-25}
 
@@ -113,7 +113,7 @@ def _quantized_words(record: Quantization, folded: bool) -> str:
 def check_plain_weights(
     artifact: Artifact, checkpoint: Checkpoint, folded: Scales | None = None, tick: Callable[[], None] = lambda: None
 ) -> int:
-    """Compare all weights that are not quantized with the checkpoint's in the artifact's type; return their number.
+    """Raise CheckFailed unless all weights that are not quantized are the checkpoint's, rounded; return their number.
 
     Prefill and decode must read them from the same place of the weight file. ``folded``: scales put into weights.
     """
@@ -146,7 +146,7 @@ def check_plain_weights(
 
 
 def _plain_difference(buffer: mmap.mmap, place: StoredWeight, wanted: torch.Tensor, transposed: bool) -> str | None:
-    """Say how a stored weight differs from ``wanted``, rounded to its type; None if it does not."""
+    """Say how a stored weight differs from ``wanted`` rounded to the stored type; None if it does not."""
     import torch
 
     types = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}  # by onnx.TensorProto.DataType
@@ -172,7 +172,7 @@ def _plain_difference(buffer: mmap.mmap, place: StoredWeight, wanted: torch.Tens
 
 
 def _problem(record: Quantization, name: str, parts: list[Array], weight: torch.Tensor, dtype: str) -> str | None:
-    """Say how a quantized weight differs from what its way of quantization gives; None if it does not."""
+    """Say how a quantized weight differs from what its method and scheme allow; None if it does not."""
     if record.method.name == STORED:
         wrong = dequantize(record, name, *parts) != weight.double().numpy()
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
@@ -194,7 +194,7 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
     numbers, factors = unpack(record, name, *parts)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
     high, positive = (1 << (record.bits_of(name) - 1)) - 1, record.has_positive_scales(name)
-    top = high if positive else high + 1  # the largest element's magnitude, as a whole number
+    top = high if positive else high + 1  # the whole number that a block's largest magnitude is scaled to
     relative, least = _SCALE_ROUNDING.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
     largest = _blocks(np.abs(original), tensor).max(axis=-1)
     if positive:
@@ -208,7 +208,7 @@ def _nearest_difference(record: Quantization, name: str, parts: list[Array], ori
         )
     steps = spread(np.abs(factors), tensor)
     error = np.abs(numbers * spread(factors, tensor) - original)
-    clipped = (numbers == high) & (top > high)  # the scale is that of one step more
+    clipped = (numbers == high) & (top > high)  # perhaps high + 1 steps, which has no code
     rounding = (np.abs(numbers) + clipped) * (relative * steps + least)
     allowed = np.where(clipped, 1.0, 0.5 + _SLACK) * steps + rounding + least
     return _beyond(error, allowed, steps)
@@ -219,8 +219,8 @@ def _asymmetric_difference(
 ) -> str | None:
     """Say where quantized values with zero points, offsets or fitted ranges are too far off; None if nowhere.
 
-    Within its block's range an element may be off by half a step. Beyond, elements are clipped: by two steps at most,
-    since ranges are fitted to blocks. In half precision scales are rounded after the values were chosen.
+    Within its block's range an element may be off by half a step. Elements beyond the range are clipped, and may be off
+    by two steps, since ranges are fitted to blocks. More is allowed where scales were rounded after values were chosen.
     """
     tensor, half = record.tensors[name], 1 << (record.bits_of(name) - 1)
     numbers, factors = unpack(record, name, *parts)
@@ -294,7 +294,7 @@ def _blocks(weight: Array, tensor: QuantizedTensor) -> Array:
 
 
 def _beyond(error: Array, allowed: Array, steps: Array) -> str | None:
-    """Name the first element with an error that is not allowed; None if there is none."""
+    """Describe the first element whose error is larger than allowed; None if there is none."""
     beyond = ~(error <= allowed)
     if not beyond.any():
         return None
@@ -312,7 +312,7 @@ _ROUNDING = 2.0**-24  # of float32, relative: scaled weights are rounded to it
 
 
 def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
-    """Check that scales cancel: a checkpoint with and without them, in float64, gives the same logits and keys.
+    """Raise CheckFailed unless scales cancel: with and without them, float64 must give the same logits and keys.
 
     The reference has these scales in its weights, so comparing with it cannot show scales that do not cancel. The
     results may differ by 4 times the effect of rounding every weight to float32. Values may be scaled; keys may not:

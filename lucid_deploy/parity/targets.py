@@ -55,7 +55,7 @@ class Reference:
 
     kind: str  # short name, for programs: "own model"
     words: str  # for people, to follow "against"
-    left_out: str = ""  # what of it was not compared, as a sentence
+    left_out: str = ""  # which part of it was not compared, as a sentence
 
 
 OWN_MODEL = Reference("own model", "this toolkit's own PyTorch model in float64")
@@ -70,9 +70,9 @@ class OtherTrace:
     """One scenario as another implementation computed it.
 
     Our own model's gate allows what the candidate's precision costs. Another implementation's numbers carry rounding of
-    their own: what computing in its type costs this model on these tokens, measured as the distance of our own model in
-    that type from float64, and at most one unit in the last place of the type that they are stored in. Both follow from
-    types and from how the model is conditioned: a misread configuration does not widen them.
+    their own: what computing in its type costs (``FACTOR`` times the error that our own model makes in that type), and
+    one unit in the last place of the type that they are stored in. Both depend only on the types and on how the model
+    is conditioned, so a misread configuration does not widen them.
     """
 
     reference: Reference
@@ -106,14 +106,14 @@ class Target:
 
     scenario: Scenario
     reference: Trace  # in float64
-    gates: Gates  # how far from it each tensor may be
+    gates: Gates  # how far from the reference each tensor may be
     other: OtherTrace | None = None  # what another implementation computed for the same tokens
-    # With a cache that rounds, schedules are different functions, so these are by schedule:
+    # With a cache that rounds, schedules are different functions, so the next three are by schedule:
     schedule_gates: dict[str, Gates] = field(default_factory=dict)
     rounded: dict[str, Trace] = field(default_factory=dict)  # K and Y of float64 with such a cache
     size_gates: dict[str, SizeGates] = field(default_factory=dict)  # how far from 1 the size against `rounded` may be
-    answers: Answers = field(default_factory=dict)  # what float64 answers from stored rows
-    answer_gates: dict[str, Gates] = field(default_factory=dict)  # how far from it the candidate's answers may be
+    answers: Answers = field(default_factory=dict)  # logits that float64 computes after stored rows
+    answer_gates: dict[str, Gates] = field(default_factory=dict)  # how far from these the candidate's may be
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Targets:
 
 
 def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Target]:
-    """Return the targets to look for causes in: the failing scenario, correlated tokens, and the greedy scenario."""
+    """Return the targets to look for causes in, as many as the workload says: failing, correlated, then greedy."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
     return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.workload.explained]
@@ -147,7 +147,7 @@ def prepare(
     more: Sequence[Scenario] = (),
     progress: Progress | None = None,
 ) -> Targets:
-    """Run baseline and reference through all scenarios; return the targets that their results make.
+    """Run baseline and reference through all scenarios; return the targets: their results, and gates.
 
     Args:
         baseline: PyTorch in the candidate's precision, or a function that opens it. Sets the gates.
@@ -161,7 +161,7 @@ def prepare(
     session = opened(baseline)
     workload = workload if steps is None else replace(workload, steps=steps)
     workload = workload.with_all_steps() if rounded_cache.rounds(session) else workload
-    if session.multi_token_unsupported_reason is not None:  # states cannot take drafts back, in no runtime
+    if session.multi_token_unsupported_reason is not None:  # no runtime can take drafts back from a state
         workload = replace(workload, schedules=tuple(item for item in workload.schedules if not item.drafts))
     scenarios = [*_scenarios(session.config, workload, seed, prompt, embeddings), *more]
     if rounded_cache.rounds(session):  # before anything is computed
@@ -270,7 +270,7 @@ def _add_schedule_gates(
     workload: Workload,
     progress: Progress | None,
 ) -> list[Target]:
-    """Add gates for each schedule, on which results depend if a cache rounds, and gates for sizes and answers."""
+    """Add gates by schedule, since results depend on it if a cache rounds, and gates for sizes and answers."""
     others = [schedule for schedule in workload.schedules if not schedule.one_shot]
     scenarios = [item.scenario for item in targets]
     phase = f"PyTorch in {session.dtype} with a cache in {session.cache_dtype}: the gates"

@@ -37,12 +37,12 @@ def verify_artifact(
 ) -> Verification:
     """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
 
-    A check that fails is a result, not an exception; the checks that rest on it are then not made. ``progress`` is
+    A failed check is part of the result, not an exception; checks that depend on it are then skipped. ``progress`` is
     called with (phase, calls done, calls in all).
 
     Raises:
-        LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options.
-        CheckFailed: The artifact is replaced meanwhile.
+        LucidError: The checkpoint is missing or another model's, the runtime is unavailable, or options are invalid.
+        CheckFailed: The artifact was replaced during the verification.
     """
     with unchanged(artifact):  # a verdict on parts of two artifacts would hold for neither
         return _verify(artifact, options or VerifyOptions(), progress)
@@ -74,13 +74,13 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
     forms, form_checks = _other_forms(artifact, options, candidate.capabilities.runs_graphs)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
     weights = _check_weights(artifact, source, progress)
-    if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference would have them too
+    if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # the reference uses them too
         return stopped(files, weights)
     try:
         found = verify_against(
             candidate, source, options, artifact, progress, lambda: open_layers(candidate, artifact), golden, forms
         )
-    except CheckFailed as failure:  # shapes that are not the model's, or a model that does not fit into the type
+    except CheckFailed as failure:  # the cache has other shapes than the model's, or values overflow the type
         return stopped(files, weights, Check("tensors", FAILED, str(failure)))
     return replace(
         found,
@@ -94,10 +94,10 @@ def _verify(artifact: Artifact, options: VerifyOptions, progress: Progress | Non
 def _other_forms(
     artifact: Artifact, options: VerifyOptions, runs_graphs: bool
 ) -> tuple[dict[str, Artifact], tuple[Check, ...]]:
-    """Return the forms of the graphs to compare beside the runtime's preferred one, and why others are not compared.
+    """Choose which forms of the graphs to compare beside the one that the runtime prefers.
 
     Returns:
-        By name, the artifact in each form to compare; and for each other form a check, not done, that says why.
+        The artifact in each form to compare, by the form's name; and for every other form a check that says why not.
     """
     if not artifact.manifest.forms or not runs_graphs:
         return {}, ()
@@ -124,11 +124,11 @@ def verify_against(
     """Compare a session with its checkpoint: parity and causes, without the checks of an artifact's files.
 
     Args:
-        options: How much to run; those about the runtime count for ``forms`` and the adapter only.
-        layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
-            None: no causes are looked for.
+        options: How much to run; ``options.runtime`` is used only for ``forms`` and for the adapter.
+        artifact: The session's artifact, which gives tokenizer, adapters and quantization; None: it has none of these.
+        layers: Opens the candidate's layers, or raises LucidError with the reason; None: no causes are looked for.
         golden: What another implementation computed; None: the file that the options name, if any.
-        forms: Other forms of the artifact's graphs that must be within the same gates, by name.
+        forms: The artifact in other forms of its graphs, by name; they must be within the same gates.
     """
     options = options or VerifyOptions()
     text = text_ids(options.text, artifact, options.text_tokens)
@@ -195,10 +195,10 @@ def _on_text(candidate: Session[Any], models: ReferenceModels, text: Array, prog
 
 
 def held_out_cost(artifact: Artifact, calibration: Path, progress: Progress | None = None) -> TextCost | None:
-    """Measure what quantization costs on the rows of the calibration text that nothing was learned from.
+    """Measure what quantization costs on the rows of the calibration text that were held out of learning.
 
     Returns:
-        The cost beside the checkpoint before quantization; None if no rows were held out, as of a short text.
+        The cost compared with the original checkpoint; None if the artifact is not quantized or no rows were held out.
     """
     from lucid_deploy.export.calibration import held_out_rows
     from lucid_deploy.runtimes import open_session

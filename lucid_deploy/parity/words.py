@@ -14,11 +14,11 @@ from lucid_deploy.parity.perplexity import TextCost
 if TYPE_CHECKING:
     from lucid_deploy.parity.results import FreeRun, Verification
 
-# What a user would accept of an artifact that "computes what PyTorch computes". Beyond it, passing proves too little.
-ACCEPTED_ERROR = 0.1  # of the logits, relative: their gate in half of the sequences
+# What a user would accept of an artifact that "computes what PyTorch computes". Beyond that, passing proves too little.
+ACCEPTED_ERROR = 0.1  # the median of the logits' gates, a relative error
 ACCEPTED_UNJUDGED = 0.1  # share of comparisons that could not fail
-ACCEPTED_OTHER = 0.05  # share of positions with another most likely token than the reference's; twice that where
-# inputs are rounded, which --text measures
+# Share of positions with another most likely token than the reference's; twice that if inputs of products are rounded.
+ACCEPTED_OTHER = 0.05
 MEANINGS = {
     "K": "the keys that a layer caches",
     "Y": "its preconditioned values, which solve L Y = V and are cached in place of V",
@@ -27,7 +27,7 @@ MEANINGS = {
 
 
 def verdict(found: Verification) -> str:
-    """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
+    """Return the result in a sentence or two; a failure names the first layer, tensor and position."""
     if not found.comparisons:
         return found.failed_artifact_check
     failed = _failure(found) or _not_proven(found)
@@ -67,7 +67,7 @@ def not_proven(found: Verification) -> list[str]:
 
 
 def _doubts(found: Verification) -> Iterator[str]:
-    """Yield what comparisons over whole sequences do not show to a user, each as the start of a sentence."""
+    """Yield why comparisons over whole sequences prove too little to a user, each as the start of a sentence."""
     if found.unproven:
         yield f"PyTorch itself loses {lost(found)}"
     if found.rounded_inputs or not found.rounded_cache:
@@ -77,15 +77,15 @@ def _doubts(found: Verification) -> Iterator[str]:
 
 
 def lost(found: Verification) -> str:
-    """Name the tensors that were judged nowhere, the first three of many."""
+    """Name the tensors in ``found.unproven``; of more than four, the first three and how many more there are."""
     names = list(map(str, found.unproven))
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more tensors"
 
 
 def _wide_logits(found: Verification) -> list[str]:
-    """Say how wide the logits' gates are, if that is too wide: the median of those that judge.
+    """Say how wide the logits' gates are if their median is too wide; empty otherwise.
 
-    Equal gates count once, since sequences share them.
+    Gates that judge nothing are left out, and equal gates count once, since sequences share them.
     """
     gate = np.median([*{c.gate.limit for c in found.against() if c.logits is not None and c.judged}] or [0.0])
     return [f"an error of {gate:.0%} of the logits would have passed"] if gate > ACCEPTED_ERROR else []
@@ -132,7 +132,7 @@ def _success(found: Verification) -> str:
 
 
 def _about_rounding(found: Verification) -> str:
-    """Say what rounding that was asked for makes of the gates, and what stands in for narrow ones."""
+    """Say how wide gates are because a rounded cache or inputs were asked for, and what was shown all the same."""
     remedies, after = _remedies(found), "After"
     doubts = list(_doubts(found)) if found.rounded_inputs else _wide_logits(found) if found.rounded_cache else []
     if not doubts:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PROFILES = "profiles.json"
 FORMAT_VERSION = 1
 _AS_THEY_ARE = ("run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py")
-LEAST = "0.53.6"  # the oldest version that was tried
+LEAST = "0.53.6"  # the oldest version of Polygraphy that was tried
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,12 @@ class StageGraphs:
     """The graphs of a stage, serialised; their weights lie in ``weights.bin`` beside them."""
 
     engine: bytes  # for TensorRT: plugin nodes without bodies, no loop
-    functions: bytes  # the same nodes with their bodies, for onnxruntime; TensorRT takes the plugin for it too
+    functions: bytes  # for onnxruntime: with function bodies, attention explicit; TensorRT with the plugin takes it too
     plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators there are
 
 
 def attention_form(artifact: Artifact) -> str:
-    """Return ``standard`` for half types, where TensorRT fuses attention, else ``explicit``: products and softmax."""
+    """Return ``standard`` (operator Attention) in half precision, where TensorRT fuses it; else ``explicit``."""
     return "explicit" if artifact.manifest.dtype == "float32" else "standard"
 
 
@@ -228,7 +228,7 @@ def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:
 
     prepared = prepare_graph(artifact, stage, artifact.config.max_position_embeddings)
     functions = ir.serde.deserialize_model(artifact.graph(stage))
-    # Always products and a softmax: TensorRT needs an attribute to split Attention, which onnxruntime refuses.
+    # Always products and a softmax: to split Attention, TensorRT needs an attribute that onnxruntime refuses.
     standard_attention(functions)
     try:
         explicit_attention(functions)

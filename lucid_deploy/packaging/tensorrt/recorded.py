@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 CASES = {"prefill": "prefill", "prefill_past": "prefill", "decode": "decode"}  # by name: the stage
 RUNNER = "PyTorch in float64"  # as Polygraphy names it in its comparisons
-FACTOR = 8  # a tolerance, in errors that the plain PyTorch model makes in the artifact's type
-_CHUNK, _STEP, _PADDING, _KINDS = 24, 7, 3, 5
-_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+FACTOR = 8  # tolerances over the error that the plain PyTorch model makes in the artifact's type
+_CHUNK, _STEP, _PADDING, _KINDS = 24, 7, 3, 5  # tokens of the first and second prefill, of padding; different tokens
+_HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # in the last place of 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recorded:
 
 
 def record(artifact: Artifact, limits: Limits) -> dict[str, Recorded]:
-    """Run the call of each case in PyTorch, within the limits; return the recorded calls by case."""
+    """Run the call of each case in PyTorch, within the limits (or raise LucidError); return them by case."""
     import torch
 
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -57,7 +57,7 @@ def record(artifact: Artifact, limits: Limits) -> dict[str, Recorded]:
         golden, rough = _run(artifact, stage, exact, feed), _run(artifact, stage, plain, feed)
         types = {info.name: getattr(torch, info.dtype) for info in artifact.manifest.graphs[stage].outputs}
         outputs = {name: value.to(types[name]) for name, value in golden.items()}
-        unit = _UNIT[artifact.manifest.dtype]
+        unit = _HALF_UNIT[artifact.manifest.dtype]
         found[case] = Recorded(
             feed,
             outputs,

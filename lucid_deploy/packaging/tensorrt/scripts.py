@@ -9,7 +9,7 @@ from lucid_deploy.artifact import STAGES
 from lucid_deploy.packaging.tensorrt.recorded import CASES
 from lucid_deploy.runtimes.tensorrt.limits import Range
 
-Profiles = dict[str, dict[str, Range]]  # by stage, then by input: least, optimized and largest shape
+Profiles = dict[str, dict[str, Range]]  # by stage, then by input: smallest, optimal and largest shape
 _KINDS = ("min", "opt", "max")
 _TYPING = (
     "--strongly-typed",
