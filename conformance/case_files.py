@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 MODEL, DESCRIPTION = "model.onnx", "case.json"
 _DATA = "test_data_set_"
 DATA = f"{_DATA}0"
-_Positive = Annotated[float, msgspec.Meta(ge=0)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Output(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The tolerance of an output.
+    """How exact an output must be.
 
     Attributes:
         name: The output's name in the graph.
         tolerance: The largest relative error of a batch row that passes.
-        baseline: The error that a plain implementation in the case's type makes, of which the tolerance is a multiple.
+        baseline: A plain implementation's error in the case's type; the tolerance is a multiple of it, or a floor.
     """
 
     name: str
-    tolerance: _Positive
-    baseline: _Positive
+    tolerance: _NotNegative
+    baseline: _NotNegative
 
 
 class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -45,7 +45,7 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         text: What is special about the case.
         operator: An operator of the domain, or ``model``.
-        type: What the operator's ``T`` is, or the model's type.
+        type: The type that the operator's ``T`` stands for, or the model's type.
         types: All types that the graph's inputs and outputs have.
         derivation: How the tolerances were made.
         outputs: The outputs' tolerances, in the graph's order.
@@ -72,11 +72,11 @@ class Case:
     """A case: a graph, and inputs with the outputs that it must give for them."""
 
     name: str  # of its folder
-    description: Description  # see Description
+    description: Description  # the content of case.json
     model: onnx.ModelProto  # the graph, with the bodies of our operators
     inputs: Mapping[str, Array]  # by name, in the graph's order
-    outputs: Mapping[str, Array]  # what they must be, by name; floats as float32, made of float64
-    further: tuple[DataSet, ...] = ()  # more inputs for the same graph, of other lengths
+    outputs: Mapping[str, Array]  # expected, by name: int8, or float32 rounded from float64
+    further: tuple[DataSet, ...] = ()  # more inputs and outputs for the same graph, with other numbers of tokens
 
     @property
     def data_sets(self) -> tuple[DataSet, ...]:
@@ -97,7 +97,7 @@ def stored_names(folder: Path) -> list[str]:
 
 
 def write_case(folder: Path, case: Case) -> None:
-    """Write a case's files into a new folder of its name."""
+    """Write a case's files into the new folder ``folder / case.name``."""
     import onnx
 
     (folder / case.name).mkdir(parents=True)
@@ -119,7 +119,7 @@ def data_folder(number: int) -> str:
 
 
 def read_case(folder: Path) -> Case:
-    """Read a case.
+    """Read a case from its folder.
 
     Raises:
         LucidError: A file is missing or damaged, or files do not fit together; the message says which and why.
@@ -151,7 +151,7 @@ def read_case(folder: Path) -> Case:
 
 
 def _data_folders(folder: Path) -> Iterator[Path]:
-    """Return the folders of a case's data sets; always the first one, even if it is missing.
+    """Yield the folders of a case's data sets; the first one comes even if it is missing.
 
     Raises:
         LucidError: Their numbers have a gap, so that one is missing.
@@ -173,7 +173,7 @@ def _tensors(data: Path, kind: str, names: list[str]) -> dict[str, Array]:
         try:
             tensor = onnx.TensorProto.FromString(path.read_bytes())
             array = np.asarray(onnx.numpy_helper.to_array(tensor))
-            finite = bool(np.isfinite(array).all())  # TypeError: texts
+            finite = bool(np.isfinite(array).all())  # raises a TypeError for a tensor of strings
         except OSError as error:
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         except (DecodeError, ValueError, TypeError, KeyError) as error:
@@ -187,6 +187,6 @@ def _tensors(data: Path, kind: str, names: list[str]) -> dict[str, Array]:
 
 
 def _line(error: Exception) -> str:
-    """Return what an error says, in one line that is not long."""
+    """Return an error's message as one short line."""
     text = re.sub(r"\s+", " ", str(error)).strip(" .")
     return text[:200] or type(error).__name__

@@ -27,9 +27,9 @@ from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.table import SCATTER_ROW, Operator
 
 PINNED = Path(__file__).with_name("pinned.json")
-# Other orders of sums, other exp and rsqrt: 0.5 to 2.4 times a plain float32 implementation's error was seen.
+# Tolerance / baseline. With other orders of sums, exp and rsqrt, errors were 0.5 to 2.4 times the float32 baseline.
 FACTOR = {"float32": 4.0, "float16": 3.0, "bfloat16": 3.0}
-# Relative rounding to the type, for cases in which the plain implementation happens to be exact.
+# Least baseline: the type's relative rounding error, for cases in which a plain implementation happens to be exact.
 FLOOR = {"float32": 1e-7, "float16": 2.5e-4, "bfloat16": 2e-3}
 # Relative difference of checksums that passes: they are written with six digits. All tensors are computed in float64
 # and then rounded, so another processor's last bit changes few numbers of a tensor, if any.
@@ -91,7 +91,7 @@ def write_cases(folder: Path, only: str = "") -> int:
 
 
 def unpinned_case(name: str) -> Case:
-    """Make a case whose outputs have no tolerances yet, as pinning needs it."""
+    """Make a case without tolerances of its outputs, from which ``tests.conformance.pin`` derives them."""
     return _makers()[name]()
 
 
@@ -159,7 +159,7 @@ def _model_case(problem: ModelProblem) -> Case:
 
 
 def model_weights(problem: ModelProblem) -> dict[str, Array]:
-    """Return a model's weights by name, float32, rounded to the problem's type where the graph has that."""
+    """Return a model's weights by name, float32, rounded to the problem's type if the graph stores them in it."""
     weights = problem.model.weights()
     rounded = {name: single(array.astype(NUMPY[problem.dtype])) for name, array in weights.items()}
     return rounded | {name: weights[name] for name in ("head", "frequencies") if name in weights}
@@ -178,7 +178,7 @@ def _description(text: str, operator: str, dtype: str, inputs: Mapping[str, Arra
 
 
 def _stored(wanted: Mapping[str, Array], dtype: str) -> dict[str, Array]:
-    """Return the expected outputs as a case's files hold them."""
+    """Return the expected outputs in the types of a case's files, int8 or float32."""
     kind = np.dtype(np.int8 if dtype == "int8" else np.float32)
     return {name: np.ascontiguousarray(array.astype(kind)) for name, array in wanted.items()}
 

@@ -29,7 +29,7 @@ def precondition(
         Y_past: Its preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, false at padding, which takes no part and whose Y is its V.
         epsilon: Added to the mean square of a key.
-        diagonal: If 1, L keeps the formula's own diagonal, a little below 1 since epsilon is in K̂, except at padding.
+        diagonal: If 1, L keeps the formula's diagonal, a little below 1 since epsilon is in K̂, but 1 at padding.
 
     Returns:
         Y of the new tokens, float64 ``(B, H, N, D)``.
@@ -87,7 +87,7 @@ def decode_attention(
     """Return the attention of new tokens' queries over the cache and the new tokens, and Y of the new tokens.
 
     Args:
-        Q: Queries, ``(B, H·G, N, D)``; N is 1 in the graphs of artifacts.
+        Q: Queries, ``(B, H·G, N, D)``; N is 1 in the decode graphs of artifacts.
         K_new: Raw keys of the new tokens, ``(B, H, N, D)``.
         V_new: Their values, ``(B, H, N, D)``.
         K: Raw keys of the cache, ``(B, H, P, D)``.
@@ -133,7 +133,7 @@ def delta_rule(
         log_decay: log α, ``(B, H, N)``.
         beta: β, ``(B, H, N)``.
         state: S_0, ``(B, H, D, E)``.
-        scale: What outputs are multiplied by.
+        scale: Factor of the outputs.
 
     Returns:
         The outputs ``(B, H, N, E)`` and S_N ``(B, H, D, E)``, float64.
@@ -163,7 +163,7 @@ def expert_matmul(X: Array, expert: Array, W: Array) -> tuple[Array]:
 
 
 def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) -> tuple[Array]:
-    """As :func:`expert_matmul`, with W in blocks ``(E, N, B, bytes)`` of 4-bit or 8-bit values with ``scales``."""
+    """Return :func:`expert_matmul` with W as ``(E, N, B, bytes)``: blocks of 4-bit or 8-bit values, with ``scales``."""
     bits = 8 * W.shape[2] * W.shape[3] // X.shape[1]
     numbers = W if bits == 8 else np.stack([W & 15, W >> 4], axis=-1).reshape(*W.shape[:3], -1)
     weights = (exact(numbers) - (1 << (bits - 1))) * exact(scales)[..., None]
@@ -171,7 +171,7 @@ def quantized_expert_matmul(X: Array, expert: Array, W: Array, scales: Array) ->
 
 
 def scatter_row(cache: Array, row: Array, index: Array) -> tuple[Array]:
-    """Return the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at ``index`` ``(B,)``, float64."""
+    """Return ``cache`` ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at the places ``index`` ``(B,)``, float64."""
     present = exact(cache).copy()
     for batch, place in enumerate(index):
         present[batch, :, place] = row[batch, :, 0]

@@ -15,7 +15,7 @@ from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
 
 IR_VERSION = 10
-# Axes that an artifact's graphs know beforehand.
+# Axes whose sizes are fixed in an artifact's graphs; the others are dynamic.
 _FIXED = ("kv_heads", "heads", "head_dim", "key_width", "value_width", "1")
 
 
@@ -24,7 +24,7 @@ def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelP
 
     Args:
         problem: The case.
-        inputs: Its inputs, whose fixed axes the graph gets.
+        inputs: Its inputs; their names are compared with the operator's.
     """
     operator, sizes = problem.operator, {"heads": problem.heads * problem.groups, "kv_heads": problem.heads}
     sizes |= {"head_dim": problem.width, "key_width": problem.width, "value_width": problem.value_width, "1": 1}
@@ -50,7 +50,7 @@ def operator_node(
     outputs: tuple[str, ...] | list[str],
     attributes: Mapping[str, float] | None = None,
 ) -> onnx.NodeProto:
-    """Return a node of an operator with these attributes; None: those that every node of it must have."""
+    """Return a node of an operator with these attributes; None: only those that the operator requires."""
     if attributes is None:
         attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
@@ -68,7 +68,7 @@ def whole_model(
     Args:
         graph: The graph.
         operators: The operators that the graph has.
-        diagonal: Whether their nodes have the attribute of that name.
+        diagonal: Whether their nodes have the attribute ``diagonal``.
         one_token: Whether they get one new token, for which an operator may have a body of its own.
         several: Whether they get several new tokens, for which an operator may have another body of its own.
     """
@@ -86,14 +86,14 @@ def whole_model(
 def body(
     operator: Operator, diagonal: bool = False, one_token: bool = False, several: bool = False
 ) -> onnx.FunctionProto:
-    """Return an operator's body in standard operators; for operators that no artifact has, it is made here."""
+    """Return an operator's body in standard operators; bodies of operators that no artifact has are made here."""
     if operator.name in FUNCTIONS:
         return function_proto(operator.name, training_diagonal=diagonal, one_token=one_token, several=several)
     return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator, diagonal)
 
 
 def _stored_decode(operator: Operator, diagonal: bool) -> onnx.FunctionProto:
-    """Return the body of decoding over a stored cache: the values of K and Y in float32, then that of decoding."""
+    """Return the body of decoding over a rounded cache: convert K and Y to float32, then run DecodeAttention's body."""
     function = function_proto(table.DECODE_ATTENTION.name, training_diagonal=diagonal)
     nodes = []
     for name in ("K", "Y"):
@@ -120,7 +120,7 @@ def _stored_decode(operator: Operator, diagonal: bool) -> onnx.FunctionProto:
 
 
 def _scatter() -> onnx.FunctionProto:
-    """Return the body of writing rows: ScatterElements, which older runtimes have too, for TensorScatter."""
+    """Return the body of ScatterRow: ScatterElements, as older runtimes have no TensorScatter."""
     axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [3], [1, 2, 3])
     nodes = [
         helper.make_node("Constant", [], ["axes"], value=axes),

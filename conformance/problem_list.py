@@ -8,7 +8,7 @@ from lucid_deploy.conformance.problems import Problem
 from lucid_deploy.plugins import table
 
 _HALF = ("float16", "bfloat16")
-# New tokens and tokens of the cache: fewer, as many and more than blocks of 64, 96 and 128 have, on either side.
+# Pairs of new tokens and tokens of the cache, either of them fewer, as many or more than a block of 64, 96 or 128 has.
 _LENGTHS = (
     *((2, 0), (63, 0), (64, 0), (127, 0), (128, 0), (129, 0)),
     *((1, 64), (2, 65), (63, 129), (64, 64), (65, 63), (127, 2), (128, 128), (129, 127)),
@@ -17,7 +17,7 @@ _LENGTHS = (
 _FEWER_LENGTHS = ((2, 65), (64, 64), (65, 63), (129, 127))
 _PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129, 96, 97))
 _FEWER_PASTS = tuple((1, past) for past in (64, 129))
-# Multiples of 64 and 16, and neither; whole vectors of 4 to 16 floats, and all that is left of four.
+# Multiples of 64 (256) and of 16 (96, 112), and of neither (68), which leaves 4 floats beside vectors of 8 or 16.
 _WIDTHS = (68, 96, 112, 256)
 _BOUNDARIES = "lengths around boundaries of 64 and 128, new tokens and the cache's: a data set each"
 _MORE_BOUNDARIES = _BOUNDARIES.replace("64 and", "64, 96 and")
@@ -35,7 +35,7 @@ def _of_training(problem: Problem, name: str, also: str = "") -> Problem:
 
 
 def _wide(problem: Problem) -> list[Problem]:
-    """Return copies of a problem with heads as wide as models have them."""
+    """Return copies of a problem with the head widths of real models."""
     text = f"{problem.text}, heads as wide as models have them"
     return [replace(problem, name=f"width_{width}", text=text, width=width) for width in _WIDTHS]
 

@@ -36,7 +36,7 @@ class Result:
     status: str  # passed, failed or not run
     # Relative errors of the outputs, by name; None: a number that is not finite, or another shape.
     errors: dict[str, float | None] = field(default_factory=dict)
-    tolerances: dict[str, float] = field(default_factory=dict)  # what they may be
+    tolerances: dict[str, float] = field(default_factory=dict)  # the largest errors that pass, by output
     remark: str = ""  # why it failed or was not run
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def run_cases(
 
 
 def run_case(case: Case, open_graph: Opener) -> Result:
-    """Run a case, unless it is in a type that onnxruntime lacks on the CPU; return its outcome."""
+    """Run a case, unless onnxruntime lacks one of its types on the CPU; return the outcome, also of an error."""
     can = CAPABILITIES["cpu"]
     floats = {kind for kind in case.description.types if "float" in kind}
     cached = {SCALED[name] for name in can.cache_dtypes if name in SCALED}
@@ -126,7 +126,7 @@ def _open_in_onnxruntime(model: onnx.ModelProto, options: RuntimeOptions) -> Gra
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
         values = {name: ort_value(array) for name, array in feed.items()}
         found = session.run_with_ort_values(names, values)
-        # Copies: an output may be the memory of an input
+        # Copies, because an output may share memory with an input.
         return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
 
     return run

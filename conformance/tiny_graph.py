@@ -44,7 +44,7 @@ def tiny_graph(model: TinyModel, weights: Mapping[str, Array], stage: str, dtype
 
 
 class _Builder:
-    """Nodes and constants of a graph, as they come."""
+    """Collects the nodes and constants of a graph."""
 
     def __init__(self, model: TinyModel, stage: str, dtype: str) -> None:
         self.model, self.stage = model, stage
@@ -61,7 +61,7 @@ class _Builder:
             self.mask = self.add("Concat", self.add("And", within, self.mask), true, axis=1)
 
     def constant(self, name: str, array: Array) -> str:
-        """Add an initializer under a name, in place of one that it had; return the name."""
+        """Add an initializer, in place of one of the same name; return the name."""
         self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
@@ -96,7 +96,7 @@ class _Builder:
         return self.add("Add", x, self.add("MatMul", both, f"{layer}.down"))
 
     def attention(self, layer: int, q: str, k: str, v: str) -> str:
-        """Add a layer's operators and the tensors of its cache afterwards; return the name of the heads' outputs."""
+        """Add a layer's attention and the outputs of its cache; return the name of the heads' outputs."""
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         out, y = f"O_{layer}", f"Y_{layer}"

@@ -22,9 +22,9 @@ class TinyModel:
     """The shape and layers of a tiny model."""
 
     width: int = 6  # of a head
-    rope: bool = True  # whether queries and keys are rotated by their positions; the width is even then
-    heads: int = 2  # Key/value heads
-    groups: int = 2  # query heads to each
+    rope: bool = True  # whether queries and keys are rotated by their positions, which needs an even width
+    heads: int = 2  # key/value heads
+    groups: int = 2  # query heads per key/value head
 
     def weights(self) -> dict[str, Array]:
         """Return the weights by name, float32; matrices are ``[in, out]``. Keys correlate, as trained ones do."""
@@ -60,7 +60,7 @@ class Arithmetic:
 
     operators: Mapping[str, Compute]  # our operators by name
     stored: Callable[[Array], Array]  # rounds a tensor to the type it is stored in
-    norm: Callable[[Array], Array]  # rounds what a norm, a rotation and the logits are computed in
+    norm: Callable[[Array], Array]  # rounds to the type in which norms, rotation angles and logits are computed
 
 
 def run_model(
@@ -97,7 +97,7 @@ def run_model(
 
 
 def visible(feed: Mapping[str, Array]) -> Array:
-    """Return the operators' bool mask; it shows a buffer's rows before ``cache_length`` only, and the new token."""
+    """Return the operators' mask, bool; of a buffer, it shows the rows before ``cache_length`` and the new token."""
     mask = feed["attention_mask"] != 0
     if "cache_length" not in feed:
         return np.asarray(mask)
@@ -159,12 +159,12 @@ class ModelProblem:
     stage: str  # one of STAGES
     new: int = 1  # new tokens
     past: int = 0  # tokens of the cache, which an exact prefill made
-    room: int = 0  # rows that a static cache's buffers hold, those behind the cache's tokens with other numbers
-    words: int = VOCABULARY  # how many tokens there are to choose from: few of them repeat
+    room: int = 0  # rows of a static cache's buffers; those after the cache's tokens hold random numbers
+    words: int = VOCABULARY  # size of the vocabulary to draw from; a small one repeats tokens
     padded: bool = False  # whether the last batch row begins with padding
     batch: int = 1  # B
     dtype: str = "float32"  # of weights, arithmetic and cache
-    model: TinyModel = _ROTATED  # what the model is
+    model: TinyModel = _ROTATED  # shape of the model
 
 
 MODEL_PROBLEMS = (
@@ -184,7 +184,7 @@ MODEL_PROBLEMS = (
 
 
 def model_inputs(problem: ModelProblem, weights: dict[str, Array]) -> dict[str, Array]:
-    """Return a problem's inputs by name, in the graph's order; the same ones every time."""
+    """Return a problem's inputs by name, in the graph's order; they are the same every time."""
     random = np.random.RandomState(len(problem.name) + 100 * problem.past + problem.new)
     total, batch = problem.past + problem.new, problem.batch
     ids = random.randint(0, problem.words, (batch, total)).astype(np.int64)

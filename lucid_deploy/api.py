@@ -66,7 +66,7 @@ class Model:
     Attributes:
         artifact: The opened artifact.
         session: The runtime's session, for callers who run prefill and decode with caches of their own.
-        tokenizer: None if the artifact has none; prompts must then be token ids.
+        tokenizer: The artifact's tokenizer; None if it has none, and prompts must then be token ids.
     """
 
     def __init__(
@@ -101,7 +101,9 @@ class Model:
 
         Raises:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
-                model without a tokenizer, an impossible option, or a closed model.
+                model without a tokenizer, an impossible option, bad words that rule out every token, or a closed model.
+            CheckFailed: The model's logits are not finite.
+            TypeError: A prompt of another type, or an option that does not exist.
         """
         run = _GenerationRun(self, prompt, max_new_tokens, stop, options)
         text = "".join(run.pieces())
@@ -117,17 +119,18 @@ class Model:
         """Continue a prompt and yield the text as it comes; arguments and errors are those of :meth:`generate`.
 
         Raises:
-            LucidError: As :meth:`generate`, or the model has no tokenizer: there is no text then.
+            LucidError: :meth:`generate` would raise one, or the model has no tokenizer, so that there is no text.
         """
         if self.tokenizer is None:
             raise LucidError(f"{self.artifact.directory} has no tokenizer.json, so there is no text to stream.")
         return _GenerationRun(self, prompt, max_new_tokens, stop, options).pieces()
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """Return a prompt's token ids; a prompt of token ids becomes a list of integers (TypeError if it is neither).
+        """Return a prompt's token ids, including those that the tokenizer adds; token ids become a list of integers.
 
         Raises:
             LucidError: The prompt is text and the model has no tokenizer, or the model is closed.
+            TypeError: The prompt is neither text nor integers.
         """
         self.check_open()
         if not isinstance(prompt, str):
@@ -140,7 +143,7 @@ class Model:
         """Call :func:`~lucid_deploy.generation.drafting.open_drafters` once per mode and draft; return its result.
 
         Raises:
-            LucidError: As that function, or the model is closed.
+            LucidError: That function raises one, or the model is closed.
         """
         from lucid_deploy.generation.drafting import open_drafters
 
@@ -161,11 +164,7 @@ class Model:
         self.session.close()
 
     def check_open(self) -> None:
-        """Check that the model may be used.
-
-        Raises:
-            LucidError: It was closed.
-        """
+        """Raise a LucidError if the model is closed."""
         if self._closed:
             raise LucidError(f"The model of {self.artifact.directory} is closed; open the artifact again to use it.")
 
@@ -253,7 +252,7 @@ def export(
             model in memory, even of a class of your own.
         output: The directory to make.
         progress: Called with (what is being done, steps or bytes done, steps or bytes in all).
-        tokenizer: With a model in memory: its tokenizer.
+        tokenizer: With a model in memory: its tokenizer; None: the artifact has none.
         keep_checkpoint: With a model in memory: a directory to save it to, which ``verify`` reads; None: it is saved
             for the time of the export only.
         options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,

@@ -52,7 +52,7 @@ class WorkerFault(Exception):
 class BoundedProcess:
     """A worker process, started again when it has ended. Thread-safe: it runs one task at a time.
 
-    It runs ``python -m module``, which calls :func:`serve`, and sends it ``setup``. Task errors begin with ``what``.
+    Runs ``python -m module``, which must call :func:`serve`, and sends it ``setup``. Task errors begin with ``what``.
 
     Attributes:
         ready: What the worker's ``open_worker`` returned for the parent; None before the first start.
@@ -63,7 +63,7 @@ class BoundedProcess:
         self.ready: Any = None
         self._setup, self._bounds, self._what = (setup, bounds), bounds, what
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()  # over a start or a task
+        self._lock = threading.Lock()  # held during a start or a task
         self._closed = False
 
     def __enter__(self) -> BoundedProcess:
@@ -86,7 +86,7 @@ class BoundedProcess:
         """Run a task in the process, which is started again if it has ended.
 
         Raises:
-            LucidError: The task was refused, too costly (TooCostly) or killed (WorkerKilled), or the process is closed.
+            LucidError: The task raised one, was too costly (TooCostly) or killed (WorkerKilled), or this is closed.
             WorkerFault: The worker has a bug.
         """
         with self._lock:
@@ -178,7 +178,7 @@ def serve(open_worker: Callable[[Any, Bounds], tuple[Any, Callable[[Any], Any]]]
 
     _answer(prepare, None, SETUP_SECONDS)
     gc.freeze()
-    gc.disable()  # a body of a million lists would be scanned again and again while it is parsed
+    gc.disable()  # or a body of a million lists would be scanned again and again while it is parsed
     while opened:
         try:
             task = pickle.load(sys.stdin.buffer)

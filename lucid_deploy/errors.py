@@ -1,4 +1,4 @@
-"""The errors a user can cause. Everything else that is raised is a bug of ours and keeps its traceback."""
+"""The errors that a user can cause. Any other exception is a bug, and its traceback is shown."""
 
 from __future__ import annotations
 
@@ -82,6 +82,6 @@ def _packages(extra: str) -> str:
 
 
 def missing_package(package: str, install: str, purpose: str) -> LucidError:
-    """As :func:`missing_extra`, for a package that comes with no extra: ``install`` is what pip installs."""
+    """Return the error of :func:`missing_extra` for any package; ``install`` is what the user installs by pip."""
     line = spelled_out(f'pip install "{install}"')
     return LucidError(f"The package {package} is needed to {purpose} and is not installed. Run: {line}")

@@ -69,7 +69,7 @@ def atomic_folders(*targets: Path, overwrite: bool = True) -> Iterator[list[Path
     finally:
         for path in new.values():
             _remove(path)
-        with suppress(OSError):  # the first that holds something stays, and those above it
+        with suppress(OSError):  # a folder that is not empty stays, and those above it do
             for folder in missing:
                 folder.rmdir()
 
@@ -99,7 +99,7 @@ def _put_in_place(new: dict[Path, Path], overwrite: bool) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two absolute names in one step; False if the system or the file system cannot."""
+    """Exchange two absolute paths in one step; return False if the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     return rename is not None and rename(0, os.fsencode(one), 0, os.fsencode(other), 2) == 0  # RENAME_EXCHANGE
 
@@ -112,4 +112,4 @@ def _sibling(target: Path, kind: str) -> Path:
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
-        path.unlink()  # a file or a link whose name was exchanged
+        path.unlink()  # a file or a link, whose name was exchanged with a folder's

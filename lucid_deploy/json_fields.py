@@ -36,7 +36,7 @@ class FieldError(LucidError):
 
 @contextmanager
 def named_field(name: str) -> Iterator[None]:
-    """Name the field in errors that are raised in the body of the ``with``."""
+    """Turn a LucidError or RecursionError in the body of the ``with`` into a FieldError that names the field."""
     try:
         yield
     except LucidError as error:
@@ -56,7 +56,7 @@ def decode(
     try:
         text = data.decode()
         raw = finite(text, object_pairs_hook=_without_repeats)
-        if "\\u" in text:  # may be half of a character, which no reply could repeat
+        if "\\u" in text:  # may be half a character (a lone surrogate), which no reply could repeat
             json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         message = f"The {what} has half a character (a lone surrogate), which is no text."
@@ -77,7 +77,7 @@ def decode(
 def _field_error(reason: str) -> FieldError:
     found = _REASON.fullmatch(reason)
     assert found is not None
-    text, path = found[1], (found[2] or "").removesuffix("[...]")  # so msgspec writes any name in an object
+    text, path = found[1], (found[2] or "").removesuffix("[...]")  # which msgspec writes for the value of any key
     if match := _FIELD.fullmatch(text):
         within = f"{path}." if path else ""
         name = within + clipped(match[2])
@@ -101,7 +101,7 @@ def _no_infinity(digits: str) -> float:
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
-    if len(made) < len(pairs):  # nobody knows which of the two is meant
+    if len(made) < len(pairs):  # nobody knows which of the values is meant
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"an object has the name {shown(twice)} twice")
     return made

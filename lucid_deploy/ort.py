@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-# onnxruntime's own switch. It is read once, when the library is loaded; only then does it hold back everything.
+# onnxruntime's own switch, read once when the library is loaded: set before that, it holds back all events.
 SWITCH = "ORT_DISABLE_TELEMETRY"
-_OFF = ("1", "true", "yes", "on", "y")  # onnxruntime's words for it
+_OFF = ("1", "true", "yes", "on", "y")  # values by which onnxruntime disables telemetry
 
 
 def import_onnxruntime() -> ModuleType:

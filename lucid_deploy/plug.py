@@ -25,14 +25,14 @@ def entry_points(group: str) -> dict[str, list[EntryPoint]]:
 def load_plugin(group: str, name: str, kind: type[T], what: str, attribute: str = "name") -> T | None:
     """Load the object that an installed package registers under a name; None if no package does.
 
-    It must be of class ``kind``, and its ``attribute`` must be the name. Messages call such an object a ``what``.
+    Raises a LucidError if several do, or if it does not load or is not a ``kind`` whose ``attribute`` is the name.
     """
     found = entry_points(group).get(name, [])
     if not found:
         return None
     if len(found) > 1:
         raise LucidError(f"Several packages bring a {what} {name}: {', '.join(map(_origin, found))}. Remove one.")
-    wanted: Any = kind  # abstract, for which type checkers have no word
+    wanted: Any = kind  # may be abstract, which mypy does not take for type[T]
     loaded: T = _load(found[0], wanted, what, attribute)
     return loaded
 
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
         self._registered: dict[str, T] = {}
 
     def register(self, item: T) -> None:
-        """Register an object; it replaces one that was registered under the same name."""
+        """Register an object, in place of one registered under its name; raise a LucidError if it does not fit."""
         self._check(item)
         name = getattr(item, self._attribute)
         if name in self._built_in:
@@ -95,11 +95,11 @@ class Registry(Generic[T]):
                 raise LucidError(f"{type(item).__name__} has no {name}, which a {what} must say ({kind.__name__}).")
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, those of the toolkit first, without importing anything."""
+        """Return all names, those of the toolkit first, without importing any object."""
         return tuple(dict.fromkeys((*self._built_in, *self._registered, *sorted(entry_points(self._group)))))
 
     def find(self, name: str) -> T | None:
-        """Return the object of a name; None if there is none."""
+        """Return the object with a name; None if there is none."""
         if name in self._built_in:
             module, _, attribute = self._built_in[name].rpartition(".")
             own: T = getattr(importlib.import_module(module), attribute)
@@ -112,7 +112,7 @@ class Registry(Generic[T]):
         return found
 
     def named(self, name: str) -> T:
-        """Return the object of a name."""
+        """Return the object with a name; raise a LucidError if there is none."""
         found = self.find(name)
         if found is None:
             raise LucidError(

@@ -15,7 +15,7 @@ _ROOT = Path("/")  # holds proc and sys
 
 
 def allowed_threads(root: Path = _ROOT) -> int | None:
-    """Return how many threads to start, :func:`usable_cores`; None: all cores may be used, or this is not Linux."""
+    """Return :func:`usable_cores` as the number of threads to start; None: there is no restriction, or no Linux."""
     if sys.platform != "linux":
         return None
     cores, usable = _cores(root), usable_cores(root)
@@ -24,7 +24,7 @@ def allowed_threads(root: Path = _ROOT) -> int | None:
 
 
 def usable_cores(root: Path = _ROOT) -> int:
-    """Return how many threads of this process can compute at a time: its cores, or the quota of its control group."""
+    """Return how many threads of this process can compute at a time: its cores, or its control group's lower quota."""
     cores, quota = _cores(root), processor_quota(root)
     # With a quota of 1.5, two threads were faster than one.
     return cores if quota is None or quota >= cores else max(1, int(quota + 0.5))
@@ -45,7 +45,7 @@ def processor_quota(root: Path = _ROOT) -> float | None:
 
 
 def _read_text(path: Path) -> str:
-    """Return a file's text; nothing where it cannot be read, as on other systems."""
+    """Return a file's text; an empty one if it cannot be read, as on other systems."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")  # groups may have any name
     except OSError:
@@ -59,5 +59,5 @@ def _cores(root: Path) -> int:
     cores = set()
     for number in os.sched_getaffinity(0):
         siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
-        cores.add(_read_text(siblings).strip() or f"processor {number}")  # where nothing is known, each is a core
+        cores.add(_read_text(siblings).strip() or f"processor {number}")  # each counts as a core if nothing is known
     return len(cores)

@@ -27,12 +27,12 @@ T = TypeVar("T")
 MOST_CHARACTERS = 1 << 20  # of a schema, an expression or a grammar
 MOST_CHOICES = 10_000
 _LEXER_STATES = 50_000  # 1 to 2 kB each
-# Between the parts of JSON: without an end, a model might write blanks for ever.
+# Whitespace between the parts of JSON. It is bounded: a model might write blanks for ever.
 JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,20}"}
 # Keywords of older drafts that the newest one ignores: what they ask for would silently not hold.
 _OLDER = ("dependencies", "disallow", "extends", "divisibleBy")
-_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names, not keywords
-_DATA = ("const", "enum", "default", "examples")
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # with names as keys
+_DATA = ("const", "enum", "default", "examples")  # their values are data, not schemas
 _UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["(.*?)"')
 _WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every spelling of a text in tokens is allowed
 
@@ -101,7 +101,7 @@ class OncePerConstraint(Generic[T]):
 
 
 def from_json_schema(schema: Any) -> Constraint:
-    """Return the constraint of a JSON schema: an object or a boolean."""
+    """Return the constraint of a JSON schema, a dict or a bool; raise a LucidError if it cannot be enforced."""
     if not isinstance(schema, dict | bool):
         raise LucidError("A JSON schema must be an object or a boolean.")
     _check_keywords(schema)
@@ -122,7 +122,7 @@ def from_regex(expression: str) -> Constraint:
 
 
 def from_choices(choices: Sequence[str]) -> Constraint:
-    """Return the constraint of an answer that is one of some texts."""
+    """Return the constraint of an answer that is one of these texts; raise a LucidError for none or too many."""
     if not choices:
         raise LucidError("There must be at least one choice.")
     if len(choices) > MOST_CHOICES:
@@ -138,7 +138,7 @@ def from_choices(choices: Sequence[str]) -> Constraint:
 def from_grammar(text: str) -> Constraint:
     """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF."""
     _check_size(len(text))
-    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # the time grows with its square
+    if (count := text.count("|") + text.count("\n")) > MOST_CHOICES:  # compile time grows with its square
         raise LucidError(f"The grammar has {count} alternatives and lines; at most {MOST_CHOICES} are compiled.")
     library()
     from llguidance.gbnf_to_lark import any_to_lark
@@ -147,12 +147,12 @@ def from_grammar(text: str) -> Constraint:
         return _checked(Constraint(any_to_lark(text)))
     except LucidError:
         raise
-    except Exception as error:  # the library raises that
+    except Exception as error:  # such as the library's GbnfToLarkError
         raise LucidError(f"The grammar is not valid: {_first_line(str(error))}.") from error
 
 
 def schema_of(given: Any) -> Constraint:
-    """Return the constraint of a JSON schema, or of its text."""
+    """Return the constraint of a JSON schema that is given as an object or as its JSON text."""
     if isinstance(given, str):
         try:
             given = json.loads(given)
@@ -171,7 +171,7 @@ NAMES = tuple(_MAKE)
 
 
 def constraint_of(given: Mapping[str, Any]) -> Constraint | None:
-    """Return the constraint that the fields of a request ask for; None if there is none."""
+    """Return the constraint that a request's fields ask for, None if none does; raise a FieldError for wrong ones."""
     names = [name for name in NAMES if given.get(name) is not None]
     if len(names) > 1:
         raise FieldError(f"{names[1]} cannot be combined with {names[0]}.", names[1], "invalid_value")
@@ -226,7 +226,7 @@ def _object(schema: Any) -> dict[str, Any]:
 def _check_keywords(schema: Any) -> None:
     """Refuse keywords that llguidance accepts but does not enforce.
 
-    It lets names that ``additionalProperties`` allows come twice, so ``minProperties`` cannot count them.
+    Names that ``additionalProperties`` allows may come twice in llguidance, so ``minProperties`` cannot count them.
     """
     if isinstance(schema, dict) and "x-guidance" in schema:
         raise LucidError("The schema's keyword x-guidance changes how it is enforced; leave it out.")
@@ -242,7 +242,7 @@ def _check_keywords(schema: Any) -> None:
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
     """Yield a schema and all schemas inside it, as far as they are objects."""
     left: list[Any] = [schema]
-    while left:  # no recursion: it may be nested deeply
+    while left:  # no recursion: a schema may be nested deeply
         item = left.pop()
         if isinstance(item, list):
             left += item

@@ -28,10 +28,10 @@ from lucid_deploy.runtimes.session import MOST, Array, Session
 MODES = ("off", "lookup", "draft")
 
 MOST_DRAFTS = MOST - 1  # one place of the step is for the token that is known
-LONGEST = 4  # tokens of an n-gram
+LONGEST = 4  # tokens of the longest n-gram that is looked up
 _FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # tokens drafted at first, by the length of the n-gram that was found
-_MOST_PAUSE = 63  # steps
-_FIRST_ROOM = 1024  # tokens
+_MOST_PAUSE = 63  # steps without drafts
+_FIRST_ROOM = 1024  # tokens that a text's buffer holds at first
 _FIRST_LENGTH = 4  # tokens that a model drafts at first
 _NOT_TOKENS = ("version", "truncation", "padding")  # keys of tokenizer.json that do not change the tokens' ids
 
@@ -77,7 +77,7 @@ class DraftLength:
     pause: int = 0
 
     def now(self) -> int:
-        """Return how many tokens to draft in this step; 0 during a pause, which the call shortens by a step."""
+        """Return how many tokens to draft in this step; 0 in a pause. Call it once a step: it shortens the pause."""
         if self.pause:
             self.pause -= 1
             return 0
@@ -135,7 +135,7 @@ class LookupDrafter(Drafter):
         return self._room[: self._count]
 
     def _copy(self, start: int, count: int) -> list[int]:
-        """Return ``count`` tokens from ``start``, back to it at the text's end; stop before a token of ``ends``."""
+        """Return ``count`` tokens from ``start``, starting over at the text's end; stop before a token of ``ends``."""
         period = self._count - start
         copied = (int(self._text[start + i % period]) for i in range(count))
         return list(itertools.takewhile(lambda token: token not in self.ends, copied))
@@ -191,7 +191,7 @@ class ModelDrafter(Drafter):
         return logits
 
     def _go_back(self) -> None:
-        """Drop cached tokens that are not in the text, and its last token, which runs again for its logits."""
+        """Drop cached tokens that differ from the text, and the text's last one, which has to run for its logits."""
         pairs = zip(self._held, self._ids[:-1], strict=False)
         shared = next(
             (i for i, (held, said) in enumerate(pairs) if held != said), min(len(self._held), len(self._ids) - 1)
@@ -217,7 +217,7 @@ class ModelDrafters:
 
 
 def check_draft(artifact: Artifact, draft: Artifact) -> None:
-    """Check that ``draft`` can draft for ``artifact``: token ids mean the same, and rejected drafts can be removed."""
+    """Raise a LucidError unless token ids mean the same to both and ``draft`` can take back rejected drafts."""
     if _tokens(artifact) != _tokens(draft):
         raise LucidError(
             f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so that its token ids mean "
@@ -251,8 +251,8 @@ def open_drafters(
 ) -> MakeDrafter | None:
     """Return a function that makes a drafter for each text; None without speculation.
 
-    ``mode`` is one of :data:`MODES`. With the mode ``draft``, ``draft`` is the artifact of the draft model, which is
-    opened with ``options``, but without their ablation and adapter.
+    ``mode`` is one of :data:`MODES`. With the mode ``draft``, ``draft`` is the draft model's artifact, opened with
+    ``options`` less their ablation and adapter. Raises a LucidError if the model or the draft model does not allow it.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:
@@ -265,7 +265,7 @@ def open_drafters(
 
 
 def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = None) -> Artifact | None:
-    """Check the arguments of :func:`open_drafters`, and that drafts can be verified; return the draft's artifact."""
+    """Check the arguments of :func:`open_drafters`; return the draft model's artifact, None if the mode needs none."""
     if mode not in MODES:
         raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
     if (draft is not None) != (mode == "draft"):

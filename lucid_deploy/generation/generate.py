@@ -19,13 +19,13 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
-    """Check a prompt and the number of new tokens before anything runs."""
+    """Raise a LucidError for a prompt or a number of new tokens that cannot be run."""
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     if not prompt_ids:
         raise LucidError("The prompt is empty: it has no tokens.")
     highest = session.config.vocab_size - 1
-    for token in prompt_ids:  # checked here because numpy has no integers of any size
+    for token in prompt_ids:  # here: an id may be too large for numpy's integers
         if not 0 <= token <= highest:
             raise LucidError(
                 f"Token id {token} is outside the vocabulary (0 to {highest}); the tokenizer may be another model's."
@@ -39,10 +39,11 @@ class Generation:
 
     Attributes:
         prefill_chunk: Tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
-        stop_at_eos: Whether an end-of-sequence token of the model ends it (that token is not yielded).
+        stop_at_eos: Whether an end-of-sequence token of the model ends the answer; that token is not yielded.
         finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
             ``context`` (no room left).
-        progress: Called while the prompt runs, with (tokens done, tokens in all).
+        progress: Called after each chunk of the prompt with (tokens done, tokens in all), without tokens in ``cache``.
+        guide: Says which tokens may come next, for an answer with a constraint; None: all may.
         cache: Already holds the first tokens of the prompt; the others are added to it. None: a new one.
         drafter: Guesses tokens, of which the model verifies several in one step; None: it runs one at a time.
         drafts: Counts of drafted and accepted tokens.
@@ -62,7 +63,7 @@ class Generation:
     drafts: DraftCounts = field(default_factory=DraftCounts)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield new token ids."""
+        """Yield new token ids; raise a LucidError if the prompt cannot run, or as :meth:`Chooser.follow`."""
         session = self.session
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
@@ -90,7 +91,7 @@ class Generation:
 def decode(session: Session[Any], cache: Cache[Any], row: Row, logits: Array, counts: DraftCounts) -> Iterator[int]:
     """Yield a row's new tokens; the first is chosen from ``logits``, ``(1, vocab)``, which its prompt gave.
 
-    At first the cache holds the prompt; when the answer ends, fails or is left, the tokens of ``row.ids`` only.
+    The cache holds the prompt at first, and the tokens of ``row.ids`` when the answer ends, fails or is abandoned.
     """
     chooser, limit, drafts = Chooser(session, counts), session.context_limit, list[int]()
     while True:
@@ -116,7 +117,7 @@ class Conversation:
     """Answers the turns of a conversation: each prompt mostly begins with the previous prompt and its answer.
 
     The cache is cut back to where a new prompt differs from the text so far. If it cannot be (a state, or a window that
-    has dropped rows), a prompt that continues the last one starts from that one's cache, any other from an empty one.
+    has dropped rows), a prompt that continues the last prompt starts from its cache, any other one from an empty one.
 
     Attributes:
         reused: Tokens of the last prompt that were in the cache.
@@ -124,8 +125,8 @@ class Conversation:
         finish_reason: Why the last answer ended, as :attr:`Generation.finish_reason`; empty if it was stopped.
         drafts: Counts of drafted and accepted tokens of the last answer; None without drafters.
 
-    The arguments are those of :class:`Generation`; answer number i uses the seed + i, and ``guides`` and ``drafters``
-    make a guide and a drafter for each answer.
+    The arguments are those of :class:`Generation`; the answer after i others uses the seed + i, and ``guides`` and
+    ``drafters`` make a guide and a drafter for each answer.
     """
 
     def __init__(
@@ -147,9 +148,9 @@ class Conversation:
         self._sampling = sampling
         self._turn = 0
         self._cache: Cache[Any] | None = None
-        self._ids: list[int] = []  # of the cache
+        self._ids: list[int] = []  # tokens in the cache
         self._keeps_prompts = any(tensor.sort != "rows" for layer in session.layout for tensor in layer)
-        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last one, if a cache may not go back
+        self._prompt: tuple[list[int], Cache[Any]] | None = None  # the last one, if a cache may be unable to go back
 
     def reset(self) -> None:
         """Drop the cache, and begin again with the first seed."""
@@ -158,8 +159,7 @@ class Conversation:
     def answer(self, prompt_ids: list[int], progress: Callable[[int, int], None] | None = None) -> Iterator[int]:
         """Yield the new token ids after a prompt, which is the whole text so far. Close the iterator to end the answer.
 
-        Args:
-            progress: Called after each chunk of the new part of the prompt with (tokens done, tokens in all).
+        ``progress`` is called after each chunk of the new part of the prompt with (tokens done, tokens in all).
         """
         guide = None if self._guides is None else self._guides()
         drafter = None if self._drafters is None else self._drafters()
@@ -197,7 +197,7 @@ class Conversation:
         return self._sampling if seed is None else replace(self._sampling, seed=seed + self._turn)
 
     def _cache_of_beginning(self, prompt_ids: list[int]) -> Cache[Any]:
-        """Return a cache of as much of a prompt's beginning as is cached, less its last token: that must run."""
+        """Return a cache of as much of a prompt's beginning as is known, but not of the last token, which must run."""
         shared = min(_common(self._ids, prompt_ids), len(prompt_ids) - 1)
         if self._cache is not None and shared > 0:
             try:

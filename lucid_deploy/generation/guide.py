@@ -31,7 +31,7 @@ COMPILED = 16  # compiled grammars that are cached; each holds its lexer's state
 # grammar with many readings of one text takes a time that grows with the square of the text's length.
 MASK_SECONDS = 2.0
 MASK_SECONDS_PER_TOKEN = 0.002
-SLOW_SHARE = 0.1  # of that, beyond which an answer's masks are computed by one thread of low priority
+SLOW_SHARE = 0.1  # of that time; beyond it, an answer's masks are computed by one thread of low priority
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TRIALS, _TRIAL_LENGTH = 64, 6  # random texts that the bytes are checked with
 
@@ -39,8 +39,8 @@ _TRIALS, _TRIAL_LENGTH = 64, 6  # random texts that the bytes are checked with
 class Guide:
     """Follows one answer through its constraint, to say which tokens may come next.
 
-    Masks are computed in a pool (llguidance releases the GIL), those of costly constraints in another one. ``renew``
-    makes a matcher whose lexer no other answer shares, to try when the shared one reaches its limits; None: no retry.
+    Masks are computed in ``pool`` (llguidance releases the GIL), or in ``slow_pool`` if those of the answer took long.
+    ``renew`` makes a matcher with a lexer of its own, for when the shared lexer reaches its limits; None: no retry.
 
     Attributes:
         mask: Future of the next mask, bool ``(vocab,)``, and of whether the text is complete and nothing may follow.
@@ -58,11 +58,11 @@ class Guide:
         self._matcher, self._vocabulary, self._may_end, self._renew = matcher, vocabulary, may_end, renew
         self._pool, self._slow_pool = pool, slow_pool
         self._consumed: list[int] = []  # as the matcher numbers tokens
-        self._seconds = 0.0  # that all masks so far took
+        self._seconds = 0.0  # processor time that all masks so far took
         self.mask: Future[tuple[Array, bool]] = pool.submit(self._next_mask, None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the next mask, at most so long; return whether it is ready."""
+        """Wait for the next mask for at most ``seconds``; return whether it is ready."""
         return self.mask.done() or bool(wait([self.mask], seconds).done)
 
     def allowed(self) -> Array | None:
@@ -83,7 +83,7 @@ class Guide:
             return False
 
     def advance(self, token: int) -> None:
-        """Add a token that was chosen by the mask, and begin to compute the next mask."""
+        """Add a token that the mask allows, and begin to compute the next mask."""
         self.mask.exception()  # waits: the matcher is used by one thread at a time
         is_slow = self._seconds > SLOW_SHARE * self._most_seconds
         pool = self._slow_pool if is_slow else self._pool
@@ -108,11 +108,11 @@ class Guide:
     def _consume(self, token: int) -> tuple[Array, bool]:
         self._consumed.append(token)
         if not self._matcher.consume_token(token):
-            return self._alone(f"The constraint was left: {_reason(self._matcher)}.")
+            return self._with_own_lexer(f"The constraint was left: {_reason(self._matcher)}.")
         return self._compute()
 
-    def _alone(self, error: str) -> tuple[Array, bool]:
-        """Return the mask of a new matcher of its own: copies share a lexer, whose limits others may have used up."""
+    def _with_own_lexer(self, error: str) -> tuple[Array, bool]:
+        """Return the mask of a matcher of its own: answers share a lexer, whose limits others may have used up."""
         if self._renew is None:
             raise NoTokenLeft(error)
         self._matcher, self._renew = self._renew(), None
@@ -124,7 +124,7 @@ class Guide:
         words, matcher = self._vocabulary, self._matcher
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
-            return self._alone(f"The constraint allows no token here: {_reason(matcher)}.")
+            return self._with_own_lexer(f"The constraint allows no token here: {_reason(matcher)}.")
         found = np.unpackbits(bits, count=len(words.tokens), bitorder="little").view(bool)
         mask = found[: words.size] if self._consumed else found[words.first]
         mask[words.ends] = False
@@ -147,13 +147,13 @@ class _Vocabulary:
     def __init__(self, tokenizer: TextTokenizer, size: int, ends: list[int]) -> None:
         found = token_bytes(tokenizer, size)
         self.tokens = list(found.later)
-        self.first = np.arange(size)  # ids of the tokens at the beginning
+        self.first = np.arange(size)  # ids that stand for the tokens at the beginning of a text
         for token, data in enumerate(found.first):
             if data != self.tokens[token]:
                 self.first[token] = len(self.tokens)
                 self.tokens.append(data)
         self.size, self.ends = size, np.array(ends, dtype=np.int64)
-        self.eos_token_id, self.bos_token_id = len(self.tokens), None  # one of its own, for models that have none
+        self.eos_token_id, self.bos_token_id = len(self.tokens), None  # an id of its own, as a model may have none
         self.ends_known = [*ends, self.eos_token_id]
         self.tokens.append(b"")
         for token in self.ends_known:
@@ -194,21 +194,21 @@ class GuideFactory:
         self._tokenizer, self._size, self._ends = tokenizer, vocabulary, list(ends)
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
         self._slow_pool = ThreadPoolExecutor(1, "lucid-guide-slow", _lower_priority)
-        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # masks do not wait for what is compiled
-        self._lock = threading.Lock()  # over the next three
+        self._compiler = ThreadPoolExecutor(1, "lucid-guide-compile")  # so that no mask waits for it
+        self._lock = threading.Lock()  # protects the next three
         self._vocabulary: _Vocabulary | None = None
         self._tokens: LLTokenizer | None = None
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()  # the most recently used comes last
 
     def open(self, constraint: Constraint, may_end: bool = True) -> Future[Guide]:
-        """Begin to compile a constraint; the future gives a guide of one answer, or raises a LucidError.
+        """Begin to compile a constraint; the future's result is a guide for one answer, or it raises a LucidError.
 
         ``may_end``: whether an end-of-sequence token may end the answer while more could follow.
         """
         return self._compiler.submit(self._open, constraint, may_end)
 
     def check(self, constraint: Constraint) -> None:
-        """Compile a constraint in this thread, and compute its first mask; raise NoTokenLeft if that fails."""
+        """Compile a constraint and compute its first mask in this thread; raise a LucidError if that fails."""
         with self._lock:
             vocabulary, matcher = self._words(), self._matcher(constraint)
         Guide(matcher, vocabulary, _AtOnce(), _AtOnce(), True).allowed()
@@ -249,7 +249,7 @@ class GuideFactory:
 
 
 def _lower_priority() -> None:
-    """Lower this thread's priority; only Linux allows that without privileges."""
+    """Lower this thread's priority; only on Linux does each thread have a priority of its own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -272,7 +272,7 @@ class TokenBytes(NamedTuple):
 
 
 def token_bytes(tokenizer: TextTokenizer, vocabulary: int) -> TokenBytes:
-    """Return the bytes of the tokens 0 to ``vocabulary − 1``."""
+    """Return the bytes of the tokens 0 to ``vocabulary − 1``; raise a LucidError if they depend on the next tokens."""
     kinds = tokenizer.decoder_kinds
     alphabet = byte_alphabet() if "ByteLevel" in kinds else {}
     first, later = [b""] * vocabulary, [b""] * vocabulary

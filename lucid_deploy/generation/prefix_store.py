@@ -58,7 +58,7 @@ class Block:
         parent: The digest of the block before it; empty for the first.
         rows: Its rows of each tensor, ``(heads, 32, width)``, in the order of the layout.
         state: Rings and states as they are after its last token, in the order of the layout; None: none are stored.
-        readers: Number of running requests whose prompt began with it; while there are any, it is not dropped.
+        readers: Number of running requests whose prompts began with this block; it is dropped only when there are none.
     """
 
     digest: bytes
@@ -69,7 +69,7 @@ class Block:
 
 
 class PrefixStore:
-    """Stores the blocks of texts within a budget; drops the least recently used block that no request reads first.
+    """Stores the blocks of texts within a budget; when it is full, drops the least recently used block without readers.
 
     Blocks have owners, who share the budget and nothing else. Otherwise the time of an answer would tell one client
     what another has asked. Keys and values depend on the adapter too, so texts of different adapters share nothing.
@@ -102,11 +102,11 @@ class PrefixStore:
 
     @property
     def readers(self) -> int:
-        """Readers of all blocks together."""
+        """The sum of the ``readers`` of all blocks."""
         return sum(block.readers for block in self._blocks.values())
 
     def takes(self, tokens: int) -> bool:
-        """Whether :meth:`add` stores anything of a text of so many tokens."""
+        """Whether :meth:`add` may store a text of so many tokens, or its beginning."""
         return tokens >= BLOCK and self.capacity > 0 and not (self.has_states and tokens % BLOCK)
 
     def find(

@@ -14,7 +14,7 @@ from lucid_deploy.runtimes.session import Array
 
 MOST_BIAS = 100.0  # OpenAI's
 MOST_PENALTY = 2.0  # OpenAI's, of presence and frequency
-LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond, logits overflow sooner or later, and no draw is right
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond these, logits may overflow, which makes draws wrong
 
 
 class NoTokenLeft(LucidError):
@@ -23,19 +23,19 @@ class NoTokenLeft(LucidError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """How the next token is chosen; a value out of range raises a LucidError.
 
     Attributes:
         temperature: 0 takes the most likely token; above, logits are divided by it before sampling.
         top_k: Sample among this many most likely tokens; 0 is all.
         top_p: Sample among the fewest most likely tokens whose probabilities add up to this; 1 is all.
-        seed: Seed of the random generator; None: a random one.
+        seed: Seed of the random generator, 0 or more; None: a random one.
         min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
-        presence_penalty: Subtracted from the logit of every token that was generated before.
-        frequency_penalty: Subtracted from a token's logit once for each time that the token was generated.
+        presence_penalty: Subtracted from the logit of every token that was generated before; −2 to 2.
+        frequency_penalty: Subtracted from a token's logit once for each time that it was generated; −2 to 2.
         repetition_penalty: Divides the positive logits of tokens that prompt or answer have, and multiplies their
             negative ones; 0.01 to 100, 1 is none.
-        logit_bias: Pairs (token id, number added to its logit).
+        logit_bias: Pairs (token id, number from −100 to 100 that is added to its logit).
         bad_words: Sequences of token ids that never occur in an answer.
     """
 
@@ -80,7 +80,7 @@ class Sampling:
         return any(penalties) or bool(self.logit_bias or self.bad_words)
 
     def check(self, vocabulary: int) -> None:
-        """Refuse token ids outside a vocabulary of so many tokens."""
+        """Raise a LucidError for token ids outside a vocabulary of so many tokens."""
         for name, tokens in (
             ("logit_bias", [token for token, _ in self.logit_bias]),
             ("bad_words", [token for word in self.bad_words for token in word]),
@@ -103,8 +103,8 @@ class LogitAdjustment:
     A bad word counts if all of it is generated: none begins in the prompt.
 
     Attributes:
-        slopes: Derivatives of the last adjusted logits by the model's logits, float64 ``(vocab,)``, which are not 1
-            where a repetition penalty scales logits; None: all are 1.
+        slopes: Derivatives of the last adjusted logits with respect to the model's logits, float64 ``(vocab,)``: not 1
+            where a repetition penalty scales a logit; None: all are 1.
     """
 
     slopes: Array | None = None
@@ -167,7 +167,7 @@ class Sampler:
     Attributes:
         sampling: How tokens are chosen.
         chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ for tokens that were not allowed.
-        slopes: Derivatives of these by the model's logits, as :attr:`LogitAdjustment.slopes`.
+        slopes: Derivatives of ``chosen_from`` with respect to the model's logits; see :attr:`LogitAdjustment.slopes`.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
@@ -187,7 +187,7 @@ class Sampler:
 
     @property
     def slopes(self) -> Array | None:
-        """Derivatives of the last adjusted logits, see :attr:`LogitAdjustment.slopes`; None: all are 1."""
+        """Derivatives of ``chosen_from``, see :attr:`LogitAdjustment.slopes`; None: all are 1."""
         return None if self._adjustment is None else self._adjustment.slopes
 
     def __call__(self, logits: Array, allowed: Array | None = None) -> int:
@@ -224,7 +224,7 @@ class Sampler:
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     """Return the probabilities to draw from, after temperature, min-p, top-k and top-p in turn; float64 ``(vocab,)``.
 
-    A logit of −∞ has probability 0.
+    A logit of −∞ has probability 0. The temperature must be above 0.
     """
     with np.errstate(over="ignore"):  # the temperature may be almost 0
         scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
@@ -242,7 +242,7 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
 
 
 def logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    """Return biases by token id from a JSON object, whose keys are strings."""
+    """Return pairs (token id, bias) from a JSON object, whose keys are strings; raise a LucidError for wrong keys."""
     found: dict[int, float] = {}
     for name, value in given.items():
         if not (name.isascii() and name.isdigit() and len(name) < 20):
@@ -265,6 +265,6 @@ def bad_word_ids(words: Sequence[str], tokenizer: TextTokenizer) -> tuple[tuple[
         spaced = tuple(tokenizer.encode(" " + word.lstrip(), add_special_tokens=False))
         found.append(first)
         known = not tokenizer.unknown_words(" " + word.lstrip())
-        if known and len(spaced) == len(first) and spaced[:1] != first[:1]:  # a longer one is a space and the first
+        if known and len(spaced) == len(first) and spaced[:1] != first[:1]:  # a longer one: a space, then ``first``
             found.append(spaced)
     return tuple(found)

@@ -29,18 +29,18 @@ from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.runtimes.session import STEP_TOKENS, Array, Session
 
 log = logging.getLogger("lucid_deploy.generation")
-_NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
-# … and in half precision: in one step the gap of two logits moved by up to 0.0012 in float16, and 0.0081 in bfloat16.
+_NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what another order of sums changes
+# In half precision, one step moved the gap of two logits by up to 0.0012 in float16 and 0.0081 in bfloat16.
 _NEAR |= {"float16": 1e-2, "bfloat16": 8 * 2.0**-8}
 # Largest rounding error of a cached value, as a share of the largest value in its row.
 _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# How many such errors count as near. In one step the gap of two logits moved by up to 0.4 of one error. Over an answer
-# such steps add up: with int8, answers differed first at gaps of up to 5.3 errors.
+# How many such errors count as near. In one step the gap of two logits moved by up to 0.4 of one error. Over an answer,
+# steps add up: with int8, the first tokens that differed had gaps of up to 5.3 errors.
 _REACH = {"int8": 8}
 _REACH_ELSE = 2
-# For products whose inputs are rounded: where another order of sums rounds an input the other way, it moves by a whole
-# step, and later inputs move with it. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8;
-# over an answer with int8, answers differed first at gaps of up to 0.058, see docs/speculation.md.
+# For products with rounded inputs: where another order of sums rounds an input the other way, it moves by a whole
+# rounding step, and later inputs move, too. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8.
+# Over an answer with int8, the first tokens that differed had gaps of up to 0.058, see docs/speculation.md.
 _INPUTS = {"int8": 8 / 127, "fp8": 32 / 448}
 
 
@@ -83,16 +83,16 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
 
 
 def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | None = None) -> bool:
-    """Whether the two best tokens are so close that rounding may decide between them.
+    """Return whether the two best tokens are so close that rounding may decide between them.
 
-    ``adjusted`` was made of the model's ``logits``; ``slopes`` are its derivatives by them (None: all are 1), and all
-    three are ``(vocab,)``. ``share`` is what :func:`near_share` returns.
+    ``adjusted`` was made of the model's ``logits``; ``slopes`` are its derivatives with respect to them (None: all 1).
+    All three are ``(vocab,)``. ``share`` is what :func:`near_share` returns.
     """
     first = int(adjusted.argmax())
     near = share * max(logits.max(), -logits.min())
     if slopes is not None:
         near = near * np.maximum(slopes, slopes[first])
-    return int(np.count_nonzero(adjusted[first] - adjusted <= near)) > 1  # the first is as near to itself
+    return int(np.count_nonzero(adjusted[first] - adjusted <= near)) > 1  # the best token itself is counted
 
 
 @dataclass
@@ -131,11 +131,11 @@ class Choice(NamedTuple):
 
 
 class Chooser:
-    """Chooses the tokens of rows.
+    """Chooses the tokens of rows, with or without drafts, and counts drafts.
 
     Attributes:
-        deadline: Time up to which a choice may wait for the mask of a constraint, by :func:`time.monotonic`; None: it
-            waits until the mask is there.
+        deadline: Time by :func:`time.monotonic` until which a choice may wait for the mask of a constraint; None: it
+            waits as long as the mask takes.
     """
 
     def __init__(self, session: Session[Any], counts: DraftCounts) -> None:
@@ -202,7 +202,7 @@ class Chooser:
 
 
 def propose(rows: Mapping[int, Row], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:
-    """Return the drafts of each running row, so few that a step runs at most :data:`STEP_TOKENS` tokens, or none.
+    """Return drafts for each running row by its number: at most :data:`STEP_TOKENS` tokens run in a step, or no draft.
 
     Rows of a growing cache end in the same column, so the row with the most tokens limits the drafts of all.
     """

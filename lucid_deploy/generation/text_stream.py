@@ -27,7 +27,7 @@ class TextStream:
     ever and decodes all of them again at each step. So after some tokens this class decodes them itself, together with
     the last pieces before them. Bytes that never become a character come out as U+FFFD.
 
-    Special tokens have no text unless they are among those ``shown``.
+    Special tokens have no text unless they are in ``shown``.
     """
 
     def __init__(self, tokenizer: TextTokenizer, shown: Sequence[int] = ()) -> None:
@@ -36,7 +36,7 @@ class TextStream:
         self._step = tokenizer.decode_steps()
         self._by_steps = True
         self._held: list[int] = []  # ids whose text is not returned yet
-        self._context: list[tuple[list[int], str]] = []  # the last returned pieces: with them a decoder sees no start
+        self._context: list[tuple[list[int], str]] = []  # the last returned ids and texts; decoding begins with them
 
     def push(self, token: int) -> str:
         """Add a token; return the new text, which may be empty."""
@@ -132,7 +132,7 @@ class StopStrings:
 
 
 def check_stops(stops: Sequence[str]) -> None:
-    """Check stop strings before anything runs."""
+    """Raise a LucidError if a stop string is empty."""
     if any(not stop for stop in stops):
         raise LucidError("A stop string must not be empty.")
 
@@ -185,7 +185,7 @@ class AnswerText:
 
 
 class TokenTexts:
-    """Gives each token's own text and bytes, which differ where a token is a part of a character."""
+    """Gives each token's own text and bytes; a token that is a part of a character has bytes but no text."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -228,9 +228,7 @@ class TokenTexts:
 
 @lru_cache(maxsize=1)
 def byte_alphabet() -> dict[str, int]:
-    """Return the byte that each letter of byte-level tokenizers stands for: they write printable bytes as themselves,
-    the others as U+0100 and up in order.
-    """
+    """Return the byte of each letter in byte-level vocabularies: bytes that do not print are U+0100 and up."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -256,11 +254,11 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """One more token of generation ``row``, or its end; ``text`` is empty while the token's text may still change."""
+    """What one more token of generation ``row``, or its end, adds: text that is final, which may be empty for now."""
 
     row: int
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
-    reason: str = ""  # of the end: ``stop`` or ``length``
+    reason: str = ""  # why the generation ended, ``stop`` or ``length``; empty if it goes on
     reused: int = 0  # prompt tokens that a stored prefix held, at the end

@@ -56,13 +56,13 @@ class Answer:
         return [chunk for row in rows for chunk in self._show(row, {"role": "assistant", "content": ""})]
 
     def chunks(self, piece: TextPiece) -> Events:
-        """Add a piece; return it as a chunk, or nothing if there is nothing to show yet."""
+        """Add a piece; return its chunk, in a list that is empty if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         delta, logprobs = self._choices[piece.row].add(piece)
         return self._show(piece.row, delta, logprobs) if delta or piece.logprobs else []
 
     def closing(self, row: int, reason: str) -> Events:
-        """End a generation; return the chunk that says why."""
+        """End a generation; return the chunk that gives the reason, and the text or calls that were held back."""
         delta = self._choices[row].end(reason)
         return self._show(row, delta, reason=self._choices[row].reason)
 
@@ -107,22 +107,22 @@ class _Choice:
             self._logprobs += encoded
         plain = {"content": piece.text} if piece.text or encoded else {}
         delta = plain if self._parser is None else self._parser.push(piece.text)
-        return self._add(delta), self._logprobs_json(encoded)
+        return self._collect(delta), self._logprobs_json(encoded)
 
     def end(self, reason: str) -> Delta:
-        """End the generation; return what is left to show.
+        """End the generation; return the text and calls that are left to show.
 
         The reason ``stop`` becomes ``tool_calls`` if there are calls, none of which was cut by a stop string.
         """
         self.reason = reason
         if self._parser is None:
             return {}
-        rest = self._add(self._parser.finish())
+        rest = self._collect(self._parser.finish())
         if reason == "stop" and self._parser.has_whole_calls:
             self.reason = "tool_calls"
         return rest
 
-    def _add(self, delta: Delta) -> Delta:
+    def _collect(self, delta: Delta) -> Delta:
         self._texts.append(delta.get("content", ""))
         for part in delta.get("tool_calls", ()):
             if "id" in part:

@@ -1,4 +1,4 @@
-"""The ASGI application: the same in one process and on Ray Serve, over whatever backend runs the jobs."""
+"""The ASGI application, the same in one process and on Ray Serve: a backend runs its jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.version import __version__
 
 log = logging.getLogger("lucid_deploy.serving")
-CACHED_STEP = 128  # tokens; OpenAI counts reused ones in such steps, and exact counts could reveal others' prompts
+CACHED_STEP = 128  # reused tokens are reported in multiples of it, as by OpenAI: exact counts could give prompts away
 SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -42,7 +42,7 @@ PAGE_HEADERS = {
 }
 
 
-Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # gets the body; None: it has streamed
+Endpoint = Callable[[Exchange, bytes], Coroutine[Any, Any, Response | None]]  # gets the body; None: it streamed
 
 
 class App:
@@ -85,11 +85,11 @@ class App:
         if path not in self._routes:
             raise ApiError(404, f"There is no {shown(path)}; /openapi.json lists what there is.", "not_found")
         exchange.route, exchange.kind, methods = path, self._kinds.get(path), self._routes[path]
-        allowed = "GET" if method == "HEAD" else method  # uvicorn leaves the body out
-        if allowed not in methods:
+        handled_as = "GET" if method == "HEAD" else method  # uvicorn sends no body in answer to HEAD
+        if handled_as not in methods:
             known = ", ".join(methods)
             raise ApiError(405, f"The methods of {path} are {known}.", "method_not_allowed", headers={"Allow": known})
-        return methods[allowed]
+        return methods[handled_as]
 
 
 async def _health(exchange: Exchange, _: bytes) -> Response:
@@ -141,7 +141,7 @@ def _page_text(name: str) -> str:
 
 
 async def _generate(exchange: Exchange, body: bytes) -> Response | None:
-    """Answer a completion, a chat or a response."""
+    """Generate a completion, a chat or a response; return None if the answer was streamed."""
     service = exchange.service
     job = await exchange.read(body)
     owner = cache_owner("" if service.api.share_prefixes else exchange.key, job.cache_salt)
@@ -156,10 +156,10 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
             chunks = answer.opening() if first else []
             for event in events:
                 chunks += _take(exchange, answer, event, token_times)
-            if first:  # only now, so that a refusal has its own HTTP status
+            if first:
                 service.metrics.prompt_tokens.inc(job.prompt_tokens)
             if job.stream:
-                if first:
+                if first:  # only now: a request that the engine refuses gets an HTTP status of its own
                     await exchange.send({"type": "http.response.start", "status": 200, "headers": SSE_HEADERS})
                 await exchange.send_events(chunks)
     if len(exchange.reasons) < job.rows:
@@ -171,7 +171,7 @@ async def _generate(exchange: Exchange, body: bytes) -> Response | None:
 
 
 def _take(exchange: Exchange, answer: Answer, event: TextPiece, token_times: dict[int, float]) -> Events:
-    """Add an event to the answer; return what a stream sends for it. ``token_times``: when a row's last token came."""
+    """Add an event to the answer; return what to stream for it. ``token_times``: when each row's last token came."""
     if event.tokens:
         metrics, now = exchange.service.metrics, time.perf_counter()
         if exchange.first_token is None:
@@ -208,7 +208,7 @@ def document() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document; bodies are described by the classes that read them."""
     prefix = "#/components/schemas/"
     _, schemas = msgspec.json.schema_components(fields.BODIES.values(), ref_template=prefix + "{name}")
-    schemas["InputMessage"]["required"].remove("type")  # the reader adds it
+    schemas["InputMessage"]["required"].remove("type")  # optional: the reader adds a missing one
     parts = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
     schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": {"properties": parts}}}
 

@@ -12,7 +12,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 READ_BYTES = 1 << 10  # parsed at once, before other connections get a turn; also bounds pipelined requests
-MOST_FRAMING = 64 << 10  # bytes of a head, or of chunk sizes and trailers beyond twice the body
+MOST_FRAMING = 64 << 10  # bytes of a request beyond twice its body: head, chunk sizes and trailers
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._set_waiting(False)
-        if self._current is not None and not self._current.response_complete:  # uvicorn tells the pipeline's last only
+        if self._current is not None and not self._current.response_complete:  # uvicorn tells a pipeline's last only
             self._current.disconnected = True
             self._current.message_event.set()
 
@@ -99,7 +99,7 @@ class Connection(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._update_waiting()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Ignore Upgrade headers, as HTTP allows: Java's client asks for h2c with each connection's first request."""
+        """Log nothing: HTTP lets servers ignore Upgrade headers, and Java's client asks for h2c on each connection."""
 
     def _update_waiting(self) -> None:
         current = self._current

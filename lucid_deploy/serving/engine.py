@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Request, Token
     from lucid_deploy.runtimes.session import Session
 
-    EngineEvent = Token | Finished | ApiError  # an error, or the end, is a generation's last
+    EngineEvent = Token | Finished | ApiError  # the last one of a generation is Finished or an ApiError
 
 log = logging.getLogger("lucid_deploy.serving")
-CHECK_SECONDS = 1.0
-DOWN = "engine_down"  # it loads, was stopped, or ended by an error
-PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store; whichever is reached first
+CHECK_SECONDS = 1.0  # least time between two calls of ``Engine``'s check
+DOWN = "engine_down"  # error code while the engine loads, and after it has ended
+PREFIX_BYTES, PREFIX_TOKENS = 1 << 30, 1 << 16  # default limits of the prefix store: the lower one counts
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What runs the model, and how much of it at once."""
+    """Which model is run, how, and how many generations may run and wait."""
 
     directory: str  # the artifact's
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)  # what runs it
     rows: int = 8  # generations that run at once
-    max_queue: int = 64  # generations that may wait beyond them
-    share_queue: bool = False  # whether one client may have at most half of the queue
-    prefill_budget: int = 32  # tokens of prompts that run between two tokens of up to eleven others
-    prefix_tokens: int | None = None  # tokens of finished prompts kept for reuse; None: what PREFIX_BYTES hold
+    max_queue: int = 64  # further generations that may wait
+    share_queue: bool = False  # whether a client with several requests may have only half of the queue
+    prefill_budget: int = 32  # prompt tokens that run between two tokens of running rows; more from 12 rows on
+    prefix_tokens: int | None = None  # tokens of prompts and answers kept for reuse; None: see _prefix_tokens
     check: bool = True  # whether the hashes of all files are compared before the model is loaded
     speculate: str = "off"  # how drafts are made, see :func:`~lucid_deploy.generation.drafting.open_drafters`
     draft: str | None = None  # artifact of the draft model, if ``speculate`` is ``draft``
@@ -55,7 +55,7 @@ class _Command(NamedTuple):
     """What the thread is to do: ``submit`` or ``cancel`` a generation, or ``stop``."""
 
     kind: str
-    events: JobEvents | None = None  # whose generation
+    events: JobEvents | None = None  # of the job that the generation belongs to
     row: int = 0
     request: Any = None  # with ``submit``
 
@@ -66,12 +66,12 @@ class _Running(NamedTuple):
     events: JobEvents
     row: int
     client: str
-    prompt: int  # tokens
+    prompt: int  # tokens of the prompt
     started: float  # by time.monotonic
 
 
 class JobEvents:
-    """The events of generations that were submitted together, numbered from 0. Belongs to one event loop."""
+    """The events of one job, whose generations are numbered from 0. Belongs to one event loop."""
 
     def __init__(self, commands: queue.SimpleQueue[_Command], rows: int) -> None:
         self.loop = asyncio.get_running_loop()
@@ -79,11 +79,11 @@ class JobEvents:
         self.queue: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
     async def next(self) -> list[tuple[int, EngineEvent]]:
-        """Return the next events as (number, event), as soon as there are any."""
+        """Wait for the next events; return them as pairs of a generation's number and an event."""
         return await self.queue.get()
 
     def cancel(self, row: int) -> None:
-        """Ask to end a generation, if it runs, and free its row; events of it may still arrive."""
+        """Ask the engine to end a generation, unless it has ended, and free its row; its events may still arrive."""
         self._commands.put(_Command("cancel", self, row))
 
     def close(self) -> None:
@@ -96,8 +96,10 @@ class Engine:
 
     Args:
         open_batcher: Loads the model and returns the batcher; called in the thread.
-        check: Raises if the engine must not go on; called in the thread before steps, once in :data:`CHECK_SECONDS`.
-        share_queue: Whether one client may have at most half of the queue.
+        rows: Most generations that run at once, as the batcher has it.
+        max_queue: Most generations that wait for a row.
+        check: Raises if the engine must not go on; called in the thread, at most every :data:`CHECK_SECONDS`.
+        share_queue: Whether a client with several requests may have at most ``rows + max_queue // 2`` generations.
     """
 
     def __init__(
@@ -117,9 +119,9 @@ class Engine:
         self._open_batcher, self._check = open_batcher, check
         self._checked = 0.0  # when, by time.monotonic
         self._step_began: float | None = None  # when, by time.monotonic; None between steps
-        self._lock = threading.Lock()  # over state and the count of admitted generations
+        self._lock = threading.Lock()  # protects the state and the counts of admitted generations
         self._admitted: Counter[str] = Counter()  # generations that run or wait, by client
-        self._seconds = 1.0  # a generation's usual duration, queue included
+        self._seconds = 1.0  # moving average of a generation's duration, its wait for a row included
         self._running: dict[int, _Running] = {}
         self._numbers: dict[tuple[JobEvents, int], int] = {}
         self._cached: dict[int, int] = {}  # tokens in the cache of each running row
@@ -133,7 +135,7 @@ class Engine:
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
-        """End the thread; what still runs gets an error. Return False if a step of the model runs for longer."""
+        """End the thread; what still runs gets an error. Return False if it still runs after ``timeout`` seconds."""
         self._commands.put(_Command("stop"))
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -149,14 +151,14 @@ class Engine:
         return dict(self._gauges)
 
     def submit(self, requests: list[Request]) -> JobEvents:
-        """Queue one client's generations and return their events; ApiError if not all fit. Call it in an event loop."""
+        """Queue one client's generations and return their events, in an event loop; ApiError if not ready or full."""
         client = requests[0].client
         with self._lock:
             if self.state != "ready":
                 message = "The model is still loading." if self.state == "loading" else "The engine ended."
                 raise unavailable(message, DOWN)
             total, own = self._admitted.total(), self._admitted[client]
-            too_many = own and own + len(requests) > self._most_each  # a client's only request may exceed it
+            too_many = own and own + len(requests) > self._most_each  # a client's only request may exceed the limit
             if total + len(requests) > self.capacity or too_many:
                 raise queue_full(min(60, max(1, math.ceil(self._seconds))))
             self._admitted[client] += len(requests)
@@ -189,7 +191,7 @@ class Engine:
             self._die(None)
 
     def _take_commands(self, batcher: Batcher) -> bool:
-        """Run the commands that came since the last step; wait for one if nothing runs. Return False at ``stop``."""
+        """Carry out the commands since the last step; if no generation runs, wait for one. Return False at ``stop``."""
         while True:
             if batcher.idle:
                 self._observe(batcher)
@@ -202,7 +204,7 @@ class Engine:
             assert events is not None
             if kind == "cancel":
                 number = self._numbers.get((events, row))
-                if number is not None:  # otherwise it has already ended
+                if number is not None:  # otherwise the generation has already ended
                     batcher.cancel(number)
                     self._forget(number)
                 continue
@@ -258,7 +260,7 @@ class Engine:
     def _die(self, error: BaseException | None) -> None:
         loading = self.state == "loading"
         left = [(running.events, running.row) for running in self._running.values()]
-        with self._lock:  # nothing is queued after this
+        with self._lock:  # no generation is submitted after this
             self.state, self.error = "dead", error
             while not self._commands.empty():
                 command = self._commands.get()
@@ -270,7 +272,7 @@ class Engine:
         if error is not None:
             ours = isinstance(error, LucidError)
             message = f"The engine ended: {error}" if ours else "The engine ended by an error; see the server's log."
-            if not loading:  # while loading, the command reports it
+            if not loading:  # else the command reports the error
                 kind = "" if ours else f"{type(error).__name__}: "
                 log.critical("The engine ended: %s%s", kind, error, exc_info=None if ours else error)
         _send([(events, row, unavailable(message, DOWN)) for events, row in left])
@@ -279,7 +281,7 @@ class Engine:
 
 
 def _send(events: list[tuple[JobEvents, int, Any]]) -> None:
-    """Hand events to the loops of their jobs; a loop is woken once for all of them."""
+    """Pass events to the event loops of their jobs; each loop is woken once for all of its events."""
     loops: dict[asyncio.AbstractEventLoop, dict[JobEvents, list[tuple[int, Any]]]] = {}
     for job, row, event in events:
         loops.setdefault(job.loop, {}).setdefault(job, []).append((row, event))
@@ -296,7 +298,7 @@ def _deliver_all(jobs: dict[JobEvents, list[tuple[int, Any]]]) -> None:
 
 
 def open_checked(directory: str) -> Artifact:
-    """Open the artifact that is to be served, and check that it has a tokenizer; cheap, so done before all else."""
+    """Open the artifact to serve; raise a LucidError if it has no tokenizer. Reads no weights, so call it first."""
     artifact = open_artifact(directory)
     if not (artifact.directory / "tokenizer.json").is_file():
         raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
@@ -304,10 +306,7 @@ def open_checked(directory: str) -> Artifact:
 
 
 def _prefix_tokens(session: Session[Any]) -> int:
-    """Return how many tokens of stored prefixes :data:`PREFIX_BYTES` hold, at most :data:`PREFIX_TOKENS`.
-
-    With TensorRT engines it is 0: their caches lie in GPU memory, so prefixes are copied out of it only if asked for.
-    """
+    """Return the default budget in tokens: 0 with TensorRT, where storing a prefix copies it out of GPU memory."""
     from lucid_deploy.generation.prefix_store import token_bytes
 
     return 0 if session.limits is not None else min(PREFIX_BYTES // token_bytes(session.layout), PREFIX_TOKENS)
@@ -325,7 +324,7 @@ def make_engine(options: EngineOptions) -> Engine:
         artifact = open_checked(options.directory)
         draft = check_drafters(options.speculate, artifact, options.draft)
         for each in [artifact] if draft is None else [artifact, draft]:
-            watches.append(ArtifactWatch(each))  # before its weights are read, to notice changes in between
+            watches.append(ArtifactWatch(each))  # before the weights are read, so that a change meanwhile is noticed
             if options.check:
                 check_hashes(each)
         drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)

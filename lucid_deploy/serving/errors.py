@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An error that is sent to the client; ``code`` is a word for programs, such as ``model_not_found``."""
+    """An error for the client: HTTP status, message, ``code`` for programs, and ``param``, the field that is wrong."""
 
     status: int
     message: str

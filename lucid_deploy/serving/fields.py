@@ -13,7 +13,7 @@ from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoic
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 DEVELOPER = "The chat template gets developer as system."
-# Fields that are dropped: some have no effect here, others are not supported and may be false, empty or these.
+# Fields that are dropped: HARMLESS ones always, those in NEUTRAL if their value is false, empty or one that it lists.
 HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 UNSUPPORTED = ("store", "echo", "background", "stream_options.include_obfuscation", "reasoning_effort", "reasoning")
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -28,7 +28,7 @@ _REPETITION = "Divides positive logits of tokens that prompt or answer have, mul
 
 
 def about(text: str) -> Meta:
-    """Return a field's description."""
+    """Return msgspec's annotation that describes a field in ``/openapi.json``."""
     return Meta(description=text)
 
 

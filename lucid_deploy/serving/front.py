@@ -42,10 +42,10 @@ PAGES = {  # for browsers: path → file in web/ and its type
     "/docs": ("docs.html", "text/html"),
     "/ui/style.css": ("style.css", "text/css"),
 }
-LAST_WORD_SECONDS = 1.0  # to send the error that ends a stream; a client that does not read misses it
-FREE_BYTES = 64 << 10  # of each body that are not counted, so that small requests always fit
-BODIES = 16  # as many of the largest bodies may be in memory at once
-STATES = {  # in which requests are refused
+LAST_WORD_SECONDS = 1.0  # for sending the error that ends a stream; a client that reads too slowly does not get it
+FREE_BYTES = 64 << 10  # bytes of each body that do not count in Service.body_memory, so that small requests always fit
+BODIES = 16  # bodies of the largest size that may be in memory at once
+STATES = {  # states in which requests are refused, with the error's message and code
     "draining": ("The server is shutting down.", "shutting_down"),
     "loading": ("The model is still loading.", "loading"),
     "stuck": ("A step of the model takes longer than --timeout.", "engine_stuck"),
@@ -58,21 +58,21 @@ class ApiOptions:
     """What requests may ask for, and who may send them."""
 
     model: str | None = None  # the served name; None: the directory's name
-    max_prompt_tokens: int | None = None  # of one prompt; None: what the context allows
-    max_new_tokens: int | None = None  # of one generation; None: what the context allows
-    max_choices: int | None = None  # generations of one request; None: one less than run at once
+    max_prompt_tokens: int | None = None  # tokens of one prompt; None: what the context allows
+    max_new_tokens: int | None = None  # tokens of one generation; None: what the context allows
+    max_choices: int | None = None  # generations of one request; None: one less than EngineOptions.rows, at least 1
     max_body_bytes: int = 4 << 20  # size of a request
-    seconds: float = 300.0  # from a request's first byte to its answer's last
-    readers: int = 2  # processes that read bodies
+    seconds: float = 300.0  # from the end of a request's headers to the end of its answer
+    readers: int = 2  # processes that parse bodies, render chat templates and tokenize
     keys: ApiKeys = field(default_factory=ApiKeys)  # who may send requests
-    hosts: frozenset[str] | None = None  # names besides this machine's under which it answers; None: any
-    metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who alone may read metrics, if there are any
-    share_prefixes: bool = False  # whether stored prefixes are reused among different keys
-    pages: bool = True  # whether the pages for browsers are served, and what only they use
+    hosts: frozenset[str] | None = None  # names that a Host header may have, besides loopback ones; None: any
+    metrics_keys: ApiKeys = field(default_factory=ApiKeys)  # who may read metrics; if empty, ``keys`` may
+    share_prefixes: bool = False  # whether clients with different keys share stored prefixes
+    pages: bool = True  # whether the files for browsers in PAGES are served
 
 
 def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
-    """Return what reader processes need: the artifact's folder and the limits of requests."""
+    """Return what reader processes need; raise a LucidError if the artifact cannot be served under the model's name."""
     artifact = open_checked(engine.directory)
     context = artifact.config.max_position_embeddings
     directory = artifact.directory.resolve()
@@ -92,19 +92,19 @@ def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
 
 
 class Service:
-    """The application's state. Make it in an event loop."""
+    """The state that all requests share. Create it in a running event loop."""
 
     def __init__(self, api: ApiOptions, setup: ReaderSetup, backend: LocalBackend | RayBackend) -> None:
         self.api, self.setup, self.backend = api, setup, backend
         self.created = int(time.time())
         self.readers = ReaderPool(setup, api.readers)
         self.metrics = Metrics(backend.gauges)
-        self.body_memory = 0  # bytes of bodies that were received and not read yet, without the first ones of each
+        self.body_memory = 0  # bytes of bodies that no reader has finished, without FREE_BYTES of each
         self.most_body_memory = BODIES * setup.body_bytes
-        self.busy: Counter[str] = Counter()  # requests that are read or answered, by key
+        self.busy: Counter[str] = Counter()  # number of requests being read or answered, by key
         self.most_busy = 1000
         self.draining = False  # whether new requests are refused because the server will end
-        # Done when grace is over: running requests end with an error.
+        # Gets its result when the grace period is over: requests that still run end with an error.
         self.ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def check_ready(self) -> None:
@@ -121,12 +121,12 @@ class Exchange:
         self.service, self.scope, self.receive, self._send = service, scope, receive, send
         self._request = Request(scope, receive)
         self.headers = self._request.headers
-        self.route = "other"  # its path among those of the application, a bounded set of labels for metrics
+        self.route = "other"  # label in metrics: a known path, or ``other`` for all unknown ones
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
         self.key = ""  # names the client's API key
-        self.status, self.error = 499, ""  # 499 until the answer has begun; the code of the error that ended it
+        self.status, self.error = 499, ""  # HTTP status, 499 before the answer begins; code of the error that ended it
         self.started = time.perf_counter()
-        self._counted = 0  # bytes of the body that count in the service's memory
+        self._counted = 0  # bytes of the body that count in Service.body_memory
         self._busy = False
         # Of requests that generate:
         self.kind: Kind | None = None  # of its body
@@ -135,7 +135,7 @@ class Exchange:
         self.first_token: float | None = None  # seconds until it came
 
     def check(self) -> None:
-        """Refuse ambiguous requests, names of other hosts, and clients without a key."""
+        """Identify the client; raise an ApiError for an ambiguous request, another host's name or an unknown key."""
         api, path = self.service.api, self.scope["path"]
         coding = self.headers.get("transfer-encoding", "chunked").strip().lower()
         if coding != "chunked" or len(self.headers.getlist("host")) > 1:  # a proxy in front may read these differently
@@ -154,11 +154,11 @@ class Exchange:
         self.key = key or ""
 
     async def body(self) -> bytes:
-        """Receive and return the body, whose size is checked whatever its headers say; count the request as busy."""
+        """Receive and return the body, and count the request as busy; raise an ApiError if it is refused."""
         service = self.service
         service.check_ready()
         kind = self.headers.get("content-type", "").lower().partition(";")[0].strip()
-        if kind != "application/json":  # a web page cannot send this type to another site without asking first
+        if kind != "application/json":  # a web page cannot send this type to another site without a CORS preflight
             raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
         most, body = service.setup.body_bytes, bytearray()
         async for part in self._request.stream():
@@ -167,7 +167,7 @@ class Exchange:
                 raise ApiError(413, f"The body is larger than {most} bytes.", "body_too_large")
             self.count(len(body))
         busy, most = service.busy, service.most_busy
-        # No key of several may have more than half.
+        # If there are several keys, none may have more than half of the busy requests.
         if busy.total() >= most or (len(service.api.keys) > 1 and busy[self.key] >= most // 2):
             raise queue_full(1)
         busy[self.key] += 1
@@ -175,14 +175,14 @@ class Exchange:
         return bytes(body)
 
     async def read(self, body: bytes) -> Job:
-        """Return the job that the body asks for."""
+        """Have a reader process turn the body into a job; its bytes no longer count afterwards."""
         assert self.kind is not None
         job = await self.service.readers.read(body, self.kind, self.key)
         self.count(0)
         return job
 
     def count(self, size: int) -> None:
-        """Count ``size`` bytes of the body instead of those before; refuse if all bodies take too much memory."""
+        """Count the body as ``size`` bytes from now on; raise an ApiError if all bodies exceed the memory."""
         service, more = self.service, max(0, size - FREE_BYTES) - self._counted
         if more > 0 and service.body_memory + more > service.most_body_memory:
             raise unavailable("Too many large requests are being read at once. Send it again.", "too_many_bodies")
@@ -190,7 +190,7 @@ class Exchange:
         service.body_memory += more
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await ``work`` after the body was read; cancel it when the client leaves, time is over or the server ends."""
+        """Await ``work``, once the body is received; cancel it and raise if the client leaves or the time is over."""
         seconds, ending = self.service.api.seconds, self.service.ending
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._until_gone())
         try:
@@ -217,13 +217,13 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
-            # A client that waits for 100 Continue may send the body or its next request: they cannot be told apart.
+            # After an error, a client that sent Expect may go on with the body or the next request: they look the same.
             if self.service.draining or (self.status >= 400 and "expect" in self.headers):
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
     async def send_events(self, events: Events, end: bool = False) -> None:
-        """Send events of the answer's stream."""
+        """Send events of the answer's stream, then its end if ``end`` is set."""
         assert self.answer is not None
         frames = [*map(self.answer.frame, events), *([self.answer.end_of_stream] if end else [])]
         await self._send({"type": "http.response.body", "body": b"".join(frames), "more_body": not end})
@@ -242,7 +242,7 @@ class Exchange:
         self.status = error.status
 
     def end(self) -> None:
-        """Log a finished request, and count it in the metrics."""
+        """Release what a finished request holds, log it and count it in the metrics."""
         self.count(0)
         if self._busy:
             self.service.busy[self.key] -= 1

@@ -15,8 +15,8 @@ from lucid_deploy.serving.engine import Engine, EngineOptions, make_engine
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.tool_formats import ToolFormat
 
-ENDS = {"eos": "stop", "length": "length", "context": "length"}
-UNPROMPTED = Request([], 16, Sampling(temperature=1.0))
+ENDS = {"eos": "stop", "length": "length", "context": "length"}  # our reasons, and OpenAI's words for them
+UNPROMPTED = Request([], 16, Sampling(temperature=1.0))  # Job.prompts has the prompts
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Job:
     n: int = 1  # generations of each prompt
     stops: tuple[str, ...] = ()  # texts that end a generation and are not part of it
     tokens_as_ids: bool = False  # whether log-probabilities name tokens as ``token_id:N``, not by their text
-    shown_tokens: tuple[int, ...] = ()  # special tokens that are text all the same
+    shown_tokens: tuple[int, ...] = ()  # special tokens whose text is part of the answer
     stream: bool = False  # whether tokens are sent as they come
     include_usage: bool = False  # whether a stream ends with counts
-    chat: bool = False
+    chat: bool = False  # whether the answer is a chat's or a response's, not a completion's
     cache_salt: str = ""  # chosen by the client; stored prefixes are shared under the same salt only
-    tools: ToolFormat | None = None  # how the answer writes calls of tools, if it may
+    tools: ToolFormat | None = None  # how the answer writes calls of tools; None: it may not call any
     response: dict[str, bytes] | None = None  # what an answer of ``/v1/responses`` repeats of its request, as JSON
 
     @property
@@ -66,7 +66,7 @@ class LocalBackend:
         self.engine = engine
         self._most_step_seconds = most_step_seconds
         self._tokenizer, self._token_texts = tokenizer, TokenTexts(tokenizer)
-        self._drafted = 0  # tokens of answers
+        self._drafted = 0  # accepted drafts that are tokens of answers
 
     @property
     def state(self) -> str:
@@ -75,18 +75,18 @@ class LocalBackend:
         return "stuck" if stuck else self.engine.state
 
     def gauges(self) -> dict[str, float]:
-        """Return the engine's state by the names in :mod:`lucid_deploy.serving.metrics`, as far as it is known."""
+        """Return the engine's gauges and counters by their names in :mod:`lucid_deploy.serving.metrics`."""
         return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
     async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece], None]:
-        """Run a job, or raise an ApiError; closing the generator cancels what still runs."""
+        """Run a job and yield its text, or raise an ApiError; closing the generator cancels what still runs."""
         rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         stream = self.engine.submit(job.requests())
         try:
             while rows:
                 out: list[TextPiece] = []
                 for number, event in await stream.next():
-                    if number not in rows:  # a stop string ended it
+                    if number not in rows:  # a stop string ended this generation
                         continue
                     self._drafted += getattr(event, "drafted", False)
                     out.append(new := rows[number].take(event))
@@ -102,16 +102,16 @@ class LocalBackend:
 class RowText:
     """Turns the engine's events of one generation into pieces of text for the client.
 
-    Each has the log-probabilities of the tokens whose text begins in it.
+    Each piece has the log-probabilities of the tokens whose text begins in it.
     """
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         self._row, self._job, self._token_texts = row, job, token_texts
         self._text = AnswerText(tokenizer, job.stops, job.shown_tokens)
-        self._waiting: list[TokenLogprob] = []  # for their text
+        self._waiting: list[TokenLogprob] = []  # of tokens whose text was not returned yet
 
     def take(self, event: Token | Finished | ApiError) -> TextPiece:
-        """Return what an event of the engine means to the client, or raise an ApiError."""
+        """Return the piece of text for an event of the engine; raise an ApiError if the generation failed."""
         if isinstance(event, ApiError):
             raise event
         if isinstance(event, Token):

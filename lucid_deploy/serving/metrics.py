@@ -26,11 +26,11 @@ COUNTERS = {
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
     "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
-LAST = 1000  # values that quantiles are of
+LAST = 1000  # quantiles are over so many values
 
 
 class Times:
-    """A histogram of seconds, and the p50 and p95 of its last values, which its buckets are too coarse for."""
+    """A histogram of seconds, and gauges of the p50 and p95 of its last values, as its buckets are coarse."""
 
     def __init__(self, registry: CollectorRegistry, name: str, text: str) -> None:
         self._histogram = Histogram(f"lucid_{name}_seconds", text, buckets=BUCKETS, registry=registry)

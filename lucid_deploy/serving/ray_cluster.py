@@ -35,8 +35,8 @@ from lucid_deploy.serving.server import bind, handle_ends, set_up_logging
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
-DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
-PROBE_SECONDS = 2.0
+DOOR_REQUESTS = 1000  # requests that a front door handles at once; the engines decide which are admitted
+PROBE_SECONDS = 2.0  # for an answer to a probe, and between two probes
 PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
 
 
@@ -46,23 +46,23 @@ class ClusterOptions:
 
     host: str  # address that the HTTP proxies listen on
     port: int  # their port
-    address: str | None  # of a running cluster; None: one on this machine, for as long as the server runs
+    address: str | None  # of a running cluster; None: start one on this machine, which ends with the server
     low: int  # engines at least
-    high: int  # engines at most; between the two the load decides
+    high: int  # engines at most; Ray scales between the two by load
     cpus: float  # processors that an engine reserves
     gpus: float  # GPUs that an engine reserves
     threads: int | None  # threads of an engine without --threads; None lets its runtime choose
     grace: float  # seconds that running requests get to finish
-    log_level: str  # least important message to log
+    log_level: str  # level from which messages are logged
 
 
 def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; call ``ready`` once it serves. Every machine must have the artifacts."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; call ``ready`` when serving. Every machine must have the artifacts."""
     own = cluster.address is None
     if own:
         if cluster.port == 0:
             raise LucidError("--engine ray needs a port; 0 does not work there.")
-        bind(cluster.host, cluster.port).close()  # Ray would only log that it is in use
+        bind(cluster.host, cluster.port).close()  # Ray would only log that the port is in use
     for directory in filter(None, (engine.directory, engine.draft)):
         check_fits(open_artifact(directory), engine.runtime, own)
     with reader_process(reader_setup(engine, api)) as reader:
@@ -85,8 +85,8 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
             if deployed and (previous or not own):
                 delete(APPLICATION, cluster.grace)
         finally:
-            # A cluster of our own ends with all of Serve. serve.shutdown() before that would make the controller kill
-            # itself during the call, which Ray reports as an error, on stdout.
+            # This ends a cluster of our own with all of Ray Serve. serve.shutdown() would make Serve's controller kill
+            # itself during the call, which Ray reports as an error on stdout.
             ray.shutdown()
 
 
@@ -144,7 +144,7 @@ def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
 
 
 class EngineReplica:
-    """An engine in a process of its own."""
+    """A replica of Ray Serve: an engine in a process of its own."""
 
     def __init__(self, options: EngineOptions, log_level: str) -> None:
         set_up_logging(log_level)
@@ -158,7 +158,7 @@ class EngineReplica:
         self.check_health()
 
     async def generate(self, job: Job) -> AsyncGenerator[list[TextPiece] | ApiError, None]:
-        """Run a job; Ray closes the generator when its reader has left."""
+        """Run a job, and yield an ApiError if one ends it; Ray closes the generator when the client has left."""
         try:
             async for events in self._backend.generate(job):
                 yield events
@@ -169,7 +169,7 @@ class EngineReplica:
         return self._backend.gauges()
 
     def check_health(self) -> None:
-        """Raise if the engine has ended; Ray then starts another one in its place."""
+        """Raise a RuntimeError if the engine has ended or is stuck in a step; Ray then replaces this replica."""
         engine = self._backend.engine
         if self._backend.state != "ready":
             raise RuntimeError(f"The engine is not running: {engine.error or engine.state}") from engine.error
@@ -178,12 +178,12 @@ class EngineReplica:
 class RayBackend:
     """The engines behind a front door.
 
-    A request whose engine ends before any output goes to another engine, once; otherwise its client gets an error. With
-    ``to_zero`` there may be no engine: requests wait until one has started. No probe is sent, as it would start one.
+    If an engine ends before a request has output, another engine gets the request, once; else its client gets an error.
+    With ``to_zero`` there may be no engine: a request waits until one starts. Probes would start one, so none are sent.
     """
 
     def __init__(self, handle: DeploymentHandle, to_zero: bool = False) -> None:
-        self._one = handle
+        self._handle = handle
         self._streaming = handle.options(stream=True)
         self._state = "ready" if to_zero else "loading"
         self._probe = None if to_zero else asyncio.ensure_future(self._probe_forever())
@@ -221,7 +221,7 @@ class RayBackend:
         while True:
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
-                    await self._one.gauges.remote()
+                    await self._handle.gauges.remote()
                 failures, self._state = 0, "ready"
             except (RayError, RayServeException, TimeoutError) as error:
                 failures += 1

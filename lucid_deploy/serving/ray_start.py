@@ -28,7 +28,7 @@ PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 LISTENING_SECONDS = 30.0  # in which the cluster must take a connection
 POLL_SECONDS = 0.1
 _ROUNDING = 1e-6  # of sums of tenths of processors
-# Ray's messages are shown one level lower than ours: its warnings with our information, nothing with --quiet.
+# Ray logs one level less than we do: warnings where we log information, and errors alone with --quiet.
 _RAYS_LEVEL = {"debug": logging.INFO, "info": logging.WARNING}
 # The end of a traceback in which another process raised an error of ours.
 _OURS = re.compile(r"^lucid_deploy\.errors\.(\w+): (.+)$", re.MULTILINE)
@@ -54,7 +54,7 @@ def connect(address: str | None, log_level: str) -> None:
         ray.init(**here, log_to_driver=False, logging_level=level, configure_logging=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise LucidError(f"No Ray cluster at {address or 'this machine'}: {error}") from error
-    except SystemExit as error:  # Ray has put a handler in place that ends with the signal's number
+    except SystemExit as error:  # Ray's own handler of SIGTERM exits with the signal's number
         raise SystemExit(128 + signal.SIGTERM if error.code == signal.SIGTERM else error.code) from error
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class for this error
@@ -80,9 +80,9 @@ def check_listening(address: str) -> None:
 
 
 def check_room(engines: int, cpus: float, gpus: float, own: bool) -> None:
-    """Check that the connected cluster has the processors and GPUs that so many engines reserve.
+    """Check that the connected cluster has the processors and GPUs that the engines reserve.
 
-    A running cluster may get more machines, so for one that is not our own a warning is logged and Ray waits.
+    On our own cluster a lack raises a LucidError. Others may get more machines: a warning is logged, and Ray waits.
     """
     there = ray.cluster_resources()
     lacking = [
@@ -109,7 +109,7 @@ def deploy(application: serve.Application, name: str, options: HTTPOptions, own:
         serve.run_many([serve.RunTarget(application, name, "/")], wait_for_applications_running=False)
         _wait_until_running(name, own)
         client = _get_global_client()
-        assert client is not None  # it raises where there is none
+        assert client is not None  # it raises an error if there is none
         client.wait_for_proxies_serving(wait_for_applications_running=True)
     except (TimeoutError, RayError, RayServeException) as error:
         reason = str(error).splitlines()[0]
@@ -119,7 +119,7 @@ def deploy(application: serve.Application, name: str, options: HTTPOptions, own:
 
 
 def _wait_until_running(name: str, own: bool) -> None:
-    """Wait until an application runs, and log the messages of its deployments meanwhile."""
+    """Wait until an application runs, and log its deployments' messages meanwhile; raise a LucidError if it fails."""
     logged: set[str] = set()
     while (seen := serve.status().applications.get(name)) is None or seen.status != ApplicationStatus.RUNNING:
         deployments = {} if seen is None else seen.deployments

@@ -19,15 +19,15 @@ from lucid_deploy.serving.requests import ReaderSetup, RequestReader
 
 log = logging.getLogger("lucid_deploy.serving")
 WHAT = "Reading this request (parsing, chat template, tokenizing)"
-LARGE = 16 << 10  # bytes; a body of this size never takes the last free reader
-# Nor do bodies with a grammar to compile, with many words to tokenize, or with escapes that could spell these names.
+LARGE = 16 << 10  # bytes; a body of this size or more leaves one reader free, if there are several
+# So do bodies with a grammar to compile or many words to tokenize, and with escapes that could spell these names.
 COSTLY = (b"guided_", b"schema", b"tools", b"bad_words", b"\\u")
 ABANDONED_SECONDS = 1.0  # for a reader to finish a cancelled request
 
 
 def reader_process(setup: ReaderSetup) -> BoundedProcess:
     """Return a process, not started, that reads requests; its ``ready`` says whether it can read chats."""
-    memory = max(256 << 20, 64 * setup.body_bytes)  # parsed, "[]," is 80 bytes for 3
+    memory = max(256 << 20, 64 * setup.body_bytes)  # the 3 bytes "[]," take 80 when they are parsed
     return BoundedProcess(__name__, setup, Bounds(setup.reading_seconds, memory), WHAT)
 
 
@@ -61,7 +61,7 @@ class ReaderPool:
         for reader in self._readers:
             self._idle.put_nowait(reader)
         self._costly = asyncio.Semaphore(max(1, count - 1))
-        # Of each client and kind of body, so that nobody waits for all bodies of another client.
+        # For each client's costly and other bodies, so that nobody waits for all bodies of another client.
         self._turns: dict[tuple[str, bool], asyncio.Semaphore] = {}
 
     @property
@@ -86,7 +86,7 @@ class ReaderPool:
             asked = loop.run_in_executor(self._threads, _ask, reader, (kind, body))
             try:
                 return await asyncio.shield(asked)
-            except asyncio.CancelledError:  # what this request holds is free when the reader is, and not when it leaves
+            except asyncio.CancelledError:  # the semaphores are held until the reader is free
                 await asyncio.wait([asked], timeout=ABANDONED_SECONDS)
                 if not asked.done():
                     reader.kill()
@@ -97,7 +97,7 @@ class ReaderPool:
 
 
 def _ask(reader: BoundedProcess, task: tuple[Kind, bytes]) -> Job:
-    """Have a body read. If the process died of it, another one starts before the next body can come."""
+    """Have a process read a body; raise an ApiError if it is refused. If the process died, start another one."""
     try:
         found: Job | ApiError = reader.ask(task)
     except TooCostly as fault:

@@ -1,4 +1,4 @@
-"""From the body of a request to a job for the engine. What would change the result and is not supported is refused."""
+"""Turn the body of a request into a job; refuse what is not supported and would change the result."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.responses_api import as_chat, prepare, repeated_fields, with_names_of_responses
 from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
-MOST_LOGPROBS_TOGETHER = 160  # for one token of each generation
+MOST_LOGPROBS_TOGETHER = 160  # alternatives that are reported for one position, over all generations of a request
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 
 
 @dataclass(frozen=True)
 class ReaderSetup:
-    """The model that requests are for, what they may ask for, and what reading a request may cost."""
+    """The model that requests are for, the most that they may ask for, and what reading a request may cost."""
 
-    directory: str
+    directory: str  # the artifact's
     models: tuple[str, ...]  # the name of the base, then those of its adapters
     context: int  # tokens of prompt and answer together
     vocabulary: int  # tokens that the model knows
@@ -89,14 +89,14 @@ class RequestReader:
         return self._job(body, [rendered], "messages", older if new is None else new, top, tools)
 
     def _response(self, body: fields.ResponseRequest) -> Job:
-        # The last event of a stream has the counts.
+        # No chunk with counts: the last event of a stream of /v1/responses has them.
         return replace(self._chat(as_chat(body)), include_usage=False, response=repeated_fields(body))
 
     def _tokens(self, prompt: str | list[int], name: str) -> tuple[int, ...]:
         """Return the token ids of a prompt from the field ``name``; refuse a prompt that cannot be run."""
         limits, ids = self._limits, prompt
         if isinstance(ids, str):
-            try:  # a template writes special tokens itself
+            try:  # a chat template writes special tokens itself
                 ids = self._tokenizer.encode(ids, add_special_tokens=name != "messages") if ids else []
             except LucidError as error:
                 raise FieldError(str(error), name, "tokenizer_failed") from error
@@ -133,7 +133,7 @@ class RequestReader:
             raise FieldError(message, "logprobs")
         prompts = tuple(self._tokens(item, name) for item in items)
         longest = max(map(len, prompts))
-        if new_tokens is None:  # all that fit
+        if new_tokens is None:  # all that fit after the longest prompt
             new_tokens = min(limits.new_tokens, limits.context - longest)
         elif longest + new_tokens > limits.context:
             message = f"{longest} tokens of the prompt and {new_tokens} new ones exceed the context, {limits.context}."
@@ -167,7 +167,7 @@ class RequestReader:
     def _sampling(self, body: fields.SamplingFields) -> Sampling:
         given = {name: value for name in Sampling.__dataclass_fields__ if (value := getattr(body, name)) is not None}
         if "seed" in given:
-            given["seed"] %= 2**64  # the generator takes no negative ones
+            given["seed"] %= 2**64  # numpy's generator takes no negative seeds
         with named_field("bad_words"):
             given["bad_words"] = bad_word_ids(body.bad_words or (), self._tokenizer)
         with named_field("logit_bias"):
@@ -197,7 +197,7 @@ class RequestReader:
         return found
 
     @cached_property
-    def _guides(self) -> GuideFactory:  # only when it is needed, as it needs llguidance
+    def _guides(self) -> GuideFactory:  # made when first used, as it needs llguidance
         return GuideFactory(self._tokenizer, self._limits.vocabulary, [], kept=0)
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API without memory of earlier answers: its requests are read as chats and answered in its form."""
+"""OpenAI's Responses API, without stored answers: requests are read as chats, answers are translated back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lucid_deploy.serving.tool_parser import Delta
 if TYPE_CHECKING:
     from lucid_deploy.serving.jobs import Job
 
-# What answers have where the request says nothing, and for what this server does not have.
+# An answer's fields where the request gives none, or where this server supports no other value.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("error", "instructions", "max_output_tokens", "previous_response_id")),
     "metadata": {},
@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "top_logprobs": 0,
     "top_p": 1.0,
 }
-# Fields of a chat as patterns, and their names in this API.
+# Patterns of a chat's fields in errors, and the names of these fields in this API.
 _NAMES_HERE = {
     r"^messages\b.*": "input",
     r"^max_completion_tokens": "max_output_tokens",
@@ -60,7 +60,7 @@ def with_names_of_responses(error: FieldError) -> FieldError:
 
 
 def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
-    """Return the chat that a request asks for."""
+    """Return a request as a chat; raise a FieldError if it cannot have the log-probabilities that it asks for."""
     logprobs, choice, form = bool(body.include), body.tool_choice, None if body.text is None else body.text.format
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{fields.LOGPROBS}"].', "top_logprobs")
@@ -116,7 +116,7 @@ class ResponseAnswer(Answer):
         self._response = {**DEFAULTS, **repeated, "id": self.id, "object": "response", "model": model}
         self._response |= {"created_at": created, "status": "in_progress"}
         self._output: list[dict[str, Any]] = []  # items; all but the last are complete
-        self._number = -1
+        self._number = -1  # of the last event
 
     def whole(self) -> dict[str, Any]:
         reason = {"reason": "max_output_tokens"} if self._response["status"] == "incomplete" else None

@@ -36,7 +36,7 @@ def cache_owner(key: str, salt: str) -> str:
 
 
 def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
-    """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped."""
+    """Read a file of keys, one a line; ``#`` begins a comment line. Raise a LucidError if there is no key."""
     keys = read_secrets(option, path)
     if not keys:
         raise LucidError(f"{option} {path} has no keys; give at least one, one a line.")
@@ -44,7 +44,7 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
 
 
 def read_secrets(option: str, path: str) -> list[str]:
-    """Return the keys or tokens of a file, one a line, without comments; refuse a file that every user can read."""
+    """Return the keys or tokens in a file, one a line; raise a LucidError if it is unreadable or open to all users."""
     file, where = Path(path), f"{option} {path}"
     try:
         mode, lines = file.stat().st_mode, file.read_text(encoding="utf-8-sig").splitlines()
@@ -68,7 +68,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_allowed(header: str | None, names: frozenset[str]) -> bool:
-    """Return whether a ``Host`` header names this machine or one of the names, against DNS rebinding."""
+    """Return whether a ``Host`` header is missing or has a loopback name or one of ``names``, against DNS rebinding."""
     if header is None:
         return True  # HTTP/1.0; no browser
     name = header.strip().lower()

@@ -1,4 +1,4 @@
-"""One process: the model in a thread, the application under uvicorn, and an orderly end."""
+"""Serve from one process: the model in a thread, the application under uvicorn, and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.front import Service
 
 log = logging.getLogger("lucid_deploy.serving")
-SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
+SPARE_CONNECTIONS = 100  # besides two for each generation that may run or wait
 READ_AHEAD = 16  # requests that may be read while the queue is full
-BACKLOG = 1024  # connections that wait in the system
-ACCEPTED_AT_ONCE = 64  # per turn of the event loop: new ones must not take the place of others that were not read yet
-ACCEPT_SECONDS = 0.05  # to accept those who have connected, before no more are
-LINGER_SECONDS = 1.0  # for clients that connected before the end to send their request
-STEP_SECONDS = 5.0  # for the step that runs at the end
+BACKLOG = 1024  # connections that may wait in the kernel to be accepted
+ACCEPTED_AT_ONCE = 64  # per turn of the event loop: more could cut earlier ones before these are read
+ACCEPT_SECONDS = 0.05  # at the end, to accept connections that wait, before listeners close
+LINGER_SECONDS = 1.0  # at the end, for connected clients to send a request and be answered
+STEP_SECONDS = 5.0  # at the end, for the model's step that runs
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket; it is opened before the model is loaded, so that a port in use shows at once."""
+    """Return a listening socket, opened before the model is loaded; raise a LucidError if the port is in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         opened = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -57,8 +57,8 @@ def handle_ends(handler: Callable[[int, FrameType | None], None]) -> dict[int, A
 
 
 def set_up_logging(level: str) -> None:
-    """Log to stderr, one line an event, without anything that a request contains beyond its path."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # of libraries only warnings
+    """Log to stderr; of a request's content only its method and path are logged."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")  # of libraries warnings and errors only
     log.setLevel(level.upper())
 
 
@@ -73,23 +73,23 @@ async def serve(
 ) -> None:
     """Load the model, call ``ready``, serve until SIGTERM, SIGINT or SIGHUP, and let running requests finish.
 
-    These get ``grace`` seconds. ``connections`` may be open at most, and wait ``idle`` seconds for their clients.
+    Running requests get ``grace`` seconds. At most ``connections`` are open, each waiting ``idle`` s for its client.
     """
     limits = ConnectionLimits(connections or 2 * engine.capacity + SPARE_CONNECTIONS, idle)
-    with suppress(ImportError, ValueError):  # as many open files as the system allows; Windows does not count them
+    with suppress(ImportError, ValueError):  # as many open files as the system allows; Windows has no such limit
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     service.most_busy = engine.capacity + READ_AHEAD
     server = DrainingServer(service, engine, limits, grace, ready)
-    try:  # a signal may interrupt the start, and the loading thread would keep the process alive
+    try:  # readers and the engine are stopped in any case, also if a signal interrupts the start
         await server.serve(sockets=[listener])
     finally:
         failed_to_load = engine.state == "dead" and not server.announced and not service.draining
         await asyncio.to_thread(service.readers.close)
         stopped = await asyncio.to_thread(engine.stop, STEP_SECONDS)
-        if not stopped:  # the thread cannot be stopped, and a normal exit would abort
+        if not stopped:  # a thread cannot be killed, and a normal exit would abort the process
             log.critical("The model still runs a step, or loads. The process ends without waiting for it.")
             logging.shutdown()
             sys.stdout.flush()
@@ -151,9 +151,9 @@ class DrainingServer(uvicorn.Server):
         return True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let those who have connected send their request and be answered, then close."""
+        """Let connected clients send a request and be answered, then close all connections."""
         for listener in sockets or ():
-            listener.listen(0)  # the system resets connections that were not accepted when it closes: let none wait
+            listener.listen(0)  # closing a listener resets connections that wait in its backlog: let none wait
         await asyncio.sleep(ACCEPT_SECONDS)
         for server in self.servers:
             server.close()

@@ -38,7 +38,7 @@ class ToolFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     several: bool  # whether an answer may have several calls
     text_before: bool  # whether text may come before the first call; else an answer is calls or text
     id_prefix: str  # what ids of calls begin with
-    id_length: int  # letters and digits behind that
+    id_length: int  # number of letters and digits after the prefix
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +48,7 @@ def tool_formats() -> tuple[ToolFormat, ...]:
 
 
 def tool_format_of(template: str) -> ToolFormat | None:
-    """Return the format that a chat template is written for; None if it has no tools, or calls in an unknown form."""
+    """Return the format in which a chat template writes calls; None if it has no tools, or the format is unknown."""
     for item in tool_formats():
         has = all(text in template for text in item.template)
         if has and not any(text in template for text in item.template_without):

@@ -18,7 +18,7 @@ Delta = dict[str, Any]  # what is new of an answer, as a chunk of a chat's strea
 class ToolCallParser:
     """Reads one answer. A grammar holds answers to the format, so calls are never malformed, but may be cut off.
 
-    A call comes with its id and name first, then its arguments in pieces, which are JSON together.
+    The first delta of a call has its id and name; later ones have pieces of its arguments, which together are JSON.
 
     Attributes:
         calls: Number of calls that have begun.
@@ -74,7 +74,7 @@ class ToolCallParser:
             self._new.append({"index": self.calls, "id": id, "type": "function", "function": called})
             self.calls += 1
             yield from self._arguments()
-            yield from self._skip(form.call[2] + form.between + form.call[0])  # never returns after the last call
+            yield from self._skip(form.call[2] + form.between + form.call[0])  # waits for ever after the last call
 
     def _content(self) -> Iterator[None]:
         """Show text up to the trigger; buffer what may become one."""

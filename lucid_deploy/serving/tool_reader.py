@@ -31,7 +31,7 @@ class ToolUse:
 
 
 def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
-    """Return what the tools in a request's body mean; None if it has no tools, or ``tool_choice`` is ``none``."""
+    """Return what a body's tools mean, None without tools or with ``tool_choice: none``; FieldError if wrong."""
     tools, choice = body.tools or [], body.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -65,7 +65,7 @@ def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextToke
 
 
 def _schemas(tools: Sequence[Tool]) -> dict[str, dict[str, Any]]:
-    """Return the schemas of all tools' arguments by name."""
+    """Return the JSON schemas of the tools' arguments by name; raise a FieldError for tools that are wrong."""
     found: dict[str, dict[str, Any]] = {}
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
@@ -91,7 +91,7 @@ def _shown(tool: Tool) -> dict[str, Any]:
 
 
 def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as templates expect them: content as one text, arguments of calls as objects."""
+    """Return messages as templates expect them: content as one text, arguments as objects; FieldError if wrong."""
     out: list[dict[str, Any]] = []
     known: set[str] = set()
     for index, message in enumerate(given):

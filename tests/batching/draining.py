@@ -8,9 +8,9 @@ from tests.generation.store_integrity import check_integrity
 
 
 def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int, list[int]], dict[int, Finished]]:
-    """Return the tokens and the end of each request; add the tokens that were drafted to a list.
+    """Return the tokens and the end of each request; append accepted drafts to ``drafted``.
 
-    An idle batcher must hold no stored block.
+    At the end, no request may still read a stored block.
     """
     tokens: dict[int, list[int]] = {}
     ends: dict[int, Finished] = {}

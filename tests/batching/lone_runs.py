@@ -1,4 +1,4 @@
-"""What a row of a batch must give: its lone run in float64, within the gate that ``verify`` uses."""
+"""What a row of a batch must give: what it gives alone in float64, within the gates that ``verify`` uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ rng = np.random.default_rng(3)
 TEXTS = [rng.integers(0, 97, length) for length in (84, 47, 11, 64)]
 TEXTS[0][20:60] = 11  # one token repeated
 TEXTS[1][:40] = np.resize([5, 6, 7], 40)  # a pattern
-FORCED = 8  # last tokens of each, decoded one by one
+FORCED = 8  # the last tokens of each text, which are decoded one by one
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Lone:
     gates: dict[TensorId, Gate]
 
     def check(self, text: int, session: Session[Any], cache: Cache[Any], row: int, logits: list[np.ndarray]) -> None:
-        """Hold a row of a cache, and the logits from the prompt's end on, against the lone run."""
+        """Compare a row of a cache, and the logits from the prompt's end on, with the text's lone run."""
         got: dict[TensorId, np.ndarray] = {}
         for layer, pair in enumerate(row_layers(session, cache, [row])[0].layers):
             for kind, array in enumerate(pair):  # (KV, T, D)

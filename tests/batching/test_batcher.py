@@ -71,18 +71,18 @@ def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int 
 
 
 class Often(Drafter):
-    """Drafts at every chance, and something wrong every other time."""
+    """Drafts at every chance, and wrong tokens every other time."""
 
     def __init__(self, wrong: int = 1) -> None:
         self._ids: list[int] = []
         self._count = 0
-        self._wrong = wrong  # 1: from the first time on
+        self._wrong = wrong  # 1: wrong at the first, third, … time; 0: at the second, fourth, …
 
     def add(self, tokens: Sequence[int]) -> None:
         self._ids += tokens
 
     def propose(self, most: int) -> list[int]:
-        lookup, self._count = LookupDrafter(), self._count + 1  # a new one has no pauses
+        lookup, self._count = LookupDrafter(), self._count + 1  # a new drafter does not pause
         lookup.add(self._ids)
         return [(token + (self._count % 2 == self._wrong)) % 90 for token in lookup.propose(most)]
 
@@ -160,7 +160,7 @@ def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
 
 
 def test_a_step_runs_more_of_prompts_where_more_rows_run_and_most_where_none_does(static: Session[Any]) -> None:
-    """4 tokens for each of 8 requests; 128 where no row waits for a token."""
+    """A step runs up to 4 prompt tokens for each of 8 requests, and 128 while no row waits for a token."""
     batcher = Batcher(static, rows=8, prefill_chunk=8)
     computed = []
     for requests in ([prompt(400)], [], [], [], [prompt(3)] * 6, [prompt(99)], [], [], []):
@@ -253,7 +253,7 @@ def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
 
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_a_request_whose_numbers_break_fails_alone(cache: str, exported: Exported, tmp_path: Path) -> None:
-    """Token 96 has an embedding of NaN."""
+    """The request has token 96, whose embedding is NaN."""
     _, artifact = exported(cache=cache)
     directory = Path(shutil.copytree(artifact.directory, tmp_path / "artifact"))
     break_embedding(directory, 96)

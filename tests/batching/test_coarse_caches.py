@@ -1,6 +1,6 @@
-"""Caches that round (float16, int8, fp8) in batches: every row gets what it gets alone, fed the same way.
+"""Rounded caches (int8, fp8) in batches: every row gives what it gives alone, if it is fed the same way.
 
-Copies of such a cache must be copies of its stored form: numbers and scales, bit by bit.
+Such a cache must be copied in its stored form: numbers and scales, bit by bit.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def session(request: pytest.FixtureRequest, exported: Exported) -> Session[Any]:
 
 
 def stored(cache: Cache[Any]) -> list[np.ndarray]:
-    """Copies of the cache's tensors as they are: numbers and scales."""
+    """Return copies of the cache's stored tensors: numbers and scales."""
     arrays = [codes(x) for layer in cache.layers for x in layer]
     return [x[:, :, : cache.length].copy() for x in arrays]
 
 
 def codes(tensor: Any) -> np.ndarray:
-    """A runtime's tensor in numpy, which has no E4M3: of that, its codes."""
+    """Return a runtime's tensor as a numpy array; numpy has no E4M3, so of that its bytes."""
     if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float8_e4m3fn:
         tensor = tensor.view(torch.uint8)
     found: np.ndarray = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
@@ -69,7 +69,7 @@ def run(session: Session[Any], ids: np.ndarray) -> Cache[Any]:
 
 
 def test_rows_are_copied_bit_by_bit(session: Session[Any]) -> None:
-    """Merged, selected, merged again: rounding of what was rounded would change the scales."""
+    """Merge, select and merge again: rounding a second time would change the scales."""
     caches = [run(session, ids) for ids in TEXTS[:3]]
     alone = [stored(cache) for cache in caches]
     merged = merge_caches(session, caches)
@@ -89,7 +89,7 @@ def test_rows_are_copied_bit_by_bit(session: Session[Any]) -> None:
 
 @pytest.mark.parametrize("chunk", [None, 16])
 def test_a_batcher_gives_the_tokens_of_lone_generations(session: Session[Any], chunk: int | None) -> None:
-    """Where a prompt is cut into chunks must not depend on the prompts before it: rows of one call are not rounded."""
+    """A prompt's chunks must not depend on prompts before it: tokens of one call see each other before rounding."""
     rng = np.random.default_rng(0)
     requests = [
         Request(
@@ -126,7 +126,7 @@ def events(batcher: Batcher) -> Iterator[Event]:
 def test_prompts_are_cut_where_they_are_cut_alone(
     exported: Exported, quantized: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With inputs in int8 too: sums in another order put them on the other side of a half."""
+    """This holds for inputs in int8 too: another order of sums may round an input to the next number."""
     for artifact, wanted in (
         (exported("float32", cache="static")[1], [3, 5, 11, 9, 7]),
         (exported("float32", cache="static", cache_dtype="int8")[1], [3, 5, 16, 4, 7]),
@@ -144,7 +144,7 @@ def test_prompts_are_cut_where_they_are_cut_alone(
         monkeypatch.setattr(session, "prefill", noted)
         batcher = Batcher(session, rows=4, prefill_chunk=16)
         batcher.submit(Request(prompt(3), 9, stop_at_eos=False))
-        batcher.step()  # while nothing else runs, prompts that are not rounded are cut less often
+        batcher.step()  # now a row decodes; before that, chunks may be longer
         for length in (5, 20, 7):
             batcher.submit(Request(prompt(length), 2, stop_at_eos=False))
         drain(batcher)

@@ -91,7 +91,7 @@ def test_each_gets_what_it_gets_alone(setup: Setup) -> None:
 
 
 def test_drafts_change_no_constrained_answer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drafts of what the constraint rules out are wrong; those that it allows end where the text is complete."""
+    """Drafts that the constraint rules out are rejected; allowed ones are accepted until the text is complete."""
     monkeypatch.setattr("lucid_deploy.batching.batcher.GRACE_SECONDS", 60.0)  # drafts whose masks are late are dropped
     schema = from_json_schema(SCHEMA)
     requests = [
@@ -102,7 +102,7 @@ def test_drafts_change_no_constrained_answer(setup: Setup, monkeypatch: pytest.M
         Request([*PROMPT, 9], 30, Sampling(), constraint=from_regex("(ab|cd){4,9}")),
     ]
     answers = [alone(setup, item) for item in requests]
-    for copied in (False, True):  # drafts of the prompt, and of the answers themselves
+    for copied in (False, True):  # False: drafts that may be wrong; True: drafts that are the answers
         makers = map(Known, [ids if copied else [] for ids, _ in answers])
         counts = DraftCounts()
         found = together(setup, requests, counts, rows=8, prefill_chunk=None, drafters=makers.__next__)
@@ -111,10 +111,10 @@ def test_drafts_change_no_constrained_answer(setup: Setup, monkeypatch: pytest.M
 
 
 class Known(Drafter):
-    """Drafts an answer that it knows, and more behind its end; without one, what may never come."""
+    """Drafts the rest of a known answer, then the tokens 40, 41 and 42, which may be wrong."""
 
     def __init__(self, answer: list[int]) -> None:
-        self._answer, self._count = answer, -1  # the first addition is the prompt
+        self._answer, self._count = answer, -1  # the first call of add has the prompt
 
     def add(self, tokens: Sequence[int]) -> None:
         self._count += 1 if self._count < 0 else len(tokens)
@@ -135,7 +135,7 @@ def test_what_no_token_fits_ends_alone(setup: Setup) -> None:
 
 
 class SlowMasks:
-    """Holds back the masks of an answer from its third token on."""
+    """Holds back the mask after ``after`` tokens of each answer until ``go_on`` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
         self.go_on, self.waits = Event(), 0
@@ -179,7 +179,7 @@ def test_a_row_without_its_mask_waits_and_the_others_go_on(
     while numbers[1] not in ends:
         step()
     assert masks.waits == 1 and len(tokens[numbers[0]]) == 2 and (batcher.active, batcher.idle) == (1, False)
-    again = batcher.submit(free)  # a prompt runs as well while all rows wait
+    again = batcher.submit(free)  # its prompt runs while the only other row waits
     tokens[again] = []
     while again not in ends:
         step()
@@ -187,7 +187,7 @@ def test_a_row_without_its_mask_waits_and_the_others_go_on(
     while not batcher.idle:
         step()
     assert [(tokens[number], ends[number]) for number in (*numbers, again)] == [*expected, expected[1]]
-    assert 0 < max(waited) < 5  # by far less than the mask takes
+    assert 0 < max(waited) < 5  # seconds: no step waited until the mask was ready
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -226,7 +226,7 @@ def test_rows_that_wait_for_masks_make_room_for_other_clients_only(
         batcher.step()
     later, other = (batcher.submit(request(None, 3, count=5, client=name)) for name in "ab")
     done: list[int] = []
-    for _ in range(100):  # many more steps than it needs
+    for _ in range(100):  # many more steps than ``other`` needs
         done += [event.request for event in batcher.step() if isinstance(event, Finished)]
     assert done == [other] and batcher.waiting == 1
     masks.go_on.set()

@@ -1,4 +1,4 @@
-"""Files of prompts: what lines may be, what holds for lines that do not say, and what is said of bad ones."""
+"""Files of prompts: the fields of lines, their defaults, and messages about bad lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running rows join, leave and are replaced; each gives what it gives alone, within the parity gate."""
+"""Rows join, leave and are replaced while others run; each gives what it gives alone, within the parity gate."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_rows_come_and_go(session: Session[Any], lone: Lone) -> None:
     driver.join(0)
     driver.join(1)
     driver.step(5)
-    driver.finish(lone, 2)  # the first of three: the last takes its place
+    driver.finish(lone, 2)  # the first of three rows: the last one takes its place
     driver.step()
     driver.join(3)
     driver.join(12)
     driver.step(2)
     driver.finish(lone, 0)
     driver.finish(lone, 1)
-    driver.join(10)  # into a hole, while there is another
+    driver.join(10)  # into a free place, while there is another one
     driver.step(5)
     driver.rows.leave(3)  # before its end
     del driver.logits[3]
@@ -75,7 +75,7 @@ def test_rows_come_and_go(session: Session[Any], lone: Lone) -> None:
     driver.finish(lone, 12)
     driver.step(2)
     driver.finish(lone, 10)
-    driver.join(11)  # after nobody was left
+    driver.join(11)  # after all rows have left
     driver.step(FORCED)
     driver.finish(lone, 11)
 
@@ -117,7 +117,7 @@ def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported:
     assert np.isnan(logits[99]).all()
     driver.logits[2].append(logits[2][0])
     driver.rows.leave(99)
-    driver.join(11)  # shorter than what lay there before
+    driver.join(11)  # shorter than the row that was there before
     driver.step(FORCED - 1)
     driver.finish(lone, 2)
     driver.step()
@@ -151,7 +151,7 @@ def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported
 def test_a_broken_draft_leaves_its_own_row_sound(
     runtime: str, exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cache that grows masks it, beside a row that keeps all: zero times NaN is NaN."""
+    """A growing cache masks the draft if another row keeps all tokens; but a weight of 0 times NaN is NaN."""
     session = open_session(exported()[1], runtime)
     driver, run = Driver(session, make_rows(session, 2)), session.decode_several
     driver.join(0)

@@ -1,4 +1,4 @@
-"""Conversations that share stored prefixes while others evict them: each answer is that of a cold run."""
+"""Conversations share stored prefixes while others evict them; each answer is that of a run without a store."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.batching.test_batcher import alone, prompt
 from tests.conftest import MIXED
 from tests.generation.store_integrity import check_integrity
 
-CHUNK = 48  # its multiples are borders of blocks every other time
+CHUNK = 48  # every other multiple of it is a border of blocks
 Opened = Callable[[str], Session[Any]]
 
 
 @pytest.fixture(scope="module")
 def opened(exported: Callable[..., tuple[Path, Artifact]], hybrid: Callable[..., Artifact]) -> Opened:
-    """Sessions in float32 whose caches hold rows alone, windows too, and states too."""
+    """Return a function that opens a session in float32: with rows alone, with windows or with states as well."""
     made = {
         "static": lambda: exported(cache="static")[1],
         "growing": lambda: exported(cache="growing")[1],
@@ -37,7 +37,7 @@ def opened(exported: Callable[..., tuple[Path, Artifact]], hybrid: Callable[...,
 
 
 class Talk:
-    """Requests that go on from any earlier text of their owner; the answers of all are checked against cold runs."""
+    """Sends requests that continue earlier texts of their owner; compares all answers with runs without a store."""
 
     def __init__(self, session: Session[Any], batcher: Batcher) -> None:
         self.session, self.batcher, self.draw = session, batcher, np.random.default_rng(0)
@@ -77,7 +77,7 @@ class Talk:
             assert (tokens, end.reason) == (whole, reason)
         texts = self.texts[request.cache_owner]
         texts.append([*request.prompt_ids, *tokens])
-        del texts[1:-6]  # new branches leave from old texts and from the first
+        del texts[1:-6]  # so that new requests branch from the first text and the newest six
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_branching_conversations_while_blocks_are_evicted(kind: str, turns: int,
     for turn in range(turns):
         talk.ask()
         if turn % 5 == 4:
-            batcher.cancel(int(talk.draw.choice(list(talk.running))))  # waiting, with half of its prompt run, or later
+            batcher.cancel(int(talk.draw.choice(list(talk.running))))  # waiting, in the middle of its prompt, or later
         for _ in range(int(talk.draw.integers(1, 5))):
             talk.step()
     while not batcher.idle:

@@ -1,4 +1,4 @@
-"""Answers under constraints from a model that knows nothing: random logits, drawn by the sampler."""
+"""Answers that follow constraints, drawn by the sampler from random logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lucid_deploy.generation.sampling import Sampler, Sampling
 from tests.generation.sample_tokenizers import make
 
 KINDS = ["byte-level bpe", "byte fallback", "word level"]
-SIZE = 340  # words of the model: more than any of the tokenizers has
+SIZE = 340  # the model's vocabulary, larger than that of each tokenizer
 END = 0
 # Tokens of a vocabulary of words, which are joined by spaces; JSON has no space inside a number.
 _SIGNS = '{ } [ ] : , "" "a" "b" "fox" "red" "key" "k" "v" "n_a" "t_b" "kind" "x" "y" "leaf" "next" "age" "name" "kids"'

@@ -1,4 +1,4 @@
-"""Tokenizers of every common kind, and tokens of theirs."""
+"""Tokenizers of every common kind, and token ids for them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make(kind: str, directory: Path) -> TextTokenizer:
 
 
 def ids_of(kind: str, tokenizer: TextTokenizer) -> list[int]:
-    """Tokens whose text is whole at the end."""
+    """Return token ids whose text does not end within a character."""
     if kind == "byte-level bpe":
         return tokenizer.encode(TEXT * 3)
     if kind == "bytes alone":
@@ -62,7 +62,7 @@ def ids_of(kind: str, tokenizer: TextTokenizer) -> list[int]:
 
 
 def byte_ids(tokenizer: TextTokenizer, data: bytes) -> list[int]:
-    """Return the tokens of single bytes, of the kinds that have one for each."""
+    """Return the token ids of single bytes, for tokenizers with a token for each byte."""
     signs = sorted(pre_tokenizers.ByteLevel.alphabet())
     if tokenizer.decoder_kinds == {"ByteLevel"}:
         printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -1,4 +1,4 @@
-"""What must hold of a store of prefixes between two calls."""
+"""Invariants of a prefix store between two calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lucid_deploy.generation.prefix_store import PrefixStore
 
 
 def check_integrity(store: PrefixStore) -> None:
-    """Check readers, the order of blocks, and the memory that is counted."""
+    """Check the counts of readers, the order of blocks, and the memory that the store has counted."""
     places = {digest: place for place, digest in enumerate(store._blocks)}
     for digest, block in store._blocks.items():
         assert 0 <= block.readers <= (store._blocks[block.parent].readers if block.parent else block.readers)

@@ -1,4 +1,4 @@
-"""A conversation gives what each whole text gives alone, and runs what is new only."""
+"""A conversation gives the answers of each whole text run alone, but runs new tokens only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = {"rows": {}, "rings": MIXED}
 
 @pytest.fixture(scope="module", params=KINDS)
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session[Any]]:
-    """Models in float64, of which the second has a layer that cannot go back once its ring is full."""
+    """Sessions in float64; the second model has a layer that cannot go back once its ring is full."""
     path = write_checkpoint(tmp_path_factory.mktemp("conversation") / "c", **KINDS[request.param])
     yield TorchSession(load_model(path, torch.float64))
 
@@ -53,11 +53,11 @@ def test_a_text_that_differs_goes_back_to_where_it_does(session: Session[Any]) -
     rows_only = all(tensor.sort == "rows" for layer in session.layout for tensor in layer)
     other = [*FIRST, *answer[:3], 50, 51]  # as a template may write an answer in another way
     assert list(made.answer(other)) == alone(session, other, 8)
-    assert made.reused == (len(FIRST) + 3 if rows_only else len(FIRST))  # a full ring: from the last prompt
+    assert made.reused == (len(FIRST) + 3 if rows_only else len(FIRST))  # a full ring: back to the last prompt
     changed = [1, 2, *FIRST]
     assert list(made.answer(changed)) == alone(session, changed, 8)
     assert made.reused == 0
-    again = [*changed, 3][: len(changed) - 1]  # a part of what was run
+    again = [*changed, 3][: len(changed) - 1]  # a beginning of what was run
     assert list(made.answer(again)) == alone(session, again, 8)
 
 
@@ -74,7 +74,7 @@ def test_an_answer_that_was_stopped(session: Session[Any]) -> None:
 @pytest.mark.parametrize("session", ["rows"], indirect=True)
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 6])
 def test_an_answer_that_was_stopped_among_right_drafts(session: Session[Any], stop_after: int) -> None:
-    """Drafts that were right but not asked for are not of the conversation."""
+    """Right drafts that the caller did not take are no part of the conversation."""
     answer = alone(session, FIRST, 12)
 
     class Right(LookupDrafter):
@@ -131,7 +131,7 @@ def test_a_prompt_that_is_given_up_halfway_changes_nothing(session: Session[Any]
 
 def test_each_answer_has_a_guide_of_its_own(session: Session[Any]) -> None:
     class Once:
-        """Lets two tokens come, one after the other, and then nothing."""
+        """Allows the tokens 9 and 41, in this order, and then nothing."""
 
         def __init__(self) -> None:
             self.left = [41, 9]
@@ -146,4 +146,4 @@ def test_each_answer_has_a_guide_of_its_own(session: Session[Any]) -> None:
     opened: list[Once] = []
     made = Conversation(session, 8, Sampling(), stop_at_eos=False, guides=Once)  # type: ignore[arg-type]
     assert [list(made.answer(FIRST)), list(made.answer([*FIRST, 9, 41, 3]))] == [[9, 41], [9, 41]]
-    assert (len(opened), made.finish_reason, made.computed) == (2, "eos", 1)  # the model ran while the guide looked on
+    assert (len(opened), made.finish_reason, made.computed) == (2, "eos", 1)  # all but the last token was cached

@@ -37,12 +37,12 @@ def drafter_of(ids):
         ([], 5, []),
         ([7], 5, []),
         ([1, 2, 3, 4], 5, []),  # nothing is repeated
-        ([1, 2, 3, 9, 1], 5, [2, 3]),  # behind one token, two are drafted at first
-        ([1, 2, 3, 4, 5, 6, 9, 1, 2], 9, [3, 4, 5, 6]),  # behind two, four
+        ([1, 2, 3, 9, 1], 5, [2, 3]),  # after one repeated token, two are drafted at first
+        ([1, 2, 3, 4, 5, 6, 9, 1, 2], 9, [3, 4, 5, 6]),  # after two, four
         ([1, 2, 3, 4, 5, 6, 9, 1, 2], 3, [3, 4, 5]),
         ([1, 2, 9, 1, 3, 8, 1], 5, [3, 8]),  # the last place counts
         ([1, 2, 3, 9, 5, 2, 3, 8, 1, 2, 3], 1, [9]),  # and the longest n-gram before it
-        ([4, 4, 4], 8, [4, 4, 4, 4]),  # behind the end of the text, what is copied goes on itself
+        ([4, 4, 4], 8, [4, 4, 4, 4]),  # after the text's end, the copy itself is copied
         ([1, 2, 1, 2, 1], 5, [2, 1, 2, 1, 2]),
     ],
 )
@@ -79,7 +79,7 @@ def test_the_length_follows_what_is_accepted():
         found.append(count)
         length.learn(count, accepted)
     assert found == [4, 8, 15, 15, 15, 7] and max(found) == MOST_DRAFTS
-    assert [length.now() for _ in range(2)] == [0, 3]  # one chance is passed over
+    assert [length.now() for _ in range(2)] == [0, 3]  # after a pause of one step
 
 
 def test_each_length_of_n_gram_learns_for_itself():
@@ -166,7 +166,7 @@ def test_a_token_it_does_not_know_is_seen_behind_rejected_drafts(exported):
     drafter.add(PROMPT)
     assert len(drafter.propose(9)) == 4
     drafter.learn(4, 2)
-    drafter.add([150])  # where the cache holds a draft
+    drafter.add([150])  # at a place where the cache holds a draft
     assert drafter.propose(9) == []
     drafter.add([5])
     assert drafter.propose(9) == []

@@ -46,7 +46,7 @@ def test_penalties_biases_and_bad_words_reach_the_tokens(session: Session) -> No
 def test_long_prompts_run_in_pieces(
     ids: int, chunk: int | None, pieces: list[int], exported: Callable[..., tuple[Path, Artifact]]
 ) -> None:
-    """A prompt of any length takes a bounded amount of memory, though nobody asked for it."""
+    """A prompt of any length takes a bounded amount of memory, even if no chunk is set."""
     session, seen = open_session(exported()[1], allow_extrapolation=True), list[tuple[int, int]]()
     generation = Generation(session, [3] * ids, 1, prefill_chunk=chunk)
     generation.progress = lambda *done: seen.append(done)

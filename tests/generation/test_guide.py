@@ -1,4 +1,4 @@
-"""Every finished answer is what its constraint asks for: a model that knows nothing, every kind of tokenizer."""
+"""Every finished answer follows its constraint, with random logits and every kind of tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON Schema test suite: no constraint takes what it calls invalid, and every finished answer is valid."""
+"""The JSON Schema test suite: no constraint allows an invalid value, and every finished answer is valid."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 def takes(setup: Setup, constraint: Constraint, data: Any) -> bool:
-    """Whether a constraint lets a model write this value, without blanks."""
+    """Return whether a constraint allows a value, written without blanks."""
     tokenizer, guides = setup
     guide = guides.open(constraint).result()
     for token in tokenizer.encode(json.dumps(data, separators=(",", ":"), ensure_ascii=False)):

@@ -1,4 +1,4 @@
-"""Which blocks a store finds, holds and drops, on caches whose rows follow from all tokens before them."""
+"""Which blocks a store finds, keeps and drops, with caches whose rows depend on all earlier tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FakeSession:
         return self.cache([], int(adapters[0]))
 
     def cache(self, ids: Sequence[int], adapter: int = 0) -> Cache[Any]:
-        """The cache of a text, with room behind rows and in front of a ring, as decoding leaves it."""
+        """Return a text's cache as decoding leaves it: with room after rows and before a ring's rows."""
         sums = np.cumsum((np.array(ids, np.float32) + 1) * np.arange(1, len(ids) + 1))  # of all tokens so far
         rows = np.broadcast_to(sums[:, None], (1, 2, len(ids), 3))
         layer = []
@@ -106,7 +106,7 @@ def test_the_least_recently_used_leaf_is_dropped_first() -> None:
     assert found(store, TEXT) == 4
     add(store, [*TEXT[:BLOCK], *OTHER], "another")
     assert (found(store, OTHER), found(store, TEXT), store.tokens) == (0, 4, 6 * BLOCK)
-    add(store, [*OTHER, *OTHER])  # of TEXT, used last, the other one's blocks are older
+    add(store, [*OTHER, *OTHER])  # TEXT was used last, so blocks of "another" are dropped
     assert (found(store, TEXT), found(store, TEXT, "another")) == (4, 0)
     add(store, OTHER * 5)  # three more blocks than the two that are there
     assert (found(store, OTHER * 6), found(store, TEXT)) == (5, 1)
@@ -120,7 +120,7 @@ def test_blocks_that_are_read_stay() -> None:
     add(store, OTHER * 4)
     assert (found(store, TEXT), found(store, OTHER)) == (4, 0)
     store.release(first)
-    add(store, OTHER * 4)  # its beginning, as far as there is room
+    add(store, OTHER * 4)  # as many of its first blocks as there is room for
     assert (found(store, TEXT), found(store, OTHER * 4), store.readers) == (2, 2, 2)
     store.release(second)
     add(store, OTHER * 4)
@@ -142,7 +142,7 @@ def test_states_are_found_where_they_were_stored() -> None:
 
 
 def test_states_count_as_much_as_they_hold() -> None:
-    """A ring of 40 rows and a state of 10 numbers beside rows of 6 take two blocks' memory."""
+    """A ring of 40 rows of 6 numbers and a state of 10 take the memory of two blocks of 32 rows."""
     store, _ = make(6 * BLOCK, ROWS, RING, STATE)
     add(store, TEXT)
     assert found(store, TEXT) == 4

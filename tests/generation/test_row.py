@@ -1,4 +1,4 @@
-"""The tokens of a row: along its drafts, until it ends; and how much rows draft."""
+"""The tokens of a row, chosen along its drafts until it ends, and the number of drafts."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_rows_draft_within_their_answers_and_the_context(counts: DraftCounts) ->
     assert {number: len(drafts) for number, drafts in propose(rows, None, counts).items()} == {1: 7, 2: 2, 3: 0, 4: 0}
     rows[4].ids = [0] * 16
     assert {number: len(drafts) for number, drafts in propose(rows, 20, counts).items()} == {1: 3, 2: 2, 3: 0, 4: 0}
-    assert not any(propose(rows, 17, counts).values())  # the next token has the last place
+    assert not any(propose(rows, 17, counts).values())  # the last place is for the next token
 
 
 @pytest.mark.parametrize("error", [LucidError("The draft model is broken."), ValueError("a bug")])
@@ -141,6 +141,6 @@ def test_a_drafter_that_fails_is_dropped_alone(
     for _ in range(2):
         assert {number: len(drafts) for number, drafts in propose(rows, None, counts).items()} == {1: 0, 2: 9, 3: 0}
     assert (rows[1].drafter, rows[3].drafter, counts.failures) == (None, None, 2)
-    [record] = caplog.records  # of two failures
+    [record] = caplog.records  # one record for two failures
     assert record.message == f"Drafting failed, the answer goes on without: {error}"
     assert bool(record.exc_info) == isinstance(error, ValueError)

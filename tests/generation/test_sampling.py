@@ -29,7 +29,7 @@ from lucid_deploy.generation.sampling import (
 )
 from tests.generation.sample_tokenizers import make
 
-# Probabilities 0.5, 0.3, 0.15, 0.05 in another order.
+# 0.5, 0.3, 0.15 and 0.05, not in order.
 PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
 LOGITS = np.log(PROBABILITIES).astype(np.float32)
 
@@ -180,7 +180,7 @@ def test_biases_are_those_of_transformers() -> None:
 def test_bad_words_are_those_of_transformers(answer: list[int]) -> None:
     words = [(7,), (30, 8), (5, 30, 11), (9, 5, 30, 12), (30, 30), (3, 5, 30, 2)]
     processor = NoBadWordsLogitsProcessor([list(word) for word in words], eos_token_id=0)
-    # Theirs begins at the prompt; a first token that no word has keeps that from mattering.
+    # transformers' bad words may begin in the prompt; a first token that is in no word prevents this.
     np.testing.assert_array_equal(adjusted(answer=answer, bad_words=words), by_transformers(processor, [1, *answer]))
 
 

@@ -20,7 +20,7 @@ PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
 
 
 class Oracle(Drafter):
-    """Knows the answer, but for every third token; its drafts stop at no end."""
+    """Drafts the answer, but with a wrong token in every third place, and stops before no end token."""
 
     def __init__(self, answer):
         self._answer, self._said, self.heard = answer, 0, []
@@ -81,7 +81,7 @@ def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after):
 
 
 class Right(Oracle):
-    """Is right about five tokens, which the model follows by one of its own."""
+    """Drafts five right tokens; the model adds one of its own after them."""
 
     def propose(self, most):
         done = self._said - len(PROMPT)
@@ -90,7 +90,7 @@ class Right(Oracle):
 
 @pytest.mark.parametrize("stop_after", [1, 6, 8])
 def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
-    """Also where somebody stops it with drafts left, as at a stop string."""
+    """This holds also if the caller stops while drafts are left, as at a stop string."""
     plain = list(generation(session))
     guessed = generation(session, Right(plain))
     tokens = iter(guessed)
@@ -109,7 +109,7 @@ def test_it_ends_where_the_context_ends(exported):
 
 
 class Markov:
-    """A model of five tokens whose next one depends on the last two; a cache of it is a mask, and it has the tokens."""
+    """A model with five tokens, each of which depends on the last two; it holds the tokens, a cache only the mask."""
 
     config = SimpleNamespace(vocab_size=5, eos_token_ids=())
     dtype, cache_dtype, rounded_inputs = "float32", "float32", None
@@ -147,7 +147,7 @@ class Markov:
 
 
 class Guess(Drafter):
-    """The likeliest tokens, which are often wrong."""
+    """Drafts the likeliest tokens, which are often wrong."""
 
     def add(self, tokens):
         self._text = [*tokens][-2:] if len(tokens) > 1 else [self._text[-1], *tokens]
@@ -163,7 +163,7 @@ class Guess(Drafter):
 
 
 def sampled(count, seed, speculate):
-    """Return tokens drawn with and without drafts, from one chain."""
+    """Return tokens drawn from one chain, with or without drafts."""
     sampling = Sampling(1.2, top_p=0.95, seed=seed)
     chain = Generation(Markov(), [0, 1, 2], count, sampling, drafter=Guess() if speculate else None)
     tokens = list(chain)
@@ -172,7 +172,7 @@ def sampled(count, seed, speculate):
 
 
 def test_sampled_tokens_have_the_distribution_of_plain_sampling():
-    """Chi-square of two samples of triples; four standard deviations above its mean is where it would be no chance."""
+    """Chi-square of two samples of triples: four standard deviations above its mean would be no coincidence."""
     count, triples = 12000, []
     for seed, speculate in ((1, False), (2, True)):
         tokens = np.array(sampled(count, seed, speculate))
@@ -212,7 +212,7 @@ def test_what_scales_a_logit_scales_its_rounding():
     [("growing", "float16"), ("growing", "int8"), ("static", "int8")],
 )
 def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache, cache_dtype):
-    """New tokens may see each other before they are rounded: one that differs is one that was hardly chosen."""
+    """New tokens may see each other before they are rounded, so a token may differ where two are almost equal."""
     session, rng = open_session(exported(cache=cache, cache_dtype=cache_dtype)[1], threads=1), np.random.default_rng(2)
     share, equal = near_share(session.dtype, session.cache_dtype, session.rounded_inputs), 0
     for _ in range(8):
@@ -227,7 +227,7 @@ def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache
         at = next(i for i, (ours, theirs) in enumerate(zip(found, plain, strict=True)) if ours != theirs)
         logits = session.prefill(np.array([prompt + plain[:at]]), session.empty_cache())[0, -1]
         assert is_near_tie(logits, logits, share) and guessed.drafts.near_ties > 0
-    assert equal >= 4  # else near ties alone were tested
+    assert equal >= 4  # otherwise only near ties were tested
 
 
 def test_a_run_that_fails_takes_no_tokens_from_the_cache(session, monkeypatch):
@@ -249,7 +249,7 @@ def test_a_run_that_fails_takes_no_tokens_from_the_cache(session, monkeypatch):
 
 
 def test_numbers_of_a_broken_draft_stay_out_of_the_answer(session, monkeypatch):
-    """A draft's rows of K and Y that are not finite are dropped; a weight of zero would spread them."""
+    """A draft's rows of K and Y that are not finite are dropped: with a weight of 0 they would still give NaN."""
     plain, run = list(generation(session)), session.decode_several
 
     def broken(ids, cache):

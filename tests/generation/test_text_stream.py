@@ -52,7 +52,7 @@ def test_an_end_within_a_character_shows_the_rest(kind: str, tmp_path: Path) -> 
 def test_a_character_after_any_number_of_broken_bytes_is_whole(
     kind: str, between: list[int], byte: int, tmp_path: Path
 ) -> None:
-    """A decoder that falls back to bytes takes a run of bytes for broken as a whole, up to the next other token."""
+    """A decoder with byte fallback takes a whole run of byte tokens for broken, up to the next other token."""
     tokenizer = make(kind, tmp_path)
     for count in range(40):
         stream = TextStream(tokenizer)
@@ -64,7 +64,7 @@ def test_a_character_after_any_number_of_broken_bytes_is_whole(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_work_for_a_token_does_not_grow(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by what is decoded again nor by what the library's stream holds, which it decodes with every token."""
+    """Neither the ids that are decoded again nor those that the library's stream holds, and decodes each time, grow."""
     tokenizer = make(kind, tmp_path)
     broken = byte_ids(tokenizer, b"\xf0" * 200) if kind in BY_BYTES else []
     decoded = held = waiting = 0
@@ -106,7 +106,7 @@ def test_special_tokens_are_no_text_and_no_work(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_changes_what_was_whole_is_no_error(tmp_path: Path) -> None:
-    """The library's stream refuses to go on there."""
+    """The library's own stream raises an error there."""
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
     tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "X")])
     tokenizer.save(str(tmp_path / "tokenizer.json"))

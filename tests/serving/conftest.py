@@ -16,7 +16,7 @@ from tests.serving.tool_server import client, tool_server  # noqa: F401
 
 @pytest.fixture
 def serving_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What the servers log, each line once, also after a test in this process has set their log up."""
+    """Capture what the servers log, each line once, even if another test has set up their logging before."""
     logger = logging.getLogger("lucid_deploy.serving")
     for name, value in (("handlers", []), ("propagate", True)):
         monkeypatch.setattr(logger, name, value)
@@ -26,6 +26,6 @@ def serving_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session", autouse=True)
 def _patient_clients() -> None:
-    """A client that says nothing waits for 5 s, which a slow machine may need: one object is the default of all."""
+    """Raise httpx's default timeout of 5 s, which a slow machine may exceed; all its functions share one object."""
     default = inspect.signature(httpx.Client).parameters["timeout"].default
     default.connect = default.read = default.write = default.pool = PATIENCE

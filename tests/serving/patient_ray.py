@@ -1,11 +1,11 @@
-"""A cluster of Ray on a machine whose cores others use: nothing is taken for dead because an answer comes late.
+"""Settings for a Ray cluster on a busy machine, by which no process is taken for dead because it answers late.
 
-What ends one there, as seen beside 30 other processes on two cores: Ray Serve kills an HTTP proxy that is not ready
-within 5 seconds and starts another, and whoever waits for the first gets an ``ActorDiedError``, a minute and a half
-after the start. By Ray's defaults a node is dead, too, that leaves five health checks of 10 seconds unanswered, and the
-memory monitor kills workers when the machine has little memory left, whoever uses it. Ray's workers have niceness 15,
-so that beside processes without any they hardly run. The cluster's folder is in ``TMPDIR``, which is this run's own,
-and its ports are free ones.
+With 30 other processes on two cores, clusters ended like this: Ray Serve kills an HTTP proxy that is not ready within 5
+seconds and starts another; code that waits for the first one gets an ``ActorDiedError``, a minute and a half after the
+start. By default, Ray also takes a node for dead that misses five health checks of 10 seconds, and its memory monitor
+kills workers when the machine has little memory left, whoever uses it. Ray's workers have niceness 15, so that they
+hardly run beside processes of niceness 0. The cluster's folder is in ``TMPDIR``, which belongs to this test run, and
+its ports are free ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def patient_ray() -> Iterator[None]:
-    """Clusters that a process of this one starts now wait so long."""
+    """Set :data:`SETTINGS` in the environment, for clusters that child processes start."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 async def ask(client: openai.AsyncOpenAI, count: int, stream: bool) -> str:
-    """Return an answer; a stream that ends without saying why is no answer."""
+    """Return the text of an answer; fail if a stream ends without its finish reason."""
     options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": count}
     options["extra_body"] = {"ignore_eos": True}
     if not stream:

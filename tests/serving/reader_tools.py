@@ -1,4 +1,4 @@
-"""A folder with a tokenizer and a chat template, and what a reader reads for there."""
+"""Write a folder with a tokenizer and a chat template; make bodies of requests for it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lucid_deploy.serving.requests import ReaderSetup
 
 MODEL = "m"
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
-# Only if a message asks for it, so that one reader can be tried with good and bad requests.
+# Endless only if the message asks for it, so that one reader can be tried with good and bad requests.
 BY_REQUEST = "{% if messages[0].content == 'endless' %}" + ENDLESS + "{% else %}w1 {{ messages[0].content }}{% endif %}"
-PANIC = "^(a+)+$"  # of a text of many a and one b the regular expressions' library gives up
+PANIC = "^(a+)+$"  # the library of regular expressions gives up on many a's followed by a b
 
 
 def write_setup(directory: Path, template: Any = BY_REQUEST, rule: str | None = None, **more: Any) -> ReaderSetup:
-    """Write a tokenizer of the words w0 to w96 and ``chat_template``; ``rule`` splits words by a regular expression."""
+    """Write a tokenizer of the words w0 to w96 (``rule``: a regular expression to split by) and a chat template."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if rule is not None:

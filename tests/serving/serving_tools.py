@@ -33,19 +33,19 @@ TEMPLATE = (
 )
 PROMPT = "fox has red lamp, owl has blue cup, bear has green key. owl has"
 MODEL = "demo"
-ONE_THREAD = ("--threads", "1")  # a second one only waits, by spinning: see tests/one_core.py
+ONE_THREAD = ("--threads", "1")  # a second thread would only spin while it waits, see tests/one_core.py
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled model with a growing and with a static cache, and without a chat template."""
+    """Artifacts of the bundled model: with a growing cache, with a static cache, and without a chat template."""
     root = made_once(run_folder(tmp_path_factory, "served"), "artifacts", export_served)
     return {name: root / name for name in ("growing", "static", "plain")}
 
 
 def export_served(root: Path) -> None:
-    """Fill a folder with the artifacts."""
+    """Export the artifacts of :func:`artifacts` into a folder."""
     plain = Path(lucid_deploy.__file__).parent / "demo"
     chatty = Path(shutil.copytree(plain, root / "checkpoint"))
     settings = json.loads((chatty / "tokenizer_config.json").read_text())
@@ -57,7 +57,7 @@ def export_served(root: Path) -> None:
 
 
 def replace_file(artifact: Path, name: str, data: bytes) -> None:
-    """Replace a file of an artifact, in its manifest too."""
+    """Replace a file of an artifact, and its size and hash in the manifest."""
     (artifact / name).write_bytes(data)
     manifest = json.loads((artifact / "lucid.json").read_text())
     manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -65,7 +65,7 @@ def replace_file(artifact: Path, name: str, data: bytes) -> None:
 
 
 class Reference:
-    """What ``lucid-deploy run`` gives."""
+    """Generates what ``lucid-deploy run`` gives, to compare answers with."""
 
     def __init__(self, directory: Path) -> None:
         self.session: Session[Any] = open_session(directory)
@@ -84,12 +84,12 @@ def reference(artifacts: dict[str, Path]) -> Reference:
 
 
 def _hear_hangups() -> None:
-    """Tests that run under nohup have children that ignore SIGHUP."""
+    """Restore the default action of SIGHUP, which children ignore if the tests run under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Server:
-    """A running server; ``url`` ends without a slash, ``slow`` is the file that makes it slow."""
+    """A running server; ``url`` ends without a slash, ``slow`` is the file that makes it slow while it exists."""
 
     def __init__(self, arguments: list[str], ready: bool = True, slow: Path | None = None) -> None:
         self.slow = slow
@@ -122,7 +122,7 @@ class Server:
         return int(self.url.rsplit(":", 1)[1])
 
     def hurry(self) -> None:
-        """From now on the server takes no longer than it must."""
+        """Let the server run at full speed from now on."""
         assert self.slow is not None
         self.slow.unlink()
 
@@ -145,8 +145,8 @@ Start = Callable[..., Server]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a server: ``start(directory, "--rows", 2, slow=0.25)``.
 
-    ``slow`` is the least number of seconds that a step takes until :meth:`Server.hurry`, so that what a test does in
-    the middle of an answer comes before its end on a slow machine, too.
+    ``slow`` is the least number of seconds that a step takes until :meth:`Server.hurry`, so that a test can act
+    before an answer ends, on a slow machine too.
     """
     started: list[Server] = []
 

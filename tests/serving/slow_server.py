@@ -1,4 +1,4 @@
-"""`lucid-deploy` whose batcher takes its time while a file is there: slow_server.py SECONDS_PER_STEP FILE ARGUMENTS…"""
+"""`lucid-deploy` with slow steps while a file exists: slow_server.py SECONDS_PER_STEP FILE ARGUMENTS…"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service without processes: bodies are read here, and a script says what an engine would."""
+"""A service without further processes: bodies are read in this one, and a script stands in for the engine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ScriptedBackend:
     """Gives the same events to every job.
 
     Attributes:
-        jobs: Those that came.
-        closed: How many of them were closed.
+        jobs: The jobs that were submitted.
+        closed: How many of their generators have ended or were closed.
     """
 
     def __init__(self, *script: list[TextPiece] | Exception, state: str = "ready") -> None:
@@ -61,7 +61,7 @@ class ReaderHere:
 
 
 def service(folder: Path, backend: ScriptedBackend, keys: ApiKeys | None = None, **more: Any) -> Service:
-    """Return a service; call it in an event loop. ``more`` are options."""
+    """Return a service; call it in an event loop. ``more`` are fields of ApiOptions."""
     setup = write_setup(folder)
     made = Service(ApiOptions(keys=keys or ApiKeys(), **more), setup, cast(Any, backend))
     made.readers = cast(Any, ReaderHere(setup))

@@ -1,4 +1,4 @@
-"""Paths and methods, who is refused, what is logged, and faults."""
+"""Paths and methods, refused clients, the log, and unexpected exceptions."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ WITH_LOGPROBS = Request([], 9, top_logprobs=1)
 
 @pytest.fixture
 def byte_level(tmp_path: Path) -> TextTokenizer:
-    """Every byte is a token of its own: id = place in the byte-level alphabet."""
+    """A tokenizer in which every byte is a token; its id is its place in the sorted byte-level alphabet."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,7 +84,7 @@ def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
 
 
 def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byte_level: TextTokenizer) -> None:
-    """What comes behind it in the same step, and the end that the engine saw there."""
+    """Neither tokens behind the stop string in the same step nor the engine's own end of the generation count."""
     tokens = [Token(5, token, drafted=place != 2) for place, token in enumerate(byte_level.encode("abcdefg"))]
     events = [(0, event) for event in (*tokens, Finished(5, "length"))]
 

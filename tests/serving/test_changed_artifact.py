@@ -48,7 +48,7 @@ def test_weights_that_change_end_the_engine_with_the_reason(
     server = start(artifact)
     assert ask(server).json()["choices"][0]["text"] == "blue cup"
     damage(artifact)
-    while (answer := ask(server)).status_code == 200:  # it looks once a second
+    while (answer := ask(server)).status_code == 200:  # the engine checks its files once a second
         pass
     assert answer.status_code == 503
     assert "weights.bin changed while it was in use" in answer.json()["error"]["message"]

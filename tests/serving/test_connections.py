@@ -96,7 +96,7 @@ def test_who_does_not_send_a_request_in_time_is_cut(sent: bytes) -> None:
         assert len(limits.waiting) == 0
         released.set()
         assert (await busy.readline()).startswith(b"HTTP/1.1 200")
-        assert (await busy.read()).endswith(b"\r\n\r\n")  # and cut when it is silent afterwards
+        assert (await busy.read()).endswith(b"\r\n\r\n")  # and the connection is cut when it is silent afterwards
 
     run(test, most=9, idle=0.1)
 

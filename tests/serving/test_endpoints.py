@@ -1,4 +1,4 @@
-"""From events to answers, whole and streamed, and what ends them early."""
+"""Answers made of an engine's events, whole and streamed, and what ends them early."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from lucid_deploy.serving.errors import ApiError
 
 
 class ScriptedBatcher:
-    """Gives each request a token a step, its prompt's length counted down, and then its end."""
+    """Gives each request one token a step, as many as its prompt has, and then its end."""
 
     cached_tokens = prompt_tokens_computed = prompt_tokens_reused = 0
     drafts = DraftCounts(proposed=7, accepted=3)
@@ -26,7 +26,7 @@ class ScriptedBatcher:
         self.left: dict[int, int] = {}
         self.cancelled: list[int] = []
         self.fault: Exception | None = None
-        self.ends: dict[int, Finished] = {}  # by number, where it is not the usual one
+        self.ends: dict[int, Finished] = {}  # by the request's number, if not the usual one
         self.held = threading.Event()
         self.held.set()
 
@@ -129,7 +129,7 @@ def test_admission_is_all_or_nothing() -> None:
         batcher.held.clear()
         stream = engine.submit([Request([1], 5)] * 2)
         for seconds, wait in ((0.2, "1"), (7.2, "8"), (99.0, "60")):
-            engine._seconds = seconds  # that generations usually take
+            engine._seconds = seconds  # the time that generations usually take
             with pytest.raises(ApiError) as error:
                 engine.submit([Request([1], 5)] * 2)
             assert (error.value.code, error.value.headers["Retry-After"]) == ("queue_full", wait)

@@ -19,7 +19,7 @@ JSON = {"content-type": "application/json"}
 
 
 def memory(most: int = 1 << 30, body_bytes: int = 4 << 20) -> Any:
-    """Return what the bodies of a server share."""
+    """Return a stand-in for the service whose memory bodies share."""
     bodies = {"setup": SimpleNamespace(body_bytes=body_bytes), "body_memory": 0, "most_body_memory": most}
     api = SimpleNamespace(keys=())
     return SimpleNamespace(**bodies, busy=Counter(), most_busy=9, api=api, check_ready=lambda: None)

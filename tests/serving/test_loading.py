@@ -1,4 +1,4 @@
-"""From options to limits and names."""
+"""Limits and names that follow from options and artifacts, and files that are watched."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ANIMALS = ["fox", "owl", "bear"]
 
 
 def prompts(count: int) -> list[str]:
-    """Prompts of different lengths, with repeated words."""
+    """Return prompts of different lengths, with repeated words."""
     entry = "fox has red lamp, owl has blue cup, bear has green key"
     return [", ".join([entry] * (1 + i % 5)) + f". {ANIMALS[i % 3]} has" for i in range(count)]
 

@@ -9,7 +9,7 @@ import openai
 
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
-SECRET = " ".join([PROMPT.replace("owl has blue", "swan has heavy")] * 3)  # of more than a block
+SECRET = " ".join([PROMPT.replace("owl has blue", "swan has heavy")] * 3)  # longer than a block of 32 tokens
 REUSED = "lucid_prompt_tokens_reused_total"
 
 
@@ -29,7 +29,7 @@ def metric(server: Server, name: str) -> float:
 
 
 def reused(server: Server, owner: str, salt: str | None = None) -> int:
-    """Ask, and return how many tokens of the prompt were reused, by the server's counters."""
+    """Send a request; return how many of its prompt's tokens were reused, by the server's counter."""
     before = metric(server, REUSED)
     body = {"model": MODEL, "prompt": SECRET, "max_tokens": 1, "cache_salt": salt}
     answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=key(owner))

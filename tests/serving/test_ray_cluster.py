@@ -35,7 +35,7 @@ def cluster(artifacts: dict[str, Path], patient_ray: None) -> Iterator[Server]:
 
 
 def processes(server: Server) -> dict[int, str]:
-    """The cluster's processes: titles by id."""
+    """Return the command lines of the server's process and all its descendants, by process id."""
     parents, titles = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -54,12 +54,12 @@ def processes(server: Server) -> dict[int, str]:
 
 
 def replicas(server: Server, name: str) -> list[int]:
-    """Process ids of the replicas of a deployment."""
+    """Return the process ids of the replicas of a deployment."""
     return [pid for pid, title in processes(server).items() if f"ServeReplica:lucid-deploy:{name}" in title]
 
 
 def listening() -> set[str]:
-    """Addresses and ports, in the kernel's hexadecimal, on which any process takes connections."""
+    """Return the addresses and ports, in the kernel's hexadecimal, on which any process listens."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return {words[1] for words in lines if words[3] == "0A"}
 
@@ -94,7 +94,7 @@ async def load(server: Server, clients: int, rounds: int, victim: int | None = N
 
 
 def come_as_they_are_made(client: openai.OpenAI) -> bool:
-    """Whether a stream's first token came in the first half of the time that all of them took."""
+    """Return whether a stream's first token came in the first half of the time that all tokens took."""
     began, times = time.perf_counter(), []
     stream: Any = client.completions.create(
         model=MODEL, prompt=PROMPT, max_tokens=COUNT, stream=True, extra_body={"ignore_eos": True}
@@ -112,7 +112,7 @@ def test_answers_and_streams_pass_through(cluster: Server, reference: Reference)
     with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="other", prompt=PROMPT)
-        while not come_as_they_are_made(client):  # one that waits for the last is never so, and a busy machine is later
+        while not come_as_they_are_made(client):  # a busy machine passes later, a stream held back to its end never
             pass
 
 

@@ -1,4 +1,4 @@
-"""Reader processes: bodies that take for ever, all memory or the process, and clients that leave."""
+"""Reader processes: bodies that take too much time or memory or crash the process, and clients that leave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
 
 def with_pool(setup: ReaderSetup, test: Callable[[ReaderPool], Awaitable[None]], count: int = 1) -> None:
-    """Run a test on a pool that afterwards still reads."""
+    """Run a test on a pool of readers, and check that the pool can still read afterwards."""
 
     async def run() -> None:
         pool = ReaderPool(setup, count)
@@ -86,7 +86,7 @@ def test_the_largest_body_of_the_worst_kind_fits_and_a_larger_one_does_not(tmp_p
     async def test(pool: ReaderPool) -> None:
         error = await refusal(pool, worst, "completion")
         assert error.code == "invalid_value" and "this server takes 8" in error.message
-        error = await refusal(pool, worst * 4, "completion")  # twice broken, and parsed before that shows
+        error = await refusal(pool, worst * 4, "completion")  # too large, and invalid JSON, as parsing shows
         assert error.code in ("too_costly", "invalid_json")
 
     with_pool(write_setup(tmp_path, reading_seconds=20.0), test)
@@ -110,7 +110,7 @@ def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Pat
         for task in [running, *queued]:
             task.cancel()
         await asyncio.wait([running, *queued])
-        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)  # and not after 51 times 60 s
+        assert (await pool.read(chat("w2"), "chat")).prompts == ((1, 2),)  # and not only after 51 times 60 s
         assert pids(pool) != before
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
@@ -160,7 +160,7 @@ def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
 
 
 def test_signals_to_the_whole_group_are_the_servers_affair(tmp_path: Path) -> None:
-    """As a terminal sends them: requests that are being read when the server is told to end are still answered."""
+    """A terminal signals the whole group; readers ignore that, so requests being read are still answered."""
 
     async def test(pool: ReaderPool) -> None:
         before = pids(pool)
@@ -175,7 +175,7 @@ def test_signals_to_the_whole_group_are_the_servers_affair(tmp_path: Path) -> No
 
 
 def test_a_template_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
-    """It is compiled in the reader too: compiling computes what is constant."""
+    """The template is compiled in the reader too, within its limits: compiling evaluates constant expressions."""
     with pytest.raises(LucidError, match="is not valid"), reader_process(write_setup(tmp_path, "{% for")) as reader:
         reader.start()
     with reader_process(write_setup(tmp_path, None)) as reader:

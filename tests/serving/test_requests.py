@@ -1,4 +1,4 @@
-"""From bodies to jobs: what a request means, and what does not fit the model."""
+"""Bodies become jobs: what the fields of a request mean, and what is refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_roles_are_those_of_openai(tmp_path: Path) -> None:
         ({"response_format": {"type": "json_object", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
-        ({"guided_regex": "zebra"}, "guided_regex"),  # no token begins it
+        ({"guided_regex": "zebra"}, "guided_regex"),  # no token begins a text that matches
         ({"response_format": {"type": "text", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},

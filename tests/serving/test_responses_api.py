@@ -1,4 +1,4 @@
-"""The body of /v1/responses as a chat, and errors with the names that its fields have there."""
+"""The body of /v1/responses is read as a chat, and errors name the fields as /v1/responses does."""
 
 from __future__ import annotations
 

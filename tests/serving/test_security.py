@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""API keys, names of hosts, and owners of stored prefixes."""
 
 from __future__ import annotations
 

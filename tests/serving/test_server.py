@@ -22,7 +22,7 @@ from lucid_deploy.cli import main
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
-STEP = 0.25  # seconds, until the server is told to hurry; the longest generation takes at least 100
+STEP = 0.25  # seconds of a step until Server.hurry; the longest generation, of 400 tokens, then takes at least 100 s
 
 
 def body(count: int = 400, **more: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def metric(server: Server, name: str) -> float:
 
 
 def answers(server: Server) -> dict[str, int]:
-    """How many completions ended with each status."""
+    """Return how many completions ended with each status."""
     text = httpx.get(f"{server.url}/metrics").text
     found = re.findall(r'^lucid_requests_total\{path="/v1/completions",status="(\d+)"\} (\S+)$', text, re.M)
     return {status: int(float(count)) for status, count in found}
@@ -49,7 +49,7 @@ def wait_for(condition: Any) -> None:
 
 
 class Asking(threading.Thread):
-    """A request in a thread; ``answer`` or ``error`` afterwards."""
+    """Sends a request in a thread, which then sets ``answer`` or ``error``."""
 
     def __init__(self, server: Server, data: dict[str, Any]) -> None:
         super().__init__(daemon=True)
@@ -73,14 +73,14 @@ class Asking(threading.Thread):
 def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, Path]) -> None:
     server = start(artifacts["static"], "--rows", 1, "--max-queue", 2, "--allow-host", "Model.Example", slow=STEP)
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body(stream=True), timeout=PATIENCE) as stream:
-        lines = stream.iter_lines()  # the stream is closed when this is dropped
+        lines = stream.iter_lines()  # kept: dropping this iterator would close the stream
         next(lines)
         waiting = Asking(server, body(2))
         wait_for(lambda: metric(server, "lucid_queue_length") == 1)
         assert metric(server, "lucid_active_rows") == 1
         assert metric(server, "lucid_cache_tokens") > 18
     assert waiting.result().status_code == 200
-    assert metric(server, "lucid_generated_tokens_total") < 400  # not after all tokens of the one that left
+    assert metric(server, "lucid_generated_tokens_total") < 400  # so the one that left did not get all of its tokens
     wait_for(lambda: metric(server, "lucid_active_rows") == 0)
     assert metric(server, "lucid_cache_tokens") == 0
     assert answers(server) == {"200": 1, "499": 1}  # the stream too, though 200 had been sent

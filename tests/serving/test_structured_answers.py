@@ -1,4 +1,4 @@
-"""Answers of a form through the server and OpenAI's client; what cannot be enforced is refused and harms nobody."""
+"""Answers that follow a schema, an expression or a grammar, through the server and OpenAI's client."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_json_objects_and_guided_fields(client: openai.OpenAI) -> None:
     assert re.fullmatch("(ab|c)[0-9]{2}", text(guided_regex="(ab|c)[0-9]{2}"))
     assert text(guided_choice=["left", "right"]) in ("left", "right")
     assert text(guided_grammar='root ::= "yes" | "no"') in ("yes", "no")
-    bias = {str(token): 20 for token in (94, 91)}  # towards the ends of texts and objects: any object may be long
+    bias = {str(token): 20 for token in (94, 91)}  # favours the ends of strings and objects, as an object may be long
     whole = client.chat.completions.create(
         messages=USER, response_format={"type": "json_object"}, logit_bias=bias, **SAMPLED
     ).choices[0]

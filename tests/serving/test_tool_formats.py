@@ -1,4 +1,4 @@
-"""The files of formats, and which chat template is of which."""
+"""The files of tool formats, and the format of each chat template."""
 
 from __future__ import annotations
 

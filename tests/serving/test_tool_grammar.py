@@ -1,4 +1,4 @@
-"""Answers of a model that knows nothing are calls whose arguments follow the tools' schemas, in every format."""
+"""Random tokens that the grammar allows are calls whose arguments follow the tools' schemas, in every format."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_calls_that_must_be_follow_the_schemas(name: str, tokenizer: TextTokeniz
 
 
 def follow(guides: GuideFactory, tokenizer: TextTokenizer, constraint: Constraint, text: str) -> bool | None:
-    """Return whether a text may end there; None if it is no beginning of an answer."""
+    """Return whether an answer may end after a text; None if no answer may begin with the text."""
     guide = guides.open(constraint).result()
     for sign in text:
         allowed = guide.allowed()
@@ -117,7 +117,7 @@ def test_a_trigger_that_is_a_special_token(tmp_path: Path) -> None:
 
 
 def test_nothing_else_stands_for_a_trigger(tmp_path: Path) -> None:
-    """Neither other special tokens nor the byte that no text has, which llguidance marks special tokens with."""
+    """Neither another special token nor byte 0xFF, which no text has and llguidance marks special tokens with."""
     tokenizer_of("byte-level bpe", tmp_path)
     raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     raw.add_special_tokens(["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"])

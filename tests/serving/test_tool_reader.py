@@ -1,4 +1,4 @@
-"""What tools of a request mean, and messages with calls and results."""
+"""The tools of a request as a constraint, and messages with calls and results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_tools_make_a_constraint(name: str, tokenizer: TextTokenizer) -> None:
     assert use.shown == [WEATHER, TIME]
     one = tool_use_of(read(tools=[WEATHER, TIME], tool_choice=NAMED), template(name), tokenizer)
     assert one is not None and "get_weather" not in one.constraint.grammar and "TEXT" not in one.constraint.grammar
-    assert '"additionalProperties": false' in one.constraint.grammar  # it has no parameters
+    assert '"additionalProperties": false' in one.constraint.grammar  # TIME has no parameters
     alone = tool_use_of(
         read(tools=[TIME], tool_choice="required", parallel_tool_calls=False), template(name), tokenizer
     )

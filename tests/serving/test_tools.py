@@ -41,7 +41,7 @@ def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.Ope
 
 
 def responses_fields(choice: Any = "required") -> dict[str, Any]:
-    """Return what asks /v1/responses for what :data:`SAMPLED` asks a chat."""
+    """Return fields by which /v1/responses is asked for the same as a chat by :data:`SAMPLED`."""
     tools = [{"type": "function", "parameters": None, **tool["function"]} for tool in TOOLS]
     more = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "extra_body": {"seed": 3}}
     return {"model": MODEL, "temperature": 1.0, "max_output_tokens": 250, "input": USER, **more}
