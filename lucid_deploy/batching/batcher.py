@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.batching.request import BatchRow, Event, Finished, Request
-from lucid_deploy.batching.rows import make_rows
+from lucid_deploy.batching.rows import StaticRows, make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
@@ -94,6 +94,11 @@ class Batcher:
         self._paused: dict[int, BatchRow] = {}
         self._opened: dict[int, Future[Guide]] = {}  # guides of waiting requests
         self._pool = make_rows(session, rows)  # caches of the running rows
+        self._shares_steps = False
+        if session.in_place is not None and session.in_place.shares_steps and drafters is None and rows > 1:
+            session.in_place.prepare_shared()
+            self._shares_steps = True
+        self._beside: list[int] = []  # tokens of the filling prompt that run in one run with this step's rows
         self._cancelled: dict[int, None] = {}  # in the order in which it was asked for
         self._next = 0
         self._steps = 0
@@ -180,22 +185,30 @@ class Batcher:
                 part = part[:budget]
             if done + len(part) == len(prompt):
                 self._start_drafter(row)
+            if budget is not None:
+                budget -= len(part)
+                if self._shares_steps and self._running and (budget <= 0 or not self._waiting):
+                    self._beside = part
+                    return
             try:
                 logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)[0]
             except LucidError as error:
                 self._end(row.number, Finished(row.number, "error", str(error)), events)
                 continue
-            row.ids += part
-            self.prompt_tokens_computed += len(part)
-            if budget is not None:
-                budget -= len(part)
-            if len(row.ids) < len(prompt):
-                self._store_beginning(row)
-                continue
-            self._take_first(row, logits, events)
-            yield
-            if budget is None:
-                return
+            if self._finish_part(row, part, logits, events):
+                yield
+                if budget is None:
+                    return
+
+    def _finish_part(self, row: BatchRow, part: list[int], logits: Array, events: list[Event]) -> bool:
+        """Note that a part of a prompt has run; after the last one, choose the first token and return True."""
+        row.ids += part
+        self.prompt_tokens_computed += len(part)
+        if len(row.ids) < len(row.request.prompt_ids):
+            self._store_beginning(row)
+            return False
+        self._take_first(row, logits, events)
+        return True
 
     @property
     def _chunk(self) -> int | None:
@@ -309,7 +322,8 @@ class Batcher:
             return
         drafts = propose(self._running, self.session.context_limit, self.drafts)
         started = time.monotonic()
-        logits = self._pool.run({number: [row.next, *drafts[number]] for number, row in self._running.items()})
+        tokens = {number: [row.next, *drafts[number]] for number, row in self._running.items()}
+        logits, first = self._run_beside(tokens, events) if self._beside else (self._pool.run(tokens), None)
         self._set_deadline(time.monotonic() - started)
         kept: dict[int, int] = {}
         ends: dict[int, Finished] = {}
@@ -326,6 +340,19 @@ class Batcher:
             self._end(number, end, events)
         for row in [row for row in self._running.values() if row.pending is not None]:
             self._pause(row)
+        part, self._beside = self._beside, []
+        if first is not None and self._filling is not None:
+            self._finish_part(self._filling, part, first, events)
+
+    def _run_beside(self, tokens: dict[int, list[int]], events: list[Event]) -> tuple[dict[int, Array], Array | None]:
+        """Run a step of the rows beside a part of the prompt; return the logits of both, None if the prompt failed."""
+        row = self._filling
+        assert isinstance(self._pool, StaticRows) and row is not None and row.cache is not None
+        try:
+            return self._pool.run_beside(tokens, self._beside, row.cache)
+        except LucidError as error:
+            self._end(row.number, Finished(row.number, "error", str(error)), events)
+            return self._pool.run(tokens), None
 
     def _take(self, row: BatchRow, drafts: list[int], logits: Array, events: list[Event]) -> Finished | None:
         """Choose a row's tokens as :meth:`Chooser.follow` does; return its end if it ends or fails."""

@@ -134,7 +134,7 @@ class StaticRows(Rows):
         self._adapters = np.zeros((rows,), np.int64)
         self._mask = np.ones((rows, 0), np.int64)  # no padding; the graph itself masks each row beyond its length
         self._layers: list[tuple[Array, ...]] = []
-        self._steps: dict[tuple[int, int], BoundStep] = {}  # by number of rows, and of tokens
+        self._steps: dict[tuple[int, int, bool], BoundStep] = {}  # by number of rows, of tokens, and whether shared
         self._ran = 0  # tokens of the last run of several, in every row
         self._rows = rows
 
@@ -168,21 +168,39 @@ class StaticRows(Rows):
         return Cache(np.ones((1, length), dtype=bool), layers, self._adapters[slot : slot + 1].copy())
 
     def run(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+        step, keys = self._bound_step(tokens)
+        logits, self._ran = self._decoding.run_bound(step), step.input_ids.shape[1]  # (count, n, vocab)
+        if self._ran == 1:
+            self._lengths[: len(keys)] += 1
+        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
+
+    def run_beside(
+        self, tokens: dict[int, list[int]], prompt: list[int], cache: Cache[Any]
+    ) -> tuple[dict[int, Array], Array]:
+        """Run a token of every row as :meth:`run` does, and the next tokens of a prompt with its cache.
+
+        Returns:
+            What :meth:`run` returns, and the logits of the prompt's last token, float ``(1, vocab)``.
+        """
+        step, keys = self._bound_step(tokens, shared=True)
+        logits, last = self._decoding.run_shared(step, np.array([prompt], np.int64), cache)
+        self._lengths[: len(keys)] += 1
+        return {key: logits[slot] for slot, key in enumerate(keys)}, last[0]
+
+    def _bound_step(self, tokens: dict[int, list[int]], shared: bool = False) -> tuple[BoundStep, list[int]]:
+        """Return a step with the rows' tokens in it, and the rows' keys in the order of slots."""
         keys = self._close_holes()
         ids, _ = _padded([tokens[key] for key in keys])  # nothing sees the padding behind a row's own tokens
         count, n = ids.shape
         self._make_room(int(self._lengths[:count].max()) + n, self._layers)
-        if (count, n) not in self._steps:
+        if (count, n, shared) not in self._steps:
             layers = [tuple(buffer[:count] for buffer in layer) for layer in self._layers]
             rows = (self._mask[:count], self._lengths[:count], self._adapters[:count])
-            self._steps[count, n] = self._decoding.bind(layers, *rows, n)
-        step = self._steps[count, n]
+            self._steps[count, n, shared] = self._decoding.bind(layers, *rows, n, shared)
+        step = self._steps[count, n, shared]
         step.input_ids[:] = ids
         step.positions[:] = self._lengths[:count, None] + np.arange(n)
-        logits, self._ran = self._decoding.run_bound(step), n  # (count, n, vocab)
-        if n == 1:
-            self._lengths[:count] += 1
-        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
+        return step, keys
 
     def keep(self, kept: dict[int, int]) -> None:
         for slot, key in enumerate(self._slots):

@@ -18,6 +18,7 @@ from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffe
 from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tensor
 
+ROWS = "rows."  # begins the names of a shared step's inputs and outputs that are those of the running rows
 _GRAIN = 256  # rows; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
 
@@ -100,8 +101,22 @@ class StaticSession(Session[Any]):
     def in_place(self) -> StaticSession:
         return self
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether a piece of a prompt can run beside a step, which takes less time than one after the other."""
+        return False
+
+    def prepare_shared(self) -> None:
+        """Load what :meth:`run_shared` needs, where :attr:`shares_steps` is True."""
+
     def bind(
-        self, layers: Sequence[tuple[Array, ...]], mask: Array, length: Array, adapter_ids: Array, new: int
+        self,
+        layers: Sequence[tuple[Array, ...]],
+        mask: Array,
+        length: Array,
+        adapter_ids: Array,
+        new: int,
+        shared: bool = False,
     ) -> BoundStep:
         """Bind arrays to a step of N = ``new`` tokens per row, which reads them and writes new rows into the buffers.
 
@@ -114,22 +129,39 @@ class StaticSession(Session[Any]):
             length: Int64 ``(B,)``, tokens in each row before the new ones.
             adapter_ids: Int64 ``(B,)``, the adapter of each row; not read by graphs without adapters.
             new: 1 to decode, more for ``decode_several``.
+            shared: Whether the step is for :meth:`run_shared`; ``new`` is 1 then.
         """
         ids, positions = np.zeros((len(mask), new), np.int64), np.zeros((len(mask), new), np.int64)
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "cache_length": length}
         if self.adapters is not None:
             inputs["adapter_ids"] = adapter_ids
-        return BoundStep(ids, positions, *self.bind_arrays(inputs, layers))
+        return BoundStep(ids, positions, *self.bind_arrays(inputs, layers, shared))
 
     @abstractmethod
     def bind_arrays(
-        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
+        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]], shared: bool = False
     ) -> tuple[Any, list[tuple[Array, Array]]]:
         """Bind a step's inputs, by name, and its buffers; return the step's ``binding`` and ``replaced``."""
 
     @abstractmethod
     def run_bound(self, binding: BoundStep) -> Array:
         """Run one step on the bound arrays; return logits, float ``(B, N, vocab)``."""
+
+    def run_shared(self, step: BoundStep, input_ids: Array, cache: Cache[Any]) -> tuple[Array, Array]:
+        """Run a step that was bound for it, and in the same run the next tokens of a prompt, int64 ``(1, N)``.
+
+        Returns:
+            The step's logits, float ``(B, 1, vocab)``, and those of the prompt's last token, ``(1, 1, vocab)``, as
+            :meth:`run_bound` and :meth:`prefill` give them. ``cache``, the prompt's, is changed in place.
+        """
+        input_ids = self._checked(input_ids, cache)
+        tokens = self._new_tokens(input_ids, np.ones(input_ids.shape, bool), cache)
+        logits, last, layers = self._run_both(step, tokens, self._held_layers(cache.layers, tokens.past))
+        return logits, self._add("prefill", tokens, cache, 1, last, layers)
+
+    def _run_both(self, step: BoundStep, tokens: NewTokens, layers: ArrayLayers) -> tuple[Array, Array, ArrayLayers]:
+        """Return the step's logits, those of the prompt's last token, and the prompt's layers with the new tokens."""
+        raise NotImplementedError
 
     def _run_growing(self, tokens: NewTokens, layers: ArrayLayers, keep: int) -> tuple[Array, ArrayLayers]:
         """Run prefill, which takes the past's rows without room to spare and returns larger tensors."""

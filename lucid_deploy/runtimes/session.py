@@ -307,18 +307,24 @@ class Session(CacheOperations[Tensor]):
 
     def _advance(self, stage: str, input_ids: Array, mask: Array, cache: Cache[Tensor], keep: int) -> Array:
         """Run new tokens with one of the graphs and add them to the cache; return the logits of the last ``keep``."""
+        tokens = self._new_tokens(input_ids, mask, cache)
+        return self._add(stage, tokens, cache, keep, *self._run(stage, tokens, cache.layers, keep))
+
+    def _new_tokens(self, input_ids: Array, mask: Array, cache: Cache[Tensor]) -> NewTokens:
         full = np.concatenate([cache.mask, mask], axis=1)
-        tokens = NewTokens.after(input_ids, cache.length, full, self._checked_adapters(cache))
-        logits, layers = self._run(stage, tokens, cache.layers, keep)
+        return NewTokens.after(input_ids, cache.length, full, self._checked_adapters(cache))
+
+    def _add(self, stage: str, tokens: NewTokens, cache: Cache[Tensor], keep: int, logits: Array, layers: Any) -> Array:
+        """Check what a run has given, make its layers the cache's, and return the logits of the last ``keep``."""
         if keep == 1 and logits.ndim == 3:
             logits = tokens.last_logits(logits)
-        expected = (len(input_ids), keep, self.config.vocab_size)
+        expected = (len(tokens.input_ids), keep, self.config.vocab_size)
         if logits.shape != expected or len(layers) != len(self.layers):
             raise CheckFailed(
                 f"{stage} of runtime {self.runtime} gave logits of shape {logits.shape} and {len(layers)} layers, not "
                 f"{expected} and {len(self.layers)}."
             )
-        cache.mask = full
+        cache.mask = tokens.mask
         cache.layers = layers if isinstance(layers, list) else list(layers)  # a list stays itself: it may be bound
         return logits
 

@@ -31,7 +31,7 @@ class Recorder(StaticSession):
     def _run_growing(self, tokens: Any, layers: Any, keep: int) -> Any:
         raise NotImplementedError
 
-    def bind_arrays(self, inputs: dict[str, Array], layers: Any) -> Any:
+    def bind_arrays(self, inputs: dict[str, Array], layers: Any, shared: bool = False) -> Any:
         self.bound.append(inputs["attention_mask"].shape[1])
         pairs = [pair for each in zip(self.layout, layers, strict=True) for pair in zip(*each, strict=True)]
         replaced = [(buffer, np.empty_like(buffer)) for tensor, buffer in pairs if tensor.sort != "rows"]

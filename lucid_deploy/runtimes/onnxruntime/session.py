@@ -18,7 +18,7 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION
-from lucid_deploy.runtimes.graph_sessions import ArrayLayers, ArtifactSession, BoundStep, StaticSession
+from lucid_deploy.runtimes.graph_sessions import ROWS, ArrayLayers, ArtifactSession, BoundStep, StaticSession
 from lucid_deploy.runtimes.onnxruntime import CAPABILITIES
 from lucid_deploy.runtimes.onnxruntime.compatibility import (
     check_version,
@@ -38,12 +38,14 @@ from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, NewTokens
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime as ort
 
 Layers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
 # Operators of onnxruntime whose sums may take another order if there are more rows; the library's do not.
-_SUMS = {"MatMul", "Gemm", "MatMulNBits", "Attention", "LinearAttention"}
+_SUMS = {"MatMul", "Gemm", "MatMulNBits", "Attention", "LinearAttention", "Loop"}
+_SHARED = "shared step"  # the stage that runs a piece of a prompt beside a step of rows
 
 
 class OrtSession(ArtifactSession[Any]):
@@ -114,7 +116,8 @@ class OrtSession(ArtifactSession[Any]):
         return "Engines of lucid-deploy build have limits of your own choice; run them with --runtime tensorrt."
 
     def _load(self, stage: str) -> ort.InferenceSession:
-        options, on_cpu = self._options(stage), self.provider == "cpu"
+        of = "prefill" if stage == _SHARED else stage  # the graph whose weights it reads
+        options, on_cpu = self._options(of), self.provider == "cpu"
         if on_cpu:
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
             # threads, and from the code that uses the tokens, such as the event loop of a server.
@@ -123,7 +126,7 @@ class OrtSession(ArtifactSession[Any]):
         if on_cpu and not self.packs_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
         check_available(self._ort, self.provider)
-        plan = plan_provider(self._artifact, self.provider, device_index(self.options.device), stage)
+        plan = plan_provider(self._artifact, self.provider, device_index(self.options.device), of)
         self.limits = plan.limits
         session = self._open(self._changed_graph(stage), plan.graph, options, plan)
         if self.quantization is not None and on_cpu:
@@ -192,6 +195,17 @@ class OrtSession(ArtifactSession[Any]):
         """Return a stage's graph, serialized, with changes that it needs to run, or run fast; None: load the file."""
         if self.provider != "cpu":
             return None
+        if stage == _SHARED:
+            from lucid_deploy.runtimes.passes.shared_step import share_step
+
+            prompt, rows = (self._changed(each)[0] for each in STAGES)
+            serialized: bytes = share_step(prompt, rows).SerializeToString()
+            return serialized
+        model, is_changed = self._changed(stage)
+        return model.SerializeToString() if is_changed else None
+
+    def _changed(self, stage: str) -> tuple[onnx.ModelProto, bool]:
+        """Return a copy of a stage's graph with its changes, and whether there are any."""
         import onnx
 
         from lucid_deploy.runtimes.passes import library_kernels, own_operators, stored_cache
@@ -216,7 +230,7 @@ class OrtSession(ArtifactSession[Any]):
             stored_cache.read_as_stored(model, self._artifact.graph_path(stage))
             changed = self.reads_stored_cache = True
         follow_links(model, self._artifact.directory)
-        return model.SerializeToString() if changed else None
+        return model, changed
 
     def _can_read_stored(self) -> bool:
         """Whether the cache has another type than the model, and the library has operators that read that type."""
@@ -264,20 +278,30 @@ class StaticOrtSession(StaticSession, OrtSession):
         logits, present = OrtSession._run(self, "prefill", tokens, values, keep)
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
+    @property
+    def shares_steps(self) -> bool:
+        return self._sums_alike and not self.cuts_matter  # so a token's numbers do not depend on those beside it
+
+    def prepare_shared(self) -> None:
+        if _SHARED not in self._graphs:
+            self._watch.check()
+            self._graphs[_SHARED] = self._load(_SHARED)
+
     def bind_arrays(
-        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
+        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]], shared: bool = False
     ) -> tuple[Any, list[tuple[Array, Array]]]:
-        graph = self._graphs["decode" if inputs["input_ids"].shape[1] == 1 else VERIFY]
+        prefix = ROWS if shared else ""
+        graph = self._graphs[_SHARED if shared else "decode" if inputs["input_ids"].shape[1] == 1 else VERIFY]
         binding, make = graph.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, make(array))
-        binding.bind_output("logits")
+            binding.bind_ortvalue_input(prefix + name, make(array))
+        binding.bind_output(f"{prefix}logits")
         replaced = []
         for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
             for tensor, buffer in zip(layout, layer, strict=True):
                 output = buffer if tensor.sort == "rows" else np.empty_like(buffer)  # rings and states are copied back
-                binding.bind_ortvalue_input(f"past_key_values.{index}.{tensor.name}", make(buffer))
-                binding.bind_ortvalue_output(f"present.{index}.{tensor.name}", make(output))
+                binding.bind_ortvalue_input(f"{prefix}past_key_values.{index}.{tensor.name}", make(buffer))
+                binding.bind_ortvalue_output(f"{prefix}present.{index}.{tensor.name}", make(output))
                 if output is not buffer:
                     replaced.append((buffer, output))
         return (graph, binding), replaced
@@ -289,6 +313,22 @@ class StaticOrtSession(StaticSession, OrtSession):
         bound.bind_output("logits")  # frees them: a server has a binding for each size of a step
         binding.copy_back()
         return logits
+
+    def _run_both(self, step: BoundStep, tokens: NewTokens, layers: ArrayLayers) -> tuple[Array, Array, ArrayLayers]:
+        graph, bound = step.binding
+        inputs, make = tokens.feed() | self._named(layers), self._ort.OrtValue.ortvalue_from_numpy
+        for name, array in inputs.items():
+            bound.bind_ortvalue_input(name, make(array))
+        for name in self._output_names:
+            bound.bind_output(name)
+        graph.run_with_iobinding(bound)
+        outputs = [value.numpy() for value in bound.get_outputs()]  # those of the rows are bound first
+        logits, (last, *present) = outputs[0].copy(), outputs[-len(self._output_names) :]
+        for name in (f"{ROWS}logits", *self._output_names):  # frees them: a binding stays for its size of a step
+            bound.bind_output(name)
+        for name in inputs:
+            bound.bind_ortvalue_input(name, make(np.zeros(0, np.float32)))
+        return logits, last, self._by_layer(present)
 
 
 def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:

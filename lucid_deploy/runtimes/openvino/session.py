@@ -51,7 +51,7 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
     """
 
     def bind_arrays(
-        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]]
+        self, inputs: dict[str, Array], layers: Sequence[tuple[Array, ...]], shared: bool = False
     ) -> tuple[Any, list[tuple[Array, Array]]]:
         openvino = import_openvino()
         request = self._graphs["decode"].new_request()

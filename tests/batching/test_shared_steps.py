@@ -1,0 +1,115 @@
+"""A part of a prompt that runs beside the rows' step gives, to the last bit, what both give one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher, Finished, Request
+from lucid_deploy.batching.rows import StaticRows
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.graph_sessions import StaticSession
+from lucid_deploy.runtimes.passes.shared_step import share_step
+from tests.batching.draining import drain
+from tests.batching.test_batcher import alone, prompt
+
+SIZES = {"head_dim": 64, "intermediate_size": 128, "num_hidden_layers": 3, "lucid_layers": [0]}
+HEADS = {"int8": {}, "int4": {"tie_word_embeddings": True, "attention_bias": True}}
+
+
+@pytest.fixture(params=HEADS)
+def session(request: pytest.FixtureRequest, quantized: Callable[..., Any], built_library: Path) -> Session[Any]:
+    more = {"frequent_rows": 40} if request.param == "int4" else {}
+    changes = {**SIZES, **HEADS[request.param]}
+    opened = open_session(quantized(request.param, cache="static", changes=changes, **more)[1])
+    assert isinstance(opened, StaticSession) and opened.shares_steps
+    return opened
+
+
+@pytest.mark.parametrize(("rows", "part", "past"), [(1, 1, 0), (3, 33, 0), (4, 16, 129), (2, 100, 31)])
+def test_a_shared_run_gives_what_both_runs_give(session: Any, rows: int, part: int, past: int) -> None:
+    session.prepare_shared()
+    rng = np.random.default_rng([rows, part])
+    ids = rng.integers(97, size=(1, past + part))
+    ids[:, ::3] = 11  # repeated keys
+    found = []
+    for is_shared in (False, True):
+        pool, cache = StaticRows(session, rows), session.empty_cache(1)
+        for key in range(rows):
+            own = session.empty_cache(1)
+            session.prefill(np.array([prompt(20 + 40 * key)]), own)
+            pool.join(key, own)
+        if past:
+            session.prefill(ids[:, :past], cache)
+        tokens = {key: [5 + key] for key in range(rows)}
+        if is_shared:
+            logits, last = pool.run_beside(tokens, ids[0, past:].tolist(), cache)
+        else:
+            logits, last = pool.run(tokens), session.prefill(ids[:, past:], cache)[0]
+        caches = [cache, *(pool.view(key) for key in range(rows))]
+        found.append([last, *logits.values(), *(x for each in caches for layer in each.layers for x in layer)])
+    assert len(found[0]) == len(found[1]) and all(map(np.array_equal, *found))
+
+
+def test_answers_are_those_of_lone_generations(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = []
+    run = StaticSession.run_shared
+    monkeypatch.setattr(StaticSession, "run_shared", lambda *given: shared.append(given[2].shape[1]) or run(*given))
+    requests = [
+        Request(
+            prompt(10 + 23 * seed % 90, seed), 4 + seed % 9, Sampling(*((0.0,) if seed % 2 else (1.3, 20, 0.9, seed)))
+        )
+        for seed in range(12)
+    ]
+    batcher = Batcher(session, rows=4, prefill_chunk=16)
+    numbers = [batcher.submit(request) for request in requests]
+    tokens, ends = drain(batcher)
+    for number, request in zip(numbers, requests, strict=True):
+        assert (tokens.get(number, []), ends[number].reason) == alone(session, request)
+    assert batcher.prompt_tokens_computed == sum(len(request.prompt_ids) for request in requests)
+    assert len(shared) > 10 and max(shared) == 16
+
+
+def test_a_prompt_that_fails_ends_alone(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise LucidError("no memory for it")
+
+    batcher = Batcher(session, rows=2, prefill_chunk=16)
+    first = Request(prompt(9), 20, stop_at_eos=False)
+    number = batcher.submit(first)
+    batcher.step()
+    monkeypatch.setattr(StaticSession, "run_shared", fails)
+    other = batcher.submit(Request(prompt(40), 5))
+    tokens, ends = drain(batcher)
+    assert ends[other] == Finished(other, "error", "no memory for it", 0)
+    assert len(tokens[number]) == 18 and ends[number].reason == "length"
+
+
+def test_graphs_of_different_models_cannot_be_joined(session: Any) -> None:
+    """Their layers use the common weights in different orders."""
+    prefill, decode = (session._changed(stage)[0] for stage in ("prefill", "decode"))
+    swapped = onnx.ModelProto()
+    swapped.CopyFrom(decode)
+    for node in swapped.graph.node:
+        node.input[:] = [
+            name.replace("layers.0.", "layers.9.").replace("layers.2.", "layers.0.").replace("layers.9.", "layers.2.")
+            if name.startswith("model.")
+            else name
+            for name in node.input
+        ]
+    with pytest.raises(CheckFailed, match="different orders"):
+        share_step(prefill, swapped)
+
+
+def test_half_precision_and_functions_do_not_share(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
+    session = open_session(quantized("int8", cache="static")[1])  # without the library
+    assert not session.shares_steps  # type: ignore[attr-defined]
+    assert not Batcher(session)._shares_steps
