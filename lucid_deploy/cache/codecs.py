@@ -1,7 +1,7 @@
 """Store K and Y in the cache of the PyTorch model and of the graphs traced from it.
 
-New rows see each other unrounded, and rows of earlier calls as they were stored: the codec works between calls, not
-within one. ``lucid_deploy.cache.storage`` describes the types.
+The new tokens of a call attend to each other's rows unrounded, and to rows of earlier calls as they were stored.
+``lucid_deploy.cache.storage`` describes the types.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CacheCodec:
         return k, y
 
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return stored rows as K and Y of a type, ``(B, KV, T, D)``."""
+        """Convert stored rows back to K and Y in ``dtype``, ``(B, KV, T, D)`` each."""
         k, y = stored
         return k, y
 
@@ -79,7 +79,7 @@ class ScaledCodec(CacheCodec):
 class Int8Codec(ScaledCodec):
     """Store rows as whole numbers −127 … 127."""
 
-    largest = float(LEVELS)  # a float: of an int the exporter would make one more node in the graph
+    largest = float(LEVELS)  # a float, because an int would become one more node in the exported graph
 
     def _round(self, shares: Tensor) -> Tensor:
         return torch.round(shares).clamp(-self.largest, self.largest).to(torch.int8)
@@ -91,7 +91,7 @@ class Float8Codec(ScaledCodec):
     largest = E4M3_MAX
 
     def join(self, past: Tensor, new: Tensor) -> Tensor:
-        # via float16, which holds every number of E4M3: ONNX cannot concatenate FP8
+        # ONNX cannot concatenate FP8, so this goes through float16, which represents every E4M3 value exactly
         if past.dtype != torch.float8_e4m3fn:
             return super().join(past, new)
         return super().join(past.to(torch.float16), new.to(torch.float16)).to(torch.float8_e4m3fn)
@@ -101,7 +101,7 @@ class Float8Codec(ScaledCodec):
 
 
 def codec_for(cache_dtype: str, dtype: torch.dtype) -> CacheCodec:
-    """Return the codec for a cache type and the model's type."""
+    """Return the codec for the cache type ``auto``, ``float16``, ``int8`` or ``fp8`` in a model of type ``dtype``."""
     if cache_dtype in SCALED:
         return {"int8": Int8Codec, "fp8": Float8Codec}[cache_dtype]()
     if cache_dtype == "float16" and dtype != torch.float16:

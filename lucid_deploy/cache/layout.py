@@ -11,7 +11,7 @@ sort       shape                               what happens to it
 =========  ==================================  ============================================================
 
 In a batch of T columns, padding included, a ring holds min(T, window) rows. Sessions, batches, files, memory estimates
-and graphs use these descriptions only, and know nothing else about a layer.
+and graphs use only these descriptions, and know nothing else about a layer's cache.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from lucid_deploy.errors import LucidError
 SORTS = ("rows", "ring", "state")
 ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 ITEM_SIZES |= {"int64": 8, "int32": 4, "int8": 1, "bool": 1}
-LARGEST = 1 << 24  # sizes above are mistakes, and would only show as exhausted memory
+LARGEST = 1 << 24  # larger sizes are mistakes, which would otherwise show only as exhausted memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One tensor of a layer's cache, in its stored form."""
+    """One tensor of a layer's cache, in its stored form. Raises ValueError for fields that are not valid."""
 
     name: str  # the end of its name in the graphs, past_key_values.{layer}.{name}, such as key
-    dtype: str  # its type, as numpy spells it, and PyTorch where numpy has none (bfloat16, float8_e4m3fn)
-    # of one batch row without the token axis: (heads, width) of rows and rings, all of a state
+    dtype: str  # stored type in numpy's spelling, or in PyTorch's where numpy has none (bfloat16, float8_e4m3fn)
+    # shape for one batch row, without the token axis: (heads, width) of rows and rings, the whole shape of a state
     shape: tuple[int, ...]
     sort: str = "rows"  # rows, ring or state
     window: int | None = None  # of a ring, the most tokens it holds
@@ -63,18 +63,18 @@ class CacheTensor:
         return min(tokens, self.window) if self.window is not None else tokens
 
     def is_recurrent(self, tokens: int) -> bool:
-        """True if entries were overwritten after so many columns, so that the tensor cannot be cut back."""
+        """Whether the tensor cannot be cut back after ``tokens`` columns: a state, or a ring that has dropped rows."""
         return self.sort == "state" or (self.window is not None and tokens > self.window)
 
     def batch_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
-        """Return the whole tensor's shape for so many batch rows and token positions."""
+        """Return the whole tensor's shape for ``batch`` rows and ``tokens`` columns."""
         if not self.has_tokens:
             return (batch, *self.shape)
         heads, width = self.shape
         return (batch, heads, self.held(tokens), width)
 
     def axes(self, tokens: int | str, prefix: str = "") -> tuple[int | str, ...]:
-        """Return the shape as graphs declare it, dynamic axes by name; ``tokens`` is the token axis of ``rows``.
+        """Return the shape as graphs declare it, with names for dynamic axes; ``tokens`` is the token axis of ``rows``.
 
         The name of a ring's token axis begins with ``prefix``: ``past_`` for the inputs of a call.
         """
@@ -130,12 +130,12 @@ def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Ar
 
 
 def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
-    """Whether a cache of ``tokens`` columns can be cut back to ``length`` of them exactly."""
+    """Whether a cache of ``tokens`` columns can be turned back into what it was after the first ``length`` of them."""
     return length == tokens or not any(tensor.is_recurrent(tokens) for layer in layout for tensor in layer)
 
 
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
-    """Check that a cache of ``tokens`` columns can be cut back to ``length`` of them exactly."""
+    """Raise a LucidError that names the first tensor which cannot be cut back, unless :func:`cuts_exactly` holds."""
     if cuts_exactly(layout, length, tokens):
         return
     tensors = [(index, tensor) for index, layer in enumerate(layout) for tensor in layer]
@@ -154,7 +154,7 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
 def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) -> Array:
     """Cut a tensor back to its first ``length`` columns; ``check_truncation`` decides whether that is exact.
 
-    The mask, bool ``(batch, T)``, is of all columns, those to be dropped included. A ring may have room in front.
+    ``mask``, bool ``(batch, T)``, covers all columns, also those to be dropped. A ring may have unused rows in front.
     """
     if tensor.sort == "ring":
         return np.take_along_axis(array, first_of_ring(mask, length, array.shape[2])[:, None, :, None], axis=2)
@@ -162,10 +162,10 @@ def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) ->
 
 
 def first_of_ring(mask: Array, length: int, rows: int) -> Array:
-    """Return which of a ring's rows, ``rows`` in number, moves to each place when a cache is cut to ``length`` columns.
+    """Return which of a ring's ``rows`` rows moves to each place when a cache is cut back to ``length`` columns.
 
     A ring holds tokens and no padding, the newest last. So it loses one row for each token in the columns that are cut
-    off, and their number differs from one batch row to the next.
+    off, and batch rows may lose different numbers of them.
 
     Returns:
         Int64 ``(batch, length)``: the row that comes to each place; any row where there is no token.
@@ -175,7 +175,7 @@ def first_of_ring(mask: Array, length: int, rows: int) -> Array:
 
 
 def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
-    """Return a view of what ``tokens`` columns use of a buffer: rows lie at the front, a ring at the end."""
+    """Return a view of the part of a buffer that ``tokens`` columns use: the front of rows, the end of a ring."""
     if not tensor.has_tokens:
         return buffer
     return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]

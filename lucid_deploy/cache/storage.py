@@ -4,8 +4,8 @@
 ``float32`` and other float types: the values, rounded to that type.
 ``int8``    whole numbers −127 … 127, and for every row (token and head) a float32 scale in a tensor of its
             own, ``{name}_scale``: the row's largest magnitude over 127. A value is its whole number times the scale.
-``fp8``     numbers of E4M3 (ONNX's ``FLOAT8E4M3FN``, largest 448) with scales as int8's, the largest magnitude over
-            448. numpy has no such type: arrays hold the codes, as uint8.
+``fp8``     numbers of E4M3 (ONNX's ``FLOAT8E4M3FN``, largest 448) with scales as for int8: the row's largest magnitude
+            over 448. numpy has no such type: arrays hold the codes, as uint8.
 ==========  ===========================================================================================
 
 ``lucid_deploy.cache.codecs`` does the same in PyTorch, and so do the graphs. A layer's tensors always come in the order
@@ -26,7 +26,7 @@ from lucid_deploy.cache.layout import Array, CacheLayout, CacheTensor, LayerLayo
 from lucid_deploy.errors import LucidError
 
 CACHE_DTYPES = ("auto", "float16", "int8", "fp8")  # auto: the model's type
-SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # those with a scale for each row: the type of their numbers
+SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # types with a scale for each row: how their numbers are stored
 E4M3_MAX = 448.0
 LEVELS = 127  # largest int8 number used; −128 is not, so that the range is symmetric
 SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
@@ -48,7 +48,7 @@ def decoded_layout(layer: LayerLayout) -> LayerLayout:
 
 
 def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: int, tokens: int) -> None:
-    """Check that decoded arrays, those of each layer together, have the shapes that a cache layout gives them."""
+    """Raise a LucidError unless the decoded arrays of each layer have the shapes that the cache layout gives them."""
     if len(arrays) != len(layout):
         raise LucidError(f"The given cache has {len(arrays)} layers, this model {len(layout)}: it is of another model.")
     for index, (given, layer) in enumerate(zip(arrays, map(decoded_layout, layout), strict=True)):
@@ -67,7 +67,7 @@ def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: 
 
 
 def resolve_cache_dtype(requested: str, dtype: str) -> str:
-    """Return the type that K and Y are stored in: the requested one, or for ``auto`` the model's type ``dtype``."""
+    """Return the type in which K and Y are stored, for ``auto`` the model's ``dtype``; refuse an unsupported one."""
     if requested not in CACHE_DTYPES:
         raise LucidError(f"cache dtype must be {', '.join(CACHE_DTYPES)}, not {requested!r}.")
     if requested not in ("auto", "fp8") and dtype == "bfloat16":
@@ -93,7 +93,7 @@ def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
 
 
 def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
-    """Convert a layer's stored tensors back: without scales, in float32 or wider."""
+    """Convert a layer's stored tensors back to float32 or wider, with the scales applied."""
     named = {tensor.name: array for tensor, array in zip(layer, stored, strict=True)}
     return tuple(_decoded(named, tensor.name) for tensor in decoded_layout(layer))
 

@@ -42,7 +42,7 @@ class _AdapterFile(msgspec.Struct, kw_only=True, frozen=True):
     base_model_name_or_path: str = ""
 
 
-# Keys that only matter while an adapter is trained, or that say what its tensors say too.
+# Keys that matter only in training, or that repeat what the adapter's tensors show.
 _WITHOUT_EFFECT = frozenset(
     (
         *("auto_mapping", "bias", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode"),
@@ -50,24 +50,24 @@ _WITHOUT_EFFECT = frozenset(
         *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type"),
     )
 )
-# Ways to begin training that leave the base's weights as they are; pissa, olora, loftq and others change them.
-_BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
+# Values of init_lora_weights that leave the base's weights as they are; pissa, olora, loftq and others change them.
+_INITS_KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass
 class _Update:
-    """The matrices and the scale of what is added to the weight of one module."""
+    """What an adapter adds to the weight of one module: scale · B · A."""
 
     scale: float
-    turned: bool  # whether the weight is stored [in, out], as that of GPT-2's Conv1D is
+    transposed: bool  # whether the weight is stored as (in, out), as in GPT-2's Conv1D
     a: Tensor | None = None  # (r, in)
     b: Tensor | None = None  # (out, r)
 
 
 class Adapter:
-    """An opened LoRA adapter, as PEFT's ``save_pretrained`` wrote it.
+    """An opened LoRA adapter, as PEFT's ``save_pretrained`` wrote it; a LucidError refuses unsupported ones.
 
-    ``base`` is the model that it says it was trained on: a path or a name on the Hub, or empty.
+    ``base`` is the path or Hub name of the model that it was trained on, or empty if the adapter does not say.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -103,13 +103,13 @@ class Adapter:
         return max((update.a.shape[0] for update in self._updates.values() if update.a is not None), default=1)
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return A ``(r, in)`` and B ``(out, r)`` of a linear layer, float32, with the scale in B."""
+        """Return A ``(r, in)`` and B ``(out, r)`` for the weight ``name``, in float32, with the scale in B."""
         update = self._updates[name]
         assert update.a is not None and update.b is not None
         return update.a.float(), update.scale * update.b.float()
 
     def check(self, shape_of: Callable[[str], tuple[int, ...] | None], base: Path) -> tuple[str, ...]:
-        """Check that the adapter fits a checkpoint; return notes. ``shape_of`` gives None for a missing tensor."""
+        """Check that the adapter fits the checkpoint ``base``; return notes. ``shape_of``: None for missing tensors."""
         shapes = {name: shape_of(name) for name in sorted(self.weights)}
         absent = [name for name, shape in shapes.items() if shape is None]
         if absent:
@@ -125,7 +125,7 @@ class Adapter:
         return tuple(self._notes(base))
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Return a weight as the adapter changes it: a sum in float32, or in the weight's float64; others as stored."""
+        """Return ``weight`` with the adapter: a sum is float32, or float64 if the weight is; others as stored."""
         import torch
 
         if name in self._replaced:
@@ -136,7 +136,7 @@ class Adapter:
         assert update.a is not None and update.b is not None
         kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
         change = update.scale * (update.b.to(kind) @ update.a.to(kind))
-        return weight.to(kind) + (change.mT if update.turned else change)
+        return weight.to(kind) + (change.mT if update.transposed else change)
 
     def _read_settings(self) -> _AdapterFile:
         path = self.directory / ADAPTER
@@ -151,7 +151,7 @@ class Adapter:
                 f"{path} sets {listed(unknown)}, which is not supported. Merge the adapter by PEFT's merge_and_unload "
                 "if it can, and export the result."
             )
-        if settings.init_lora_weights not in _BEGINNINGS:
+        if settings.init_lora_weights not in _INITS_KEEPING_BASE:
             raise LucidError(
                 f"{path}: init_lora_weights {settings.init_lora_weights!r} changed the base's weights before training, "
                 "so the adapter does not fit the published ones. Save it with path_initial_model_for_weight_conversion."
@@ -159,7 +159,7 @@ class Adapter:
         return settings
 
     def _add(self, key: str) -> None:
-        """Note one tensor of the file: a matrix of an update, or a weight that replaces the base model's."""
+        """Register one tensor of the file: a matrix of an update, or a weight that replaces the base model's."""
         where = self.directory / WEIGHTS
         if not key.startswith(_PREFIX):
             raise LucidError(f"{where}: the tensor {key} does not begin with {_PREFIX}, as those of PEFT do.")
@@ -173,8 +173,8 @@ class Adapter:
         value = self._tensor(key)
         if value.dim() != 2:
             raise LucidError(f"{where}: {key} has the shape {list(value.shape)}; a LoRA adapter has matrices.")
-        turned = self._settings.fan_in_fan_out and parts[2] is not None
-        update = self._updates.setdefault(f"{parts[1]}.weight", _Update(self._scale(parts[1]), turned))
+        transposed = self._settings.fan_in_fan_out and parts[2] is not None
+        update = self._updates.setdefault(f"{parts[1]}.weight", _Update(self._scale(parts[1]), transposed))
         if parts[2] is not None:
             setattr(update, parts[2].lower(), value)
         else:  # an embedding's weight is the transpose of a linear layer's
@@ -197,7 +197,7 @@ class Adapter:
             )
 
     def _shapes(self, name: str) -> list[tuple[int, ...]]:
-        """Return the shapes of what replaces a weight and of what is added to it."""
+        """Return the shapes of a weight's replacement and of its update, as far as there are any."""
         shapes = []
         if name in self._replaced:
             shapes.append(tuple(self._file.get_slice(self._replaced[name]).get_shape()))
@@ -205,7 +205,7 @@ class Adapter:
             update = self._updates[name]
             assert update.a is not None and update.b is not None
             shape = (update.b.shape[0], update.a.shape[1])
-            shapes.append(shape[::-1] if update.turned else shape)
+            shapes.append(shape[::-1] if update.transposed else shape)
         return shapes
 
     def _tensor(self, key: str) -> Tensor:
@@ -223,8 +223,8 @@ class Adapter:
     def _notes(self, base: Path) -> Iterable[str]:
         named = (
             self.base.rstrip("/").rpartition("/")[2],
-            f"models--{self.base.replace('/', '--')}",
-        )  # in the Hub's cache
+            f"models--{self.base.replace('/', '--')}",  # in the Hub's cache
+        )
         if self.base and not {*named} & {*base.resolve().parts}:
             yield f"The adapter {self.directory} says that it was trained on {self.base}; it was added to {base}."
         for name in ("tokenizer.json", "chat_template.jinja"):
@@ -234,7 +234,7 @@ class Adapter:
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first key that a module's name ends with, as PEFT does, or the default."""
+    """Return the value of the first regular expression that ends a module's name, as PEFT does, or the default."""
     for key, value in pattern.items():
         try:
             if re.match(rf"(.*\.)?({key})$", module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.lucid import CausalModel
 
-A, B = ".lora_A", ".lora_B"  # behind a linear layer's name: the names of its stacked matrices
+A, B = ".lora_A", ".lora_B"  # suffixes: with a linear layer's name before them they name its stacked matrices
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Slots:
 def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:
     """Return the linear layers that may have adapters, by name.
 
-    Parts of a mixture of experts are left out, because they do not know from which row of the batch a token comes. So
-    is a tied head, whose weight is the embedding too.
+    Parts of a mixture of experts are left out, because there it is not known from which row of the batch a token comes.
+    A tied head is left out too, because its weight is also the embedding.
     """
     modules = dict(model.named_modules())
     mixtures = tuple(name.rpartition(".")[0] + "." for name in modules if name.endswith(".experts"))
@@ -46,15 +46,15 @@ def linear_layers(model: CausalModel) -> dict[str, nn.Linear]:
 
 
 def target_of(name: str) -> str:
-    """Return a linear layer's name within its layer: ``self_attn.q_proj`` of ``model.layers.0.self_attn.q_proj``."""
+    """Return a linear layer's name below its layer: ``self_attn.q_proj`` of ``model.layers.0.self_attn.q_proj``."""
     return name.removeprefix("model.layers.").partition(".")[2] if name.startswith("model.layers.") else name
 
 
 class AdapterRows:
-    """Adds adapters to a model's linear layers, and says which adapter each row of the next call has.
+    """Adds adapters to a model's linear layers, and says which adapter each row of the next calls has.
 
     Attributes:
-        ids: The slot of each row of the next call, int64 ``(B,)``; None: that of every row is ``default``.
+        ids: The slot of each row in the next calls, int64 ``(B,)``; None: every row has the slot ``default``.
         default: The slot of every row if ``ids`` is None.
     """
 
@@ -64,9 +64,9 @@ class AdapterRows:
         like = model.embedding
         for name, linear in linear_layers(model).items():
             if target_of(name) in slots.targets:
-                made = functools.partial(torch.zeros, dtype=like.dtype, device=like.device)
-                a = made(slots.count + 1, linear.in_features, slots.rank)
-                b = made(slots.count + 1, slots.rank, linear.out_features)
+                zeros = functools.partial(torch.zeros, dtype=like.dtype, device=like.device)
+                a = zeros(slots.count + 1, linear.in_features, slots.rank)
+                b = zeros(slots.count + 1, slots.rank, linear.out_features)
                 for part, value in ((A, a), (B, b)):
                     linear.register_parameter(part[1:], nn.Parameter(value, requires_grad=False))
                 linear.register_forward_hook(functools.partial(self._add, name))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parse_model_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
-    """Turn ``config.json`` of a family of this package or of a model class of transformers into a configuration."""
+    """Turn the content of ``config.json`` into a configuration, for a family here or a class of transformers."""
     if not _names_class(raw):
         return parse_config(raw, where, assume_unused)
     from lucid_deploy.model.transformers_class.configuration import parse_class_config
@@ -63,13 +63,13 @@ def _names_class(raw: dict[str, Any]) -> bool:
         return False
     try:
         from lucid_deploy.model.transformers_class.configuration import class_of
-    except LucidError:  # transformers is not installed, which the refusal of the model_type says
+    except LucidError:  # transformers is not installed; the error about the model_type says so
         return False
     return bool(class_of(kind))
 
 
 def _is_special_llama(raw: dict[str, Any]) -> bool:
-    """Whether a Llama has rotary positions by yarn, or another activation than silu."""
+    """Whether transformers must compute a Llama: one with yarn rotary scaling, or an activation other than silu."""
     blocks = [block for name in ROPE_BLOCKS if isinstance(block := raw.get(name), dict)]
     yarn = any("yarn" in (block.get("rope_type"), block.get("type")) for block in blocks)
     return raw["model_type"] == "llama" and (yarn or raw.get("hidden_act") not in (None, "silu", "swish"))

@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.weight import FloatWeight, PackedWeight
 
 DEMO = "demo"
-# Buffers that old Llama checkpoints carry; they follow from the configuration.
-_DERIVED = ("rotary_emb.inv_freq",)
-# Supported types of tensors, as safetensors spells them; others are quantized, and meaningless without scales.
-_DTYPES = ("F64", "F32", "F16", "BF16")
+_DERIVED = ("rotary_emb.inv_freq",)  # buffers of old Llama checkpoints; they follow from the configuration
+_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors spells them; other types are quantized and need scales
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -49,7 +47,8 @@ def resolve(checkpoint: str | Path) -> Path:
 class Checkpoint:
     """An opened checkpoint: its configuration, and its tensors, which are read one at a time.
 
-    Opening reads headers only, and compares the names and shapes of all tensors with the configuration.
+    Opening compares the names and shapes of all tensors with the configuration. It reads headers only, except for an
+    adapter, and for a tied head that is stored beside the embedding and must equal it.
 
     Args:
         checkpoint: A directory, or the word ``demo``.
@@ -60,6 +59,7 @@ class Checkpoint:
         trust_remote_code: Whether code that lies beside the weights may be run, where transformers has no class.
 
     Attributes:
+        config: The model's configuration, which the tensors and the options above complete.
         tied: Whether ``lm_head.weight`` is the embedding.
         notes: Notes for the user, such as what was decided although no key of ``config.json`` says it.
         assumed_unused: The unknown keys that the user declared unused, with their values.
@@ -210,7 +210,7 @@ class Checkpoint:
         return self._open(self._file_of[stored]).get_slice(stored)
 
     def _share_head(self) -> tuple[str, ...]:
-        """Use a tied head as the embedding where only the head is stored, as accelerate does; return notes about it."""
+        """Use a tied head as the embedding where only the head is stored, as accelerate may save it; return notes."""
         embedding, head = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
         if self.tied and self.layout is not None and head in self.packed:
             raise LucidError(
@@ -270,20 +270,20 @@ class Checkpoint:
 
 
 def select_rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
-    """Select the rows of a parameter from a fused tensor."""
+    """Return a parameter's rows of a fused tensor, or the whole tensor if ``place`` names no rows."""
     if place.rows is None:
         return whole
     return whole.unflatten(0, (place.groups, -1))[:, slice(*place.rows)].flatten(0, 1)
 
 
 def file_shapes(config: LucidConfig, family: Family, named: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that a checkpoint's files must have; ``named`` are the names that they have."""
+    """Return the shapes of the tensors that a checkpoint's files must have; ``named``: the names that are there."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in expected_shapes(config).items():
         if config.tie_word_embeddings and name == _HEAD:
             continue
         place = family.stored(name, config)
-        if place.parts and place.name not in named:  # transformers reads experts that are stacked, too
+        if place.parts and place.name not in named:  # as in transformers, stacked experts are accepted too
             wanted.update(place.parts)
             continue
         if place.rows is not None:
@@ -346,7 +346,7 @@ def load_model(
     implementation: str = "blocked",
     progress: Callable[[int, int], None] | None = None,
 ) -> CausalModel:
-    """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients; ``dtype`` None is float32."""
+    """Load a checkpoint's PyTorch model, without gradients, float32 by default; ``progress``: (weights done, all)."""
     import torch
 
     source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)

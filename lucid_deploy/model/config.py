@@ -16,9 +16,9 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import UNIT
 
 LUCID, STANDARD, WINDOW = "lucid", "standard", "window"  # kinds of layers
-LUCID_TYPES = ("lucid", "oglucid")
+LUCID_TYPES = ("lucid", "oglucid")  # the values of attention_type that mean LUCID
 ATTENTION_TYPES = (*LUCID_TYPES, "llama")
-LARGEST_WINDOW = 2**20
+LARGEST_WINDOW = 2**20  # tokens
 
 # Larger sizes are mistakes that would otherwise show as exhausted memory or overflow later.
 Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
@@ -84,7 +84,7 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class LucidConfig:
-    """Shape and variant of one model. Field names are those of Hugging Face's ``LlamaConfig``."""
+    """Shape and variant of one model. Fields that Hugging Face's ``LlamaConfig`` has too are named as there."""
 
     vocab_size: Size
     hidden_size: Size
@@ -101,8 +101,8 @@ class LucidConfig:
     rope_theta: Positive = 10000.0
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    attention_bias: bool = False  # whether q_proj, k_proj and v_proj have biases
+    mlp_bias: bool = False  # whether gate_proj, up_proj and down_proj have biases
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()  # tokens that end a generation; may be empty
     layer_kinds: tuple[str, ...] = ()  # the kind of every layer; empty: attention_type applies to all
@@ -118,8 +118,8 @@ class LucidConfig:
     # the diagonal entry of row i of L: unit is 1, training follows the formula, exp(√d(m/(m + eps) − 1)) with
     # m the mean square of key i. Not a key of config.json.
     diagonal: _Diagonal = UNIT
-    # type of recurrent states in a cache, float32 or the exported model's; float64 in a float64 model. Not a key of
-    # config.json.
+    # type in which a cache stores recurrent states, float32 or the exported model's; a float64 model stores float64.
+    # Not a key of config.json.
     state_dtype: _StateType = "float32"
     # the keys of config.json for the class of transformers that computes the model; empty: a family of ours does
     class_config: dict[str, Any] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class LucidConfig:
         )
 
     def rope(self, index: int) -> Rope | None:
-        """Return the rotary settings of a layer; None: no rotation."""
+        """Return the rotary settings of a layer; None: no rotation, or a class of transformers rotates."""
         if self.class_config or not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
             return None
         return Rope(self.rope_theta, self.rope_scaling)

@@ -19,7 +19,7 @@ Tokens = _Token | list[_Token]
 
 
 class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
-    """The supported keys of ``config.json``, with the defaults of transformers' ``LlamaConfig``."""
+    """The supported keys of ``config.json``; defaults are ``LlamaConfig``'s, but no bos or eos token."""
 
     vocab_size: Size
     hidden_size: Size
@@ -105,7 +105,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def checked(values: dict[str, Any], form: type[_Form], where: str) -> _Form:
-    """Convert values to a struct. Null counts as absent; keys that the struct lacks are left out."""
+    """Convert values to a struct. None counts as absent; unknown keys are ignored, unless the struct forbids them."""
     given = {key: value for key, value in values.items() if value is not None}
     try:
         return msgspec.convert(given, form)

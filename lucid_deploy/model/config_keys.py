@@ -1,7 +1,7 @@
 """The keys of ``config.json``: supported, without effect, or refused by name.
 
 An ignored key could change what the model computes, and no comparison of the export with our own reference would show
-it. So a configuration is accepted only if each of its keys is in one of the tables here.
+it. So each key must be in one of the tables here or in its family's, unless the user declares it unused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lucid_deploy.model.config import ATTENTION_TYPES, LUCID_TYPES
 from lucid_deploy.model.config_file import ConfigFile
 from lucid_deploy.model.families import Family, families, family_named, family_of
 
-# Without attention_type the meaning of LUCID's own keys is unclear: the authors' code refuses such a configuration too.
+# LUCID's keys. Without attention_type their meaning is unclear, and the authors' code refuses them too.
 LUCID_KEYS = ("which_rmsnorm", "use_rope", "use_beta", "use_qknorm", "use_forget_gate", "use_token_grad_clip")
 
 COMPUTED = frozenset(ConfigFile.__struct_fields__)
@@ -99,7 +99,7 @@ _CHANGES: tuple[tuple[Harmless, str], ...] = (
     (_all_are("full_attention"), "layer_types"),
 )
 CHANGES: dict[str, Harmless] = {key: harmless for harmless, keys in _CHANGES for key in keys.split()}
-# Keys that say which layers are LUCID. Refused in other configurations, unless they are keys of the family itself.
+# Keys that say which layers are LUCID, or attend over a window. Without LUCID, only the family's own are accepted.
 LAYER_KEYS = ("layer_types", "lucid_layers", "sliding_window")
 # These have a meaning only together with another key, which is checked.
 WITH_OTHERS = frozenset(
@@ -126,7 +126,7 @@ _ROPE_KNOWN = _ROPE_CHANGES.union(_ROPE_ALWAYS)
 
 
 def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> Family:
-    """Refuse a configuration unless each of its keys is supported or without effect; return its family."""
+    """Refuse a configuration unless every key is supported, ignored or in ``assume_unused``; return its family."""
     family = _check_family(raw, where)
     _check_assumed(where, assume_unused, family)
     check_lucid_keys(raw, where, family.computed)
@@ -230,7 +230,7 @@ def check_lucid_keys(raw: dict[str, Any], where: str, own: Collection[str] = ())
 
 def _refused(raw: dict[str, Any], family: Family) -> list[str]:
     own = {*family.computed, *family.ignored}
-    if raw.get("attention_type") in LUCID_TYPES:  # every family has LUCID layers, and with layer_types others beside
+    if raw.get("attention_type") in LUCID_TYPES:  # any family may have LUCID layers, and layer_types others beside
         own |= set(LAYER_KEYS) if raw.get("layer_types") else {"lucid_layers"}
     if raw.get("use_sliding_window") is False:
         own.add("sliding_window")

@@ -25,7 +25,7 @@ class LayerDescription:
 
     kind: str  # the name of its kind, such as lucid
     cache: LayerLayout  # the tensors it keeps between calls, in the order of the graphs' inputs
-    # by stage, the operators of the domain ai.lucid that its graph uses
+    # by stage, the operators of the domain ai.lucid that the layer uses in the stage's graph
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # names of the weights its mixer reads, without the layer's prefix: self_attn.k_proj.weight
     weights: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class LayerDescription:
 
 
 def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, ...]:
-    """Describe every layer of a model; rows are cached as ``int8``, ``fp8``, ``float16`` or in the model's type."""
+    """Describe every layer of a model; ``cache_dtype``: ``int8``, ``fp8`` or a float type, such as the model's."""
     return tuple(_described(config, index, name, cache_dtype) for index, name in enumerate(config.kinds))
 
 
@@ -104,5 +104,5 @@ def _positions(config: LucidConfig) -> str:
         return "no rotary positions"
     scaling = "" if config.rope_scaling == RopeScaling() else f", {config.rope_scaling.rope_type} scaling by "
     factor = f"{config.rope_scaling.factor:g}" if scaling else ""
-    bare = f" in {sum(config.rope_layers)} of them" if config.rope_layers else ""
-    return f"rotary positions{bare} (base {config.rope_theta:g}{scaling}{factor})"
+    which = f" in {sum(config.rope_layers)} of them" if config.rope_layers else ""
+    return f"rotary positions{which} (base {config.rope_theta:g}{scaling}{factor})"

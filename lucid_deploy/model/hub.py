@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SETTINGS = ("config.json", ADAPTER, MODELOPT_FILE)  # read before any weights are downloaded
 _FILES = (*_SETTINGS, SINGLE, INDEX, "model-*-of-*.safetensors", *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja")
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # what is downloaded, bytes done, bytes in all
 
 
 def is_on_hub(checkpoint: str | Path, revision: str | None) -> bool:
@@ -48,7 +48,7 @@ def fetch(
     The configuration, including quantization settings, is downloaded and checked before any weights.
 
     Returns:
-        The directory in the cache, and repository, revision and commit for the manifest.
+        The directory in the Hub's local cache; and repository, revision and commit, for the manifest.
     """
     revision = revision or "main"
     directory = _download(name, _SETTINGS, revision, progress)

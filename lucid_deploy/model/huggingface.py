@@ -56,11 +56,11 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
         source = Checkpoint(checkpoint, assume_unused)
         _check_caches(source)
         model = load_model(source, dtype, device)
-        shape = source.config
+        ours = source.config
         config = LucidGenerationConfig(
-            **shape.llama_sizes(),
-            bos_token_id=shape.bos_token_id,
-            eos_token_id=list(shape.eos_token_ids) or None,
+            **ours.llama_sizes(),
+            bos_token_id=ours.bos_token_id,
+            eos_token_id=list(ours.eos_token_ids) or None,
         )
         made = cls(config, model)
         made.generation_config = _generation_config(source, config)
@@ -81,7 +81,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Compute logits, float32 ``(B, N or logits_to_keep, vocab)``, and add the new rows to the cache.
+        """Compute logits ``(B, N or logits_to_keep, vocab)``, at least in float32, and add the new rows to the cache.
 
         Args:
             input_ids: New tokens, int64 ``(B, N)``.
@@ -89,7 +89,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             position_ids: Int64 ``(B, N)``; None: counted from the mask.
             cache: The cache of the P tokens before, changed in place; None: there are none.
             use_cache: Whether to return a cache if none was given.
-            logits_to_keep: How many last positions' logits to return; 0: all N.
+            logits_to_keep: For how many of the last tokens to return logits; 0: all N.
         """
         batch, n = input_ids.shape
         past = None if cache is None or cache.get_seq_length() == 0 else _layers(cache)

@@ -113,11 +113,11 @@ class CausalModel(nn.Module):
             past: Per layer what is cached of the previous tokens, such as K and Y, ``(B, KV, P, D)``, in the type of
                 the cache; None: P is 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
-            position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
+            position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None, if the cache grows: P, P + 1, …
             decode: Use the path for one or a few new tokens, :mod:`~lucid_deploy.plugins.decode_attention`.
-            last_only: Compute only the logits of each row's last token.
-            cache_length: Int64 ``(B,)``, for decoding with a static cache: how many rows are filled of the buffers
-                ``(B, KV, M, D)`` in ``past``. Then ``attention_mask`` is ``(B, M)``, and new rows follow these.
+            last_only: Compute only the logits of each row's last token that is not padding.
+            cache_length: Int64 ``(B,)``, for decoding with a static cache: how many rows of the buffers in ``past``,
+                ``(B, KV, M, D)``, are filled. New rows are written after these; ``attention_mask`` is ``(B, M)``.
 
         Returns:
             Logits ``(B, N, vocab)``, or ``(B, 1, vocab)`` with ``last_only``, in float32 (float64 in a float64 model);
@@ -146,7 +146,7 @@ class CausalModel(nn.Module):
         yield self(input_ids)[0][0]
 
     def _columns(self, past: list[LayerCache], masked: int | None) -> int:
-        """Return the number of cached columns, from a tensor with a row for each, or else ``masked``, the mask's."""
+        """Return the number of cached columns: rows of a cached tensor, or ``masked`` if no layer has rows."""
         layout = layout_of(describe(self.config, self.cache_dtype if self.cache_dtype != "auto" else "float32"))
         pairs = (pair for layer, stored in zip(layout, past, strict=True) for pair in zip(layer, stored, strict=True))
         rows = next((stored for tensor, stored in pairs if tensor.sort == "rows"), None)
@@ -218,5 +218,5 @@ def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
         return x[:, n - 1 :]
     new = mask[:, mask.shape[1] - n :].to(torch.int64)
     index = (new * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
-    # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
+    # Indexing the rows of one matrix exports as Gather; runtimes restrict GatherElements.
     return x.reshape(batch * n, x.shape[2]).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]

@@ -31,7 +31,7 @@ class Step:
     # cosine and sine of the new tokens' rotary angles, (B, 1, N, D/2) each; None: no rotary positions
     rope: tuple[Tensor, Tensor] | None = None
     cache_length: Tensor | None = None  # int64 (B,), with a static cache: how many rows of each buffer are filled
-    # values derived from the above and shared by layers, for once()
+    # what once() has computed; the layers of a call share it
     computed: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
@@ -51,13 +51,13 @@ class Mixer(nn.Module):
 
     @abstractmethod
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
-        """Return the cache before the first token, on the device of ``like`` and by default in its type."""
+        """Return the cache before the first token, on the device of ``like``; rows have its type by default."""
 
     def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
-        """Store cached rows in another type than the model's ``dtype``, as in :mod:`lucid_deploy.cache.storage`."""
+        """Store cached rows as ``cache_dtype``, see :mod:`lucid_deploy.cache.storage`; ``dtype``: the model's."""
 
     def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
-        """Convert a stored cache to a floating-point type, without scales."""
+        """Convert stored rows to ``dtype``, with scales applied and then left out; states stay as they are."""
         return stored
 
     def encode_cache(self, decoded: LayerCache) -> LayerCache:

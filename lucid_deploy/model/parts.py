@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
-_LARGEST_EXPONENT = 80.0  # exp of it is finite in float32, and so are derivatives; silu(−80) is −1e-33
+_LARGEST_EXPONENT = 80.0  # its exp is finite in float32, and so is the derivative; silu(−80) is −1e-33
 
 
 class RMSNorm(nn.Module):
@@ -48,7 +48,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to each token of ``x``, ``(B, N, C)``; same shape and type as ``x``."""
-        work = compute_dtype(x.dtype)  # activations hold exponentials
+        work = compute_dtype(x.dtype)  # float32 at least, because silu takes an exponential
         product = F.silu(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
         return self.down_proj(product.to(x.dtype))
 
@@ -57,7 +57,7 @@ class Head(nn.Linear):
     """The output projection to the vocabulary: logits in float32, or in float64 in a float64 model.
 
     Attributes:
-        in_float32: Whether a half-precision model multiplies in float32 here. Logits are often above 8 in
+        in_float32: Whether the head of a half-precision model multiplies in float32. Logits are often above 8 in
             magnitude, where bfloat16 has steps of 1/16 or more, so that the best ones would tie. A quantized
             head multiplies in the model's type, and casts the result.
     """

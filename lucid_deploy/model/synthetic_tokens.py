@@ -1,4 +1,4 @@
-"""Token sequences to try a model with, made from nothing but the size of its vocabulary.
+"""Token sequences to try a model with, made from the size of its vocabulary and, if given, its embeddings.
 
 LUCID's triangular solve does next to nothing on independent random keys, so random tokens alone would pass with a wrong
 solve. Repeated and correlated tokens give keys close to each other, for which the result depends on the solve.
@@ -26,7 +26,7 @@ def synthetic_tokens(
     """Return four sequences by name, int64 ``(total,)`` each: random, one token, a pattern, and correlated.
 
     Args:
-        prompt: How many tokens are a prompt; in the sequence of one token, at most half of these are other tokens.
+        prompt: Length of the prompt; in the sequence of one token, at most half of the prompt is other tokens.
         embeddings: ``(vocab, hidden)``; with them, correlated tokens are neighbours in cosine distance.
     """
     rng = np.random.default_rng(seed)

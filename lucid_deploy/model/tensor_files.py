@@ -16,7 +16,7 @@ _LONGEST_NAME = 255  # bytes, of Linux' and macOS' file systems
 
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:
-    """Map every tensor to the file that holds it."""
+    """Map the name of every tensor to the file that holds it; raise a LucidError if files are missing or ambiguous."""
     index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
         return _sharded(index, single)
@@ -26,7 +26,7 @@ def find_tensor_files(directory: Path) -> dict[str, Path]:
 
 
 def refuse_adapter(directory: Path) -> None:
-    """Refuse a folder with an adapter, which transformers would add to the weights."""
+    """Raise a LucidError for a folder with an adapter, which transformers would add to the weights."""
     if (directory / ADAPTER).is_file():
         raise LucidError(
             f"{directory} has an adapter, such as LoRA ({ADAPTER}). Export the model that it was trained on, with this "
@@ -63,7 +63,7 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
             raise LucidError(f"{path} lacks tensors that the index places there: {listed(absent)}.")
     for path, names in stored.items():
         for name in names - files.keys():
-            files[name] = path  # the index forgot it; transformers reads all that the shards hold
+            files[name] = path  # missing in the index; transformers reads all that the shards hold
         twice = sorted(name for name in names if files[name] != path)
         if twice:
             raise LucidError(
@@ -96,7 +96,7 @@ def open_safetensors(path: Path) -> Any:
 
     try:
         return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # the last is PyTorch's, which opens it too
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: PyTorch opens it too
         if isinstance(error, OSError) and error.errno is not None:  # an error of the file system, not of the content
             raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         said = in_one_line(error)

@@ -27,7 +27,7 @@ class Cache(Generic[Tensor]):
     mask: Array  # bool (B, T), False at padding
     # Per layer the tensors of its layout in their stored form, such as K and Y, each (B, KV, T, D).
     layers: list[tuple[Tensor, ...]]
-    # Int64 (B,): the adapter that each row was computed with, 0 for none. Keys and values depend on it.
+    # Int64 (B,): the slot of the adapter that each row was computed with, 0 for none; keys and values depend on it.
     adapter_ids: Array = field(default_factory=lambda: np.zeros((0,), np.int64))
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class CacheOperations(ABC, Generic[Tensor]):
     def cache_from_arrays(
         self, layers: list[tuple[Array, ...]], mask: Array, adapter_ids: Array | None = None
     ) -> Cache[Tensor]:
-        """Return a cache with given content: per layer the tensors of its layout, scales applied, and the mask.
+        """Return a cache with the given content: for each layer what :meth:`layer_arrays` returns, and the mask.
 
         Raw keys K and preconditioned values Y are float32 ``(B, KV, T, D)``; the mask is bool ``(B, T)``.
         """
@@ -92,8 +92,8 @@ class CacheOperations(ABC, Generic[Tensor]):
     def truncate(self, cache: Cache[Tensor], length: int) -> None:
         """Keep the first ``length`` columns, padding included, as if the later tokens had never been run.
 
-        This is exact: rows of a token depend on no later token and never change once written. Layers that cannot go
-        back (a state, or a ring that has dropped rows) are refused.
+        This is exact: rows of a token depend on no later token and never change once written. Layers that cannot be
+        cut back (a state, or a ring that has dropped rows) are refused with a LucidError.
         """
         if not 0 <= length <= cache.length:
             raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
@@ -108,7 +108,7 @@ class CacheOperations(ABC, Generic[Tensor]):
         return False
 
     def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[tuple[Tensor, ...]]:
-        """Cut all tensors back to the first tokens in their stored type, as decoding and encoding would round twice."""
+        """Cut all tensors back in their stored form, because decoding and encoding them would round a second time."""
 
         def cut(tensor: CacheTensor, value: Tensor) -> Tensor:
             # Copied: with one batch row and head the cut is contiguous, and a view would keep the whole tensor.

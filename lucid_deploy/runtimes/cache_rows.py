@@ -25,9 +25,9 @@ _SHARE = 8  # … or this fraction (1 / 8) of all columns, before it is packed
 class CacheRow:
     """What one row of a cache holds, padding left out."""
 
-    tokens: int  # how many the row has seen
+    tokens: int  # how many tokens the row has seen
     layers: list[tuple[Array, ...]]  # per layer the tensors of its layout, scales applied, from row_content
-    adapter: int = 0  # the adapter it was computed with, see Cache.adapter_ids
+    adapter: int = 0  # the slot of its adapter, as in Cache.adapter_ids
 
 
 def _layouts(session: Session[Any]) -> list[LayerLayout]:
@@ -76,7 +76,7 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, i
     """Keep each row's first ``kept``, ``(B,)``, of the last run's ``new`` columns, as if the others had never been run.
 
     Rejected tokens become padding; columns that all rows reject are cut off if truncating copies nothing. A cache with
-    much padding is packed, and always if logits were not finite (``is_sound`` False), as such padding times 0 is NaN.
+    much padding is packed. If logits were not finite (``is_sound`` False) it always is: 0 times such padding is NaN.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()
@@ -100,7 +100,7 @@ def make_room(session: Session[Any], cache: Cache[Any], new: int) -> None:
 
 
 def pack(session: Session[Any], cache: Cache[Any]) -> None:
-    """Take out a cache's padding, but pad shorter rows on the left; do nothing if the longest row has no padding."""
+    """Remove a cache's padding, except on the left of shorter rows; do nothing if the longest row has no padding."""
     if cache.length == int(cache.mask.sum(axis=1).max()):
         return
     _take_out(session, cache)

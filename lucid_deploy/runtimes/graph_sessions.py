@@ -19,8 +19,8 @@ from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.session import Array, Cache, NewTokens, Session, Tensor
 
 ROWS = "rows."  # begins the names of a shared step's inputs and outputs that are those of the running rows
-_GRAIN = 256  # rows; buffers are a multiple of it …
-_SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
+_GRAIN = 256  # buffers have a multiple of so many rows …
+_SPARE = 8  # … and are at least an eighth (1 / 8) longer than what they hold, so that moving stays cheap per token
 
 ArrayLayers: TypeAlias = list[tuple[Array, ...]]
 
@@ -69,11 +69,11 @@ class BoundStep:
 
     input_ids: Array  # int64 (B, N)
     positions: Array  # int64 (B, N)
-    binding: Any  # the runtime's, of inputs and outputs
-    replaced: list[tuple[Array, Array]]  # input and output of every tensor that the runtime does not write in place
+    binding: Any  # the runtime's binding of inputs and outputs
+    replaced: list[tuple[Array, Array]]  # input and output of each tensor that copy_back copies: rings and states
 
     def copy_back(self) -> None:
-        """Copy outputs not written in place to where the next step reads; call it last, when all else is done."""
+        """Copy new rings and states to where the next step reads them; call it last, when all else is done."""
         for buffer, output in self.replaced:
             buffer[...] = output
 
@@ -90,7 +90,7 @@ class _BoundBuffers:
 
 
 class StaticSession(Session[Any]):
-    """Decoding with ``export --cache static``: a base class to name before a runtime's session for growing caches.
+    """Decoding with ``export --cache static``: a mixin, listed before a runtime's session class for growing caches.
 
     Cached tensors are numpy arrays: exactly as long as the cache after prefill, with room to spare while decoding.
     """
@@ -209,7 +209,7 @@ class StaticSession(Session[Any]):
         bound, step = self._bound_step(tokens, layers)
         past, mask = tokens.past, tokens.mask
         # In this step the graph counts all new rows as tokens; from the next step on, the mask says which are padding.
-        waiting = np.flatnonzero(~mask[:, past:].any(axis=1))  # no token of these rows may enter a ring or a state
+        waiting = np.flatnonzero(~mask[:, past:].any(axis=1))  # these rows wait: their rings and states must not change
         before = [(buffer, buffer[waiting]) for buffer, _ in step.replaced] if len(waiting) else []
         logits = self.run_bound(step)
         for buffer, kept in before:
@@ -232,11 +232,11 @@ class StaticSession(Session[Any]):
         step.positions[:] = tokens.positions
         bound.length[:] = past
         bound.adapter_ids[:] = 0 if tokens.adapter_ids is None else tokens.adapter_ids
-        bound.mask[:, :past] = mask[:, :past]  # tokens may have been taken back
+        bound.mask[:, :past] = mask[:, :past]  # tokens that were taken back are padding now
         return bound, step
 
     def _bind(self, layers: ArrayLayers, past: int, new: int, mask: Array) -> _BoundBuffers:
-        """Move a cache's rows into buffers with room to spare, which are then bound as inputs and also as outputs.
+        """Move a cache into buffers with room to spare, which steps read and write.
 
         ``layers`` is changed one layer at a time, so that at most one layer's old rows are in memory beside the new.
         """

@@ -18,12 +18,12 @@ from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_M
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
-_SCORE_TENSORS = 4  # scores, their exponentials and what is in between
-_DECODED = 4  # K and Y of a layer in float32, before and after their scales
+_SCORE_TENSORS = 4  # tensors as large as the scores that exist at once: scores, exponentials, and what is in between
+_DECODED = 4  # tensors at once: K and Y of a layer in float32, before and after they are multiplied by scales
 
 
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
-    """Describe an artifact as plain data, its memory for this batch and context (None: the model's longest)."""
+    """Describe an artifact as plain data, with the memory for this batch and context in tokens (None: the longest)."""
     manifest = artifact.manifest
     return {
         "artifact": str(artifact.directory),
@@ -118,7 +118,7 @@ def quantized_size(artifact: Artifact) -> int:
 
 
 def weight_types(artifact: Artifact) -> dict[str, int]:
-    """Return the bytes of weights of each type, as ONNX spells it in lower case; what both graphs read counts once."""
+    """Return the bytes of weights by type, such as ``float32`` or ``uint4``; what both graphs read counts once."""
     import onnx
 
     sizes: dict[tuple[str, int], tuple[str, int]] = {}
@@ -132,7 +132,7 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
 
 
 def parameters(artifact: Artifact) -> dict[str, int]:
-    """Return how many weights the model has, and how many of them one token reads: of experts only those it chooses."""
+    """Return how many weights the model has, and how many one token uses (active): of experts, only the chosen."""
     manifest = artifact.manifest
     record = manifest.quantization
     quantized = {} if record is None else {name: tensor.shape for name, tensor in record.tensors.items()}
@@ -164,7 +164,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     layout = layout_of(manifest.layers)
     cache = batch * layout_bytes(layout, context)
     decoded = 0
-    if manifest.cache_dtype != manifest.dtype:  # one layer, a tensor of it at a time, in float32
+    if manifest.cache_dtype != manifest.dtype:  # one layer at a time, in float32
         elements = [math.prod(t.batch_shape(batch, context)) for layer in layout for t in layer]
         decoded = 4 * _DECODED * max(elements)
     static = any(each.cache == "static" for each in manifest.each_form())

@@ -23,7 +23,7 @@ from lucid_deploy.runtimes.session import Array, NewTokens, Session, empty_array
 
 
 def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
-    """Return the layers of a session's model, to run them one by one; refuse runtimes that cannot."""
+    """Return the layers of a session's model, to run them one by one; raise a LucidError if the runtime cannot."""
     if session.capabilities.reads_layers:
         return find_runtime(session.runtime).open_layers(session, artifact)
     able = [item.name for item in built_in_runtimes() if item.capabilities(RuntimeOptions()).reads_layers]
@@ -37,12 +37,12 @@ def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
 class LayerStates:
     """What one call computed, in float32 for half types, else in the model's own type."""
 
-    # (B, N, C) of the embedding and of every layer: layer i turns residuals[i], or what it was given in its place, into
+    # (B, N, C) after the embedding and after each layer: layer i turns residuals[i], or what it was given instead, into
     # residuals[i + 1].
     residuals: list[Array]
     # Per layer, by name: the new tokens' rows, (B, heads, N, width); of rings and states all that they hold afterwards.
     cached: list[dict[str, Array]]
-    given: list[Array | None]  # per layer V of the new tokens, which the solve reads, (B, KV, N, D); None: no solve
+    given: list[Array | None]  # per layer V of the new tokens, (B, KV, N, D), before the solve; None: no solve
     logits: Array  # of each row's last token, (B, 1, vocab)
 
 
@@ -73,9 +73,9 @@ class Layers(ABC):
         Args:
             tokens: The new tokens.
             past: The cached tensors, of any float type; they are rounded as the cache stores them.
-            residuals: For every layer the residual to read, and last that of the final norm, each ``(B, N, C)``, to be
-                rounded to the model's type; None: each layer reads what the one before it gave.
-            decode: Take the path for single tokens; N = 1.
+            residuals: For every layer, and last for the final norm, the residual stream to read, each ``(B, N, C)``; it
+                is rounded to the model's type. None: each layer reads what the one before it gave.
+            decode: Use the decode graph, or the model's path for one token; N = 1.
         """
 
 

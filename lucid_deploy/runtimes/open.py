@@ -26,7 +26,7 @@ def open_session(
     """Open an artifact in a runtime, with the form of the graphs that the runtime prefers.
 
     Args:
-        artifact: An artifact's directory, or an opened artifact; what ``Artifact.form`` returns has one form only.
+        artifact: An artifact's directory, or an opened artifact; one that ``Artifact.form`` returned has one form only.
         runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
     """
@@ -46,7 +46,7 @@ def open_session(
 
 
 def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
-    """Check without loading that a runtime supports the options and the artifact; ``here``: and is installed."""
+    """Check, without loading, that a runtime supports the options and the artifact and, if ``here``, is installed."""
     chosen, wanted, can = _choose(options)
     _choose_form(artifact, wanted, can)
     if here:
@@ -139,7 +139,7 @@ def check_artifact(can: Capabilities, title: str, artifact: Artifact) -> None:
 
 
 def _title(options: RuntimeOptions) -> str:
-    """Name a runtime with those options that change what it can do."""
+    """Return a name for messages: the runtime with those of its options that change what it can do."""
     special = [f"{flag(key)} {value}" for key, value in options.given().items() if key not in _EVERYWHERE | {"threads"}]
     return f"Runtime {options.runtime}" + (f" with {' '.join(special)}" if special else "")
 

@@ -23,14 +23,14 @@ class RuntimeOptions:
     # A kind of device, such as cpu or cuda, with :N for one of several. A runtime that does not run on a CPU takes cpu,
     # the default, as its own first device.
     device: str = "cpu"
-    threads: int | None = None  # within an operator; None: see thread_count
+    threads: int | None = None  # threads within an operator; None: see thread_count
     allow_extrapolation: bool = False  # permit contexts beyond max_position_embeddings
     provider: str = "cpu"  # onnxruntime's execution provider
     # With onnxruntime on the CPU, what computes our operators: the library of `plugin build --target onnxruntime`, the
     # graph's functions, or auto: the library if it has been built.
     kernels: str = "auto"
     ablate: str | None = None  # with PyTorch, a part of LUCID attention to leave out
-    adapter: str | None = None  # name of the adapter of rows for which no other is chosen; None: no adapter
+    adapter: str | None = None  # name of the adapter for rows that choose none; None: no adapter
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

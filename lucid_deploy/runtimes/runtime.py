@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a runtime can do under given options, known before an artifact is opened. The defaults promise least."""
+    """What a runtime can do under given options, known before an artifact is opened."""
 
     dtypes: tuple[str, ...] = ("float32",)  # of weights and arithmetic
-    devices: tuple[str, ...] = ("cpu",)  # kinds, the preferred one first
-    caches: tuple[str, ...] = ("growing",)  # the preferred one first
+    devices: tuple[str, ...] = ("cpu",)  # kinds of devices, the preferred one first
+    caches: tuple[str, ...] = ("growing",)  # growing and static caches, the preferred one first
     # Forms of graphs, the preferred one first: functions, with our operators as functions that the file defines;
     # inline, without functions.
     graphs: tuple[str, ...] = ("functions", "inline")
@@ -79,10 +79,10 @@ class Runtime(ABC):
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported, by its name; nothing is imported."""
+    """Whether a package of this import name is installed; only its parent packages are imported."""
     if package in sys.modules:
         return sys.modules[package] is not None  # None: it is blocked
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it would lie in
+    except ModuleNotFoundError:  # its parent package is missing
         return False

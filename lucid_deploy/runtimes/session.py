@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Array", "Cache", "Limits", "NewTokens", "Session", "Tensor", "empty_arrays"]
 
-MOST = 16  # new tokens of one row in one call of Session.decode_several
+MOST = 16  # most new tokens of one row in one call of Session.decode_several
 STEP_TOKENS = 32  # new tokens of all rows together; beyond that, a step's time grows in proportion to its tokens
-_PREFILL_CHUNK = 1024  # no slower on a CPU than all tokens at once, which take a multiple of its memory
+_PREFILL_CHUNK = 1024  # tokens; on a CPU no slower than all tokens at once, which need several times the memory
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Session(CacheOperations[Tensor]):
         """Release what the session holds; it cannot be used any more. Most sessions need no call."""
 
     def release_memory(self) -> None:
-        """Return memory to the system that is only kept for later runs. Most sessions keep none."""
+        """Give memory that is kept only for later runs back to the system. Most sessions keep none."""
 
     @property
     def label(self) -> str:
@@ -185,11 +185,11 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def fallback_hint(self) -> str | None:
-        """How to run the same without our kernels, as a clause; None if there is no way."""
+        """How to run the model without our kernels, as a clause; None if there is no way, or none are used."""
         return None
 
     def facts(self) -> dict[str, Any]:
-        """Return what runs the model, to write beside results."""
+        """Return what runs the model (runtime, kernels, type), to be written beside results."""
         return {
             "runtime": self.runtime,
             "provider": self.provider,
@@ -325,7 +325,7 @@ class Session(CacheOperations[Tensor]):
                 f"{expected} and {len(self.layers)}."
             )
         cache.mask = tokens.mask
-        cache.layers = layers if isinstance(layers, list) else list(layers)  # a list stays itself: it may be bound
+        cache.layers = layers if isinstance(layers, list) else list(layers)  # the same list, as it may be bound
         return logits
 
     def _checked_adapters(self, cache: Cache[Tensor]) -> Array | None:
@@ -415,12 +415,12 @@ class Session(CacheOperations[Tensor]):
             keep: 1, for the logits of each row's last token that is not padding, or N, for all.
 
         Returns:
-            Logits, float32 ``(B, keep, vocab)`` or, for any keep, ``(B, N, vocab)``; and the layers with new tokens.
+            Logits, float ``(B, keep, vocab)`` or, for any keep, ``(B, N, vocab)``; and the layers with the new tokens.
         """
 
 
 def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
-    """Return the new tokens' mask, bool and of their shape, False at padding; a given None means no padding."""
+    """Return the mask of new tokens as bool ``(B, N)``, False at padding; ``mask`` None means no padding."""
     if mask is None:
         return np.ones(input_ids.shape, dtype=bool)
     mask = np.asarray(mask, dtype=bool)

@@ -1,1 +1,1 @@
-"""The PyTorch modules of the kinds of layers."""
+"""PyTorch modules, one for each kind of layer."""

@@ -2,12 +2,12 @@
 
     S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ,      o_t = S_tᵀ q_t / √D
 
-Queries, keys and values go through a short causal convolution and silu; queries and keys then have unit length. β is
-the sigmoid of a projection, or twice that; α is 1 in the plain rule, and exp(−exp(A) softplus(a + b)) in the gated one,
-with a projection a and weights A and b. Each head's output is normed, and gated by a projection of the layer's input.
+Queries, keys and values go through a short causal convolution, if there is one, and silu; queries and keys are then
+scaled to unit length. β is the sigmoid of a projection, or 1 without one, and may be doubled. α is 1 in the plain rule,
+and exp(−exp(A) softplus(a + b)) in the gated one, with a projection a and weights A (``A_log``) and b (``dt_bias``).
+Each head's output is normed and, if there is a gate, multiplied by a function of a projection of the layer's input.
 
-Shapes: B batch, N new tokens, HK key heads, H value heads, D key width, E value width, C hidden, K kernel, W channels
-of the convolutions.
+Shapes: B batch, N new tokens, HK/H key/value heads, D/E key/value width, C hidden, K kernel, W convolved channels.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class DeltaNet(Mixer):
     def mix(
         self, x: Tensor, past: LayerCache, valid: Tensor | None, order: TokenOrder | None
     ) -> tuple[Tensor, LayerCache]:
-        """Mix tokens ``(B, N, C)`` that precede the padding; return the output, arbitrary at padding, and the cache.
+        """Mix tokens ``(B, N, C)``, padding last in each row; return the output, arbitrary at padding, and the cache.
 
         Args:
             valid: Which columns hold a token, bool ``(B, N)``; None: all.
@@ -217,7 +217,7 @@ def token_order(new: Tensor) -> TokenOrder:
 def take(rows: Tensor, index: Tensor) -> Tensor:
     """Pick rows of each batch row: ``(B, R, C)`` and int64 ``(B, M)`` to ``(B, M, C)``."""
     batch, count, width = rows.shape
-    # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
+    # Indexing the rows of one matrix exports as Gather; runtimes restrict GatherElements.
     first = torch.arange(batch, device=rows.device)[:, None] * count
     matrix, places = rows.reshape(batch * count, width), (first + index).reshape(batch * index.shape[1])
     return matrix.index_select(0, places).reshape(batch, index.shape[1], width)

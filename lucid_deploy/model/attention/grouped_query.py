@@ -25,7 +25,7 @@ class GroupedQueryAttention(Mixer):
             each call by classes whose attention has them.
 
     Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
-    width.
+    width, M rows of a static cache's buffers.
     """
 
     def __init__(self, config: LucidConfig, implementation: str) -> None:
@@ -57,7 +57,7 @@ class GroupedQueryAttention(Mixer):
         """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens.
 
         Returns:
-            The output ``(B, H, N, D)``, and the cache with the new rows, each ``(B, KV, T, ·)``.
+            The output ``(B, H, N, D)``, and the cache with the new rows, ``(B, KV, T or M, ·)`` each.
         """
         if step.cache_length is not None and q.shape[2] == 1:
             return self.attend_static(q, k, v, past, step.mask, step.cache_length)
@@ -66,7 +66,7 @@ class GroupedQueryAttention(Mixer):
         o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
         present: LayerCache = (keys, values)
         stored = zip(past, self.codec.encode(k, v), strict=True)
-        if step.cache_length is not None:  # drafts: unused rows are masked, so attention reads whole buffers
+        if step.cache_length is not None:  # drafts: attention read the whole buffers, whose unused rows are masked
             present = tuple(scatter_row(buffer, rows, step.cache_length) for buffer, rows in stored)
         elif not self.codec.exact:
             present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each

@@ -65,10 +65,10 @@ def masked_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend with q ``(B, H, N, D)`` to k, v ``(B, KV, T, D)``, at least in float32; mask ``(B, 1, N, T)`` or None."""
-    work = compute_dtype(q.dtype)
+    """Attend with q ``(B, H, N, D)`` to k, v ``(B, KV, T, D)`` where mask ``(B, 1, N, T)`` is True; None: to all."""
+    work = compute_dtype(q.dtype)  # float32 at least
     if softcap is not None or sinks is not None:
-        assert mask is not None
+        assert mask is not None  # callers with a soft cap or sinks always give one
         return _scored_attention(q.to(work), k.to(work), v.to(work), mask, softcap, sinks).to(q.dtype)
     grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter rejects enable_gqa where heads are not grouped
     attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
@@ -78,7 +78,7 @@ def masked_attention(
 def _scored_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Attend with scores softcap · tanh(s / softcap), or with sinks: PyTorch's fused attention has neither."""
+    """Attend with a soft cap, softcap · tanh(score / softcap), or sinks, which PyTorch's fused attention lacks."""
     batch, heads, n, width = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, n, width)  # (B, KV, G, N, D)
     scores = grouped @ k[:, :, None].transpose(-1, -2) / math.sqrt(width)  # (B, KV, G, N, T)

@@ -17,7 +17,7 @@ from lucid_deploy.model.mixer import LayerCache, Step
 
 @dataclasses.dataclass(frozen=True)
 class TokenColumns:
-    """Which token stands in each column of one call: in R rows of the ring, then in N new columns."""
+    """Which token stands in each column of one call: first the R rows of the ring, then the N new columns."""
 
     # the number of the token in each column, int64 (B, R + N): 0 is the ring's newest, 1 the first new one; padding
     # repeats the number before it
@@ -32,7 +32,7 @@ def number_columns(
 
     Args:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding.
-        rows: R, as many as there are columns so far, W at most.
+        rows: R, the number of columns so far, but at most W.
     """
     ring = torch.arange(rows, device=device) - rows + 1  # (R,): … −1, 0
     if mask is None:
@@ -46,10 +46,10 @@ def number_columns(
 
 
 def newest_columns(valid: Tensor, window: int) -> Tensor:
-    """Return the columns of the newest W tokens, last at the end, int64 ``(B, R')``; ``valid`` is ``(B, R + N)``."""
+    """Return the columns of the newest W tokens, in order, int64 ``(B, R')``; R' = min(R + N, W)."""
     batch, total = valid.shape
     later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
-    place = torch.where(valid, -later + total, total)  # where each goes; padding behind the last row, to be dropped
+    place = torch.where(valid, -later + total, total)  # where each goes; padding past the end, to be dropped
     source = torch.zeros_like(place[:, :1]).expand(-1, total + 1)
     source = source.scatter(1, place, torch.arange(total, device=valid.device).expand(batch, total))  # (B, R + N + 1)
     return source[:, :total][:, -window:]
@@ -58,14 +58,14 @@ def newest_columns(valid: Tensor, window: int) -> Tensor:
 def select_columns(rows: Tensor, source: Tensor) -> Tensor:
     """Return the ring ``(B, KV, R', ·)`` after a call: rows ``source`` of all rows, ``(B, KV, R + N, ·)``."""
     batch, heads, total, width = rows.shape
-    # Rows of one matrix are indexed, which is ONNX's Gather: runtimes restrict GatherElements.
+    # Indexing the rows of one matrix exports as Gather; runtimes restrict GatherElements.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
     picked = rows.reshape(batch * heads * total, width).index_select(0, (first + source[:, None]).reshape(-1))
     return picked.reshape(batch, heads, source.shape[1], width)
 
 
 def push_row(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
-    """Return the ring ``(B, KV, R, ·)`` with the row of one new column added, or without it if that is padding.
+    """Return the ring ``(B, KV, R, ·)`` with the row of one new column added, or unchanged if the column is padding.
 
     ``new``, ``(B, 1)``, says whether the column holds a token; None: it does.
     """

@@ -26,7 +26,7 @@ class StoredParameter:
     """Where a parameter of the model is stored in a checkpoint."""
 
     name: str  # the stored tensor
-    # first and end row of the parameter in a tensor of several fused parameters; None: all rows
+    # the parameter's first row, and the row after its last, in a tensor of several fused parameters; None: all rows
     rows: tuple[int, int] | None = None
     groups: int = 1  # number of equal parts of the tensor, to each of which rows applies
     plus: float = 0.0  # an offset that is added to the stored values: 1 for norms that scale by 1 + w
@@ -43,7 +43,7 @@ class Family:
         model_type: The ``model_type`` in ``config.json``.
         architectures: The permitted classes in ``architectures``.
         keys: The supported keys beyond Llama's: a msgspec struct with types and defaults.
-        ignored: Further keys that change no result of its code; any value of these is accepted.
+        ignored: Further keys, which change no result of the family's code; any value is accepted.
         linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
         unused_tensors: Regular expressions for the names of stored tensors that its code ignores.
         about: One line for the table of supported models: the difference from Llama.
@@ -84,7 +84,7 @@ class Family:
 
 
 class _Llama(Family):
-    """Llama, and LUCID as the authors publish it: Llama's names with keys of its own."""
+    """Llama, and LUCID as its authors publish it: Llama's tensor names, and further keys in ``config.json``."""
 
     model_type = "llama"
     architectures = ("LlamaForCausalLM", "LLaMAForCausalLM")

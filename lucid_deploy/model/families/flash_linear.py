@@ -173,8 +173,8 @@ def attention_keys(given: Any, where: str) -> AttentionKeys | None:
 
 
 def whole(value: float, what: str, where: str) -> int:
-    """Return ``value``, a width times a factor, as an integer; refuse other numbers."""
-    if not value.is_integer():  # infinity, which a product may be, is none
+    """Return ``value``, a width times a factor, as an integer; raise a LucidError if it is not whole."""
+    if not value.is_integer():  # nor is infinity, which the product may be
         raise LucidError(f"{where}: {what} is {value:g}, which is not a whole number.")
     return round(value)
 

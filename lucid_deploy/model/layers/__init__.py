@@ -28,10 +28,10 @@ class LayerKind(ABC):
 
     @abstractmethod
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """Describe one layer; rows are cached as ``int8``, ``fp8``, ``float16`` or in the model's type."""
+        """Describe one layer; ``cache_dtype``: ``int8``, ``fp8`` or a float type, such as the model's."""
 
     def words(self, config: LucidConfig) -> str:
-        """Describe such layers for people, with ``{}`` for ``layers`` or ``layer``: ``{} of kind delta``."""
+        """Return words for such layers, such as ``{} of kind delta``; ``{}`` is replaced by ``layer`` or ``layers``."""
         return f"{{}} of kind {self.name}"
 
     @abstractmethod

@@ -82,13 +82,13 @@ class IntegerLayout(PackedLayout):
     numbers: str  # name of the part with the quantized values, packed into int32, the first in the lowest bits
     scale: str  # name of the scales
     zero: str  # name of the zero points; empty: every zero point is the middle of the range
-    index: str = ""  # name of the part with the group of each input, which must be in order; empty: there is none
+    index: str = ""  # name of the part with each input's group; groups must be in order; empty: there is none
     remedy: str = ""  # the setting that keeps the groups in order
     ordered: bool = False  # whether only index says which inputs share a group
     size: str = ""  # name of the part that stores (out, in); empty: there is none
     transposed: bool = False  # whether parts are stored with the inputs first: (in, out), (groups, out)
     along_outputs: bool = False  # whether a word has values of neighbouring outputs; otherwise of neighbouring inputs
-    places: tuple[int, ...] = ()  # where in a word each of its values lies; empty: in order
+    places: tuple[int, ...] = ()  # by output, the place of its value in a word; empty: in order
     zeros_less_one: bool = False  # whether zero points are stored minus one
     middle: bool = False  # whether the settings say that stored zero points are the middle of the range
     inputs = None
@@ -165,7 +165,7 @@ class IntegerLayout(PackedLayout):
                     "the format gptq_v2"
                 )
             zeros = zeros + 1
-        # Kernels for symmetric weights take the middle of the range, other kernels the zero points that are stored.
+        # Kernels for symmetric weights assume the middle of the range, others read the stored ones: both must agree.
         other = zeros[zeros != half]
         if self.middle and len(other):
             raise ValueError(
@@ -182,7 +182,7 @@ class IntegerLayout(PackedLayout):
         return numbers.mT.contiguous()
 
     def _check_order(self, index: torch.Tensor | None, width: int, group: int) -> None:
-        """Refuse groups that are not of neighbouring inputs."""
+        """Raise ValueError unless each group consists of neighbouring inputs."""
         import torch
 
         if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
@@ -261,7 +261,7 @@ def _group(width: int, size: int) -> int:
 
 
 def _check_shapes(shapes: dict[str, Shape], expected: dict[str, list[Shape]]) -> None:
-    """Compare the shapes of parts with those that the settings allow; parts may be missing."""
+    """Raise ValueError if a part has a shape that the settings do not allow; parts may be missing."""
     for part, allowed in expected.items():
         if part in shapes and tuple(shapes[part]) not in allowed:
             wanted = " or ".join(str(list(shape)) for shape in allowed)

@@ -20,9 +20,9 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     """Separate the quantization settings from ``config.json``.
 
     Returns:
-        The configuration of the model alone, and how its weights are stored; None: unquantized.
+        The configuration of the model alone, and the layout of its quantized weights; None: it is not quantized.
     """
-    if (directory / MODELOPT_FILE).is_file():  # its config.json may say nothing
+    if (directory / MODELOPT_FILE).is_file():  # config.json of such a checkpoint may say nothing
         raise LucidError(_unsupported(directory, f"modelopt ({MODELOPT_FILE})"))
     settings = raw.get(KEY)
     if not settings:
@@ -72,7 +72,7 @@ def find_parts(
     where: Path,
     type_of: Callable[[str], str],
 ) -> dict[str, PackedParts]:
-    """Group a checkpoint's tensors into quantized weights, by name; ``type_of`` gives types as safetensors does."""
+    """Return a checkpoint's quantized weights by name; ``type_of`` returns a tensor's type as safetensors spells it."""
     known, weights = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
     modules = dict.fromkeys(

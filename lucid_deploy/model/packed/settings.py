@@ -43,7 +43,7 @@ _Block = Annotated[list[_Side], msgspec.Meta(min_length=2, max_length=2)]
 def read_settings(
     settings: dict[str, Any], form: type[_Settings], ignored: Collection[str], where: str = "quantization_config"
 ) -> _Settings:
-    """Convert settings to a struct. Null counts as absent; unknown keys, which might change meanings, are refused."""
+    """Convert settings to a struct. None counts as absent; unknown keys, which might matter, raise ValueError."""
     given = {key: value for key, value in settings.items() if value is not None and key not in ignored}
     unknown = sorted(given.keys() - set(form.__struct_fields__))
     if unknown:
@@ -111,7 +111,7 @@ def gptq_layout(settings: dict[str, Any]) -> IntegerLayout:
     )
 
 
-# gptqmodel writes both methods with the same keys, and transformers has them too; the others are AutoAWQ's.
+# gptqmodel writes the same keys for both methods, and transformers knows them; those added here are AutoAWQ's.
 _AWQ_IGNORED = (_GPTQ_IGNORED - {"backend", "version"}) | {
     *("do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse"),
     *("desc_act", "pack_dtype", "static_groups", "sym"),
@@ -133,7 +133,7 @@ class _Awq(msgspec.Struct, kw_only=True, frozen=True):
 def awq_layout(settings: dict[str, Any]) -> IntegerLayout:
     """Read the settings of AutoAWQ."""
     given = read_settings(settings, _Awq, _AWQ_IGNORED)
-    if given.backend == "llm-awq":  # then transformers reads another layout, whatever the version
+    if given.backend == "llm-awq":  # with it, transformers reads another layout whatever the version
         raise ValueError("backend llm-awq is not supported; AutoAWQ's gemm is")
     for version in (given.version, given.format, given.checkpoint_format):
         if version.lower() != "gemm":
@@ -241,7 +241,7 @@ def _compressed_integers(weights: _Numbers) -> IntegerLayout:
         zero="" if weights.symmetric else "weight_zero_point",
         index="weight_g_idx",
         remedy="actorder static or none",
-        # "group", also spelled "dynamic" and true: weight_g_idx says which inputs share a group. Otherwise neighbours.
+        # "group", also spelled "dynamic" and true: weight_g_idx says which inputs share a group; else neighbours do.
         ordered=weights.strategy == "group" and weights.actorder in ("group", "dynamic", True),
         size="weight_shape",
     )
@@ -281,7 +281,7 @@ def _check_float(numbers: _Numbers, where: str) -> None:
         raise ValueError(f"{where} of type {numbers.type} with {numbers.num_bits} bits{points}; only E4M3 is supported")
 
 
-# Keys that say which layers are quantized, which the tensors' types say too.
+# Keys that say which layers are quantized; the tensors' types show the same.
 _FP8_IGNORED = frozenset(("ignored_layers", "modules_to_convert", "modules_to_not_convert", "quant_method"))
 _BLOCK_KEY = "weight_block_size"
 
@@ -315,7 +315,7 @@ def fp8_layout(settings: dict[str, Any]) -> FloatLayout:
 
 
 def _refuse_dequantize(settings: dict[str, Any], inputs: InputRounding | None) -> None:
-    """Refuse rounded inputs beside a key that makes transformers load plain weights; other programs ignore that key."""
+    """Refuse rounded inputs with a key that makes transformers load plain weights, and that other programs ignore."""
     key = "dequantize is true" if settings.get("dequantize") else "run_compressed is false"
     if inputs is not None and (settings.get("dequantize") or settings.get("run_compressed") is False):
         raise ValueError(

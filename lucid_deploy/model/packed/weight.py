@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in integers: an element is (code − zero) · scale, with zero and scale of its group of inputs."""
+    """A weight in integers: an element is (code − zero) · scale, with the zero point and the scale of its group."""
 
     codes: torch.Tensor  # uint8 (out, in), 0 to 2^bits − 1
-    zeros: torch.Tensor  # uint8 (out, groups)
+    zeros: torch.Tensor  # zero points, uint8 (out, groups)
     scales: torch.Tensor  # (out, groups), as stored
     bits: int  # 4 or 8
     group: int  # neighbouring inputs that share scale and zero point; the last group may be shorter
@@ -43,7 +43,7 @@ class InputRounding:
     # where the scale comes from. static: the checkpoint stores it for each weight; token: the largest magnitude of a
     # token's inputs / 448; group: the largest of each ``size`` neighbouring inputs of a token / 448
     kind: str
-    size: int | None = None  # inputs of a group; None otherwise
+    size: int | None = None  # inputs of a group; None for other kinds
 
 
 @dataclass(frozen=True)

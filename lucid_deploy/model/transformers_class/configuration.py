@@ -1,7 +1,7 @@
 """Turn ``config.json`` of a model class of transformers into our configuration, by asking the class itself.
 
 The class is made without weights and run once on the meta device. What each layer passes to attention and to the mask
-shows its heads, widths, scale, window and soft cap, so that no model family needs code of its own here.
+shows its heads, widths, scale, window, soft cap and sinks, so that no model family needs code of its own here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from lucid_deploy.model.transformers_class.positions import first_position
 from lucid_deploy.model.transformers_class.published_keys import ALSO_NAMED, is_computed
 
 OURS = frozenset((*LUCID_KEYS, "attention_type", "lucid_layers", "layer_kinds"))  # keys that the class does not read
-_TOKENS = 5  # of the run that asks the class
+_TOKENS = 5  # of the run on the meta device
 # Keys that say nothing about what the class computes, and need not be kept.
 _DROPPED = OURS | frozenset(
     (
@@ -68,7 +68,7 @@ _DROPPED = OURS | frozenset(
 # Keys for the number of experts, and for how many of them a token chooses.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-# The values of LUCID's keys that are computed in a class.
+# LUCID's keys with the only values that are supported in a class of transformers.
 _COMPUTED = {
     "which_rmsnorm": "exp_k_norm",
     "use_rope": True,
@@ -94,7 +94,7 @@ class _LucidKeys(msgspec.Struct, kw_only=True, frozen=True):
 def parse_class_config(
     raw: dict[str, Any], where: str, assume_unused: Collection[str] = (), layers: tuple[int, ...] = ()
 ) -> LucidConfig:
-    """Turn ``config.json`` of a class of transformers into a configuration: of the ``layers``, or of all if empty."""
+    """Turn ``config.json`` of a class of transformers into a configuration with only ``layers``, or all if empty."""
     keys = checked(raw, _LucidKeys, where)
     _check_names(raw, where)
     _check_lucid_keys(raw, where)
@@ -223,7 +223,7 @@ def _unread_keys(raw: dict[str, Any], config: Any, assume_unused: Collection[str
     except (TypeError, ValueError):  # it has no defaults
         known = set()
     known |= {*form.attribute_map, *inspect.signature(form.__init__).parameters}
-    # Keys of older files are read by name in the configuration; some it leaves to the model.
+    # The code of the configuration reads keys of older files by name, and the model's code a few more.
     code = inspect.getsource(inspect.getmodule(form) or form)
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(form, form)
     of_model = inspect.getsource(inspect.getmodule(model) or model)
@@ -268,9 +268,9 @@ def _check_keys(raw: dict[str, Any], net: Any, assume_unused: Collection[str]) -
 
 
 def _without_dynamic(value: Any) -> Any:
-    """Turn a rope block of type ``dynamic`` into ``default``: the same up to max_position_embeddings tokens."""
+    """Turn a rope block of type ``dynamic`` into ``default``: equal up to max_position_embeddings tokens."""
     if not isinstance(value, dict) or "dynamic" not in (value.get("rope_type"), value.get("type")) or "alpha" in value:
-        return value  # with alpha, Hunyuan's, which is the same for all lengths
+        return value  # a block with alpha is Hunyuan's, which is the same for all lengths
     rest = {key: item for key, item in value.items() if key not in ("rope_type", "type", "factor")}
     return {**rest, "rope_type": "default"}
 
@@ -294,14 +294,15 @@ def _inner(block: Any) -> list[Any]:
 
 
 @dataclass
-class _Question:
+class _MetaRun:
     """A run of a class on the meta device that notes what each layer passes to attention."""
 
     layers: Any
-    length: int  # the longest text
-    found: dict[int, AttentionShape] = field(default_factory=dict)
+    length: int  # the longest text, in tokens
+    found: dict[int, AttentionShape] = field(default_factory=dict)  # by layer
+    # Each mask that was made, with its window (None: all tokens) or the error to raise if a layer attends by it.
     masks: list[tuple[Tensor, int | LucidError | None]] = field(default_factory=list)
-    experts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    experts: dict[int, tuple[int, int]] = field(default_factory=dict)  # by layer, as AttentionShape.experts
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
         place = getattr(module, "lucid_layer", None)
@@ -349,18 +350,19 @@ class _Question:
         raise LucidError(f"layer {place} does not get its mask from transformers' registry")
 
     def mask(self, sees: Callable[..., Tensor]) -> Tensor:
-        """Return a mask without values, and note how many tokens a token sees where a layer attends by this mask."""
+        """Return a mask without values, and record the window of layers that attend by it."""
         window: int | LucidError | None
         try:
             with torch.device("cpu"):
                 window = self._sees_last(sees)
-        except LucidError as error:  # which matters only if a layer attends by this mask
+        except LucidError as error:  # matters only if a layer attends by this mask
             window = error
         made = torch.empty((1, 1, _TOKENS, _TOKENS), device="meta")
         self.masks.append((made, window))
         return made
 
     def _sees_last(self, sees: Callable[..., Tensor]) -> int | None:
+        """Return how many tokens a token sees, itself and those just before it; None: all before it."""
         last, zero = min(self.length, LARGEST_WINDOW) - 1, torch.tensor(0)
         found = None
         for token in {last // 3, last // 2, last}:
@@ -381,7 +383,7 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
     layers = net.get_submodule(layers_path(net))
     number_layers(layers)
     length = getattr(net.config.get_text_config(), "max_position_embeddings", None) or 2048
-    question = _Question(layers, length)
+    run = _MetaRun(layers, length)
     given: list[list[Any]] = [[] for _ in layers]
     hooks = [
         layer.register_forward_pre_hook(
@@ -391,24 +393,21 @@ def attention_shapes(net: Any) -> tuple[AttentionShape, ...]:
     ]
     ids = torch.zeros((1, _TOKENS), dtype=torch.int64, device="meta")
     try:
-        # A mask with values: some classes ask whether it hides anything.
-        mask = torch.ones(ids.shape, dtype=torch.int64, device="cpu")
-        with running(question), torch.no_grad(), quiet():
+        mask = torch.ones(ids.shape, dtype=torch.int64, device="cpu")  # some classes ask whether it hides anything
+        with running(run), torch.no_grad(), quiet():
             net(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    silent = [place for place in range(len(layers)) if place not in question.found]
+    silent = [place for place in range(len(layers)) if place not in run.found]
     if silent:
         raise LucidError(f"layer {silent[0]} does not call attention by transformers' registry")
-    shapes = [
-        dataclasses.replace(question.found[place], experts=question.experts.get(place)) for place in range(len(layers))
-    ]
+    shapes = [dataclasses.replace(run.found[place], experts=run.experts.get(place)) for place in range(len(layers))]
     return _numbered(layers, given, shapes)
 
 
 def _numbered(layers: Any, given: list[Any], shapes: list[AttentionShape]) -> tuple[AttentionShape, ...]:
-    """Set ``like`` of each layer: the index of the first layer that differs only in the values of its weights."""
+    """Return the shapes with ``like`` set: the first layer that differs from each only in the values of its weights."""
     first: dict[str, int] = {}
     seen: dict[int, int] = {}  # by the id of a tensor that layers are given, its number in the order of first use
     found = []

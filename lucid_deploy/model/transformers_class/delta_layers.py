@@ -47,10 +47,10 @@ def put_delta_layers(
             kernel=module.conv_kernel_size,
             gate="silu",
         )
-        shape: Any = SimpleNamespace(
+        config: Any = SimpleNamespace(
             hidden_size=module.hidden_size, rms_norm_eps=module.layer_norm_epsilon, state_dtype=state_dtype
         )
-        layer = DeltaLayer(shape, settings, implementation)
+        layer = DeltaLayer(config, settings, implementation)
         layer.mix_in_class = mix
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, layer)

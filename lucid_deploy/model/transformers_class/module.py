@@ -49,8 +49,8 @@ try:
 except ImportError as error:
     raise missing_extra("transformers", "transformers", "use a model of transformers' classes") from error
 
-NAME = "lucid"  # of our functions in transformers' registries
-# Keyword arguments that change nothing here: training's, those of other implementations, and what masks already say.
+NAME = "lucid"  # our functions' name in transformers' registries
+# Keyword arguments of attention that change nothing here: for training or other implementations, or shown by the mask.
 _IGNORED = frozenset(
     (
         "cache_position",
@@ -75,10 +75,10 @@ class Running(Protocol):
         """Attend with queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)``; return ``(B, N, H, D)``."""
 
     def mask(self, sees: Callable[..., Tensor]) -> Any:
-        """Return what attention gets as its mask, given the function that says which token sees which."""
+        """Return what attention gets as its mask; ``sees`` is the function that says which token sees which."""
 
     def choose(self, module: nn.Module, experts: int, choices: int) -> None:
-        """Note that each token chooses ``choices`` of the ``experts`` of a module."""
+        """Record that each token chooses ``choices`` of the ``experts`` of a module."""
 
     def mix(self, layer: DeltaLayer, x: Tensor) -> Tensor:
         """Mix new tokens ``(B, N, C)`` by the gated delta rule."""
@@ -152,7 +152,7 @@ ExpertsInterface.register(NAME, experts)
 
 
 def attention_options(options: dict[str, Any], width: int) -> tuple[float, float | None]:
-    """Read the keyword arguments of a call of attention; return scale and soft cap."""
+    """Return scale and soft cap from the keyword arguments of a call of attention; refuse unknown arguments."""
     known = {**options}
     scale, softcap = known.pop("scaling", None), known.pop("softcap", None)
     known.pop("s_aux", None)  # sinks
@@ -177,7 +177,7 @@ def quiet() -> Iterator[None]:
 
 
 def make_class(class_config: dict[str, Any], layers: tuple[int, ...] = (), implementation: str = NAME) -> Any:
-    """Make a class of transformers, on the current default device, in evaluation mode.
+    """Make a model of a class of transformers, on the current default device, in evaluation mode.
 
     Only ``layers`` are kept; empty: all. ``implementation`` is that of attention and experts: ours or ``eager``.
     """
@@ -261,7 +261,7 @@ class ClassModel(CausalModel):
         layers: dict[Any, DeltaLayer] = {
             module.lucid_layer: module for module in self.modules() if isinstance(module, DeltaLayer)
         }
-        # Not submodules: the class, whose parts have our names here, and mixers, most of them without weights.
+        # Not as submodules: the class, whose parts are submodules under our names, and mixers, mostly without weights.
         self.__dict__["_net"] = net
         self.__dict__["_mixers"] = [
             layers[index] if index in layers else layer_kind(kind).mixer(config, index, implementation)
@@ -281,7 +281,7 @@ class ClassModel(CausalModel):
         parts[paths[head]] = Head(head.in_features, head.out_features, head.bias is not None)
         for path, ours in moved.items():
             parent, _, name = path.rpartition(".")
-            if path != ours or ours == "lm_head":  # the class finds what is put here, or in its place later
+            if path != ours or ours == "lm_head":  # the class finds the layers or a stand-in as an attribute
                 del net.get_submodule(parent)._modules[name]
                 layers = isinstance(parts[path], nn.ModuleList)
                 net.get_submodule(parent).__dict__[name] = parts[path] if layers else _Part(self, ours)
@@ -324,7 +324,7 @@ class ClassModel(CausalModel):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassModel:
-        """Convert parameters; buffers that are no weights, such as rotary frequencies, keep their type and device."""
+        """Convert parameters; buffers that checkpoints do not store, such as rotary frequencies, stay as they are."""
         kept = {id(module): _tables(module) for module in self.modules()}
         super()._apply(fn, recurse)
         for module in self.modules():
@@ -397,7 +397,7 @@ def _renamed(name: str, moved: dict[str, str]) -> str:
 
 
 def ends(net: Any) -> tuple[nn.Embedding, nn.Linear]:
-    """Return a class's embedding and head."""
+    """Return a class's embedding and head; refuse those that are not PyTorch's own modules."""
     embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding):
         raise LucidError("it has no embedding of tokens that is PyTorch's")
@@ -413,7 +413,7 @@ def _tables(module: nn.Module) -> dict[str, Tensor | None]:
 
 @contextlib.contextmanager
 def whole_numbers_on(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block, replace a model's integer buffers by copies on ``device``, which on meta have no values."""
+    """Within the block, replace integer buffers that checkpoints do not store by copies on ``device``."""
     moved = []
     for module in net.modules():
         for name, table in _tables(module).items():

@@ -1,7 +1,7 @@
 """Positions in model classes of transformers that do not simply count them from 0 and take them as an argument.
 
-Some begin with the number after the id of their padding token. In others, decoders of translation models, the module
-that embeds positions counts them from the length of transformers' own cache, which is not used here.
+Some classes number tokens from the id of their padding token plus one. In others, decoders of translation models, the
+module that embeds positions counts them from the length of transformers' own cache, which is not used here.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Rotary(nn.Module):
 
 
 def put_rotary(net: Any) -> None:
-    """Replace rotary modules that take three positions a token, for images: in text the three are equal.
+    """Replace rotary modules for images, with three positions a token, which are equal in text, if ours gives the same.
 
     Tracing the originals takes seconds.
     """

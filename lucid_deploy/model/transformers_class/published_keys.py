@@ -1,7 +1,7 @@
 """Keys of published ``config.json`` files that a class of transformers does not read, though it computes what they say.
 
-Most are left over from the code that a model was published with. A value stands here only if it is what the class
-computes; any other is refused.
+Most are left over from the code that a model was published with. Only values that the class computes are listed; others
+are refused. Keys that nothing depends on are accepted with any value.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# Read into rope_parameters; about the file or its code; or of windows, whose layers the class names in another way.
+# Keys read into rope_parameters, about the file or its code, or about windows, which other keys configure.
 _ELSEWHERE = frozenset(
     (
         *("auto_map", "rope_theta", "rope_scaling", "architectures", "model_type", "max_window_layers"),
         *("bos_token_id", "eos_token_id"),
     )
 )
-_BIASES = ("attention_bias", "mlp_bias")  # where a class does not read them: biases that are stored are read
+_BIASES = ("attention_bias", "mlp_bias")  # if a class does not read them, false is accepted: stored names show biases
 _ALSO_CALLED = {  # keys that are published beside another one of the same value
     "attention_head_dim": "head_dim",
     "experts_per_token": "num_experts_per_tok",
@@ -46,14 +46,14 @@ _COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _QWEN),
     "starcoder2": {
         **{
-            "activation_function": ("gelu",),
+            "activation_function": ("gelu",),  # beside hidden_act
             "mlp_type": ("default",),
             "norm_type": ("layer_norm",),
-        },  # beside hidden_act
+        },
         **{"attention_softmax_in_fp32": (True,), "scale_attention_softmax_in_fp32": (True,)},
     },
 }
-# By model_type: keys that the class does not read whatever they are, and that no computation of it depends on.
+# By model_type: keys that the class does not read, and that none of its results depends on, whatever their value.
 # These say how serving engines keep states, or describe heads that predict further tokens.
 _OF_QWEN3_5 = frozenset(("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
 _UNUSED: dict[str, frozenset[str]] = {
@@ -61,8 +61,8 @@ _UNUSED: dict[str, frozenset[str]] = {
     "qwen3_5_text": _OF_QWEN3_5,
     "qwen3_5_moe_text": _OF_QWEN3_5 | {"intermediate_size"},  # every MLP is one of experts
     "hunyuan_v1_dense": frozenset(
-        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")
-    ),  # with use_cla false
+        (*_TOKENS_OF_HUNYUAN.split(), "cla_share_factor", "dense_list")  # the last two matter only with use_cla
+    ),
 }
 ALSO_NAMED = {"ernie4_5": "Ernie4_5_ForCausalLM"}  # names of the same class in published files
 

@@ -1,6 +1,6 @@
 """Run one layer of a class of transformers at a time, for functions that read a checkpoint layer by layer.
 
-The class's own forward runs, with one layer in it; hooks replace that layer's input, take the input or the output, and
+The class's own forward runs, with one layer in it; hooks replace that layer's input, or record its input or output and
 stop the run there.
 """
 
@@ -26,7 +26,7 @@ class _Stop(Exception):
 
 
 def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassModel:
-    """Read a model of one layer, with small parameters outside it, in float32; with ``around`` also the embedding."""
+    """Read one layer as a float32 model; outside the layers it has no head, and the embedding only if ``around``."""
     config = source.config
     alone = dataclasses.replace(
         config,
@@ -48,7 +48,7 @@ def one_layer(source: Checkpoint, index: int, around: bool = False) -> ClassMode
 
 
 def load_layer(source: Checkpoint, index: int) -> nn.Module:
-    """Read one layer of a checkpoint, in float32: the class's module, with the model that :func:`run_layer` needs."""
+    """Read one layer of a checkpoint, in float32: the class's module, for :func:`run_layer`."""
     model = one_layer(source, index)
     (layer,) = model.layers()
     layer.__dict__["lucid_model"] = model  # not a submodule

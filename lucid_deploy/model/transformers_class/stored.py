@@ -32,7 +32,7 @@ def stored_parameters(net: Any) -> dict[str, StoredParameter]:
     stored = revert_weight_conversion(net, dict(named))
     names = {id(value): name for name, value in stored.items()}
     whole = {name: name if stored.get(name) is value else names.get(id(value), "") for name, value in named.items()}
-    # Of tied tensors a checkpoint stores the first one; tie_word_embeddings says that the embedding is tied.
+    # Of tied tensors a checkpoint stores only one. Tied weights are left out: tie_word_embeddings covers the embedding.
     tied = {name: source for name, source in net.all_tied_weights_keys.items() if not name.endswith(".weight")}
     whole |= {name: whole[source] for name, source in tied.items() if whole.get(source)}
     found = {name: StoredParameter(place) for name, place in whole.items() if place}
@@ -52,7 +52,7 @@ def _joined(net: Any, named: dict[str, Tensor], stored: dict[str, tuple[int, ...
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     whole = deepcopy(net)  # conversions ask for sizes of its parameters; net's layers may be replaced meanwhile
-    groups: dict[str, list[tuple[str, str]]] = {}  # by the first parameter that comes of it: stored names, patterns
+    groups: dict[str, list[tuple[str, str]]] = {}  # by the first parameter made of them: stored names, patterns
     for name in sorted(stored, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters)
         if pattern is not None:

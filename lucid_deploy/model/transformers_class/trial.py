@@ -23,7 +23,7 @@ from lucid_deploy.model.transformers_class.positions import given_positions, put
 
 TOLERANCE = 1e-9  # relative; float64 gives 1e-15
 LAYERS = 4
-# Sizes of the trial's model that change nothing in how it computes.
+# Sizes that are made smaller for the trial; they change nothing in how the model computes.
 _SMALLER = {
     "vocab_size": 64,
     "intermediate_size": 128,
@@ -36,7 +36,7 @@ _PADDED = 2  # columns before the second row's first token
 
 
 def prove(config: LucidConfig, where: str) -> str:
-    """Run a class with few layers with its own attention and with ours; return a sentence about it, or refuse it."""
+    """Run a few layers of a class with its own attention and with ours; return a sentence, or raise a LucidError."""
     name = class_of(config.family)[0]
     small = _small(config)
     plain = dataclasses.replace(small, layer_kinds=tuple(STANDARD if kind == LUCID else kind for kind in small.kinds))
@@ -46,7 +46,7 @@ def prove(config: LucidConfig, where: str) -> str:
     try:
         with torch.no_grad(), quiet():
             model = _random(plain)
-            if model.first_position:  # padding tokens would not be counted, so the text has none
+            if model.first_position:  # such a class does not count padding tokens, so the text has none
                 ids[ids == model.first_position - 1] += 1
             wanted = _eager(model, ids, mask)
             if not torch.allclose(_eager(model, ids[:1])[-1], wanted[-1][:1], rtol=0, atol=TOLERANCE):
@@ -177,7 +177,7 @@ def _ours(model: ClassModel, ids: Tensor, mask: Tensor) -> list[Tensor]:
 def _compare(
     wanted: list[Tensor], found: list[Tensor], mask: Tensor, config: LucidConfig, where: str, name: str
 ) -> float:
-    """Return the relative error of the logits; refuse a model if it, or that of a layer, is no rounding error."""
+    """Return the relative error of the logits; refuse a model if it, or a layer's, is above ``TOLERANCE``."""
     valid = mask.bool()
     errors = [
         float((ours[valid] - theirs[valid]).norm() / theirs[valid].norm().clamp_min(1e-300))

@@ -14,7 +14,7 @@ from lucid_deploy.errors import LucidError
 _FIRST = (1, 23, 1)
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 _FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
-_MULTIPLIES = ("avx512", "avx2")  # instructions whose products were timed beside onnxruntime's: docs/performance.md
+_MULTIPLIES = ("avx512", "avx2")  # kernels that were timed against onnxruntime's, see docs/performance.md
 
 
 def has_tensor_scatter() -> bool:
@@ -26,7 +26,7 @@ def has_tensor_scatter() -> bool:
 
 
 def check_version(version: str, artifact: Artifact) -> None:
-    """Refuse versions of onnxruntime that compute an artifact's graphs wrongly or not at all."""
+    """Raise a LucidError for a version of onnxruntime that computes the artifact's graphs wrongly or not at all."""
     if _numbers(version) < _FIRST:
         raise LucidError(
             f"onnxruntime {version} computes graphs wrongly or not at all. Install another version: pip install "
@@ -76,14 +76,14 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
 
 
 def multiplies(library: Path | None) -> bool:
-    """Return whether a library's products by weights replace onnxruntime's: only with instructions that were timed."""
+    """Return whether the library multiplies by float weights instead of onnxruntime: where its kernels were timed."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 
     return library is not None and kernels_name(library) in _MULTIPLIES
 
 
 def multiplies_in_blocks(library: Path | None) -> bool:
-    """Return whether a library's products by weights quantized in blocks replace onnxruntime's: with AVX2 or VNNI."""
+    """Return whether the library multiplies by weights quantized in blocks: with AVX2 or AVX-512 VNNI."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots
 
     return library is not None and has_dots(library)

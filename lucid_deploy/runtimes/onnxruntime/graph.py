@@ -1,7 +1,7 @@
-"""What all graphs on the CPU share: tensors on numpy's memory and one arena.
+"""What all graphs on the CPU share: tensors that use numpy's memory, and one arena.
 
-By default each session of onnxruntime has an arena, a pool of memory, of its own, which keeps all that it once took.
-What the prefill graph's arena holds is of no use to the decode graph, which takes as much again for the same cache.
+By default each session of onnxruntime has its own arena, a pool of memory that keeps all that it once took. Memory in
+the prefill graph's arena would be of no use to the decode graph, which would take as much again for the same cache.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _KEEPER = '<ir_version: 8, opset_import: ["": 13]> keeper (float[1] x) => (float
 
 
 def ort_value(array: Array, dtype: str | None = None) -> Any:
-    """Return a tensor on the CPU that keeps an array, or a contiguous copy of it, and shares its memory.
+    """Return a tensor on the CPU that holds on to an array, or a contiguous copy of it, and shares its memory.
 
-    The array that the tensor's ``numpy()`` returns shares it too, and must not outlive the tensor.
+    Its ``numpy()`` shares the memory too, and must not outlive it. For ``float8_e4m3fn`` the array has codes.
     """
     ort = import_onnxruntime()
     array = np.ascontiguousarray(array)
@@ -45,7 +45,7 @@ def use_arena(options: ort.SessionOptions) -> None:
 
 
 def release_arena() -> None:
-    """Return the arena's regions without tensors, 1 MiB to 1 GiB each, to the system. Only a run of a graph does so."""
+    """Return the arena's unused regions, 1 MiB to 1 GiB each, to the system; onnxruntime does so only after a run."""
     keeper, options = _the_keeper(), import_onnxruntime().RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     keeper.run(None, {"x": np.zeros(1, np.float32)}, options)
@@ -63,7 +63,7 @@ def _the_keeper() -> ort.InferenceSession:
             ort.create_and_register_allocator(place, None)
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1
-            options.log_severity_level = 4  # what fails there is raised as well
+            options.log_severity_level = 4  # errors are raised as well
             options.add_session_config_entry("session.use_env_allocators", "1")
             model = onnx.parser.parse_model(_KEEPER).SerializeToString()
             keeper = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

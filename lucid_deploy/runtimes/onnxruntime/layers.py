@@ -28,10 +28,10 @@ _OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
 
 class OrtLayers(Layers):
-    """Runs a session's graphs with outputs for what layers compute and, if residuals are given, inputs for them.
+    """Run a session's graphs with outputs for what layers compute and, if residuals are given, inputs for these.
 
-    Where onnxruntime reads the weights from the artifact's file, a graph takes 1 to 4 MB, and all that were run stay
-    loaded; where it copies them (into another type or layout, or to another device), only the last one does.
+    If onnxruntime reads weights where the artifact's file is mapped, a graph takes 1 to 4 MB, and all graphs that were
+    run stay loaded. If it copies weights (to another type, layout or device), only the last graph stays loaded.
     """
 
     def __init__(self, session: OrtSession) -> None:
@@ -50,7 +50,7 @@ class OrtLayers(Layers):
         static = "cache_length" in kinds
         feed: dict[str, Array] = {"input_ids": tokens.input_ids, "position_ids": tokens.positions}
         feed["adapter_ids"] = np.full(len(tokens.mask), self._whole.default_adapter)
-        if static:  # the buffers end after the new row
+        if static:  # the buffers have room for the new row only, which the mask does not count yet
             feed["attention_mask"] = np.concatenate([tokens.mask[:, :-1], np.zeros_like(tokens.mask[:, -1:])], axis=1)
             feed["cache_length"] = np.full(len(tokens.mask), cached)
         else:

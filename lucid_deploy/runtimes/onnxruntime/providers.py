@@ -24,8 +24,8 @@ _CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 _GPU_PACKAGE = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
 _RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
-_RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"  # of the package
-# Name on the command line: name in onnxruntime, how to get it.
+_RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"  # import name of that package
+# By name on the command line: onnxruntime's name of the provider, and how to install it.
 _KNOWN = {
     "cpu": (CPU, 'pip install "lucid-deploy[cpu]"'),
     "cuda": (_CUDA, _GPU_PACKAGE),
@@ -48,8 +48,8 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Prov
 
     The TensorRT providers get the optimization profile of ``lucid-deploy build``, so that no new shape makes them build
     again, and keep what they built or compiled in the artifact's folder. For ``tensorrt``, a graph with operators of
-    our plugin library is copied, these renamed as onnxruntime expects, and the plugins are registered with TensorRT
-    here: onnxruntime opens the library, which does not register them, and only logs a failure.
+    our plugin library is copied, and the operators are renamed in the copy as onnxruntime expects. The plugins are
+    registered with TensorRT here, because onnxruntime only opens the library, and only logs a failure.
     """
     graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
     if name in ("cpu", "cuda"):
@@ -164,8 +164,8 @@ def choose_provider(
 ) -> list[Any]:
     """Return the argument ``providers`` of an inference session.
 
-    Nodes that the chosen provider does not take run on the CPU or, with ``tensorrt``, in CUDA if possible. A provider
-    that comes as a package of its own is added to ``options`` instead, and the list is empty.
+    Nodes that the chosen provider does not take run on the CPU or, with ``tensorrt``, on CUDA if possible. A provider
+    from a package of its own is added to the session ``options`` instead, and the list is empty.
     """
     if name == "cpu":
         return [CPU]
@@ -175,7 +175,7 @@ def choose_provider(
     if provider in available:
         cuda = [(_CUDA, _basic_options(artifact, "cuda", index))] if name == "tensorrt" and _CUDA in available else []
         return [(provider, chosen), *cuda, CPU]
-    # The GPU is chosen by its device here, so its number is left out of the options.
+    # The GPU is chosen as a device object here, so its number is left out of the options.
     device = _rtx_device(ort, index)
     options.add_provider_for_devices([device], {key: value for key, value in chosen.items() if key != "device_id"})
     return []

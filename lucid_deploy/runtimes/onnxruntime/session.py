@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 Layers = list[tuple[Any, ...]]
-_READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
-# Operators of onnxruntime whose sums may take another order if there are more rows; the library's do not.
+_READ_BY_KERNELS = ("float16", "int8")  # types of caches that operators of the library read as stored
+# Operators of onnxruntime that may sum in another order if there are more rows; the library's operators do not.
 _SUMS = {"MatMul", "Gemm", "MatMulNBits", "Attention", "LinearAttention", "Loop"}
 _SHARED = "shared step"  # the stage that runs a piece of a prompt beside a step of rows
 
@@ -71,7 +71,7 @@ class OrtSession(ArtifactSession[Any]):
         self.options = replace(options, kernels=self.kernels or "auto")
         self._ort = ort
         # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes onnxruntime's products of
-        # few rows (short prompts) up to three times as fast, those of one row no faster; a large model does without.
+        # few rows (short prompts) up to three times as fast, but not those of one row; a large model has no such copy.
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
         self.quantization = manifest.quantization
         small = manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
@@ -95,8 +95,8 @@ class OrtSession(ArtifactSession[Any]):
 
     @property
     def cuts_matter(self) -> bool:
-        # The library computes each token in one order, however many run. Not so over rings, which begin anywhere, and
-        # with onnxruntime's cosines of an incomplete vector.
+        # The library sums for a token in one order, however many tokens run. Exceptions are rings, which begin at any
+        # token, and head widths at which onnxruntime's cosine ends with an incomplete vector.
         whole = self.config.head_dim % 16 == 0 and all(one.sort == "rows" for layer in self.layout for one in layer)
         exact = self.dtype == self.cache_dtype == "float32"
         return self.rounds and not (self._sums_alike and whole and exact)
@@ -119,8 +119,8 @@ class OrtSession(ArtifactSession[Any]):
         of = "prefill" if stage == _SHARED else stage  # the graph whose weights it reads
         options, on_cpu = self._options(of), self.provider == "cpu"
         if on_cpu:
-            # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
-            # threads, and from the code that uses the tokens, such as the event loop of a server.
+            # Threads wait by spinning within a run but not after it, where they would take the processor from the other
+            # graph's threads, and from the code that uses the tokens, such as the event loop of a server.
             options.add_session_config_entry("session.force_spinning_stop", "1")
             use_arena(options)
         if on_cpu and not self.packs_weights:
@@ -130,7 +130,7 @@ class OrtSession(ArtifactSession[Any]):
         self.limits = plan.limits
         session = self._open(self._changed_graph(stage), plan.graph, options, plan)
         if self.quantization is not None and on_cpu:
-            for file in self._files.values():  # the library and onnxruntime have copied what they multiply by
+            for file in self._files.values():  # the weights have been copied for multiplying
                 file.madvise(mmap.MADV_DONTNEED)
         return session
 
@@ -161,7 +161,7 @@ class OrtSession(ArtifactSession[Any]):
         options.log_severity_level = 4 if self.provider == "cpu" else 3  # what fails on the CPU is raised as well
         if (threads := self.options.thread_count) is not None:
             options.intra_op_num_threads = threads
-        if self.quantization is not None:  # how onnxruntime fuses DequantizeLinear and MatMul
+        if self.quantization is not None:  # for DequantizeLinear and MatMul, which onnxruntime fuses
             level = "4" if self.quantization.activations == "int8" else "0"
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         for name, value in self._weights.get(stage, {}).items():
@@ -235,8 +235,8 @@ class OrtSession(ArtifactSession[Any]):
     def _can_read_stored(self) -> bool:
         """Whether the cache has another type than the model, and the library has operators that read that type."""
         if self.cache_dtype == self.dtype or self._library is None:
-            return False  # without the library, the graph converts all of the cache
-        uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard attention: ONNX's
+            return False  # the graph converts all of the cache if it has another type
+        uses = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)  # standard layers do not
         return uses and self.cache_dtype in _READ_BY_KERNELS
 
     @property
@@ -248,12 +248,12 @@ class OrtSession(ArtifactSession[Any]):
     def prepare_several(self) -> None:
         """Load the graph that verifies drafts; raise a CheckFailed if the files have changed.
 
-        The graph has another packed copy of the weights by which onnxruntime multiplies: a small model's, and
-        quantized ones. Where the library multiplies by quantized weights, all graphs share its packed copy.
+        Of weights that onnxruntime multiplies by, this graph has another packed copy: of all in a small model, and of
+        quantized ones. If the library multiplies by quantized weights, all graphs share its packed copy.
         """
         super().prepare_several()
         if VERIFY not in self._graphs:
-            self._watch.check()  # its weights of 4 bits would come from the files as they are now
+            self._watch.check()  # 4-bit weights are read from the files now, and must be those of the other graphs
             self._graphs[VERIFY] = self._load(VERIFY)
 
     def _to_array(self, tensor: CacheTensor, value: Any) -> Array:
@@ -310,7 +310,7 @@ class StaticOrtSession(StaticSession, OrtSession):
         graph, bound = binding.binding
         graph.run_with_iobinding(bound)
         logits: Array = bound.get_outputs()[0].numpy().copy()
-        bound.bind_output("logits")  # frees them: a server has a binding for each size of a step
+        bound.bind_output("logits")  # frees the bound logits: a server has a binding for each size of a step
         binding.copy_back()
         return logits
 
@@ -332,7 +332,7 @@ class StaticOrtSession(StaticSession, OrtSession):
 
 
 def _map_weights(artifact: Artifact) -> dict[str, mmap.mmap]:
-    """Map the files of weights, copy on write: nothing can change the files."""
+    """Map the files of weights copy-on-write, so that nothing can change the files."""
     mapped = {}
     for name in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
         with artifact.path(name).open("rb") as file:
@@ -362,7 +362,7 @@ def _shared_weights(ort: Any, artifact: Artifact, mapped: dict[str, mmap.mmap]) 
     for stage in artifact.manifest.graphs:
         weights[stage] = {}
         for weight in artifact.weights(stage):
-            if weight.data_type not in (*kinds, fp8, fp4):  # Python has no integers of 4 bits: each graph loads its own
+            if weight.data_type not in (*kinds, fp8, fp4):  # 4-bit integers, unknown to numpy: each graph loads its own
                 continue
             key, shape = (weight.file, weight.offset, weight.shape), weight.shape
             if key not in made:

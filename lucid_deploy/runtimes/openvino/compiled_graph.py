@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _DEVICE = "CPU"
-# The package without which OpenVINO's import sends no event to Google Analytics, and keeps no identifier in ~/intel.
+# With this package, importing OpenVINO sends an event to Google Analytics and keeps an identifier in ~/intel.
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -79,7 +79,7 @@ def run_request(request: openvino.InferRequest, feed: Mapping[str, Any]) -> None
         request.wait()
     except BaseException:
         with suppress(RuntimeError):
-            request.wait()  # after Ctrl-C it still reads the arrays
+            request.wait()  # after Ctrl-C the request still reads the arrays
         raise
 
 

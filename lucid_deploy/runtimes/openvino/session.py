@@ -71,7 +71,7 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
         try:
             self._graphs["decode"].run_request(request, {})
         except RuntimeError:
-            self._bound = None  # to be bound anew, to a graph that is compiled again
+            self._bound = None  # the next step is bound again, to the recompiled graph
             raise
         logits: Array = request.get_tensor("logits").data.copy()
         rows = np.arange(len(length))

@@ -10,13 +10,13 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 
 RESIDUAL = "residual.{}"  # output: the embedding's (0) and every layer's (i + 1)
-GIVEN = "given.{}"  # input, if cut: what layer i reads, and with i the number of layers, what the final norm reads
+GIVEN = "given.{}"  # input, with cut: what layer i reads; with i = number of layers, what the final norm reads
 VALUES = "values.{}"  # output: V of the new tokens in the i-th layer that solves, before the solve
 # Which input of an operator is V.
 VALUE_INPUT = {each.name: each.place(name) for each, name in ((PRECONDITION, "V"), (DECODE_ATTENTION, "V_new"))}
 _NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
 _FINAL_NORM = "model.norm.weight"
-# Before the final norm the last token is picked; the stream is what it is picked from.
+# Operators that pick the last token before the final norm; the residual stream is what they pick from.
 _LAST_TOKEN = ("Cast", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Unsqueeze")
 
 

@@ -38,7 +38,7 @@ def read_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def remove_unread(graph: onnx.GraphProto, candidates: Iterable[onnx.NodeProto]) -> None:
-    """Remove the candidates whose results nothing reads any more; a node must come after those that read it."""
+    """Remove the candidates whose results nothing reads any more; list a node after the candidates that read it."""
     read = Counter(read_names(graph))
     for node in candidates:
         if node in graph.node and not any(read[name] for name in node.output):
@@ -47,6 +47,6 @@ def remove_unread(graph: onnx.GraphProto, candidates: Iterable[onnx.NodeProto]) 
 
 
 def declare(model: onnx.ModelProto, domain: str, version: int) -> None:
-    """Import a domain of operators, unless the model does already."""
+    """Add an operator domain to the model's opset imports, unless it is there already."""
     if not any(item.domain == domain for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(domain, version))

@@ -1,4 +1,4 @@
-"""Let our library of CPU kernels compute what onnxruntime could too, where the library is faster.
+"""Let our library of CPU kernels compute what onnxruntime could compute too, but more slowly.
 
 ===================================================  ==================================================
 in the file                                          in memory
@@ -65,8 +65,8 @@ _WITH_OFFSETS = {  # a product's replacement that adds offsets, and the operator
     QUANTIZED_MATMUL.name: (QUANTIZED_MATMUL_OFFSETS, "MatMul"),
     QUANTIZED_EXPERT_MATMUL.name: (QUANTIZED_EXPERT_MATMUL_OFFSETS, EXPERT_MATMUL.name),
 }
-_ROUNDS_INPUTS = 4  # the accuracy level
-_BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's block sizes are multiples of, and the largest
+_ROUNDS_INPUTS = 4  # accuracy_level of a MatMulNBits that rounds its inputs to int8
+_BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # block sizes of the library: multiples of the first, up to the second
 
 
 def use_growing_attention(model: onnx.ModelProto) -> bool:
@@ -87,13 +87,13 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
         keys, values = grown.get((cached, key)), grown.get((cached_y, new))
         if keys is None or values is None or read[new] != 1:
             continue
-        # The grown keys come later now, so no node may read them; they are an output of the graph, which counts as one.
+        # The grown keys are now made later, so no node may read them: their one use is as an output of the graph.
         if read[keys.output[0]] != 1 or keys.output[0] not in given:
             continue
         node.op_type = DECODE_ATTENTION_GROWING.name
         node.output[:] = [attended, keys.output[0], values.output[0]]
         removed += [keys, values]
-        del grown[cached, key]  # another node that reads this cache does not give it once more
+        del grown[cached, key]  # a second node with the same cache must not give the same output
     for node in removed:
         graph.node.remove(node)
     return bool(removed)
@@ -106,7 +106,7 @@ def _joins_tokens(node: onnx.NodeProto) -> bool:
 def use_cached_attention(model: onnx.ModelProto) -> bool:
     """Let the library compute standard attention of one token; return whether it does.
 
-    onnxruntime's operator multiplies by all of a static cache's buffers, also by what no token has filled yet.
+    onnxruntime's operator multiplies by all rows of a static cache's buffers, also by those that no token has filled.
 
     Result: ``Attention`` nodes are changed that have one query a head, a mask ``(batch, 1, 1, tokens)``, values as wide
     as keys and the scale 1/√d, and do nothing more; others stay.
@@ -146,8 +146,8 @@ def use_cached_attention(model: onnx.ModelProto) -> bool:
 def use_weight_matmul(model: onnx.ModelProto) -> bool:
     """Let the library multiply by weights, which it reads as they lie in the file; return whether a node was changed.
 
-    onnxruntime's product is made for many rows, wants a packed copy of the weight, and converts float16 weights to
-    float32 when the graph is loaded. Decoding, batches of it and verifying drafts have few rows.
+    onnxruntime's product is made for many rows, needs a packed copy of the weight, and converts float16 weights to
+    float32 when the graph is loaded. Decoding, in batches too, and verifying drafts have few rows.
 
     Result: products in float32 and float16 by a matrix among the initializers are changed; casts of weights are gone
     unless something else reads them.
@@ -162,7 +162,7 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
     changed = False
     for node in graph.node:
         if node.domain or node.op_type not in _BY or len(node.input) != 2 or node.input[0] in weights:
-            continue  # a Gemm of two inputs is that of a head, whose weight is transposed
+            continue  # a Gemm with two inputs is a tied head's, with transB 1
         same, narrower = _BY[node.op_type]
         if weights.get(node.input[1]) in _FLOATS:
             operator = same
@@ -174,7 +174,7 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
         del node.attribute[:]
     if changed:
         declare(model, DOMAIN, VERSION)
-        remove_unread(graph, casts.values())  # onnxruntime would compute them all the same
+        remove_unread(graph, casts.values())  # otherwise onnxruntime would still compute them
     return changed
 
 
@@ -182,7 +182,7 @@ def use_adapter_matmul(model: onnx.ModelProto) -> bool:
     """Let the library add the products of each row's adapter, without copying its matrices; return whether it does.
 
     Result: where ``Add(Y, MatMul(MatMul(X, Gather(A, ids)), Gather(B, ids)))`` reads A and B among the initializers,
-    and nothing else reads what is between, one node computes it; rows without an adapter then cost nothing.
+    and nothing else reads the values between, one node computes it; rows without an adapter then cost nothing.
     """
     graph = model.graph
     stacked = {each.name for each in graph.initializer if len(each.dims) == 3 and each.data_type in _FLOATS}
@@ -252,7 +252,7 @@ def _stored(graph: onnx.GraphProto) -> tuple[dict[str, TensorProto], list[onnx.N
 
 
 def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bool:
-    """Let products add the offsets of blocks, for which the file has a second product by sums over X's blocks.
+    """Let products add the offsets of blocks, which the file multiplies by sums over X's blocks in a second product.
 
     ``tensors`` are those of :func:`_stored`. Returns whether a product was changed.
     """
@@ -265,7 +265,7 @@ def _take_offsets(graph: onnx.GraphProto, tensors: dict[str, TensorProto]) -> bo
         operator, beside = _WITH_OFFSETS[product.op_type]
         if read[product.output[0]] != 1 or read[share.output[0]] != 1 or share.op_type != beside:
             continue
-        if product.input[1:-2] != share.input[1:-1]:  # between X and W, and between sums and offsets: the experts
+        if product.input[1:-2] != share.input[1:-1]:  # the experts, if any: between X and W, and sums and offsets
             continue
         offsets, scales = tensors.get(share.input[-1]), tensors.get(product.input[-1])
         sums = makers.get(share.input[0])

@@ -16,9 +16,9 @@ _HEADS_AXIS = "axis_of_heads"
 def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     """Let one node rotate queries or keys, where the file has eight; return whether one does.
 
-    The overhead of every node is much of the time that a step of one token takes.
+    In a step of one token, the overhead of nodes is much of the time.
 
-    Result: ``Concat(a · cos − b · sin, b · cos + a · sin)`` with ``a, b = Split(X)`` is
+    Result: ``Concat(a · cos − b · sin, b · cos + a · sin)`` with ``a, b = Split(X)`` becomes
     ``RotaryEmbedding(X, cos, sin)``, where cos and sin are ``(batch, 1, tokens, width / 2)``.
     """
     graph = model.graph
@@ -51,7 +51,7 @@ def use_rotary_embedding(model: onnx.ModelProto) -> bool:
     return bool(squeezed)
 
 
-# Every value of E2M1 is one of E4M3 too; here its code in E4M3, by its code in E2M1.
+# E4M3 has every value of E2M1; this is each value's code in E4M3, by its code in E2M1.
 _CODES = np.array([np.flatnonzero((value == E4M3) & (np.signbit(value) == np.signbit(E4M3)))[0] for value in E2M1])
 _CODES = _CODES.astype(np.uint8)
 

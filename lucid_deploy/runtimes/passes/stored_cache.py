@@ -34,7 +34,7 @@ from lucid_deploy.plugins.table import (
 from lucid_deploy.runtimes.passes.editing import cast_type, nodes_of, remove_unread
 
 _K, _MASK = DECODE_ATTENTION.place("K"), DECODE_ATTENTION.place("mask")
-_READERS: dict[tuple[int, int | None], Operator] = {  # by the types of the rows and of their scales
+_READERS: dict[tuple[int, int | None], Operator] = {  # by the types of the rows and of their scales, if any
     (TensorProto.FLOAT16, None): DECODE_ATTENTION_FLOAT16,
     (TensorProto.INT8, TensorProto.FLOAT): DECODE_ATTENTION_INT8,
     (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT): DECODE_ATTENTION_FLOAT8,
@@ -46,8 +46,8 @@ class _StoredTensor:
     """What K or Y is converted from: inputs of the graph, and the nodes between, last to first."""
 
     operator: Operator  # reads such tensors
-    rows: str
-    scales: list[str]  # one or none
+    rows: str  # name of the input with the rows
+    scales: list[str]  # name of the input with their scales, if there is one
     nodes: list[onnx.NodeProto]
 
 
@@ -80,7 +80,7 @@ def _trace_back(name: str, makers: dict[str, onnx.NodeProto], types: dict[str, i
     """Go back from K or Y of the operator to the graph's inputs, whose types are given."""
     nodes, scales = [makers[name]], []
     if cast_type(nodes[0]) in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-        nodes.append(makers[nodes[0].input[0]])  # such a model rounds the products to its type
+        nodes.append(makers[nodes[0].input[0]])  # a half-precision model rounds the products to its type
     if nodes[-1].op_type == "Mul":
         scales.append(nodes[-1].input[1])
         nodes.append(makers[nodes[-1].input[0]])

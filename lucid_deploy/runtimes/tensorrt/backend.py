@@ -9,7 +9,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra, spelled_out
 
-# Name on the command line: module, extra that brings it, name in messages.
+# By name on the command line: module, extra that installs it, name in messages.
 _KNOWN = {
     "tensorrt-rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX"),
     "tensorrt": ("tensorrt", "trt", "TensorRT"),
@@ -102,5 +102,5 @@ def load_backend(name: str | None = None) -> Backend:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(_KNOWN[name][0]) is not None
-    except ValueError:  # a module that is there without a specification, or was blocked
+    except ValueError:  # the module has no specification, or its import is blocked
         return False

@@ -60,7 +60,7 @@ _LOOPS = ("TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT")
 class BuildOptions:
     """What to build."""
 
-    backend: str | None = None  # tensorrt-rtx or tensorrt; None: the one that is installed
+    backend: str | None = None  # tensorrt-rtx or tensorrt; None: the installed one, tensorrt-rtx if both are
     max_batch: int | None = None  # most rows; None: 4
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
@@ -70,7 +70,7 @@ class BuildOptions:
     plugin: Path | None = None  # the plugin library; None: the wheel's, else that of `lucid-deploy plugin build`
     overwrite: bool = False  # whether engines that are there may be replaced
     plugin_build: bool = True  # whether a plugin library is built if there is none
-    speculate: bool = False  # whether a third engine is built, which verifies drafts
+    speculate: bool = False  # whether to build a third engine, which verifies drafts
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class BuildReport:
 
     directory: Path  # of the engines
     manifest: EngineManifest  # written beside them
-    built: dict[str, dict[str, Any]]  # by stage: layers of the network, and seconds
+    built: dict[str, dict[str, Any]]  # by stage: how many layers the network has, and seconds to build it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -233,8 +233,8 @@ class Settings:
 class BuiltEngine:
     """A serialised engine and what is known about it."""
 
-    content: Any = field(repr=False)  # a buffer
-    layers: int  # of the network
+    content: Any = field(repr=False)  # the serialised engine, a buffer
+    layers: int  # how many the network has
     plugin_layers: dict[str, list[str]]  # names of the layers that the plugin library computes, by operator
     seconds: float  # to parse and build
 
@@ -255,11 +255,11 @@ def build_engine(
         builder = trt.Builder(logger)
     if builder is None:
         raise LucidError(f"{backend.title} cannot start: {explain(logger.errors)}")
-    # Types are to come from the graph: TensorRT before 11 needs a flag for that, TensorRT-RTX always does so.
+    # Types must come from the graph: TensorRT before 11 needs a flag for that; later ones and TensorRT-RTX need none.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    with failure.raising():  # the path is where external data is looked for; the file itself is not read
+    with failure.raising():  # external data is looked for beside this path; the file itself is not read
         parsed = parser.parse(graph.model, str(directory / f"{graph.stage}.onnx"))
     if not parsed:
         raise LucidError(f"{backend.title} cannot read the {graph.stage} graph: {explain(logger.errors)}")
@@ -279,7 +279,7 @@ def build_engine(
 def check_network(trt: Any, network: Any, graph: PreparedGraph) -> dict[str, list[str]]:
     """Check that the plugin library took its nodes, no loop is left, and updates of a static cache are in place.
 
-    Attention layers are marked so that, where no fused kernel has their type and width, several may compute them.
+    Attention layers are marked so that several kernels may compute them if no fused one has their type and width.
 
     Returns:
         The names of the plugin's layers, by operator.
@@ -330,6 +330,6 @@ def _configure(trt: Any, builder: Any, profile: dict[str, Range], settings: Sett
         for index, capability in enumerate(settings.capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
     elif settings.weightless and hasattr(trt, "ComputeCapability"):
-        config.num_compute_capabilities = 1  # an engine that takes its weights later is built for one GPU
+        config.num_compute_capabilities = 1  # an engine without weights is built for one GPU
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     return config

@@ -1,7 +1,7 @@
 """TensorRT's logger and progress monitor, and the exceptions that are raised inside them.
 
 TensorRT's C++ code cannot pass on an exception: callbacks store it, the monitor stops the build, and the caller raises
-it again. Exceptions that a signal handler raises during a callback are among them.
+it again. This includes exceptions that a signal handler raises during a callback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Report = Callable[[int, int], None]
-_FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # the parser's lines around a node that it shows
+_FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # lines that the parser prints around a node
 
 
 class CallbackFailure:
@@ -39,7 +39,7 @@ class CallbackFailure:
             try:
                 raise error
             finally:
-                del error  # it refers to this frame and those above, and would keep their builders alive
+                del error  # its traceback refers to this frame and those above, and would keep their builders alive
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def without_collection() -> Iterator[None]:
     """Disable Python's garbage collection.
 
     TensorRT calls a logger while it holds a lock. If Python collected garbage there and found an unused builder, its
-    destruction would wait for the same lock for ever.
+    destructor would wait for the same lock for ever.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -80,7 +80,7 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
-            self._outermost: tuple[str, int] | None = None  # phases inside its steps are not counted
+            self._outermost: tuple[str, int] | None = None  # name and steps; inner phases are not counted
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with failure.stored():

@@ -1,4 +1,4 @@
-"""A GPU: memory, copies, one stream, recorded graphs. All CUDA calls are in this file."""
+"""A GPU: memory, copies, one stream, and CUDA graphs. All of the runtime's CUDA calls are in this file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Device:
     """A GPU through the CUDA driver: memory by address, and one stream on which everything happens in order.
 
     Attributes:
-        name: The driver's name of it.
+        name: The GPU's name, from the driver.
         capability: Compute capability, 86 for 8.6.
         stream: Handle of the stream, as TensorRT takes it.
     """
@@ -72,7 +72,7 @@ class Device:
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
-        """Return the address of ``size`` new bytes, size ≥ 1."""
+        """Return the address of ``size`` ≥ 1 new bytes; raise a LucidError if the GPU's memory is full."""
         return int(self._call("cuMemAllocAsync", size, self._stream))
 
     def free(self, address: int) -> None:
@@ -109,8 +109,8 @@ class Device:
         self._call("cuMemcpy2DAsync", copy, self._stream)
 
     def record(self, work: Callable[[], None]) -> Any:
-        """Record what ``work`` queues, without running it; return the recorded graph."""
-        # Thread-local: what other threads do with the GPU does not spoil the recording.
+        """Record what ``work`` queues as a CUDA graph, without running it; return the graph."""
+        # Thread-local, so that other threads may use the GPU meanwhile without ending the recording.
         self._call(
             "cuStreamBeginCapture", self._stream, self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         )
@@ -126,16 +126,16 @@ class Device:
             self._call("cuGraphDestroy", graph)
 
     def replay(self, graph: Any) -> None:
-        """Queue a recorded graph."""
+        """Queue a recorded CUDA graph."""
         self._call("cuGraphLaunch", graph, self._stream)
 
     def drop(self, graph: Any) -> None:
-        """Forget a recorded graph."""
+        """Destroy a recorded CUDA graph."""
         self._call("cuGraphExecDestroy", graph)
 
 
 def open_device(index: int = 0) -> Device:
-    """Open the GPU of this number."""
+    """Open the GPU ``index``; raise a LucidError without cuda-bindings, a driver, or that GPU."""
     try:
         from cuda.bindings import driver
     except ImportError as error:
@@ -144,7 +144,7 @@ def open_device(index: int = 0) -> Device:
 
 
 def bytes_of(dtype: str) -> Any:
-    """Return the numpy type for a tensor type: ml_dtypes' for bfloat16, uint8 (the codes) for E4M3."""
+    """Return the numpy type for a tensor type: ml_dtypes' for bfloat16, uint8 for the codes of E4M3."""
     if dtype == "float8_e4m3fn":
         return np.dtype(np.uint8)
     if dtype == "bfloat16":

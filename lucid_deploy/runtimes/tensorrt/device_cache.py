@@ -13,15 +13,15 @@ from lucid_deploy.cache.layout import CacheLayout, CacheTensor
 from lucid_deploy.runtimes.cache_operations import Array
 from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
 
-_LEAST = 256  # bytes: an empty tensor has an address too
+_LEAST = 256  # bytes, so that an empty tensor has an address too
 
 
 class DeviceBlock:
-    """Bytes on the device; they return to their pool when the block is collected."""
+    """Bytes on the device, which return to their pool when the block is garbage-collected."""
 
     def __init__(self, pool: MemoryPool, address: int, size: int) -> None:
         self.address, self.size = address, size
-        # Not at the end of the process: the driver may be gone by then, and takes everything with it.
+        # Not at the end of the process: by then the driver may be gone, and has freed everything.
         weakref.finalize(self, pool.give, address, size).atexit = False
 
 
@@ -59,7 +59,7 @@ class DeviceTensor:
     """A layer's cached tensor on the device: rows such as K or Y, ``(batch, heads, tokens, width)``, or a state."""
 
     block: DeviceBlock
-    pitch: int  # tokens from one head's first row to the next head's: as many as it holds, or a buffer's length
+    pitch: int  # rows from one head's first row to the next head's: as many as it holds, or a buffer's length
 
     @property
     def address(self) -> int:
@@ -84,7 +84,7 @@ class DeviceCaches:
         ]
 
     def named(self, prefix: str, layers: Layers) -> list[tuple[str, CacheTensor, DeviceTensor]]:
-        """Return for every tensor its name in the graphs, which begins with ``prefix``, its description, and itself."""
+        """Return for each tensor its name in the graphs, beginning with ``prefix``, its description, and the tensor."""
         return [
             (f"{prefix}.{index}.{layout.name}", layout, tensor)
             for index, (described, tensors) in enumerate(zip(self._layout, layers, strict=True))
@@ -92,7 +92,7 @@ class DeviceCaches:
         ]
 
     def new(self, layout: CacheTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return a new tensor; unless empty, its block has room for the whole context, so that it can be used again."""
+        """Return a new tensor. Unless it is empty, its block has room for the longest context, for later reuse."""
         most = self._most if tokens or not layout.has_tokens else 0
         return DeviceTensor(self._pool.take(batch * layout.size(most)), tokens)
 
@@ -109,7 +109,7 @@ class DeviceCaches:
         return array.astype(np.float32) if layout.dtype == "bfloat16" else array
 
     def packed(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return the tensor without room after each head's tokens: itself if it has none, as a state, else a copy."""
+        """Return the tensor without room after each head's tokens: itself if there is none, else a copy."""
         if tensor.pitch == tokens or not layout.has_tokens:
             return tensor
         return self.moved(layout, tensor, batch, tokens, tokens)

@@ -19,10 +19,10 @@ from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
 
 @dataclass(frozen=True)
 class StateCopy:
-    """Where a state is read and where the next one is written: an engine cannot write it over the one it reads."""
+    """Where a state is read and where the next one is written: an engine cannot overwrite the state that it reads."""
 
-    read: int  # address, (B, …)
-    written: int  # address, of the same shape
+    read: int  # address of the state before the step, (B, …)
+    written: int  # address of the state after it, of the same shape
     size: int  # bytes of one row of the batch
 
 
@@ -31,7 +31,7 @@ class DecodeStep:
 
     The engine counts the new column of every row as a token. For rows of K and Y the next step's mask corrects that.
     Nothing would correct a state, so the states of rows that wait are not copied. A recorded graph copies the states of
-    all rows; if the model has states, it is not used in a step in which a row waits.
+    all rows, so a model with states does not use it in a step in which a row waits.
     """
 
     def __init__(self, device: Device, batch: int, states: Sequence[StateCopy]) -> None:
@@ -77,10 +77,10 @@ class Engines:
     """Loaded engines, as a session needs them."""
 
     manifest: EngineManifest
-    make_context: Callable[[str], Any]  # from a stage; contexts of one engine share its weights
+    make_context: Callable[[str], Any]  # takes a stage; contexts of one engine share its weights
     tensors: dict[str, frozenset[str]]  # names of each stage's inputs and outputs; TensorRT drops unread inputs
     errors: list[str] = field(default_factory=list)  # what TensorRT has reported since the engines were loaded
-    save: Callable[[], None] = lambda: None  # keeps for the next start what was compiled while the engines ran
+    save: Callable[[], None] = lambda: None  # saves what was compiled while the engines ran, for the next start
 
 
 class EngineContexts:
@@ -90,7 +90,7 @@ class EngineContexts:
         self._engines, self._device, self._pool = engines, device, pool
         self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
         self._blocks: dict[str, DeviceBlock] = {}
-        # Also at the end of the process; it holds the contexts, which must go before what they were made of.
+        # Runs also at the end of the process. It holds the contexts, which must go before their engines.
         self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
 
     def __contains__(self, stage: str) -> bool:
@@ -102,7 +102,7 @@ class EngineContexts:
         return not self._end.alive
 
     def close(self) -> None:
-        """Drop the contexts, and save what was compiled, for the next start. Needs no call at exit."""
+        """Drop the contexts, and save compiled kernels for the next start. Needs no call at exit."""
         self._end()
 
     def bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
@@ -123,7 +123,7 @@ class EngineContexts:
             raise self._failed(stage, "fails")
 
     def upload(self, stage: str, arrays: dict[str, Array]) -> Feed:
-        """Copy small inputs to the device, each into memory that stays where it is while it is large enough."""
+        """Copy small inputs to the device, each to an address that changes only if it needs more memory."""
         feed: Feed = {}
         for name, array in arrays.items():
             address = self.room(f"{stage}.{name}", array.nbytes)
@@ -134,7 +134,7 @@ class EngineContexts:
     def room(self, name: str, size: int) -> int:
         """Return the address of the memory kept under a name, of at least ``size`` bytes."""
         block = self._blocks.get(name)
-        if block is None or block.size < size:  # a mask grows with every token, so there is room for twice as many
+        if block is None or block.size < size:  # a power of two, since a mask grows with every token
             block = self._blocks[name] = self._pool.take(1 << max(size - 1, 1).bit_length())
         return block.address
 

@@ -9,8 +9,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import MOST, Limits
 
 DEFAULT_BATCH = 4  # verify runs two rows at once
-DEFAULT_CHUNK = 2048
-DRAFTED = 8  # tokens that the verifying engine is optimized for
+DEFAULT_CHUNK = 2048  # tokens
+DRAFTED = 8  # tokens per row that the verifying engine is optimized for
 _MOST_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, the one optimized for, largest
@@ -19,7 +19,7 @@ Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smal
 def choose_limits(
     artifact: Artifact, max_batch: int | None = None, max_context: int | None = None, prefill_chunk: int | None = None
 ) -> Limits:
-    """Return the limits, with defaults for those not given, after checking that engines can be built for them."""
+    """Return the limits, with defaults for None; raise a LucidError if engines cannot be built for them."""
     most = artifact.config.max_position_embeddings
     batch = DEFAULT_BATCH if max_batch is None else max_batch
     context = most if max_context is None else max_context
@@ -64,8 +64,8 @@ def _check_sizes(artifact: Artifact, limits: Limits) -> None:
 def axis_ranges(stage: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """Return least, optimized and largest size of every dynamic axis of a stage, by its name in the graph.
 
-    The sizes of a sum are sums of its parts' sizes: otherwise the shapes of a profile would not fit together. Hence
-    the largest mask of prefill is longer than the context. The session keeps to the context.
+    The size of a sum of axes is the sum of their sizes; otherwise the shapes of a profile would not fit together. So
+    the largest mask of prefill is longer than the context; the session itself keeps to the context.
     """
     batch, context, chunk = limits.max_batch, limits.max_context, limits.prefill_chunk
     past = (0, min(context - chunk, context // 2) if stage == "prefill" else context // 2, context - 1)

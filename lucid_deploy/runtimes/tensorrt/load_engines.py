@@ -60,7 +60,7 @@ class JitCache:
 
 
 def _jit_caches(manifest: EngineManifest, backend: Backend, gpu: Device) -> dict[str, JitCache]:
-    """Return a cache of compiled kernels for each engine, where the backend compiles when engines run."""
+    """Return a cache of compiled kernels for each engine, if the backend compiles while engines run; else none."""
     if not hasattr(backend.trt, "IRuntimeCache"):
         return {}
     caches = {}
@@ -81,7 +81,7 @@ def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool 
 
 
 def _backend(artifact: Artifact) -> Backend:
-    """Import the backend that the artifact has engines for; the installed one if it has none, or engines for both."""
+    """Import the backend for which the artifact has engines; if it has none, or both, an installed backend."""
     built = [name for name in BACKENDS if (engine_directory(artifact, name) / MANIFEST).is_file()]
     return load_backend(built[0] if len(built) == 1 else None)
 
@@ -122,7 +122,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
     caches = {} if gpu is None else _jit_caches(manifest, backend, gpu)
     in_place = artifact.manifest.cache == "static"
 
-    def make_context(stage: str, runtime: Any = runtime) -> Any:  # holds the runtime, which engines need to live
+    def make_context(stage: str, runtime: Any = runtime) -> Any:  # keeps the runtime alive, which engines need
         context = _context(trt, engines[stage], caches.get(stage), settled=in_place and stage == "decode")
         if context is None:
             raise LucidError(f"{backend.title} makes no context of the {stage} engine: {explain(logger.errors)}")

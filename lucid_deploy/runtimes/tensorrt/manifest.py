@@ -52,7 +52,7 @@ class EngineManifest:
     capabilities: tuple[int, ...]  # compute capabilities they were built for, 86 for 8.6; () is all of the backend
     limits: Limits  # the largest sizes they accept
     weightless: bool  # whether they take their weights from the artifact when they are loaded
-    sources: dict[str, str]  # sha256 of the graphs and of the weights they were built from
+    sources: dict[str, str]  # sha256 of the graphs, weights and adapters they were built from, by file
     plugin: PluginFile | None  # the plugin library; None for models that need none
     engines: dict[str, EngineFile]  # by stage; verify only with --speculate
 
@@ -70,7 +70,7 @@ def source_hashes(artifact: Artifact) -> dict[str, str]:
     """Return the sha256 of everything an engine is built from, as the artifact's manifest has them."""
     names = (*(graph.file for graph in artifact.manifest.graphs.values()), WEIGHTS)
     hashes = {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
-    if artifact.manifest.adapters is not None:  # engines hold the adapters that there were
+    if artifact.manifest.adapters is not None:  # engines contain the adapters that there were at build time
         hashes[ADAPTERS] = hashlib.sha256(msgspec.json.encode(artifact.adapters())).hexdigest()
     return hashes
 
@@ -83,7 +83,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def open_engines(artifact: Artifact, backend: str, backend_version: str) -> EngineManifest:
-    """Read the manifest of the engines, and check that they can be loaded for this artifact by this TensorRT."""
+    """Read the engines' manifest; raise a LucidError unless this TensorRT can load them for this artifact."""
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 
     folder = engine_directory(artifact, backend)
@@ -104,13 +104,13 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
             f"The engines in {folder} were built with plugin ABI {manifest.plugin.abi}, and this version has "
             f"{PLUGIN_ABI}. Run: lucid-deploy plugin build. {again}"
         )
-    if manifest.plugin is not None:  # it is code that is about to run; engines are checked as they are read
+    if manifest.plugin is not None:  # code that is about to run; engines are checked when they are read
         check_file(folder, manifest.plugin)
     return manifest
 
 
 def check_file(folder: Path, entry: EngineFile | PluginFile) -> bytes:
-    """Return the content of a file beside the engines' manifest; refuse it if it is not the one that was written."""
+    """Return the content of a file beside the engines' manifest; raise CheckFailed if it is missing or was changed."""
     path = folder / entry.file
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != entry.sha256:

@@ -12,7 +12,7 @@ from lucid_deploy.files import temporary_sibling
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-_SECONDS = 1.5  # of one core for a kernel, as measured on two cores of 2023
+_SECONDS = 1.5  # that one core takes to compile a kernel, measured on two cores of 2023
 
 
 def user_library() -> Path:
@@ -24,7 +24,7 @@ def user_library() -> Path:
 
 
 def default_library() -> Path:
-    """Return where commands look for the library: what the wheel brought, else where ``plugin build`` puts it."""
+    """Return where commands look for the library: in the wheel, or else where ``plugin build`` puts it."""
     from lucid_deploy.plugins.hosts.libraries import prebuilt
     from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
 
@@ -55,7 +55,7 @@ def build_library(
         raise LucidError(f"No plugin library was built: {error}.") from error
     check_tools()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_sibling(output):  # fails before minutes of compiling, not after, if it cannot be written
+    with temporary_sibling(output):  # if it cannot be written, this fails before minutes of compiling
         pass
     kernels = compile_kernels(
         archs or ARCHITECTURES,
@@ -69,7 +69,7 @@ def build_library(
 
 
 def check_tools() -> None:
-    """Check that all tools for compiling the library are installed."""
+    """Raise a LucidError unless all tools for compiling the library are installed."""
     from lucid_deploy.plugins.hosts.compiler import find_compiler
     from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers, find_tensorrt_headers
     from lucid_deploy.plugins.hosts.triton.aot import triton_version

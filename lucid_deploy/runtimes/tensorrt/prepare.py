@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import onnx
 
 PLUGIN_OPERATORS = tuple(each.name for each in IN_TENSORRT)
-# Operators of each stage's graph; a layer that uses one has one node of it.
+# Our operators in each stage's graph; a layer that uses one has one node of it.
 _STAGE_OPERATORS = {
     "prefill": (PRECONDITION.name, DELTA_RULE.name),
     "decode": (DECODE_ATTENTION.name, DELTA_RULE.name),
     VERIFY: (DECODE_ATTENTION.name,),
 }
-# The least compute capability by scheme. TensorRT-RTX 1.7 compiles for no lower one: "HW-specific datatypes".
+# The least compute capability by type; for lower ones TensorRT-RTX 1.7 fails with "HW-specific datatypes".
 LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
 
@@ -67,8 +67,8 @@ def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind:
 
 
 FP8 = "fp8"  # type of a cache
-_LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
-_FP8_WIDTH_UNIT = 8  # and in those that read a cache in fp8
+_LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # widths of heads in the plugin's kernels
+_FP8_WIDTH_UNIT = 8  # the unit in kernels that read a cache in fp8
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
 
 
 def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with an operator that reads an FP8 cache as stored, if layers decode with DecodeAttention."""
+    """Return the graph with operators that read an FP8 cache as stored, if layers decode with DecodeAttention."""
     import onnx
 
     from lucid_deploy.runtimes.passes.stored_cache import read_as_stored
@@ -194,7 +194,7 @@ def check_head_width(artifact: Artifact) -> None:
 
 
 def kernel_head_dims(artifact: Artifact) -> tuple[int, ...]:
-    """Return the head widths that the plugin's kernels compute with, ascending; of the delta rule those of keys."""
+    """Return the head widths that the plugin's kernels need, ascending; for the delta rule, the widths of keys."""
     manifest, found = artifact.manifest, set()
     if manifest.uses(tuple(name for name in PLUGIN_OPERATORS if name != DELTA_RULE.name)):
         found.add(artifact.config.head_dim)

@@ -29,8 +29,8 @@ class _BoundCache:
 
     layers: Layers
     mask: Array  # int64 (B, M), as it is on the device
-    feed: Feed
-    results: dict[str, int]
+    feed: Feed  # inputs of the decode engine
+    results: dict[str, int]  # addresses of its outputs
     step: DecodeStep
 
 
@@ -48,7 +48,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._bound: _BoundCache | None = None
 
     def close(self) -> None:
-        """Save what was compiled, for the next start; the session cannot be used any more. Needs no call at exit."""
+        """Save compiled kernels for the next start; the session cannot be used afterwards. Needs no call at exit."""
         self._contexts.close()
 
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
@@ -70,7 +70,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return [decode_layer(layer, layout) for layout, layer in zip(self.layout, stored, strict=True)]
 
     def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
-        # Buffers that decoding writes into are copied
+        # Decoding writes into the buffers, so they are copied.
         if not self._static:
             return super().fork(cache)
         self._device.activate()
@@ -81,11 +81,11 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return Cache(cache.mask, copies, cache.adapter_ids)
 
     def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> Layers:
-        return cache.layers  # what lies beyond the cache's length is not read
+        return cache.layers  # rows beyond the cache's length are not read
 
     @property
     def cuts_freely(self) -> bool:
-        # The next step with a growing cache copies the rows that are left, once
+        # With a growing cache, the next step copies the rows that are left.
         return True
 
     @property
@@ -139,7 +139,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         self._device.activate()
         batch, past, mask = len(tokens.input_ids), tokens.past, tokens.mask
         bound = self._bound_to(layers, mask[:, :past])
-        logits = self._logits(batch, 1)  # before a state is changed: memory may be missing
+        logits = self._logits(batch, 1)  # allocated before states change, because it may fail
         self._contexts.upload("decode", _static_feed(tokens))
         bound.step.run(partial(self._contexts.execute, "decode"), mask[:, past])
         self._count_new(bound, mask, past)
@@ -160,7 +160,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return logits, bound.layers
 
     def _bound_to(self, layers: Layers, mask: Array) -> _BoundCache:
-        """Return the buffers of a cache whose tokens ``mask`` marks; from now on decoding is bound to them."""
+        """Return the buffers of a cache with this mask, bool ``(B, P)``; decoding is bound to them from now on."""
         bound, past = self._bound, mask.shape[1]
         if bound is None or bound.layers is not layers:
             return self._bind_buffers(layers, mask)
@@ -170,7 +170,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
         return bound
 
     def _count_new(self, bound: _BoundCache, mask: Array, past: int) -> None:
-        """Mark padding among new rows for the next steps; in their own step, the graph counts all of them as tokens."""
+        """Mark padding among new columns for the next steps; in this step the graph counted all as tokens."""
         new = slice(past, mask.shape[1])
         bound.mask[:, new] = mask[:, new]
         address, row = bound.feed["attention_mask"][0], bound.mask.shape[1]
@@ -220,7 +220,7 @@ class TensorRtSession(ArtifactSession[DeviceTensor]):
 
 
 def _static_feed(tokens: NewTokens) -> dict[str, Array]:
-    """Return the inputs for new tokens, and for how many tokens come before them."""
+    """Return a static cache's inputs: the new tokens, and in ``cache_length`` how many tokens come before them."""
     length = np.full((len(tokens.input_ids),), tokens.past, np.int64)
     feed = {"input_ids": tokens.input_ids, "position_ids": tokens.positions, "cache_length": length}
     return feed if tokens.adapter_ids is None else {**feed, "adapter_ids": tokens.adapter_ids}

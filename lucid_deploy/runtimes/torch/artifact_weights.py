@@ -39,7 +39,7 @@ def load_artifact_model(
     dtype: str | None = None,
     config: LucidConfig | None = None,
 ) -> CausalModel:
-    """Build the PyTorch model with an artifact's weights; quantized weights are dequantized.
+    """Build the PyTorch model with an artifact's weights, dequantized; ``dtype`` and ``config`` default to its own.
 
     If the graphs round inputs to E4M3, the model does too, except in float64, which serves as the exact reference.
     """
@@ -85,7 +85,7 @@ def load_artifact_model(
 
 
 def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
-    """Put the adapters of an artifact into its model, and return them; None if the artifact takes none."""
+    """Put the adapters of an artifact into its model; return what selects them, or None if the artifact takes none."""
     slots = artifact.manifest.adapters
     if slots is None:
         return None
@@ -101,9 +101,9 @@ def load_adapters(artifact: Artifact, model: CausalModel) -> AdapterRows | None:
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
-    """Yield for each quantized weight of an artifact its name and flat arrays: packed bytes, and float32 scales.
+    """Yield for each quantized weight its name, and as flat arrays its packed bytes (uint8) and scales (float32).
 
-    A weight's zero points, as bytes, or its float32 offsets come last, if it has them. Scales of NVFP4 are already
+    If the weight has zero points (packed bytes) or offsets (float32), they come last. Scales of NVFP4 are already
     multiplied by the scale of the whole weight.
     """
     with artifact.path(WEIGHTS).open("rb") as file:
@@ -112,7 +112,7 @@ def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
 
 
 def dequantized(record: Quantization, weight: str, parts: Mapping[str, Sequence[Any]]) -> np.ndarray[Any, Any]:
-    """Return a quantized weight, float64 in the checkpoint's shape; ``parts``: from :func:`stored_parts`, by name."""
+    """Return a weight, float64 in the checkpoint's shape; ``parts``: by name, what :func:`stored_parts` yields."""
     pieces = (record.tensors[name].as_stored(dequantize(record, name, *parts[name])) for name in record.pieces(weight))
     return np.concatenate(list(pieces))
 

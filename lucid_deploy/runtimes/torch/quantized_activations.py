@@ -1,6 +1,6 @@
 """Round the inputs of linear layers to 8 bits.
 
-To integers, as onnxruntime's ``MatMulNBits`` does at accuracy level 4; or to E4M3, for checkpoints in fp8.
+They are rounded to integers, as by onnxruntime's ``MatMulNBits`` at accuracy level 4, or to E4M3, as for fp8 weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def round_to_int8(x: Tensor, block_size: int) -> Tensor:
 
 
 def quantize_activations(model: CausalModel, block_sizes: Mapping[str, int]) -> CausalModel:
-    """Make linear layers round their inputs to int8; changes and returns the model.
+    """Make linear layers round their inputs to int8; change the model in place and return it.
 
     Args:
         model: The model, in any precision.
@@ -70,13 +70,13 @@ def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
 def round_inputs(
     model: CausalModel, names: Collection[str], size: int | None, scales: Mapping[str, float]
 ) -> CausalModel:
-    """Make linear layers round their inputs to E4M3; changes and returns the model.
+    """Make linear layers round their inputs to E4M3; change the model in place and return it.
 
     Args:
         model: A model of any type.
-        names: The weights of these layers.
+        names: Names of the layers' weights.
         size: See :func:`round_to_fp8`.
-        scales: Static scales by weights' names; other layers compute theirs from the inputs.
+        scales: Static scales by weights' names; layers without one compute scales from their inputs.
     """
 
     def hook(scale: float | None) -> Any:

@@ -83,7 +83,7 @@ class TorchSession(Session[torch.Tensor]):
 
     @property
     def _row_type(self) -> torch.dtype:
-        """The type of rows as arrays: the model's, but float32 if rows have scales and the model is half precision."""
+        """The type of decoded rows: the model's, but float32 if rows have scales and the model is in half precision."""
         scaled_half = self.cache_dtype in SCALED and self._dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if scaled_half else self._dtype
 

@@ -1,4 +1,4 @@
-"""Set PyTorch's number of threads within a context, instead of for the whole process."""
+"""Set PyTorch's number of threads within a context only, and refuse to run where its threads are missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from lucid_deploy.errors import LucidError
 
-_process: int | None = None  # the process in which a model first ran with several threads
+_process: int | None = None  # id of the process in which a model first ran with several threads
 
 
 @contextmanager
