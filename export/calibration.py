@@ -76,6 +76,8 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int) -> Calibrati
         most: Tokens to use at most; rows of a longer text are drawn with a fixed seed, and the last one is cut.
     """
     joined = read_tokens(checkpoint, path)
+    if not len(joined):
+        raise LucidError(f"{path} has no tokens to learn from.")
     width = min(ROW, checkpoint.config.max_position_embeddings)
     rows = _cut(joined, width)
     order = np.random.default_rng(SEED).permutation(len(rows) - 1)  # of whole rows; the last may be short

@@ -149,7 +149,7 @@ class BoundedProcess:
             return TooCostly(f"{self._what} took more than {seconds:g} s of processor time. Shorten it.")
         if starting:
             return LucidError(
-                f"The process that reads requests did not start (exit status {status}). Is there a limit on memory or "
+                f"A process that checks input did not start (exit status {status}). Is there a limit on memory or "
                 "processes?"
             )
         if status == -signal.SIGKILL:  # the limits end it in other ways

@@ -99,7 +99,9 @@ def _cpuinfo(field: str) -> str | None:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # another project's checkout may lie around an installed package
+        return "not a git checkout"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

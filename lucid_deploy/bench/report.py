@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lucid_deploy.artifact import Artifact, Manifest
+    from lucid_deploy.model.config import LucidConfig
 
 
 def build_report(
@@ -43,7 +44,7 @@ def build_report(
         row = {**asdict(item), "median": item.median, "tokens_per_second": item.tokens_per_second}
         row["ratio"] = paired_ratio(item.seconds, base[item.stage, item.batch, item.length].seconds)
         source = (artifacts or {}).get(item.contender)
-        if source is not None and item.stage == "decode":
+        if source is not None and item.stage == "decode" and not _has_experts(source.config):  # all would count
             manifest = source.manifest
             read = decode_bytes(manifest, manifest.files[WEIGHTS]["size"], item.batch, item.length)
             row["bytes_per_second"] = read / item.median
@@ -55,6 +56,10 @@ def build_report(
         "measurements": rows,
         "distrust": distrust(machine.get("cores", 1), machine.get("load_average_before"), map(spread_of, rows)),
     }
+
+
+def _has_experts(config: LucidConfig) -> bool:
+    return any(map(config.experts_of, range(config.num_hidden_layers)))
 
 
 def spread_of(row: dict[str, Any]) -> float:
@@ -69,7 +74,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
 
 
 def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:
-    """Return the bytes that a decode step reads: the cache and all weights (experts too) except an untied embedding."""
+    """Return the bytes that a decode step reads: the cache and all weights except an untied embedding."""
     config, record = manifest.config, manifest.quantization
     cache = layout_bytes(layout_of(describe(config, manifest.cache_dtype)), context) * batch
     if config.tie_word_embeddings:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SAMPLING: dict[str, tuple[type, float, str]] = {
     "temperature": (float, 0.0, "0 is greedy; above, sampling."),
     "top_k": (int, 0, "Sample among the K most likely; 0 is all."),
-    "top_p": (float, 1.0, "Sample among the most likely up to this sum."),
+    "top_p": (float, 1.0, "Sample among the most likely, up to this total probability."),
     "min_p": (float, 0.0, "Sample among tokens with at least this share of the likeliest one's probability."),
     "presence_penalty": (float, 0.0, "Taken off the logits of tokens that the answer has."),
     "frequency_penalty": (float, 0.0, "Taken off for each time that the answer has the token."),

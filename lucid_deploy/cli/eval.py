@@ -30,7 +30,7 @@ CHOICES = {
     "text": "--text FILE",
 }
 _MEANT_FOR = {  # options that only some tasks take, with these tasks
-    **dict.fromkeys(("limit", "seed"), ("recall", "needles", "lm_eval")),
+    **dict.fromkeys(("limit", "seed", "batch"), ("recall", "needles", "lm_eval")),
     **dict.fromkeys(("needles", "ask", "length"), ("needles",)),
     **dict.fromkeys(("minimum", "minimum_relative"), ("recall", "needles")),
     **dict.fromkeys(("include_path", "truncate", "metadata", "gen_kwargs", "num_fewshot"), ("lm_eval",)),
@@ -50,7 +50,8 @@ def _kind(options: SimpleNamespace) -> str:
     if kind not in CHOICES or task in ("lm_eval", "text"):
         raise LucidError(f"Task {task!r} is not known; known are recall, needles and {HARNESS}NAME.")
     for name, kinds in _MEANT_FOR.items():
-        if getattr(options, name) not in (None, False) and kind not in kinds:
+        value = getattr(options, name)
+        if value is not None and value is not False and kind not in kinds:
             option = f"--{name.replace('_', '-')}"
             raise LucidError(f"{option} is for {' and '.join(CHOICES[each] for each in kinds)}.")
     if options.minimum_relative is not None and options.against is None:
@@ -75,7 +76,7 @@ def _kind(options: SimpleNamespace) -> str:
     type=click.IntRange(0, (1 << 32) - 1),
     help="Seed of the prompts.  [default: 2026; lm_eval: its own]",
 )
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Prompts to run at once.")
+@click.option("--batch", type=click.IntRange(1), help="Prompts to run at once.  [default: 8]")
 @click.option("--needles", type=int, help="Needles in a text.  [default: 4]")
 @click.option("--ask", type=int, help="With --task needles: how many of a text's needles are asked for. [default: all]")
 @click.option(
@@ -121,6 +122,7 @@ def command(artifact: str, **given: Any) -> None:
 
     options = SimpleNamespace(**given)
     run = {"recall": _questions, "needles": _questions, "text": _perplexity}.get(_kind(options), _harness)
+    options.batch = options.batch or 8
     opened = open_artifact(artifact)
     other = None if options.against is None else open_artifact(options.against)
     run(opened, other, options)

@@ -81,8 +81,8 @@ def command(
     one. The sha256 of every file is checked too. A quantized artifact is compared with the model on its dequantized
     weights, and these with the checkpoint's; what quantization costs is measured with --text. That model is this
     toolkit's own: --golden adds numbers that others computed. Exit status 1 if anything fails, 3 if
-    nothing does but too little is proven; then, and with --explain or --report, every layer is also run on the inputs
-    that the reference has there, which finds where the error starts.
+    nothing does but too little is proven. After either, and with --explain or --report, every layer is also run on the
+    reference's inputs, to find where the error starts.
 
     Example: lucid-deploy verify ./artifact --report report.html
     """

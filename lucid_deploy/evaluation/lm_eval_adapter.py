@@ -171,7 +171,7 @@ class LucidLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         if isinstance(chat_template, str):
-            raise LucidError(f"No chat template is chosen by name, not {chat_template!r} either: say True.")
+            raise LucidError(f"Chat templates have no names: give True, not {chat_template!r}.")
         return None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -100,6 +100,8 @@ def _layers(kind: str, count: int, config: LucidConfig) -> str:
 
 
 def _positions(config: LucidConfig) -> str:
+    if config.class_config:
+        return "positions of transformers' class"
     if not config.use_rope:
         return "no rotary positions"
     scaling = "" if config.rope_scaling == RopeScaling() else f", {config.rope_scaling.rope_type} scaling by "

@@ -21,7 +21,7 @@ from lucid_deploy.model.tokenizer_files import TEMPLATE_FOLDER, TOKENIZER_FILES
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SETTINGS = ("config.json", ADAPTER, MODELOPT_FILE)  # read before any weights are downloaded
-_FILES = (*_SETTINGS, SINGLE, INDEX, "model-*-of-*.safetensors", *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja")
+_FILES = (*_SETTINGS, SINGLE, INDEX, "model*-of-*.safetensors", *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja")
 
 Progress = Callable[[str, int, int], None]  # what is downloaded, bytes done, bytes in all
 

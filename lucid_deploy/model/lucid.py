@@ -113,7 +113,8 @@ class CausalModel(nn.Module):
             past: Per layer what is cached of the previous tokens, such as K and Y, ``(B, KV, P, D)``, in the type of
                 the cache; None: P is 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
-            position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None, if the cache grows: P, P + 1, …
+            position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: counted from P, or from
+                ``cache_length``.
             decode: Use the path for one or a few new tokens, :mod:`~lucid_deploy.plugins.decode_attention`.
             last_only: Compute only the logits of each row's last token that is not padding.
             cache_length: Int64 ``(B,)``, for decoding with a static cache: how many rows of the buffers in ``past``,
@@ -131,7 +132,9 @@ class CausalModel(nn.Module):
         if cache_length is not None:
             mask = static_mask(mask, self._columns(past, None if mask is None else mask.shape[1]), cache_length, n)
         if position_ids is None and self.config.use_rope:
-            start = 0 if fresh else self._columns(past, None if mask is None else mask.shape[1] - n)
+            start: int | Tensor = 0 if fresh else self._columns(past, None if mask is None else mask.shape[1] - n)
+            if cache_length is not None:
+                start = cache_length[:, None]
             position_ids = (start + torch.arange(n, device=input_ids.device)).expand(batch, n)
         return self.run(input_ids, position_ids, past, Step(mask, decode, None, cache_length), last_only)
 

@@ -326,8 +326,8 @@ def check_folding(scales: Scales, checkpoint: Checkpoint) -> None:
         found = np.linalg.norm(folded[what] - exact)
         if not found <= allowed:
             raise CheckFailed(
-                f"the scales that were put into weights do not cancel: without any rounding they change {what} by "
-                f"{found / max(float(np.linalg.norm(exact)), 1e-300):.2g} of their size"
+                f"The scales that were folded into weights do not cancel: without any rounding they change {what} by "
+                f"{found / max(float(np.linalg.norm(exact)), 1e-300):.2g} of their size. Export the checkpoint again."
             )
 
 

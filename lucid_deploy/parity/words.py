@@ -192,7 +192,8 @@ def legend(found: Verification) -> Iterator[str]:
     """Explain what the table shows."""
     names = dict.fromkeys(item.tensor.word for item in _sorted_caches(found))
     meant = [f"{name}: {MEANINGS[name]}" for name in names if name in MEANINGS]
-    yield f"{'. '.join(meant)}. Each is compared at every position, and so are the logits."
+    caches = f"{'. '.join(meant)}. Each is" if meant else "The logits are"
+    yield f"{caches} compared at every position{', and so are the logits' if meant else ''}."
     yield (
         "Error: the L2 norm of the difference over that of the reference, at the worst position. Gate: the largest "
         f"error allowed, {FACTOR:g} times PyTorch's own largest error in {found.dtype}."

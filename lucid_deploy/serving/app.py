@@ -87,7 +87,7 @@ class App:
         exchange.route, exchange.kind, methods = path, self._kinds.get(path), self._routes[path]
         handled_as = "GET" if method == "HEAD" else method  # uvicorn sends no body in answer to HEAD
         if handled_as not in methods:
-            known = ", ".join(methods)
+            known = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
             raise ApiError(405, f"The methods of {path} are {known}.", "method_not_allowed", headers={"Allow": known})
         return methods[handled_as]
 

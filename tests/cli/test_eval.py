@@ -127,6 +127,8 @@ def test_perplexity_of_a_text(demo: Demo, tmp_path: Path) -> None:
         (["--task", "lm_eval:x", "--minimum", 0.5], "--minimum is for --task recall and --task needles."),
         (["--text", "x", "--limit", 3], "--limit is for"),
         (["--task", "recall", "--truncate", "left"], "--truncate is for --task lm_eval:NAME."),
+        (["--text", "FILE", "--seed", 0], "--seed is for --task recall and"),
+        (["--text", "FILE", "--batch", 2], "--batch is for --task recall and"),
         (["--text", "x", "--task", "recall"], "--task and --text both say what to run"),
         (["--task", "lm_eval:x", "--log-samples"], "--log-samples needs --output-path"),
         (["--task", "lm_eval:x", "--metadata", "x"], "--metadata is not JSON"),
