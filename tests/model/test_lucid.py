@@ -59,9 +59,9 @@ def test_a_static_cache_is_read_as_far_as_it_is_filled() -> None:
     wanted, present = made(ids()[:, 11:], cache, decode=True)
     garbage = torch.full((2, 2, 9, 12), 1e3).double()
     buffers = [tuple(torch.cat([rows, garbage], dim=2) for rows in layer) for layer in cache]
-    where, length = torch.full((2, 1), 11), torch.full((2,), 11)
+    length = torch.full((2,), 11)
     mask = torch.ones(2, 20)
-    got, written = made(ids()[:, 11:], buffers, mask, where, decode=True, cache_length=length)
+    got, written = made(ids()[:, 11:], buffers, mask, decode=True, cache_length=length)
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(written, present, strict=True):
         for buffer, rows in zip(ours, theirs, strict=True):
