@@ -145,6 +145,18 @@ def write_random_checkpoint(
     return directory
 
 
+def write_standard_twin(checkpoint: Path) -> Path:
+    """Write a checkpoint with standard attention beside another, with links to its weights; return its directory."""
+    twin = checkpoint.with_name(f"standard-{checkpoint.name}")
+    twin.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != "config.json":
+            (twin / path.name).symlink_to(path)
+    raw = json.loads((checkpoint / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps({**raw, "attention_type": "llama"}))
+    return twin
+
+
 def in_process(module: str, call: str) -> dict[str, Any]:
     """Call a function of a benchmark script in a new process, with memory and imports of its own; return its result.
 

@@ -8,14 +8,13 @@ library: `lucid-deploy plugin build --target onnxruntime`.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import click
-from common import RESULTS, write_random_checkpoint
+from common import RESULTS, write_random_checkpoint, write_standard_twin
 
 from lucid_deploy.export import ExportOptions, export
 
@@ -42,16 +41,9 @@ def main(repeats: str, parts: str) -> None:
 def export_all(root: Path, shape: str = "medium") -> dict[str, Path]:
     """Export both kinds of attention with both kinds of cache."""
     lucid = write_random_checkpoint(root / "checkpoint", shape)
-    standard = root / "standard-checkpoint"
-    standard.mkdir()
-    for path in lucid.iterdir():
-        if path.name != "config.json":
-            (standard / path.name).symlink_to(path)
-    raw = json.loads((lucid / "config.json").read_text())
-    (standard / "config.json").write_text(json.dumps({**raw, "attention_type": "llama"}))
     return {
         f"{kind}-{cache}": export(source, root / f"{kind}-{cache}", ExportOptions(cache=cache)).directory
-        for kind, source in (("lucid", lucid), ("standard", standard))
+        for kind, source in (("lucid", lucid), ("standard", write_standard_twin(lucid)))
         for cache in ("growing", "static")
     }
 

@@ -15,11 +15,9 @@ import click
 import common
 from rich.console import Console
 
-from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
 from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
 from lucid_deploy.bench.report import build_report, spread_of, table
-from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.cli._console import progress
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize.options import QuantizeOptions
@@ -28,22 +26,26 @@ from lucid_deploy.runtimes.options import RuntimeOptions
 TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4", method="rtn")}
 
 
-def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, threads: int) -> list[Contender]:
-    """Return an artifact, and standard attention of its shape in onnxruntime and OpenVINO.
+def contenders_of(lucid: Path, standard: Path, kind: str, kernels: str, threads: int) -> list[Contender]:
+    """Export both checkpoints with weights of one type; return LUCID, and the other in onnxruntime and OpenVINO.
 
     Args:
-        artifact: The LUCID artifact with every form of the graphs, and weights of one type.
+        lucid: The checkpoint with LUCID; artifacts are written beside it.
+        standard: Its twin with standard attention.
         kind: The type of the weights, with which the contenders' names end.
-        scratch: An existing directory, only for the export of this type.
         kernels: What onnxruntime runs: ``library`` or ``functions``.
         threads: Threads of each contender.
     """
     ours, openvino = RuntimeOptions(kernels=kernels, threads=threads), RuntimeOptions("openvino", threads=threads)
-    standard = str(export_standard(artifact, scratch))  # all forms of the graphs: each runtime opens the one it runs
+    options = ExportOptions(quantize=TYPES[kind])  # all forms of the graphs: each runtime opens the one it runs
+    made = {
+        name: str(export(source, lucid.with_name(f"{name}-{kind}"), options).directory)
+        for name, source in (("lucid", lucid), ("standard", standard))
+    }
     return [
-        Contender(f"lucid-{kind}", "artifact", str(artifact.directory), ours),
-        Contender(f"standard-{kind}", "artifact", standard, ours),
-        Contender(f"openvino-{kind}", "artifact", standard, openvino),
+        Contender(f"lucid-{kind}", "artifact", made["lucid"], ours),
+        Contender(f"standard-{kind}", "artifact", made["standard"], ours),
+        Contender(f"openvino-{kind}", "artifact", made["standard"], openvino),
     ]
 
 
@@ -75,13 +77,9 @@ def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threa
     load = load_average()
     plan = Plan(tuple(map(int, lengths.split(","))), repeats=repeats)
     with tempfile.TemporaryDirectory() as directory, progress("Preparing") as update:
-        scratch = Path(directory)
-        checkpoint = common.write_random_checkpoint(scratch / "checkpoint", shape)
-        contenders = {}
-        for kind in types.split(","):
-            artifact = export(checkpoint, scratch / f"lucid-{kind}", ExportOptions(quantize=TYPES[kind]))
-            (scratch / kind).mkdir()
-            contenders[kind] = contenders_of(artifact, kind, scratch / kind, kernels, threads)
+        lucid = common.write_random_checkpoint(Path(directory) / "checkpoint", shape)
+        standard = common.write_standard_twin(lucid)
+        contenders = {kind: contenders_of(lucid, standard, kind, kernels, threads) for kind in types.split(",")}
         bandwidth = copy_bandwidth()
         measured, opened = run_plan([each for mine in contenders.values() for each in mine], plan, "float32", update)
     machine = {**describe_machine(), "copy_bytes_per_second": bandwidth, "load_average_before": load}

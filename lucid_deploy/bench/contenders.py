@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
-    from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.session import Session
 
 DEFAULTS = RuntimeOptions()
@@ -58,29 +56,3 @@ def with_kernels(name: str, path: str, options: RuntimeOptions, kernels: Sequenc
         Contender(name if each == kernels[0] else f"{name}-{each}", "artifact", path, replace(options, kernels=each))
         for each in kernels
     ]
-
-
-def baseline(
-    name: str,
-    artifact: Artifact,
-    scratch: Path,
-    options: RuntimeOptions,
-    kernels: Sequence[str],
-    note: Callable[[str], None],
-) -> list[Contender]:
-    """Return the contenders of a baseline; ``standard`` is an artifact with standard attention, exported first.
-
-    Args:
-        name: A kind of contender, or ``standard``.
-        artifact: The artifact that gives weights and shape.
-        scratch: A folder for exported baselines.
-        options: What runs the artifact.
-        kernels: As in :func:`with_kernels`.
-        note: Called with a remark before something is exported.
-    """
-    if name != "standard":
-        return [Contender(name, name, str(artifact.directory), options)]
-    from lucid_deploy.bench.standard import export_standard
-
-    note("Exporting the baseline standard")
-    return with_kernels(name, str(export_standard(artifact, scratch)), options, kernels)

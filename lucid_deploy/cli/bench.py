@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
-
-BASELINES = ("standard", "torch-dense", "torch-blocked")
 
 
 @click.command("bench", cls=Command)
@@ -34,10 +31,9 @@ BASELINES = ("standard", "torch-dense", "torch-blocked")
 @click.option(
     "--baseline",
     "baselines",
-    type=click.Choice(BASELINES),
+    type=click.Choice(["torch-dense", "torch-blocked"]),
     multiple=True,
-    help="Also measure the shape: with standard attention; in PyTorch, with a dense solve or our operators. "
-    "May be repeated.",
+    help="Also measure the model in PyTorch, with a dense solve or our operators. May be repeated.",
 )
 @runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(
@@ -67,11 +63,11 @@ def command(
     Outputs are compared before anything is timed. Rounds are interleaved, so a machine that slows down slows all alike;
     ratios are to the first artifact, round by round.
 
-    Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048
+    Example: lucid-deploy bench ./artifact --baseline torch-blocked --lengths 512,2048
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.bench import Measurement, Plan, run_plan
-    from lucid_deploy.bench.contenders import baseline, with_kernels
+    from lucid_deploy.bench.contenders import Contender, with_kernels
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, load_average
     from lucid_deploy.bench.report import build_report
 
@@ -89,26 +85,24 @@ def command(
         )
     variants = ("library", "functions") if kernels == "both" else (kernels,)
     contenders = [each for path in artifacts for each in with_kernels(Path(path).name, path, runtime, variants)]
+    contenders += [Contender(name, name, str(first.directory), runtime) for name in baselines]
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
+    plain = first.manifest.quantization is None  # PyTorch's baselines read what is quantized as floats
+    sources = {each.name: open_artifact(each.artifact) for each in contenders if plain or each.kind == "artifact"}
+    machine = {**describe_machine(), "copy_bytes_per_second": copy_bandwidth(), "load_average_before": load}
     measurements, opened = list[Measurement](), dict[str, dict[str, Any]]()
     stopped = False
-    with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch:
-        for name in baselines:
-            contenders += baseline(name, first, Path(scratch), runtime, variants, note)
-        names = [contender.name for contender in contenders]
-        if len(set(names)) < len(names):
-            raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
-        plain = first.manifest.quantization is None  # PyTorch's baselines read what is quantized as floats
-        sources = {each.name: open_artifact(each.artifact) for each in contenders if plain or each.kind == "artifact"}
-        machine = {**describe_machine(), "copy_bytes_per_second": copy_bandwidth(), "load_average_before": load}
 
-        def opening(name: str, number: int) -> None:
-            note(f"Opening {name}, {number} of {len(names)}")
+    def opening(name: str, number: int) -> None:
+        note(f"Opening {name}, {number} of {len(names)}")
 
-        with progress("Measuring", estimate=True) as update:
-            try:
-                run_plan(contenders, plan, first.manifest.dtype, update, measurements, opened, opening)
-            except KeyboardInterrupt:
-                stopped = True
+    with progress("Measuring", estimate=True) as update:
+        try:
+            run_plan(contenders, plan, first.manifest.dtype, update, measurements, opened, opening)
+        except KeyboardInterrupt:
+            stopped = True
     if measurements:
         _write(build_report(measurements, opened, plan, machine, sources), json_target)
     if stopped:

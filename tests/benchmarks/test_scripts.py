@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from common import logit_errors
 
-from lucid_deploy.model.checkpoint import expected_shapes
+from lucid_deploy.model.checkpoint import Checkpoint, expected_shapes
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_parsing import parse_config
 
@@ -40,6 +40,13 @@ def test_errors_of_logits() -> None:
     assert errors["top1"] == 1 and 0 < errors["kl_mean"] < 0.01
     found[1, 2] = -exact[1, 2]
     assert logit_errors(found, exact)["top1"] == pytest.approx(5 / 6)
+
+
+def test_the_twin_has_the_same_weights_and_standard_attention(tmp_path: Path) -> None:
+    lucid = common.write_random_checkpoint(tmp_path / "lucid", "small")
+    twin = common.write_standard_twin(lucid)
+    assert [Checkpoint(path).config.kinds for path in (lucid, twin)] == [("lucid",), ("standard",)]
+    assert all((twin / path.name).samefile(path) for path in lucid.glob("*.safetensors*"))
 
 
 def config(shape: str, changes: dict) -> LucidConfig:

@@ -27,15 +27,15 @@ def test_all_contenders_are_measured(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
     directory, target = exported(num_hidden_layers=1)[1].directory, tmp_path / "out.json"
-    result = run(directory, "--lengths", 8, "--repeats", 2, "--baseline", "standard", "--json", target)
+    result = run(directory, "--lengths", 8, "--repeats", 2, "--baseline", "torch-blocked", "--json", target)
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
-    names = [directory.name, "standard"]
+    names = [directory.name, "torch-blocked"]
     points = {(row["contender"], row["stage"], row["length"]) for row in report["measurements"]}
     assert points == {(name, stage, 8) for name in names for stage in ("prefill", "decode")}
     for row in report["measurements"]:
         assert len(row["seconds"]) == 2 and row["median"] > 0 and row["peak"] > 10**7
-    assert f"Opening {directory.name}, 1 of 2" in result.stderr and "Opening standard, 2 of 2" in result.stderr
+    assert f"Opening {directory.name}, 1 of 2" in result.stderr and "Opening torch-blocked, 2 of 2" in result.stderr
     assert report["machine"]["versions"]["onnxruntime"] and report["machine"]["copy_bytes_per_second"] > 0
 
 
@@ -77,7 +77,7 @@ def test_openvino_as_the_runtime(exported: Exported) -> None:
         (["--lengths", "8,x"], "'8,x' is not a list of whole numbers from 1 up such as 512,2048."),
         (["--batches", "0"], "'0' is not a list of whole numbers from 1 up"),
         (["--stages", "train"], "--stages takes prefill, decode, or prefill,decode, not 'train'"),
-        (["--baseline", "vllm"], "'vllm' is not one of 'standard'"),
+        (["--baseline", "vllm"], "'vllm' is not one of 'torch-dense'"),
     ],
 )
 def test_bad_usage(words: list[str], message: str, exported: Exported) -> None:

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lucid_deploy.artifact import open_artifact
-from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.cli import main
 
 MakeCheckpoint = Callable[..., Path]
@@ -55,12 +53,8 @@ def test_export_says_attention_positions_and_layers(official: tuple[Path, list[s
     assert said[2:] == ["Assumed unused: zeta_gain, which is 3."]
 
 
-def test_verify_and_the_standard_baseline_pass_over_the_same_key(
-    official: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    artifact = open_artifact(official[0] / "artifact")
-    assert "PASSED" in printed("verify", artifact.directory, "--quick", "--steps", 2)
-    assert open_artifact(export_standard(artifact, tmp_path)).manifest.assumed_unused == {"zeta_gain": 3}
+def test_verify_passes_over_the_same_key(official: tuple[Path, list[str]]) -> None:
+    assert "PASSED" in printed("verify", official[0] / "artifact", "--quick", "--steps", 2)
 
 
 def test_standard_attention_is_no_silent_default(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
