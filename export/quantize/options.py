@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lucid_deploy.artifact.quantization import (
     ACTIVATIONS,
@@ -51,8 +51,7 @@ class QuantizeOptions:
         equalize: Make weights' columns alike before rounding. None: if ``method`` is empty and the format is
             ``matmulnbits``, for int8 and int4.
         head_bits: Bits of ``lm_head``, and of an embedding that is tied to it; None: the scheme's, or see ``method``.
-        frequent_rows: How many first rows of a tied embedding get 8 bits; for repeating an artifact's quantization.
-        bits: Bits of weights that do not get the scheme's, by the checkpoint's names; for the same purpose.
+        frequent_rows: How many first rows of a tied embedding get 8 bits.
     """
 
     scheme: str
@@ -67,7 +66,6 @@ class QuantizeOptions:
     equalize: bool | None = None
     head_bits: int | None = None
     frequent_rows: int = 0
-    bits: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_float(self) -> bool:
@@ -108,7 +106,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         )
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
-    if not {*options.bits.values(), options.head_bits or 8} <= set(WHOLE_SCHEMES.values()):
+    if (options.head_bits or 8) not in WHOLE_SCHEMES.values():
         raise LucidError(f"bits of a weight must be one of {', '.join(map(str, WHOLE_SCHEMES.values()))}.")
     if options.scheme == STORED:
         _check_stored(options)
@@ -138,7 +136,6 @@ def _check_float(options: QuantizeOptions) -> None:
         "--method": method_of(options) != NEAREST,
         "--equalize": bool(options.equalize),
         "--head-bits": options.head_bits is not None,
-        "bits": bool(options.bits),
     }
     names = [name for name, there in given.items() if there]
     if names:
@@ -166,7 +163,6 @@ def _check_stored(options: QuantizeOptions) -> None:
         "--block-size": options.block_size is not None,
         "--keep-float": bool(options.keep_float),
         "--quantize-embeddings": options.embeddings,
-        "bits": bool(options.bits),
         "--calibration-tokens": options.calibration_tokens != CALIBRATION_TOKENS,
     }
     names = [name for name, there in given.items() if there]

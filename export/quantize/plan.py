@@ -62,7 +62,7 @@ def plan_quantization(
     if options.takes_best and head in chosen and not head_bits:
         frequent = FREQUENT_ROWS if tied and shapes[head][0] >= 2 * FREQUENT_ROWS else 0
         head_bits = None if frequent else BEST_HEAD_BITS
-    bits = {**({head: head_bits} if head_bits else {}), **options.bits}
+    bits = {head: head_bits} if head_bits else {}
     if options.takes_best:
         bits = dict.fromkeys(_sensitive(shapes, chosen), BEST_HEAD_BITS) | bits
     if strangers := sorted(bits.keys() - set(chosen)):

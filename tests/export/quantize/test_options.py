@@ -16,7 +16,7 @@ from lucid_deploy.export.quantize.options import QuantizeOptions, check_options,
         (QuantizeOptions("nvfp4", embeddings=True), "In the format qdq an embedding"),
         (QuantizeOptions("nvfp4", activations="int8"), "leave out --activations int8"),
         (QuantizeOptions("fp8", method="distill"), "leave out --method"),
-        (QuantizeOptions("fp8", bits={"lm_head.weight": 8}), "leave out bits"),
+        (QuantizeOptions("fp8", head_bits=8), "leave out --head-bits"),
     ],
 )
 def test_options_of_whole_numbers_beside_floats(options: QuantizeOptions, message: str) -> None:
