@@ -18,7 +18,7 @@ lucid-deploy run artifact --prompt "fox has red lamp, owl has blue cup. fox has"
 grep -q "\"kernels\": \"library\"" answer.json
 lucid-deploy verify artifact --quick'
 [ "$target" = export ] || inside="$inside
-lucid-deploy build artifact --max-batch 2 --max-context 512 --no-plugin-build
+lucid-deploy build artifact --max-batch 2 --max-context 512
 lucid-deploy verify artifact --runtime tensorrt"
 # shellcheck disable=SC2086
 "$engine" run --rm $gpus --entrypoint sh "$image" -c "$inside"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +15,6 @@ from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.tensorrt.build import BuildReport
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class _Size(click.ParamType):
-    """A size: a number of bytes, or a number with a unit, such as ``4GiB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", str(value).strip(), re.IGNORECASE)
-        if found is None:
-            self.fail(f"{value!r} is not a size; write bytes, or a number with a unit, such as 4GiB.", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 @click.command("build", cls=Command)
@@ -50,12 +33,10 @@ class _Size(click.ParamType):
 @click.option(
     "--speculate", is_flag=True, help="Also build the engine that verifies drafts: one more copy of the weights."
 )
-@click.option("--workspace", type=_Size(), metavar="SIZE", help="Most scratch memory of a layer, such as 4GiB.")
 @click.option(
     "--weightless", is_flag=True, help="Leave the weights out of the engines; needs a GPU on the building machine."
 )
 @click.option("--plugin", type=click.Path(path_type=Path), help="The library; default: the wheel's or plugin build's.")
-@click.option("--no-plugin-build", is_flag=True, help="Refuse if there is no plugin library, instead of building one.")
 @click.option("--overwrite", is_flag=True, help="Replace engines that exist already.")
 @json_option("the report")
 def command(artifact: str, capabilities: str | None, json_target: str | None, **given: Any) -> None:
@@ -74,7 +55,7 @@ def command(artifact: str, capabilities: str | None, json_target: str | None, **
     listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
     if capabilities is not None and not listed:
         raise LucidError("--compute-capability names no GPU; it takes a list such as 8.6,12.0. Leave it out for all.")
-    options = BuildOptions(capabilities=listed, plugin_build=not given.pop("no_plugin_build"), **given)
+    options = BuildOptions(capabilities=listed, **given)
     opened = open_artifact(artifact)
     with progress("Building") as update:
         report = build_engines(opened, options, update, note)

@@ -75,7 +75,7 @@ def package_tensorrt(
     library = None
     if artifact.manifest.uses(PLUGIN_OPERATORS):
         dtype, head_dims = artifact.manifest.dtype, kernel_head_dims(artifact)
-        library = options.plugin or find_or_build(dtype, head_dims, (), True, announce, progress)
+        library = options.plugin or find_or_build(dtype, head_dims, (), announce, progress)
         check_plugin(library)
         check_kernels(library, dtype, head_dims)
     form = attention_form(artifact)

@@ -52,7 +52,6 @@ from lucid_deploy.runtimes.tensorrt.prepare import (
 from lucid_deploy.version import __version__
 
 Progress = Callable[[str, int, int], None]
-MOST_WORKSPACE = 1 << 64  # TensorRT takes a number of 64 bits
 _LOOPS = ("TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT")
 
 
@@ -65,11 +64,9 @@ class BuildOptions:
     max_context: int | None = None  # most tokens of a row; None: the model's
     prefill_chunk: int | None = None  # most new tokens of one prefill; None: 2048, or the context if that is shorter
     capabilities: tuple[str, ...] = ()  # compute capabilities to build for, such as 8.6; (): all that it supports
-    workspace: int | None = None  # most scratch bytes of a layer; None: the backend chooses
     weightless: bool = False  # leave the weights out of the engines; needs a GPU when building
     plugin: Path | None = None  # the plugin library; None: the wheel's, else that of `lucid-deploy plugin build`
     overwrite: bool = False  # whether engines that are there may be replaced
-    plugin_build: bool = True  # whether a plugin library is built if there is none
     speculate: bool = False  # whether to build a third engine, which verifies drafts
 
 
@@ -121,7 +118,7 @@ def build_engines(
                     graph,
                     artifact.directory,
                     profile,
-                    Settings(for_others, options.workspace, options.weightless, capturable=in_place),
+                    Settings(for_others, options.weightless, capturable=in_place),
                     lambda done, total, text=text: shown(text, done, total),  # type: ignore[misc]
                 )
                 path = building / f"{graph.stage}.engine"
@@ -149,8 +146,6 @@ def build_engines(
 
 def _check(artifact: Artifact, backend: Backend, options: BuildOptions) -> tuple[int, ...]:
     """Check options, backend, artifact and output folder; return the compute capabilities to build for."""
-    if options.workspace is not None and not 1 <= options.workspace < MOST_WORKSPACE:
-        raise LucidError(f"--workspace must be at least 1 byte and less than 2⁶⁴, not {options.workspace}.")
     manifest = artifact.manifest
     backend.check_version()
     check_artifact(artifact)
@@ -195,7 +190,6 @@ def _library(
         manifest.dtype,
         head_dims,
         capabilities,
-        options.plugin_build,
         announce,
         lambda done, total, name: progress(f"Compiling {name}", done, total),
     )
@@ -224,7 +218,6 @@ class Settings:
     """How an engine is built."""
 
     capabilities: tuple[int, ...] = ()  # compute capabilities to build for, 86 for 8.6; () lets the backend choose
-    workspace: int | None = None  # most scratch bytes of a layer; None lets the backend choose
     weightless: bool = False  # leave the weights out; loading takes them from the artifact
     capturable: bool = False  # refuse whatever would keep the engine from being recorded as a CUDA graph
 
@@ -269,10 +262,7 @@ def build_engine(
     with failure.raising():
         content = builder.build_serialized_network(network, config)
     if content is None:
-        raise LucidError(
-            f"{backend.title} cannot build the {graph.stage} engine: {explain(logger.errors)}"
-            + (" The limit of --workspace may be too low." if settings.workspace else "")
-        )
+        raise LucidError(f"{backend.title} cannot build the {graph.stage} engine: {explain(logger.errors)}")
     return BuiltEngine(content, network.num_layers, plugin_layers, time.perf_counter() - started)
 
 
@@ -319,8 +309,6 @@ def _configure(trt: Any, builder: Any, profile: dict[str, Range], settings: Sett
         raise LucidError(f"TensorRT refuses the optimization profile {profile}.")
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)  # it rounds float32 factors to 11 bits
-    if settings.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.capturable and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if settings.weightless:

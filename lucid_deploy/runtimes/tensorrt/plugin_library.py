@@ -81,7 +81,6 @@ def find_or_build(
     dtype: str,
     head_dims: Sequence[int],
     capabilities: Sequence[int],
-    may_build: bool,
     announce: Callable[[str], None],
     progress: Callable[[int, int, str], None],
 ) -> Path:
@@ -99,10 +98,6 @@ def find_or_build(
     own = library.with_name(f"{library.stem}-{dtype}-{columns}-{names}.so")
     if own.is_file():
         return own
-    if not may_build:
-        raise LucidError(
-            f"There is no plugin library {library}. Run: lucid-deploy plugin build, or leave out --no-plugin-build."
-        )
     check_tools()
     wanted = [each for arch in {*archs, PTX_ARCHITECTURE} for each in variants(arch) if each.padded_width in widths]
     count = sum(variant.dtype == dtype for variant in wanted)

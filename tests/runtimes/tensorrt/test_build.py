@@ -103,21 +103,26 @@ def test_engines_are_not_replaced_unless_asked_to(
     assert os.listdir(folder.parent) == ["tensorrt-rtx"]
 
 
-def test_a_failed_build_keeps_the_engines_that_are_there(damaged: tuple[Artifact, Path], plugin: Path) -> None:
+def test_a_failed_build_keeps_the_engines_that_are_there(
+    damaged: tuple[Artifact, Path], plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact, folder = damaged
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(
-        LucidError, match=r"cannot build the prefill engine: .* The limit of --workspace may be too low"
-    ):
-        build_engines(artifact, BuildOptions(plugin=plugin, workspace=1, overwrite=True, **SMALL))
+    before, configure = {path.name: path.read_bytes() for path in folder.iterdir()}, build._configure
+
+    def tight(*given: Any) -> Any:
+        config = configure(*given)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1)
+        return config
+
+    monkeypatch.setattr(build, "_configure", tight)
+    with pytest.raises(LucidError, match="cannot build the prefill engine: "):
+        build_engines(artifact, BuildOptions(plugin=plugin, overwrite=True, **SMALL))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workspace": 0}, "--workspace must be at least 1 byte"),
-        ({"workspace": 1 << 64}, "--workspace must be at least 1 byte and less than 2⁶⁴, not 18446744073709551616"),
         ({"backend": "tensorflow"}, "Backend 'tensorflow' is not known; known are tensorrt-rtx, tensorrt"),
         ({"capabilities": ("9.0", "8.6")}, "cannot build for compute capability 9.0; it can for 7.5, 8.0, 8.6"),
         ({"capabilities": ("hopper",)}, "cannot build for compute capability hopper"),

@@ -48,15 +48,15 @@ def ask(*given: Any) -> tuple[Path, list[str]]:
 
 
 def test_what_is_missing_is_built_once_and_said(built: list[tuple[Any, ...]]) -> None:
-    library, [line] = ask("float32", (36, 64), (86,), True)
+    library, [line] = ask("float32", (36, 64), (86,))
     assert library.name == "liblucid_tensorrt-float32-d64-86.so" and str(library) in line
     assert built == [(library.name, (86,), ("float32",), (36, 64))]
     assert (
         "There is no plugin library, so one is built now: " in line and "for float32 and heads of width 36, 64" in line
     )
-    assert ask("float32", (64,), (86,), True) == (library, []) and len(built) == 1
-    assert ask("float16", (64,), (), True)[0].name == "liblucid_tensorrt-float16-d64-all.so", "other kernels"
-    assert ask("float32", (64, 128), (75,), True)[0].name == "liblucid_tensorrt-float32-d64-d128-all.so"
+    assert ask("float32", (64,), (86,)) == (library, []) and len(built) == 1
+    assert ask("float16", (64,), ())[0].name == "liblucid_tensorrt-float16-d64-all.so", "other kernels"
+    assert ask("float32", (64, 128), (75,))[0].name == "liblucid_tensorrt-float32-d64-d128-all.so"
 
 
 def test_the_usual_library_comes_first_and_the_wheels_before_it(
@@ -65,11 +65,11 @@ def test_the_usual_library_comes_first_and_the_wheels_before_it(
     usual = default_library()
     usual.parent.mkdir()
     usual.touch()
-    assert ask("float32", (64,), (), True) == (usual, [])
+    assert ask("float32", (64,), ()) == (usual, [])
     monkeypatch.setattr("lucid_deploy.plugins.hosts.libraries.PREBUILT", tmp_path / "wheel")
     (tmp_path / "wheel").mkdir()
     (tmp_path / "wheel" / usual.name).touch()
-    assert ask("float32", (64,), (), True) == (tmp_path / "wheel" / usual.name, []) and built == []
+    assert ask("float32", (64,), ()) == (tmp_path / "wheel" / usual.name, []) and built == []
 
 
 class Results(SimpleNamespace):
