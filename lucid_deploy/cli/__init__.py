@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from lucid_deploy.cli._command import Group, is_verbose
+from lucid_deploy.cli._command import is_verbose
 from lucid_deploy.cli._process import bound_threads, discard_output, prepare_streams, raise_on_termination
 from lucid_deploy.errors import LucidError, missing_extra, printable
 from lucid_deploy.version import __version__
@@ -51,7 +51,7 @@ class _ReportedError(click.ClickException):
         self.exit_code = error.exit_code  # type: ignore[misc]
 
 
-class _Commands(Group):
+class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -128,7 +128,10 @@ def _expected(error: Exception) -> LucidError | None:
     return None
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+_named = dict.fromkeys(COMMANDS, click.Command(None))  # the names, among which Click looks for one that was meant
+
+
+@click.group(cls=_Commands, commands=_named, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lucid-deploy")
 def main() -> None:
     """Take models with LUCID attention from PyTorch to production.

@@ -1,4 +1,4 @@
-"""The base of all commands: options for output, options from the environment, hints at similar names."""
+"""The base of all commands: options for output, and options from the environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from lucid_deploy.cli._console import set_output
 from lucid_deploy.cli._process import check_encoding
-from lucid_deploy.cli._sources import PREFIX, in_capitals, name_variables, near, origins
+from lucid_deploy.cli._sources import PREFIX, in_capitals, name_variables, origins
 from lucid_deploy.errors import LucidError
 
 _VERBOSE = "lucid_deploy.verbose"  # in click's meta
@@ -52,19 +52,6 @@ class Command(click.Command):
         ctx.color = False if no_color else ctx.color
         check_outputs(ctx.params)
         return super().invoke(ctx)
-
-
-class Group(click.Group):
-    """A group of commands that suggests the most similar name for an unknown one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            message = f"No such command '{args[0]}'.{near(args[0], self.list_commands(ctx))}"
-            raise click.UsageError(message, error.ctx) from error
 
 
 def _common_options() -> list[click.Option]:

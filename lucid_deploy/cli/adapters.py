@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._command import Command, Group
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._console import note, show, write_results
 from lucid_deploy.cli._options import NamedFolder, artifact_argument, json_option
 from lucid_deploy.errors import LucidError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
 
 
-@click.group("adapters", cls=Group)
+@click.group("adapters")
 def command() -> None:
     """List, add and remove the LoRA adapters of an artifact.
 

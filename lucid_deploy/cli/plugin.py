@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from lucid_deploy.cli._command import Command, Group
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._console import human_size, progress, show, write_results
 from lucid_deploy.cli._options import NumberList, TypeName, choice_option, json_option
 from lucid_deploy.errors import LucidError
 
 
-@click.group("plugin", cls=Group)
+@click.group("plugin")
 def command() -> None:
     """Build the libraries that compute our operators natively: TensorRT's plugin, and kernels for onnxruntime's CPU.
 

@@ -101,6 +101,10 @@ def test_an_unknown_variable_is_refused(line: str, variable: str, hint: str) -> 
     assert said.exit_code == 2 and variable in said.stderr and hint in said.stderr
 
 
+def test_an_unknown_command_is_told_what_was_meant() -> None:
+    assert "'serv'. Did you mean 'serve'?" in run("serv").stderr
+
+
 def test_the_command_line_wins_over_the_environment(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
