@@ -21,7 +21,6 @@ from lucid_deploy.files import atomic_folders, atomic_write
 from lucid_deploy.runtimes.options import MOST_THREADS
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
-BACKENDS = ("onnxruntime", "tensorrt")
 START = "start-triton.sh"
 _TYPES = {
     "float32": "TYPE_FP32",
@@ -105,12 +104,6 @@ def model_config(artifact: Artifact, stage: str, name: str, options: TritonOptio
 
 
 def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
-    if options.backend not in BACKENDS:
-        raise LucidError(f"Triton's backend must be {' or '.join(BACKENDS)}, not {options.backend!r}.")
-    if options.device not in ("cpu", "gpu"):
-        raise LucidError(f"The device must be cpu or gpu, not {options.device!r}.")
-    if options.instances < 1:
-        raise LucidError(f"There must be at least one instance, not {options.instances}.")
     if options.threads is not None and not 1 <= options.threads <= MOST_THREADS:
         raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {options.threads}.")
     if options.threads is not None and options.device != "cpu":

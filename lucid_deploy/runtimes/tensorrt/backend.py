@@ -85,8 +85,6 @@ def _number(text: str) -> int:
 
 def load_backend(name: str | None = None) -> Backend:
     """Import a backend; None: TensorRT-RTX, or TensorRT if only that is installed."""
-    if name is not None and name not in _KNOWN:
-        raise LucidError(f"Backend {name!r} is not known; known are {', '.join(BACKENDS)}.")
     if name is None:
         name = "tensorrt" if not _installed("tensorrt-rtx") and _installed("tensorrt") else "tensorrt-rtx"
     module, extra, title = _KNOWN[name]

@@ -123,7 +123,6 @@ def test_a_failed_build_keeps_the_engines_that_are_there(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorflow"}, "Backend 'tensorflow' is not known; known are tensorrt-rtx, tensorrt"),
         ({"capabilities": ("9.0", "8.6")}, "cannot build for compute capability 9.0; it can for 7.5, 8.0, 8.6"),
         ({"capabilities": ("hopper",)}, "cannot build for compute capability hopper"),
         ({"capabilities": ("7.5",)}, "7.5 cannot run this artifact: the plugin library has no kernels"),
