@@ -142,6 +142,11 @@ def importable(module: str) -> Callable[[], str]:
     return try_it
 
 
+def calls(module: str, function: str) -> Callable[[], str]:
+    """Return a check that calls a function of ours; the remark is what it returns."""
+    return lambda: str(getattr(importlib.import_module(f"lucid_deploy.{module}"), function)() or "imports")
+
+
 def _backend(name: str) -> str:
     from lucid_deploy.runtimes.tensorrt.backend import dotted, load_backend
 
@@ -162,31 +167,6 @@ def _plugin_library() -> str:
     library = default_library()
     check_plugin(library)
     return f"{library} ({origin(library)}), ABI {PLUGIN_ABI}"
-
-
-def _polygraphy() -> str:
-    from lucid_deploy.packaging.tensorrt.package import check_polygraphy
-
-    check_polygraphy()
-    return "imports"
-
-
-def _compiler() -> str:
-    from lucid_deploy.plugins.hosts.compiler import find_compiler
-
-    return find_compiler()
-
-
-def _tensorrt_headers() -> str:
-    from lucid_deploy.plugins.hosts.tensorrt.build import find_tensorrt_headers
-
-    return str(find_tensorrt_headers())
-
-
-def _cuda_headers() -> str:
-    from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers
-
-    return str(find_cuda_headers())
 
 
 def _gpu() -> str:
@@ -215,6 +195,7 @@ def _onnxruntime_gpu() -> str:
 
 
 _EXPORT, _KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("export", "kernels", "rtx", "trt"))
+_PLUGIN, _PACKAGE = "plugins.hosts.tensorrt.build", "packaging.tensorrt.package"
 # A LucidError itself says what to do; the hint is shown for a package that does not import.
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
@@ -236,13 +217,13 @@ CHECKS = (
     Check("ray", "serve --engine ray", importable("ray"), 'pip install "lucid-deploy[ray]"'),
     # For TensorRT and GPUs; all of it is optional.
     Check("Triton", "plugin build", importable("triton"), _KERNELS, package="triton"),
-    Check("C++ compiler", "plugin build", _compiler, package=None),
-    Check("TensorRT headers", "plugin build", _tensorrt_headers, package=None),
-    Check("CUDA headers", "plugin build", _cuda_headers, package=None),
+    Check("C++ compiler", "plugin build", calls("plugins.hosts.compiler", "find_compiler"), package=None),
+    Check("TensorRT headers", "plugin build", calls(_PLUGIN, "find_tensorrt_headers"), package=None),
+    Check("CUDA headers", "plugin build", calls(_PLUGIN, "find_cuda_headers"), package=None),
     Check("plugin library", "build, LUCID models", _plugin_library, package=None),
     Check("TensorRT-RTX", "build; run on a GPU", lambda: _backend("tensorrt-rtx"), _RTX, package="tensorrt_rtx_cu13"),
     Check("TensorRT", "build --backend tensorrt", lambda: _backend("tensorrt"), _TRT, package="tensorrt"),
-    Check("Polygraphy", "package --target tensorrt", _polygraphy, package="polygraphy"),
+    Check("Polygraphy", "package --target tensorrt", calls(_PACKAGE, "check_polygraphy"), package="polygraphy"),
     Check("cuda-bindings", "run on a GPU", importable("cuda.bindings.driver"), _RTX),
     Check("onnxruntime-gpu", "run --provider", _onnxruntime_gpu, package="onnxruntime-gpu"),
     Check("CUDA driver, GPU", "run on a GPU", _gpu, package=None),
