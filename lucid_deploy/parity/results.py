@@ -132,10 +132,6 @@ class Verification:
         failed, unproven = self.first_failure is not None, bool(self.not_proven)
         return "" if self.explanation is None else self.explanation.sentence(failed, unproven)
 
-    def advice(self) -> str:
-        """Say what to do about a failure; empty if no gate failed."""
-        return words.advice(self)
-
     def against(self, kind: str = "") -> tuple[Comparison, ...]:
         """Return the comparisons with one reference, by its kind; empty: with our own model."""
         return tuple(item for item in self.comparisons if item.against == kind)
@@ -300,7 +296,7 @@ class Verification:
         first = self.first_failure
         return {
             "coverage": self._coverage_dict(),
-            "advice": self.advice(),
+            "advice": words.advice(self),
             "first_failure": None if first is None else _one_comparison(first),
             "left_out": self.left_out,
             "runtime": self.runtime,

@@ -28,7 +28,7 @@ def render(found: Verification) -> RenderableType:
     verdict = "[bold red]FAILED[/] " if found.failed or not found.comparisons else "[bold yellow]NOT PROVEN[/] "
     verdict = "[bold green]PASSED[/] " if found.passed else verdict
     first = [Text.from_markup(verdict).append(found.verdict())]
-    first += [Text(sentence) for sentence in (found.cause(), found.advice()) if sentence]
+    first += [Text(sentence) for sentence in (found.cause(), words.advice(found)) if sentence]
     checks = map(Text, check_lines(found.checks))
     if not found.comparisons:
         return Group(*first, *checks)

@@ -58,7 +58,7 @@ def only_own_model_passes(report: Any) -> None:
     assert not report.passed and report.own_failure is None and report.first_failure is not None
     assert outcomes(report)["tensors"] == "passed"
     assert {outcomes(report)[reference.kind] for reference in report.others} == {"failed"}
-    assert "both read the checkpoint differently" in report.advice()
+    assert "both read the checkpoint differently" in report.to_dict()["advice"]
     assert f", against {report.first_failure.against}): relative error" in report.verdict()
 
 
@@ -138,7 +138,7 @@ def test_a_fault_in_the_graphs_is_named_against_the_own_model_first(right: Any, 
     found = verify_artifact(open_artifact(copy), VerifyOptions(golden=golden, **FEW))
     assert found.first_failure is found.own_failure is not None
     assert outcomes(found)["golden file"] == "failed" and outcomes(found)["causes"] == "reported"
-    assert "--runtime torch" in found.advice()
+    assert "--runtime torch" in found.to_dict()["advice"]
 
 
 # Precision
