@@ -124,7 +124,7 @@ class Exchange:
         self.route = "other"  # label in metrics: a known path, or ``other`` for all unknown ones
         self.id = "req_" + secrets.token_hex(12)  # in the log and in a header of the answer
         self.key = ""  # names the client's API key
-        self.status, self.error = 499, ""  # HTTP status, 499 before the answer begins; code of the error that ended it
+        self.status = 499  # HTTP status, 499 before the answer begins
         self.started = time.perf_counter()
         self._counted = 0  # bytes of the body that count in Service.body_memory
         self._busy = False
@@ -231,7 +231,6 @@ class Exchange:
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error; if the answer is a stream that has begun, send the error as its end."""
         self.service.metrics.rejected.labels(error.code).inc()
-        self.error = error.code
         if self.status == 499:
             await JSONResponse(error.body(), error.status, error.headers)(self.scope, self.receive, self.send)
         elif self.answer is not None and self.answer.job.stream:
