@@ -133,7 +133,7 @@ def _operator_case(problem: Problem) -> Case:
     return Case(
         f"{_snake(operator)}_{problem.name}",
         _description(problem.text, operator.name, problem.dtype, first.inputs, operator is SCATTER_ROW),
-        operator_model(problem, first.inputs),
+        operator_model(problem),
         first.inputs,
         first.outputs,
         tuple(further),

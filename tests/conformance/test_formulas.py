@@ -57,8 +57,9 @@ def test_a_stored_cache_is_its_values() -> None:
 def test_the_node_is_that_of_the_table() -> None:
     for operator in table.OPERATORS:
         problem = next(each for each in PROBLEMS if each.operator is operator)
-        model = operator_model(problem, make_inputs(problem))
+        model = operator_model(problem)
         (node,) = model.graph.node
+        assert tuple(make_inputs(problem)) == operator.input_names
         assert (node.domain, node.op_type) == (table.DOMAIN, operator.name)
         assert tuple(node.input) == operator.input_names and tuple(node.output) == operator.output_names
         assert {each.name for each in node.attribute} == {each.name for each in operator.required}
