@@ -166,7 +166,7 @@ def _float_parts(tensor: StoredTensor, checkpoint: Checkpoint, quantization: Qua
         return stored_parts(checkpoint.packed_weight(tensor.name), tensor.name, quantization)
     whole = checkpoint.tensor(tensor.name)
     _check_finite(whole, tensor, str(whole.dtype).removeprefix("torch."), checkpoint.directory)
-    return rounded_parts(whole, tensor.name, quantization)
+    return rounded_parts(whole, quantization)
 
 
 def _rounded(parts: dict[str, StoredTensor], checkpoint: Checkpoint, quantization: Quantization) -> Iterator[Rounded]:

@@ -75,10 +75,8 @@ def _to_e2m1(values: torch.Tensor) -> torch.Tensor:
 Parts = dict[str, NDArray[np.uint8]]  # flat bytes, by part
 
 
-def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -> Parts:
+def rounded_parts(weight: torch.Tensor, quantization: Quantization) -> Parts:
     """Round a weight to the scheme of ``quantization``; return the bytes of its codes and scales by part."""
-    from lucid_deploy.export.quantize.floats import round_to_fp8, round_to_nvfp4
-
     if quantization.scheme == "fp8":
         codes, scale = round_to_fp8(weight)
         return {PACKED: _stored(codes, quantization), SCALES: _bytes(scale)}

@@ -130,10 +130,10 @@ def rounded(scheme: str, weight: torch.Tensor) -> tuple[Quantization, np.ndarray
     if scheme == "fp8":
         tensor = QuantizedTensor((24, 64), 64, granularity="tensor")
         quantization = Quantization("fp8", 8, "qdq", "float", {"w": tensor}, (), "a tool")
-        parts = rounded_parts(weight, "w", quantization)
+        parts = rounded_parts(weight, quantization)
         return quantization, parts[PACKED], parts[SCALES].view(np.float32)
     quantization = Quantization("nvfp4", 4, "qdq", "float", {"w": QuantizedTensor((24, 64), 16)}, (), "a tool")
-    parts = rounded_parts(weight, "w", quantization)
+    parts = rounded_parts(weight, quantization)
     scales = parts[SCALES].view(ml_dtypes.float8_e4m3fn).astype(np.float32) * parts[WHOLE_SCALE].view(np.float32)
     return quantization, parts[PACKED], scales
 

@@ -70,13 +70,13 @@ def assert_product(found: np.ndarray, inputs: torch.Tensor, weight: np.ndarray) 
 
 def test_weights_that_are_rounded() -> None:
     quantization = record("fp8", QuantizedTensor((OUT, WIDTH), WIDTH, granularity="tensor"))
-    parts = rounded_parts(WEIGHT, "w", quantization)
+    parts = rounded_parts(WEIGHT, quantization)
     weight = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     found = quantized(quantization, parts)
     for run in (evaluated, by_onnxruntime):
         assert_product(run(found), X, weight)
     quantization = record("nvfp4", QuantizedTensor((OUT, WIDTH), 16))
-    parts = rounded_parts(WEIGHT, "w", quantization)
+    parts = rounded_parts(WEIGHT, quantization)
     factors = parts[SCALES].view(ml_dtypes.float8_e4m3fn).astype(np.float32) * parts[WHOLE_SCALE].view(np.float32)
     weight = dequantize(quantization, "w", parts[PACKED], factors)
     found = quantized(quantization, parts)

@@ -70,12 +70,12 @@ def record(scheme: str, tensor: QuantizedTensor, activations: str = "float") -> 
 
 def test_rounded() -> None:
     quantization = record("fp8", QuantizedTensor((24, 48), 48, granularity="tensor"))
-    parts = rounded_parts(MATRIX, "w", quantization)
+    parts = rounded_parts(MATRIX, quantization)
     codes, scale = round_to_fp8(MATRIX)
     found = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, E4M3[codes].astype(float) * float(scale))
     quantization = record("nvfp4", QuantizedTensor((24, 48), 16))
-    parts = rounded_parts(MATRIX, "w", quantization)
+    parts = rounded_parts(MATRIX, quantization)
     assert {name: len(part) for name, part in parts.items()} == {PACKED: 576, SCALES: 72, WHOLE_SCALE: 4}
     assert [quantization.part_size("w", part, "float16") for part in parts] == [576, 72, 4]
     numbers, scales, whole = round_to_nvfp4(MATRIX)
