@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from lucid_deploy.export.passes.editing import NodeChain, constant, integers
+from lucid_deploy.export.passes.editing import NodeChain, constant, integers, replace
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DOMAIN
 
 DECOMPOSABLE = "TRT_decomposable"  # read by TensorRT-RTX's parser; others ignore it
@@ -34,8 +34,8 @@ def standard_attention(model: ir.Model) -> bool:
             chain = NodeChain(f"visible_{len(visible)}")
             visible[mask] = _visible(model.graph, chain, query, mask)
             model.graph.insert_before(node, chain.nodes)
-        attention = ir.node("Attention", [query, key, value, visible[mask]], name=f"{node.name}_attention")
-        replace_node(model.graph, node, [attention])
+        attention = ir.node("Attention", [query, key, value, visible[mask]])
+        replace(model.graph, node, [attention])
     for signature in [key for key in model.functions if key[:2] == (DOMAIN, CAUSAL_ATTENTION.name)]:
         del model.functions[signature]
     return bool(nodes)
@@ -91,7 +91,7 @@ def half_attention(model: ir.Model) -> bool:
             continue
         for index, source in enumerate(sources):
             node.replace_input_with(index, source)
-        replace_node(model.graph, after[0], [], node.outputs[0])
+        replace(model.graph, after[0], [], node.outputs[0])
         for cast in {id(cast): cast for cast in casts if cast is not None}.values():
             if not cast.outputs[0].uses():
                 model.graph.remove(cast, safe=True)
@@ -164,7 +164,7 @@ def _make_explicit(graph: ir.Graph, node: ir.Node) -> None:
     result = chain.add("MatMul", [weights, value], "heads", dtype=dtype)
     if grouped:
         chain.add("Reshape", [result, integers(graph, f"{name}.join", 0, heads, -1, width)], "joined", dtype=dtype)
-    replace_node(graph, node, chain.nodes)
+    replace(graph, node, chain.nodes)
 
 
 def _size(node: ir.Node, tensor: ir.Value, axis: int) -> int:
@@ -176,17 +176,3 @@ def _size(node: ir.Node, tensor: ir.Value, axis: int) -> int:
 
 def _attentions(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == "Attention" and node.domain in ("", "ai.onnx")]
-
-
-def replace_node(graph: ir.Graph, node: ir.Node, made: list[ir.Node], value: ir.Value | None = None) -> None:
-    """Put new nodes in the place of a node with one output; the last one's output takes its name, type and shape.
-
-    Args:
-        value: What takes the place of the node's output; None: the output of the last new node.
-    """
-    old, new = node.outputs[0], made[-1].outputs[0] if value is None else value
-    name, new.shape, new.type = old.name, old.shape, old.type
-    graph.insert_before(node, made)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name

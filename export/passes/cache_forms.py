@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from lucid_deploy.export.passes.attention_forms import replace_node
-from lucid_deploy.export.passes.editing import constant
+from lucid_deploy.export.passes.editing import constant, replace
 
 _FLOAT8 = ir.DataType.FLOAT8E4M3FN
 
@@ -91,7 +90,7 @@ def _join(model: ir.Model, node: ir.Node) -> bool:
     for index, part in enumerate(parts):
         joined.replace_input_with(index, part)
     node.outputs[0].type = ir.TensorType(_FLOAT8)
-    replace_node(model.graph, node, [], joined.outputs[0])
+    replace(model.graph, node, [], joined.outputs[0])
     return True
 
 
@@ -100,5 +99,4 @@ def _replace(model: ir.Model, cast: ir.Node, operator: str, scale_type: ir.DataT
     one = constant(model.graph, f"one_{scale_type.name.lower()}", np.ones((), scale_type.numpy()))
     zero = constant(model.graph, "zero_float8", np.zeros((), _FLOAT8.numpy()))
     cast.outputs[0].type = ir.TensorType(_target(cast))
-    name = f"{cast.outputs[0].name}_{operator}"
-    replace_node(model.graph, cast, [ir.node(operator, [cast.inputs[0], one, zero], name=name)])
+    replace(model.graph, cast, [ir.node(operator, [cast.inputs[0], one, zero])])

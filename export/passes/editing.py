@@ -59,12 +59,17 @@ class NodeChain:
             graph.insert_after(producer, self.nodes)
 
 
-def replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put a node in place of another; its output takes the other's name, shape and type."""
-    before, after = old.outputs[0], new.outputs[0]
-    new.name, name = old.name, before.name
-    after.shape, after.type = before.shape, before.type
-    graph.insert_before(old, new)
+def replace(graph: ir.Graph, old: ir.Node, made: Sequence[ir.Node], value: ir.Value | None = None) -> None:
+    """Put new nodes in the place of a node with one output; the last one takes its name, and the output's, shape, type.
+
+    Args:
+        value: What takes the place of the node's output; None: the output of the last new node.
+    """
+    before, after = old.outputs[0], made[-1].outputs[0] if value is None else value
+    name, after.shape, after.type = before.name, before.shape, before.type
+    if made:
+        made[-1].name = old.name
+    graph.insert_before(old, made)
     ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
     graph.remove(old, safe=True)
     after.name = name

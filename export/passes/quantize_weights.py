@@ -155,14 +155,14 @@ def _replace_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) 
     scales = parts.in_weights_type(SCALES)
     inputs = [node.inputs[0], parts.get(PACKED), scales, *(parts.get(part) for part in read)]
     product = ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB)
-    replace(graph, node, product)
+    replace(graph, node, [product])
     return product
 
 
 def _replace_expert_product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.Node:
     inputs = [*node.inputs[:2], parts.get(PACKED), parts.in_weights_type(SCALES)]
     product = ir.node(QUANTIZED_EXPERT_MATMUL.name, inputs, domain=DOMAIN)
-    replace(graph, node, product)
+    replace(graph, node, [product])
     return product
 
 
@@ -185,8 +185,7 @@ def _replace_gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -
         ]
         found = chain.add("Slice", [found, *bounds], "row", dtype=scales.dtype)
     chain.cast(found, parts.dtype, "cast")
-    graph.insert_before(node, chain.nodes[:-1])
-    replace(graph, node, chain.nodes[-1])
+    replace(graph, node, chain.nodes)
 
 
 def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:

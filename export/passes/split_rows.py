@@ -53,8 +53,7 @@ def _split_gather(graph: ir.Graph, node: ir.Node, pieces: list[ir.Value]) -> Non
     mask = chain.add(
         "Unsqueeze", [is_first, integers(graph, f"{chain.prefix}.axis", -1)], "mask", dtype=ir.DataType.BOOL
     )
-    graph.insert_before(node, chain.nodes)
-    replace(graph, node, ir.node("Where", [mask, *found]))
+    replace(graph, node, [*chain.nodes, ir.node("Where", [mask, *found])])
 
 
 def _split_product(graph: ir.Graph, node: ir.Node, pieces: list[ir.Value]) -> None:
@@ -64,5 +63,4 @@ def _split_product(graph: ir.Graph, node: ir.Node, pieces: list[ir.Value]) -> No
         chain.add("Gemm", [node.inputs[0], piece], f"columns_{i}", {"transB": 1}, dtype)
         for i, piece in enumerate(pieces)
     ]
-    graph.insert_before(node, chain.nodes)
-    replace(graph, node, ir.node("Concat", columns, attributes={"axis": -1}))
+    replace(graph, node, [*chain.nodes, ir.node("Concat", columns, attributes={"axis": -1})])
