@@ -197,12 +197,8 @@ def _to_bytes(data: torch.Tensor, tensor: StoredTensor, checkpoint: Path) -> mem
 
 def _check_finite(data: torch.Tensor, tensor: StoredTensor, dtype: str, checkpoint: Path) -> None:
     if not data.isfinite().all():
+        advice = "Quantize with --method rtn." if tensor.part else "Export with --dtype bfloat16 or float32."
         raise LucidError(
             f"{checkpoint}: {tensor.name} has values that are not finite in {dtype}. "
-            + ("The checkpoint is damaged." if dtype != "float16" else _beyond_half(tensor))
+            + (advice if dtype == "float16" else "The checkpoint is damaged.")
         )
-
-
-def _beyond_half(tensor: StoredTensor) -> str:
-    """Say how to export a tensor whose values float16 does not reach."""
-    return "Quantize with --method rtn." if tensor.part else "Export with --dtype bfloat16 or float32."

@@ -79,11 +79,6 @@ def nearest_kernel(scheme: str) -> Any:
     return kernels.quantize_matmul_8bits if scheme == "int8" else kernels.quantize_matmul_4bits
 
 
-def kernel_tool() -> str:
-    """Return name and version of the quantizer, for the manifest."""
-    return f"onnxruntime {import_onnxruntime().__version__}"
-
-
 def round_blocks(
     rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -110,7 +105,7 @@ class Nearest(QuantizationMethod):
     name = "rtn"
 
     def tool(self) -> str:
-        return kernel_tool()
+        return f"onnxruntime {import_onnxruntime().__version__}"
 
     def round(
         self, weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.artifact.tokenizer_settings import splits_special_tokens, token_names
+from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_tokenizer_file, token_names
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
@@ -39,7 +39,8 @@ class TextTokenizer:
         self._named = token_names(Path(directory))
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-            self._tokenizer.encode_special_tokens = splits_special_tokens(Path(directory))
+            settings = read_tokenizer_file(Path(directory) / CONFIG)
+            self._tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
             # Some files hold settings for training batches, which would truncate prompts and add padding tokens.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()

@@ -39,11 +39,6 @@ def token_names(directory: Path) -> dict[str, str]:
     return {name: text for name, text in named.items() if text is not None}
 
 
-def splits_special_tokens(directory: Path) -> bool:
-    """Return whether a special token that is spelled out in a text is encoded as ordinary text."""
-    return read_tokenizer_file(directory / CONFIG).get("split_special_tokens") is True
-
-
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; an empty one if there is no such file."""
     if not path.is_file():

@@ -34,9 +34,9 @@ def describe_machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
-        "memory_bytes": physical_bytes(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
@@ -85,10 +85,6 @@ def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
     return 2 * sum(part.nbytes for part in source) / best
 
 
-def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
 def _cpuinfo(field: str) -> str | None:
     """Return a field that Linux's ``/proc/cpuinfo`` has for the first core; None if there is none."""
     try:
@@ -107,11 +103,6 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "not a git checkout"
-
-
-def physical_bytes() -> int:
-    """Return the memory of this machine, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resident_bytes(field: str) -> int:

@@ -102,11 +102,6 @@ def bytes_per_token(layout: CacheLayout) -> int:
     return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "rows")
 
 
-def states_bytes(layout: CacheLayout) -> int:
-    """Return the bytes of all layers' states for one batch row; they do not grow."""
-    return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "state")
-
-
 def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Array:
     """Return one batch row of a tensor without padding, ``(heads, tokens held, width)``, or a state's ``shape``."""
     if not tensor.has_tokens:
@@ -129,17 +124,12 @@ def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Ar
     return whole
 
 
-def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
-    """Whether a cache of ``tokens`` columns can be turned back into what it was after the first ``length`` of them."""
-    return length == tokens or not any(tensor.is_recurrent(tokens) for layer in layout for tensor in layer)
-
-
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
-    """Raise a LucidError that names the first tensor which cannot be cut back, unless :func:`cuts_exactly` holds."""
-    if cuts_exactly(layout, length, tokens):
+    """Raise a LucidError unless a cache of ``tokens`` columns can be cut back to the first ``length`` exactly."""
+    tensors = [(index, tensor) for index, layer in enumerate(layout) for tensor in layer if tensor.is_recurrent(tokens)]
+    if length == tokens or not tensors:
         return
-    tensors = [(index, tensor) for index, layer in enumerate(layout) for tensor in layer]
-    index, tensor = next((index, tensor) for index, tensor in tensors if tensor.is_recurrent(tokens))
+    index, tensor = tensors[0]
     reason = (
         "is a state, into which every token is mixed, so that later ones cannot be taken out again"
         if tensor.sort == "state"

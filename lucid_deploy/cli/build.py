@@ -63,13 +63,13 @@ def command(artifact: str, capabilities: str | None, json_target: str | None, **
 
 
 def _show(report: BuildReport) -> None:
-    from lucid_deploy.runtimes.tensorrt.build import describe_capabilities
+    from lucid_deploy.runtimes.tensorrt.backend import dotted
 
     manifest, limits = report.manifest, report.manifest.limits
+    capabilities = ", ".join(map(dotted, manifest.capabilities)) or "all that the backend supports"
     show(
         f"{report.directory}: {manifest.backend} {manifest.backend_version}, batch up to {limits.max_batch}, context "
-        f"up to {limits.max_context}, prefill in chunks of {limits.prefill_chunk}; compute capability: "
-        f"{describe_capabilities(manifest.capabilities)}"
+        f"up to {limits.max_context}, prefill in chunks of {limits.prefill_chunk}; compute capability: {capabilities}"
     )
     table = Table("engine", "size", "layers", "computed by the plugin", "seconds")
     for stage, engine in manifest.engines.items():

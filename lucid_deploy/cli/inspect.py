@@ -79,7 +79,10 @@ def _show(facts: dict[str, Any]) -> None:
     for form in facts["forms"] if len(facts["forms"]) > 1 else []:
         show(f"- {form['name']} (opset {form['opset']}): {', '.join(form['files'].values())}")
     kernels = facts["kernels"]
-    show("Kernels on this machine: " + (kernels["problem"] or _kernels(kernels)))
+    used = "the graph's functions; lucid-deploy plugin build --target onnxruntime makes faster ones"
+    if kernels["auto"] == "library":
+        used = f"the library {kernels['library']} ({kernels['instructions']})"
+    show("Kernels on this machine: " + (kernels["problem"] or used))
     memory = facts["memory"]
     states = f", and states of {human_size(memory['states'])} that do not grow" if memory["states"] else ""
     show(
@@ -90,12 +93,6 @@ def _show(facts: dict[str, Any]) -> None:
         f"workspace {human_size(memory['workspace'])}, runtime {human_size(memory['runtime'])}; "
         f"in all {human_size(memory['total'])}. A prompt may take more while it runs: --prefill-chunk bounds that"
     )
-
-
-def _kernels(facts: dict[str, Any]) -> str:
-    if facts["auto"] == "library":
-        return f"the library {facts['library']} ({facts['instructions']})"
-    return "the graph's functions; lucid-deploy plugin build --target onnxruntime makes faster ones"
 
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,6 @@ def _build_tensorrt(
     """Build the plugin; return what to print, and the facts for JSON."""
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
-    from lucid_deploy.plugins.hosts.triton.compiled_kernel import total_size
     from lucid_deploy.runtimes.tensorrt.plugin_library import build_library, user_library
 
     wanted, library = architectures or ARCHITECTURES, output or user_library()
@@ -103,7 +103,7 @@ def _build_tensorrt(
             update(f"Compiling {name}", done, total)
 
         kernels = build_library(library, wanted, dtypes, listener, head_dims)
-    size, (kernels_size, packed) = library.stat().st_size, total_size(kernels)
+    size, packed = library.stat().st_size, sum(len(zlib.compress(kernel.image)) for kernel in kernels)
     line = (
         f"Built {library}: {len(kernels)} kernels, {human_size(size)} ({human_size(packed)} of kernels in a wheel), "
         f"ABI {PLUGIN_ABI}"
@@ -114,7 +114,7 @@ def _build_tensorrt(
         "abi": PLUGIN_ABI,
         "architectures": list(wanted),
         "kernels": len(kernels),
-        "kernels_size": kernels_size,
+        "kernels_size": sum(len(kernel.image) for kernel in kernels),
         "kernels_size_in_a_wheel": packed,
     }
 

@@ -12,7 +12,7 @@ import msgspec
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.artifact.quantization import PACKED
-from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
+from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes
 from lucid_deploy.model.description import layout_of, summarize
 from lucid_deploy.plugins.table import DOMAIN, EXPERT_MATMUL, QUANTIZED_EXPERT_MATMUL
 from lucid_deploy.runtimes.onnxruntime.compatibility import describe_kernels, multiplies_in_blocks
@@ -180,7 +180,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "context": context,
         "weights": weights + packed,
         "cache_per_token": bytes_per_token(layout),
-        "states": batch * states_bytes(layout),
+        "states": batch * sum(t.size(1) for layer in layout for t in layer if t.sort == "state"),
         "cache": cache,
         "cache_while_decoding": cache + moving,
         "workspace": workspace,

@@ -120,7 +120,7 @@ def plan_decode_attention(
     unit = cache_unit(width, dtype, rows)
     if head_rows <= FEW_ROWS and unit == padded and _has_parts(arch, dtype, padded, FEW_ROWS, unit, float8):
         rows = FEW_ROWS
-    tuned = tuned or split_choice(arch, dtype, padded, rows, unit, float8)
+    tuned = tuned or _adapted(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
     with_new = {**sizes, "n_new": new, "n_splits": splits}
@@ -178,11 +178,6 @@ def cache_unit(width: int, dtype: str, rows: int) -> int:
     return width if rows <= QUERY_ROWS[0] and width in PADDED_WIDTHS else width_unit(width, dtype)
 
 
-def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool = False) -> Choice:
-    """Return the tuned constants of the split kernel, adapted to the variant so that registers suffice."""
-    return _adapted(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
-
-
 def _has_warp_groups(arch: int) -> bool:
     return arch // 10 in WARP_GROUPS
 
@@ -209,6 +204,7 @@ def _takes_pairs(arch: int) -> bool:
 
 
 def _adapted(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
+    """Return the tuned constants of the split kernel, adapted to the variant so that registers suffice."""
     is_narrow = unit < compiled_units(dtype)[0]
     if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows, unit, float8):
         return replace(tuned, block_n=min(tuned.block_n, PADDED_KEYS // padded), num_warps=CAREFUL_WARPS)

@@ -91,8 +91,9 @@ def plan_precondition(
     keys = _keys_step(batch, heads, new, past, width, dtype, epsilon, tuned)
     counters = (1 + batch * heads) * INT32_BYTES
     workspace = counters + batch * heads * (past + new) * FLOAT32_BYTES
-    if dtype == "float32":
-        workspace += batch * heads * _most_powers(new, past) * FLOAT32_BYTES
+    if dtype == "float32":  # powers of two for rows of Y, most with the smallest blocks of rows
+        powers = -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
+        workspace += batch * heads * powers * FLOAT32_BYTES
     if dtype == INT8_TYPE:
         tiles = -(-counters // INT8_ALIGNMENT) * INT8_ALIGNMENT + batch * heads * _most_tile_bytes(new, past, padded)
         workspace = max(workspace, tiles)
@@ -128,11 +129,6 @@ def _keys_step(
 
 def _keys_kernel(tuned: Choice) -> str:
     return "key_tiles_kernel" if tuned.int8 else "key_norms_kernel"
-
-
-def _most_powers(new: int, past: int) -> int:
-    """Return how many powers of two a head needs at most for rows of Y in float32: with the smallest blocks of rows."""
-    return -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
 
 
 def _most_tile_bytes(new: int, past: int, padded: int) -> int:

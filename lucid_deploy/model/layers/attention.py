@@ -53,11 +53,6 @@ def projection_names(config: LucidConfig, index: int, attribute: str) -> tuple[s
     return tuple(f"{attribute}.{name}" for name in (*names, *norms))
 
 
-def _is_scored(config: LucidConfig, index: int) -> bool:
-    """Whether a layer does more with its scores than :data:`CAUSAL_ATTENTION` does: a soft cap, or sinks."""
-    return config.of_layer(index).softcap is not None or bool(config.attention and config.attention[index].sinks)
-
-
 class _Lucid(LayerKind):
     """LUCID attention: the cache holds raw keys and preconditioned values."""
 
@@ -90,10 +85,12 @@ class _Standard(LayerKind):
     name = "standard"
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        # A soft cap and sinks are more than CAUSAL_ATTENTION does with scores.
+        scored = config.of_layer(index).softcap is not None or (config.attention and config.attention[index].sinks)
         return LayerDescription(
             kind=self.name,
             cache=rows_layout(config, index, cache_dtype),
-            operators={} if _is_scored(config, index) else {"prefill": (CAUSAL_ATTENTION.name,)},
+            operators={} if scored else {"prefill": (CAUSAL_ATTENTION.name,)},
             weights=projection_names(config, index, self.attribute),
             eviction="keys and values of the later tokens were computed from them",
         )

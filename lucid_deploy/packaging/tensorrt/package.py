@@ -78,7 +78,8 @@ def package_tensorrt(
         library = options.plugin or find_or_build(dtype, head_dims, (), announce, progress)
         check_plugin(library)
         check_kernels(library, dtype, head_dims)
-    form = attention_form(artifact)
+    # The operator Attention in half precision, where TensorRT fuses it.
+    form = "explicit" if artifact.manifest.dtype == "float32" else "standard"
     with unchanged(artifact):
         graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
         recorded = record(artifact, limits)
@@ -207,11 +208,6 @@ class StageGraphs:
     engine: bytes  # for TensorRT: plugin nodes without bodies, no loop
     functions: bytes  # for onnxruntime: with function bodies, attention explicit; TensorRT with the plugin takes it too
     plugin_nodes: dict[str, int]  # how many nodes of each of the plugin's operators there are
-
-
-def attention_form(artifact: Artifact) -> str:
-    """Return ``standard`` (operator Attention) in half precision, where TensorRT fuses it; else ``explicit``."""
-    return "explicit" if artifact.manifest.dtype == "float32" else "standard"
 
 
 def stage_graphs(artifact: Artifact, stage: str, form: str) -> StageGraphs:

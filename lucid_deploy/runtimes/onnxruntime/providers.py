@@ -114,18 +114,14 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
             made.write_bytes(graph.model)
             os.replace(made, path)
             for name in (WEIGHTS,) if artifact.manifest.adapters is None else (WEIGHTS, ADAPTERS):
-                if not _is_own_file(folder / name):
+                copy = folder / name  # no link: ONNX refuses external data behind symbolic or hard links
+                if not copy.is_file() or copy.is_symlink() or copy.stat().st_nlink != 1:
                     made = Path(scratch, name)
                     shutil.copyfile(artifact.path(name), made)
-                    os.replace(made, folder / name)
+                    os.replace(made, copy)
     except OSError as error:
         raise _unwritable(folder, error) from error
     return path
-
-
-def _is_own_file(path: Path) -> bool:
-    """Whether this is a file with one name, not a link: ONNX refuses external data behind symbolic or hard links."""
-    return path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
 
 
 def _unwritable(folder: Path, error: OSError) -> LucidError:

@@ -79,7 +79,8 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
     """
     graph = model.graph
     read, given = Counter(read_names(graph)), {output.name for output in graph.output}
-    grown = {tuple(node.input): node for node in nodes_of(graph, "", "Concat") if _joins_tokens(node)}
+    joins = [node for node in nodes_of(graph, "", "Concat") if attributes_of(node)["axis"] in (_TOKENS, _TOKENS - 4)]
+    grown = {tuple(node.input): node for node in joins}
     removed = []
     for node in nodes_of(graph, DOMAIN, DECODE_ATTENTION.name):
         key, cached, cached_y = (node.input[DECODE_ATTENTION.place(name)] for name in ("K_new", "K", "Y"))
@@ -97,10 +98,6 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
     for node in removed:
         graph.node.remove(node)
     return bool(removed)
-
-
-def _joins_tokens(node: onnx.NodeProto) -> bool:
-    return len(node.input) == 2 and attributes_of(node)["axis"] in (_TOKENS, _TOKENS - 4)
 
 
 def use_cached_attention(model: onnx.ModelProto) -> bool:

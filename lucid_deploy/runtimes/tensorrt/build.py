@@ -21,7 +21,7 @@ from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_kernels, plugin_abi
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.plugins.table import DECODE_ATTENTION
-from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
+from lucid_deploy.runtimes.tensorrt.backend import Backend, load_backend
 from lucid_deploy.runtimes.tensorrt.callbacks import (
     CallbackFailure,
     explain,
@@ -206,11 +206,6 @@ def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
         return None
     shutil.copyfile(library, building / LIBRARY_NAME)
     return PluginFile(**file_facts(building / LIBRARY_NAME), abi=plugin_abi(library))
-
-
-def describe_capabilities(capabilities: tuple[int, ...]) -> str:
-    """Say for which compute capabilities of GPUs engines were built."""
-    return ", ".join(dotted(number) for number in capabilities) or "all that the backend supports"
 
 
 @dataclass(frozen=True)

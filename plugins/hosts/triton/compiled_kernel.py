@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,11 +37,6 @@ class CompiledKernel:
     constants: dict[str, int]
     arguments: list[str]
     image: bytes = field(repr=False)
-
-
-def total_size(kernels: Sequence[CompiledKernel]) -> tuple[int, int]:
-    """Return the total size of all modules in bytes, and their compressed size in a wheel (deflate)."""
-    return sum(len(kernel.image) for kernel in kernels), sum(len(zlib.compress(kernel.image)) for kernel in kernels)
 
 
 def default_cache() -> Path:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from lucid_deploy.artifact import STAGES, Artifact
-from lucid_deploy.packaging.tensorrt.package import attention_form, stage_graphs
+from lucid_deploy.packaging.tensorrt.package import stage_graphs
 from tests.runtimes.tensorrt.graphs import inputs
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -39,7 +39,7 @@ def test_the_engines_graph_has_plugins_and_neither_bodies_nor_loops(stage: str, 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_graph_with_bodies_computes_what_the_artifact_does(stage: str, exported: Exported, tmp_path: Path) -> None:
     artifact = exported()[1]
-    graphs = stage_graphs(artifact, stage, attention_form(artifact))
+    graphs = stage_graphs(artifact, stage, "explicit")
     (tmp_path / "functions.onnx").write_bytes(graphs.functions)
     (tmp_path / "weights.bin").write_bytes(artifact.path("weights.bin").read_bytes())
     onnx.checker.check_model(str(tmp_path / "functions.onnx"))
