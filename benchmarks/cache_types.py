@@ -21,7 +21,8 @@ from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
-from lucid_deploy.runtimes import Cache, Session, open_session
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.session import Cache
 
 TYPES = {"float32": "auto", "float16": "float16", "int8": "int8"}
 

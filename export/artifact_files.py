@@ -111,7 +111,7 @@ def _trace_caches(
         The graphs by cache and stage; and for each kind of cache that is left out, the reason.
     """
     from lucid_deploy.export.graph_file import other_names
-    from lucid_deploy.export.passes import quantize_weights
+    from lucid_deploy.export.passes.quantize_weights import quantize_weights
 
     options, left_out = contents.options, {}
     caches = CACHES if options.every_form else (options.cache or CACHES[0],)

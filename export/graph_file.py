@@ -12,7 +12,7 @@ import onnx
 from lucid_deploy.artifact import ADAPTERS, WEIGHTS
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.functions import function_proto
-from lucid_deploy.export.passes import pair_heads
+from lucid_deploy.export.passes.pair_heads import pair_heads
 from lucid_deploy.plugins.table import DIAGONAL, DOMAIN
 from lucid_deploy.version import __version__
 

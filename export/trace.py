@@ -10,19 +10,12 @@ from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.capture import capture
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.export.passes import (
-    NotRepeatable,
-    layers_of,
-    name_axes,
-    name_values,
-    optimize,
-    repeat_layers,
-    repeat_names,
-    static_cache,
-    store_transposed,
-    write_rows,
-)
-from lucid_deploy.export.passes.repeat_layers import Excerpt, excerpt
+from lucid_deploy.export.passes.naming import layers_of, name_axes, name_values
+from lucid_deploy.export.passes.optimize import optimize
+from lucid_deploy.export.passes.repeat_layers import Excerpt, NotRepeatable, excerpt, repeat_layers, repeat_names
+from lucid_deploy.export.passes.static_cache import static_cache
+from lucid_deploy.export.passes.store_transposed import store_transposed
+from lucid_deploy.export.passes.write_rows import write_rows
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
 

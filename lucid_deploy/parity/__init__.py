@@ -5,21 +5,7 @@ gates, :mod:`.compare` runs the session, :mod:`.causes` explains a failure, :mod
 found, and :mod:`.terminal`, :mod:`.page` and the JSON show it.
 """
 
-from lucid_deploy.parity.causes import Explanation, explain
-from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.options import VerifyOptions
-from lucid_deploy.parity.results import Verification
-from lucid_deploy.parity.targets import Targets, explained_scenarios, prepare
 from lucid_deploy.parity.verification import verify_artifact
 
-__all__ = [
-    "Explanation",
-    "Targets",
-    "Verification",
-    "VerifyOptions",
-    "check",
-    "explain",
-    "explained_scenarios",
-    "prepare",
-    "verify_artifact",
-]
+__all__ = ["VerifyOptions", "verify_artifact"]

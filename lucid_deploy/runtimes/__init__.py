@@ -11,24 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.open import open_session as open_session
     from lucid_deploy.runtimes.options import RuntimeOptions as RuntimeOptions
-    from lucid_deploy.runtimes.registry import find_runtime as find_runtime
     from lucid_deploy.runtimes.registry import register_runtime as register_runtime
-    from lucid_deploy.runtimes.registry import runtime_names as runtime_names
     from lucid_deploy.runtimes.runtime import Capabilities as Capabilities
     from lucid_deploy.runtimes.runtime import Runtime as Runtime
-    from lucid_deploy.runtimes.session import Cache as Cache
     from lucid_deploy.runtimes.session import Session as Session
 
 _MODULES = {
-    "Cache": "session",
     "Capabilities": "runtime",
     "Runtime": "runtime",
     "RuntimeOptions": "options",
     "Session": "session",
-    "find_runtime": "registry",
     "open_session": "open",
     "register_runtime": "registry",
-    "runtime_names": "registry",
 }
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.runtimes import runtime_names
+from lucid_deploy.runtimes.registry import runtime_names
 from tests.extension.reference_runtime import ReferenceSession
 
 Exported = Callable[..., tuple[Path, Artifact]]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lucid_deploy.parity import prepare
+from lucid_deploy.parity.targets import prepare
 from tests.parity.small_models import session, small_model
 
 

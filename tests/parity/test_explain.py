@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.parity import check, explain, explained_scenarios
-from lucid_deploy.parity.causes import Explanation
+from lucid_deploy.parity.causes import Explanation, explain
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.own_errors import WorstOwnError
 from lucid_deploy.parity.perplexity import cost_on_text, session_logits, surprisals, windows
 from lucid_deploy.parity.record import TensorId, no_tick
+from lucid_deploy.parity.targets import explained_scenarios
 from tests.parity.small_models import LAYERS, VOCAB, in_dtype, layers, session
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.parity import explained_scenarios
 from lucid_deploy.parity.gate import Gate
 from lucid_deploy.parity.own_errors import (
     WorstOwnError,
@@ -17,6 +16,7 @@ from lucid_deploy.parity.own_errors import (
     parts_of,
 )
 from lucid_deploy.parity.record import TensorId
+from lucid_deploy.parity.targets import explained_scenarios
 from tests.parity.small_models import layers
 
 

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.cli import main
 from lucid_deploy.model.description import summarize
-from lucid_deploy.parity import check
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.page import TEMPLATES, Line, _chart, render_page
 from tests.parity.faults import change_weight
 from tests.parity.pages import check_page

@@ -13,10 +13,12 @@ import torch
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity import check, prepare, rounded_cache
+from lucid_deploy.parity import rounded_cache
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.gate import VACUOUS
 from lucid_deploy.parity.record import TensorRows, Trace, record
 from lucid_deploy.parity.scenarios import Scenario
+from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.cache_faults import coarser_levels, read_scale, stored_scale, swapped_scales, towards_zero

@@ -10,7 +10,7 @@ import torch
 
 import lucid_deploy.model.attention.lucid as lucid
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.parity import check
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.scenarios import ONE_SHOT
 from lucid_deploy.plugins.shared.keys import normalize_keys
 from lucid_deploy.runtimes.torch.session import TorchSession

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from lucid_deploy.parity import check
+from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.terminal import render
 from tests.parity.small_models import session
 

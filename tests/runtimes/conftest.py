@@ -13,13 +13,7 @@ from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.parity.gate import derive_gates
 from lucid_deploy.parity.record import TensorId, record
 from lucid_deploy.parity.scenarios import Scenario
-from lucid_deploy.runtimes import (
-    Capabilities,
-    Session,
-    open_session,
-    register_runtime,
-    registry,
-)
+from lucid_deploy.runtimes import Capabilities, Session, open_session, register_runtime, registry
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.runtimes.cache_cases import CASES, IDS
 from tests.runtimes.recording import Recording

@@ -15,14 +15,8 @@ from click.testing import CliRunner
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.runtimes import (
-    Capabilities,
-    RuntimeOptions,
-    find_runtime,
-    open_session,
-    runtime_names,
-)
-from lucid_deploy.runtimes.registry import BUILT_IN
+from lucid_deploy.runtimes import Capabilities, RuntimeOptions, open_session
+from lucid_deploy.runtimes.registry import BUILT_IN, find_runtime, runtime_names
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]

@@ -7,8 +7,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx import helper
 
-from lucid_deploy.export.passes import layers_of, name_axes, name_values
-from lucid_deploy.export.passes.naming import SCOPES
+from lucid_deploy.export.passes.naming import SCOPES, layers_of, name_axes, name_values
 from tests.export.passes.graphs import FLOAT, INT64, model, weight_of
 
 NODES = [helper.make_node("Concat", ["past", "new"], ["present"], axis=1), helper.make_node("Relu", ["present"], ["y"])]

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from lucid_deploy.export.passes import pair_heads
+from lucid_deploy.export.passes.pair_heads import pair_heads
 from tests.export.passes.graphs import FLOAT, model, operators, run
 
 BATCH, HEADS, GROUP, NEW, TOTAL, WIDTH = 2, 3, 2, 4, 7, 8

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.export.passes import quantize_weights
+from lucid_deploy.export.passes.quantize_weights import quantize_weights
 from lucid_deploy.export.quantize.floats import rounded_parts, stored_parts
 from lucid_deploy.model.packed.weight import FloatWeight
 from lucid_deploy.runtimes.torch.quantized_activations import round_to_fp8

@@ -9,7 +9,7 @@ from onnx import helper
 
 from lucid_deploy.artifact.quantization import OFFSETS, PACKED, ROWS, SCALES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.export.passes import quantize_weights
+from lucid_deploy.export.passes.quantize_weights import quantize_weights
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
 
 OUT, WIDTH = 6, 64

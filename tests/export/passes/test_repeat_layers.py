@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 import lucid_deploy.export.trace as tracing
-from lucid_deploy.export.passes import NotRepeatable, layers_of, repeat_layers
-from lucid_deploy.export.passes.repeat_layers import excerpt
+from lucid_deploy.export.passes.naming import layers_of
+from lucid_deploy.export.passes.repeat_layers import NotRepeatable, excerpt, repeat_layers
 from lucid_deploy.model.config_parsing import parse_config
 from lucid_deploy.model.description import describe
 from tests.conftest import TINY

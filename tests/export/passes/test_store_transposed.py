@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from lucid_deploy.export.passes import store_transposed
+from lucid_deploy.export.passes.store_transposed import store_transposed
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
 
 RNG = np.random.default_rng(0)
