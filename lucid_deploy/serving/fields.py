@@ -8,7 +8,6 @@ from msgspec import Meta, Struct
 
 from lucid_deploy.generation.constraint import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.tool_bodies import Choice, FunctionName, ResponseChoice, ResponseTools, ToolCall, Tools
 
 LOGPROBS = "message.output_text.logprobs"  # the only value that include may have
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
@@ -42,6 +41,9 @@ Harmless = Annotated[Any, about("Accepted, without effect.")]
 Salt = Annotated[str, about("Stored prefixes are reused under the same salt only."), Meta(min_length=1, max_length=256)]
 _PAIRS = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 Metadata = Annotated[_PAIRS, about("Accepted, without effect on the answer."), Meta(max_length=16)]
+FunctionKind = Literal["function"]
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+_TOOLS, _TOOLS_LENGTH = about("What may be called."), Meta(max_length=128)
 
 
 class Fields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +125,71 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True):
     logprobs: Logprobs = None
 
 
+class ToolFunction(Fields, kw_only=True, frozen=True):
+    """A function that may be called."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Annotated[bool, about("Accepted: arguments always follow the schema.")] | None = None
+
+
+class Tool(Fields, kw_only=True, frozen=True):
+    """A tool."""
+
+    type: FunctionKind
+    function: ToolFunction
+
+
+class ChosenFunction(Fields, kw_only=True, frozen=True):
+    """The name of a function."""
+
+    name: str
+
+
+class ToolChoice(Fields, kw_only=True, frozen=True):
+    """The one tool that must be called."""
+
+    type: FunctionKind
+    function: ChosenFunction
+
+
+class ResponseTool(ToolFunction, kw_only=True, frozen=True):
+    """A tool, as ``/v1/responses`` has it."""
+
+    type: FunctionKind
+
+    def as_chat(self) -> Tool:
+        function = ToolFunction(name=self.name, description=self.description, parameters=self.parameters)
+        return Tool(type=self.type, function=function)
+
+
+class ResponseToolChoice(Fields, kw_only=True, frozen=True):
+    """The one tool that must be called, as ``/v1/responses`` has it."""
+
+    type: FunctionKind
+    name: str
+
+    def as_chat(self) -> ToolChoice:
+        return ToolChoice(type=self.type, function=ChosenFunction(name=self.name))
+
+
+class CalledFunction(Fields, kw_only=True, frozen=True):
+    """A function with its arguments, as the text of a JSON object."""
+
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Fields, kw_only=True, frozen=True):
+    """A call in an earlier answer."""
+
+    id: str
+    function: CalledFunction
+    type: FunctionKind = "function"
+    index: Annotated[int, about("Accepted, without effect.")] | None = None
+
+
 class TextPart(Fields, kw_only=True, frozen=True):
     """A part of a message; the types are those of chats and of responses, whose output can be sent back as it is."""
 
@@ -154,8 +221,8 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True):
     max_completion_tokens: Tokens = None
     logprobs: Annotated[bool, about("Report log-probabilities.")] | None = None
     top_logprobs: Logprobs = None
-    tools: Tools = None
-    tool_choice: Choice = None
+    tools: Annotated[Annotated[list[Tool], _TOOLS_LENGTH] | None, _TOOLS] = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: Annotated[bool, about("Whether an answer may have several calls.")] | None = None
 
 
@@ -207,8 +274,8 @@ class ResponseRequest(CommonFields, kw_only=True, frozen=True):
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Logprobs = None
     text: TextSettings | None = None
-    tools: ResponseTools = None
-    tool_choice: ResponseChoice = None
+    tools: Annotated[Annotated[list[ResponseTool], _TOOLS_LENGTH] | None, _TOOLS] = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: Annotated[bool, about("Whether there may be several calls.")] | None = None
 
 

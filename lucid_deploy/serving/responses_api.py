@@ -13,7 +13,6 @@ from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving import fields
 from lucid_deploy.serving.answers import Answer, Events
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.tool_bodies import CalledFunction, ResponseToolChoice, ToolCall
 from lucid_deploy.serving.tool_parser import Delta
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def as_chat(body: fields.ResponseRequest) -> fields.ChatRequest:
         top_logprobs=body.top_logprobs,
         response_format=fields.SchemaFormat(json_schema=form) if isinstance(form, fields.TextSchema) else form,
         tools=None if body.tools is None else [tool.as_chat() for tool in body.tools],
-        tool_choice=choice.as_chat() if isinstance(choice, ResponseToolChoice) else choice,
+        tool_choice=choice.as_chat() if isinstance(choice, fields.ResponseToolChoice) else choice,
         parallel_tool_calls=body.parallel_tool_calls,
     )
 
@@ -98,8 +97,8 @@ def _messages(body: fields.ResponseRequest) -> list[fields.Message]:
             out.append(fields.Message(role="tool", content=item.output, tool_call_id=item.call_id))
         else:
             before = out.pop() if out and out[-1].role == "assistant" else fields.Message(role="assistant")
-            call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
-            calls = [*(before.tool_calls or []), call]
+            function = fields.CalledFunction(name=item.name, arguments=item.arguments)
+            calls = [*(before.tool_calls or []), fields.ToolCall(id=item.call_id, function=function)]
             out.append(fields.Message(role="assistant", content=before.content, tool_calls=calls))
     return out
 

@@ -15,8 +15,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import NAMES, Constraint, from_json_schema
 from lucid_deploy.json_fields import FieldError, named_field
-from lucid_deploy.serving.fields import ChatRequest, Message, PlainText
-from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
+from lucid_deploy.serving.fields import ChatRequest, Message, PlainText, Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of, tool_grammar
 
 
