@@ -15,7 +15,6 @@ import numpy as np
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.paired import Difference, average_difference, paired_difference
 from lucid_deploy.files import atomic_write
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Session
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
 
 _BOOTSTRAP = 1000  # resamples of lm_eval's standard errors
+RESAMPLES = 10_000  # of the difference between two models
+_SEED = 0  # of these resamples: the same scores give the same interval
 _OTHER_LENGTH = -1  # RULER's tasks have a metric for each length, and give this to documents of other lengths
 
 
@@ -188,6 +189,44 @@ def _result(model: LucidLM, name: str, task: Any, found: dict[str, Any], samples
     cut = {request.doc_id for request in task.instances if model.is_cut(request)}
     mine = sorted((row for row in samples if row.get("filter", chosen) == chosen), key=lambda row: int(row["doc_id"]))
     return TaskResult(name, values, [{**row, "truncated": row["doc_id"] in cut} for row in mine], task.aggregation())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first model's mean score less the second's."""
+
+    value: float
+    low: float  # ends of its 95 % interval
+    high: float
+    documents: int  # asked of both
+    better: int  # documents on which the first scores higher
+    worse: int  # documents on which the second does
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two models' scores on the same documents, in the same order."""
+    return average_difference([(first, second)])
+
+
+def average_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:
+    """Compare two models over several tasks of equal weight; each pair has a task's scores of both.
+
+    The ends of the interval are percentiles of the means of bootstrap samples, which draw documents anew within each
+    task. If no score differs, the interval has no width.
+    """
+    random = np.random.default_rng(_SEED)
+    tasks = [np.subtract(first, second, dtype=float) for first, second in pairs]
+    means = np.mean([_resampled_means(differences, random) for differences in tasks], axis=0)  # (resamples,)
+    low, high = np.quantile(means, [0.025, 0.975])
+    value = float(np.mean([differences.mean() for differences in tasks]))
+    every = np.concatenate(tasks)
+    return Difference(value, float(low), float(high), len(every), int((every > 0).sum()), int((every < 0).sum()))
+
+
+def _resampled_means(differences: Any, random: np.random.Generator) -> Any:
+    values, counts = np.unique(differences, return_counts=True)
+    count = len(differences)
+    return random.multinomial(count, counts / count, size=RESAMPLES) @ values / count
 
 
 def compare_tasks(first: Sequence[TaskResult], second: Sequence[TaskResult]) -> dict[tuple[str, str], Difference]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_deploy.evaluation.paired import average_difference, paired_difference
+from lucid_deploy.evaluation.harness import average_difference, paired_difference
 
 
 def test_pairing_matters() -> None:
