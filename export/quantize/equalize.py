@@ -16,13 +16,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.artifact.quantized_bytes import INPUTS, OUTPUTS, scaled
 from lucid_deploy.export.quantize.folds import SAME, Fold, Run, find_folds, storable
-from lucid_deploy.export.quantize.inputs import first_stream, load_layer, run_layer, shared_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.config import LucidConfig
 
 ALPHA = 0.7  # α, by measurement: see docs/quantization.md
 _TOKENS, _ROWS = 256, 2  # random tokens, or rows of a calibration text, that layers run on
@@ -70,7 +71,7 @@ def equalizing_scales(
 
         with torch.inference_mode():
             x = stream
-            groups, stream = shared_inputs(layer, lambda x, layer=layer, run=run: run(layer, x), x)  # type: ignore[misc]
+            groups, stream = shared_inputs(layer, run, x)
             folds = find_folds(layer, run, x, [group.names for group in groups], config.num_key_value_heads)
             for group, fold in zip(groups, folds, strict=True):
                 if fold is not None and fold.changes_only(quantization.tensors, layer, prefix):
@@ -80,6 +81,81 @@ def equalizing_scales(
             for scales in _of_experts(layer, run, x, quantization, prefix, dtype):
                 found |= {prefix + name: scale for name, scale in scales.items()}
     return found
+
+
+def first_stream(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    """Embed tokens, int64 ``(B, N)``: the first layer's input, float32 ``(B, N, C)``."""
+    if checkpoint.config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.first_stream(checkpoint, ids)
+    return checkpoint.tensor("model.embed_tokens.weight")[ids].float()
+
+
+def load_layer(checkpoint: Checkpoint, index: int) -> nn.Module:
+    """Read one layer of a checkpoint, in float32."""
+    import torch
+
+    if checkpoint.config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.load_layer(checkpoint, index)
+    from lucid_deploy.model.block import make_layer
+
+    with torch.device("meta"):
+        layer = make_layer(checkpoint.config, index, "blocked")
+    prefix = f"model.layers.{index}."
+    state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
+    layer.load_state_dict(state, assign=True)
+    return layer.eval()
+
+
+def run_layer(layer: nn.Module, config: LucidConfig, index: int, x: torch.Tensor) -> torch.Tensor:
+    """Run one layer over whole sequences ``(B, N, C)``; return its output, of the same shape."""
+    import torch
+
+    if config.class_config:
+        from lucid_deploy.model.transformers_class import slices
+
+        return slices.run_layer(layer, x)
+    from lucid_deploy.model.mixer import layer_steps
+
+    batch, n, _ = x.shape
+    positions = torch.arange(n).expand(batch, n)
+    step = layer_steps(config, positions, torch.float32)[index]
+    found: torch.Tensor = layer(x, step, layer.mixer.empty_cache(batch, x))[0]  # type: ignore[operator, union-attr]
+    return found
+
+
+@dataclass(frozen=True)
+class SharedInput:
+    """A tensor that linear layers read, one after the other."""
+
+    names: list[str]  # of the linear layers, within their layer
+    values: torch.Tensor  # (B, N, in)
+
+
+def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> tuple[list[SharedInput], torch.Tensor]:
+    """Run a layer; return what its linear layers read, in the order they run, and the layer's output."""
+    import torch
+
+    seen: list[tuple[str, torch.Tensor]] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: seen.append((name, args[0])))
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        output = run(layer, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: list[SharedInput] = []
+    for name, given in seen:
+        if not groups or given is not groups[-1].values:
+            groups.append(SharedInput([], given))
+        groups[-1].names.append(name)
+    return groups, output
 
 
 def _of_experts(

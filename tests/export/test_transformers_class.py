@@ -21,9 +21,8 @@ from lucid_deploy.export.calibration import CalibrationRows
 from lucid_deploy.export.exporter import _plan, _quantizable
 from lucid_deploy.export.passes.repeat_layers import excerpt
 from lucid_deploy.export.quantize.distill import METHOD
-from lucid_deploy.export.quantize.equalize import equalizing_scales
+from lucid_deploy.export.quantize.equalize import equalizing_scales, first_stream, load_layer, run_layer
 from lucid_deploy.export.quantize.folds import with_scales
-from lucid_deploy.export.quantize.inputs import first_stream, load_layer, run_layer
 from lucid_deploy.export.quantize.options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe

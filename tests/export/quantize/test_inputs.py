@@ -6,12 +6,7 @@ from typing import Any
 
 import torch
 
-from lucid_deploy.export.quantize.inputs import (
-    first_stream,
-    load_layer,
-    run_layer,
-    shared_inputs,
-)
+from lucid_deploy.export.quantize.equalize import first_stream, load_layer, run_layer, shared_inputs
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 
 
@@ -20,12 +15,12 @@ def test_products_of_a_layer_and_their_inputs(make_checkpoint: Any) -> None:
     stream = first_stream(checkpoint, torch.arange(24).reshape(2, 12))
     layer = load_layer(checkpoint, 0)
 
-    def run(x: torch.Tensor) -> torch.Tensor:
+    def run(layer: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return run_layer(layer, checkpoint.config, 0, x)
 
     with torch.inference_mode():
         groups, output = shared_inputs(layer, run, stream)
-        assert output.equal(run(stream))
+        assert output.equal(run(layer, stream))
         torch.testing.assert_close(groups[0].values, layer.input_layernorm(stream))
         assert [group.names for group in groups] == [
             ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
