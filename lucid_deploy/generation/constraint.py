@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
@@ -23,7 +21,6 @@ from lucid_deploy.json_fields import FieldError, named_field
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
-T = TypeVar("T")
 MOST_CHARACTERS = 1 << 20  # of a schema, an expression or a grammar
 MOST_CHOICES = 10_000
 _LEXER_STATES = 50_000  # 1 to 2 kB each
@@ -62,42 +59,10 @@ class Constraint:
             answer["lark_grammar"] = self.grammar
         return json.dumps({"grammars": [{"lark_grammar": _WHOLE}, answer]})
 
-    @property
-    def digest(self) -> bytes:
-        """The constraint's sha256."""
-        return sha256(f"{self.is_schema} {self.grammar}".encode("utf-8", "surrogatepass")).digest()
-
     def check(self) -> None:
         """Have llguidance check the constraint within :func:`limits`; raise a LucidError if it cannot be enforced."""
         if error := _error_of(self):
             raise LucidError(_message(error))
-
-
-class OncePerConstraint(Generic[T]):
-    """Caches what a function returns for each constraint, by its digest, as grammars may be long. Thread-safe.
-
-    Args:
-        find: The function; what it raises is not cached.
-        most: How many constraints are cached at most: the last used ones.
-    """
-
-    def __init__(self, find: Callable[[Constraint], T], most: int) -> None:
-        self._find, self._most = find, most
-        self._found: OrderedDict[bytes, T] = OrderedDict()
-        self._lock = Lock()  # over the results
-
-    def __call__(self, constraint: Constraint) -> T:
-        key = constraint.digest
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key]
-        found = self._find(constraint)
-        with self._lock:
-            self._found[key] = found
-            if len(self._found) > self._most:
-                self._found.popitem(last=False)
-        return found
 
 
 def from_json_schema(schema: Any) -> Constraint:
@@ -187,14 +152,12 @@ def limits() -> LLParserLimits:
     return bounds
 
 
-def _library_error(constraint: Constraint) -> str:
+@lru_cache(16)  # files of prompts repeat one schema on every line; a grammar may have megabytes
+def _error_of(constraint: Constraint) -> str:
     """Return the first error or warning of llguidance about a grammar; empty if there is none."""
     matcher = library().LLMatcher
     _, error = matcher.validate_grammar_with_warnings(constraint.compiled(), None, limits=limits())
     return error[0] if error else ""
-
-
-_error_of = OncePerConstraint(_library_error, 64)  # files of prompts repeat one schema on every line
 
 
 def library() -> Any:

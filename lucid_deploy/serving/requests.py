@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Request
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import NAMES, Constraint, OncePerConstraint, constraint_of, from_json_schema
+from lucid_deploy.generation.constraint import NAMES, Constraint, constraint_of, from_json_schema
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling, bad_word_ids, logit_bias
 from lucid_deploy.json_fields import FieldError, decode, named_field, shown, wrong
@@ -45,7 +45,7 @@ class RequestReader:
     def __init__(self, setup: ReaderSetup, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
         self._limits, self._tokenizer, self._templates = setup, tokenizer, templates
         # Cache the result only: compiled grammars would count against the memory bound of the next body.
-        self._check_once = OncePerConstraint(lambda constraint: self._guides.check(constraint), 1024)
+        self._check_once = lru_cache(16)(lambda constraint: self._guides.check(constraint))
 
     def read(self, kind: fields.Kind, data: bytes) -> Job:
         prepare_body = prepare if kind == "response" else fields.drop_without_effect

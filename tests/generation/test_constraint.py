@@ -10,8 +10,6 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import (
     NAMES,
-    Constraint,
-    OncePerConstraint,
     constraint_of,
     from_choices,
     from_grammar,
@@ -122,25 +120,6 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(LucidError, match=r"guided|llguidance"):
         from_regex("a+b+c+")
-
-
-def test_what_was_found_of_a_constraint_is_remembered_for_the_latest_ones() -> None:
-    asked: list[str] = []
-
-    def find(constraint: Constraint) -> int:
-        asked.append(constraint.grammar)
-        if constraint.grammar == "bad":
-            raise LucidError("no")
-        return len(asked)
-
-    remembered = OncePerConstraint(find, most=2)
-    schema, grammar = Constraint("a", is_schema=True), Constraint("a")
-    assert [remembered(each) for each in (schema, grammar, schema, Constraint("b"), schema)] == [1, 2, 1, 3, 1]
-    assert remembered(grammar) == 4  # it was asked for the longest time ago
-    for _ in range(2):
-        with pytest.raises(LucidError):
-            remembered(Constraint("bad"))
-    assert asked == ["a", "a", "b", "a", "bad", "bad"]
 
 
 def test_each_field_makes_its_constraint() -> None:
