@@ -11,7 +11,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import temporary_sibling
-from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
+from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler
 from lucid_deploy.plugins.hosts.libraries import cache_folder, prebuilt
 from lucid_deploy.plugins.hosts.operators_header import HEADER as OPERATORS_HEADER
 from lucid_deploy.plugins.hosts.operators_header import header_text
@@ -20,7 +20,6 @@ ORT_ABI = 11  # increase it when the library's exports or the meaning of an oper
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
-HEADER = "onnxruntime_c_api.h"
 # -ffp-contract=fast lets the compiler use fused multiply-add, which strict C++17 forbids.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
@@ -53,20 +52,19 @@ def build_ort_library(output: Path | None = None) -> tuple[Path, bool]:
         The library's path, and whether it was compiled now.
 
     Raises:
-        LucidError: There is no compiler, it is Clang or fails, ``ONNXRUNTIME_ROOT`` has no header, or the folder cannot
-            be written.
+        LucidError: There is no compiler, it is Clang or fails, or the folder cannot be written.
     """
     output = user_ort_library() if output is None else output
     if _is_current(output):
         return output, False
-    compiler, include = find_compiler(), find_ort_headers()
+    compiler = find_compiler()
     check_gcc(compiler)  # the sources use GCC's vector shuffles and target pragmas
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with temporary_sibling(output) as folder:
             library = Path(folder, LIBRARY_NAME)
             Path(folder, OPERATORS_HEADER).write_text(header_text())
-            run_compiler([compiler, *_arguments(include), "-Wl,--no-undefined"], library)
+            run_compiler([compiler, *_arguments(), "-Wl,--no-undefined"], library)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
             record_file = Path(folder, "record.json")
             record_file.write_text(json.dumps(record) + "\n")
@@ -133,24 +131,6 @@ def _loaded(library: Path) -> ctypes.CDLL:
     return loaded
 
 
-def find_ort_headers() -> Path | None:
-    """Return the folder of ``onnxruntime_c_api.h``: ``ONNXRUNTIME_ROOT``, else the system's; None if there is none.
-
-    Raises:
-        LucidError: ``ONNXRUNTIME_ROOT`` does not contain it.
-    """
-    root = os.environ.get("ONNXRUNTIME_ROOT")
-    if root:
-        for place in (Path(root) / "include", Path(root) / "include" / "onnxruntime"):
-            if (place / HEADER).is_file():
-                return place
-        raise LucidError(f"ONNXRUNTIME_ROOT is {root}, which contains no include/{HEADER}. Correct or unset it.")
-    for place in system_includes():
-        if (place / "onnxruntime" / HEADER).is_file():
-            return place / "onnxruntime"
-    return None
-
-
 def sources() -> list[Path]:
     """Return the library's source files: the host's, the shared ones, and every operator's CPU kernels."""
     host = [path for path in HOST.iterdir() if path.suffix in (".cpp", ".h", ".inl")]
@@ -158,11 +138,9 @@ def sources() -> list[Path]:
     return sorted([*host, *parts])
 
 
-def _arguments(include: Path | None) -> list[str]:
-    arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS), "-I", "."]
-    if include is not None:  # -isystem suppresses warnings in onnxruntime's header
-        arguments += ["-DLUCID_ORT_HEADER", "-isystem", str(include.absolute())]
-    return arguments + [str(path) for path in sources() if path.suffix == ".cpp"]
+def _arguments() -> list[str]:
+    files = [str(path) for path in sources() if path.suffix == ".cpp"]
+    return [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS), "-I", ".", *files]
 
 
 def _record_path(library: Path) -> Path:

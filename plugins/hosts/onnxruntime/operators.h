@@ -2,12 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-
-#ifdef LUCID_ORT_HEADER
-#include <onnxruntime_c_api.h>
-#else
 #include "ort_abi.h"
-#endif
 
 #include <vector>
 

@@ -1,4 +1,4 @@
-// The part of onnxruntime's C interface that the library uses, for machines without onnxruntime_c_api.h.
+// The part of onnxruntime's C interface that the library uses, so that building it needs no header of onnxruntime.
 //
 // The interface is a table to which versions only append, so an entry keeps its index. The numbers below are those indices;
 // a test compares them with the real header if one is installed.
