@@ -101,13 +101,7 @@ class LogitAdjustment:
         x ← x − frequency · c − presence · (c > 0)
 
     A bad word counts if all of it is generated: none begins in the prompt.
-
-    Attributes:
-        slopes: Derivatives of the last adjusted logits with respect to the model's logits, float64 ``(vocab,)``: not 1
-            where a repetition penalty scales a logit; None: all are 1.
     """
-
-    slopes: Array | None = None
 
     def __init__(
         self,
@@ -146,8 +140,6 @@ class LogitAdjustment:
             seen = np.union1d(self._prompt, generated)
             found = out[seen]
             out[seen] = np.where(found > 0, found / self._repetition, found * self._repetition)
-            self.slopes = np.ones(out.shape)
-            self.slopes[seen] = np.where(found > 0, 1 / self._repetition, self._repetition)
         if self._frequency or self._presence:
             counts = np.fromiter(self._counts.values(), np.int64, len(self._counts))
             out[generated] -= self._frequency * counts + self._presence
@@ -167,7 +159,6 @@ class Sampler:
     Attributes:
         sampling: How tokens are chosen.
         chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ for tokens that were not allowed.
-        slopes: Derivatives of ``chosen_from`` with respect to the model's logits; see :attr:`LogitAdjustment.slopes`.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
@@ -184,11 +175,6 @@ class Sampler:
                 sampling.logit_bias,
                 sampling.bad_words,
             )
-
-    @property
-    def slopes(self) -> Array | None:
-        """Derivatives of ``chosen_from``, see :attr:`LogitAdjustment.slopes`; None: all are 1."""
-        return None if self._adjustment is None else self._adjustment.slopes
 
     def __call__(self, logits: Array, allowed: Array | None = None) -> int:
         """Choose a token from the logits of one position.

@@ -82,17 +82,14 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
     return max(shares)
 
 
-def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | None = None) -> bool:
+def is_near_tie(adjusted: Array, logits: Array, share: float, repetition: float = 1.0) -> bool:
     """Return whether the two best tokens are so close that rounding may decide between them.
 
-    ``adjusted`` was made of the model's ``logits``; ``slopes`` are its derivatives with respect to them (None: all 1).
-    All three are ``(vocab,)``. ``share`` is what :func:`near_share` returns.
+    ``adjusted`` was made of the model's ``logits``, both ``(vocab,)``; the penalty ``repetition`` may have scaled the
+    rounding of either token. ``share`` is what :func:`near_share` returns.
     """
-    first = int(adjusted.argmax())
-    near = share * max(logits.max(), -logits.min())
-    if slopes is not None:
-        near = near * np.maximum(slopes, slopes[first])
-    return int(np.count_nonzero(adjusted[first] - adjusted <= near)) > 1  # the best token itself is counted
+    near = share * max(logits.max(), -logits.min()) * max(repetition, 1 / repetition)
+    return int(np.count_nonzero(adjusted.max() - adjusted <= near)) > 1  # the best token itself is counted
 
 
 @dataclass
@@ -184,7 +181,8 @@ class Chooser:
         choose = row.choose
         token = choose(logits, allowed)
         if row.verified and not choose.sampling.temperature:
-            self._counts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, choose.slopes)
+            penalty = choose.sampling.repetition_penalty
+            self._counts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, penalty)
         if row.stop_at_eos and token in self._ends:
             row.finish_reason = "eos"
             return None

@@ -202,9 +202,9 @@ def test_near_ties_are_within_the_rounding_of_the_model_and_of_its_cache(second,
 
 
 def test_what_scales_a_logit_scales_its_rounding():
-    logits, slopes = np.array([10.0, 5.0, -1.0]), np.array([1.0, 3.0, 1.0])
-    for adjusted in (np.array([10.0, 9.998, -1.0]), np.array([9.998, 10.0, -1.0])):
-        assert is_near_tie(adjusted, logits, 1e-4, slopes) and not is_near_tie(adjusted, logits, 1e-4)
+    adjusted, logits = np.array([10.0, 9.998, -1.0]), np.array([10.0, 5.0, -1.0])
+    assert not is_near_tie(adjusted, logits, 1e-4)
+    assert is_near_tie(adjusted, logits, 1e-4, 3.0) and is_near_tie(adjusted, logits, 1e-4, 1 / 3)
 
 
 @pytest.mark.parametrize(
