@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization import LearnedTensor, Quantization, QuantizedTensor
-from lucid_deploy.errors import LucidError
-from lucid_deploy.plug import entry_points, load_plugin
+from lucid_deploy.plug import Registry
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -92,26 +90,14 @@ class QuantizationMethod(ABC):
         raise NotImplementedError(f"--method {self.name} does not learn")
 
 
-GROUP = "lucid_deploy.quantization"  # entry points of installed packages: NAME = "package.module:OBJECT"
-# Modules of this package, each with an object METHOD. They are imported when a method is used: some need torch.
-BUILT_IN = {
-    "rtn": "nearest",
-    "hqq": "hqq",
-    "distill": "distill",
-}
-
-
-def method_names() -> tuple[str, ...]:
-    """Return the names that ``--method`` takes."""
-    return tuple(dict.fromkeys((*BUILT_IN, *sorted(entry_points(GROUP)))))
-
-
-def find_method(name: str) -> QuantizationMethod:
-    """Return a method by its name; ``LucidError`` if there is none of that name."""
-    if name in BUILT_IN:
-        built_in: QuantizationMethod = importlib.import_module(f"lucid_deploy.export.quantize.{BUILT_IN[name]}").METHOD
-        return built_in
-    found = load_plugin(GROUP, name, QuantizationMethod, "quantization method")
-    if found is None:
-        raise LucidError(f"--method must be one of {', '.join(method_names())}, not {name!r}.")
-    return found
+_REGISTRY = Registry(
+    "lucid_deploy.quantization",
+    QuantizationMethod,
+    "quantization method",
+    {
+        "rtn": f"{__package__}.nearest.METHOD",
+        "hqq": f"{__package__}.hqq.METHOD",
+        "distill": f"{__package__}.distill.METHOD",
+    },
+)
+method_names, find_method = _REGISTRY.names, _REGISTRY.named

@@ -8,7 +8,6 @@ A package adds its runtime to every process with an entry point::
 
 from __future__ import annotations
 
-from lucid_deploy.errors import LucidError
 from lucid_deploy.plug import Registry
 from lucid_deploy.runtimes.runtime import Runtime
 
@@ -31,10 +30,7 @@ def runtime_names() -> tuple[str, ...]:
 
 def find_runtime(name: str) -> Runtime:
     """Return a runtime by its name: one of this package, one that the program registered, or an installed package's."""
-    found = _REGISTRY.find(DEFAULT if name == AUTO else name)
-    if found is None:
-        raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")
-    return found
+    return _REGISTRY.named(DEFAULT if name == AUTO else name)
 
 
 def built_in_runtimes() -> tuple[Runtime, ...]:

@@ -42,5 +42,5 @@ def test_it_is_found_and_its_numbers_are_in_the_artifact(make_checkpoint: MakeCh
 
 
 def test_other_names_are_refused_with_those_that_there_are() -> None:
-    with pytest.raises(LucidError, match=r"--method must be one of rtn, .*, distill, clipped, not 'clip'"):
+    with pytest.raises(LucidError, match=r"method 'clip' is not known; known are rtn, .*, distill, clipped"):
         find_method("clip")

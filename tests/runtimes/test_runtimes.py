@@ -84,7 +84,7 @@ def test_a_registered_runtime_is_opened_with_its_options(registered: Any, export
     with pytest.raises(LucidError, match="That was all"):
         open_session(artifact, RuntimeOptions("recording", "npu:3"), threads=2)
     assert runtime.opened == [RuntimeOptions("recording", "npu:3", threads=2)]
-    with pytest.raises(LucidError, match="'lost' is not known; known are auto, torch, onnxruntime, openvino, tensorrt"):
+    with pytest.raises(LucidError, match="'lost' is not known; known are torch, onnxruntime, openvino, tensorrt"):
         open_session(artifact, "lost")
 
 

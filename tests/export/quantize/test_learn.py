@@ -168,7 +168,7 @@ def test_the_runtime_computes_it(learned: Artifact, source: Path) -> None:
     ("changes", "calibration", "message"),
     [
         ({"method": "distill"}, None, "learns from text.*--calibration, or leave out --method"),
-        ({"method": "magic"}, "ids.txt", "--method must be one of rtn, hqq, distill"),
+        ({"method": "magic"}, "ids.txt", "method 'magic' is not known; known are rtn, hqq, distill"),
         ({"method": "distill", "calibration_tokens": 0}, "ids.txt", "--calibration-tokens must be 1 or more"),
         ({}, "missing.txt", "missing.txt cannot be read: No such file"),
         ({"method": "rtn"}, "ids.txt", "Leave it out"),
