@@ -10,30 +10,24 @@ import numpy as np
 
 from lucid_deploy.parity import rounded_cache
 from lucid_deploy.parity.gate import Comparison, compare_rows
-from lucid_deploy.parity.record import TensorRows, Trace, record, record_together
+from lucid_deploy.parity.record import TensorRows, Trace, record_together
 from lucid_deploy.parity.results import FREE_RUNNING, FreeRun, ScenarioInfo, Verification, environment
 from lucid_deploy.parity.scenarios import ONE_SHOT, Schedule, batches
 from lucid_deploy.parity.targets import CallCounter, Progress, Source, Target, Targets, opened
 from lucid_deploy.runtimes.session import Session
 
 
-def check(
-    candidate: Source,
-    targets: Targets,
-    *,
-    schedules: Sequence[Schedule] | None = None,
-    progress: Progress | None = None,
-) -> Verification:
+def check(candidate: Source, targets: Targets, *, progress: Progress | None = None) -> Verification:
     """Run a session over every token sequence, fed in every way; compare what it computes with the targets.
 
-    A failed gate is part of the result, not an exception. ``schedules`` are those of the targets' workload by default.
+    A failed gate is part of the result, not an exception.
 
     Raises:
         ValueError: The session computes, or caches, in another type than the targets are for.
     """
     session: Session[Any] = opened(candidate)
     _check_precision(session, targets)
-    schedules = targets.workload.schedules if schedules is None else tuple(schedules)
+    schedules = targets.workload.schedules
     no_drafts = session.multi_token_unsupported_reason or ""
     if no_drafts:
         schedules = tuple(schedule for schedule in schedules if not schedule.drafts)
@@ -73,10 +67,8 @@ def _run(
 ) -> tuple[list[Comparison], list[FreeRun]]:
     """Return all comparisons, ordered by scenario, and the free runs of the greedy scenarios."""
     scenarios = [target.scenario for target in targets.items]
-    one_shot = any(schedule.one_shot for schedule in schedules)
-    alone = [] if one_shot else [scenario for scenario in scenarios if scenario.greedy]
     groups = [(way, group) for way in schedules for group in batches(scenarios, way, session.batch_limit)]
-    total = sum(schedule.calls(group[0]) for schedule, group in groups) + sum(map(ONE_SHOT.calls, alone))
+    total = sum(schedule.calls(group[0]) for schedule, group in groups)
     total += sum(rounded_cache.read_calls(session, target.scenario) for target in targets.items if target.answers)
     meter = CallCounter(progress, f"{session.runtime} in {session.dtype}: what is verified", total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
@@ -86,7 +78,6 @@ def _run(
             found[target.scenario.name] += _compare(trace, target, schedule)
             if schedule.one_shot and target.scenario.greedy:
                 forced[target.scenario.name] = trace.logits
-    forced |= {scenario.name: record(session, scenario, tick=meter.tick).logits for scenario in alone}
     free_runs = []
     for target in targets.items:
         if target.answers:

@@ -1,6 +1,7 @@
 """Small random models whose keys are correlated, so that the triangular solve matters."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ def assert_same(found, wanted, tolerance=1e-11):
         )
 
 
-def schedules(*names):
-    """Some schedules, one-shot always among them: each takes time."""
-    return [schedule for schedule in SCHEDULES if schedule.one_shot or schedule.name in names]
+def fed(targets, *names):
+    """Targets of some schedules, one-shot always among them: each takes time."""
+    some = tuple(schedule for schedule in SCHEDULES if schedule.one_shot or schedule.name in names)
+    return replace(targets, workload=replace(targets.workload, schedules=some))

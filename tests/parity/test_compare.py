@@ -8,10 +8,9 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.parity.compare import check
 from lucid_deploy.parity.options import QUICK
 from lucid_deploy.parity.record import TensorId
-from lucid_deploy.parity.scenarios import ONE_SHOT
 from lucid_deploy.parity.targets import prepare
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import LAYERS, VOCAB, session, small_model
+from tests.parity.small_models import LAYERS, VOCAB, fed, session, small_model
 
 CASES = {
     "lucid": ({}, torch.float32),
@@ -59,7 +58,7 @@ class Favourite(TorchSession):
 def test_a_free_run_that_leaves_the_reference(model, targets):
     scenario = targets.items[-1].scenario
     other = next(token for token in range(VOCAB) if token not in scenario.forced)
-    report = check(Favourite(model, len(scenario.prompt), other, 100.0), targets, schedules=[ONE_SHOT])
+    report = check(Favourite(model, len(scenario.prompt), other, 100.0), fed(targets))
     (run,) = report.free_runs
     assert run.agreed == 3
     free = report.comparisons[-1]
@@ -101,18 +100,18 @@ class Nudged(TorchSession):
 
 def test_the_gate_is_where_it_says(model, targets):
     """A nudge of half the narrowest gate passes, one of twice the narrowest gate does not, in that scenario."""
-    assert check(Nudged(model, targets, 0.5), targets, schedules=[ONE_SHOT]).passed
-    report = check(Nudged(model, targets, 2.0), targets, schedules=[ONE_SHOT])
+    assert check(Nudged(model, targets, 0.5), fed(targets)).passed
+    report = check(Nudged(model, targets, 2.0), fed(targets))
     assert (str(report.first_failure.tensor), report.first_failure.failed_at) == ("layer 1 Y", 20)
 
 
 def test_half_precision_gates_still_see_a_weight_off_by_ten_percent(model):
     dtype = torch.bfloat16  # the coarser one
     targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)
-    assert check(session(model, dtype), targets, schedules=[ONE_SHOT]).passed
+    assert check(session(model, dtype), fed(targets)).passed
     broken = session(model, dtype)
     broken.model.model.layers[1].self_attn.v_proj.weight.mul_(1.1)
-    report = check(broken, targets, schedules=[ONE_SHOT])
+    report = check(broken, fed(targets))
     assert str(report.first_failure.tensor) == "layer 1 Y"
 
 
@@ -134,7 +133,7 @@ class MissingLayer(TorchSession):
 @pytest.mark.parametrize(("kind", "message"), [(WrongShape, "layer 0 K has shape"), (MissingLayer, "2 layers")])
 def test_tensors_of_wrong_shape_fail_with_a_message(model, targets, kind, message):
     with pytest.raises(CheckFailed, match=message):
-        check(kind(model), targets, schedules=[ONE_SHOT])
+        check(kind(model), fed(targets))
 
 
 def test_a_quick_run_feeds_what_its_workload_says():

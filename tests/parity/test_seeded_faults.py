@@ -11,14 +11,13 @@ import torch
 import lucid_deploy.model.attention.lucid as lucid
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.parity.compare import check
-from lucid_deploy.parity.scenarios import ONE_SHOT
 from lucid_deploy.plugins.shared.keys import normalize_keys
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import schedules, session
+from tests.parity.small_models import fed, session
 
 
 def assert_caught(candidate, targets, tensor, position=None, schedule=None):
-    report = check(candidate, targets, schedules=schedules(schedule))
+    report = check(candidate, fed(targets, schedule))
     failure = report.first_failure
     assert not report.passed
     assert failure is not None
@@ -232,7 +231,7 @@ def test_a_value_that_is_not_finite_in_the_cache(model, targets, value, kind, te
 
 
 def test_nan_logits(model, targets):
-    report = check(PoisonedLogits(model), targets, schedules=[ONE_SHOT])
+    report = check(PoisonedLogits(model), fed(targets))
     assert not report.passed
     assert str(report.first_failure.tensor) == "logits"
     assert math.isnan(report.first_failure.error)
@@ -330,10 +329,10 @@ class KeepsRejected(TorchSession):
     ],
 )
 def test_a_fault_of_one_graph_shows_in_its_schedule_alone(model, targets, candidate, schedule):
-    found = check(candidate(model), targets, schedules=schedules("chunks", "padded", "drafts"))
+    found = check(candidate(model), fed(targets, "chunks", "padded", "drafts"))
     assert {item.schedule for item in found.comparisons if item.failed_at is not None} == {schedule}
 
 
 def test_rejected_drafts_that_stay_fail_the_run(model, targets):
     with pytest.raises(CheckFailed, match="The cache holds 45 tokens of a row, 43 were fed"):
-        check(KeepsRejected(model), targets, schedules=schedules("drafts"))
+        check(KeepsRejected(model), fed(targets, "drafts"))
