@@ -27,7 +27,7 @@ OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go throu
 PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 LISTENING_SECONDS = 30.0  # in which the cluster must take a connection
 POLL_SECONDS = 0.1
-_ROUNDING = 1e-6  # of sums of tenths of processors
+_ROUNDING = 1e-6  # of products such as 3 · 0.1 processors, which is more than 0.3 in floating point
 # Ray logs one level less than we do: warnings where we log information, and errors alone with --quiet.
 _RAYS_LEVEL = {"debug": logging.INFO, "info": logging.WARNING}
 # The end of a traceback in which another process raised an error of ours.

@@ -109,7 +109,14 @@ def test_graphs_of_different_models_cannot_be_joined(session: Any) -> None:
         share_step(prefill, swapped)
 
 
-def test_half_precision_and_functions_do_not_share(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
-    session = open_session(quantized("int8", cache="static")[1])  # without the library
-    assert not session.shares_steps  # type: ignore[attr-defined]
-    assert not Batcher(session)._shares_steps
+@pytest.mark.parametrize("changes", [{"head_dim": 40}, {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}])
+def test_nothing_is_shared_where_cuts_matter(
+    changes: dict[str, Any], quantized: Callable[..., tuple[Path, Artifact]], built_library: Path
+) -> None:
+    window = {"sliding_window": 9} if "layer_types" in changes else {}
+    session = open_session(quantized("int8", cache="static", changes={**SIZES, **changes, **window})[1])
+    assert session.cuts_matter and not Batcher(session)._shares_steps
+
+
+def test_nothing_is_shared_without_the_library(quantized: Callable[..., tuple[Path, Artifact]]) -> None:
+    assert not Batcher(open_session(quantized("int8", cache="static")[1]))._shares_steps
